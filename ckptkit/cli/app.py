@@ -1,0 +1,141 @@
+"""The command line's root: global options, the commands, and the way from an error to an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from ckptkit._version import __version__
+from ckptkit.cli.output import Output
+from ckptkit.cli.state import State
+
+_GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
+_GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
+EPILOG = "Global options, before or after the command: --quiet --verbose --offline --registry FILE --mirror FROM=TO"
+
+
+class Root(TyperGroup):
+    """Turns every error into one line and the documented exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; see `ckptkit.cli.exit_codes` for what each error returns."""
+        from ckptkit.errors import CkptkitError
+
+        try:
+            return super().invoke(ctx)
+        except CkptkitError as error:
+            from ckptkit.cli.exit_codes import exit_code
+
+            _explain(error, str(error), ctx)
+            raise typer.Exit(int(exit_code(error))) from error
+        except KeyboardInterrupt as error:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from error
+        except BrokenPipeError:
+            raise  # typer's own handling: the reader of our output went away
+        except OSError as error:
+            from ckptkit.cli.exit_codes import ExitCode
+            from ckptkit.errors import storage_error
+
+            _explain(error, str(storage_error(error, error.filename or "disk")), ctx)
+            raise typer.Exit(int(ExitCode.DAMAGED)) from error
+
+
+def _explain(error: BaseException, line: str, context: Any) -> None:
+    state = context.obj
+    if isinstance(state, State) and state.output.verbose:
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {line}", file=sys.stderr)
+
+
+app = typer.Typer(
+    cls=Root,
+    name="ckptkit",
+    help="Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ckptkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks of errors.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    registry: Annotated[
+        list[Path] | None,
+        typer.Option(help="A registry of your own on top of the built-in one; may be repeated."),
+    ] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FROM=TO", help="Fetch URLs that begin with FROM from TO instead; may be repeated."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet."""
+    context.obj = State(
+        output=Output(quiet=quiet, verbose=verbose),
+        offline=offline,
+        registries=tuple(registry or ()),
+        mirrors=tuple(mirror or ()),
+    )
+
+
+def _register() -> None:
+    from ckptkit.cli import registry_commands
+
+    registry_commands.register(app)
+
+
+_register()
+
+
+def hoist_global_options(arguments: Sequence[str]) -> list[str]:
+    """Move global options to the front, so that they work before and after the command.
+
+    Examples
+    --------
+    >>> hoist_global_options(["fetch", "moat0-224", "--offline", "--registry", "mine.yaml"])
+    ['--offline', '--registry', 'mine.yaml', 'fetch', 'moat0-224']
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--":
+            rest += [argument, *remaining]
+        elif argument in _GLOBAL_FLAGS or argument.partition("=")[0] in _GLOBAL_VALUES and "=" in argument:
+            front.append(argument)
+        elif argument in _GLOBAL_VALUES:
+            front += [argument, *(value for value in [next(remaining, None)] if value is not None)]
+        else:
+            rest.append(argument)
+    return front + rest
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``ckptkit`` command."""
+    app(hoist_global_options(sys.argv[1:] if arguments is None else arguments))
+
+
+Register = Callable[[typer.Typer], None]
+
+if __name__ == "__main__":
+    main()

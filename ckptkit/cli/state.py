@@ -1,0 +1,47 @@
+"""What the global options said, handed to every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import typer
+
+from ckptkit.cli.output import Output
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Registry
+
+
+@dataclass
+class State:
+    """Global options of one run.
+
+    Parameters
+    ----------
+    output : Output
+        The sink.
+    offline : bool
+        Never touch the network.
+    registries : tuple of Path
+        ``--registry`` files, later overrides earlier; come after ``CKPTKIT_REGISTRY``'s.
+    mirrors : tuple of str
+        ``--mirror FROM=TO`` rules, before ``CKPTKIT_MIRROR``'s.
+    """
+
+    output: Output = field(default_factory=Output)
+    offline: bool = False
+    registries: tuple[Path, ...] = ()
+    mirrors: tuple[str, ...] = ()
+
+    def registry(self) -> Registry:
+        """Load the built-in registry with every overlay on top."""
+        from ckptkit.registry import load_registry
+
+        return load_registry(self.registries)
+
+
+def state_of(context: typer.Context) -> State:
+    """Return the State of the running command."""
+    return cast(State, context.find_root().obj)

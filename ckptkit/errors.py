@@ -1,0 +1,156 @@
+"""What can go wrong, said so that a person knows what to do next.
+
+Each message is one line: the real file or id, what was found, and (as ``hint``) the next step.
+The command line maps each class to one exit code (``ckptkit/cli/exit_codes.py``); nothing else does.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class CkptkitError(Exception):
+    """Anything ckptkit refuses or fails to do.
+
+    Parameters
+    ----------
+    message : str
+        What was found, naming the file, id or URL.
+    hint : str, optional
+        What to do next.
+
+    Examples
+    --------
+    >>> str(CkptkitError("a.index: empty file", hint="download it again"))
+    'a.index: empty file; download it again'
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class UsageError(CkptkitError):
+    """The request itself makes no sense, or would overwrite something without ``--force``."""
+
+
+class NotFoundError(CkptkitError):
+    """No such entry, file or tensor."""
+
+
+class NetworkError(CkptkitError):
+    """Every source failed, or the network is needed and ``--offline`` forbids it."""
+
+
+class FormatError(CkptkitError):
+    """A damaged, hostile or unsupported file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    reason : str
+        What is wrong with it.
+    offset : int, optional
+        Where in the file, in bytes.
+    hint : str, optional
+        What to do next.
+
+    Examples
+    --------
+    >>> str(FormatError("m.index", "bad table magic", offset=40))
+    'm.index: at byte 40: bad table magic'
+    """
+
+    def __init__(
+        self, path: str | Path, reason: str, *, offset: int | None = None, hint: str | None = None
+    ) -> None:
+        self.path = path
+        self.reason = reason
+        self.offset = offset
+        where = f"{path}: at byte {offset}: " if offset is not None else f"{path}: "
+        super().__init__(where + reason, hint=hint)
+
+
+class IntegrityError(CkptkitError):
+    """The bytes are not the ones that were promised: checksum, size or identity differ."""
+
+
+class RegistryError(CkptkitError):
+    """A registry file breaks its schema.
+
+    Parameters
+    ----------
+    path : str or Path
+        The registry file.
+    faults : list of str
+        Every fault found, each as ``line N: what``.
+    """
+
+    def __init__(self, path: str | Path, faults: list[str]) -> None:
+        self.path = path
+        self.faults = faults
+        plural = "fault" if len(faults) == 1 else "faults"
+        super().__init__(
+            f"{path}: {len(faults)} {plural}: " + "; ".join(faults),
+            hint=f"see 'ckptkit registry validate {path}' and 'ckptkit registry schema'",
+        )
+
+
+class ConversionError(CkptkitError):
+    """The tensors of a file do not fit the layout they should have."""
+
+
+class StorageError(CkptkitError):
+    """The disk said no: full, read-only, not permitted."""
+
+
+_OS_REASONS = {
+    errno.ENOSPC: ("no space left on the disk", "free some space or choose another place"),
+    errno.EDQUOT: ("disk quota used up", "free some space or choose another place"),
+    errno.EFBIG: ("file too large for this file system or process limit", "choose another place"),
+    errno.EROFS: ("read-only file system", "choose another place"),
+    errno.EACCES: ("permission denied", "check who may write there"),
+    errno.EPERM: ("operation not permitted", "check who may write there"),
+}
+
+
+def storage_error(error: OSError, path: str | Path) -> StorageError:
+    """Turn an operating-system error about ``path`` into one line that says what to do.
+
+    Examples
+    --------
+    >>> import errno
+    >>> str(storage_error(OSError(errno.ENOSPC, "x"), "out.safetensors"))
+    'out.safetensors: no space left on the disk; free some space or choose another place'
+    """
+    reason, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+    return StorageError(f"{path}: {reason}", hint=hint)
+
+
+class MissingDependencyError(CkptkitError):
+    """An optional package is needed.
+
+    Parameters
+    ----------
+    package : str
+        The package that could not be imported.
+    extra : str
+        The ckptkit extra that brings it.
+    purpose : str
+        What it is needed for.
+
+    Examples
+    --------
+    >>> str(MissingDependencyError("torch", "torch", "the PyTorch forward pass"))
+    "the PyTorch forward pass needs torch; pip install 'ckptkit[torch]'"
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package = package
+        super().__init__(f"{purpose} needs {package}", hint=f"pip install 'ckptkit[{extra}]'")

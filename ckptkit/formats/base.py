@@ -1,0 +1,96 @@
+"""What every container offers: a `Reader` of named tensors, a `Writer` of named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from ckptkit.tensors import Array, TensorSpec
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Reader(Protocol):
+    """An open checkpoint: names and specs at once, bytes on demand.
+
+    Attributes
+    ----------
+    path : Path
+        The file (or prefix, or folder) as the user named it.
+    format : str
+        ``tf``, ``torch``, ``safetensors`` or ``npz``.
+    specs : Mapping of str to TensorSpec
+        Every readable tensor, in file order.
+    metadata : Mapping of str to str
+        What the container says about itself; empty where it says nothing.
+    notes : Sequence of str
+        Things skipped or unusual, one plain sentence each.
+    """
+
+    path: Path
+    format: str
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+    notes: Sequence[str]
+
+    def read(self, name: str) -> Array:
+        """Read-only view of one tensor, zero-copy from a memory map where its bytes are contiguous."""
+        ...
+
+    def check(self, name: str) -> bool:
+        """Compare one tensor with the checksum the container stores for it.
+
+        Returns True when it matches, False when the container stores none; raises FormatError when it differs.
+        """
+        ...
+
+    def release(self, name: str) -> None:
+        """Say that a tensor's pages are not needed for now (keeps resident memory bounded)."""
+        ...
+
+    def close(self) -> None:
+        """Unmap and close; views handed out must not be used after."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        ...
+
+
+class Writer(Protocol):
+    """A checkpoint being written: specs first, then tensors in the writer's own order, then `finish`.
+
+    Until `finish` returns, nothing stands under the final name. Leaving the ``with`` block by an exception
+    (Ctrl+C too) or without `finish` removes every temporary file.
+    """
+
+    order: Sequence[str]
+    """The order in which `write` wants the tensors."""
+
+    def write(self, name: str, array: Array) -> int:
+        """Write one tensor (any strides; cast to the spec's dtype). Returns crc32c of the bytes written."""
+        ...
+
+    def finish(self) -> list[Path]:
+        """Sync and rename; returns the files that now exist."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return self."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Discard everything unless `finish` has been called."""
+        ...
+

@@ -1,0 +1,187 @@
+"""Files that either stand whole under their final name or do not exist.
+
+Bytes go to a temporary name beside the target, are synced, and renamed. The temporary file is held under
+an advisory lock while its writer lives, so the next run can tell an orphan (its writer was killed) from a
+file that somebody is writing right now, and sweeps the orphans away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import UsageError, storage_error
+from ckptkit.tensors import Array
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks, so orphans are left for the user to remove
+    fcntl = None  # type: ignore[assignment]
+
+_PREFIX = ".ckptkit-"
+_SUFFIX = ".part"
+
+
+class StagedFile:
+    """One output file, invisible under its final name until `commit`.
+
+    Parameters
+    ----------
+    final : Path
+        Where the file will stand. Its folder is created.
+    force : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    UsageError
+        When ``final`` exists and ``force`` is false.
+    StorageError
+        When the disk refuses: full, read-only, not permitted.
+    """
+
+    def __init__(self, final: Path, *, force: bool = False) -> None:
+        self.final = final
+        refuse_existing(final, force=force)
+        with translated(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _sweep_orphans(final)
+            self._temporary = final.parent / f"{_PREFIX}{secrets.token_hex(6)}-{final.name}{_SUFFIX}"
+            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+            _lock(self._fd)
+        self._position = 0
+        self._open = True
+
+    @property
+    def position(self) -> int:
+        """Where the next `append` goes: bytes from the start."""
+        return self._position
+
+    def append(self, data: bytes | memoryview | Array) -> None:
+        """Write at the current end."""
+        self.write_at(data, self._position)
+        self._position += memoryview(data).nbytes
+
+    def write_at(self, data: bytes | memoryview | Array, offset: int) -> None:
+        """Write all of ``data`` at ``offset``, whatever the current position."""
+        view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        with translated(self.final):
+            while view:
+                written = _pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
+
+    def skip_to(self, position: int) -> None:
+        """Leave a hole of zeros up to ``position``, and go on from there."""
+        self._position = position
+
+    def sync(self) -> None:
+        """Bring the bytes to the disk."""
+        with translated(self.final):
+            if os.fstat(self._fd).st_size < self._position:
+                os.ftruncate(self._fd, self._position)
+            os.fsync(self._fd)
+
+    def rename(self) -> Path:
+        """Give the file its final name (call `sync` first)."""
+        with translated(self.final):
+            if os.name == "nt":  # an open file cannot be renamed there
+                self._close()
+            self._temporary.replace(self.final)
+            self._close()
+            _sync_folder(self.final.parent)
+        return self.final
+
+    def commit(self) -> Path:
+        """Sync and rename."""
+        self.sync()
+        return self.rename()
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after `commit`."""
+        if self._open:
+            self._close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise UsageError when ``path`` exists and ``force`` is false."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", hint="give --force to replace it, or another --output")
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn OSError into a StorageError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+_O_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _pwrite(fd: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, view, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows
+    return os.write(fd, view)
+
+
+def _lock(fd: int) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sweep_orphans(final: Path) -> None:
+    """Remove temporary files of ``final`` whose writer is gone."""
+    if fcntl is None:
+        return
+    for path in final.parent.glob(f"{_PREFIX}*-{_escape_glob(final.name)}{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(fd)
+
+
+def _escape_glob(name: str) -> str:
+    import glob
+
+    return glob.escape(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the platform can."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

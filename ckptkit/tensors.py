@@ -1,0 +1,197 @@
+"""What a tensor is called, what it is made of, and how to walk over its bytes.
+
+``DTYPES`` is the one table of element types; every container format looks its codes up here.
+numpy is imported late: listing a registry needs none of this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:
+    Array = Any
+
+CHUNK_BYTES = 1 << 20
+"""How much of a tensor is made contiguous at a time: fits the cache, amortises the system call."""
+
+_STRIP_ROWS = 64
+"""Rows of the result taken together when axes are swapped: 64 float32 are four cache lines of the source."""
+
+
+@dataclass(frozen=True)
+class DType:
+    """One element type and what each container calls it.
+
+    Parameters
+    ----------
+    name : str
+        numpy's name, or ml_dtypes' where numpy has none.
+    itemsize : int
+        Bytes per element.
+    kind : str
+        ``float``, ``int``, ``uint``, ``bool`` or ``complex``.
+    tf : int or None
+        Number in TensorFlow's ``DataType`` enum (tensorflow/core/framework/types.proto).
+    torch_storage : str or None
+        Name of the legacy torch storage class, as it stands in pickles.
+    safetensors : str or None
+        Code in a safetensors header.
+    """
+
+    name: str
+    itemsize: int
+    kind: str
+    tf: int | None
+    torch_storage: str | None
+    safetensors: str | None
+
+    @cached_property
+    def numpy(self) -> np.dtype[Any]:
+        """The little-endian numpy dtype (from ml_dtypes where numpy has none)."""
+        import numpy
+
+        if self.name in _FROM_ML_DTYPES:
+            import ml_dtypes
+
+            return numpy.dtype(getattr(ml_dtypes, self.name))
+        return numpy.dtype(self.name).newbyteorder("<")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether a change of float precision applies to it."""
+        return self.kind == "float"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_FROM_ML_DTYPES = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2"})
+
+DTYPES: dict[str, DType] = {
+    d.name: d
+    for d in (
+        DType("float32", 4, "float", 1, "FloatStorage", "F32"),
+        DType("float64", 8, "float", 2, "DoubleStorage", "F64"),
+        DType("float16", 2, "float", 19, "HalfStorage", "F16"),
+        DType("bfloat16", 2, "float", 14, "BFloat16Storage", "BF16"),
+        DType("float8_e4m3fn", 1, "float", 25, None, "F8_E4M3"),
+        DType("float8_e5m2", 1, "float", 24, None, "F8_E5M2"),
+        DType("int8", 1, "int", 6, "CharStorage", "I8"),
+        DType("int16", 2, "int", 5, "ShortStorage", "I16"),
+        DType("int32", 4, "int", 3, "IntStorage", "I32"),
+        DType("int64", 8, "int", 9, "LongStorage", "I64"),
+        DType("uint8", 1, "uint", 4, "ByteStorage", "U8"),
+        DType("uint16", 2, "uint", 17, "UInt16Storage", "U16"),
+        DType("uint32", 4, "uint", 22, "UInt32Storage", "U32"),
+        DType("uint64", 8, "uint", 23, "UInt64Storage", "U64"),
+        DType("bool", 1, "bool", 10, "BoolStorage", "BOOL"),
+        DType("complex64", 8, "complex", 8, "ComplexFloatStorage", "C64"),
+        DType("complex128", 16, "complex", 18, "ComplexDoubleStorage", None),
+    )
+}
+
+
+def dtype_of(array: Array) -> DType:
+    """The table row of an array's dtype.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Any array.
+
+    Raises
+    ------
+    KeyError
+        When no container here can hold it (strings, objects).
+
+    Examples
+    --------
+    >>> import numpy
+    >>> dtype_of(numpy.zeros(3, "float32")).safetensors
+    'F32'
+    """
+    return DTYPES[array.dtype.name]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape of one tensor: everything but its bytes.
+
+    Examples
+    --------
+    >>> TensorSpec("w", DTYPES["float32"], (3, 3, 8, 16)).nbytes
+    4608
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements; 1 for a 0-d tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the contiguous tensor."""
+        return self.size * self.dtype.itemsize
+
+
+def contiguous_chunks(array: Array, dtype: DType | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Array]:
+    """Walk over a tensor's elements in C order, in contiguous pieces of about ``chunk_bytes``.
+
+    A strided view (a transpose, say) is made contiguous strip by strip, so memory stays bounded by the
+    piece and not by the tensor; a contiguous array of the right type is yielded as views without a copy.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Any shape, any strides.
+    dtype : DType, optional
+        Cast each piece to this type (round-to-nearest-even), default the array's own.
+    chunk_bytes : int
+        Upper bound of a piece in bytes, except that a piece holds at least one element.
+
+    Yields
+    ------
+    numpy.ndarray
+        1-d contiguous pieces; put end to end they are ``array.astype(dtype).ravel()``.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> a = numpy.arange(6, dtype="int32").reshape(2, 3)
+    >>> [piece.tolist() for piece in contiguous_chunks(a.T, chunk_bytes=16)]
+    [[0, 3, 1, 4], [2, 5]]
+    """
+    import numpy
+
+    target = array.dtype if dtype is None else dtype.numpy
+    itemsize = max(array.dtype.itemsize, target.itemsize)
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1)
+        step = max(1, chunk_bytes // itemsize)
+        for start in range(0, flat.size, step):
+            yield flat[start : start + step].astype(target, copy=False)
+        return
+    row_bytes = math.prod(array.shape[1:]) * itemsize
+    if row_bytes > chunk_bytes:
+        for row in array:
+            yield from contiguous_chunks(row, dtype, chunk_bytes)
+        return
+    rows = max(1, min(chunk_bytes // max(1, row_bytes), len(array)))
+    if rows > _STRIP_ROWS:
+        rows -= rows % _STRIP_ROWS
+    for start in range(0, len(array), rows):
+        strip = array[start : start + rows]
+        yield numpy.ascontiguousarray(strip).reshape(-1).astype(target, copy=False)
