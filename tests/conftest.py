@@ -1,0 +1,26 @@
+"""Fixtures for every test: no test touches the user's own cache or environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache folder of its own and no ckptkit settings from outside."""
+    monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path_factory.mktemp("home")))
+    for name in ("CKPTKIT_REGISTRY", "CKPTKIT_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Folder of reference material beside a developer's checkout; a clone of the project has none."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "checkpoints").is_dir():
+        pytest.skip("no ../shared beside this checkout")
+    return folder
