@@ -147,7 +147,9 @@ class TensorSpec:
         return self.size * self.dtype.itemsize
 
 
-def contiguous_chunks(array: Array, dtype: DType | None = None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Array]:
+def contiguous_chunks(
+    array: Array, dtype: DType | None = None, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[Array]:
     """Walk over a tensor's elements in C order, in contiguous pieces of about ``chunk_bytes``.
 
     A strided view (a transpose, say) is made contiguous strip by strip, so memory stays bounded by the

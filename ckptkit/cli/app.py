@@ -83,7 +83,7 @@ def root(
     ] = None,
     mirror: Annotated[
         list[str] | None,
-        typer.Option(metavar="FROM=TO", help="Fetch URLs that begin with FROM from TO instead; may be repeated."),
+        typer.Option(metavar="FROM=TO", help="Fetch URLs that begin with FROM from TO; may be repeated."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -121,7 +121,7 @@ def hoist_global_options(arguments: Sequence[str]) -> list[str]:
     for argument in remaining:
         if argument == "--":
             rest += [argument, *remaining]
-        elif argument in _GLOBAL_FLAGS or argument.partition("=")[0] in _GLOBAL_VALUES and "=" in argument:
+        elif argument in _GLOBAL_FLAGS or ("=" in argument and argument.partition("=")[0] in _GLOBAL_VALUES):
             front.append(argument)
         elif argument in _GLOBAL_VALUES:
             front += [argument, *(value for value in [next(remaining, None)] if value is not None)]

@@ -12,6 +12,7 @@ from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from ckptkit.registry import Registry
+    from ckptkit.workspace import Workspace
 
 
 @dataclass
@@ -34,6 +35,18 @@ class State:
     offline: bool = False
     registries: tuple[Path, ...] = ()
     mirrors: tuple[str, ...] = ()
+
+    def workspace(self) -> Workspace:
+        """The registries, cache and network rules that the global options name."""
+        from ckptkit.workspace import Workspace
+
+        return Workspace(
+            registries=self.registries,
+            offline=self.offline,
+            mirrors=self.mirrors,
+            note=self.output.note,
+            progress=self.output.progress,
+        )
 
     def registry(self) -> Registry:
         """Load the built-in registry with every overlay on top."""

@@ -1,0 +1,1 @@
+"""The architecture families: everything that knows a model."""

@@ -1,0 +1,157 @@
+"""MOAT's nine variants and the tensors they are made of.
+
+Source of every number: arXiv:2210.01820 and the published code of google-research/deeplab2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptkit.layouts import Definition, Site
+
+HEAD_SIZE = 32
+EXPANSION = 4
+SE_RATIO = 0.25
+BATCH_NORM_EPSILON = 1e-3
+LAYER_NORM_EPSILON = 1e-5
+FIRST_ATTENTION_STAGE = 2
+"""Stages before this one are MBConv blocks, from here on MOAT blocks."""
+
+POSITION_TABLE_SIZE = {2: 27, 3: 13}
+"""Side of the relative position table by stage, the same at every resolution: 2·14 − 1 and 2·7 − 1."""
+
+
+@dataclass(frozen=True)
+class MoatConfig:
+    """One variant.
+
+    Parameters
+    ----------
+    name : str
+        ``moat0`` … ``tiny-moat3``.
+    stem : int
+        Channels of the two stem convolutions.
+    depths : tuple of int
+        Blocks per stage.
+    widths : tuple of int
+        Channels per stage.
+    resolution : int
+        Input side in pixels that the published checkpoints were trained at.
+    normalization : str
+        ``imagenet`` or ``half``: what the published checkpoints' inputs were normalized with.
+    """
+
+    name: str
+    stem: int
+    depths: tuple[int, int, int, int]
+    widths: tuple[int, int, int, int]
+    resolution: int
+    normalization: str
+
+
+MOAT_CONFIGS: dict[str, MoatConfig] = {
+    config.name: config
+    for config in (
+        MoatConfig("moat0", 64, (2, 3, 7, 2), (96, 192, 384, 768), 224, "imagenet"),
+        MoatConfig("moat1", 64, (2, 6, 14, 2), (96, 192, 384, 768), 224, "imagenet"),
+        MoatConfig("moat2", 128, (2, 6, 14, 2), (128, 256, 512, 1024), 384, "half"),
+        MoatConfig("moat3", 160, (2, 12, 28, 2), (160, 320, 640, 1280), 512, "half"),
+        MoatConfig("moat4", 256, (2, 12, 28, 2), (256, 512, 1024, 2048), 512, "half"),
+        MoatConfig("tiny-moat0", 32, (2, 3, 7, 2), (32, 64, 128, 256), 256, "imagenet"),
+        MoatConfig("tiny-moat1", 40, (2, 3, 7, 2), (40, 80, 160, 320), 256, "imagenet"),
+        MoatConfig("tiny-moat2", 56, (2, 3, 7, 2), (56, 112, 224, 448), 256, "imagenet"),
+        MoatConfig("tiny-moat3", 80, (2, 3, 7, 2), (80, 160, 320, 640), 256, "imagenet"),
+    )
+}
+
+
+def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) -> dict[str, list[Site]]:
+    """Return every place of a variant where a tensor stands, with its indices and sizes.
+
+    Parameters
+    ----------
+    config : MoatConfig
+    pos_emb : bool
+        Whether the attention has relative position tables.
+    num_classes : int or None
+        Outputs of the head; None for a headless model.
+    """
+    blocks: list[Site] = []
+    channels = config.stem
+    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        for block in range(depth):
+            blocks.append(
+                {
+                    "stage": stage,
+                    "block": block,
+                    "in": channels,
+                    "out": width,
+                    "hidden": EXPANSION * width,
+                    "squeezed": int(SE_RATIO * width),
+                    "heads": width // HEAD_SIZE,
+                    "d": HEAD_SIZE,
+                    "table": POSITION_TABLE_SIZE.get(stage, 0),
+                }
+            )
+            channels = width
+    attention = [site for site in blocks if site["stage"] >= FIRST_ATTENTION_STAGE]
+    return {
+        "stem": [{"stem": config.stem}],
+        "block": blocks,
+        "shortcut": [site for site in blocks if site["in"] != site["out"]],
+        "mbconv": [site for site in blocks if site["stage"] < FIRST_ATTENTION_STAGE],
+        "attention": attention,
+        "position": attention if pos_emb else [],
+        "head": [] if num_classes is None else [{"width": channels, "classes": num_classes}],
+    }
+
+
+def _conv(name: str, sites: str, shape: tuple[int | str, ...], *, bias: bool) -> list[Definition]:
+    weight = [Definition(f"{name}.weight", shape, sites)]
+    return [*weight, Definition(f"{name}.bias", shape[:1], sites)] if bias else weight
+
+
+def _layer_norm(name: str, sites: str, width: str, part: str = "body") -> list[Definition]:
+    return [Definition(f"{name}.{what}", (width,), sites, part=part) for what in ("weight", "bias")]
+
+
+def _batch_norm(name: str, sites: str, width: str) -> list[Definition]:
+    statistics = [
+        Definition(f"{name}.{what}", (width,), sites, trainable=False, part="bn_statistics")
+        for what in ("running_mean", "running_var")
+    ]
+    return _layer_norm(name, sites, width) + statistics
+
+
+_BLOCK = "stages.{stage}.{block}"
+
+MOAT_DEFINITIONS: tuple[Definition, ...] = (
+    *_conv("stem.conv_0", "stem", ("stem", 3, 3, 3), bias=True),
+    *_batch_norm("stem.norm_0", "stem", "stem"),
+    *_conv("stem.conv_1", "stem", ("stem", "stem", 3, 3), bias=True),
+    *_conv(f"{_BLOCK}.shortcut_conv", "shortcut", ("out", "in", 1, 1), bias=True),
+    *_batch_norm(f"{_BLOCK}.pre_norm", "block", "in"),
+    *_conv(f"{_BLOCK}.expand_conv", "block", ("hidden", "in", 1, 1), bias=False),
+    *_batch_norm(f"{_BLOCK}.expand_norm", "block", "hidden"),
+    *_conv(f"{_BLOCK}.depthwise_conv", "block", ("hidden", 1, 3, 3), bias=False),
+    *_batch_norm(f"{_BLOCK}.depthwise_norm", "block", "hidden"),
+    *_conv(f"{_BLOCK}.se.reduce", "mbconv", ("squeezed", "hidden", 1, 1), bias=True),
+    *_conv(f"{_BLOCK}.se.expand", "mbconv", ("hidden", "squeezed", 1, 1), bias=True),
+    *_conv(f"{_BLOCK}.shrink_conv", "block", ("out", "hidden", 1, 1), bias=True),
+    *_layer_norm(f"{_BLOCK}.attention_norm", "attention", "out"),
+    Definition(
+        f"{_BLOCK}.attention.relative_position_embedding",
+        ("heads", "table", "table"),
+        "position",
+        part="position",
+    ),
+    *(
+        definition
+        for projection in ("q", "k", "v", "o")
+        for definition in _conv(f"{_BLOCK}.attention.{projection}", "attention", ("out", "out"), bias=True)
+    ),
+    *_layer_norm("norm", "head", "width", part="head"),
+    Definition("head.weight", ("classes", "width"), "head", part="head"),
+    Definition("head.bias", ("classes",), "head", part="head"),
+)
+"""Every tensor of the architecture, in canonical (PyTorch) terms."""

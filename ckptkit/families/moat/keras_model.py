@@ -1,0 +1,370 @@
+"""MOAT in Keras 3 with the TensorFlow backend, written from arXiv:2210.01820 and the measured facts.
+
+Tensors are channels-last. Variables are called as in deeplab2's checkpoints (the ``keras`` layout). What
+decides the numbers (GELU, padding, pooling, the position bias) is one small function each, looked up when a
+model is called, so that a test can put a wrong one in its place and see parity fail.
+
+Stochastic depth, which acts in training only, is not part of the model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.families.moat.config import (
+    BATCH_NORM_EPSILON,
+    EXPANSION,
+    FIRST_ATTENTION_STAGE,
+    HEAD_SIZE,
+    LAYER_NORM_EPSILON,
+    MOAT_CONFIGS,
+    POSITION_TABLE_SIZE,
+    SE_RATIO,
+)
+from ckptkit.tensors import Array
+
+
+def _require_tensorflow_backend() -> None:
+    """Choose Keras' TensorFlow backend, or say that another one is already chosen."""
+    loaded = sys.modules.get("keras")
+    wanted = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = loaded.backend.backend() if loaded is not None else wanted
+    if backend != "tensorflow":
+        raise UsageError(
+            f"the Keras model of MOAT needs Keras' tensorflow backend, {backend} is chosen",
+            hint="set KERAS_BACKEND=tensorflow before keras is imported",
+        )
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_require_tensorflow_backend()
+
+import tensorflow as tf  # noqa: E402 - the two settings above count only before it is imported
+import keras  # noqa: E402, I001 - after tensorflow, which quiets and configures what both share
+
+Tensor = Any
+Window = tuple[int, int] | None
+"""Height and width of an attention window; None is the whole map."""
+
+STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
+"""What the five feature maps are called: the stem's, then one per stage of blocks, at strides 2 to 32."""
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU, by the error function."""
+    return keras.ops.gelu(x, approximate=False)
+
+
+def spatial_conv(layer: keras.layers.Layer, x: Tensor) -> Tensor:
+    """Apply a convolution that looks beyond a pixel; its TensorFlow SAME padding is the layer's own."""
+    return layer(x)
+
+
+def average_pool(x: Tensor, size: int) -> Tensor:
+    """Halve a map by averages over ``size`` × ``size`` real pixels; SAME padding is not counted."""
+    return keras.ops.average_pool(x, size, strides=2, padding="same", data_format="channels_last")
+
+
+def resize_table(table: Tensor, rows: int | Tensor, columns: int | Tensor) -> Tensor:
+    """Resize a position table [heads, h, w] bilinearly: half-pixel centres, edges clamped, no antialias."""
+    image = tf.transpose(table, (1, 2, 0))[tf.newaxis]
+    resized = tf.image.resize(image, (rows, columns), method="bilinear", antialias=False)
+    return tf.transpose(resized[0], (2, 0, 1))
+
+
+def position_bias(table: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Attention bias of every pair of places in a window, from the relative position table.
+
+    Parameters
+    ----------
+    table : tensor of shape [heads, rows, columns]
+        Bias by relative offset, no offset in the middle.
+    height, width : int or scalar tensor
+        Size of the window.
+
+    Returns
+    -------
+    tensor of shape [heads, height · width, height · width]
+        Query before key, both in raster order.
+    """
+    offsets = resize_table(table, 2 * height - 1, 2 * width - 1)
+    by_row = tf.gather(offsets, _key_minus_query(height), axis=1)
+    by_row_and_column = tf.gather(by_row, _key_minus_query(width), axis=3)
+    pairs = tf.transpose(by_row_and_column, (0, 1, 3, 2, 4))
+    return tf.reshape(pairs, (-1, height * width, height * width))
+
+
+def _key_minus_query(length: int | Tensor) -> Tensor:
+    """Index into 2·length − 1 offsets for each query (row) and key (column) along one axis."""
+    places = tf.range(length)
+    return places[tf.newaxis, :] - places[:, tf.newaxis] + length - 1
+
+
+def _map_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Height and width of a map: numbers where they are known, else tensors of the graph."""
+    dynamic = tf.shape(x)
+    return x.shape[1] or dynamic[1], x.shape[2] or dynamic[2]
+
+
+def _conv(name: str, filters: int, kernel: int = 1, strides: int = 1, *, bias: bool = True) -> Any:
+    return keras.layers.Conv2D(
+        filters,
+        kernel,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        use_bias=bias,
+        kernel_initializer="zeros",
+        name=name,
+        dtype="float32",
+    )
+
+
+def _depthwise_conv(name: str, strides: int) -> Any:
+    return keras.layers.DepthwiseConv2D(
+        3,
+        strides=strides,
+        padding="same",
+        data_format="channels_last",
+        use_bias=False,
+        depthwise_initializer="zeros",
+        name=name,
+        dtype="float32",
+    )
+
+
+def _batch_norm(name: str) -> Any:
+    return keras.layers.BatchNormalization(axis=-1, epsilon=BATCH_NORM_EPSILON, name=name, dtype="float32")
+
+
+def _layer_norm(name: str) -> Any:
+    return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
+
+
+def _build_chain(layers: Sequence[Any], channels: int) -> None:
+    """Build layers that follow each other; only their channels matter, so no map is computed."""
+    for layer in layers:
+        layer.build((None, None, None, channels))
+        channels = getattr(layer, "filters", channels)
+
+
+class Stem(keras.layers.Layer):
+    """Two 3×3 convolutions, the first with stride 2."""
+
+    def __init__(self, width: int, name: str = "stem") -> None:
+        super().__init__(name=name, dtype="float32")
+        self.conv_0 = _conv("conv_0", width, 3, 2)
+        self.norm_0 = _batch_norm("norm_0")
+        self.conv_1 = _conv("conv_1", width, 3)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, 3)."""
+        _build_chain((self.conv_0, self.norm_0, self.conv_1), input_shape[-1] or 3)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) to (N, ⌈H/2⌉, ⌈W/2⌉, width)."""
+        x = gelu(self.norm_0(spatial_conv(self.conv_0, x)))
+        return spatial_conv(self.conv_1, x)
+
+
+class SqueezeExcite(keras.layers.Layer):
+    """Scale each channel by what the mean of all channels says of it."""
+
+    def __init__(self, squeezed: int, width: int, name: str = "se") -> None:
+        super().__init__(name=name, dtype="float32")
+        self.reduce_conv2d = _conv("reduce_conv2d", squeezed)
+        self.expand_conv2d = _conv("expand_conv2d", width)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, width)."""
+        _build_chain((self.reduce_conv2d, self.expand_conv2d), self.expand_conv2d.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, width) to the same shape."""
+        squeezed = keras.ops.silu(self.reduce_conv2d(keras.ops.mean(x, axis=(1, 2), keepdims=True)))
+        return x * keras.ops.sigmoid(self.expand_conv2d(squeezed))
+
+
+class Projection(keras.layers.Layer):
+    """An einsum with a bias: channels to heads, or heads back to channels."""
+
+    def __init__(self, equation: str, weight: tuple[int, ...], bias: tuple[int, ...], name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.equation = equation
+        self.weight_shape = weight
+        self.bias_shape = bias
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        """Create the two variables; their shapes need no input."""
+        self.weight = self.add_weight(name="weight", shape=self.weight_shape, initializer="zeros")
+        self.bias = self.add_weight(name="bias", shape=self.bias_shape, initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        """Project ``x`` as the equation says."""
+        return tf.einsum(self.equation, x, self.weight) + self.bias
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention over a window, with a bias by relative position.
+
+    Parameters
+    ----------
+    width : int
+        Channels, a multiple of 32.
+    table_size : int or None
+        Side of the relative position table, None for no position embedding.
+    """
+
+    def __init__(self, width: int, table_size: int | None, name: str = "attention") -> None:
+        super().__init__(name=name, dtype="float32")
+        heads = width // HEAD_SIZE
+        self.table_shape = None if table_size is None else (heads, table_size, table_size)
+        into = ("nlc,chd->nlhd", (width, heads, HEAD_SIZE), (heads, HEAD_SIZE))
+        self.q = Projection(*into, name="q")
+        self.k = Projection(*into, name="k")
+        self.v = Projection(*into, name="v")
+        self.o = Projection("nlhd,hdc->nlc", (heads, HEAD_SIZE, width), (width,), name="o")
+        self.relative_position_embedding = None
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        """Create the variables; their shapes need no input."""
+        if self.table_shape is not None:
+            self.relative_position_embedding = self.add_weight(
+                name="relative_position_embedding", shape=self.table_shape, initializer="zeros"
+            )
+        for projection in (self.q, self.k, self.v, self.o):
+            projection.build(None)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, h, w, width) to the same shape, every place seeing all h · w."""
+        height, width = _map_size(x)
+        places = tf.reshape(x, (-1, height * width, x.shape[-1]))
+        query = self.q(places) * HEAD_SIZE**-0.5
+        scores = tf.einsum("nqhd,nkhd->nhqk", query, self.k(places))
+        if self.relative_position_embedding is not None:
+            table = tf.convert_to_tensor(self.relative_position_embedding)
+            scores += position_bias(table, height, width)
+        mixed = tf.einsum("nhqk,nkhd->nqhd", tf.nn.softmax(scores, axis=-1), self.v(places))
+        return tf.reshape(self.o(mixed), (-1, height, width, x.shape[-1]))
+
+
+def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) -> Tensor:
+    """Apply a function to each window of a map; windows do not overlap and stand in raster order.
+
+    Parameters
+    ----------
+    function : callable
+        Takes and gives (N · windows, h, w, C).
+    x : tensor of shape (N, H, W, C)
+        The window's sides must divide H and W.
+    window : tuple of int or None
+        None is the whole map.
+    """
+    if window is None:
+        return function(x)
+    height, width = _map_size(x)
+    (rows, columns), channels = window, x.shape[-1]
+    down, across = height // rows, width // columns
+    split = tf.transpose(tf.reshape(x, (-1, down, rows, across, columns, channels)), (0, 1, 3, 2, 4, 5))
+    done = function(tf.reshape(split, (-1, rows, columns, channels)))
+    joined = tf.transpose(tf.reshape(done, (-1, down, across, rows, columns, channels)), (0, 1, 3, 2, 4, 5))
+    return tf.reshape(joined, (-1, height, width, channels))
+
+
+class MBConvBlock(keras.layers.Layer):
+    """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions.
+
+    Parameters
+    ----------
+    channels, width : int
+        Channels of its input and of its output.
+    stride : int
+        1, or 2 for the first block of a stage.
+    pool_size : int
+        Window of the average pool on the shortcut of a stride-2 block.
+    """
+
+    squeeze_excite = True
+
+    def __init__(self, channels: int, width: int, stride: int, pool_size: int, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.channels, self.stride, self.pool_size = channels, stride, pool_size
+        hidden = EXPANSION * width
+        self.shortcut_conv = _conv("shortcut_conv", width) if channels != width else None
+        self.pre_norm = _batch_norm("pre_norm")
+        self.expand_conv = _conv("expand_conv", hidden, bias=False)
+        self.expand_norm = _batch_norm("expand_norm")
+        self.depthwise_conv = _depthwise_conv("depthwise_conv", stride)
+        self.depthwise_norm = _batch_norm("depthwise_norm")
+        self.se = SqueezeExcite(int(SE_RATIO * width), hidden) if self.squeeze_excite else None
+        self.shrink_conv = _conv("shrink_conv", width)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, channels)."""
+        if self.shortcut_conv is not None:
+            _build_chain((self.shortcut_conv,), self.channels)
+        _build_chain((self.pre_norm, self.expand_conv), self.channels)
+        inner = (self.expand_norm, self.depthwise_conv, self.depthwise_norm, self.se, self.shrink_conv)
+        _build_chain([layer for layer in inner if layer is not None], self.expand_conv.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        return self.shortcut(x) + self.residual(x)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What the residual is added to."""
+        if self.stride == 2:
+            x = average_pool(x, self.pool_size)
+        return x if self.shortcut_conv is None else self.shortcut_conv(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Widen, look around, narrow again."""
+        x = gelu(self.expand_norm(self.expand_conv(self.pre_norm(x))))
+        x = gelu(self.depthwise_norm(spatial_conv(self.depthwise_conv, x)))
+        return self.shrink_conv(x if self.se is None else self.se(x))
+
+
+class MoatBlock(MBConvBlock):
+    """Inverted bottleneck without squeeze-and-excitation, then self-attention.
+
+    Parameters
+    ----------
+    channels, width, stride, pool_size, name
+        As for `MBConvBlock`.
+    table_size : int or None
+        Side of the relative position table, None for no position embedding.
+    window : tuple of int or None
+        What the attention sees.
+    """
+
+    squeeze_excite = False
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        pool_size: int,
+        name: str,
+        *,
+        table_size: int | None,
+        window: Window,
+    ) -> None:
+        super().__init__(channels, width, stride, pool_size, name)
+        self.window = window
+        self.attention_norm = _layer_norm("attention_norm")
+        self.attention = Attention(width, table_size)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, channels)."""
+        super().build(input_shape)
+        _build_chain((self.attention_norm, self.attention), self.shrink_conv.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        x = super().call(x)
+        return x + in_windows(self.attention, self.attention_norm(x), self.window)

@@ -1,0 +1,475 @@
+"""MOAT in PyTorch: the reference forward pass of the converted side.
+
+Parameters carry the names of the canonical layout, so a converted file loads as it is. Inputs are NCHW. The
+model is for inference: stochastic depth, which changes nothing there, is left out.
+
+Source of the architecture: arXiv:2210.01820 and the published code of google-research/deeplab2. What that code
+leaves to TensorFlow's defaults (padding, epsilons, the exact GELU, how a table is resized) is spelled out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.moat.config import (
+    BATCH_NORM_EPSILON,
+    FIRST_ATTENTION_STAGE,
+    HEAD_SIZE,
+    LAYER_NORM_EPSILON,
+    MOAT_CONFIGS,
+    MoatConfig,
+    moat_sites,
+)
+from ckptkit.families.moat.windows import (
+    Size,
+    WindowSize,
+    join_windows,
+    parse_size,
+    parse_window_size,
+    require_whole_windows,
+    split_windows,
+)
+from ckptkit.families.torch_state import load_state
+from ckptkit.layouts import Site
+
+__all__ = ["MoatModel", "build", "load_state"]
+
+POOL_SIZES = (2, 3)
+
+
+def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Pad a map with zeros so that an unpadded operation does what TensorFlow's SAME does.
+
+    The result has ``ceil(size / stride)`` places; an odd amount of padding has its extra row and column at the
+    end, which PyTorch's own symmetric padding cannot express.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``(N, C, H, W)``.
+    kernel, stride : int
+        The same along both axes.
+
+    Examples
+    --------
+    >>> same_padding(torch.ones(1, 1, 4, 5), kernel=3, stride=2).shape
+    torch.Size([1, 1, 5, 7])
+    """
+    height, width = (_same_total(size, kernel, stride) for size in x.shape[-2:])
+    if not height and not width:
+        return x
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def _same_total(size: int, kernel: int, stride: int) -> int:
+    """Rows that SAME adds along an axis, before and after together."""
+    places = -(-size // stride)
+    return max((places - 1) * stride + kernel - size, 0)
+
+
+def same_average_pool(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Average pool with SAME padding: each place is divided by the number of real pixels under it.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``(N, C, H, W)``.
+    kernel, stride : int
+
+    Examples
+    --------
+    >>> same_average_pool(torch.tensor([[[[2.0, 4.0, 6.0]]]]), kernel=2, stride=2)
+    tensor([[[[3., 6.]]]])
+    """
+    pixels = same_padding(x.new_ones(1, 1, *x.shape[-2:]), kernel, stride)
+    sums = F.avg_pool2d(same_padding(x, kernel, stride), kernel, stride, divisor_override=1)
+    return sums / F.avg_pool2d(pixels, kernel, stride, divisor_override=1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Gaussian error linear unit in its exact form, with the error function."""
+    return F.gelu(x, approximate="none")
+
+
+def position_bias(table: Tensor, height: int, width: int) -> Tensor:
+    """Position bias between all places of a window.
+
+    A table of another size than the window needs is resized bilinearly (half-pixel centres, no antialias, edges
+    clamped), in float32 whatever the table's type.
+
+    Parameters
+    ----------
+    table : torch.Tensor
+        ``(heads, rows, columns)``: bias by relative position, the middle being no displacement.
+    height, width : int
+        Size of the window.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(heads, height * width, height * width)`` float32, by query and key; places in raster order.
+
+    Examples
+    --------
+    >>> position_bias(torch.tensor([[[1.0, 2.0, 3.0]]]), 1, 2)  # left of the query 1, itself 2, right of it 3
+    tensor([[[2., 3.],
+             [1., 2.]]])
+    """
+    size = (2 * height - 1, 2 * width - 1)
+    table = table.float()
+    if table.shape[1:] != size:
+        table = F.interpolate(table[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+    # Query y sees the keys at table rows height-1-y …, so the sliding windows stand in reverse order of queries.
+    by_displacement = table.unfold(1, height, 1).unfold(2, width, 1)
+    places = height * width
+    return by_displacement.flip(1, 2).reshape(-1, places, places)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's SAME padding, whatever the stride."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / stride))``."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:  # symmetric for an odd kernel, and the convolution pads without a copy
+            return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
+        padded = same_padding(x, kernel, stride)
+        return F.conv2d(padded, self.weight, self.bias, stride, 0, 1, self.groups)
+
+
+def _batch_norm(width: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
+
+
+def _layer_norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+
+
+class Stem(nn.Module):
+    """Two 3×3 convolutions, the first with stride 2; no activation after the second."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv_0 = SameConv2d(3, width, 3, stride=2)
+        self.norm_0 = _batch_norm(width)
+        self.conv_1 = SameConv2d(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` to ``(N, width, H / 2, W / 2)``."""
+        return self.conv_1(gelu(self.norm_0(self.conv_0(x))))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels gated by a bottleneck on their mean."""
+
+    def __init__(self, width: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = SameConv2d(width, squeezed, 1)
+        self.expand = SameConv2d(squeezed, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        gate = self.expand(F.silu(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention inside windows, with a relative position bias.
+
+    Parameters
+    ----------
+    width : int
+        Channels, 32 a head.
+    table_size : int or None
+        Side of the relative position table; None for attention without position.
+    """
+
+    def __init__(self, width: int, table_size: int | None) -> None:
+        super().__init__()
+        self.heads = width // HEAD_SIZE
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.o = nn.Linear(width, width)
+        self.relative_position_embedding: nn.Parameter | None = None
+        if table_size is not None:
+            table = torch.empty(self.heads, table_size, table_size)
+            self.relative_position_embedding = nn.Parameter(nn.init.normal_(table, std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend inside each window; ``(windows, h, w, C)`` to the same shape."""
+        height, width = x.shape[1:3]
+        flat = x.flatten(1, 2)
+        query, key, value = (self._split(projection(flat)) for projection in (self.q, self.k, self.v))
+        logits = (query * HEAD_SIZE**-0.5) @ key.transpose(-2, -1)
+        if self.relative_position_embedding is not None:
+            # Always from the current table: a bias kept from an earlier call would outlive the loading of weights.
+            logits = logits + position_bias(self.relative_position_embedding, height, width)
+        weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+        attended = (weights @ value).transpose(1, 2).flatten(2)
+        return self.o(attended).unflatten(1, (height, width))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """``(windows, places, C)`` to ``(windows, heads, places, 32)``."""
+        return x.unflatten(-1, (self.heads, HEAD_SIZE)).transpose(1, 2)
+
+
+class _Block(nn.Module):
+    """What both kinds of block share: the shortcut and the inverted bottleneck.
+
+    Parameters
+    ----------
+    site : mapping of str to int
+        The block's place and sizes (`moat_sites`).
+    pool_size : int
+        Window of the shortcut's average pool; stride-2 blocks only.
+    """
+
+    def __init__(self, site: Site, *, pool_size: int) -> None:
+        super().__init__()
+        inside, out, hidden = site["in"], site["out"], site["hidden"]
+        self.stride = 2 if site["block"] == 0 else 1
+        self.pool_size = pool_size
+        self.shortcut_conv = SameConv2d(inside, out, 1) if inside != out else None
+        self.pre_norm = _batch_norm(inside)
+        self.expand_conv = SameConv2d(inside, hidden, 1, bias=False)
+        self.expand_norm = _batch_norm(hidden)
+        self.depthwise_conv = SameConv2d(hidden, hidden, 3, stride=self.stride, groups=hidden, bias=False)
+        self.depthwise_norm = _batch_norm(hidden)
+        self.se: SqueezeExcite | None = None
+        self.shrink_conv = SameConv2d(hidden, out, 1)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """The input, brought to the output's size and channels."""
+        if self.stride > 1:
+            x = same_average_pool(x, self.pool_size, self.stride)
+        return x if self.shortcut_conv is None else self.shortcut_conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / stride))``."""
+        residual = gelu(self.expand_norm(self.expand_conv(self.pre_norm(x))))
+        residual = gelu(self.depthwise_norm(self.depthwise_conv(residual)))
+        if self.se is not None:
+            residual = self.se(residual)
+        return self.shortcut(x) + self.shrink_conv(residual)
+
+
+class MBConvBlock(_Block):
+    """Inverted bottleneck with squeeze-and-excite: stages 0 and 1."""
+
+    def __init__(self, site: Site, *, pool_size: int) -> None:
+        super().__init__(site, pool_size=pool_size)
+        self.se = SqueezeExcite(site["hidden"], site["squeezed"])
+
+
+class MoatBlock(_Block):
+    """Inverted bottleneck, then windowed attention: stages 2 and 3.
+
+    Parameters
+    ----------
+    site, pool_size
+        As for every block.
+    pos_emb : bool
+        Whether the attention has a relative position table.
+    window : tuple of int or None
+        Attention window; None is the whole map.
+    """
+
+    def __init__(self, site: Site, *, pool_size: int, pos_emb: bool, window: Size | None) -> None:
+        super().__init__(site, pool_size=pool_size)
+        self.window = window
+        self.attention_norm = _layer_norm(site["out"])
+        self.attention = Attention(site["out"], site["table"] if pos_emb else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / stride))``."""
+        x = super().forward(x)
+        size = (x.shape[2], x.shape[3])
+        windows = split_windows(self.attention_norm(x.permute(0, 2, 3, 1)), self.window or size)
+        return x + join_windows(self.attention(windows), size).permute(0, 3, 1, 2)
+
+
+class MoatModel(nn.Module):
+    """MOAT with or without its head; `build` makes one by name.
+
+    Parameters
+    ----------
+    config : MoatConfig
+    resolution : tuple of int
+        Input size (height, width) the model is meant for; other sizes work too.
+    num_classes : int or None
+        Outputs of the head; None leaves the head out.
+    features_only : bool
+        Whether calling the model gives the stage outputs although there is a head.
+    pos_emb : bool
+    pool_size : int
+    windows : mapping of int to (tuple of int or None)
+        Attention window by stage, None being the whole map.
+    global_attention : bool
+        Whether the last block of each attention stage sees the whole map.
+    """
+
+    def __init__(
+        self,
+        config: MoatConfig,
+        *,
+        resolution: Size,
+        num_classes: int | None,
+        features_only: bool,
+        pos_emb: bool,
+        pool_size: int,
+        windows: Mapping[int, Size | None],
+        global_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.resolution = resolution
+        self.features_only = features_only or num_classes is None
+        self.stem = Stem(config.stem)
+        self.stages = nn.ModuleList(nn.ModuleList() for _ in config.depths)
+        for site in moat_sites(config, pos_emb=pos_emb, num_classes=num_classes)["block"]:
+            stage, block = site["stage"], site["block"]
+            if stage < FIRST_ATTENTION_STAGE:
+                self.stages[stage].append(MBConvBlock(site, pool_size=pool_size))
+                continue
+            last = block == config.depths[stage] - 1
+            window = None if global_attention and last else windows[stage]
+            self.stages[stage].append(MoatBlock(site, pool_size=pool_size, pos_emb=pos_emb, window=window))
+        self.norm = None if num_classes is None else _layer_norm(config.widths[-1])
+        self.head = None if num_classes is None else nn.Linear(config.widths[-1], num_classes)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Run everything but the head.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            ``(N, 3, H, W)``, normalized as the weights were trained.
+
+        Returns
+        -------
+        list of torch.Tensor
+            The stem's output and those of the four stages, NCHW, at strides 2, 4, 8, 16 and 32.
+
+        Raises
+        ------
+        UsageError
+            When the input is not a batch of RGB images, or a window does not divide its map.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+            raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
+        outputs = [self.stem(x)]
+        for stage in self.stages:
+            x = outputs[-1]
+            for block in stage:
+                x = block(x)
+            outputs.append(x)
+        return outputs
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """``(N, C, h, w)`` of the last stage to logits ``(N, classes)``; only where there is a head."""
+        if self.norm is None or self.head is None:
+            raise UsageError("this model has no head", hint="build it with num_classes")
+        return self.head(self.norm(features.mean(dim=(2, 3))))
+
+    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Outputs by name, in order: ``stage1`` (the stem) … ``stage5``, then ``logits`` where there is a head."""
+        outputs = {f"stage{n}": output for n, output in enumerate(self.forward_features(x), start=1)}
+        if self.head is not None:
+            outputs["logits"] = self.forward_head(outputs["stage5"])
+        return outputs
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """``(N, 3, H, W)`` to logits ``(N, classes)``, or to the five stage outputs."""
+        features = self.forward_features(x)
+        return features if self.features_only else self.forward_head(features[-1])
+
+
+def build(
+    variant: str,
+    *,
+    resolution: int | Size | None = None,
+    num_classes: int | None = 1000,
+    features_only: bool = False,
+    pos_emb: bool = True,
+    pool_size: int = 2,
+    window_size: WindowSize = None,
+    global_attention: bool = False,
+) -> MoatModel:
+    """Build a MOAT in evaluation mode, in float32, with random weights.
+
+    Under ``torch.device("meta")`` it takes no memory; `load_state` then gives it some.
+
+    Parameters
+    ----------
+    variant : str
+        ``moat0`` … ``tiny-moat3``.
+    resolution : int or (int, int), optional
+        Input size it is meant for, default the one of the published checkpoints. No parameter depends on it and
+        other sizes work; when given, windows are checked against it at once.
+    num_classes : int or None
+        Outputs of the head; None or 0 leaves the head out.
+    features_only : bool
+        Make calls return the five stage outputs; a head, if there is one, keeps its parameters.
+    pos_emb : bool
+        Whether attention has relative position tables.
+    pool_size : int
+        Window of the shortcuts' average pool, 2 (classification) or 3 (the published code's default).
+    window_size : None, int, pair or mapping
+        Attention windows, by default the whole map: see `ckptkit.families.moat.windows.parse_window_size`.
+    global_attention : bool
+        Whether the last block of each attention stage sees the whole map in spite of ``window_size``.
+
+    Returns
+    -------
+    MoatModel
+        Parameters have the names and shapes of the canonical layout.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such variant.
+    UsageError
+        When an argument makes no sense, or a window does not divide its map at ``resolution``.
+
+    Examples
+    --------
+    >>> model = build("tiny-moat0", num_classes=10)
+    >>> with torch.inference_mode():
+    ...     model(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 10])
+    """
+    if variant not in MOAT_CONFIGS:
+        raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
+    if pool_size not in POOL_SIZES:
+        raise UsageError(f"pool_size is {pool_size!r}", hint="MOAT has 2 or 3")
+    if num_classes is not None and num_classes < 0:
+        raise UsageError(f"num_classes is {num_classes}", hint="give a positive number, or None for no head")
+    config = MOAT_CONFIGS[variant]
+    windows = parse_window_size(window_size)
+    if resolution is not None:
+        _check_windows(parse_size(resolution, "resolution"), windows)
+    model = MoatModel(
+        config,
+        resolution=parse_size(resolution or config.resolution, "resolution"),
+        num_classes=num_classes or None,
+        features_only=features_only,
+        pos_emb=pos_emb,
+        pool_size=pool_size,
+        windows=windows,
+        global_attention=global_attention,
+    )
+    return model.float().eval()
+
+
+def _check_windows(resolution: Size, windows: Mapping[int, Size | None]) -> None:
+    for stage, window in windows.items():
+        stride = 4 * 2**stage
+        if window is not None:
+            require_whole_windows((-(-resolution[0] // stride), -(-resolution[1] // stride)), window)

@@ -1,0 +1,165 @@
+"""Attention windows of the PyTorch model: how they are asked for, and how a map is cut into them.
+
+torch itself is not imported: cutting needs only the methods of a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+
+from ckptkit.errors import UsageError
+from ckptkit.families.moat.config import POSITION_TABLE_SIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width."""
+
+WindowSize: TypeAlias = "int | Sequence[Any] | Mapping[Any, Any] | None"
+"""What `parse_window_size` takes."""
+
+ATTENTION_STAGES = tuple(POSITION_TABLE_SIZE)
+
+
+def parse_size(value: object, what: str) -> Size:
+    """Read a height and width, given as one integer for both or as a pair.
+
+    Parameters
+    ----------
+    value : int or pair of int
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    UsageError
+        When it is anything else or not positive.
+
+    Examples
+    --------
+    >>> parse_size(224, "resolution"), parse_size([192, 256], "resolution")
+    ((224, 224), (192, 256))
+    """
+    pair = [value, value] if _is_int(value) else value
+    if (
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and all(_is_int(side) and side > 0 for side in pair)
+    ):
+        return pair[0], pair[1]
+    raise UsageError(f"{what} is {value!r}", hint="give a positive integer or (height, width)")
+
+
+def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
+    """Read which attention window each stage gets.
+
+    Parameters
+    ----------
+    window_size : None, int, pair or mapping
+        * None: both stages see the whole map.
+        * ``12`` or ``(12, 16)``: this window, a side or (height, width), in both stages.
+        * A mapping from stage (``2``, ``3``, or the same as strings, as JSON has them) to a side,
+          (height, width) or None; a stage that is not named sees the whole map.
+        * A pair (stage 2, stage 3) of such values, at least one of them not an integer, because two integers
+          are (height, width): ``((14, 14), (7, 7))``, ``(14, None)``.
+
+    Returns
+    -------
+    dict
+        Stage to (height, width), or None for the whole map.
+
+    Raises
+    ------
+    UsageError
+        For anything else.
+
+    Examples
+    --------
+    >>> parse_window_size(12)
+    {2: (12, 12), 3: (12, 12)}
+    >>> parse_window_size({2: 14, 3: (7, 7)})
+    {2: (14, 14), 3: (7, 7)}
+    >>> parse_window_size((14, None))
+    {2: (14, 14), 3: None}
+    """
+    by_stage: dict[int, object]
+    if isinstance(window_size, Mapping):
+        by_stage = dict.fromkeys(ATTENTION_STAGES)
+        by_stage.update({_stage(key): value for key, value in window_size.items()})
+    elif _is_pair(window_size) and not all(_is_int(part) for part in window_size):
+        by_stage = dict(zip(ATTENTION_STAGES, window_size, strict=True))
+    else:
+        by_stage = dict.fromkeys(ATTENTION_STAGES, window_size)
+    return {
+        stage: None if value is None else parse_size(value, f"window_size of stage {stage}")
+        for stage, value in by_stage.items()
+    }
+
+
+def _stage(key: object) -> int:
+    """Read a mapping's key."""
+    for stage in ATTENTION_STAGES:
+        if (_is_int(key) and key == stage) or key == str(stage):
+            return stage
+    raise UsageError(
+        f"window_size names stage {key!r}", hint=f"the stages with attention are {ATTENTION_STAGES}"
+    )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, (tuple, list)) and len(value) == 2
+
+
+def require_whole_windows(size: Size, window: Size) -> None:
+    """Check that a map can be cut into windows.
+
+    Raises
+    ------
+    UsageError
+        When the window does not divide the map.
+    """
+    if size[0] % window[0] or size[1] % window[1]:
+        raise UsageError(
+            f"an attention map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}",
+            hint="choose an input resolution or a window_size that divides evenly, or window_size=None",
+        )
+
+
+def split_windows(x: Tensor, window: Size) -> Tensor:
+    """Cut a channels-last map into windows, in raster order.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        ``(N, H, W, C)``.
+    window : tuple of int
+        ``(h, w)``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(N * H/h * W/w, h, w, C)``.
+
+    Raises
+    ------
+    UsageError
+        When the window does not divide the map.
+    """
+    batch, height, width, channels = x.shape
+    require_whole_windows((height, width), window)
+    rows, columns = height // window[0], width // window[1]
+    tiles = x.reshape(batch, rows, window[0], columns, window[1], channels)
+    return tiles.transpose(2, 3).reshape(-1, *window, channels)
+
+
+def join_windows(windows: Tensor, size: Size) -> Tensor:
+    """Put windows back together: the inverse of `split_windows` for a map of ``size`` (H, W)."""
+    _, height, width, channels = windows.shape
+    tiles = windows.reshape(-1, size[0] // height, size[1] // width, height, width, channels)
+    return tiles.transpose(2, 3).reshape(-1, *size, channels)

@@ -1,0 +1,161 @@
+"""What a name given by the user means: an entry of the registry, or a path.
+
+A `Workspace` is one user's registries, cache folder and network rules; the command line and the Python
+face both stand on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import NotFoundError
+from ckptkit.store.cache import Home
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry, Registry
+
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+"""Opens a progress display for (description, total bytes); the context gives a function to call with steps."""
+
+
+def _silent(_description: str, _total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _steps: None)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint on this machine.
+
+    Parameters
+    ----------
+    path : Path
+        File, folder or TensorFlow prefix: what `ckptkit.formats.detect.open_reader` takes.
+    entry : Entry or None
+        The registry entry it belongs to, None for a file of the user's own.
+    artefact : Path or None
+        The file as published, where there is one.
+    sha256 : str or None
+        Checksum of the published file as it was fetched.
+    """
+
+    path: Path
+    entry: Entry | None = None
+    artefact: Path | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it: the entry's id, else the path."""
+        return self.entry.id if self.entry else str(self.path)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Registries, cache and network rules of one run.
+
+    Parameters
+    ----------
+    registries : sequence of Path
+        Overlays on the built-in registry.
+    home : Home
+        The cache folder.
+    offline : bool
+        Never touch the network.
+    mirrors : sequence of str
+        ``FROM=TO`` rules.
+    note : callable
+        Takes each sentence the user should see.
+    progress : callable
+        See `Progress`.
+    """
+
+    registries: Sequence[Path] = ()
+    home: Home = field(default_factory=Home.default)
+    offline: bool = False
+    mirrors: Sequence[str] = ()
+    note: Callable[[str], None] = print
+    progress: Progress = _silent
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The built-in registry with every overlay on top."""
+        from ckptkit.registry import load_registry
+
+        return load_registry(tuple(self.registries))
+
+    def is_path(self, name: str) -> bool:
+        """Whether ``name`` is something on the disk: a file, a folder, or a TensorFlow prefix.
+
+        Something without a slash that is also an entry's id means the entry; write ``./name`` for the file.
+        """
+        path = Path(name)
+        there = path.exists() or path.with_name(path.name + ".index").exists() if path.name else path.exists()
+        looks_like_id = path.name == name and name in self.registry
+        return there and not looks_like_id
+
+    def locate(self, name: str | Path, *, fetch: bool = True) -> Located:
+        """Find a checkpoint by id or path; an entry that is not here yet is fetched.
+
+        Parameters
+        ----------
+        name : str or Path
+            Id, file, folder, or prefix of a TensorFlow checkpoint.
+        fetch : bool
+            False never downloads: an entry that is not here is an error.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such entry or file, or it is not here and ``fetch`` is false.
+        NetworkError, IntegrityError, StorageError
+            As `ckptkit.store.fetch.fetch` raises them.
+        """
+        if isinstance(name, Path) or self.is_path(name):
+            return self._of_cache(Path(name)) or Located(Path(name))
+        if name not in self.registry and ("/" in name or Path(name).suffix in _FILE_ENDINGS):
+            raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
+        entry = self.registry[name]
+        if not fetch and not self.home.is_cached(entry.id):
+            raise NotFoundError(f"{entry.id} has not been fetched", hint=f"ckptkit fetch {entry.id}")
+        return self.fetch(entry)
+
+    def fetch(self, entry: Entry) -> Located:
+        """Fetch an entry (at once when it is here and intact)."""
+        from ckptkit.store.fetch import fetch
+
+        fetched = fetch(
+            entry,
+            self.home,
+            offline=self.offline,
+            mirrors=self.mirrors,
+            progress=self.progress,
+            notes=self.note,
+        )
+        return Located(fetched.path, entry, fetched.artefact, fetched.record.sha256)
+
+    def fetched(self) -> list[Located]:
+        """Every entry that is in the cache, without touching the network."""
+        ids = self.home.fetched_ids()
+        return [self.locate(entry.id, fetch=False) for entry in self.registry if entry.id in ids]
+
+    def _of_cache(self, path: Path) -> Located | None:
+        """A path that lies in the cache belongs to an entry."""
+        try:
+            parts = path.resolve().relative_to(self.home.path.resolve()).parts
+        except ValueError:
+            return None
+        if len(parts) < 2 or parts[0] not in ("artefacts", "unpacked") or parts[1] not in self.registry:
+            return None
+        record = self.home.record(parts[1])
+        artefact = self.home.artefact_folder(parts[1]) / record.file if record else None
+        return Located(path, self.registry[parts[1]], artefact, record.sha256 if record else None)
+
+
+_FILE_ENDINGS = frozenset(
+    {".gz", ".tgz", ".tar", ".index", ".ckpt", ".pth", ".pt", ".safetensors", ".npz", ".h5", ".json"}
+)
