@@ -117,13 +117,14 @@ class Op:
     ) -> Array:
         if self.is_identity:
             return array
-        lengths: dict[str, int] = {}
-        # Each side alone may leave a merged axis open; the two together fix every length.
-        for pattern, dims in ((target, shape), (source, array.shape)):
-            lengths.update(
-                {group[0]: dim for group, dim in zip(pattern, dims, strict=True) if len(group) == 1}
-            )
-        lengths = _axis_lengths(source, array.shape, lengths)
+        known: dict[str, int] = {}
+        # A merged axis of one side is open on that side alone; the other side has its letters one by one.
+        for group, dim in zip(target, shape, strict=True):
+            if len(group) == 1:
+                known[group[0]] = dim
+        lengths = _axis_lengths(source, array.shape, known)
+        if tuple(math.prod(lengths[letter] for letter in group) for group in target) != tuple(shape):
+            raise ValueError(f"axes of shape {list(array.shape)} do not make {list(shape)}")
         source_letters = [letter for group in source for letter in group]
         target_letters = [letter for group in target for letter in group]
         split = array.reshape([lengths[letter] for letter in source_letters])

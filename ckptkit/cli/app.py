@@ -99,9 +99,10 @@ def root(
 
 
 def _register() -> None:
-    from ckptkit.cli import registry_commands
+    from ckptkit.cli import convert_commands, registry_commands
 
     registry_commands.register(app)
+    convert_commands.register(app)
 
 
 _register()

@@ -1,24 +1,20 @@
-"""Conversions: a plan of tensor moves made before a byte is written, then one streaming pass.
-
-A conversion may change the container (format), the names and axis order (layout), the element type
-(dtype), or several at once. `plan` decides all of it and refuses what does not fit; `execute` moves bytes,
-a piece of a tensor at a time, so memory does not grow with the file; `check_written` reads the result back.
-"""
+"""The plan of a conversion: every tensor's move, decided before a byte is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.errors import ConversionError, IntegrityError, UsageError
-from ckptkit.families.base import CANONICAL, Recognition, Structure, require_recognition
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.binding import Ignored, Match, Weights, match
-from ckptkit.formats.base import Reader, Writer
-from ckptkit.layouts import IDENTITY, Binding
-from ckptkit.tensors import DTYPES, Array, DType, TensorSpec, contiguous_chunks
+from ckptkit.formats.base import Reader
+from ckptkit.layouts import IDENTITY, Binding, Table
+from ckptkit.tensors import DTYPES, Array, DType, TensorSpec
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("safetensors", "torch", "tf", "npz")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
-_CARRIED = ("entry", "source_sha256", "weights", "bn_statistics", "normalization", "resolution")
+_CARRIED = ("entry", "weights", "normalization", "resolution")
 """Metadata that stays true of a converted file's conversions."""
 
 
@@ -50,6 +46,8 @@ class Options:
         Convert a file that lacks all BatchNorm statistics (MOAT's first uploads).
     variant : str, optional
         Overrides what the file is recognised as.
+    max_shard_size : int, optional
+        Split a safetensors output into shards of at most so many bytes.
     """
 
     to: str
@@ -59,6 +57,7 @@ class Options:
     head: bool = True
     allow_missing_bn: bool = False
     variant: str | None = None
+    max_shard_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class Plan:
     ignored: tuple[Ignored, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
+    max_shard_size: int | None = None
 
     @property
     def specs(self) -> list[TensorSpec]:
@@ -123,7 +123,11 @@ class Plan:
 
 
 def plan(
-    reader: Reader, options: Options, *, entry: Entry | None = None, source_sha256: str | None = None
+    reader: Reader,
+    options: Options,
+    *,
+    entry: Entry | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide a conversion.
 
@@ -134,8 +138,8 @@ def plan(
     options : Options
     entry : Entry, optional
         The registry entry the source belongs to; gives behaviour settings and provenance.
-    source_sha256 : str, optional
-        Checksum of the published file, for the provenance.
+    provenance : mapping of str to str, optional
+        What identifies the source, for the metadata: ``source_sha256`` for one.
 
     Raises
     ------
@@ -149,6 +153,10 @@ def plan(
     if options.dtype is not None and options.dtype not in FLOAT_DTYPES:
         raise UsageError(
             f"no dtype {options.dtype!r} to convert to", hint="one of " + ", ".join(FLOAT_DTYPES)
+        )
+    if options.max_shard_size is not None and options.to != "safetensors":
+        raise UsageError(
+            f"--max-shard-size has no meaning for {options.to}", hint="only safetensors has shards"
         )
     recognition = require_recognition(
         reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
@@ -176,8 +184,9 @@ def plan(
         weights=found.weights,
         moves=moves,
         ignored=(*dropped, *found.ignored),
-        metadata=_metadata(reader, found, structure, layout, dtype, entry, source_sha256),
+        metadata={**_metadata(reader, found, target_table, structure, entry), **(provenance or {})},
         notes=tuple(_notes(reader, found)),
+        max_shard_size=options.max_shard_size,
     )
 
 
@@ -242,7 +251,7 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
     if found.unexpected:
         raise ConversionError(
             f"{path}: {_some(list(found.unexpected))} not known to {variant} nor to any rule",
-            hint="nothing is dropped silently; see 'ckptkit inspect', or --variant if it was taken for another",
+            hint="nothing is dropped silently; see 'ckptkit inspect', or give --variant",
         )
 
 
@@ -261,13 +270,7 @@ def _notes(reader: Reader, found: Match) -> list[str]:
 
 
 def _metadata(
-    reader: Reader,
-    found: Match,
-    structure: Structure,
-    layout: str,
-    dtype: DType | None,
-    entry: Entry | None,
-    source_sha256: str | None,
+    reader: Reader, found: Match, table: Table, structure: Structure, entry: Entry | None
 ) -> dict[str, str]:
     """Provenance and behaviour settings that travel in the converted file."""
     recognition = found.recognition
@@ -275,33 +278,28 @@ def _metadata(
     metadata.update(behaviour_metadata(recognition, reader.metadata, entry))
     if entry is not None:
         metadata["entry"] = entry.id
-        metadata["normalization"] = entry.normalization
-        metadata["resolution"] = str(entry.test_resolution)
-    if source_sha256 is not None:
-        metadata["source_sha256"] = source_sha256
+        metadata |= {
+            key: str(value)
+            for key, value in (("normalization", entry.normalization), ("resolution", entry.test_resolution))
+            if value is not None
+        }
     if found.weights is not None:
         metadata["weights"] = found.weights
-    metadata["bn_statistics"] = "missing" if found.lacks_bn_statistics else "present"
-    metadata |= {
+    return metadata | {
+        "bn_statistics": "missing" if found.lacks_bn_statistics else "present",
         "ckptkit_version": __version__,
         "family": recognition.family.name,
         "variant": recognition.variant,
-        "layout": layout,
-        "source_layout": recognition.layout,
+        "layout": table.layout.name,
         "pos_emb": "true" if structure.pos_emb else "false",
         "num_classes": str(structure.num_classes or 0),
     }
-    if dtype is not None:
-        metadata["dtype"] = dtype.name
-    return metadata
 
 
 def behaviour_metadata(
     recognition: Recognition, file_metadata: Mapping[str, str], entry: Entry | None
 ) -> dict[str, str]:
     """Behaviour settings as text: the entry's where there is one, else what the file itself says."""
-    import json
-
     settings = {}
     for key in recognition.family.behaviour:
         value: Any = getattr(entry, key, None)
@@ -310,160 +308,3 @@ def behaviour_metadata(
         elif key in file_metadata:
             settings[key] = file_metadata[key]
     return settings
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What a conversion wrote.
-
-    Parameters
-    ----------
-    path : Path
-        What to give to other commands: the file, or the prefix of a TensorFlow checkpoint.
-    files : tuple of Path
-        Every file written.
-    checksums : mapping of str to int
-        crc32c of each tensor's bytes as they were meant to be.
-    """
-
-    path: Path
-    files: tuple[Path, ...]
-    checksums: Mapping[str, int]
-
-
-Progress = Callable[[int], None]
-
-
-def execute(
-    conversion: Plan,
-    reader: Reader,
-    output: Path,
-    *,
-    force: bool = False,
-    check: bool = True,
-    progress: Progress | None = None,
-) -> Converted:
-    """Carry out a plan, tensor by tensor.
-
-    Parameters
-    ----------
-    conversion : Plan
-    reader : Reader
-        The source the plan was made from; each tensor's stored checksum is verified as it is read.
-    output : Path
-        File to write; for ``tf`` the checkpoint's prefix.
-    force : bool
-        Replace an existing output.
-    check : bool
-        Read the result back and compare it with what was meant to be written.
-    progress : callable, optional
-        Called with the bytes of each tensor done.
-
-    Raises
-    ------
-    UsageError
-        When the output exists and ``force`` is false.
-    FormatError
-        When the source turns out damaged.
-    IntegrityError
-        When the result read back is not what was written; it is removed then.
-    StorageError
-        When the disk refuses.
-    """
-    moves = {move.target.name: move for move in conversion.moves}
-    checksums: dict[str, int] = {}
-    with _writer(conversion, output, force) as writer:
-        for name in writer.order:
-            move = moves[name]
-            reader.check(move.source)
-            checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
-            reader.release(move.source)
-            if progress:
-                progress(move.target.nbytes)
-        files = tuple(writer.finish())
-    converted = Converted(output, files, checksums)
-    if check:
-        check_written(converted, conversion.specs)
-    return converted
-
-
-def _writer(conversion: Plan, output: Path, force: bool) -> Writer:
-    from ckptkit.formats.detect import writer_for
-
-    return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force)
-
-
-def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
-    """Read a result back and compare names, dtypes, shapes and every byte; remove it when it differs.
-
-    Raises
-    ------
-    IntegrityError
-        When anything differs from what was meant.
-    """
-    from ckptkit.formats.detect import open_reader
-
-    with open_reader(converted.path) as written:
-        wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
-        if not wrong and len(written.specs) != len(specs):
-            wrong = [name for name in written.specs if name not in converted.checksums]
-        for spec in specs:
-            if not wrong and tensor_crc32c(written.read(spec.name)) != converted.checksums[spec.name]:
-                wrong = [spec.name]
-            written.release(spec.name)
-    if wrong:
-        for file in converted.files:
-            file.unlink(missing_ok=True)
-        raise IntegrityError(
-            f"{converted.path}: {wrong[0]} read back differs from what was written; the file was removed",
-            hint="check the disk, then convert again",
-        )
-
-
-def tensor_crc32c(array: Array) -> int:
-    """crc32c of a tensor's bytes in C order, whatever its strides."""
-    import google_crc32c
-
-    crc = 0
-    for chunk in contiguous_chunks(array):
-        crc = google_crc32c.extend(crc, chunk.view("uint8"))
-    return crc
-
-
-def load_tensors(
-    reader: Reader, layout: str = CANONICAL, *, weights: Weights = "auto", variant: str | None = None
-) -> dict[str, Array]:
-    """Read a whole checkpoint under the names of a layout.
-
-    Parameters
-    ----------
-    reader : Reader
-    layout : str
-        Default: the canonical (PyTorch) names.
-    weights, variant
-        As in `Options`.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-        Contiguous arrays of their own; the reader may be closed afterwards.
-
-    Raises
-    ------
-    ConversionError
-        When tensors are missing, unexpected or of another shape. A missing head, or missing BatchNorm
-        statistics, are accepted: what is there is loaded.
-    """
-    import numpy
-
-    head = require_recognition(reader.path, reader.specs, variant=variant).structure.num_classes is not None
-    conversion = plan(
-        reader,
-        Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
-    )
-    loaded = {}
-    for move in conversion.moves:
-        reader.check(move.source)
-        loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
-        reader.release(move.source)
-    return loaded

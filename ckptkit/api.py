@@ -1,0 +1,254 @@
+"""The Python face: each public function, as `import ckptkit` offers it.
+
+The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGISTRY``,
+``CKPTKIT_MIRROR``); what they have to say goes to the ``ckptkit`` logger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import UsageError
+from ckptkit.models import create_model
+from ckptkit.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ckptkit.families.binding import Weights
+    from ckptkit.parity import ParityReport
+    from ckptkit.registry import Registry
+    from ckptkit.tensors import Array
+    from ckptkit.verify import VerifyReport
+
+__all__ = ["convert", "create_model", "fetch", "load", "parity", "registry", "verify"]
+
+_logger = logging.getLogger("ckptkit")
+
+
+def _workspace() -> Workspace:
+    return Workspace(note=_logger.info)
+
+
+def registry(overlays: Sequence[str | Path] = ()) -> Registry:
+    """Load the built-in registry, ``CKPTKIT_REGISTRY``'s and ``overlays`` on top of each other.
+
+    Parameters
+    ----------
+    overlays : sequence of path
+        Registry files; later ones override earlier ones by id.
+
+    Returns
+    -------
+    Registry
+        A mapping from id to a frozen entry, with ``.find(...)``.
+
+    Raises
+    ------
+    RegistryError
+        When a file breaks the schema; lists every fault with its line.
+
+    Examples
+    --------
+    >>> import ckptkit
+    >>> ckptkit.registry()["moat2-384-noposemb"].published_top1
+    87.2
+    >>> [entry.id for entry in ckptkit.registry().find(family="moat", pos_emb=True, max_params=6e6)]
+    ['tiny-moat0-256', 'tiny-moat1-256']
+    """
+    from ckptkit.registry import load_registry
+
+    return load_registry(tuple(Path(path) for path in overlays))
+
+
+def fetch(id: str) -> Path:
+    """Download an entry, check it, unpack it; at once when it is here already.
+
+    Parameters
+    ----------
+    id : str
+        Registry id.
+
+    Returns
+    -------
+    Path
+        What `convert` and `load` take.
+
+    Raises
+    ------
+    NotFoundError, NetworkError, IntegrityError, StorageError
+        Unknown id; every source failed; the bytes are not the promised ones; the disk refused.
+    """
+    workspace = _workspace()
+    return workspace.fetch(workspace.registry[id]).path
+
+
+def verify(
+    what: str | Path, *, deep: bool = False, weights: Weights = "auto", variant: str | None = None
+) -> VerifyReport:
+    """Check a file against its checksum, its container, its architecture and common sense.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id of a fetched entry, or a path.
+    deep : bool
+        Also compare every tensor with the checksum stored beside it.
+    weights : {"auto", "ema", "raw"}
+        Which copy to set against the architecture.
+    variant : str, optional
+        Overrides what the file is recognised as.
+
+    Returns
+    -------
+    VerifyReport
+        ``.ok``, ``.checks``, ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        Nothing there; the container itself is damaged.
+    """
+    from ckptkit.verify import verify_checkpoint
+
+    located = _workspace().locate(what, fetch=False)
+    return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
+
+
+def convert(
+    what: str | Path,
+    to: str = "safetensors",
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    layout: str | None = None,
+    dtype: str | None = None,
+    weights: Weights = "auto",
+    head: bool = True,
+    allow_missing_bn: bool = False,
+    variant: str | None = None,
+    check: bool = True,
+) -> Path:
+    """Convert a checkpoint; see `ckptkit.convert.Options` for the choices.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path.
+    to : {"safetensors", "torch", "tf", "npz"}
+        Format.
+    output : path, optional
+        File, prefix for ``tf``, or an existing folder. Default: the cache for an id, the current folder
+        for a file.
+    force : bool
+        Replace an existing output.
+    layout, dtype, weights, head, allow_missing_bn, variant
+        As in `ckptkit.convert.Options`.
+    check : bool
+        Read the result back and compare.
+
+    Returns
+    -------
+    Path
+        The file written; for ``tf`` the prefix.
+
+    Raises
+    ------
+    UsageError, ConversionError, FormatError, StorageError, IntegrityError
+        The options make no sense or the output exists; tensors do not fit; the source is damaged; the
+        disk refused; the result read back differs.
+    """
+    from ckptkit.convert import Options
+    from ckptkit.convert.whole import convert_located
+
+    workspace = _workspace()
+    options = Options(
+        to=to,
+        layout=layout,
+        dtype=dtype,
+        weights=weights,
+        head=head,
+        allow_missing_bn=allow_missing_bn,
+        variant=variant,
+    )
+    outcome = convert_located(
+        workspace.locate(what),
+        options,
+        workspace,
+        output=Path(output) if output is not None else None,
+        force=force,
+        check=check,
+    )
+    return outcome.path
+
+
+def load(
+    what: str | Path, layout: str = "torch", *, weights: Weights = "auto", variant: str | None = None
+) -> dict[str, Array]:
+    """Read a checkpoint of any format under the names of any layout; no framework is imported.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path.
+    layout : str
+        ``torch``, ``deeplab2`` or ``keras`` for MOAT.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    variant : str, optional
+        Overrides what the file is recognised as.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+
+    Raises
+    ------
+    NotFoundError, FormatError, ConversionError
+        Nothing there; damaged; the tensors do not fit.
+    """
+    from ckptkit.convert import load_tensors
+    from ckptkit.formats.detect import open_reader
+
+    with open_reader(_workspace().locate(what).path) as reader:
+        return load_tensors(reader, layout, weights=weights, variant=variant)
+
+
+def parity(
+    what: str | Path,
+    *,
+    synthetic: bool = False,
+    batch: int = 2,
+    resolution: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    weights: Weights = "auto",
+) -> ParityReport:
+    """Run the forward pass in both frameworks and compare it stage by stage.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path.
+    synthetic : bool
+        Use the entry's synthetic stand-in instead of its weights; needs no download.
+    batch : int
+        Images.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution.
+    seed : int, optional
+        Of the random images.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+
+    Returns
+    -------
+    ParityReport
+        ``.ok``, ``.stages``, ``.first_departure``, ``.to_json()``.
+
+    Raises
+    ------
+    MissingDependencyError
+        When torch or tensorflow is not installed.
+    """
+    raise UsageError("parity is being integrated")

@@ -1,0 +1,240 @@
+"""``convert`` and ``synth``: the commands that write checkpoints."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.convert import Options
+    from ckptkit.convert.whole import Outcome
+    from ckptkit.synth import Synthetic
+    from ckptkit.workspace import Located
+
+
+class Format(str, Enum):
+    """Formats a conversion can write."""
+
+    SAFETENSORS = "safetensors"
+    TORCH = "torch"
+    TF = "tf"
+    NPZ = "npz"
+
+
+class FloatType(str, Enum):
+    """Element types a conversion can cast floating tensors to."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class WhichWeights(str, Enum):
+    """Which copy to take where a file holds both."""
+
+    AUTO = "auto"
+    EMA = "ema"
+    RAW = "raw"
+
+
+def convert(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors …); none: every fetched entry."
+        ),
+    ] = None,
+    to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Names and axis order: torch, deeplab2, keras. Default: usual for the format."),
+    ] = None,
+    dtype: Annotated[FloatType | None, typer.Option(help="Cast floating tensors.")] = None,
+    weights: Annotated[
+        WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
+    ] = WhichWeights.AUTO,
+    no_head: Annotated[bool, typer.Option("--no-head", help="Leave the classification head out.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File, folder, or prefix for tf. Default: the cache for ids, here for files.",
+        ),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Overrides what the file is recognised as.")] = None,
+    allow_missing_bn: Annotated[
+        bool, typer.Option("--allow-missing-bn", help="Convert a file that lacks all BatchNorm statistics.")
+    ] = False,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards, e.g. 500MB.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+) -> None:
+    """Convert checkpoints between TensorFlow, PyTorch and safetensors.
+
+    Examples: ckptkit convert moat2-384-noposemb --to safetensors
+    · ckptkit convert model.ckpt --to torch -o moat.pth
+    """
+    from ckptkit.convert import Options
+    from ckptkit.convert.whole import convert_located
+    from ckptkit.errors import UsageError
+
+    state = state_of(context)
+    workspace = state.workspace()
+    options = Options(
+        to=to.value,
+        layout=layout,
+        dtype=dtype.value if dtype else None,
+        weights=weights.value,  # type: ignore[arg-type]  # an Enum's value is no Literal to mypy
+        head=not no_head,
+        allow_missing_bn=allow_missing_bn,
+        variant=variant,
+        max_shard_size=_bytes(max_shard_size),
+    )
+    sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
+    if not sources:
+        state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
+    if len(sources) > 1 and output is not None and not output.is_dir():
+        if output.exists() or output.suffix:
+            raise UsageError(
+                f"--output {output} is one file for {len(sources)} conversions", hint="give a folder"
+            )
+        if not dry_run:
+            output.mkdir(parents=True)
+    for located in sources:
+        outcome = convert_located(
+            located, options, workspace, output=output, force=force, check=not no_check, dry_run=dry_run
+        )
+        _report(state, located, outcome, options, dry_run=dry_run, checked=not no_check)
+
+
+def _report(
+    state: State, located: Located, outcome: Outcome, options: Options, *, dry_run: bool, checked: bool
+) -> None:
+    plan = outcome.plan
+    for note in plan.notes:
+        state.output.note(f"{located.name}: {note}")
+    if plan.metadata["bn_statistics"] == "missing":
+        state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
+    if dry_run:
+        _print_plan(state, outcome)
+        return
+    if outcome.reused:
+        state.output.note(f"{located.name}: the same conversion stands there already")
+    else:
+        done = "written, read back and compared" if checked else "written (not read back)"
+        state.output.note(
+            f"{located.name}: {plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}, "
+            f"{len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; {len(plan.ignored)} left out by rule"
+        )
+    state.output.result(str(outcome.path))
+
+
+def _print_plan(state: State, outcome: Outcome) -> None:
+    plan = outcome.plan
+    rows = [
+        [
+            move.target.name,
+            "×".join(map(str, move.target.shape)) or "scalar",
+            str(move.target.dtype),
+            move.op,
+            move.source,
+        ]
+        for move in plan.moves
+    ]
+    rows += [["–", "", "", f"left out: {one.rule}", one.name] for one in plan.ignored]
+    columns = [Column("target"), Column("shape"), Column("dtype"), Column("op"), Column("source")]
+    state.output.table(columns, rows)
+    state.output.note(
+        f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {outcome.path}; "
+        f"{len(plan.ignored)} tensors left out by rule; {plan.recognition.variant}, "
+        f"{plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}"
+    )
+
+
+def _bytes(text: str | None) -> int | None:
+    """Size in bytes from ``500MB``, ``2GB`` or a plain number."""
+    if text is None:
+        return None
+    import re
+
+    from ckptkit.errors import UsageError
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--max-shard-size {text!r} is no size", hint="write it like 500MB or 2GB")
+    return int(float(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]])
+
+
+def synth(
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(help="Id of a MOAT entry, or a variant such as tiny-moat0.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A .tar.gz as published, or a checkpoint prefix. Default: ./ID.tar.gz"
+        ),
+    ] = None,
+    no_pos_emb: Annotated[
+        bool, typer.Option("--no-pos-emb", help="A variant without position tables.")
+    ] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="With moving averages beside the raw weights.")] = False,
+    no_bn: Annotated[
+        bool, typer.Option("--no-bn", help="Without BatchNorm statistics, like the first uploads.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+) -> None:
+    """Write a synthetic checkpoint in the published format: no download, the same bytes everywhere.
+
+    Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moat3 -o scratch/model.ckpt
+    """
+    from ckptkit.synth import NOTE, write_archive, write_bundle
+
+    state = state_of(context)
+    synthetic = _synthetic(state, what, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
+    path = output or Path(f"{what}.tar.gz")
+    specs = synthetic.specs()
+    size = human_bytes(sum(spec.nbytes for spec in specs))
+    if dry_run:
+        state.output.note(f"would write {len(specs)} tensors, {size}, to {path}")
+        return
+    state.output.note(f"{what}: {NOTE}")
+    if path.name.endswith((".tar.gz", ".tgz")):
+        write_archive(synthetic, path, force=force)
+    else:
+        write_bundle(synthetic, path, force=force)
+    state.output.note(f"{len(specs)} tensors, {size}")
+    state.output.result(str(path))
+
+
+def _synthetic(state: State, what: str, *, pos_emb: bool, ema: bool, bn: bool) -> Synthetic:
+    from dataclasses import replace
+
+    from ckptkit.families.base import families, get_family
+    from ckptkit.synth import Synthetic, synthetic_for
+
+    variants = {variant for name in families() for variant in get_family(name).variants}
+    if what in variants:
+        chosen = Synthetic(what, pos_emb=pos_emb)
+    else:
+        chosen = synthetic_for(state.registry()[what])
+        if not pos_emb:
+            chosen = replace(chosen, pos_emb=False)
+    return replace(chosen, twins=ema, bn_statistics=bn)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the root."""
+    app.command()(convert)
+    app.command()(synth)

@@ -1,0 +1,24 @@
+"""Conversions: a plan of tensor moves made before a byte is written, then one streaming pass.
+
+A conversion may change the container (format), the names and axis order (layout), the element type
+(dtype), or several at once. `plan` decides all of it and refuses what does not fit; `execute` moves bytes
+and reads the result back.
+"""
+
+from ckptkit.convert.execution import Converted, check_written, execute, load_tensors, tensor_crc32c
+from ckptkit.convert.planning import FLOAT_DTYPES, FORMATS, Move, Options, Plan, behaviour_metadata, plan
+
+__all__ = [
+    "FLOAT_DTYPES",
+    "FORMATS",
+    "Converted",
+    "Move",
+    "Options",
+    "Plan",
+    "behaviour_metadata",
+    "check_written",
+    "execute",
+    "load_tensors",
+    "plan",
+    "tensor_crc32c",
+]

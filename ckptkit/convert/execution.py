@@ -1,0 +1,172 @@
+"""Carrying out a conversion: one streaming pass, then the result is read back and compared.
+
+Tensors pass through a piece at a time, so memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptkit.convert.planning import Options, Plan, plan
+from ckptkit.errors import IntegrityError
+from ckptkit.families.base import CANONICAL, require_recognition
+from ckptkit.families.binding import Weights
+from ckptkit.formats.base import Reader, Writer
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.tensors import Array, TensorSpec, contiguous_chunks
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote.
+
+    Parameters
+    ----------
+    path : Path
+        What to give to other commands: the file, or the prefix of a TensorFlow checkpoint.
+    files : tuple of Path
+        Every file written.
+    checksums : mapping of str to int
+        crc32c of each tensor's bytes as they were meant to be.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    checksums: Mapping[str, int]
+
+
+Progress = Callable[[int], None]
+
+
+def execute(
+    conversion: Plan,
+    reader: Reader,
+    output: Path,
+    *,
+    force: bool = False,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> Converted:
+    """Carry out a plan, tensor by tensor.
+
+    Parameters
+    ----------
+    conversion : Plan
+    reader : Reader
+        The source the plan was made from; each tensor's stored checksum is verified as it is read.
+    output : Path
+        File to write; for ``tf`` the checkpoint's prefix.
+    force : bool
+        Replace an existing output.
+    check : bool
+        Read the result back and compare it with what was meant to be written.
+    progress : callable, optional
+        Called with the bytes of each tensor done.
+
+    Raises
+    ------
+    UsageError
+        When the output exists and ``force`` is false.
+    FormatError
+        When the source turns out damaged.
+    IntegrityError
+        When the result read back is not what was written; it is removed then.
+    StorageError
+        When the disk refuses.
+    """
+    moves = {move.target.name: move for move in conversion.moves}
+    checksums: dict[str, int] = {}
+    with _writer(conversion, output, force) as writer:
+        for name in writer.order:
+            move = moves[name]
+            reader.check(move.source)
+            checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
+            reader.release(move.source)
+            if progress:
+                progress(move.target.nbytes)
+        files = tuple(writer.finish())
+    converted = Converted(output, files, checksums)
+    if check:
+        check_written(converted, conversion.specs)
+    return converted
+
+
+def _writer(conversion: Plan, output: Path, force: bool) -> Writer:
+    sharding = {"max_shard_size": conversion.max_shard_size} if conversion.max_shard_size else {}
+    return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force, **sharding)
+
+
+def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
+    """Read a result back and compare names, dtypes, shapes and every byte; remove it when it differs.
+
+    Raises
+    ------
+    IntegrityError
+        When anything differs from what was meant.
+    """
+    with open_reader(converted.path) as written:
+        wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
+        if not wrong and len(written.specs) != len(specs):
+            wrong = [name for name in written.specs if name not in converted.checksums]
+        for spec in specs:
+            if not wrong and tensor_crc32c(written.read(spec.name)) != converted.checksums[spec.name]:
+                wrong = [spec.name]
+            written.release(spec.name)
+    if wrong:
+        for file in converted.files:
+            file.unlink(missing_ok=True)
+        raise IntegrityError(
+            f"{converted.path}: {wrong[0]} read back differs from what was written; the file was removed",
+            hint="check the disk, then convert again",
+        )
+
+
+def tensor_crc32c(array: Array) -> int:
+    """crc32c of a tensor's bytes in C order, whatever its strides."""
+    import google_crc32c
+
+    crc = 0
+    for chunk in contiguous_chunks(array):
+        crc = google_crc32c.extend(crc, chunk.view("uint8"))
+    return crc
+
+
+def load_tensors(
+    reader: Reader, layout: str = CANONICAL, *, weights: Weights = "auto", variant: str | None = None
+) -> dict[str, Array]:
+    """Read a whole checkpoint under the names of a layout.
+
+    Parameters
+    ----------
+    reader : Reader
+    layout : str
+        Default: the canonical (PyTorch) names.
+    weights, variant
+        As in `Options`.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Contiguous arrays of their own; the reader may be closed afterwards.
+
+    Raises
+    ------
+    ConversionError
+        When tensors are missing, unexpected or of another shape. A missing head, or missing BatchNorm
+        statistics, are accepted: what is there is loaded.
+    """
+    import numpy
+
+    head = require_recognition(reader.path, reader.specs, variant=variant).structure.num_classes is not None
+    conversion = plan(
+        reader,
+        Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
+    )
+    loaded = {}
+    for move in conversion.moves:
+        reader.check(move.source)
+        loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
+        reader.release(move.source)
+    return loaded
