@@ -28,7 +28,7 @@ _logger = logging.getLogger("ckptkit")
 
 
 def _workspace() -> Workspace:
-    return Workspace(note=_logger.info)
+    return Workspace(note=_logger.info, warn=_logger.warning)
 
 
 def registry(overlays: Sequence[str | Path] = ()) -> Registry:

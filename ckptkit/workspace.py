@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ckptkit.registry import Entry, Registry
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Opens a progress display for (description, total bytes); the context gives a function to call with steps."""
+"""Opens a progress display for (description, total bytes); its context gives a function to call
+with steps."""
 
 
 def _silent(_description: str, _total: int | None) -> AbstractContextManager[Callable[[int], None]]:
@@ -68,8 +69,8 @@ class Workspace:
         Never touch the network.
     mirrors : sequence of str
         ``FROM=TO`` rules.
-    note : callable
-        Takes each sentence the user should see.
+    note, warn : callable
+        Take each sentence that the user may want to see, or must see.
     progress : callable
         See `Progress`.
     """
@@ -79,6 +80,7 @@ class Workspace:
     offline: bool = False
     mirrors: Sequence[str] = ()
     note: Callable[[str], None] = print
+    warn: Callable[[str], None] = print
     progress: Progress = _silent
 
     @cached_property
@@ -106,7 +108,8 @@ class Workspace:
         name : str or Path
             Id, file, folder, or prefix of a TensorFlow checkpoint.
         fetch : bool
-            False never downloads: an entry that is not here is an error.
+            False never downloads and changes nothing: the entry's file is taken as it lies in the cache,
+            damaged or not, and one that is not there is an error.
 
         Raises
         ------
@@ -120,21 +123,21 @@ class Workspace:
         if name not in self.registry and ("/" in name or Path(name).suffix in _FILE_ENDINGS):
             raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
         entry = self.registry[name]
-        if not fetch and not self.home.is_cached(entry.id):
-            raise NotFoundError(f"{entry.id} has not been fetched", hint=f"ckptkit fetch {entry.id}")
-        return self.fetch(entry)
+        return self.fetch(entry) if fetch else self._as_it_lies(entry)
 
     def fetch(self, entry: Entry) -> Located:
         """Fetch an entry (at once when it is here and intact)."""
         from ckptkit.store.fetch import fetch
+        from ckptkit.store.mirrors import parse_mirrors
 
         fetched = fetch(
             entry,
             self.home,
             offline=self.offline,
-            mirrors=self.mirrors,
+            mirrors=parse_mirrors(self.mirrors),
             progress=self.progress,
             notes=self.note,
+            warn=self.warn,
         )
         return Located(fetched.path, entry, fetched.artefact, fetched.record.sha256)
 
@@ -142,6 +145,18 @@ class Workspace:
         """Every entry that is in the cache, without touching the network."""
         ids = self.home.fetched_ids()
         return [self.locate(entry.id, fetch=False) for entry in self.registry if entry.id in ids]
+
+    def _as_it_lies(self, entry: Entry) -> Located:
+        """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""
+        from ckptkit.store.archive import checkpoint_in, is_unpacked
+
+        record = self.home.record(entry.id)
+        artefact = self.home.artefact(record) if record else None
+        if record is None or artefact is None or not artefact.is_file():
+            raise NotFoundError(f"{entry.id} has not been fetched", hint=f"ckptkit fetch {entry.id}")
+        folder = self.home.unpacked_folder(entry.id)
+        path = checkpoint_in(folder) if is_unpacked(folder, record.sha256) else artefact
+        return Located(path, entry, artefact, record.sha256)
 
     def _of_cache(self, path: Path) -> Located | None:
         """A path that lies in the cache belongs to an entry."""

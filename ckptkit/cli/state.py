@@ -45,6 +45,7 @@ class State:
             offline=self.offline,
             mirrors=self.mirrors,
             note=self.output.note,
+            warn=self.output.warn,
             progress=self.output.progress,
         )
 

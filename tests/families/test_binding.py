@@ -1,0 +1,129 @@
+"""Used, left out by rule, unexpected; found, missing: nothing falls between."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.families.base import Structure, get_family, require_recognition
+from ckptkit.families.binding import match
+from ckptkit.tensors import DTYPES, TensorSpec
+
+TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
+EMA = "/ExponentialMovingAverage"
+KERNEL = "moat/block_00_00/expand_conv/kernel"
+
+
+def spec(name, shape=(), dtype="float32"):
+    return TensorSpec(name, DTYPES[dtype], shape)
+
+
+def plain():
+    return {b.external: spec(b.external, b.external_shape) for b in TABLE.bindings}
+
+
+def with_twins():
+    specs = plain()
+    specs.update(
+        {b.external + EMA: spec(b.external + EMA, b.external_shape) for b in TABLE.bindings if b.trainable}
+    )
+    return specs
+
+
+def matched(specs, **options):
+    return match(specs, require_recognition("file", specs), **options)
+
+
+def test_a_whole_file_is_used_wholly():
+    found = matched(plain())
+    assert (found.missing, found.unexpected, found.ignored, found.wrong_shape) == ((), (), (), ())
+    assert found.weights is None
+    assert found.sources == {b.canonical: b.external for b in TABLE.bindings}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("global_step", "global_step"),
+        ("save_counter", "save_counter"),
+        ("beta1_power", "optimizer scalars"),
+        ("beta2_power", "optimizer scalars"),
+        ("optimizer/learning_rate", "optimizer scalars"),
+        (KERNEL + "/AdamWeightDecay", "optimizer slots"),
+        (KERNEL + "/AdamWeightDecay_1", "optimizer slots"),
+        (KERNEL + "/Momentum", "optimizer slots"),
+        (KERNEL + "/m", "optimizer slots"),
+        (KERNEL + EMA + "/Momentum", "optimizer slots of moving averages"),
+    ],
+)
+def test_training_leftovers_are_left_out_by_a_named_rule(name, rule):
+    found = matched(plain() | {name: spec(name)})
+    assert [(i.name, i.rule) for i in found.ignored] == [(name, rule)]
+    assert found.unexpected == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mystery",
+        "moat/block_09_00/expand_conv/kernel",
+        "moat/block_09_00/expand_conv/kernel/Adam",
+        "nobody" + EMA,
+    ],
+)
+def test_what_no_rule_explains_is_unexpected(name):
+    assert matched(plain() | {name: spec(name)}).unexpected == (name,)
+
+
+@pytest.mark.parametrize("weights", ["auto", "ema", "raw"])
+def test_the_copy_asked_for_is_taken_and_the_other_left_out(weights):
+    found = matched(with_twins(), weights=weights)
+    trainable = {b.canonical for b in TABLE.bindings if b.trainable}
+    takes_ema = weights != "raw"
+    assert found.weights == ("ema" if takes_ema else "raw")
+    assert {c for c, source in found.sources.items() if source.endswith(EMA)} == (
+        trainable if takes_ema else set()
+    )
+    assert found.unexpected == ()
+    assert {i.rule for i in found.ignored} == {"raw weights" if takes_ema else "moving averages"}
+    assert len(found.ignored) == len(trainable)
+
+
+def test_averages_asked_for_and_not_there():
+    with pytest.raises(UsageError, match="no moving averages"):
+        matched(plain(), weights="ema")
+
+
+def test_averages_for_some_parameters_only_are_refused_unless_raw():
+    specs = with_twins()
+    del specs[KERNEL + EMA]
+    with pytest.raises(ConversionError, match=KERNEL):
+        matched(specs)
+    assert matched(specs, weights="raw").weights == "raw"
+
+
+def test_a_missing_and_a_misshapen_tensor():
+    specs = plain()
+    del specs[KERNEL]
+    bias = "moat/stem/conv_0/bias"
+    specs[bias] = spec(bias, (31,))
+    found = matched(specs)
+    assert [b.external for b in found.missing] == [KERNEL]
+    assert [(b.external, s.shape) for b, s in found.wrong_shape] == [(bias, (31,))]
+
+
+def test_first_uploads_lack_all_statistics_and_nothing_else():
+    specs = {name: s for name, s in plain().items() if "moving_" not in name}
+    found = matched(specs)
+    assert found.lacks_bn_statistics
+    assert {b.part for b in found.missing} == {"bn_statistics"}
+    one = plain()
+    del one["moat/stem/norm_0/moving_mean"]
+    assert not matched(one).lacks_bn_statistics
+
+
+def test_stem_without_its_scope_is_the_same_stem():
+    specs = {name.replace("moat/stem/", ""): s for name, s in plain().items()}
+    found = matched(specs)
+    assert found.sources["stem.conv_0.weight"] == "conv_0/kernel"
+    assert (found.missing, found.unexpected) == ((), ())
