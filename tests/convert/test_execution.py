@@ -1,0 +1,155 @@
+"""Conversions carried out: the same numbers everywhere, and nothing half-done."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ckptkit.convert import Options, check_written, execute, load_tensors, plan, tensor_crc32c
+from ckptkit.errors import FormatError, IntegrityError, UsageError
+from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.tf_bundle import TfBundleReader
+from ckptkit.synth import synthetic_tensor
+
+
+def convert(source, target, to, **options):
+    with open_reader(source) as reader:
+        return execute(plan(reader, Options(to, **options)), reader, target).path
+
+
+def contents(path):
+    with open_reader(path) as reader:
+        return {name: np.array(reader.read(name)) for name in reader.specs}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype, name
+        assert one[name].shape == other[name].shape, name
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def published(path):
+    return {name: tensor for name, tensor in contents(path).items() if name != "global_step"}
+
+
+@pytest.mark.parametrize("between", ["safetensors", "torch", "npz"])
+def test_tf_there_and_back_gives_the_same_bytes_under_the_same_names(bundles, tmp_path, between):
+    middle = convert(bundles["plain"], tmp_path / ("m" + EXTENSIONS[between]), between)
+    back = convert(middle, tmp_path / "back.ckpt", "tf")
+    assert_same(contents(back), published(bundles["plain"]))
+
+
+FORMATS = ("safetensors", "torch", "tf", "npz")
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.permutations(FORMATS, 2))
+def test_every_pair_of_formats_carries_every_layout(bundles, tmp_path, one, other):
+    expected = None
+    for layout in ("torch", "deeplab2", "keras"):
+        first = convert(bundles["plain"], tmp_path / f"{layout}-1{EXTENSIONS[one]}", one, layout=layout)
+        second = convert(first, tmp_path / f"{layout}-2{EXTENSIONS[other]}", other, layout="torch")
+        got = contents(second)
+        expected = expected or got
+        assert_same(got, expected)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_same_input_gives_the_same_bytes(bundles, tmp_path, to):
+    digests = []
+    for run in ("a", "b"):
+        with open_reader(bundles["plain"]) as reader:
+            done = execute(plan(reader, Options(to)), reader, tmp_path / run / ("x" + EXTENSIONS[to]))
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in done.files])
+    assert digests[0] == digests[1]
+
+
+def test_values_are_the_recipes(bundles, tmp_path):
+    got = contents(convert(bundles["plain"], tmp_path / "x.safetensors", "safetensors"))
+    kernel = synthetic_tensor("moat/block_03_01/expand_conv/kernel", (1, 1, 256, 1024))
+    np.testing.assert_array_equal(got["stages.3.1.expand_conv.weight"][:, :, 0, 0], kernel[0, 0].T)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_ema_and_raw_are_told_apart(bundles, tmp_path, weights):
+    got = contents(convert(bundles["twins"], tmp_path / "x.safetensors", "safetensors", weights=weights))
+    name = "moat/stem/conv_0/bias"
+    key = name if weights == "ema" else f"{name}#raw"
+    np.testing.assert_array_equal(got["stem.conv_0.bias"], synthetic_tensor(name, (32,), key=key))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_casts_round_to_nearest(bundles, tmp_path, dtype):
+    narrow = np.float16 if dtype == "float16" else ml_dtypes.bfloat16
+    got = contents(convert(bundles["plain"], tmp_path / "x.safetensors", "safetensors", dtype=dtype))
+    exact = synthetic_tensor("moat/stem/norm_0/gamma", (32,))
+    np.testing.assert_array_equal(got["stem.norm_0.weight"], exact.astype(narrow))
+
+
+def test_load_gives_arrays_of_their_own(bundles):
+    with open_reader(bundles["plain"]) as reader:
+        state = load_tensors(reader)
+    kernel = state["stages.0.0.expand_conv.weight"]
+    assert kernel.flags.c_contiguous and kernel.flags.writeable
+    expected = synthetic_tensor("moat/block_00_00/expand_conv/kernel", (1, 1, 32, 128))
+    np.testing.assert_array_equal(kernel, expected.transpose(3, 2, 0, 1))
+
+
+def test_an_existing_output_is_refused(bundles, tmp_path):
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"precious")
+    with pytest.raises(UsageError, match="--force"):
+        convert(bundles["plain"], target, "safetensors")
+    assert target.read_bytes() == b"precious"
+
+
+def flip(path, offset):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+
+
+def copied(prefix, folder):
+    folder.mkdir()
+    for file in prefix.parent.glob(prefix.name + ".*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder / prefix.name
+
+
+def test_a_flipped_byte_in_the_source_is_found_and_nothing_is_written(bundles, tmp_path):
+    source = copied(bundles["plain"], tmp_path / "source")
+    flip(source.with_name("model.ckpt.data-00000-of-00001"), 5_000_000)
+    with pytest.raises(FormatError, match="checksum"):
+        convert(source, tmp_path / "out" / "x.safetensors", "safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_result_that_is_not_what_was_written_is_removed(bundles, tmp_path):
+    target = tmp_path / "x.safetensors"
+    with open_reader(bundles["plain"]) as reader:
+        conversion = plan(reader, Options("safetensors"))
+        done = execute(conversion, reader, target, check=False)
+    check_written(done, conversion.specs)
+    flip(target, target.stat().st_size - 100)
+    with pytest.raises(IntegrityError, match="read back differs"):
+        check_written(done, conversion.specs)
+    assert not target.exists()
+
+
+def test_crc32c_of_a_view_is_that_of_its_bytes():
+    array = np.arange(1000, dtype=np.float32).reshape(10, 100)
+    assert tensor_crc32c(array.T) == tensor_crc32c(np.ascontiguousarray(array.T))
+    # Published check value of crc32c (RFC 3720, B.4): 32 bytes of zeros.
+    assert tensor_crc32c(np.zeros(8, np.float32)) == 0x8A9136AA
+
+
+def test_moving_averages_survive_object_based_files(tmp_path, shared_folder):
+    target = convert(shared_folder / "checkpoints/tiny_moat0_pe_tf2.tar.gz", tmp_path / "x.ckpt", "tf")
+    with TfBundleReader(shared_folder / "checkpoints/tiny_moat0_pe.tar.gz") as reader:
+        expected = {n: np.array(reader.read(n)) for n in reader.specs if n != "global_step"}
+    assert_same(contents(target), expected)
