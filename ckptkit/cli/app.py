@@ -61,6 +61,7 @@ app = typer.Typer(
     help="Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,  # no boxes in a pipe
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -99,10 +100,12 @@ def root(
 
 
 def _register() -> None:
-    from ckptkit.cli import convert_commands, registry_commands
+    from ckptkit.cli import convert_commands, registry_commands, store_commands, verify_commands
 
     registry_commands.register(app)
+    store_commands.register(app)
     convert_commands.register(app)
+    verify_commands.register(app)
 
 
 _register()

@@ -82,7 +82,7 @@ class Family(ABC):
             When torch is not installed.
         """
         return _import_model(
-            f"ckptkit.families.{self.name}.torch_model", "torch", "torch", "the PyTorch model"
+            f"ckptkit.families.{self.name}.torch_model", ("torch",), "torch", "the PyTorch model"
         )
 
     def keras_module(self) -> Any:
@@ -94,7 +94,10 @@ class Family(ABC):
             When tensorflow is not installed.
         """
         return _import_model(
-            f"ckptkit.families.{self.name}.keras_model", "tensorflow", "tf", "the Keras model"
+            f"ckptkit.families.{self.name}.keras_model",
+            ("ckptkit.families.keras_backend", "tensorflow"),
+            "tf",
+            "the Keras model",
         )
 
 
@@ -111,11 +114,12 @@ def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
     return "one of " + ", ".join(names)
 
 
-def _import_model(module: str, package: str, extra: str, purpose: str) -> Any:
+def _import_model(module: str, needs: Sequence[str], extra: str, purpose: str) -> Any:
     try:
-        importlib.import_module(package)
+        for need in needs:
+            importlib.import_module(need)
     except ImportError as error:
-        raise MissingDependencyError(package, extra, purpose) from error
+        raise MissingDependencyError(needs[-1], extra, purpose) from error
     return importlib.import_module(module)
 
 

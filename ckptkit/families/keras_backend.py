@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ckptkit.errors import UsageError
 
 BACKEND = "tensorflow"
+_STDERR = 2
 
 
 def require_backend() -> None:
@@ -32,10 +36,36 @@ def require_backend() -> None:
         )
 
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+@contextmanager
+def stderr_aside() -> Iterator[None]:
+    """Keep what native code writes to stderr off the terminal, unless the block fails.
+
+    TensorFlow 2.21's libraries log start-up notes before they look at ``TF_CPP_MIN_LOG_LEVEL``.
+    """
+    try:
+        terminal = os.dup(_STDERR)
+    except OSError:  # no stderr at all: nothing to keep quiet
+        yield
+        return
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), _STDERR)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(terminal, aside.read())
+            raise
+        finally:
+            os.dup2(terminal, _STDERR)
+            os.close(terminal)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # below 3, a machine without a GPU is an error it logs
 require_backend()
+with stderr_aside():
+    import tensorflow as tf
 
-import tensorflow as tf  # noqa: E402 - the settings above count only before the import
-import keras  # noqa: E402, I001 - after tensorflow, on which it stands
+    # isort: split
+    import keras  # after tensorflow, on which it stands
 
-__all__ = ["keras", "tf"]
+__all__ = ["keras", "require_backend", "stderr_aside", "tf"]

@@ -21,9 +21,9 @@ _NAMED = 3
 def load_state(model: Any, state: Mapping[str, Array]) -> None:
     """Copy arrays into a model's parameters and statistics.
 
-    All names and shapes are checked before the first value is copied, so a refused state leaves the model as it
-    was. Half-precision arrays are widened to the parameter's type. A model on the ``meta`` device is given memory
-    on the CPU.
+    All names and shapes are checked before the first value is copied, so a refused state leaves the model as
+    it was. Half-precision arrays are widened to the parameter's type. A model on the ``meta`` device is given
+    memory on the CPU.
 
     Parameters
     ----------

@@ -81,6 +81,7 @@ def _map_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
 
 
 def conv(name: str, filters: int, kernel: int = 1, strides: int = 1, *, bias: bool = True) -> Any:
+    """Make a convolution with SAME padding, its kernel zero until it is loaded."""
     return keras.layers.Conv2D(
         filters,
         kernel,
@@ -108,10 +109,12 @@ def _depthwise_conv(name: str, strides: int) -> Any:
 
 
 def batch_norm(name: str) -> Any:
+    """Make a batch normalization over channels."""
     return keras.layers.BatchNormalization(axis=-1, epsilon=BATCH_NORM_EPSILON, name=name, dtype="float32")
 
 
 def layer_norm(name: str) -> Any:
+    """Make a layer normalization over channels."""
     return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
 
 

@@ -1,370 +1,305 @@
 """MOAT in Keras 3 with the TensorFlow backend, written from arXiv:2210.01820 and the measured facts.
 
-Tensors are channels-last. Variables are called as in deeplab2's checkpoints (the ``keras`` layout). What
-decides the numbers (GELU, padding, pooling, the position bias) is one small function each, looked up when a
-model is called, so that a test can put a wrong one in its place and see parity fail.
-
-Stochastic depth, which acts in training only, is not part of the model.
+Channels-last, float32. Variables are called as in deeplab2's checkpoints (the ``keras`` layout). Stochastic
+depth, which acts in training only, is not part of the model. The layers are in `keras_layers`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
-from ckptkit.families.moat.config import (
-    BATCH_NORM_EPSILON,
-    EXPANSION,
-    FIRST_ATTENTION_STAGE,
-    HEAD_SIZE,
-    LAYER_NORM_EPSILON,
-    MOAT_CONFIGS,
-    POSITION_TABLE_SIZE,
-    SE_RATIO,
+from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.keras_backend import keras
+from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
+from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE, MOAT_CONFIGS, POSITION_TABLE_SIZE
+from ckptkit.families.moat.keras_layers import (
+    MBConvBlock,
+    MoatBlock,
+    Stem,
+    Tensor,
+    build_chain,
+    conv,
+    layer_norm,
 )
+from ckptkit.families.moat.windows import WindowSize, parse_size, parse_window_size, require_whole_windows
 from ckptkit.tensors import Array
 
-
-def _require_tensorflow_backend() -> None:
-    """Choose Keras' TensorFlow backend, or say that another one is already chosen."""
-    loaded = sys.modules.get("keras")
-    wanted = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    backend = loaded.backend.backend() if loaded is not None else wanted
-    if backend != "tensorflow":
-        raise UsageError(
-            f"the Keras model of MOAT needs Keras' tensorflow backend, {backend} is chosen",
-            hint="set KERAS_BACKEND=tensorflow before keras is imported",
-        )
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-_require_tensorflow_backend()
-
-import tensorflow as tf  # noqa: E402 - the two settings above count only before it is imported
-import keras  # noqa: E402, I001 - after tensorflow, which quiets and configures what both share
-
-Tensor = Any
-Window = tuple[int, int] | None
-"""Height and width of an attention window; None is the whole map."""
-
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
-"""What the five feature maps are called: the stem's, then one per stage of blocks, at strides 2 to 32."""
+"""The five feature maps: the stem's, then one for each stage of blocks, at strides 2, 4, 8, 16 and 32."""
+
+POOL_SIZES = (2, 3)
+
+__all__ = [
+    "STAGES",
+    "MoatModel",
+    "build",
+    "load_deeplab2",
+    "load_state",
+    "variables_by_name",
+]
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Exact GELU, by the error function."""
-    return keras.ops.gelu(x, approximate=False)
+@keras.saving.register_keras_serializable(package="ckptkit")
+class MoatModel(keras.Model):
+    """One variant; the parameters are those of `build`.
 
-
-def spatial_conv(layer: keras.layers.Layer, x: Tensor) -> Tensor:
-    """Apply a convolution that looks beyond a pixel; its TensorFlow SAME padding is the layer's own."""
-    return layer(x)
-
-
-def average_pool(x: Tensor, size: int) -> Tensor:
-    """Halve a map by averages over ``size`` × ``size`` real pixels; SAME padding is not counted."""
-    return keras.ops.average_pool(x, size, strides=2, padding="same", data_format="channels_last")
-
-
-def resize_table(table: Tensor, rows: int | Tensor, columns: int | Tensor) -> Tensor:
-    """Resize a position table [heads, h, w] bilinearly: half-pixel centres, edges clamped, no antialias."""
-    image = tf.transpose(table, (1, 2, 0))[tf.newaxis]
-    resized = tf.image.resize(image, (rows, columns), method="bilinear", antialias=False)
-    return tf.transpose(resized[0], (2, 0, 1))
-
-
-def position_bias(table: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-    """Attention bias of every pair of places in a window, from the relative position table.
-
-    Parameters
-    ----------
-    table : tensor of shape [heads, rows, columns]
-        Bias by relative offset, no offset in the middle.
-    height, width : int or scalar tensor
-        Size of the window.
-
-    Returns
-    -------
-    tensor of shape [heads, height · width, height · width]
-        Query before key, both in raster order.
+    Calling it with images (N, H, W, 3) gives the logits (N, classes), or the list of the five feature maps
+    (N, H/2, W/2, stem) … (N, H/32, W/32, width), rounded up, when it is headless or ``features_only``.
     """
-    offsets = resize_table(table, 2 * height - 1, 2 * width - 1)
-    by_row = tf.gather(offsets, _key_minus_query(height), axis=1)
-    by_row_and_column = tf.gather(by_row, _key_minus_query(width), axis=3)
-    pairs = tf.transpose(by_row_and_column, (0, 1, 3, 2, 4))
-    return tf.reshape(pairs, (-1, height * width, height * width))
-
-
-def _key_minus_query(length: int | Tensor) -> Tensor:
-    """Index into 2·length − 1 offsets for each query (row) and key (column) along one axis."""
-    places = tf.range(length)
-    return places[tf.newaxis, :] - places[:, tf.newaxis] + length - 1
-
-
-def _map_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
-    """Height and width of a map: numbers where they are known, else tensors of the graph."""
-    dynamic = tf.shape(x)
-    return x.shape[1] or dynamic[1], x.shape[2] or dynamic[2]
-
-
-def _conv(name: str, filters: int, kernel: int = 1, strides: int = 1, *, bias: bool = True) -> Any:
-    return keras.layers.Conv2D(
-        filters,
-        kernel,
-        strides=strides,
-        padding="same",
-        data_format="channels_last",
-        use_bias=bias,
-        kernel_initializer="zeros",
-        name=name,
-        dtype="float32",
-    )
-
-
-def _depthwise_conv(name: str, strides: int) -> Any:
-    return keras.layers.DepthwiseConv2D(
-        3,
-        strides=strides,
-        padding="same",
-        data_format="channels_last",
-        use_bias=False,
-        depthwise_initializer="zeros",
-        name=name,
-        dtype="float32",
-    )
-
-
-def _batch_norm(name: str) -> Any:
-    return keras.layers.BatchNormalization(axis=-1, epsilon=BATCH_NORM_EPSILON, name=name, dtype="float32")
-
-
-def _layer_norm(name: str) -> Any:
-    return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
-
-
-def _build_chain(layers: Sequence[Any], channels: int) -> None:
-    """Build layers that follow each other; only their channels matter, so no map is computed."""
-    for layer in layers:
-        layer.build((None, None, None, channels))
-        channels = getattr(layer, "filters", channels)
-
-
-class Stem(keras.layers.Layer):
-    """Two 3×3 convolutions, the first with stride 2."""
-
-    def __init__(self, width: int, name: str = "stem") -> None:
-        super().__init__(name=name, dtype="float32")
-        self.conv_0 = _conv("conv_0", width, 3, 2)
-        self.norm_0 = _batch_norm("norm_0")
-        self.conv_1 = _conv("conv_1", width, 3)
-
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create the variables for (N, H, W, 3)."""
-        _build_chain((self.conv_0, self.norm_0, self.conv_1), input_shape[-1] or 3)
-
-    def call(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) to (N, ⌈H/2⌉, ⌈W/2⌉, width)."""
-        x = gelu(self.norm_0(spatial_conv(self.conv_0, x)))
-        return spatial_conv(self.conv_1, x)
-
-
-class SqueezeExcite(keras.layers.Layer):
-    """Scale each channel by what the mean of all channels says of it."""
-
-    def __init__(self, squeezed: int, width: int, name: str = "se") -> None:
-        super().__init__(name=name, dtype="float32")
-        self.reduce_conv2d = _conv("reduce_conv2d", squeezed)
-        self.expand_conv2d = _conv("expand_conv2d", width)
-
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create the variables for (N, H, W, width)."""
-        _build_chain((self.reduce_conv2d, self.expand_conv2d), self.expand_conv2d.filters)
-
-    def call(self, x: Tensor) -> Tensor:
-        """(N, H, W, width) to the same shape."""
-        squeezed = keras.ops.silu(self.reduce_conv2d(keras.ops.mean(x, axis=(1, 2), keepdims=True)))
-        return x * keras.ops.sigmoid(self.expand_conv2d(squeezed))
-
-
-class Projection(keras.layers.Layer):
-    """An einsum with a bias: channels to heads, or heads back to channels."""
-
-    def __init__(self, equation: str, weight: tuple[int, ...], bias: tuple[int, ...], name: str) -> None:
-        super().__init__(name=name, dtype="float32")
-        self.equation = equation
-        self.weight_shape = weight
-        self.bias_shape = bias
-
-    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
-        """Create the two variables; their shapes need no input."""
-        self.weight = self.add_weight(name="weight", shape=self.weight_shape, initializer="zeros")
-        self.bias = self.add_weight(name="bias", shape=self.bias_shape, initializer="zeros")
-
-    def call(self, x: Tensor) -> Tensor:
-        """Project ``x`` as the equation says."""
-        return tf.einsum(self.equation, x, self.weight) + self.bias
-
-
-class Attention(keras.layers.Layer):
-    """Multi-head self-attention over a window, with a bias by relative position.
-
-    Parameters
-    ----------
-    width : int
-        Channels, a multiple of 32.
-    table_size : int or None
-        Side of the relative position table, None for no position embedding.
-    """
-
-    def __init__(self, width: int, table_size: int | None, name: str = "attention") -> None:
-        super().__init__(name=name, dtype="float32")
-        heads = width // HEAD_SIZE
-        self.table_shape = None if table_size is None else (heads, table_size, table_size)
-        into = ("nlc,chd->nlhd", (width, heads, HEAD_SIZE), (heads, HEAD_SIZE))
-        self.q = Projection(*into, name="q")
-        self.k = Projection(*into, name="k")
-        self.v = Projection(*into, name="v")
-        self.o = Projection("nlhd,hdc->nlc", (heads, HEAD_SIZE, width), (width,), name="o")
-        self.relative_position_embedding = None
-
-    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
-        """Create the variables; their shapes need no input."""
-        if self.table_shape is not None:
-            self.relative_position_embedding = self.add_weight(
-                name="relative_position_embedding", shape=self.table_shape, initializer="zeros"
-            )
-        for projection in (self.q, self.k, self.v, self.o):
-            projection.build(None)
-
-    def call(self, x: Tensor) -> Tensor:
-        """(N, h, w, width) to the same shape, every place seeing all h · w."""
-        height, width = _map_size(x)
-        places = tf.reshape(x, (-1, height * width, x.shape[-1]))
-        query = self.q(places) * HEAD_SIZE**-0.5
-        scores = tf.einsum("nqhd,nkhd->nhqk", query, self.k(places))
-        if self.relative_position_embedding is not None:
-            table = tf.convert_to_tensor(self.relative_position_embedding)
-            scores += position_bias(table, height, width)
-        mixed = tf.einsum("nhqk,nkhd->nqhd", tf.nn.softmax(scores, axis=-1), self.v(places))
-        return tf.reshape(self.o(mixed), (-1, height, width, x.shape[-1]))
-
-
-def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) -> Tensor:
-    """Apply a function to each window of a map; windows do not overlap and stand in raster order.
-
-    Parameters
-    ----------
-    function : callable
-        Takes and gives (N · windows, h, w, C).
-    x : tensor of shape (N, H, W, C)
-        The window's sides must divide H and W.
-    window : tuple of int or None
-        None is the whole map.
-    """
-    if window is None:
-        return function(x)
-    height, width = _map_size(x)
-    (rows, columns), channels = window, x.shape[-1]
-    down, across = height // rows, width // columns
-    split = tf.transpose(tf.reshape(x, (-1, down, rows, across, columns, channels)), (0, 1, 3, 2, 4, 5))
-    done = function(tf.reshape(split, (-1, rows, columns, channels)))
-    joined = tf.transpose(tf.reshape(done, (-1, down, across, rows, columns, channels)), (0, 1, 3, 2, 4, 5))
-    return tf.reshape(joined, (-1, height, width, channels))
-
-
-class MBConvBlock(keras.layers.Layer):
-    """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions.
-
-    Parameters
-    ----------
-    channels, width : int
-        Channels of its input and of its output.
-    stride : int
-        1, or 2 for the first block of a stage.
-    pool_size : int
-        Window of the average pool on the shortcut of a stride-2 block.
-    """
-
-    squeeze_excite = True
-
-    def __init__(self, channels: int, width: int, stride: int, pool_size: int, name: str) -> None:
-        super().__init__(name=name, dtype="float32")
-        self.channels, self.stride, self.pool_size = channels, stride, pool_size
-        hidden = EXPANSION * width
-        self.shortcut_conv = _conv("shortcut_conv", width) if channels != width else None
-        self.pre_norm = _batch_norm("pre_norm")
-        self.expand_conv = _conv("expand_conv", hidden, bias=False)
-        self.expand_norm = _batch_norm("expand_norm")
-        self.depthwise_conv = _depthwise_conv("depthwise_conv", stride)
-        self.depthwise_norm = _batch_norm("depthwise_norm")
-        self.se = SqueezeExcite(int(SE_RATIO * width), hidden) if self.squeeze_excite else None
-        self.shrink_conv = _conv("shrink_conv", width)
-
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create the variables for (N, H, W, channels)."""
-        if self.shortcut_conv is not None:
-            _build_chain((self.shortcut_conv,), self.channels)
-        _build_chain((self.pre_norm, self.expand_conv), self.channels)
-        inner = (self.expand_norm, self.depthwise_conv, self.depthwise_norm, self.se, self.shrink_conv)
-        _build_chain([layer for layer in inner if layer is not None], self.expand_conv.filters)
-
-    def call(self, x: Tensor) -> Tensor:
-        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
-        return self.shortcut(x) + self.residual(x)
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """What the residual is added to."""
-        if self.stride == 2:
-            x = average_pool(x, self.pool_size)
-        return x if self.shortcut_conv is None else self.shortcut_conv(x)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Widen, look around, narrow again."""
-        x = gelu(self.expand_norm(self.expand_conv(self.pre_norm(x))))
-        x = gelu(self.depthwise_norm(spatial_conv(self.depthwise_conv, x)))
-        return self.shrink_conv(x if self.se is None else self.se(x))
-
-
-class MoatBlock(MBConvBlock):
-    """Inverted bottleneck without squeeze-and-excitation, then self-attention.
-
-    Parameters
-    ----------
-    channels, width, stride, pool_size, name
-        As for `MBConvBlock`.
-    table_size : int or None
-        Side of the relative position table, None for no position embedding.
-    window : tuple of int or None
-        What the attention sees.
-    """
-
-    squeeze_excite = False
 
     def __init__(
         self,
-        channels: int,
-        width: int,
-        stride: int,
-        pool_size: int,
-        name: str,
+        variant: str,
         *,
-        table_size: int | None,
-        window: Window,
+        resolution: int | tuple[int, int] | None = None,
+        num_classes: int | None = 1000,
+        features_only: bool = False,
+        pos_emb: bool = True,
+        pool_size: int = 2,
+        window_size: WindowSize = None,
+        global_attention: bool = False,
     ) -> None:
-        super().__init__(channels, width, stride, pool_size, name)
-        self.window = window
-        self.attention_norm = _layer_norm("attention_norm")
-        self.attention = Attention(width, table_size)
+        if variant not in MOAT_CONFIGS:
+            raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
+        config = MOAT_CONFIGS[variant]
+        self._check_settings(num_classes, pool_size)
+        super().__init__(name="moat", dtype="float32")
+        self.variant = variant
+        self.num_classes = num_classes or None
+        self.features_only = features_only
+        self.pos_emb = pos_emb
+        self.pool_size = pool_size
+        self.global_attention = global_attention
+        self.resolution = parse_size(config.resolution if resolution is None else resolution, "resolution")
+        self.resolution_is_given = resolution is not None
+        self.windows = parse_window_size(window_size)
+        if self.resolution_is_given:
+            self._check_windows(*self.resolution)
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        """Create the variables for (N, H, W, channels)."""
-        super().build(input_shape)
-        _build_chain((self.attention_norm, self.attention), self.shrink_conv.filters)
+        self.stem = Stem(config.stem)
+        self.blocks: list[MBConvBlock] = []
+        channels = config.stem
+        for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+            for block in range(depth):
+                self.blocks.append(self._block(stage, block, channels, width, last=block == depth - 1))
+                channels = width
+        self.stage_ends = [sum(config.depths[: stage + 1]) for stage in range(len(config.depths))]
+        self.final_layer_norm = self.logits_head = None
+        if num_classes:
+            self.final_layer_norm = layer_norm("final_layer_norm")
+            self.logits_head = conv("logits_head", num_classes)
 
-    def call(self, x: Tensor) -> Tensor:
-        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
-        x = super().call(x)
-        return x + in_windows(self.attention, self.attention_norm(x), self.window)
+    @staticmethod
+    def _check_settings(num_classes: int | None, pool_size: int) -> None:
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
+            raise UsageError(
+                f"num_classes={num_classes!r}", hint="give a positive number, or None for no head"
+            )
+        if pool_size not in POOL_SIZES:
+            raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")
+
+    def _block(self, stage: int, block: int, channels: int, width: int, *, last: bool) -> MBConvBlock:
+        name = f"block_{stage:02d}_{block:02d}"
+        stride = 2 if block == 0 else 1
+        if stage < FIRST_ATTENTION_STAGE:
+            return MBConvBlock(channels, width, stride, self.pool_size, name)
+        return MoatBlock(
+            channels,
+            width,
+            stride,
+            self.pool_size,
+            name,
+            table_size=POSITION_TABLE_SIZE[stage] if self.pos_emb else None,
+            window=None if last and self.global_attention else self.windows[stage],
+        )
+
+    def build(self, input_shape: Any) -> None:
+        """Create every variable from the channels alone, without computing a map."""
+        build_chain((self.stem,), 3)
+        for block in self.blocks:
+            build_chain((block,), block.channels)
+        if self.logits_head is not None:
+            build_chain((self.final_layer_norm, self.logits_head), MOAT_CONFIGS[self.variant].widths[-1])
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Check the input's shape, where an error can still say so in one line, then run the model."""
+        self._check_input(inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def call(self, inputs: Tensor) -> Any:
+        """Logits (N, classes), or the list of five feature maps."""
+        outputs = self.forward_stages(inputs, head=not self.features_only)
+        return outputs["logits"] if "logits" in outputs else list(outputs.values())
+
+    def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
+        """Run the model and keep what each stage gives.
+
+        Parameters
+        ----------
+        inputs : array or tensor of shape (N, H, W, 3)
+            Normalized RGB.
+        head : bool
+            Whether to go on to the logits, where there is a head.
+
+        Returns
+        -------
+        dict of str to tensor
+            ``stage1`` (the stem) … ``stage5``, (N, h, w, C), then ``logits`` (N, classes).
+
+        Raises
+        ------
+        UsageError
+            When the shape is another, or a window does not divide its map.
+        """
+        self._check_input(inputs)
+        x = self.stem(keras.ops.convert_to_tensor(inputs, dtype="float32"))
+        outputs = {STAGES[0]: x}
+        for count, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if count in self.stage_ends:
+                outputs[STAGES[len(outputs)]] = x
+        if head and self.final_layer_norm is not None and self.logits_head is not None:
+            pooled = self.final_layer_norm(keras.ops.mean(x, axis=(1, 2), keepdims=True))
+            outputs["logits"] = keras.ops.squeeze(self.logits_head(pooled), axis=(1, 2))
+        return outputs
+
+    def _check_input(self, inputs: Any) -> None:
+        shape = tuple(getattr(inputs, "shape", ()))
+        if len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:3]:
+            raise UsageError(
+                f"input of shape {list(shape)}", hint="give images as (N, height, width, 3), channels last"
+            )
+        self._check_windows(shape[1], shape[2])
+
+    def _check_windows(self, *image: int | None) -> None:
+        """Refuse an image whose maps the windows do not divide; a side unknown yet (None) may be any."""
+        for stage, window in self.windows.items():
+            if window is not None:
+                stride = 2 ** (stage + 2)
+                rows, columns = (0 if side is None else math.ceil(side / stride) for side in image)
+                require_whole_windows((rows, columns), window)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the parameters, for ``model.save``."""
+        return {
+            "variant": self.variant,
+            "resolution": list(self.resolution) if self.resolution_is_given else None,
+            "num_classes": self.num_classes,
+            "features_only": self.features_only,
+            "pos_emb": self.pos_emb,
+            "pool_size": self.pool_size,
+            "window_size": {str(stage): window for stage, window in self.windows.items()},
+            "global_attention": self.global_attention,
+        }
+
+
+def build(
+    variant: str,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    num_classes: int | None = 1000,
+    features_only: bool = False,
+    pos_emb: bool = True,
+    pool_size: int = 2,
+    window_size: WindowSize = None,
+    global_attention: bool = False,
+) -> MoatModel:
+    """Make a variant with all its variables, zero until they are loaded.
+
+    Parameters
+    ----------
+    variant : str
+        ``moat0`` … ``tiny-moat3``.
+    resolution : int or (height, width), optional
+        Input size it is meant for, in pixels; default the published one. Other sizes run too. Given
+        together with windows, it is checked that they fit.
+    num_classes : int or None
+        Outputs of the head; None or 0 for a headless model.
+    features_only : bool
+        Give the five feature maps instead of the logits; the head's variables stay.
+    pos_emb : bool
+        Whether attention has relative position tables.
+    pool_size : {2, 3}
+        Average pool on the shortcuts: 2 in classifiers, 3 for dense prediction.
+    window_size : int, (height, width), None, or a mapping of stage (2, 3) to one of these
+        Attention windows in places of the map; None, also for a stage left out, is the whole map. See
+        `parse_window_size`.
+    global_attention : bool
+        Let the last block of each attention stage see the whole map.
+
+    Returns
+    -------
+    MoatModel
+        A built `keras.Model` in float32.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such variant.
+    UsageError
+        When a setting makes no sense.
+    """
+    model = MoatModel(
+        variant,
+        resolution=resolution,
+        num_classes=num_classes,
+        features_only=features_only,
+        pos_emb=pos_emb,
+        pool_size=pool_size,
+        window_size=window_size,
+        global_attention=global_attention,
+    )
+    model.build((None, *model.resolution, 3))
+    return model
+
+
+def load_deeplab2(
+    model: MoatModel, names: Collection[str], read: Callable[[str], Array], *, suffix: str = ""
+) -> None:
+    """Fill the model straight from a TensorFlow checkpoint, by variable names and without any layout rule.
+
+    Parameters
+    ----------
+    model : MoatModel
+    names : collection of str
+        What the checkpoint holds; more than the model needs is fine.
+    read : callable
+        Gives the tensor of a name, of any float type.
+    suffix : str
+        ``/ExponentialMovingAverage`` takes that twin of every trainable variable; statistics come from the
+        plain names, and nothing is mixed: a parameter without its twin is missing.
+
+    Raises
+    ------
+    ConversionError
+        When a variable is missing, or has another shape or no float type.
+    """
+    available = frozenset(names)
+    variables = variables_by_name(model)
+    endings = {name: suffix if variable.trainable else "" for name, variable in variables.items()}
+    sources = {name: _source(name, ending, available) for name, ending in endings.items()}
+    refuse(model, missing=[_deeplab2_name(n) + endings[n] for n, source in sources.items() if source is None])
+    misfits = []
+    for name, source in sources.items():
+        if source is None:
+            continue
+        array = read(source)
+        if reason := misfit(source, array, variables[name]):
+            misfits.append(reason)
+        else:
+            assign(variables[name], array)
+    refuse(model, unfit=misfits)
+
+
+def _deeplab2_name(name: str) -> str:
+    """TensorFlow's depthwise convolution calls its kernel otherwise than Keras 3's."""
+    layer, _, leaf = name.rpartition("/")
+    return f"{layer}/depthwise_kernel" if layer.endswith("/depthwise_conv") and leaf == "kernel" else name
+
+
+def _source(name: str, ending: str, available: Collection[str]) -> str | None:
+    """Name under which a checkpoint has a variable; models made in TF2 name the stem's layers bare."""
+    plain = _deeplab2_name(name) + ending
+    return next((n for n in (plain, plain.removeprefix("moat/stem/")) if n in available), None)

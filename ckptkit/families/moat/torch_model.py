@@ -3,14 +3,12 @@
 Parameters carry the names of the canonical layout, so a converted file loads as it is. Inputs are NCHW. The
 model is for inference: stochastic depth, which changes nothing there, is left out.
 
-Source of the architecture: arXiv:2210.01820 and the published code of google-research/deeplab2. What that code
-leaves to TensorFlow's defaults (padding, epsilons, the exact GELU, how a table is resized) is spelled out here.
+Source of the architecture: arXiv:2210.01820 and the published code of google-research/deeplab2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +24,7 @@ from ckptkit.families.moat.config import (
     MoatConfig,
     moat_sites,
 )
+from ckptkit.families.moat.torch_ops import gelu, position_bias, same_average_pool, same_padding
 from ckptkit.families.moat.windows import (
     Size,
     WindowSize,
@@ -41,94 +40,6 @@ from ckptkit.layouts import Site
 __all__ = ["MoatModel", "build", "load_state"]
 
 POOL_SIZES = (2, 3)
-
-
-def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Pad a map with zeros so that an unpadded operation does what TensorFlow's SAME does.
-
-    The result has ``ceil(size / stride)`` places; an odd amount of padding has its extra row and column at the
-    end, which PyTorch's own symmetric padding cannot express.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``(N, C, H, W)``.
-    kernel, stride : int
-        The same along both axes.
-
-    Examples
-    --------
-    >>> same_padding(torch.ones(1, 1, 4, 5), kernel=3, stride=2).shape
-    torch.Size([1, 1, 5, 7])
-    """
-    height, width = (_same_total(size, kernel, stride) for size in x.shape[-2:])
-    if not height and not width:
-        return x
-    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
-
-
-def _same_total(size: int, kernel: int, stride: int) -> int:
-    """Rows that SAME adds along an axis, before and after together."""
-    places = -(-size // stride)
-    return max((places - 1) * stride + kernel - size, 0)
-
-
-def same_average_pool(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """Average pool with SAME padding: each place is divided by the number of real pixels under it.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``(N, C, H, W)``.
-    kernel, stride : int
-
-    Examples
-    --------
-    >>> same_average_pool(torch.tensor([[[[2.0, 4.0, 6.0]]]]), kernel=2, stride=2)
-    tensor([[[[3., 6.]]]])
-    """
-    pixels = same_padding(x.new_ones(1, 1, *x.shape[-2:]), kernel, stride)
-    sums = F.avg_pool2d(same_padding(x, kernel, stride), kernel, stride, divisor_override=1)
-    return sums / F.avg_pool2d(pixels, kernel, stride, divisor_override=1)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Gaussian error linear unit in its exact form, with the error function."""
-    return F.gelu(x, approximate="none")
-
-
-def position_bias(table: Tensor, height: int, width: int) -> Tensor:
-    """Position bias between all places of a window.
-
-    A table of another size than the window needs is resized bilinearly (half-pixel centres, no antialias, edges
-    clamped), in float32 whatever the table's type.
-
-    Parameters
-    ----------
-    table : torch.Tensor
-        ``(heads, rows, columns)``: bias by relative position, the middle being no displacement.
-    height, width : int
-        Size of the window.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(heads, height * width, height * width)`` float32, by query and key; places in raster order.
-
-    Examples
-    --------
-    >>> position_bias(torch.tensor([[[1.0, 2.0, 3.0]]]), 1, 2)  # left of the query 1, itself 2, right of it 3
-    tensor([[[2., 3.],
-             [1., 2.]]])
-    """
-    size = (2 * height - 1, 2 * width - 1)
-    table = table.float()
-    if table.shape[1:] != size:
-        table = F.interpolate(table[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
-    # Query y sees the keys at table rows height-1-y …, so the sliding windows stand in reverse order of queries.
-    by_displacement = table.unfold(1, height, 1).unfold(2, width, 1)
-    places = height * width
-    return by_displacement.flip(1, 2).reshape(-1, places, places)
 
 
 class SameConv2d(nn.Conv2d):
@@ -209,7 +120,7 @@ class Attention(nn.Module):
         query, key, value = (self._split(projection(flat)) for projection in (self.q, self.k, self.v))
         logits = (query * HEAD_SIZE**-0.5) @ key.transpose(-2, -1)
         if self.relative_position_embedding is not None:
-            # Always from the current table: a bias kept from an earlier call would outlive the loading of weights.
+            # Always from the current table: a bias kept from an earlier call would outlive new weights.
             logits = logits + position_bias(self.relative_position_embedding, height, width)
         weights = logits.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
         attended = (weights @ value).transpose(1, 2).flatten(2)
@@ -229,9 +140,11 @@ class _Block(nn.Module):
         The block's place and sizes (`moat_sites`).
     pool_size : int
         Window of the shortcut's average pool; stride-2 blocks only.
+    squeeze : bool
+        Whether channels are gated after the depthwise convolution.
     """
 
-    def __init__(self, site: Site, *, pool_size: int) -> None:
+    def __init__(self, site: Site, *, pool_size: int, squeeze: bool) -> None:
         super().__init__()
         inside, out, hidden = site["in"], site["out"], site["hidden"]
         self.stride = 2 if site["block"] == 0 else 1
@@ -242,7 +155,7 @@ class _Block(nn.Module):
         self.expand_norm = _batch_norm(hidden)
         self.depthwise_conv = SameConv2d(hidden, hidden, 3, stride=self.stride, groups=hidden, bias=False)
         self.depthwise_norm = _batch_norm(hidden)
-        self.se: SqueezeExcite | None = None
+        self.se = SqueezeExcite(hidden, site["squeezed"]) if squeeze else None
         self.shrink_conv = SameConv2d(hidden, out, 1)
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -264,8 +177,7 @@ class MBConvBlock(_Block):
     """Inverted bottleneck with squeeze-and-excite: stages 0 and 1."""
 
     def __init__(self, site: Site, *, pool_size: int) -> None:
-        super().__init__(site, pool_size=pool_size)
-        self.se = SqueezeExcite(site["hidden"], site["squeezed"])
+        super().__init__(site, pool_size=pool_size, squeeze=True)
 
 
 class MoatBlock(_Block):
@@ -282,7 +194,7 @@ class MoatBlock(_Block):
     """
 
     def __init__(self, site: Site, *, pool_size: int, pos_emb: bool, window: Size | None) -> None:
-        super().__init__(site, pool_size=pool_size)
+        super().__init__(site, pool_size=pool_size, squeeze=False)
         self.window = window
         self.attention_norm = _layer_norm(site["out"])
         self.attention = Attention(site["out"], site["table"] if pos_emb else None)
@@ -379,7 +291,7 @@ class MoatModel(nn.Module):
         return self.head(self.norm(features.mean(dim=(2, 3))))
 
     def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, in order: ``stage1`` (the stem) … ``stage5``, then ``logits`` where there is a head."""
+        """Outputs by name, in order: ``stage1`` (the stem) … ``stage5``, ``logits`` if there is a head."""
         outputs = {f"stage{n}": output for n, output in enumerate(self.forward_features(x), start=1)}
         if self.head is not None:
             outputs["logits"] = self.forward_head(outputs["stage5"])
@@ -411,8 +323,8 @@ def build(
     variant : str
         ``moat0`` … ``tiny-moat3``.
     resolution : int or (int, int), optional
-        Input size it is meant for, default the one of the published checkpoints. No parameter depends on it and
-        other sizes work; when given, windows are checked against it at once.
+        Input size it is meant for, default the one of the published checkpoints. No parameter depends on it
+        and other sizes work; when given, windows are checked against it at once.
     num_classes : int or None
         Outputs of the head; None or 0 leaves the head out.
     features_only : bool
@@ -452,12 +364,13 @@ def build(
     if num_classes is not None and num_classes < 0:
         raise UsageError(f"num_classes is {num_classes}", hint="give a positive number, or None for no head")
     config = MOAT_CONFIGS[variant]
+    size = parse_size(config.resolution if resolution is None else resolution, "resolution")
     windows = parse_window_size(window_size)
     if resolution is not None:
-        _check_windows(parse_size(resolution, "resolution"), windows)
+        _check_windows(size, windows)
     model = MoatModel(
         config,
-        resolution=parse_size(resolution or config.resolution, "resolution"),
+        resolution=size,
         num_classes=num_classes or None,
         features_only=features_only,
         pos_emb=pos_emb,
@@ -465,11 +378,12 @@ def build(
         windows=windows,
         global_attention=global_attention,
     )
-    return model.float().eval()
+    model.float().eval()
+    return model
 
 
 def _check_windows(resolution: Size, windows: Mapping[int, Size | None]) -> None:
     for stage, window in windows.items():
-        stride = 4 * 2**stage
+        stride = 4 * 2**stage  # of the stage's output: the stem halves once, each stage up to it once more
         if window is not None:
             require_whole_windows((-(-resolution[0] // stride), -(-resolution[1] // stride)), window)

@@ -1,0 +1,207 @@
+"""A safe walk over a tar archive: nothing that could leave its folder, nothing without bound.
+
+Used by the TensorFlow reader (to read a ``.tar.gz`` directly) and by the store (to unpack one). The
+archive is read once, front to back; plain, gzip, bzip2 and xz are told apart by their first bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.formats.tar_stream import (
+    DEFAULT_LIMITS,
+    READ_BYTES,
+    TAR_BLOCK,
+    TarLimits,
+    TarStream,
+    decompressed,
+)
+
+__all__ = ["DEFAULT_LIMITS", "SafeMember", "TarLimits", "iter_safe_members"]
+
+_MAX_NAME = 1024
+_MAX_COMPONENT = 255  # bytes; what common file systems hold
+
+
+@dataclass(frozen=True)
+class SafeMember:
+    """A file or folder of an archive, its name checked.
+
+    Attributes
+    ----------
+    name : str
+        Relative, with ``/`` between parts, no ``.`` or ``..`` among them.
+    size : int
+        Bytes; 0 for a folder.
+    is_folder : bool
+        Folders have no bytes.
+    """
+
+    name: str
+    size: int
+    is_folder: bool
+
+
+def iter_safe_members(
+    path: Path, *, limits: TarLimits = DEFAULT_LIMITS
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over the files and folders of a tar archive in the order they stand.
+
+    Parameters
+    ----------
+    path : Path
+        ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz``, whatever it is called.
+    limits : TarLimits
+        When to give up.
+
+    Yields
+    ------
+    member : SafeMember
+        What stands there.
+    stream : BinaryIO or None
+        A file's bytes, to be read before the walk goes on; None for a folder.
+
+    Raises
+    ------
+    FormatError
+        When the file is no tar archive, is truncated or damaged, or has a member that is a link, device or
+        pipe, that has an absolute name or one with ``..``, whose name occurs twice (letter case aside), or
+        that breaks a limit. Members yielded before may be fine; nobody should use them without the rest.
+    NotFoundError
+        When there is no such file.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            raw = stack.enter_context(path.open("rb"))
+            source = decompressed(path, raw)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such file") from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        stream = TarStream(path, raw, source, limits)
+        names = _Names(path)
+        archive: tarfile.TarFile | None = None
+        for count in range(limits.members + 1):
+            archive, entry = _next_entry(path, archive, stream, limits)
+            if entry is None:
+                break
+            if count == limits.members:
+                raise FormatError(path, f"more than {limits.members} members")
+            member = _checked(path, entry, names)
+            if member is None:
+                continue
+            if member.is_folder:
+                yield member, None
+                continue
+            body = _MemberStream(path, stream, member)
+            yield member, io.BufferedReader(body, READ_BYTES)
+            body.expire()
+        stream.drain()
+
+
+class _MemberStream(io.RawIOBase):
+    """Bytes of one member."""
+
+    def __init__(self, path: Path, stream: TarStream, member: SafeMember) -> None:
+        self._path = path
+        self._stream = stream
+        self._member = member
+        self._remaining = member.size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._remaining)
+        piece = self._stream.read_some(wanted) if wanted else b""
+        if wanted and not piece:
+            raise FormatError(self._path, f"truncated inside {self._member.name!r}")
+        buffer[: len(piece)] = piece
+        self._remaining -= len(piece)
+        return len(piece)
+
+    def expire(self) -> None:
+        """The walk goes on: nothing more may be read here."""
+        self._remaining = 0
+
+
+def _next_entry(
+    path: Path, archive: tarfile.TarFile | None, stream: TarStream, limits: TarLimits
+) -> tuple[tarfile.TarFile, tarfile.TarInfo | None]:
+    """The next member's header, or None at a proper end mark; opens the archive on the first call."""
+    stream.budget = limits.header_bytes
+    try:
+        if archive is None:
+            # tarfile needs no more of a file than read, seek and tell
+            archive = tarfile.TarFile(fileobj=stream, mode="r", encoding="utf-8")  # type: ignore[arg-type]
+        entry = archive.next()
+    # a hostile header brings tarfile to any of these (RecursionError: headers about headers)
+    except (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
+        raise FormatError(path, f"damaged tar header: {error}", offset=stream.tell()) from error
+    if entry is None and stream.last_header.strip(b"\0"):
+        raise FormatError(path, "damaged tar header", offset=stream.tell() - len(stream.last_header))
+    if entry is None and len(stream.last_header) < TAR_BLOCK:
+        raise FormatError(path, "truncated: the archive has no end mark", offset=stream.tell())
+    return archive, entry
+
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def _checked(path: Path, entry: tarfile.TarInfo, names: _Names) -> SafeMember | None:
+    """The member if it is safe; None for the archive's own root folder."""
+    shown = repr(entry.name[:200])
+    if entry.issym() or entry.islnk():
+        raise FormatError(path, f"member {shown} is a link, which is refused")
+    is_file = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not entry.issparse()
+    if not is_file and not entry.isdir():
+        raise FormatError(path, f"member {shown} is neither a file nor a folder, which is refused")
+    if entry.size < 0:
+        raise FormatError(path, f"member {shown} has a negative size")
+    if len(entry.name) > _MAX_NAME:
+        raise FormatError(path, f"member {shown}: the name is too long")
+    if not entry.name.isprintable() or "\\" in entry.name:
+        raise FormatError(path, f"member {shown}: unsafe characters in the name")
+    if entry.name.startswith("/") or _DRIVE.match(entry.name):
+        raise FormatError(path, f"member {shown} has an absolute name, which is refused")
+    parts = [part for part in entry.name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise FormatError(path, f"member {shown} leaves its folder ('..'), which is refused")
+    if any(len(part.encode()) > _MAX_COMPONENT for part in parts):
+        raise FormatError(path, f"member {shown}: the name is too long")
+    if not parts and entry.isdir():
+        return None
+    if not parts:
+        raise FormatError(path, "a member has no name")
+    names.claim(parts, is_folder=entry.isdir())
+    return SafeMember("/".join(parts), entry.size if is_file else 0, entry.isdir())
+
+
+class _Names:
+    """Names seen so far, compared as a file system that ignores letter case and accents' coding would."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    def claim(self, parts: list[str], *, is_folder: bool) -> None:
+        folded = [unicodedata.normalize("NFC", part).casefold() for part in parts]
+        above = {"/".join(folded[:depth]) for depth in range(1, len(folded))}
+        name = "/".join(folded)
+        taken = self._files if is_folder else self._files | self._folders
+        if name in taken or not above.isdisjoint(self._files):
+            raise FormatError(
+                self._path, f"two members want the name {'/'.join(parts)!r} (letter case aside)"
+            )
+        self._folders |= above
+        (self._folders if is_folder else self._files).add(name)

@@ -1,0 +1,237 @@
+"""The bytes inside a tar archive: plain, gzip, bzip2 or xz, read forward only and within bounds."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from ckptkit.errors import FormatError, storage_error
+
+READ_BYTES = 256 << 10
+TAR_BLOCK = 512
+_XZ_MEMORY = 256 << 20  # the largest preset of xz asks for 65 MB to decompress
+
+
+@dataclass(frozen=True)
+class TarLimits:
+    """Bounds of a walk; generous for checkpoints of many gigabytes, far from what a bomb needs.
+
+    Attributes
+    ----------
+    members : int
+        Files and folders in the archive.
+    total_bytes : int
+        Size of the archive when decompressed.
+    ratio, ratio_from_bytes : int
+        Decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have
+        been produced (weights hardly compress at all; a small file of zeros is harmless).
+    header_bytes : int
+        What one member may spend on its headers (long names, pax records).
+    """
+
+    members: int = 20_000
+    total_bytes: int = 256 << 30
+    ratio: int = 100
+    ratio_from_bytes: int = 256 << 20
+    header_bytes: int = 1 << 20
+
+
+DEFAULT_LIMITS = TarLimits()
+
+
+def is_archive(head: bytes) -> bool:
+    """Whether a file whose first 262 bytes are ``head`` may be a tar archive, compressed or not."""
+    return _compression(head) is not None or head[257:262] == b"ustar"
+
+
+def describe_foreign(head: bytes) -> str:
+    """Say in words what a file is that should have been an archive or a checkpoint.
+
+    Examples
+    --------
+    >>> describe_foreign(b"<!DOCTYPE html><html>")
+    'an HTML page'
+    """
+    if not head:
+        return "an empty file"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page"
+    if text.startswith(b"<?xml"):
+        return "an XML document"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    if text.startswith((b"{", b"[")):
+        return "a JSON text"
+    if head.startswith(b"PK\x03\x04"):
+        return "a zip archive"
+    return "something else"
+
+
+def _compression(head: bytes) -> str | None:
+    for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz")):
+        if head.startswith(magic):
+            return name
+    return None
+
+
+class _Decompressor(Protocol):
+    """What bz2 and lzma decompressors have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _BlockStream:
+    """Decompressed bytes of a bzip2 or xz file, memory bounded (xz headers may ask for gigabytes)."""
+
+    def __init__(self, raw: BinaryIO, kind: str) -> None:
+        self._raw = raw
+        self._kind = kind
+        self._damage: type[Exception] = EOFError  # bz2 raises OSError, which says enough
+        self._decoder = self._fresh()
+
+    def _fresh(self) -> _Decompressor:
+        if self._kind == "xz":
+            import lzma  # not in every build of Python
+
+            self._damage = lzma.LZMAError
+            return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        import bz2
+
+        return bz2.BZ2Decompressor()
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, none at the end; EOFError if cut short, ValueError or OSError if damaged."""
+        while True:
+            data = b""
+            if self._decoder.eof:
+                data = self._decoder.unused_data.lstrip(b"\0")  # streams may be padded with zeros
+                while not data:
+                    following = self._raw.read(READ_BYTES)
+                    if not following:
+                        return b""
+                    data = following.lstrip(b"\0")
+                self._decoder = self._fresh()
+            elif self._decoder.needs_input:
+                data = self._raw.read(READ_BYTES)
+                if not data:
+                    raise EOFError
+            try:
+                piece = self._decoder.decompress(data, size)
+            except self._damage as error:
+                raise ValueError(str(error)) from error
+            if piece:
+                return piece
+
+
+def decompressed(path: Path, raw: BinaryIO) -> _Readable:
+    """Undo the compression of an open file, whatever it is; FormatError when it holds no archive."""
+    head = raw.read(TAR_BLOCK)
+    raw.seek(0)
+    if not is_archive(head):
+        raise FormatError(
+            path,
+            f"no tar archive but {describe_foreign(head)}",
+            hint="fetch it again, or check the URL it came from",
+        )
+    kind = _compression(head)
+    if kind is None:
+        return raw
+    if kind == "gzip":
+        import gzip
+
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    return _BlockStream(raw, kind)
+
+
+class TarStream:
+    """The decompressed archive, read forward only; counts, and gives up at the limits.
+
+    tarfile reads headers through `read`, which a budget bounds: what a header claims to be long may not be
+    loaded into memory. Members' bytes are read, or skipped, without that budget.
+    """
+
+    def __init__(self, path: Path, raw: BinaryIO, source: _Readable, limits: TarLimits) -> None:
+        self._path = path
+        self._raw = raw
+        self._source = source
+        self._limits = limits
+        self._position = 0
+        self.budget = 0
+        self.last_header = b""
+
+    def tell(self) -> int:
+        """Bytes produced so far."""
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        """Read header bytes, within the budget."""
+        if not 0 <= size <= self.budget:
+            raise FormatError(self._path, f"a member's headers claim {size} bytes", offset=self._position)
+        self.budget -= size
+        self.last_header = self.read_exactly(size)
+        return self.last_header
+
+    def seek(self, target: int) -> int:
+        """Skip forward."""
+        if target < self._position:
+            raise FormatError(self._path, "a member's size is negative or too large", offset=self._position)
+        while target > self._position:
+            if not self.read_some(min(READ_BYTES, target - self._position)):
+                raise FormatError(self._path, "truncated inside a member", offset=self._position)
+        return self._position
+
+    def read_exactly(self, size: int) -> bytes:
+        """Read ``size`` bytes, fewer only at the end."""
+        pieces = []
+        while size > 0 and (piece := self.read_some(min(size, READ_BYTES))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def read_some(self, size: int) -> bytes:
+        """Read at least one byte and at most ``size``; none at the end."""
+        try:
+            piece = self._source.read(size)
+        except EOFError as error:
+            raise FormatError(self._path, "truncated: the compressed data ends early") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise storage_error(error, self._path) from error
+            # without a number it is gzip or bz2 saying "damaged"
+            raise FormatError(
+                self._path, f"damaged compressed data: {error}", offset=self._position
+            ) from error
+        except (ValueError, zlib.error, MemoryError) as error:
+            raise FormatError(
+                self._path, f"damaged compressed data: {error}", offset=self._position
+            ) from error
+        self._position += len(piece)
+        if self._position > self._limits.total_bytes:
+            raise FormatError(self._path, f"unpacks to more than {self._limits.total_bytes} bytes")
+        expanded = self._position > self._limits.ratio_from_bytes
+        if expanded and self._position > self._limits.ratio * max(1, self._raw.tell()):
+            raise FormatError(
+                self._path, f"expands more than {self._limits.ratio} times: a decompression bomb"
+            )
+        return piece
+
+    def drain(self) -> None:
+        """Read what follows the end mark, so that the compressed stream's own checksum is compared."""
+        while self.read_some(READ_BYTES):
+            pass

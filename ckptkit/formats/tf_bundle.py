@@ -1,0 +1,233 @@
+"""TensorFlow V2 checkpoints (``prefix.index`` and ``prefix.data-NNNNN-of-MMMMM``) without TensorFlow.
+
+Read: plain names, object-based checkpoints and SavedModels, several shards, partitioned variables, from a
+prefix, a folder or a tar archive. Write: plain names, one shard. Source of the format:
+tensorflow/core/util/tensor_bundle/.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.leveldb_table import mask
+from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.protobuf_wire import WireError
+from ckptkit.formats.staging import translated
+from ckptkit.formats.tf_bundle_index import (
+    Part,
+    StoredTensor,
+    index_path,
+    iter_notes,
+    load_index,
+    shard_path,
+)
+from ckptkit.formats.tf_bundle_writer import TfBundleWriter
+from ckptkit.formats.tf_locate import locate
+from ckptkit.formats.tf_object_graph import (
+    GRAPH_KEY,
+    MAX_GRAPH_BYTES,
+    decode_string_scalar,
+    string_checksum,
+    variable_names,
+)
+from ckptkit.tensors import DTYPES, Array, TensorSpec
+
+__all__ = ["TfBundleReader", "TfBundleWriter"]
+
+_CHECK_BYTES = 4 << 20
+"""How much is checksummed before its pages are given back."""
+_FAULT_AROUND = 64 << 10
+"""Linux maps this much around a page that is touched: also what lies before and after a tensor."""
+
+
+class TfBundleReader(MappedReader):
+    """An open TensorFlow V2 checkpoint; see `ckptkit.formats.base.Reader`.
+
+    Parameters
+    ----------
+    path : Path
+        A prefix, its ``.index``, a folder, or a ``.tar.gz`` (whose members are put in a private temporary
+        folder until `close`).
+    verify : bool
+        Compare each tensor with its checksum before it is first handed out.
+
+    Attributes
+    ----------
+    prefix : Path
+        What was opened; in the temporary folder for an archive.
+    specs : Mapping of str to TensorSpec
+        By variable name, in the order of the data files.
+    keys : Mapping of str to str
+        Variable name -> its key in the index (the object path of an object-based checkpoint).
+    metadata : Mapping of str to str
+        What ckptkit wrote; empty for a checkpoint that TensorFlow wrote.
+
+    Raises
+    ------
+    NotFoundError
+        No such checkpoint.
+    FormatError
+        Damaged or unsupported; a data file missing.
+    UsageError
+        A folder with several checkpoints.
+    """
+
+    format = "tf"
+
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
+        self.path = Path(path)
+        self._verify = verify
+        self._files: list[MappedFile] = []
+        self._shards: dict[int, MappedFile] = {}
+        self._checked: set[str] = set()
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        with translated(self.path):
+            self.prefix, self._temporary = locate(self.path)
+        try:
+            self._open()
+        except BaseException:  # Ctrl+C too: the temporary folder must go
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        index = load_index(self.prefix)
+        self._num_shards = index.header.num_shards
+        self.metadata: Mapping[str, str] = dict(index.header.metadata)
+        readable = {key: tensor for key, tensor in index.tensors.items() if tensor.dtype is not None}
+        names, notes = self._names(index.tensors, list(readable))
+        self._tensors: dict[str, StoredTensor] = {}
+        specs = {}
+        for key, tensor in sorted(readable.items(), key=lambda item: item[1].place):
+            if tensor.dtype is not None:
+                specs[names[key]] = TensorSpec(names[key], tensor.dtype, tensor.shape)
+                self._tensors[names[key]] = tensor
+        self.specs: Mapping[str, TensorSpec] = specs
+        self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
+        self.notes: Sequence[str] = [*iter_notes(index, read=frozenset({GRAPH_KEY})), *notes]
+
+    def _names(
+        self, tensors: Mapping[str, StoredTensor], keys: list[str]
+    ) -> tuple[dict[str, str], list[str]]:
+        graph = tensors.get(GRAPH_KEY)
+        if graph is None:
+            return {key: key for key in keys}, []
+        path = index_path(self.prefix)
+        if graph.type_name != "strings" or graph.shape or graph.parts[0].size > MAX_GRAPH_BYTES:
+            raise FormatError(path, f"{GRAPH_KEY} is not one string of at most {MAX_GRAPH_BYTES} bytes")
+        part = graph.parts[0]
+        try:
+            text = decode_string_scalar(self._bytes(part).tobytes())
+            if part.crc32c is not None and string_checksum(text) != part.crc32c:
+                raise WireError("its checksum (crc32c) differs")
+            return variable_names(keys, text)
+        except WireError as error:
+            raise FormatError(path, f"damaged object graph {GRAPH_KEY}: {error}") from error
+
+    def read(self, name: str) -> Array:
+        """One tensor, read-only; a view of the mapped file, or a copy for a partitioned variable.
+
+        Raises
+        ------
+        NotFoundError
+            No tensor of that name.
+        FormatError
+            With ``verify``, when its checksum differs.
+        """
+        tensor = self._tensor(name)
+        if self._verify and name not in self._checked:
+            self.check(name)
+        spec = self.specs[name]
+        if len(tensor.parts) == 1:
+            return self._view(tensor.parts[0], spec, spec.shape)
+        import numpy
+
+        whole = numpy.empty(spec.shape, spec.dtype.numpy)
+        for part in tensor.parts:
+            box = tuple(
+                slice(begin, begin + size) for begin, size in zip(part.start, part.shape, strict=True)
+            )
+            whole[box] = self._view(part, spec, part.shape)
+        whole.flags.writeable = False
+        return whole
+
+    def check(self, name: str) -> bool:
+        """Compare a tensor with its stored crc32c: True when it holds, False when none is stored.
+
+        Raises
+        ------
+        FormatError
+            When it differs.
+        """
+        tensor = self._tensor(name)
+        for part in tensor.parts:
+            if part.crc32c is not None and mask(self._crc32c(part)) != part.crc32c:
+                raise FormatError(
+                    self._shard_path(part),
+                    f"tensor {name!r}: checksum (crc32c) differs: damaged",
+                    offset=part.offset,
+                    hint="fetch it again",
+                )
+        self._checked.add(name)
+        return all(part.crc32c is not None for part in tensor.parts)
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back; views stay valid, and read from the file again when touched."""
+        for part in self._tensor(name).parts:
+            self._release(part, part.offset, part.size)
+
+    def close(self) -> None:
+        """Unmap, and remove what was unpacked; views handed out must not be used after."""
+        super().close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    def _tensor(self, name: str) -> StoredTensor:
+        if name not in self._tensors:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+        return self._tensors[name]
+
+    def _view(self, part: Part, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+        if part.size == 0:
+            import numpy
+
+            empty = numpy.empty(shape, spec.dtype.numpy)
+            empty.flags.writeable = False
+            return empty
+        return self._shard(part).view(part.offset, spec.dtype, shape)
+
+    def _bytes(self, part: Part) -> Array:
+        return self._view(part, TensorSpec("", DTYPES["uint8"], (part.size,)), (part.size,))
+
+    def _crc32c(self, part: Part) -> int:
+        import google_crc32c
+
+        data = self._bytes(part)
+        crc = 0
+        for start in range(0, part.size, _CHECK_BYTES):
+            piece = data[start : start + _CHECK_BYTES]
+            crc = int(google_crc32c.extend(crc, piece))
+            self._release(part, part.offset + start, piece.size)
+        return crc
+
+    def _release(self, part: Part, offset: int, size: int) -> None:
+        if size:
+            start = offset - offset % _FAULT_AROUND
+            self._shard(part).release(start, -(-(offset + size - start) // _FAULT_AROUND) * _FAULT_AROUND)
+
+    def _shard_path(self, part: Part) -> Path:
+        return shard_path(self.prefix, part.shard, self._num_shards)
+
+    def _shard(self, part: Part) -> MappedFile:
+        """The data file, mapped on first use: there may be more of them than one process may open."""
+        if part.shard not in self._shards:
+            file = MappedFile(self._shard_path(part))
+            self._files.append(file)
+            self._shards[part.shard] = file
+        file = self._shards[part.shard]
+        if part.offset + part.size > file.size:
+            raise FormatError(file.path, "became shorter while it was open")
+        return file

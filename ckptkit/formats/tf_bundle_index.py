@@ -1,0 +1,341 @@
+"""The index of a TensorFlow checkpoint: which tensors there are and where their bytes lie, all checked."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.formats.leveldb_table import read_table
+from ckptkit.formats.protobuf_wire import WireError
+from ckptkit.formats.tf_bundle_proto import (
+    BUNDLE_VERSION,
+    FULL,
+    BundleEntry,
+    BundleHeader,
+    Slice,
+    decode_entry,
+    decode_header,
+    slice_key,
+)
+from ckptkit.tensors import DTYPES, DType
+
+MAX_INDEX_BYTES = 64 << 20
+"""An index has about 100 bytes a tensor; this is room for more than any checkpoint has."""
+MAX_RANK = 32
+"""What numpy 1 can hold."""
+MAX_SHARDS = 100_000
+"""Data files are numbered with five digits."""
+MAX_CROSSED_PARTS = 1024
+"""Parts of a variable that is cut along more than one axis; each pair of them is compared."""
+
+
+_REFERENCE = 100  # DT_FLOAT_REF = DT_FLOAT + 100 and so on: how TF1 typed mutable variables
+_BY_NUMBER = {dtype.tf: dtype for dtype in DTYPES.values() if dtype.tf is not None}
+_OTHER_TYPES = {
+    7: "strings", 11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16",
+    20: "a resource", 21: "a variant", 29: "int4", 30: "uint4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a tensor, or of one box of a partitioned one, in a data file.
+
+    Attributes
+    ----------
+    shard, offset, size : int
+        Data file and place in it, in bytes.
+    crc32c : int or None
+        Masked checksum, where the index has one.
+    start, shape : tuple of int
+        The box: where it begins in the tensor, and how large it is.
+    """
+
+    shard: int
+    offset: int
+    size: int
+    crc32c: int | None
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as the index describes it.
+
+    Attributes
+    ----------
+    key : str
+        Its key in the index.
+    dtype : DType or None
+        None when numpy cannot hold it; ``type_name`` says what it is then.
+    """
+
+    key: str
+    dtype: DType | None
+    type_name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Shard and offset of the first part, to sort by."""
+        return min((part.shard, part.offset) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class BundleIndex:
+    """Header and tensors of a checkpoint, by key; ``unused_parts`` counts parts that belong to no tensor."""
+
+    header: BundleHeader
+    tensors: Mapping[str, StoredTensor]
+    unused_parts: int
+
+
+def index_path(prefix: Path) -> Path:
+    """``<prefix>.index``."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
+    """``<prefix>.data-NNNNN-of-MMMMM``.
+
+    Examples
+    --------
+    >>> shard_path(Path("model.ckpt"), 0, 1).name
+    'model.ckpt.data-00000-of-00001'
+    """
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
+
+
+def load_index(prefix: Path) -> BundleIndex:
+    """Read ``<prefix>.index`` and check it against the data files beside it.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no index.
+    FormatError
+        When the index is damaged or unsupported, a data file is missing, or a tensor does not fit in it.
+    """
+    path = index_path(prefix)
+    entries = dict(read_table(path, _read_bounded(path)))
+    header = _header(path, entries)
+    decoded = {key: _entry(path, key, value) for key, value in entries.items() if key}
+    assembled: set[bytes] = set()
+    tensors = {}
+    for key, entry in decoded.items():
+        if not _is_part_key(key):
+            stored = _stored(path, key, entry, decoded, assembled)
+            tensors[stored.key] = stored
+    spans = [
+        (entry.shard, entry.offset, entry.size, key) for key, entry in decoded.items() if not entry.slices
+    ]
+    _check_spans(prefix, header, spans)
+    part_keys = sum(map(_is_part_key, decoded))
+    return BundleIndex(header, tensors, part_keys - len(assembled))
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_INDEX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{path}: no such file", hint="a TensorFlow checkpoint needs its .index"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if len(data) > MAX_INDEX_BYTES:
+        raise FormatError(path, f"larger than {MAX_INDEX_BYTES} bytes: no index of a checkpoint")
+    return data
+
+
+def _header(path: Path, entries: Mapping[bytes, bytes]) -> BundleHeader:
+    if b"" not in entries:
+        raise FormatError(path, "has no header entry: a table, but not of a checkpoint")
+    try:
+        header = decode_header(entries[b""])
+    except WireError as error:
+        raise FormatError(path, f"damaged header: {error}") from error
+    if header.big_endian:
+        raise FormatError(
+            path,
+            "written on a big-endian machine, which is not supported",
+            hint="load and save it with TensorFlow on a little-endian machine",
+        )
+    if header.min_consumer > BUNDLE_VERSION:
+        raise FormatError(
+            path, f"asks for checkpoint version {header.min_consumer}, {BUNDLE_VERSION} is known"
+        )
+    if not 0 < header.num_shards <= MAX_SHARDS:
+        raise FormatError(path, f"claims {header.num_shards} data files")
+    return header
+
+
+def _entry(path: Path, key: bytes, value: bytes) -> BundleEntry:
+    try:
+        entry = decode_entry(value)
+    except WireError as error:
+        raise FormatError(path, f"entry {_shown(key)}: {error}") from error
+    dtype = _BY_NUMBER.get(entry.dtype % _REFERENCE)
+    if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
+        raise FormatError(path, f"entry {_shown(key)}: no element type has the number {entry.dtype}")
+    itemsize = dtype.itemsize if dtype else 1
+    if len(entry.shape) > MAX_RANK:
+        raise FormatError(
+            path, f"entry {_shown(key)}: {len(entry.shape)} axes, at most {MAX_RANK} are supported"
+        )
+    # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
+    if min(entry.shape, default=0) < 0 or math.prod(filter(None, entry.shape)) * itemsize >= 1 << 62:
+        raise FormatError(path, f"entry {_shown(key)}: impossible shape {list(entry.shape)}")
+    expected = math.prod(entry.shape) * itemsize
+    if not entry.slices and dtype is not None and entry.size != expected:
+        raise FormatError(
+            path,
+            f"entry {_shown(key)}: {entry.size} bytes, {dtype} of shape {list(entry.shape)} takes {expected}",
+        )
+    return entry
+
+
+def _stored(
+    path: Path, key: bytes, entry: BundleEntry, entries: Mapping[bytes, BundleEntry], assembled: set[bytes]
+) -> StoredTensor:
+    name = _name(path, key)
+    number = entry.dtype % _REFERENCE
+    dtype = _BY_NUMBER.get(number)
+    type_name = dtype.name if dtype else _OTHER_TYPES.get(number, f"type number {number}")
+    if not entry.slices:
+        whole = Part(
+            entry.shard, entry.offset, entry.size, entry.crc32c, (0,) * len(entry.shape), entry.shape
+        )
+        return StoredTensor(name, dtype, type_name, entry.shape, (whole,))
+    parts = []
+    for piece in entry.slices:
+        part_key = slice_key(key, piece)
+        stored = entries.get(part_key)
+        if stored is None:
+            raise FormatError(path, f"partitioned variable {name!r}: its part {_bounds(piece)} is missing")
+        box = _box(path, name, piece, entry.shape)
+        if stored.slices or stored.dtype % _REFERENCE != number or stored.shape != box[1]:
+            raise FormatError(
+                path, f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in"
+            )
+        parts.append(Part(stored.shard, stored.offset, stored.size, stored.crc32c, *box))
+        assembled.add(part_key)
+    _check_cover(path, name, entry.shape, parts)
+    return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts))
+
+
+def _box(
+    path: Path, name: str, piece: Slice, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and shape of a part inside its tensor."""
+    if len(piece) != len(shape):
+        raise FormatError(
+            path, f"partitioned variable {name!r}: a part has {len(piece)} axes, not {len(shape)}"
+        )
+    start = tuple(begin for begin, _ in piece)
+    size = tuple(axis if length == FULL else length for (_, length), axis in zip(piece, shape, strict=True))
+    if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
+        raise FormatError(
+            path, f"partitioned variable {name!r}: a part {_bounds(piece)} leaves {list(shape)}"
+        )
+    return start, size
+
+
+def _check_cover(path: Path, name: str, shape: tuple[int, ...], parts: list[Part]) -> None:
+    """Parts that are disjoint and together as large as the tensor cover it exactly."""
+    boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
+    total = sum(math.prod(size) for _, size in boxes)
+    if total != math.prod(shape):
+        raise FormatError(
+            path, f"partitioned variable {name!r}: parts of {total} of {math.prod(shape)} elements"
+        )
+    cut = [axis for axis, size in enumerate(shape) if any(box[1][axis] != size for box in boxes)]
+    if len(cut) == 1:  # TensorFlow's own partitioners cut one axis
+        runs = sorted((start[cut[0]], size[cut[0]]) for start, size in boxes)
+        overlap = any(a + length > b for (a, length), (b, _) in itertools.pairwise(runs))
+    elif len(boxes) > MAX_CROSSED_PARTS:
+        raise FormatError(path, f"partitioned variable {name!r}: {len(boxes)} parts cut along several axes")
+    else:
+        overlap = any(_meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+    if overlap:
+        raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
+
+
+def _meet(
+    first: tuple[tuple[int, ...], tuple[int, ...]], second: tuple[tuple[int, ...], tuple[int, ...]]
+) -> bool:
+    axes = zip(*first, *second, strict=True)
+    return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in axes)
+
+
+def _check_spans(prefix: Path, header: BundleHeader, spans: Iterable[tuple[int, int, int, bytes]]) -> None:
+    """Every tensor lies inside a data file that exists, and no two share a byte."""
+    path = index_path(prefix)
+    lengths: dict[int, int] = {}
+    previous = (-1, 0, b"")  # shard, end, key
+    for shard, offset, size, key in sorted(spans):
+        if not 0 <= shard < header.num_shards:
+            raise FormatError(path, f"entry {_shown(key)}: data file {shard} of {header.num_shards}")
+        if shard not in lengths:
+            lengths[shard] = _length(path, shard_path(prefix, shard, header.num_shards))
+        if offset < 0 or size < 0 or offset + size > lengths[shard]:
+            file = shard_path(prefix, shard, header.num_shards)
+            raise FormatError(
+                file,
+                f"truncated or not of this index: {_shown(key)} takes bytes {offset} to {offset + size}, "
+                f"the file has {lengths[shard]}",
+            )
+        if size == 0:
+            continue
+        if shard == previous[0] and offset < previous[1]:
+            raise FormatError(path, f"entries {_shown(previous[2])} and {_shown(key)} share bytes")
+        previous = (shard, offset + size, key)
+
+
+def _length(index: Path, shard: Path) -> int:
+    try:
+        return shard.stat().st_size
+    except FileNotFoundError as error:
+        raise FormatError(
+            index, f"its data file {shard.name} is missing", hint="put it beside the index, or fetch it again"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, shard) from error
+
+
+def _is_part_key(key: bytes) -> bool:
+    return key.startswith(b"\0")
+
+
+def _name(path: Path, key: bytes) -> str:
+    try:
+        name = key.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"a tensor's name is not UTF-8: {_shown(key)}") from error
+    if any(character < " " or character == "\x7f" for character in name):
+        raise FormatError(path, f"a tensor's name has control characters: {_shown(key)}")
+    return name
+
+
+def _bounds(piece: Slice) -> str:
+    return ",".join("all" if length == FULL else f"{start}:{start + length}" for start, length in piece)
+
+
+def _shown(key: bytes) -> str:
+    return repr(key[:200].decode("utf-8", "backslashreplace"))
+
+
+def iter_notes(index: BundleIndex, *, read: Collection[str] = ()) -> Iterator[str]:
+    """One sentence for each thing in the index that is no numeric tensor, except the keys in ``read``."""
+    for tensor in index.tensors.values():
+        if tensor.dtype is None and tensor.key not in read:
+            yield f"skipped {tensor.key!r}: it holds {tensor.type_name}, not numbers"
+    if index.unused_parts:
+        yield f"{index.unused_parts} stored parts belong to no partitioned variable"

@@ -1,0 +1,200 @@
+"""The messages inside a TensorFlow checkpoint's index, and the keys of partitioned variables.
+
+Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/framework/{tensor_shape,
+tensor_slice,versions}.proto, and the ordered code of tensorflow/core/lib/strings/ordered_code.cc.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ckptkit.formats.protobuf_wire import Field, WireError, bytes_field, fields, fixed32_field, number_field
+
+BUNDLE_VERSION = 1
+"""TensorFlow's kTensorBundleVersion: what is written, and the newest a file may ask for."""
+METADATA_FIELD = 21_001
+"""Where ckptkit's own metadata travels in BundleHeaderProto; TensorFlow skips fields it does not know."""
+FULL = -1
+"""Length of a slice that takes a whole axis."""
+
+Slice = tuple[tuple[int, int], ...]
+"""Per axis, (start, length); (0, FULL) is the whole axis."""
+
+
+@dataclass(frozen=True)
+class BundleHeader:
+    """BundleHeaderProto: the value of the empty key."""
+
+    num_shards: int = 1
+    big_endian: bool = False
+    min_consumer: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BundleEntry:
+    """BundleEntryProto: what one tensor is and where its bytes lie.
+
+    Attributes
+    ----------
+    dtype : int
+        Number in TensorFlow's DataType enum, as stored (100 more for a reference type).
+    shape : tuple of int
+        Sizes of the axes.
+    shard, offset, size : int
+        Which data file, and the bytes' place in it.
+    crc32c : int or None
+        Masked checksum of the bytes; None when the entry has none.
+    slices : tuple of Slice
+        For a partitioned variable, the parts that are stored under keys of their own; else empty.
+    """
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int = 0
+    offset: int = 0
+    size: int = 0
+    crc32c: int | None = None
+    slices: tuple[Slice, ...] = ()
+
+
+def decode_header(data: bytes) -> BundleHeader:
+    """Read BundleHeaderProto; WireError when it is damaged."""
+    shards = min_consumer = 0
+    big_endian = False
+    metadata: dict[str, str] = {}
+    for item in fields(data):
+        if item.number == 1:
+            shards = item.signed()
+        elif item.number == 2:
+            big_endian = item.unsigned() != 0
+        elif item.number == 3:
+            min_consumer = next((f.signed() for f in fields(item.payload()) if f.number == 2), 0)
+        elif item.number == METADATA_FIELD:
+            metadata = _decode_metadata(item)
+    return BundleHeader(shards, big_endian, min_consumer, metadata)
+
+
+def _decode_metadata(item: Field) -> dict[str, str]:
+    try:
+        metadata = json.loads(item.text())
+    except (ValueError, RecursionError) as error:
+        raise WireError("the metadata is not JSON") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WireError("the metadata is not a table of strings")
+    return metadata
+
+
+def encode_header(header: BundleHeader) -> bytes:
+    """Write BundleHeaderProto, little endian.
+
+    Examples
+    --------
+    >>> encode_header(BundleHeader()).hex()
+    '08011a020801'
+    """
+    encoded = number_field(1, header.num_shards) + bytes_field(3, number_field(1, BUNDLE_VERSION))
+    if header.metadata:
+        text = json.dumps(dict(header.metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        encoded += bytes_field(METADATA_FIELD, text.encode())
+    return encoded
+
+
+def decode_entry(data: bytes) -> BundleEntry:
+    """Read BundleEntryProto; WireError when it is damaged. Ranges are the caller's to check."""
+    numbers = {1: 0, 3: 0, 4: 0, 5: 0}
+    shape: tuple[int, ...] = ()
+    crc: int | None = None
+    slices: list[Slice] = []
+    for item in fields(data):
+        if item.number in numbers:
+            numbers[item.number] = item.signed()
+        elif item.number == 2:
+            shape = _decode_shape(item.payload())
+        elif item.number == 6:
+            crc = item.unsigned()
+        elif item.number == 7:
+            slices.append(_decode_slice(item.payload()))
+    return BundleEntry(numbers[1], shape, numbers[3], numbers[4], numbers[5], crc, tuple(slices))
+
+
+def _decode_shape(data: bytes) -> tuple[int, ...]:
+    shape = []
+    for item in fields(data):
+        if item.number == 2:
+            shape.append(next((f.signed() for f in fields(item.payload()) if f.number == 1), 0))
+        elif item.number == 3 and item.unsigned():
+            raise WireError("the shape is unknown")
+    return tuple(shape)
+
+
+def _decode_slice(data: bytes) -> Slice:
+    return tuple(_decode_extent(item.payload()) for item in fields(data) if item.number == 1)
+
+
+def _decode_extent(data: bytes) -> tuple[int, int]:
+    start, length = 0, FULL
+    for item in fields(data):
+        if item.number == 1:
+            start = item.signed()
+        elif item.number == 2:
+            length = item.signed()
+            if length < 0:
+                raise WireError(f"a slice of {length} elements")
+    if start < 0 or (length == FULL and start):
+        raise WireError(f"a slice that begins at {start}")
+    return start, length
+
+
+def encode_entry(entry: BundleEntry) -> bytes:
+    """Write BundleEntryProto of a whole (not partitioned) tensor.
+
+    Examples
+    --------
+    >>> encode_entry(BundleEntry(9, (), offset=160, size=8, crc32c=1)).hex()
+    '0809120020a00128083501000000'
+    """
+    shape = b"".join(bytes_field(2, number_field(1, size)) for size in entry.shape)
+    return (
+        number_field(1, entry.dtype)
+        + bytes_field(2, shape)
+        + number_field(3, entry.shard)
+        + number_field(4, entry.offset)
+        + number_field(5, entry.size)
+        + fixed32_field(6, entry.crc32c or 0)
+    )
+
+
+def slice_key(name: bytes, part: Slice) -> bytes:
+    r"""Key under which one part of a partitioned variable is stored.
+
+    Follows EncodeTensorNameSlice of tensorflow/core/util/saved_tensor_slice_util.cc: 0, the name, the
+    number of axes, and start and length of each axis, in an encoding that sorts like the values.
+
+    Examples
+    --------
+    >>> slice_key(b"p/w", ((0, 4), (0, 4)))
+    b'\x00p/w\x00\x01\x01\x02\x80\x84\x80\x84'
+    """
+    key = _ordered_unsigned(0) + _ordered_bytes(name) + _ordered_unsigned(len(part))
+    return key + b"".join(_ordered_signed(start) + _ordered_signed(length) for start, length in part)
+
+
+def _ordered_unsigned(value: int) -> bytes:
+    size = (value.bit_length() + 7) // 8
+    return bytes([size]) + value.to_bytes(size, "big")
+
+
+def _ordered_bytes(value: bytes) -> bytes:
+    # split at 00 first: each of the two escapes contains the byte that the other one escapes
+    return b"\x00\xff".join(run.replace(b"\xff", b"\xff\x00") for run in value.split(b"\x00")) + b"\x00\x01"
+
+
+def _ordered_signed(value: int) -> bytes:
+    """``size`` leading ones, then the value in two's complement in the bits that are left."""
+    bits = (~value if value < 0 else value).bit_length()
+    size = bits // 7 + 1  # one sign bit, and seven bits of value per byte
+    header = ((1 << size) - 1) << (7 * size)
+    return ((value & ((1 << 8 * size) - 1)) ^ header).to_bytes(size, "big")

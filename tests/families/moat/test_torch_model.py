@@ -1,0 +1,267 @@
+"""The PyTorch MOAT's contract: names, shapes, what a call returns, windows, loading."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ckptkit.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
+from ckptkit.families.base import Structure, get_family  # noqa: E402
+from ckptkit.families.moat import torch_model  # noqa: E402
+from ckptkit.families.moat.config import MOAT_CONFIGS  # noqa: E402
+from tests.support.moat_reference import (  # noqa: E402
+    UNITS_VARIANT,
+    load_golden,
+    parameter_count,
+    philox_normal,
+    variable_shapes,
+)
+from tests.support.moat_torch import (  # noqa: E402
+    FEATURE_TOLERANCE,
+    LOGITS_TOLERANCE,
+    canonical_weights,
+    logits_error,
+    nchw,
+    recipe_model,
+)
+
+
+@pytest.mark.parametrize("pos_emb", [True, False], ids=["posemb", "noposemb"])
+@pytest.mark.parametrize("variant", MOAT_CONFIGS)
+def test_names_shapes_and_parameter_counts(variant, pos_emb):
+    with torch.device("meta"):
+        model = torch_model.build(variant, pos_emb=pos_emb)
+    table = get_family("moat").table("torch", variant, Structure(pos_emb, 1000))
+    state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    counters = {name for name in state if name.endswith(".num_batches_tracked")}
+
+    assert {name: shape for name, shape in state.items() if name not in counters} == {
+        b.canonical: b.canonical_shape for b in table.bindings
+    }
+    assert counters == {
+        name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")
+    }
+    assert len(state) - len(counters) == len(variable_shapes(variant, pos_emb))
+    assert {name for name, _ in model.named_parameters()} == {
+        b.canonical for b in table.bindings if b.trainable
+    }
+    assert sum(p.numel() for p in model.parameters()) == parameter_count(variant, pos_emb)
+
+
+@pytest.mark.parametrize("num_classes", [None, 0, 10])
+def test_names_follow_the_head(num_classes):
+    with torch.device("meta"):
+        model = torch_model.build("tiny-moat0", num_classes=num_classes)
+    table = get_family("moat").table("torch", "tiny-moat0", Structure(True, num_classes or None))
+    names = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert names == {b.canonical: b.canonical_shape for b in table.bindings if b.trainable}
+
+
+def test_build_gives_an_evaluating_float32_model_on_any_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = torch_model.build("tiny-moat0")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not any(module.training for module in model.modules())
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"features_only": True}, 6),
+        ({"num_classes": None}, 5),
+        ({"num_classes": 0}, 5),
+        ({"num_classes": None, "features_only": True}, 5),
+    ],
+)
+def test_stage_outputs_instead_of_logits(settings, names):
+    model = torch_model.build("tiny-moat0", **settings)
+    x = nchw(philox_normal(1, (1, 64, 96, 3)))
+    with torch.inference_mode():
+        outputs, stages = model(x), model.forward_stages(x)
+    assert [tuple(out.shape) for out in outputs] == [
+        (1, 32, 32, 48),
+        (1, 32, 16, 24),
+        (1, 64, 8, 12),
+        (1, 128, 4, 6),
+        (1, 256, 2, 3),
+    ]
+    assert list(stages) == [*(f"stage{n}" for n in range(1, 6)), "logits"][:names]
+    for ours, theirs in zip(outputs, stages.values(), strict=False):
+        assert torch.equal(ours, theirs)
+
+
+def test_calling_and_forward_stages_agree():
+    model = torch_model.build("tiny-moat0", num_classes=7)
+    x = nchw(philox_normal(1, (3, 64, 64, 3)))
+    with torch.inference_mode():
+        assert torch.equal(model(x), model.forward_stages(x)["logits"])
+        assert model(x).shape == (3, 7)
+
+
+def test_a_headless_model_has_no_logits_to_give():
+    model = torch_model.build("tiny-moat0", num_classes=None)
+    with pytest.raises(UsageError, match="no head"):
+        model.forward_head(torch.zeros(1, 256, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 64, 64, 3), (0, 3, 64, 64), (1, 3, 64, 0)])
+def test_what_is_no_batch_of_images_is_refused(shape):
+    with pytest.raises(UsageError, match=r"the model takes \(N, 3, H, W\)"):
+        torch_model.build("tiny-moat0")(torch.zeros(shape))
+
+
+def _turned(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Swap rows and columns of everything that lies in the image plane."""
+    return {
+        name: array.swapaxes(-1, -2)
+        if array.ndim == 4 or name.endswith("relative_position_embedding")
+        else array
+        for name, array in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "turned_window"),
+    [
+        ((250, 190), None, None),  # odd at every stage: 125x95, 63x48, 32x24, 16x12, 8x6
+        ((33, 65), None, None),
+        ((128, 192), {2: (4, 6), 3: (2, 3)}, {2: (6, 4), 3: (3, 2)}),
+    ],
+)
+def test_height_and_width_are_told_apart(size, window, turned_window):
+    """A transposed image through transposed kernels gives transposed features."""
+    upright = recipe_model(window_size=window, features_only=True)
+    turned = recipe_model(window_size=turned_window, features_only=True)
+    torch_model.load_state(turned, _turned(canonical_weights(UNITS_VARIANT)))
+    x = nchw(philox_normal(2, (1, *size, 3)))
+    with torch.inference_mode():
+        pairs = list(zip(upright(x), turned(x.transpose(2, 3)), strict=True))
+    height, width = size
+    for ours, theirs in pairs:
+        height, width = -(-height // 2), -(-width // 2)
+        assert ours.shape[2:] == (height, width)
+        np.testing.assert_allclose(
+            theirs.transpose(2, 3).numpy(), ours.numpy(), rtol=0, atol=FEATURE_TOLERANCE * float(ours.std())
+        )
+
+
+@pytest.mark.parametrize("window", [{2: 12, 3: 6}, ((12, 12), (6, 6)), (None, 6)])
+def test_a_window_of_the_maps_size_is_the_whole_map(window):
+    x = nchw(philox_normal(3, (1, 192, 192, 3)))
+    with torch.inference_mode():
+        assert torch.equal(recipe_model(window_size=window)(x), recipe_model()(x))
+
+
+def test_places_of_other_windows_are_not_seen():
+    """Attention in windows: a change of one window's input stays in that window."""
+    block = recipe_model(window_size={2: (4, 4)}).stages[2][1]
+    x = nchw(philox_normal(4, (1, 8, 12, 128)))
+    changed = x.clone()
+    changed[:, :, 0, 5] += 1  # in the second window, two places from its left edge
+    with torch.inference_mode():
+        moved = (block(changed) - block(x)).abs().amax(dim=(0, 1)) > 1e-6
+    expected = torch.zeros(8, 12, dtype=torch.bool)
+    expected[:4, 4:8] = True  # the depthwise kernel reaches one place, still inside the window
+    assert torch.equal(moved, expected)
+
+
+def test_global_attention_is_the_last_block_of_each_stage():
+    windowed = recipe_model(window_size=4, global_attention=True)
+    whole = recipe_model()
+    x = {stage: nchw(philox_normal(stage, (1, 8, 8, width))) for stage, width in ((2, 128), (3, 256))}
+    for stage, features in x.items():
+        pairs = list(zip(windowed.stages[stage], whole.stages[stage], strict=True))[1:]
+        with torch.inference_mode():
+            same = [torch.equal(ours(features), theirs(features)) for ours, theirs in pairs]
+        assert same == [False] * (len(pairs) - 1) + [True]
+
+
+def test_a_window_that_does_not_divide_the_map_is_refused():
+    with pytest.raises(UsageError, match="map of 14x14 cannot be cut into windows of 12x12"):
+        torch_model.build("tiny-moat0", resolution=224, window_size={2: 12})
+    model = torch_model.build("tiny-moat0", window_size={3: (6, 4)})
+    with (
+        torch.inference_mode(),
+        pytest.raises(UsageError, match="map of 7x7 cannot be cut into windows of 6x4"),
+    ):
+        model(torch.zeros(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"variant": "moat9"}, NotFoundError, "no MOAT variant 'moat9'"),
+        ({"pool_size": 4}, UsageError, "pool_size is 4"),
+        ({"num_classes": -1}, UsageError, "num_classes is -1"),
+        ({"resolution": 0}, UsageError, "resolution is 0"),
+        ({"resolution": (224,)}, UsageError, "resolution is"),
+        ({"window_size": 0}, UsageError, "window_size of stage 2 is 0"),
+    ],
+)
+def test_nonsense_is_refused(settings, error, said):
+    with pytest.raises(error, match=said):
+        torch_model.build(**{"variant": "tiny-moat0", **settings})
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolution"), [(None, (256, 256)), (384, (384, 384)), ((192, 256), (192, 256))]
+)
+def test_resolution(asked, resolution):
+    assert torch_model.build("tiny-moat0", resolution=asked).resolution == resolution
+
+
+def test_a_table_loaded_after_a_forward_pass_counts():
+    """The published TF2 code freezes the bias of the initial table, whatever is loaded later."""
+    golden = load_golden("tiny_moat0_pe_256_pool2")
+    model = torch_model.build(UNITS_VARIANT)
+    x = nchw(golden.input)
+    with torch.inference_mode():
+        model(x)
+        torch_model.load_state(model, canonical_weights(UNITS_VARIANT))
+        assert logits_error(model(x), golden) <= LOGITS_TOLERANCE
+        for stage in model.stages[2:]:
+            for block in stage:
+                block.attention.relative_position_embedding.data.zero_()  # unseen by version counters
+        changed = model(x).numpy()
+    assert np.abs(changed - golden.logits).max() > 1e-3
+
+
+def test_a_state_of_another_structure_is_refused():
+    model = torch_model.build(UNITS_VARIANT, pos_emb=False)
+    with pytest.raises(ConversionError, match=r"9 without a place in the model \(stages\.2\.0\.attention\."):
+        torch_model.load_state(model, canonical_weights(UNITS_VARIANT, True))
+    with pytest.raises(ConversionError, match="9 missing"):
+        torch_model.load_state(torch_model.build(UNITS_VARIANT), canonical_weights(UNITS_VARIANT, False))
+
+
+def test_every_parameter_takes_part():
+    model = torch_model.build("tiny-moat0", num_classes=3)
+    model(nchw(philox_normal(6, (2, 64, 64, 3)))).square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_pytorchs_own_strict_loading_takes_a_converted_state():
+    golden = load_golden("tiny_moat0_pe_256_pool2")
+    model = torch_model.build(UNITS_VARIANT)
+    state = {name: torch.from_numpy(array.copy()) for name, array in canonical_weights(UNITS_VARIANT).items()}
+    model.load_state_dict(state, strict=True)
+    with torch.inference_mode():
+        assert logits_error(model(nchw(golden.input)), golden) <= LOGITS_TOLERANCE
+
+
+def test_a_bfloat16_model_runs():
+    model = recipe_model(window_size={2: 4, 3: 2})
+    x = nchw(philox_normal(7, (2, 64, 64, 3)))
+    with torch.inference_mode():
+        expected = model(x)
+        actual = model.bfloat16()(x.bfloat16())
+    assert actual.dtype == torch.bfloat16
+    # Seven bits of mantissa through fourteen blocks: a few hundredths of the logits' spread.
+    np.testing.assert_allclose(
+        actual.float().numpy(), expected.numpy(), rtol=0, atol=0.2 * float(expected.std())
+    )

@@ -1,0 +1,78 @@
+"""Keras comes on TensorFlow or not at all, and quietly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from ckptkit.errors import MissingDependencyError, UsageError
+from ckptkit.families import keras_backend
+from ckptkit.families.base import get_family
+
+
+def test_keras_runs_on_tensorflow():
+    assert keras_backend.keras.backend.backend() == "tensorflow"
+    keras_backend.require_backend()
+
+
+def test_another_loaded_backend_is_named(monkeypatch):
+    loaded = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "jax"))
+    monkeypatch.setitem(sys.modules, "keras", loaded)
+    with pytest.raises(UsageError, match=r"backend here is jax; set KERAS_BACKEND=tensorflow"):
+        keras_backend.require_backend()
+
+
+def test_another_backend_asked_for_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    with pytest.raises(UsageError, match="backend here is torch"):
+        keras_backend.require_backend()
+
+
+def test_no_choice_becomes_tensorflow(monkeypatch):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    keras_backend.require_backend()
+    assert os.environ["KERAS_BACKEND"] == "tensorflow"
+
+
+def test_a_missing_tensorflow_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(MissingDependencyError, match=r"needs tensorflow; pip install 'ckptkit\[tf\]'"):
+        get_family("moat").keras_module()
+
+
+def test_native_chatter_is_kept_aside(capfd):
+    with keras_backend.stderr_aside():
+        os.write(2, b"chatter\n")
+    os.write(2, b"heard\n")
+    assert capfd.readouterr().err == "heard\n"
+
+
+def test_native_chatter_is_shown_when_the_block_fails(capfd):
+    with pytest.raises(ImportError), keras_backend.stderr_aside():
+        os.write(2, b"the reason\n")
+        raise ImportError
+    assert capfd.readouterr().err == "the reason\n"
+
+
+def test_building_a_model_in_a_fresh_process_says_nothing():
+    code = (
+        "from ckptkit.families.base import get_family; get_family('moat').keras_module().build('tiny-moat0')"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TF_", "KERAS_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from ckptkit.errors import FormatError
+from ckptkit.formats import leveldb_table
+from ckptkit.formats.leveldb_table import build_table, mask, read_table
+from tests.support import tf_files
+
+NAME = Path("m.index")
+
+
+def entries_of(count: int, seed: int = 0) -> list[tuple[bytes, bytes]]:
+    source = random.Random(seed)
+    keys = {b""} | {
+        b"layer_%d/%s" % (source.randrange(50), source.randbytes(source.randrange(1, 30)))
+        for _ in range(count)
+    }
+    return [(key, source.randbytes(source.randrange(60))) for key in sorted(keys)]
+
+
+def with_checksum(block: bytes, kind: int = 0) -> bytes:
+    typed = block + bytes([kind])
+    return typed + struct.pack("<I", tf_files.masked(typed))
+
+
+def test_mask_rotates_and_adds() -> None:
+    assert mask(0) == 0xA282EAD8
+    assert mask(0x8000) == 0xA282EAD9  # bit 15 becomes bit 0
+    assert mask(1) == 0xA284EAD8  # bit 0 becomes bit 17
+    assert mask(0xFFFFFFFF) == 0xA282EAD7  # all ones, and the sum wraps
+
+
+@pytest.mark.parametrize("snappy", [False, True])
+@pytest.mark.parametrize("per_block", [1, 7, 10_000])
+def test_reads_tables_of_many_blocks(snappy: bool, per_block: int) -> None:
+    entries = entries_of(200)
+    blocks = [entries[i : i + per_block] for i in range(0, len(entries), per_block)]
+    assert list(read_table(NAME, tf_files.table(blocks, snappy=snappy))) == entries
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 4096, 1 << 20])
+def test_reads_what_it_writes(block_bytes: int) -> None:
+    entries = entries_of(300)
+    assert list(read_table(NAME, build_table(entries, block_bytes=block_bytes))) == entries
+
+
+def test_prefix_compression_and_restart_points_as_in_the_format() -> None:
+    keys = [b"k%02d" % number for number in range(20)]
+    written = build_table([(key, b"v") for key in keys])
+    # shared bytes, other bytes, value's size; each key shares "k0" or "k1" with the one before, k10 only "k"
+    entries = [b"\x00\x03\x01k00v"]
+    entries += [b"\x02\x01\x01%dv" % number for number in range(1, 10)]
+    entries += [b"\x01\x02\x0110v"]
+    entries += [b"\x02\x01\x01%dv" % number for number in range(1, 6)]
+    restart = len(b"".join(entries))
+    entries += [b"\x00\x03\x01k16v"]  # the seventeenth begins afresh
+    entries += [b"\x02\x01\x01%dv" % number for number in range(7, 10)]
+    block = b"".join(entries) + struct.pack("<III", 0, restart, 2)
+    assert written.startswith(with_checksum(block))
+
+
+def test_index_keys_separate_the_blocks() -> None:
+    entries = entries_of(100)
+    written = build_table(entries, block_bytes=1)
+    index_offset, index_size = leveldb_table._read_footer(NAME, written)[1]
+    index = leveldb_table._read_block(NAME, written, index_offset, index_size)
+    separators = [key for key, _ in leveldb_table._block_entries(NAME, index, 0)]
+    keys = [key for key, _ in entries]
+    assert len(separators) == len(keys)
+    for separator, key, following in zip(separators, keys, keys[1:], strict=False):
+        assert key <= separator < following
+    assert separators[-1] >= keys[-1]
+
+
+def test_keys_must_increase_when_writing() -> None:
+    with pytest.raises(ValueError, match="must increase"):
+        build_table([(b"b", b""), (b"a", b"")])
+
+
+TWICE = tf_files.table([[(b"", b""), (b"a", b"1"), (b"a", b"2")]])
+UNSORTED = tf_files.table([[(b"b", b"")], [(b"a", b"")]])
+GOOD = tf_files.table([[(b"", b"x"), (b"a", b"1")]])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "too few"),
+        (b"x" * 47, "too few"),
+        (b"<!DOCTYPE html>" * 10, "no table magic"),
+        (GOOD[:-1], "no table magic"),
+        (GOOD[:-48] + b"\xff" * 40 + GOOD[-8:], "damaged footer"),
+        (GOOD[-48:], "past the end"),
+        (TWICE, "occurs twice"),
+        (UNSORTED, "out of order"),
+        (tf_files.table([[(b"", b"x")]], kind=2), "unknown block compression 2"),
+        (tf_files.table([[(b"", b"x")]], kind=1), "snappy"),
+    ],
+)
+def test_damaged_tables_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        list(read_table(NAME, data))
+
+
+def test_of_the_metaindex_only_the_checksum_matters() -> None:
+    odd = tf_files.table([[(b"", b"x")]], metaindex=b"odd")
+    assert list(read_table(NAME, odd)) == [(b"", b"x")]
+    with pytest.raises(FormatError, match="checksum"):
+        list(read_table(NAME, odd.replace(b"odd", b"Odd")))
+
+
+def single_block(block: bytes, kind: int = 0) -> bytes:
+    """A table whose one data block is ``block`` as given."""
+    meta = with_checksum(tf_files.block([]))
+    data = with_checksum(block, kind)
+    index = tf_files.block([(b"z", tf_files.varint(0) + tf_files.varint(len(block)))])
+    footer = b"".join(map(tf_files.varint, (len(data), len(meta) - 5, len(data) + len(meta), len(index))))
+    return data + meta + with_checksum(index) + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+
+
+RESTARTS = struct.pack("<II", 0, 1)
+HUGE = tf_files.varint(2**63)
+
+
+@pytest.mark.parametrize(
+    ("block", "kind"),
+    [
+        (b"", 0),
+        (b"\0\0\0", 0),
+        (struct.pack("<I", 0), 0),  # no restart point at all
+        (struct.pack("<I", 2**32 - 1), 0),
+        (b"\x01\x01\x00a" + RESTARTS, 0),  # shares a byte with nothing
+        (b"\x00\x05\x00a" + RESTARTS, 0),
+        (b"\x00\x01\x05a" + RESTARTS, 0),
+        (b"\x00" + HUGE + b"\x00a" + RESTARTS, 0),
+        (b"\x00\x01" + HUGE + b"a" + RESTARTS, 0),
+        (b"\x00\x01\x00a" + b"\x02\x01\x00a" + RESTARTS, 0),
+        (b"\xff" * 20 + RESTARTS, 0),
+        (b"\x80" + RESTARTS[:0], 1),
+        (b"", 1),
+        (tf_files.varint(2**32 - 1) + b"\x00a", 1),  # claims 4 GB
+        (tf_files.varint(2**62), 1),
+        (tf_files.varint(5) + b"\x00a", 1),
+    ],
+)
+def test_damaged_blocks_are_refused_even_when_their_checksum_holds(block: bytes, kind: int) -> None:
+    with pytest.raises(FormatError, match=r"^m\.index: "):
+        list(read_table(NAME, single_block(block, kind)))
+
+
+def test_a_block_listed_many_times_is_refused() -> None:
+    block = tf_files.block([(b"a", b"")])
+    data = with_checksum(block)
+    handle = tf_files.varint(0) + tf_files.varint(len(block))
+    index = tf_files.block([(b"b", handle), (b"c", handle)])
+    meta = with_checksum(tf_files.block([]))
+    footer = b"".join(map(tf_files.varint, (len(data), len(meta) - 5, len(data) + len(meta), len(index))))
+    whole = data + meta + with_checksum(index) + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+    with pytest.raises(FormatError, match="overlap"):
+        list(read_table(NAME, whole))
+
+
+def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = build_table([(b"k" * 50 + b"%03d" % number, b"") for number in range(100)])
+    monkeypatch.setattr(leveldb_table, "MAX_DECODED_BYTES", 1000)
+    with pytest.raises(FormatError, match="1000 bytes"):
+        list(read_table(NAME, table))
+    monkeypatch.undo()
+    monkeypatch.setattr(leveldb_table, "MAX_ENTRIES", 99)
+    with pytest.raises(FormatError, match="more than 99"):
+        list(read_table(NAME, table))
+
+
+def test_every_flipped_byte_is_refused_or_harmless() -> None:
+    entries = entries_of(10)
+    good = build_table(entries)
+    harmless = []
+    for position in range(len(good)):
+        damaged = bytearray(good)
+        damaged[position] ^= 0x55
+        try:
+            assert list(read_table(NAME, bytes(damaged))) == entries
+            harmless.append(position)
+        except FormatError:
+            pass
+    footer_padding = range(len(good) - 48 + 4, len(good) - 8)
+    assert set(harmless) <= set(footer_padding)

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import random
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
+
+CONTENT = {
+    "a/model.index": b"i" * 700,
+    "a/model.data-00000-of-00001": bytes(range(256)) * 20,
+    "a/checkpoint": b"",
+}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": lambda data: data,
+    "gzip": gzip.compress,
+    "two gzip streams": lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:]),
+    "bzip2": bz2.compress,
+    "two bzip2 streams": lambda data: bz2.compress(data[:1000]) + bz2.compress(data[1000:]),
+    "xz": lzma.compress,
+    "two xz streams": lambda data: lzma.compress(data[:1000]) + bytes(600_000) + lzma.compress(data[1000:]),
+}
+
+
+def member(
+    name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(content)
+    return info, content
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def walk(path: Path, data: bytes, limits: TarLimits = DEFAULT_LIMITS) -> dict[str, bytes | None]:
+    path.write_bytes(data)
+    found = {}
+    for item, stream in iter_safe_members(path, limits=limits):
+        found[item.name] = None if stream is None else stream.read()
+        assert item.size == len(found[item.name] or b"")
+    return found
+
+
+SAMPLE = tar(member("a", kind=tarfile.DIRTYPE), *(member(name, content) for name, content in CONTENT.items()))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_walks_every_kind_of_archive(tmp_path: Path, compression: str, form: int) -> None:
+    long_name = "a/" + "n" * 90 + "/" + "m" * 90
+    data = tar(
+        *(member(name, content) for name, content in CONTENT.items()), member(long_name, b"long"), form=form
+    )
+    found = walk(tmp_path / "x.tar", COMPRESSIONS[compression](data))
+    assert found == {**CONTENT, long_name: b"long"}
+
+
+def test_folders_and_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(SAMPLE)
+    members = [item for item, _ in iter_safe_members(path)]
+    assert members[:2] == [SafeMember("a", 0, True), SafeMember("a/model.index", 700, False)]
+
+
+def test_a_stream_ends_when_the_walk_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(gzip.compress(SAMPLE))
+    walked = iter_safe_members(path)
+    next(walked)
+    _, first = next(walked)
+    assert first is not None
+    assert first.read(10) == b"i" * 10
+    _, second = next(walked)
+    assert second is not None
+    assert second.read() == CONTENT["a/model.data-00000-of-00001"]
+
+
+def test_dot_names_of_tar_dot(tmp_path: Path) -> None:
+    data = tar(member(".", kind=tarfile.DIRTYPE), member("./a/", kind=tarfile.DIRTYPE), member("./a/b", b"1"))
+    assert walk(tmp_path / "x", data) == {"a": None, "a/b": b"1"}
+
+
+DEVICE = {"character device": tarfile.CHRTYPE, "block device": tarfile.BLKTYPE, "pipe": tarfile.FIFOTYPE}
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "parent": (tar(member("../evil", b"x")), "'..'"),
+    "parent inside": (tar(member("a/../../evil", b"x")), "'..'"),
+    "parent folder": (tar(member("a/..", kind=tarfile.DIRTYPE)), "'..'"),
+    "absolute": (tar(member("/etc/evil", b"x")), "absolute"),
+    "drive": (tar(member("C:/evil", b"x")), "absolute"),
+    "backslash": (tar(member("a\\..\\evil", b"x")), "unsafe characters"),
+    "newline": (tar(member("a\nb", b"x")), "unsafe characters"),
+    "escape sequence": (tar(member("a\x1b[31m", b"x")), "unsafe characters"),
+    "symbolic link": (tar(member("l", kind=tarfile.SYMTYPE, link="/etc/passwd")), "link"),
+    "hard link": (tar(member("l", kind=tarfile.LNKTYPE, link="a")), "link"),
+    **{name: (tar(member("d", kind=kind)), "neither a file nor a folder") for name, kind in DEVICE.items()},
+    "unknown type": (tar(member("d", kind=b"Z")), "neither a file nor a folder"),
+    "same name": (tar(member("a", b"1"), member("a", b"2")), "letter case"),
+    "letter case": (tar(member("Model", b"1"), member("model", b"2")), "letter case"),
+    "accents": (tar(member("\u00e9", b"1"), member("e\u0301", b"2"), form=tarfile.PAX_FORMAT), "letter case"),
+    "same name by dots": (tar(member("a/b", b"1"), member("./a//b", b"2")), "letter case"),
+    "file as folder": (tar(member("a", b"1"), member("A/b", b"2")), "letter case"),
+    "folder as file": (tar(member("a/b", b"1"), member("a", b"2")), "letter case"),
+    "file then folder": (tar(member("a", b"1"), member("a", kind=tarfile.DIRTYPE)), "letter case"),
+    "no name": (tar(member("./", b"")), "no name"),
+    "long name": (tar(member("/".join(["n" * 100] * 11), b"")), "too long"),
+    "long component": (tar(member("n" * 256, b"")), "too long"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_unsafe_members_are_refused(tmp_path: Path, case: str) -> None:
+    data, reason = REFUSED[case]
+    if case == "no name":
+        # tarfile will not write a file without a name: take the name out of the header, and mend its sum
+        data = reheadered(tar(member("x", b"")), {0: b"." + bytes(99)})
+    with pytest.raises(FormatError, match=reason):
+        walk(tmp_path / "x.tar.gz", gzip.compress(data))
+
+
+def reheadered(data: bytes, changes: dict[int, bytes]) -> bytes:
+    """Overwrite parts of the first header, and correct its checksum."""
+    header = bytearray(data[:512])
+    for offset, value in changes.items():
+        header[offset : offset + len(value)] = value
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + data[512:]
+
+
+ONE = tar(member("x", b"y" * 600))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({124: b"\xff" * 12}, "negative|damaged"),  # base-256: -1
+        ({124: b"\x80" + b"\x7f" + bytes(10)}, "truncated"),  # 127 * 2^80 bytes
+        ({124: b"77777777777\0"}, "truncated"),
+        ({124: b"zzzzzzzzzzz\0"}, "damaged"),
+        ({156: b"L", 124: b"77777777777\0"}, "headers claim"),  # a long name of 8 GB
+        ({156: b"x", 124: b"00010000000\0"}, "headers claim|truncated"),
+        ({156: b"S"}, "neither a file|damaged"),  # GNU sparse
+        ({0: b"\0" * 100}, "no name"),
+    ],
+)
+def test_impossible_headers_are_refused(tmp_path: Path, changes: dict[int, bytes], reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        walk(tmp_path / "x", reheadered(ONE, changes))
+
+
+def test_headers_about_headers_without_end_are_refused(tmp_path: Path) -> None:
+    record = reheadered(tar(member("p", b"7 a=bc\n")), {156: b"x"})[:1024]
+    with pytest.raises(FormatError, match=r"damaged|headers claim|truncated"):
+        walk(tmp_path / "x", record * 5000)
+
+
+def test_sparse_files_by_pax_records_are_refused(tmp_path: Path) -> None:
+    info, content = member("x", b"1\n0\n512\n".ljust(512, b"\0") + b"z" * 512)
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99999999"}
+    with pytest.raises(FormatError, match="neither a file"):
+        walk(tmp_path / "x", tar((info, content), form=tarfile.PAX_FORMAT))
+
+
+@pytest.mark.parametrize("compression", ["plain", "gzip", "bzip2", "xz"])
+def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path: Path, compression: str) -> None:
+    if compression == "plain":  # without the zeros at the end: any further byte missing is the last header's
+        whole = SAMPLE[: -(-len(SAMPLE.rstrip(b"\0")) // 512) * 512 + 1]
+    else:
+        whole = COMPRESSIONS[compression](SAMPLE)
+    assert len(whole) > 200
+    for size in [0, 1, *range(2, len(whole) - 1, 97 if compression == "plain" else 11), len(whole) - 1]:
+        with pytest.raises(FormatError):
+            walk(tmp_path / "x", whole[:size])
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "xz"])
+def test_flipped_bytes_never_give_other_contents(tmp_path: Path, compression: str) -> None:
+    whole = COMPRESSIONS[compression](SAMPLE)
+    source = random.Random(7)
+    for position in source.sample(range(len(whole)), min(150, len(whole))):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << source.randrange(8)
+        try:
+            found = walk(tmp_path / "x", bytes(damaged))
+        except FormatError:
+            continue
+        assert {name: body for name, body in found.items() if body is not None} == CONTENT
+
+
+def test_mutated_headers_give_format_errors_and_nothing_else(tmp_path: Path) -> None:
+    source = random.Random(11)
+    good = tar(member("a/b", b"12"), member("n" * 150, b"3"), form=tarfile.GNU_FORMAT)
+    pax = tar(member("\u00e9" * 60, b"12"), form=tarfile.PAX_FORMAT)
+    refused = 0
+    for _ in range(1500):
+        data = bytearray(source.choice([good, pax]))
+        start = source.randrange(0, 5) * 512
+        for _ in range(source.randrange(1, 4)):
+            data[start + source.randrange(512)] = source.choice(
+                [0, 0x20, 0x2F, 0x37, 0x80, 0xFF, source.randrange(256)]
+            )
+        if source.random() < 0.7:
+            header = data[start : start + 512]
+            header[148:156] = b" " * 8
+            data[start + 148 : start + 156] = b"%06o\0 " % sum(header)
+        try:
+            walk(tmp_path / "x", bytes(data))
+        except FormatError:
+            refused += 1
+    assert refused > 300
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
+        (b"\n<HTML><body>", "an HTML page"),
+        (b"<?xml version='1.0'?><Error/>", "an XML document"),
+        (b'{"error": "x"}', "a JSON text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
+        (b"PK\x03\x04rest", "a zip archive"),
+        (b"\x00\x01\x02" * 300, "something else"),
+    ],
+)
+def test_what_is_no_archive_is_named(tmp_path: Path, data: bytes, what: str) -> None:
+    with pytest.raises(FormatError, match=what):
+        walk(tmp_path / "x.tar.gz", data)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_compressed_things_that_are_no_tar_are_refused(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    with pytest.raises(FormatError):
+        walk(tmp_path / "x.tar.gz", compress(b"<html>" * 500))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"x\.tar"):
+        next(iter_safe_members(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (TarLimits(members=3), "more than 3 members"),
+        (TarLimits(total_bytes=5000), "more than 5000 bytes"),
+        (TarLimits(ratio=2, ratio_from_bytes=1000), "bomb"),
+        (TarLimits(header_bytes=511), "headers claim"),
+    ],
+)
+def test_limits(tmp_path: Path, limits: TarLimits, reason: str) -> None:
+    assert len(walk(tmp_path / "x", gzip.compress(SAMPLE), TarLimits(members=4))) == 4
+    with pytest.raises(FormatError, match=reason):
+        walk(tmp_path / "x", gzip.compress(SAMPLE), limits)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_bomb_is_stopped_also_when_nobody_reads_it(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(compress(tar(member("zeros", bytes(8 << 20)))))
+    with pytest.raises(FormatError, match="bomb"):
+        list(iter_safe_members(path, limits=TarLimits(ratio_from_bytes=1 << 20)))
+
+
+def test_an_xz_file_that_wants_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:
+    small = bytearray(lzma.compress(b"x", preset=0))
+    header = small[12 : 12 + (small[12] + 1) * 4]  # of the first block, after the stream's own 12 bytes
+    assert header[2:4] == b"\x21\x01"  # LZMA2, one byte of properties
+    header[4] = 38  # a dictionary of 2 GiB
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    small[12 : 12 + len(header)] = header
+    with pytest.raises(FormatError, match=r"(?i)damaged compressed data: memory"):
+        walk(tmp_path / "x", bytes(small))

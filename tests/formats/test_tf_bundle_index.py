@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats import tf_bundle_index
+from ckptkit.formats.tf_bundle_index import index_path, iter_notes, load_index, shard_path
+from tests.support.tf_files import entry, header, message, write_raw
+
+FLOAT, INT32, STRING = 1, 3, 7
+HUGE = 2**62
+Entries = list[tuple[bytes, bytes]]
+
+
+def part_key(name: bytes, *extents: tuple[int, int]) -> bytes:
+    """Key of a part whose numbers are all below 64 (one byte each in ordered code)."""
+    return (
+        b"\0"
+        + name
+        + b"\0\1\1"
+        + bytes([len(extents)])
+        + bytes(128 + n for extent in extents for n in extent)
+    )
+
+
+def load(
+    tmp_path: Path, entries: Entries, *shards: bytes, head: bytes | None = None
+) -> tf_bundle_index.BundleIndex:
+    whole = [(b"", header(len(shards)) if head is None else head), *entries]
+    write_raw(tmp_path / "m", [sorted(whole)], *shards)
+    return load_index(tmp_path / "m")
+
+
+def test_names_of_the_files() -> None:
+    assert index_path(Path("a/m.ckpt")) == Path("a/m.ckpt.index")
+    assert shard_path(Path("a/m"), 3, 12) == Path("a/m.data-00003-of-00012")
+
+
+def test_reference_types_of_tf1_are_accepted(tmp_path: Path) -> None:
+    index = load(tmp_path, [(b"w", entry(101, (2,), size=8))], bytes(8))
+    dtype = index.tensors["w"].dtype
+    assert dtype is not None
+    assert dtype.name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [(7, "strings"), (20, "a resource"), (21, "a variant"), (77, "type number 77")]
+)
+def test_what_is_no_number_is_noted(tmp_path: Path, number: int, what: str) -> None:
+    index = load(tmp_path, [(b"s", entry(number, (3,), size=5))], bytes(5))
+    assert list(iter_notes(index)) == [f"skipped 's': it holds {what}, not numbers"]
+
+
+F4 = entry(FLOAT, (4,), size=16)
+REFUSED: dict[str, tuple[Entries, str]] = {
+    "size": ([(b"w", entry(FLOAT, (4,), size=12))], r"12 bytes, float32 of shape \[4\] takes 16"),
+    "negative axis": ([(b"w", entry(FLOAT, (-1,), size=16))], r"impossible shape \[-1\]"),
+    "huge shape": ([(b"w", entry(FLOAT, (HUGE, HUGE), size=16))], "impossible shape"),
+    "huge empty shape": ([(b"w", entry(FLOAT, (0, HUGE, HUGE), size=0))], "impossible shape"),
+    "many axes": ([(b"w", entry(FLOAT, (1,) * 33, size=4))], "33 axes"),
+    "no type": ([(b"w", entry(0, (4,), size=16))], "number 0"),
+    "type 100": ([(b"w", entry(100, (4,), size=16))], "number 100"),
+    "negative type": ([(b"w", entry(-1, (4,), size=16))], "number -1"),
+    "past the end": ([(b"w", entry(FLOAT, (4,), offset=90, size=16))], "90 to 106, the file has 100"),
+    "far past the end": ([(b"w", entry(FLOAT, (4,), offset=2**63 - 8, size=16))], "truncated"),
+    "negative offset": ([(b"w", entry(FLOAT, (4,), offset=-4, size=16))], "truncated"),
+    "negative size": ([(b"w", entry(STRING, (4,), size=-4))], "truncated"),
+    "no such shard": ([(b"w", entry(FLOAT, (4,), size=16, shard=1))], "data file 1 of 1"),
+    "negative shard": ([(b"w", entry(FLOAT, (4,), size=16, shard=-1))], "data file -1 of 1"),
+    "overlap": ([(b"a", F4), (b"b", entry(FLOAT, (4,), offset=12, size=16))], "'a' and 'b' share bytes"),
+    "same bytes": ([(b"a", F4), (b"b", F4)], "share bytes"),
+    "overlap with strings": ([(b"a", F4), (b"b", entry(STRING, (), offset=8, size=2))], "share bytes"),
+    "name": ([(b"\xff", F4)], "not UTF-8"),
+    "control character": ([(b"a\x1b[0m", F4)], "control characters"),
+    "entry": ([(b"w", b"\x08")], "'w'.*past the end"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_impossible_numbers_are_refused(tmp_path: Path, case: str) -> None:
+    entries, reason = REFUSED[case]
+    with pytest.raises(FormatError, match=reason):
+        load(tmp_path, entries, bytes(100))
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (header(1, (2, 1)), "big-endian"),
+        (header(0), "claims 0 data files"),
+        (header(-1), "claims -1 data files"),
+        (header(2**31), "data files"),
+        (message((1, 1), (3, message((1, 9), (2, 2)))), "checkpoint version 2"),
+        (b"\x08", "damaged header"),
+        (header(1, (21_001, b"{")), "metadata is not JSON"),
+    ],
+)
+def test_headers_that_are_refused(tmp_path: Path, head: bytes, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        load(tmp_path, [(b"w", F4)], bytes(100), head=head)
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    write_raw(tmp_path / "m", [[(b"user1", b"x")]], b"")
+    with pytest.raises(FormatError, match="no header entry"):
+        load_index(tmp_path / "m")
+
+
+def test_a_missing_index_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"m\.index"):
+        load_index(tmp_path / "m")
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    entries = [(b"a", F4), (b"b", entry(FLOAT, (4,), size=16, shard=1))]
+    load(tmp_path, entries, bytes(16), bytes(16))
+    shard_path(tmp_path / "m", 1, 2).unlink()
+    with pytest.raises(FormatError, match=r"m\.index: its data file m\.data-00001-of-00002 is missing"):
+        load_index(tmp_path / "m")
+
+
+def test_an_index_of_unlikely_size_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "m.index").open("wb") as file:
+        file.truncate(tf_bundle_index.MAX_INDEX_BYTES + 1)
+    with pytest.raises(FormatError, match="no index of a checkpoint"):
+        load_index(tmp_path / "m")
+
+
+def rows(*runs: tuple[int, int]) -> Entries:
+    """A float32 variable w of 6 x 2, cut into these rows, its parts one after the other in the data file."""
+    entries: Entries = [(b"w", entry(FLOAT, (6, 2), slices=[[run, None] for run in runs]))]
+    offset = 0
+    for start, length in dict.fromkeys(runs):
+        key = b"\0w\0\1\1\2" + bytes([128 + start, 128 + length, 128, 127])
+        entries.append((key, entry(FLOAT, (length, 2), offset=offset, size=8 * length)))
+        offset += 8 * length
+    return entries
+
+
+def test_parts_of_a_partitioned_variable(tmp_path: Path) -> None:
+    tensor = load(tmp_path, rows((4, 2), (0, 1), (1, 3)), bytes(100)).tensors["w"]
+    assert [(part.start, part.shape, part.offset) for part in tensor.parts] == [
+        ((4, 0), (2, 2), 0),
+        ((0, 0), (1, 2), 16),
+        ((1, 0), (3, 2), 24),
+    ]
+
+
+def quarters(*boxes: tuple[tuple[int, int], tuple[int, int]]) -> Entries:
+    """A float32 variable w of 4 x 4, cut along both axes."""
+    entries: Entries = [(b"w", entry(FLOAT, (4, 4), slices=boxes))]
+    offset = 0
+    for box in boxes:
+        size = 4 * box[0][1] * box[1][1]
+        entries.append((part_key(b"w", *box), entry(FLOAT, (box[0][1], box[1][1]), offset=offset, size=size)))
+        offset += size
+    return entries
+
+
+def test_a_variable_cut_along_two_axes(tmp_path: Path) -> None:
+    boxes = (((0, 1), (0, 4)), ((1, 3), (0, 1)), ((1, 3), (1, 3)))
+    assert len(load(tmp_path, quarters(*boxes), bytes(100)).tensors["w"].parts) == 3
+
+
+def changed(entries: Entries, position: int, value: bytes) -> Entries:
+    return [*entries[:position], (entries[position][0], value), *entries[position + 1 :]]
+
+
+TWO = rows((0, 3), (3, 3))
+BAD_PARTS: dict[str, tuple[Entries, str]] = {
+    "missing": (TWO[:2], "part 3:6,all is missing"),
+    "gap": (rows((0, 2), (3, 3)), "parts of 10 of 12 elements"),
+    "overlap": (rows((0, 3), (2, 3)), "overlap"),
+    "twice": (rows((0, 3), (0, 3)), "overlap"),
+    "too long": (rows((0, 3), (3, 4)), "leaves"),
+    "other type": (changed(TWO, 1, entry(INT32, (3, 2), size=24)), "does not fit"),
+    "other shape": (changed(TWO, 1, entry(FLOAT, (2, 3), size=24)), "does not fit"),
+    "parts of parts": (changed(TWO, 1, entry(FLOAT, (3, 2), slices=[[None, None]])), "does not fit"),
+    "axes": (
+        [(b"w", entry(FLOAT, (6, 2), slices=[[(0, 6)]])), (part_key(b"w", (0, 6)), F4)],
+        "1 axes, not 2",
+    ),
+    "overlap along two axes": (
+        quarters(((0, 2), (0, 2)), ((1, 2), (1, 2)), ((0, 2), (2, 2)), ((2, 2), (0, 2))),
+        "overlap",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_parts_that_do_not_make_a_whole_are_refused(tmp_path: Path, case: str) -> None:
+    entries, reason = BAD_PARTS[case]
+    with pytest.raises(FormatError, match=f"variable 'w'.*{reason}"):
+        load(tmp_path, entries, bytes(200))
+
+
+def test_many_parts_along_two_axes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf_bundle_index, "MAX_CROSSED_PARTS", 3)
+    boxes = [((i, 2), (j, 2)) for i in (0, 2) for j in (0, 2)]
+    with pytest.raises(FormatError, match="4 parts cut along several axes"):
+        load(tmp_path, quarters(*boxes), bytes(100))
+
+
+def test_parts_of_nothing_are_noted(tmp_path: Path) -> None:
+    index = load(tmp_path, TWO[1:], bytes(100))
+    assert index.tensors == {}
+    assert list(iter_notes(index)) == ["2 stored parts belong to no partitioned variable"]

@@ -1,0 +1,218 @@
+"""The reader on what TensorFlow writes, and TensorFlow on what the writer writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
+from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
+
+RANDOM = np.random.default_rng(9)
+DATA = ".data-00000-of-00001"
+
+
+@pytest.fixture(scope="module")
+def tf() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return pytest.importorskip("tensorflow")
+
+
+def sample(name: str) -> np.ndarray:
+    dtype = DTYPES[name]
+    values = RANDOM.integers(0, 2 if dtype.kind == "bool" else 100, (3, 4))
+    return values.astype(dtype.numpy)
+
+
+EVERY_TYPE = {name: sample(name) for name in DTYPES}
+SAMPLES = {
+    **EVERY_TYPE,
+    "scope/scalar": np.array(3.5, "float32"),
+    "scope/empty": np.zeros((0, 3), "int64"),
+    "scope/kernel": RANDOM.standard_normal((3, 3, 40, 50)).astype("float32"),
+}
+
+
+def save(tf: Any, prefix: Path, tensors: dict[str, Any], slices: dict[str, str] | None = None) -> None:
+    """TensorFlow's own writer, without a Saver around it; ``w@1`` is a part of ``w``."""
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=[name.split("@")[0] for name in tensors],
+        shape_and_slices=[(slices or {}).get(name, "") for name in tensors],
+        tensors=[tf.constant(tensor) for tensor in tensors.values()],
+    )
+
+
+def ours(prefix: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    specs = [TensorSpec(name, dtype_of(array), array.shape) for name, array in tensors.items()]
+    with TfBundleWriter(prefix, specs, metadata or {}) as writer:
+        for name in writer.order:
+            writer.write(name, tensors[name])
+        writer.finish()
+
+
+def assert_reads(path: Path, tensors: dict[str, np.ndarray]) -> TfBundleReader:
+    with TfBundleReader(path, verify=True) as reader:
+        assert set(reader.specs) == set(tensors)
+        for name, array in tensors.items():
+            found = reader.read(name)
+            assert (found.dtype, found.shape) == (array.dtype, array.shape), name
+            assert found.tobytes() == array.tobytes(), name
+            assert reader.check(name)
+    return reader
+
+
+def test_reads_every_element_type(tf: Any, tmp_path: Path) -> None:
+    save(tf, tmp_path / "m", SAMPLES)
+    assert list(assert_reads(tmp_path / "m", SAMPLES).notes) == []
+
+
+@pytest.mark.parametrize("count", [1, 17, 12_000])
+def test_writes_the_same_bytes_as_tensorflow(tf: Any, tmp_path: Path, count: int) -> None:
+    names = [
+        f"model/layer_{number % 97}/a_rather_long_name_of_a_variable/{number}" for number in range(count)
+    ]
+    tensors = {name: np.full(number % 5, number, "float32") for number, name in enumerate(names)}
+    tensors = dict(sorted((tensors | SAMPLES).items()))  # as a Saver does: SaveV2 keeps the order it is given
+    save(tf, tmp_path / "theirs", tensors)
+    ours(tmp_path / "ours", tensors)
+    assert (tmp_path / f"ours{DATA}").read_bytes() == (tmp_path / f"theirs{DATA}").read_bytes()
+    index = (tmp_path / "ours.index").read_bytes()
+    assert index == (tmp_path / "theirs.index").read_bytes()
+    if count == 12_000:
+        assert len(index) > 256 << 10  # more than one block
+
+
+def test_tensorflow_reads_what_is_written(tf: Any, tmp_path: Path) -> None:
+    ours(tmp_path / "m", SAMPLES, {"layout": "deeplab2", "note": "ä" * 500})
+    reader = tf.train.load_checkpoint(str(tmp_path / "m"))
+    shapes = reader.get_variable_to_shape_map()
+    assert shapes == {name: list(array.shape) for name, array in SAMPLES.items()}
+    for name, array in SAMPLES.items():
+        found = reader.get_tensor(name)
+        assert (found.dtype, np.shape(found)) == (array.dtype, array.shape)
+        assert np.asarray(found).tobytes() == array.tobytes()
+
+
+def test_tensorflow_reads_bfloat16_casts(tf: Any, tmp_path: Path) -> None:
+    kernel = SAMPLES["scope/kernel"].transpose(3, 2, 0, 1)
+    with TfBundleWriter(tmp_path / "m", [TensorSpec("k", DTYPES["bfloat16"], kernel.shape)], {}) as writer:
+        writer.write("k", kernel)
+        writer.finish()
+    found = tf.train.load_checkpoint(str(tmp_path / "m")).get_tensor("k")
+    np.testing.assert_array_equal(found, tf.cast(kernel, tf.bfloat16).numpy())
+    assert found.dtype == ml_dtypes.bfloat16
+
+
+def test_tf1_saver_restores_what_is_written(tf: Any, tmp_path: Path) -> None:
+    v1 = tf.compat.v1
+    kernel, step = SAMPLES["scope/kernel"], np.array(12, "int64")
+    ours(tmp_path / "m", {"scope/kernel": kernel, "global_step": step})
+    with tf.Graph().as_default(), v1.Session() as session:
+        variables = [
+            v1.get_variable("scope/kernel", kernel.shape),
+            v1.get_variable("global_step", (), "int64"),
+        ]
+        v1.train.Saver().restore(session, str(tmp_path / "m"))
+        found = session.run(variables)
+    np.testing.assert_array_equal(found[0], kernel)
+    assert found[1] == 12
+
+
+@pytest.mark.parametrize("resource", [False, True])
+def test_partitioned_variables_of_a_tf1_saver(tf: Any, tmp_path: Path, resource: bool) -> None:
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        for axis, name in enumerate(["rows", "columns"]):
+            v1.get_variable(
+                name, (10, 7), initializer=v1.random_normal_initializer(seed=axis), use_resource=resource,
+                partitioner=v1.fixed_size_partitioner(3, axis=axis),
+            )  # fmt: skip
+        v1.get_variable("text", initializer=tf.constant(["a", "b"]), use_resource=resource)
+        v1.get_variable("flag", initializer=tf.constant([True, False, True]), use_resource=resource)
+        session.run(v1.global_variables_initializer())
+        v1.train.Saver().save(session, str(tmp_path / "m"), write_meta_graph=False)
+    theirs = tf.train.load_checkpoint(str(tmp_path / "m"))
+    expected = {name: theirs.get_tensor(name) for name in ("rows", "columns", "flag")}
+    reader = assert_reads(tmp_path, expected)  # the folder: its `checkpoint` file has an absolute path
+    assert list(reader.notes) == ["skipped 'text': it holds strings, not numbers"]
+
+
+@pytest.mark.parametrize("size", [5, 63, 64, 8191, 8192, 70_000])
+def test_parts_that_begin_far_inside(tf: Any, tmp_path: Path, size: int) -> None:
+    """The keys of parts encode numbers in one to three bytes here."""
+    whole = RANDOM.standard_normal((size + 3, 2)).astype("float32")
+    total = f"{size + 3} 2"
+    save(
+        tf,
+        tmp_path / "m",
+        {"w@0": whole[:size], "w@1": whole[size:, :1], "w@2": whole[size:, 1:]},
+        {"w@0": f"{total} 0,{size}:-", "w@1": f"{total} {size},3:0,1", "w@2": f"{total} {size},3:1,1"},
+    )
+    assert_reads(tmp_path / "m", {"w": whole})
+
+
+def test_several_shards(tf: Any, tmp_path: Path) -> None:
+    first = {"a": RANDOM.standard_normal(50), "z": RANDOM.standard_normal((2, 3))}
+    second = {"b": np.arange(9), "m": np.array(True)}
+    save(tf, tmp_path / "part0", first)
+    save(tf, tmp_path / "part1", second)
+    prefixes = [str(tmp_path / "part0"), str(tmp_path / "part1")]
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=str(tmp_path / "m"))
+    assert (tmp_path / "m.data-00001-of-00002").is_file()
+    assert_reads(tmp_path / "m", first | second)
+
+
+class _Net:
+    """Built inside the tests: tensorflow must not be imported with this module."""
+
+    @staticmethod
+    def build(tf: Any) -> Any:
+        module = tf.Module()
+        module.layer = tf.Module()
+        module.layer.kernel = tf.Variable(
+            RANDOM.standard_normal((4, 5)), name="dense/kernel", dtype="float32"
+        )
+        module.bias = [tf.Variable(np.zeros(5, "float32"), name="dense/bias"), tf.Variable(1, dtype="int64")]
+        return module
+
+
+def test_object_based_checkpoints(tf: Any, tmp_path: Path) -> None:
+    module = _Net.build(tf)
+    tf.train.Checkpoint(model=module).save(str(tmp_path / "ckpt"))
+    expected = {
+        "dense/kernel": module.layer.kernel.numpy(),
+        "dense/bias": module.bias[0].numpy(),
+        "Variable": np.asarray(module.bias[1].numpy()),
+        "save_counter": np.array(1, "int64"),
+    }
+    reader = assert_reads(tmp_path, expected)
+    assert reader.keys["dense/kernel"] == "model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def test_saved_models(tf: Any, tmp_path: Path) -> None:
+    module = _Net.build(tf)
+    tf.saved_model.save(module, str(tmp_path / "saved"))
+    with TfBundleReader(tmp_path / "saved", verify=True) as reader:
+        np.testing.assert_array_equal(reader.read("dense/kernel"), module.layer.kernel.numpy())
+        assert {"dense/bias", "Variable"} <= set(reader.specs)
+
+
+def test_slot_variables_of_an_optimizer(tf: Any, tmp_path: Path) -> None:
+    kernel = tf.Variable(np.arange(3, dtype="float32"), name="dense/kernel")
+    optimizer = tf.compat.v1.train.AdamOptimizer(0.5, beta1=0.75)
+    optimizer.minimize(lambda: tf.reduce_sum(kernel * [1.0, 2.0, 3.0]))
+    model = tf.train.Checkpoint(kernel=kernel)
+    tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(tmp_path / "m"))
+    with TfBundleReader(tmp_path / "m", verify=True) as reader:
+        assert {"dense/kernel", "dense/kernel/m", "dense/kernel/v"} <= set(reader.specs)
+        assert (
+            reader.keys["dense/kernel/m"]
+            == "model/kernel/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"
+        )
+        np.testing.assert_allclose(reader.read("dense/kernel/m"), [0.25, 0.5, 0.75])  # (1 - beta1) x gradient
