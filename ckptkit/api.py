@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace
 
@@ -219,7 +218,7 @@ def parity(
     what: str | Path,
     *,
     synthetic: bool = False,
-    batch: int = 2,
+    batch: int | None = None,
     resolution: int | tuple[int, int] | None = None,
     seed: int | None = None,
     weights: Weights = "auto",
@@ -232,8 +231,8 @@ def parity(
         Id (fetched when it is not here) or path.
     synthetic : bool
         Use the entry's synthetic stand-in instead of its weights; needs no download.
-    batch : int
-        Images.
+    batch : int, optional
+        Random images, default 2.
     resolution : int or (int, int), optional
         Input (height, width); default the entry's test resolution.
     seed : int, optional
@@ -251,4 +250,14 @@ def parity(
     MissingDependencyError
         When torch or tensorflow is not installed.
     """
-    raise UsageError("parity is being integrated")
+    from ckptkit.parity import run_parity, synthetic_checkpoint
+
+    workspace = _workspace()
+    options: dict[str, Any] = {"batch": batch, "resolution": resolution, "seed": seed, "weights": weights}
+    if not synthetic:
+        return run_parity(workspace.locate(what), **options, note=_logger.info)
+    from ckptkit.synth import synthetic_for
+
+    entry = workspace.registry[str(what)]
+    with synthetic_checkpoint(synthetic_for(entry), entry) as located:
+        return run_parity(located, **options, synthetic=True, name=entry.id, note=_logger.info)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -46,6 +46,9 @@ class _Wanted:
 
     family: Family
     variant: str
+    resolution: Size | None
+    num_classes: int | None
+    features_only: bool
     pos_emb: bool
     behaviour: Mapping[str, Any]
 
@@ -118,22 +121,30 @@ def create_model(
         "global_attention": global_attention,
         "attn_force_fp32": attn_force_fp32,
     }
+    unloaded = _Wanted(
+        family,
+        variant,
+        resolution or (entry.test_resolution if entry else None),
+        num_classes,
+        features_only,
+        _pos_emb(pos_emb, entry, None),
+        _behaviour(family, asked, entry, {}),
+    )
     path = _checkpoint_path(checkpoint, entry, id_or_variant, workspace)
     if path is None:
-        wanted = _Wanted(
-            family, variant, _pos_emb(pos_emb, entry, None), _behaviour(family, asked, entry, {})
-        )
-        return _build(module, wanted, entry, resolution, num_classes, features_only)
+        return _build(module, unloaded)
     with open_reader(path) as reader:
         found = require_recognition(reader.path, reader.specs, variant=variant)
-        wanted = _Wanted(
-            family,
-            variant,
-            _pos_emb(pos_emb, entry, found),
-            _behaviour(family, asked, entry, reader.metadata),
+        wanted = replace(
+            unloaded,
+            pos_emb=_pos_emb(pos_emb, entry, found),
+            behaviour=_behaviour(family, asked, entry, reader.metadata),
         )
-        model = _build(module, wanted, entry, resolution, num_classes, features_only)
-        _load(model, module, framework, reader, found, wanted)
+        if wanted.pos_emb != found.structure.pos_emb:
+            has = "has" if found.structure.pos_emb else "has no"
+            raise UsageError(f"{path} {has} position embedding", hint="leave pos_emb to the file")
+        model = _build(module, wanted)
+        _load(model, module, framework, reader, found)
     return model
 
 
@@ -189,36 +200,24 @@ def _settings(family: Family) -> str:
     return "its settings are " + ", ".join(family.behaviour)
 
 
-def _build(
-    module: Any,
-    wanted: _Wanted,
-    entry: Entry | None,
-    resolution: Size | None,
-    num_classes: int | None,
-    features_only: bool,
-) -> Any:
+def _build(module: Any, wanted: _Wanted) -> Any:
     return module.build(
         wanted.variant,
-        resolution=resolution or (entry.test_resolution if entry else None),
-        num_classes=num_classes or None,
-        features_only=features_only,
+        resolution=wanted.resolution,
+        num_classes=wanted.num_classes or None,
+        features_only=wanted.features_only,
         pos_emb=wanted.pos_emb,
         **wanted.behaviour,
     )
 
 
-def _load(
-    model: Any, module: Any, framework: Framework, reader: Reader, found: Recognition, wanted: _Wanted
-) -> None:
+def _load(model: Any, module: Any, framework: Framework, reader: Reader, found: Recognition) -> None:
     """Fill a model from a file; a head of another size stays as initialised."""
-    if wanted.pos_emb != found.structure.pos_emb:
-        has = "has" if found.structure.pos_emb else "has no"
-        raise UsageError(f"{reader.path} {has} position embedding", hint="leave pos_emb to the file")
     layout = CANONICAL if framework == "torch" else found.family.keras_layout
     state = load_tensors(reader, layout, variant=found.variant)
-    table = found.family.table(layout, found.variant, found.structure).by_external
+    table = found.family.table(layout, found.variant, found.structure)
     initial = _initial_state(model, module, framework)
-    if any(name not in state for name, row in table.items() if row.part == "bn_statistics"):
+    if any(row.external not in state for row in table.bindings if row.part == "bn_statistics"):
         raise ConversionError(
             f"{reader.path}: no BatchNorm moving statistics, so predictions would be meaningless",
             hint="to initialise training, take ckptkit.load() and load_state_dict(strict=False) yourself",

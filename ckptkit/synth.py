@@ -68,7 +68,8 @@ def synthetic_tensor(name: str, shape: tuple[int, ...], *, key: str | None = Non
     import numpy
 
     seed = zlib.crc32((key or name).encode())
-    z = numpy.random.Generator(numpy.random.Philox(key=seed)).standard_normal(shape, dtype=numpy.float32)
+    generator = numpy.random.Generator(numpy.random.Philox(key=seed))
+    z: Array = generator.standard_normal(shape, dtype=numpy.float32)
     kind = name.rsplit("/", 1)[-1]
     if kind == "gamma":
         return 1 + numpy.float32(0.1) * z

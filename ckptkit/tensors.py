@@ -62,7 +62,8 @@ class DType:
         if self.name in _FROM_ML_DTYPES:
             import ml_dtypes
 
-            return numpy.dtype(getattr(ml_dtypes, self.name))
+            extension: np.dtype[Any] = numpy.dtype(getattr(ml_dtypes, self.name))
+            return extension
         return numpy.dtype(self.name).newbyteorder("<")
 
     @property

@@ -144,7 +144,7 @@ class Workspace:
     def fetched(self) -> list[Located]:
         """Every entry that is in the cache, without touching the network."""
         ids = self.home.fetched_ids()
-        return [self.locate(entry.id, fetch=False) for entry in self.registry if entry.id in ids]
+        return [self.locate(id, fetch=False) for id in self.registry if id in ids]
 
     def _as_it_lies(self, entry: Entry) -> Located:
         """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""

@@ -16,7 +16,7 @@ from ckptkit.cli.state import State
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
 _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
-EPILOG = "Global options, before or after the command: --quiet --verbose --offline --registry FILE --mirror FROM=TO"
+EPILOG = "Before or after the command: --quiet --verbose --offline --registry FILE --mirror FROM=TO"
 
 
 class Root(TyperGroup):
@@ -34,7 +34,7 @@ class Root(TyperGroup):
             _explain(error, str(error), ctx)
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
-            print("interrupted", file=sys.stderr)
+            typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
         except BrokenPipeError:
             raise  # typer's own handling: the reader of our output went away
@@ -52,7 +52,7 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
         import traceback
 
         traceback.print_exception(error)
-    print(f"error: {line}", file=sys.stderr)
+    typer.echo(f"error: {line}", err=True)
 
 
 app = typer.Typer(
@@ -68,7 +68,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"ckptkit {__version__}")
+        typer.echo(f"ckptkit {__version__}")
         raise typer.Exit
 
 
@@ -100,12 +100,21 @@ def root(
 
 
 def _register() -> None:
-    from ckptkit.cli import convert_commands, registry_commands, store_commands, verify_commands
+    from ckptkit.cli import (
+        convert_commands,
+        demo_commands,
+        parity_commands,
+        registry_commands,
+        store_commands,
+        verify_commands,
+    )
 
     registry_commands.register(app)
     store_commands.register(app)
     convert_commands.register(app)
     verify_commands.register(app)
+    parity_commands.register(app)
+    demo_commands.register(app)
 
 
 _register()

@@ -95,7 +95,7 @@ def convert(
         to=to.value,
         layout=layout,
         dtype=dtype.value if dtype else None,
-        weights=weights.value,  # type: ignore[arg-type]  # an Enum's value is no Literal to mypy
+        weights=weights.value,
         head=not no_head,
         allow_missing_bn=allow_missing_bn,
         variant=variant,

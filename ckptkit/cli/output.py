@@ -98,6 +98,13 @@ class Output:
         title: str | None,
         styles: Sequence[str | None] | None,
     ) -> None:
+        if title is None and styles is None and (self.stdout.encoding or "").lower().startswith("utf"):
+            from ckptkit.cli.ruled import ruled_table
+
+            lines = ruled_table([c.heading for c in columns], [c.numeric for c in columns], rows)
+            if lines is not None:
+                print("\n".join(["", *lines, ""]), file=self.stdout)
+                return
         from rich import box
         from rich.console import Console
         from rich.markup import escape

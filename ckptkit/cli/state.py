@@ -11,7 +11,7 @@ import typer
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Registry
+    from ckptkit.registry import Catalogue, Registry, Row
     from ckptkit.workspace import Workspace
 
 
@@ -54,6 +54,12 @@ class State:
         from ckptkit.registry import load_registry
 
         return load_registry(self.registries)
+
+    def rows(self) -> Catalogue[Row]:
+        """The same entries without their schema: for commands that only show them, and start at once."""
+        from ckptkit.registry.rows import load_rows
+
+        return load_rows(self.registries)
 
 
 def state_of(context: typer.Context) -> State:

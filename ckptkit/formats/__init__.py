@@ -1,0 +1,1 @@
+"""Containers: how named tensors lie in files. No model, no framework."""

@@ -43,7 +43,7 @@ class Reader(Protocol):
     def check(self, name: str) -> bool:
         """Compare one tensor with the checksum the container stores for it.
 
-        Returns True when it matches, False when the container stores none; raises FormatError when it differs.
+        Returns True when it matches, False when the container stores none; a difference raises FormatError.
         """
         ...
 
@@ -93,4 +93,3 @@ class Writer(Protocol):
     ) -> None:
         """Discard everything unless `finish` has been called."""
         ...
-

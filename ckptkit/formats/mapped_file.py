@@ -49,6 +49,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._whole: Array | None = None
         try:
             with path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
@@ -84,8 +85,12 @@ class MappedFile:
             empty = numpy.empty(tuple(shape), dtype.numpy)
             empty.flags.writeable = False
             return empty
+        if self._whole is None:
+            # frombuffer's array holds the map open for as long as views of it live. ndarray(buffer=map) would
+            # not: after close() it would point nowhere, and reading it would kill the process.
+            self._whole = numpy.frombuffer(self.data, numpy.uint8)
         steps = None if strides is None else tuple(strides)
-        return numpy.ndarray(tuple(shape), dtype.numpy, buffer=self.data, offset=offset, strides=steps)
+        return numpy.ndarray(tuple(shape), dtype.numpy, buffer=self._whole, offset=offset, strides=steps)
 
     def crc32(self, offset: int, nbytes: int) -> int:
         """CRC-32 of a range, computed window by window with the pages given back behind it."""
@@ -111,6 +116,7 @@ class MappedFile:
 
     def close(self) -> None:
         """Unmap, as soon as the last view handed out is gone."""
+        self._whole = None
         with contextlib.suppress(BufferError):  # views live: the map goes when they do
             self.data.close()
 

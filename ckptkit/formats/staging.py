@@ -13,10 +13,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import UsageError, storage_error
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,12 +64,12 @@ class StagedFile:
         """Where the next `append` goes: bytes from the start."""
         return self._position
 
-    def append(self, data: bytes | memoryview | Array) -> None:
-        """Write at the current end."""
+    def append(self, data: Any) -> None:
+        """Write at the current end: ``bytes``, or anything with a contiguous buffer."""
         self.write_at(data, self._position)
         self._position += memoryview(data).nbytes
 
-    def write_at(self, data: bytes | memoryview | Array, offset: int) -> None:
+    def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``, whatever the current position."""
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
         with translated(self.final):

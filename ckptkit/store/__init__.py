@@ -1,0 +1,1 @@
+"""What lies on disk and how it got there: the cache, the downloads, their integrity."""

@@ -74,7 +74,7 @@ def main() -> None:
         convert += ["--output", str(ours), "--force", *(["--no-check"] if arguments.no_check else [])]
         commands = {"ckptkit": convert, "naive": [sys.executable, "-c", NAIVE, str(prefix), str(naive)]}
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for name, command in commands.items():
+        for command in commands.values():
             run(command)  # once unmeasured: warms the page cache and the interpreter's caches
         for _ in range(arguments.runs):
             for name, command in commands.items():
@@ -90,7 +90,8 @@ def main() -> None:
     ratio = report["ckptkit"]["median_s"] / report["naive"]["median_s"]
     print(f"{arguments.variant}, {size:.0f} MB, {arguments.runs} alternating runs, medians")
     for name, figure in report.items():
-        print(f"  {name:8} {figure['median_s']:7.2f} s   peak {figure['peak_rss_mb']:7.1f} MB   {figure['all_s']}")
+        median, peak = figure["median_s"], figure["peak_rss_mb"]
+        print(f"  {name:8} {median:7.2f} s   peak {peak:7.1f} MB   {figure['all_s']}")
     print(f"  ratio ckptkit / naive: {ratio:.3f} (1/{1 / ratio:.1f})")
     if arguments.json:
         arguments.json.write_text(json.dumps({**report, "ratio": ratio}, indent=2))

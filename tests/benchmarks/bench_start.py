@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_start.py [--runs 25]
 
-Whole processes, run in turn in one session; medians and their ratio. The cache folder is a fresh one, warmed by
-one unmeasured run (the compiled registry is kept there).
+Whole processes, run in turn in one session; medians and their ratio. The cache folder is a fresh one, warmed
+by one unmeasured run (the compiled registry is kept there).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from ckptkit.synth import Synthetic, write_bundle
 
 @pytest.fixture(scope="package")
 def bundles(tmp_path_factory):
-    """Prefixes of tiny-moat0 checkpoints: plain, without position embedding and with twins, without statistics."""
+    """Prefixes of tiny-moat0 checkpoints: plain, with twins (no position embedding), without statistics."""
     folder = tmp_path_factory.mktemp("bundles")
     kinds = {
         "plain": Synthetic("tiny-moat0"),

@@ -48,7 +48,7 @@ def test_tf_there_and_back_gives_the_same_bytes_under_the_same_names(bundles, tm
 FORMATS = ("safetensors", "torch", "tf", "npz")
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.permutations(FORMATS, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(FORMATS, 2)))
 def test_every_pair_of_formats_carries_every_layout(bundles, tmp_path, one, other):
     expected = None
     for layout in ("torch", "deeplab2", "keras"):

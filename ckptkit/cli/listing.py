@@ -1,0 +1,282 @@
+"""The columns of ``ckptkit list``, and the four forms in which it prints them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.cli.output import Column, Output
+from ckptkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckptkit.registry.rows import Row
+
+UNKNOWN = "-"
+DEFAULT_KEYS = (
+    *("family", "id", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "cached"),
+)
+
+_BETWEEN = 3
+_EDGES = 2
+"""What a drawn table adds to the width of its cells: between two columns, and at its sides."""
+
+#: Which columns go first when the terminal is narrow.
+_LEAST_IMPORTANT = ("family", "pretrain", "setting", "pos-emb", "flops", "cached", "resolution")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry and whether its file is in the cache."""
+
+    row: Row
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that a list can show of an entry.
+
+    Parameters
+    ----------
+    key : str
+        Its name for ``--columns`` and ``--sort``, and in JSON.
+    heading : str
+    value : callable
+        The value as it is: for JSON, CSV and sorting.
+    text : callable, optional
+        How a person reads it; by default the value itself.
+    short : callable, optional
+        The same in fewer letters, for narrow terminals.
+    short_heading : str, optional
+    numeric : bool
+        Right-aligned.
+    """
+
+    key: str
+    heading: str
+    value: Callable[[Listed], Any]
+    text: Callable[[Listed], str] | None = None
+    short: Callable[[Listed], str] | None = None
+    short_heading: str | None = None
+    numeric: bool = False
+
+    def shown(self, item: Listed, *, brief: bool = False) -> str:
+        """Return the cell of a table."""
+        if brief and self.short:
+            return self.short(item)
+        return self.text(item) if self.text else _plain(self.value(item))
+
+    def headed(self, *, brief: bool = False) -> str:
+        """Return the heading of the column."""
+        return (self.short_heading if brief else None) or self.heading
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _of(name: str) -> Callable[[Listed], Any]:
+    return lambda item: getattr(item.row, name)
+
+
+def _text_of(name: str) -> Callable[[Listed], str]:
+    return lambda item: _plain(getattr(item.row, name))
+
+
+def _resolution(item: Listed) -> str:
+    train, test = item.row.train_resolution, item.row.test_resolution
+    return _plain(test) if train in (test, None) else f"{train}/{_plain(test)}"
+
+
+def _brief_data(item: Listed) -> str:
+    return _plain(item.row.pretrain_data).replace("ImageNet-", "").replace(" ", "")
+
+
+def _link(item: Listed) -> str | None:
+    return next((source.url for source in item.row.sources if not source.manual), item.row.sources[0].url)
+
+
+_FIELDS = (
+    Field("family", "family", _of("family")),
+    Field("id", "id", _of("id")),
+    Field("variant", "variant", _of("variant")),
+    Field("name", "model", _of("display_name")),
+    Field("group", "group", _of("group")),
+    Field("required", "required", _of("required")),
+    Field("resolution", "resolution", _of("test_resolution"), _resolution, short_heading="res", numeric=True),
+    Field("train-resolution", "train resolution", _of("train_resolution"), numeric=True),
+    Field("test-resolution", "test resolution", _of("test_resolution"), numeric=True),
+    Field("pos-emb", "pos-emb", _of("pos_emb"), short_heading="pos"),
+    Field("pretrain", "pretrain", _of("pretrain_data"), short=_brief_data),
+    Field("setting", "setting", _of("setting")),
+    Field("params", "params", _of("params"), _text_of("published_params"), numeric=True),
+    Field("flops", "FLOPs", _of("flops"), _text_of("published_flops"), numeric=True),
+    Field("top1", "top-1", _of("published_top1"), numeric=True),
+    Field("top5", "top-5", _of("published_top5"), numeric=True),
+    Field("published-params", "published params", _of("published_params"), numeric=True),
+    Field("published-flops", "published FLOPs", _of("published_flops"), numeric=True),
+    Field("exact-parameters", "exact parameters", _of("exact_parameters"), numeric=True),
+    Field("cached", "cached", lambda item: item.cached),
+    Field("layout", "layout", _of("layout")),
+    Field("format", "format", _of("format")),
+    Field("weights", "weights", _of("weights")),
+    Field("normalization", "normalization", _of("normalization")),
+    Field("test-resize", "test resize", _of("test_resize"), numeric=True),
+    Field("interpolation", "interpolation", _of("interpolation")),
+    Field("pool-size", "pool size", _of("pool_size"), numeric=True),
+    Field("window-size", "window size", _of("window_size"), numeric=True),
+    Field("global-attention", "global attention", _of("global_attention")),
+    Field("attn-force-fp32", "attn_force_fp32", _of("attn_force_fp32")),
+    Field("license", "license", _of("license")),
+    Field("paper", "paper", _of("paper")),
+    Field("file", "file", _of("file_name")),
+    Field("size", "size", _of("size"), numeric=True),
+    Field("sha256", "sha256", _of("sha256")),
+    Field("url", "URL", _link),
+    Field("config", "config", _of("config_url")),
+    Field("log", "log", _of("log_url")),
+    Field("note", "note", _of("note")),
+)
+_ALIASES = {
+    "displayname": "name",
+    "posembedding": "pos-emb",
+    "pretraindata": "pretrain",
+    "model": "name",
+    "publishedtop1": "top1",
+    "publishedtop5": "top5",
+    "configurl": "config",
+    "logurl": "log",
+    "filename": "file",
+    "sources": "url",
+}
+
+
+def _squeezed(name: str) -> str:
+    return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+_BY_NAME = {_squeezed(field.key): field for field in _FIELDS}
+
+
+def field_named(name: str) -> Field:
+    """Return the field a user means; hyphens, underscores and capitals do not matter.
+
+    Raises
+    ------
+    UsageError
+        When there is none.
+
+    Examples
+    --------
+    >>> field_named("Top-1").key, field_named("pretrain_data").key
+    ('top1', 'pretrain')
+    """
+    squeezed = _squeezed(name)
+    found = _BY_NAME.get(_squeezed(_ALIASES.get(squeezed, squeezed)))
+    if found is None:
+        raise UsageError(
+            f"no column {name!r}", hint=f"choose from {', '.join(field.key for field in _FIELDS)}"
+        )
+    return found
+
+
+def fields_named(names: str | None) -> list[Field] | None:
+    """Return the fields of a comma-separated list; None for none given."""
+    if names is None:
+        return None
+    wanted = [field_named(name) for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise UsageError("--columns names no column", hint="write them like --columns id,params,top1")
+    return wanted
+
+
+def ordered(items: Iterable[Listed], key: str, *, reverse: bool) -> list[Listed]:
+    """Sort by a field; what is not known comes last in either direction.
+
+    Parameters
+    ----------
+    items : iterable of Listed
+    key : str
+        Name of a field; ``-`` in front of it sorts downwards.
+    reverse : bool
+        Turn the direction round.
+    """
+    field = field_named(key.removeprefix("-"))
+    down = key.startswith("-") is not reverse
+    known = [item for item in items if field.value(item) is not None]
+    unknown = [item for item in items if field.value(item) is None]
+    return [*sorted(known, key=field.value, reverse=down), *unknown]
+
+
+def print_table(output: Output, items: Sequence[Listed], chosen: Sequence[Field] | None) -> None:
+    """Print a table; on a terminal the default columns are made to fit its width."""
+    fields, brief = list(chosen or [field_named(key) for key in DEFAULT_KEYS]), False
+    hidden: list[str] = []
+    if chosen is None and output.stdout.isatty():
+        fitted, brief = _fitted(fields, items, shutil.get_terminal_size().columns)
+        hidden = [field.headed() for field in fields if field not in fitted]
+        fields = fitted
+    output.table(
+        [Column(field.headed(brief=brief), field.numeric) for field in fields],
+        [[field.shown(item, brief=brief) for field in fields] for item in items],
+    )
+    if hidden:
+        output.note(f"too wide for this terminal: {', '.join(hidden)}; choose with --columns")
+
+
+def _fitted(fields: Sequence[Field], items: Sequence[Listed], room: int) -> tuple[list[Field], bool]:
+    """Find what fits: with short cells, then without silent columns, then without the lesser ones."""
+    left = list(fields)
+    if _width(left, items, brief=False) <= room:
+        return left, False
+    silent = [field.key for field in fields if all(field.shown(item) == UNKNOWN for item in items)]
+    for key in [*silent, *_LEAST_IMPORTANT]:
+        if _width(left, items, brief=True) <= room:
+            break
+        left = [field for field in left if field.key != key]
+    return left, True
+
+
+def _width(fields: Sequence[Field], items: Sequence[Listed], *, brief: bool) -> int:
+    cells = (
+        max([len(field.headed(brief=brief)), *(len(field.shown(item, brief=brief)) for item in items)])
+        for field in fields
+    )
+    return sum(cells) + _BETWEEN * (len(fields) - 1) + _EDGES
+
+
+def as_json(items: Sequence[Listed], chosen: Sequence[Field] | None) -> list[dict[str, Any]]:
+    """Return the list for JSON: every field of the registry, or the chosen columns."""
+    if chosen is not None:
+        return [{field.key: field.value(item) for field in chosen} for item in items]
+    return [
+        {**item.row.fields, "params": item.row.params, "flops": item.row.flops, "cached": item.cached}
+        for item in items
+    ]
+
+
+def as_csv(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
+    """Return the list as CSV: every column, or the chosen ones; what is not known is empty."""
+    import csv
+    import io
+
+    fields = list(chosen or _FIELDS)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.key for field in fields])
+    for item in items:
+        writer.writerow([_csv_cell(field.value(item)) for field in fields])
+    return text.getvalue().rstrip("\n")
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    # Counts are whole numbers; accuracies keep their point.
+    return str(int(value)) if isinstance(value, float) and value >= 1000 else _plain(value)

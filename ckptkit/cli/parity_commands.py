@@ -1,0 +1,258 @@
+"""``parity``: the command that proves a conversion by running both frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptkit.cli.convert_commands import FloatType, WhichWeights
+from ckptkit.cli.output import Column, Output
+from ckptkit.cli.state import state_of
+
+if TYPE_CHECKING:
+    from ckptkit.formats.staging import StagedFile
+    from ckptkit.parity import Failure, ParityReport, Side
+    from ckptkit.workspace import Located, Workspace
+
+
+def parity(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="WHAT…",
+            help="Ids (fetched when they are not here) or files; with --synthetic ids or variants.",
+        ),
+    ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Use synthetic weights by recipe; nothing is downloaded.")
+    ] = False,
+    converted: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prove this conversion of WHAT instead of making a fresh one."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Random inputs; default 2.")] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random inputs; default 20260101.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One image instead of random inputs, normalized as published."),
+    ] = None,
+    weights: Annotated[
+        WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
+    ] = WhichWeights.AUTO,
+    dtype: Annotated[
+        FloatType | None,
+        typer.Option(help="Convert to this type and compare with the original; the tolerance follows."),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
+    allow_missing_bn: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing-bn", help="Compare a file without BatchNorm statistics, taken as 0 and 1."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
+    ] = None,
+    all_entries: Annotated[
+        bool, typer.Option("--all", help="Every fetched entry; with --synthetic every entry.")
+    ] = False,
+) -> None:
+    """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
+
+    The Keras model reads the TensorFlow checkpoint, the PyTorch model reads its conversion. Returns 1 when
+    they disagree. Needs both frameworks: pip install 'ckptkit[torch,tf]'.
+
+    Examples: ckptkit parity tiny-moat0-256 --synthetic
+    · ckptkit parity model.ckpt --converted moat.safetensors --junit parity.xml
+    """
+    from ckptkit.cli.exit_codes import ExitCode, exit_code
+    from ckptkit.errors import CkptkitError
+    from ckptkit.parity import Failure, require_packages, run_parity
+
+    state = state_of(context)
+    workspace = state.workspace()
+    names = _targets(workspace, what or [], all_entries=all_entries, synthetic=synthetic, converted=converted)
+    options: dict[str, Any] = {
+        "converted": converted,
+        "batch": batch,
+        "resolution": _resolution(resolution),
+        "seed": seed,
+        "image": image,
+        "weights": weights.value,
+        "dtype": dtype.value if dtype else None,
+        "variant": variant,
+        "allow_missing_bn": allow_missing_bn,
+    }
+    require_packages(image=image is not None)
+    results: list[ParityReport | Failure] = []
+    errors: list[CkptkitError] = []
+    with ExitStack() as stack:
+        staged = _staged(stack, junit)
+        for name in names:
+            note = _prefixed(state.output, name)
+            try:
+                with _located(workspace, name, synthetic=synthetic) as located:
+                    report = run_parity(
+                        located, **options, synthetic=synthetic, name=name if synthetic else None, note=note
+                    )
+            except CkptkitError as error:  # the others are compared all the same
+                errors.append(error)
+                results.append(Failure(name, str(error), type(error).__name__))
+                if len(names) > 1:
+                    state.output.warn(f"{name} could not be compared: {error}")
+                continue
+            results.append(report)
+            if not as_json:
+                _print_report(state.output, report)
+        _write_junit(staged, results)
+    if as_json:
+        state.output.json([result.to_json() for result in results])
+    if errors and len(names) == 1:
+        raise errors[0]
+    codes = [exit_code(error) for error in errors]
+    if any(not result.to_json()["ok"] for result in results):
+        raise typer.Exit(int(max(codes, default=ExitCode.CHECK_FAILED)))
+
+
+def _targets(
+    workspace: Workspace,
+    what: Sequence[str],
+    *,
+    all_entries: bool,
+    synthetic: bool,
+    converted: Path | None,
+) -> list[str]:
+    from ckptkit.errors import NotFoundError, UsageError
+    from ckptkit.families.base import families
+
+    names = list(dict.fromkeys(what))
+    if all_entries:
+        known = [id for id in workspace.registry if workspace.registry[id].family in families()]
+        cached = workspace.home.fetched_ids()
+        names += [id for id in known if id not in names and (synthetic or id in cached)]
+        if not names:
+            raise NotFoundError("nothing has been fetched yet", hint="ckptkit fetch ID, or give --synthetic")
+    if not names:
+        raise UsageError("nothing to compare", hint="name ids or files, or give --all")
+    if converted is not None and (len(names) > 1 or synthetic):
+        raise UsageError("--converted is one file for one checkpoint", hint="name its source alone")
+    return names
+
+
+def _resolution(text: str | None) -> tuple[int, int] | None:
+    """Height and width from ``224`` or ``192x256``."""
+    if text is None:
+        return None
+    import re
+
+    from ckptkit.errors import UsageError
+
+    found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
+    return int(found[1]), int(found[2] or found[1])
+
+
+@contextmanager
+def _located(workspace: Workspace, name: str, *, synthetic: bool) -> Iterator[Located]:
+    """Find a checkpoint, fetching an entry that is not here; or make a synthetic one for the time being."""
+    from ckptkit.families.base import families, get_family
+    from ckptkit.parity import synthetic_checkpoint
+    from ckptkit.synth import Synthetic, synthetic_for
+
+    if not synthetic:
+        if not workspace.is_path(name) and name in workspace.registry:
+            get_family(workspace.registry[name].family)  # no download for what has no models
+        yield workspace.locate(name)
+        return
+    if any(name in get_family(family).variants for family in families()):
+        entry, recipe = None, Synthetic(name)
+    else:
+        entry = workspace.registry[name]
+        recipe = synthetic_for(entry)
+    with synthetic_checkpoint(recipe, entry) as located:
+        yield located
+
+
+def _prefixed(output: Output, name: str) -> Any:
+    return lambda sentence: output.note(f"{name}: {sentence} …")
+
+
+def _print_report(output: Output, report: ParityReport) -> None:
+    keras, torch = report.sides
+    position = "with" if report.pos_emb else "without"
+    settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
+    output.result(f"{report.name}: {report.variant} {position} position embedding; {settings}")
+    output.result(f"  inputs   {report.inputs}")
+    output.result(f"  Keras    {_reads(keras)}")
+    output.result(f"  PyTorch  {_reads(torch)}")
+    columns = [
+        Column("output"),
+        Column("shape"),
+        Column("max abs", numeric=True),
+        Column("mean abs", numeric=True),
+        Column("relative", numeric=True),
+        Column("cosine", numeric=True),
+        Column("tolerance"),
+        Column("verdict"),
+    ]
+    rows = [
+        [
+            stage.name,
+            "×".join(map(str, stage.shape)),
+            f"{stage.max_abs:.2e}",
+            f"{stage.mean_abs:.2e}",
+            f"{stage.relative:.2e}",
+            f"{stage.cosine:.9f}",
+            str(stage.limit),
+            stage.verdict,
+        ]
+        for stage in report.stages
+    ]
+    output.table(columns, rows, styles=[None if stage.ok else "red" for stage in report.stages])
+    for note in report.notes:
+        output.result(f"note: {note}")
+    output.result(report.verdict)
+
+
+def _reads(side: Side) -> str:
+    return f"reads {side.reads} ({side.format}, layout {side.layout}, {side.dtype}); {side.versions}"
+
+
+def _plain(value: Any) -> str:
+    """Spell a setting as people do: None is the whole map's, not a value."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
+    """Open the report file before the long work, so that a wrong path is found at once."""
+    if junit is None:
+        return None
+    from ckptkit.formats.staging import StagedFile
+
+    return stack.enter_context(StagedFile(junit, force=True))
+
+
+def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Failure]) -> None:
+    if staged is None:
+        return
+    from ckptkit.parity import junit_document
+
+    staged.append(junit_document(results).encode())
+    staged.commit()
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the root."""
+    app.command()(parity)

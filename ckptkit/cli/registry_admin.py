@@ -1,0 +1,170 @@
+"""``registry validate``, ``registry schema`` and ``registry pin``: for those who write registry files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry, Pin
+    from ckptkit.store.cache import Record
+
+registry_app = typer.Typer(help="Check, describe and pin registry files.", no_args_is_help=True)
+
+
+@registry_app.command("validate")
+def validate_command(
+    context: typer.Context,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE…", help="Registries, each on top of the built-in one; none: those in use."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check registry files: every fault with its line. Exit 1 when there are any."""
+    from ckptkit.registry import registry_files
+
+    state = state_of(context)
+    checks = [_check(file) for file in files] if files else [_check_chain(registry_files(state.registries))]
+    if as_json:
+        state.output.json(checks)
+    for check in [] if as_json else checks:
+        faults = check["faults"]
+        for fault in faults:
+            state.output.result(f"{check['file']}: {fault}")
+        count = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}"
+        state.output.result(
+            f"{check['file']}: " + (count if faults else f"{check['entries']} entries, no fault")
+        )
+    if any(check["faults"] for check in checks):
+        from ckptkit.cli.exit_codes import ExitCode
+
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def _check(file: Path) -> dict[str, Any]:
+    from ckptkit.registry import built_in_path
+
+    built_in = built_in_path()
+    alone = file.resolve() == built_in.resolve()
+    return _check_chain([file] if alone else [built_in, file])
+
+
+def _check_chain(files: list[Path]) -> dict[str, Any]:
+    """Load files on top of each other; the faults are those of the first one that has any."""
+    from ckptkit.errors import RegistryError
+    from ckptkit.registry.loading import load_texts, read_text
+
+    try:
+        registry = load_texts([(file, read_text(file)) for file in files])
+    except RegistryError as error:
+        return {"file": str(error.path), "entries": None, "faults": error.faults}
+    return {"file": str(files[-1]), "entries": len(registry), "faults": []}
+
+
+@registry_app.command("schema")
+def schema_command(context: typer.Context) -> None:
+    """Print the JSON Schema of a registry file, for editors."""
+    from ckptkit.registry import json_schema
+
+    state_of(context).output.json(json_schema())
+
+
+@registry_app.command("pin")
+def pin_command(
+    context: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Fetched entries, or globs on ids.")],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a different checksum, or pin the lesser upload.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")
+    ] = False,
+) -> None:
+    """Write the observed sha256, size and time of fetched files into a registry file.
+
+    Comments and order are kept. The checksum is that of the file you fetched, not the publisher's word: the
+    entry says when and from where it was observed.
+    """
+    from ckptkit.registry import pin_many, preview_pins
+
+    state = state_of(context)
+    registry = state.registry()
+    pins = [_observed(entry, force=force) for entry in registry.select(ids)]
+    target, below = _target(state, file)
+    edit = preview_pins(target, pins, below=below)
+    if dry_run:
+        if edit.changes:
+            state.output.result(edit.diff().rstrip("\n"))
+        else:
+            state.output.note(f"{target}: would stay as it is")
+        return
+    pin_many(target, pins, below=below)
+    for pin in pins:
+        state.output.result(f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}")
+    state.output.note(f"{target}: {'written' if edit.changes else 'holds all of this already'}")
+
+
+def _observed(entry: Entry, *, force: bool) -> Pin:
+    """Return what was observed of an entry; refuse what contradicts an earlier pin."""
+    from ckptkit.errors import IntegrityError, NotFoundError
+    from ckptkit.registry import Pin
+    from ckptkit.store.cache import Home
+
+    record = Home.default().record(entry.id)
+    if record is None:
+        raise NotFoundError(
+            f"{entry.id} was never fetched here, so nothing is known of its file",
+            hint=f"run 'ckptkit fetch {entry.id}' first",
+        )
+    if entry.sha256 is not None and entry.sha256 != record.sha256 and not force:
+        raise IntegrityError(
+            f"{entry.id}: the fetched file has sha256 {record.sha256}, but {entry.sha256} is pinned",
+            hint="find out which is right before you give --force",
+        )
+    _refuse_lesser(entry, record, force=force)
+    # The published URL: a mirror's address would mean nothing to other readers of the file.
+    return Pin(entry.id, record.sha256, record.size, record.fetched_at, record.url)
+
+
+def _refuse_lesser(entry: Entry, record: Record, *, force: bool) -> None:
+    """Refuse to pin the upload without statistics where the entry means the one with them."""
+    from ckptkit.errors import UsageError
+
+    better = any(source.bn_statistics for source in entry.sources)
+    if record.bn_statistics is False and better and not force:
+        raise UsageError(
+            f"{entry.id}: the cached file is the upload without BatchNorm statistics ({record.url}), "
+            "and a checksum pinned from it would refuse the one with them",
+            hint="fetch that one first, or give --force",
+        )
+
+
+def _target(state: State, file: Path | None) -> tuple[Path, list[Path]]:
+    """Return the registry to write, and those it stands on."""
+    from ckptkit.errors import UsageError
+    from ckptkit.registry import built_in_path, in_source_tree, registry_files
+
+    files = registry_files(state.registries)
+    if file is None and len(files) == 1 and not in_source_tree():
+        raise UsageError(
+            "the registry inside the installed package is not for editing",
+            hint="name one of your own with --file FILE (made if need be), then use it with --registry",
+        )
+    target = file or files[-1]
+    resolved = [path.resolve() for path in files]
+    if target.resolve() in resolved:
+        return target, files[: resolved.index(target.resolve())]
+    return target, [built_in_path()]

@@ -1,0 +1,302 @@
+"""A pickle machine that builds data and nothing else.
+
+Python's own unpickler imports whatever a file names and calls it. This one is a small interpreter of the
+opcodes: a global becomes a `GlobalName`, calling one becomes an `Inert` record of the call, and only names in
+the caller's table of handlers mean more. Nothing a file names is ever looked up, imported or called, so there
+is nothing to sandbox. It never recurses, and its work and memory are bounded by the budget.
+
+The opcodes are those of Python's ``pickletools`` documentation, protocols 0 to 5.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.pickle_opcodes import OPERATIONS
+
+MAX_PICKLE_BYTES = 64 << 20
+"""A checkpoint's pickle has some 400 bytes per tensor; the tensors themselves lie outside."""
+
+MAX_WORK = 4_000_000
+"""Opcodes plus elements handled by them. MogaNet-XL with its optimizer needs less than a tenth."""
+
+_MAX_LINE = 4096
+_SMALL_INT = 1 << 60
+"""Larger integers can be made to collide in a dictionary; their digits, being text, cannot."""
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """A module attribute that the file names, and no more than its name.
+
+    Examples
+    --------
+    >>> str(GlobalName("os.system"))
+    'os.system'
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(eq=False)
+class Inert:
+    """A call that the file asked for and that never took place.
+
+    Parameters
+    ----------
+    name : str
+        Dotted name of what was to be called.
+    args : tuple
+        What it was to be called with.
+    state : object
+        What ``BUILD`` would have set on the result.
+    content : list
+        What would have been appended to it, or (key, value) pairs set in it.
+    """
+
+    name: str
+    args: tuple[object, ...]
+    state: object = None
+    content: list[object] = field(default_factory=list)
+
+
+Handler = Callable[[tuple[object, ...]], object]
+PersistentLoad = Callable[[object], object]
+_MARK: Final = object()
+_LEAVES = (str, bytes, int, float, bool, type(None), GlobalName)
+
+
+def _no_persistent_ids(identifier: object) -> object:
+    raise ValueError("a persistent id where none belongs")
+
+
+class PickleMachine:
+    """One pickle inside a longer run of bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    data : bytes or mmap.mmap
+        Anything that slices to ``bytes``.
+    start, end : int
+        The pickle starts at ``start`` and stops before ``end``.
+    handlers : Mapping of str to callable
+        What the few names with a meaning do; each gets the tuple of arguments, and raises ValueError
+        with the reason when they make no sense.
+    persistent_load : callable
+        Meaning of persistent ids; raises ValueError likewise.
+
+    Attributes
+    ----------
+    position : int
+        After `run`: the first byte behind the pickle.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> raw = pickle.dumps({"epoch": 3, "f": print})
+    >>> PickleMachine(Path("x.pth"), raw, 0, len(raw)).run()
+    {'epoch': 3, 'f': GlobalName(name='builtins.print')}
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        data: Any,
+        start: int,
+        end: int,
+        *,
+        handlers: Mapping[str, Handler] | None = None,
+        persistent_load: PersistentLoad = _no_persistent_ids,
+    ) -> None:
+        self._path = path
+        self._data = data
+        self.position = start
+        self.end = min(end, start + MAX_PICKLE_BYTES)
+        self._too_long = end - start > MAX_PICKLE_BYTES
+        self._handlers = handlers or {}
+        self.persistent_load = persistent_load
+        self._stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self._globals: dict[str, GlobalName] = {}
+        self._work = 0
+
+    def run(self) -> object:
+        """Interpret up to the STOP opcode and return the value built.
+
+        Raises
+        ------
+        FormatError
+            Damaged, hostile, or larger than any checkpoint needs.
+        """
+        while True:
+            start = self.position
+            try:
+                code = self.take(1)
+                self.spend(1)
+                if code == b".":
+                    return self.pop()
+                operation = OPERATIONS.get(code)
+                if operation is None:
+                    raise ValueError(f"opcode {code!r} has no place in a checkpoint")
+                operation(self)
+            except (ValueError, IndexError, KeyError, struct.error) as error:
+                reason = str(error) if type(error) is ValueError else f"malformed ({error})"
+                raise FormatError(self._path, f"bad pickle: {reason}", offset=start) from error
+
+    # -- bytes ---------------------------------------------------------------------------------------------
+
+    def take(self, count: int) -> bytes:
+        """Next ``count`` bytes."""
+        stop = self.position + count
+        if stop > self.end:
+            limit = f"it is longer than {MAX_PICKLE_BYTES} bytes"
+            raise ValueError(limit if self._too_long else "it ends in the middle")
+        taken: bytes = self._data[self.position : stop]
+        self.position = stop
+        return taken
+
+    def uint(self, width: int) -> int:
+        """Next little-endian unsigned integer of ``width`` bytes."""
+        return int.from_bytes(self.take(width), "little")
+
+    def line(self, limit: int = _MAX_LINE) -> bytes:
+        """Next line of text, without its end."""
+        stop = self._data.find(b"\n", self.position, min(self.end, self.position + limit))
+        if stop < 0:
+            raise ValueError("a line without end")
+        line: bytes = self.take(stop - self.position)
+        self.position += 1
+        return line
+
+    def spend(self, count: int) -> None:
+        """Charge work to the budget."""
+        self._work += count
+        if self._work > MAX_WORK:
+            raise ValueError(f"more than {MAX_WORK} steps, far beyond what a checkpoint needs")
+
+    # -- stack ---------------------------------------------------------------------------------------------
+
+    def push(self, value: object) -> None:
+        """Put a value on the stack."""
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        """Take the value on top of the stack."""
+        value = self._stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark where a value is needed")
+        return value
+
+    def top(self) -> Any:
+        """Look at the value on top of the stack."""
+        if self._stack[-1] is _MARK:
+            raise ValueError("a mark where a value is needed")
+        return self._stack[-1]
+
+    def mark(self) -> None:
+        """Put a mark on the stack."""
+        self._stack.append(_MARK)
+
+    def drop(self) -> None:
+        """Throw the top of the stack away, mark or value."""
+        self._stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        """Take everything above the last mark, and the mark."""
+        stack = self._stack
+        index = len(stack) - 1
+        while index >= 0 and stack[index] is not _MARK:
+            index -= 1
+        if index < 0:
+            raise ValueError("no mark on the stack")
+        taken = stack[index + 1 :]
+        del stack[index:]
+        return taken
+
+    # -- values --------------------------------------------------------------------------------------------
+
+    def name(self, module: object, attribute: object) -> GlobalName:
+        """Turn a global into its name."""
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise ValueError("a global whose name is not text")
+        dotted = f"{module}.{attribute}"
+        return self._globals.setdefault(dotted, GlobalName(dotted))
+
+    def call(self, function: object, args: object) -> object:
+        """Record a call, or let the handler of that name answer it."""
+        if not isinstance(args, tuple):
+            raise ValueError("call arguments that are no tuple")
+        if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
+            return Inert(f"{function.name}(…)", args)
+        if not isinstance(function, GlobalName):
+            raise ValueError(f"a call of something that is no function ({type(function).__name__})")
+        handler = self._handlers.get(function.name)
+        if handler is None:
+            return Inert(function.name, args)
+        self.spend(sum(len(a) for a in args if isinstance(a, (str, bytes, list, dict, tuple))))
+        return handler(args)
+
+    def set_items(self, target: object, flat: list[Any]) -> None:
+        """Put keys and values, alternating in ``flat``, into a dictionary."""
+        if len(flat) % 2:
+            raise ValueError("a key without a value")
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        if isinstance(target, dict):
+            for key, value in pairs:
+                target[dictionary_key(key)] = value
+        elif isinstance(target, Inert):
+            target.content.extend(pairs)
+        else:
+            raise ValueError(f"items set in a {type(target).__name__}")
+
+    def extend(self, target: object, values: list[Any]) -> None:
+        """Append values to a list."""
+        if isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, Inert):
+            target.content.extend(values)
+        else:
+            raise ValueError(f"values appended to a {type(target).__name__}")
+
+    def new_object_with_names(self, kind: object, args: object, names: object) -> Inert:
+        """Record a construction with keyword arguments."""
+        if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
+            raise ValueError("a call of something that is no class")
+        return Inert(kind.name, args, state=names)
+
+    def build(self, state: object) -> None:
+        """Keep the state of an `Inert`; attributes set on containers carry no tensors and are dropped."""
+        target = self.top()
+        if isinstance(target, Inert):
+            target.state = state
+
+
+def dictionary_key(key: object) -> object:
+    """A key that hashes in constant time and without deliberate collisions.
+
+    Examples
+    --------
+    >>> dictionary_key("w"), dictionary_key((1, "a")), dictionary_key(2**61 - 1)
+    ('w', "(1, 'a')", '2305843009213693951')
+    """
+    if isinstance(key, int) and abs(key) >= _SMALL_INT:
+        return hex(key) if abs(key) >= 1 << 64 else str(key)
+    if isinstance(key, _LEAVES):
+        return key
+    if isinstance(key, tuple):
+        if len(key) > 16 or not all(isinstance(part, _LEAVES) for part in key):
+            raise ValueError("a dictionary key that is a nested or long tuple")
+        return str(key)
+    if isinstance(key, (list, dict)):
+        raise ValueError(f"a {type(key).__name__} as dictionary key")
+    return key

@@ -1,0 +1,117 @@
+"""Read safetensors: one file, or shards with an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.safetensors_header import Header, read_header
+from ckptkit.formats.safetensors_index import read_index, safetensors_in_folder
+from ckptkit.formats.safetensors_writer import SafetensorsWriter
+from ckptkit.tensors import Array, TensorSpec
+
+__all__ = ["SafetensorsReader", "SafetensorsWriter"]
+
+_MAX_SHARDS = 1000
+
+
+class SafetensorsReader(MappedReader):
+    """A safetensors checkpoint: a file, an ``….safetensors.index.json``, or the folder that holds either.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, index or folder.
+
+    Raises
+    ------
+    FormatError
+        Damaged, hostile, or incomplete.
+    NotFoundError
+        No such file or folder.
+    UsageError
+        A folder with several checkpoints.
+    """
+
+    format = "safetensors"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        target = safetensors_in_folder(self.path) if self.path.is_dir() else self.path
+        self._files: list[MappedFile] = []
+        self._home: dict[str, tuple[MappedFile, int]] = {}
+        try:
+            if target.name.endswith(".json"):
+                self._open_shards(target)
+            else:
+                header = self._open(target)
+                self.specs: Mapping[str, TensorSpec] = header.specs
+                self.metadata: Mapping[str, str] = header.metadata
+                self.notes: Sequence[str] = header.notes
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str) -> Array:
+        """Read-only view of one tensor.
+
+        Raises
+        ------
+        NotFoundError
+            No tensor of that name.
+        """
+        spec, (file, offset) = self._tensor(name)
+        return file.view(offset, spec.dtype, spec.shape)
+
+    def check(self, name: str) -> bool:
+        """False: the format stores no checksum."""
+        self._tensor(name)
+        return False
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        spec, (file, offset) = self._tensor(name)
+        file.release(offset, spec.nbytes)
+
+    def _tensor(self, name: str) -> tuple[TensorSpec, tuple[MappedFile, int]]:
+        if name not in self.specs:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+        return self.specs[name], self._home[name]
+
+    def _open(self, path: Path) -> Header:
+        file = MappedFile(path)
+        self._files.append(file)
+        header = read_header(file)
+        for name in header.specs:
+            self._home[name] = (file, header.offsets[name])
+        return header
+
+    def _open_shards(self, index: Path) -> None:
+        homes = read_index(index)
+        shards = list(dict.fromkeys(homes.values()))
+        if len(shards) > _MAX_SHARDS:
+            raise FormatError(index, f"{len(shards)} shards, more than {_MAX_SHARDS}")
+        specs: dict[str, TensorSpec] = {}
+        metadata: dict[str, str] = {}
+        notes: list[str] = []
+        for shard in shards:
+            if not (index.parent / shard).is_file():
+                raise FormatError(index, f"its shard {shard} is missing", hint="fetch the missing file")
+            header = self._open(index.parent / shard)
+            self._compare(index, shard, homes, header)
+            notes += [f"{shard}: {note}" for note in header.notes]
+            metadata = {**header.metadata, **metadata}
+            specs |= header.specs
+        self.specs, self.metadata, self.notes = specs, metadata, notes
+
+    @staticmethod
+    def _compare(index: Path, shard: str, homes: Mapping[str, str], header: Header) -> None:
+        """A shard must hold exactly the tensors that the index places there."""
+        placed = {name for name, home in homes.items() if home == shard}
+        for name in placed ^ header.offsets.keys():
+            reason = "lacks" if name in placed else "also holds"
+            raise FormatError(
+                index, f"{shard} {reason} the tensor {name!r}", hint="its shards do not belong together"
+            )

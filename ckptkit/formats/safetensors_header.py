@@ -1,0 +1,162 @@
+"""The header of a safetensors file: its JSON, strictly read, and the ranges it promises, checked.
+
+Source: the format description of the safetensors project (8-byte length, JSON, data) and the checks of its
+reference library: tensors follow each other without gap or overlap and fill the file to its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
+from ckptkit.tensors import DTYPES, DType, TensorSpec
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+"""The reference library's own limit."""
+
+_MAX_NODES = 4_000_000
+METADATA_KEY = "__metadata__"
+BY_CODE: Mapping[str, DType] = {d.safetensors: d for d in DTYPES.values() if d.safetensors}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says: specs and file offsets of the tensors, metadata, and what had to be skipped."""
+
+    specs: Mapping[str, TensorSpec]
+    offsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def read_header(file: MappedFile) -> Header:
+    """Read and check the header of a safetensors file.
+
+    Raises
+    ------
+    FormatError
+        Truncated, damaged or hostile.
+    """
+    path = file.path
+    length = int.from_bytes(file.data[:LENGTH_BYTES], "little")
+    if file.size < LENGTH_BYTES or length > file.size - LENGTH_BYTES:
+        raise FormatError(
+            path,
+            f"header of {length} bytes in a file of {file.size}",
+            offset=0,
+            hint="it is truncated or no safetensors file: fetch it again",
+        )
+    if length > MAX_HEADER_BYTES:
+        raise FormatError(path, f"header of {length} bytes, more than {MAX_HEADER_BYTES}", offset=0)
+    table = strict_json(path, file.data[LENGTH_BYTES : LENGTH_BYTES + length])
+    return _Checked(path, LENGTH_BYTES + length, file.size).header(table)
+
+
+def strict_json(path: Path, raw: bytes) -> dict[str, Any]:
+    """Parse a JSON object; duplicate keys, NaN, and more values than memory should hold are refused.
+
+    Raises
+    ------
+    FormatError
+        With the reason.
+    """
+    if sum(map(raw.count, (b",", b"[", b"{"))) > _MAX_NODES:
+        raise FormatError(path, f"JSON of more than {_MAX_NODES} values")
+    if not raw.lstrip(b" \t\r\n")[:1] == b"{":
+        raise FormatError(path, "the JSON is no object")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {twice!r} stands there twice")
+        return table
+
+    def refused(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        parsed = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=refused)
+    except RecursionError as error:
+        raise FormatError(path, "JSON nested too deeply") from error
+    except ValueError as error:
+        raise FormatError(path, f"bad JSON: {error}") from error
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def is_count(value: object) -> bool:
+    """Whether a JSON value is an integer that may be a size."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+class _Checked:
+    """Turns the parsed table into specs, one check after the other."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        self._path = path
+        self._start = start
+        self._room = size - start
+        self._notes: list[str] = []
+
+    def header(self, table: dict[str, Any]) -> Header:
+        metadata = self._metadata(table.pop(METADATA_KEY, {}))
+        ranges: list[tuple[int, int, str]] = []
+        specs: dict[str, TensorSpec] = {}
+        for name, row in table.items():
+            begin, end, shape, code = self._row(name, row)
+            ranges.append((begin, end, name))
+            dtype = BY_CODE.get(code)
+            if dtype is None:
+                self._notes.append(f"{name}: element type {code!r} is not supported: skipped")
+                continue
+            specs[name] = spec = TensorSpec(name, dtype, shape)
+            if spec.nbytes != end - begin:
+                raise self._error(f"tensor {name!r} of {spec.nbytes} bytes has a range of {end - begin}")
+        ranges.sort()
+        self._refuse_gaps(ranges)
+        ordered = {name: specs[name] for _, _, name in ranges if name in specs}
+        offsets = {name: self._start + begin for begin, _, name in ranges}
+        return Header(ordered, offsets, metadata, tuple(self._notes))
+
+    def _error(self, reason: str) -> FormatError:
+        return FormatError(self._path, reason, hint="the file is damaged: fetch it again")
+
+    def _metadata(self, value: object) -> dict[str, str]:
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise self._error(f"{METADATA_KEY} is no table of texts")
+        return value
+
+    def _row(self, name: str, row: object) -> tuple[int, int, tuple[int, ...], str]:
+        if not isinstance(row, dict) or not row.keys() >= {"dtype", "shape", "data_offsets"}:
+            raise self._error(f"tensor {name!r} lacks dtype, shape or data_offsets")
+        code, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+        if not isinstance(code, str):
+            raise self._error(f"tensor {name!r} has a dtype that is no text")
+        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(is_count, shape)):
+            raise self._error(f"tensor {name!r} has a shape that is no list of sizes")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
+            raise self._error(f"tensor {name!r} has data_offsets that are no pair of positions")
+        begin, end = offsets
+        if not begin <= end <= self._room:
+            raise self._error(f"tensor {name!r} lies at {begin}..{end} of {self._room} bytes of data")
+        return begin, end, tuple(shape), code
+
+    def _refuse_gaps(self, ranges: list[tuple[int, int, str]]) -> None:
+        position = 0
+        for begin, end, name in ranges:
+            if begin != position:
+                what = "overlaps the one before it" if begin < position else "leaves a hole before it"
+                raise self._error(f"tensor {name!r} at {begin} {what}")
+            position = end
+        if position != self._room:
+            raise self._error(f"{self._room - position} bytes behind the last tensor belong to none")

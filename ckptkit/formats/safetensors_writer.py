@@ -1,0 +1,207 @@
+"""Write safetensors: one file, or shards with an index."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ckptkit.errors import CkptkitError, ConversionError, UsageError
+from ckptkit.formats.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    METADATA_KEY,
+)
+from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
+from ckptkit.formats.sequential_writer import SequentialWriter
+from ckptkit.formats.staging import StagedFile, refuse_existing
+from ckptkit.tensors import Array, TensorSpec
+
+_ALIGNMENT = 8
+_MAX_SHARDS = 500
+
+
+class SafetensorsWriter(SequentialWriter):
+    """A safetensors checkpoint being written; see `ckptkit.formats.base.Writer`.
+
+    Parameters
+    ----------
+    path : Path
+        The file. Of several shards it is the stem: ``model.safetensors`` becomes
+        ``model-00001-of-00003.safetensors``, … and ``model.safetensors.index.json``.
+    specs : iterable of TensorSpec
+        Every tensor.
+    metadata : Mapping of str to str
+        Goes into the header, after ``format: pt``.
+    force : bool
+        Whether existing files may be replaced.
+    max_shard_size : int, optional
+        Start a new shard rather than let the tensors of one exceed so many bytes (a larger tensor gets a
+        shard of its own). Where everything fits into one, a single file is written.
+
+    Attributes
+    ----------
+    order : sequence of str
+        Shard by shard; in a shard by falling element size, then by name, as the reference library lays them
+        out: every tensor is aligned to its element size.
+
+    Raises
+    ------
+    UsageError
+        A file exists and ``force`` is false, or the limit gives too many shards.
+    ConversionError
+        Two tensors of one name, or an element type that the format cannot name.
+    StorageError
+        The disk refuses.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str],
+        *,
+        force: bool = False,
+        max_shard_size: int | None = None,
+    ) -> None:
+        super().__init__(Path(path), specs)
+        self._force = force
+        self._metadata = {"format": "pt", **metadata}
+        for spec in self._specs.values():
+            if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
+                what = (
+                    f"no name for {spec.dtype}"
+                    if spec.dtype.safetensors is None
+                    else "another use for that name"
+                )
+                raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
+        self._shards = _shards(list(self._specs.values()), max_shard_size)
+        self._paths = self._shard_paths(max_shard_size)
+        self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
+        for target in [*self._paths, *([self._index] if len(self._shards) > 1 else [])]:
+            refuse_existing(target, force=force)
+        self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
+        self._first = {shard[0].name: number for number, shard in enumerate(self._shards) if shard}
+        self._staged: list[StagedFile] = []
+        if not self.order:
+            self._start_shard(0)
+
+    def _shard_paths(self, limit: int | None) -> list[Path]:
+        count = len(self._shards)
+        if count == 1:
+            return [self.path]
+        if count > _MAX_SHARDS:
+            raise UsageError(
+                f"{self.path}: {count} shards of at most {limit} bytes, more than {_MAX_SHARDS}",
+                hint="allow larger ones",
+            )
+        stem = _stem(self.path)
+        return [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}{EXTENSION}") for i in range(1, count + 1)]
+
+    def _start_shard(self, number: int) -> None:
+        header = header_bytes(self.path, self._shards[number], self._metadata)
+        self._staged.append(StagedFile(self._paths[number], force=self._force))
+        self._staged[-1].append(header)
+
+    def _begin(self, spec: TensorSpec) -> None:
+        if spec.name in self._first:
+            if self._staged:
+                self._staged[-1].sync()
+            self._start_shard(self._first[spec.name])
+
+    def _feed(self, piece: Array) -> None:
+        self._staged[-1].append(piece)
+
+    def _end(self, spec: TensorSpec) -> None:
+        pass
+
+    def _commit(self) -> list[Path]:
+        """Rename every shard, then the index: a set of shards exists if and only if its index does."""
+        if len(self._shards) == 1:
+            return [self._staged[0].commit()]
+        index = StagedFile(self._index, force=self._force)
+        self._staged.append(index)
+        index.append(self._index_bytes())
+        for file in self._staged[-2:]:
+            file.sync()
+        old = _shards_named_by(self._index)
+        self._index.unlink(missing_ok=True)  # it must never name shards of two checkpoints
+        done: list[Path] = []
+        try:
+            for file in self._staged:
+                done.append(file.rename())
+        except BaseException:
+            for path in done:
+                path.unlink(missing_ok=True)
+            raise
+        for path in old - set(done):
+            path.unlink(missing_ok=True)
+        return done
+
+    def _index_bytes(self) -> bytes:
+        homes = {
+            spec.name: path.name
+            for shard, path in zip(self._shards, self._paths, strict=True)
+            for spec in shard
+        }
+        total = sum(spec.nbytes for spec in self._specs.values())
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
+        return (json.dumps(table, ensure_ascii=False, indent=2) + "\n").encode()
+
+    def discard(self) -> None:
+        """Remove every temporary file; harmless after `finish`."""
+        for file in self._staged:
+            file.discard()
+
+
+def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8.
+
+    Raises
+    ------
+    ConversionError
+        It would be longer than readers accept.
+    """
+    table: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))}
+    position = 0
+    for spec in specs:
+        stop = position + spec.nbytes
+        table[spec.name] = {
+            "dtype": spec.dtype.safetensors,
+            "shape": list(spec.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % _ALIGNMENT)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ConversionError(f"{path}: a header of {len(raw)} bytes is more than safetensors readers accept")
+    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(EXTENSION)
+
+
+def _shards(specs: Sequence[TensorSpec], limit: int | None) -> list[list[TensorSpec]]:
+    """Cut the tensors, in their given order, into shards, and order each as the format wants."""
+    if limit is not None and limit <= 0:
+        raise UsageError(f"a shard size of {limit} bytes", hint="give a positive size")
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if limit is not None and shards[-1] and size + spec.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
+
+
+def _shards_named_by(index: Path) -> set[Path]:
+    """Shards of an earlier checkpoint of the same name, as far as its index is readable."""
+    with contextlib.suppress(CkptkitError):  # whatever is wrong with the old index, it is about to go
+        stem = index.name.removesuffix(INDEX_SUFFIX)
+        return {index.parent / name for name in read_index(index).values() if name.startswith(f"{stem}-")}
+    return set()

@@ -1,0 +1,364 @@
+"""The three containers torch.save has used over the years: zip archive, pickle stream, tar.
+
+Each loader gives the same thing: the unpickled object, with `TensorRef` where tensors were, and where each
+storage lies in the file. Sources: ``torch/serialization.py`` and ``caffe2/serialize/inline_container.cc``.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
+from ckptkit.formats.restricted_pickle import PersistentLoad, PickleMachine
+from ckptkit.formats.torch_pickle import (
+    TORCH_HANDLERS,
+    StorageRef,
+    TensorRef,
+    parse_storage,
+    storage_dtype,
+    whole_number,
+)
+from ckptkit.formats.zip_directory import STORED, ZipEntry, read_directory
+from ckptkit.tensors import DTYPES
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PREFIX = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little") + b"."
+_LEGACY_PROTOCOL = 1001
+METADATA_RECORD = "ckptkit.json"
+_MAX_METADATA_BYTES = 1 << 20
+_TAR_BLOCK = 512
+_MAX_RECORDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Bytes of one storage in the file; ``crc32`` where the container keeps one."""
+
+    offset: int
+    nbytes: int
+    crc32: int | None = None
+
+
+@dataclass(frozen=True)
+class TorchContents:
+    """What a file holds: the object that was saved, its storages by key, and our own metadata."""
+
+    root: object
+    storages: Mapping[str, Extent]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_contents(file: MappedFile) -> TorchContents:
+    """Tell the container by its first bytes and read it.
+
+    Raises
+    ------
+    FormatError
+        No PyTorch file, or a damaged one.
+    """
+    if file.data[:2] == b"PK":
+        return _load_zip(file)
+    if file.data[: len(LEGACY_PREFIX)] == LEGACY_PREFIX:
+        return _load_legacy(file)
+    if is_tar(file):
+        return _load_tar(file)
+    if file.data[:1] == b"\x80":
+        raise FormatError(
+            file.path,
+            "a plain Python pickle, not written by torch.save",
+            hint="save the state_dict with torch.save",
+        )
+    raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
+
+
+# -- zip archive (torch >= 1.6) ------------------------------------------------------------------------------
+
+
+def _load_zip(file: MappedFile) -> TorchContents:
+    entries = read_directory(file).entries
+    roots = [
+        name.removesuffix("data.pkl")
+        for name in entries
+        if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(roots) != 1:
+        raise FormatError(
+            file.path, f"a zip archive with {len(roots)} data.pkl records: not a PyTorch checkpoint"
+        )
+    root = roots[0]
+    if root + "constants.pkl" in entries:
+        raise FormatError(
+            file.path,
+            "a TorchScript archive",
+            hint="load it with torch.jit.load and torch.save its state_dict()",
+        )
+    order = _record(file, entries.get(root + "byteorder"), 16)
+    if order not in (None, b"little"):
+        raise FormatError(file.path, f"byte order {order!r}", hint="save it again on a little-endian machine")
+    prefix = root + "data/"
+    storages = {
+        name.removeprefix(prefix): _stored_extent(file, entry)
+        for name, entry in entries.items()
+        if name.startswith(prefix)
+    }
+    pickle = _stored_extent(file, entries[root + "data.pkl"])
+    value = _unpickle(file, pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
+    metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
+    return TorchContents(value, storages, metadata)
+
+
+def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
+    if entry.method != STORED:
+        raise FormatError(
+            file.path,
+            f"zip entry {entry.name!r} is compressed, which torch.load refuses too",
+            hint="unpack it and save the state_dict with torch.save",
+        )
+    # torch.serialization.set_crc32_options(False) writes 0 for every entry.
+    stored = entry.crc32 != 0 or entry.size == 0
+    return Extent(entry.offset, entry.size, entry.crc32 if stored else None)
+
+
+def _record(file: MappedFile, entry: ZipEntry | None, limit: int) -> bytes | None:
+    if entry is None:
+        return None
+    extent = _stored_extent(file, entry)
+    if extent.nbytes > limit:
+        raise FormatError(file.path, f"zip entry {entry.name!r} has {extent.nbytes} bytes, more than {limit}")
+    return file.data[extent.offset : extent.offset + extent.nbytes]
+
+
+def parse_metadata(file: MappedFile, raw: bytes | None) -> dict[str, str]:
+    """Read the JSON object of texts that ckptkit's writers leave in a file ({} for None)."""
+    if raw is None:
+        return {}
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(file.path, "ckptkit's metadata record is not valid JSON") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(file.path, "ckptkit's metadata record is no table of texts")
+    return found
+
+
+# -- pickle stream (torch < 1.6, and mmcv's publish tools) ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Unpickled:
+    value: Any
+    stop: int
+
+
+def _unpickle(
+    file: MappedFile, start: int, end: int, persistent_load: PersistentLoad | None = None
+) -> _Unpickled:
+    options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
+    machine = PickleMachine(file.path, file.data, start, end, handlers=TORCH_HANDLERS, **options)
+    return _Unpickled(machine.run(), machine.position)
+
+
+def _load_legacy(file: MappedFile) -> TorchContents:
+    protocol = _unpickle(file, len(LEGACY_PREFIX), file.size)
+    if protocol.value != _LEGACY_PROTOCOL:
+        raise FormatError(
+            file.path, "unknown version of the legacy PyTorch format", offset=len(LEGACY_PREFIX)
+        )
+    system = _unpickle(file, protocol.stop, file.size)
+    if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
+        raise FormatError(
+            file.path,
+            "saved on a big-endian machine, or damaged",
+            offset=protocol.stop,
+            hint="save it again on a little-endian machine",
+        )
+    sizes: dict[str, int] = {}
+
+    def storage(identifier: object) -> StorageRef:
+        found = parse_storage(identifier)
+        # The stream does not say how long an element is; the pickle, which comes first, does.
+        known = DTYPES.get(found.dtype) if found.dtype else DTYPES["uint8"]
+        if known is None:
+            raise ValueError(f"a storage of {found.dtype}, which cannot be skipped over")
+        if sizes.setdefault(found.key, known.itemsize) != known.itemsize:
+            raise ValueError(f"storage {found.key} has two element types")
+        return found
+
+    content = _unpickle(file, system.stop, file.size, storage)
+    keys = _unpickle(file, content.stop, file.size)
+    if not isinstance(keys.value, list) or not all(isinstance(key, (str, int)) for key in keys.value):
+        raise FormatError(file.path, "the list of storages is damaged", offset=content.stop)
+    return TorchContents(content.value, _raw_storages(file, [str(k) for k in keys.value], sizes, keys.stop))
+
+
+def _raw_storages(
+    file: MappedFile, keys: list[str], sizes: Mapping[str, int], start: int
+) -> dict[str, Extent]:
+    """Walk over the storages behind the pickles: an 8-byte count, then the elements."""
+    storages: dict[str, Extent] = {}
+    position = start
+    for key in keys:
+        if key not in sizes or key in storages:
+            raise FormatError(
+                file.path, f"storage {key!r} is listed but belongs to no tensor, or twice", offset=position
+            )
+        storages[key] = extent = _counted_storage(file, position, file.size, sizes[key])
+        position = extent.offset + extent.nbytes
+    return storages
+
+
+def _counted_storage(file: MappedFile, position: int, end: int, itemsize: int) -> Extent:
+    if position + 8 > end:
+        raise FormatError(
+            file.path, "the file ends before its storages do", offset=position, hint="fetch it again"
+        )
+    (count,) = struct.unpack_from("<q", file.data, position)
+    if not 0 <= count <= (end - position - 8) // itemsize:
+        raise FormatError(
+            file.path,
+            f"a storage of {count} elements reaches beyond the end of the file",
+            offset=position,
+            hint="it is probably truncated: fetch it again",
+        )
+    return Extent(position + 8, count * itemsize)
+
+
+# -- tar (before torch 0.1.10) -------------------------------------------------------------------------------
+
+
+def is_tar(file: MappedFile) -> bool:
+    """Whether the file starts with a tar header."""
+    return file.size >= _TAR_BLOCK and file.data[257:262] == b"ustar"
+
+
+def tar_members(file: MappedFile) -> dict[str, Extent]:
+    """Name and place of the regular files of an uncompressed tar, header by header.
+
+    Raises
+    ------
+    FormatError
+        A damaged header, or a member that reaches beyond the file.
+    """
+    members: dict[str, Extent] = {}
+    position = 0
+    while position + _TAR_BLOCK <= file.size:
+        header = file.data[position : position + _TAR_BLOCK]
+        if not header.strip(b"\0"):
+            break
+        try:
+            size = int(header[124:136].strip(b" \0") or b"0", 8)
+        except ValueError:
+            size = -1
+        start = position + _TAR_BLOCK
+        if header[257:262] != b"ustar" or not 0 <= size <= file.size - start:
+            raise FormatError(file.path, "damaged or truncated tar header", offset=position)
+        if header[156:157] in (b"0", b"\0"):
+            name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
+            if name in members:
+                raise FormatError(file.path, f"two tar members are called {name!r}", offset=position)
+            members[name.removeprefix("./")] = Extent(start, size)
+        position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
+    return members
+
+
+def _load_tar(file: MappedFile) -> TorchContents:
+    members = tar_members(file)
+    missing = [name for name in ("pickle", "storages", "tensors") if name not in members]
+    if missing:
+        raise FormatError(file.path, f"a tar without {', '.join(missing)}: not a PyTorch checkpoint")
+    extents, objects = _tar_storages(file, members["storages"])
+    _tar_tensors(file, members["tensors"], objects)
+
+    def load(identifier: object) -> object:
+        if isinstance(identifier, tuple) and identifier:  # (class, file, source): code saved beside a module
+            return identifier[0]
+        key = _tar_key(int(identifier) if isinstance(identifier, str) else identifier)
+        if key not in objects:
+            raise ValueError(f"tensor {key} is not in the file")
+        return objects[key]
+
+    body = members["pickle"]
+    return TorchContents(_unpickle(file, body.offset, body.offset + body.nbytes, load).value, extents)
+
+
+def _tar_key(value: object) -> int:
+    """Addresses of the writing process serve as keys."""
+    return whole_number(value, "a key")
+
+
+def _bounded(value: object, what: str) -> int:
+    count = whole_number(value, f"the number of {what}")
+    if count > _MAX_RECORDS:
+        raise ValueError(f"{count} {what}")
+    return count
+
+
+def _fields(file: MappedFile, value: object, count: int, where: int) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) != count:
+        raise FormatError(file.path, "damaged record of a tensor or storage", offset=where)
+    return tuple(value)
+
+
+def _tar_storages(file: MappedFile, member: Extent) -> tuple[dict[str, Extent], dict[int, object]]:
+    end = member.offset + member.nbytes
+    extents: dict[str, Extent] = {}
+    objects: dict[int, object] = {}
+    total = _unpickle(file, member.offset, end)
+    position = total.stop
+    try:
+        for _ in range(_bounded(total.value, "storages")):
+            record = _unpickle(file, position, end)
+            key, _, kind = _fields(file, record.value, 3, position)
+            dtype = DTYPES[storage_dtype(kind) or "uint8"]
+            extent = _counted_storage(file, record.stop, end, dtype.itemsize)
+            extents[str(_tar_key(key))] = extent
+            objects[_tar_key(key)] = StorageRef(str(key), dtype.name, extent.nbytes // dtype.itemsize)
+            position = extent.offset + extent.nbytes
+        views = _unpickle(file, position, end).value
+        for view in views if isinstance(views, list) else []:
+            target, root, offset, count = (
+                whole_number(v, "a view") for v in _fields(file, view, 4, position)
+            )
+            base = objects[root]
+            if not isinstance(base, StorageRef) or offset + count > base.count:
+                raise ValueError("a view beyond its storage")
+            objects[target] = StorageRef(base.key, base.dtype, count, base.offset + offset)
+    except (KeyError, ValueError) as error:
+        raise FormatError(file.path, f"damaged list of storages: {error}", offset=position) from error
+    return extents, objects
+
+
+def _tar_tensors(file: MappedFile, member: Extent, objects: dict[int, object]) -> None:
+    end = member.offset + member.nbytes
+    total = _unpickle(file, member.offset, end)
+    position = total.stop
+    try:
+        for _ in range(_bounded(total.value, "tensors")):
+            record = _unpickle(file, position, end)
+            key, storage, _ = _fields(file, record.value, 3, position)
+            base = objects[_tar_key(storage)]
+            if not isinstance(base, StorageRef) or base.dtype is None:
+                raise ValueError(f"tensor {key} has no storage")
+            tensor, position = _tar_tensor(file, record.stop, end, base)
+            objects[_tar_key(key)] = tensor
+    except (KeyError, ValueError, struct.error) as error:
+        raise FormatError(file.path, f"damaged list of tensors: {error}", offset=position) from error
+
+
+def _tar_tensor(file: MappedFile, position: int, end: int, storage: StorageRef) -> tuple[TensorRef, int]:
+    """Read one tensor: number of axes (as 8 bytes), sizes, strides, offset."""
+    axes = int.from_bytes(file.data[position : position + 4], "little")
+    stop = position + 8 + 16 * axes + 8
+    if axes > MAX_DIMS or stop > end:
+        raise ValueError(f"a tensor of {axes} axes")
+    numbers = struct.unpack_from(f"<{2 * axes + 1}q", file.data, position + 8)
+    for number in numbers:
+        whole_number(number, "a size, stride or offset")
+    assert storage.dtype is not None
+    tensor = TensorRef(storage, storage.dtype, numbers[-1], numbers[:axes], numbers[axes : 2 * axes])
+    return tensor, stop

@@ -1,0 +1,291 @@
+"""What the few names with a meaning in a PyTorch pickle stand for: storages, tensors, plain containers.
+
+The names and their arguments are those of ``torch/_utils.py`` and ``torch/storage.py``. Nothing here imports
+torch; a tensor becomes a `TensorRef`, which says where its bytes lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckptkit.formats.mapped_file import MAX_DIMS
+from ckptkit.formats.restricted_pickle import GlobalName, Handler, Inert, dictionary_key
+from ckptkit.tensors import DTYPES
+
+_MAX_COUNT = 1 << 62
+
+
+@dataclass(frozen=True, eq=False)
+class StorageRef:
+    """A run of elements that tensors are views of.
+
+    Parameters
+    ----------
+    key : str
+        Its name in the file.
+    dtype : str or None
+        Name of its element type; None for untyped bytes; a name outside `DTYPES` when not supported.
+    count : int
+        Number of elements.
+    offset : int
+        Elements to skip in the file's storage (views of storages, in old files).
+    """
+
+    key: str
+    dtype: str | None
+    count: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TensorRef:
+    """A strided view of a storage; offset and strides count elements."""
+
+    storage: StorageRef
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class UnsupportedTensor:
+    """A tensor that is no strided view of plain numbers.
+
+    Parameters
+    ----------
+    kind : str
+        What it is, for people.
+    """
+
+    kind: str
+
+
+def whole_number(value: object, what: str) -> int:
+    """Return ``value`` if it is an integer from 0 to 2^62; ValueError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_COUNT:
+        shown = value if isinstance(value, int) and abs(value) < 1 << 64 else type(value).__name__
+        raise ValueError(f"{what} is {shown}")
+    return value
+
+
+def _axis(value: object, what: str) -> tuple[int, ...]:
+    if isinstance(value, Inert) and value.name == "torch.Size":
+        value = value.args[0] if value.args else ()
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMS:
+        raise ValueError(f"tensor {what} that is no list of at most {MAX_DIMS} numbers")
+    return tuple(whole_number(number, f"tensor {what}") for number in value)
+
+
+_STORAGE_DTYPES = {d.torch_storage: d.name for d in DTYPES.values() if d.torch_storage}
+_UNTYPED = frozenset({"UntypedStorage", "_UntypedStorage"})
+
+
+def storage_dtype(kind: object) -> str | None:
+    """Element type a storage class stands for (None: bytes without type).
+
+    Examples
+    --------
+    >>> storage_dtype(GlobalName("torch.cuda.HalfStorage"))
+    'float16'
+    """
+    if not isinstance(kind, GlobalName):
+        raise ValueError("a storage without type")
+    module, _, name = kind.name.rpartition(".")
+    if module in ("torch", "torch.cuda", "torch.storage"):
+        if name in _UNTYPED:
+            return None
+        if name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        if name.endswith("Storage"):
+            return name.removesuffix("Storage")
+    raise ValueError(f"{kind.name} as storage type")
+
+
+def _torch_dtype(value: object) -> str:
+    if not isinstance(value, GlobalName) or not value.name.startswith("torch."):
+        raise ValueError("a tensor whose dtype is no torch dtype")
+    return value.name.removeprefix("torch.")
+
+
+def parse_storage(identifier: object) -> StorageRef:
+    """Read the persistent id of zip archives and legacy streams.
+
+    ``("storage", class, key, location, count)``, with an optional ``(view key, offset, count)`` behind it.
+    """
+    if not isinstance(identifier, tuple) or not identifier or identifier[0] not in ("storage", b"storage"):
+        raise ValueError("a persistent id that is no storage")
+    if len(identifier) not in (5, 6):
+        raise ValueError(f"a storage described by {len(identifier)} values")
+    _, kind, key, _, count, *view = identifier
+    if not isinstance(key, str):
+        key = str(whole_number(key, "a storage key"))
+    storage = StorageRef(key, storage_dtype(kind), whole_number(count, "a storage's length"))
+    if not view or view[0] is None:
+        return storage
+    if not isinstance(view[0], tuple) or len(view[0]) != 3:
+        raise ValueError("a malformed view of a storage")
+    offset = whole_number(view[0][1], "the offset of a storage view")
+    length = whole_number(view[0][2], "the length of a storage view")
+    if offset + length > storage.count:
+        raise ValueError(f"a view of {length} elements at {offset} in a storage of {storage.count}")
+    return replace(storage, offset=offset, count=length)
+
+
+def _tensor(args: tuple[object, ...], dtype: str | None = None) -> object:
+    """Build the reference from (storage, offset, size, stride, …)."""
+    storage, offset, shape, strides = args[:4]
+    if isinstance(storage, UnsupportedTensor):
+        return storage
+    if not isinstance(storage, StorageRef):
+        raise ValueError("a tensor without storage")
+    sizes, steps = _axis(shape, "size"), _axis(strides, "stride")
+    if len(sizes) != len(steps):
+        raise ValueError(f"a tensor of {len(sizes)} axes with {len(steps)} strides")
+    element = dtype or storage.dtype or "uint8"
+    return TensorRef(storage, element, whole_number(offset, "tensor offset"), sizes, steps)
+
+
+def _needs(args: tuple[object, ...], least: int, most: int) -> None:
+    if not least <= len(args) <= most:
+        raise ValueError(f"a tensor rebuilt from {len(args)} values")
+
+
+def _with_flags(tensor: object, flags: object) -> object:
+    """Conjugation and negation are flags beside the data; without them the numbers would be wrong."""
+    if isinstance(flags, dict):
+        raised = [str(name) for name, value in flags.items() if value is not False]
+        if raised:
+            return UnsupportedTensor(f"a lazy view ({', '.join(raised)[:60]})")
+    return tensor
+
+
+def _rebuild_tensor(args: tuple[object, ...]) -> object:
+    _needs(args, 4, 4)
+    return _tensor(args)
+
+
+def _rebuild_tensor_v2(args: tuple[object, ...]) -> object:
+    _needs(args, 6, 7)
+    return _with_flags(_tensor(args), args[6] if len(args) > 6 else None)
+
+
+def _rebuild_tensor_v3(args: tuple[object, ...]) -> object:
+    _needs(args, 7, 8)
+    tensor = _tensor(args, dtype=_torch_dtype(args[6]))
+    return _with_flags(tensor, args[7] if len(args) > 7 else None)
+
+
+def _first_argument(args: tuple[object, ...]) -> object:
+    """Parameters and buffers wrap their tensor; flags, hooks and attributes do not matter here."""
+    if not args:
+        raise ValueError("a parameter without tensor")
+    return args[0]
+
+
+_PLAIN_TENSORS = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"})
+
+
+def _rebuild_from_type(args: tuple[object, ...]) -> object:
+    """``torch._tensor._rebuild_from_type_v2(function, class, arguments, state)``."""
+    if len(args) != 4 or not isinstance(args[0], GlobalName) or not isinstance(args[2], tuple):
+        raise ValueError("a malformed tensor of a class of its own")
+    rebuild = TORCH_HANDLERS.get(args[0].name)
+    if not isinstance(args[1], GlobalName) or args[1].name not in _PLAIN_TENSORS or rebuild is None:
+        return UnsupportedTensor(f"a tensor of class {args[1]}" if isinstance(args[1], GlobalName) else "odd")
+    if rebuild is _rebuild_from_type:
+        raise ValueError("a tensor class inside a tensor class")
+    return rebuild(args[2])
+
+
+def _dictionary(args: tuple[object, ...]) -> object:
+    if not args:
+        return {}
+    source = args[0]
+    if len(args) > 1:
+        raise ValueError("a dictionary of several arguments")
+    if isinstance(source, dict):
+        return dict(source)
+    if not isinstance(source, (list, tuple)):
+        raise ValueError("a dictionary made of something else")
+    built: dict[object, object] = {}
+    for pair in source:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError("a dictionary item that is no pair")
+        built[dictionary_key(pair[0])] = pair[1]
+    return built
+
+
+def _default_dictionary(args: tuple[object, ...]) -> object:
+    return _dictionary(args[1:])
+
+
+def _sequence(args: tuple[object, ...]) -> list[Any]:
+    if not args:
+        return []
+    if len(args) > 1 or not isinstance(args[0], (list, tuple)):
+        raise ValueError("a sequence made of something else")
+    return list(args[0])
+
+
+def _encoded(args: tuple[object, ...]) -> object:
+    """``_codecs.encode(text, "latin1")`` is how protocol 2 writes bytes."""
+    if len(args) != 2 or args[1] not in ("latin1", "latin-1") or not isinstance(args[0], str):
+        return Inert("_codecs.encode", args)
+    return args[0].encode("latin-1")
+
+
+def _complex(args: tuple[object, ...]) -> object:
+    if len(args) == 2:
+        real, imaginary = args
+        if isinstance(real, float) and isinstance(imaginary, float):
+            return complex(real, imaginary)
+    return Inert("builtins.complex", args)
+
+
+def _bytes(args: tuple[object, ...]) -> object:
+    """Protocols 0 to 2 write empty bytes as a call without arguments."""
+    return Inert("builtins.bytes", args) if args else b""
+
+
+def _unsupported(kind: str) -> Handler:
+    return lambda _args: UnsupportedTensor(kind)
+
+
+TORCH_HANDLERS: Mapping[str, Handler] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _first_argument,
+    "torch._utils._rebuild_parameter_with_state": _first_argument,
+    "torch.nn.parameter.Parameter": _first_argument,
+    "torch.nn.parameter.Buffer": _first_argument,
+    "torch.autograd.variable.Variable": _first_argument,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch._utils._rebuild_sparse_tensor": _unsupported("a sparse tensor"),
+    "torch._utils._rebuild_sparse_csr_tensor": _unsupported("a sparse tensor"),
+    "torch._utils._rebuild_qtensor": _unsupported("a quantized tensor"),
+    "torch._utils._rebuild_nested_tensor": _unsupported("a nested tensor"),
+    "torch._utils._rebuild_wrapper_subclass": _unsupported("a tensor of a wrapper class"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _unsupported("a meta tensor without data"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _unsupported("a tensor of a special device"),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unsupported("a tensor of a special device"),
+    "torch._utils._rebuild_xla_tensor": _unsupported("a tensor of a special device"),
+    "collections.OrderedDict": _dictionary,
+    "collections.defaultdict": _default_dictionary,
+    "builtins.dict": _dictionary,
+    "__builtin__.dict": _dictionary,
+    "builtins.list": _sequence,
+    "__builtin__.list": _sequence,
+    "builtins.set": _sequence,
+    "__builtin__.set": _sequence,
+    "builtins.frozenset": _sequence,
+    "__builtin__.frozenset": _sequence,
+    "torch.Size": lambda args: tuple(_sequence(args)),
+    "_codecs.encode": _encoded,
+    "builtins.complex": _complex,
+    "builtins.bytes": _bytes,
+    "__builtin__.bytes": _bytes,
+}

@@ -1,0 +1,170 @@
+"""Write a PyTorch checkpoint without torch: a zip archive that ``torch.load`` opens and maps."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
+from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.torch_containers import METADATA_RECORD
+from ckptkit.formats.zip_writer import ZipWriter
+from ckptkit.tensors import Array, TensorSpec
+
+_ROOT = "archive"
+_BATCH = 1000
+_VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"})
+"""Types without a storage class of their own: torch keeps them as bytes and names the type beside."""
+
+
+class TorchWriter(SequentialWriter):
+    """A PyTorch checkpoint being written; see `ckptkit.formats.base.Writer`.
+
+    The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
+    ``torch.load(weights_only=True, mmap=True)``.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    specs : iterable of TensorSpec
+        Every tensor; their order is the order in the file.
+    metadata : Mapping of str to str
+        Kept as the record ``ckptkit.json``, which torch does not look at.
+    force : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    UsageError
+        The file exists and ``force`` is false.
+    ConversionError
+        Two tensors of one name.
+    StorageError
+        The disk refuses.
+    """
+
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+    ) -> None:
+        super().__init__(Path(path), specs)
+        self._file = StagedFile(self.path, force=force)
+        try:
+            self._zip = ZipWriter(self._file)
+            self._zip.add(f"{_ROOT}/data.pkl", state_dict_pickle(list(self._specs.values())))
+            # No .format_version record: it would promise the exact spacing of torch's own writer, from which
+            # torch may then compute where storages lie instead of looking it up.
+            self._zip.add(f"{_ROOT}/byteorder", b"little")
+            self._zip.add(f"{_ROOT}/{METADATA_RECORD}", metadata_json(metadata))
+        except BaseException:
+            self._file.discard()
+            raise
+
+    def _begin(self, spec: TensorSpec) -> None:
+        self._zip.begin(f"{_ROOT}/data/{self._written}", spec.nbytes)
+
+    def _feed(self, piece: Array) -> None:
+        self._zip.feed(piece)
+
+    def _end(self, spec: TensorSpec) -> None:
+        self._zip.end()
+
+    def _commit(self) -> list[Path]:
+        self._zip.add(f"{_ROOT}/version", b"3\n")
+        self._zip.close()
+        return [self._file.commit()]
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after `finish`."""
+        self._file.discard()
+
+
+def state_dict_pickle(specs: Sequence[TensorSpec]) -> bytes:
+    """Pickle (protocol 2) of an OrderedDict of tensors, tensor i in storage ``"i"``.
+
+    Names that come again and again are written once and recalled from the memo.
+
+    Examples
+    --------
+    >>> import pickletools
+    >>> from ckptkit.tensors import DTYPES
+    >>> raw = state_dict_pickle([TensorSpec("w", DTYPES["float32"], (2, 3))])
+    >>> [arg for op, arg, _ in pickletools.genops(raw) if op.name == "GLOBAL"]
+    ['collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage']
+    """
+    memo: dict[bytes, int] = {}
+    parts = [b"\x80\x02", _recalled(memo, _global("collections", "OrderedDict")), b")R"]
+    numbered = iter(enumerate(specs))
+    while batch := list(islice(numbered, _BATCH)):
+        parts.append(b"(")
+        for index, spec in batch:
+            parts += [_text(spec.name), *_tensor(memo, index, spec)]
+        parts.append(b"u")
+    return b"".join([*parts, b"."])
+
+
+def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[bytes]:
+    """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 has a dtype behind."""
+    untyped = spec.dtype.name in _VERSION_3_ONLY
+    yield _recalled(memo, _global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
+    yield b"(("
+    yield _recalled(memo, _text("storage"))
+    storage = ("torch.storage", "UntypedStorage") if untyped else ("torch", str(spec.dtype.torch_storage))
+    yield _recalled(memo, _global(*storage))
+    yield _text(str(index))
+    yield _recalled(memo, _text("cpu"))
+    yield _integer(spec.nbytes if untyped else spec.size) + b"tQ"
+    yield _integer(0)
+    yield _integers(spec.shape)
+    yield _integers(_c_strides(spec.shape))
+    yield b"\x89"
+    yield _recalled(memo, _global("collections", "OrderedDict")) + b")R"
+    if untyped:
+        yield _recalled(memo, _global("torch", spec.dtype.name))
+    yield b"tR"
+
+
+def _recalled(memo: dict[bytes, int], written: bytes) -> bytes:
+    """Write a value and remember it, or recall it where it has been written before."""
+    if written in memo:
+        return b"h" + bytes([memo[written]])
+    memo[written] = len(memo)  # a few dozen different ones at most: one byte is enough
+    return written + b"q" + bytes([memo[written]])
+
+
+def _global(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def _integer(value: int) -> bytes:
+    if value < 1 << 8:
+        return b"K" + bytes([value])
+    if value < 1 << 16:
+        return b"M" + struct.pack("<H", value)
+    if value < 1 << 31:
+        return b"J" + struct.pack("<i", value)
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little")
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def _integers(values: tuple[int, ...]) -> bytes:
+    written = b"".join(map(_integer, values))
+    short = {0: b")", 1: written + b"\x85", 2: written + b"\x86", 3: written + b"\x87"}
+    return short.get(len(values), b"(" + written + b"t")
+
+
+def _c_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements from one index to the next along each axis, as torch counts them for contiguous tensors."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))

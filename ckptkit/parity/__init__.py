@@ -1,0 +1,32 @@
+"""Parity: one checkpoint, two frameworks, the same inputs, compared stage by stage.
+
+The Keras model reads the TensorFlow side by its own variable names, the PyTorch model reads the other side;
+between the two stands the real conversion, so a wrong rule of it, or a fault of either model, shows as a
+stage that departs. `inputs` makes what both models see, `forward` runs one framework after the other,
+`comparison` judges, `report` tells people, JSON and CI systems.
+"""
+
+from ckptkit.parity.comparison import TOLERANCES, Limit, StageComparison, Tolerance, TopAgreement
+from ckptkit.parity.inputs import DEFAULT_BATCH, DEFAULT_SEED, Inputs
+from ckptkit.parity.junit import junit_document
+from ckptkit.parity.packages import require_packages
+from ckptkit.parity.report import Failure, ParityReport, Side
+from ckptkit.parity.run import run_parity, synthetic_checkpoint
+
+__all__ = [
+    "DEFAULT_BATCH",
+    "DEFAULT_SEED",
+    "TOLERANCES",
+    "Failure",
+    "Inputs",
+    "Limit",
+    "ParityReport",
+    "Side",
+    "StageComparison",
+    "Tolerance",
+    "TopAgreement",
+    "junit_document",
+    "require_packages",
+    "run_parity",
+    "synthetic_checkpoint",
+]

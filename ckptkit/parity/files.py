@@ -1,0 +1,232 @@
+"""A checkpoint as one of the two models reads it.
+
+The Keras model is filled by the names that stand in the file, without any layout rule, so that a wrong rule
+cannot cancel itself out; the PyTorch model gets canonical names, which a converted file has already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.convert import Options, Plan, plan
+from ckptkit.errors import ConversionError, FormatError, UsageError
+from ckptkit.families.base import CANONICAL, Recognition, require_recognition
+from ckptkit.families.binding import Weights
+from ckptkit.formats.base import Reader
+from ckptkit.layouts import Binding
+from ckptkit.parity.comparison import TOLERANCES
+from ckptkit.tensors import Array
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+_EXACT = "float32"
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An open checkpoint that fits an architecture.
+
+    Parameters
+    ----------
+    reader : Reader
+    plan : Plan
+        Its moves to the canonical layout: which tensor of the file is which of the architecture.
+    """
+
+    reader: Reader
+    plan: Plan
+
+    @property
+    def recognition(self) -> Recognition:
+        """What it was recognised as."""
+        return self.plan.recognition
+
+    @property
+    def is_for_keras(self) -> bool:
+        """Whether the Keras model can read it by its own names."""
+        family = self.recognition.family
+        return self.recognition.layout in (family.keras_layout, family.default_layout["tf"])
+
+    @property
+    def lacks_statistics(self) -> bool:
+        """Whether the file has no BatchNorm moving statistics."""
+        return self.plan.metadata["bn_statistics"] == "missing"
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Canonical name → element type in the file."""
+        return {move.inward.canonical: self.reader.specs[move.source].dtype.name for move in self.plan.moves}
+
+    @property
+    def dtype(self) -> str:
+        """Element types in words."""
+        return ", ".join(sorted(set(self.dtypes.values())))
+
+    def fill_torch(self, module: Any, model: Any) -> None:
+        """Fill the PyTorch model."""
+        state = {move.target.name: move.apply(self._read(move.source)) for move in self.plan.moves}
+        state |= {row.canonical: _neutral(row, row.canonical_shape) for row in self._missing_statistics()}
+        module.load_state(model, state)
+
+    def fill_keras(self, module: Any, model: Any) -> None:
+        """Fill the Keras model by the file's own names."""
+        neutral = {row.external: _neutral(row, row.external_shape) for row in self._missing_statistics()}
+        if self.recognition.layout == self.recognition.family.keras_layout:
+            state = {move.inward.external: self._read(move.source) for move in self.plan.moves}
+            module.load_state(model, state | neutral)
+            return
+        suffix = self.recognition.table.layout.ema_suffix if self.plan.weights == "ema" else None
+        module.load_deeplab2(
+            model,
+            neutral.keys() | self.reader.specs.keys(),
+            lambda name: neutral[name] if name in neutral else self._read(name),
+            suffix=suffix or "",
+        )
+
+    def _read(self, name: str) -> Array:
+        self.reader.check(name)
+        return self.reader.read(name)
+
+    def _missing_statistics(self) -> list[Binding]:
+        if not self.lacks_statistics:
+            return []
+        return [row for row in self.recognition.table.bindings if row.part == "bn_statistics"]
+
+
+def _neutral(row: Binding, shape: tuple[int, ...]) -> Array:
+    """Mean 0 or variance 1: what a model has before its statistics are loaded."""
+    import numpy
+
+    return numpy.full(shape, 1 if row.canonical.endswith("var") else 0, dtype=numpy.float32)
+
+
+def examine(
+    reader: Reader,
+    *,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    entry: Entry | None = None,
+    allow_missing_bn: bool = False,
+) -> ModelFile:
+    """Set an open file against the architecture it is of; a headless one is accepted.
+
+    Raises
+    ------
+    ConversionError
+        When tensors are missing, unexpected or of another shape, or there are no BatchNorm statistics and
+        ``allow_missing_bn`` is false.
+    UsageError
+        When ``weights`` asks for a copy that the file does not hold.
+    """
+    head = has_head(reader, variant=variant, entry=entry)
+    options = Options(
+        "npz",  # only the moves count, nothing is written
+        layout=CANONICAL,
+        weights=weights,
+        head=head,
+        allow_missing_bn=allow_missing_bn,
+        variant=variant,
+    )
+    return ModelFile(reader, plan(reader, options, entry=entry))
+
+
+def has_head(reader: Reader, *, variant: str | None = None, entry: Entry | None = None) -> bool:
+    """Whether a file holds a classification head."""
+    asked = variant or (entry.variant if entry else None)
+    return require_recognition(reader.path, reader.specs, variant=asked).structure.num_classes is not None
+
+
+def require_same_model(source: ModelFile, other: ModelFile) -> None:
+    """Refuse to compare files of different architectures.
+
+    Raises
+    ------
+    ConversionError
+        When variant, position embedding or head differ.
+    """
+    ours, theirs = source.recognition, other.recognition
+    if (ours.variant, ours.structure) != (theirs.variant, theirs.structure):
+        raise ConversionError(
+            f"{other.reader.path} is {_in_words(theirs)}, {source.reader.path} is {_in_words(ours)}",
+            hint="give a conversion of this very checkpoint",
+        )
+
+
+def _in_words(recognition: Recognition) -> str:
+    structure = recognition.structure
+    position = "with" if structure.pos_emb else "without"
+    classes = f"{structure.num_classes} classes" if structure.num_classes else "no head"
+    return f"{recognition.variant} {position} position embedding, {classes}"
+
+
+def lossy_precision(source: ModelFile, converted: ModelFile) -> str:
+    """Precision that the way from one file to the other rounded values to.
+
+    Returns
+    -------
+    str
+        ``float32`` when values were only moved, or widened, or rounded from float64.
+
+    Raises
+    ------
+    UsageError
+        When there is no tolerance for it.
+    """
+    lossy = {
+        dtype
+        for name, dtype in converted.dtypes.items()
+        if dtype not in (_EXACT, "float64") and dtype != source.dtypes.get(name)
+    }
+    for dtype in lossy - TOLERANCES.keys():
+        raise UsageError(f"{converted.reader.path} holds {dtype}", hint="there is no tolerance for that type")
+    return max(lossy, key=lambda dtype: TOLERANCES[dtype].stages.value, default=_EXACT)
+
+
+def settings_of(file: ModelFile, entry: Entry | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Behaviour settings: the entry's, else what the file says of itself, else the defaults.
+
+    Raises
+    ------
+    FormatError
+        When the file's metadata cannot be read.
+    """
+    said = file.reader.metadata
+    settings = dict(defaults)
+    for key in settings:
+        value = getattr(entry, key, None)
+        if value is not None:
+            settings[key] = value
+        elif key in said:
+            settings[key] = _parsed(said[key], key, file.reader.path)
+    return settings
+
+
+def _parsed(text: str, key: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"its metadata says {key} is {text[:40]!r}, which is no setting") from error
+
+
+def resolution_of(file: ModelFile) -> int | None:
+    """Input side that a file says it is for; None where it says nothing.
+
+    Raises
+    ------
+    FormatError
+        When what it says is no number.
+    """
+    text = file.reader.metadata.get("resolution")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise FormatError(
+            file.reader.path, f"its metadata says resolution is {text[:40]!r}, which is no number"
+        )
+    return int(text)

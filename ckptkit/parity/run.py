@@ -1,0 +1,341 @@
+"""A parity run from a checkpoint to a report."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ckptkit.convert import Options, execute, plan
+from ckptkit.errors import UsageError
+from ckptkit.families.base import CANONICAL, get_family
+from ckptkit.families.binding import Weights
+from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
+from ckptkit.parity.files import (
+    ModelFile,
+    examine,
+    lossy_precision,
+    require_same_model,
+    resolution_of,
+    settings_of,
+)
+from ckptkit.parity.forward import Model, keras_stages, torch_stages
+from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
+from ckptkit.parity.packages import require_packages
+from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
+from ckptkit.synth import NOTE, Synthetic, write_bundle
+from ckptkit.tensors import Array
+from ckptkit.workspace import Located
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+Note = Callable[[str], None]
+
+NO_STATISTICS = (
+    "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "
+    "compares the other tensors only and says nothing of predictions"
+)
+
+
+def run_parity(
+    located: Located,
+    *,
+    converted: Path | None = None,
+    batch: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    image: Path | None = None,
+    weights: Weights = "auto",
+    dtype: str | None = None,
+    variant: str | None = None,
+    allow_missing_bn: bool = False,
+    tolerance: Tolerance | None = None,
+    synthetic: bool = False,
+    name: str | None = None,
+    note: Note | None = None,
+) -> ParityReport:
+    """Run one checkpoint's forward pass in both frameworks and compare them stage by stage.
+
+    A file with TensorFlow names is read by the Keras model as it is, and converted for the PyTorch model. Any
+    other is read by the PyTorch model as it is, and converted to TensorFlow for the Keras model. It is the
+    conversion of ``ckptkit convert``, into a temporary folder, unless a converted file is given.
+
+    Parameters
+    ----------
+    located : Located
+        The checkpoint.
+    converted : Path, optional
+        A conversion of it, to be proven instead of a fresh one.
+    batch : int, optional
+        Random inputs, default 2.
+    resolution : int or (int, int), optional
+        Input side, or height and width; default the entry's test resolution, else what the file says, else
+        the resolution that the variant was published for.
+    seed : int, optional
+        Of the random inputs, default 20260101.
+    image : Path, optional
+        An image instead of random inputs (a batch of one).
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both; both sides take the same.
+    dtype : {"float32", "float16", "bfloat16"}, optional
+        What the conversion rounds to; the other side stays as it is.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    allow_missing_bn : bool
+        Compare a file without BatchNorm moving statistics, with mean 0 and variance 1 on both sides.
+    tolerance : Tolerance, optional
+        Default: by the precision that the conversion rounded to, see `TOLERANCES`.
+    synthetic : bool
+        Say in the report that the weights are synthetic.
+    name : str, optional
+        What to call the target, default its id or path.
+    note : callable
+        Takes each sentence about what is being done.
+
+    Returns
+    -------
+    ParityReport
+        ``.ok`` tells whether everything agrees.
+
+    Raises
+    ------
+    MissingDependencyError
+        When a framework, or Pillow for an image, is not installed.
+    ConversionError
+        When the tensors do not fit, or BatchNorm statistics are missing.
+    UsageError
+        When the options make no sense for this file.
+    FormatError
+        When a file is damaged.
+    """
+    started = time.perf_counter()
+    require_packages(image=image is not None)
+    if converted is not None and dtype is not None:
+        raise UsageError(
+            f"{converted} has the precision it has", hint="leave --dtype out, it is for a fresh conversion"
+        )
+    say = note or _silent
+    entry = located.entry
+    if entry is not None:
+        get_family(entry.family)
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
+        source = examine(
+            opened.enter_context(open_reader(located.path)),
+            weights=_same_copy(weights, converted),
+            variant=variant,
+            entry=entry,
+            allow_missing_bn=allow_missing_bn,
+        )
+        inputs = _inputs(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
+        images = inputs.array()
+        path = _convert(source, folder, entry, dtype, say) if converted is None else converted
+        other = examine(
+            opened.enter_context(open_reader(path)),
+            variant=source.recognition.variant,
+            allow_missing_bn=source.lacks_statistics,
+        )
+        require_same_model(source, other)
+        precision = lossy_precision(source, other)
+        ran = _run_both(source, other, entry, images, say)
+        stages = compare(
+            ran.reference.outputs,
+            ran.candidate.outputs,
+            tolerance or TOLERANCES[precision],
+            sides=(ran.reference.called, ran.candidate.called),
+        )
+        found = source.recognition
+        return ParityReport(
+            name=name or located.name,
+            family=found.family.name,
+            variant=found.variant,
+            pos_emb=found.structure.pos_emb,
+            num_classes=found.structure.num_classes,
+            source=str(located.path),
+            synthetic=synthetic,
+            weights=source.plan.weights,
+            reference=ran.reference.framework,
+            sides=ran.in_report(converted),
+            inputs=inputs,
+            precision=precision,
+            stages=stages,
+            top=top_agreement(ran.reference.outputs, ran.candidate.outputs, stages),
+            notes=(*((NOTE,) if synthetic else ()), *_notes(ran)),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def _silent(_sentence: str) -> None:
+    return
+
+
+@contextmanager
+def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> Iterator[Located]:
+    """Write a synthetic checkpoint into a temporary folder, there while the block lasts.
+
+    Parameters
+    ----------
+    synthetic : Synthetic
+    entry : Entry, optional
+        The entry it stands in for: gives settings and resolution.
+    """
+    with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
+        prefix = Path(folder) / "model.ckpt"
+        write_bundle(synthetic, prefix)
+        yield Located(prefix, entry)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """One side after its forward pass."""
+
+    framework: Framework
+    file: ModelFile
+    settings: dict[str, Any]
+    outputs: dict[str, Array]
+    versions: str
+    seconds: float
+
+    @property
+    def called(self) -> str:
+        return FRAMEWORK_NAMES[self.framework]
+
+    def in_report(self, reads: str) -> Side:
+        """What the report says of it."""
+        return Side(
+            framework=self.framework,
+            versions=self.versions,
+            reads=reads,
+            format=self.file.reader.format,
+            layout=self.file.recognition.layout,
+            dtype=self.file.dtype,
+            settings=self.settings,
+            seconds=self.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Both sides: the one that read the source, and the one that read its conversion."""
+
+    reference: _Ran
+    candidate: _Ran
+
+    def in_report(self, converted: Path | None) -> tuple[Side, Side]:
+        """Both sides as the report has them: Keras first."""
+        sides = (
+            self.reference.in_report("the original"),
+            self.candidate.in_report("a fresh conversion" if converted is None else str(converted)),
+        )
+        return sides if self.reference.framework == "keras" else (sides[1], sides[0])
+
+
+def _same_copy(weights: Weights, converted: Path | None) -> Weights:
+    """Take the copy that a converted file says it was made of, where nobody asked for one."""
+    if weights != "auto" or converted is None:
+        return weights
+    with open_reader(converted) as reader:
+        said = reader.metadata.get("weights")
+    return "ema" if said == "ema" else "raw" if said == "raw" else "auto"
+
+
+def _inputs(
+    source: ModelFile,
+    entry: Entry | None,
+    *,
+    batch: int | None,
+    resolution: int | tuple[int, int] | None,
+    seed: int | None,
+    image: Path | None,
+) -> Inputs:
+    """What both models will see: as asked, else as the entry, the file or the variant has it."""
+    family, variant = source.recognition.family, source.recognition.variant
+    usual = (entry.test_resolution if entry else None) or resolution_of(source)
+    size = parse_resolution(resolution or usual or family.default_resolution(variant))
+    if image is None:
+        return random_inputs(batch, size, seed)
+    normalization = (
+        (entry.normalization if entry else None)
+        or source.reader.metadata.get("normalization")
+        or family.normalization(variant)
+    )
+    return image_inputs(
+        image,
+        batch,
+        size,
+        normalization,
+        resize=entry.test_resize if entry else None,
+        interpolation=entry.interpolation if entry else None,
+    )
+
+
+def _convert(source: ModelFile, folder: Path, entry: Entry | None, dtype: str | None, say: Note) -> Path:
+    """Convert the source for the other framework, by the code of ``ckptkit convert``."""
+    to, layout = ("safetensors", CANONICAL) if source.is_for_keras else ("tf", None)
+    options = Options(
+        to,
+        layout=layout,
+        dtype=dtype,
+        weights=cast(Weights, source.plan.weights or "auto"),
+        head=source.recognition.structure.num_classes is not None,
+        allow_missing_bn=source.lacks_statistics,
+        variant=source.recognition.variant,
+    )
+    say(f"converting to {to} in a temporary folder")
+    conversion = plan(source.reader, options, entry=entry)
+    return execute(conversion, source.reader, folder / f"converted{EXTENSIONS[to]}").path
+
+
+def _run_both(source: ModelFile, other: ModelFile, entry: Entry | None, images: Array, say: Note) -> _Both:
+    """Run Keras, let it go, run PyTorch.
+
+    The converted file's own settings count for its side: one that travelled wrongly must show.
+    """
+    settings = settings_of(source, entry, source.recognition.family.behaviour)
+    travelled = settings_of(other, None, settings)
+    if source.is_for_keras:
+        reference = _run("keras", source, settings, images, say)
+        return _Both(reference, _run("torch", other, travelled, images, say))
+    if not other.is_for_keras:
+        raise UsageError(
+            f"{other.reader.path}: the Keras model cannot read layout {other.recognition.layout}",
+            hint="give a conversion to tf",
+        )
+    candidate = _run("keras", other, travelled, images, say)
+    return _Both(_run("torch", source, settings, images, say), candidate)
+
+
+def _run(framework: Framework, file: ModelFile, settings: dict[str, Any], images: Array, say: Note) -> _Ran:
+    say(f"loading {FRAMEWORK_NAMES[framework]} and running its model")
+    started = time.perf_counter()
+    found = file.recognition
+    model = Model(found.family, found.variant, found.structure, settings)
+    if framework == "keras":
+        outputs, versions = keras_stages(model, file.fill_keras, images)
+    else:
+        outputs, versions = torch_stages(model, file.fill_torch, images)
+    return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
+
+
+def _notes(ran: _Both) -> Iterator[str]:
+    """What a reader must know to judge the result."""
+    source, other = ran.reference.file, ran.candidate.file
+    if source.lacks_statistics:
+        yield NO_STATISTICS
+    if source.recognition.structure.num_classes is None:
+        yield "the file has no classification head: the stages are compared, there are no logits"
+    if source.plan.weights is not None:
+        yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
+    for key, value in ran.candidate.settings.items():
+        ours = ran.reference.settings[key]
+        if value != ours:
+            yield f"{other.reader.path} says {key} is {value}, the source {ours}: each model ran with its own"
+    last = [output for output in ran.reference.outputs.values() if output.ndim == 4][-1]
+    if last.shape[1:3] == (1, 1):
+        yield "the last stage is a single place at this resolution; a larger one tests more"

@@ -1,0 +1,80 @@
+"""The registry: every published checkpoint, loaded from YAML, queried, and written back.
+
+The face of the package, loaded on first use: `load_rows` answers ``ckptkit list`` from a compiled copy and
+imports neither pydantic nor a YAML library; that holds only while importing this package costs nothing.
+
+Examples
+--------
+>>> from ckptkit.registry import load_registry
+>>> registry = load_registry()
+>>> registry["moat2-384-noposemb"].published_params
+'73.2M'
+>>> [entry.id for entry in registry.find(family="moat", max_params="5M")]
+['tiny-moat0-256', 'tiny-moat0-256-noposemb']
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptkit.registry.loading import Registry, load_registry, load_texts
+    from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
+    from ckptkit.registry.query import Catalogue, EntryFacts, SourceFacts, parse_count
+    from ckptkit.registry.rows import Row, load_rows
+    from ckptkit.registry.schema import Entry, HashProvenance, Source, json_schema
+    from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
+
+_HOMES = {
+    "Catalogue": "query",
+    "Entry": "schema",
+    "EntryFacts": "query",
+    "HashProvenance": "schema",
+    "Pin": "writeback",
+    "Registry": "loading",
+    "Row": "rows",
+    "Source": "schema",
+    "SourceFacts": "query",
+    "built_in_path": "paths",
+    "in_source_tree": "paths",
+    "json_schema": "schema",
+    "load_registry": "loading",
+    "load_rows": "rows",
+    "load_texts": "loading",
+    "parse_count": "query",
+    "pin": "writeback",
+    "pin_many": "writeback",
+    "preview_pins": "writeback",
+    "registry_files": "paths",
+}
+
+__all__ = [
+    "Catalogue",
+    "Entry",
+    "EntryFacts",
+    "HashProvenance",
+    "Pin",
+    "Registry",
+    "Row",
+    "Source",
+    "SourceFacts",
+    "built_in_path",
+    "in_source_tree",
+    "json_schema",
+    "load_registry",
+    "load_rows",
+    "load_texts",
+    "parse_count",
+    "pin",
+    "pin_many",
+    "preview_pins",
+    "registry_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds ``name`` when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,263 @@
+"""From registry files to checked entries: heads, overlays, and every fault of a file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ckptkit.errors import NotFoundError, RegistryError, storage_error
+from ckptkit.registry.document import Document, Location, parse
+from ckptkit.registry.paths import registry_files
+from ckptkit.registry.query import Catalogue, nearest
+from ckptkit.registry.schema import NOT_SHARED, NULL_WHEN_SHARED, Entry, HashProvenance, Source
+
+MAX_FILE_SIZE = 16_000_000
+"""Bytes; the built-in registry has 40,000."""
+
+_TOP_LEVEL = ("notes", "families", "entries")
+_KEYS_INSIDE = {"sources": Source.model_fields, "hash_provenance": HashProvenance.model_fields}
+
+
+class Registry(Catalogue[Entry]):
+    """Every entry of the built-in registry and of the overlays, in the order of the files.
+
+    A mapping from id to `Entry`; `find` filters, `select` takes ids and globs.
+
+    Parameters
+    ----------
+    entries : iterable of Entry
+    files : sequence of Path
+        Where they come from, in the order of loading.
+    """
+
+    def __init__(self, entries: Iterable[Entry], files: Sequence[Path] = ()) -> None:
+        super().__init__(entries)
+        self.files = tuple(files)
+
+
+def load_registry(overlays: Sequence[Path] = ()) -> Registry:
+    """Load the built-in registry, then ``CKPTKIT_REGISTRY``, then ``overlays``.
+
+    An entry of a later file that has a known id changes the fields it gives and keeps the others; lists
+    (``sources``) are replaced as a whole. A ``families`` head speaks for the entries of its own file only.
+
+    Parameters
+    ----------
+    overlays : sequence of Path
+        Registry files, later ones override earlier ones by id.
+
+    Raises
+    ------
+    RegistryError
+        When a file breaks the schema: all its faults at once, each with its line.
+    NotFoundError
+        When a file is not there.
+    """
+    return load_texts([(path, read_text(path)) for path in registry_files(overlays)])
+
+
+def load_texts(texts: Sequence[tuple[Path, str]]) -> Registry:
+    """Load registry files whose text is at hand; `load_registry` says how they combine."""
+    given: dict[str, dict[str, Any]] = {}
+    entries: dict[str, Entry] = {}
+    for path, text in texts:
+        layer = _Layer(path, parse(text), below=given)
+        for entry in layer.entries():
+            entries[entry.id] = entry
+    return Registry(entries.values(), [path for path, _ in texts])
+
+
+def read_text(path: Path) -> str:
+    """Text of a registry file, newlines as they are.
+
+    Raises
+    ------
+    NotFoundError, StorageError, RegistryError
+        When the file is not there, cannot be read, or is too large or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_SIZE + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{path}: no such registry file", hint="check --registry and CKPTKIT_REGISTRY"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if len(data) > MAX_FILE_SIZE:
+        raise RegistryError(path, [f"line 1: larger than {MAX_FILE_SIZE:,} bytes, so no registry"])
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise RegistryError(path, [f"line {line}: not UTF-8 text: byte 0x{data[error.start]:02x}"]) from error
+
+
+@dataclass
+class _Layer:
+    """One file on top of those before it.
+
+    Parameters
+    ----------
+    path : Path
+    document : Document
+    below : dict of id to fields
+        What the files before gave; changed by `entries`.
+    """
+
+    path: Path
+    document: Document
+    below: dict[str, dict[str, Any]]
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+    def entries(self) -> list[Entry]:
+        """Return the checked entries of this file; raise RegistryError with every fault of it."""
+        self.faults += self.document.faults
+        root = self.document.value
+        if not isinstance(root, dict):
+            if not self.faults:
+                self._fault((), "a registry is a mapping with the key 'entries'")
+            self._refuse()
+        for key in root:
+            if key not in _TOP_LEVEL:
+                self._fault((key,), f"unknown key {key!r}{_suggestion(key, _TOP_LEVEL)}")
+        self._check_notes(root.get("notes"))
+        heads = self._heads(root.get("families"))
+        checked = self._checked(root, heads)
+        if self.faults:
+            self._refuse()
+        return checked
+
+    def _refuse(self) -> NoReturn:
+        unique = dict.fromkeys(sorted(self.faults, key=lambda fault: fault[0]))
+        raise RegistryError(self.path, [f"line {line}: {what}" for line, what in unique])
+
+    def _fault(self, location: Location, what: str) -> None:
+        self.faults.append((self.document.line(*location), what))
+
+    def _check_notes(self, notes: Any) -> None:
+        if notes is not None and not isinstance(notes, dict):
+            self._fault(("notes",), "'notes' is a mapping from a name to a sentence")
+            return
+        for name, text in (notes or {}).items():
+            if not isinstance(text, str):
+                self._fault(("notes", name), f"note {name!r} must be text")
+
+    def _heads(self, families: Any) -> dict[str, dict[str, Any]]:
+        """Return the shared fields by family."""
+        if families is None:
+            return {}
+        if not isinstance(families, dict):
+            self._fault(
+                ("families",), "'families' is a mapping from a family to the fields its entries share"
+            )
+            return {}
+        heads: dict[str, dict[str, Any]] = {}
+        for family, shared in families.items():
+            if not isinstance(shared, dict):
+                self._fault(("families", family), f"family {family!r} must be a mapping of fields")
+                continue
+            heads[family] = {
+                name: value for name, value in shared.items() if self._may_be_shared(family, name, value)
+            }
+        return heads
+
+    def _may_be_shared(self, family: str, name: str, value: Any) -> bool:
+        if name not in Entry.model_fields:
+            what = f"family {family!r}: unknown key {name!r}{_suggestion(name, Entry.model_fields)}"
+        elif name in NOT_SHARED or (name in NULL_WHEN_SHARED and value is not None):
+            what = f"family {family!r}: {name!r} belongs to a single entry"
+        else:
+            return True
+        self._fault(("families", family, name), what)
+        return False
+
+    def _checked(self, root: dict[str, Any], heads: dict[str, dict[str, Any]]) -> list[Entry]:
+        rows = root.get("entries")
+        if not isinstance(rows, list):
+            self._fault(("entries",), "'entries' is a list of entries, each a mapping that begins '- id: …'")
+            return []
+        checked = []
+        first_lines: dict[str, int] = {}
+        for index, row in enumerate(rows):
+            entry = self._entry(index, row, heads, first_lines)
+            if entry is not None:
+                checked.append(entry)
+        return checked
+
+    def _entry(
+        self, index: int, row: Any, heads: dict[str, dict[str, Any]], first_lines: dict[str, int]
+    ) -> Entry | None:
+        if not isinstance(row, dict):
+            self._fault(("entries", index), f"entry {index + 1} is not a mapping of fields")
+            return None
+        key = row.get("id")
+        if isinstance(key, str):
+            if key in first_lines:
+                self._fault(
+                    ("entries", index, "id"),
+                    f"id {key!r} is given twice (first on line {first_lines[key]})",
+                )
+                return None
+            first_lines[key] = self.document.line("entries", index, "id")
+        earlier = self.below.get(key, {}) if isinstance(key, str) else {}
+        family = row.get("family", earlier.get("family"))
+        head = heads.get(family, {}) if isinstance(family, str) else {}
+        merged = {**earlier, **head, **row}
+        try:
+            entry = Entry.model_validate(merged)
+        except ValidationError as error:
+            label = f"entry {key!r}" if isinstance(key, str) else f"entry {index + 1}"
+            for detail in error.errors(include_url=False):
+                self._explain(detail, index, row, label, family if detail["loc"][0] in head else None)
+            return None
+        self.below[entry.id] = merged
+        return entry
+
+    def _explain(
+        self, detail: ErrorDetails, index: int, row: dict[str, Any], label: str, family: Any
+    ) -> None:
+        """Turn one finding of pydantic into a fault with its line."""
+        # Errors inside a union carry the branch in their location; the file has no such level.
+        location = tuple(part for part in detail["loc"] if part not in {"tuple", "nullable"})
+        name = str(location[-1])
+        inherited = location[0] not in row and family is not None
+        place: Location = ("families", family) if inherited else ("entries", index)
+        where = f"family {family!r}" if inherited else label
+        if detail["type"] == "extra_forbidden":
+            known = _KEYS_INSIDE.get(str(location[0]), Entry.model_fields)
+            what = f"unknown key {name!r}{_suggestion(name, known)}"
+        elif detail["type"] == "missing":
+            what = f"{_dotted(location)} is missing"
+        elif detail["type"] == "too_short" and detail.get("input"):
+            return  # the items themselves are at fault, and say so
+        else:
+            what = f"{_dotted(location)}: {_sentence(detail)}"
+        self._fault((*place, *location), f"{where}: {what}")
+
+
+def _dotted(location: Location) -> str:
+    """Write a location as people do: sources[0].url."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.lstrip(".")
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """Say what pydantic found in one line, with the value where it helps."""
+    message = detail["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = detail.get("input")
+    if isinstance(value, (str, int, float)):
+        shown = repr(value)
+        return f"{message}, found {shown if len(shown) <= 60 else shown[:57] + '…'}"
+    return message
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = nearest(name, known, count=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

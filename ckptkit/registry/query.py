@@ -1,0 +1,316 @@
+"""Asking the registry: by id, by glob, by figure.
+
+Nothing here imports pydantic or a YAML library, so that the same code serves the full `Entry` objects and the
+light rows of ``ckptkit list``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from ckptkit.errors import NotFoundError, UsageError
+
+Number = float | int | str
+Texts = str | Sequence[str]
+
+_COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
+_POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+
+SOURCE_FIELDS = ("url", "note", "bn_statistics", "manual")
+ENTRY_FIELDS = (
+    *("id", "family", "variant", "display_name", "group", "required", "pretrain_data", "setting"),
+    *("train_resolution", "test_resolution", "pos_emb"),
+    *("published_params", "published_flops", "published_top1", "published_top5", "exact_parameters"),
+    *("license", "paper", "layout", "format", "weights"),
+    *("pool_size", "window_size", "global_attention", "attn_force_fp32"),
+    *("normalization", "test_resize", "interpolation"),
+    *("sources", "sha256", "size", "hash_provenance", "config_url", "log_url", "note"),
+)
+
+
+def parse_count(value: Number) -> float:
+    """Turn a figure as people write it into a number.
+
+    Parameters
+    ----------
+    value : float, int or str
+        A number, or text with an optional K, M, B (= G) or T behind it.
+
+    Raises
+    ------
+    UsageError
+        When the text is no such figure.
+
+    Examples
+    --------
+    >>> parse_count("27.8M"), parse_count("4.97G"), parse_count("5.7B"), parse_count(30e6)
+    (27800000.0, 4970000000.0, 5700000000.0, 30000000.0)
+    """
+    if not isinstance(value, str):
+        return float(value)
+    match = _COUNT.fullmatch(value.strip().replace("_", ""))
+    if match is None:
+        raise UsageError(f"{value!r} is not a number", hint="write it like 30M, 5.7B, 4.97G or 30000000")
+    digits, exponent, suffix = match.groups()
+    # One decimal literal rather than a product: 27.8 * 1e6 need not round to what 27800000 does.
+    return float(f"{digits}e{int(exponent or 0) + _POWERS[suffix.upper()]}")
+
+
+class SourceFacts:
+    """What every kind of source has (see `ckptkit.registry.Source`)."""
+
+    if TYPE_CHECKING:
+        url: str
+        note: str
+        bn_statistics: bool | None
+        manual: bool
+
+
+class ProvenanceFacts:
+    """What every kind of provenance has (see `ckptkit.registry.HashProvenance`)."""
+
+    if TYPE_CHECKING:
+        observed_at: str
+        url: str
+        note: str | None
+
+
+class EntryFacts:
+    """What every kind of entry has: the fields of `ckptkit.registry.Entry`, and what follows from them."""
+
+    if TYPE_CHECKING:
+        id: str
+        family: str
+        variant: str
+        display_name: str
+        group: str | None
+        required: bool
+        pretrain_data: str | None
+        setting: str | None
+        train_resolution: int | None
+        test_resolution: int | None
+        pos_emb: bool | None
+        published_params: str | None
+        published_flops: str | None
+        published_top1: float | None
+        published_top5: float | None
+        exact_parameters: int | None
+        license: str | None
+        paper: str | None
+        layout: str
+        format: str
+        weights: str | None
+        pool_size: int | None
+        window_size: int | None
+        global_attention: bool | None
+        attn_force_fp32: bool | None
+        normalization: str | None
+        test_resize: int | None
+        interpolation: str | None
+        sha256: str | None
+        size: int | None
+        config_url: str | None
+        log_url: str | None
+        note: str | None
+
+        @property
+        def sources(self) -> tuple[SourceFacts, ...]:
+            """Where the file can be had, best first."""
+
+        @property
+        def hash_provenance(self) -> ProvenanceFacts | None:
+            """When and from where the checksum was observed."""
+
+    @property
+    def params(self) -> float | None:
+        """Parameters: the published figure, else the exact count."""
+        if self.published_params is not None:
+            return parse_count(self.published_params)
+        return None if self.exact_parameters is None else float(self.exact_parameters)
+
+    @property
+    def flops(self) -> float | None:
+        """Multiply-adds of one image, as published."""
+        return None if self.published_flops is None else parse_count(self.published_flops)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the published file: the last part of the first URL that needs no hand."""
+        from urllib.parse import unquote, urlsplit
+
+        for source in sorted(self.sources, key=lambda source: source.manual):
+            name = unquote(urlsplit(source.url).path).replace("\\", "/").rpartition("/")[2]
+            if not source.manual and name not in {"", ".", ".."}:
+                return name
+        return self.id
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the published file must be unpacked (``.pth.tar`` is a plain PyTorch file)."""
+        return self.file_name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+E = TypeVar("E", bound=EntryFacts)
+
+
+def nearest(wanted: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """Names most like ``wanted``, best first.
+
+    Examples
+    --------
+    >>> nearest("moat0-225", ["moat0-224", "moat1-224", "moganet-s-224"], count=1)
+    ['moat0-224']
+    """
+    import difflib
+
+    names = list(known)
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wanted.lower(), lowered, n=count, cutoff=0.6)
+    inside = [low for low in lowered if wanted and wanted.lower() in low and low not in close]
+    return [lowered[low] for low in [*close, *inside][:count]]
+
+
+def _either(names: Sequence[str]) -> str:
+    """Join as in "a, b or c"."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether ``pattern`` has a wildcard of `fnmatch` in it."""
+    return any(sign in pattern for sign in "*?[")
+
+
+def _matches(value: str | None, wanted: Texts | None) -> bool:
+    """Whether ``value`` is one of the wanted texts or globs, in any case."""
+    if wanted is None:
+        return True
+    from fnmatch import fnmatchcase
+
+    patterns = [wanted] if isinstance(wanted, str) else wanted
+    return value is not None and any(fnmatchcase(value.lower(), pattern.lower()) for pattern in patterns)
+
+
+def _within(value: float | None, least: Number | None, most: Number | None) -> bool:
+    """Whether a figure lies in the bounds; an unknown one lies in no bounds."""
+    if least is None and most is None:
+        return True
+    if value is None:
+        return False
+    return (least is None or value >= parse_count(least)) and (most is None or value <= parse_count(most))
+
+
+class Catalogue(Mapping[str, E]):
+    """Entries by id, in the order of the files.
+
+    Parameters
+    ----------
+    entries : iterable of entries
+        Each with an id of its own.
+    """
+
+    def __init__(self, entries: Iterable[E]) -> None:
+        self._entries = {entry.id: entry for entry in entries}
+
+    def __getitem__(self, key: str) -> E:
+        """Return the entry of an id.
+
+        Raises
+        ------
+        NotFoundError
+            When there is none; the message suggests the nearest ids.
+        """
+        if key in self._entries:
+            return self._entries[key]
+        close = nearest(key, self._entries)
+        hint = f"did you mean {_either(close)}?" if close else "see 'ckptkit list'"
+        raise NotFoundError(f"no entry {key!r} in the registry", hint=hint)
+
+    def __iter__(self) -> Iterator[str]:
+        """Ids, in the order of the files."""
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def get(self, key: str, default: E | None = None) -> E | None:  # type: ignore[override]  # no third type
+        """Return the entry of an id, or ``default``."""
+        return self._entries.get(key, default)
+
+    def find(
+        self,
+        *,
+        family: Texts | None = None,
+        variant: Texts | None = None,
+        ids: Texts | None = None,
+        group: Texts | None = None,
+        pretrain_data: Texts | None = None,
+        setting: Texts | None = None,
+        min_params: Number | None = None,
+        max_params: Number | None = None,
+        min_flops: Number | None = None,
+        max_flops: Number | None = None,
+        min_top1: float | None = None,
+        max_top1: float | None = None,
+        resolution: int | None = None,
+        pos_emb: bool | None = None,
+    ) -> list[E]:
+        """Entries that meet every condition given.
+
+        Parameters
+        ----------
+        family, variant, ids, group, pretrain_data, setting : str or sequence of str, optional
+            A glob (``moat*-384*``) or several, of which one must fit; upper and lower case are the same.
+        min_params, max_params, min_flops, max_flops : float, int or str, optional
+            Bounds, included, on the published figures: numbers, or text such as ``"30M"``.
+        min_top1, max_top1 : float, optional
+            Bounds, included, in percent.
+        resolution : int, optional
+            Pixels, of training or of testing.
+        pos_emb : bool, optional
+            With or without position embedding; entries of families that have none fit neither.
+
+        Notes
+        -----
+        A figure that is not known (null) meets no condition on it.
+        """
+        return [
+            entry
+            for entry in self._entries.values()
+            if _matches(entry.family, family)
+            and _matches(entry.variant, variant)
+            and _matches(entry.id, ids)
+            and _matches(entry.group, group)
+            and _matches(entry.pretrain_data, pretrain_data)
+            and _matches(entry.setting, setting)
+            and _within(entry.params, min_params, max_params)
+            and _within(entry.flops, min_flops, max_flops)
+            and _within(entry.published_top1, min_top1, max_top1)
+            and (resolution is None or resolution in (entry.train_resolution, entry.test_resolution))
+            and (pos_emb is None or entry.pos_emb is pos_emb)
+        ]
+
+    def select(self, patterns: Sequence[str]) -> list[E]:
+        """Entries named by ids and globs, each once, in the order of the files.
+
+        Raises
+        ------
+        NotFoundError
+            When a plain id is not there or a glob fits nothing.
+        """
+        wanted: set[str] = set()
+        for pattern in patterns:
+            if not is_glob(pattern):
+                wanted.add(self[pattern].id)
+                continue
+            fitting = self.find(ids=pattern)
+            if not fitting:
+                raise NotFoundError(f"no id fits {pattern!r}", hint="see 'ckptkit list'")
+            wanted.update(entry.id for entry in fitting)
+        return [entry for key, entry in self._entries.items() if key in wanted]

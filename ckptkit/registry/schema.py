@@ -1,0 +1,195 @@
+"""What an entry of the registry is: its fields, their types, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from ckptkit.registry.query import EntryFacts, ProvenanceFacts, SourceFacts
+
+SOURCE_SCHEMES = ("https", "http", "file")
+
+_CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _checked_url(url: str) -> str:
+    if any(sign.isspace() or not sign.isprintable() for sign in url):
+        raise ValueError("a URL has no blanks or control characters")
+    parts = urlsplit(url)
+    if parts.scheme not in SOURCE_SCHEMES:
+        raise ValueError(f"a URL begins with one of {', '.join(f'{name}://' for name in SOURCE_SCHEMES)}")
+    if parts.scheme != "file" and not parts.hostname:
+        raise ValueError("the URL names no host")
+    return url
+
+
+def _checked_time(text: str) -> str:
+    from datetime import datetime
+
+    # Python 3.10 does not read the Z that everybody writes for UTC.
+    if datetime.fromisoformat(text.replace("Z", "+00:00")).tzinfo is None:
+        raise ValueError("a time needs its zone, like 2026-01-31T12:00:00Z")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1)]
+# An id also names a folder of the cache, so it ends in no dot.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$", max_length=100)]
+Url = Annotated[str, AfterValidator(_checked_url)]
+Figure = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBGT]?$", max_length=20)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+
+
+class Source(SourceFacts, BaseModel):
+    """One place from which an entry's file can be had."""
+
+    model_config = _CONFIG
+
+    url: Url = Field(description="Where the file is.")
+    note: str = Field("", description="What to know about this source.")
+    bn_statistics: bool | None = Field(
+        None, description="Whether the file holds the BatchNorm moving statistics; null: not known."
+    )
+    manual: bool = Field(False, description="A person must download it, then run 'ckptkit import ID FILE'.")
+
+
+class HashProvenance(ProvenanceFacts, BaseModel):
+    """When and from where a checksum was observed, for it is not the publisher's word."""
+
+    model_config = _CONFIG
+
+    observed_at: Annotated[str, AfterValidator(_checked_time)] = Field(
+        description="When the file was fetched, ISO 8601 with its zone."
+    )
+    url: Url = Field(description="From where the file was fetched.")
+    note: str | None = Field(None, description="Anything else to know about it.")
+
+
+class Entry(EntryFacts, BaseModel):
+    """One published checkpoint.
+
+    A field that is None is not known. `params`, `flops`, `file_name` and `is_archive` follow from the fields.
+    """
+
+    model_config = _CONFIG
+
+    id: Name = Field(description="What the command line calls it; never changes once released.")
+    family: Name = Field(description="Architecture family: moat, moganet.")
+    variant: Name = Field(description="Architecture of the family: moat2, tiny-moat0, moganet-xt.")
+    display_name: Text = Field(description="Name in the published table.")
+    group: Text | None = Field(None, description="The published table, or part of one, it stands in.")
+    required: bool = Field(False, description="One of the rows of the published pages ckptkit is built for.")
+    pretrain_data: Text | None = Field(None, description="Training data, as published.")
+    setting: Text | None = Field(None, description="Training recipe, as published.")
+    train_resolution: Pixels | None = Field(None, description="Input height and width in training, pixels.")
+    test_resolution: Pixels | None = Field(None, description="Input height and width of the figures, pixels.")
+    pos_emb: bool | None = Field(None, description="Whether attention has a relative position embedding.")
+    published_params: Figure | None = Field(None, description="Parameters exactly as published: 27.8M.")
+    published_flops: Figure | None = Field(None, description="Multiply-adds exactly as published: 0.80G.")
+    published_top1: Percent | None = Field(None, description="ImageNet-1K top-1 accuracy, percent.")
+    published_top5: Percent | None = Field(None, description="ImageNet-1K top-5 accuracy, percent.")
+    exact_parameters: Positive | None = Field(
+        None, description="Trainable parameters with the 1000-class head, counted on the published code."
+    )
+    license: Text | None = Field(None, description="SPDX identifier.")
+    paper: Text | None = Field(None, description="arXiv:NNNN.NNNNN")
+    layout: Literal["deeplab2", "openmixup", "timm", "torch", "keras"] = Field(
+        description="Names and axis order of the tensors."
+    )
+    format: Literal["tf", "torch", "safetensors", "keras", "npz"] = Field(description="The container.")
+    weights: Literal["ema", "raw"] | None = Field(
+        None, description="The copy that the accuracy belongs to, where a file holds several."
+    )
+    pool_size: Positive | None = Field(None, description="MOAT: size of the stride-2 average pool.")
+    window_size: Positive | None = Field(None, description="MOAT: attention window; null: the whole map.")
+    global_attention: bool | None = Field(None, description="MOAT: the last block of a stage sees all.")
+    attn_force_fp32: bool | None = Field(
+        None, description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice."
+    )
+    normalization: Literal["imagenet", "half"] | None = Field(
+        None, description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5 (RGB in [0, 1])."
+    )
+    test_resize: Pixels | None = Field(None, description="Shorter side before the centre crop, pixels.")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = Field(
+        None, description="How test images are resized."
+    )
+    # Strict mode would refuse YAML's lists for a tuple; what is inside stays strict.
+    sources: Annotated[tuple[Source, ...], Field(min_length=1, strict=False)] = Field(
+        description="Where the file can be had, best first."
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="Checksum of the file as published, 64 lower-case hex digits; null: not pinned."
+    )
+    size: Positive | None = Field(None, description="Bytes of the file as published.")
+    hash_provenance: HashProvenance | None = Field(
+        None, description="When and from where sha256 was observed.", validate_default=True
+    )
+    config_url: Url | None = Field(None, description="The training configuration.")
+    log_url: Url | None = Field(None, description="The training log.")
+    note: str | None = Field(None, description="What else to know.")
+
+    @field_validator("hash_provenance", mode="after")
+    @classmethod
+    def _belongs_to_a_hash(cls, value: HashProvenance | None, info: ValidationInfo) -> HashProvenance | None:
+        if "sha256" not in info.data:
+            return value  # it has a fault of its own
+        pinned = info.data["sha256"] is not None
+        if pinned and value is None:
+            raise ValueError(
+                "sha256 is given without hash_provenance: say when and from where it was observed"
+            )
+        if value is not None and not pinned:
+            raise ValueError("hash_provenance is given without a sha256")
+        return value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a registry file, for editors.
+
+    Of an entry only ``id`` is required there, because the ``families`` head, or an earlier file that has the
+    id, may give the rest; ``ckptkit registry validate`` sees the whole.
+    """
+    entry = Entry.model_json_schema()
+    definitions = entry.pop("$defs")
+    fields = entry["properties"]
+    shared = {name: rule for name, rule in fields.items() if name not in NOT_SHARED}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "ckptkit registry",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["entries"],
+        "properties": {
+            "notes": {
+                "description": "Sentences said once, for YAML anchors.",
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+            },
+            "families": {
+                "description": "Per family, the fields that its entries in this file share.",
+                "type": "object",
+                "additionalProperties": {"$ref": "#/$defs/Family"},
+            },
+            "entries": {"type": "array", "items": {"$ref": "#/$defs/Entry"}},
+        },
+        "$defs": {
+            **definitions,
+            "Family": {"type": "object", "additionalProperties": False, "properties": shared},
+            "Entry": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": fields,
+                "required": ["id"],
+            },
+        },
+    }
+
+
+#: Fields that belong to one file alone, so a family head may not give them.
+NOT_SHARED = frozenset({"id", "family", "sources"})
+#: Fields that a family head may only state as not known.
+NULL_WHEN_SHARED = frozenset({"sha256", "size", "hash_provenance"})

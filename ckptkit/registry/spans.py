@@ -1,0 +1,210 @@
+"""Where things stand in YAML text, and the edits that pin a checksum there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ckptkit.errors import UsageError
+
+PINNED_FIELDS = ("sha256", "size", "hash_provenance")
+
+Kind = Literal["scalar", "alias", "mapping", "sequence"]
+_Replacement = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What was observed of an entry's file.
+
+    Parameters
+    ----------
+    id : str
+    sha256 : str
+        64 lower-case hex digits.
+    size : int
+        Bytes.
+    observed_at : str
+        ISO 8601 with its zone.
+    url : str
+        From where it was fetched.
+    """
+
+    id: str
+    sha256: str
+    size: int
+    observed_at: str
+    url: str
+
+    def fields(self) -> dict[str, Any]:
+        """Return the three pinned fields as an `Entry` holds them."""
+        provenance = {"observed_at": self.observed_at, "url": self.url, "note": None}
+        return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
+
+    def written(self) -> dict[str, str]:
+        """Return the three fields as YAML text; a JSON string is a YAML string."""
+        when, where = json.dumps(self.observed_at), json.dumps(self.url, ensure_ascii=False)
+        return {
+            # Quoted: 64 digits without a letter would be a number.
+            "sha256": json.dumps(self.sha256),
+            "size": str(self.size),
+            "hash_provenance": f"{{observed_at: {when}, url: {where}}}",
+        }
+
+
+@dataclass
+class Span:
+    """A value and where it stands: characters from the start of the text.
+
+    An alias is a leaf at its own place, which nodes of a YAML tree would not tell.
+    """
+
+    kind: Kind
+    start: int
+    end: int
+    column: int
+    line: int
+    value: str = ""
+    flow: bool = False
+    block_scalar: bool = False
+    children: list[Span] = field(default_factory=list)
+
+    def pairs(self) -> Iterator[tuple[Span, Span]]:
+        """Keys and values of a mapping."""
+        return zip(self.children[::2], self.children[1::2], strict=True)
+
+    def get(self, key: str) -> Span | None:
+        """Value of a key of a mapping."""
+        if self.kind != "mapping":
+            return None
+        return next((value for name, value in self.pairs() if name.value == key), None)
+
+
+def spans(text: str) -> Span:
+    """Tree of the first document of ``text``, which is known to be valid YAML."""
+    root = Span("sequence", 0, 0, 0, 0)
+    stack = [root]
+    # The pure-Python scanner counts characters of this very text; libyaml counts without a byte-order mark.
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            kind: Kind = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
+            span = _span(event, kind)
+            span.flow = bool(event.flow_style)
+            stack[-1].children.append(span)
+            stack.append(span)
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            span = stack.pop()
+            # A block collection "ends" at the next token, behind comments that are not its own.
+            span.end = (
+                _span(event, span.kind).end if span.flow or not span.children else span.children[-1].end
+            )
+        elif isinstance(event, yaml.AliasEvent):
+            stack[-1].children.append(_span(event, "alias"))
+        elif isinstance(event, yaml.ScalarEvent):
+            span = _span(event, "scalar")
+            span.value = event.value
+            span.block_scalar = event.style in {"|", ">"}
+            span.end = span.start + len(text[span.start : span.end].rstrip())
+            stack[-1].children.append(span)
+    return root.children[0]
+
+
+def _span(event: Any, kind: Kind) -> Span:
+    start = event.start_mark
+    return Span(kind, start.index, event.end_mark.index, start.column, start.line + 1)
+
+
+def pinned_text(text: str, pins: Sequence[Pin], path: Path) -> str:
+    """Return ``text`` with the three fields of every pin written into its entry, or into a new entry.
+
+    Parameters
+    ----------
+    text : str
+        A valid registry.
+    pins : sequence of Pin
+    path : Path
+        For messages.
+
+    Raises
+    ------
+    UsageError
+        When an entry is written in a way that cannot be edited in place.
+    """
+    newline = "\r\n" if "\r\n" in text else "\n"
+    entries = spans(text).get("entries")
+    if entries is None or entries.kind != "sequence":
+        raise UsageError(f"{path}: 'entries' is not a list in this place", hint="write the checksum by hand")
+    places = {found.value: entry for entry in entries.children if (found := entry.get("id")) is not None}
+    edits: list[_Replacement] = []
+    for pin in pins:
+        if pin.id in places:
+            edits += _edits(text, places[pin.id], pin, newline, path)
+    edits += _appended(text, entries, [pin for pin in pins if pin.id not in places], newline)
+    for start, end, replacement in sorted(edits, reverse=True):
+        text = text[:start] + replacement + text[end:]
+    return text
+
+
+def _edits(text: str, entry: Span, pin: Pin, newline: str, path: Path) -> list[_Replacement]:
+    """Replacements that bring one entry's fields up to date."""
+    edits: list[_Replacement] = []
+    missing: list[str] = []
+    for name, written in pin.written().items():
+        value = entry.get(name)
+        if value is None:
+            missing.append(f"{name}: {written}")
+        elif value.block_scalar or value.kind == "alias":
+            raise UsageError(
+                f"{path}: line {value.line}: {name} of {pin.id!r} is written as an alias or a text block",
+                hint="write a plain value (or null) there, then pin again",
+            )
+        else:
+            blank = "" if value.start == 0 or text[value.start - 1].isspace() else " "
+            edits.append((value.start, value.end, blank + written))
+    if missing:
+        edits.append(_insertion(text, entry, missing, newline))
+    return edits
+
+
+def _insertion(text: str, entry: Span, lines: list[str], newline: str) -> _Replacement:
+    """Put new fields behind the sources, or at the end of the entry."""
+    after = entry.get("sources")
+    if entry.flow:
+        end = entry.children[-1].end
+        return end, end, "".join(f", {line}" for line in lines)
+    end = (after or entry).end
+    indent = " " * entry.children[0].column
+    return _behind_line(text, end, [indent + line for line in lines], newline)
+
+
+def _behind_line(text: str, position: int, lines: list[str], newline: str) -> _Replacement:
+    """Put new lines behind the line that holds ``position``, so that a comment at its end stays with it."""
+    end = text.find("\n", position)
+    block = newline.join(lines)
+    if end < 0:
+        return len(text), len(text), newline + block
+    return end + 1, end + 1, block + newline
+
+
+def _appended(text: str, entries: Span, pins: list[Pin], newline: str) -> list[_Replacement]:
+    """New entries at the end of the list."""
+    if not pins:
+        return []
+    bodies = [[f"id: {json.dumps(pin.id)}", *(f"{k}: {v}" for k, v in pin.written().items())] for pin in pins]
+    if entries.flow and entries.children:
+        end = entries.children[-1].end
+        return [(end, end, "".join(", {" + ", ".join(body) + "}" for body in bodies))]
+    column = 2 if entries.flow else entries.column
+    lines: list[str] = []
+    for body in bodies:
+        first, *rest = body
+        blank = [""] if lines or entries.children else []
+        lines += [*blank, " " * column + f"- {first}", *(" " * (column + 2) + line for line in rest)]
+    if not entries.children:  # entries: []
+        return [(entries.start, entries.end, newline + newline.join(lines))]
+    return [_behind_line(text, entries.end, lines, newline)]

@@ -1,0 +1,288 @@
+"""The folder where artefacts, their records and what is made of them lie.
+
+::
+
+    artefacts/<id>/<file as published>     + <file>.json, its record
+    unpacked/<id>/…                        archives, unpacked
+    converted/<id>/<layout>-<dtype>.<ext>
+    locks/<id>.lock
+
+Light to import: `ckptkit list` asks it about every entry, so nothing heavy is imported at the top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ckptkit.errors import UsageError
+
+ENVIRONMENT = "CKPTKIT_HOME"
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
+_RECORD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one fetched artefact.
+
+    Attributes
+    ----------
+    id : str
+        Entry id.
+    url : str
+        The published URL.
+    used_url : str
+        Where the bytes really came from: a mirror or, for an imported file, a ``file://`` URL.
+    file : str
+        Name of the artefact in its folder.
+    size : int
+        Bytes.
+    sha256 : str
+        Lower-case hex, computed here.
+    fetched_at : str
+        ISO 8601, UTC.
+    mtime_ns : int
+        The artefact's modification time when it was last hashed: with the size it tells an untouched file.
+    etag, generation : str or None
+        The server's identity of the file.
+    server_hashes : Mapping of str to str
+        Checksums the server promised (and the bytes kept), algorithm → hex.
+    ckptkit_version : str
+        The version that fetched it.
+    note : str
+        How it got here when not by download: ``imported by hand``.
+    bn_statistics : bool or None
+        What the registry says of the source it came from.
+    """
+
+    id: str
+    url: str
+    file: str
+    size: int
+    sha256: str
+    fetched_at: str
+    used_url: str = ""
+    mtime_ns: int = 0
+    etag: str | None = None
+    generation: str | None = None
+    server_hashes: Mapping[str, str] = field(default_factory=dict)
+    ckptkit_version: str = ""
+    note: str = ""
+    bn_statistics: bool | None = None
+
+    def to_json(self) -> str:
+        """Text of the record file."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Record | None:
+        """Read a record file's text; None when it is damaged."""
+        try:
+            values = json.loads(text)
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+            record = cls(**known)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return record if record._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        required = (self.id, self.url, self.file, self.sha256, self.fetched_at, self.used_url, self.note)
+        return (
+            all(isinstance(value, str) for value in required)
+            and all(isinstance(value, int) for value in (self.size, self.mtime_ns))
+            and isinstance(self.server_hashes, dict)
+            and re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
+            and is_safe_file_name(self.file)
+            and self.size >= 0
+        )
+
+
+class Home:
+    """A cache folder.
+
+    Parameters
+    ----------
+    path : Path
+        Need not exist yet; nothing is created by asking.
+
+    Examples
+    --------
+    >>> Home(Path("cache")).artefact_folder("moat0-224").as_posix()
+    'cache/artefacts/moat0-224'
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def default(cls) -> Home:
+        """``$CKPTKIT_HOME``, else the platform's cache folder for ckptkit."""
+        given = os.environ.get(ENVIRONMENT, "").strip()
+        if given:
+            return cls(Path(given).expanduser())
+        import platformdirs
+
+        return cls(Path(platformdirs.user_cache_dir("ckptkit", appauthor=False)))
+
+    def artefact_folder(self, id: str) -> Path:
+        """Folder of an entry's artefact and its record."""
+        return self.path / "artefacts" / safe_id(id)
+
+    def unpacked_folder(self, id: str) -> Path:
+        """Folder of an entry's unpacked archive."""
+        return self.path / "unpacked" / safe_id(id)
+
+    def converted_folder(self, id: str) -> Path:
+        """Folder of an entry's conversions."""
+        return self.path / "converted" / safe_id(id)
+
+    def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
+        """Where a conversion of an entry goes.
+
+        Examples
+        --------
+        >>> Home(Path("c")).converted_path("moat0-224", "torch", "float32", ".safetensors").as_posix()
+        'c/converted/moat0-224/torch-float32.safetensors'
+        """
+        name = f"{layout}-{dtype}.{ext.removeprefix('.')}" if ext else f"{layout}-{dtype}"
+        if not is_safe_file_name(name):
+            raise UsageError(f"{name!r} cannot be a file name", hint="choose another layout or give --output")
+        return self.converted_folder(id) / name
+
+    def record(self, id: str) -> Record | None:
+        """Return the newest sound record of an entry; None where there is none."""
+        return max(self.records(id), key=lambda record: record.fetched_at, default=None)
+
+    def records(self, id: str) -> list[Record]:
+        """Every sound record of an entry (one a file: an entry's sources may have different names)."""
+        found = []
+        try:
+            names = [name for name in os.listdir(self.artefact_folder(id)) if name.endswith(".json")]  # noqa: PTH208
+        except OSError:
+            return []
+        for name in sorted(names):
+            record = read_record(self.artefact_folder(id) / name)
+            if record and record.id == id and f"{record.file}.json" == name:
+                found.append(record)
+        return found
+
+    def artefact(self, record: Record) -> Path:
+        """Path of the artefact a record describes, whether or not it is still there."""
+        return self.artefact_folder(record.id) / record.file
+
+    def is_cached(self, id: str) -> bool:
+        """Whether the artefact of the newest record lies here with the recorded size."""
+        record = self.record(id)
+        if record is None:
+            return False
+        try:
+            return os.stat(self.artefact(record)).st_size == record.size  # noqa: PTH116
+        except OSError:
+            return False
+
+    def fetched_ids(self) -> list[str]:
+        """Ids of the entries that are cached, sorted."""
+        try:
+            names = os.listdir(self.path / "artefacts")  # noqa: PTH208
+        except OSError:
+            return []
+        return sorted(name for name in names if _SAFE_ID.fullmatch(name) and self.is_cached(name))
+
+    @contextlib.contextmanager
+    def lock(self, id: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold an entry's lock, across processes and threads.
+
+        Parameters
+        ----------
+        id : str
+            Entry id.
+        waiting : callable, optional
+            Called once when somebody else holds the lock, before waiting for it.
+
+        Raises
+        ------
+        StorageError
+            When the lock file cannot be made.
+        """
+        import filelock
+
+        from ckptkit.formats.staging import translated
+
+        path = self.path / "locks" / f"{safe_id(id)}.lock"
+        lock = filelock.FileLock(str(path), thread_local=False)
+        with translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if waiting:
+                    waiting()
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def safe_id(id: str) -> str:
+    """Return ``id`` if it can name a folder; ids come from registry files, which anybody may write.
+
+    Raises
+    ------
+    UsageError
+        When it could lead out of the cache folder.
+
+    Examples
+    --------
+    >>> safe_id("moat2-384-noposemb")
+    'moat2-384-noposemb'
+    """
+    if not _SAFE_ID.fullmatch(id):
+        raise UsageError(
+            f"{id!r} cannot be an entry id",
+            hint="use letters, digits, '.', '_', '+' and '-', a letter or digit first",
+        )
+    return id
+
+
+def is_safe_file_name(name: str) -> bool:
+    """Whether ``name`` is one plain, visible path component on every platform."""
+    return (
+        0 < len(name.encode("utf-8", "surrogatepass")) <= 200
+        and not name.startswith(".")
+        and not name.endswith((".", " "))
+        and not any(ord(letter) < 32 or letter in '/\\:*?"<>|' for letter in name)
+    )
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record file; None when it is missing, too large or damaged."""
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_RECORD_BYTES + 1)
+    except OSError:
+        return None
+    return Record.from_json(text) if len(text) <= _RECORD_BYTES else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file so that it is either the old one or the new one, never half of it.
+
+    Raises
+    ------
+    StorageError
+        When the disk refuses.
+    """
+    from ckptkit.formats.staging import StagedFile
+
+    text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+    with StagedFile(path, force=True) as staged:
+        staged.append(text.encode())
+        staged.commit()

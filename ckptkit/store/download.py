@@ -1,0 +1,246 @@
+"""From one source to a complete, hashed temporary file: resuming, retrying, refusing what is not the file."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ckptkit.errors import IntegrityError
+from ckptkit.store.coding import decoded
+from ckptkit.store.integrity import StreamHasher, compare
+from ckptkit.store.partial import Partial, require_space
+from ckptkit.store.transport import (
+    Identity,
+    Opener,
+    PassingError,
+    Policy,
+    RangeError,
+    Response,
+    SourceError,
+    is_local,
+    open_file,
+    without_secrets,
+)
+
+Advance = Callable[[int], None]
+Progress = Callable[[str, "int | None"], AbstractContextManager[Advance]]
+"""Shows how far a download is: given a description and the bytes in all, yields a function to advance it."""
+Notes = Callable[[str], None]
+
+_WEB_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\b|!--|\?xml\b|(?:html|head|body|script|error)\b)", re.IGNORECASE
+)
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def silent(_note: str) -> None:
+    """Say nothing."""
+
+
+@dataclass
+class Download:
+    """One source being downloaded.
+
+    Parameters
+    ----------
+    url : str
+        Where the bytes come from, after mirror rules.
+    partial : Partial
+        Where they go.
+    opener : callable
+        Makes one request; see `open_url`.
+    policy : Policy
+    expected_size : int, optional
+        The pinned size.
+    progress : Progress, optional
+    notes : callable
+    """
+
+    url: str
+    partial: Partial
+    opener: Opener
+    policy: Policy
+    expected_size: int | None = None
+    progress: Progress | None = None
+    notes: Notes = silent
+
+    def run(self) -> None:
+        """Download until the part is complete.
+
+        Raises
+        ------
+        SourceGoneError, SourceError
+            When this source does not give the file.
+        IntegrityError
+            When it gives another file than the pinned size allows, or the coded bytes are not those promised.
+        StorageError
+            When the disk refuses.
+        """
+        with contextlib.ExitStack() as stack:
+            shown = _Shown(self.progress, self.partial.name, stack)
+            self.partial.pick_up()
+            failures = restarts = 0
+            for _ in range(self.policy.max_attempts):
+                before = self.partial.size
+                try:
+                    with self.opener(self.url, before, self.partial.identity) as response:
+                        self._receive(response, shown)
+                    return
+                except RangeError as error:
+                    self.partial.discard()
+                    restarts += 1
+                    at_once = 0.0 if restarts == 1 else None
+                    self._wait_or_give_up(restarts, f"{error}; beginning again", at_once)
+                except PassingError as error:
+                    if self.partial.size and not _can_resume(self.partial.identity):
+                        self.partial.discard()
+                    failures = 1 if self.partial.size > before else failures + 1
+                    self._wait_or_give_up(failures, str(error), error.retry_after)
+            raise SourceError(f"still not complete after {self.policy.max_attempts} requests")
+
+    def _wait_or_give_up(self, failures: int, reason: str, seconds: float | None) -> None:
+        if failures > self.policy.retries:
+            raise SourceError(f"{reason} ({failures} times)")
+        wait = self.policy.wait(failures) if seconds is None else seconds
+        kept = f", {self.partial.size:,} bytes kept" if self.partial.size else ""
+        when = f"in {max(wait, 1):.0f} s" if wait else "now"
+        self.notes(f"{host_of(self.url)}: {reason}{kept}; trying again {when}")
+        if wait:
+            self.policy.sleep(wait)
+
+    def _receive(self, response: Response, shown: _Shown) -> None:
+        partial = self.partial
+        if response.offset == 0:
+            if partial.size:
+                self.notes(f"{host_of(self.url)}: the file must be sent from the beginning again")
+            self._refuse_size(response.identity.size)
+            partial.begin(response.identity, () if response.coding else response.promises)
+        else:
+            partial.joined = True
+            partial.promises = partial.promises or response.promises
+        if response.length is not None and not response.coding:
+            require_space(partial.folder, response.length, partial.name)
+        if not response.ends_marked and self.expected_size is None and not response.promises:
+            raise SourceError("the server gives neither length nor checksum, so a cut could not be noticed")
+        shown.start(response.identity.size, partial.size)
+        wire = StreamHasher()
+        self._store(_counted(response, wire), response, shown)
+        if response.coding:
+            compare(partial.name, wire.digests(), response.promises, hint="run the same command again")
+        self._refuse_size(partial.size)
+
+    def _store(self, pieces: Iterator[bytes], response: Response, shown: _Shown) -> None:
+        seen = 0
+        for piece in decoded(pieces, self.partial.name) if response.coding else pieces:
+            self.partial.append(piece)
+            shown.advance(len(piece))
+            if len(self.partial.head) > seen:
+                seen = len(self.partial.head)
+                self._refuse_page(self.partial.head)
+            if self.expected_size is not None and self.partial.size > self.expected_size:
+                self._refuse_size(self.partial.size)
+        if not self.partial.size:
+            raise SourceError("the file is empty")
+
+    def _refuse_size(self, size: int | None) -> None:
+        if self.expected_size is not None and size is not None and size != self.expected_size:
+            raise IntegrityError(
+                f"{self.partial.name}: {size:,} bytes from {host_of(self.url)}, "
+                f"but the registry says {self.expected_size:,}",
+                hint="the published file has changed or the registry is wrong; nothing was kept",
+            )
+
+    def _refuse_page(self, head: bytes) -> None:
+        if _WEB_PAGE.match(head):
+            self.partial.discard()
+            raise SourceError(
+                "answered with a web page instead of the file (a login, a quota or an error page)"
+            )
+        if head.startswith(_LFS_POINTER):
+            self.partial.discard()
+            raise SourceError("answered with a Git LFS pointer instead of the file")
+
+
+class _Shown:
+    """The progress display of one file, opened when its size is known and kept over all requests."""
+
+    def __init__(self, progress: Progress | None, name: str, stack: contextlib.ExitStack) -> None:
+        self._progress = progress
+        self._name = name
+        self._stack = stack
+        self._advance: Advance | None = None
+        self._at = 0
+
+    def start(self, total: int | None, position: int) -> None:
+        if self._advance is None and self._progress is not None:
+            self._advance = self._stack.enter_context(self._progress(self._name, total))
+        self.advance(position - self._at)
+
+    def advance(self, step: int) -> None:
+        self._at += step
+        if self._advance and step:
+            self._advance(step)
+
+
+def _counted(response: Response, wire: StreamHasher) -> Iterator[bytes]:
+    """Yield the body, checking that as much came as was announced."""
+    received = 0
+    for piece in response.pieces():
+        received += len(piece)
+        if response.coding:
+            wire.update(piece)
+        yield piece
+    if response.length is not None and received != response.length:
+        raise PassingError(f"the connection closed after {received:,} of {response.length:,} bytes")
+
+
+def _can_resume(identity: Identity | None) -> bool:
+    return identity is not None and identity.can_resume
+
+
+@contextlib.contextmanager
+def url_opener(policy: Policy) -> Iterator[Opener]:
+    """Yield a function that opens any supported URL; the HTTP client is made when the first one needs it."""
+    from ckptkit.store.http import HttpClient
+
+    with contextlib.ExitStack() as stack:
+        clients: list[HttpClient] = []
+
+        def open_url(url: str, start: int, known: Identity | None) -> AbstractContextManager[Response]:
+            if is_local(url):
+                return open_file(url)
+            if urlsplit(url).scheme.lower() not in ("http", "https"):
+                raise SourceError("only http, https and file URLs can be fetched")
+            if not clients:
+                clients.append(HttpClient(policy))
+                stack.callback(clients[0].close)
+            return clients[0].open(url, start, known)
+
+        yield open_url
+
+
+def host_of(url: str) -> str:
+    """Name of the place a URL points to, for messages.
+
+    Examples
+    --------
+    >>> host_of("https://me:secret@a.org:8443/m.pth"), host_of("file:///srv/m.pth")
+    ('a.org:8443', 'file:///srv/m.pth')
+    """
+    return without_secrets(url) if is_local(url) else urlsplit(url).netloc.rpartition("@")[2]
+
+
+def explain(failures: Sequence[tuple[str, Exception]]) -> str:
+    """One line on why no source gave the file.
+
+    Examples
+    --------
+    >>> from ckptkit.store.transport import SourceGoneError
+    >>> explain([("https://a.org/m.pth", SourceGoneError("404 Not Found"))])
+    'https://a.org/m.pth: 404 Not Found'
+    """
+    return "; ".join(f"{without_secrets(url)}: {error}" for url, error in failures)

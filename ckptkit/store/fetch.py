@@ -1,0 +1,187 @@
+"""The way of an artefact into the cache: from its sources, or from a file somebody has already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
+from ckptkit.store.cache import Home
+from ckptkit.store.download import Notes, Progress, explain, silent, url_opener
+from ckptkit.store.integrity import hash_file
+from ckptkit.store.job import IMPORTED, Fetched, Job
+from ckptkit.store.mirrors import Mirror
+from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
+from ckptkit.store.transport import Policy, SourceError, SourceGoneError, is_local, without_secrets
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+__all__ = ["Fetched", "fetch", "import_file"]
+
+
+def fetch(
+    entry: Entry,
+    home: Home,
+    *,
+    offline: bool = False,
+    mirrors: Sequence[Mirror] = (),
+    force: bool = False,
+    accept_new: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+    notes: Notes = silent,
+    warn: Notes | None = None,
+    policy: Policy | None = None,
+) -> Fetched:
+    """Have an entry's artefact in the cache, downloading it if it is not there.
+
+    Parameters
+    ----------
+    entry : Entry
+        A registry entry.
+    home : Home
+        The cache.
+    offline : bool
+        Never touch the network; ``file://`` sources still work.
+    mirrors : sequence of Mirror
+        From `ckptkit.store.mirrors.parse_mirrors`.
+    force : bool
+        Download again what is there.
+    accept_new : bool
+        Accept a file whose sha256 differs from that of an earlier fetch.
+    verify : bool
+        Hash again what is there, even if size and time say that nobody touched it.
+    progress : callable, optional
+        `ckptkit.cli.output.Output.progress`, or anything like it.
+    notes : callable
+        Told what a person may want to know, one line each.
+    warn : callable, optional
+        Told what a person must know, such as that only a copy without statistics could be had; `notes` where
+        not given.
+    policy : Policy, optional
+        Timeouts, retries, clock.
+
+    Raises
+    ------
+    NetworkError
+        When no source gives the file, or ``offline`` forbids to ask.
+    IntegrityError
+        When the bytes are not those promised.
+    FormatError
+        When the archive is damaged or refused.
+    StorageError
+        When the disk refuses.
+    """
+    job = Job(entry, home, accept_new, notes, warn or notes)
+    if not force and not verify and (there := job.untouched()):
+        return there
+    with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
+        if not force and (there := job.intact(verify=verify, offline=offline)):
+            return there
+        return _download(job, offline, mirrors, progress, policy or Policy())
+
+
+def import_file(
+    entry: Entry,
+    file: Path,
+    home: Home,
+    *,
+    force: bool = False,
+    accept_new: bool = False,
+    progress: Progress | None = None,
+    notes: Notes = silent,
+    warn: Notes | None = None,
+) -> Fetched:
+    """Take a file that somebody downloaded by hand; it is copied, hashed and checked like a download.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    UsageError
+        When the entry is cached already and ``force`` is false.
+    IntegrityError, FormatError, StorageError
+        As for `fetch`.
+    """
+    file = file.expanduser().absolute()
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no such file"
+        raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
+    job = Job(entry, home, accept_new, notes, warn or notes)
+    with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
+        there = None if force else job.intact(verify=False, offline=True, quiet=True)
+        if there is not None:
+            if there.record.sha256 == hash_file(file).sha256:
+                return there
+            raise UsageError(
+                f"{entry.id} is cached already, with other bytes", hint="give --force to replace it"
+            )
+        origin = source_of_file(entry, file)
+        with url_opener(Policy()) as opener:
+            try:
+                return job.take(origin, opener, Policy(), progress, IMPORTED)
+            except SourceError as error:
+                raise FormatError(file, str(error), hint="give the file as it was published") from error
+
+
+def _download(
+    job: Job, offline: bool, mirrors: Sequence[Mirror], progress: Progress | None, policy: Policy
+) -> Fetched:
+    entry = job.entry
+    failures: list[tuple[str, Exception]] = []
+    lesser: list[PlannedSource] = []
+    wrong: IntegrityError | None = None
+    with url_opener(policy) as opener:
+        for planned in plan_sources(entry, mirrors):
+            if offline and not is_local(planned.used_url):
+                continue
+            if job.is_lesser(planned, failures):
+                if not all(isinstance(error, SourceGoneError) for _, error in failures):
+                    lesser.append(
+                        planned
+                    )  # the better copy may be back in a minute: no silent loss of accuracy
+                    continue
+                job.warn_of_lesser(planned)
+            try:
+                return job.take(planned, opener, policy, progress, "")
+            except SourceError as error:
+                failures.append((planned.used_url, error))
+                job.notes(f"{without_secrets(planned.used_url)}: {error}")
+            except IntegrityError as error:
+                if entry.sha256 is None:
+                    raise
+                wrong = error  # the pin decides whether another source has the right bytes
+                failures.append((planned.used_url, error))
+                job.notes(str(error))
+    if wrong:
+        raise wrong
+    raise _nothing(entry, failures, lesser, offline)
+
+
+def _nothing(
+    entry: Entry,
+    failures: Sequence[tuple[str, Exception]],
+    lesser: Sequence[PlannedSource],
+    offline: bool,
+) -> NetworkError:
+    manual = [source for source in entry.sources if source.manual]
+    by_hand = f"ckptkit import {entry.id} FILE"
+    if failures:
+        hint = "try again later, or give a --mirror"
+        if lesser:
+            hint += (
+                f"; {without_secrets(lesser[0].url)} has no BatchNorm moving statistics and is taken only "
+                f"once the better copy is gone for good; if it will do, download it and run '{by_hand}'"
+            )
+        if manual:
+            hint += f"; or download it by hand from {manual[0].url} and run '{by_hand}'"
+        return NetworkError(f"{entry.id}: no source gave the file: {explain(failures)}", hint=hint)
+    if offline and len(manual) < len(entry.sources):
+        return NetworkError(
+            f"{entry.id} is not cached, and --offline forbids to fetch it",
+            hint=f"run without --offline, or '{by_hand}'",
+        )
+    where = f" from {manual[0].url}" if manual else ""
+    return NetworkError(f"{entry.id} can only be downloaded by hand{where}", hint=f"then run '{by_hand}'")

@@ -1,0 +1,247 @@
+"""One request for one URL, over HTTP(S) or from ``file://``: identity, length, promises, and bytes.
+
+Nothing here retries or writes; `ckptkit.store.download` does. A further scheme is one more `open_…` function
+that returns a `Response`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import url2pathname
+
+from ckptkit.store.integrity import Promise
+
+PIECE = 1 << 16
+"""Bytes asked for at a time: what a broken connection can lose of the bytes that had arrived."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient a download is. Times in seconds; clock and chance are injected by tests.
+
+    Parameters
+    ----------
+    connect_timeout, read_timeout : float
+        How long to wait for a connection, and for the next bytes.
+    retries : int
+        How many failures in a row, with no new byte between them, are borne before a source is given up;
+        also how often a file is begun again from the first byte because a part did not fit.
+    max_attempts : int
+        How many requests are made to one source in all.
+    backoff, max_backoff : float
+        The first wait, doubled each time, and its bound. The wait is shortened by chance by up to a half, so
+        that many clients do not come back together.
+    max_retry_after : float
+        The longest ``Retry-After`` that is obeyed; a server that asks for more is given up.
+    max_redirects : int
+        How many redirects in a row are followed.
+    """
+
+    connect_timeout: float = 15.0
+    read_timeout: float = 60.0
+    retries: int = 4
+    max_attempts: int = 100
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+    max_retry_after: float = 300.0
+    max_redirects: int = 10
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
+    clock: Callable[[], float] = time.time
+
+    def wait(self, failures: int) -> float:
+        """Seconds to wait after the given number of failures in a row (1 or more)."""
+        longest: float = min(self.backoff * 2 ** min(failures - 1, 32), self.max_backoff)
+        return longest * (1 - self.chance() / 2)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the server says that makes this copy of the file this one.
+
+    Attributes
+    ----------
+    etag, generation, last_modified : str or None
+        ``ETag``, ``x-goog-generation``, ``Last-Modified``.
+    size : int or None
+        Bytes of the whole file.
+    """
+
+    etag: str | None = None
+    generation: str | None = None
+    last_modified: str | None = None
+    size: int | None = None
+
+    @property
+    def if_range(self) -> str | None:
+        """Value for ``If-Range``: a strong validator only (RFC 9110, 13.1.5)."""
+        if self.etag and not self.etag.startswith("W/"):
+            return self.etag
+        return None if self.etag else self.last_modified
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether a later request can be tied to the same bytes."""
+        return self.size is not None and bool(self.if_range or self.generation)
+
+
+class Response:
+    """An answer whose body has not been read yet.
+
+    Attributes
+    ----------
+    url : str
+        Where it came from in the end, after redirects.
+    identity : Identity
+    offset : int
+        The byte of the file the body starts with.
+    length : int or None
+        Bytes of the body; None when the server does not say.
+    promises : tuple of Promise
+        Checksums of the whole file.
+    coding : str
+        Content coding on top of the file: empty or ``gzip``.
+    ends_marked : bool
+        Whether the end of the body can be told from a broken connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        identity: Identity,
+        pieces: Iterator[bytes],
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        promises: tuple[Promise, ...] = (),
+        coding: str = "",
+        ends_marked: bool = True,
+    ) -> None:
+        self.url = url
+        self.identity = identity
+        self.offset = offset
+        self.length = length
+        self.promises = promises
+        self.coding = coding
+        self.ends_marked = ends_marked
+        self._pieces = pieces
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body, as it comes over the wire (not decoded)."""
+        return self._pieces
+
+
+class SourceError(Exception):
+    """A source will not give the file; another may."""
+
+
+class SourceGoneError(SourceError):
+    """The source answered for good: no such file (404, 410), or not for you (401, 403)."""
+
+
+class PassingError(Exception):
+    """A fault that may pass: connection lost, 5xx, too many requests.
+
+    Parameters
+    ----------
+    reason : str
+        What happened.
+    retry_after : float, optional
+        Seconds the server asks to wait.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class RangeError(Exception):
+    """The rest of a file was asked for and the answer does not fit: begin again from the first byte."""
+
+
+Opener = Callable[[str, int, "Identity | None"], AbstractContextManager[Response]]
+
+
+@contextlib.contextmanager
+def open_file(url: str) -> Generator[Response]:
+    """Open a ``file://`` URL.
+
+    Raises
+    ------
+    SourceGoneError
+        When there is no such file.
+    SourceError
+        When it is not a regular file, is elsewhere, or cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path = file_path(url)
+            status = path.stat()  # before opening: to open a pipe would wait for somebody to write into it
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError("not a regular file")
+            stream = stack.enter_context(path.open("rb", buffering=0))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise SourceGoneError("no such file") from error
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from error
+        size = os.fstat(stream.fileno()).st_size
+        yield Response(url, Identity(size=size), _file_pieces(stream.read), length=size)
+
+
+def _file_pieces(read: Callable[[int], bytes | None]) -> Iterator[bytes]:
+    while True:
+        try:
+            piece = read(1 << 20)
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}") from error
+        if not piece:
+            return
+        yield piece
+
+
+def file_path(url: str) -> Path:
+    """Local path of a ``file://`` URL.
+
+    Raises
+    ------
+    SourceError
+        When it names another host or no absolute path.
+
+    Examples
+    --------
+    >>> file_path("file:///srv/a%20b.pth").as_posix()
+    '/srv/a b.pth'
+    """
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise SourceError(f"a file:// URL with a host ({parts.netloc}) cannot be read; write file:///path")
+    path = Path(url2pathname(parts.path))
+    if "\0" in str(path) or not path.is_absolute():
+        raise SourceError("a file:// URL needs an absolute path")
+    return path
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL needs no network."""
+    return urlsplit(url).scheme.lower() == "file"
+
+
+def without_secrets(url: str) -> str:
+    """URL without user name, password and query: fit for a record, a message or a log.
+
+    Examples
+    --------
+    >>> without_secrets("https://me:secret@a.org:8443/m.pth?X-Amz-Signature=1")
+    'https://a.org:8443/m.pth'
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,0 +1,443 @@
+"""Reading PyTorch files: what torch wrote, what the published tools wrote, what nobody should."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.torch_zip import TorchReader
+from tests.support.damage import mutations, read_all, survives
+from tests.support.torch_files import (
+    STORAGE,
+    TENSOR,
+    hostile,
+    legacy,
+    storage,
+    table,
+    tensor,
+    text,
+    whole,
+    write_zip,
+)
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return pytest.importorskip("torch")
+
+
+def same(torch: Any, ours: np.ndarray[Any, Any], theirs: Any) -> bool:
+    """Bit for bit, shape and element type."""
+    flat = torch.empty(theirs.numel(), dtype=theirs.dtype).copy_(theirs.detach().reshape(-1))
+    raw = flat.view(torch.uint8).numpy().tobytes()
+    name = str(theirs.dtype).removeprefix("torch.")
+    return ours.dtype.name == name and ours.shape == tuple(theirs.shape) and ours.tobytes() == raw
+
+
+def tensors_of_every_kind(torch: Any) -> dict[str, Any]:
+    torch.manual_seed(5)
+    base = torch.randn(4, 6)
+    made = {
+        "float32": base.clone(),
+        "transposed": base.clone().t(),
+        "strided": torch.randn(10, 12)[1::2, 2::3],
+        "expanded": torch.randn(1, 5).expand(7, 5),
+        "shared whole": base,
+        "shared part": base[1:3],
+        "shared column": base[:, 2],
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "empty in the middle": torch.zeros(2, 0, 3),
+        "one with odd strides": torch.randn(8, 1)[3:4].as_strided((1, 1), (977, 331)),
+        "parameter": torch.nn.Parameter(torch.randn(3, 2)),
+        "channels last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "bool": torch.tensor([True, False, True]),
+        "complex64": torch.randn(3, dtype=torch.complex64),
+        "complex128": torch.randn(3, dtype=torch.complex128),
+    }
+    for name in ("float16", "bfloat16", "float64"):
+        made[name] = torch.randn(3, 5).to(getattr(torch, name))
+    for name in ("int8", "int16", "int32", "int64", "uint8"):
+        made[name] = torch.randint(0, 100, (2, 7)).to(getattr(torch, name))
+    return made
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_every_kind_of_tensor(torch: Any, tmp_path: Path, zipped: bool) -> None:
+    made = tensors_of_every_kind(torch)
+    if zipped:
+        for name in ("uint16", "uint32", "uint64"):
+            made[name] = torch.randint(0, 100, (2, 7)).to(getattr(torch, name))
+        for name in ("float8_e4m3fn", "float8_e5m2"):
+            made[name] = torch.randn(3, 5).to(getattr(torch, name))
+    path = tmp_path / "m.pth"
+    torch.save(collections.OrderedDict(made), path, _use_new_zipfile_serialization=zipped)
+    with TorchReader(path) as reader:
+        assert list(reader.specs) == list(made)
+        for name, expected in made.items():
+            assert same(torch, reader.read(name), expected), name
+            assert reader.specs[name].shape == tuple(expected.shape)
+            assert not reader.read(name).flags.writeable
+            assert reader.check(name) is zipped
+            reader.release(name)
+            assert same(torch, reader.read(name), expected), name
+        assert reader.notes == []
+        assert reader.state_dicts == ("",)
+
+
+def test_contiguous_tensors_are_views_of_the_file(torch: Any, tmp_path: Path) -> None:
+    torch.save({"w": torch.randn(100, 100), "t": torch.randn(100, 100).t()}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        for name in reader.specs:
+            assert reader.read(name).base is not None
+            assert not reader.read(name).flags.owndata
+
+
+def test_shared_storage_is_stored_and_read_once(torch: Any, tmp_path: Path) -> None:
+    weight = torch.randn(50, 20)
+    torch.save({"embed": weight, "head": weight}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert np.shares_memory(reader.read("embed"), reader.read("head"))
+
+
+def test_data_parallel_prefix_is_left_out(torch: Any, tmp_path: Path) -> None:
+    model = torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert list(reader.specs) == list(model.module.state_dict())
+        assert any("module." in note for note in reader.notes)
+
+
+def test_prefix_stays_where_not_every_name_has_it(torch: Any, tmp_path: Path) -> None:
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "m.pth")
+    assert list(TorchReader(tmp_path / "m.pth").specs) == ["module.a", "b"]
+
+
+def test_a_state_dict_with_its_metadata(torch: Any, tmp_path: Path) -> None:
+    """``state_dict()`` gives an OrderedDict with an attribute, ``_metadata``, that pickles as BUILD."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        expected = model.state_dict()
+        assert list(reader.specs) == list(expected)
+        assert all(same(torch, reader.read(name), expected[name]) for name in expected)
+        assert reader.specs["1.num_batches_tracked"].shape == ()
+
+
+NESTS = {
+    "state_dict": (["state_dict"], "state_dict"),
+    "model": (["model"], "model"),
+    "module": (["module"], "module"),
+    "raw and ema": (["state_dict_ema", "state_dict"], "state_dict"),
+    "model and ema": (["model_ema", "model"], "model"),
+    "an unknown place": (["params"], "params"),
+}
+
+
+@pytest.mark.parametrize("case", NESTS)
+def test_finds_the_state_dict(torch: Any, tmp_path: Path, case: str) -> None:
+    keys, chosen = NESTS[case]
+    held = {key: {"w": torch.full((2,), float(number))} for number, key in enumerate(keys)}
+    torch.save(
+        {"epoch": 7, **held, "optimizer": {"state": {0: {"m": torch.ones(2)}}, "lr": 0.1}}, tmp_path / "m.pth"
+    )
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert set(reader.state_dicts) == set(keys)
+        assert reader.state_dicts[0] == reader.state_dict == chosen
+        assert reader.read("w")[0] == keys.index(chosen)
+        assert reader.extras["epoch"] == "7"
+    for number, key in enumerate(keys):
+        with TorchReader(tmp_path / "m.pth", state_dict=key) as reader:
+            assert reader.read("w")[0] == number
+
+
+def test_a_wrong_choice_lists_the_right_ones(torch: Any, tmp_path: Path) -> None:
+    torch.save(
+        {"state_dict": {"w": torch.ones(1)}, "state_dict_ema": {"w": torch.ones(1)}}, tmp_path / "m.pth"
+    )
+    with pytest.raises(NotFoundError, match="no state dict 'ema', it has 'state_dict', 'state_dict_ema'"):
+        TorchReader(tmp_path / "m.pth", state_dict="ema")
+
+
+def test_several_unknown_tables_are_not_guessed_between(torch: Any, tmp_path: Path) -> None:
+    torch.save({"generator": {"w": torch.ones(1)}, "critic": {"w": torch.ones(1)}}, tmp_path / "m.pth")
+    with pytest.raises(FormatError, match="generator, critic"):
+        TorchReader(tmp_path / "m.pth")
+    assert TorchReader(tmp_path / "m.pth", state_dict="critic").state_dict == "critic"
+
+
+def test_what_is_no_tensor_is_noted_and_skipped(torch: Any, tmp_path: Path) -> None:
+    torch.save(
+        {"w": torch.ones(1), "step": 3, "cfg": argparse.Namespace(a=1), 5: torch.zeros(1)}, tmp_path / "m.pth"
+    )
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert list(reader.specs) == ["w", "5"]
+        assert [note.split(" is ")[0] for note in reader.notes] == ["step", "cfg"]
+
+
+UNSUPPORTED = {
+    "a sparse tensor": lambda torch: torch.eye(3).to_sparse(),
+    "a quantized tensor": lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "a lazy view (conj)": lambda torch: torch.randn(3, dtype=torch.complex64).conj(),
+    "a meta tensor": lambda torch: torch.ones(3, device="meta"),
+    "complex32": lambda torch: torch.ones(3, dtype=torch.complex64).to(torch.complex32),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_tensors_are_refused_by_name(torch: Any, tmp_path: Path, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"ok": torch.ones(1), "odd.one": UNSUPPORTED[kind](torch)}, tmp_path / "m.pth")
+    with pytest.raises(FormatError) as caught:
+        TorchReader(tmp_path / "m.pth")
+    assert "'odd.one'" in str(caught.value)
+    assert kind in str(caught.value)
+
+
+def test_tensors_with_attributes_and_subclasses(torch: Any, tmp_path: Path) -> None:
+    marked = torch.ones(3)
+    marked.note = "hello"
+    torch.save({"marked": marked, "buffer": torch.nn.Buffer(torch.zeros(2))}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.read("marked").tolist() == [1, 1, 1]
+        assert reader.read("buffer").tolist() == [0, 0]
+
+
+def test_a_whole_model_is_named_as_such(torch: Any, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pth")
+    with pytest.raises(FormatError, match=r"whole pickled object \(torch.nn.modules.linear.Linear"):
+        TorchReader(tmp_path / "m.pth")
+
+
+def test_torchscript_is_named_as_such(torch: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "m.pt"))
+    with pytest.raises(FormatError, match="TorchScript"):
+        TorchReader(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [([1, 2], "only \\[1, 2\\]"), ({"epoch": 3}, "only {epoch: 3}"), (3, "only 3")]
+)
+def test_a_file_without_state_dict(torch: Any, tmp_path: Path, value: object, said: str) -> None:
+    torch.save(value, tmp_path / "m.pth")
+    with pytest.raises(FormatError, match=said):
+        TorchReader(tmp_path / "m.pth")
+
+
+def test_archives_without_checksums(torch: Any, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(100)}, tmp_path / "m.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.check("w") is False
+
+
+def test_a_flipped_bit_is_found_by_check(torch: Any, tmp_path: Path) -> None:
+    values = np.arange(100, dtype=np.float32)
+    torch.save({"a": torch.ones(50), "w": torch.from_numpy(values)}, tmp_path / "m.pth")
+    raw = bytearray((tmp_path / "m.pth").read_bytes())
+    raw[raw.index(values.tobytes()) + 17] ^= 4
+    (tmp_path / "m.pth").write_bytes(raw)
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.check("a")
+        with pytest.raises(FormatError, match="'w': CRC-32"):
+            reader.check("w")
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with TorchReader(write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)))) as reader:
+        for method in (reader.read, reader.check, reader.release):
+            with pytest.raises(NotFoundError, match="no tensor 'x'"):
+                method("x")
+    with pytest.raises(NotFoundError):
+        TorchReader(tmp_path / "missing.pth")
+
+
+# -- the published tools' files ------------------------------------------------------------------------------
+
+SHARED = {
+    "moga_xtiny_openmixup.pth": ("openmixup", 0),
+    "moga_xtiny_openmixup_published.pth": ("openmixup", 0),
+    "moga_xtiny_openmixup_ema.pth": ("openmixup", 570),
+    "moganet_xtiny_timm.pth.tar": ("timm", 0),
+}
+
+
+@pytest.mark.parametrize("file", SHARED)
+def test_published_files(shared_folder: Path, file: str) -> None:
+    layout, raw_buffers = SHARED[file]
+    rows = json.loads((shared_folder / "facts" / "moganet_state_dicts.json").read_text())["moganet-xt"][
+        "tensors"
+    ]
+    expected = {}
+    for name, shape, dtype, _ in rows:
+        openmixup = f"head.fc.{name[5:]}" if name.startswith("head.") else f"backbone.{name}"
+        expected[openmixup if layout == "openmixup" else name] = (tuple(shape), dtype)
+    with TorchReader(shared_folder / "checkpoints" / file) as reader:
+        found = {n: (s.shape, s.dtype.name) for n, s in reader.specs.items() if not n.startswith("ema_")}
+        assert found == expected
+        assert len(reader.specs) - len(found) == raw_buffers
+        assert sum(s.size for s in reader.specs.values() if s.dtype.is_float) > 2_900_000
+
+
+def test_what_the_timm_file_says(shared_folder: Path) -> None:
+    with TorchReader(shared_folder / "checkpoints" / "moganet_xtiny_timm.pth.tar") as reader:
+        assert reader.state_dicts == ("state_dict", "state_dict_ema")
+        assert reader.extras["arch"] == "moganet_xtiny"
+        assert reader.extras["epoch"] == "299"
+        assert reader.extras["args"].startswith("argparse.Namespace(model=moganet_xtiny, img_size=224")
+
+
+@pytest.mark.parametrize("file", SHARED)
+def test_published_files_read_as_torch_reads_them(torch: Any, shared_folder: Path, file: str) -> None:
+    path = shared_folder / "checkpoints" / file
+    theirs = torch.load(path, weights_only=False, map_location="cpu")  # made by this project's own people
+    for key in TorchReader(path).state_dicts:
+        with TorchReader(path, state_dict=key) as reader:
+            assert set(reader.specs) == set(theirs[key])
+            for name in reader.specs:
+                assert same(torch, reader.read(name), theirs[key][name]), name
+
+
+# -- hostile and damaged -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("case", hostile(Path("x"), "x"))
+def test_hostile_neighbours_of_a_state_dict(tmp_path: Path, case: str, form: str) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "m.pth"
+    pickled = whole(table(state_dict=table(w=TENSOR), evil=hostile(canary, "ckptkit_trap")[case]))
+    if form == "zip":
+        write_zip(path, pickled)
+    else:
+        path.write_bytes(legacy(pickled))
+    with contextlib.suppress(FormatError), TorchReader(path) as reader:
+        assert reader.read("w").tolist() == [1.5, -2.0]
+        assert "\x1b" not in "".join(reader.extras.values())
+    assert not canary.exists()
+
+
+BAD_TENSORS = {
+    "longer than its storage": tensor(shape=(3,)),
+    "offset behind the end": tensor(offset=1),
+    "stride beyond the end": tensor(strides=(2,)),
+    "negative size": tensor(shape=(-2,)),
+    "negative stride": tensor(strides=(-1,)),
+    "negative offset": tensor(offset=-1),
+    "sizes and strides differ": tensor(shape=(1, 2)),
+    "overflowing size": tensor(shape=(1 << 62, 4), strides=(1, 1)),
+    "overflowing product": tensor(shape=(1 << 61, 1 << 61), strides=(0, 0)),
+    "expansion bomb": tensor(shape=(1 << 40,), strides=(0,)),
+    "too many axes": tensor(shape=(1,) * 40, strides=(1,) * 40),
+    "storage declared too long": tensor(store=storage(count=3), shape=(3,)),
+    "storage declared too short": tensor(store=storage(count=1)),
+    "storage missing": tensor(store=storage(key="9")),
+    "storage outside": tensor(store=storage(key="../data.pkl")),
+    "storage of another width": tensor(store=storage(kind="DoubleStorage")),
+    "storage of no known type": tensor(store=storage(kind="Float4Storage")),
+    "no storage": tensor(store=text("0")),
+    "size is text": b"ctorch._utils\n_rebuild_tensor_v2\n("
+    + storage()
+    + b"K\x00"
+    + text("2")
+    + b"K\x01\x85\x89}tR",
+    "too few arguments": b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage() + b"tR",
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_bad_tensors(tmp_path: Path, case: str) -> None:
+    path = write_zip(tmp_path / "m.pth", whole(table(w=BAD_TENSORS[case])))
+    with pytest.raises(FormatError, match=r"m\.pth") as caught:
+        TorchReader(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_strange_but_right_tensors(tmp_path: Path) -> None:
+    made = table(
+        a=tensor(shape=(3, 2), strides=(0, 1)),
+        b=tensor(shape=(1, 2), strides=(1 << 61, 1)),
+        c=tensor(shape=(0,), strides=(1,), offset=2),
+        d=tensor(shape=(), strides=(), offset=1),
+    )
+    with TorchReader(write_zip(tmp_path / "m.pth", whole(made))) as reader:
+        assert reader.read("a").tolist() == [[1.5, -2.0]] * 3
+        assert reader.read("b").tolist() == [[1.5, -2.0]]
+        assert reader.read("c").tolist() == []
+        assert reader.read("d").tolist() == -2.0
+
+
+GOOD = whole(table(w=TENSOR))
+BAD_ARCHIVES: dict[str, Any] = {
+    "big-endian": lambda path: write_zip(path, GOOD, records={"byteorder": b"big"}),
+    "odd byte order": lambda path: write_zip(path, GOOD, records={"byteorder": b"middle" * 100}),
+    "deflated": lambda path: write_zip(path, GOOD, compression=zipfile.ZIP_DEFLATED),
+    "metadata is no JSON": lambda path: write_zip(path, GOOD, records={"ckptkit.json": b"{"}),
+    "metadata is a list": lambda path: write_zip(path, GOOD, records={"ckptkit.json": b"[]"}),
+    "metadata with numbers": lambda path: write_zip(path, GOOD, records={"ckptkit.json": b'{"a": 1}'}),
+    "metadata nested deeply": lambda path: write_zip(path, GOOD, records={"ckptkit.json": b"[" * 100_000}),
+    "no data.pkl": lambda path: write_zip(path, GOOD, root="a/b"),
+    "empty pickle": lambda path: write_zip(path, b""),
+    "plain pickle": lambda path: path.write_bytes(whole(table(w=text("x")))),
+    "something else": lambda path: path.write_bytes(b"hello, world" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_bad_archives(tmp_path: Path, case: str) -> None:
+    BAD_ARCHIVES[case](tmp_path / "m.pth")
+    with pytest.raises(FormatError, match=r"m\.pth"):
+        TorchReader(tmp_path / "m.pth")
+
+
+def test_two_archives_in_one(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.pth", GOOD)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/data.pkl", GOOD)
+    with pytest.raises(FormatError, match=r"2 data\.pkl"):
+        TorchReader(path)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_every_truncation(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "m.pth"
+    raw = write_zip(path, GOOD).read_bytes() if form == "zip" else legacy(GOOD)
+    for stop in range(len(raw)):
+        assert not survives(path, raw[:stop], TorchReader), stop
+    assert survives(path, raw, TorchReader)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_mutations(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "m.pth"
+    made = whole(table(state_dict=table(a=TENSOR, b=tensor(shape=(1,), offset=1)), epoch=text("3")))
+    raw = write_zip(path, made).read_bytes() if form == "zip" else legacy(made)
+    opened = sum(survives(path, damaged, TorchReader) for damaged in mutations(raw, 1500, seed=3))
+    assert 0 < opened < 1500
+
+
+def test_reader_closes_when_views_live(tmp_path: Path) -> None:
+    reader = TorchReader(write_zip(tmp_path / "m.pth", GOOD))
+    view = reader.read("w")
+    reader.close()
+    assert view.tobytes() == STORAGE
+
+
+def test_a_reader_reads_everything(tmp_path: Path) -> None:
+    read_all(TorchReader(write_zip(tmp_path / "m.pth", GOOD)))

@@ -1,0 +1,136 @@
+"""What an entry refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ckptkit.registry import Entry, Source, json_schema
+from ckptkit.registry.query import ENTRY_FIELDS, SOURCE_FIELDS
+from tests.support.entries import entry_of
+
+URL = "https://a.org/m.pth"
+SHA = "0f" * 32
+WHEN = {"observed_at": "2026-01-02T03:04:05Z", "url": URL}
+
+
+def test_the_lists_of_fields_are_those_of_the_models() -> None:
+    assert tuple(Entry.model_fields) == ENTRY_FIELDS
+    assert tuple(Source.model_fields) == SOURCE_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("fields", "at", "message"),
+    [
+        ({"id": "Moat"}, "id", "match pattern"),
+        ({"id": "../x"}, "id", "match pattern"),
+        ({"id": "a/b"}, "id", "match pattern"),
+        ({"id": "a."}, "id", "match pattern"),
+        ({"id": "a\n"}, "id", "match pattern"),
+        ({"id": "a" * 101}, "id", "at most 100"),
+        ({"display_name": ""}, "display_name", "at least 1"),
+        ({"layout": "timn"}, "layout", "'deeplab2', 'openmixup'"),
+        ({"format": "h5"}, "format", "'tf', 'torch'"),
+        ({"weights": "both"}, "weights", "'ema' or 'raw'"),
+        ({"published_params": 27.8}, "published_params", "valid string"),
+        ({"published_params": "27.8 M"}, "published_params", "match pattern"),
+        ({"published_params": "about 3M"}, "published_params", "match pattern"),
+        ({"published_top1": 101}, "published_top1", "less than or equal to 100"),
+        ({"published_top1": "83.3"}, "published_top1", "valid number"),
+        ({"published_top1": float("nan")}, "published_top1", "finite number"),
+        ({"published_top1": True}, "published_top1", "valid number"),
+        ({"pos_emb": "yes"}, "pos_emb", "valid boolean"),
+        ({"pos_emb": 1}, "pos_emb", "valid boolean"),
+        ({"train_resolution": 0}, "train_resolution", "greater than or equal to 1"),
+        ({"train_resolution": 224.0}, "train_resolution", "valid integer"),
+        ({"exact_parameters": -1}, "exact_parameters", "greater than or equal to 1"),
+        ({"size": 0, "sha256": None}, "size", "greater than or equal to 1"),
+        ({"sha256": SHA.upper(), "hash_provenance": WHEN}, "sha256", "match pattern"),
+        ({"sha256": SHA[:-1], "hash_provenance": WHEN}, "sha256", "match pattern"),
+        ({"sha256": SHA, "hash_provenance": None}, "hash_provenance", "without hash_provenance"),
+        ({"hash_provenance": WHEN}, "hash_provenance", "without a sha256"),
+        (
+            {"sha256": SHA, "hash_provenance": {**WHEN, "observed_at": "yesterday"}},
+            "observed_at",
+            "Invalid isoformat",
+        ),
+        (
+            {"sha256": SHA, "hash_provenance": {**WHEN, "observed_at": "2026-01-02T03:04:05"}},
+            "observed_at",
+            "needs its zone",
+        ),
+        ({"sha256": SHA, "hash_provenance": {"url": URL}}, "observed_at", "Field required"),
+        ({"sources": []}, "sources", "at least 1"),
+        ({"sources": None}, "sources", "valid tuple"),
+        ({"sources": [URL]}, 0, "valid dictionary"),
+        ({"sources": [{"note": "x"}]}, "url", "Field required"),
+        ({"sources": [{"url": "ftp://a.org/x"}]}, "url", "begins with one of https://"),
+        ({"sources": [{"url": "/srv/x"}]}, "url", "begins with one of https://"),
+        ({"sources": [{"url": "https:///x"}]}, "url", "names no host"),
+        ({"sources": [{"url": "https://a.org/a b"}]}, "url", "no blanks"),
+        ({"sources": [{"url": "https://[::1/x"}]}, "url", "Invalid IPv6"),
+        ({"config_url": "javascript:alert(1)"}, "config_url", "begins with one of"),
+        ({"colour": "red"}, "colour", "not permitted"),
+        ({"interpolation": "bicubik"}, "interpolation", "'bicubic'"),
+    ],
+)
+def test_refused(fields: dict[str, Any], at: str | int, message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        entry_of(URL, **fields)
+    found = {error["loc"][-1]: error["msg"] for error in caught.value.errors()}
+    assert message in found[at]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sha256": SHA, "hash_provenance": WHEN, "size": 10},
+        {"size": 10},
+        {"sources": [{"url": "file:///srv/m.pth"}, {"url": "http://127.0.0.1:8000/m.pth"}]},
+        {"published_top1": 83},
+        {"published_params": "3"},
+        {"sha256": SHA, "hash_provenance": {**WHEN, "observed_at": "2026-01-02T03:04:05.678+02:00"}},
+    ],
+)
+def test_accepted(fields: dict[str, Any]) -> None:
+    entry = entry_of(URL, **fields)
+    for name, value in fields.items():
+        held = entry.model_dump()[name]
+        assert held == (
+            tuple({"note": "", "bn_statistics": None, "manual": False, **source} for source in value)
+            if name == "sources"
+            else {**value, "note": None}
+            if name == "hash_provenance"
+            else value
+        )
+
+
+def test_an_entry_cannot_be_changed() -> None:
+    entry = entry_of(URL)
+    with pytest.raises(ValidationError, match="frozen"):
+        entry.id = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        entry.sources[0].url = "https://b.org"
+
+
+def test_the_json_schema_describes_a_file() -> None:
+    schema = json_schema()
+    assert set(schema["properties"]) == {"notes", "families", "entries"}
+    entry, family = schema["$defs"]["Entry"], schema["$defs"]["Family"]
+    assert entry["required"] == ["id"]
+    assert entry["additionalProperties"] is family["additionalProperties"] is False
+    assert set(entry["properties"]) == set(ENTRY_FIELDS)
+    assert set(family["properties"]) == set(ENTRY_FIELDS) - {"id", "family", "sources"}
+    assert all("description" in rule for rule in entry["properties"].values())
+    # Every reference leads somewhere.
+    wanted = {name.rpartition("/")[2] for name in _references(schema)}
+    assert wanted <= set(schema["$defs"])
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if "$ref" in value else set()
+        return own.union(*(_references(child) for child in value.values()))
+    return set().union(*(_references(child) for child in value)) if isinstance(value, list) else set()

@@ -1,0 +1,52 @@
+"""Running ckptkit inside the test's process, and a cache that holds what it should find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ckptkit.cli.app import main
+from ckptkit.registry import load_registry
+from ckptkit.store.cache import Home, Record, write_json
+
+SHA = "0123456789abcdef" * 4
+WHEN = "2026-01-02T03:04:05.000001+00:00"
+
+
+@dataclass
+class Run:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Runner = Callable[..., Run]
+
+
+def runner(capsys: pytest.CaptureFixture[str]) -> Runner:
+    """Return a function that runs ckptkit."""
+
+    def run(*arguments: str | Path) -> Run:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, arguments)])
+        captured = capsys.readouterr()
+        return Run(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def cache(id: str, *, sha256: str = SHA, bn_statistics: bool | None = True) -> Record:
+    """Put a small artefact and its record in the cache."""
+    home = Home.default()
+    url = load_registry()[id].sources[0].url
+    record = Record(id, url, url.rpartition("/")[2], 5, sha256, WHEN, url, bn_statistics=bn_statistics)
+    home.artefact_folder(id).mkdir(parents=True)
+    home.artefact(record).write_bytes(b"12345")
+    write_json(home.artefact_folder(id) / f"{record.file}.json", record.to_json())
+    return record

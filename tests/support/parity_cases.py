@@ -1,0 +1,54 @@
+"""Conversions of the small variant for parity tests, and the means to spoil them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptkit.convert import Options, execute, plan
+from ckptkit.formats.detect import EXTENSIONS, open_reader
+
+VARIANT = "tiny-moat0"
+SIDE = 64
+"""Smallest input at which the last stage's attention still sees more than one place."""
+
+OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "stage5", "logits")
+
+
+def require_frameworks() -> None:
+    """Skip a test where one of the frameworks is not installed."""
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("torch")
+
+
+def convert_to(source: Path, folder: Path, to: str, *, stem: str = "converted", **options: Any) -> Path:
+    """Convert a checkpoint by the real code; returns the file, or the prefix of a bundle."""
+    with open_reader(source) as reader:
+        conversion = plan(reader, Options(to, **options))
+        return execute(conversion, reader, folder / f"{stem}{EXTENSIONS[to]}").path
+
+
+def overwrite_tensor(path: Path, name: str, values: bytes) -> None:
+    """Overwrite the first bytes of one tensor in a safetensors file, found by the format's description."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
+    assert len(values) <= end - begin
+    with path.open("r+b") as file:
+        file.seek(8 + length + begin)
+        file.write(values)
+
+
+def overwrite_metadata(path: Path, **values: str) -> None:
+    """Rewrite a safetensors file with other metadata values."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"].update(values)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
