@@ -87,7 +87,8 @@ def execute(
             if progress:
                 progress(move.target.nbytes)
         files = tuple(writer.finish())
-    converted = Converted(output, files, checksums)
+    shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
+    converted = Converted(shard_index or output, files, checksums)
     if check:
         check_written(converted, conversion.specs)
     return converted

@@ -78,7 +78,7 @@ def convert_located(
             converted = execute(
                 conversion, reader, path, force=force or in_cache, check=check, progress=advance
             )
-        return Outcome(conversion, path, converted)
+        return Outcome(conversion, converted.path, converted)
 
 
 def provenance(located: Located) -> dict[str, str]:

@@ -1,0 +1,304 @@
+"""``convert`` and ``synth`` as a user runs them: output, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from ckptkit.formats.detect import open_reader
+from ckptkit.synth import Synthetic, synthetic_tensor, write_archive, write_bundle
+
+COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]
+
+
+def run(*arguments, cwd=None, **options):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+def one_line(text):
+    lines = [line for line in text.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    return lines[0]
+
+
+def hidden(folder):
+    return [path.name for path in folder.rglob(".ckptkit-*")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("convert")
+    write_bundle(Synthetic("tiny-moat0"), folder / "model.ckpt")
+    write_bundle(Synthetic("tiny-moat0", pos_emb=False, twins=True), folder / "twins.ckpt")
+    write_bundle(Synthetic("tiny-moat0", bn_statistics=False), folder / "first.ckpt")
+    write_archive(Synthetic("tiny-moat0"), folder / "tiny.tar.gz")
+    return folder
+
+
+def names(path):
+    with open_reader(path) as reader:
+        return set(reader.specs)
+
+
+@pytest.mark.parametrize("source", ["model.ckpt", "model.ckpt.index", "tiny.tar.gz"])
+def test_the_result_is_on_stdout_and_the_rest_on_stderr(folder, tmp_path, source):
+    done = run("convert", folder / source, "--to", "safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / done.stdout.strip()
+    assert path.parent == tmp_path and path.suffix == ".safetensors"
+    assert "361 tensors" in done.stderr and "read back and compared" in done.stderr
+    with open_reader(path) as reader:
+        kernel = synthetic_tensor("moat/stem/conv_0/kernel", (3, 3, 3, 32))
+        np.testing.assert_array_equal(reader.read("stem.conv_0.weight"), kernel.transpose(3, 2, 0, 1))
+        assert reader.metadata["format"] == "pt"
+        assert len(reader.metadata.get("source_sha256") or reader.metadata["source_index_sha256"]) == 64
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, tmp_path):
+    done = run("convert", folder / "model.ckpt", "--to", "torch", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    row = next(line for line in done.stdout.splitlines() if line.startswith("stages.2.0.attention.q.weight"))
+    assert row.split() == [
+        "stages.2.0.attention.q.weight",
+        "128×128",
+        "float32",
+        "heads_in",
+        "moat/block_02_00/attention/q/weight",
+    ]
+    assert any("left out: global_step" in line for line in done.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_reach_the_file(folder, tmp_path):
+    target = tmp_path / "x.safetensors"
+    done = run(
+        "convert",
+        folder / "twins.ckpt",
+        "-o",
+        target,
+        "--weights",
+        "raw",
+        "--dtype",
+        "bfloat16",
+        "--no-head",
+        "-q",
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(target), "")
+    with open_reader(target) as reader:
+        assert {spec.dtype.name for spec in reader.specs.values()} == {"bfloat16"}
+        assert (reader.metadata["weights"], reader.metadata["num_classes"]) == ("raw", "0")
+        assert not [name for name in reader.specs if name.startswith("head")]
+
+
+def test_shards(folder, tmp_path):
+    done = run("convert", folder / "model.ckpt", "--max-shard-size", "5MB", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*-of-*.safetensors"))) >= 3
+    assert len(names(tmp_path / done.stdout.strip())) == 361
+
+
+def test_several_files_go_into_a_folder(folder, tmp_path):
+    done = run("convert", folder / "model.ckpt", folder / "tiny.tar.gz", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.safetensors", "tiny.safetensors"]
+
+
+def test_the_first_uploads_need_consent(folder, tmp_path):
+    refused = run("convert", folder / "first.ckpt", "-o", tmp_path / "x.safetensors")
+    assert refused.returncode == 5
+    assert "--allow-missing-bn" in one_line(refused.stderr)
+    done = run("convert", folder / "first.ckpt", "-o", tmp_path / "x.safetensors", "--allow-missing-bn", "-q")
+    assert done.returncode == 0
+    assert "warning:" in done.stderr and "without BatchNorm statistics" in done.stderr
+    with open_reader(tmp_path / "x.safetensors") as reader:
+        assert reader.metadata["bn_statistics"] == "missing"
+
+
+def test_nothing_fetched_nothing_converted():
+    done = run("convert", "--to", "safetensors")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "nothing has been fetched" in done.stderr
+
+
+def damaged(folder, tmp_path, kind):
+    source = tmp_path / "source"
+    source.mkdir()
+    data, index = (folder / f"model.ckpt.{end}" for end in ("data-00000-of-00001", "index"))
+    for file in (data, index):
+        (source / file.name).write_bytes(file.read_bytes())
+    data, index = source / data.name, source / index.name
+    if kind == "truncated index":
+        index.write_bytes(index.read_bytes()[:-10])
+    elif kind == "truncated data":
+        data.write_bytes(data.read_bytes()[:-1000])
+    elif kind == "flipped index byte":
+        content = bytearray(index.read_bytes())
+        content[len(content) // 2] ^= 1
+        index.write_bytes(content)
+    elif kind == "flipped data byte":
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    elif kind == "missing data":
+        data.unlink()
+    elif kind == "empty index":
+        index.write_bytes(b"")
+    return source / "model.ckpt"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated index",
+        "truncated data",
+        "flipped index byte",
+        "flipped data byte",
+        "missing data",
+        "empty index",
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_exit_5_and_no_file(folder, tmp_path, kind):
+    source = damaged(folder, tmp_path, kind)
+    out = tmp_path / "out"
+    out.mkdir()
+    done = run("convert", source, "-o", out / "x.safetensors")
+    assert done.returncode == 5, done.stderr
+    assert "model.ckpt" in one_line(done.stderr)
+    assert list(out.iterdir()) == []
+
+
+def test_an_html_page_named_tar_gz_is_named_as_what_it_is(tmp_path):
+    page = tmp_path / "moat.tar.gz"
+    page.write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    done = run("convert", page, cwd=tmp_path)
+    assert done.returncode == 5
+    assert "HTML" in one_line(done.stderr)
+    assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("name", ["../evil.index", "/evil.index"])
+def test_an_archive_that_reaches_outside_is_refused(folder, tmp_path, name):
+    with tarfile.open(tmp_path / "moat.tar.gz", "w:gz") as archive:
+        archive.add(folder / "model.ckpt.index", name)
+    done = run("convert", tmp_path / "moat.tar.gz", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "evil.index" in one_line(done.stderr)
+    assert [p.name for p in tmp_path.iterdir()] == ["moat.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nowhere.ckpt"], 3, "no such file"),
+        (["moat2-348"], 3, "moat2-384"),
+        (["{folder}/model.ckpt", "--layout", "onnx"], 3, "one of torch, deeplab2, keras"),
+        (["{folder}/model.ckpt", "--weights", "ema"], 2, "no moving averages"),
+        (["{folder}/model.ckpt", "--variant", "tiny-moat1"], 5, "unlike tiny-moat1"),
+        (["{folder}/model.ckpt", "--max-shard-size", "huge"], 2, "write it like 500MB"),
+        (["{folder}/model.ckpt", "{folder}/tiny.tar.gz", "-o", "one.safetensors"], 2, "give a folder"),
+    ],
+    ids=str,
+)
+def test_mistakes_get_their_exit_code_and_a_way_out(folder, tmp_path, arguments, code, words):
+    done = run("convert", *(a.format(folder=folder) for a in arguments), "--offline", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in one_line(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_format_is_a_usage_error(tmp_path):
+    assert run("convert", "x", "--to", "onnx").returncode == 2
+
+
+def test_an_existing_output_needs_force(folder, tmp_path):
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"precious")
+    done = run("convert", folder / "model.ckpt", "-o", target)
+    assert done.returncode == 2
+    assert "--force" in one_line(done.stderr)
+    assert target.read_bytes() == b"precious"
+    assert run("convert", folder / "model.ckpt", "-o", target, "--force", "-q").returncode == 0
+    assert len(names(target)) == 361
+
+
+def small_files_only():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "torch", "tf", "npz"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(folder, tmp_path, to):
+    done = run(
+        "convert", folder / "model.ckpt", "--to", to, "-o", tmp_path / "x.out", preexec_fn=small_files_only
+    )
+    assert done.returncode == 5, done.stderr
+    assert "x.out" in one_line(done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint whose conversion takes long enough to be interrupted."""
+    prefix = tmp_path_factory.mktemp("large") / "model.ckpt"
+    write_bundle(Synthetic("moat0"), prefix)
+    return prefix
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl+C", "SIGKILL"])
+def test_interrupted_while_writing(large, tmp_path, number):
+    target = tmp_path / "x.safetensors"
+    child = subprocess.Popen(
+        [*COMMAND, "convert", str(large), "-o", str(target)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+    )
+    deadline = time.monotonic() + 60
+    while not any(p.stat().st_size > 1_000_000 for p in tmp_path.glob(".ckptkit-*")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert not target.exists()
+    if number == signal.SIGINT:
+        assert child.returncode == 130
+        assert "interrupted" in said and "Traceback" not in said
+        assert hidden(tmp_path) == []
+    assert run("convert", large, "-o", target, "-q").returncode == 0
+    assert hidden(tmp_path) == [], "what the killed run left was swept away"
+    assert len(names(target)) == 363
+
+
+def test_synth_writes_what_is_asked_and_says_it_is_synthetic(tmp_path):
+    done = run("synth", "tiny-moat0-256-noposemb", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "synthetic weights" in done.stderr
+    path = tmp_path / done.stdout.strip()
+    assert path.name == "tiny-moat0-256-noposemb.tar.gz"
+    assert not [name for name in names(path) if "relative_position" in name]
+    refused = run("synth", "tiny-moat0-256-noposemb", cwd=tmp_path)
+    assert refused.returncode == 2 and "--force" in one_line(refused.stderr)
+
+
+@pytest.mark.parametrize(("what", "code"), [("moganet-xt-224", 2), ("moat9", 3)])
+def test_synth_of_what_has_no_recipe(tmp_path, what, code):
+    done = run("synth", what, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert list(tmp_path.iterdir()) == []
