@@ -6,16 +6,20 @@ Tensors pass through a piece at a time, so memory does not grow with the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from ckptkit.checksums import crc32c
 from ckptkit.convert.planning import Options, Plan, plan
 from ckptkit.errors import IntegrityError
 from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,15 @@ def execute(
     """
     moves = {move.target.name: move for move in conversion.moves}
     checksums: dict[str, int] = {}
-    with _writer(conversion, output, force) as writer:
-        for name in writer.order:
+    with ExitStack() as stack:
+        writer = stack.enter_context(_writer(conversion, output, force))
+        ahead = stack.enter_context(ThreadPoolExecutor(1))
+        checked = [ahead.submit(reader.check, moves[name].source) for name in writer.order[:1]]
+        for name, following in zip(writer.order, [*writer.order[1:], None], strict=True):
             move = moves[name]
-            reader.check(move.source)
+            checked.pop().result()
+            if following is not None:
+                checked.append(ahead.submit(reader.check, moves[following].source))
             checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
             reader.release(move.source)
             if progress:
@@ -109,12 +118,11 @@ def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
     """
     with open_reader(converted.path) as written:
         wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
-        if not wrong and len(written.specs) != len(specs):
-            wrong = [name for name in written.specs if name not in converted.checksums]
-        for spec in specs:
-            if not wrong and tensor_crc32c(written.read(spec.name)) != converted.checksums[spec.name]:
-                wrong = [spec.name]
-            written.release(spec.name)
+        wrong += [name for name in written.specs if name not in converted.checksums]
+        if not wrong:
+            with ThreadPoolExecutor(2) as readers:
+                same = readers.map(partial(_holds, written, converted.checksums), converted.checksums)
+                wrong = [name for name, holds in zip(converted.checksums, same, strict=True) if not holds]
     if wrong:
         for file in converted.files:
             file.unlink(missing_ok=True)
@@ -124,13 +132,17 @@ def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
         )
 
 
+def _holds(written: Reader, checksums: Mapping[str, int], name: str) -> bool:
+    holds = tensor_crc32c(written.read(name)) == checksums[name]
+    written.release(name)
+    return holds
+
+
 def tensor_crc32c(array: Array) -> int:
     """crc32c of a tensor's bytes in C order, whatever its strides."""
-    import google_crc32c
-
     crc = 0
-    for chunk in contiguous_chunks(array):
-        crc = google_crc32c.extend(crc, chunk.view("uint8"))
+    for piece in byte_pieces(array):
+        crc = crc32c(piece, crc)
     return crc
 
 

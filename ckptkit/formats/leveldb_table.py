@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError
 from ckptkit.formats.protobuf_wire import WireError, read_varint, varint
 
@@ -50,9 +51,7 @@ def masked_crc32c(data: bytes) -> int:
     >>> masked_crc32c(b"123456789") == mask(0xE3069283)
     True
     """
-    import google_crc32c
-
-    return mask(google_crc32c.value(data))
+    return mask(crc32c(data))
 
 
 def read_table(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:

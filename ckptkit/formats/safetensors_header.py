@@ -127,7 +127,7 @@ class _Checked:
         return Header(ordered, offsets, metadata, tuple(self._notes))
 
     def _error(self, reason: str) -> FormatError:
-        return FormatError(self._path, reason, hint="the file is damaged: fetch it again")
+        return FormatError(self._path, reason, hint="the file is damaged or truncated: fetch it again")
 
     def _metadata(self, value: object) -> dict[str, str]:
         if value is None:

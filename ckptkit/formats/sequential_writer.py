@@ -8,8 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError
-from ckptkit.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,9 +74,6 @@ class SequentialWriter(ABC):
         StorageError
             The disk refuses.
         """
-        import google_crc32c
-        import numpy
-
         if self._broken or self._written >= len(self.order) or name != self.order[self._written]:
             raise ValueError(f"{name!r} is not the next tensor of {self.path}")
         spec = self._specs[name]
@@ -84,10 +82,9 @@ class SequentialWriter(ABC):
         self._broken = True  # until this tensor is whole, there is no way on
         self._begin(spec)
         crc = 0
-        for chunk in contiguous_chunks(array, spec.dtype):
-            piece = chunk.view(numpy.uint8)  # bfloat16 has no buffer format of its own
+        for piece in byte_pieces(array, spec.dtype):
             self._feed(piece)
-            crc = int(google_crc32c.extend(crc, piece))
+            crc = crc32c(piece, crc)
         self._end(spec)
         self._written += 1
         self._broken = False

@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ try:
 except ImportError:  # Windows: no advisory locks, so orphans are left for the user to remove
     fcntl = None  # type: ignore[assignment]
 
+_SYNC_EVERY = 64 << 20
+"""Bytes after which the disk is set to work: waiting for all of a file at its end took a third longer."""
 _PREFIX = ".ckptkit-"
 _SUFFIX = ".part"
 
@@ -57,6 +60,9 @@ class StagedFile:
             self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
             _lock(self._fd)
         self._position = 0
+        self._syncer = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
+        self._synced = 0
         self._open = True
 
     @property
@@ -68,6 +74,15 @@ class StagedFile:
         """Write at the current end: ``bytes``, or anything with a contiguous buffer."""
         self.write_at(data, self._position)
         self._position += memoryview(data).nbytes
+        if self._position - self._synced >= _SYNC_EVERY:
+            self._sync_behind()
+
+    def _sync_behind(self) -> None:
+        """Have the disk begin while the rest is being made."""
+        if self._syncing is None or self._syncing.done():
+            self._await_sync()
+            self._synced = self._position
+            self._syncing = self._syncer.submit(os.fsync, self._fd)
 
     def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``, whatever the current position."""
@@ -83,6 +98,7 @@ class StagedFile:
 
     def sync(self) -> None:
         """Bring the bytes to the disk."""
+        self._await_sync()
         with translated(self.final):
             if os.fstat(self._fd).st_size < self._position:
                 os.ftruncate(self._fd, self._position)
@@ -109,9 +125,17 @@ class StagedFile:
             self._close()
             self._temporary.unlink(missing_ok=True)
 
+    def _await_sync(self) -> None:
+        """Wait for the sync under way, and raise its error: the system tells of it only once."""
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            with translated(self.final):
+                syncing.result()
+
     def _close(self) -> None:
         if self._open:
             self._open = False
+            self._syncer.shutdown()  # it uses the descriptor
             os.close(self._fd)
 
     def __enter__(self) -> Self:

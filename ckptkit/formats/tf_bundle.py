@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
@@ -203,13 +204,11 @@ class TfBundleReader(MappedReader):
         return self._view(part, TensorSpec("", DTYPES["uint8"], (part.size,)), (part.size,))
 
     def _crc32c(self, part: Part) -> int:
-        import google_crc32c
-
         data = self._bytes(part)
         crc = 0
         for start in range(0, part.size, _CHECK_BYTES):
             piece = data[start : start + _CHECK_BYTES]
-            crc = int(google_crc32c.extend(crc, piece))
+            crc = crc32c(piece, crc)
             self._release(part, part.offset + start, piece.size)
         return crc
 

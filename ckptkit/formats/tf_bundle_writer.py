@@ -8,12 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError, storage_error
 from ckptkit.formats.leveldb_table import build_table, mask
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
-from ckptkit.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,9 +84,6 @@ class TfBundleWriter:
         StorageError
             When the disk refuses.
         """
-        import google_crc32c
-        import numpy
-
         if len(self._entries) >= len(self.order) or name != self.order[len(self._entries)]:
             raise ValueError(f"{name!r} is not the next tensor of {self.prefix}")
         spec = self._specs[name]
@@ -93,10 +91,9 @@ class TfBundleWriter:
             raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
         start = self._data.position
         crc = 0
-        for chunk in contiguous_chunks(array, spec.dtype):
-            piece = chunk.view(numpy.uint8)  # bfloat16 has no buffer format of its own
+        for piece in byte_pieces(array, spec.dtype):
             self._data.append(piece)
-            crc = int(google_crc32c.extend(crc, piece))
+            crc = crc32c(piece, crc)
         number = spec.dtype.tf or 0
         size = self._data.position - start
         self._entries[name] = BundleEntry(number, spec.shape, 0, start, size, mask(crc))

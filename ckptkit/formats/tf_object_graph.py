@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ckptkit.checksums import crc32c
 from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.protobuf_wire import WireError, fields, read_varint
 
@@ -57,16 +58,12 @@ def string_checksum(text: bytes) -> int:
 
     It is not that of the stored bytes: the length is taken as a fixed-width number, not as the varint.
     """
-    import google_crc32c
-
     length = _length_crc32c(len(text))
-    return mask(google_crc32c.extend(google_crc32c.extend(length, mask(length).to_bytes(4, "little")), text))
+    return mask(crc32c(text, crc32c(mask(length).to_bytes(4, "little"), length)))
 
 
 def _length_crc32c(size: int) -> int:
-    import google_crc32c
-
-    return int(google_crc32c.value(size.to_bytes(4 if size < 1 << 32 else 8, "little")))
+    return crc32c(size.to_bytes(4 if size < 1 << 32 else 8, "little"))
 
 
 def variable_names(keys: Iterable[str], graph: bytes) -> tuple[dict[str, str], list[str]]:

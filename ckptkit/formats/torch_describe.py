@@ -25,7 +25,7 @@ def describe(value: object, limit: int = _MAX_TEXT) -> str:
     >>> describe("a\x1b[31m")
     'a\\x1b[31m'
     """
-    text = _Describer(limit).text(value, _MAX_DEPTH)
+    text = _Describer(limit + 1).text(value, _MAX_DEPTH)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -209,7 +209,8 @@ def compare_output(
     nan = math.nan
     if reference.shape != candidate.shape:
         reason = (
-            f"shape {list(candidate.shape)} on the {sides[1]} side, {list(reference.shape)} on the {sides[0]}"
+            f"shape {list(candidate.shape)} on the {sides[1]} side, "
+            f"{list(reference.shape)} on the {sides[0]} side"
         )
         return StageComparison(name, reference.shape, nan, nan, nan, nan, nan, limit, "differs", reason)
     bad = _not_finite(reference, candidate, sides)

@@ -93,7 +93,6 @@ def torch_stages(model: Model, fill: Fill, images: Array) -> tuple[dict[str, Arr
         return outputs, f"torch {torch.__version__}"
     finally:
         built = None
-        gc.collect()
 
 
 def _channels_last(tensor: Any) -> Array:

@@ -166,7 +166,7 @@ def run_parity(
             precision=precision,
             stages=stages,
             top=top_agreement(ran.reference.outputs, ran.candidate.outputs, stages),
-            notes=(*((NOTE,) if synthetic else ()), *_notes(ran)),
+            notes=(*((NOTE,) if synthetic else ()), *_notes(ran, inputs)),
             seconds=time.perf_counter() - started,
         )
 
@@ -323,9 +323,10 @@ def _run(framework: Framework, file: ModelFile, settings: dict[str, Any], images
     return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
 
 
-def _notes(ran: _Both) -> Iterator[str]:
+def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
     """What a reader must know to judge the result."""
     source, other = ran.reference.file, ran.candidate.file
+    usual = source.recognition.family.default_resolution(source.recognition.variant)
     if source.lacks_statistics:
         yield NO_STATISTICS
     if source.recognition.structure.num_classes is None:
@@ -336,6 +337,11 @@ def _notes(ran: _Both) -> Iterator[str]:
         ours = ran.reference.settings[key]
         if value != ours:
             yield f"{other.reader.path} says {key} is {value}, the source {ours}: each model ran with its own"
+    if source.recognition.structure.pos_emb and min(inputs.height, inputs.width) < usual:
+        yield (
+            f"the input is smaller than the {usual} pixels this variant was published for, and small windows "
+            "read only parts of the position tables"
+        )
     last = [output for output in ran.reference.outputs.values() if output.ndim == 4][-1]
     if last.shape[1:3] == (1, 1):
         yield "the last stage is a single place at this resolution; a larger one tests more"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import IntegrityError
 from ckptkit.formats.staging import translated
 
@@ -70,25 +71,21 @@ class StreamHasher:
     """
 
     def __init__(self) -> None:
-        import google_crc32c
-
         self.size = 0
         self._sha256 = hashlib.sha256()
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._crc32c = google_crc32c.Checksum()
+        self._crc32c = 0
 
     def update(self, data: bytes) -> None:
         """Add bytes."""
         self.size += len(data)
         self._sha256.update(data)
         self._md5.update(data)
-        self._crc32c.update(data)
+        self._crc32c = crc32c(data, self._crc32c)
 
     def digests(self) -> Digests:
         """Checksums of everything so far."""
-        return Digests(
-            self.size, self._sha256.hexdigest(), self._md5.hexdigest(), self._crc32c.digest().hex()
-        )
+        return Digests(self.size, self._sha256.hexdigest(), self._md5.hexdigest(), f"{self._crc32c:08x}")
 
 
 def hash_file(path: Path, *, advance: Callable[[int], None] | None = None) -> Digests:

@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "heads and their channels interleaved": (in_op("heads_in", "c h d", "(d h) c"), "stage4"),
     # Names.
     "query and key swapped in the rules": (swap_external("/q/", "/k/"), "stage4"),
-    "value and output swapped by name": (swap_external("/v/bias", "/k/bias"), "stage4"),
+    "key's and value's biases swapped": (swap_external("/v/bias", "/k/bias"), "stage4"),
     "mean and variance swapped": (swap_external("/moving_mean", "/moving_variance"), "stage1"),
     # Smaller numeric mistakes.
     "wrong LN epsilon": (in_torch_model("LAYER_NORM_EPSILON", constant(1e-3)), "stage4"),
@@ -164,7 +164,6 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     ),
     # A fault of the reference side is caught just the same.
     "tanh GELU in Keras": (in_keras_layers("gelu", keras_tanh_gelu), "stage1"),
-    "wrong BN epsilon in Keras": (in_keras_layers("BATCH_NORM_EPSILON", constant(1e-5)), "stage1"),
 }
 
 
@@ -188,7 +187,3 @@ def test_a_rule_left_out_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch)
     )
     with pytest.raises(ConversionError, match="se/squeeze"):
         run_parity(Located(tiny), resolution=SIDE)
-
-
-def test_without_a_fault_all_of_this_agrees(tiny: Path):
-    assert run_parity(Located(tiny), resolution=SIDE).ok

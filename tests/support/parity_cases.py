@@ -32,14 +32,14 @@ def convert_to(source: Path, folder: Path, to: str, *, stem: str = "converted", 
         return execute(conversion, reader, folder / f"{stem}{EXTENSIONS[to]}").path
 
 
-def overwrite_tensor(path: Path, name: str, values: bytes) -> None:
-    """Overwrite the first bytes of one tensor in a safetensors file, found by the format's description."""
+def overwrite_tensor(path: Path, name: str, values: bytes, at: int = 0) -> None:
+    """Overwrite bytes of one tensor in a safetensors file, found by the format's description."""
     data = path.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     begin, end = json.loads(data[8 : 8 + length])[name]["data_offsets"]
-    assert len(values) <= end - begin
+    assert at + len(values) <= end - begin
     with path.open("r+b") as file:
-        file.seek(8 + length + begin)
+        file.seek(8 + length + begin + at)
         file.write(values)
 
 

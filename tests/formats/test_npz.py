@@ -1,0 +1,251 @@
+"""npz archives: numpy's, ours, and bombs."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.formats import npz
+from ckptkit.formats.npz import NpzReader, NpzWriter
+from ckptkit.tensors import DTYPES, TensorSpec
+from tests.support.damage import mutations, survives
+from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
+
+WITHOUT = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2"})
+META = {"layout": "torch", "note": "ü"}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_numpys_archives(tmp_path: Path, save: Any) -> None:
+    held = arrays(without=WITHOUT)
+    save(tmp_path / "m.npz", **held)
+    with NpzReader(tmp_path / "m.npz") as reader:
+        assert list(reader.specs) == list(held)
+        assert reader.metadata == {}
+        assert reader.notes == []
+        for name, wanted in held.items():
+            for _ in range(2):
+                view = reader.read(name)
+                assert same_bits(view, wanted), name
+                assert not view.flags.writeable
+                assert reader.check(name) is True
+                reader.release(name)
+
+
+def test_stored_arrays_are_views(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", c=np.ones((3, 4)), f=np.asfortranarray(np.ones((3, 4))))
+    with NpzReader(tmp_path / "m.npz") as reader:
+        assert not reader.read("c").flags.owndata
+        assert not reader.read("f").flags.owndata
+        assert reader.read("f").flags.f_contiguous
+
+
+def test_big_endian_arrays(tmp_path: Path) -> None:
+    wanted = np.arange(6, dtype=">f4").reshape(2, 3)
+    np.savez(tmp_path / "m.npz", w=wanted, c=np.array([1 + 2j], ">c8"))
+    with NpzReader(tmp_path / "m.npz") as reader:
+        assert reader.read("w").tolist() == wanted.tolist()
+        assert reader.read("c").tolist() == [1 + 2j]
+        assert reader.read("w").dtype.isnative
+        assert not reader.read("w").flags.writeable
+
+
+class Canary:
+    """Touches a file when unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+def test_what_is_no_number_is_skipped_and_never_unpickled(tmp_path: Path) -> None:
+    objects = np.empty(1, object)
+    objects[0] = Canary(str(tmp_path / "canary"))
+    (tmp_path / "canary").unlink(missing_ok=True)
+    import ml_dtypes
+
+    np.savez(
+        tmp_path / "m.npz",
+        good=np.ones(2),
+        evil=objects,
+        words=np.array(["a"]),
+        table=np.zeros(2, [("x", "f4")]),
+        brain=np.ones(2, ml_dtypes.bfloat16),
+    )
+    with NpzReader(tmp_path / "m.npz") as reader:
+        assert list(reader.specs) == ["good"]
+        assert [note.partition(":")[0] for note in reader.notes] == ["evil", "words", "table", "brain"]
+        assert "never unpickles" in reader.notes[0]
+        assert "bfloat16" in reader.notes[3]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_other_members_are_skipped(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", w=np.ones(2))
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("README.txt", "hello")
+    assert NpzReader(tmp_path / "m.npz").notes == ["README.txt is no array: skipped"]
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", w=np.ones(2))
+    with NpzReader(tmp_path / "m.npz") as reader:
+        for method in (reader.read, reader.check, reader.release):
+            with pytest.raises(NotFoundError, match="no tensor 'x'"):
+                method("x")
+
+
+# -- bad archives --------------------------------------------------------------------------------------------
+
+
+def npy(array: Any) -> bytes:
+    raw = io.BytesIO()
+    np.save(raw, array)
+    return raw.getvalue()
+
+
+def archive(path: Path, data: bytes, method: int = zipfile.ZIP_STORED, name: str = "w.npy") -> bytes:
+    with zipfile.ZipFile(path, "w", method) as made:
+        made.writestr(name, data)
+    return path.read_bytes()
+
+
+GOOD = npy(np.arange(100, dtype=np.float32))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("data", [b"", b"hello", GOOD[:-1], GOOD + b"x", GOOD[:60]])
+def test_bad_members(tmp_path: Path, data: bytes, method: int) -> None:
+    archive(tmp_path / "m.npz", data, method)
+    with pytest.raises(FormatError, match=r"w\.npy"):
+        NpzReader(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions(tmp_path: Path, method: int) -> None:
+    archive(tmp_path / "m.npz", GOOD, method)
+    with pytest.raises(FormatError, match="method"):
+        NpzReader(tmp_path / "m.npz")
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    raw = bytearray(archive(tmp_path / "m.npz", GOOD))
+    raw[raw.index(GOOD) + len(GOOD) - 3] ^= 1
+    (tmp_path / "m.npz").write_bytes(raw)
+    with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match="CRC-32"):
+        reader.check("w")
+
+
+def test_damage_of_compressed_arrays_is_found_by_reading(tmp_path: Path) -> None:
+    rough = npy(np.random.default_rng(0).standard_normal(5000))
+    raw = bytearray(archive(tmp_path / "m.npz", rough, zipfile.ZIP_DEFLATED))
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "m.npz").write_bytes(raw)
+    with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match=r"w\.npy"):
+        reader.read("w")
+
+
+def sized(raw: bytes, size: int) -> bytes:
+    """The same archive with another uncompressed size in its directory."""
+    changed = bytearray(raw)
+    struct.pack_into("<I", changed, raw.index(b"PK\x01\x02") + 24, size)
+    return bytes(changed)
+
+
+def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = npy(np.zeros(1_000_000, np.float32))
+    raw = archive(tmp_path / "m.npz", bomb, zipfile.ZIP_DEFLATED)
+    assert len(raw) < 10_000
+    with NpzReader(tmp_path / "m.npz") as reader:  # honest zeros are fine
+        assert not reader.read("w").any()
+    (tmp_path / "m.npz").write_bytes(sized(raw, 1 << 31))
+    with pytest.raises(FormatError, match="claim to unpack"):
+        NpzReader(tmp_path / "m.npz")
+    header = npy(np.zeros(10, np.float32))[:128]
+    lying = archive(tmp_path / "m.npz", header + bytes(10_000_000), zipfile.ZIP_DEFLATED)
+    (tmp_path / "m.npz").write_bytes(sized(lying, 168))
+    with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match="other than 168 bytes"):
+        reader.read("w")
+    (tmp_path / "m.npz").write_bytes(raw)
+    monkeypatch.setattr(npz, "MAX_INFLATED", 1_000_000)
+    with pytest.raises(FormatError, match="claim to unpack"):
+        NpzReader(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize(
+    "comment", [b"ckptkit:{", b"ckptkit:[]", b'ckptkit:{"a":1}', b"ckptkit:" + b"[" * 60000]
+)
+def test_bad_metadata(tmp_path: Path, comment: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "m.npz", "w") as made:
+        made.writestr("w.npy", GOOD)
+        made.comment = comment
+    with pytest.raises(FormatError, match="metadata"):
+        NpzReader(tmp_path / "m.npz")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_truncations_and_mutations(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "m.npz"
+    raw = archive(path, GOOD, method)
+    for stop in range(len(raw)):
+        assert not survives(path, raw[:stop], NpzReader)
+    opened = sum(survives(path, damaged, NpzReader) for damaged in mutations(raw, 800, seed=9))
+    assert 0 < opened < 800
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def test_numpy_reads_ours(tmp_path: Path) -> None:
+    held = arrays(without=WITHOUT)
+    files, sums = write_all(NpzWriter(tmp_path / "m.npz", specs_of(held), META), held)
+    assert files == [tmp_path / "m.npz"]
+    with np.load(tmp_path / "m.npz", allow_pickle=False) as loaded:
+        assert loaded.files == list(held)
+        for name, wanted in held.items():
+            assert same_bits(loaded[name], wanted)
+            assert sums[name] == google_crc32c.value(wanted.tobytes())
+    with zipfile.ZipFile(tmp_path / "m.npz") as made:
+        assert made.testzip() is None
+        assert all(zlib.crc32(made.read(row)) == row.CRC for row in made.infolist())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(held=some_arrays(without=WITHOUT))
+def test_round_trip(tmp_path: Path, held: dict[str, Any]) -> None:
+    write_all(NpzWriter(tmp_path / "m.npz", specs_of(held), META, force=True), held)
+    with NpzReader(tmp_path / "m.npz") as reader:
+        assert reader.metadata == META
+        assert list(reader.specs) == list(held)
+        assert all(same_bits(reader.read(name), array) and reader.check(name) for name, array in held.items())
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    held = arrays(without=WITHOUT)
+    for name in ("a", "b"):
+        write_all(NpzWriter(tmp_path / name, specs_of(held), dict(reversed(META.items()))), held)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT))
+def test_types_numpy_cannot_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"'w' as {name}: numpy has no name"):
+        NpzWriter(tmp_path / "m.npz", [TensorSpec("w", DTYPES[name], (2,))], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="metadata"):
+        NpzWriter(tmp_path / "m.npz", [], {"a": "x" * 66_000})
