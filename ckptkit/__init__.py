@@ -37,7 +37,7 @@ class _Package(ModuleType):
     """Keeps the functions of the Python face from being hidden by submodules of the same name.
 
     Importing ``ckptkit.convert`` makes the import system bind the module to the package's attribute
-    ``convert``, where users expect the function. The module stays reachable by import statements.
+    ``convert``, where users expect the function. ``from ckptkit.convert import …`` reaches the module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

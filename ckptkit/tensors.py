@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 """How much of a tensor is made contiguous at a time: fits the cache, amortises the system call."""
 
 _AHEAD_FROM_BYTES = 4 << 20
 """Below this size a second thread costs more than it saves."""
 
-_BLOCK_ROWS, _BLOCK_COLUMNS = 128, 64
-"""Block of a transpose: both sides stay in the first-level cache. Measured with float32 against whole rows at
-a time (2.4 to 3.1 GB/s against 0.3 to 1.1): see tests/benchmarks/README.md."""
+_BLOCK_ROWS, _BLOCK_COLUMNS = 256, 64
+"""Block of a transpose: both sides stay in the cache. Measured: see tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,9 @@ def _register() -> None:
     verify_commands.register(app)
     parity_commands.register(app)
     demo_commands.register(app)
+    groups = [group.typer_instance for group in app.registered_groups]
+    for command in (*app.registered_commands, *(c for g in groups if g for c in g.registered_commands)):
+        command.epilog = EPILOG
 
 
 _register()

@@ -48,7 +48,8 @@ def convert(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors …); none: every fetched entry."
+            metavar="[WHAT…]",
+            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors …); none: every fetched entry.",
         ),
     ] = None,
     to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
@@ -135,7 +136,8 @@ def _report(
         done = "written, read back and compared" if checked else "written (not read back)"
         state.output.note(
             f"{located.name}: {plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}, "
-            f"{len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; {len(plan.ignored)} left out by rule"
+            f"{len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
+            f"{len(plan.ignored)} left out by rule"
         )
     state.output.result(str(outcome.path))
 
@@ -178,7 +180,9 @@ def _bytes(text: str | None) -> int | None:
 
 def synth(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="Id of a MOAT entry, or a variant such as tiny-moat0.")],
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="Id of a MOAT entry, or a variant such as tiny-moat0.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def demo(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="A MOAT entry of the registry to do it on.")] = "tiny-moat0-256",
+    what: Annotated[
+        str, typer.Argument(metavar="[ID]", help="A MOAT entry of the registry to do it on.")
+    ] = "tiny-moat0-256",
     keep: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Leave everything there; default: a temporary folder, removed."),
@@ -43,9 +45,8 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="ckptkit-demo-") as scratch:
         folder = keep or Path(scratch)
         with serve_synthetic(entry, folder / "server") as served:
-            say(
-                f"\n1. A server on this machine stands in for the published URL, by the rule\n   --mirror {served.mirror}"
-            )
+            say("\n1. A server on this machine stands in for the published URL, by the rule")
+            say(f"   --mirror {served.mirror}")
             workspace = demo_workspace(folder, served, base)
             located = _fetch(state, workspace, entry.id, served.published)
         _verify(state, located)
@@ -96,7 +97,7 @@ def _convert(state: State, workspace: Workspace, located: Located) -> Path:
 
 
 def _prove(state: State, located: Located, converted: Path) -> None:
-    from ckptkit.cli.parity_commands import _print_report as print_report
+    from ckptkit.cli.parity_commands import print_report
     from ckptkit.errors import MissingDependencyError
     from ckptkit.parity import run_parity
 

@@ -114,7 +114,7 @@ def parity(
                 continue
             results.append(report)
             if not as_json:
-                _print_report(state.output, report)
+                print_report(state.output, report)
         _write_junit(staged, results)
     if as_json:
         state.output.json([result.to_json() for result in results])
@@ -189,14 +189,16 @@ def _prefixed(output: Output, name: str) -> Any:
     return lambda sentence: output.note(f"{name}: {sentence} …")
 
 
-def _print_report(output: Output, report: ParityReport) -> None:
+def print_report(output: Output, report: ParityReport) -> None:
+    """Print one target's report: what was compared, the table, the notes, the verdict."""
     keras, torch = report.sides
     position = "with" if report.pos_emb else "without"
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
-    output.result(f"{report.name}: {report.variant} {position} position embedding; {settings}")
-    output.result(f"  inputs   {report.inputs}")
-    output.result(f"  Keras    {_reads(keras)}")
-    output.result(f"  PyTorch  {_reads(torch)}")
+    output.result(f"{report.name}: {report.variant} {position} position embedding")
+    output.result(f"  settings  {settings}")
+    output.result(f"  inputs    {report.inputs}")
+    output.result(f"  Keras     {_reads(keras)}")
+    output.result(f"  PyTorch   {_reads(torch)}")
     columns = [
         Column("output"),
         Column("shape"),
@@ -221,6 +223,8 @@ def _print_report(output: Output, report: ParityReport) -> None:
         for stage in report.stages
     ]
     output.table(columns, rows, styles=[None if stage.ok else "red" for stage in report.stages])
+    if report.top:
+        output.result(f"same answers: {report.top}")
     for note in report.notes:
         output.result(f"note: {note}")
     output.result(report.verdict)

@@ -40,6 +40,8 @@ __all__ = ["TfBundleReader", "TfBundleWriter"]
 
 _CHECK_BYTES = 4 << 20
 """How much is checksummed before its pages are given back."""
+_KEEP_BYTES = 16 << 20
+"""A tensor up to this size stays resident after its checksum: whoever checks it is about to read it."""
 _FAULT_AROUND = 64 << 10
 """Linux maps this much around a page that is touched: also what lies before and after a tensor."""
 
@@ -209,7 +211,8 @@ class TfBundleReader(MappedReader):
         for start in range(0, part.size, _CHECK_BYTES):
             piece = data[start : start + _CHECK_BYTES]
             crc = crc32c(piece, crc)
-            self._release(part, part.offset + start, piece.size)
+            if part.size > _KEEP_BYTES:
+                self._release(part, part.offset + start, piece.size)
         return crc
 
     def _release(self, part: Part, offset: int, size: int) -> None:

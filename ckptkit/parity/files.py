@@ -73,6 +73,7 @@ class ModelFile:
         state = {move.target.name: move.apply(self._read(move.source)) for move in self.plan.moves}
         state |= {row.canonical: _neutral(row, row.canonical_shape) for row in self._missing_statistics()}
         module.load_state(model, state)
+        self._release()
 
     def fill_keras(self, module: Any, model: Any) -> None:
         """Fill the Keras model by the file's own names."""
@@ -80,6 +81,7 @@ class ModelFile:
         if self.recognition.layout == self.recognition.family.keras_layout:
             state = {move.inward.external: self._read(move.source) for move in self.plan.moves}
             module.load_state(model, state | neutral)
+            self._release()
             return
         suffix = self.recognition.table.layout.ema_suffix if self.plan.weights == "ema" else None
         module.load_deeplab2(
@@ -88,6 +90,12 @@ class ModelFile:
             lambda name: neutral[name] if name in neutral else self._read(name),
             suffix=suffix or "",
         )
+        self._release()
+
+    def _release(self) -> None:
+        """Let the file's pages go before the forward pass needs memory."""
+        for move in self.plan.moves:
+            self.reader.release(move.source)
 
     def _read(self, name: str) -> Array:
         self.reader.check(name)

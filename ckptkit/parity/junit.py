@@ -62,7 +62,8 @@ def _suite(report: ParityReport) -> ElementTree.Element:
     for stage, seconds in zip(report.stages, times, strict=False):
         suite.append(_case(report, stage, seconds))
     output = ElementTree.SubElement(suite, "system-out")
-    output.text = _clean("\n".join((report.verdict, *report.notes)))
+    answers = [f"same answers: {report.top}"] if report.top else []
+    output.text = _clean("\n".join((report.verdict, *answers, *report.notes)))
     return suite
 
 

@@ -123,10 +123,9 @@ class ParityReport:
             where = "on the logits" if departed.name == LOGITS else f"from {departed.name} on"
             return f"DISAGREE {where}: {of}: {departed.reason}"
         worst = max(self.stages, key=lambda stage: stage.relative)
-        answers = f"; {self.top}" if self.top else ""
         return (
-            f"agree: {of}: all {len(self.stages)} outputs within tolerance, the largest relative difference "
-            f"is {worst.relative:.1e} ({worst.name}){answers}"
+            f"agree: {of}: all {len(self.stages)} outputs within tolerance, "
+            f"largest relative difference {worst.relative:.1e} ({worst.name})"
         )
 
     @property

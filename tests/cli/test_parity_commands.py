@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,13 +59,15 @@ class TestWithFrameworks:
         code, out, err = run("tiny-moat0", "--synthetic", "--resolution", "64x96", "--junit", junit)
         assert code == 0
         lines = out.splitlines()
-        assert lines[0].startswith("tiny-moat0: tiny-moat0 with position embedding; pool_size 2")
-        assert "2 random inputs at 64x96, seed 20260101" in lines[1]
-        assert "tensorflow" in lines[2]
-        assert "torch" in lines[3]
-        table = [line.split() for line in lines[4:11]]
+        assert lines[0] == "tiny-moat0: tiny-moat0 with position embedding"
+        assert lines[1] == "  settings  pool_size 2, window_size none, global_attention false"
+        assert "2 random inputs at 64x96, seed 20260101" in lines[2]
+        assert "reads the original (tf, layout deeplab2, float32); tensorflow" in lines[3]
+        assert "reads a fresh conversion (safetensors, layout torch, float32); torch" in lines[4]
+        table = [line.split() for line in lines[5:12]]
         assert [row[0] for row in table] == ["output", *OUTPUTS]
         assert all(row[-1] == "agrees" for row in table[1:])
+        assert lines[12].startswith("same answers: top-1 2/2, top-5 2/2")
         assert any("synthetic weights" in line for line in lines if line.startswith("note:"))
         assert lines[-1].startswith("agree: tiny-moat0 (synthetic weights, float32)")
         assert "\x1b" not in out, "no colour in a pipe"
@@ -176,6 +179,26 @@ class TestWithFrameworks:
         code, _, err = run(prefix)
         assert code == 5
         assert "--allow-missing-bn" in err
+
+    def test_an_interrupt_returns_130_and_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        temporary = tmp_path / "temporary"
+        temporary.mkdir()
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        junit = tmp_path / "reports" / "p.xml"
+        process = start(["parity", "tiny-moat0", "--synthetic", "--junit", junit], tmp_path / "home")
+        assert process.stderr is not None
+        while "loading Keras" not in (line := process.stderr.readline()):
+            assert line, "it ended before it loaded Keras"
+        assert list(temporary.iterdir()), "the synthetic checkpoint and its conversion"
+        process.send_signal(signal.SIGINT)
+        code, out, err = finish(process)
+        assert code == 130
+        assert err.splitlines()[-1] == "interrupted"
+        assert out == ""
+        assert not list(temporary.iterdir())
+        assert not list(junit.parent.iterdir())
 
     def test_a_report_that_cannot_be_written_is_found_before_the_work(self, run: Run, tmp_path: Path):
         (tmp_path / "file").write_text("")
