@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 4 << 20
 """How much of a tensor is made contiguous at a time: fits the cache, amortises the system call."""
 
-_AHEAD_FROM_BYTES = 4 << 20
-"""Below this size a second thread costs more than it saves."""
-
-_BLOCK_ROWS, _BLOCK_COLUMNS = 256, 64
-"""Block of a transpose: both sides stay in the cache. Measured: see tests/benchmarks/README.md."""
+_TILE_ROWS, _TILE_COLUMNS, _TILE_PADDING = 64, 256, 16
+"""Tile of a transpose, in elements. A tile is first copied as it lies into a buffer of its own: rows of a
+large matrix are often a multiple of 4096 bytes apart, fall into the same few cache lines and push each other
+out; the padding sets them apart. Measured: see tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True)
@@ -202,9 +201,6 @@ def contiguous_chunks(
 def byte_pieces(array: Array, dtype: DType | None = None) -> Iterator[Array]:
     """Walk over a tensor's bytes as a writer needs them: `contiguous_chunks`, as uint8.
 
-    Pieces of a large tensor whose axes are swapped or whose type changes are made in a second thread, a few
-    ahead of the caller, who checksums and writes them meanwhile: numpy lets go of the interpreter lock.
-
     Parameters
     ----------
     array : numpy.ndarray
@@ -218,24 +214,8 @@ def byte_pieces(array: Array, dtype: DType | None = None) -> Iterator[Array]:
     """
     import numpy
 
-    chunks = contiguous_chunks(array, dtype)
-    as_it_lies = array.flags.c_contiguous and (dtype is None or dtype.numpy == array.dtype)
-    if array.nbytes >= _AHEAD_FROM_BYTES and not as_it_lies:
-        chunks = _made_ahead(chunks)
-    for chunk in chunks:
+    for chunk in contiguous_chunks(array, dtype):
         yield chunk.view(numpy.uint8)
-
-
-def _made_ahead(chunks: Iterator[Array], depth: int = 3) -> Iterator[Array]:
-    """Have the next few chunks made by another thread; leaving early waits for the one being made."""
-    from collections import deque
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as maker:
-        pending: deque[Future[Array | None]] = deque(maker.submit(next, chunks, None) for _ in range(depth))
-        while (chunk := pending.popleft().result()) is not None:
-            pending.append(maker.submit(next, chunks, None))
-            yield chunk
 
 
 def _as_transposed_matrix(array: Array) -> Array | None:
@@ -268,11 +248,14 @@ def _transposed_chunks(matrix: Array, target: np.dtype[Any], chunk_items: int) -
                 yield row[start : start + max(1, chunk_items)].astype(target)
         return
     strip_rows = min(rows, chunk_items // columns)
+    buffer = numpy.empty((_TILE_COLUMNS, _TILE_ROWS + _TILE_PADDING), matrix.dtype)
     for start in range(0, rows, strip_rows):
         strip = numpy.empty((min(strip_rows, rows - start), columns), target)
-        for top in range(0, len(strip), _BLOCK_ROWS):
-            source = matrix[start + top : start + min(top + _BLOCK_ROWS, len(strip))]
-            for left in range(0, columns, _BLOCK_COLUMNS):
-                columns_of_block = slice(left, left + _BLOCK_COLUMNS)
-                strip[top : top + _BLOCK_ROWS, columns_of_block] = source[:, columns_of_block]
+        for top in range(0, len(strip), _TILE_ROWS):
+            source = matrix[start + top : start + min(top + _TILE_ROWS, len(strip))]
+            for left in range(0, columns, _TILE_COLUMNS):
+                as_it_lies = source[:, left : left + _TILE_COLUMNS].T
+                tile = buffer[: as_it_lies.shape[0], : as_it_lies.shape[1]]
+                tile[...] = as_it_lies
+                strip[top : top + _TILE_ROWS, left : left + _TILE_COLUMNS] = tile.T
         yield strip.reshape(-1)

@@ -5,21 +5,25 @@ Tensors pass through a piece at a time, so memory does not grow with the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ckptkit.checksums import crc32c
-from ckptkit.convert.planning import Options, Plan, plan
+from ckptkit.convert.planning import Move, Options, Plan, plan
 from ckptkit.errors import IntegrityError
 from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
+
+_THREADS = 2
+"""The work lies in numpy, crc32c and the system, which all let go of the interpreter lock."""
+
+_BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -80,27 +84,59 @@ def execute(
     StorageError
         When the disk refuses.
     """
-    moves = {move.target.name: move for move in conversion.moves}
+    sizes = {spec.name: spec.nbytes for spec in conversion.specs}
     checksums: dict[str, int] = {}
-    with ExitStack() as stack:
-        writer = stack.enter_context(_writer(conversion, output, force))
-        ahead = stack.enter_context(ThreadPoolExecutor(1))
-        checked = [ahead.submit(reader.check, moves[name].source) for name in writer.order[:1]]
-        for name, following in zip(writer.order, [*writer.order[1:], None], strict=True):
-            move = moves[name]
-            checked.pop().result()
-            if following is not None:
-                checked.append(ahead.submit(reader.check, moves[following].source))
-            checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
-            reader.release(move.source)
+    with _writer(conversion, output, force) as writer:
+        for name, crc in _written(conversion, reader, writer):
+            checksums[name] = crc
             if progress:
-                progress(move.target.nbytes)
+                progress(sizes[name])
         files = tuple(writer.finish())
     shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
     converted = Converted(shard_index or output, files, checksums)
     if check:
         check_written(converted, conversion.specs)
     return converted
+
+
+def _written(conversion: Plan, reader: Reader, writer: Writer) -> Iterator[tuple[str, int]]:
+    """Write every tensor, on both cores where the container allows it; yields name and crc32c of each."""
+    moves = {move.target.name: move for move in conversion.moves}
+
+    def write(batch: Sequence[str]) -> list[tuple[str, int]]:
+        return [(name, _carry(moves[name], reader, writer)) for name in batch]
+
+    if not writer.concurrent:
+        for name in writer.order:
+            yield name, _carry(moves[name], reader, writer)
+        return
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for written in pool.map(write, _batches([moves[name].target for name in writer.order])):
+            yield from written
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl+C: not the rest of the file first
+
+
+def _carry(move: Move, reader: Reader, writer: Writer) -> int:
+    reader.check(move.source)
+    crc = writer.write(move.target.name, move.apply(reader.read(move.source)))
+    reader.release(move.source)
+    return crc
+
+
+def _batches(specs: Sequence[TensorSpec]) -> Iterator[list[str]]:
+    """Cut a list of tensors into runs of at least a few megabytes: handing over a job has its price."""
+    batch: list[str] = []
+    size = 0
+    for spec in specs:
+        batch.append(spec.name)
+        size += spec.nbytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _writer(conversion: Plan, output: Path, force: bool) -> Writer:
@@ -120,9 +156,9 @@ def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
         wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
         wrong += [name for name in written.specs if name not in converted.checksums]
         if not wrong:
-            with ThreadPoolExecutor(2) as readers:
-                same = readers.map(partial(_holds, written, converted.checksums), converted.checksums)
-                wrong = [name for name, holds in zip(converted.checksums, same, strict=True) if not holds]
+            with ThreadPoolExecutor(_THREADS) as pool:
+                differing = pool.map(partial(_differing, written, converted.checksums), _batches(specs))
+                wrong = [name for names in differing for name in names]
     if wrong:
         for file in converted.files:
             file.unlink(missing_ok=True)
@@ -132,10 +168,13 @@ def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
         )
 
 
-def _holds(written: Reader, checksums: Mapping[str, int], name: str) -> bool:
-    holds = tensor_crc32c(written.read(name)) == checksums[name]
-    written.release(name)
-    return holds
+def _differing(written: Reader, checksums: Mapping[str, int], names: Sequence[str]) -> list[str]:
+    differing = []
+    for name in names:
+        if tensor_crc32c(written.read(name)) != checksums[name]:
+            differing.append(name)
+        written.release(name)
+    return differing
 
 
 def tensor_crc32c(array: Array) -> int:

@@ -207,22 +207,34 @@ def recognise(
     Recognition or None
         None when fewer than half of the tensors that tell variants apart are there.
     """
+    candidates = [
+        (family, layout_name, candidate)
+        for family in map(get_family, _FAMILIES)
+        for layout_name in family.layouts
+        for candidate in family.variants
+        if layout in (None, layout_name) and variant in (None, candidate)
+    ]
+    # The first tensor alone leaves two or three candidates; where it is the one that is damaged, all count.
+    likely = [c for c in candidates if _has_first_tensor(*c, specs)] or candidates
     best: tuple[float, Family, str, str, Structure] | None = None
-    for name in _FAMILIES:
-        family = get_family(name)
-        for layout_name in [layout] if layout else list(family.layouts):
-            if layout_name not in family.layouts:
-                continue
-            for candidate in [variant] if variant else family.variants:
-                if candidate not in family.variants:
-                    continue
-                score, structure = _resemblance(family, layout_name, candidate, specs)
-                if best is None or score > best[0]:
-                    best = (score, family, layout_name, candidate, structure)
+    for family, layout_name, candidate in likely:
+        score, structure = _resemblance(family, layout_name, candidate, specs)
+        if best is None or score > best[0]:
+            best = (score, family, layout_name, candidate, structure)
     if best is None or best[0] <= 0:
         return None
     _, family, layout_name, candidate, structure = best
     return Recognition(family, candidate, structure, family.table(layout_name, candidate, structure))
+
+
+def _has_first_tensor(family: Family, layout: str, variant: str, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the architecture's first tensor is there, with the variant's shape."""
+    first = family.definitions[:1]
+    (binding,) = expand(family.layouts[layout], first, family.sites(variant, Structure())).bindings
+    return any(
+        name in specs and specs[name].shape == binding.external_shape
+        for name in (binding.external, *binding.aliases)
+    )
 
 
 def _resemblance(

@@ -76,6 +76,9 @@ class Writer(Protocol):
     order: Sequence[str]
     """The order in which `write` wants the tensors."""
 
+    concurrent: bool
+    """Whether `write` may be called in any order and from several threads at once."""
+
     def write(self, name: str, array: Array) -> int:
         """Write one tensor (any strides; cast to the spec's dtype). Returns crc32c of the bytes written."""
         ...

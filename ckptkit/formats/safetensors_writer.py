@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import CkptkitError, ConversionError, UsageError
 from ckptkit.formats.safetensors_header import (
     LENGTH_BYTES,
@@ -14,15 +16,15 @@ from ckptkit.formats.safetensors_header import (
     METADATA_KEY,
 )
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
-from ckptkit.formats.sequential_writer import SequentialWriter
+from ckptkit.formats.sequential_writer import TensorWriter
 from ckptkit.formats.staging import StagedFile, refuse_existing
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500
 
 
-class SafetensorsWriter(SequentialWriter):
+class SafetensorsWriter(TensorWriter):
     """A safetensors checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     Parameters
@@ -56,6 +58,8 @@ class SafetensorsWriter(SequentialWriter):
         The disk refuses.
     """
 
+    concurrent = True
+
     def __init__(
         self,
         path: Path,
@@ -82,10 +86,21 @@ class SafetensorsWriter(SequentialWriter):
         for target in [*self._paths, *([self._index] if len(self._shards) > 1 else [])]:
             refuse_existing(target, force=force)
         self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
-        self._first = {shard[0].name: number for number, shard in enumerate(self._shards) if shard}
+        self._places = {
+            spec.name: (number, offset)
+            for number, shard in enumerate(self._shards)
+            for spec, offset in _offsets(shard)
+        }
+        self._begun: set[str] = set()
+        self._lock = threading.Lock()
         self._staged: list[StagedFile] = []
-        if not self.order:
-            self._start_shard(0)
+        self._data_starts: list[int] = []
+        try:
+            for number in range(len(self._shards)):
+                self._start_shard(number)
+        except BaseException:
+            self.discard()
+            raise
 
     def _shard_paths(self, limit: int | None) -> list[Path]:
         count = len(self._shards)
@@ -103,18 +118,47 @@ class SafetensorsWriter(SequentialWriter):
         header = header_bytes(self.path, self._shards[number], self._metadata)
         self._staged.append(StagedFile(self._paths[number], force=self._force))
         self._staged[-1].append(header)
+        self._data_starts.append(len(header))
 
-    def _begin(self, spec: TensorSpec) -> None:
-        if spec.name in self._first:
-            if self._staged:
-                self._staged[-1].sync()
-            self._start_shard(self._first[spec.name])
+    def write(self, name: str, array: Array) -> int:
+        """Write one tensor at its place, cast to its spec's dtype; any order, any thread.
 
-    def _feed(self, piece: Array) -> None:
-        self._staged[-1].append(piece)
+        Parameters
+        ----------
+        name : str
+            Of a tensor not yet written.
+        array : numpy.ndarray
+            Of the spec's shape, with any strides.
 
-    def _end(self, spec: TensorSpec) -> None:
-        pass
+        Returns
+        -------
+        int
+            crc32c (not masked) of the bytes written.
+
+        Raises
+        ------
+        ValueError
+            No such tensor, or it was written before, or its shape is not its spec's.
+        StorageError
+            The disk refuses.
+        """
+        with self._lock:
+            if name not in self._places or name in self._begun:
+                raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
+            spec = self._specs[name]
+            if array.shape != spec.shape:
+                raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
+            self._begun.add(name)
+        number, offset = self._places[name]
+        offset += self._data_starts[number]
+        crc = 0
+        for piece in byte_pieces(array, spec.dtype):
+            self._staged[number].write_at(piece, offset)
+            crc = crc32c(piece, crc)
+            offset += piece.nbytes
+        with self._lock:
+            self._written += 1
+        return crc
 
     def _commit(self) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""
@@ -123,7 +167,7 @@ class SafetensorsWriter(SequentialWriter):
         index = StagedFile(self._index, force=self._force)
         self._staged.append(index)
         index.append(self._index_bytes())
-        for file in self._staged[-2:]:
+        for file in self._staged:
             file.sync()
         old = _shards_named_by(self._index)
         self._index.unlink(missing_ok=True)  # it must never name shards of two checkpoints
@@ -197,6 +241,14 @@ def _shards(specs: Sequence[TensorSpec], limit: int | None) -> list[list[TensorS
         shards[-1].append(spec)
         size += spec.nbytes
     return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
+
+
+def _offsets(shard: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, int]]:
+    """Where each tensor of a shard begins, from the start of the data."""
+    offset = 0
+    for spec in shard:
+        yield spec, offset
+        offset += spec.nbytes
 
 
 def _shards_named_by(index: Path) -> set[Path]:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class SequentialWriter(ABC):
-    """A checkpoint into which tensors go one after the other, chunk by chunk.
+class TensorWriter(ABC):
+    """A checkpoint being written: what all writers of one container share.
 
     Parameters
     ----------
@@ -38,6 +38,7 @@ class SequentialWriter(ABC):
     """
 
     order: Sequence[str]
+    concurrent: bool
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
         self.path = path
@@ -50,7 +51,44 @@ class SequentialWriter(ABC):
             self._specs[spec.name] = spec
         self.order = list(self._specs)
         self._written = 0
-        self._broken = False
+
+    def finish(self) -> list[Path]:
+        """Sync and rename; returns the files that now exist.
+
+        Raises
+        ------
+        ValueError
+            A tensor was never written.
+        StorageError
+            The disk refuses.
+        """
+        missing = len(self.order) - self._written
+        if missing:
+            raise ValueError(f"{missing} tensors of {self.path} were never written")
+        return self._commit()
+
+    @abstractmethod
+    def _commit(self) -> list[Path]:
+        """Bring everything to its final name."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove every temporary file; harmless after `finish`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+class SequentialWriter(TensorWriter):
+    """A checkpoint into which tensors go one after the other, chunk by chunk."""
+
+    concurrent = False
+    _broken = False
 
     def write(self, name: str, array: Array) -> int:
         """Write one tensor, cast to its spec's dtype.
@@ -90,21 +128,6 @@ class SequentialWriter(ABC):
         self._broken = False
         return crc
 
-    def finish(self) -> list[Path]:
-        """Sync and rename; returns the files that now exist.
-
-        Raises
-        ------
-        ValueError
-            A tensor was never written.
-        StorageError
-            The disk refuses.
-        """
-        missing = len(self.order) - self._written
-        if missing or self._broken:
-            raise ValueError(f"{missing} tensors of {self.path} were never written")
-        return self._commit()
-
     @abstractmethod
     def _begin(self, spec: TensorSpec) -> None:
         """Get ready for the bytes of a tensor."""
@@ -116,22 +139,6 @@ class SequentialWriter(ABC):
     @abstractmethod
     def _end(self, spec: TensorSpec) -> None:
         """Note that all bytes of a tensor have come."""
-
-    @abstractmethod
-    def _commit(self) -> list[Path]:
-        """Bring everything to its final name."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Remove every temporary file; harmless after `finish`."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
 
 
 def metadata_json(metadata: Mapping[str, str]) -> bytes:

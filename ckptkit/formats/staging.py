@@ -28,6 +28,8 @@ except ImportError:  # Windows: no advisory locks, so orphans are left for the u
 
 _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work: waiting for all of a file at its end took a third longer."""
+_WRITE_BYTES = 1 << 20
+"""Bytes per system call: with 2 MB, Linux 6.18 looks for huge pages and took 2.5 times as long."""
 _PREFIX = ".ckptkit-"
 _SUFFIX = ".part"
 
@@ -62,7 +64,7 @@ class StagedFile:
         self._position = 0
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
-        self._synced = 0
+        self._unsynced = 0
         self._open = True
 
     @property
@@ -74,23 +76,24 @@ class StagedFile:
         """Write at the current end: ``bytes``, or anything with a contiguous buffer."""
         self.write_at(data, self._position)
         self._position += memoryview(data).nbytes
-        if self._position - self._synced >= _SYNC_EVERY:
-            self._sync_behind()
 
     def _sync_behind(self) -> None:
         """Have the disk begin while the rest is being made."""
         if self._syncing is None or self._syncing.done():
             self._await_sync()
-            self._synced = self._position
+            self._unsynced = 0
             self._syncing = self._syncer.submit(os.fsync, self._fd)
 
     def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``, whatever the current position."""
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
+        self._unsynced += len(view)  # two threads may lose a count here: it only decides when to begin
         with translated(self.final):
             while view:
-                written = _pwrite(self._fd, view, offset)
+                written = _pwrite(self._fd, view[:_WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
+        if self._unsynced >= _SYNC_EVERY:
+            self._sync_behind()
 
     def skip_to(self, position: int) -> None:
         """Leave a hole of zeros up to ``position``, and go on from there."""

@@ -49,6 +49,8 @@ class TfBundleWriter:
         When the disk refuses.
     """
 
+    concurrent = False
+
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:

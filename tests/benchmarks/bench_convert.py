@@ -71,13 +71,15 @@ def main() -> None:
         size = sum(p.stat().st_size for p in Path(scratch).iterdir()) / 1e6
         ours, naive = Path(scratch) / "ours.safetensors", Path(scratch) / "naive.safetensors"
         convert = [sys.executable, "-m", "ckptkit.cli.app", "convert", str(prefix), "--to", "safetensors"]
-        convert += ["--output", str(ours), "--force", *(["--no-check"] if arguments.no_check else [])]
+        convert += ["--output", str(ours), *(["--no-check"] if arguments.no_check else [])]
         commands = {"ckptkit": convert, "naive": [sys.executable, "-c", NAIVE, str(prefix), str(naive)]}
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for command in commands.values():
             run(command)  # once unmeasured: warms the page cache and the interpreter's caches
         for _ in range(arguments.runs):
             for name, command in commands.items():
+                ours.unlink(missing_ok=True)  # freeing the last run's result belongs to neither
+                naive.unlink(missing_ok=True)
                 figures[name].append(run(command))
     report = {
         name: {
