@@ -69,7 +69,7 @@ def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Locat
 
 
 def _verify(state: State, located: Located) -> None:
-    from ckptkit.cli.verify_commands import _print_report as print_report
+    from ckptkit.cli.verify_commands import print_report
     from ckptkit.verify import verify_checkpoint
 
     state.output.result(f"\n3. ckptkit verify {located.name} --deep")

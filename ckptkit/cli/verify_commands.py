@@ -88,7 +88,7 @@ def verify(
         results.append(report.to_json())
         codes.add(ExitCode.DAMAGED if report.damaged else ExitCode.OK if report.ok else ExitCode.CHECK_FAILED)
         if not as_json:
-            _print_report(state, report)
+            print_report(state, report)
     if as_json:
         state.output.json(results)
     if errors and len(names) == 1:
@@ -126,7 +126,7 @@ def _verify_one(
     )
 
 
-def _print_report(state: State, report: VerifyReport) -> None:
+def print_report(state: State, report: VerifyReport) -> None:
     rows: list[list[str]] = []
     styles: list[str | None] = []
     for check in report.checks:

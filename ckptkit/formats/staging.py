@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +65,7 @@ class StagedFile:
         self._position = 0
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
+        self._starting_sync = threading.Lock()
         self._unsynced = 0
         self._open = True
 
@@ -92,8 +94,11 @@ class StagedFile:
             while view:
                 written = _pwrite(self._fd, view[:_WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
-        if self._unsynced >= _SYNC_EVERY:
-            self._sync_behind()
+        if self._unsynced >= _SYNC_EVERY and self._starting_sync.acquire(blocking=False):
+            try:
+                self._sync_behind()
+            finally:
+                self._starting_sync.release()
 
     def skip_to(self, position: int) -> None:
         """Leave a hole of zeros up to ``position``, and go on from there."""
