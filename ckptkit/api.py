@@ -221,24 +221,39 @@ def parity(
     batch: int | None = None,
     resolution: int | tuple[int, int] | None = None,
     seed: int | None = None,
+    image: str | Path | None = None,
     weights: Weights = "auto",
+    dtype: str | None = None,
+    converted: str | Path | None = None,
+    variant: str | None = None,
+    allow_missing_bn: bool = False,
 ) -> ParityReport:
     """Run the forward pass in both frameworks and compare it stage by stage.
 
     Parameters
     ----------
     what : str or Path
-        Id (fetched when it is not here) or path.
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     synthetic : bool
-        Use the entry's synthetic stand-in instead of its weights; needs no download.
+        Use synthetic weights by recipe; needs no download.
     batch : int, optional
         Random images, default 2.
     resolution : int or (int, int), optional
         Input (height, width); default the entry's test resolution.
     seed : int, optional
         Of the random images.
+    image : path, optional
+        A picture instead of random images.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    dtype : str, optional
+        Round the conversion to ``float16`` or ``bfloat16``; the tolerance follows.
+    converted : path, optional
+        A conversion of ``what`` to be proven, instead of a fresh one.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    allow_missing_bn : bool
+        Compare a file without BatchNorm statistics, with mean 0 and variance 1 on both sides.
 
     Returns
     -------
@@ -253,11 +268,21 @@ def parity(
     from ckptkit.parity import run_parity, synthetic_checkpoint
 
     workspace = _workspace()
-    options: dict[str, Any] = {"batch": batch, "resolution": resolution, "seed": seed, "weights": weights}
+    options: dict[str, Any] = {
+        "batch": batch,
+        "resolution": resolution,
+        "seed": seed,
+        "image": Path(image) if image is not None else None,
+        "weights": weights,
+        "dtype": dtype,
+        "converted": Path(converted) if converted is not None else None,
+        "variant": variant,
+        "allow_missing_bn": allow_missing_bn,
+    }
     if not synthetic:
         return run_parity(workspace.locate(what), **options, note=_logger.info)
-    from ckptkit.synth import synthetic_for
+    from ckptkit.synth import synthetic_stand_in
 
-    entry = workspace.registry[str(what)]
-    with synthetic_checkpoint(synthetic_for(entry), entry) as located:
-        return run_parity(located, **options, synthetic=True, name=entry.id, note=_logger.info)
+    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
+    with synthetic_checkpoint(stand_in, entry) as located:
+        return run_parity(located, **options, synthetic=True, name=str(what), note=_logger.info)

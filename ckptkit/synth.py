@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import UsageError
-from ckptkit.families.base import Structure, family_of_variant
+from ckptkit.families.base import Structure, families, family_of_variant, get_family
 from ckptkit.formats.staging import StagedFile
 from ckptkit.tensors import DTYPES, Array, TensorSpec
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry import Entry, Registry
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
 NOTE = "synthetic weights: random numbers by a fixed recipe, trained on nothing"
@@ -225,6 +225,22 @@ class _Appending(io.RawIOBase):
     def write(self, data: Any) -> int:
         self._staged.append(data)
         return memoryview(data).nbytes
+
+
+def synthetic_stand_in(name: str, registry: Registry) -> tuple[Entry | None, Synthetic]:
+    """What stands in for a variant or an entry of that name.
+
+    Raises
+    ------
+    NotFoundError
+        When there is neither.
+    UsageError
+        When the entry's family has no recipe yet.
+    """
+    if any(name in get_family(family).variants for family in families()):
+        return None, Synthetic(name)
+    entry = registry[name]
+    return entry, synthetic_for(entry)
 
 
 def synthetic_for(entry: Entry) -> Synthetic:

@@ -75,3 +75,11 @@ def test_verify_convert_and_load_a_file(archive, tmp_path):
 def test_an_unknown_id_is_said_so():
     with pytest.raises(NotFoundError, match="moat2-384"):
         ckptkit.fetch("moat2-383")
+
+
+def test_parity_of_a_synthetic_variant():
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    report = ckptkit.parity("tiny-moat0", synthetic=True, resolution=64)
+    assert report.ok and report.synthetic
+    assert [stage.name for stage in report.stages] == [*(f"stage{n}" for n in range(1, 6)), "logits"]

@@ -9,10 +9,17 @@ import tarfile
 import numpy as np
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
-from ckptkit.synth import Synthetic, synthetic_for, synthetic_tensor, write_archive, write_bundle
+from ckptkit.synth import (
+    Synthetic,
+    synthetic_for,
+    synthetic_stand_in,
+    synthetic_tensor,
+    write_archive,
+    write_bundle,
+)
 from tests.conftest import REPOSITORY
 
 CHECK = json.loads((REPOSITORY / "tests/golden/moat/det_weights_check.json").read_text())
@@ -71,3 +78,12 @@ def test_an_entry_of_a_family_without_a_recipe_is_refused():
     assert synthetic_for(registry["tiny-moat0-256-noposemb"]) == Synthetic("tiny-moat0", pos_emb=False)
     with pytest.raises(UsageError, match="moganet-xt-224"):
         synthetic_for(registry["moganet-xt-224"])
+
+
+def test_a_name_stands_for_a_variant_or_an_entry():
+    registry = load_registry()
+    assert synthetic_stand_in("tiny-moat1", registry) == (None, Synthetic("tiny-moat1"))
+    entry, chosen = synthetic_stand_in("moat2-384-noposemb", registry)
+    assert (entry.id, chosen) == ("moat2-384-noposemb", Synthetic("moat2", pos_emb=False))
+    with pytest.raises(NotFoundError, match="moat2-384"):
+        synthetic_stand_in("moat2-383", registry)

@@ -225,16 +225,11 @@ def synth(
 def _synthetic(state: State, what: str, *, pos_emb: bool, ema: bool, bn: bool) -> Synthetic:
     from dataclasses import replace
 
-    from ckptkit.families.base import families, get_family
-    from ckptkit.synth import Synthetic, synthetic_for
+    from ckptkit.synth import synthetic_stand_in
 
-    variants = {variant for name in families() for variant in get_family(name).variants}
-    if what in variants:
-        chosen = Synthetic(what, pos_emb=pos_emb)
-    else:
-        chosen = synthetic_for(state.registry()[what])
-        if not pos_emb:
-            chosen = replace(chosen, pos_emb=False)
+    _, chosen = synthetic_stand_in(what, state.registry())
+    if not pos_emb:
+        chosen = replace(chosen, pos_emb=False)
     return replace(chosen, twins=ema, bn_statistics=bn)
 
 

@@ -167,20 +167,16 @@ def _resolution(text: str | None) -> tuple[int, int] | None:
 @contextmanager
 def _located(workspace: Workspace, name: str, *, synthetic: bool) -> Iterator[Located]:
     """Find a checkpoint, fetching an entry that is not here; or make a synthetic one for the time being."""
-    from ckptkit.families.base import families, get_family
+    from ckptkit.families.base import get_family
     from ckptkit.parity import synthetic_checkpoint
-    from ckptkit.synth import Synthetic, synthetic_for
+    from ckptkit.synth import synthetic_stand_in
 
     if not synthetic:
         if not workspace.is_path(name) and name in workspace.registry:
             get_family(workspace.registry[name].family)  # no download for what has no models
         yield workspace.locate(name)
         return
-    if any(name in get_family(family).variants for family in families()):
-        entry, recipe = None, Synthetic(name)
-    else:
-        entry = workspace.registry[name]
-        recipe = synthetic_for(entry)
+    entry, recipe = synthetic_stand_in(name, workspace.registry)
     with synthetic_checkpoint(recipe, entry) as located:
         yield located
 

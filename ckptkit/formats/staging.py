@@ -119,7 +119,7 @@ class StagedFile:
                 self._close()
             self._temporary.replace(self.final)
             self._close()
-            _sync_folder(self.final.parent)
+            sync_folder(self.final.parent)
         return self.final
 
     def commit(self) -> Path:
@@ -206,7 +206,7 @@ def _escape_glob(name: str) -> str:
     return glob.escape(name)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable, where the platform can."""
     if os.name == "nt":
         return

@@ -16,8 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.errors import FormatError
-from ckptkit.formats.staging import translated
-from ckptkit.store.partial import sync_folder
+from ckptkit.formats.staging import sync_folder, translated
 
 if TYPE_CHECKING:
     from typing_extensions import Self

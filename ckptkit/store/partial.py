@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import StorageError, storage_error
-from ckptkit.formats.staging import translated
+from ckptkit.formats.staging import sync_folder, translated
 from ckptkit.store.cache import write_json
 from ckptkit.store.integrity import Digests, Promise, StreamHasher
 from ckptkit.store.transport import Identity
@@ -197,18 +197,6 @@ class Partial:
     def _file_name(self, identity: Identity) -> str:
         text = json.dumps([self._source, asdict(identity)], sort_keys=True)
         return f".{self.name}.{hashlib.sha256(text.encode()).hexdigest()[:16]}.part"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable, where the platform can."""
-    if os.name == "nt":
-        return
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def require_space(folder: Path, needed: int, name: str) -> None:

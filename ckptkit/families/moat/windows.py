@@ -1,4 +1,4 @@
-"""Attention windows of the PyTorch model: how they are asked for, and how a map is cut into them.
+"""Attention windows: how they are asked for, and how the PyTorch model cuts a map into them.
 
 torch itself is not imported: cutting needs only the methods of a tensor.
 """
