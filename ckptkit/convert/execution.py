@@ -80,7 +80,7 @@ def execute(
     FormatError
         When the source turns out damaged.
     IntegrityError
-        When the result read back is not what was written; it is removed then.
+        When the result read back is not what was written; it does not stay.
     StorageError
         When the disk refuses.
     """
@@ -91,12 +91,10 @@ def execute(
             checksums[name] = crc
             if progress:
                 progress(sizes[name])
-        files = tuple(writer.finish())
+        compare = partial(check_written, specs=conversion.specs, checksums=checksums, output=output)
+        files = tuple(writer.finish(compare if check else None))
     shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
-    converted = Converted(shard_index or output, files, checksums)
-    if check:
-        check_written(converted, conversion.specs)
-    return converted
+    return Converted(shard_index or output, files, checksums)
 
 
 def _written(conversion: Plan, reader: Reader, writer: Writer) -> Iterator[tuple[str, int]]:
@@ -144,26 +142,37 @@ def _writer(conversion: Plan, output: Path, force: bool) -> Writer:
     return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force, **sharding)
 
 
-def check_written(converted: Converted, specs: Sequence[TensorSpec]) -> None:
-    """Read a result back and compare names, dtypes, shapes and every byte; remove it when it differs.
+def check_written(
+    path: Path, *, specs: Sequence[TensorSpec], checksums: Mapping[str, int], output: Path
+) -> None:
+    """Read a result back and compare names, dtypes, shapes and every byte.
+
+    Parameters
+    ----------
+    path : Path
+        Where it can be opened now.
+    specs : sequence of TensorSpec
+        What it should hold.
+    checksums : mapping of str to int
+        crc32c of each tensor's bytes as they were meant to be.
+    output : Path
+        What to call it in an error.
 
     Raises
     ------
     IntegrityError
         When anything differs from what was meant.
     """
-    with open_reader(converted.path) as written:
+    with open_reader(path) as written:
         wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
-        wrong += [name for name in written.specs if name not in converted.checksums]
+        wrong += [name for name in written.specs if name not in checksums]
         if not wrong:
             with ThreadPoolExecutor(_THREADS) as pool:
-                differing = pool.map(partial(_differing, written, converted.checksums), _batches(specs))
+                differing = pool.map(partial(_differing, written, checksums), _batches(specs))
                 wrong = [name for names in differing for name in names]
     if wrong:
-        for file in converted.files:
-            file.unlink(missing_ok=True)
         raise IntegrityError(
-            f"{converted.path}: {wrong[0]} read back differs from what was written; the file was removed",
+            f"{output}: {wrong[0]} read back differs from what was written; nothing was kept",
             hint="check the disk, then convert again",
         )
 

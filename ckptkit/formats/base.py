@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +11,10 @@ from ckptkit.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+Check = Callable[[Path], None]
+"""Looks at a written checkpoint and raises when it is not what it should be."""
 
 
 class Reader(Protocol):
@@ -83,8 +87,12 @@ class Writer(Protocol):
         """Write one tensor (any strides; cast to the spec's dtype). Returns crc32c of the bytes written."""
         ...
 
-    def finish(self) -> list[Path]:
-        """Sync and rename; returns the files that now exist."""
+    def finish(self, check: Check | None = None) -> list[Path]:
+        """Sync, check and rename; returns the files that now exist.
+
+        ``check`` is given a path under which the whole result can be opened: its temporary name where the
+        container is one file, else the final one. What it raises discards the result.
+        """
         ...
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.npy_header import CODES, MAX_HEADER_BYTES, NpyHeader, header_bytes, parse_header
 from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
@@ -230,9 +231,9 @@ class NpzWriter(SequentialWriter):
     def _end(self, spec: TensorSpec) -> None:
         self._zip.end()
 
-    def _commit(self) -> list[Path]:
+    def _commit(self, check: Check | None) -> list[Path]:
         self._zip.close(self._comment)
-        return [self._file.commit()]
+        return [self._file.commit_checked(check)]
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import CkptkitError, ConversionError, UsageError
+from ckptkit.formats.base import Check
 from ckptkit.formats.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -17,7 +18,7 @@ from ckptkit.formats.safetensors_header import (
 )
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
 from ckptkit.formats.sequential_writer import TensorWriter
-from ckptkit.formats.staging import StagedFile, refuse_existing
+from ckptkit.formats.staging import StagedFile, check_or_remove, refuse_existing
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 _ALIGNMENT = 8
@@ -160,10 +161,10 @@ class SafetensorsWriter(TensorWriter):
             self._written += 1
         return crc
 
-    def _commit(self) -> list[Path]:
+    def _commit(self, check: Check | None) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""
         if len(self._shards) == 1:
-            return [self._staged[0].commit()]
+            return [self._staged[0].commit_checked(check)]
         index = StagedFile(self._index, force=self._force)
         self._staged.append(index)
         index.append(self._index_bytes())
@@ -179,6 +180,7 @@ class SafetensorsWriter(TensorWriter):
             for path in done:
                 path.unlink(missing_ok=True)
             raise
+        check_or_remove(check, self._index, done)
         for path in old - set(done):
             path.unlink(missing_ok=True)
         return done

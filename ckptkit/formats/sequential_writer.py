@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError
+from ckptkit.formats.base import Check
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ class TensorWriter(ABC):
         self.order = list(self._specs)
         self._written = 0
 
-    def finish(self) -> list[Path]:
-        """Sync and rename; returns the files that now exist.
+    def finish(self, check: Check | None = None) -> list[Path]:
+        """Sync, check and rename; returns the files that now exist.
+
+        Parameters
+        ----------
+        check : callable, optional
+            See `ckptkit.formats.base.Writer.finish`.
 
         Raises
         ------
@@ -65,10 +71,10 @@ class TensorWriter(ABC):
         missing = len(self.order) - self._written
         if missing:
             raise ValueError(f"{missing} tensors of {self.path} were never written")
-        return self._commit()
+        return self._commit(check)
 
     @abstractmethod
-    def _commit(self) -> list[Path]:
+    def _commit(self, check: Check | None) -> list[Path]:
         """Bring everything to its final name."""
 
     @abstractmethod

@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -107,10 +107,15 @@ class StagedFile:
     def sync(self) -> None:
         """Bring the bytes to the disk."""
         self._await_sync()
+        self._trim()
+        with translated(self.final):
+            os.fsync(self._fd)
+
+    def _trim(self) -> None:
+        """Give a file that ends in a hole its whole length."""
         with translated(self.final):
             if os.fstat(self._fd).st_size < self._position:
                 os.ftruncate(self._fd, self._position)
-            os.fsync(self._fd)
 
     def rename(self) -> Path:
         """Give the file its final name (call `sync` first)."""
@@ -125,6 +130,23 @@ class StagedFile:
     def commit(self) -> Path:
         """Sync and rename."""
         self.sync()
+        return self.rename()
+
+    def commit_checked(self, check: Callable[[Path], None] | None) -> Path:
+        """Sync, have the result checked under its temporary name meanwhile, and rename.
+
+        Parameters
+        ----------
+        check : callable, optional
+            Given the temporary path; what it raises keeps the file from its final name.
+        """
+        if check is None:
+            return self.commit()
+        self._trim()
+        with ThreadPoolExecutor(1) as syncer:
+            syncing = syncer.submit(self.sync)
+            check(self._temporary)
+            syncing.result()
         return self.rename()
 
     def discard(self) -> None:
@@ -153,6 +175,18 @@ class StagedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def check_or_remove(check: Callable[[Path], None] | None, path: Path, files: Sequence[Path]) -> None:
+    """Check a result that is several files and stands already; remove it when the check raises."""
+    if check is None:
+        return
+    try:
+        check(path)
+    except BaseException:  # Ctrl+C too: what was not checked to its end does not stay
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError, storage_error
+from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
-from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.staging import StagedFile, check_or_remove
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
@@ -101,8 +102,13 @@ class TfBundleWriter:
         self._entries[name] = BundleEntry(number, spec.shape, 0, start, size, mask(crc))
         return crc
 
-    def finish(self) -> list[Path]:
+    def finish(self, check: Check | None = None) -> list[Path]:
         """Sync and rename, the index last: a checkpoint exists if and only if its index does.
+
+        Parameters
+        ----------
+        check : callable, optional
+            Given the prefix when both files stand; what it raises removes them.
 
         Raises
         ------
@@ -127,10 +133,12 @@ class TfBundleWriter:
             raise storage_error(error, index_path(self.prefix)) from error
         data = self._data.rename()
         try:
-            return [data, self._index.rename()]
+            files = [data, self._index.rename()]
         except BaseException:  # Ctrl+C too: data without an index is of no use to anybody
             data.unlink(missing_ok=True)
             raise
+        check_or_remove(check, self.prefix, files)
+        return files
 
     def __enter__(self) -> Self:
         return self

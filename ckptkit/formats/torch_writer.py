@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from ckptkit.formats.base import Check
 from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.torch_containers import METADATA_RECORD
@@ -71,10 +72,10 @@ class TorchWriter(SequentialWriter):
     def _end(self, spec: TensorSpec) -> None:
         self._zip.end()
 
-    def _commit(self) -> list[Path]:
+    def _commit(self, check: Check | None) -> list[Path]:
         self._zip.add(f"{_ROOT}/version", b"3\n")
         self._zip.close()
-        return [self._file.commit()]
+        return [self._file.commit_checked(check)]
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""
