@@ -11,6 +11,7 @@ from ckptkit.convert.planning import Options, Plan, plan
 from ckptkit.errors import FormatError, UsageError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.staging import refuse_existing
 from ckptkit.workspace import Located, Workspace
 
 
@@ -74,6 +75,8 @@ def convert_located(
             return Outcome(conversion, path, None, reused=True)
         if dry_run:
             return Outcome(conversion, path, None)
+        if not in_cache:
+            refuse_existing(_standing(path), force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", conversion.nbytes) as advance:
             converted = execute(
                 conversion, reader, path, force=force or in_cache, check=check, progress=advance
@@ -153,9 +156,14 @@ def _stem(path: Path) -> str:
     return path.stem or name
 
 
+def _standing(path: Path) -> Path:
+    """What stands at a path if anything does: the file, or the index of a TensorFlow prefix."""
+    return path if path.exists() else path.with_name(path.name + ".index")
+
+
 def _stands_already(path: Path, conversion: Plan) -> bool:
     """Whether the cache holds this very conversion: same source, same options, same version of the tool."""
-    if not path.exists() and not path.with_name(path.name + ".index").exists():
+    if not _standing(path).exists():
         return False
     try:
         with open_reader(path) as reader:

@@ -232,7 +232,8 @@ def test_an_existing_output_needs_force(folder, tmp_path):
     target.write_bytes(b"precious")
     done = run("convert", folder / "model.ckpt", "-o", target)
     assert done.returncode == 2
-    assert "--force" in one_line(done.stderr)
+    assert done.stderr.splitlines() == [one_line(done.stderr)], "refused before anything was begun"
+    assert "--force" in done.stderr
     assert target.read_bytes() == b"precious"
     assert run("convert", folder / "model.ckpt", "-o", target, "--force", "-q").returncode == 0
     assert len(names(target)) == 361
