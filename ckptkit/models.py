@@ -142,7 +142,10 @@ def create_model(
         )
         if wanted.pos_emb != found.structure.pos_emb:
             has = "has" if found.structure.pos_emb else "has no"
-            raise UsageError(f"{path} {has} position embedding", hint="leave pos_emb to the file")
+            raise UsageError(
+                f"{path} {has} position embedding",
+                hint="take the file of this entry, or give the variant instead of the id",
+            )
         model = _build(module, wanted)
         _load(model, module, framework, reader, found)
     return model
@@ -173,11 +176,12 @@ def _checkpoint_path(
 
 
 def _pos_emb(asked: bool | Unset, entry: Entry | None, found: Recognition | None) -> bool:
+    """As asked, else the entry's, else the file's."""
     if not isinstance(asked, Unset):
         return asked
-    if found is not None:
-        return found.structure.pos_emb
-    return True if entry is None or entry.pos_emb is None else entry.pos_emb
+    if entry is not None and entry.pos_emb is not None:
+        return entry.pos_emb
+    return True if found is None else found.structure.pos_emb
 
 
 def _behaviour(

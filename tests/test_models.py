@@ -108,6 +108,8 @@ def test_a_file_of_another_kind_is_refused(bundle, tmp_path):
     with pytest.raises(ConversionError, match="unlike tiny-moat1"):
         create_model("tiny-moat1", checkpoint=bundle)
     with pytest.raises(UsageError, match="has position embedding"):
+        create_model("tiny-moat0-256-noposemb", checkpoint=bundle)
+    with pytest.raises(UsageError, match="has position embedding"):
         create_model("tiny-moat0", checkpoint=bundle, pos_emb=False)
     write_bundle(Synthetic("tiny-moat0", bn_statistics=False), tmp_path / "no-bn.ckpt")
     with pytest.raises(ConversionError, match="no BatchNorm moving statistics"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.cli.options import FloatType, WhichWeights
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -25,22 +26,6 @@ class Format(str, Enum):
     TORCH = "torch"
     TF = "tf"
     NPZ = "npz"
-
-
-class FloatType(str, Enum):
-    """Element types a conversion can cast floating tensors to."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class WhichWeights(str, Enum):
-    """Which copy to take where a file holds both."""
-
-    AUTO = "auto"
-    EMA = "ema"
-    RAW = "raw"
 
 
 def convert(

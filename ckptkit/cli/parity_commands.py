@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.convert_commands import FloatType, WhichWeights
+from ckptkit.cli.options import FloatType, WhichWeights
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 

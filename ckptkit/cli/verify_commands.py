@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.cli.options import WhichWeights
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -24,14 +25,6 @@ _SHOWN_ITEMS = 8
 _STYLES = {"ok": None, "failed": "red", "skipped": "yellow"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-class WhichWeights(str, Enum):
-    """Which copy to take where a file holds both."""
-
-    AUTO = "auto"
-    EMA = "ema"
-    RAW = "raw"
 
 
 class SortBy(str, Enum):

@@ -167,6 +167,7 @@ def plan(
     )
     layout = options.layout or recognition.family.default_layout[options.to]
     target_table = recognition.family.table(layout, recognition.variant, structure)
+    _refuse_other_pos_emb(reader.path, recognition, entry)
     _refuse_misfit(reader.path, found, options)
     dtype = DTYPES[options.dtype] if options.dtype else None
     moves = tuple(
@@ -217,6 +218,17 @@ def _dropped_head(found: Match, structure: Structure) -> list[Ignored]:
         for b in found.recognition.table.bindings
         if b.part == "head" and b.canonical in found.sources
     ]
+
+
+def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | None) -> None:
+    """Raise ConversionError when position tables are there that the entry has not, or the other way round."""
+    has = recognition.structure.pos_emb
+    if entry is not None and entry.pos_emb not in (None, has):
+        raise ConversionError(
+            f"{path}: {'has' if has else 'lacks'} the position embedding that {entry.id} "
+            f"{'lacks' if has else 'has'}",
+            hint=f"is it the file of another entry? see 'ckptkit show {entry.id}'",
+        )
 
 
 def _refuse_misfit(path: Path, found: Match, options: Options) -> None:

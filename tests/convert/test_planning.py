@@ -207,3 +207,12 @@ def test_a_headless_file_converts_without_a_head(plain):
     headless = {n: s for n, s in plain.specs.items() if "logits_head" not in n and "final_layer" not in n}
     conversion = plan(Altered(plain, headless), Options("safetensors", head=False))
     assert len(conversion.moves) == 361 - 4
+
+
+@pytest.mark.parametrize(("kind", "id"), [("plain", "tiny-moat0-256-noposemb"), ("twins", "tiny-moat0-256")])
+def test_an_entry_decides_whether_there_is_a_position_embedding(bundles, kind, id):
+    with (
+        TfBundleReader(bundles[kind]) as reader,
+        pytest.raises(ConversionError, match=f"position embedding that {id}"),
+    ):
+        plan(reader, Options("safetensors"), entry=load_registry()[id])
