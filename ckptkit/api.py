@@ -192,7 +192,7 @@ def load(
     what : str or Path
         Id (fetched when it is not here) or path.
     layout : str
-        ``torch``, ``deeplab2`` or ``keras`` for MOAT.
+        ``torch``, ``deeplab2`` or ``keras`` for MOAT, ``torch``, ``openmixup`` or ``keras`` for MogaNet.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
     variant : str, optional
@@ -208,10 +208,12 @@ def load(
         Nothing there; damaged; the tensors do not fit.
     """
     from ckptkit.convert import load_tensors
+    from ckptkit.families.binding import wanted_copy
     from ckptkit.formats.detect import open_reader
 
-    with open_reader(_workspace().locate(what).path) as reader:
-        return load_tensors(reader, layout, weights=weights, variant=variant)
+    located = _workspace().locate(what)
+    with open_reader(located.path, weights=wanted_copy(weights, located.entry)) as reader:
+        return load_tensors(reader, layout, weights=weights, variant=variant, entry=located.entry)
 
 
 def parity(

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from ckptkit.tensors import Array
 
@@ -164,6 +165,7 @@ OPS: dict[str, Op] = {
         Op("flatten", "h d", "(h d)"),
         Op("conv1x1_to_linear", "1 1 i o", "o i"),
         Op("linear", "i o", "o i"),
+        Op("channels", "c", "1 c 1 1"),
     )
 }
 """Every op there is, external → canonical. HWIO kernels become OIHW, attention projections matrices."""
@@ -185,7 +187,8 @@ class Definition:
         Whether it is counted as a parameter (BatchNorm statistics are not).
     part : str
         ``head`` for what a headless conversion drops, ``bn_statistics`` for what the first MOAT uploads
-        lack, ``position`` for position embeddings, ``body`` otherwise.
+        lack, ``position`` for position embeddings, ``counter`` for BatchNorm's integer count of training
+        steps, which travels along where it is there and is never missed, ``body`` otherwise.
     """
 
     name: str
@@ -245,6 +248,36 @@ class Ignore:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """How a layout calls the second copy of a tensor that stands beside the first.
+
+    Parameters
+    ----------
+    holds : {"ema", "raw"}
+        What the second copy is: the moving average, or the weights being trained. The plain name has the
+        other one.
+    prefix, suffix : str
+        What its name adds to the plain name.
+    separator : str
+        What stands in its name for each dot of the plain one.
+
+    Examples
+    --------
+    >>> Twin("raw", prefix="ema_", separator="_").of("backbone.norm1.weight")
+    'ema_backbone_norm1_weight'
+    """
+
+    holds: Literal["ema", "raw"]
+    prefix: str = ""
+    suffix: str = ""
+    separator: str = "."
+
+    def of(self, name: str) -> str:
+        """Name of a tensor's second copy."""
+        return self.prefix + name.replace(".", self.separator) + self.suffix
+
+
+@dataclass(frozen=True)
 class Layout:
     """Names and axis order of one way to store an architecture.
 
@@ -256,14 +289,18 @@ class Layout:
         One per `Definition`.
     ignores : tuple of Ignore
         What else such files hold.
-    ema_suffix : str or None
-        What the name of a tensor's moving average adds to the tensor's own.
+    twin : Twin or None
+        How files call a second copy of the weights.
+    headless : str or None
+        Layout whose names a file without head has, where that is another one: code for dense prediction
+        builds the backbone alone.
     """
 
     name: str
     rules: tuple[Rule, ...]
     ignores: tuple[Ignore, ...] = ()
-    ema_suffix: str | None = None
+    twin: Twin | None = None
+    headless: str | None = None
 
     @cached_property
     def by_canonical(self) -> dict[str, Rule]:

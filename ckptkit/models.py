@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +17,12 @@ from ckptkit.families.base import (
     family_of_variant,
     require_recognition,
 )
-from ckptkit.formats.base import Reader
+from ckptkit.families.binding import wanted_copy
+from ckptkit.families.behaviour import said_settings, settle
+from ckptkit.formats.base import Reader, Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.tensors import Array
-from ckptkit.workspace import Workspace
+from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -39,6 +40,8 @@ class Unset:
 
 UNSET: Final = Unset()
 
+_HOW = "{}=True or False"
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -50,7 +53,6 @@ class _Wanted:
     num_classes: int | None
     features_only: bool
     pos_emb: bool
-    behaviour: Mapping[str, Any]
 
 
 def create_model(
@@ -66,6 +68,7 @@ def create_model(
     window_size: Any = UNSET,
     global_attention: bool | Unset = UNSET,
     attn_force_fp32: bool | Unset = UNSET,
+    weights: Weights = "auto",
     workspace: Workspace | None = None,
 ) -> Any:
     """Build a reference model, with weights when a checkpoint is given.
@@ -74,7 +77,8 @@ def create_model(
     ----------
     id_or_variant : str
         With an id the settings come from its registry entry; with a variant (``tiny-moat0``) from the
-        arguments, else from the checkpoint's metadata, else they are those of a classifier.
+        arguments, else from the checkpoint's metadata, else they are those of a classifier. MogaNet's
+        ``attn_force_fp32`` has no default: two functions with the same tensors are in use.
     framework : {"torch", "keras"}
         PyTorch takes NCHW, Keras NHWC; both float32.
     checkpoint : path, True or None
@@ -89,6 +93,8 @@ def create_model(
         Return the list of the stages' outputs instead of logits.
     pos_emb, pool_size, window_size, global_attention, attn_force_fp32
         Override the setting; see the family's model for what each does.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the checkpoint holds both.
     workspace : Workspace, optional
         Registries and cache; default those of the environment.
 
@@ -102,7 +108,8 @@ def create_model(
     NotFoundError
         When there is no such entry or variant.
     UsageError
-        When a setting does not exist in this family, or the checkpoint contradicts it.
+        When a setting does not exist in this family, is not known and has no default, or the checkpoint
+        contradicts it.
     ConversionError
         When the checkpoint does not fit.
     MissingDependencyError
@@ -115,39 +122,41 @@ def create_model(
     family = family_of_variant(entry.variant if entry else id_or_variant)
     variant = entry.variant if entry else id_or_variant
     module = family.torch_module() if framework == "torch" else family.keras_module()
-    asked = {
-        "pool_size": pool_size,
-        "window_size": window_size,
-        "global_attention": global_attention,
-        "attn_force_fp32": attn_force_fp32,
+    told = {
+        key: value
+        for key, value in (
+            ("pool_size", pool_size),
+            ("window_size", window_size),
+            ("global_attention", global_attention),
+            ("attn_force_fp32", attn_force_fp32),
+        )
+        if not isinstance(value, Unset)
     }
+    said = said_settings(family, told=told, entry=entry)
     unloaded = _Wanted(
         family,
         variant,
         resolution or (entry.test_resolution if entry else None),
         num_classes,
         features_only,
-        _pos_emb(pos_emb, entry, None),
-        _behaviour(family, asked, entry, {}),
+        _pos_emb(family, pos_emb, entry, None),
     )
-    path = _checkpoint_path(checkpoint, entry, id_or_variant, workspace)
-    if path is None:
-        return _build(module, unloaded)
-    with open_reader(path) as reader:
+    located = _checkpoint(checkpoint, entry, id_or_variant, workspace)
+    if located is None:
+        return _build(module, unloaded, settle(family, said, name=variant, how=_HOW))
+    owner = entry or located.entry
+    with open_reader(located.path, weights=wanted_copy(weights, owner)) as reader:
         found = require_recognition(reader.path, reader.specs, variant=variant)
-        wanted = replace(
-            unloaded,
-            pos_emb=_pos_emb(pos_emb, entry, found),
-            behaviour=_behaviour(family, asked, entry, reader.metadata),
-        )
+        said = said_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
+        wanted = replace(unloaded, pos_emb=_pos_emb(family, pos_emb, entry, found))
         if wanted.pos_emb != found.structure.pos_emb:
             has = "has" if found.structure.pos_emb else "has no"
             raise UsageError(
-                f"{path} {has} position embedding",
+                f"{located.path} {has} position embedding",
                 hint="take the file of this entry, or give the variant instead of the id",
             )
-        model = _build(module, wanted)
-        _load(model, module, framework, reader, found)
+        model = _build(module, wanted, settle(family, said, name=located.path, how=_HOW))
+        _load(model, module, framework, reader, found, weights, owner)
     return model
 
 
@@ -161,22 +170,26 @@ def _entry(name: str, workspace: Workspace) -> Entry | None:
     return None
 
 
-def _checkpoint_path(
+def _checkpoint(
     checkpoint: str | Path | Literal[True] | None, entry: Entry | None, name: str, workspace: Workspace
-) -> Path | None:
+) -> Located | None:
     if checkpoint is None:
         return None
     if checkpoint is not True:
-        return Path(checkpoint)
+        return workspace.locate(Path(checkpoint))
     if entry is None:
         raise UsageError(
             f"checkpoint=True needs an entry's id, {name} is a variant", hint="see 'ckptkit list'"
         )
-    return workspace.fetch(entry).path
+    return workspace.fetch(entry)
 
 
-def _pos_emb(asked: bool | Unset, entry: Entry | None, found: Recognition | None) -> bool:
-    """As asked, else the entry's, else the file's."""
+def _pos_emb(family: Family, asked: bool | Unset, entry: Entry | None, found: Recognition | None) -> bool:
+    """As asked, else the entry's, else the file's; never where the family has none."""
+    if not family.has_pos_emb:
+        if not isinstance(asked, Unset) and asked:
+            raise UsageError(f"family {family.name} has no position embedding", hint="leave pos_emb out")
+        return False
     if not isinstance(asked, Unset):
         return asked
     if entry is not None and entry.pos_emb is not None:
@@ -184,41 +197,29 @@ def _pos_emb(asked: bool | Unset, entry: Entry | None, found: Recognition | None
     return True if found is None else found.structure.pos_emb
 
 
-def _behaviour(
-    family: Family, asked: Mapping[str, Any], entry: Entry | None, metadata: Mapping[str, str]
-) -> dict[str, Any]:
-    """Each behaviour setting: as asked, else the entry's, else the file's, else a classifier's."""
-    foreign = [
-        key for key, value in asked.items() if not isinstance(value, Unset) and key not in family.behaviour
-    ]
-    if foreign:
-        raise UsageError(f"family {family.name} has no setting {foreign[0]}", hint=_settings(family))
-    settings = dict(family.behaviour)
-    settings.update({key: json.loads(metadata[key]) for key in settings if key in metadata})
-    settings.update({key: value for key in settings if (value := getattr(entry, key, None)) is not None})
-    settings.update({key: value for key, value in asked.items() if not isinstance(value, Unset)})
-    return settings
-
-
-def _settings(family: Family) -> str:
-    return "its settings are " + ", ".join(family.behaviour)
-
-
-def _build(module: Any, wanted: _Wanted) -> Any:
+def _build(module: Any, wanted: _Wanted, settings: Mapping[str, Any]) -> Any:
     return module.build(
         wanted.variant,
         resolution=wanted.resolution,
         num_classes=wanted.num_classes or None,
         features_only=wanted.features_only,
-        pos_emb=wanted.pos_emb,
-        **wanted.behaviour,
+        **({"pos_emb": wanted.pos_emb} if wanted.family.has_pos_emb else {}),
+        **settings,
     )
 
 
-def _load(model: Any, module: Any, framework: Framework, reader: Reader, found: Recognition) -> None:
+def _load(
+    model: Any,
+    module: Any,
+    framework: Framework,
+    reader: Reader,
+    found: Recognition,
+    weights: Weights,
+    entry: Entry | None,
+) -> None:
     """Fill a model from a file; a head of another size stays as initialised."""
     layout = CANONICAL if framework == "torch" else found.family.keras_layout
-    state = load_tensors(reader, layout, variant=found.variant)
+    state = load_tensors(reader, layout, weights=weights, variant=found.variant, entry=entry)
     table = found.family.table(layout, found.variant, found.structure)
     initial = _initial_state(model, module, framework)
     if any(row.external not in state for row in table.bindings if row.part == "bn_statistics"):

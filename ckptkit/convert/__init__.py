@@ -6,7 +6,7 @@ and reads the result back.
 """
 
 from ckptkit.convert.execution import Converted, check_written, execute, load_tensors, tensor_crc32c
-from ckptkit.convert.planning import FLOAT_DTYPES, FORMATS, Move, Options, Plan, behaviour_metadata, plan
+from ckptkit.convert.planning import FLOAT_DTYPES, FORMATS, Move, Options, Plan, plan
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -15,7 +15,6 @@ __all__ = [
     "Move",
     "Options",
     "Plan",
-    "behaviour_metadata",
     "check_written",
     "execute",
     "load_tensors",

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptkit.checksums import crc32c
 from ckptkit.convert.planning import Move, Options, Plan, plan
@@ -19,6 +20,9 @@ from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
 
 _THREADS = 2
 """The work lies in numpy, crc32c and the system, which all let go of the interpreter lock."""
@@ -195,7 +199,12 @@ def tensor_crc32c(array: Array) -> int:
 
 
 def load_tensors(
-    reader: Reader, layout: str = CANONICAL, *, weights: Weights = "auto", variant: str | None = None
+    reader: Reader,
+    layout: str = CANONICAL,
+    *,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    entry: Entry | None = None,
 ) -> dict[str, Array]:
     """Read a whole checkpoint under the names of a layout.
 
@@ -206,6 +215,8 @@ def load_tensors(
         Default: the canonical (PyTorch) names.
     weights, variant
         As in `Options`.
+    entry : Entry, optional
+        The registry entry it belongs to.
 
     Returns
     -------
@@ -224,6 +235,7 @@ def load_tensors(
     conversion = plan(
         reader,
         Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
+        entry=entry,
     )
     loaded = {}
     for move in conversion.moves:

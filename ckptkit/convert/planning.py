@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition, Structure, require_recognition
-from ckptkit.families.binding import Ignored, Match, Weights, match
+from ckptkit.families.binding import Ignored, Known, Match, Weights, match
+from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.formats.base import Reader
 from ckptkit.layouts import IDENTITY, Binding, Table
 from ckptkit.tensors import DTYPES, Array, DType, TensorSpec
@@ -48,6 +49,8 @@ class Options:
         Overrides what the file is recognised as.
     max_shard_size : int, optional
         Split a safetensors output into shards of at most so many bytes.
+    settings : mapping of str to Any
+        Behaviour settings (``attn_force_fp32`` …) to write into the metadata, over the entry's and the file's.
     """
 
     to: str
@@ -58,6 +61,7 @@ class Options:
     allow_missing_bn: bool = False
     variant: str | None = None
     max_shard_size: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,14 +165,22 @@ def plan(
     recognition = require_recognition(
         reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
     )
-    found = match(reader.specs, recognition, weights=_weights(options, entry))
+    known = Known.of(reader, entry)
+    found = match(reader.specs, recognition, weights=options.weights, known=known)
     structure = (
         replace(recognition.structure, num_classes=None) if not options.head else recognition.structure
     )
-    layout = options.layout or recognition.family.default_layout[options.to]
+    layout = _target_layout(options, recognition)
     target_table = recognition.family.table(layout, recognition.variant, structure)
     _refuse_other_pos_emb(reader.path, recognition, entry)
     _refuse_misfit(reader.path, found, options)
+    settings = said_settings(
+        recognition.family,
+        told=options.settings,
+        entry=entry,
+        metadata=reader.metadata,
+        path=reader.path,
+    )
     dtype = DTYPES[options.dtype] if options.dtype else None
     moves = tuple(
         _move(reader, found, binding, dtype)
@@ -185,17 +197,22 @@ def plan(
         weights=found.weights,
         moves=moves,
         ignored=(*dropped, *found.ignored),
-        metadata={**_metadata(reader, found, target_table, structure, entry), **(provenance or {})},
-        notes=tuple(_notes(reader, found)),
+        metadata={
+            **_metadata(reader, found, target_table, structure, entry, settings),
+            **({"weights": copy} if (copy := found.weights or known.held) else {}),
+            **(provenance or {}),
+        },
+        notes=tuple(_notes(reader, found, settings)),
         max_shard_size=options.max_shard_size,
     )
 
 
-def _weights(options: Options, entry: Entry | None) -> Weights:
-    if options.weights == "auto" and entry is not None and entry.weights in ("ema", "raw"):
-        # The entry says which weights were published; where the file holds only those, auto finds them.
-        return "raw" if entry.weights == "raw" else "auto"
-    return options.weights
+def _target_layout(options: Options, recognition: Recognition) -> str:
+    """Layout to write: as asked, else the usual one; a backbone's own names where the head is left out."""
+    family = recognition.family
+    layout = options.layout or family.default_layout[options.to]
+    headless = family.layouts[layout].headless if layout in family.layouts else None
+    return headless if headless and not options.head else layout
 
 
 def _move(reader: Reader, found: Match, outward: Binding, dtype: DType | None) -> Move:
@@ -272,22 +289,34 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({shown})"
 
 
-def _notes(reader: Reader, found: Match) -> list[str]:
+def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[str]:
     notes = list(reader.notes)
     if found.weights is not None:
         notes.append(f"the file holds raw weights and moving averages; taking {found.weights}")
+    twin = found.recognition.table.layout.twin
+    if found.weights == "raw" and twin is not None and twin.holds == "raw":
+        notes.append("its BatchNorm statistics are those of the moving averages, there are no others")
     if found.lacks_bn_statistics:
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
+    notes += [
+        f"{key} is not known, so the result does not say it; models built from it must be told"
+        for key in unsaid(found.recognition.family, settings)
+    ]
     return notes
 
 
 def _metadata(
-    reader: Reader, found: Match, table: Table, structure: Structure, entry: Entry | None
+    reader: Reader,
+    found: Match,
+    table: Table,
+    structure: Structure,
+    entry: Entry | None,
+    settings: Mapping[str, Any],
 ) -> dict[str, str]:
     """Provenance and behaviour settings that travel in the converted file."""
     recognition = found.recognition
     metadata = {key: reader.metadata[key] for key in _CARRIED if key in reader.metadata}
-    metadata.update(behaviour_metadata(recognition, reader.metadata, entry))
+    metadata |= {key: json.dumps(value) for key, value in settings.items()}
     if entry is not None:
         metadata["entry"] = entry.id
         metadata |= {
@@ -295,28 +324,13 @@ def _metadata(
             for key, value in (("normalization", entry.normalization), ("resolution", entry.test_resolution))
             if value is not None
         }
-    if found.weights is not None:
-        metadata["weights"] = found.weights
+    if recognition.family.has_pos_emb:
+        metadata["pos_emb"] = "true" if structure.pos_emb else "false"
     return metadata | {
         "bn_statistics": "missing" if found.lacks_bn_statistics else "present",
         "ckptkit_version": __version__,
         "family": recognition.family.name,
         "variant": recognition.variant,
         "layout": table.layout.name,
-        "pos_emb": "true" if structure.pos_emb else "false",
         "num_classes": str(structure.num_classes or 0),
     }
-
-
-def behaviour_metadata(
-    recognition: Recognition, file_metadata: Mapping[str, str], entry: Entry | None
-) -> dict[str, str]:
-    """Behaviour settings as text: the entry's where there is one, else what the file itself says."""
-    settings = {}
-    for key in recognition.family.behaviour:
-        value: Any = getattr(entry, key, None)
-        if value is not None:
-            settings[key] = json.dumps(value)
-        elif key in file_metadata:
-            settings[key] = file_metadata[key]
-    return settings

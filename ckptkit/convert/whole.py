@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptkit.convert.execution import Converted, execute
 from ckptkit.convert.planning import Options, Plan, plan
 from ckptkit.errors import FormatError, UsageError
+from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS, open_reader
 from ckptkit.formats.staging import refuse_existing
@@ -67,7 +68,7 @@ def convert_located(
     CkptkitError
         As `plan` and `execute` raise them.
     """
-    with open_reader(located.path) as reader:
+    with open_reader(located.path, weights=wanted_copy(options.weights, located.entry)) as reader:
         conversion = plan(reader, options, entry=located.entry, provenance=provenance(located))
         path = output_path(located, conversion, options, workspace, output)
         in_cache = located.entry is not None and output is None

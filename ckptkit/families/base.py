@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +22,15 @@ from ckptkit.tensors import TensorSpec
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
 
-_FAMILIES = {"moat": "ckptkit.families.moat:MOAT"}
+_FAMILIES = {"moat": "ckptkit.families.moat:MOAT", "moganet": "ckptkit.families.moganet:MOGANET"}
+
+
+class _MustBeTold(Enum):
+    MUST_BE_TOLD = "must be told"
+
+
+MUST_BE_TOLD = _MustBeTold.MUST_BE_TOLD
+"""A behaviour setting without a default: both values are in use, and nothing in the tensors tells which."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,11 @@ class Family(ABC):
     default_layout: Mapping[str, str]
     """Layout that a conversion to each format gets when none is asked for."""
     behaviour: Mapping[str, Any]
-    """Settings that change the output but no shape, with the value a classifier has."""
+    """Settings that change the output but no shape, with the value a classifier has, or `MUST_BE_TOLD`:
+    see `ckptkit.families.behaviour`."""
     keras_layout: str = "keras"
+    has_pos_emb: bool = True
+    """Whether the family has variants with a position embedding."""
 
     @property
     @abstractmethod

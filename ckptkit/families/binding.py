@@ -8,17 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition
+from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.layouts import Binding, Ignore
 from ckptkit.tensors import TensorSpec
 
-Weights = Literal["auto", "ema", "raw"]
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
 
-_EMA_NOT_CHOSEN = Ignore("moving averages", "", "the raw weights were chosen")
-_RAW_NOT_CHOSEN = Ignore("raw weights", "", "their moving averages were chosen")
+__all__ = ["Ignored", "Known", "Match", "Weights", "match", "wanted_copy"]
+
+_NOT_CHOSEN: dict[Copy, Ignore] = {
+    "ema": Ignore("moving averages", "", "the raw weights were chosen"),
+    "raw": Ignore("raw weights", "", "their moving averages were chosen"),
+}
+_IN_WORDS: dict[Copy, str] = {"ema": "moving averages (EMA)", "raw": "raw weights"}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known, from outside of the tensors, of the copies in a file.
+
+    Parameters
+    ----------
+    usual : "ema", "raw" or None
+        What the published figures belong to, as the registry entry says.
+    opened : "ema", "raw" or None
+        Which copy the tensors are, where the file holds each in a state dict of its own.
+    held : "ema", "raw" or None
+        Which copy the tensors are, where the file holds one.
+    """
+
+    usual: Copy | None = None
+    opened: Copy | None = None
+    held: Copy | None = None
+
+    @classmethod
+    def of(cls, reader: Reader, entry: Entry | None) -> Known:
+        """Gather it from an open file and its registry entry."""
+        usual = entry.weights if entry is not None else None
+        said = reader.metadata.get("weights")
+        held: Copy | None = "ema" if said == "ema" else "raw" if said == "raw" else usual
+        return cls(usual=usual, opened=getattr(reader, "weights", None), held=held)
+
+
+def wanted_copy(weights: Weights, entry: Entry | None) -> Weights:
+    """Which copy to open a file for: as asked, else the one that its entry's figures belong to."""
+    return (entry.weights if entry is not None and weights == "auto" else None) or weights
 
 
 @dataclass(frozen=True)
@@ -38,8 +77,8 @@ class Match:
     ----------
     recognition : Recognition
         What the file was taken for.
-    weights : str or None
-        ``ema`` or ``raw`` where the file holds both copies, None where it holds one.
+    weights : "ema", "raw" or None
+        Which copy is taken where the file holds both, None where it holds one.
     sources : mapping of str to str
         Canonical name → name in the file.
     ignored : tuple of Ignored
@@ -52,7 +91,7 @@ class Match:
     """
 
     recognition: Recognition
-    weights: str | None
+    weights: Copy | None
     sources: Mapping[str, str]
     ignored: tuple[Ignored, ...]
     unexpected: tuple[str, ...]
@@ -67,7 +106,13 @@ class Match:
         return bool(statistics) and all(b.canonical in missing for b in statistics)
 
 
-def match(specs: Mapping[str, TensorSpec], recognition: Recognition, *, weights: Weights = "auto") -> Match:
+def match(
+    specs: Mapping[str, TensorSpec],
+    recognition: Recognition,
+    *,
+    weights: Weights = "auto",
+    known: Known | None = None,
+) -> Match:
     """Set a file's tensors against the architecture it was recognised as.
 
     Parameters
@@ -75,35 +120,38 @@ def match(specs: Mapping[str, TensorSpec], recognition: Recognition, *, weights:
     specs : mapping of str to TensorSpec
     recognition : Recognition
     weights : {"auto", "ema", "raw"}
-        Which copy to take where a file holds both; ``auto`` takes the moving averages.
+        Which copy to take where a file holds both; ``auto`` takes the usual one, else the moving averages.
+    known : Known, optional
+        What is known of the copies besides the tensors' names.
 
     Raises
     ------
     UsageError
-        When ``ema`` is asked for and the file holds no moving averages.
+        When a copy is asked for that the file does not hold.
     ConversionError
-        When only some of the parameters have a moving average.
+        When only some of the parameters have the copy that is taken.
     """
     table = recognition.table
+    known = known or Known()
     names = {b.canonical: _name_in_file(b, specs) for b in table.bindings}
-    twins = _moving_averages(specs, recognition, names)
-    if weights == "ema" and not twins:
-        raise UsageError("this file holds no moving averages (EMA)", hint="leave --weights out, or say raw")
-    take_ema = bool(twins) and weights != "raw"
-    if take_ema:
+    twins = _twins(specs, recognition, names)
+    copy = _choose_copy(recognition, bool(twins), weights, known)
+    take_twins = bool(twins) and table.layout.twin is not None and table.layout.twin.holds == copy
+    if take_twins:
         _require_whole(recognition, names, twins)
+    left_out = dict.fromkeys(() if take_twins else twins.values(), _not_chosen(copy))
     sources: dict[str, str] = {}
     missing: list[Binding] = []
     wrong_shape: list[tuple[Binding, TensorSpec]] = []
-    left_out = dict.fromkeys(twins.values(), _EMA_NOT_CHOSEN) if not take_ema else {}
     for binding in table.bindings:
         name = names[binding.canonical]
-        if take_ema and binding.canonical in twins:
+        if take_twins and binding.canonical in twins:
             if name is not None:
-                left_out[name] = _RAW_NOT_CHOSEN
+                left_out[name] = _not_chosen(copy)
             name = twins[binding.canonical]
         if name is None:
-            missing.append(binding)
+            if binding.part != "counter":
+                missing.append(binding)
             continue
         sources[binding.canonical] = name
         if specs[name].shape != binding.external_shape:
@@ -123,7 +171,7 @@ def match(specs: Mapping[str, TensorSpec], recognition: Recognition, *, weights:
             ignored.append(Ignored(name, rule.name, rule.reason))
     return Match(
         recognition,
-        ("ema" if take_ema else "raw") if twins else None,
+        copy,
         sources,
         tuple(ignored),
         tuple(unexpected),
@@ -132,35 +180,66 @@ def match(specs: Mapping[str, TensorSpec], recognition: Recognition, *, weights:
     )
 
 
+def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: Known) -> Copy | None:
+    """Which copy is taken of a file that holds both; None where it holds one.
+
+    Raises
+    ------
+    UsageError
+        When the only copy is known, or must be taken, to be another one than is asked for.
+    """
+    if both:
+        return (known.usual or "ema") if weights == "auto" else weights
+    if known.opened is not None:
+        return known.opened
+    if weights == "auto" or weights == known.held:
+        return None
+    if weights == "raw" and known.held is None:
+        return None  # a file that says nothing of averages holds plain weights
+    other = _IN_WORDS[known.held] if known.held else f"no {_IN_WORDS['ema']}"
+    raise UsageError(
+        f"this file holds {other}" + (" only" if known.held else ""),
+        hint=f"leave --weights out, or say {known.held or 'raw'}",
+    )
+
+
+def _not_chosen(copy: Copy | None) -> Ignore:
+    return _NOT_CHOSEN["raw" if copy == "ema" else "ema"]
+
+
 def _name_in_file(binding: Binding, specs: Mapping[str, TensorSpec]) -> str | None:
     return next((name for name in (binding.external, *binding.aliases) if name in specs), None)
 
 
-def _moving_averages(
+def _twins(
     specs: Mapping[str, TensorSpec], recognition: Recognition, names: Mapping[str, str | None]
 ) -> dict[str, str]:
-    """Canonical name → name of its moving average in the file, for those that have one."""
-    suffix = recognition.table.layout.ema_suffix
-    if suffix is None:
+    """Canonical name → name of its second copy in the file, for those that have one."""
+    twin = recognition.table.layout.twin
+    if twin is None:
         return {}
     found = {}
     for binding in recognition.table.bindings:
-        plain = names[binding.canonical] or binding.external
-        if plain + suffix in specs:
-            found[binding.canonical] = plain + suffix
+        second = twin.of(names[binding.canonical] or binding.external)
+        if second in specs:
+            found[binding.canonical] = second
     return found
 
 
 def _require_whole(
     recognition: Recognition, names: Mapping[str, str | None], twins: Mapping[str, str]
 ) -> None:
+    """Refuse to mix two copies of the weights in one model."""
+    twin = recognition.table.layout.twin
     lacking = [
         b.external
         for b in recognition.table.bindings
         if b.trainable and b.canonical not in twins and names[b.canonical] is not None
     ]
-    if lacking:
+    if lacking and twin is not None:
+        what = "moving average" if twin.holds == "ema" else "raw copy"
+        other: Copy = "raw" if twin.holds == "ema" else "ema"
         raise ConversionError(
-            f"{len(lacking)} parameters have no moving average while others have one ({lacking[0]} …)",
-            hint="--weights raw takes the raw weights",
+            f"{len(lacking)} parameters have no {what} while others have one ({lacking[0]} …)",
+            hint=f"--weights {other} takes the {_IN_WORDS[other]}",
         )

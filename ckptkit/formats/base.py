@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ckptkit.tensors import Array, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+
+Copy = Literal["ema", "raw"]
+"""A copy of the weights: their moving averages, or the weights being trained."""
+
+Weights = Literal["auto", "ema", "raw"]
+"""Which copy is wanted; ``auto`` leaves the choice to what is there."""
 
 Check = Callable[[Path], None]
 """Looks at a written checkpoint and raises when it is not what it should be."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
-from ckptkit.formats.base import Reader, Writer
+from ckptkit.formats.base import Reader, Weights, Writer
 from ckptkit.tensors import TensorSpec
 
 EXTENSIONS: Mapping[str, str] = {"tf": ".ckpt", "torch": ".pth", "safetensors": ".safetensors", "npz": ".npz"}
@@ -52,7 +52,7 @@ def writer_for(format: str) -> WriterFactory:
     return factory
 
 
-def open_reader(path: Path | str, *, state_dict: str | None = None) -> Reader:
+def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Weights | None = None) -> Reader:
     """Open a checkpoint of any format.
 
     Parameters
@@ -61,6 +61,9 @@ def open_reader(path: Path | str, *, state_dict: str | None = None) -> Reader:
         A file, a folder, or the prefix of a TensorFlow checkpoint.
     state_dict : str, optional
         For PyTorch files that hold several: which one.
+    weights : {"auto", "ema", "raw"}, optional
+        For PyTorch files that hold moving averages in a state dict of their own: which copy; ``auto`` takes
+        the moving averages. Default: the plain state dict. Files with one copy open whatever is asked.
 
     Raises
     ------
@@ -69,10 +72,10 @@ def open_reader(path: Path | str, *, state_dict: str | None = None) -> Reader:
     FormatError
         Not a checkpoint, with what it is instead; or a damaged one.
     """
-    probe = _Probe(Path(path))
+    probe = _Probe(Path(path), state_dict, weights)
     for rule in _RULES:
         if rule.matches(probe):
-            return rule.open(probe, state_dict)
+            return rule.open(probe)
     raise FormatError(
         probe.path,
         f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
@@ -82,9 +85,11 @@ def open_reader(path: Path | str, *, state_dict: str | None = None) -> Reader:
 
 @dataclass(frozen=True)
 class _Probe:
-    """A path, and its first bytes read once."""
+    """A path, what is wanted of it, and its first bytes read once."""
 
     path: Path
+    state_dict: str | None = None
+    weights: Weights | None = None
 
     @cached_property
     def is_folder(self) -> bool:
@@ -125,7 +130,7 @@ class _Probe:
         return self.head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
 
 
-_Open = Callable[[_Probe, "str | None"], Reader]
+_Open = Callable[[_Probe], Reader]
 
 
 @dataclass(frozen=True)
@@ -137,31 +142,31 @@ class _Rule:
 # -- how to open ---------------------------------------------------------------------------------------------
 
 
-def _open_tf(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_tf(probe: _Probe) -> Reader:
     from ckptkit.formats.tf_bundle import TfBundleReader
 
     return TfBundleReader(probe.path)
 
 
-def _open_torch(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_torch(probe: _Probe) -> Reader:
     from ckptkit.formats.torch_zip import TorchReader
 
-    return TorchReader(probe.path, state_dict=state_dict)
+    return TorchReader(probe.path, state_dict=probe.state_dict, weights=probe.weights)
 
 
-def _open_safetensors(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_safetensors(probe: _Probe) -> Reader:
     from ckptkit.formats.safetensors_file import SafetensorsReader
 
     return SafetensorsReader(probe.path)
 
 
-def _open_npz(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_npz(probe: _Probe) -> Reader:
     from ckptkit.formats.npz import NpzReader
 
     return NpzReader(probe.path)
 
 
-def _open_zip(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_zip(probe: _Probe) -> Reader:
     """PyTorch and npz are zip archives both; what is inside decides."""
     from ckptkit.formats.mapped_file import MappedFile
     from ckptkit.formats.zip_directory import read_directory
@@ -174,9 +179,9 @@ def _open_zip(probe: _Probe, state_dict: str | None) -> Reader:
         finally:
             file.close()
     if any(name.endswith("/data.pkl") for name in names):
-        return _open_torch(probe, state_dict)
+        return _open_torch(probe)
     if any(name.endswith(".npy") for name in names):
-        return _open_npz(probe, state_dict)
+        return _open_npz(probe)
     if "config.json" in names and "model.weights.h5" in names:
         raise _not_supported(probe, "a Keras 3 model (.keras)")
     raise FormatError(
@@ -186,7 +191,7 @@ def _open_zip(probe: _Probe, state_dict: str | None) -> Reader:
     )
 
 
-def _open_tar(probe: _Probe, state_dict: str | None) -> Reader:
+def _open_tar(probe: _Probe) -> Reader:
     """The first PyTorch files were tar archives; TensorFlow checkpoints are published in them."""
     from ckptkit.formats.mapped_file import MappedFile
     from ckptkit.formats.torch_containers import tar_members
@@ -198,14 +203,14 @@ def _open_tar(probe: _Probe, state_dict: str | None) -> Reader:
         names = {}.keys()  # the TensorFlow reader's own walk says what is wrong with it
     finally:
         file.close()
-    return (_open_torch if {"pickle", "storages", "tensors"} <= names else _open_tf)(probe, state_dict)
+    return (_open_torch if {"pickle", "storages", "tensors"} <= names else _open_tf)(probe)
 
 
 # -- what is no checkpoint -----------------------------------------------------------------------------------
 
 
 def _refuse(what: str, hint: str | None = None) -> _Open:
-    def refuse(probe: _Probe, state_dict: str | None) -> Reader:
+    def refuse(probe: _Probe) -> Reader:
         raise FormatError(probe.path, f"not a checkpoint but {what}", hint=hint)
 
     return refuse
@@ -219,15 +224,15 @@ def _not_supported(probe: _Probe, what: str) -> FormatError:
     )
 
 
-def _refuse_hdf5(probe: _Probe, state_dict: str | None) -> Reader:
+def _refuse_hdf5(probe: _Probe) -> Reader:
     raise _not_supported(probe, "an HDF5 file")
 
 
-def _refuse_missing(probe: _Probe, state_dict: str | None) -> Reader:
+def _refuse_missing(probe: _Probe) -> Reader:
     raise NotFoundError(f"{probe.path}: no such file, folder or TensorFlow checkpoint prefix")
 
 
-def _refuse_special(probe: _Probe, state_dict: str | None) -> Reader:
+def _refuse_special(probe: _Probe) -> Reader:
     raise FormatError(probe.path, "neither a file nor a folder")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.base import Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
@@ -18,6 +19,9 @@ __all__ = ["KNOWN_STATE_DICTS", "TorchReader", "TorchWriter"]
 
 KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module")
 """Where training code puts the weights, the usual choice first."""
+
+_MOVING_AVERAGES = {"state_dict": "state_dict_ema", "model": "model_ema"}
+"""Where timm-style code puts moving averages, by where it puts the weights they are of."""
 
 _MAX_EXPANSION = 64
 _FREE_EXPANSION = 256 << 20
@@ -34,7 +38,10 @@ class TorchReader(MappedReader):
     path : str or Path
         The file.
     state_dict : str, optional
-        Which state dict to read where there are several: a name out of ``state_dicts``. Default: the first.
+        Which state dict to read where there are several: a name out of ``state_dicts``. Default: by
+        ``weights``, else the first.
+    weights : {"auto", "ema", "raw"}, optional
+        Which copy to read where moving averages have a state dict of their own; ``auto`` takes them.
 
     Attributes
     ----------
@@ -42,6 +49,8 @@ class TorchReader(MappedReader):
         Keys under which the file holds state dicts; ``""`` for a file that is one.
     state_dict : str
         The one being read.
+    weights : "ema", "raw" or None
+        Which copy that is, where the file has both in state dicts of their own.
     extras : Mapping of str to str
         What else the file holds (``epoch``, ``arch``, ``args``, ``meta.time``, …), in plain text.
 
@@ -55,7 +64,9 @@ class TorchReader(MappedReader):
 
     format = "torch"
 
-    def __init__(self, path: str | Path, *, state_dict: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, state_dict: str | None = None, weights: Weights | None = None
+    ) -> None:
         self.path = Path(path)
         file = MappedFile(self.path)
         self._file, self._files = file, [file]
@@ -64,11 +75,17 @@ class TorchReader(MappedReader):
             contents = load_contents(file)
             found = _find_state_dicts(self.path, contents.root)
             self.state_dicts: tuple[str, ...] = tuple(found)
-            self.state_dict = _choose(self.path, self.state_dicts, state_dict)
+            copies = _copies(self.state_dicts)
+            wanted = (
+                state_dict if state_dict is not None else copies.get("ema" if weights == "auto" else weights)
+            )
+            self.state_dict = _choose(self.path, self.state_dicts, wanted)
+            self.weights: Copy | None = next((c for c, n in copies.items() if n == self.state_dict), None)
             self.metadata: Mapping[str, str] = contents.metadata
             self._storages = contents.storages
             self._tensors, notes = _named_tensors(self.path, found[self.state_dict])
-            self.notes: Sequence[str] = notes + _notes_on_others(self.state_dicts, self.state_dict)
+            chosen = (*copies.values(), self.state_dict) if weights else (self.state_dict,)
+            self.notes: Sequence[str] = notes + _notes_on_others(self.state_dicts, chosen)
             self.specs: Mapping[str, TensorSpec] = {
                 name: self._spec(name, tensor) for name, tensor in self._tensors.items()
             }
@@ -212,6 +229,12 @@ def _find_state_dicts(path: Path, root: object) -> dict[str, dict[object, object
     return found
 
 
+def _copies(names: tuple[str, ...]) -> dict[Copy | None, str]:
+    """Where the moving averages and the weights they are of stand, if the file has both."""
+    plain = next((name for name in _MOVING_AVERAGES if {name, _MOVING_AVERAGES[name]} <= set(names)), None)
+    return {} if plain is None else {"raw": plain, "ema": _MOVING_AVERAGES[plain]}
+
+
 def _no_state_dict(path: Path, root: object) -> FormatError:
     hint = "save model.state_dict() with torch.save"
     if isinstance(root, Inert):
@@ -259,5 +282,5 @@ def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, T
     return tensors, notes
 
 
-def _notes_on_others(names: tuple[str, ...], chosen: str) -> list[str]:
-    return [f"holds another state dict, {name!r}, not read here" for name in names if name != chosen]
+def _notes_on_others(names: tuple[str, ...], chosen: tuple[str, ...]) -> list[str]:
+    return [f"holds another state dict, {name!r}, not read here" for name in names if name not in chosen]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckptkit.families.keras_backend import keras, tf
+from ckptkit.families.keras_building import build_chain
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
     EXPANSION,
@@ -116,13 +117,6 @@ def batch_norm(name: str) -> Any:
 def layer_norm(name: str) -> Any:
     """Make a layer normalization over channels."""
     return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
-
-
-def build_chain(layers: Sequence[Any], channels: int) -> None:
-    """Build layers that follow each other; only their channels matter, so no map is computed."""
-    for layer in layers:
-        layer.build((None, None, None, channels))
-        channels = getattr(layer, "filters", channels)
 
 
 class Stem(keras.layers.Layer):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.keras_backend import keras
+from ckptkit.families.keras_building import build_chain, require_images
 from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
 from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE, MOAT_CONFIGS, POSITION_TABLE_SIZE
 from ckptkit.families.moat.keras_layers import (
@@ -19,11 +20,11 @@ from ckptkit.families.moat.keras_layers import (
     MoatBlock,
     Stem,
     Tensor,
-    build_chain,
     conv,
     layer_norm,
 )
-from ckptkit.families.moat.windows import WindowSize, parse_size, parse_window_size, require_whole_windows
+from ckptkit.families.moat.windows import WindowSize, parse_window_size, require_whole_windows
+from ckptkit.families.settings import parse_num_classes, parse_size
 from ckptkit.tensors import Array
 
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
@@ -64,10 +65,12 @@ class MoatModel(keras.Model):
         if variant not in MOAT_CONFIGS:
             raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
         config = MOAT_CONFIGS[variant]
-        self._check_settings(num_classes, pool_size)
+        if pool_size not in POOL_SIZES:
+            raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")
+        classes = parse_num_classes(num_classes)
         super().__init__(name="moat", dtype="float32")
         self.variant = variant
-        self.num_classes = num_classes or None
+        self.num_classes = classes
         self.features_only = features_only
         self.pos_emb = pos_emb
         self.pool_size = pool_size
@@ -87,18 +90,9 @@ class MoatModel(keras.Model):
                 channels = width
         self.stage_ends = [sum(config.depths[: stage + 1]) for stage in range(len(config.depths))]
         self.final_layer_norm = self.logits_head = None
-        if num_classes:
+        if classes is not None:
             self.final_layer_norm = layer_norm("final_layer_norm")
-            self.logits_head = conv("logits_head", num_classes)
-
-    @staticmethod
-    def _check_settings(num_classes: int | None, pool_size: int) -> None:
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 0):
-            raise UsageError(
-                f"num_classes={num_classes!r}", hint="give a positive number, or None for no head"
-            )
-        if pool_size not in POOL_SIZES:
-            raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")
+            self.logits_head = conv("logits_head", classes)
 
     def _block(self, stage: int, block: int, channels: int, width: int, *, last: bool) -> MBConvBlock:
         name = f"block_{stage:02d}_{block:02d}"
@@ -166,11 +160,8 @@ class MoatModel(keras.Model):
         return outputs
 
     def _check_input(self, inputs: Any) -> None:
-        shape = tuple(getattr(inputs, "shape", ()))
-        if len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:3]:
-            raise UsageError(
-                f"input of shape {list(shape)}", hint="give images as (N, height, width, 3), channels last"
-            )
+        require_images(inputs)
+        shape = tuple(inputs.shape)
         self._check_windows(shape[1], shape[2])
 
     def _check_windows(self, *image: int | None) -> None:

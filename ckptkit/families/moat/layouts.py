@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptkit.layouts import Ignore, Layout, Rule
+from ckptkit.layouts import Ignore, Layout, Rule, Twin
 
 _BLOCK = "stages.{stage}.{block}"
 _TF_BLOCK = "moat/block_{stage:02d}_{block:02d}"
@@ -100,7 +100,7 @@ DEEPLAB2 = Layout(
     "deeplab2",
     _tensorflow_rules("depthwise_kernel"),
     ignores=_TRAINING_LEFTOVERS,
-    ema_suffix="/ExponentialMovingAverage",
+    twin=Twin("ema", suffix="/ExponentialMovingAverage"),
 )
 
 KERAS = Layout("keras", _tensorflow_rules("kernel"), ignores=_TRAINING_LEFTOVERS)

@@ -26,14 +26,13 @@ from ckptkit.families.moat.config import (
 )
 from ckptkit.families.moat.torch_ops import gelu, position_bias, same_average_pool, same_padding
 from ckptkit.families.moat.windows import (
-    Size,
     WindowSize,
     join_windows,
-    parse_size,
     parse_window_size,
     require_whole_windows,
     split_windows,
 )
+from ckptkit.families.settings import Size, parse_size
 from ckptkit.families.torch_state import load_state
 from ckptkit.layouts import Site
 

@@ -10,46 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from ckptkit.errors import UsageError
 from ckptkit.families.moat.config import POSITION_TABLE_SIZE
+from ckptkit.families.settings import Size, is_int, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Size: TypeAlias = tuple[int, int]
-"""Height and width."""
 
 WindowSize: TypeAlias = "int | Sequence[Any] | Mapping[Any, Any] | None"
 """What `parse_window_size` takes."""
 
 ATTENTION_STAGES = tuple(POSITION_TABLE_SIZE)
-
-
-def parse_size(value: object, what: str) -> Size:
-    """Read a height and width, given as one integer for both or as a pair.
-
-    Parameters
-    ----------
-    value : int or pair of int
-    what : str
-        What it is, for the message.
-
-    Raises
-    ------
-    UsageError
-        When it is anything else or not positive.
-
-    Examples
-    --------
-    >>> parse_size(224, "resolution"), parse_size([192, 256], "resolution")
-    ((224, 224), (192, 256))
-    """
-    pair = [value, value] if _is_int(value) else value
-    if (
-        isinstance(pair, (tuple, list))
-        and len(pair) == 2
-        and all(_is_int(side) and side > 0 for side in pair)
-    ):
-        return pair[0], pair[1]
-    raise UsageError(f"{what} is {value!r}", hint="give a positive integer or (height, width)")
 
 
 def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
@@ -88,7 +57,7 @@ def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
     if isinstance(window_size, Mapping):
         by_stage = dict.fromkeys(ATTENTION_STAGES)
         by_stage.update({_stage(key): value for key, value in window_size.items()})
-    elif _is_pair(window_size) and not all(_is_int(part) for part in window_size):
+    elif _is_pair(window_size) and not all(is_int(part) for part in window_size):
         by_stage = dict(zip(ATTENTION_STAGES, window_size, strict=True))
     else:
         by_stage = dict.fromkeys(ATTENTION_STAGES, window_size)
@@ -101,15 +70,11 @@ def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
 def _stage(key: object) -> int:
     """Read a mapping's key."""
     for stage in ATTENTION_STAGES:
-        if (_is_int(key) and key == stage) or key == str(stage):
+        if (is_int(key) and key == stage) or key == str(stage):
             return stage
     raise UsageError(
         f"window_size names stage {key!r}", hint=f"the stages with attention are {ATTENTION_STAGES}"
     )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_pair(value: object) -> TypeGuard[Sequence[object]]:

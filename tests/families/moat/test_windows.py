@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import UsageError
-from ckptkit.families.moat.windows import join_windows, parse_size, parse_window_size, split_windows
+from ckptkit.families.moat.windows import join_windows, parse_window_size, split_windows
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,6 @@ def test_window_size(asked, stage2, stage3):
 def test_nonsense_is_refused(asked):
     with pytest.raises(UsageError, match=r"window_size"):
         parse_window_size(asked)
-
-
-@pytest.mark.parametrize("asked", [0, None, (224,), (224, -1), "224", 224.0, False])
-def test_nonsensical_sizes_are_refused(asked):
-    with pytest.raises(UsageError, match="resolution is"):
-        parse_size(asked, "resolution")
 
 
 def test_windows_stand_in_raster_order():

@@ -1,0 +1,103 @@
+"""Behaviour settings: what changes a model's output but no tensor's shape, and who says it.
+
+In order of precedence: the user, the registry entry, the file's own metadata, the family's default. A
+setting without default is never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.errors import FormatError, UsageError
+from ckptkit.families.base import MUST_BE_TOLD, Family
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+
+def said_settings(
+    family: Family,
+    *,
+    told: Mapping[str, Any] | None = None,
+    entry: Entry | None = None,
+    metadata: Mapping[str, str] | None = None,
+    path: object = "the file",
+) -> dict[str, Any]:
+    """What is said of a checkpoint's settings, without any default.
+
+    Parameters
+    ----------
+    family : Family
+    told : mapping of str to Any, optional
+        What the user says.
+    entry : Entry, optional
+        The registry entry the checkpoint belongs to; a field that is None says nothing.
+    metadata : mapping of str to str, optional
+        What the file says of itself, each setting as JSON.
+    path : object
+        The file, for errors.
+
+    Raises
+    ------
+    UsageError
+        When the family has no setting that is told.
+    FormatError
+        When the file's metadata cannot be read.
+    """
+    told, metadata = told or {}, metadata or {}
+    for key in told:
+        if key not in family.behaviour:
+            raise UsageError(
+                f"family {family.name} has no setting {key}",
+                hint="its settings are " + ", ".join(family.behaviour),
+            )
+    said = {}
+    for key in family.behaviour:
+        by_entry = getattr(entry, key, None)
+        if key in told:
+            said[key] = told[key]
+        elif by_entry is not None:
+            said[key] = by_entry
+        elif key in metadata:
+            said[key] = _parsed(metadata[key], key, path)
+    return said
+
+
+def _parsed(text: str, key: str, path: object) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"its metadata says {key} is {text[:40]!r}, which is no setting") from error
+
+
+def unsaid(family: Family, said: Mapping[str, Any]) -> list[str]:
+    """Settings that have no default and that nobody has said."""
+    return [key for key, default in family.behaviour.items() if default is MUST_BE_TOLD and key not in said]
+
+
+def settle(family: Family, said: Mapping[str, Any], *, name: object, how: str) -> dict[str, Any]:
+    """Every setting of a model to build: as said, else the default.
+
+    Parameters
+    ----------
+    family : Family
+    said : mapping of str to Any
+        See `said_settings`.
+    name : object
+        What the model is of, for errors.
+    how : str
+        How the user says a setting, with ``{}`` in its place: ``--set {}=true``.
+
+    Raises
+    ------
+    UsageError
+        When a setting that has no default is not said.
+    """
+    for key in unsaid(family, said):
+        raise UsageError(
+            f"{name}: {key} is not known, and it changes what the model computes",
+            hint=f"name the registry entry, or say {how.format(key)}; 'ckptkit show ID' tells what each file needs",
+        )
+    return {**family.behaviour, **said}

@@ -1,0 +1,43 @@
+"""What the Keras models of all families are built with; channels-last, needs no framework to be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ckptkit.errors import UsageError
+
+
+def build_chain(layers: Sequence[Any], channels: int) -> None:
+    """Build layers that follow each other; only their channels matter, so no map is computed.
+
+    Parameters
+    ----------
+    layers : sequence of keras.layers.Layer
+        Those with ``filters`` change the number of channels, the others keep it.
+    channels : int
+        Channels that the first one gets.
+    """
+    for layer in layers:
+        layer.build((None, None, None, channels))
+        channels = getattr(layer, "filters", channels)
+
+
+def require_images(inputs: Any) -> None:
+    """Check that something is a batch of images, where an error can still say so in one line.
+
+    Parameters
+    ----------
+    inputs : array or tensor
+        Sides unknown yet (None) may be any.
+
+    Raises
+    ------
+    UsageError
+        When its shape is not (N, height, width, 3).
+    """
+    shape = tuple(getattr(inputs, "shape", ()))
+    if len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:3]:
+        raise UsageError(
+            f"input of shape {list(shape)}", hint="give images as (N, height, width, 3), channels last"
+        )

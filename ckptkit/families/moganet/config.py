@@ -1,0 +1,149 @@
+"""MogaNet's six variants and the tensors they are made of.
+
+Source of every number: arXiv:2211.03295 and the published code of Westlake-AI/MogaNet and OpenMixup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptkit.layouts import Definition, Site
+
+BATCH_NORM_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class MogaNetConfig:
+    """One variant.
+
+    Parameters
+    ----------
+    name : str
+        ``moganet-xt`` … ``moganet-xl``.
+    widths : tuple of int
+        Channels per stage.
+    depths : tuple of int
+        Blocks per stage.
+    expansions : tuple of int
+        Hidden channels of the feed-forward part, in multiples of the stage's channels.
+    resolution : int
+        Input side in pixels of the published figures.
+    """
+
+    name: str
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    expansions: tuple[int, int, int, int] = (8, 8, 4, 4)
+    resolution: int = 224
+
+
+MOGANET_CONFIGS: dict[str, MogaNetConfig] = {
+    config.name: config
+    for config in (
+        MogaNetConfig("moganet-xt", (32, 64, 96, 192), (3, 3, 10, 2)),
+        MogaNetConfig("moganet-t", (32, 64, 128, 256), (3, 3, 12, 2)),
+        MogaNetConfig("moganet-s", (64, 128, 320, 512), (2, 3, 12, 2)),
+        MogaNetConfig("moganet-b", (64, 160, 320, 512), (4, 6, 22, 3)),
+        MogaNetConfig("moganet-l", (64, 160, 320, 640), (4, 6, 44, 4)),
+        MogaNetConfig("moganet-xl", (96, 192, 480, 960), (6, 6, 44, 4)),
+    )
+}
+
+
+def value_split(width: int) -> tuple[int, int, int]:
+    """Channels of the three branches of the multi-order value: an eighth, three eighths, a half.
+
+    Examples
+    --------
+    >>> value_split(64)
+    (8, 24, 32)
+    """
+    low, high = width // 8, width // 2
+    return low, width - low - high, high
+
+
+def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str, list[Site]]:
+    """Return every place of a variant where a tensor stands, with its indices and sizes.
+
+    Parameters
+    ----------
+    config : MogaNetConfig
+    num_classes : int or None
+        Outputs of the head; None for a headless model.
+    """
+    blocks: list[Site] = []
+    stages: list[Site] = []
+    previous = config.widths[0] // 2
+    for stage, (width, depth, expansion) in enumerate(
+        zip(config.widths, config.depths, config.expansions, strict=True), start=1
+    ):
+        stages.append({"stage": stage, "in": previous, "out": width})
+        _, middle, high = value_split(width)
+        blocks += [
+            {
+                "stage": stage,
+                "block": block,
+                "out": width,
+                "hidden": expansion * width,
+                "middle": middle,
+                "high": high,
+            }
+            for block in range(depth)
+        ]
+        previous = width
+    return {
+        "stem": stages[:1],
+        "downsample": stages[1:],
+        "block": blocks,
+        "stage": stages,
+        "head": [] if num_classes is None else [{"width": previous, "classes": num_classes}],
+    }
+
+
+def _conv(name: str, sites: str, *shape: int | str) -> list[Definition]:
+    return [Definition(f"{name}.weight", shape, sites), Definition(f"{name}.bias", shape[:1], sites)]
+
+
+def _batch_norm(name: str, sites: str, width: str) -> list[Definition]:
+    return [
+        *(Definition(f"{name}.{what}", (width,), sites) for what in ("weight", "bias")),
+        *(
+            Definition(f"{name}.{what}", (width,), sites, trainable=False, part="bn_statistics")
+            for what in ("running_mean", "running_var")
+        ),
+        Definition(f"{name}.num_batches_tracked", (), sites, trainable=False, part="counter"),
+    ]
+
+
+_BLOCK = "blocks{stage}.{block}"
+_PATCH = "patch_embed{stage}"
+
+MOGANET_DEFINITIONS: tuple[Definition, ...] = (
+    *_conv(f"{_PATCH}.projection.0", "stem", "in", 3, 3, 3),
+    *_batch_norm(f"{_PATCH}.projection.1", "stem", "in"),
+    *_conv(f"{_PATCH}.projection.3", "stem", "out", "in", 3, 3),
+    *_batch_norm(f"{_PATCH}.projection.4", "stem", "out"),
+    *_conv(f"{_PATCH}.projection", "downsample", "out", "in", 3, 3),
+    *_batch_norm(f"{_PATCH}.norm", "downsample", "out"),
+    Definition(f"{_BLOCK}.layer_scale_1", (1, "out", 1, 1), "block"),
+    Definition(f"{_BLOCK}.layer_scale_2", (1, "out", 1, 1), "block"),
+    *_batch_norm(f"{_BLOCK}.norm1", "block", "out"),
+    *_conv(f"{_BLOCK}.attn.proj_1", "block", "out", "out", 1, 1),
+    *_conv(f"{_BLOCK}.attn.gate", "block", "out", "out", 1, 1),
+    *_conv(f"{_BLOCK}.attn.value.DW_conv0", "block", "out", 1, 5, 5),
+    *_conv(f"{_BLOCK}.attn.value.DW_conv1", "block", "middle", 1, 5, 5),
+    *_conv(f"{_BLOCK}.attn.value.DW_conv2", "block", "high", 1, 7, 7),
+    *_conv(f"{_BLOCK}.attn.value.PW_conv", "block", "out", "out", 1, 1),
+    *_conv(f"{_BLOCK}.attn.proj_2", "block", "out", "out", 1, 1),
+    Definition(f"{_BLOCK}.attn.sigma.scale", (1, "out", 1, 1), "block"),
+    *_batch_norm(f"{_BLOCK}.norm2", "block", "out"),
+    *_conv(f"{_BLOCK}.mlp.fc1", "block", "hidden", "out", 1, 1),
+    *_conv(f"{_BLOCK}.mlp.dwconv", "block", "hidden", 1, 3, 3),
+    *_conv(f"{_BLOCK}.mlp.fc2", "block", "out", "hidden", 1, 1),
+    *_conv(f"{_BLOCK}.mlp.decompose", "block", 1, "hidden", 1, 1),
+    Definition(f"{_BLOCK}.mlp.sigma.scale", (1, "hidden", 1, 1), "block"),
+    *_batch_norm("norm{stage}", "stage", "out"),
+    Definition("head.weight", ("classes", "width"), "head", part="head"),
+    Definition("head.bias", ("classes",), "head", part="head"),
+)
+"""Every tensor of the architecture, in canonical terms: the names of the timm-style release."""

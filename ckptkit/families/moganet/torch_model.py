@@ -1,0 +1,357 @@
+"""MogaNet in PyTorch: the reference forward pass of the published side.
+
+Parameters and statistics carry the names of the canonical layout, that of the timm-style release, whose files
+load as they are. Inputs are NCHW. The model is for inference: stochastic depth and dropout, which change
+nothing there, are left out.
+
+Source of the architecture: arXiv:2211.03295 and the published code of Westlake-AI/MogaNet and OpenMixup.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, silu
+
+from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, MOGANET_CONFIGS, MogaNetConfig, value_split
+from ckptkit.families.settings import Size, parse_num_classes, parse_size
+from ckptkit.families.torch_state import load_state
+
+__all__ = ["MogaNetModel", "build", "load_state"]
+
+INITIAL_SCALE = 1e-5
+"""What a fresh model's element and layer scales are: blocks begin close to the identity."""
+
+ORDERS = ((5, 1), (5, 2), (7, 3))
+"""Kernel side and dilation of the value's three depthwise convolutions, from the lowest order up."""
+
+
+def _conv(inside: int, out: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """Convolution with a bias and as many zeros on either side as keep the size at stride 1."""
+    return nn.Conv2d(inside, out, kernel, stride, dilation * (kernel // 2), dilation)
+
+
+def _depthwise_conv(width: int, kernel: int, *, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width, width, kernel, 1, dilation * (kernel // 2), dilation, groups=width)
+
+
+def _batch_norm(width: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
+
+
+def _layer_scale(width: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((1, width, 1, 1), INITIAL_SCALE))
+
+
+class GELU(nn.Module):
+    """The exact GELU, by the error function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        return gelu(x)
+
+
+class StemEmbedding(nn.Module):
+    """Patch embedding of stage 1: two 3×3 convolutions with stride 2, no activation after the second."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.projection = nn.Sequential(
+            _conv(3, half, 3, stride=2),
+            _batch_norm(half),
+            GELU(),
+            _conv(half, width, 3, stride=2),
+            _batch_norm(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` to ``(N, width, ceil(H / 4), ceil(W / 4))``."""
+        return self.projection(x)
+
+
+class PatchEmbedding(nn.Module):
+    """Patch embedding of stages 2 to 4: a 3×3 convolution with stride 2, no activation after it."""
+
+    def __init__(self, inside: int, out: int) -> None:
+        super().__init__()
+        self.projection = _conv(inside, out, 3, stride=2)
+        self.norm = _batch_norm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C', ceil(H / 2), ceil(W / 2))``."""
+        return self.norm(self.projection(x))
+
+
+class ElementScale(nn.Module):
+    """What a map has beyond its common part, added once more with a learnt weight a channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = _layer_scale(width)
+
+    def forward(self, x: Tensor, common: Tensor) -> Tensor:
+        """``(N, C, H, W)`` and anything that broadcasts to it, to ``(N, C, H, W)``."""
+        return x + self.scale * (x - common)
+
+
+class MultiOrderDWConv(nn.Module):
+    """The value of the gated aggregation: depthwise convolutions of three reaches, on shares of the channels.
+
+    The first one sees all channels; the other two go on from their shares of its output.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.split = value_split(width)
+        for order, (channels, (kernel, dilation)) in enumerate(
+            zip((width, *self.split[1:]), ORDERS, strict=True)
+        ):
+            self.add_module(f"DW_conv{order}", _depthwise_conv(channels, kernel, dilation=dilation))
+        self.PW_conv = _conv(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        low, middle, high = self.DW_conv0(x).split(self.split, dim=1)
+        return self.PW_conv(torch.cat((low, self.DW_conv1(middle), self.DW_conv2(high)), dim=1))
+
+
+class MultiOrderGatedAggregation(nn.Module):
+    """Spatial aggregation: what is special about each place, seen in several orders and gated.
+
+    Parameters
+    ----------
+    width : int
+        Channels.
+    attn_force_fp32 : bool
+        Compute the gating in float32 even under autocast, and, as the published code has it in that mode,
+        with the activation applied twice to either side.
+    """
+
+    def __init__(self, width: int, *, attn_force_fp32: bool) -> None:
+        super().__init__()
+        self.attn_force_fp32 = attn_force_fp32
+        self.proj_1 = _conv(width, width, 1)
+        self.gate = _conv(width, width, 1)
+        self.value = MultiOrderDWConv(width)
+        self.proj_2 = _conv(width, width, 1)
+        self.sigma = ElementScale(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape; the shortcut around it starts here, after the block's norm."""
+        decomposed = self.proj_1(x)
+        decomposed = silu(self.sigma(decomposed, decomposed.mean(dim=(2, 3), keepdim=True)))
+        return self._gated(self.gate(decomposed), self.value(decomposed)) + x
+
+    def _gated(self, gate: Tensor, value: Tensor) -> Tensor:
+        """``proj_2`` of the activated gate times the activated value."""
+        gate, value = silu(gate), silu(value)
+        if not self.attn_force_fp32:
+            return self.proj_2(gate * value)
+        with _without_autocast(gate):
+            wide = torch.promote_types(gate.dtype, torch.float32)  # a float64 model is not narrowed
+            product = silu(gate.to(wide)) * silu(value.to(wide))
+            return self.proj_2(product.to(self.proj_2.weight.dtype))
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # "meta" has none to switch off
+        return nullcontext()
+    disabled: AbstractContextManager[object] = torch.autocast(device, enabled=False)
+    return disabled
+
+
+class ChannelAggregationFFN(nn.Module):
+    """Feed-forward part with channel aggregation: every channel set against one made of all of them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = _conv(width, hidden, 1)
+        self.dwconv = _depthwise_conv(hidden, 3)
+        self.fc2 = _conv(hidden, width, 1)
+        self.decompose = _conv(hidden, 1, 1)
+        self.sigma = ElementScale(hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        hidden = gelu(self.dwconv(self.fc1(x)))
+        return self.fc2(self.sigma(hidden, gelu(self.decompose(hidden))))
+
+
+class MogaBlock(nn.Module):
+    """Spatial aggregation, then channel aggregation, each on a normalized map, scaled, around a shortcut."""
+
+    def __init__(self, width: int, hidden: int, *, attn_force_fp32: bool) -> None:
+        super().__init__()
+        self.layer_scale_1 = _layer_scale(width)
+        self.layer_scale_2 = _layer_scale(width)
+        self.norm1 = _batch_norm(width)
+        self.attn = MultiOrderGatedAggregation(width, attn_force_fp32=attn_force_fp32)
+        self.norm2 = _batch_norm(width)
+        self.mlp = ChannelAggregationFFN(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        x = x + self.layer_scale_1 * self.attn(self.norm1(x))
+        return x + self.layer_scale_2 * self.mlp(self.norm2(x))
+
+
+class MogaNetModel(nn.Module):
+    """MogaNet with or without its head; `build` makes one by name.
+
+    Parameters
+    ----------
+    config : MogaNetConfig
+    attn_force_fp32 : bool
+        Which of the two published functions it is.
+    resolution : tuple of int
+        Input size (height, width) the model is meant for; other sizes work too.
+    num_classes : int or None
+        Outputs of the head; None leaves the head out.
+    features_only : bool
+        Whether calling the model gives the stage outputs although there is a head.
+    """
+
+    def __init__(
+        self,
+        config: MogaNetConfig,
+        *,
+        attn_force_fp32: bool,
+        resolution: Size,
+        num_classes: int | None,
+        features_only: bool,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.attn_force_fp32 = attn_force_fp32
+        self.resolution = resolution
+        self.features_only = features_only or num_classes is None
+        inside = 0
+        for stage, (width, depth, expansion) in enumerate(
+            zip(config.widths, config.depths, config.expansions, strict=True), start=1
+        ):
+            embedding = StemEmbedding(width) if stage == 1 else PatchEmbedding(inside, width)
+            blocks = [
+                MogaBlock(width, expansion * width, attn_force_fp32=attn_force_fp32) for _ in range(depth)
+            ]
+            self.add_module(f"patch_embed{stage}", embedding)
+            self.add_module(f"blocks{stage}", nn.ModuleList(blocks))
+            self.add_module(f"norm{stage}", _batch_norm(width))
+            inside = width
+        self.head = None if num_classes is None else nn.Linear(inside, num_classes)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Run everything but the head.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            ``(N, 3, H, W)``, normalized as the weights were trained; any height and width from one pixel up.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Outputs of the four stages after their norms, NCHW, at strides 4, 8, 16 and 32, rounded up.
+
+        Raises
+        ------
+        UsageError
+            When the input is not a batch of RGB images.
+        """
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+            raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
+        outputs: list[Tensor] = []
+        for stage in range(1, len(self.config.widths) + 1):
+            x = self.get_submodule(f"patch_embed{stage}")(x)
+            for block in self.get_submodule(f"blocks{stage}"):
+                x = block(x)
+            x = self.get_submodule(f"norm{stage}")(x)  # the next stage goes on from the normalized map
+            outputs.append(x)
+        return outputs
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """``(N, C, h, w)`` of the last stage to logits ``(N, classes)``; only where there is a head."""
+        if self.head is None:
+            raise UsageError("this model has no head", hint="build it with num_classes")
+        return self.head(features.mean(dim=(2, 3)))
+
+    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Outputs by name, in order: ``stage1`` … ``stage4``, ``logits`` if there is a head."""
+        outputs = {f"stage{n}": output for n, output in enumerate(self.forward_features(x), start=1)}
+        if self.head is not None:
+            outputs["logits"] = self.forward_head(outputs["stage4"])
+        return outputs
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """``(N, 3, H, W)`` to logits ``(N, classes)``, or to the four stage outputs."""
+        features = self.forward_features(x)
+        return features if self.features_only else self.forward_head(features[-1])
+
+
+def build(
+    variant: str,
+    *,
+    attn_force_fp32: bool,
+    resolution: int | Size | None = None,
+    num_classes: int | None = 1000,
+    features_only: bool = False,
+) -> MogaNetModel:
+    """Build a MogaNet in evaluation mode, in float32, with random weights.
+
+    Under ``torch.device("meta")`` it takes no memory; `load_state` then gives it some.
+
+    Parameters
+    ----------
+    variant : str
+        ``moganet-xt`` … ``moganet-xl``.
+    attn_force_fp32 : bool
+        Which function the weights were trained with: True computes the gating in float32 and applies its
+        activation twice, False once. No published file says which and no value is right for all of them, so
+        there is no default.
+    resolution : int or (int, int), optional
+        Input size it is meant for, default the one of the published figures. Nothing depends on it.
+    num_classes : int or None
+        Outputs of the head; None or 0 leaves the head out.
+    features_only : bool
+        Make calls return the four stage outputs; a head, if there is one, keeps its parameters.
+
+    Returns
+    -------
+    MogaNetModel
+        Parameters and statistics have the names and shapes of the canonical layout.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such variant.
+    UsageError
+        When an argument makes no sense.
+
+    Examples
+    --------
+    >>> model = build("moganet-xt", attn_force_fp32=True, num_classes=10)
+    >>> with torch.inference_mode():
+    ...     model(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 10])
+    """
+    if variant not in MOGANET_CONFIGS:
+        raise NotFoundError(f"no MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS))
+    if not isinstance(attn_force_fp32, bool):
+        raise UsageError(
+            f"attn_force_fp32 is {attn_force_fp32!r}",
+            hint="give True (files of OpenMixup) or False (timm-style files), as the weights were trained",
+        )
+    config = MOGANET_CONFIGS[variant]
+    model = MogaNetModel(
+        config,
+        attn_force_fp32=attn_force_fp32,
+        resolution=parse_size(config.resolution if resolution is None else resolution, "resolution"),
+        num_classes=parse_num_classes(num_classes),
+        features_only=features_only,
+    )
+    model.float().eval()
+    return model
