@@ -7,7 +7,7 @@ The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_R
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,7 @@ def convert(
     head: bool = True,
     allow_missing_bn: bool = False,
     variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     check: bool = True,
 ) -> Path:
     """Convert a checkpoint; see `ckptkit.convert.Options` for the choices.
@@ -144,6 +145,8 @@ def convert(
         Replace an existing output.
     layout, dtype, weights, head, allow_missing_bn, variant
         As in `ckptkit.convert.Options`.
+    settings : mapping of str to Any, optional
+        Behaviour settings for the metadata where no entry says them: ``{"attn_force_fp32": True}``.
     check : bool
         Read the result back and compare.
 
@@ -170,6 +173,7 @@ def convert(
         head=head,
         allow_missing_bn=allow_missing_bn,
         variant=variant,
+        settings=settings or {},
     )
     outcome = convert_located(
         workspace.locate(what),
@@ -229,6 +233,7 @@ def parity(
     converted: str | Path | None = None,
     variant: str | None = None,
     allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> ParityReport:
     """Run the forward pass in both frameworks and compare it stage by stage.
 
@@ -256,6 +261,9 @@ def parity(
         Overrides what the file is recognised as.
     allow_missing_bn : bool
         Compare a file without BatchNorm statistics, with mean 0 and variance 1 on both sides.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them; a file of which ``attn_force_fp32`` is not known is
+        compared both ways.
 
     Returns
     -------
@@ -280,6 +288,7 @@ def parity(
         "converted": Path(converted) if converted is not None else None,
         "variant": variant,
         "allow_missing_bn": allow_missing_bn,
+        "settings": settings,
     }
     if not synthetic:
         return run_parity(workspace.locate(what), **options, note=_logger.info)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ckptkit.registry import Entry
 from ckptkit.store.integrity import hash_file
-from ckptkit.synth import synthetic_for, write_archive
+from ckptkit.synth import synthetic_for, write_checkpoint
 from ckptkit.workspace import Workspace
 
 DEMO_ENTRY = "tiny-moat0-256"
@@ -35,29 +35,29 @@ class Served:
         The URL it stands in for.
     mirror : str
         The ``FROM=TO`` rule that leads to it.
-    archive : Path
+    file : Path
     """
 
     published: str
     mirror: str
-    archive: Path
+    file: Path
 
 
 @contextmanager
 def serve_synthetic(entry: Entry, folder: Path) -> Iterator[Served]:
-    """Write an entry's synthetic archive and serve it on loopback under the published path.
+    """Write an entry's synthetic file and serve it on loopback under the published path.
 
     Parameters
     ----------
     entry : Entry
     folder : Path
-        Where the archive is written.
+        Where the file is written.
     """
     published = next(source.url for source in entry.sources if not source.manual)
     parts = urlsplit(published)
-    archive = write_archive(synthetic_for(entry), folder / Path(parts.path).name)
-    with serve_file(archive, parts.path) as port:
-        yield Served(published, f"{parts.scheme}://{parts.netloc}=http://127.0.0.1:{port}", archive)
+    file = write_checkpoint(synthetic_for(entry), folder / Path(parts.path).name)
+    with serve_file(file, parts.path) as port:
+        yield Served(published, f"{parts.scheme}://{parts.netloc}=http://127.0.0.1:{port}", file)
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def _handler(file: Path, path: str) -> type[BaseHTTPRequestHandler]:
     digests = hash_file(file)
     size = file.stat().st_size
     headers = {
-        "Content-Type": "application/gzip",
+        "Content-Type": "application/octet-stream",
         "Accept-Ranges": "bytes",
         "ETag": f'"{digests.md5}"',
         "x-goog-generation": "1",

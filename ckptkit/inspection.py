@@ -143,13 +143,13 @@ class Inspection:
     family, variant, layout : str or None
         What the tensors were recognised as.
     pos_emb : bool or None
-        Whether there are position tables; None in files not recognised.
+        Whether there are position tables; None in families without, and in files not recognised.
     num_classes : int or None
         Outputs of the head; None where there is none, or in files not recognised.
     parameters : int or None
         Trainable parameters of what it was recognised as.
-    moving_averages : int
-        Tensors that are the moving average (EMA) of another one.
+    copies : mapping of str to int
+        Where the file holds both copies of the weights, ``ema`` and ``raw``: tensors of each.
     state_dicts : tuple of str
         Where a PyTorch file holds state dicts; ``""`` is the top.
     metadata, extras : mapping of str to str
@@ -170,7 +170,7 @@ class Inspection:
     pos_emb: bool | None
     num_classes: int | None
     parameters: int | None
-    moving_averages: int
+    copies: Mapping[str, int]
     state_dicts: tuple[str, ...]
     metadata: Mapping[str, str]
     extras: Mapping[str, str]
@@ -241,10 +241,10 @@ def inspect_file(
             family=recognition.family.name if recognition else None,
             variant=recognition.variant if recognition else None,
             layout=recognition.layout if recognition else None,
-            pos_emb=recognition.structure.pos_emb if recognition else None,
+            pos_emb=recognition.structure.pos_emb if recognition and recognition.family.has_pos_emb else None,
             num_classes=recognition.structure.num_classes if recognition else None,
             parameters=recognition.table.parameters if recognition else None,
-            moving_averages=_moving_averages(reader.specs, recognition),
+            copies=_copies(reader, recognition),
             # Only PyTorch files have these two; a Reader need not.
             state_dicts=tuple(getattr(reader, "state_dicts", ())),
             extras=dict(getattr(reader, "extras", {})),
@@ -306,7 +306,7 @@ def _inspected(
 
 
 def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> dict[str, str]:
-    """Name in the file → name in another layout, moving averages included where that layout has them."""
+    """Name in the file → name in another layout, second copies included."""
     if recognition is None:
         raise UsageError(
             f"{reader.path}: of no known architecture, so its tensors have no names in layout {layout!r}",
@@ -318,16 +318,22 @@ def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> di
         for plain in (row.external, *row.aliases):
             other = target.by_canonical[row.canonical].external
             names[plain] = other
-            if recognition.table.layout.ema_suffix:
-                names[plain + recognition.table.layout.ema_suffix] = other
+            if recognition.table.layout.twin:
+                names[recognition.table.layout.twin.of(plain)] = other
     return {name: names[name] for name in reader.specs if name in names}
 
 
-def _moving_averages(specs: Mapping[str, TensorSpec], recognition: Recognition | None) -> int:
-    suffix = recognition.table.layout.ema_suffix if recognition else None
-    if suffix is None:
-        return 0
-    return sum(name.endswith(suffix) and name.removesuffix(suffix) in specs for name in specs)
+def _copies(reader: Reader, recognition: Recognition | None) -> dict[str, int]:
+    """How many tensors there are of each copy, where there are two."""
+    if (opened := getattr(reader, "weights", None)) is not None:
+        return {opened: len(reader.specs)}
+    twin = recognition.table.layout.twin if recognition else None
+    if recognition is None or twin is None:
+        return {}
+    plain = [name for name in reader.specs if name in recognition.table.by_external]
+    second = sum(twin.of(name) in reader.specs for name in plain)
+    other = "raw" if twin.holds == "ema" else "ema"
+    return {other: len(plain), twin.holds: second} if second else {}
 
 
 def _totals(specs: Mapping[str, TensorSpec]) -> Totals:

@@ -17,8 +17,8 @@ from ckptkit.families.base import (
     family_of_variant,
     require_recognition,
 )
-from ckptkit.families.binding import wanted_copy
 from ckptkit.families.behaviour import said_settings, settle
+from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.tensors import Array

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.options import FloatType, WhichWeights
+from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_settings
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -40,11 +40,14 @@ def convert(
     to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
     layout: Annotated[
         str | None,
-        typer.Option(help="Names and axis order: torch, deeplab2, keras. Default: usual for the format."),
+        typer.Option(
+            help="Names and axis order: torch, deeplab2, openmixup, keras. Default: usual for the format."
+        ),
     ] = None,
     dtype: Annotated[FloatType | None, typer.Option(help="Cast floating tensors.")] = None,
     weights: Annotated[
-        WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
+        WhichWeights,
+        typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
     ] = WhichWeights.AUTO,
     no_head: Annotated[bool, typer.Option("--no-head", help="Leave the classification head out.")] = False,
     output: Annotated[
@@ -62,6 +65,7 @@ def convert(
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards, e.g. 500MB.")
     ] = None,
+    settings: SettingOptions = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
@@ -86,6 +90,7 @@ def convert(
         allow_missing_bn=allow_missing_bn,
         variant=variant,
         max_shard_size=_bytes(max_shard_size),
+        settings=parse_settings(settings),
     )
     sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
     if not sources:
@@ -166,18 +171,26 @@ def _bytes(text: str | None) -> int | None:
 def synth(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="Id of a MOAT entry, or a variant such as tiny-moat0.")
+        str, typer.Argument(metavar="WHAT", help="Id of an entry, or a variant such as tiny-moat0.")
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="A .tar.gz as published, or a checkpoint prefix. Default: ./ID.tar.gz"
+            "--output",
+            "-o",
+            help="File as published (.tar.gz, .pth, .pth.tar), or a TensorFlow prefix. Default: here, by id.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Published layout: openmixup or torch (timm style) for MogaNet, deeplab2 for MOAT."
         ),
     ] = None,
     no_pos_emb: Annotated[
-        bool, typer.Option("--no-pos-emb", help="A variant without position tables.")
+        bool, typer.Option("--no-pos-emb", help="A MOAT variant without position tables.")
     ] = False,
-    ema: Annotated[bool, typer.Option("--ema", help="With moving averages beside the raw weights.")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Moving averages and raw weights, both.")] = False,
     no_bn: Annotated[
         bool, typer.Option("--no-bn", help="Without BatchNorm statistics, like the first uploads.")
     ] = False,
@@ -186,36 +199,48 @@ def synth(
 ) -> None:
     """Write a synthetic checkpoint in the published format: no download, the same bytes everywhere.
 
-    Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moat3 -o scratch/model.ckpt
+    Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
-    from ckptkit.synth import NOTE, write_archive, write_bundle
+    from ckptkit.synth import NOTE, published_ending, write_checkpoint
 
     state = state_of(context)
-    synthetic = _synthetic(state, what, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
-    path = output or Path(f"{what}.tar.gz")
-    specs = synthetic.specs()
+    synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
+    path = output or Path(f"{what}{published_ending(synthetic)}")
+    specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
     if dry_run:
         state.output.note(f"would write {len(specs)} tensors, {size}, to {path}")
         return
     state.output.note(f"{what}: {NOTE}")
-    if path.name.endswith((".tar.gz", ".tgz")):
-        write_archive(synthetic, path, force=force)
-    else:
-        write_bundle(synthetic, path, force=force)
+    write_checkpoint(synthetic, path, force=force)
     state.output.note(f"{len(specs)} tensors, {size}")
     state.output.result(str(path))
 
 
-def _synthetic(state: State, what: str, *, pos_emb: bool, ema: bool, bn: bool) -> Synthetic:
+def _synthetic(
+    state: State, what: str, *, layout: str | None, pos_emb: bool, ema: bool, bn: bool
+) -> Synthetic:
     from dataclasses import replace
 
+    from ckptkit.errors import UsageError
     from ckptkit.synth import synthetic_stand_in
 
     _, chosen = synthetic_stand_in(what, state.registry())
-    if not pos_emb:
-        chosen = replace(chosen, pos_emb=False)
-    return replace(chosen, twins=ema, bn_statistics=bn)
+    family = chosen.family
+    if layout is not None and layout not in family.published_layouts:
+        raise UsageError(
+            f"{family.name} is not published in layout {layout!r}",
+            hint="one of " + ", ".join(family.published_layouts),
+        )
+    if not pos_emb and not family.has_pos_emb:
+        raise UsageError(f"family {family.name} has no position embedding", hint="leave --no-pos-emb out")
+    return replace(
+        chosen,
+        layout=layout or chosen.layout,
+        pos_emb=chosen.pos_emb and pos_emb,
+        twins=ema,
+        bn_statistics=bn,
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def demo(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="[ID]", help="A MOAT entry of the registry to do it on.")
+        str, typer.Argument(metavar="[ID]", help="The registry entry to do it on.")
     ] = "tiny-moat0-256",
     keep: Annotated[
         Path | None,
@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Fetch, verify, convert and prove a synthetic checkpoint: the whole job without a network.
 
-    Examples: ckptkit demo · ckptkit demo tiny-moat1-256-noposemb --keep scratch
+    Examples: ckptkit demo · ckptkit demo moganet-xt-224 --keep scratch
     """
     import tempfile
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
+from typing import Annotated, Any
+
+import typer
 
 
 class FloatType(str, Enum):
@@ -19,3 +23,52 @@ class WhichWeights(str, Enum):
     AUTO = "auto"
     EMA = "ema"
     RAW = "raw"
+
+
+SettingOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting that no tensor tells, such as attn_force_fp32=true; may be repeated.",
+    ),
+]
+
+
+def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` options; each value as the registry would take it.
+
+    Raises
+    ------
+    UsageError
+        When there is no such setting, or the value is none of its values.
+
+    Examples
+    --------
+    >>> parse_settings(["attn_force_fp32=true"])
+    {'attn_force_fp32': True}
+    """
+    return dict(_parse_setting(text) for text in texts or ())
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from ckptkit.errors import UsageError
+    from ckptkit.families.base import families, get_family
+    from ckptkit.registry.schema import Entry
+
+    key, equals, value = text.partition("=")
+    known = [setting for family in families() for setting in get_family(family).behaviour]
+    if not equals or key not in known:
+        raise UsageError(f"--set {text!r} is no setting", hint="write KEY=VALUE; keys: " + ", ".join(known))
+    field = Entry.model_fields[key]
+    try:
+        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        return key, TypeAdapter(kind).validate_python(json.loads(value.lower()), strict=True)
+    except (ValueError, ValidationError) as error:
+        raise UsageError(
+            f"--set {text!r}: {value!r} is no value of {key}", hint=str(field.description)
+        ) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.options import FloatType, WhichWeights
+from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 
@@ -46,7 +46,8 @@ def parity(
         typer.Option(metavar="FILE", help="One image instead of random inputs, normalized as published."),
     ] = None,
     weights: Annotated[
-        WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
+        WhichWeights,
+        typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
     ] = WhichWeights.AUTO,
     dtype: Annotated[
         FloatType | None,
@@ -59,6 +60,7 @@ def parity(
             "--allow-missing-bn", help="Compare a file without BatchNorm statistics, taken as 0 and 1."
         ),
     ] = False,
+    settings: SettingOptions = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     junit: Annotated[
         Path | None,
@@ -93,6 +95,7 @@ def parity(
         "dtype": dtype.value if dtype else None,
         "variant": variant,
         "allow_missing_bn": allow_missing_bn,
+        "settings": parse_settings(settings),
     }
     require_packages(image=image is not None)
     results: list[ParityReport | Failure] = []
@@ -188,9 +191,11 @@ def _prefixed(output: Output, name: str) -> Any:
 def print_report(output: Output, report: ParityReport) -> None:
     """Print one target's report: what was compared, the table, the notes, the verdict."""
     keras, torch = report.sides
-    position = "with" if report.pos_emb else "without"
+    position = (
+        "" if report.pos_emb is None else f" {'with' if report.pos_emb else 'without'} position embedding"
+    )
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
-    output.result(f"{report.name}: {report.variant} {position} position embedding")
+    output.result(f"{report.name}: {report.variant}{position}")
     output.result(f"  settings  {settings}")
     output.result(f"  inputs    {report.inputs}")
     output.result(f"  Keras     {_reads(keras)}")

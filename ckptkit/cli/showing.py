@@ -60,6 +60,10 @@ def _facts(row: Row) -> list[tuple[str, str]]:
     }
     given = [f"{name} {_word(value)}" for name, value in settings.items() if value is not None]
     embedding = [] if row.pos_emb is None else [("position embedding", _word(row.pos_emb))]
+    deviations = [
+        ("known deviation", f"{known.figure} {known.published}: {known.reason}")
+        for known in row.known_deviations
+    ]
     notes = [("note", row.note)] if row.note else []
     return [
         ("architecture", f"{row.variant} ({_joined(row.family, row.group)})"),
@@ -71,6 +75,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
             "FLOPs",
             _joined(_published(row.published_flops), row.published_flops and "multiply-adds of one image"),
         ),
+        *deviations,
         ("accuracy", _joined(*accuracy, "as published" if accuracy else None)),
         ("behaviour", _joined(*given) if given else "no setting that changes the output"),
         ("licence, paper", _joined(row.license, row.paper)),

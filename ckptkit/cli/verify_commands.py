@@ -152,7 +152,7 @@ def inspect(
     ] = False,
     sort: Annotated[SortBy, typer.Option(help="Order of the tensors; size: largest first.")] = SortBy.FILE,
     layout: Annotated[
-        str | None, typer.Option(help="Show the names in this layout too: torch, deeplab2, keras.")
+        str | None, typer.Option(help="Show the names in this layout too: torch, deeplab2, openmixup, keras.")
     ] = None,
     state_dict: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which state dict of a PyTorch file with several.")
@@ -212,9 +212,8 @@ def _head_lines(inspection: Inspection) -> list[tuple[str, str]]:
     ]
     if inspection.parameters is not None:
         lines.append(("parameters", f"{inspection.parameters:,} trainable in {inspection.variant}"))
-    if inspection.moving_averages:
-        averages = f"raw weights, and moving averages (EMA) of {inspection.moving_averages:,} of them"
-        lines.append(("weights", averages))
+    if inspection.copies:
+        lines.append(("weights", _copies_in_words(inspection)))
     if len(inspection.state_dicts) > 1:
         lines.append(("state dicts", ", ".join(name or "(top)" for name in inspection.state_dicts)))
     lines += [("metadata", f"{key}: {value}") for key, value in inspection.metadata.items()]
@@ -222,11 +221,26 @@ def _head_lines(inspection: Inspection) -> list[tuple[str, str]]:
     return lines
 
 
+_COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}
+
+
+def _copies_in_words(inspection: Inspection) -> str:
+    """Which copies of the weights stand where."""
+    if len(inspection.copies) == 1:
+        (shown,) = inspection.copies
+        return f"both copies, each in a state dict of its own; these are the {_COPY_NAMES[shown]}"
+    (plain, _), (second, count) = inspection.copies.items()
+    return (
+        f"{_COPY_NAMES[plain]} under the plain names, {_COPY_NAMES[second]} of {count:,} tensors beside them"
+    )
+
+
 def _recognised(inspection: Inspection) -> str:
     if inspection.variant is None:
         return "no architecture known here"
     parts = [f"{inspection.family}, {inspection.variant}", f"layout {inspection.layout}"]
-    parts.append("with position embedding" if inspection.pos_emb else "without position embedding")
+    if inspection.pos_emb is not None:
+        parts.append("with position embedding" if inspection.pos_emb else "without position embedding")
     parts.append(f"{inspection.num_classes:,} classes" if inspection.num_classes is not None else "no head")
     return ", ".join(parts)
 

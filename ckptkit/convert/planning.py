@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition, Structure, require_recognition
-from ckptkit.families.binding import Ignored, Known, Match, Weights, match
 from ckptkit.families.behaviour import said_settings, unsaid
+from ckptkit.families.binding import Ignored, Known, Match, Weights, match
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import IDENTITY, Binding, Table
+from ckptkit.layouts import IDENTITY, Binding
 from ckptkit.tensors import DTYPES, Array, DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Options:
     max_shard_size : int, optional
         Split a safetensors output into shards of at most so many bytes.
     settings : mapping of str to Any
-        Behaviour settings (``attn_force_fp32`` …) to write into the metadata, over the entry's and the file's.
+        Behaviour settings (``attn_force_fp32`` …) to write into the metadata, before the entry's and the
+        file's.
     """
 
     to: str
@@ -198,7 +199,8 @@ def plan(
         moves=moves,
         ignored=(*dropped, *found.ignored),
         metadata={
-            **_metadata(reader, found, target_table, structure, entry, settings),
+            **_metadata(reader, found, layout, structure, entry),
+            **{key: json.dumps(value) for key, value in settings.items()},
             **({"weights": copy} if (copy := found.weights or known.held) else {}),
             **(provenance or {}),
         },
@@ -306,17 +308,11 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
 
 
 def _metadata(
-    reader: Reader,
-    found: Match,
-    table: Table,
-    structure: Structure,
-    entry: Entry | None,
-    settings: Mapping[str, Any],
+    reader: Reader, found: Match, layout: str, structure: Structure, entry: Entry | None
 ) -> dict[str, str]:
-    """Provenance and behaviour settings that travel in the converted file."""
+    """Provenance that travels in the converted file."""
     recognition = found.recognition
     metadata = {key: reader.metadata[key] for key in _CARRIED if key in reader.metadata}
-    metadata |= {key: json.dumps(value) for key, value in settings.items()}
     if entry is not None:
         metadata["entry"] = entry.id
         metadata |= {
@@ -331,6 +327,6 @@ def _metadata(
         "ckptkit_version": __version__,
         "family": recognition.family.name,
         "variant": recognition.variant,
-        "layout": table.layout.name,
+        "layout": layout,
         "num_classes": str(structure.num_classes or 0),
     }

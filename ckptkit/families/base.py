@@ -55,6 +55,8 @@ class Family(ABC):
     name: str
     definitions: Sequence[Definition]
     layouts: Mapping[str, Layout]
+    published_layouts: Sequence[str]
+    """Layouts that published files have, the usual one first."""
     default_layout: Mapping[str, str]
     """Layout that a conversion to each format gets when none is asked for."""
     behaviour: Mapping[str, Any]

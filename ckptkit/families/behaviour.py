@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import FormatError, UsageError
@@ -23,7 +24,7 @@ def said_settings(
     told: Mapping[str, Any] | None = None,
     entry: Entry | None = None,
     metadata: Mapping[str, str] | None = None,
-    path: object = "the file",
+    path: str | Path = "the file",
 ) -> dict[str, Any]:
     """What is said of a checkpoint's settings, without any default.
 
@@ -36,7 +37,7 @@ def said_settings(
         The registry entry the checkpoint belongs to; a field that is None says nothing.
     metadata : mapping of str to str, optional
         What the file says of itself, each setting as JSON.
-    path : object
+    path : str or Path
         The file, for errors.
 
     Raises
@@ -65,7 +66,7 @@ def said_settings(
     return said
 
 
-def _parsed(text: str, key: str, path: object) -> Any:
+def _parsed(text: str, key: str, path: str | Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -98,6 +99,7 @@ def settle(family: Family, said: Mapping[str, Any], *, name: object, how: str) -
     for key in unsaid(family, said):
         raise UsageError(
             f"{name}: {key} is not known, and it changes what the model computes",
-            hint=f"name the registry entry, or say {how.format(key)}; 'ckptkit show ID' tells what each file needs",
+            hint=f"name the registry entry, or say {how.format(key)}; "
+            "'ckptkit show ID' tells what each file needs",
         )
     return {**family.behaviour, **said}

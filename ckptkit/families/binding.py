@@ -192,7 +192,7 @@ def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: 
         return (known.usual or "ema") if weights == "auto" else weights
     if known.opened is not None:
         return known.opened
-    if weights == "auto" or weights == known.held:
+    if weights in ("auto", known.held):
         return None
     if weights == "raw" and known.held is None:
         return None  # a file that says nothing of averages holds plain weights

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 3
 
+_COUNTER = "/num_batches_tracked"
+"""BatchNorm's count of training steps: files that come from PyTorch carry it along, Keras has none."""
+
 
 def variables_by_name(model: Any) -> dict[str, Any]:
     """Every variable by its name in the ``keras`` layout, whatever name scope the model was made in.
@@ -37,7 +40,8 @@ def load_state(model: Any, state: Mapping[str, Array]) -> None:
     model : keras.Model
         Built.
     state : mapping of str to numpy.ndarray
-        Exactly the model's variables, of any float type.
+        Exactly the model's variables, of any float type; ``num_batches_tracked`` may be there and is
+        ignored.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def load_state(model: Any, state: Mapping[str, Array]) -> None:
     refuse(
         model,
         missing=[name for name in variables if name not in state],
-        unexpected=[name for name in state if name not in variables],
+        unexpected=[name for name in state if name not in variables and not name.endswith(_COUNTER)],
         unfit=[reason for reason in misfits if reason is not None],
     )
     for name, variable in variables.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from ckptkit.formats.base import Check
 from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
@@ -36,6 +38,9 @@ class TorchWriter(SequentialWriter):
         Kept as the record ``ckptkit.json``, which torch does not look at.
     force : bool
         Whether an existing file may be replaced.
+    tree : Mapping of str to Any, optional
+        What the file shall hold instead of one ``OrderedDict`` of all tensors: mappings of names to specs
+        (each becomes an ``OrderedDict`` of tensors), and plain values.
 
     Raises
     ------
@@ -48,13 +53,19 @@ class TorchWriter(SequentialWriter):
     """
 
     def __init__(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str],
+        *,
+        force: bool = False,
+        tree: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(Path(path), specs)
         self._file = StagedFile(self.path, force=force)
         try:
             self._zip = ZipWriter(self._file)
-            self._zip.add(f"{_ROOT}/data.pkl", state_dict_pickle(list(self._specs.values())))
+            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree))
             # No .format_version record: it would promise the exact spacing of torch's own writer, from which
             # torch may then compute where storages lie instead of looking it up.
             self._zip.add(f"{_ROOT}/byteorder", b"little")
@@ -82,8 +93,15 @@ class TorchWriter(SequentialWriter):
         self._file.discard()
 
 
-def state_dict_pickle(specs: Sequence[TensorSpec]) -> bytes:
-    """Pickle (protocol 2) of an OrderedDict of tensors, tensor i in storage ``"i"``.
+@dataclass(frozen=True)
+class Namespace:
+    """Stands for an `argparse.Namespace` in a file being written; holds its attributes."""
+
+    values: Mapping[str, Any]
+
+
+def checkpoint_pickle(specs: Sequence[TensorSpec], tree: Mapping[str, Any] | None = None) -> bytes:
+    """Pickle (protocol 2) of an OrderedDict of tensors, tensor i in storage ``"i"``; or of a tree of them.
 
     Names that come again and again are written once and recalled from the memo.
 
@@ -91,19 +109,65 @@ def state_dict_pickle(specs: Sequence[TensorSpec]) -> bytes:
     --------
     >>> import pickletools
     >>> from ckptkit.tensors import DTYPES
-    >>> raw = state_dict_pickle([TensorSpec("w", DTYPES["float32"], (2, 3))])
+    >>> raw = checkpoint_pickle([TensorSpec("w", DTYPES["float32"], (2, 3))])
     >>> [arg for op, arg, _ in pickletools.genops(raw) if op.name == "GLOBAL"]
     ['collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage']
     """
-    memo: dict[bytes, int] = {}
-    parts = [b"\x80\x02", _recalled(memo, _global("collections", "OrderedDict")), b")R"]
-    numbered = iter(enumerate(specs))
-    while batch := list(islice(numbered, _BATCH)):
-        parts.append(b"(")
-        for index, spec in batch:
-            parts += [_text(spec.name), *_tensor(memo, index, spec)]
-        parts.append(b"u")
-    return b"".join([*parts, b"."])
+    pickler = _Pickler({spec.name: index for index, spec in enumerate(specs)})
+    state_dict = {spec.name: spec for spec in specs}
+    written = pickler.state_dict(state_dict) if tree is None else pickler.value(tree)
+    return b"".join([b"\x80\x02", *written, b"."])
+
+
+class _Pickler:
+    """Writes plain values, and specs as tensors.
+
+    Parameters
+    ----------
+    storages : mapping of str to int
+        Number of each tensor's storage.
+    """
+
+    def __init__(self, storages: Mapping[str, int]) -> None:
+        self._storages = storages
+        self._memo: dict[bytes, int] = {}
+
+    def value(self, value: Any) -> Iterator[bytes]:
+        """Write one value of a tree."""
+        if isinstance(value, TensorSpec):
+            yield from _tensor(self._memo, self._storages[value.name], value)
+        elif isinstance(value, Mapping):
+            yield from self._mapping(value)
+        elif isinstance(value, Namespace):
+            yield _global("argparse", "Namespace") + b")\x81"
+            yield from self._mapping(value.values)
+            yield b"b"
+        elif value is None or isinstance(value, bool):
+            yield {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        else:
+            yield _integer(value) if isinstance(value, int) else _text(value)
+
+    def _mapping(self, mapping: Mapping[str, Any]) -> Iterator[bytes]:
+        if any(isinstance(value, TensorSpec) for value in mapping.values()):
+            yield from self.state_dict(mapping)
+        else:
+            yield b"}"
+            yield from self._items(mapping)
+
+    def state_dict(self, tensors: Mapping[str, TensorSpec]) -> Iterator[bytes]:
+        """Write an OrderedDict of tensors."""
+        yield _recalled(self._memo, _global("collections", "OrderedDict"))
+        yield b")R"
+        yield from self._items(tensors)
+
+    def _items(self, mapping: Mapping[str, Any]) -> Iterator[bytes]:
+        items = iter(mapping.items())
+        while batch := list(islice(items, _BATCH)):
+            yield b"("
+            for key, value in batch:
+                yield _text(key)
+                yield from self.value(value)
+            yield b"u"
 
 
 def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[bytes]:

@@ -17,6 +17,11 @@ LOGITS = "logits"
 TOP = 5
 
 
+def is_logits(output: str) -> bool:
+    """Whether an output of that name is logits; a setting may be added to the name in parentheses."""
+    return output.split(" (", 1)[0] == LOGITS
+
+
 @dataclass(frozen=True)
 class Limit:
     """How far two outputs may lie apart.
@@ -45,7 +50,7 @@ class Tolerance:
 
     def limit(self, output: str) -> Limit:
         """Limit of one output by name."""
-        return self.logits if output == LOGITS else self.stages
+        return self.logits if is_logits(output) else self.stages
 
 
 _FLOAT16_ROUNDOFF = 2.0**-11
@@ -276,10 +281,12 @@ def top_agreement(
     """Compare the answers; None without logits, or with logits that cannot be ranked."""
     import numpy
 
-    found = next((stage for stage in stages if stage.name == LOGITS), None)
+    found = next((stage for stage in stages if is_logits(stage.name)), None)
     if found is None or not math.isfinite(found.max_abs):
         return None
-    ours, theirs = (numpy.argsort(-side[LOGITS], axis=1, kind="stable") for side in (reference, candidate))
+    ours, theirs = (
+        numpy.argsort(-side[found.name], axis=1, kind="stable") for side in (reference, candidate)
+    )
     classes = min(TOP, ours.shape[1])
     same_set = numpy.sort(ours[:, :classes], axis=1) == numpy.sort(theirs[:, :classes], axis=1)
     return TopAgreement(

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.convert import Options, Plan, plan
@@ -20,7 +19,7 @@ from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
-from ckptkit.tensors import Array
+from ckptkit.tensors import DTYPES, Array
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -65,8 +64,8 @@ class ModelFile:
 
     @property
     def dtype(self) -> str:
-        """Element types in words."""
-        return ", ".join(sorted(set(self.dtypes.values())))
+        """Element types of the weights in words."""
+        return ", ".join(sorted(dtype for dtype in set(self.dtypes.values()) if DTYPES[dtype].is_float))
 
     def fill_torch(self, module: Any, model: Any) -> None:
         """Fill the PyTorch model."""
@@ -83,12 +82,12 @@ class ModelFile:
             module.load_state(model, state | neutral)
             self._release()
             return
-        suffix = self.recognition.table.layout.ema_suffix if self.plan.weights == "ema" else None
+        twin = self.recognition.table.layout.twin
         module.load_deeplab2(
             model,
             neutral.keys() | self.reader.specs.keys(),
             lambda name: neutral[name] if name in neutral else self._read(name),
-            suffix=suffix or "",
+            suffix=twin.suffix if twin is not None and twin.holds == self.plan.weights else "",
         )
         self._release()
 
@@ -121,6 +120,7 @@ def examine(
     variant: str | None = None,
     entry: Entry | None = None,
     allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> ModelFile:
     """Set an open file against the architecture it is of; a headless one is accepted.
 
@@ -140,6 +140,7 @@ def examine(
         head=head,
         allow_missing_bn=allow_missing_bn,
         variant=variant,
+        settings=settings or {},
     )
     return ModelFile(reader, plan(reader, options, entry=entry))
 
@@ -168,9 +169,10 @@ def require_same_model(source: ModelFile, other: ModelFile) -> None:
 
 def _in_words(recognition: Recognition) -> str:
     structure = recognition.structure
-    position = "with" if structure.pos_emb else "without"
+    position = " with" if structure.pos_emb else " without"
+    embedding = f"{position} position embedding" if recognition.family.has_pos_emb else ""
     classes = f"{structure.num_classes} classes" if structure.num_classes else "no head"
-    return f"{recognition.variant} {position} position embedding, {classes}"
+    return f"{recognition.variant}{embedding}, {classes}"
 
 
 def lossy_precision(source: ModelFile, converted: ModelFile) -> str:
@@ -196,30 +198,10 @@ def lossy_precision(source: ModelFile, converted: ModelFile) -> str:
     return max(lossy, key=lambda dtype: TOLERANCES[dtype].stages.value, default=_EXACT)
 
 
-def settings_of(file: ModelFile, entry: Entry | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Behaviour settings: the entry's, else what the file says of itself, else the defaults.
-
-    Raises
-    ------
-    FormatError
-        When the file's metadata cannot be read.
-    """
-    said = file.reader.metadata
-    settings = dict(defaults)
-    for key in settings:
-        value = getattr(entry, key, None)
-        if value is not None:
-            settings[key] = value
-        elif key in said:
-            settings[key] = _parsed(said[key], key, file.reader.path)
-    return settings
-
-
-def _parsed(text: str, key: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"its metadata says {key} is {text[:40]!r}, which is no setting") from error
+def settings_of(file: ModelFile) -> dict[str, Any]:
+    """Behaviour settings that are said of a file: by the user, its entry or its metadata."""
+    keys = file.recognition.family.behaviour
+    return {key: json.loads(value) for key, value in file.plan.metadata.items() if key in keys}
 
 
 def resolution_of(file: ModelFile) -> int | None:

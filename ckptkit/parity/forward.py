@@ -43,7 +43,7 @@ class Model:
         return module.build(
             self.variant,
             num_classes=self.structure.num_classes,
-            pos_emb=self.structure.pos_emb,
+            **({"pos_emb": self.structure.pos_emb} if self.family.has_pos_emb else {}),
             **self.settings,
         )
 

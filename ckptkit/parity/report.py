@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ckptkit.parity.comparison import LOGITS, StageComparison, TopAgreement, finite_or_none
+from ckptkit.parity.comparison import StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
 Framework = Literal["keras", "torch"]
@@ -85,7 +85,7 @@ class ParityReport:
     name: str
     family: str
     variant: str
-    pos_emb: bool
+    pos_emb: bool | None
     num_classes: int | None
     source: str
     synthetic: bool
@@ -120,7 +120,7 @@ class ParityReport:
         of = f"{self.name} ({'synthetic weights, ' if self.synthetic else ''}{self._precision_in_words})"
         departed = next((stage for stage in self.stages if not stage.ok), None)
         if departed is not None:
-            where = "on the logits" if departed.name == LOGITS else f"from {departed.name} on"
+            where = f"on the {departed.name}" if is_logits(departed.name) else f"from {departed.name} on"
             return f"DISAGREE {where}: {of}: {departed.reason}"
         worst = max(self.stages, key=lambda stage: stage.relative)
         return (

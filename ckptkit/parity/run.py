@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ckptkit.convert import Options, execute, plan
 from ckptkit.errors import UsageError
-from ckptkit.families.base import CANONICAL, get_family
-from ckptkit.families.binding import Weights
+from ckptkit.families.base import CANONICAL, Family, get_family
+from ckptkit.families.behaviour import unsaid
+from ckptkit.families.binding import Weights, wanted_copy
 from ckptkit.formats.detect import EXTENSIONS, open_reader
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import (
@@ -28,7 +30,7 @@ from ckptkit.parity.forward import Model, keras_stages, torch_stages
 from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
 from ckptkit.parity.packages import require_packages
 from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
-from ckptkit.synth import NOTE, Synthetic, write_bundle
+from ckptkit.synth import NOTE, Synthetic, write_checkpoint
 from ckptkit.tensors import Array
 from ckptkit.workspace import Located
 
@@ -55,6 +57,7 @@ def run_parity(
     dtype: str | None = None,
     variant: str | None = None,
     allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
     tolerance: Tolerance | None = None,
     synthetic: bool = False,
     name: str | None = None,
@@ -89,6 +92,9 @@ def run_parity(
         Overrides what the file is recognised as.
     allow_missing_bn : bool
         Compare a file without BatchNorm moving statistics, with mean 0 and variance 1 on both sides.
+    settings : mapping of str to Any, optional
+        Behaviour settings of the checkpoint, before what its entry and its metadata say. Where a setting that
+        has no default (MogaNet's ``attn_force_fp32``) is not said at all, both functions are compared.
     tolerance : Tolerance, optional
         Default: by the precision that the conversion rounded to, see `TOLERANCES`.
     synthetic : bool
@@ -126,24 +132,26 @@ def run_parity(
         get_family(entry.family)
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
+        copy = _same_copy(weights, converted)
         source = examine(
-            opened.enter_context(open_reader(located.path)),
-            weights=_same_copy(weights, converted),
+            opened.enter_context(open_reader(located.path, weights=wanted_copy(copy, entry))),
+            weights=copy,
             variant=variant,
             entry=entry,
             allow_missing_bn=allow_missing_bn,
+            settings=settings,
         )
         inputs = _inputs(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
         images = inputs.array()
-        path = _convert(source, folder, entry, dtype, say) if converted is None else converted
+        path = _convert(source, folder, entry, dtype, settings, say) if converted is None else converted
         other = examine(
-            opened.enter_context(open_reader(path)),
+            opened.enter_context(open_reader(path, weights=copy)),
             variant=source.recognition.variant,
             allow_missing_bn=source.lacks_statistics,
         )
         require_same_model(source, other)
         precision = lossy_precision(source, other)
-        ran = _run_both(source, other, entry, images, say)
+        ran = _run_both(source, other, images, say)
         stages = compare(
             ran.reference.outputs,
             ran.candidate.outputs,
@@ -155,7 +163,7 @@ def run_parity(
             name=name or located.name,
             family=found.family.name,
             variant=found.variant,
-            pos_emb=found.structure.pos_emb,
+            pos_emb=found.structure.pos_emb if found.family.has_pos_emb else None,
             num_classes=found.structure.num_classes,
             source=str(located.path),
             synthetic=synthetic,
@@ -186,9 +194,7 @@ def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> It
         The entry it stands in for: gives settings and resolution.
     """
     with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
-        prefix = Path(folder) / "model.ckpt"
-        write_bundle(synthetic, prefix)
-        yield Located(prefix, entry)
+        yield Located(write_checkpoint(synthetic, Path(folder) / "model.ckpt"), entry)
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,14 @@ def _inputs(
     )
 
 
-def _convert(source: ModelFile, folder: Path, entry: Entry | None, dtype: str | None, say: Note) -> Path:
+def _convert(
+    source: ModelFile,
+    folder: Path,
+    entry: Entry | None,
+    dtype: str | None,
+    settings: Mapping[str, Any] | None,
+    say: Note,
+) -> Path:
     """Convert the source for the other framework, by the code of ``ckptkit convert``."""
     to, layout = ("safetensors", CANONICAL) if source.is_for_keras else ("tf", None)
     options = Options(
@@ -286,21 +299,22 @@ def _convert(source: ModelFile, folder: Path, entry: Entry | None, dtype: str | 
         head=source.recognition.structure.num_classes is not None,
         allow_missing_bn=source.lacks_statistics,
         variant=source.recognition.variant,
+        settings=settings or {},
     )
     say(f"converting to {to} in a temporary folder")
     conversion = plan(source.reader, options, entry=entry)
     return execute(conversion, source.reader, folder / f"converted{EXTENSIONS[to]}").path
 
 
-def _run_both(source: ModelFile, other: ModelFile, entry: Entry | None, images: Array, say: Note) -> _Both:
+def _run_both(source: ModelFile, other: ModelFile, images: Array, say: Note) -> _Both:
     """Run Keras, let it go, run PyTorch.
 
     The converted file's own settings count for its side: one that travelled wrongly must show.
     """
-    settings = settings_of(source, entry, source.recognition.family.behaviour)
-    travelled = settings_of(other, None, settings)
+    said = settings_of(source)
+    travelled = {**said, **settings_of(other)}
     if source.is_for_keras:
-        reference = _run("keras", source, settings, images, say)
+        reference = _run("keras", source, said, images, say)
         return _Both(reference, _run("torch", other, travelled, images, say))
     if not other.is_for_keras:
         raise UsageError(
@@ -308,19 +322,37 @@ def _run_both(source: ModelFile, other: ModelFile, entry: Entry | None, images: 
             hint="give a conversion to tf",
         )
     candidate = _run("keras", other, travelled, images, say)
-    return _Both(_run("torch", source, settings, images, say), candidate)
+    return _Both(_run("torch", source, said, images, say), candidate)
 
 
-def _run(framework: Framework, file: ModelFile, settings: dict[str, Any], images: Array, say: Note) -> _Ran:
+def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Array, say: Note) -> _Ran:
     say(f"loading {FRAMEWORK_NAMES[framework]} and running its model")
     started = time.perf_counter()
     found = file.recognition
-    model = Model(found.family, found.variant, found.structure, settings)
-    if framework == "keras":
-        outputs, versions = keras_stages(model, file.fill_keras, images)
-    else:
-        outputs, versions = torch_stages(model, file.fill_torch, images)
+    fill, stages = (
+        (file.fill_keras, keras_stages) if framework == "keras" else (file.fill_torch, torch_stages)
+    )
+    modes = list(_modes(found.family, said))
+    outputs: dict[str, Array] = {}
+    versions = ""
+    for label, settings in modes:
+        model = Model(found.family, found.variant, found.structure, settings)
+        ran, versions = stages(model, fill, images)
+        outputs |= {name + label: output for name, output in ran.items()}
+    settings = modes[0][1] | dict.fromkeys(unsaid(found.family, said), "both")
     return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
+
+
+def _modes(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each function the file may stand for: what its outputs' names add, and all settings.
+
+    One, where every setting is said or has a default; else one for either value of each that is not.
+    """
+    open_keys = unsaid(family, said)
+    for values in product((False, True), repeat=len(open_keys)):
+        chosen = dict(zip(open_keys, values, strict=True))
+        label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
+        yield f" ({label})" if label else "", {**family.behaviour, **said, **chosen}
 
 
 def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
@@ -333,6 +365,8 @@ def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
         yield "the file has no classification head: the stages are compared, there are no logits"
     if source.plan.weights is not None:
         yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
+    for key in unsaid(source.recognition.family, settings_of(source)):
+        yield f"{key} is not known of this file: both functions it may stand for were compared"
     for key, value in ran.candidate.settings.items():
         ours = ran.reference.settings[key]
         if value != ours:

@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckptkit.registry.loading import Registry, load_registry, load_texts
     from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
-    from ckptkit.registry.query import Catalogue, EntryFacts, SourceFacts, parse_count
+    from ckptkit.registry.query import Catalogue, DeviationFacts, EntryFacts, SourceFacts, parse_count
     from ckptkit.registry.rows import Row, load_rows
-    from ckptkit.registry.schema import Entry, HashProvenance, Source, json_schema
+    from ckptkit.registry.schema import Entry, HashProvenance, KnownDeviation, Source, json_schema
     from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
 
 _HOMES = {
     "Catalogue": "query",
+    "DeviationFacts": "query",
     "Entry": "schema",
     "EntryFacts": "query",
     "HashProvenance": "schema",
+    "KnownDeviation": "schema",
     "Pin": "writeback",
     "Registry": "loading",
     "Row": "rows",
@@ -51,9 +53,11 @@ _HOMES = {
 
 __all__ = [
     "Catalogue",
+    "DeviationFacts",
     "Entry",
     "EntryFacts",
     "HashProvenance",
+    "KnownDeviation",
     "Pin",
     "Registry",
     "Row",

@@ -21,10 +21,12 @@ _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 
 SOURCE_FIELDS = ("url", "note", "bn_statistics", "manual")
+DEVIATION_FIELDS = ("figure", "published", "reason")
 ENTRY_FIELDS = (
     *("id", "family", "variant", "display_name", "group", "required", "pretrain_data", "setting"),
     *("train_resolution", "test_resolution", "pos_emb"),
     *("published_params", "published_flops", "published_top1", "published_top5", "exact_parameters"),
+    "known_deviations",
     *("license", "paper", "layout", "format", "weights"),
     *("pool_size", "window_size", "global_attention", "attn_force_fp32"),
     *("normalization", "test_resize", "interpolation"),
@@ -79,6 +81,15 @@ class ProvenanceFacts:
         note: str | None
 
 
+class DeviationFacts:
+    """What every kind of known deviation has (see `ckptkit.registry.KnownDeviation`)."""
+
+    if TYPE_CHECKING:
+        figure: str
+        published: str
+        reason: str
+
+
 class EntryFacts:
     """What every kind of entry has: the fields of `ckptkit.registry.Entry`, and what follows from them."""
 
@@ -124,6 +135,14 @@ class EntryFacts:
         @property
         def hash_provenance(self) -> ProvenanceFacts | None:
             """When and from where the checksum was observed."""
+
+        @property
+        def known_deviations(self) -> tuple[DeviationFacts, ...]:
+            """Published figures that are known not to round from what is counted."""
+
+    def known_deviation(self, figure: str) -> DeviationFacts | None:
+        """The known deviation of one figure, ``params`` or ``flops``; None where there is none."""
+        return next((known for known in self.known_deviations if known.figure == figure), None)
 
     @property
     def params(self) -> float | None:

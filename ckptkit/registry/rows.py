@@ -17,7 +17,14 @@ from typing import Any
 
 from ckptkit._version import __version__
 from ckptkit.registry.paths import cache_folder, registry_files
-from ckptkit.registry.query import ENTRY_FIELDS, Catalogue, EntryFacts, ProvenanceFacts, SourceFacts
+from ckptkit.registry.query import (
+    ENTRY_FIELDS,
+    Catalogue,
+    DeviationFacts,
+    EntryFacts,
+    ProvenanceFacts,
+    SourceFacts,
+)
 
 
 class SourceRow(SourceFacts):
@@ -29,6 +36,13 @@ class SourceRow(SourceFacts):
 
 class ProvenanceRow(ProvenanceFacts):
     """A provenance with the attributes of `ckptkit.registry.HashProvenance`."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.__dict__.update(fields)
+
+
+class DeviationRow(DeviationFacts):
+    """A known deviation with the attributes of `ckptkit.registry.KnownDeviation`."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self.__dict__.update(fields)
@@ -47,7 +61,8 @@ class Row(EntryFacts):
         self.fields = fields
         sources = tuple(SourceRow(source) for source in fields["sources"])
         provenance = fields["hash_provenance"] and ProvenanceRow(fields["hash_provenance"])
-        self.__dict__.update(fields, sources=sources, hash_provenance=provenance)
+        deviations = tuple(DeviationRow(known) for known in fields["known_deviations"])
+        self.__dict__.update(fields, sources=sources, hash_provenance=provenance, known_deviations=deviations)
 
 
 def load_rows(overlays: Sequence[Path] = ()) -> Catalogue[Row]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from ckptkit.registry.query import EntryFacts, ProvenanceFacts, SourceFacts
+from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
 
 SOURCE_SCHEMES = ("https", "http", "file")
 
@@ -69,6 +69,20 @@ class HashProvenance(ProvenanceFacts, BaseModel):
     note: str | None = Field(None, description="Anything else to know about it.")
 
 
+class KnownDeviation(DeviationFacts, BaseModel):
+    """A published figure that what is counted does not round to, and why that is accepted.
+
+    It excuses one figure as it was published, so another published figure needs another entry; an audit
+    fails when the figure does round after all.
+    """
+
+    model_config = _CONFIG
+
+    figure: Literal["params", "flops"] = Field(description="Which figure: published_params, published_flops.")
+    published: Figure = Field(description="The figure exactly as published.")
+    reason: Text = Field(description="What is known of the difference.")
+
+
 class Entry(EntryFacts, BaseModel):
     """One published checkpoint.
 
@@ -94,6 +108,9 @@ class Entry(EntryFacts, BaseModel):
     published_top5: Percent | None = Field(None, description="ImageNet-1K top-5 accuracy, percent.")
     exact_parameters: Positive | None = Field(
         None, description="Trainable parameters with the 1000-class head, counted on the published code."
+    )
+    known_deviations: Annotated[tuple[KnownDeviation, ...], Field(strict=False)] = Field(
+        (), description="Published figures that are known not to round from what is counted."
     )
     license: Text | None = Field(None, description="SPDX identifier.")
     paper: Text | None = Field(None, description="arXiv:NNNN.NNNNN")
@@ -131,6 +148,19 @@ class Entry(EntryFacts, BaseModel):
     config_url: Url | None = Field(None, description="The training configuration.")
     log_url: Url | None = Field(None, description="The training log.")
     note: str | None = Field(None, description="What else to know.")
+
+    @field_validator("known_deviations", mode="after")
+    @classmethod
+    def _are_of_this_entry(
+        cls, value: tuple[KnownDeviation, ...], info: ValidationInfo
+    ) -> tuple[KnownDeviation, ...]:
+        for known in value:
+            field = f"published_{known.figure}"
+            if field in info.data and info.data[field] != known.published:
+                raise ValueError(f"{known.published} is not the {field} of this entry, {info.data[field]}")
+        if len({known.figure for known in value}) < len(value):
+            raise ValueError("a figure has more than one known deviation")
+        return value
 
     @field_validator("hash_provenance", mode="after")
     @classmethod

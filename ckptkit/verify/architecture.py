@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.errors import ConversionError
 from ckptkit.families.base import Recognition, Structure, families, family_of_variant, recognise
-from ckptkit.families.binding import Match, Weights, match
+from ckptkit.families.binding import Known, Match, Weights, match
 from ckptkit.layouts import Binding
 from ckptkit.tensors import TensorSpec
 from ckptkit.verify.report import BATCH_NORM, NAMES, Check, counted, listed
@@ -50,13 +50,13 @@ class Fit:
         if self.match is None:
             return {}
         table = self.match.recognition.table
-        suffixes = ("", table.layout.ema_suffix) if table.layout.ema_suffix else ("",)
+        twin = table.layout.twin
         return {
-            plain + suffix: row
+            name: row
             for row in table.bindings
             for plain in (row.external, *row.aliases)
-            for suffix in suffixes
-            if plain + suffix in specs
+            for name in ((plain, twin.of(plain)) if twin else (plain,))
+            if name in specs
         }
 
 
@@ -66,6 +66,7 @@ def fit(
     entry: Entry | None = None,
     variant: str | None = None,
     weights: Weights = "auto",
+    known: Known | None = None,
 ) -> Fit:
     """Set a file's tensors against the architecture of its entry, of ``variant``, or as recognised.
 
@@ -79,13 +80,15 @@ def fit(
         Overrides the entry's variant and any recognition.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both; ``auto`` takes what the entry says, else the moving averages.
+    known : Known, optional
+        What is known of the copies besides the tensors' names.
 
     Raises
     ------
     NotFoundError
         When ``variant`` is unknown.
     UsageError
-        When ``ema`` is asked for and the file holds no moving averages.
+        When a copy is asked for that the file does not hold.
     """
     if variant is not None:
         family_of_variant(variant)
@@ -97,12 +100,12 @@ def fit(
     if found is None:
         return Fit(_unrecognised(specs, wanted, likeliest))
     found = _settled(found, specs, entry if variant is None else None)
-    if weights == "auto" and entry is not None and entry.weights == "raw":
-        weights = "raw"
+    known = known or Known(usual=entry.weights if entry else None)
     try:
-        matched = match(specs, found, weights=weights)
-    except ConversionError as error:  # only some parameters have a moving average
-        matched = match(specs, found, weights="raw")
+        matched = match(specs, found, weights=weights, known=known)
+    except ConversionError as error:  # only some parameters have the copy that is to be taken
+        twin = found.table.layout.twin
+        matched = match(specs, found, weights="raw" if twin and twin.holds == "ema" else "ema", known=known)
         check = _check_names(matched, specs, likeliest)
         return Fit(
             Check(NAMES, "failed", str(error), check.items if check.status == "failed" else ()), matched
@@ -155,7 +158,12 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
     recognition = found.recognition
     table = recognition.table
     missing = [row.external for row in found.missing if row.part != _STATISTICS]
-    not_float = [name for name in found.sources.values() if not specs[name].dtype.is_float]
+    counters = {row.canonical for row in table.bindings if row.part == "counter"}
+    not_float = [
+        name
+        for canonical, name in found.sources.items()
+        if canonical not in counters and not specs[name].dtype.is_float
+    ]
     faults = {
         "missing": [f"missing: {name}" for name in missing],
         "unexpected": [f"unexpected: {name} {list(specs[name].shape)}" for name in found.unexpected],
@@ -168,10 +176,7 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
     what = f"{recognition.variant} {_in_words(recognition)}"
     ignored = _ignored_by_rule(found)
     if not any(faults.values()):
-        wanted = sum(row.part != _STATISTICS for row in table.bindings)
-        there = len(table.bindings) if len(found.sources) == len(table.bindings) else wanted
-        apart = " (BatchNorm statistics apart)" if there == wanted < len(table.bindings) else ""
-        return Check(NAMES, "ok", f"all {counted(there, 'tensor')} of {what}{apart}{ignored}")
+        return Check(NAMES, "ok", f"all {_count_there(found)} of {what}{ignored}")
     counts = ", ".join(f"{len(items):,} {kind}" for kind, items in faults.items() if items)
     instead = ""
     if likeliest is not None and likeliest.variant != recognition.variant:
@@ -182,6 +187,19 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
         f"{counts}, for {what}{instead}{ignored}",
         tuple(i for f in faults.values() for i in f),
     )
+
+
+def _count_there(found: Match) -> str:
+    """How many tensors there are, and which kinds of them may be absent without being missed here."""
+    apart = {
+        "BatchNorm statistics": any(row.part == _STATISTICS for row in found.missing),
+        "BatchNorm step counters": any(
+            row.part == "counter" and row.canonical not in found.sources
+            for row in found.recognition.table.bindings
+        ),
+    }
+    absent = " and ".join(what for what, is_absent in apart.items() if is_absent)
+    return counted(len(found.sources), "tensor") + (f" ({absent} apart)" if absent else "")
 
 
 def _in_words(recognition: Recognition) -> str:
@@ -219,12 +237,13 @@ def check_batch_norm(found: Match | None, ranges: Mapping[str, ValueRange], entr
     """
     if found is None:
         return Check(BATCH_NORM, "skipped", UNKNOWN)
+    family = found.recognition.family.name
     rows = [row for row in found.recognition.table.bindings if row.part == _STATISTICS]
     if not rows:
         return Check(BATCH_NORM, "skipped", f"{found.recognition.variant} has no BatchNorm")
     missing = [row.external for row in found.missing if row.part == _STATISTICS]
     if found.lacks_bn_statistics:
-        detail = f"none of {len(rows):,} in this file: {_MEANINGLESS}{_remedy(entry)}"
+        detail = f"none of {len(rows):,} in this file: {_MEANINGLESS}{_remedy(entry, family)}"
         return Check(BATCH_NORM, "failed", detail, tuple(f"missing: {name}" for name in missing))
     if missing:
         detail = f"{len(missing):,} of {len(rows):,} missing: {_MEANINGLESS}"
@@ -233,7 +252,7 @@ def check_batch_norm(found: Match | None, ranges: Mapping[str, ValueRange], entr
         return Check(
             BATCH_NORM,
             "failed",
-            f"all {len(rows):,} still at their initial 0 and 1: {_MEANINGLESS}{_remedy(entry)}",
+            f"all {len(rows):,} still at their initial 0 and 1: {_MEANINGLESS}{_remedy(entry, family)}",
         )
     return Check(BATCH_NORM, "ok", f"all {len(rows):,} moving means and variances are there")
 
@@ -246,10 +265,14 @@ def _never_moved(rows: Sequence[tuple[Binding, ValueRange | None]]) -> bool:
     )
 
 
-def _remedy(entry: Entry | None) -> str:
+def _remedy(entry: Entry | None, family: str) -> str:
     """Where a file with the statistics can be had."""
     if entry is None:
-        return "; MOAT's first uploads (2022-10) lack them, the files of 2022-11-05 have them"
+        return (
+            ""
+            if family != "moat"
+            else "; MOAT's first uploads (2022-10) lack them, the files of 2022-11-05 have them"
+        )
     urls = [source.url for source in entry.sources if source.bn_statistics]
     if not urls:
         return "; the registry knows no source that has them"

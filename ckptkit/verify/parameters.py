@@ -19,7 +19,7 @@ _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 _CLASSES = 1000
 
 
-def rounds_to(count: int, figure: str) -> bool:
+def rounds_to(count: float, figure: str) -> bool:
     """Whether a count rounds to a published figure at the figure's own precision.
 
     A count exactly between two figures rounds to both, since nobody says how the publishers rounded.
@@ -69,8 +69,9 @@ def check_parameters(found: Match, specs: Mapping[str, TensorSpec], entry: Entry
     if published is not None:
         remark = f"; published as {published}"
         if not rounds_to(count + head, published):
-            if exact == count + head and entry.note:
-                remark += f", which it does not round to: {entry.note}"
+            known = entry.known_deviation("params")
+            if exact == count + head and known is not None:
+                remark += f", which it does not round to (known deviation: {known.reason})"
             else:
                 faults.append(f"{count + head:,} parameters do not round to the published {published}")
     if faults:

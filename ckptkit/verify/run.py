@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import FormatError
-from ckptkit.families.binding import Weights
+from ckptkit.families.binding import Known, Weights, wanted_copy
 from ckptkit.formats.base import Reader
 from ckptkit.tensors import TensorSpec
 from ckptkit.verify.architecture import UNKNOWN, Fit, check_batch_norm, fit
@@ -45,7 +45,8 @@ def verify_checkpoint(
     deep : bool
         Also compare every tensor with the checksum that the container stores for it.
     weights : {"auto", "ema", "raw"}
-        Which copy to set against the architecture where the file holds both. Values are looked at in both.
+        Which copy to set against the architecture where the file holds both. Values are looked at in both,
+        where they stand side by side; a state dict of its own is another look.
     variant : str, optional
         Overrides what the file is recognised as.
     progress : Progress, optional
@@ -63,15 +64,16 @@ def verify_checkpoint(
     NotFoundError
         When there is no such file, or no such ``variant``.
     UsageError
-        When ``ema`` is asked for and the file holds no moving averages.
+        When a copy is asked for that the file does not hold.
     StorageError
         When the file cannot be read.
     """
     from ckptkit.formats.detect import open_reader
 
     show = progress or _silent
-    with open_reader(located.path) as reader:
-        fitted = fit(reader.specs, entry=located.entry, variant=variant, weights=weights)
+    with open_reader(located.path, weights=wanted_copy(weights, located.entry)) as reader:
+        known = Known.of(reader, located.entry)
+        fitted = fit(reader.specs, entry=located.entry, variant=variant, weights=weights, known=known)
         checksum = check_checksum(located, show)
         roles = fitted.roles(reader.specs)
         wanted, left_out = _to_look_at(reader.specs, fitted)

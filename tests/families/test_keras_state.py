@@ -86,6 +86,17 @@ def test_many_names_are_counted_and_the_first_few_shown(model):
         load_state(model, {f"x{i}": np.ones(1) for i in range(5)})
 
 
+def test_step_counters_are_ignored(model, state):
+    load_state(model, state | {"net/first/num_batches_tracked": np.array(1000, np.int64)})
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), state["net/first/kernel"])
+
+
+@pytest.mark.parametrize("name", ["num_batches_tracked", "net/first/num_batches_tracked/kernel"])
+def test_what_is_no_step_counter_is_unexpected(model, state, name):
+    with pytest.raises(ConversionError, match=r"1 unexpected"):
+        load_state(model, state | {name: np.array(1000, np.int64)})
+
+
 def test_names_do_not_depend_on_the_scope_a_model_is_made_in():
     with keras.name_scope("outer"):
         model = keras_model.build("tiny-moat0")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats import torch_writer, zip_writer
-from ckptkit.formats.torch_writer import TorchWriter, state_dict_pickle
+from ckptkit.formats.torch_writer import TorchWriter, checkpoint_pickle
 from ckptkit.formats.torch_zip import TorchReader
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
@@ -159,7 +159,7 @@ def test_integers_in_the_pickle(value: int) -> None:
 
 def test_the_pickle_stays_small() -> None:
     specs = [TensorSpec(f"stage{i}.weight", DTYPES["float32"], (64, 64, 3, 3)) for i in range(1000)]
-    raw = state_dict_pickle(specs)
+    raw = checkpoint_pickle(specs)
     assert len(raw) < 100 * len(specs)
     pickletools.dis(raw, out=io.StringIO())  # checks the whole structure on the way
 

@@ -14,7 +14,7 @@ import pytest
 
 from ckptkit.errors import RegistryError
 from ckptkit.registry import loading, rows
-from ckptkit.registry.query import ENTRY_FIELDS, SOURCE_FIELDS
+from ckptkit.registry.query import DEVIATION_FIELDS, ENTRY_FIELDS, SOURCE_FIELDS
 from tests.support.registries import SMALL, write
 
 
@@ -45,12 +45,17 @@ def test_rows_have_everything_that_entries_have(loads: list[int]) -> None:
         assert list(light) == list(entries), attempt
         for id, entry in entries.items():
             row = light[id]
-            for name in {*ENTRY_FIELDS, "params", "flops", "file_name", "is_archive"} - {"sources"}:
+            for name in {*ENTRY_FIELDS, "params", "flops", "file_name", "is_archive"} - {"sources", "known_deviations"}:
                 assert getattr(row, name) == getattr(entry, name), (id, name)
             for source, other in zip(row.sources, entry.sources, strict=True):
                 assert [getattr(source, name) for name in SOURCE_FIELDS] == [
                     getattr(other, name) for name in SOURCE_FIELDS
                 ]
+            assert [
+                [getattr(known, name) for name in DEVIATION_FIELDS] for known in row.known_deviations
+            ] == [[getattr(known, name) for name in DEVIATION_FIELDS] for known in entry.known_deviations]
+        assert light["moganet-xl-224"].known_deviation("flops").published == "34.5G"
+        assert light["moganet-xt-224"].known_deviation("flops") is None
     assert len(loads) == 2  # one here, one for the first rows
 
 

@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ckptkit.registry import Entry, Source, json_schema
-from ckptkit.registry.query import ENTRY_FIELDS, SOURCE_FIELDS
+from ckptkit.registry import Entry, KnownDeviation, Source, json_schema
+from ckptkit.registry.query import DEVIATION_FIELDS, ENTRY_FIELDS, SOURCE_FIELDS
 from tests.support.entries import entry_of
 
 URL = "https://a.org/m.pth"
 SHA = "0f" * 32
+SLIP = {"figure": "params", "published": "2.97M", "reason": "a slip"}
 WHEN = {"observed_at": "2026-01-02T03:04:05Z", "url": URL}
 
 
 def test_the_lists_of_fields_are_those_of_the_models() -> None:
     assert tuple(Entry.model_fields) == ENTRY_FIELDS
     assert tuple(Source.model_fields) == SOURCE_FIELDS
+    assert tuple(KnownDeviation.model_fields) == DEVIATION_FIELDS
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,19 @@ def test_the_lists_of_fields_are_those_of_the_models() -> None:
         ({"train_resolution": 224.0}, "train_resolution", "valid integer"),
         ({"exact_parameters": -1}, "exact_parameters", "greater than or equal to 1"),
         ({"size": 0, "sha256": None}, "size", "greater than or equal to 1"),
+        ({"known_deviations": [{**SLIP, "figure": "top1"}]}, "figure", "'params' or 'flops'"),
+        ({"known_deviations": [{**SLIP, "reason": ""}]}, "reason", "at least 1"),
+        ({"known_deviations": [SLIP]}, "known_deviations", "2.97M is not the published_params of this entry"),
+        (
+            {"known_deviations": [SLIP], "published_params": "2.96M"},
+            "known_deviations",
+            "2.97M is not the published_params of this entry, 2.96M",
+        ),
+        (
+            {"known_deviations": [SLIP, SLIP], "published_params": "2.97M"},
+            "known_deviations",
+            "more than one known deviation",
+        ),
         ({"sha256": SHA.upper(), "hash_provenance": WHEN}, "sha256", "match pattern"),
         ({"sha256": SHA[:-1], "hash_provenance": WHEN}, "sha256", "match pattern"),
         ({"sha256": SHA, "hash_provenance": None}, "hash_provenance", "without hash_provenance"),
@@ -91,6 +106,7 @@ def test_refused(fields: dict[str, Any], at: str | int, message: str) -> None:
         {"sources": [{"url": "file:///srv/m.pth"}, {"url": "http://127.0.0.1:8000/m.pth"}]},
         {"published_top1": 83},
         {"published_params": "3"},
+        {"published_params": "2.97M", "known_deviations": [SLIP]},
         {"sha256": SHA, "hash_provenance": {**WHEN, "observed_at": "2026-01-02T03:04:05.678+02:00"}},
     ],
 )
@@ -101,6 +117,8 @@ def test_accepted(fields: dict[str, Any]) -> None:
         assert held == (
             tuple({"note": "", "bn_statistics": None, "manual": False, **source} for source in value)
             if name == "sources"
+            else tuple(value)
+            if name == "known_deviations"
             else {**value, "note": None}
             if name == "hash_provenance"
             else value

@@ -66,9 +66,7 @@ def loaded(
     variant: str, *, attn_force_fp32: bool = False, num_classes: int | None = 1000, **settings: Any
 ) -> keras_model.MogaNetModel:
     """Return a new model that holds the recipe's weights."""
-    model = keras_model.build(
-        variant, attn_force_fp32=attn_force_fp32, num_classes=num_classes, **settings
-    )
+    model = keras_model.build(variant, attn_force_fp32=attn_force_fp32, num_classes=num_classes, **settings)
     keras_model.load_state(model, keras_state(variant, num_classes=num_classes))
     return model
 

@@ -61,6 +61,9 @@ def counted(specs, **fields):
     return check_parameters(found, specs, entry_of("https://a.org/m.tar.gz", **fields) if fields else None)
 
 
+KNOWN = [{"figure": "params", "published": "3.5M", "reason": "a slip"}]
+
+
 @pytest.mark.parametrize("pos_emb", [True, False])
 @pytest.mark.parametrize("variant", ["tiny-moat0", "tiny-moat3", "moat0", "moat4"])
 def test_count_of_whole_variants(variant, pos_emb):
@@ -83,11 +86,16 @@ def test_count_of_whole_variants(variant, pos_emb):
         ({"published_params": "3.5M"}, "failed", "3,355,348 parameters do not round to the published 3.5M"),
         ({"exact_parameters": 3_355_348, "published_params": "3.5M"}, "failed", "do not round"),
         (
-            {"exact_parameters": 3_355_348, "published_params": "3.5M", "note": "a known deviation"},
+            {"exact_parameters": 3_355_348, "published_params": "3.5M", "known_deviations": KNOWN},
             "ok",
-            "published as 3.5M, which it does not round to: a known deviation",
+            "published as 3.5M, which it does not round to (known deviation: a slip)",
         ),
-        ({"published_params": "3.5M", "note": "a known deviation"}, "failed", "do not round"),
+        ({"published_params": "3.5M", "known_deviations": KNOWN}, "failed", "do not round"),
+        (
+            {"exact_parameters": 3_355_348, "published_params": "3.5M", "note": "a note excuses nothing"},
+            "failed",
+            "do not round",
+        ),
         ({"published_params": "3.36M"}, "ok", "no exact count in the registry; published as 3.36M"),
         ({"exact_parameters": 3_355_348}, "ok", "as the published code has"),
     ],

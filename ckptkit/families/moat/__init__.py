@@ -17,6 +17,7 @@ class Moat(Family):
     name = "moat"
     definitions = MOAT_DEFINITIONS
     layouts = MOAT_LAYOUTS
+    published_layouts = ("deeplab2",)
     default_layout: Mapping[str, str] = {
         "tf": "deeplab2",
         "torch": "torch",

@@ -17,6 +17,7 @@ class MogaNet(Family):
     name = "moganet"
     definitions = MOGANET_DEFINITIONS
     layouts = MOGANET_LAYOUTS
+    published_layouts = ("openmixup", "torch")
     default_layout: Mapping[str, str] = {
         "tf": "keras",
         "torch": "torch",

@@ -53,7 +53,7 @@ OPENMIXUP = Layout(
     twin=Twin("raw", prefix="ema_", separator="_"),
     headless="torch",
 )
-"""OpenMixup's release: a classifier around a backbone. Dense-prediction code loads the backbone's own names."""
+"""OpenMixup's release: a classifier around a backbone. Dense-prediction code loads the backbone alone."""
 
 KERAS = Layout(
     "keras",
@@ -86,6 +86,6 @@ KERAS = Layout(
     ),
     ignores=_OPTIMIZER_LEFTOVERS,
 )
-"""ckptkit's Keras model. BatchNorm's step counters, which Keras does not have, ride along as int64 scalars."""
+"""ckptkit's Keras model. BatchNorm's step counters, which Keras has not, ride along as int64 scalars."""
 
 MOGANET_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, OPENMIXUP, KERAS)}

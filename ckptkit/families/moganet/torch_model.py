@@ -25,9 +25,6 @@ __all__ = ["MogaNetModel", "build", "load_state"]
 INITIAL_SCALE = 1e-5
 """What a fresh model's element and layer scales are: blocks begin close to the identity."""
 
-ORDERS = ((5, 1), (5, 2), (7, 3))
-"""Kernel side and dilation of the value's three depthwise convolutions, from the lowest order up."""
-
 
 def _conv(inside: int, out: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """Convolution with a bias and as many zeros on either side as keep the size at stride 1."""
@@ -107,10 +104,10 @@ class MultiOrderDWConv(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.split = value_split(width)
-        for order, (channels, (kernel, dilation)) in enumerate(
-            zip((width, *self.split[1:]), ORDERS, strict=True)
-        ):
-            self.add_module(f"DW_conv{order}", _depthwise_conv(channels, kernel, dilation=dilation))
+        _, middle, high = self.split
+        self.DW_conv0 = _depthwise_conv(width, 5)
+        self.DW_conv1 = _depthwise_conv(middle, 5, dilation=2)
+        self.DW_conv2 = _depthwise_conv(high, 7, dilation=3)
         self.PW_conv = _conv(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,12 +145,11 @@ class MultiOrderGatedAggregation(nn.Module):
 
     def _gated(self, gate: Tensor, value: Tensor) -> Tensor:
         """``proj_2`` of the activated gate times the activated value."""
-        gate, value = silu(gate), silu(value)
         if not self.attn_force_fp32:
-            return self.proj_2(gate * value)
+            return self.proj_2(silu(gate) * silu(value))
         with _without_autocast(gate):
             wide = torch.promote_types(gate.dtype, torch.float32)  # a float64 model is not narrowed
-            product = silu(gate.to(wide)) * silu(value.to(wide))
+            product = silu(silu(gate.to(wide))) * silu(silu(value.to(wide)))
             return self.proj_2(product.to(self.proj_2.weight.dtype))
 
 
