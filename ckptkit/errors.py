@@ -9,9 +9,18 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+_MAX_REASON = 1000
+
+
+def _one_line(text: str) -> str:
+    """Escape line breaks and whatever else a terminal would obey: messages quote names out of files."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class CkptkitError(Exception):
-    """Anything ckptkit refuses or fails to do.
+    r"""Anything ckptkit refuses or fails to do.
 
     Parameters
     ----------
@@ -24,12 +33,14 @@ class CkptkitError(Exception):
     --------
     >>> str(CkptkitError("a.index: empty file", hint="download it again"))
     'a.index: empty file; download it again'
+    >>> print(CkptkitError("no tensor called a\x1b[2Jb"))
+    no tensor called a\x1b[2Jb
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = message
+        self.message = _one_line(message)
         self.hint = hint
-        super().__init__(message)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
@@ -49,6 +60,8 @@ class NetworkError(CkptkitError):
 
 class FormatError(CkptkitError):
     """A damaged, hostile or unsupported file.
+
+    The reason may quote the file: it is cut to 1000 characters.
 
     Parameters
     ----------
@@ -71,10 +84,10 @@ class FormatError(CkptkitError):
         self, path: str | Path, reason: str, *, offset: int | None = None, hint: str | None = None
     ) -> None:
         self.path = path
-        self.reason = reason
+        self.reason = reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
         self.offset = offset
         where = f"{path}: at byte {offset}: " if offset is not None else f"{path}: "
-        super().__init__(where + reason, hint=hint)
+        super().__init__(where + self.reason, hint=hint)
 
 
 class IntegrityError(CkptkitError):

@@ -89,7 +89,7 @@ def test_a_checkpoint_is_told_for_what_it_is(bundle):
         "tiny-moat0",
         "deeplab2",
     )
-    assert (found.pos_emb, found.num_classes, found.moving_averages) == (True, 1000, 0)
+    assert (found.pos_emb, found.num_classes, found.copies) == (True, 1000, {})
     assert found.parameters == parameter_count("tiny-moat0")
     elements = sum(math.prod(shape) for shape in shapes.values())
     assert (found.totals.tensors, found.totals.elements) == (362, elements)
@@ -97,10 +97,11 @@ def test_a_checkpoint_is_told_for_what_it_is(bundle):
     assert found.totals.nbytes == 4 * (elements - 1) + 8
 
 
-def test_moving_averages_are_counted(twins):
+def test_both_copies_are_counted(twins):
     found = inspect_file(twins)
     assert found.pos_emb is False
-    assert found.moving_averages == sum("/moving_" not in n for n in variable_shapes("tiny-moat0", False))
+    shapes = variable_shapes("tiny-moat0", False)
+    assert found.copies == {"raw": len(shapes), "ema": sum("/moving_" not in name for name in shapes)}
 
 
 @pytest.mark.parametrize(

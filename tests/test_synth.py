@@ -9,16 +9,19 @@ import tarfile
 import numpy as np
 import pytest
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.errors import NotFoundError
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
 from ckptkit.synth import (
     Synthetic,
+    published_ending,
     synthetic_for,
     synthetic_stand_in,
     synthetic_tensor,
     write_archive,
     write_bundle,
+    write_torch,
 )
 from tests.conftest import REPOSITORY
 
@@ -73,17 +76,67 @@ def test_without_statistics_there_are_none(tmp_path):
         assert "moat/stem/norm_0/gamma" in reader.specs
 
 
-def test_an_entry_of_a_family_without_a_recipe_is_refused():
+MOGANET_FILES = [
+    ("moga_xtiny_openmixup.pth", Synthetic("moganet-xt"), ("state_dict",)),
+    ("moga_xtiny_openmixup_ema.pth", Synthetic("moganet-xt", twins=True), ("state_dict",)),
+    (
+        "moganet_xtiny_timm.pth.tar",
+        Synthetic("moganet-xt", twins=True, layout="torch"),
+        ("state_dict", "state_dict_ema"),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "synthetic", "state_dicts"), MOGANET_FILES, ids=[f for f, *_ in MOGANET_FILES]
+)
+def test_moganet_files_hold_the_bytes_of_those_the_published_code_wrote(
+    tmp_path, shared_folder, file, synthetic, state_dicts
+):
+    write_torch(synthetic, tmp_path / file)
+    for state_dict in state_dicts:
+        with (
+            open_reader(shared_folder / "checkpoints" / file, state_dict=state_dict) as published,
+            open_reader(tmp_path / file, state_dict=state_dict) as ours,
+        ):
+            assert dict(published.specs) == dict(ours.specs)
+            for name in ours.specs:
+                assert published.read(name).tobytes() == ours.read(name).tobytes(), name
+
+
+def test_moganet_files_open_with_torch_as_their_kind_does(tmp_path):
+    torch = pytest.importorskip("torch")
+    write_torch(Synthetic("moganet-xt"), tmp_path / "o.pth")
+    opened = torch.load(tmp_path / "o.pth", weights_only=True, mmap=True)
+    assert set(opened) == {"meta", "state_dict"}
+    assert opened["state_dict"]["backbone.norm1.num_batches_tracked"].item() == 1000
+    write_torch(Synthetic("moganet-xt", layout="torch"), tmp_path / "t.pth.tar")
+    with pytest.raises(Exception, match="argparse.Namespace"):
+        torch.load(tmp_path / "t.pth.tar", weights_only=True)
+    opened = torch.load(tmp_path / "t.pth.tar", weights_only=False)
+    assert opened["args"].model == opened["arch"] == "moganet_xt"
+
+
+def test_an_entry_gets_the_layout_it_is_published_in():
     registry = load_registry()
-    assert synthetic_for(registry["tiny-moat0-256-noposemb"]) == Synthetic("tiny-moat0", pos_emb=False)
-    with pytest.raises(UsageError, match="moganet-xt-224"):
-        synthetic_for(registry["moganet-xt-224"])
+    chosen = {
+        "tiny-moat0-256-noposemb": ("deeplab2", ".tar.gz"),
+        "moganet-xt-224": ("openmixup", ".pth"),
+        "moganet-s-224-timm": ("torch", ".pth.tar"),
+    }
+    for id, (layout, ending) in chosen.items():
+        synthetic = synthetic_for(registry[id])
+        assert (synthetic.table.layout.name, published_ending(synthetic)) == (layout, ending)
+        assert registry[id].file_name.endswith(ending)
 
 
 def test_a_name_stands_for_a_variant_or_an_entry():
     registry = load_registry()
     assert synthetic_stand_in("tiny-moat1", registry) == (None, Synthetic("tiny-moat1"))
     entry, chosen = synthetic_stand_in("moat2-384-noposemb", registry)
-    assert (entry.id, chosen) == ("moat2-384-noposemb", Synthetic("moat2", pos_emb=False))
+    assert (entry.id, chosen) == (
+        "moat2-384-noposemb",
+        Synthetic("moat2", pos_emb=False, layout="deeplab2"),
+    )
     with pytest.raises(NotFoundError, match="moat2-384"):
         synthetic_stand_in("moat2-383", registry)

@@ -105,8 +105,10 @@ _MODULES = {
     "registry_commands": ("list", "show", "registry"),
     "store_commands": ("fetch", "import"),
     "verify_commands": ("verify", "inspect"),
+    "diff_commands": ("diff",),
     "convert_commands": ("convert", "synth"),
     "parity_commands": ("parity",),
+    "profile_commands": ("profile",),
     "demo_commands": ("demo",),
 }
 """Where each command lives, in the order of the help."""

@@ -72,3 +72,28 @@ def _parse_setting(text: str) -> tuple[str, Any]:
         raise UsageError(
             f"--set {text!r}: {value!r} is no value of {key}", hint=str(field.description)
         ) from error
+
+
+def parse_resolution(text: str | None) -> tuple[int, int] | None:
+    """Read height and width in pixels; None where nothing was given.
+
+    Raises
+    ------
+    UsageError
+        When it is no size.
+
+    Examples
+    --------
+    >>> parse_resolution("224"), parse_resolution("192x256")
+    ((224, 224), (192, 256))
+    """
+    if text is None:
+        return None
+    import re
+
+    from ckptkit.errors import UsageError
+
+    found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
+    return int(found[1]), int(found[2] or found[1])

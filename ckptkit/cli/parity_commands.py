@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_settings
+from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 
@@ -88,7 +88,7 @@ def parity(
     options: dict[str, Any] = {
         "converted": converted,
         "batch": batch,
-        "resolution": _resolution(resolution),
+        "resolution": parse_resolution(resolution),
         "seed": seed,
         "image": image,
         "weights": weights.value,
@@ -151,20 +151,6 @@ def _targets(
     if converted is not None and (len(names) > 1 or synthetic):
         raise UsageError("--converted is one file for one checkpoint", hint="name its source alone")
     return names
-
-
-def _resolution(text: str | None) -> tuple[int, int] | None:
-    """Height and width from ``224`` or ``192x256``."""
-    if text is None:
-        return None
-    import re
-
-    from ckptkit.errors import UsageError
-
-    found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
-    if found is None:
-        raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
-    return int(found[1]), int(found[2] or found[1])
 
 
 @contextmanager

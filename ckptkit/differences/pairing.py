@@ -68,11 +68,14 @@ class Pair:
     name : str
         What both files call it, else its canonical name.
     a, b : Seat
+    canonical : str or None
+        Its canonical name, where it is one of the architecture's.
     """
 
     name: str
     a: Seat
     b: Seat
+    canonical: str | None = None
 
     @property
     def comparable(self) -> bool:
@@ -88,6 +91,8 @@ class Single:
     ----------
     spec : TensorSpec
         As the file has it.
+    canonical : str or None
+        Its canonical name, where it is one of the architecture's.
     remark : str
         What is known of it; empty where nothing is.
     by_rule : bool
@@ -95,6 +100,7 @@ class Single:
     """
 
     spec: TensorSpec
+    canonical: str | None = None
     remark: str = ""
     by_rule: bool = False
 
@@ -164,8 +170,8 @@ def _by_name(a: Specs, b: Specs) -> list[Pair]:
 def _seated(canonical: str, a: tuple[TensorSpec, Binding], b: tuple[TensorSpec, Binding]) -> Pair:
     name = a[0].name if a[0].name == b[0].name else canonical
     if a[1].op == b[1].op:
-        return Pair(name, Seat.as_is(a[0]), Seat.as_is(b[0]))
-    return Pair(name, Seat.canonical(*a), Seat.canonical(*b))
+        return Pair(name, Seat.as_is(a[0]), Seat.as_is(b[0]), canonical)
+    return Pair(name, Seat.canonical(*a), Seat.canonical(*b), canonical)
 
 
 def _without(specs: Specs, names: Iterable[str]) -> dict[str, TensorSpec]:
@@ -176,18 +182,14 @@ def _without(specs: Specs, names: Iterable[str]) -> dict[str, TensorSpec]:
 def _singles(rest: Specs, both: set[str], found: Match) -> tuple[Single, ...]:
     """Tensors without counterpart, with what the family knows of them."""
     rules = {one.name: f"{one.rule}: {one.reason}" for one in found.ignored}
-    counters = {
-        found.sources[binding.canonical]
-        for binding in found.recognition.table.bindings
-        if binding.part == "counter" and binding.canonical in found.sources
-    }
     unknown = dict.fromkeys(found.unexpected, f"not known to {found.recognition.variant}")
-    return tuple(
-        Single(
-            spec,
-            _COUNTER if name in counters else rules.get(name) or unknown.get(name, ""),
-            by_rule=name in counters or name in rules,
-        )
-        for name, spec in rest.items()
-        if name not in both
-    )
+    canonical = {name: canonical for canonical, name in found.sources.items()}
+    singles = []
+    for name, spec in rest.items():
+        if name in both:
+            continue
+        place = canonical.get(name)
+        counter = place is not None and found.recognition.table.by_canonical[place].part == "counter"
+        remark = _COUNTER if counter else rules.get(name) or unknown.get(name, "")
+        singles.append(Single(spec, place, remark, by_rule=counter or name in rules))
+    return tuple(singles)

@@ -60,6 +60,8 @@ class Lone:
         In that file.
     dtype : str
     shape : tuple of int
+    canonical : str or None
+        Its canonical name, where it is one of a known architecture's.
     remark : str
         What is known of it; empty where nothing is.
     """
@@ -67,6 +69,7 @@ class Lone:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    canonical: str | None = None
     remark: str = ""
 
 
@@ -149,6 +152,8 @@ class Difference:
         Empty unless asked for.
     tolerance : Tolerance
         What was allowed.
+    only : str or None
+        The pattern that chose the tensors looked at; None for all.
     notes : tuple of str
         One plain sentence each.
     """
@@ -165,6 +170,7 @@ class Difference:
     changed: tuple[Changed, ...]
     metadata: tuple[OtherMetadata, ...]
     tolerance: Tolerance
+    only: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -251,6 +257,7 @@ class Difference:
             "b": self.b.to_json(),
             "paired_by": self.paired_by,
             "tolerance": asdict(self.tolerance),
+            "only": self.only,
             "counts": self.counts,
             "metadata": [asdict(one) for one in self.metadata],
             "notes": list(self.notes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ from ckptkit.differences.pairing import Pair, Pairing, Single, pair_by_architect
 from ckptkit.differences.report import Changed, Difference, Kind, Lone, OtherMetadata
 from ckptkit.differences.values import Tolerance, ValueDifference, compare_arrays
 from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.base import Recognition, Structure
 from ckptkit.families.binding import Match
 from ckptkit.workspace import Located
 
@@ -106,6 +108,7 @@ def compare_files(
             changed=changed,
             metadata=tuple(_other_metadata(one, two, everything)) if metadata else (),
             tolerance=allowed,
+            only=only,
             notes=tuple(_notes(one, two, pairing)),
         )
 
@@ -125,11 +128,24 @@ def _paired(one: Opened, two: Opened, layout: LayoutChoice) -> tuple[Pairing, tu
     """Pair the tensors, through the family where both files are of the same one."""
     a, b = one.recognition, two.recognition
     if layout == "auto" and a is not None and b is not None and a.family is b.family:
-        matches = one.match(a), two.match(b)
+        matches = one.match(_with_parts_of(b, a)), two.match(_with_parts_of(a, b))
         return pair_by_architecture(one.reader.specs, two.reader.specs, *matches), matches
     for side in (one, two):
         side.refuse_weights()
     return pair_by_name(one.reader.specs, two.reader.specs), None
+
+
+def _with_parts_of(other: Recognition, found: Recognition) -> Recognition:
+    """Let a file have the optional parts that the other one has, so that the rest of such a part is known.
+
+    A head without its bias, for one, is taken for no head, and its kernel would be known in one file alone.
+    """
+    structure = Structure(
+        pos_emb=found.structure.pos_emb or other.structure.pos_emb,
+        num_classes=found.structure.num_classes or other.structure.num_classes,
+    )
+    table = found.family.table(found.layout, found.variant, structure)
+    return replace(found, structure=structure, table=table)
 
 
 def _restricted(pairing: Pairing, only: str | None, sides: tuple[Opened, Opened]) -> Pairing:
@@ -137,14 +153,14 @@ def _restricted(pairing: Pairing, only: str | None, sides: tuple[Opened, Opened]
     if only is None:
         return pairing
     pattern = only if any(sign in only for sign in "*?[") else f"*{only}*"
+
+    def wanted(*names: str | None) -> bool:
+        return any(name is not None and fnmatchcase(name, pattern) for name in names)
+
     kept = Pairing(
-        pairs=tuple(
-            pair
-            for pair in pairing.pairs
-            if any(fnmatchcase(name, pattern) for name in (pair.name, pair.a.spec.name, pair.b.spec.name))
-        ),
-        only_a=tuple(single for single in pairing.only_a if fnmatchcase(single.spec.name, pattern)),
-        only_b=tuple(single for single in pairing.only_b if fnmatchcase(single.spec.name, pattern)),
+        pairs=tuple(p for p in pairing.pairs if wanted(p.name, p.canonical, p.a.spec.name, p.b.spec.name)),
+        only_a=tuple(single for single in pairing.only_a if wanted(single.spec.name, single.canonical)),
+        only_b=tuple(single for single in pairing.only_b if wanted(single.spec.name, single.canonical)),
     )
     if not (kept.pairs or kept.only_a or kept.only_b):
         raise NotFoundError(
@@ -221,7 +237,7 @@ def _badness(changed: Changed) -> tuple[float, float, float, str]:
 
 def _lone(singles: Iterable[Single]) -> tuple[Lone, ...]:
     return tuple(
-        Lone(single.spec.name, single.spec.dtype.name, single.spec.shape, single.remark) for single in singles
+        Lone(one.spec.name, one.spec.dtype.name, one.spec.shape, one.canonical, one.remark) for one in singles
     )
 
 

@@ -89,7 +89,7 @@ def refuse(
     if faults:
         raise ConversionError(
             f"tensors do not fit {getattr(model, 'variant', model.name)}: " + "; ".join(faults),
-            hint="check the variant, position embedding and number of classes with 'ckptkit inspect'",
+            hint="compare variant, number of classes and (MOAT) position embedding with 'ckptkit inspect'",
         )
 
 

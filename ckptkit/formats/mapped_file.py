@@ -78,11 +78,19 @@ class MappedFile:
             Axis lengths.
         strides : sequence of int, optional
             Bytes from one element to the next along each axis; C order by default.
+
+        Raises
+        ------
+        FormatError
+            An empty tensor whose other axes are too long for numpy.
         """
         import numpy
 
         if 0 in shape:  # numpy refuses an offset at the very end of a buffer, where empty tensors may lie
-            empty = numpy.empty(tuple(shape), dtype.numpy)
+            try:
+                empty = numpy.empty(tuple(shape), dtype.numpy)
+            except ValueError as error:  # numpy multiplies the other axes all the same
+                raise FormatError(self.path, f"an empty tensor of shape {list(shape)}: {error}") from error
             empty.flags.writeable = False
             return empty
         if self._whole is None:

@@ -26,7 +26,14 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _utf8(machine: PickleMachine, width: int) -> None:
-    machine.push(machine.take(machine.uint(width)).decode("utf-8", "surrogatepass"))
+    machine.push(_unicode(machine.take(machine.uint(width)).decode("utf-8", "surrogatepass")))
+
+
+def _unicode(text: str) -> str:
+    """Escape lone surrogates, which pickle writes and which no file or terminal takes as text."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _integer_line(machine: PickleMachine) -> None:
@@ -128,7 +135,7 @@ def _build(machine: PickleMachine) -> None:
 
 
 def _persistent(machine: PickleMachine, identifier: object) -> None:
-    machine.push(machine.persistent_load(identifier))
+    machine.push(machine.persistent(identifier))
 
 
 def _protocol(machine: PickleMachine) -> None:
@@ -169,14 +176,14 @@ OPERATIONS: dict[bytes, _Operation] = {
     b"C": lambda m: m.push(m.take(m.uint(1))),
     b"\x8e": lambda m: m.push(m.take(m.uint(8))),
     b"\x96": _bytearray,
-    b"V": lambda m: m.push(m.line(_LONG_LINE).decode("raw-unicode-escape")),
+    b"V": lambda m: m.push(_unicode(m.line(_LONG_LINE).decode("raw-unicode-escape"))),
     b"\x8c": lambda m: _utf8(m, 1),
     b"X": lambda m: _utf8(m, 4),
     b"\x8d": lambda m: _utf8(m, 8),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
     b"\x89": lambda m: m.push(False),
-    b"]": lambda m: m.push([]),
+    b"]": lambda m: m.container([]),
     b"l": lambda m: m.push(m.pop_to_mark()),
     b"a": _append,
     b"e": _extend_to_mark,
@@ -185,11 +192,11 @@ OPERATIONS: dict[bytes, _Operation] = {
     b"\x85": lambda m: _tuple_of(m, 1),
     b"\x86": lambda m: _tuple_of(m, 2),
     b"\x87": lambda m: _tuple_of(m, 3),
-    b"}": lambda m: m.push({}),
+    b"}": lambda m: m.container({}),
     b"d": _dict_to_mark,
     b"s": _set_item,
     b"u": _set_items_to_mark,
-    b"\x8f": lambda m: m.push([]),  # sets are kept as lists: nothing here asks what they contain
+    b"\x8f": lambda m: m.container([]),  # sets are kept as lists: nothing here asks what they contain
     b"\x90": _extend_to_mark,
     b"\x91": lambda m: m.push(m.pop_to_mark()),
     b"0": lambda m: m.drop(),

@@ -26,11 +26,38 @@ MAX_WORK = 4_000_000
 """Opcodes plus elements handled by them. MogaNet-XL with its optimizer needs less than a tenth."""
 
 _MAX_LINE = 4096
+_MAX_NAME = 1000
+_MAX_KEY_PART = 1000
+_CALL_COST, _CONTAINER_COST = 6, 2
+"""Objects cost more time and memory than the one opcode that makes them."""
+
 _SMALL_INT = 1 << 60
 """Larger integers can be made to collide in a dictionary; their digits, being text, cannot."""
 
 
-@dataclass(frozen=True)
+class Budget:
+    """Work that one file may cause: opcodes, and elements handled by them.
+
+    All pickles of a file share one, however many there are.
+
+    Parameters
+    ----------
+    work : int, optional
+        Default `MAX_WORK`.
+    """
+
+    def __init__(self, work: int | None = None) -> None:
+        self.total = MAX_WORK if work is None else work
+        self.left = self.total
+
+    def spend(self, count: int) -> None:
+        """Charge some work; ValueError when there is nothing left."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"more than {self.total} steps, far beyond what a checkpoint needs")
+
+
+@dataclass(frozen=True, slots=True)
 class GlobalName:
     """A module attribute that the file names, and no more than its name.
 
@@ -46,7 +73,7 @@ class GlobalName:
         return self.name
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False, slots=True)
 class Inert:
     """A call that the file asked for and that never took place.
 
@@ -67,10 +94,15 @@ class Inert:
     state: object = None
     content: list[object] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        """The name alone: what it was called with may be deep, endless, or refer to itself many times over."""
+        return f"Inert({self.name!r}, …)"
+
 
 Handler = Callable[[tuple[object, ...]], object]
 PersistentLoad = Callable[[object], object]
 _MARK: Final = object()
+_OF_A_CALL: Final = "(…)"
 _LEAVES = (str, bytes, int, float, bool, type(None), GlobalName)
 
 
@@ -94,6 +126,8 @@ class PickleMachine:
         with the reason when they make no sense.
     persistent_load : callable
         Meaning of persistent ids; raises ValueError likewise.
+    budget : Budget, optional
+        What is left of the work that the file may cause; one for this pickle alone by default.
 
     Attributes
     ----------
@@ -117,6 +151,7 @@ class PickleMachine:
         *,
         handlers: Mapping[str, Handler] | None = None,
         persistent_load: PersistentLoad = _no_persistent_ids,
+        budget: Budget | None = None,
     ) -> None:
         self._path = path
         self._data = data
@@ -124,11 +159,11 @@ class PickleMachine:
         self.end = min(end, start + MAX_PICKLE_BYTES)
         self._too_long = end - start > MAX_PICKLE_BYTES
         self._handlers = handlers or {}
-        self.persistent_load = persistent_load
+        self._persistent_load = persistent_load
         self._stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self._globals: dict[str, GlobalName] = {}
-        self._work = 0
+        self._budget = budget or Budget()
 
     def run(self) -> object:
         """Interpret up to the STOP opcode and return the value built.
@@ -142,7 +177,7 @@ class PickleMachine:
             start = self.position
             try:
                 code = self.take(1)
-                self.spend(1)
+                self._budget.spend(1)
                 if code == b".":
                     return self.pop()
                 operation = OPERATIONS.get(code)
@@ -177,12 +212,6 @@ class PickleMachine:
         line: bytes = self.take(stop - self.position)
         self.position += 1
         return line
-
-    def spend(self, count: int) -> None:
-        """Charge work to the budget."""
-        self._work += count
-        if self._work > MAX_WORK:
-            raise ValueError(f"more than {MAX_WORK} steps, far beyond what a checkpoint needs")
 
     # -- stack ---------------------------------------------------------------------------------------------
 
@@ -229,6 +258,8 @@ class PickleMachine:
         """Turn a global into its name."""
         if not isinstance(module, str) or not isinstance(attribute, str):
             raise ValueError("a global whose name is not text")
+        if len(module) + len(attribute) > _MAX_NAME:
+            raise ValueError(f"a global whose name is longer than {_MAX_NAME} characters")
         dotted = f"{module}.{attribute}"
         return self._globals.setdefault(dotted, GlobalName(dotted))
 
@@ -236,15 +267,26 @@ class PickleMachine:
         """Record a call, or let the handler of that name answer it."""
         if not isinstance(args, tuple):
             raise ValueError("call arguments that are no tuple")
+        self._budget.spend(_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
-            return Inert(f"{function.name}(…)", args)
+            return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
         if not isinstance(function, GlobalName):
             raise ValueError(f"a call of something that is no function ({type(function).__name__})")
         handler = self._handlers.get(function.name)
         if handler is None:
             return Inert(function.name, args)
-        self.spend(sum(len(a) for a in args if isinstance(a, (str, bytes, list, dict, tuple))))
+        self._budget.spend(sum(len(a) for a in args if isinstance(a, (str, bytes, list, dict, tuple))))
         return handler(args)
+
+    def persistent(self, identifier: object) -> object:
+        """What a persistent id stands for."""
+        self._budget.spend(_CALL_COST)
+        return self._persistent_load(identifier)
+
+    def container(self, empty: list[object] | dict[object, object]) -> None:
+        """Put a new container on the stack."""
+        self._budget.spend(_CONTAINER_COST)
+        self._stack.append(empty)
 
     def set_items(self, target: object, flat: list[Any]) -> None:
         """Put keys and values, alternating in ``flat``, into a dictionary."""
@@ -272,6 +314,7 @@ class PickleMachine:
         """Record a construction with keyword arguments."""
         if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
             raise ValueError("a call of something that is no class")
+        self._budget.spend(_CALL_COST)
         return Inert(kind.name, args, state=names)
 
     def build(self, state: object) -> None:
@@ -294,9 +337,15 @@ def dictionary_key(key: object) -> object:
     if isinstance(key, _LEAVES):
         return key
     if isinstance(key, tuple):
-        if len(key) > 16 or not all(isinstance(part, _LEAVES) for part in key):
+        if len(key) > 16 or not all(isinstance(part, _LEAVES) and _is_short(part) for part in key):
             raise ValueError("a dictionary key that is a nested or long tuple")
+        return str(key)
+    if isinstance(key, complex):  # these, too, can be made to collide
         return str(key)
     if isinstance(key, (list, dict)):
         raise ValueError(f"a {type(key).__name__} as dictionary key")
     return key
+
+
+def _is_short(part: object) -> bool:
+    return not isinstance(part, (str, bytes)) or len(part) <= _MAX_KEY_PART

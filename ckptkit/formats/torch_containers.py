@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptkit.errors import FormatError
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
-from ckptkit.formats.restricted_pickle import PersistentLoad, PickleMachine
+from ckptkit.formats.restricted_pickle import Budget, PersistentLoad, PickleMachine
 from ckptkit.formats.torch_pickle import (
     TORCH_HANDLERS,
     StorageRef,
@@ -27,12 +27,13 @@ from ckptkit.formats.zip_directory import STORED, ZipEntry, read_directory
 from ckptkit.tensors import DTYPES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_PREFIX = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little") + b"."
+_LEGACY_HEAD_BYTES = 64
 _LEGACY_PROTOCOL = 1001
 METADATA_RECORD = "ckptkit.json"
 _MAX_METADATA_BYTES = 1 << 20
 _TAR_BLOCK = 512
 _MAX_RECORDS = 1_000_000
+_MAX_DIGITS = 30
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def load_contents(file: MappedFile) -> TorchContents:
     """
     if file.data[:2] == b"PK":
         return _load_zip(file)
-    if file.data[: len(LEGACY_PREFIX)] == LEGACY_PREFIX:
-        return _load_legacy(file)
+    if file.data[:1] == b"\x80" and (start := _legacy_start(file)):
+        return _load_legacy(file, start)
     if is_tar(file):
         return _load_tar(file)
     if file.data[:1] == b"\x80":
@@ -107,7 +108,8 @@ def _load_zip(file: MappedFile) -> TorchContents:
         if name.startswith(prefix)
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
-    value = _unpickle(file, pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
+    unpickler = _Unpickler(file)
+    value = unpickler.load(pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
     metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
     return TorchContents(value, storages, metadata)
 
@@ -155,21 +157,42 @@ class _Unpickled:
     stop: int
 
 
-def _unpickle(
-    file: MappedFile, start: int, end: int, persistent_load: PersistentLoad | None = None
-) -> _Unpickled:
-    options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
-    machine = PickleMachine(file.path, file.data, start, end, handlers=TORCH_HANDLERS, **options)
-    return _Unpickled(machine.run(), machine.position)
+class _Unpickler:
+    """Reads the pickles of one file, all on one budget of work."""
 
+    def __init__(self, file: MappedFile) -> None:
+        self._file = file
+        self._budget = Budget()
 
-def _load_legacy(file: MappedFile) -> TorchContents:
-    protocol = _unpickle(file, len(LEGACY_PREFIX), file.size)
-    if protocol.value != _LEGACY_PROTOCOL:
-        raise FormatError(
-            file.path, "unknown version of the legacy PyTorch format", offset=len(LEGACY_PREFIX)
+    def load(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> _Unpickled:
+        options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
+        machine = PickleMachine(
+            self._file.path,
+            self._file.data,
+            start,
+            end,
+            handlers=TORCH_HANDLERS,
+            budget=self._budget,
+            **options,
         )
-    system = _unpickle(file, protocol.stop, file.size)
+        return _Unpickled(machine.run(), machine.position)
+
+
+def _legacy_start(file: MappedFile) -> int | None:
+    """Where the magic number of a legacy file ends, whatever pickle protocol it is written in."""
+    try:
+        head = _Unpickler(file).load(0, min(file.size, _LEGACY_HEAD_BYTES))
+    except FormatError:
+        return None
+    return head.stop if type(head.value) is int and head.value == LEGACY_MAGIC else None
+
+
+def _load_legacy(file: MappedFile, start: int) -> TorchContents:
+    unpickler = _Unpickler(file)
+    protocol = unpickler.load(start, file.size)
+    if protocol.value != _LEGACY_PROTOCOL:
+        raise FormatError(file.path, "unknown version of the legacy PyTorch format", offset=start)
+    system = unpickler.load(protocol.stop, file.size)
     if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
         raise FormatError(
             file.path,
@@ -189,8 +212,8 @@ def _load_legacy(file: MappedFile) -> TorchContents:
             raise ValueError(f"storage {found.key} has two element types")
         return found
 
-    content = _unpickle(file, system.stop, file.size, storage)
-    keys = _unpickle(file, content.stop, file.size)
+    content = unpickler.load(system.stop, file.size, storage)
+    keys = unpickler.load(content.stop, file.size)
     if not isinstance(keys.value, list) or not all(isinstance(key, (str, int)) for key in keys.value):
         raise FormatError(file.path, "the list of storages is damaged", offset=content.stop)
     return TorchContents(content.value, _raw_storages(file, [str(k) for k in keys.value], sizes, keys.stop))
@@ -258,10 +281,10 @@ def tar_members(file: MappedFile) -> dict[str, Extent]:
         if header[257:262] != b"ustar" or not 0 <= size <= file.size - start:
             raise FormatError(file.path, "damaged or truncated tar header", offset=position)
         if header[156:157] in (b"0", b"\0"):
-            name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
+            name = header[:100].split(b"\0")[0].decode("utf-8", "replace").removeprefix("./")
             if name in members:
                 raise FormatError(file.path, f"two tar members are called {name!r}", offset=position)
-            members[name.removeprefix("./")] = Extent(start, size)
+            members[name] = Extent(start, size)
         position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
     return members
 
@@ -271,19 +294,22 @@ def _load_tar(file: MappedFile) -> TorchContents:
     missing = [name for name in ("pickle", "storages", "tensors") if name not in members]
     if missing:
         raise FormatError(file.path, f"a tar without {', '.join(missing)}: not a PyTorch checkpoint")
-    extents, objects = _tar_storages(file, members["storages"])
-    _tar_tensors(file, members["tensors"], objects)
+    unpickler = _Unpickler(file)
+    extents, objects = _tar_storages(file, unpickler, members["storages"])
+    _tar_tensors(file, unpickler, members["tensors"], objects)
 
     def load(identifier: object) -> object:
         if isinstance(identifier, tuple) and identifier:  # (class, file, source): code saved beside a module
             return identifier[0]
+        if isinstance(identifier, str) and len(identifier) > _MAX_DIGITS:
+            raise ValueError(f"a key of {len(identifier)} characters")
         key = _tar_key(int(identifier) if isinstance(identifier, str) else identifier)
         if key not in objects:
             raise ValueError(f"tensor {key} is not in the file")
         return objects[key]
 
     body = members["pickle"]
-    return TorchContents(_unpickle(file, body.offset, body.offset + body.nbytes, load).value, extents)
+    return TorchContents(unpickler.load(body.offset, body.offset + body.nbytes, load).value, extents)
 
 
 def _tar_key(value: object) -> int:
@@ -304,22 +330,24 @@ def _fields(file: MappedFile, value: object, count: int, where: int) -> tuple[An
     return tuple(value)
 
 
-def _tar_storages(file: MappedFile, member: Extent) -> tuple[dict[str, Extent], dict[int, object]]:
+def _tar_storages(
+    file: MappedFile, unpickler: _Unpickler, member: Extent
+) -> tuple[dict[str, Extent], dict[int, object]]:
     end = member.offset + member.nbytes
     extents: dict[str, Extent] = {}
     objects: dict[int, object] = {}
-    total = _unpickle(file, member.offset, end)
+    total = unpickler.load(member.offset, end)
     position = total.stop
     try:
         for _ in range(_bounded(total.value, "storages")):
-            record = _unpickle(file, position, end)
+            record = unpickler.load(position, end)
             key, _, kind = _fields(file, record.value, 3, position)
             dtype = DTYPES[storage_dtype(kind) or "uint8"]
             extent = _counted_storage(file, record.stop, end, dtype.itemsize)
             extents[str(_tar_key(key))] = extent
             objects[_tar_key(key)] = StorageRef(str(key), dtype.name, extent.nbytes // dtype.itemsize)
             position = extent.offset + extent.nbytes
-        views = _unpickle(file, position, end).value
+        views = unpickler.load(position, end).value
         for view in views if isinstance(views, list) else []:
             target, root, offset, count = (
                 whole_number(v, "a view") for v in _fields(file, view, 4, position)
@@ -333,19 +361,19 @@ def _tar_storages(file: MappedFile, member: Extent) -> tuple[dict[str, Extent], 
     return extents, objects
 
 
-def _tar_tensors(file: MappedFile, member: Extent, objects: dict[int, object]) -> None:
+def _tar_tensors(file: MappedFile, unpickler: _Unpickler, member: Extent, objects: dict[int, object]) -> None:
     end = member.offset + member.nbytes
-    total = _unpickle(file, member.offset, end)
+    total = unpickler.load(member.offset, end)
     position = total.stop
     try:
         for _ in range(_bounded(total.value, "tensors")):
-            record = _unpickle(file, position, end)
+            record = unpickler.load(position, end)
             key, storage, _ = _fields(file, record.value, 3, position)
-            base = objects[_tar_key(storage)]
+            number, base = _tar_key(key), objects[_tar_key(storage)]
             if not isinstance(base, StorageRef) or base.dtype is None:
-                raise ValueError(f"tensor {key} has no storage")
+                raise ValueError(f"tensor {number} has no storage")
             tensor, position = _tar_tensor(file, record.stop, end, base)
-            objects[_tar_key(key)] = tensor
+            objects[number] = tensor
     except (KeyError, ValueError, struct.error) as error:
         raise FormatError(file.path, f"damaged list of tensors: {error}", offset=position) from error
 

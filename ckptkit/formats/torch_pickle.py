@@ -15,9 +15,11 @@ from ckptkit.formats.restricted_pickle import GlobalName, Handler, Inert, dictio
 from ckptkit.tensors import DTYPES
 
 _MAX_COUNT = 1 << 62
+_MAX_KEY = 255
+_MAX_FLAGS = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
     """A run of elements that tensors are views of.
 
@@ -39,7 +41,7 @@ class StorageRef:
     offset: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TensorRef:
     """A strided view of a storage; offset and strides count elements."""
 
@@ -50,7 +52,7 @@ class TensorRef:
     strides: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class UnsupportedTensor:
     """A tensor that is no strided view of plain numbers.
 
@@ -122,6 +124,8 @@ def parse_storage(identifier: object) -> StorageRef:
     _, kind, key, _, count, *view = identifier
     if not isinstance(key, str):
         key = str(whole_number(key, "a storage key"))
+    if len(key) > _MAX_KEY:
+        raise ValueError(f"a storage key of {len(key)} characters")
     storage = StorageRef(key, storage_dtype(kind), whole_number(count, "a storage's length"))
     if not view or view[0] is None:
         return storage
@@ -156,6 +160,8 @@ def _needs(args: tuple[object, ...], least: int, most: int) -> None:
 def _with_flags(tensor: object, flags: object) -> object:
     """Conjugation and negation are flags beside the data; without them the numbers would be wrong."""
     if isinstance(flags, dict):
+        if len(flags) > _MAX_FLAGS:
+            raise ValueError(f"a tensor with {len(flags)} flags")
         raised = [str(name) for name, value in flags.items() if value is not False]
         if raised:
             return UnsupportedTensor(f"a lazy view ({', '.join(raised)[:60]})")
@@ -185,18 +191,25 @@ def _first_argument(args: tuple[object, ...]) -> object:
     return args[0]
 
 
+_PLAIN_REBUILDS: Mapping[str, Handler] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+}
 _PLAIN_TENSORS = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"})
 
 
 def _rebuild_from_type(args: tuple[object, ...]) -> object:
-    """``torch._tensor._rebuild_from_type_v2(function, class, arguments, state)``."""
+    """``torch._tensor._rebuild_from_type_v2(function, class, arguments, state)``.
+
+    Only what rebuilds plain tensors is let through as ``function``: the budget was charged for the outer
+    arguments alone.
+    """
     if len(args) != 4 or not isinstance(args[0], GlobalName) or not isinstance(args[2], tuple):
         raise ValueError("a malformed tensor of a class of its own")
-    rebuild = TORCH_HANDLERS.get(args[0].name)
+    rebuild = _PLAIN_REBUILDS.get(args[0].name)
     if not isinstance(args[1], GlobalName) or args[1].name not in _PLAIN_TENSORS or rebuild is None:
         return UnsupportedTensor(f"a tensor of class {args[1]}" if isinstance(args[1], GlobalName) else "odd")
-    if rebuild is _rebuild_from_type:
-        raise ValueError("a tensor class inside a tensor class")
     return rebuild(args[2])
 
 
@@ -255,9 +268,7 @@ def _unsupported(kind: str) -> Handler:
 
 
 TORCH_HANDLERS: Mapping[str, Handler] = {
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    **_PLAIN_REBUILDS,
     "torch._utils._rebuild_parameter": _first_argument,
     "torch._utils._rebuild_parameter_with_state": _first_argument,
     "torch.nn.parameter.Parameter": _first_argument,

@@ -23,6 +23,10 @@ KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "modu
 _MOVING_AVERAGES = {"state_dict": "state_dict_ema", "model": "model_ema"}
 """Where timm-style code puts moving averages, by where it puts the weights they are of."""
 
+_MAX_STATE_DICTS = 1000
+_MAX_SKIPPED = 20
+"""Notes on values that are no tensors; beyond that their number is told."""
+
 _MAX_EXPANSION = 64
 _FREE_EXPANSION = 256 << 20
 _PREFIX = "module."
@@ -218,12 +222,21 @@ def _find_state_dicts(path: Path, root: object) -> dict[str, dict[object, object
     """Every state dict at the root or one level below, the well-known places first."""
     if not isinstance(root, dict):
         raise _no_state_dict(path, root)
+    # One value may stand under very many keys: each is looked through once.
+    tables = {id(value): value for value in root.values() if isinstance(value, dict)}
+    state_dicts = {key for key, value in tables.items() if _is_state_dict(value)}
     order = [key for key in KNOWN_STATE_DICTS if key in root]
-    order += [key for key in root if isinstance(key, str) and key not in KNOWN_STATE_DICTS]
-    known = {key: root[key] for key in order if key in KNOWN_STATE_DICTS and _is_state_dict(root[key])}
+    known = {key: root[key] for key in order if id(root[key]) in state_dicts}
     if not known and _is_state_dict(root):
         return {"": root}
-    found = {**known, **{key: root[key] for key in order if key not in known and _is_state_dict(root[key])}}
+    others = {
+        key: value
+        for key, value in root.items()
+        if isinstance(key, str) and key not in known and id(value) in state_dicts
+    }
+    if len(others) > _MAX_STATE_DICTS:
+        raise FormatError(path, f"{len(others)} tables of tensors, more than {_MAX_STATE_DICTS}")
+    found = {**known, **others}
     if not found:
         raise _no_state_dict(path, root)
     return found
@@ -262,8 +275,9 @@ def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, T
     """Take the tensors out of a state dict, less the ``module.`` that DataParallel prefixes."""
     tensors: dict[str, TensorRef] = {}
     notes: list[str] = []
+    skipped = 0
     for key, value in state.items():
-        name = key if isinstance(key, str) else str(key)
+        name = key if isinstance(key, str) else describe(key, 200)
         if isinstance(value, UnsupportedTensor):
             raise FormatError(
                 path,
@@ -274,8 +288,10 @@ def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, T
             if name in tensors:
                 raise FormatError(path, f"two tensors are called {name!r}")
             tensors[name] = value
-        else:
+        elif (skipped := skipped + 1) <= _MAX_SKIPPED:
             notes.append(f"{describe(name, 80)} is no tensor ({describe(value, 80)}): skipped")
+    if skipped > _MAX_SKIPPED:
+        notes.append(f"{skipped - _MAX_SKIPPED} more values are no tensors: skipped")
     if all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in tensors):
         notes.append(f"the prefix '{_PREFIX}' of every name is left out")
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}

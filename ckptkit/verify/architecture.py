@@ -173,10 +173,11 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
         ],
         "not floating point": [f"wrong type: {name} is {specs[name].dtype}" for name in not_float],
     }
-    what = f"{recognition.variant} {_in_words(recognition)}"
+    what = _in_words(recognition)
     ignored = _ignored_by_rule(found)
     if not any(faults.values()):
-        return Check(NAMES, "ok", f"all {_count_there(found)} of {what}{ignored}")
+        there = counted(len(found.sources), "tensor")
+        return Check(NAMES, "ok", f"all {there} of {what}{_absent_in_words(found)}{ignored}")
     counts = ", ".join(f"{len(items):,} {kind}" for kind, items in faults.items() if items)
     instead = ""
     if likeliest is not None and likeliest.variant != recognition.variant:
@@ -189,25 +190,20 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
     )
 
 
-def _count_there(found: Match) -> str:
-    """How many tensors there are, and which kinds of them may be absent without being missed here."""
-    apart = {
-        "BatchNorm statistics": any(row.part == _STATISTICS for row in found.missing),
-        "BatchNorm step counters": any(
-            row.part == "counter" and row.canonical not in found.sources
-            for row in found.recognition.table.bindings
-        ),
-    }
-    absent = " and ".join(what for what, is_absent in apart.items() if is_absent)
-    return counted(len(found.sources), "tensor") + (f" ({absent} apart)" if absent else "")
+def _absent_in_words(found: Match) -> str:
+    """Which kinds of tensors are absent, of those that may be without being missed here."""
+    kinds = {"BatchNorm statistics": _STATISTICS, "BatchNorm step counters": "counter"}
+    absent = {row.part for row in found.recognition.table.bindings if row.canonical not in found.sources}
+    apart = " and ".join(what for what, part in kinds.items() if part in absent)
+    return f" ({apart} apart)" if apart else ""
 
 
 def _in_words(recognition: Recognition) -> str:
-    """Describe the structure, and the layout it is stored in."""
+    """Describe variant, structure, and the layout it is stored in."""
     structure = recognition.structure
-    parts = []
-    if any(rule.part == "position" for rule in recognition.family.definitions):
-        parts.append("with position embedding" if structure.pos_emb else "without position embedding")
+    parts = [recognition.variant]
+    if recognition.family.has_pos_emb:
+        parts[0] += f" {'with' if structure.pos_emb else 'without'} position embedding"
     if structure.num_classes is None:
         parts.append("without a head, good for features only")
     elif structure.num_classes != Structure().num_classes:

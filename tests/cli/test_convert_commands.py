@@ -298,8 +298,44 @@ def test_synth_writes_what_is_asked_and_says_it_is_synthetic(tmp_path):
     assert refused.returncode == 2 and "--force" in one_line(refused.stderr)
 
 
-@pytest.mark.parametrize(("what", "code"), [("moganet-xt-224", 2), ("moat9", 3)])
-def test_synth_of_what_has_no_recipe(tmp_path, what, code):
-    done = run("synth", what, cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["moat9"], 3, "moat9"),
+        (["moganet-xt", "--layout", "deeplab2"], 2, "one of openmixup, torch"),
+        (["tiny-moat0", "--layout", "torch"], 2, "one of deeplab2"),
+        (["moganet-xt", "--no-pos-emb"], 2, "no position embedding"),
+        (["moganet-xt", "-o", "x.tar.gz"], 2, "call it x.pth"),
+    ],
+    ids=str,
+)
+def test_synth_of_what_cannot_be(tmp_path, arguments, code, says):
+    done = run("synth", *arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
+    assert says in one_line(done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "state_dicts"),
+    [
+        (["moganet-xt-224"], "moganet-xt-224.pth", {"state_dict": 705}),
+        (["moganet-xt", "--ema"], "moganet-xt.pth", {"state_dict": 1275}),
+        (["moganet-xt-224-timm"], "moganet-xt-224-timm.pth.tar", {"state_dict": 705}),
+        (
+            ["moganet-xt", "--layout", "torch", "--ema"],
+            "moganet-xt.pth.tar",
+            {"state_dict": 705, "state_dict_ema": 705},
+        ),
+    ],
+    ids=str,
+)
+def test_synth_of_moganet_is_shaped_as_its_releases(tmp_path, arguments, name, state_dicts):
+    done = run("synth", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
+    counts = {}
+    for state_dict in state_dicts:
+        with open_reader(tmp_path / name, state_dict=state_dict) as reader:
+            assert set(reader.state_dicts) == set(state_dicts)
+            counts[state_dict] = len(reader.specs)
+    assert counts == state_dicts

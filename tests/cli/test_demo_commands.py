@@ -61,10 +61,20 @@ def test_the_users_own_cache_is_left_alone(tmp_path):
     assert not (home / "artefacts").exists()
 
 
-def test_an_entry_without_a_recipe_is_refused():
-    done = run([*COMMAND, "moganet-xt-224"])
-    assert done.returncode == 2
-    assert "moganet-xt-224" in done.stderr
+def test_an_unknown_entry_is_refused():
+    done = run([*COMMAND, "moganet-xt-225"])
+    assert done.returncode == 3
+    assert "did you mean moganet-xt-224" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", ["moganet-xt-224", "moganet-xt-224-timm"])
+def test_the_whole_job_on_either_release_of_moganet(id):
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    done = run([*COMMAND, id])
+    assert done.returncode == 0, done.stderr
+    assert f"agree: {id} (synthetic weights, float32): all 5 outputs within tolerance" in done.stdout
 
 
 def test_a_dry_run_does_nothing():

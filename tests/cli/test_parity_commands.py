@@ -154,8 +154,10 @@ class TestWithFrameworks:
             (["no/such.ckpt"], 3, "no such file"),
             (["tiny-moat0-256", "--offline"], 4, "--offline"),
             (["--all"], 3, "nothing has been fetched yet"),
-            (["moganet-xt-224", "--offline"], 3, "no model code for family 'moganet'"),
-            (["moganet-xt-224", "--synthetic"], 2, "no synthetic checkpoint"),
+            (["moganet-xt-224", "--offline"], 4, "--offline"),
+            (["moganet-xt", "--synthetic", "--set", "pool_size=2"], 2, "no setting pool_size"),
+            (["moganet-xt", "--synthetic", "--set", "attn_force_fp32=7"], 2, "no value of attn_force_fp32"),
+            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "write KEY=VALUE"),
             (["tiny-moat0", "--synthetic", "--image", "no.png"], 3, "no.png"),
         ],
     )

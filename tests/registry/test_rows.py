@@ -45,7 +45,10 @@ def test_rows_have_everything_that_entries_have(loads: list[int]) -> None:
         assert list(light) == list(entries), attempt
         for id, entry in entries.items():
             row = light[id]
-            for name in {*ENTRY_FIELDS, "params", "flops", "file_name", "is_archive"} - {"sources", "known_deviations"}:
+            for name in {*ENTRY_FIELDS, "params", "flops", "file_name", "is_archive"} - {
+                "sources",
+                "known_deviations",
+            }:
                 assert getattr(row, name) == getattr(entry, name), (id, name)
             for source, other in zip(row.sources, entry.sources, strict=True):
                 assert [getattr(source, name) for name in SOURCE_FIELDS] == [

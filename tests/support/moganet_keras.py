@@ -1,4 +1,4 @@
-"""The Keras MogaNet with the recipe's weights, brought to Keras' names and axes without ckptkit's layout rules."""
+"""The Keras MogaNet with the recipe's weights, put under Keras' names without ckptkit's layout rules."""
 
 from __future__ import annotations
 

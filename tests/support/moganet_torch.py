@@ -15,7 +15,7 @@ from tests.support.moganet_weights import Array, GoldenCase, TensorRow, recipe_s
 SMALLEST = "moganet-xt"
 
 LOGITS_TOLERANCE = 2e-6
-"""Of the recorded logits' absolute maximum: 4.7e-7 is measured, and the issue allows 2e-5."""
+"""Of the recorded logits' absolute maximum: 5.1e-7 is measured, and the issue allows 2e-5."""
 
 FEATURE_TOLERANCE = 1e-5
 """Of the recorded standard deviation, for every single value of a feature map; 3.2e-6 is measured."""

@@ -26,12 +26,13 @@ INITIAL_SCALE = 1e-5
 """What a fresh model's element and layer scales are: blocks begin close to the identity."""
 
 
-def _conv(inside: int, out: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """Convolution with a bias and as many zeros on either side as keep the size at stride 1."""
-    return nn.Conv2d(inside, out, kernel, stride, dilation * (kernel // 2), dilation)
+def _conv(inside: int, out: int, kernel: int, *, stride: int = 1) -> nn.Conv2d:
+    """Convolution with a bias and half a kernel of zeros on every side, whatever the stride."""
+    return nn.Conv2d(inside, out, kernel, stride, kernel // 2)
 
 
 def _depthwise_conv(width: int, kernel: int, *, dilation: int = 1) -> nn.Conv2d:
+    """Convolution of each channel by itself that keeps the size."""
     return nn.Conv2d(width, width, kernel, 1, dilation * (kernel // 2), dilation, groups=width)
 
 
@@ -39,7 +40,7 @@ def _batch_norm(width: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(width, eps=BATCH_NORM_EPSILON)
 
 
-def _layer_scale(width: int) -> nn.Parameter:
+def _channel_scale(width: int) -> nn.Parameter:
     return nn.Parameter(torch.full((1, width, 1, 1), INITIAL_SCALE))
 
 
@@ -88,7 +89,7 @@ class ElementScale(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.scale = _layer_scale(width)
+        self.scale = _channel_scale(width)
 
     def forward(self, x: Tensor, common: Tensor) -> Tensor:
         """``(N, C, H, W)`` and anything that broadcasts to it, to ``(N, C, H, W)``."""
@@ -183,8 +184,8 @@ class MogaBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, attn_force_fp32: bool) -> None:
         super().__init__()
-        self.layer_scale_1 = _layer_scale(width)
-        self.layer_scale_2 = _layer_scale(width)
+        self.layer_scale_1 = _channel_scale(width)
+        self.layer_scale_2 = _channel_scale(width)
         self.norm1 = _batch_norm(width)
         self.attn = MultiOrderGatedAggregation(width, attn_force_fp32=attn_force_fp32)
         self.norm2 = _batch_norm(width)

@@ -1,0 +1,257 @@
+"""Published figures against counted ones: of one entry, of one model, of the whole registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.analysis.figures import FigureCheck, FigureName, check_figure
+from ckptkit.analysis.profile import Profile, Subject, profile, subject_of
+from ckptkit.errors import NotFoundError
+from ckptkit.families.base import Family, family_of_variant, get_family
+from ckptkit.families.settings import Size
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry, Registry
+
+
+@dataclass(frozen=True)
+class EntryAudit:
+    """The figures of one entry set against the counts of its model.
+
+    Parameters
+    ----------
+    id, variant : str
+    resolution : tuple of int
+        Height and width that the FLOPs are for.
+    checks : tuple of FigureCheck
+        Of parameters, then of FLOPs.
+    uncounted : mapping of str to int
+        See `Profile`.
+    """
+
+    id: str
+    variant: str
+    resolution: Size
+    checks: tuple[FigureCheck, FigureCheck]
+    uncounted: Mapping[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every figure holds, or its deviation is known, and nothing was left uncounted."""
+        return all(check.ok for check in self.checks) and not self.uncounted
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that `json.dumps` takes."""
+        return {
+            "id": self.id,
+            "ok": self.ok,
+            "variant": self.variant,
+            "resolution": list(self.resolution),
+            "checks": [check.to_json() for check in self.checks],
+            "uncounted": dict(self.uncounted),
+        }
+
+
+@dataclass(frozen=True)
+class ProfileReport:
+    """A profile beside the figures that were published of the same model.
+
+    Parameters
+    ----------
+    name : str
+        The id or variant it was asked for by.
+    profile : Profile
+    entry : Entry or None
+        Whose figures stand beside it; None when no entry is of this variant.
+    checks : tuple of FigureCheck
+        Of parameters, then of FLOPs.
+    """
+
+    name: str
+    profile: Profile
+    entry: Entry | None
+    checks: tuple[FigureCheck, FigureCheck]
+
+    @property
+    def ok(self) -> bool:
+        """Whether each figure that can be compared holds, and nothing was left uncounted."""
+        return all(check.ok for check in self.checks) and not self.profile.uncounted
+
+    def to_json(self, depth: int | None = None) -> dict[str, Any]:
+        """Return plain values that `json.dumps` takes, modules down to ``depth`` (None: all)."""
+        return {
+            "name": self.name,
+            "entry": self.entry.id if self.entry else None,
+            "ok": self.ok,
+            "checks": [check.to_json() for check in self.checks],
+            **self.profile.to_json(depth),
+        }
+
+
+def profile_model(
+    name: str,
+    *,
+    registry: Registry | None = None,
+    resolution: int | Size | None = None,
+    num_classes: int | None = 1000,
+    pos_emb: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ProfileReport:
+    """Count a model's parameters and multiply-adds and set them beside the published figures.
+
+    Parameters
+    ----------
+    name : str
+        Id of an entry, or a variant. A variant is compared with the first entry that fits it.
+    registry : Registry, optional
+        Default the built-in one.
+    resolution : int or (int, int), optional
+        Side, or height and width, in pixels; default the one of the published figures.
+    num_classes : int or None
+        Outputs of the head; None or 0 for no head.
+    pos_emb : bool, optional
+        Overrides whether attention has position tables.
+    settings : mapping of str to Any, optional
+        Overrides behaviour settings: ``{"window_size": 14}``.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such entry or variant, or no model code for its family.
+    UsageError
+        When an argument makes no sense.
+    MissingDependencyError
+        When torch is not installed.
+
+    Examples
+    --------
+    >>> report = profile_model("moganet-xt-224")
+    >>> report.profile.parameters, f"{float(report.profile.multiply_adds):,.0f}"
+    (2956066, '799,673,696')
+    >>> [check.verdict for check in report.checks]
+    ['known', 'exact']
+    """
+    if registry is None:
+        from ckptkit.registry import load_registry
+
+        registry = load_registry()
+    entry = registry.get(name)
+    family, variant = _family_and_variant(name, entry)
+    subject = subject_of(
+        variant,
+        family,
+        entry,
+        resolution=resolution,
+        num_classes=num_classes,
+        pos_emb=pos_emb,
+        settings=settings,
+    )
+    entry = entry or _fitting_entry(subject, registry)
+    found = profile(subject)
+    return ProfileReport(name, found, entry, _checks(found, entry))
+
+
+def _family_and_variant(name: str, entry: Entry | None) -> tuple[Family, str]:
+    if entry is not None:
+        return get_family(entry.family), entry.variant
+    try:
+        return family_of_variant(name), name
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"no entry and no variant {name!r}", hint=f"see 'ckptkit list'; variants: {error.hint}"
+        ) from error
+
+
+def _fitting_entry(subject: Subject, registry: Registry) -> Entry | None:
+    """Return the first entry of the same model, at the same resolution if there is one."""
+    of_variant = [
+        entry
+        for entry in registry.values()
+        if entry.variant == subject.variant and entry.pos_emb in (None, subject.pos_emb)
+    ]
+    same_size = [e for e in of_variant if (e.test_resolution, e.test_resolution) == subject.resolution]
+    return next(iter([*same_size, *of_variant]), None)
+
+
+def audit_registry(
+    entries: Iterable[Entry], *, advance: Callable[[int], None] = lambda _steps: None
+) -> list[EntryAudit]:
+    """Set the published parameters and FLOPs of entries against what their models cost.
+
+    Entries of the same model at the same resolution are counted once.
+
+    Parameters
+    ----------
+    entries : iterable of Entry
+        Of families there are models for.
+    advance : callable, optional
+        Called with 1 after each entry.
+    """
+    counted: dict[Subject, Profile] = {}
+    audits = []
+    for entry in entries:
+        subject = _published_subject(entry)
+        if subject not in counted:
+            counted[subject] = profile(subject)
+        found = counted[subject]
+        checks = _checks(found, entry)
+        audits.append(EntryAudit(entry.id, entry.variant, subject.resolution, checks, found.uncounted))
+        advance(1)
+    return audits
+
+
+def _published_subject(entry: Entry) -> Subject:
+    """What the figures of an entry are about."""
+    return subject_of(entry.variant, get_family(entry.family), entry)
+
+
+def _checks(found: Profile, entry: Entry | None) -> tuple[FigureCheck, FigureCheck]:
+    return _check_parameters(found, entry), _check_flops(found, entry)
+
+
+def _check_parameters(found: Profile, entry: Entry | None) -> FigureCheck:
+    if entry is None:
+        return _not_compared("params", found, "no entry of the registry is of this model")
+    asked, published = found.subject, _published_subject(entry)
+    if (asked.num_classes, asked.pos_emb) != (published.num_classes, published.pos_emb):
+        return _not_compared("params", found, f"published {_conditions(published, size=False)}")
+    exact = entry.exact_parameters
+    if exact is not None and found.parameters != exact:
+        reason = f"the published code has {exact:,}"
+        return FigureCheck("params", found.parameters, entry.published_params, "off", reason)
+    if entry.published_params is None:
+        return _not_compared("params", found, "no figure is published")
+    known = entry.known_deviation("params")
+    return check_figure("params", found.parameters, entry.published_params, known)
+
+
+def _check_flops(found: Profile, entry: Entry | None) -> FigureCheck:
+    if entry is None:
+        return _not_compared("flops", found, "no entry of the registry is of this model")
+    published = _published_subject(entry)
+    if replace(found.subject, settings=()) != replace(published, settings=()):
+        return _not_compared("flops", found, f"published {_conditions(published)}")
+    if found.subject.settings != published.settings:
+        given = ", ".join(f"{key} {value}" for key, value in published.settings)
+        return _not_compared("flops", found, f"published for {given}")
+    if entry.published_flops is None:
+        return _not_compared("flops", found, "no figure is published")
+    known = entry.known_deviation("flops")
+    return check_figure("flops", float(found.multiply_adds), entry.published_flops, known)
+
+
+def _conditions(subject: Subject, *, size: bool = True) -> str:
+    """What a published figure is for, in words."""
+    height, width = subject.resolution
+    parts = [f"at {height}×{width}"] if size else []
+    if subject.pos_emb is not None:
+        parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
+    parts.append(f"with {subject.num_classes:,} classes" if subject.num_classes else "without head")
+    return ", ".join(parts)
+
+
+def _not_compared(figure: FigureName, found: Profile, reason: str) -> FigureCheck:
+    counted = found.parameters if figure == "params" else float(found.multiply_adds)
+    return FigureCheck(figure, counted, None, "not compared", reason)

@@ -1,0 +1,194 @@
+"""Parameters and multiply-adds of a model, module by module, without weights and without memory for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.analysis.conventions import Convention, convention_of
+from ckptkit.analysis.counting import Count, count_forward
+from ckptkit.analysis.modules import ModuleProfile, module_tree, number
+from ckptkit.errors import UsageError
+from ckptkit.families.base import MUST_BE_TOLD, Family, get_family
+from ckptkit.families.settings import Size, parse_num_classes, parse_size
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+MAX_SIDE = 16384
+"""Pixels; the registry's limit too."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is counted: everything that the numbers of a profile depend on.
+
+    Parameters
+    ----------
+    family, variant : str
+    resolution : tuple of int
+        Height and width in pixels.
+    num_classes : int or None
+        Outputs of the head, None for none.
+    pos_emb : bool or None
+        Whether attention has position tables; None in families without any.
+    settings : tuple of (str, Any)
+        The family's behaviour settings, except those the family's convention does not see.
+    """
+
+    family: str
+    variant: str
+    resolution: Size
+    num_classes: int | None
+    pos_emb: bool | None
+    settings: tuple[tuple[str, Any], ...]
+
+    @property
+    def convention(self) -> Convention:
+        """How its family's publication counts."""
+        return convention_of(self.family)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a model costs.
+
+    Parameters
+    ----------
+    subject : Subject
+    root : ModuleProfile
+        The whole model, with its modules inside.
+    operations : mapping of str to Count
+        Of the whole model by PyTorch operation, those that cost something; dearest first.
+    uncounted : mapping of str to int
+        Calls of operations that the convention says nothing about; empty unless PyTorch has changed.
+    """
+
+    subject: Subject
+    root: ModuleProfile
+    operations: Mapping[str, Count]
+    uncounted: Mapping[str, int]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters, BatchNorm's statistics not among them."""
+        return self.root.parameters
+
+    @property
+    def multiply_adds(self) -> Fraction:
+        """For one image, by the convention."""
+        return self.root.multiply_adds
+
+    @property
+    def products(self) -> Fraction:
+        """Multiply-adds of convolutions, linear layers and attention products alone."""
+        return self.root.products
+
+    def rows(self, depth: int) -> Iterator[tuple[int, ModuleProfile]]:
+        """Modules down to a depth with their level, the model itself being level 0."""
+        return self.root.rows(depth)
+
+    def to_json(self, depth: int | None = None) -> dict[str, Any]:
+        """Return plain values that `json.dumps` takes, modules down to ``depth`` (None: all)."""
+        subject = self.subject
+        return {
+            "family": subject.family,
+            "variant": subject.variant,
+            "resolution": list(subject.resolution),
+            "num_classes": subject.num_classes,
+            "pos_emb": subject.pos_emb,
+            "settings": dict(subject.settings),
+            "convention": {"name": subject.convention.name, "counts": subject.convention.counts},
+            "parameters": self.parameters,
+            "multiply_adds": number(self.multiply_adds),
+            "products": number(self.products),
+            "operations": {
+                name: {"calls": count.calls, "multiply_adds": number(count.multiply_adds)}
+                for name, count in self.operations.items()
+            },
+            "uncounted": dict(self.uncounted),
+            "modules": self.root.to_json(depth),
+        }
+
+
+def subject_of(
+    variant: str,
+    family: Family,
+    entry: Entry | None = None,
+    *,
+    resolution: int | Size | None = None,
+    num_classes: int | None = 1000,
+    pos_emb: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Put together what is to be counted: as asked, else the entry's, else a classifier's.
+
+    Raises
+    ------
+    UsageError
+        When an argument makes no sense for the family, or a setting must be told.
+    NotFoundError
+        When it is not known how the family's figures were counted.
+    """
+    from ckptkit.families.behaviour import said_settings, settle
+
+    indifferent = convention_of(family.name).indifferent
+    said = said_settings(family, told=settings, entry=entry)
+    unseen = {key: value for key, value in indifferent.items() if family.behaviour[key] is MUST_BE_TOLD}
+    settled = settle(family, {**unseen, **said}, name=entry.id if entry else variant, how="--set {}=true")
+    if resolution is None:
+        resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
+    size = parse_size(resolution, "resolution")
+    if max(size) > MAX_SIDE:
+        raise UsageError(f"resolution is {size[0]}x{size[1]}", hint=f"at most {MAX_SIDE} pixels a side")
+    if pos_emb is not None and not family.has_pos_emb:
+        raise UsageError(f"family {family.name} has no position embedding", hint="leave pos_emb out")
+    if family.has_pos_emb and pos_emb is None:
+        pos_emb = True if entry is None or entry.pos_emb is None else entry.pos_emb
+    return Subject(
+        family=family.name,
+        variant=variant,
+        resolution=size,
+        num_classes=parse_num_classes(num_classes),
+        pos_emb=pos_emb,
+        settings=tuple((key, value) for key, value in settled.items() if key not in indifferent),
+    )
+
+
+def profile(subject: Subject) -> Profile:
+    """Count one model.
+
+    The model is built and run on PyTorch's meta device, so this takes neither weights nor memory for them.
+
+    Raises
+    ------
+    MissingDependencyError
+        When torch is not installed.
+    UsageError
+        When a setting makes no sense at this resolution.
+    """
+    model = _build(subject)
+    tally = count_forward(model, subject.resolution, subject.convention)
+    operations: dict[str, Count] = {}
+    for (_, operation), count in tally.counts.items():
+        operations.setdefault(operation, Count()).add(count)
+    dearest = sorted(operations.items(), key=lambda item: -item[1].multiply_adds)
+    root = replace(module_tree(model, tally), name=subject.variant)
+    return Profile(subject, root, dict(dearest), tally.uncounted)
+
+
+def _build(subject: Subject) -> Any:
+    module = get_family(subject.family).torch_module()
+    import torch
+
+    position = {} if subject.pos_emb is None else {"pos_emb": subject.pos_emb}
+    with torch.device("meta"):
+        return module.build(
+            subject.variant,
+            resolution=subject.resolution,
+            num_classes=subject.num_classes,
+            **position,
+            **{**subject.convention.indifferent, **dict(subject.settings)},
+        )

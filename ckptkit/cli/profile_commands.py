@@ -1,0 +1,199 @@
+"""``profile``: what a model costs, and whether the published figures say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckptkit.cli.options import SettingOptions, parse_resolution, parse_settings
+from ckptkit.cli.output import Column, Output
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.analysis import EntryAudit, FigureCheck, ModuleProfile, ProfileReport
+
+_LABELS = {"params": "parameters", "flops": "multiply-adds"}
+_STYLES = {"known": "yellow", "off": "red", "stale": "red"}
+
+
+def profile(
+    context: typer.Context,
+    what: Annotated[
+        str | None, typer.Argument(metavar="ID|VARIANT", help="An entry's id, or a variant.")
+    ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default that of the published figures."),
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Levels of modules: 0 the model, 1 its stages, 2 their blocks, …")
+    ] = 1,
+    no_head: Annotated[bool, typer.Option("--no-head", help="Without the classification head.")] = False,
+    no_pos_emb: Annotated[bool, typer.Option("--no-pos-emb", help="Without position tables.")] = False,
+    settings: SettingOptions = None,
+    all_entries: Annotated[
+        bool, typer.Option("--all", help="The figures of every entry instead of one model's modules.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Return 1 when a published figure does not hold.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Count parameters and multiply-adds, by module and beside the published figures.
+
+    Needs no weights, but PyTorch: pip install 'ckptkit[torch]'. Counts as each family's publication does.
+    With --check a figure that is off by more than 2% fails, unless the registry lists the deviation as known.
+
+    Examples: ckptkit profile moganet-xt-224 --depth 2 · ckptkit profile moat0 --resolution 512x1024
+    · ckptkit profile --all --check
+    """
+    from ckptkit.analysis import profile_model
+    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.errors import UsageError
+
+    state = state_of(context)
+    if (what is None) != all_entries:
+        raise UsageError(
+            "nothing to count" if what is None else "--all is for no id", hint="name one or --all"
+        )
+    if all_entries:
+        if resolution or no_head or no_pos_emb or settings:
+            raise UsageError(
+                "--all counts every entry as it was published", hint="name one for other options"
+            )
+        ok = _audit(state, as_json=as_json)
+    else:
+        report = profile_model(
+            str(what),
+            registry=state.registry(),
+            resolution=parse_resolution(resolution),
+            num_classes=None if no_head else 1000,
+            pos_emb=False if no_pos_emb else None,
+            settings=parse_settings(settings),
+        )
+        ok = report.ok
+        if as_json:
+            state.output.json(report.to_json(depth))
+        else:
+            print_report(state.output, report, depth)
+    if check and not ok:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def print_report(output: Output, report: ProfileReport, depth: int) -> None:
+    """Print one model: what was counted and how, the published figures, the table of modules."""
+    found, subject = report.profile, report.profile.subject
+    output.result(f"{report.name}: {_described(report)}")
+    for check in report.checks:
+        output.result(f"  {_LABELS[check.figure]:<15}{_exactly(check)}, {_beside(check, report)}")
+    convention = subject.convention
+    output.result(f"  {'products alone':<15}{float(found.products) / 1e9:.4f}G")
+    output.result(f"  {'counted by':<15}{convention.name}: {convention.counts}")
+    for operation, calls in found.uncounted.items():
+        output.warn(f"{calls} calls of {operation} are not counted: the convention does not know it")
+    columns = [
+        Column("module"),
+        Column("type"),
+        Column("parameters", numeric=True),
+        Column("multiply-adds", numeric=True),
+        Column("share", numeric=True),
+    ]
+    output.table(columns, [_row(level, module, found.root) for level, module in found.rows(depth)])
+
+
+def _described(report: ProfileReport) -> str:
+    """What was built."""
+    subject = report.profile.subject
+    height, width = subject.resolution
+    parts = [f"{subject.variant} at {height}×{width}"]
+    if subject.pos_emb is not None:
+        parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
+    parts.append(f"{subject.num_classes:,} classes" if subject.num_classes else "no head")
+    return ", ".join(parts)
+
+
+def _exactly(check: FigureCheck) -> str:
+    return f"{check.counted:,.0f}" if check.figure == "params" else f"{check.counted / 1e9:.4f}G"
+
+
+def _beside(check: FigureCheck, report: ProfileReport) -> str:
+    """Tell how the published figure compares; whose it is where that does not go without saying."""
+    if check.published is None:
+        return f"not compared: {check.reason}"
+    whose = "" if report.entry is None or report.entry.id == report.name else f" of {report.entry.id}"
+    return f"published {check.published}{whose}: {_verdict(check)}"
+
+
+def _verdict(check: FigureCheck) -> str:
+    if check.verdict == "close":
+        return f"close, {check.deviation:+.1%}"
+    return f"{check.verdict}: {check.reason}" if check.reason else check.verdict
+
+
+def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
+    share = module.multiply_adds / root.multiply_adds if root.multiply_adds else 0
+    return [
+        "  " * level + module.name,
+        module.type,
+        f"{module.parameters:,}",
+        f"{float(module.multiply_adds) / 1e9:.4f}G",
+        f"{float(share):.1%}",
+    ]
+
+
+def _audit(state: State, *, as_json: bool) -> bool:
+    """Audit every entry there are models for, print the result; whether all figures hold."""
+    from ckptkit.analysis import audit_registry
+    from ckptkit.families.base import families
+
+    entries = [entry for entry in state.registry().values() if entry.family in families()]
+    with state.output.progress("counting", len(entries), unit="entries") as advance:
+        audits = audit_registry(entries, advance=advance)
+    if as_json:
+        state.output.json([audit.to_json() for audit in audits])
+    else:
+        print_audit(state.output, audits)
+    return all(audit.ok for audit in audits)
+
+
+def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
+    """Print the figures of all entries, then what is to say about those that do not agree."""
+    columns = [Column("id"), Column("resolution")]
+    for label in _LABELS.values():
+        columns += [Column(label, numeric=True), Column("published", numeric=True), Column("verdict")]
+    rows, styles = [], []
+    for audit in audits:
+        row = [audit.id, "×".join(map(str, audit.resolution))]
+        for one in audit.checks:
+            row += [_exactly(one), one.published or "–", one.verdict]
+        rows.append(row)
+        found = {_STYLES.get(one.verdict) for one in audit.checks}
+        styles.append("red" if "red" in found else "yellow" if "yellow" in found else None)
+    output.table(columns, rows, styles=styles)
+    for reason, whose in _by_reason(audits).items():
+        output.result(f"{reason} ({', '.join(whose)})")
+    for audit in audits:
+        for operation, calls in audit.uncounted.items():
+            output.warn(f"{audit.id}: {calls} calls of {operation} are not counted")
+    failed = [audit.id for audit in audits if not audit.ok]
+    known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
+    verdict = "does not hold: " + ", ".join(failed) if failed else "all published figures hold"
+    output.result(f"{len(audits)} entries, {known} known deviations; {verdict}")
+
+
+def _by_reason(audits: Sequence[EntryAudit]) -> dict[str, list[str]]:
+    """Ids by what is said about a figure of theirs, since many rows of one table share a reason."""
+    reasons: dict[str, list[str]] = {}
+    for audit in audits:
+        for one in audit.checks:
+            if one.reason:
+                said = f"{one.verdict}: {_LABELS[one.figure]} {one.published or ''}: {one.reason}"
+                reasons.setdefault(said, []).append(audit.id)
+    return reasons
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the root."""
+    app.command()(profile)
