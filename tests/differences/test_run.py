@@ -442,7 +442,7 @@ def test_no_such_file(moat):
 
 
 @given(a=some_arrays(without=frozenset({"complex128"})), b=some_arrays(without=frozenset({"complex128"})))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_the_same_as_itself_and_counts_are_symmetrical(tmp_path_factory, a, b):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _file: None)  # hundreds of files that nobody needs after a crash

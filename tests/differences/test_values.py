@@ -22,10 +22,11 @@ OTHER_NAN = np.array([0x7FC00001], np.uint32).view(np.float32)[0]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def plain(value: Any) -> Any:
-    """One element as a Python number."""
-    kind = value.dtype.kind
-    return bool(value) if kind == "b" else int(value) if kind in "iu" else complex(value)
+def plain(value: Any, other: Any) -> Any:
+    """One element as a Python number: exact beside another integer, else widened to float64."""
+    if {value.dtype.kind, other.dtype.kind} <= set("iub"):
+        return int(value)
+    return complex(int(value) if value.dtype.kind in "iub" else value)
 
 
 def reference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def reference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     found = {"differing": 0, "nan_only_a": 0, "nan_only_b": 0, "infinities": 0, "nan_bits": 0}
     found |= {"zero_signs": 0, "max_abs": 0, "scale": 0}
     for x, y in zip(a.ravel(), b.ravel(), strict=True):
-        p, q = plain(x), plain(y)
+        p, q = plain(x, y), plain(y, x)
         if cmath.isfinite(p):
             found["scale"] = max(found["scale"], abs(p))
         bits = a.dtype == b.dtype and x.tobytes() != y.tobytes()
@@ -63,8 +64,9 @@ def assert_figures(found: ValueDifference, a: np.ndarray, b: np.ndarray) -> None
     if not found.same:
         assert found.scale == pytest.approx(expected["scale"], rel=1e-15)
     if found.at is not None:
-        assert abs(plain(a[found.at]) - plain(b[found.at])) == pytest.approx(found.max_abs, rel=1e-15)
-        assert found.values == (plain(a[found.at]), plain(b[found.at]))
+        x, y = a[found.at], b[found.at]
+        assert found.values == (plain(x, y), plain(y, x))
+        assert abs(plain(x, y) - plain(y, x)) == pytest.approx(found.max_abs, rel=1e-15)
 
 
 def array(*values: Any, of: Any = "float32") -> np.ndarray:

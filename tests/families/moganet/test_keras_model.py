@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ckptkit.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.moganet import keras_model
+from ckptkit.families.moganet.config import MOGANET_CONFIGS, MogaNetConfig
 from tests.support.moganet_keras import GOLDEN_TOLERANCE, departure, keras_state, loaded, shared_model
 from tests.support.moganet_weights import PARAMETER_COUNTS, load_golden, philox_normal, recipe_state
 
@@ -107,6 +109,23 @@ def test_the_weights_of_another_variant_are_refused():
 
 # --- what can be asked for ----------------------------------------------------------------------------------
 
+SMALL = MogaNetConfig("moganet-small-for-tests", (8, 16, 24, 32), (1, 2, 1, 1))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Return a maker of a small model with random weights, for what does not depend on the variant."""
+    monkeypatch.setitem(MOGANET_CONFIGS, SMALL.name, SMALL)
+
+    def make(*, attn_force_fp32=True, **settings):
+        model = keras_model.build(SMALL.name, attn_force_fp32=attn_force_fp32, **settings)
+        for name, variable in keras_model.variables_by_name(model).items():
+            value = philox_normal(zlib.crc32(name.encode()), tuple(variable.shape)) / 4
+            variable.assign(np.exp(value) if name.endswith("moving_variance") else value)
+        return model
+
+    return make
+
 
 @pytest.mark.parametrize(
     ("size", "sides"),
@@ -124,42 +143,45 @@ def test_odd_sizes_run(size, sides):
     assert np.isfinite(outputs["logits"].numpy()).all()
 
 
-def test_a_graph_of_any_size_gives_what_eager_mode_gives():
-    model = shared_model(True)
+def test_a_graph_of_any_size_gives_what_eager_mode_gives(small):
+    model = small()
     graph = tf.function(model, input_signature=[tf.TensorSpec((None, None, None, 3))])
     for shape in ((1, 125, 94, 3), (3, 64, 96, 3)):
         image = philox_normal(2, shape)
         assert departure(graph(image), model(image).numpy()) < GOLDEN_TOLERANCE
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_see_each_other(small):
+    model = small()
     image = philox_normal(3, (3, 64, 64, 3))
-    together = shared_model()(image).numpy()
-    alone = np.concatenate([shared_model()(image[n : n + 1]).numpy() for n in range(3)])
+    together = model(image).numpy()
+    alone = np.concatenate([model(image[n : n + 1]).numpy() for n in range(3)])
     assert departure(alone, together) < GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize("side", [64, None])
-def test_a_symbolic_input_makes_a_functional_model(side):
+def test_a_symbolic_input_makes_a_functional_model(side, small):
+    model = small()
     image = philox_normal(4, (2, 64, 64, 3))
     inputs = keras.Input((side, side, 3))
-    outputs = shared_model()(inputs)
+    outputs = model(inputs)
     assert outputs.shape == (None, 1000)
     functional = keras.Model(inputs, outputs)
-    assert departure(functional(image), shared_model()(image).numpy()) < GOLDEN_TOLERANCE
+    assert departure(functional(image), model(image).numpy()) < GOLDEN_TOLERANCE
 
 
-def test_symbolic_features():
-    model = keras_model.build(XT, attn_force_fp32=False, features_only=True)
+def test_symbolic_features(small):
+    model = small(features_only=True)
     shapes = [tuple(f.shape) for f in model(keras.Input((224, 160, 3)))]
     sides = [(56, 40), (28, 20), (14, 10), (7, 5)]
-    assert shapes == [(None, *side, width) for side, width in zip(sides, WIDTHS, strict=True)]
+    assert shapes == [(None, *side, width) for side, width in zip(sides, SMALL.widths, strict=True)]
 
 
-def test_predict():
+def test_predict(small):
+    model = small()
     image = philox_normal(5, (2, 32, 32, 3))
-    predicted = shared_model().predict(image, verbose=0)
-    assert departure(predicted, shared_model()(image).numpy()) < GOLDEN_TOLERANCE
+    predicted = model.predict(image, verbose=0)
+    assert departure(predicted, model(image).numpy()) < GOLDEN_TOLERANCE
 
 
 def test_features_only_gives_four_maps_and_keeps_the_head():
@@ -195,8 +217,8 @@ def test_another_number_of_classes():
     assert departure(outputs["logits"], expected) < GOLDEN_TOLERANCE
 
 
-def test_statistics_stay_when_the_model_is_called():
-    model = loaded(XT, features_only=True)
+def test_statistics_stay_when_the_model_is_called(small):
+    model = small()
     before = [v.numpy().copy() for v in model.variables]
     model(philox_normal(8, (1, 32, 32, 3)))
     for old, variable in zip(before, model.variables, strict=True):
@@ -239,34 +261,36 @@ def test_an_input_of_another_shape_is_refused_in_one_line(shape):
         assert "\n" not in str(caught.value)
 
 
-def test_other_input_types_are_taken_as_float32():
+def test_other_input_types_are_taken_as_float32(small):
+    model = small()
     image = np.round(philox_normal(9, (1, 64, 64, 3)) * 20)
-    expected = shared_model()(image).numpy()
-    np.testing.assert_array_equal(shared_model()(image.astype(np.int32)).numpy(), expected)
-    np.testing.assert_array_equal(shared_model()(image.astype(np.float64)).numpy(), expected)
+    expected = model(image).numpy()
+    np.testing.assert_array_equal(model(image.astype(np.int32)).numpy(), expected)
+    np.testing.assert_array_equal(model(image.astype(np.float64)).numpy(), expected)
 
 
-def test_the_model_stays_float32_under_another_policy():
+def test_the_model_stays_float32_under_another_policy(small):
+    image = philox_normal(10, (1, 64, 64, 3))
+    expected = small()(image).numpy()
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = loaded(XT)
-        image = philox_normal(10, (1, 64, 64, 3))
-        logits = model(image)
+        logits = small()(image)
     finally:
         keras.config.set_dtype_policy(policy)
     assert logits.dtype == tf.float32
-    np.testing.assert_array_equal(logits.numpy(), shared_model()(image).numpy())
+    np.testing.assert_array_equal(logits.numpy(), expected)
 
 
 # --- files --------------------------------------------------------------------------------------------------
 
 
-def test_weights_file_round_trip(tmp_path):
+def test_weights_file_round_trip(small, tmp_path):
     image = philox_normal(11, (1, 64, 64, 3))
-    expected = shared_model()(image).numpy()
-    shared_model().save_weights(tmp_path / "x.weights.h5")
-    other = keras_model.build(XT, attn_force_fp32=False)
+    model = small()
+    expected = model(image).numpy()
+    model.save_weights(tmp_path / "x.weights.h5")
+    other = keras_model.build(SMALL.name, attn_force_fp32=True)
     assert not np.array_equal(other(image).numpy(), expected)
     other.load_weights(tmp_path / "x.weights.h5")
     np.testing.assert_array_equal(other(image).numpy(), expected)
@@ -277,11 +301,12 @@ def test_weights_file_round_trip(tmp_path):
     [
         {"attn_force_fp32": True},
         {"attn_force_fp32": False, "features_only": True, "resolution": (128, 96), "num_classes": 10},
+        {"attn_force_fp32": True, "num_classes": None, "resolution": 256},
     ],
 )
-def test_whole_model_round_trip(settings, tmp_path):
+def test_whole_model_round_trip(settings, small, tmp_path):
     image = philox_normal(12, (1, 128, 96, 3))
-    model = loaded(XT, **settings)
+    model = small(**settings)
     model.save(tmp_path / "x.keras")
     again = keras.saving.load_model(tmp_path / "x.keras")
     assert isinstance(again, keras_model.MogaNetModel)

@@ -1,0 +1,245 @@
+"""``diff`` on the command line: what is printed and returned."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ckptkit.cli.app import main
+from tests.support.commands import runner
+from tests.support.moat_files import data_offset, flip_byte, write_tiny
+
+KERNEL = "moat/block_01_00/expand_conv/kernel"
+
+
+@pytest.fixture
+def run(capsys):
+    return runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def moat(tmp_path_factory) -> Path:
+    """Folder with a TensorFlow checkpoint and its conversion, by commands of our own."""
+    folder = tmp_path_factory.mktemp("moat")
+    write_tiny(folder / "model.ckpt")
+    with pytest.raises(SystemExit) as left:
+        main(["convert", str(folder / "model.ckpt"), "--output", str(folder / "moat.safetensors"), "--quiet"])
+    assert not left.value.code
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple[Path, Path]:
+    """Two files that differ in every way."""
+    a = {"gone": np.zeros((2, 3), "float32"), "turned": np.zeros((2, 3), "float32")}
+    a |= {"half": np.array([1, 3], "float32"), "w": np.array([2, -8], "float32"), "b": np.ones(4, "float32")}
+    b = {"new": np.zeros((), "int64"), "turned": np.zeros((3, 2), "float32"), "b": np.ones(4, "float32")}
+    b |= {"half": np.array([1, 3.5], "float16"), "w": np.array([np.nan, -8.5], "float32")}
+    save_file(a, tmp_path / "a.safetensors")
+    np.savez(tmp_path / "b.npz", **b)
+    return tmp_path / "a.safetensors", tmp_path / "b.npz"
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """Rows of the table under a heading, cells apart."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading + " ("))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line:
+            break
+        rows.append(re.split(r"\s{2,}", line.strip()))
+    return rows
+
+
+def test_a_conversion_is_the_same_though_everything_is_called_otherwise(run, moat):
+    done = run("diff", moat / "model.ckpt", moat / "moat.safetensors")
+    assert done.code == 0
+    assert done.out.splitlines() == [
+        f"A         {moat}/model.ckpt: tf, tiny-moat0, layout deeplab2, 362 tensors",
+        f"B         {moat}/moat.safetensors: safetensors, tiny-moat0, layout torch, 361 tensors",
+        "paired    361 tensors by their place in the architecture, others by name",
+        "left out  1 in A, global_step: counts training steps",
+        "same: 361 tensors, bit for bit; left out by rule: 1 in A",
+    ]
+    assert done.err.startswith("comparing ")
+
+
+def test_every_kind_of_difference(run, pair):
+    done = run("diff", *pair, "--quiet")
+    assert done.code == 1
+    assert done.err == ""
+    assert "paired    4 tensors by name" in done.out
+    assert table(done.out, "only in A") == [["gone", "2×3", "float32"]]
+    assert table(done.out, "only in B") == [["new", "scalar", "int64"]]
+    assert table(done.out, "other shape") == [["turned", "2×3 float32", "3×2 float32"]]
+    half = ["half", "2 float32", "2 float16", "0.5", "0.167", "1 of 2"]
+    assert table(done.out, "other dtype") == [half]
+    assert table(done.out, "other values") == [["w", "2", "0.5", "0.0625", "2 of 2", "1 NaN in B only"]]
+    assert done.out.splitlines()[-1] == (
+        "differ: 1 only in A; 1 only in B; 1 of 4 tensors in both has other shape; "
+        "1 of 4 tensors in both has other dtype; 1 of 4 tensors in both has other values"
+    )
+
+
+def test_verbose_says_where_and_how_both_files_call_it(run, moat, tmp_path):
+    arrays = {name: array.copy() for name, array in load_file(moat / "moat.safetensors").items()}
+    arrays["head.bias"][7] = 4.5
+    save_file(arrays, tmp_path / "b.safetensors")
+    before = load_file(moat / "moat.safetensors")["head.bias"][7]
+    done = run("diff", moat / "model.ckpt", tmp_path / "b.safetensors", "--verbose")
+    ((name, in_a, in_b, shape, *_, differing, where),) = table(done.out, "other values")
+    assert (name, in_a, in_b, shape) == ("head.bias", "moat/logits_head/bias", "head.bias", "1000")
+    assert differing == "1 of 1,000"
+    assert where == f"largest at [7]: {float(before):g} and 4.5"
+    assert table(done.out, "left out by rule, in A")[0][0] == "global_step"
+
+
+def test_summary_has_counts_only(run, pair):
+    done = run("diff", *pair, "--summary", "--quiet")
+    assert done.code == 1
+    assert [line.split()[0] for line in done.out.splitlines()] == ["A", "B", "paired", "differ:"]
+
+
+def test_json(run, pair):
+    done = run("diff", *pair, "--json")
+    values = json.loads(done.out, parse_constant=pytest.fail)
+    assert (done.code, values["same"], values["paired_by"]) == (1, False, "names")
+    assert values["counts"]["paired"] == 4
+    assert {one["name"]: one["kind"] for one in values["changed"]} == {
+        "turned": "shape",
+        "half": "dtype",
+        "w": "values",
+    }
+    short = json.loads(run("diff", *pair, "--json", "--summary").out)
+    assert "changed" not in short
+    assert short["counts"] == values["counts"]
+
+
+def test_a_tolerance_turns_the_answer(run, tmp_path):
+    for letter, value in (("a", 1.0), ("b", 1.25)):
+        save_file({"x": np.array([value, 2], "float32")}, tmp_path / f"{letter}.safetensors")
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert run("diff", *files).code == 1
+    assert run("diff", *files, "--tolerance", "0.2").code == 1
+    done = run("diff", *files, "--tolerance", "0.25")
+    assert done.code == 0
+    assert done.out.splitlines()[-1] == (
+        "same: 1 tensor, 0 bit for bit, 1 within the tolerance (max abs 0.25)"
+    )
+    assert run("diff", *files, "--relative", "0.125").code == 0
+    assert run("diff", *files, "--relative", "0.12").code == 1
+
+
+def test_long_lists_are_cut_worst_first_unless_verbose(run, tmp_path):
+    ones = {f"t{i:02d}": np.ones(3, "float32") for i in range(30)}
+    save_file(ones, tmp_path / "a.safetensors")
+    save_file({n: a + np.float32(i) for i, (n, a) in enumerate(ones.items())}, tmp_path / "b.safetensors")
+    short = run("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    rows = table(short.out, "other values")
+    assert [row[0] for row in rows[:3]] == ["t29", "t28", "t27"]
+    assert rows[20] == ["… and 9 more; --verbose shows all"]
+    long = run("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--verbose")
+    assert len(table(long.out, "other values")) == 29
+
+
+def test_metadata_and_settings(run, moat, tmp_path):
+    arrays = load_file(moat / "moat.safetensors")
+    for letter, size in (("a", "2"), ("b", "3")):
+        save_file(arrays, tmp_path / f"{letter}.safetensors", {"pool_size": size, "layout": letter})
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    plain = run("diff", *files)
+    assert plain.code == 0
+    assert "note: pool_size is 2 in A, 3 in B: models built from them compute different things" in plain.err
+    done = run("diff", *files, "--metadata")
+    assert done.code == 1
+    assert table(done.out, "other metadata") == [
+        ["layout", "a", "b", "does not count: how the file was made"],
+        ["pool_size", "2", "3"],
+    ]
+    assert done.out.splitlines()[-1] == "differ: metadata (1)"
+
+
+def test_options_reach_the_comparison(run, moat):
+    files = (moat / "model.ckpt", moat / "moat.safetensors")
+    assert run("diff", *files, "--all").code == 1
+    assert run("diff", *files, "--layout", "as-is").code == 1
+    done = run("diff", *files, "--only", "head", "--quiet")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "same: 2 tensors, bit for bit")
+    assert "looked at only what matches 'head'" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["moat0-224", "MODEL"], (3, "moat0-224 has not been fetched; ckptkit fetch moat0-224")),
+        (["MODEL", "moat0-225"], (3, "did you mean moat0-224")),
+        (["MODEL", "./nothing.pth"], (3, "no such file")),
+        (["PAGE", "MODEL"], (5, "HTML")),
+        (["MODEL", "DAMAGED"], (5, f"tensor '{KERNEL}': checksum (crc32c) differs: damaged")),
+        (["MODEL", "MODEL", "--only", "nothing"], (3, "no tensor of")),
+        (["MODEL", "MODEL", "--weights", "ema"], (2, "no moving averages")),
+        (["MODEL", "MODEL", "--tolerance", "-1"], (2, "--tolerance -1.0 is no tolerance")),
+        (["MODEL", "MODEL", "--relative", "nan"], (2, "--relative nan is no tolerance")),
+        (["MODEL"], (2, "B")),
+    ],
+)
+def test_what_cannot_be_compared(run, moat, tmp_path, arguments, expected):
+    code, says = expected
+    page = tmp_path / "moat.tar.gz"
+    page.write_text("<!DOCTYPE html><html><body>404</body></html>")
+    damaged = write_tiny(tmp_path / "damaged.ckpt")
+    flip_byte(Path(f"{damaged}.data-00000-of-00001"), data_offset(damaged, KERNEL))
+    names = {"MODEL": str(moat / "model.ckpt"), "PAGE": str(page), "DAMAGED": str(damaged)}
+    done = run("diff", *(names.get(argument, argument) for argument in arguments))
+    assert done.code == code
+    assert says in done.err
+    assert done.out == ""
+
+
+def test_control_characters_in_a_files_names_do_not_reach_the_terminal(run, tmp_path):
+    save_file({"w\x1b[2J\nx": np.ones(2, "f4")}, tmp_path / "a.safetensors", {"k\x1b]0;x\x07": "\x1b[2J"})
+    save_file({"v": np.ones(2, "f4")}, tmp_path / "b.safetensors")
+    done = run("diff", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--metadata")
+    assert "\x1b" not in done.out
+    assert "w\\x1b[2J\\nx" in done.out
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [50, 120, 200])
+def test_no_name_is_cut_on_a_terminal_of_any_width(moat, tmp_path, monkeypatch, columns):
+    name = "stages.2.1.attention.q.weight"
+    arrays = load_file(moat / "moat.safetensors")
+    save_file(arrays | {name: arrays[name] + 1}, tmp_path / "b.safetensors")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main(["diff", str(moat / "model.ckpt"), str(tmp_path / "b.safetensors"), "--quiet"])
+    shown = terminal.getvalue()
+    assert name in shown
+    assert "16,384 of 16,384" in shown
+    assert "…" not in shown
+
+
+def test_it_needs_no_framework(moat):
+    code = (
+        "import sys\nfrom ckptkit.cli.app import main\n"
+        f"try:\n    main(['diff', {str(moat / 'model.ckpt')!r}, {str(moat / 'moat.safetensors')!r}])\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "print(sorted({'torch', 'tensorflow', 'keras', 'requests'} & set(sys.modules)))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout.splitlines()[-1] == "[]"

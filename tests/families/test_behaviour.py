@@ -1,0 +1,62 @@
+"""Who says a behaviour setting: the user, the entry, the file, the default; and what nobody may guess."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptkit.errors import FormatError, UsageError
+from ckptkit.families.base import get_family
+from ckptkit.families.behaviour import said_settings, settle, unsaid
+from ckptkit.registry import load_registry
+
+MOAT, MOGANET = get_family("moat"), get_family("moganet")
+REGISTRY = load_registry()
+
+
+@pytest.mark.parametrize(
+    ("told", "entry", "metadata", "expected"),
+    [
+        ({}, None, {}, {}),
+        ({}, None, {"attn_force_fp32": "true"}, {"attn_force_fp32": True}),
+        ({}, "moganet-xt-224-timm", {"attn_force_fp32": "true"}, {"attn_force_fp32": False}),
+        ({}, "moganet-s-224-nofp32gate", {}, {"attn_force_fp32": False}),
+        ({}, "moganet-s-224", {}, {"attn_force_fp32": True}),
+        ({"attn_force_fp32": True}, "moganet-xt-224-timm", {}, {"attn_force_fp32": True}),
+    ],
+)
+def test_the_users_word_counts_before_the_entrys_before_the_files(told, entry, metadata, expected):
+    owner = REGISTRY[entry] if entry else None
+    assert said_settings(MOGANET, told=told, entry=owner, metadata=metadata) == expected
+
+
+@pytest.mark.parametrize("entry", [e for e in REGISTRY.values() if e.family == "moganet"], ids=lambda e: e.id)
+def test_every_moganet_entry_says_its_gate(entry):
+    """OpenMixup's files need the double activation, save the one whose name says so; the timm style does not."""
+    url = entry.sources[0].url
+    expected = "no_forcefp32" not in url and "openmixup" in url
+    assert said_settings(MOGANET, entry=entry) == {"attn_force_fp32": expected}
+
+
+def test_what_has_no_default_must_be_told():
+    assert unsaid(MOGANET, {}) == ["attn_force_fp32"]
+    with pytest.raises(UsageError, match="x.pth: attn_force_fp32 is not known") as caught:
+        settle(MOGANET, {}, name="x.pth", how="--set {}=true")
+    assert "--set attn_force_fp32=true" in caught.value.hint
+    assert settle(MOGANET, {"attn_force_fp32": False}, name="x", how="{}") == {"attn_force_fp32": False}
+
+
+def test_defaults_fill_in_for_moat():
+    assert unsaid(MOAT, {}) == []
+    settled = settle(MOAT, {"pool_size": 3}, name="x", how="{}")
+    assert settled == {"pool_size": 3, "window_size": None, "global_attention": False}
+
+
+def test_settings_of_another_family_are_refused():
+    with pytest.raises(UsageError, match="family moganet has no setting pool_size"):
+        said_settings(MOGANET, told={"pool_size": 2})
+
+
+@pytest.mark.parametrize("text", ["yes", "[" * 100_000, ""])
+def test_metadata_that_is_no_json_is_the_files_fault(text):
+    with pytest.raises(FormatError, match="which is no setting"):
+        said_settings(MOGANET, metadata={"attn_force_fp32": text}, path="f.safetensors")
