@@ -129,7 +129,7 @@ def profile_model(
     --------
     >>> report = profile_model("moganet-xt-224")
     >>> report.profile.parameters, f"{float(report.profile.multiply_adds):,.0f}"
-    (2956066, '799,673,696')
+    (2956066, '799,674,138')
     >>> [check.verdict for check in report.checks]
     ['known', 'exact']
     """

@@ -98,8 +98,8 @@ def check_figure(
         return FigureCheck(figure, counted, published, "exact")
     if known is not None:
         return FigureCheck(figure, counted, published, "known", known.reason)
-    deviation = counted / parse_count(published) - 1
-    if abs(deviation) <= TOLERANCE:
+    value = parse_count(published)
+    if abs(counted - value) <= TOLERANCE * value:
         return FigureCheck(figure, counted, published, "close")
-    reason = f"{deviation:+.1%} off, and no known deviation"
+    reason = f"{counted / value - 1:+.1%} off, and no known deviation"
     return FigureCheck(figure, counted, published, "off", reason)

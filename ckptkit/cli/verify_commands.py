@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _SHOWN_ITEMS = 8
 """Offenders shown per check; --verbose and --json give all."""
 
+_SHOWN_LINES = 12
+"""Lines shown of a text of many lines; --verbose and --json give all."""
+
 _STYLES = {"ok": None, "failed": "red", "skipped": "yellow"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -182,7 +185,7 @@ def inspect(
     if as_json:
         state.output.json(inspection.to_json(tensors=not summary))
         return
-    for heading, text in _head_lines(inspection):
+    for heading, text in _head_lines(inspection, everything=state.output.verbose):
         state.output.result(f"{heading:<12}{_printable(text)}")
     if not summary:
         state.output.result("")
@@ -200,7 +203,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _head_lines(inspection: Inspection) -> list[tuple[str, str]]:
+def _head_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
     totals = inspection.totals
     types = ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in totals.by_dtype.items())
     lines = [
@@ -217,8 +220,22 @@ def _head_lines(inspection: Inspection) -> list[tuple[str, str]]:
     if len(inspection.state_dicts) > 1:
         lines.append(("state dicts", ", ".join(name or "(top)" for name in inspection.state_dicts)))
     lines += [("metadata", f"{key}: {value}") for key, value in inspection.metadata.items()]
-    lines += [("also holds", f"{key}: {value}") for key, value in inspection.extras.items()]
+    for key, value in inspection.extras.items():
+        text = value.split("\n")
+        if len(text) == 1:
+            lines.append(("also holds", f"{key}: {value}"))
+        else:
+            lines.append(("also holds", f"{key}:"))
+            lines += [("", f"    {line}") for line in _shown_lines(text, everything)]
     return lines
+
+
+def _shown_lines(text: list[str], everything: bool) -> list[str]:
+    """The first lines of a long text, such as a training configuration."""
+    if everything or len(text) <= _SHOWN_LINES:
+        return text
+    more = len(text) - _SHOWN_LINES
+    return [*text[:_SHOWN_LINES], f"… and {more:,} more lines; --verbose shows all"]
 
 
 _COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ckptkit.formats.restricted_pickle import GlobalName, Inert
+from ckptkit.formats.restricted_pickle import Inert
 
 MAX_SHOWN_ELEMENTS = 16
 """Arrays of more elements are told by type and shape."""
@@ -117,7 +117,8 @@ def _moment(value: Inert) -> str | None:
     if not isinstance(raw, bytes) or len(raw) != 10:
         return None
     year, month = int.from_bytes(raw[:2], "big"), raw[2] & 0x7F  # the top bit tells repeated hours apart
-    moment = datetime.datetime(year, month, *raw[3:7], int.from_bytes(raw[7:], "big"))
+    day, hour, minute, second = raw[3:7]
+    moment = datetime.datetime(year, month, day, hour, minute, second, int.from_bytes(raw[7:], "big"))
     return str(moment) + (_zone(value.args[1]) if len(value.args) > 1 else "")
 
 
@@ -193,33 +194,38 @@ _READERS: Mapping[str, Callable[[Inert], str | None]] = {
 }
 
 
-def attributes(value: Inert) -> dict[object, object] | None:
-    """What ``BUILD`` would have set: a table, or a pair of tables for classes with slots; None when neither.
+def attributes(value: Inert) -> list[dict[object, object]]:
+    """What ``BUILD`` would have set on an object: one table, or two for classes with slots.
 
     Examples
     --------
     >>> attributes(Inert("argparse.Namespace", (), {"lr": 0.1}))
-    {'lr': 0.1}
+    [{'lr': 0.1}]
     >>> attributes(Inert("a.Slotted", (), (None, {"x": 1})))
-    {'x': 1}
+    [{'x': 1}]
+    >>> attributes(Inert("numpy.random.mtrand.RandomState", (), (624, 3)))
+    []
     """
     state = value.state
-    if isinstance(state, dict):
-        return state
-    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
-        if state[0] is None:
-            return state[1]
-        if isinstance(state[0], dict):
-            return {**state[0], **state[1]}
-    return None
+    if (
+        isinstance(state, tuple)
+        and len(state) == 2
+        and all(part is None or isinstance(part, dict) for part in state)
+    ):
+        return [part for part in state if isinstance(part, dict)]
+    return [state] if isinstance(state, dict) else []
 
 
-def items(value: Inert) -> list[tuple[object, object]] | None:
-    """What would have been set in a dictionary of a class of its own; None when it is no such thing."""
-    pairs = [pair for pair in value.content if isinstance(pair, tuple) and len(pair) == 2]
-    return pairs if pairs and len(pairs) == len(value.content) else None
+def items(value: Inert, most: int) -> list[tuple[object, object]]:
+    """At most ``most`` of what would have been set in a dictionary of a class of its own.
 
-
-def is_plain_class(value: object, name: str) -> bool:
-    """Whether a value is the class of that dotted name."""
-    return isinstance(value, GlobalName) and value.name == name
+    Examples
+    --------
+    >>> items(Inert("mmcv.utils.config.ConfigDict", (), content=[("type", "MogaNet")]), 10)
+    [('type', 'MogaNet')]
+    >>> items(Inert("collections.deque", (), content=[1, 2]), 10)
+    []
+    """
+    first = value.content[:most]
+    pairs = [pair for pair in first if isinstance(pair, tuple) and len(pair) == 2]
+    return pairs if len(pairs) == len(first) else []

@@ -95,7 +95,7 @@ class Inert:
     content: list[object] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        """The name alone: what it was called with may be deep, endless, or refer to itself many times over."""
+        """The name alone: what it was called with may be deep, endless, or many times the same thing."""
         return f"Inert({self.name!r}, …)"
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+from ckptkit.formats.pickle_values import attributes, items, known_text
 from ckptkit.formats.restricted_pickle import GlobalName, Inert
 from ckptkit.formats.torch_pickle import StorageRef, TensorRef, UnsupportedTensor
 
 MAX_EXTRAS = 1000
 _MAX_TEXT = 1000
 _MAX_ITEMS = 200
+_MAX_SEQUENCE = 24
+_FIRST_OF_MANY = 8
 _LOOK_AHEAD = 20
 _MAX_DEPTH = 3
+_MAX_PARAGRAPH = 100_000
+_MAX_PARAGRAPHS = 1_000_000
+"""Characters of all texts of several lines together: many keys may hold the same one."""
 
 
 def describe(value: object, limit: int = _MAX_TEXT) -> str:
@@ -30,7 +36,11 @@ def describe(value: object, limit: int = _MAX_TEXT) -> str:
 
 
 def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
-    """Describe all that lies beside the state dicts; tables of plain values one level deep.
+    r"""Describe all that lies beside the state dicts; tables and objects with attributes one level deep.
+
+    Each text is one line, but for texts that are several lines in the file itself, such as a training
+    configuration: those keep their lines (``\n``), and everything else in them that a terminal would obey is
+    escaped.
 
     Parameters
     ----------
@@ -38,37 +48,101 @@ def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
         What was unpickled.
     state_dicts : iterable of str
         Names to leave out; ``""`` says that the root itself is the state dict.
+
+    Examples
+    --------
+    >>> describe_extras({"args": Inert("argparse.Namespace", (), {"lr": 0.1}), "epoch": 3}, [])
+    {'args.lr': '0.1', 'epoch': '3'}
     """
     taken = set(state_dicts)
     if "" in taken or not isinstance(root, dict):
         return {}
     extras: dict[str, str] = {}
+    paragraphs = _Paragraphs()
     for key, value in root.items():
-        if key in taken or len(extras) >= MAX_EXTRAS:
+        if key in taken:
             continue
+        if len(extras) >= MAX_EXTRAS:
+            break
         name = describe(key, 80)
-        if (
-            isinstance(value, dict)
-            and value
-            and not any(_is_bulky(v) for v in islice(value.values(), _MAX_ITEMS))
-        ):
-            extras.update(
-                {f"{name}.{describe(k, 80)}": describe(v) for k, v in islice(value.items(), _MAX_ITEMS)}
-            )
-        else:
-            extras[name] = describe(value)
+        fields = _fields(value)
+        if fields is None:
+            extras[name] = paragraphs.text(value)
+            continue
+        if isinstance(value, Inert) and value.name not in _MERE_TABLES:
+            extras[name] = describe(GlobalName(value.name), 200)
+        shown = 0
+        for field, content in islice(fields, _MAX_ITEMS):
+            extras[f"{name}.{describe(field, 80)}"] = paragraphs.text(content)
+            shown += 1
+        rest = _count(value) - shown
+        if rest > 0:
+            extras[f"{name}.…"] = f"{_values(rest)} more"
     return extras
 
 
+_MERE_TABLES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
+
+
+def _fields(value: object) -> Iterator[tuple[object, object]] | None:
+    """What to tell one by one: the values of a table, the attributes of an object built from nothing else."""
+    if isinstance(value, dict):
+        return iter(value.items()) if value and not _holds_tensors(value) else None
+    if not isinstance(value, Inert) or value.args or known_text(value) is not None:
+        return None
+    tables = attributes(value)
+    if any(_holds_tensors(table) for table in tables):
+        return None
+    pairs = items(value, _MAX_ITEMS)
+    if pairs:
+        return iter(pairs)  # dictionaries with attribute access pickle their items twice, as state too
+    return chain.from_iterable(table.items() for table in tables) if any(tables) else None
+
+
+def _count(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value)
+    assert isinstance(value, Inert)
+    return len(value.content) or sum(map(len, attributes(value)))
+
+
+def _holds_tensors(table: dict[object, object]) -> bool:
+    """Whether tensors are among the first values: such a table is told by its length."""
+    return any(_is_tensor(value) for value in islice(table.values(), _LOOK_AHEAD))
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, (TensorRef, UnsupportedTensor, StorageRef))
+
+
 def _is_bulky(value: object) -> bool:
-    return isinstance(value, (TensorRef, UnsupportedTensor, StorageRef)) or (
-        isinstance(value, (dict, list)) and len(value) > _MAX_ITEMS
+    """Tables of tensors, and tables of such tables, as optimizers keep."""
+    return isinstance(value, dict) and any(
+        _is_tensor(v) or (isinstance(v, dict) and _holds_tensors(v))
+        for v in islice(value.values(), _LOOK_AHEAD)
     )
 
 
 def _plain(text: str) -> str:
     """Escape what a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Paragraphs:
+    """Texts of several lines keep them, until so many characters are used up."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_PARAGRAPHS
+
+    def text(self, value: object) -> str:
+        if not isinstance(value, str) or "\n" not in value[:_MAX_PARAGRAPH] or self._left <= 0:
+            return describe(value)
+        cut = value[:_MAX_PARAGRAPH]
+        self._left -= len(cut)
+        lines = [_plain(line.removesuffix("\r").expandtabs(4)) for line in cut.strip("\n").split("\n")]
+        return "\n".join(lines) + ("…" if len(cut) < len(value) else "")
 
 
 class _Describer:
@@ -86,15 +160,17 @@ class _Describer:
         self._left -= 1
         if isinstance(value, (dict, list, tuple)):
             return self._container(value, depth)
-        said = numpy_scalar(value) if isinstance(value, Inert) else self._leaf(value)
+        said = known_text(value) if isinstance(value, Inert) else self._leaf(value)
         if said is None:
+            assert isinstance(value, Inert)
             return self._call(value, depth)
+        said = _plain(said[: max(self._left, 0) + 1])
         self._left -= len(said)
         return said
 
     def _leaf(self, value: object) -> str:
         if isinstance(value, str):
-            return _plain(value[: max(self._left, 0) + 1])
+            return value
         if isinstance(value, (bool, int, float, complex, type(None))):
             return f"{value:#x}" if isinstance(value, int) and abs(value) >= 1 << 64 else str(value)
         if isinstance(value, bytes):
@@ -104,26 +180,41 @@ class _Describer:
         if isinstance(value, UnsupportedTensor):
             return value.kind
         if isinstance(value, GlobalName):
-            return _plain(value.name[: max(self._left, 0) + 1])
+            return value.name
         return type(value).__name__
 
     def _container(self, value: dict[object, object] | list[object] | tuple[object, ...], depth: int) -> str:
         if isinstance(value, dict):
-            if depth == 0 or any(_is_bulky(v) for v in islice(value.values(), _LOOK_AHEAD)):
+            if (depth == 0 and value) or _is_bulky(value):
                 return f"table of {_values(len(value))}"
             return "{" + self._joined(((f"{self.text(k, 0)}: ", v) for k, v in value.items()), depth) + "}"
         if depth == 0 and value:
             return f"list of {_values(len(value))}"
         opening, closing = "()" if isinstance(value, tuple) else "[]"
-        return opening + self._joined((("", v) for v in value), depth) + closing
+        return opening + self._joined(self._elements(value), depth) + closing
 
-    def _call(self, value: object, depth: int) -> str:
-        assert isinstance(value, Inert)
+    def _elements(self, value: list[object] | tuple[object, ...]) -> Iterator[tuple[str, object]]:
+        """All of a short list; the first few of a long one and how many there are."""
+        if len(value) <= _MAX_SEQUENCE:
+            yield from (("", v) for v in value)
+            return
+        yield from (("", v) for v in value[:_FIRST_OF_MANY])
+        yield "", f"… {_values(len(value))} in all"
+
+    def _call(self, value: Inert, depth: int) -> str:
         name = _plain(value.name[:200])
+        self._left -= len(name)
         if depth == 0:
             return f"{name}(…)"
-        state = value.state.items() if isinstance(value.state, dict) else ()
-        parts = chain((("", v) for v in value.args), ((f"{self.text(k, 0)}=", v) for k, v in state))
+        pairs = items(value, _MAX_ITEMS)
+        tables = [] if pairs else attributes(value)
+        unnamed: Iterable[object] = value.args
+        if not pairs:
+            unnamed = chain(unnamed, islice(value.content, _MAX_ITEMS))
+            if value.state is not None and not tables:
+                unnamed = chain(unnamed, [value.state])
+        named = chain(pairs, chain.from_iterable(table.items() for table in tables))
+        parts = chain((("", v) for v in unnamed), ((f"{self.text(k, 0)}=", v) for k, v in named))
         return f"{name}({self._joined(parts, depth)})"
 
     def _joined(self, parts: Iterable[tuple[str, object]], depth: int) -> str:
@@ -138,34 +229,3 @@ class _Describer:
 
 def _values(count: int) -> str:
     return "1 value" if count == 1 else f"{count} values"
-
-
-_SCALARS = frozenset({"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"})
-_CODES = {
-    f"{kind}{size}": size
-    for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8)}.items()
-    for size in sizes
-}
-
-
-def numpy_scalar(value: Inert) -> str | None:
-    """Text of a pickled numpy number, or None if ``value`` is none."""
-    if value.name not in _SCALARS or len(value.args) != 2:
-        return None
-    dtype, raw = value.args
-    if (
-        not isinstance(dtype, Inert)
-        or dtype.name != "numpy.dtype"
-        or not dtype.args
-        or not isinstance(raw, bytes)
-    ):
-        return None
-    code = dtype.args[0]
-    if code == "b1" and len(raw) == 1:
-        return str(raw != b"\0")
-    if not isinstance(code, str) or _CODES.get(code) != len(raw):
-        return None
-    import numpy
-
-    order = ">" if isinstance(dtype.state, tuple) and len(dtype.state) > 1 and dtype.state[1] == ">" else "<"
-    return str(numpy.frombuffer(raw, order + code)[0])

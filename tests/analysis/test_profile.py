@@ -84,5 +84,5 @@ def test_json_says_what_was_counted_and_how():
         *("stem", "stages.0", "stages.1", "stages.2", "stages.3", "(rest)")
     ]
     assert sum(module["multiply_adds"] for module in values["modules"]["modules"]) == values["multiply_adds"]
-    assert list(values["operations"])[0] == "convolution"
+    assert next(iter(values["operations"])) == "convolution"
     assert values["uncounted"] == {}

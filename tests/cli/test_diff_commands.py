@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ckptkit.cli.app import main
 from tests.support.commands import runner
 from tests.support.moat_files import data_offset, flip_byte, write_tiny
+from tests.support.running import registry_file
 
 KERNEL = "moat/block_01_00/expand_conv/kernel"
 
@@ -175,6 +177,19 @@ def test_options_reach_the_comparison(run, moat):
     done = run("diff", *files, "--only", "head", "--quiet")
     assert (done.code, done.out.splitlines()[-1]) == (0, "same: 2 tensors, bit for bit")
     assert "looked at only what matches 'head'" in done.out
+
+
+def test_an_entry_is_compared_as_it_was_fetched(run, moat, tmp_path):
+    archive = tmp_path / "tiny.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=1) as file:
+        for part in sorted(moat.glob("model.ckpt.*")):
+            file.add(part, f"tiny/{part.name}")
+    entry = {"id": "test-tiny", "sources": [{"url": archive.as_uri()}], "pos_emb": True}
+    overlay = registry_file(tmp_path, entry)
+    assert run("fetch", "test-tiny", "--registry", overlay).code == 0
+    done = run("diff", "test-tiny", moat / "moat.safetensors", "--registry", overlay)
+    assert done.code == 0
+    assert done.out.startswith("A         test-tiny: tf, tiny-moat0")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Structure, get_family, require_recognition
-from ckptkit.families.binding import match
+from ckptkit.families.binding import Known, match
 from ckptkit.tensors import DTYPES, TensorSpec
 
 TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
@@ -127,3 +127,74 @@ def test_stem_without_its_scope_is_the_same_stem():
     found = matched(specs)
     assert found.sources["stem.conv_0.weight"] == "conv_0/kernel"
     assert (found.missing, found.unexpected) == ((), ())
+
+
+MIXUP = get_family("moganet").table("openmixup", "moganet-xt", Structure(pos_emb=False))
+
+
+def averaged(table=MIXUP):
+    """An OpenMixup file of a run with moving averages: they have the plain names, the raw ones buffers'."""
+    specs = {b.external: spec(b.external, b.external_shape) for b in table.bindings}
+    buffers = {"ema_" + b.external.replace(".", "_"): b for b in table.bindings if b.trainable}
+    return {name: spec(name, b.external_shape) for name, b in buffers.items()} | specs
+
+
+@pytest.mark.parametrize(
+    ("weights", "known", "taken"),
+    [
+        ("auto", None, "ema"),
+        ("ema", None, "ema"),
+        ("raw", None, "raw"),
+        ("auto", Known(usual="raw"), "raw"),
+        ("auto", Known(usual="ema"), "ema"),
+        ("ema", Known(usual="raw"), "ema"),
+    ],
+)
+def test_openmixup_keeps_averages_under_the_plain_names(weights, known, taken):
+    found = matched(averaged(), weights=weights, known=known)
+    trainable = {b.canonical for b in MIXUP.bindings if b.trainable}
+    assert found.weights == taken
+    assert (found.missing, found.unexpected) == ((), ())
+    raw = {canonical for canonical, name in found.sources.items() if name.startswith("ema_")}
+    assert raw == (trainable if taken == "raw" else set())
+    assert {i.rule for i in found.ignored} == {"raw weights" if taken == "ema" else "moving averages"}
+    assert len(found.ignored) == len(trainable)
+
+
+def test_raw_buffers_of_some_parameters_only():
+    specs = averaged()
+    del specs["ema_backbone_blocks1_0_attn_gate_weight"]
+    assert matched(specs).weights == "ema", "what is left out need not be whole"
+    with pytest.raises(ConversionError, match=r"no raw copy .*backbone\.blocks1\.0\.attn\.gate\.weight"):
+        matched(specs, weights="raw")
+
+
+@pytest.mark.parametrize(
+    ("known", "weights", "says"),
+    [
+        (Known(held="ema"), "raw", r"moving averages \(EMA\) only"),
+        (Known(held="raw"), "ema", "raw weights only"),
+        (Known(usual="ema", held="ema"), "raw", r"moving averages \(EMA\) only"),
+        (None, "ema", "no moving averages"),
+    ],
+)
+def test_a_copy_that_is_not_there_is_not_passed_off_as_it(known, weights, says):
+    specs = {b.external: spec(b.external, b.external_shape) for b in MIXUP.bindings}
+    with pytest.raises(UsageError, match=says):
+        matched(specs, weights=weights, known=known)
+    assert matched(specs, known=known).weights is None
+
+
+@pytest.mark.parametrize("copy", ["ema", "raw"])
+def test_a_copy_opened_from_a_state_dict_of_its_own_is_named(copy):
+    specs = {b.external: spec(b.external, b.external_shape) for b in MIXUP.bindings}
+    assert matched(specs, weights="auto", known=Known(opened=copy)).weights == copy
+
+
+def test_step_counters_may_be_absent_and_are_used_when_there():
+    specs = averaged()
+    counter = "backbone.norm1.num_batches_tracked"
+    assert matched(specs).sources["norm1.num_batches_tracked"] == counter
+    del specs[counter]
+    found = matched(specs)
+    assert (found.missing, "norm1.num_batches_tracked" in found.sources) == ((), False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import datetime
+import functools
 import pickle
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -50,6 +53,72 @@ def test_numpy_scalars(value: np.generic, protocol: int) -> None:
     assert describe(loaded) == str(value)
 
 
+ARRAY = np.arange(6, dtype="float32").reshape(2, 3)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (ARRAY, "[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]"),
+        (ARRAY.T, "[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]"),
+        (np.arange(4, dtype=">i2"), "[0, 1, 2, 3]"),
+        (np.array(2.5), "2.5"),
+        (np.zeros((3, 40), "uint8"), "array of uint8 [3, 40]"),
+        (np.zeros((0, 2)), "array of float64 [0, 2]"),
+        (np.array(["a"], dtype=object), "array [1]"),
+        (np.dtype("float32"), "numpy.float32"),
+        (datetime.datetime(2022, 11, 19, 3, 12, 45), "2022-11-19 03:12:45"),
+        (datetime.datetime(2022, 11, 19, 3, 12, 45, 500, fold=1), "2022-11-19 03:12:45.000500"),
+        (
+            datetime.datetime(1999, 1, 2, tzinfo=datetime.timezone(-datetime.timedelta(hours=3.5))),
+            "1999-01-02 00:00:00-03:30",
+        ),
+        (datetime.date(2026, 12, 31), "2026-12-31"),
+        (datetime.timedelta(days=2, seconds=5), "2 days, 0:00:05"),
+        (PurePosixPath("/work/run/epoch_300.pth"), "/work/run/epoch_300.pth"),
+        (PureWindowsPath("C:/work/x"), "C:\\work\\x"),
+        (collections.deque([1, 2], 5), "collections.deque((), 5, 1, 2)"),
+        (functools.partial(int, "7", base=8), None),
+    ],
+)
+def test_common_objects(value: object, said: str | None, protocol: int) -> None:
+    raw = pickle.dumps(value, protocol)
+    loaded = PickleMachine(Path("x"), raw, 0, len(raw), handlers=TORCH_HANDLERS).run()
+    found = describe(loaded).replace("collections.deque([], 5", "collections.deque((), 5")
+    assert found == said if said is not None else found.startswith("functools.partial(")
+
+
+MALFORMED = {
+    "month 13": Inert("datetime.datetime", (bytes([7, 230, 13, 1, 0, 0, 0, 0, 0, 0]),)),
+    "short date": Inert("datetime.date", (b"ab",)),
+    "endless duration": Inert("datetime.timedelta", (10**15, 0, 0)),
+    "duration in words": Inert("datetime.timedelta", ("x", 0, 0)),
+    "path of numbers": Inert("pathlib.PosixPath", (1, 2)),
+    "device without type": Inert("torch.device", ()),
+    "array of wrong length": Inert(
+        "numpy.core.multiarray._reconstruct", (), (1, (3,), Inert("numpy.dtype", ("f4",)), False, b"abc")
+    ),
+    "array of endless shape": Inert(
+        "numpy.core.multiarray._reconstruct",
+        (),
+        (1, (1 << 61,) * 8, Inert("numpy.dtype", ("f4",)), False, b""),
+    ),
+    "number of a type that is none": Inert(
+        "numpy.core.multiarray.scalar", (Inert("numpy.dtype", ("O8",)), b"12345678")
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_common_objects_are_told_as_calls(case: str) -> None:
+    assert describe(MALFORMED[case]).startswith(MALFORMED[case].name + "(")
+
+
+def test_long_lists_show_their_first_values() -> None:
+    assert describe({"params": list(range(276))}) == "{params: [0, 1, 2, 3, 4, 5, 6, 7, … 276 values in all]}"
+
+
 def test_limits() -> None:
     assert describe("x" * 10**6, 50) == "x" * 49 + "…"
     assert len(describe(list(range(10**6)))) <= 1000
@@ -79,7 +148,7 @@ def test_extras() -> None:
         "epoch": "3",
         "meta.time": "now",
         "meta.nested": "{a: 1}",
-        "optimizer.state": "{0: table of 1 value}",
+        "optimizer.state": "table of 1 value",
         "optimizer.lr": "0.1",
         "odd": "table of 1 value",
     }
@@ -89,3 +158,44 @@ def test_extras() -> None:
 
 def test_thousands_of_extras_are_cut() -> None:
     assert len(describe_extras({f"k{i}": i for i in range(5000)}, [])) == 1000
+    found = describe_extras({"args": Inert("argparse.Namespace", (), {f"k{i}": i for i in range(300)})}, [])
+    assert (len(found), found["args.k199"], found["args.…"]) == (201, "199", "100 values more")
+
+
+def test_objects_with_attributes_are_told_field_by_field() -> None:
+    config = Inert("mmcv.utils.config.ConfigDict", (), {"lr": 1}, [("lr", 1), ("type", "AdamW")])
+    root = {
+        "args": Inert(
+            "argparse.Namespace", (), {"lr": 0.1, "inner": Inert("argparse.Namespace", (), {"a": 1})}
+        ),
+        "config": config,
+        "slotted": Inert("my.Slotted", (), (None, {"x": 1})),
+        "model": Inert("my.Model", (), {"weight": TENSOR}),
+        "number": Inert("my.Number", (7,)),
+    }
+    assert describe_extras(root, []) == {
+        "args.lr": "0.1",
+        "args.inner": "argparse.Namespace(a=1)",
+        "config": "mmcv.utils.config.ConfigDict",
+        "config.lr": "1",
+        "config.type": "AdamW",
+        "slotted": "my.Slotted",
+        "slotted.x": "1",
+        "model": "my.Model(weight=tensor of float32 [2, 3])",
+        "number": "my.Number(7)",
+    }
+
+
+def test_texts_of_several_lines_keep_them_and_nothing_else() -> None:
+    config = "model = dict(\n\ttype='x\x1b[2J')\r\nend\u2028\n\n"
+    assert describe_extras({"meta": {"config": config}}, [])["meta.config"] == (
+        "model = dict(\n    type='x\\x1b[2J')\nend\\u2028"
+    )
+    assert describe_extras({"outer": {"inner": {"config": "a\nb"}}}, []) == {"outer.inner": "{config: a\\nb}"}
+
+
+def test_long_texts_under_many_keys_stay_bounded() -> None:
+    text = "line\n" * 200_000
+    found = describe_extras({f"k{i}": text for i in range(500)}, [])
+    assert found["k0"].endswith("…")
+    assert sum(map(len, found.values())) < 2_000_000

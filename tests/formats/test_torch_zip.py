@@ -300,7 +300,8 @@ def test_what_the_timm_file_says(shared_folder: Path) -> None:
         assert reader.state_dicts == ("state_dict", "state_dict_ema")
         assert reader.extras["arch"] == "moganet_xtiny"
         assert reader.extras["epoch"] == "299"
-        assert reader.extras["args"].startswith("argparse.Namespace(model=moganet_xtiny, img_size=224")
+        assert reader.extras["args.model"] == "moganet_xtiny"
+        assert reader.extras["args.img_size"] == "224"
 
 
 @pytest.mark.parametrize("file", SHARED)
@@ -441,3 +442,30 @@ def test_reader_closes_when_views_live(tmp_path: Path) -> None:
 
 def test_a_reader_reads_everything(tmp_path: Path) -> None:
     read_all(TorchReader(write_zip(tmp_path / "m.pth", GOOD)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "value", "opened"),
+    [(None, 1.0, "raw"), ("raw", 1.0, "raw"), ("ema", 2.0, "ema"), ("auto", 2.0, "ema")],
+)
+@pytest.mark.parametrize("plain", ["state_dict", "model"])
+def test_the_copy_asked_for_is_opened(tmp_path, plain, weights, value, opened):
+    torch = pytest.importorskip("torch")
+    averages = f"{plain}_ema"
+    path = tmp_path / "m.pth"
+    torch.save({plain: {"w": torch.ones(1)}, averages: {"w": torch.full((1,), 2.0)}}, path)
+    with TorchReader(path, weights=weights) as reader:
+        assert (float(reader.read("w")[0]), reader.weights) == (value, opened)
+        assert bool(reader.notes) == (weights is None), "a choice that was made needs no note"
+    with TorchReader(path, state_dict=averages, weights="raw") as reader:
+        assert reader.weights == "ema", "a state dict asked for by name is the one"
+
+
+@pytest.mark.parametrize("weights", [None, "auto", "ema", "raw"])
+def test_a_file_with_one_copy_opens_whatever_is_asked(tmp_path, weights):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "m.pth"
+    torch.save({"state_dict": {"w": torch.ones(1)}, "arch": "m"}, path)
+    with TorchReader(path, weights=weights) as reader:
+        assert reader.weights is None
+        assert list(reader.specs) == ["w"]

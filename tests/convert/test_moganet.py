@@ -1,0 +1,215 @@
+"""MogaNet in every direction: names, bytes, copies, settings, and what other libraries make of the files."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ckptkit.convert import Options, execute, plan
+from ckptkit.errors import UsageError
+from ckptkit.families.base import get_family
+from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.registry import load_registry
+from ckptkit.synth import Synthetic, write_torch
+from tests.support.moganet_weights import recipe_state
+
+VARIANTS = get_family("moganet").variants
+LARGE = ("moganet-l", "moganet-xl")
+
+
+def convert(source, target, to, *, entry=None, **options):
+    with open_reader(source, weights=options.get("weights", "auto")) as reader:
+        return execute(plan(reader, Options(to, **options), entry=entry), reader, target).path
+
+
+def contents(path):
+    with open_reader(path) as reader:
+        return {name: np.array(reader.read(name)) for name in reader.specs}
+
+
+def assert_same_bytes(one, other):
+    """Compare two files tensor by tensor: names, types, shapes, bytes."""
+    with open_reader(one) as ours, open_reader(other) as theirs:
+        assert dict(ours.specs) == dict(theirs.specs)
+        for name in ours.specs:
+            assert ours.read(name).tobytes() == theirs.read(name).tobytes(), name
+            ours.release(name)
+            theirs.release(name)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Files as the releases of the smallest variant have them."""
+    folder = tmp_path_factory.mktemp("moganet")
+    kinds = {
+        "openmixup": Synthetic("moganet-xt"),
+        "openmixup-ema": Synthetic("moganet-xt", twins=True),
+        "timm": Synthetic("moganet-xt", layout="torch"),
+        "timm-ema": Synthetic("moganet-xt", layout="torch", twins=True),
+    }
+    return {name: write_torch(synthetic, folder / f"{name}.pth") for name, synthetic in kinds.items()}
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=pytest.mark.slow if v in LARGE else ()) for v in VARIANTS]
+)
+def test_openmixup_to_torch_to_tf_to_openmixup_is_bit_for_bit(tmp_path, variant):
+    source = write_torch(Synthetic(variant), tmp_path / "published.pth")
+    as_torch = convert(source, tmp_path / "a.pth", "torch")
+    as_tf = convert(as_torch, tmp_path / "b.ckpt", "tf")
+    back = convert(as_tf, tmp_path / "c.pth", "torch", layout="openmixup")
+    assert_same_bytes(back, source)
+
+
+FORMATS = ("safetensors", "torch", "tf", "npz")
+LAYOUTS = ("torch", "openmixup", "keras")
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(FORMATS, 2), ("torch", "torch")])
+def test_every_pair_of_formats_carries_every_layout(published, tmp_path, first, second):
+    for one, other in zip(LAYOUTS, (*LAYOUTS[1:], LAYOUTS[0]), strict=True):
+        middle = convert(published["openmixup"], tmp_path / f"{one}-1{EXTENSIONS[first]}", first, layout=one)
+        last = convert(middle, tmp_path / f"{one}-2{EXTENSIONS[second]}", second, layout=other)
+        with open_reader(last) as reader:
+            assert reader.metadata["layout"] == other
+        back = convert(last, tmp_path / f"{one}-3.pth", "torch", layout="openmixup")
+        assert_same_bytes(back, published["openmixup"])
+
+
+@pytest.mark.parametrize("release", ["openmixup", "timm"])
+@pytest.mark.parametrize(("weights", "suffix"), [("auto", ""), ("ema", ""), ("raw", "#raw")])
+def test_the_copies_are_told_apart(published, tmp_path, release, weights, suffix):
+    got = contents(
+        convert(published[f"{release}-ema"], tmp_path / "x.safetensors", "safetensors", weights=weights)
+    )
+    chosen, averages = recipe_state("moganet-xt", key_suffix=suffix), recipe_state("moganet-xt")
+    for name, expected in chosen.items():
+        # OpenMixup keeps one set of BatchNorm statistics, which belongs to the averages.
+        shared = release == "openmixup" and ".running_" in name
+        np.testing.assert_array_equal(got[name], averages[name] if shared else expected, err_msg=name)
+
+
+def test_raw_weights_with_the_averages_statistics_say_so(published):
+    with open_reader(published["openmixup-ema"]) as reader:
+        notes = plan(reader, Options("safetensors", weights="raw")).notes
+    assert any("statistics are those of the moving averages" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("id", "release", "expected"),
+    [
+        ("moganet-s-224", "openmixup", ("ema", "true")),
+        ("moganet-xt-224", "openmixup", (None, "true")),
+        ("moganet-xt-224-timm", "timm", (None, "false")),
+        ("moganet-xt-224-timm", "timm-ema", ("ema", "false")),
+    ],
+)
+def test_copy_and_gate_travel_with_the_file(published, tmp_path, id, release, expected):
+    entry = load_registry()[id].model_copy(update={"variant": "moganet-xt"})
+    first = convert(published[release], tmp_path / "1.safetensors", "safetensors", entry=entry)
+    for to in FORMATS:
+        again = convert(first, tmp_path / f"2{EXTENSIONS[to]}", to)
+        with open_reader(again) as reader:
+            said = (reader.metadata.get("weights"), reader.metadata["attn_force_fp32"])
+            assert said == expected
+            assert reader.metadata["entry"] == id
+            assert "pos_emb" not in reader.metadata
+
+
+def test_a_gate_nobody_told_is_not_written_and_a_note_says_so(published, tmp_path):
+    with open_reader(published["openmixup"]) as reader:
+        conversion = plan(reader, Options("safetensors"))
+    assert "attn_force_fp32" not in conversion.metadata
+    assert any("attn_force_fp32 is not known" in note for note in conversion.notes)
+    told = convert(
+        published["openmixup"], tmp_path / "x.safetensors", "safetensors", settings={"attn_force_fp32": True}
+    )
+    with open_reader(told) as reader:
+        assert reader.metadata["attn_force_fp32"] == "true"
+        assert not any("not known" in note for note in plan(reader, Options("tf")).notes)
+
+
+def test_a_converted_copy_is_not_passed_off_as_the_other(published, tmp_path):
+    averages = convert(published["timm-ema"], tmp_path / "x.safetensors", "safetensors")
+    with open_reader(averages) as reader, pytest.raises(UsageError, match=r"moving averages \(EMA\) only"):
+        plan(reader, Options("tf", weights="raw"))
+
+
+@pytest.mark.parametrize("layout", ["openmixup", "torch"])
+@pytest.mark.parametrize("release", ["openmixup", "timm"])
+def test_without_the_head_names_are_the_backbones_own(published, tmp_path, release, layout):
+    path = convert(published[release], tmp_path / "b.pth", "torch", layout=layout, head=False)
+    expected = {n: v for n, v in recipe_state("moganet-xt").items() if not n.startswith("head.")}
+    got = contents(path)
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(got[name], array)
+
+
+@pytest.mark.parametrize("attn_force_fp32", [False, True])
+def test_a_headless_file_loads_strictly_where_dense_prediction_builds_the_backbone(
+    published, tmp_path, attn_force_fp32
+):
+    torch = pytest.importorskip("torch")
+    from ckptkit.families.moganet.torch_model import build
+
+    path = convert(published["openmixup"], tmp_path / "b.pth", "torch", layout="openmixup", head=False)
+    backbone = build("moganet-xt", attn_force_fp32=attn_force_fp32, num_classes=None)
+    backbone.load_state_dict(torch.load(path, weights_only=True), strict=True)
+
+
+class TestOtherLibraries:
+    """What ckptkit wrote, opened by the libraries it is for."""
+
+    @pytest.mark.parametrize("layout", ["torch", "openmixup"])
+    def test_torch_load(self, published, tmp_path, layout):
+        torch = pytest.importorskip("torch")
+        path = convert(published["openmixup"], tmp_path / "x.pth", "torch", layout=layout)
+        opened = torch.load(path, weights_only=True, mmap=True)
+        prefix = "backbone." if layout == "openmixup" else ""
+        for name, array in recipe_state("moganet-xt").items():
+            if not name.startswith("head."):
+                np.testing.assert_array_equal(opened[prefix + name].numpy(), array)
+        assert len(opened) == 705
+
+    def test_safetensors_load_file(self, published, tmp_path):
+        pytest.importorskip("torch")
+        from safetensors.torch import load_file
+
+        opened = load_file(convert(published["openmixup"], tmp_path / "x.safetensors", "safetensors"))
+        state = recipe_state("moganet-xt")
+        assert opened.keys() == state.keys()
+        for name, array in state.items():
+            np.testing.assert_array_equal(opened[name].numpy(), array)
+
+    def test_tensorflow_load_checkpoint(self, published, tmp_path):
+        tf = pytest.importorskip("tensorflow")
+        opened = tf.train.load_checkpoint(str(convert(published["timm"], tmp_path / "x.ckpt", "tf")))
+        state = recipe_state("moganet-xt")
+        assert len(opened.get_variable_to_shape_map()) == len(state)
+        expected = {
+            "moganet/blocks3_9/attn/value/dw_conv2/kernel": state[
+                "blocks3.9.attn.value.DW_conv2.weight"
+            ].transpose(2, 3, 0, 1),
+            "moganet/patch_embed1/conv_1/kernel": state["patch_embed1.projection.3.weight"].transpose(
+                2, 3, 1, 0
+            ),
+            "moganet/blocks1_0/layer_scale_1": state["blocks1.0.layer_scale_1"].reshape(-1),
+            "moganet/norm4/moving_variance": state["norm4.running_var"],
+            "moganet/norm4/num_batches_tracked": state["norm4.num_batches_tracked"],
+            "moganet/head/kernel": state["head.weight"].T,
+        }
+        for name, array in expected.items():
+            np.testing.assert_array_equal(opened.get_tensor(name), array)
+
+    def test_ckptkits_own_keras_model(self, published, tmp_path):
+        pytest.importorskip("tensorflow")
+        import ckptkit
+
+        path = convert(published["openmixup"], tmp_path / "x.ckpt", "tf", settings={"attn_force_fp32": True})
+        model = ckptkit.create_model("moganet-xt", framework="keras", checkpoint=path)
+        by_name = {v.path: v for v in model.weights}
+        kernel = recipe_state("moganet-xt")["blocks2.1.mlp.fc1.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(by_name["moganet/blocks2_1/mlp/fc1/kernel"].numpy(), kernel)
