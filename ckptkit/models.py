@@ -156,7 +156,7 @@ def create_model(
                 hint="take the file of this entry, or give the variant instead of the id",
             )
         model = _build(module, wanted, settle(family, said, name=located.path, how=_HOW))
-        _load(model, module, framework, reader, found, weights, owner)
+        _load(model, module, framework, reader, found, weights=weights, entry=owner)
     return model
 
 
@@ -214,6 +214,7 @@ def _load(
     framework: Framework,
     reader: Reader,
     found: Recognition,
+    *,
     weights: Weights,
     entry: Entry | None,
 ) -> None:

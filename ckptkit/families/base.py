@@ -83,6 +83,10 @@ class Family(ABC):
     def normalization(self, variant: str) -> str:
         """Which input normalization the published checkpoints of a variant want: ``imagenet`` or ``half``."""
 
+    def unread_at_small_inputs(self, structure: Structure) -> str:
+        """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""
+        return ""
+
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""
         return _table(self, layout, variant, structure)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,9 @@ def _quoted(machine: PickleMachine) -> None:
     line = machine.line(_LONG_LINE).strip()
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
         raise ValueError("a string without quotes")
-    machine.push(_text(codecs.escape_decode(line[1:-1])[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that mean nothing
+        machine.push(_text(codecs.escape_decode(line[1:-1])[0]))
 
 
 def _bytearray(machine: PickleMachine) -> None:

@@ -84,6 +84,10 @@ def strict_json(path: Path, raw: bytes) -> dict[str, Any]:
 
     try:
         parsed = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=refused)
+        if (
+            rb"\u" in raw
+        ):  # an escape can spell half a surrogate pair, which no file or terminal takes as text
+            json.dumps(parsed, ensure_ascii=False).encode()
     except RecursionError as error:
         raise FormatError(path, "JSON nested too deeply") from error
     except ValueError as error:

@@ -141,6 +141,7 @@ def parse_metadata(file: MappedFile, raw: bytes | None) -> dict[str, str]:
         return {}
     try:
         found = json.loads(raw)
+        json.dumps(found, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     except (ValueError, RecursionError) as error:
         raise FormatError(file.path, "ckptkit's metadata record is not valid JSON") from error
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):

@@ -143,7 +143,7 @@ def run_parity(
         )
         inputs = _inputs(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
         images = inputs.array()
-        path = _convert(source, folder, entry, dtype, settings, say) if converted is None else converted
+        path = converted or _convert(source, folder, entry, dtype=dtype, settings=settings, say=say)
         other = examine(
             opened.enter_context(open_reader(path, weights=copy)),
             variant=source.recognition.variant,
@@ -285,6 +285,7 @@ def _convert(
     source: ModelFile,
     folder: Path,
     entry: Entry | None,
+    *,
     dtype: str | None,
     settings: Mapping[str, Any] | None,
     say: Note,
@@ -371,10 +372,10 @@ def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
         ours = ran.reference.settings[key]
         if value != ours:
             yield f"{other.reader.path} says {key} is {value}, the source {ours}: each model ran with its own"
-    if source.recognition.structure.pos_emb and min(inputs.height, inputs.width) < usual:
+    unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
+    if unread and min(inputs.height, inputs.width) < usual:
         yield (
-            f"the input is smaller than the {usual} pixels this variant was published for, and small windows "
-            "read only parts of the position tables"
+            f"the input is smaller than the {usual} pixels this variant was published for, and small {unread}"
         )
     last = [output for output in ran.reference.outputs.values() if output.ndim == 4][-1]
     if last.shape[1:3] == (1, 1):

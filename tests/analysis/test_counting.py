@@ -12,8 +12,8 @@ from ckptkit.analysis.counting import count_forward
 from ckptkit.families.base import get_family
 
 # facts/moat.md: G multiply-adds of the published graph with and without position tables, and of convolutions,
-# depthwise and attention products alone, as printed there, but for the products of moat1: they are 9.001467, and
-# the 9.002 that stands there is 9.0015 rounded once more.
+# depthwise and attention products alone, as printed there, but for the products of moat1: those are 9.001467,
+# and the 9.002 that stands there is 9.0015 rounded once more.
 MOAT = {
     "moat0": ("5.744", "5.730", "5.638"),
     "moat1": ("9.163", "9.134", "9.001"),

@@ -85,7 +85,7 @@ ARRAY = np.arange(6, dtype="float32").reshape(2, 3)
 def test_common_objects(value: object, said: str | None, protocol: int) -> None:
     raw = pickle.dumps(value, protocol)
     loaded = PickleMachine(Path("x"), raw, 0, len(raw), handlers=TORCH_HANDLERS).run()
-    found = describe(loaded).replace("collections.deque([], 5", "collections.deque((), 5")
+    found = describe(loaded)
     assert found == said if said is not None else found.startswith("functools.partial(")
 
 

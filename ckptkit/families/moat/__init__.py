@@ -43,5 +43,9 @@ class Moat(Family):
         """Input normalization of the published checkpoints of a variant."""
         return MOAT_CONFIGS[variant].normalization
 
+    def unread_at_small_inputs(self, structure: Structure) -> str:
+        """Which values a forward pass at a small resolution does not read."""
+        return "windows read only parts of the position tables" if structure.pos_emb else ""
+
 
 MOAT = Moat()

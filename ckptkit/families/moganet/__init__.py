@@ -44,5 +44,9 @@ class MogaNet(Family):
         """Input normalization of the published checkpoints: ImageNet's, for all."""
         return "imagenet"
 
+    def unread_at_small_inputs(self, structure: Structure) -> str:
+        """Which values a forward pass at a small resolution does not read."""
+        return "maps are not reached by the outer values of the large dilated kernels"
+
 
 MOGANET = MogaNet()
