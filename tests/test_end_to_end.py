@@ -14,6 +14,7 @@ from ckptkit.demo import serve_file
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry
 from tests.support.moat_reference import recipe_tensor
+from tests.support.moganet_weights import recipe_state
 
 CASES = [
     ("tiny_moat0_pe.tar.gz", "tiny-moat0-256", "auto"),
@@ -23,13 +24,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("file", "id", "weights"), CASES, ids=[f"{file}-{weights}" for file, _, weights in CASES]
-)
-def test_fetch_verify_convert_parity(tmp_path, shared_folder, file, id, weights):
+MOGANET_CASES = [
+    ("moga_xtiny_openmixup.pth", "moganet-xt-224", "auto"),
+    ("moga_xtiny_openmixup_published.pth", "moganet-xt-224", "auto"),
+    ("moga_xtiny_openmixup_ema.pth", "moganet-xt-224", "ema"),
+    ("moga_xtiny_openmixup_ema.pth", "moganet-xt-224", "raw"),
+    ("moganet_xtiny_timm.pth.tar", "moganet-xt-224-timm", "ema"),
+    ("moganet_xtiny_timm.pth.tar", "moganet-xt-224-timm", "raw"),
+]
+
+
+@pytest.fixture
+def ckptkit(tmp_path):
+    """Run ckptkit's commands with a cache of their own; each must end well."""
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    published = urlsplit(load_registry()[id].sources[0].url)
     environment = {**os.environ, "CKPTKIT_HOME": str(tmp_path / "home")}
 
     def run(*arguments):
@@ -44,15 +53,31 @@ def test_fetch_verify_convert_parity(tmp_path, shared_folder, file, id, weights)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    with serve_file(shared_folder / "checkpoints" / file, published.path) as port:
+    return run
+
+
+def fetch(ckptkit, file, id):
+    """Fetch a file from loopback as if it were the published one."""
+    published = urlsplit(load_registry()[id].sources[0].url)
+    with serve_file(file, published.path) as port:
         mirror = f"{published.scheme}://{published.netloc}=http://127.0.0.1:{port}"
-        run("fetch", id, "--mirror", mirror)
+        ckptkit("fetch", id, "--mirror", mirror)
+
+
+def ids(cases):
+    return [f"{file}-{weights}" for file, _, weights in cases]
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+def test_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
+    file, id, weights = case
+    fetch(ckptkit, shared_folder / "checkpoints" / file, id)
     # from here on without the server
-    run("verify", id, "--deep", "--weights", weights, "--offline")
+    ckptkit("verify", id, "--deep", "--weights", weights, "--offline")
     target = tmp_path / "moat.safetensors"
-    run("convert", id, "--weights", weights, "--output", str(target), "--offline")
-    pth = run("convert", id, "--weights", weights, "--to", "torch", "--offline").strip()
-    said = run("parity", id, "--converted", str(target), "--offline")
+    ckptkit("convert", id, "--weights", weights, "--output", str(target), "--offline")
+    pth = ckptkit("convert", id, "--weights", weights, "--to", "torch", "--offline").strip()
+    said = ckptkit("parity", id, "--converted", str(target), "--offline")
     assert said.splitlines()[-1].startswith(f"agree: {id} (float32)")
     # The published code wrote the recipe's values (as moving averages, where it wrote those too).
     name = "moat/block_02_01/attention/q/weight"
@@ -63,3 +88,24 @@ def test_fetch_verify_convert_parity(tmp_path, shared_folder, file, id, weights)
             np.testing.assert_array_equal(got, expected.reshape(128, 128).T)
             assert reader.metadata["entry"] == id
             assert reader.metadata.get("weights", "auto") == weights
+
+
+@pytest.mark.parametrize("case", MOGANET_CASES, ids=ids(MOGANET_CASES))
+def test_moganet_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
+    file, id, weights = case
+    fetch(ckptkit, shared_folder / "checkpoints" / file, id)
+    ckptkit("verify", id, "--deep", "--weights", weights, "--offline")
+    bundle = tmp_path / "moganet.ckpt"
+    ckptkit("convert", id, "--weights", weights, "--to", "tf", "--output", str(bundle), "--offline")
+    copy = ckptkit("convert", id, "--weights", weights, "--offline").strip()
+    said = ckptkit("parity", id, "--converted", str(bundle), "--offline", "--resolution", "96")
+    assert said.splitlines()[-1].startswith(f"agree: {id} (float32)")
+    assert "PyTorch   reads the original" in said
+    # Raw weights of OpenMixup's runs with averages stand beside them, timm's in a state dict of their own.
+    kernel = recipe_state("moganet-xt", key_suffix="#raw" if weights == "raw" else "")["head.weight"]
+    for path, name, expected in ((bundle, "moganet/head/kernel", kernel.T), (copy, "head.weight", kernel)):
+        with open_reader(path) as reader:
+            np.testing.assert_array_equal(reader.read(name), expected)
+            assert reader.metadata["entry"] == id
+            assert reader.metadata.get("weights", "auto") == weights
+            assert reader.metadata["attn_force_fp32"] == ("false" if "timm" in id else "true")

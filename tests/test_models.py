@@ -9,8 +9,10 @@ from ckptkit.convert import Options, execute, plan
 from ckptkit.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
-from ckptkit.synth import Synthetic, write_bundle
+from ckptkit.synth import Synthetic, write_bundle, write_torch
+from tests.conftest import REPOSITORY
 from tests.support.moat_reference import golden_input, load_golden
+from tests.support.moganet_weights import recipe_state
 
 FRAMEWORKS = ("torch", "keras")
 
@@ -116,3 +118,53 @@ def test_a_file_of_another_kind_is_refused(bundle, tmp_path):
     write_bundle(Synthetic("tiny-moat0", bn_statistics=False), tmp_path / "no-bn.ckpt")
     with pytest.raises(ConversionError, match="no BatchNorm moving statistics"):
         create_model("tiny-moat0", checkpoint=tmp_path / "no-bn.ckpt")
+
+
+@pytest.fixture(scope="module")
+def moganet_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moganet")
+    return {
+        "openmixup": write_torch(Synthetic("moganet-xt"), folder / "o.pth"),
+        "timm": write_torch(Synthetic("moganet-xt", layout="torch", twins=True), folder / "t.pth.tar"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("moganet-xt-224", "openmixup", {}, "xtiny_224_fp32gate"),
+        ("moganet-xt-224-timm", "timm", {}, "xtiny_224_plain"),
+        ("moganet-xt", "timm", {"attn_force_fp32": True}, "xtiny_224_fp32gate"),
+        ("moganet-xt-224", "openmixup", {"attn_force_fp32": False}, "xtiny_224_plain"),
+    ],
+)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_moganets_gate_is_the_entrys_or_as_told(moganet_files, framework, case):
+    need(framework)
+    name, file, options, golden = case
+    model = create_model(name, framework, checkpoint=moganet_files[file], **options)
+    expected = np.load(REPOSITORY / f"tests/golden/moganet/golden_{golden}.npz")["logits"]
+    got = run(model, framework, golden_input(224, 224))
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_moganets_gate_is_never_guessed(moganet_files, tmp_path, framework):
+    need(framework)
+    with pytest.raises(UsageError, match=r"o\.pth: attn_force_fp32 is not known"):
+        create_model("moganet-xt", framework, checkpoint=moganet_files["openmixup"])
+    with open_reader(moganet_files["openmixup"]) as reader:
+        told = plan(reader, Options("safetensors", settings={"attn_force_fp32": True}))
+        execute(told, reader, tmp_path / "told.safetensors")
+    model = create_model("moganet-xt", framework, checkpoint=tmp_path / "told.safetensors")
+    assert model.attn_force_fp32 is True
+
+
+def test_the_copy_asked_for_is_loaded(moganet_files):
+    torch = pytest.importorskip("torch")
+    for weights, suffix in (("auto", ""), ("ema", ""), ("raw", "#raw")):
+        model = create_model("moganet-xt-224-timm", checkpoint=moganet_files["timm"], weights=weights)
+        expected = recipe_state("moganet-xt", key_suffix=suffix)["head.bias"]
+        assert torch.equal(model.head.bias, torch.from_numpy(expected))
+    with pytest.raises(UsageError, match="no moving averages"):
+        create_model("moganet-xt-224", checkpoint=moganet_files["openmixup"], weights="ema")

@@ -269,7 +269,6 @@ class _Tally:
             self._add_special(x, y, differs & ~finite)
             sizes[~numpy.isfinite(x)] = 0  # what is left of scale and largest difference: finite elements
             gaps[~finite] = 0
-            differs &= finite
         if self._same_type:
             self._zero_signs += int(numpy.count_nonzero(differs & (x == y)))
         self._scale = max(self._scale, float(sizes.max()))

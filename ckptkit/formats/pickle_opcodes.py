@@ -54,9 +54,12 @@ def _quoted(machine: PickleMachine) -> None:
     line = machine.line(_LONG_LINE).strip()
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
         raise ValueError("a string without quotes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that mean nothing
-        machine.push(_text(codecs.escape_decode(line[1:-1])[0]))
+    raw = line[1:-1]
+    if b"\\" in raw:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that mean nothing
+            raw = codecs.escape_decode(raw)[0]
+    machine.push(_text(raw))
 
 
 def _bytearray(machine: PickleMachine) -> None:

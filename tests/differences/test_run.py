@@ -73,6 +73,7 @@ def test_everything_counts_also_what_a_rule_explains(moat):
     found = compare_files(moat / "model.ckpt", moat / "torch-torch.pth", everything=True)
     assert not found.same
     assert [one.name for one in found.only_a] == ["global_step"]
+    assert found.left_out_a == ()
     assert found.verdict == "differ: 1 only in A"
 
 
