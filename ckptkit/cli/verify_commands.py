@@ -10,6 +10,7 @@ import typer
 
 from ckptkit.cli.options import WhichWeights
 from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.printable import printable
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -126,13 +127,13 @@ def print_report(state: State, report: VerifyReport) -> None:
     rows: list[list[str]] = []
     styles: list[str | None] = []
     for check in report.checks:
-        lines = [[check.name, check.status, _printable(check.detail)]]
-        lines += [["", "", _printable(item)] for item in _shown_items(check, everything=state.output.verbose)]
+        lines = [[check.name, check.status, printable(check.detail)]]
+        lines += [["", "", printable(item)] for item in _shown_items(check, everything=state.output.verbose)]
         rows += lines
         styles += [_STYLES[check.status]] * len(lines)
     state.output.table([Column("check"), Column("status"), Column("found")], rows, styles=styles)
     for note in report.notes:
-        state.output.note(_printable(f"{report.name}: {note}"))
+        state.output.note(printable(f"{report.name}: {note}"))
     state.output.result(report.verdict)
 
 
@@ -186,21 +187,12 @@ def inspect(
         state.output.json(inspection.to_json(tensors=not summary))
         return
     for heading, text in _head_lines(inspection, everything=state.output.verbose):
-        state.output.result(f"{heading:<12}{_printable(text)}")
+        state.output.result(f"{heading:<12}{printable(text)}")
     if not summary:
         state.output.result("")
         _print_tensors(state, inspection.tensors, stats=stats, renamed_to=layout)
     for note in inspection.notes:
-        state.output.note(_printable(f"note: {note}"))
-
-
-def _printable(text: str) -> str:
-    r"""Escape what a file's names could do to a terminal: control characters, line breaks.
-
-    >>> print(_printable("a\x1b[2J\nb"))
-    a\x1b[2J\nb
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        state.output.note(printable(f"note: {note}"))
 
 
 def _head_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
@@ -273,7 +265,7 @@ def _print_tensors(
     rows = []
     for tensor in tensors:
         row = [
-            _printable(tensor.name),
+            printable(tensor.name),
             "×".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype,
             human_bytes(tensor.nbytes),

@@ -23,7 +23,6 @@ from tests.support.torch_files import (
     number,
     refused,
     storage,
-    table,
     tensor,
     text,
 )

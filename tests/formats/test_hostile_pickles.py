@@ -1,0 +1,407 @@
+"""Files made to do harm: each is read inertly or refused in one line; nothing runs, nothing fills up.
+
+The tables of cases are in ``tests/support/hostile_files.py``, with the outcome each must have.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.base import Reader
+from ckptkit.formats.detect import open_reader
+from tests.support.hostile_files import Hostile, bombs, malformed, programs, tensors
+from tests.support.moganet_weights import recipe_state
+from tests.support.running import REPOSITORY, finish, start
+from tests.support.torch_files import (
+    STORAGE,
+    TENSOR,
+    legacy,
+    storage,
+    table,
+    tar_members,
+    tensor,
+    text,
+    whole,
+    write_tar,
+    write_zip,
+)
+
+MODULE = "ckptkit_trap"
+PROGRAMS = programs(Path("canary"), MODULE)
+MALFORMED, BOMBS, TENSORS = malformed(), bombs(), tensors()
+
+
+def write_legacy(path: Path, pickled: bytes) -> Path:
+    path.write_bytes(legacy(pickled))
+    return path
+
+
+def write_old_tar(path: Path, pickled: bytes) -> Path:
+    return write_tar(path, {**tar_members(), "pickle": pickled})
+
+
+WRITERS: dict[str, Callable[[Path, bytes], Path]] = {
+    "zip": write_zip,
+    "legacy": write_legacy,
+    "tar": write_old_tar,
+}
+
+
+def beside_weights(container: str, fragment: bytes) -> bytes:
+    """A pickle of a good state dict and something else."""
+    weights = text("70") + b"Q" if container == "tar" else TENSOR
+    return whole(table(state_dict=table(w=weights), evil=fragment))
+
+
+def outcome(case: Hostile, container: str) -> str:
+    """The old tar layout knows storages by number: one described in words has no meaning there."""
+    return "refused" if container == "tar" and text("storage") in case.fragment else case.outcome
+
+
+def is_good(reader: Reader, container: str) -> bool:
+    wanted = [[0, 3], [1, 4], [2, 5]] if container == "tar" else np.frombuffer(STORAGE, "<f4").tolist()
+    return list(reader.specs) == ["w"] and reader.read("w").tolist() == wanted
+
+
+def read(path: Path, container: str) -> str:
+    """How reading ends; anything but success and a proper refusal escapes."""
+    try:
+        with open_reader(path) as reader:
+            assert is_good(reader, container)
+            extras = getattr(reader, "extras", {})
+            assert "".join([*extras, *extras.values()]).replace("\n", "").isprintable()
+    except FormatError as error:
+        message = str(error)
+        assert path.name in message
+        assert message.isprintable()
+        assert len(message) < 1500
+        return "refused"
+    return "inert"
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that must not appear, and a module that makes it appear when imported."""
+    canary = tmp_path / "canary"
+    write_trap(tmp_path, canary)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    return canary
+
+
+def write_trap(folder: Path, canary: Path) -> None:
+    code = f"open({str(canary)!r}, 'w').close()\nclass Thing: pass\nanything = 1\n"
+    (folder / f"{MODULE}.py").write_text(code)
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(PROGRAMS) >= 70
+    assert sum(case.live for case in PROGRAMS.values()) >= 40
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_programs_do_not_run(case: str, container: str, trap: Path, tmp_path: Path) -> None:
+    hostile = programs(trap, MODULE)[case]
+    path = WRITERS[container](tmp_path / "m.pth", beside_weights(container, hostile.fragment))
+    before = set(sys.modules)  # of what the fragments name, os and subprocess are there already
+    assert read(path, container) == outcome(hostile, container)
+    assert not trap.exists()
+    assert MODULE not in sys.modules
+    assert (set(sys.modules) - before) & _NAMED == set()
+
+
+_NAMED = {"pandas", "pty", "pydoc", "runpy", "torch", "torch.hub", "webbrowser"}
+
+LIVE = """
+import contextlib, json, pickle, sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+canary, ran = Path(sys.argv[1], "canary"), {}
+for case, raw in json.loads(Path(sys.argv[1], "cases.json").read_text()).items():
+    with contextlib.suppress(Exception):
+        pickle.loads(bytes.fromhex(raw))
+    ran[case] = canary.exists()
+    canary.unlink(missing_ok=True)
+    sys.modules.pop("ckptkit_trap", None)
+print(json.dumps(ran))
+"""
+
+
+def test_the_programs_are_live(tmp_path: Path) -> None:
+    """Python's own unpickler falls for each, so that nothing happening above means something."""
+    write_trap(tmp_path, tmp_path / "canary")
+    live = {case: h for case, h in programs(tmp_path / "canary", MODULE).items() if h.live}
+    raw = {case: whole(hostile.fragment).hex() for case, hostile in live.items()}
+    (tmp_path / "cases.json").write_text(json.dumps(raw))
+    child = subprocess.run(
+        [sys.executable, "-c", LIVE, tmp_path], capture_output=True, text=True, check=True, timeout=60
+    )
+    ran = json.loads(child.stdout.splitlines()[-1])
+    assert [case for case, happened in ran.items() if not happened] == []
+    assert len(ran) == len(live)
+
+
+@pytest.mark.parametrize(
+    ("case", "container"),
+    [
+        (case, container)
+        for case, hostile in MALFORMED.items()
+        for container in WRITERS
+        if container != "tar" or b"tQ" not in hostile.fragment  # a tuple has a meaning of its own there
+    ],
+)
+def test_malformed_pickles_are_refused(case: str, container: str, tmp_path: Path) -> None:
+    pickled = beside_weights(container, MALFORMED[case].fragment)
+    assert read(WRITERS[container](tmp_path / "m.pth", pickled), container) == "refused"
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_outside_their_storage_are_refused(case: str, container: str, tmp_path: Path) -> None:
+    pickled = whole(table(state_dict=table(v=TENSOR, w=TENSORS[case].fragment)))
+    assert read(WRITERS[container](tmp_path / "m.pth", pickled), container) == "refused"
+
+
+def test_an_empty_tensor_of_endless_axes_is_refused(tmp_path: Path) -> None:
+    """It needs no bytes, and still numpy cannot make it."""
+    pickled = whole(table(w=tensor(shape=(0, 1 << 61, 1 << 61), strides=(1, 1, 1))))
+    with pytest.raises(FormatError, match=r"m\.pth: an empty tensor of shape"):
+        open_reader(write_zip(tmp_path / "m.pth", pickled)).read("w")
+
+
+# -- time and memory -----------------------------------------------------------------------------------------
+
+LIMITED = """
+import json, resource, sys, time
+from pathlib import Path
+
+import numpy
+from ckptkit.errors import FormatError
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.torch_zip import TorchReader
+
+spare = 768 << 20
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + spare, held + spare))
+for path in sys.argv[1:]:
+    started = time.process_time()
+    try:
+        with open_reader(path) as reader:
+            shapes = [reader.read(name).shape for name in reader.specs]
+            said = sum(map(len, reader.extras.values())) + sum(map(len, reader.notes))
+            found = "inert" if said < 3_000_000 else "much too long"
+    except FormatError as error:
+        found = "refused" if len(str(error)) < 1500 else "much too long"
+    except BaseException as error:
+        found = repr(error)
+    print(json.dumps([path, found, time.process_time() - started]), flush=True)
+"""
+
+SECONDS = 5
+"""On the machine the tests were written on the slowest case takes 2.5 s."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux counts it")
+@pytest.mark.parametrize("container", WRITERS)
+def test_bombs_stay_small_and_short(container: str, tmp_path: Path) -> None:
+    """All in one process that may use 768 MB more than it starts with."""
+    cases = BOMBS if container == "zip" else {case: BOMBS[case] for case in _FEW_BOMBS}
+    paths = {}
+    for number, (case, hostile) in enumerate(cases.items()):
+        pickled = beside_weights(container, hostile.fragment)
+        paths[str(WRITERS[container](tmp_path / f"{number}.pth", pickled))] = case
+    child = subprocess.run(
+        [sys.executable, "-c", LIMITED, *paths],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,  # what it says is compared
+    )
+    reports = [json.loads(line) for line in child.stdout.splitlines()]
+    assert {paths[path]: found for path, found, _ in reports} == {
+        case: outcome(hostile, container) for case, hostile in cases.items()
+    }, child.stderr
+    assert {paths[path]: seconds for path, _, seconds in reports if seconds > SECONDS} == {}
+
+
+_FEW_BOMBS = (
+    "billion laughs as an argument",
+    "calls of calls",
+    "long names of globals",
+    "millions of objects",
+)
+
+
+def test_all_pickles_of_a_file_share_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A legacy file is four pickles and the old tar layout any number: each alone may be small enough."""
+    monkeypatch.setattr("ckptkit.formats.restricted_pickle.MAX_WORK", 3000)
+    idle = b"N0" * 1000
+    path = tmp_path / "m.pth"
+    path.write_bytes(legacy(whole(idle + table(w=TENSOR))))
+    assert open_reader(path).read("w").shape == (2,)
+    listed = whole(idle + b"]" + text("0") + b"a")
+    path.write_bytes(
+        legacy(whole(idle + table(w=TENSOR))).replace(b"\x80\x02]q\x00X\x01\x00\x00\x000q\x01a.", listed)
+    )
+    with pytest.raises(FormatError, match="more than 3000 steps"):
+        open_reader(path)
+
+
+# -- containers ----------------------------------------------------------------------------------------------
+
+GOOD, EVIL = whole(table(w=TENSOR)), whole(table(w=text("evil")))
+
+
+def _twice(path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", GOOD)
+        archive.writestr("archive/data.pkl", EVIL)
+
+
+def _overlapping(path: Path) -> None:
+    """Two directory records that lead to one and the same member."""
+    write_zip(path, GOOD)
+    raw = path.read_bytes()
+    record = raw.index(b"PK\x01\x02")
+    end = raw.index(b"PK\x05\x06")
+    first = raw[record : raw.index(b"PK\x01\x02", record + 4)]
+    directory = raw[record:end] + first.replace(b"archive/data.pkl", b"archive/data.pk2")
+    path.write_bytes(
+        raw[:record]
+        + directory
+        + raw[end : end + 8]
+        + (3).to_bytes(2, "little") * 2
+        + len(directory).to_bytes(4, "little")
+        + raw[end + 16 :]
+    )
+
+
+def _shifted(path: Path) -> None:
+    """A directory that says the pickle starts inside a storage."""
+    write_zip(path, GOOD, {"0": STORAGE + EVIL})
+    raw = path.read_bytes()
+    where = raw.index(b"PK\x01\x02") + 42
+    path.write_bytes(raw[:where] + (60).to_bytes(4, "little") + raw[where + 4 :])
+
+
+def _inflated(path: Path) -> None:
+    write_zip(path, whole(text("x" * (64 << 20))), compression=zipfile.ZIP_DEFLATED)
+
+
+def _doubled_tar(path: Path) -> None:
+    write_tar(path, {**tar_members(), "./pickle": EVIL})
+
+
+def _named(member: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(member, GOOD)
+            archive.writestr("archive/data/0", STORAGE)
+
+    return write
+
+
+CONTAINERS: dict[str, Callable[[Path], None]] = {
+    "data.pkl twice": _twice,
+    "entries that overlap": _overlapping,
+    "pickle inside a storage": _shifted,
+    "pickle that inflates": _inflated,
+    "pickle in two folders": lambda path: (
+        write_zip(path, GOOD, {"0": STORAGE, "../../other/data.pkl": EVIL}) and None
+    ),
+    "pickle of an absolute name": _named("/data.pkl"),
+    "pickle of a name that climbs": _named("../data.pkl"),
+    "pickle with a backslash": _named("archive\\data.pkl"),
+    "pickle without a folder": _named("data.pkl"),
+    "tar with two pickles": _doubled_tar,
+}
+
+
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_tricks_of_containers(case: str, tmp_path: Path) -> None:
+    """Two readers must never find two different things in one file; nothing is ever unpacked to a name."""
+    path = tmp_path / "inner" / "m.pth"
+    path.parent.mkdir()
+    CONTAINERS[case](path)
+    assert read(path, "zip") == ("inert" if case == "pickle in two folders" else "refused")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["m.pth"]
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+_AT_THE_COMMAND_LINE = ("os.system", "class with a side effect", "map drained by list", "codecs bomb")
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("case", _AT_THE_COMMAND_LINE)
+def test_inspect(case: str, container: str, trap: Path, tmp_path: Path) -> None:
+    hostile = programs(trap, MODULE)[case]
+    path = WRITERS[container](tmp_path / "m.pth", beside_weights(container, hostile.fragment))
+    code, out, err = finish(
+        start(["inspect", path], tmp_path / "home", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]")
+    )
+    assert not trap.exists()
+    if outcome(hostile, container) == "inert":
+        assert (code, err) == (0, "")
+        assert "also holds  evil: " in out
+    else:
+        assert (code, out, err.count("\n")) == (5, "", 1)
+        assert err.startswith(f"error: {path}")
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_refusals_are_one_plain_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.support.commands import runner
+
+    path = write_zip(tmp_path / "m.pth", whole(table(w=TENSORS[case].fragment)))
+    ran = runner(capsys)("inspect", path)
+    assert (ran.code, ran.out) == (5, "")
+    assert ran.err.removesuffix("\n").isprintable()
+    assert ran.err.startswith(f"error: {path}: ")
+
+
+def _by_hand(name: str, key: int, array: np.ndarray) -> bytes:
+    kind = {"float32": "FloatStorage", "int64": "LongStorage"}[array.dtype.name]
+    strides = tuple(step // array.itemsize for step in array.strides)
+    where = storage(key=str(key), kind=kind, count=array.size)
+    return text(name) + tensor(store=where, shape=array.shape, strides=strides)
+
+
+@pytest.mark.parametrize("case", ["__reduce__ by Python", "map drained by list"])
+def test_convert(case: str, trap: Path, tmp_path: Path) -> None:
+    """Real weights with company: all of them arrive, or nothing is written; nothing runs either way."""
+    state = recipe_state("moganet-xt")
+    weights = b"}(" + b"".join(_by_hand(n, k, a) for k, (n, a) in enumerate(state.items())) + b"u"
+    hostile = programs(trap, MODULE)[case]
+    path = write_zip(
+        tmp_path / "m.pth",
+        whole(table(evil=hostile.fragment, state_dict=weights)),
+        {str(k): array.tobytes() for k, array in enumerate(state.values())},
+    )
+    target = tmp_path / "m.safetensors"
+    command = ["convert", path, "--to", "safetensors", "--output", target]
+    code, _, err = finish(
+        start(command, tmp_path / "home", f"import sys; sys.path[:0] = [{str(tmp_path)!r}]")
+    )
+    assert not trap.exists()
+    if hostile.outcome == "refused":
+        assert (code, target.exists()) == (5, False)
+        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+        return
+    assert code == 0, err
+    with open_reader(target) as reader:
+        assert set(reader.specs) == set(state)
+        assert all(reader.read(name).tobytes() == array.tobytes() for name, array in state.items())
