@@ -67,7 +67,8 @@ def run_parity(
 
     A file with TensorFlow names is read by the Keras model as it is, and converted for the PyTorch model. Any
     other is read by the PyTorch model as it is, and converted to TensorFlow for the Keras model. It is the
-    conversion of ``ckptkit convert``, into a temporary folder, unless a converted file is given.
+    conversion of ``ckptkit convert``, into a temporary folder, unless a converted file is given. Where both
+    that file and the source have PyTorch's names, the Keras model gets it by way of TensorFlow's format.
 
     Parameters
     ----------
@@ -151,7 +152,12 @@ def run_parity(
         )
         require_same_model(source, other)
         precision = lossy_precision(source, other)
-        ran = _run_both(source, other, images, say)
+        reads = "a fresh conversion" if converted is None else str(converted)
+        if not (source.is_for_keras or other.is_for_keras):
+            reads += ", by way of TensorFlow's format"
+            by_way = _convert(other, folder, None, dtype=None, settings=None, say=say)
+            other = examine(opened.enter_context(open_reader(by_way)), allow_missing_bn=True)
+        ran = _run_both(source, other, reads, images, say)
         stages = compare(
             ran.reference.outputs,
             ran.candidate.outputs,
@@ -169,7 +175,7 @@ def run_parity(
             synthetic=synthetic,
             weights=source.plan.weights,
             reference=ran.reference.framework,
-            sides=ran.in_report(converted),
+            sides=ran.in_report(),
             inputs=inputs,
             precision=precision,
             stages=stages,
@@ -232,13 +238,11 @@ class _Both:
 
     reference: _Ran
     candidate: _Ran
+    candidate_reads: str
 
-    def in_report(self, converted: Path | None) -> tuple[Side, Side]:
+    def in_report(self) -> tuple[Side, Side]:
         """Both sides as the report has them: Keras first."""
-        sides = (
-            self.reference.in_report("the original"),
-            self.candidate.in_report("a fresh conversion" if converted is None else str(converted)),
-        )
+        sides = self.reference.in_report("the original"), self.candidate.in_report(self.candidate_reads)
         return sides if self.reference.framework == "keras" else (sides[1], sides[0])
 
 
@@ -307,7 +311,7 @@ def _convert(
     return execute(conversion, source.reader, folder / f"converted{EXTENSIONS[to]}").path
 
 
-def _run_both(source: ModelFile, other: ModelFile, images: Array, say: Note) -> _Both:
+def _run_both(source: ModelFile, other: ModelFile, reads: str, images: Array, say: Note) -> _Both:
     """Run Keras, let it go, run PyTorch.
 
     The converted file's own settings count for its side: one that travelled wrongly must show.
@@ -316,14 +320,9 @@ def _run_both(source: ModelFile, other: ModelFile, images: Array, say: Note) -> 
     travelled = {**said, **settings_of(other)}
     if source.is_for_keras:
         reference = _run("keras", source, said, images, say)
-        return _Both(reference, _run("torch", other, travelled, images, say))
-    if not other.is_for_keras:
-        raise UsageError(
-            f"{other.reader.path}: the Keras model cannot read layout {other.recognition.layout}",
-            hint="give a conversion to tf",
-        )
+        return _Both(reference, _run("torch", other, travelled, images, say), reads)
     candidate = _run("keras", other, travelled, images, say)
-    return _Both(_run("torch", source, said, images, say), candidate)
+    return _Both(_run("torch", source, said, images, say), candidate, reads)
 
 
 def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Array, say: Note) -> _Ran:
@@ -358,7 +357,7 @@ def _modes(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[str
 
 def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
     """What a reader must know to judge the result."""
-    source, other = ran.reference.file, ran.candidate.file
+    source = ran.reference.file
     usual = source.recognition.family.default_resolution(source.recognition.variant)
     if source.lacks_statistics:
         yield NO_STATISTICS
@@ -371,7 +370,7 @@ def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
     for key, value in ran.candidate.settings.items():
         ours = ran.reference.settings[key]
         if value != ours:
-            yield f"{other.reader.path} says {key} is {value}, the source {ours}: each model ran with its own"
+            yield f"{ran.candidate_reads} says {key} is {value}, the source {ours}: each ran with its own"
     unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
     if unread and min(inputs.height, inputs.width) < usual:
         yield (

@@ -347,10 +347,21 @@ class TestGivenConversion:
         with pytest.raises(ConversionError, match="without position embedding"):
             run(tiny, converted=other)
 
-    def test_one_that_keras_cannot_read_is_refused(self, tiny: Path, tmp_path: Path):
-        source = convert_to(tiny, tmp_path, "safetensors")
-        with pytest.raises(UsageError, match="cannot read layout torch"):
-            run(source, converted=convert_to(tiny, tmp_path, "torch"))
+    @pytest.mark.parametrize("to", ["torch", "safetensors"])
+    def test_one_with_the_sources_own_names_reaches_keras_by_way_of_tensorflow(
+        self, tiny: Path, tmp_path: Path, to: str
+    ):
+        source = convert_to(tiny, tmp_path, "safetensors", stem="source")
+        converted = convert_to(source, tmp_path, to)
+        report = run(source, converted=converted)
+        assert report.ok, report.verdict
+        keras, torch = report.sides
+        assert (keras.format, keras.layout) == ("tf", "deeplab2")
+        assert keras.reads == f"{converted}, by way of TensorFlow's format"
+        assert torch.reads == "the original"
+        if to == "safetensors":
+            overwrite_tensor(converted, "stages.1.0.expand_norm.bias", struct.pack("<f", 3.0))
+            assert run(source, converted=converted).first_departure == "stage3", "it is the file that counts"
 
     def test_it_has_its_own_precision(self, tiny: Path, tmp_path: Path):
         with pytest.raises(UsageError, match="leave --dtype out"):
