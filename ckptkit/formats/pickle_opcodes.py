@@ -165,7 +165,7 @@ def _foreign_buffer(machine: PickleMachine) -> None:
 
 _Operation = Callable[["PickleMachine"], None]
 
-OPERATIONS: dict[bytes, _Operation] = {
+_BY_CODE: dict[bytes, _Operation] = {
     b"I": _integer_line,
     b"L": _integer_line,
     b"J": lambda m: m.push(struct.unpack("<i", m.take(4))[0]),
@@ -234,3 +234,6 @@ OPERATIONS: dict[bytes, _Operation] = {
     b"\x97": _foreign_buffer,
     b"\x98": _foreign_buffer,
 }
+
+OPERATIONS: dict[int, _Operation] = {code[0]: operation for code, operation in _BY_CODE.items()}
+"""What each opcode does."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.formats.base import Check
-from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
+from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
@@ -22,7 +22,7 @@ _VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64", "float8_e4m3fn", "flo
 """Types without a storage class of their own: torch keeps them as bytes and names the type beside."""
 
 
-class TorchWriter(SequentialWriter):
+class TorchWriter(PlacedWriter):
     """A PyTorch checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
@@ -70,18 +70,16 @@ class TorchWriter(SequentialWriter):
             # torch may then compute where storages lie instead of looking it up.
             self._zip.add(f"{_ROOT}/byteorder", b"little")
             self._zip.add(f"{_ROOT}/{METADATA_RECORD}", metadata_json(metadata))
+            self._storages = {
+                name: self._zip.reserve(f"{_ROOT}/data/{index}", spec.nbytes)
+                for index, (name, spec) in enumerate(self._specs.items())
+            }
         except BaseException:
             self._file.discard()
             raise
 
-    def _begin(self, spec: TensorSpec) -> None:
-        self._zip.begin(f"{_ROOT}/data/{self._written}", spec.nbytes)
-
-    def _feed(self, piece: Array) -> None:
-        self._zip.feed(piece)
-
-    def _end(self, spec: TensorSpec) -> None:
-        self._zip.end()
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        return self._zip.fill(self._storages[spec.name], pieces)
 
     def _commit(self, check: Check | None) -> list[Path]:
         self._zip.add(f"{_ROOT}/version", b"3\n")

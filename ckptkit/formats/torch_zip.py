@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
@@ -10,12 +11,8 @@ from ckptkit.formats.base import Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
-from ckptkit.formats.torch_describe import describe, describe_extras
 from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor
-from ckptkit.formats.torch_writer import TorchWriter
 from ckptkit.tensors import DTYPES, Array, TensorSpec
-
-__all__ = ["KNOWN_STATE_DICTS", "TorchReader", "TorchWriter"]
 
 KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module")
 """Where training code puts the weights, the usual choice first."""
@@ -55,8 +52,6 @@ class TorchReader(MappedReader):
         The one being read.
     weights : "ema", "raw" or None
         Which copy that is, where the file has both in state dicts of their own.
-    extras : Mapping of str to str
-        What else the file holds (``epoch``, ``arch``, ``args``, ``meta.time``, …), in plain text.
 
     Raises
     ------
@@ -94,10 +89,17 @@ class TorchReader(MappedReader):
                 name: self._spec(name, tensor) for name, tensor in self._tensors.items()
             }
             self._refuse_expansion(contents)
-            self.extras: Mapping[str, str] = describe_extras(contents.root, self.state_dicts)
+            self._root = contents.root
         except BaseException:
             self.close()
             raise
+
+    @cached_property
+    def extras(self) -> Mapping[str, str]:
+        """What else the file holds (``epoch``, ``arch``, ``args.lr``, ``meta.time``, …), in plain text."""
+        from ckptkit.formats.torch_describe import describe_extras
+
+        return describe_extras(self._root, self.state_dicts)
 
     def read(self, name: str) -> Array:
         """Read-only view of one tensor with the strides it was saved with.
@@ -212,6 +214,12 @@ def _reach(tensor: TensorRef) -> int:
     return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
 
 
+def _described(value: object, limit: int) -> str:
+    from ckptkit.formats.torch_describe import describe  # few files need it to be opened
+
+    return describe(value, limit)
+
+
 def _is_state_dict(value: object) -> bool:
     return isinstance(value, dict) and any(
         isinstance(v, (TensorRef, UnsupportedTensor)) for v in value.values()
@@ -252,9 +260,9 @@ def _no_state_dict(path: Path, root: object) -> FormatError:
     hint = "save model.state_dict() with torch.save"
     if isinstance(root, Inert):
         return FormatError(
-            path, f"a whole pickled object ({describe(root, 60)}), not a state dict", hint=hint
+            path, f"a whole pickled object ({_described(root, 60)}), not a state dict", hint=hint
         )
-    return FormatError(path, f"no state dict in it, only {describe(root, 120)}", hint=hint)
+    return FormatError(path, f"no state dict in it, only {_described(root, 120)}", hint=hint)
 
 
 def _choose(path: Path, names: tuple[str, ...], wanted: str | None) -> str:
@@ -277,7 +285,7 @@ def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, T
     notes: list[str] = []
     skipped = 0
     for key, value in state.items():
-        name = key if isinstance(key, str) else describe(key, 200)
+        name = key if isinstance(key, str) else _described(key, 200)
         if isinstance(value, UnsupportedTensor):
             raise FormatError(
                 path,
@@ -289,7 +297,7 @@ def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, T
                 raise FormatError(path, f"two tensors are called {name!r}")
             tensors[name] = value
         elif (skipped := skipped + 1) <= _MAX_SKIPPED:
-            notes.append(f"{describe(name, 80)} is no tensor ({describe(value, 80)}): skipped")
+            notes.append(f"{_described(name, 80)} is no tensor ({_described(value, 80)}): skipped")
     if skipped > _MAX_SKIPPED:
         notes.append(f"{skipped - _MAX_SKIPPED} more values are no tensors: skipped")
     if all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in tensors):
