@@ -136,7 +136,7 @@ def convert(
     ----------
     what : str or Path
         Id (fetched when it is not here) or path.
-    to : {"safetensors", "torch", "tf", "npz"}
+    to : {"safetensors", "torch", "tf", "keras", "npz"}
         Format.
     output : path, optional
         File, prefix for ``tf``, or an existing folder. Default: the cache for an id, the current folder

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-CHUNK_BYTES = 4 << 20
-"""How much of a tensor is made contiguous at a time: fits the cache, amortises the system call."""
+CHUNK_BYTES = 1 << 20
+"""How much of a tensor is made contiguous at a time: stays in a core's own cache until it is checksummed and
+written, amortises the system call. Measured: see tests/benchmarks/README.md."""
 
 _TILE_ROWS, _TILE_COLUMNS, _TILE_PADDING = 64, 256, 16
 """Tile of a transpose, in elements. A tile is first copied as it lies into a buffer of its own: rows of a

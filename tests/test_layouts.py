@@ -107,6 +107,27 @@ def test_a_definition_without_a_rule_is_an_error():
         expand(LAYOUT, [Definition("c.{n}", (1,), "block")], SITES)
 
 
+def test_a_layout_has_no_names_for_what_it_lacks():
+    lacking = Layout("lacking", LAYOUT.rules[:1], lacks={"bn_statistics": Ignore("statistics", "", "none")})
+    table = expand(lacking, DEFINITIONS, SITES)
+    assert [row.canonical for row in table.bindings] == ["b.0.w", "b.1.w", "b.2.w"]
+
+
+def test_renames_come_after_expansion_one_after_the_other():
+    renamed = Layout(
+        "renamed",
+        (Rule("b.{n}.w", "block_{n}/w", "linear", aliases=("old_block_{n}/w",)), Rule("b.{n}.g", "g{n}")),
+        renames=(("block_", "item_"), ("item_0/", "item/"), ("item_2/", "last/")),
+    )
+    table = expand(renamed, DEFINITIONS, SITES)
+    assert [row.external for row in table.bindings if row.op == OPS["linear"]] == [
+        "item/w",
+        "item_1/w",
+        "last/w",
+    ]
+    assert table.by_external["old_item/w"] is table.by_canonical["b.0.w"]
+
+
 def test_two_tensors_with_one_name_are_an_error():
     clash = Layout("clash", (Rule("b.{n}.w", "same/{n}"), Rule("b.{n}.g", "same/{n}")))
     with pytest.raises(ValueError, match="share a name"):

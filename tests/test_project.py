@@ -82,7 +82,8 @@ def test_conversions_between_all_formats_import_no_framework(tmp_path):
                 str(tmp_path / "b.safetensors"),
             ],
             ["convert", str(tmp_path / "b.safetensors"), "--to", "torch", "-o", str(tmp_path / "c.pth")],
-            ["convert", str(tmp_path / "c.pth"), "--to", "tf", "-o", str(tmp_path / "d.ckpt")],
+            ["convert", str(tmp_path / "c.pth"), "--to", "keras", "-o", str(tmp_path / "c.weights.h5")],
+            ["convert", str(tmp_path / "c.weights.h5"), "--to", "tf", "-o", str(tmp_path / "d.ckpt")],
         )
     )
     assert modules_imported(code, tmp_path) & {*HEAVY, "requests"} == set()

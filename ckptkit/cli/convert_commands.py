@@ -25,6 +25,7 @@ class Format(str, Enum):
     SAFETENSORS = "safetensors"
     TORCH = "torch"
     TF = "tf"
+    KERAS = "keras"
     NPZ = "npz"
 
 
@@ -34,14 +35,14 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT…]",
-            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors …); none: every fetched entry.",
+            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …); none: all fetched ones.",
         ),
     ] = None,
     to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Names and axis order: torch, deeplab2, openmixup, keras. Default: usual for the format."
+            help="Names and axis order: torch, deeplab2, openmixup, keras, keras-h5. Default: as usual."
         ),
     ] = None,
     dtype: Annotated[FloatType | None, typer.Option(help="Cast floating tensors.")] = None,
@@ -70,7 +71,7 @@ def convert(
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
 ) -> None:
-    """Convert checkpoints between TensorFlow, PyTorch and safetensors.
+    """Convert checkpoints between TensorFlow, PyTorch, safetensors and Keras.
 
     Examples: ckptkit convert moat2-384-noposemb --to safetensors
     · ckptkit convert model.ckpt --to torch -o moat.pth

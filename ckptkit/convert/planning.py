@@ -14,17 +14,19 @@ from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.families.binding import Ignored, Known, Match, Weights, match
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import IDENTITY, Binding
+from ckptkit.layouts import IDENTITY, Binding, Ignore, Table
 from ckptkit.tensors import DTYPES, Array, DType, TensorSpec
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-FORMATS = ("safetensors", "torch", "tf", "npz")
+FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
 FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 _CARRIED = ("entry", "weights", "normalization", "resolution")
 """Metadata that stays true of a converted file's conversions."""
+
+_NO_HEAD = Ignore("head", "", "left out by --no-head")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Options:
     Parameters
     ----------
     to : str
-        Format: ``safetensors``, ``torch``, ``tf`` or ``npz``.
+        Format: ``safetensors``, ``torch``, ``tf``, ``keras`` or ``npz``.
     layout : str, optional
         Default: the family's usual one for that format.
     dtype : str, optional
@@ -188,7 +190,7 @@ def plan(
         for binding in target_table.bindings
         if binding.canonical in found.sources
     )
-    dropped = _dropped_head(found, structure)
+    dropped = _dropped(found, target_table)
     return Plan(
         source=reader.path,
         source_format=reader.format,
@@ -229,14 +231,14 @@ def _move(reader: Reader, found: Match, outward: Binding, dtype: DType | None) -
     )
 
 
-def _dropped_head(found: Match, structure: Structure) -> list[Ignored]:
-    if structure.num_classes is not None:
-        return []
-    return [
-        Ignored(found.sources[b.canonical], "head", "left out by --no-head")
-        for b in found.recognition.table.bindings
-        if b.part == "head" and b.canonical in found.sources
-    ]
+def _dropped(found: Match, target: Table) -> list[Ignored]:
+    """Tensors of the source that have no place in the target: a head, or what its layout has no names for."""
+    dropped = []
+    for binding in found.recognition.table.bindings:
+        if binding.canonical in found.sources and binding.canonical not in target.by_canonical:
+            rule = target.layout.lacks.get(binding.part, _NO_HEAD)
+            dropped.append(Ignored(found.sources[binding.canonical], rule.name, rule.reason))
+    return dropped
 
 
 def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | None) -> None:
@@ -301,7 +303,8 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
     if found.lacks_bn_statistics:
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
     notes += [
-        f"{key} is not known, so the result does not say it; models built from it must be told"
+        f"{key} is not known, so the result does not say it and models built from it must be told "
+        f"(--set {key}=true or =false writes it in)"
         for key in unsaid(found.recognition.family, settings)
     ]
     return notes

@@ -31,7 +31,7 @@ class Reader(Protocol):
     path : Path
         The file (or prefix, or folder) as the user named it.
     format : str
-        ``tf``, ``torch``, ``safetensors`` or ``npz``.
+        ``tf``, ``torch``, ``safetensors``, ``keras`` or ``npz``.
     specs : Mapping of str to TensorSpec
         Every readable tensor, in file order.
     metadata : Mapping of str to str

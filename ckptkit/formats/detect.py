@@ -15,7 +15,13 @@ from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.formats.base import Reader, Weights, Writer
 from ckptkit.tensors import TensorSpec
 
-EXTENSIONS: Mapping[str, str] = {"tf": ".ckpt", "torch": ".pth", "safetensors": ".safetensors", "npz": ".npz"}
+EXTENSIONS: Mapping[str, str] = {
+    "tf": ".ckpt",
+    "torch": ".pth",
+    "safetensors": ".safetensors",
+    "keras": ".weights.h5",
+    "npz": ".npz",
+}
 """What a converted file's name ends with."""
 
 _HEAD_BYTES = 4096
@@ -34,7 +40,7 @@ class WriterFactory(Protocol):
 
 
 def writer_for(format: str) -> WriterFactory:
-    """The writer of a format: ``tf``, ``torch``, ``safetensors`` or ``npz``.
+    """The writer of a format: ``tf``, ``torch``, ``safetensors``, ``keras`` or ``npz``.
 
     Raises
     ------
@@ -79,7 +85,7 @@ def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Wei
     raise FormatError(
         probe.path,
         f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
-        hint="known are TensorFlow, PyTorch, safetensors and npz",
+        hint="known are TensorFlow, PyTorch, safetensors, Keras and npz",
     )
 
 
@@ -160,6 +166,12 @@ def _open_safetensors(probe: _Probe) -> Reader:
     return SafetensorsReader(probe.path)
 
 
+def _open_keras(probe: _Probe) -> Reader:
+    from ckptkit.formats.keras_h5 import KerasH5Reader
+
+    return KerasH5Reader(probe.path)
+
+
 def _open_npz(probe: _Probe) -> Reader:
     from ckptkit.formats.npz import NpzReader
 
@@ -167,7 +179,8 @@ def _open_npz(probe: _Probe) -> Reader:
 
 
 def _open_zip(probe: _Probe) -> Reader:
-    """PyTorch and npz are zip archives both; what is inside decides."""
+    """PyTorch files, npz and Keras models are zip archives all; what is inside decides."""
+    from ckptkit.formats.keras_h5 import KERAS_MEMBER
     from ckptkit.formats.mapped_file import MappedFile
     from ckptkit.formats.zip_directory import read_directory
 
@@ -182,11 +195,11 @@ def _open_zip(probe: _Probe) -> Reader:
         return _open_torch(probe)
     if any(name.endswith(".npy") for name in names):
         return _open_npz(probe)
-    if "config.json" in names and "model.weights.h5" in names:
-        raise _not_supported(probe, "a Keras 3 model (.keras)")
+    if KERAS_MEMBER in names:
+        return _open_keras(probe)
     raise FormatError(
         probe.path,
-        "a zip archive that is neither a PyTorch checkpoint nor npz",
+        "a zip archive that is neither a PyTorch checkpoint, npz nor a Keras model",
         hint="unpack it and look inside",
     )
 
@@ -214,18 +227,6 @@ def _refuse(what: str, hint: str | None = None) -> _Open:
         raise FormatError(probe.path, f"not a checkpoint but {what}", hint=hint)
 
     return refuse
-
-
-def _not_supported(probe: _Probe, what: str) -> FormatError:
-    return FormatError(
-        probe.path,
-        f"{what}; reading Keras HDF5 weights is not supported yet",
-        hint="save the model with tf.train.Checkpoint, or its weights as .npz, and give that",
-    )
-
-
-def _refuse_hdf5(probe: _Probe) -> Reader:
-    raise _not_supported(probe, "an HDF5 file")
 
 
 def _refuse_missing(probe: _Probe) -> Reader:
@@ -284,7 +285,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(_starts_with(b"\x80"), _open_torch),
     _Rule(_starts_with(b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"), _open_tf),
     _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar),
-    _Rule(_starts_with(b"\x89HDF\r\n\x1a\n"), _refuse_hdf5),
+    _Rule(_starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
     _Rule(_starts_with(b"\x93NUMPY"), _refuse("a single .npy array", "put the arrays into an .npz by name")),
     _Rule(_starts_with(b"GGUF"), _refuse("a GGUF file", "convert from the original checkpoint")),
     _Rule(_starts_with(b"model_checkpoint_path:"), _open_tf),
@@ -329,6 +330,12 @@ def _safetensors_writer() -> WriterFactory:
     return SafetensorsWriter
 
 
+def _keras_writer() -> WriterFactory:
+    from ckptkit.formats.keras_h5 import KerasH5Writer
+
+    return KerasH5Writer
+
+
 def _npz_writer() -> WriterFactory:
     from ckptkit.formats.npz import NpzWriter
 
@@ -339,5 +346,6 @@ _WRITERS: Mapping[str, Callable[[], Any]] = {
     "tf": _tf_writer,
     "torch": _torch_writer,
     "safetensors": _safetensors_writer,
+    "keras": _keras_writer,
     "npz": _npz_writer,
 }

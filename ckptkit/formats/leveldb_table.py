@@ -24,8 +24,10 @@ RESTART_INTERVAL = 16
 
 MAX_ENTRIES = 250_000
 """More tensors than any checkpoint has, few enough that listing them fits in memory."""
-MAX_DECODED_BYTES = 256 << 20
+MAX_DECODED_BYTES = 128 << 20
 """Keys and values of a whole table, after snappy and prefix compression are undone."""
+MAX_BLOCK_BYTES = 64 << 20
+"""One block after snappy is undone; writers close a block long before, unless one entry is that large."""
 
 _NO_COMPRESSION, _SNAPPY = 0, 1
 _SNAPPY_MAX_RATIO = 32  # the format's own limit: a 3-byte copy yields at most 64 bytes
@@ -150,7 +152,7 @@ def _undo_snappy(path: Path, block: bytes, offset: int) -> bytes:
         size, _ = read_varint(block)
     except WireError as error:
         raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
-    if size > MAX_DECODED_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
+    if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
         raise FormatError(path, f"a snappy block of {len(block)} bytes claims to hold {size}", offset=offset)
     try:
         return bytes(cramjam.snappy.decompress_raw(block))

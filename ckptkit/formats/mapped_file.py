@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, storage_error
 from ckptkit.tensors import Array, DType
 
@@ -102,14 +103,12 @@ class MappedFile:
 
     def crc32(self, offset: int, nbytes: int) -> int:
         """CRC-32 of a range, computed window by window with the pages given back behind it."""
-        import zlib
-
         crc = 0
         with memoryview(self.data) as view:
             for start in range(offset, offset + nbytes, _CRC_WINDOW):
                 stop = min(start + _CRC_WINDOW, offset + nbytes)
                 with view[start:stop] as window:
-                    crc = zlib.crc32(window, crc)
+                    crc = crc32(window, crc)
                 self.release(start, stop - start)
         return crc
 

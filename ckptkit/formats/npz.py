@@ -7,11 +7,12 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.npy_header import CODES, MAX_HEADER_BYTES, NpyHeader, header_bytes, parse_header
-from ckptkit.formats.sequential_writer import SequentialWriter, metadata_json
+from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.zip_directory import DEFLATED, STORED, ZipEntry, read_directory
 from ckptkit.formats.zip_writer import ZipWriter
@@ -154,7 +155,7 @@ class NpzReader(MappedReader):
         )
         if len(data) != entry.size:
             raise self._error(entry, f"unpacks to other than {entry.size} bytes")
-        found = zlib.crc32(data)
+        found = crc32(data)
         if found != entry.crc32:
             raise self._error(entry, f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}")
         return data
@@ -179,7 +180,7 @@ def _unreadable(header: NpyHeader) -> str:
     return f"element type {header.code[:40]!r} is not supported"
 
 
-class NpzWriter(SequentialWriter):
+class NpzWriter(PlacedWriter):
     """An npz archive being written, uncompressed; see `ckptkit.formats.base.Writer`.
 
     Parameters
@@ -219,17 +220,13 @@ class NpzWriter(SequentialWriter):
             raise UsageError(f"{self.path}: metadata of {len(self._comment)} bytes, npz holds {_MAX_COMMENT}")
         self._file = StagedFile(self.path, force=force)
         self._zip = ZipWriter(self._file)
+        self._arrays = {
+            name: self._zip.reserve(name + _EXTENSION, len(header_bytes(spec)) + spec.nbytes)
+            for name, spec in self._specs.items()
+        }
 
-    def _begin(self, spec: TensorSpec) -> None:
-        header = header_bytes(spec)
-        self._zip.begin(spec.name + _EXTENSION, len(header) + spec.nbytes)
-        self._zip.feed(header)
-
-    def _feed(self, piece: Array) -> None:
-        self._zip.feed(piece)
-
-    def _end(self, spec: TensorSpec) -> None:
-        self._zip.end()
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))
 
     def _commit(self, check: Check | None) -> list[Path]:
         self._zip.close(self._comment)

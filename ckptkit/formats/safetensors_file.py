@@ -90,26 +90,27 @@ class SafetensorsReader(MappedReader):
 
     def _open_shards(self, index: Path) -> None:
         homes = read_index(index)
-        shards = list(dict.fromkeys(homes.values()))
+        shards: dict[str, set[str]] = {}
+        for name, shard in homes.items():
+            shards.setdefault(shard, set()).add(name)
         if len(shards) > _MAX_SHARDS:
             raise FormatError(index, f"{len(shards)} shards, more than {_MAX_SHARDS}")
         specs: dict[str, TensorSpec] = {}
         metadata: dict[str, str] = {}
         notes: list[str] = []
-        for shard in shards:
+        for shard, placed in shards.items():
             if not (index.parent / shard).is_file():
                 raise FormatError(index, f"its shard {shard} is missing", hint="fetch the missing file")
             header = self._open(index.parent / shard)
-            self._compare(index, shard, homes, header)
+            self._compare(index, shard, placed, header)
             notes += [f"{shard}: {note}" for note in header.notes]
             metadata = {**header.metadata, **metadata}
             specs |= header.specs
         self.specs, self.metadata, self.notes = specs, metadata, notes
 
     @staticmethod
-    def _compare(index: Path, shard: str, homes: Mapping[str, str], header: Header) -> None:
+    def _compare(index: Path, shard: str, placed: set[str], header: Header) -> None:
         """A shard must hold exactly the tensors that the index places there."""
-        placed = {name for name, home in homes.items() if home == shard}
         for name in placed ^ header.offsets.keys():
             reason = "lacks" if name in placed else "also holds"
             raise FormatError(

@@ -7,6 +7,7 @@ reference library: tensors follow each other without gap or overlap and fill the
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The reference library's own limit."""
 
 _MAX_NODES = 4_000_000
+_MAX_NAME = 10_000
 METADATA_KEY = "__metadata__"
 BY_CODE: Mapping[str, DType] = {d.safetensors: d for d in DTYPES.values() if d.safetensors}
 
@@ -55,11 +57,28 @@ def read_header(file: MappedFile) -> Header:
         )
     if length > MAX_HEADER_BYTES:
         raise FormatError(path, f"header of {length} bytes, more than {MAX_HEADER_BYTES}", offset=0)
-    table = strict_json(path, file.data[LENGTH_BYTES : LENGTH_BYTES + length])
+    table = strict_json(path, utf8(file, LENGTH_BYTES, length))
     return _Checked(path, LENGTH_BYTES + length, file.size).header(table)
 
 
-def strict_json(path: Path, raw: bytes) -> dict[str, Any]:
+def utf8(file: MappedFile, start: int, nbytes: int) -> str:
+    """Text of a range of a file, in memory once: a header may be 100 MB.
+
+    Raises
+    ------
+    FormatError
+        Not UTF-8.
+    """
+    try:
+        with memoryview(file.data) as whole, whole[start : start + nbytes] as part:
+            return str(part, "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(file.path, f"bad JSON: {error}") from error
+    finally:
+        file.release(start, nbytes)
+
+
+def strict_json(path: Path, text: str) -> dict[str, Any]:
     """Parse a JSON object; duplicate keys, NaN, and more values than memory should hold are refused.
 
     Raises
@@ -67,9 +86,9 @@ def strict_json(path: Path, raw: bytes) -> dict[str, Any]:
     FormatError
         With the reason.
     """
-    if sum(map(raw.count, (b",", b"[", b"{"))) > _MAX_NODES:
+    if sum(map(text.count, ",[{")) > _MAX_NODES:
         raise FormatError(path, f"JSON of more than {_MAX_NODES} values")
-    if not raw.lstrip(b" \t\r\n")[:1] == b"{":
+    if not re.match(r"[ \t\r\n]*\{", text):
         raise FormatError(path, "the JSON is no object")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -83,10 +102,8 @@ def strict_json(path: Path, raw: bytes) -> dict[str, Any]:
         raise ValueError(f"{constant} is no JSON")
 
     try:
-        parsed = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=refused)
-        if (
-            rb"\u" in raw
-        ):  # an escape can spell half a surrogate pair, which no file or terminal takes as text
+        parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refused)
+        if r"\u" in text:  # it can spell half a surrogate pair, which no file or terminal takes as text
             json.dumps(parsed, ensure_ascii=False).encode()
     except RecursionError as error:
         raise FormatError(path, "JSON nested too deeply") from error
@@ -115,6 +132,8 @@ class _Checked:
         ranges: list[tuple[int, int, str]] = []
         specs: dict[str, TensorSpec] = {}
         for name, row in table.items():
+            if len(name) > _MAX_NAME:
+                raise self._error(f"a tensor has a name of {len(name)} characters: {name[:80]!r}…")
             begin, end, shape, code = self._row(name, row)
             ranges.append((begin, end, name))
             dtype = BY_CODE.get(code)

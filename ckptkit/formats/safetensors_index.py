@@ -6,11 +6,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ckptkit.errors import FormatError, UsageError
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.formats.safetensors_header import strict_json
+from ckptkit.formats.safetensors_header import strict_json, utf8
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 _MAX_INDEX_BYTES = 100_000_000
+_MAX_NAME_BYTES = 255  # no common file system takes a longer one
 
 
 def safetensors_in_folder(folder: Path) -> Path:
@@ -44,15 +45,17 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         if file.size > _MAX_INDEX_BYTES:
             raise FormatError(path, f"index of {file.size} bytes, more than {_MAX_INDEX_BYTES}")
-        table = strict_json(path, file.data[:])
+        table = strict_json(path, utf8(file, 0, file.size))
     finally:
         file.close()
     homes = table.get("weight_map")
     if not isinstance(homes, dict) or not homes:
         raise FormatError(path, "an index of shards without weight_map")
+    plain: set[str] = set()
     for name, shard in homes.items():
-        if not isinstance(shard, str) or not _is_plain_name(shard):
+        if not isinstance(shard, str) or not (shard in plain or _is_plain_name(shard)):
             raise FormatError(path, f"tensor {name!r} lies in {shard!r}, which is no file name")
+        plain.add(shard)
     return homes
 
 
@@ -60,6 +63,7 @@ def _is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder on every system."""
     return (
         name.endswith(EXTENSION)
+        and len(name.encode()) <= _MAX_NAME_BYTES
         and "\0" not in name
         and PurePosixPath(name).name == name
         and PureWindowsPath(name).name == name

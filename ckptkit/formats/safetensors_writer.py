@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.checksums import crc32c
 from ckptkit.errors import CkptkitError, ConversionError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.safetensors_header import (
@@ -17,15 +15,15 @@ from ckptkit.formats.safetensors_header import (
     METADATA_KEY,
 )
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
-from ckptkit.formats.sequential_writer import TensorWriter
+from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, check_or_remove, refuse_existing
-from ckptkit.tensors import Array, TensorSpec, byte_pieces
+from ckptkit.tensors import Array, TensorSpec
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500
 
 
-class SafetensorsWriter(TensorWriter):
+class SafetensorsWriter(PlacedWriter):
     """A safetensors checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     Parameters
@@ -59,8 +57,6 @@ class SafetensorsWriter(TensorWriter):
         The disk refuses.
     """
 
-    concurrent = True
-
     def __init__(
         self,
         path: Path,
@@ -92,8 +88,6 @@ class SafetensorsWriter(TensorWriter):
             for number, shard in enumerate(self._shards)
             for spec, offset in _offsets(shard)
         }
-        self._begun: set[str] = set()
-        self._lock = threading.Lock()
         self._staged: list[StagedFile] = []
         self._data_starts: list[int] = []
         try:
@@ -121,45 +115,9 @@ class SafetensorsWriter(TensorWriter):
         self._staged[-1].append(header)
         self._data_starts.append(len(header))
 
-    def write(self, name: str, array: Array) -> int:
-        """Write one tensor at its place, cast to its spec's dtype; any order, any thread.
-
-        Parameters
-        ----------
-        name : str
-            Of a tensor not yet written.
-        array : numpy.ndarray
-            Of the spec's shape, with any strides.
-
-        Returns
-        -------
-        int
-            crc32c (not masked) of the bytes written.
-
-        Raises
-        ------
-        ValueError
-            No such tensor, or it was written before, or its shape is not its spec's.
-        StorageError
-            The disk refuses.
-        """
-        with self._lock:
-            if name not in self._places or name in self._begun:
-                raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
-            spec = self._specs[name]
-            if array.shape != spec.shape:
-                raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
-            self._begun.add(name)
-        number, offset = self._places[name]
-        offset += self._data_starts[number]
-        crc = 0
-        for piece in byte_pieces(array, spec.dtype):
-            self._staged[number].write_at(piece, offset)
-            crc = crc32c(piece, crc)
-            offset += piece.nbytes
-        with self._lock:
-            self._written += 1
-        return crc
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        number, offset = self._places[spec.name]
+        return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
 
     def _commit(self, check: Check | None) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""

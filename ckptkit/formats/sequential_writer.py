@@ -1,7 +1,8 @@
-"""What writers of one-pass containers share: the order of tensors, their streaming, cleaning up."""
+"""What writers of containers share: the order of tensors, their way to their places, cleaning up."""
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError
 from ckptkit.formats.base import Check
+from ckptkit.formats.staging import StagedFile
 from ckptkit.tensors import Array, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
@@ -90,19 +92,23 @@ class TensorWriter(ABC):
         self.discard()
 
 
-class SequentialWriter(TensorWriter):
-    """A checkpoint into which tensors go one after the other, chunk by chunk."""
+class PlacedWriter(TensorWriter):
+    """A checkpoint in which every tensor's place is known beforehand: any order, any number of threads."""
 
-    concurrent = False
-    _broken = False
+    concurrent = True
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+        super().__init__(path, specs)
+        self._begun: set[str] = set()
+        self._lock = threading.Lock()
 
     def write(self, name: str, array: Array) -> int:
-        """Write one tensor, cast to its spec's dtype.
+        """Write one tensor at its place, cast to its spec's dtype; any order, any thread.
 
         Parameters
         ----------
         name : str
-            The next one of `order`.
+            Of a tensor not yet written.
         array : numpy.ndarray
             Of the spec's shape, with any strides.
 
@@ -114,37 +120,35 @@ class SequentialWriter(TensorWriter):
         Raises
         ------
         ValueError
-            It is not this tensor's turn, or its shape is not its spec's.
+            No such tensor, or it was written before, or its shape is not its spec's.
         StorageError
             The disk refuses.
         """
-        if self._broken or self._written >= len(self.order) or name != self.order[self._written]:
-            raise ValueError(f"{name!r} is not the next tensor of {self.path}")
-        spec = self._specs[name]
-        if array.shape != spec.shape:
-            raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
-        self._broken = True  # until this tensor is whole, there is no way on
-        self._begin(spec)
-        crc = 0
-        for piece in byte_pieces(array, spec.dtype):
-            self._feed(piece)
-            crc = crc32c(piece, crc)
-        self._end(spec)
-        self._written += 1
-        self._broken = False
+        with self._lock:
+            if name not in self._specs or name in self._begun:
+                raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
+            spec = self._specs[name]
+            if array.shape != spec.shape:
+                raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
+            self._begun.add(name)
+        crc = self._put(spec, byte_pieces(array, spec.dtype))
+        with self._lock:
+            self._written += 1
         return crc
 
     @abstractmethod
-    def _begin(self, spec: TensorSpec) -> None:
-        """Get ready for the bytes of a tensor."""
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        """Write a tensor's bytes (uint8) at their place; returns their crc32c."""
 
-    @abstractmethod
-    def _feed(self, piece: Array) -> None:
-        """Take the next bytes (uint8) of the tensor begun."""
 
-    @abstractmethod
-    def _end(self, spec: TensorSpec) -> None:
-        """Note that all bytes of a tensor have come."""
+def put_at(file: StagedFile, pieces: Iterable[Array], offset: int) -> int:
+    """Write pieces one after the other from ``offset`` on; returns crc32c of all of them."""
+    crc = 0
+    for piece in pieces:
+        crc = crc32c(piece, crc)
+        file.write_at(piece, offset)
+        offset += piece.nbytes
+    return crc
 
 
 def metadata_json(metadata: Mapping[str, str]) -> bytes:

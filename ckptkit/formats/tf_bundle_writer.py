@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
-from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError, storage_error
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
+from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, check_or_remove
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
-from ckptkit.tensors import Array, TensorSpec, byte_pieces
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ckptkit.tensors import Array, TensorSpec
 
 
-class TfBundleWriter:
+class TfBundleWriter(PlacedWriter):
     """A TensorFlow checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     Parameters
@@ -50,77 +46,41 @@ class TfBundleWriter:
         When the disk refuses.
     """
 
-    concurrent = False
-
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:
         path = Path(path)
         self.prefix = path.with_name(path.name.removesuffix(".index") or path.name)
         self._metadata = dict(metadata)
-        self._specs: dict[str, TensorSpec] = {}
-        for spec in specs:
-            self._add(spec)
-        self.order: Sequence[str] = sorted(self._specs, key=lambda name: name.encode())
-        self._entries: dict[str, BundleEntry] = {}
+        super().__init__(self.prefix, map(self._holdable, specs))
+        self.order = sorted(self._specs, key=lambda name: name.encode())
+        sizes = [self._specs[name].nbytes for name in self.order]
+        self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
+        self._checksums: dict[str, int] = {}
         with contextlib.ExitStack() as stack:
             self._index = stack.enter_context(StagedFile(index_path(self.prefix), force=force))
             self._data = stack.enter_context(StagedFile(shard_path(self.prefix, 0, 1), force=force))
             self._stack = stack.pop_all()
 
-    def _add(self, spec: TensorSpec) -> None:
-        if spec.name in self._specs:
-            raise ConversionError(f"{self.prefix}: two tensors have the name {spec.name!r}")
+    def _holdable(self, spec: TensorSpec) -> TensorSpec:
         if not _is_variable_name(spec.name):
             raise ConversionError(f"{self.prefix}: {spec.name!r} is no name for a TensorFlow variable")
         if spec.dtype.tf is None:
             raise ConversionError(f"{self.prefix}: {spec.name!r}: TensorFlow has no {spec.dtype}")
-        self._specs[spec.name] = spec
+        return spec
 
-    def write(self, name: str, array: Array) -> int:
-        """Write one tensor, cast to its spec's dtype; returns crc32c (not masked) of the bytes written.
-
-        Raises
-        ------
-        ValueError
-            When it is not this tensor's turn, or its shape is not its spec's.
-        StorageError
-            When the disk refuses.
-        """
-        if len(self._entries) >= len(self.order) or name != self.order[len(self._entries)]:
-            raise ValueError(f"{name!r} is not the next tensor of {self.prefix}")
-        spec = self._specs[name]
-        if array.shape != spec.shape:
-            raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
-        start = self._data.position
-        crc = 0
-        for piece in byte_pieces(array, spec.dtype):
-            self._data.append(piece)
-            crc = crc32c(piece, crc)
-        number = spec.dtype.tf or 0
-        size = self._data.position - start
-        self._entries[name] = BundleEntry(number, spec.shape, 0, start, size, mask(crc))
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        crc = put_at(self._data, pieces, self._offsets[spec.name])
+        self._checksums[spec.name] = crc
         return crc
 
-    def finish(self, check: Check | None = None) -> list[Path]:
-        """Sync and rename, the index last: a checkpoint exists if and only if its index does.
+    def _entry(self, spec: TensorSpec) -> BundleEntry:
+        crc = mask(self._checksums[spec.name])
+        return BundleEntry(spec.dtype.tf or 0, spec.shape, 0, self._offsets[spec.name], spec.nbytes, crc)
 
-        Parameters
-        ----------
-        check : callable, optional
-            Given the prefix when both files stand; what it raises removes them.
-
-        Raises
-        ------
-        ValueError
-            When a tensor was never written.
-        StorageError
-            When the disk refuses.
-        """
-        missing = len(self.order) - len(self._entries)
-        if missing:
-            raise ValueError(f"{missing} tensors of {self.prefix} were never written")
-        entries = [(name.encode(), encode_entry(self._entries[name])) for name in self.order]
+    def _commit(self, check: Check | None) -> list[Path]:
+        """Rename the index last: a checkpoint exists if and only if its index does."""
+        entries = [(name.encode(), encode_entry(self._entry(self._specs[name]))) for name in self.order]
         self._index.append(
             build_table([(b"", encode_header(BundleHeader(metadata=self._metadata))), *entries])
         )
@@ -140,13 +100,8 @@ class TfBundleWriter:
         check_or_remove(check, self.prefix, files)
         return files
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove the temporary files, unless `finish` gave them their names."""
+    def discard(self) -> None:
+        """Remove the temporary files; harmless after `finish`."""
         self._stack.close()
 
 

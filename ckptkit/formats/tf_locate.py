@@ -16,6 +16,7 @@ from ckptkit.formats.tf_bundle_index import index_path
 _SHARD_NAME = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _STATE_PATH = re.compile(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 _STATE_FILE = "checkpoint"
+_MAX_NAME_BYTES = 255
 _STATE_BYTES = 1 << 20
 _SAVED_MODEL = Path("variables", "variables")
 _COPY_BYTES = 1 << 20
@@ -141,9 +142,14 @@ def _from_state_files(states: list[Path]) -> list[Path]:
             else None
         )
         name = PurePosixPath(re.sub(r"\\(.)", r"\1", match[1]).replace("\\", "/")).name if match else ""
-        if name not in ("", "..") and index_path(state.parent / name).is_file():
+        if _may_exist(name) and index_path(state.parent / name).is_file():
             found.add(state.parent / name)
     return sorted(found)
+
+
+def _may_exist(name: str) -> bool:
+    """Whether a prefix may have this name; asking a file system for one that is too long is an error."""
+    return name not in ("", "..") and len(f"{name}.index".encode()) <= _MAX_NAME_BYTES
 
 
 def _head(path: Path, size: int = _HEAD_BYTES) -> bytes:

@@ -1,4 +1,4 @@
-"""Write zip archives of stored entries whose data is aligned, as a stream of known sizes.
+"""Write zip archives of stored entries whose data is aligned and whose sizes are known beforehand.
 
 Deterministic: no clock, no host, no random padding. Archives beyond 4 GB or 65535 entries get zip64 records.
 Source of the layout: PKWARE's APPNOTE 6.3.
@@ -7,10 +7,11 @@ Source of the layout: PKWARE's APPNOTE 6.3.
 from __future__ import annotations
 
 import struct
-import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from ckptkit.checksums import crc32, crc32c
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.zip_directory import (
     CENTRAL,
@@ -40,17 +41,51 @@ _PADDING_ID = 0x4246  # "FB", the extra field in which torch.save puts its paddi
 _ZIP64_ID = 1
 
 
-@dataclass(frozen=True)
-class _Member:
+@dataclass
+class Member:
+    """One entry of an archive being written.
+
+    Parameters
+    ----------
+    name : bytes
+    flags : int
+    size : int
+        Bytes of data.
+    header : int
+        Where its local header begins in the file.
+    crc32 : int
+        Of its data, once that is known.
+    """
+
     name: bytes
     flags: int
     size: int
     header: int
     crc32: int = 0
 
+    @property
+    def extra(self) -> bytes:
+        """Extra fields of the local header; the last of them moves the data to a multiple of `ALIGNMENT`."""
+        wide = struct.pack("<HHQQ", _ZIP64_ID, 16, self.size, self.size) if self.size >= WIDE else b""
+        return wide + _padding(self.header + LOCAL.size + len(self.name) + len(wide))
+
+    @property
+    def data(self) -> int:
+        """Where its data begins in the file."""
+        return self.header + LOCAL.size + len(self.name) + len(self.extra)
+
+    def local_header(self) -> bytes:
+        """What stands before its data."""
+        version, size = (_VERSION64, 0xFFFFFFFF) if self.size >= WIDE else (_VERSION, self.size)
+        extra = self.extra
+        fields = (version, self.flags, STORED, 0, _DOS_DATE, self.crc32, size, size)
+        return LOCAL.pack(LOCAL_MAGIC, *fields, len(self.name), len(extra)) + self.name + extra
+
 
 class ZipWriter:
-    """Entries one after the other into a staged file.
+    """Entries one after the other in a staged file, whose sizes are known before their data.
+
+    Entries that are reserved may be filled in any order and by several threads at once.
 
     Parameters
     ----------
@@ -60,39 +95,53 @@ class ZipWriter:
 
     def __init__(self, file: StagedFile) -> None:
         self._file = file
-        self._members: list[_Member] = []
-        self._open: _Member | None = None
+        self._members: list[Member] = []
+        self._position = 0
 
     def add(self, name: str, data: bytes) -> None:
         """Write a small entry at once."""
-        self.begin(name, len(data))
-        if data:
-            self.feed(data)
-        self.end()
+        self.fill(self.reserve(name, len(data)), [data])
 
-    def begin(self, name: str, size: int) -> None:
-        """Start an entry of exactly ``size`` bytes; its data begins at a multiple of `ALIGNMENT`."""
+    def reserve(self, name: str, size: int) -> Member:
+        """Keep the next place for an entry of ``size`` bytes; its data lies at a multiple of `ALIGNMENT`."""
         flags = 0 if name.isascii() else _UTF8
-        self._open = _Member(name.encode(), flags, size, self._file.position)
-        self._file.append(self._local_header(self._open))
-
-    def feed(self, data: Any) -> None:
-        """Write the next bytes (anything with a contiguous buffer) of the entry."""
-        assert self._open is not None
-        self._open = replace(self._open, crc32=zlib.crc32(data, self._open.crc32))
-        self._file.append(data)
-
-    def end(self) -> None:
-        """Finish the entry: its CRC-32, known only now, goes into the header before it."""
-        member = self._open
-        assert member is not None
-        self._open = None
-        self._file.write_at(struct.pack("<I", member.crc32), member.header + 14)
+        member = Member(name.encode(), flags, size, self._position)
+        self._position = member.data + size
         self._members.append(member)
+        return member
+
+    def fill(self, member: Member, pieces: Iterable[Any], *, head: bytes = b"") -> int:
+        """Write the data of an entry, and before it its header, which holds the CRC-32 of the data.
+
+        Parameters
+        ----------
+        member : Member
+            From `reserve`.
+        pieces : iterable
+            Anything with contiguous buffers; with ``head``, of the entry's size in all.
+        head : bytes
+            Data before the pieces.
+
+        Returns
+        -------
+        int
+            crc32c (not CRC-32) of the pieces.
+        """
+        castagnoli = 0
+        offset = member.data + len(head)
+        member.crc32 = crc32(head)
+        for piece in pieces:
+            member.crc32 = crc32(piece, member.crc32)
+            castagnoli = crc32c(piece, castagnoli)
+            self._file.write_at(piece, offset)
+            offset += memoryview(piece).nbytes
+        self._file.write_at(member.local_header() + head, member.header)
+        return castagnoli
 
     def close(self, comment: bytes = b"") -> None:
         """Write the directory."""
-        start = self._file.position
+        self._file.skip_to(self._position)
+        start = self._position
         for member in self._members:
             self._file.append(_central_record(member))
         size, count = self._file.position - start, len(self._members)
@@ -109,16 +158,6 @@ class ZipWriter:
             END.pack(END_MAGIC, 0, 0, few, few, _narrow(size), _narrow(start), len(comment)) + comment
         )
 
-    def _local_header(self, member: _Member) -> bytes:
-        wide = member.size >= WIDE
-        size = 0xFFFFFFFF if wide else member.size
-        extra = struct.pack("<HHQQ", _ZIP64_ID, 16, member.size, member.size) if wide else b""
-        extra += _padding(member.header + LOCAL.size + len(member.name) + len(extra))
-        version = _VERSION64 if wide else _VERSION
-        names = (len(member.name), len(extra))
-        header = LOCAL.pack(LOCAL_MAGIC, version, member.flags, STORED, 0, _DOS_DATE, 0, size, size, *names)
-        return header + member.name + extra
-
 
 def _padding(position: int) -> bytes:
     """An extra field that moves what follows it to a multiple of `ALIGNMENT`."""
@@ -134,7 +173,7 @@ def _narrow(value: int) -> int:
     return 0xFFFFFFFF if value >= WIDE else value
 
 
-def _central_record(member: _Member) -> bytes:
+def _central_record(member: Member) -> bytes:
     size, header = _narrow(member.size), _narrow(member.header)
     wide = [member.size, member.size] if member.size >= WIDE else []
     wide += [member.header] if member.header >= WIDE else []

@@ -1,7 +1,8 @@
 """A checkpoint as one of the two models reads it.
 
-The Keras model is filled by the names that stand in the file, without any layout rule, so that a wrong rule
-cannot cancel itself out; the PyTorch model gets canonical names, which a converted file has already.
+The Keras model is filled by the names that stand in the file, or by Keras' own loader, without any layout
+rule, so that a wrong rule cannot cancel itself out; the PyTorch model gets canonical names, which a converted
+file has already.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import CANONICAL, Recognition, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
+from ckptkit.formats.detect import EXTENSIONS
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
 from ckptkit.tensors import DTYPES, Array
@@ -48,9 +50,17 @@ class ModelFile:
 
     @property
     def is_for_keras(self) -> bool:
-        """Whether the Keras model can read it by its own names."""
+        """Whether the Keras model can read it without any layout rule."""
         family = self.recognition.family
-        return self.recognition.layout in (family.keras_layout, family.default_layout["tf"])
+        return self._is_keras_weights or self.recognition.layout in (
+            family.keras_layout,
+            family.default_layout["tf"],
+        )
+
+    @property
+    def _is_keras_weights(self) -> bool:
+        """Whether Keras' own ``load_weights`` takes it, which goes by the name."""
+        return self.reader.format == "keras" and self.reader.path.name.endswith(EXTENSIONS["keras"])
 
     @property
     def lacks_statistics(self) -> bool:
@@ -75,7 +85,10 @@ class ModelFile:
         self._release()
 
     def fill_keras(self, module: Any, model: Any) -> None:
-        """Fill the Keras model by the file's own names."""
+        """Fill the Keras model by the file's own names, or by Keras' own loader."""
+        if self._is_keras_weights and not self.lacks_statistics:
+            model.load_weights(str(self.reader.path))
+            return
         neutral = {row.external: _neutral(row, row.external_shape) for row in self._missing_statistics()}
         if self.recognition.layout == self.recognition.family.keras_layout:
             state = {move.inward.external: self._read(move.source) for move in self.plan.moves}

@@ -52,7 +52,7 @@ class VerifyReport:
     entry : str or None
         Id of the registry entry.
     format : str
-        The container: ``tf``, ``torch``, ``safetensors`` or ``npz``.
+        The container: ``tf``, ``torch``, ``safetensors``, ``keras`` or ``npz``.
     family, variant, layout : str or None
         What the tensors were taken for; None where the architecture is not known.
     weights : str or None

@@ -39,20 +39,20 @@ def published(path):
     return {name: tensor for name, tensor in contents(path).items() if name != "global_step"}
 
 
-@pytest.mark.parametrize("between", ["safetensors", "torch", "npz"])
+@pytest.mark.parametrize("between", ["safetensors", "torch", "keras", "npz"])
 def test_tf_there_and_back_gives_the_same_bytes_under_the_same_names(bundles, tmp_path, between):
     middle = convert(bundles["plain"], tmp_path / ("m" + EXTENSIONS[between]), between)
     back = convert(middle, tmp_path / "back.ckpt", "tf")
     assert_same(contents(back), published(bundles["plain"]))
 
 
-FORMATS = ("safetensors", "torch", "tf", "npz")
+FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(FORMATS, 2)))
 def test_every_pair_of_formats_carries_every_layout(bundles, tmp_path, one, other):
     expected = None
-    for layout in ("torch", "deeplab2", "keras"):
+    for layout in ("torch", "deeplab2", "keras", "keras-h5"):
         first = convert(bundles["plain"], tmp_path / f"{layout}-1{EXTENSIONS[one]}", one, layout=layout)
         second = convert(first, tmp_path / f"{layout}-2{EXTENSIONS[other]}", other, layout="torch")
         got = contents(second)

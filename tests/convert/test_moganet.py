@@ -63,7 +63,7 @@ def test_openmixup_to_torch_to_tf_to_openmixup_is_bit_for_bit(tmp_path, variant)
     assert_same_bytes(back, source)
 
 
-FORMATS = ("safetensors", "torch", "tf", "npz")
+FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
 LAYOUTS = ("torch", "openmixup", "keras")
 
 

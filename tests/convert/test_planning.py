@@ -179,7 +179,7 @@ KERNEL = "moat/block_01_00/expand_conv/kernel"
         (lambda s: s, {"variant": "moat9"}, NotFoundError, "no variant 'moat9'"),
         (lambda s: s, {"layout": "onnx"}, NotFoundError, "one of torch, deeplab2, keras"),
         (lambda s: s, {"dtype": "int8"}, UsageError, "one of float32, float16, bfloat16"),
-        (lambda s: s, {"to": "onnx"}, UsageError, "one of safetensors, torch, tf, npz"),
+        (lambda s: s, {"to": "onnx"}, UsageError, "one of safetensors, torch, tf, keras, npz"),
         (lambda s: s, {"to": "torch", "max_shard_size": 1}, UsageError, "only safetensors"),
         (lambda s: s, {"weights": "ema"}, UsageError, "no moving averages"),
     ],

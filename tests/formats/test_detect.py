@@ -56,6 +56,14 @@ def savez(folder: Path, save: Any) -> Path:
     return folder / ANY_NAME
 
 
+def keras_model(folder: Path) -> Path:
+    weights = written("keras", folder / "x.weights.h5")
+    with zipfile.ZipFile(folder / ANY_NAME, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.write(weights, "model.weights.h5")
+    return folder / ANY_NAME
+
+
 KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "safetensors": ("safetensors", lambda f: written("safetensors", f / ANY_NAME)),
     "safetensors named .pth": ("safetensors", lambda f: written("safetensors", f / "m.pth")),
@@ -74,6 +82,8 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     ),
     "torch stream": ("torch", lambda f: raw(f, legacy(whole(table(w=TENSOR))))),
     "torch tar": ("torch", lambda f: write_tar(f / ANY_NAME, tar_members())),
+    "keras": ("keras", lambda f: written("keras", f / ANY_NAME)),
+    "keras model": ("keras", keras_model),
     "npz": ("npz", lambda f: written("npz", f / ANY_NAME)),
     "numpy's npz": ("npz", lambda f: savez(f, np.savez)),
     "compressed npz": ("npz", lambda f: savez(f, np.savez_compressed)),
@@ -157,11 +167,17 @@ NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     ),
     "JSON": ("JSON text", lambda f: raw(f, b'{"error": "not found"}', "m.safetensors")),
     "JSON list": ("JSON text", lambda f: raw(f, b"[]")),
-    "HDF5": ("HDF5", lambda f: raw(f, b"\x89HDF\r\n\x1a\n" + bytes(100), "m.weights.h5")),
-    "Keras": ("Keras 3 model", lambda f: zip_of(f, ["metadata.json", "config.json", "model.weights.h5"])),
+    "HDF5": (
+        "HDF5 file with addresses of other",
+        lambda f: raw(f, b"\x89HDF\r\n\x1a\n" + bytes(100), "m.weights.h5"),
+    ),
+    "Keras": (
+        "the superblock of 9 bytes",
+        lambda f: zip_of(f, ["metadata.json", "config.json", "model.weights.h5"]),
+    ),
     "npy": ("single .npy array", lambda f: raw(f, b"\x93NUMPY\x01\x00" + bytes(100))),
     "GGUF": ("GGUF", lambda f: raw(f, b"GGUF\x03\0\0\0")),
-    "zip of texts": ("neither a PyTorch checkpoint nor npz", lambda f: zip_of(f, ["a.txt"])),
+    "zip of texts": ("neither a PyTorch checkpoint, npz nor a Keras model", lambda f: zip_of(f, ["a.txt"])),
     "truncated zip": ("truncated", lambda f: raw(f, written("torch", f / "x").read_bytes()[:-30])),
     "zip header alone": ("truncated", lambda f: raw(f, b"PK\x03\x04" + bytes(40))),
     "plain pickle": ("plain Python pickle", lambda f: raw(f, pickle.dumps({"a": 1}))),
@@ -223,7 +239,7 @@ def test_writers_of_every_format(tmp_path: Path, format: str) -> None:
 
 
 def test_an_unknown_format() -> None:
-    with pytest.raises(UsageError, match="one of tf, torch, safetensors, npz"):
+    with pytest.raises(UsageError, match="one of tf, torch, safetensors, keras, npz"):
         writer_for("onnx")
 
 

@@ -131,7 +131,7 @@ def test_the_reference_library_refuses_them_too(tmp_path: Path, case: str) -> No
 
 
 def test_strict_json_is_plain_json_otherwise(tmp_path: Path) -> None:
-    assert strict_json(tmp_path, b' {"a": [1, {"b": null}], "\\u00e9": 1.5}') == {
+    assert strict_json(tmp_path, ' {"a": [1, {"b": null}], "\\u00e9": 1.5}') == {
         "a": [1, {"b": None}],
         "é": 1.5,
     }

@@ -269,11 +269,13 @@ def test_specs_that_cannot_be_written(tmp_path: Path, specs: list[TensorSpec], r
 def test_misuse_is_refused(tmp_path: Path) -> None:
     specs = [TensorSpec(name, FLOAT, (2,)) for name in "ab"]
     with TfBundleWriter(tmp_path / "m", specs, {}) as writer:
-        with pytest.raises(ValueError, match="not the next"):
-            writer.write("b", np.zeros(2, "float32"))
+        with pytest.raises(ValueError, match="'c' is not to be written"):
+            writer.write("c", np.zeros(2, "float32"))
         with pytest.raises(ValueError, match="has shape"):
             writer.write("a", np.zeros(3, "float32"))
         writer.write("a", np.zeros(2, "float32"))
+        with pytest.raises(ValueError, match=r"'a' .* was before"):
+            writer.write("a", np.zeros(2, "float32"))
         with pytest.raises(ValueError, match=r"1 tensors .* never written"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []

@@ -59,6 +59,9 @@ def test_the_state_file_chooses(tmp_path: Path, state: str) -> None:
         'model_checkpoint_path: "gone"',
         'model_checkpoint_path: ""',
         'model_checkpoint_path: ".."',
+        f'model_checkpoint_path: "{"m" * 300}"',
+        f'model_checkpoint_path: "{"ü" * 125}"',
+        'model_checkpoint_path: "a\0b"',
     ],
 )
 def test_a_state_file_that_says_nothing_useful_is_passed_over(tmp_path: Path, state: str) -> None:

@@ -125,3 +125,35 @@ class TestFaultsShow:
     def test_one_value_of_one_tensor(self, published, converted, name, stage):
         overwrite_tensor(converted, name, b"\x00\x00\x40\x40")  # 3.0 in place of a value near 0 or 1
         assert self.departure(published, converted) == stage
+
+
+class TestKerasWeights:
+    """A ``.weights.h5`` goes into the Keras model by Keras' own loader."""
+
+    @pytest.fixture
+    def converted(self, published, tmp_path):
+        require_frameworks()
+        return convert_to(published, tmp_path, "keras", settings={"attn_force_fp32": True})
+
+    def test_agrees(self, published, converted):
+        report = run_parity(
+            Located(published), converted=converted, resolution=SIDE, settings={"attn_force_fp32": True}
+        )
+        assert report.ok, report.verdict
+        assert [(side.framework, side.layout) for side in report.sides] == [
+            ("keras", "keras-h5"),
+            ("torch", "openmixup"),
+        ]
+        back = run_parity(Located(converted), resolution=SIDE)
+        assert back.ok and back.reference == "keras"
+
+    def test_two_tensors_of_one_shape_exchanged(self, published, converted):
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(converted, "r+") as file:
+            attention = file["blocks/moga_block_3/attn"]
+            one, other = attention["proj_1/vars/0"], attention["gate/vars/0"]
+            one[...], other[...] = other[...], one[...]
+        report = run_parity(
+            Located(published), converted=converted, resolution=SIDE, settings={"attn_force_fp32": True}
+        )
+        assert report.first_departure == "stage2"

@@ -22,6 +22,7 @@ class Moat(Family):
         "tf": "deeplab2",
         "torch": "torch",
         "safetensors": "torch",
+        "keras": "keras-h5",
         "npz": "torch",
     }
     behaviour: Mapping[str, Any] = {"pool_size": 2, "window_size": None, "global_attention": False}

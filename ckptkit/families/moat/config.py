@@ -68,6 +68,8 @@ MOAT_CONFIGS: dict[str, MoatConfig] = {
 def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) -> dict[str, list[Site]]:
     """Return every place of a variant where a tensor stands, with its indices and sizes.
 
+    A block's ``number`` counts the blocks of its kind, MBConv or MOAT, through all stages.
+
     Parameters
     ----------
     config : MoatConfig
@@ -78,12 +80,14 @@ def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) ->
     """
     blocks: list[Site] = []
     channels = config.stem
+    of_kind = [0, 0]
     for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
         for block in range(depth):
             blocks.append(
                 {
                     "stage": stage,
                     "block": block,
+                    "number": of_kind[stage >= FIRST_ATTENTION_STAGE],
                     "in": channels,
                     "out": width,
                     "hidden": EXPANSION * width,
@@ -93,6 +97,7 @@ def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) ->
                     "table": POSITION_TABLE_SIZE.get(stage, 0),
                 }
             )
+            of_kind[stage >= FIRST_ATTENTION_STAGE] += 1
             channels = width
     attention = [site for site in blocks if site["stage"] >= FIRST_ATTENTION_STAGE]
     return {

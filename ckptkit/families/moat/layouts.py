@@ -1,7 +1,9 @@
-"""How MOAT's tensors are called outside PyTorch: deeplab2's TensorFlow names, and Keras 3's."""
+"""How MOAT's tensors are called outside PyTorch: deeplab2's TensorFlow names, Keras 3's, and its files'."""
 
 from __future__ import annotations
 
+from ckptkit.families.keras_files import OPTIMIZER, rules_of_keras_file
+from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE
 from ckptkit.layouts import Ignore, Layout, Rule, Twin
 
 _BLOCK = "stages.{stage}.{block}"
@@ -105,10 +107,31 @@ DEEPLAB2 = Layout(
 
 KERAS = Layout("keras", _tensorflow_rules("kernel"), ignores=_TRAINING_LEFTOVERS)
 
+KERAS_H5 = Layout(
+    "keras-h5",
+    rules_of_keras_file(
+        KERAS.rules,
+        {
+            "moat/stem": "layers/stem",
+            _TF_BLOCK: "blocks/stage{stage}_block_{number}",
+            "moat/final_layer_norm": "final_layer_norm",
+            "moat/logits_head": "layers/conv2d",
+        },
+    ),
+    ignores=(OPTIMIZER,),
+    # Keras calls the items of a list by their class, and numbers each class for itself from the second on.
+    renames=(
+        *((f"blocks/stage{stage}_", "blocks/mb_conv_") for stage in range(FIRST_ATTENTION_STAGE)),
+        *((f"blocks/stage{stage}_", "blocks/moat_") for stage in range(FIRST_ATTENTION_STAGE, 4)),
+        ("_block_0/", "_block/"),
+    ),
+)
+"""The weights file of ckptkit's Keras model."""
+
 TORCH = Layout(
     "torch",
     tuple(Rule(rule.canonical, rule.canonical) for rule in DEEPLAB2.rules),
     ignores=(_NUM_BATCHES_TRACKED,),
 )
 
-MOAT_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS)}
+MOAT_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS, KERAS_H5)}

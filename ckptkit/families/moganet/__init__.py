@@ -22,6 +22,7 @@ class MogaNet(Family):
         "tf": "keras",
         "torch": "torch",
         "safetensors": "torch",
+        "keras": "keras-h5",
         "npz": "torch",
     }
     behaviour: Mapping[str, Any] = {"attn_force_fp32": MUST_BE_TOLD}

@@ -65,6 +65,8 @@ def value_split(width: int) -> tuple[int, int, int]:
 def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str, list[Site]]:
     """Return every place of a variant where a tensor stands, with its indices and sizes.
 
+    A block's ``number`` counts the blocks through all stages.
+
     Parameters
     ----------
     config : MogaNetConfig
@@ -83,6 +85,7 @@ def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str
             {
                 "stage": stage,
                 "block": block,
+                "number": len(blocks) + block,
                 "out": width,
                 "hidden": expansion * width,
                 "middle": middle,

@@ -1,7 +1,8 @@
-"""How MogaNet's tensors are called in its two PyTorch releases and in Keras 3."""
+"""How MogaNet's tensors are called in its two PyTorch releases, in Keras 3 and in its files."""
 
 from __future__ import annotations
 
+from ckptkit.families.keras_files import OPTIMIZER, STEP_COUNTERS, rules_of_keras_file
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
 from ckptkit.layouts import Ignore, Layout, Rule, Twin
 
@@ -88,4 +89,32 @@ KERAS = Layout(
 )
 """ckptkit's Keras model. BatchNorm's step counters, which Keras has not, ride along as int64 scalars."""
 
-MOGANET_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, OPENMIXUP, KERAS)}
+KERAS_H5 = Layout(
+    "keras-h5",
+    rules_of_keras_file(
+        KERAS.rules,
+        {
+            _KERAS_PATCH: "layers/patch_embed{stage}",
+            _KERAS_BLOCK: "blocks/moga_block_{number}",
+            "moganet/norm{stage}": "layers/norm{stage}",
+            "moganet/head": "head",
+        },
+    ),
+    ignores=(OPTIMIZER,),
+    lacks={"counter": STEP_COUNTERS},
+    # Keras calls the items of a list by their class, and numbers each class for itself from the second on.
+    renames=(
+        ("layers/patch_embed1/", "layers/stem_embed/"),
+        ("layers/patch_embed2/", "layers/patch_embed/"),
+        ("layers/patch_embed3/", "layers/patch_embed_1/"),
+        ("layers/patch_embed4/", "layers/patch_embed_2/"),
+        ("layers/norm1/", "layers/batch_normalization/"),
+        ("layers/norm2/", "layers/batch_normalization_1/"),
+        ("layers/norm3/", "layers/batch_normalization_2/"),
+        ("layers/norm4/", "layers/batch_normalization_3/"),
+        ("moga_block_0/", "moga_block/"),
+    ),
+)
+"""The weights file of ckptkit's Keras model."""
+
+MOGANET_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, OPENMIXUP, KERAS, KERAS_H5)}

@@ -1,0 +1,257 @@
+"""Everything in an HDF5 file but the data, made in one go from the list of tensors.
+
+Written is what h5py writes by default and every release of HDF5 reads: superblock 0, symbol-table groups,
+contiguous datasets. The data comes first, behind the superblock, and the structures after it, so that no
+address has to be known twice. No times are noted: the same tensors give the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, UNDEFINED
+from ckptkit.formats.hdf5_objects import ATTRIBUTE, DATASPACE, DATATYPE, LAYOUT, MAGIC, SYMBOL_TABLE
+from ckptkit.formats.hdf5_types import BRAIN_FLOAT, VARIABLE_TEXT, fixed_text_message, type_message
+from ckptkit.formats.mapped_file import MAX_DIMS
+from ckptkit.tensors import TensorSpec
+
+ALIGNMENT = 64
+"""Of each tensor's first byte: whole cache lines, and any vector load."""
+
+MAX_ATTRIBUTE = 60_000
+"""A message of an object header holds fewer than 65536 bytes; an attribute is one."""
+
+_SUPERBLOCK_BYTES = 96
+_FILL_VALUE = 0x05
+_CONSTANT = 1
+_LEAF_K, _INTERNAL_K = 4, 16
+_TABLE_ROWS = 2 * _LEAF_K
+_TEXTS_BYTES = 4096
+"""A collection of texts is never smaller."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A file before its data.
+
+    Parameters
+    ----------
+    head : bytes
+        What it begins with.
+    offsets : mapping of str to int
+        Where each tensor's bytes go.
+    tail_offset : int
+    tail : bytes
+        What it ends with, and where that begins.
+    """
+
+    head: bytes
+    offsets: Mapping[str, int]
+    tail_offset: int
+    tail: bytes
+
+
+_Group = dict[str, "TensorSpec | _Group"]
+
+
+def blueprint(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, bytes]) -> Blueprint:
+    """Lay out a file.
+
+    Parameters
+    ----------
+    path : Path
+        For errors.
+    specs : iterable of TensorSpec
+        Names with slashes are paths through groups.
+    attribute : (str, bytes)
+        Name and UTF-8 text of an attribute of the root group.
+
+    Raises
+    ------
+    UsageError
+        An element type that h5py has no name for, or too long an attribute.
+    ConversionError
+        A name that is no path, or at once a tensor's and a group's.
+    """
+    specs = list(specs)
+    if len(attribute[1]) > MAX_ATTRIBUTE:
+        raise UsageError(f"{path}: metadata of {len(attribute[1])} bytes, HDF5 holds {MAX_ATTRIBUTE}")
+    root = _tree(path, specs)
+    offsets: dict[str, int] = {}
+    position = _SUPERBLOCK_BYTES
+    for spec in specs:
+        if spec.nbytes:
+            position += -position % ALIGNMENT
+            offsets[spec.name] = position
+            position += spec.nbytes
+    start = position + -position % 8
+    builder = _Builder(path, start, offsets, widest=_widest(root))
+    if any(spec.dtype.name == BRAIN_FLOAT for spec in specs):
+        builder.keep_text(BRAIN_FLOAT)
+    group = builder.group(root, attribute)
+    return Blueprint(builder.superblock(group), offsets, start, bytes(builder.tail))
+
+
+def _tree(path: Path, specs: Iterable[TensorSpec]) -> _Group:
+    root: _Group = {}
+    for spec in specs:
+        *folders, last = spec.name.split("/")
+        parts_fit = all(part not in ("", ".") and "\0" not in part for part in (*folders, last))
+        if not parts_fit or len(spec.name) > MAX_NAME or len(folders) >= MAX_DEPTH:
+            raise ConversionError(f"{path}: HDF5 cannot hold a tensor called {spec.name!r}")
+        if len(spec.shape) > MAX_DIMS:
+            raise ConversionError(f"{path}: {spec.name!r} has {len(spec.shape)} axes, HDF5 holds {MAX_DIMS}")
+        group = root
+        for folder in folders:
+            below = group.setdefault(folder, {})
+            if isinstance(below, TensorSpec):
+                raise _both(path, below.name)
+            group = below
+        if last in group:
+            raise _both(path, spec.name)
+        group[last] = spec
+    return root
+
+
+def _both(path: Path, name: str) -> ConversionError:
+    return ConversionError(
+        f"{path}: {name!r} is a tensor and the beginning of other names; HDF5 cannot hold both"
+    )
+
+
+def _widest(group: _Group) -> int:
+    """Members of the group that has most."""
+    return max([len(group), *(_widest(below) for below in group.values() if isinstance(below, dict))])
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Addresses of a group: of its header, of its tree of members, of its names."""
+
+    header: int
+    tree: int
+    heap: int
+
+
+class _Builder:
+    def __init__(self, path: Path, start: int, offsets: Mapping[str, int], widest: int) -> None:
+        self._path = path
+        self._start = start
+        self._offsets = offsets
+        tables = -(-widest // _TABLE_ROWS)
+        self._internal_k = max(_INTERNAL_K, -(-tables // 2))
+        if self._internal_k > 0xFFFF:
+            raise ConversionError(f"{path}: {widest} tensors in one group are too many for HDF5")
+        self._texts: int | None = None
+        self.tail = bytearray()
+
+    def _add(self, raw: bytes) -> int:
+        """Put a structure at the end; returns its address."""
+        address = self._start + len(self.tail)
+        self.tail += raw + bytes(-len(raw) % 8)
+        return address
+
+    def superblock(self, root: _Placed) -> bytes:
+        """The first bytes of the file."""
+        versions = bytes((0, 0, 0, 0, 0, 8, 8, 0))
+        end = self._start + len(self.tail)
+        return (
+            MAGIC
+            + versions
+            + struct.pack("<HHI", _LEAF_K, self._internal_k, 0)
+            + struct.pack("<QQQQ", 0, UNDEFINED, end, UNDEFINED)
+            + struct.pack("<QQIIQQ", 0, root.header, 1, 0, root.tree, root.heap)
+        )
+
+    def keep_text(self, text: str) -> None:
+        """Store the one text that attributes refer to."""
+        raw = text.encode()
+        padded = raw + bytes(-len(raw) % 8)
+        used = 16 + 16 + len(padded)
+        body = struct.pack("<4sB3xQ", b"GCOL", 1, _TEXTS_BYTES)
+        body += struct.pack("<HH4xQ", 1, 1, len(raw)) + padded
+        body += struct.pack("<HH4xQ", 0, 0, _TEXTS_BYTES - used)
+        self._texts = self._add(body + bytes(_TEXTS_BYTES - len(body)))
+
+    def group(self, members: _Group, attribute: tuple[str, bytes] | None = None) -> _Placed:
+        """Write a group after everything in it."""
+        headers: list[tuple[bytes, int]] = []
+        for name, member in sorted(members.items(), key=lambda item: item[0].encode()):
+            address = self._dataset(member) if isinstance(member, TensorSpec) else self.group(member).header
+            headers.append((name.encode(), address))
+        heap, name_offsets = self._heap([name for name, _ in headers])
+        tree = self._tree(list(zip(name_offsets, (address for _, address in headers), strict=True)))
+        messages = [_message(SYMBOL_TABLE, struct.pack("<QQ", tree, heap))]
+        if attribute is not None:
+            name, text = attribute
+            messages.append(_attribute(name, fixed_text_message(len(text)), text))
+        return _Placed(self._header(messages), tree, heap)
+
+    def _heap(self, names: list[bytes]) -> tuple[int, list[int]]:
+        """Names of a group's members, with where each begins; the empty name comes first."""
+        data = bytearray(8)
+        offsets = []
+        for name in names:
+            offsets.append(len(data))
+            data += name + bytes(8 - len(name) % 8)
+        no_free_space = 1
+        address = self._start + len(self.tail)
+        self._add(struct.pack("<4sB3xQQQ", b"HEAP", 0, len(data), no_free_space, address + 32) + data)
+        return address, offsets
+
+    def _tree(self, rows: list[tuple[int, int]]) -> int:
+        """A tree of one node over the tables of a group's members, sorted by name."""
+        tables = []
+        for first in range(0, len(rows), _TABLE_ROWS):
+            part = rows[first : first + _TABLE_ROWS]
+            body = struct.pack("<4sBxH", b"SNOD", 1, len(part))
+            body += b"".join(struct.pack("<QQ24x", name, header) for name, header in part)
+            tables.append((self._add(body + bytes(40 * (_TABLE_ROWS - len(part)))), part[-1][0]))
+        node = struct.pack("<4sBBHQQ", b"TREE", 0, 0, len(tables), UNDEFINED, UNDEFINED)
+        node += struct.pack("<Q", 0)  # each key is the greatest name before it, the first the empty one
+        node += b"".join(struct.pack("<QQ", table, greatest) for table, greatest in tables)
+        length = 24 + 8 * 2 * self._internal_k + 8 * (2 * self._internal_k + 1)
+        return self._add(node + bytes(length - len(node)))
+
+    def _dataset(self, spec: TensorSpec) -> int:
+        kind = type_message(spec.dtype)
+        if kind is None:
+            raise UsageError(
+                f"{self._path}: a Keras weights file cannot hold {spec.name!r} as {spec.dtype}",
+                hint="choose --dtype float32, float16 or bfloat16, or --to safetensors",
+            )
+        shape = struct.pack(f"<BBB5x{len(spec.shape)}Q", 1, len(spec.shape), 0, *spec.shape)
+        offset = self._offsets.get(spec.name, UNDEFINED)
+        messages = [
+            _message(DATASPACE, shape),
+            _message(DATATYPE, kind, _CONSTANT),
+            _message(_FILL_VALUE, bytes((2, 2, 2, 1, 0, 0, 0, 0)), _CONSTANT),  # zero, written when space is
+            _message(LAYOUT, struct.pack("<BBQQ", 3, 1, offset, spec.nbytes)),
+        ]
+        if spec.dtype.name == BRAIN_FLOAT:
+            assert self._texts is not None
+            value = struct.pack("<IQI", len(BRAIN_FLOAT), self._texts, 1)
+            messages.append(_attribute("dtype", VARIABLE_TEXT, value))
+        return self._header(messages)
+
+    def _header(self, messages: list[bytes]) -> int:
+        body = b"".join(messages)
+        return self._add(struct.pack("<BxHII4x", 1, len(messages), 1, len(body)) + body)
+
+
+def _message(kind: int, body: bytes, flags: int = 0) -> bytes:
+    body += bytes(-len(body) % 8)
+    return struct.pack("<HHB3x", kind, len(body), flags) + body
+
+
+def _attribute(name: str, kind: bytes, value: bytes) -> bytes:
+    """An attribute of a single value."""
+    title, scalar = name.encode() + b"\0", struct.pack("<BBB5x", 1, 0, 0)
+    body = struct.pack("<BxHHH", 1, len(title), len(kind), len(scalar))
+    for part in (title, kind, scalar):
+        body += part + bytes(-len(part) % 8)
+    return _message(ATTRIBUTE, body + value)

@@ -1,0 +1,309 @@
+"""The objects of an HDF5 file: its superblock, object headers and groups.
+
+Read are the structures that h5py writes by default (superblock 0, symbol tables), and of the newer ones those
+of small groups. Only hard links are followed: a link by name can lead round in circles, or out of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.hdf5_bytes import MAX_NAME, UNDEFINED, Hdf5Bytes, Piece
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
+    0x01,
+    0x02,
+    0x03,
+    0x06,
+    0x07,
+    0x08,
+    0x0B,
+)
+ATTRIBUTE, CONTINUATION, SYMBOL_TABLE = 0x0C, 0x10, 0x11
+_SHARED = 2
+_HARD, _SOFT, _EXTERNAL = 0, 1, 64
+_CACHED_SOFT_LINK = 2
+
+_ANEW = "write it anew with Keras, or with h5py's defaults"
+_NO_LINKS = "it holds more than weights; ckptkit follows no such link"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of an object header."""
+
+    kind: int
+    flags: int
+    body: Piece
+
+
+@dataclass(frozen=True)
+class Header:
+    """An object's header: what it is and where its parts are."""
+
+    address: int
+    messages: Sequence[Message]
+
+    def body(self, kind: int) -> Piece | None:
+        """The body of the only message of a kind, None where there is none.
+
+        Raises
+        ------
+        FormatError
+            There are several, or it stands in another object.
+        """
+        found = [message for message in self.messages if message.kind == kind]
+        if not found:
+            return None
+        body = found[0].body
+        if len(found) > 1:
+            raise body.error(f"an object with two messages of kind {kind:#x}")
+        if found[0].flags & _SHARED:
+            raise body.error(f"a message of kind {kind:#x} that several objects share: not supported")
+        return body
+
+    def bodies(self, kind: int) -> Iterator[Piece]:
+        """The bodies of all messages of a kind."""
+        return (message.body for message in self.messages if message.kind == kind)
+
+    @property
+    def is_group(self) -> bool:
+        """Whether other objects hang on it."""
+        return any(message.kind in (SYMBOL_TABLE, LINK_INFO, LINK) for message in self.messages)
+
+    @property
+    def is_dataset(self) -> bool:
+        """Whether it holds data."""
+        return any(message.kind == LAYOUT for message in self.messages)
+
+
+class Objects:
+    """Walks over an HDF5 file.
+
+    Parameters
+    ----------
+    source : Hdf5Bytes
+
+    Attributes
+    ----------
+    root : int
+        Address of the root group.
+
+    Raises
+    ------
+    FormatError
+        No HDF5 file, a truncated one, or one with unusual widths.
+    """
+
+    def __init__(self, source: Hdf5Bytes) -> None:
+        self.source = source
+        self.root = self._superblock()
+
+    def _superblock(self) -> int:
+        head = self.source.piece(0, 9, "the superblock")
+        head.expect(MAGIC, "HDF5 superblock")
+        version = head.number(1)
+        if version in (0, 1):
+            body = self.source.piece(9, 71 + 4 * version, "the superblock")
+            body.raw(4)
+            widths = body.raw(2)
+            body.raw(9 + 4 * version)
+        elif version in (2, 3):
+            body = self.source.piece(9, 39, "the superblock")
+            widths = body.raw(2)
+            body.raw(1)
+        else:
+            raise self.source.error(f"an HDF5 superblock of version {version}", 8, _ANEW)
+        if widths != b"\x08\x08":
+            raise body.error("an HDF5 file with addresses of other than 8 bytes")
+        base, _, end = body.number(8), body.number(8), body.number(8)
+        if base:
+            raise body.error("an HDF5 file that does not begin at its own beginning")
+        if end > self.source.size:
+            raise self.source.error(
+                f"truncated: {self.source.size} bytes of {end}", hint="fetch or write it again"
+            )
+        if version < 2:
+            body.raw(16)  # of the driver, and of the root's name
+        return body.number(8)
+
+    # -- object headers --------------------------------------------------------------------------------------
+
+    def header(self, address: int) -> Header:
+        """Read an object header of either version, with its continuations.
+
+        Raises
+        ------
+        FormatError
+        """
+        newer = self.source.piece(address, 4, "an object header")
+        if newer.raw(4) == b"OHDR":
+            return Header(address, self._newer_messages(address + 4))
+        prefix = self.source.piece(address, 16, "an object header")
+        if prefix.number(1) != 1:
+            raise self.source.error("no object header where one should be", address)
+        prefix.raw(7)
+        size = prefix.number(4)
+        blocks = [self.source.piece(address + 16, size, "an object header")]
+        messages: list[Message] = []
+        for block in blocks:  # grows while it is walked over
+            while block.left >= 8:
+                kind, length, flags = block.number(2), block.number(2), block.number(1)
+                block.raw(3)
+                self._take(messages, Message(kind, flags, block.part(length)), blocks, newer=False)
+        return Header(address, messages)
+
+    def _newer_messages(self, address: int) -> list[Message]:
+        start = self.source.piece(address, 2, "an object header")
+        if start.number(1) != 2:
+            raise start.error("an object header of another version than 1 and 2")
+        flags = start.number(1)
+        times, limits, width = 16 * (flags >> 5 & 1), 4 * (flags >> 4 & 1), 1 << (flags & 3)
+        sizes = self.source.piece(address + 2, times + limits + width, "an object header")
+        sizes.raw(times + limits)
+        blocks = [self.source.piece(sizes.address + width, sizes.number(width), "an object header")]
+        messages: list[Message] = []
+        for block in blocks:
+            while block.left >= 4 + 2 * (flags >> 2 & 1):
+                kind, length, marks = block.number(1), block.number(2), block.number(1)
+                block.raw(2 * (flags >> 2 & 1))
+                self._take(messages, Message(kind, marks, block.part(length)), blocks, newer=True)
+        return messages
+
+    def _take(self, messages: list[Message], message: Message, blocks: list[Piece], *, newer: bool) -> None:
+        """Keep a message, or find the block with more of them that it points to."""
+        if message.kind != CONTINUATION:
+            messages.append(message)
+            return
+        address, length = message.body.number(8), message.body.number(8)
+        block = self.source.piece(address, length, "the rest of an object header")
+        if newer:
+            block.expect(b"OCHK", "rest of an object header")
+            block = block.part(max(0, block.left - 4))  # less its checksum
+        blocks.append(block)
+
+    # -- groups ----------------------------------------------------------------------------------------------
+
+    def links(self, header: Header) -> Iterator[tuple[str, int]]:
+        """Name and address of each object in a group.
+
+        Raises
+        ------
+        FormatError
+            Damaged, with links by name, or kept in a way that is not supported.
+        """
+        names: set[str] = set()
+        for raw, address in self._raw_links(header):
+            try:
+                name = raw.decode()
+            except UnicodeDecodeError as error:
+                raise self.source.error("a name that is not UTF-8", header.address) from error
+            if not name or "/" in name or name == "." or name in names:
+                raise self.source.error(
+                    f"a group with two members, or none, of name {name!r}", header.address
+                )
+            names.add(name)
+            yield name, address
+
+    def _raw_links(self, header: Header) -> Iterator[tuple[bytes, int]]:
+        table = header.body(SYMBOL_TABLE)
+        if table is not None:
+            tree, heap = table.number(8), table.number(8)
+            yield from self._symbols(tree, heap)
+            return
+        info = header.body(LINK_INFO)
+        if info is not None:
+            info.raw(1)
+            info.raw(8 * (info.number(1) & 1))
+            if info.number(8) != UNDEFINED:
+                raise self.source.error(
+                    "a group in HDF5's newer way of storing many members: not supported", info.address, _ANEW
+                )
+        for body in header.bodies(LINK):
+            yield self._link(body)
+
+    def _link(self, body: Piece) -> tuple[bytes, int]:
+        version, flags = body.number(1), body.number(1)
+        if version != 1:
+            raise body.error(f"a link of version {version}")
+        kind = body.number(1) if flags & 8 else _HARD
+        body.raw((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+        name = body.raw(body.number(1 << (flags & 3)))
+        if len(name) > MAX_NAME:
+            raise body.error("a name longer than any layer's")
+        if kind != _HARD:
+            raise self._refused(
+                {_SOFT: "a soft link", _EXTERNAL: "a link to another file"}.get(kind), name, body
+            )
+        return name, body.number(8)
+
+    def _refused(self, what: str | None, name: bytes, place: Piece) -> FormatError:
+        return self.source.error(
+            f"{name.decode(errors='replace')!r} is {what or 'a link of an unknown kind'}",
+            place.address,
+            _NO_LINKS,
+        )
+
+    def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, int]]:
+        """Members of a group whose names stand in a heap, sorted through a tree of tables."""
+        head = self.source.piece(heap, 32, "a group's names")
+        head.expect(b"HEAP\0", "heap of a group's names")
+        head.raw(3)
+        size, _, names = head.number(8), head.number(8), head.number(8)
+        self.source.require(names, size, "a group's names")
+        for address in self.leaves(tree, kind=0, key_bytes=8):
+            table = self.source.piece(address, 8, "a group's table")
+            table.expect(b"SNOD\1", "table of a group")
+            table.raw(1)
+            rows = self.source.piece(address + 8, 40 * table.number(2), "a group's table")
+            while rows.left:
+                row = rows.part(40)
+                offset, target, cached = row.number(8), row.number(8), row.number(4)
+                if offset >= size:
+                    raise row.error("a name outside of its heap")
+                name = self.source.text(names + offset, names + size)
+                if cached == _CACHED_SOFT_LINK or target == UNDEFINED:
+                    raise self._refused("a soft link", name, row)
+                yield name, target
+
+    def leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[int]:
+        """What the lowest nodes of a B-tree point to; of a tree of chunks use `keyed_leaves`."""
+        return (address for _, address in self.keyed_leaves(tree, kind=kind, key_bytes=key_bytes))
+
+    def keyed_leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[tuple[Piece, int]]:
+        """The key before each thing that the lowest nodes of a B-tree point to, and its address.
+
+        Parameters
+        ----------
+        tree : int
+            Address of the root node.
+        kind : int
+            0 for a tree of a group, 1 for one of chunks.
+        key_bytes : int
+            Length of a key.
+
+        Raises
+        ------
+        FormatError
+        """
+        waiting: list[tuple[int, int | None]] = [(tree, None)]
+        while waiting:
+            address, expected = waiting.pop()
+            node = self.source.piece(address, 24, "a node of a tree")
+            node.expect(b"TREE", "node of a tree")
+            found, level, count = node.number(1), node.number(1), node.number(2)
+            if found != kind or expected not in (None, level):
+                raise node.error("a node of another tree")
+            rows = self.source.piece(address + 24, count * (key_bytes + 8), "a node of a tree")
+            below: list[tuple[int, int | None]] = []
+            for _ in range(count):
+                key, child = rows.part(key_bytes), rows.number(8)
+                if level:
+                    below.append((child, level - 1))
+                else:
+                    yield key, child
+            waiting += reversed(below)

@@ -1,0 +1,242 @@
+"""Keras 3's weights files (``.weights.h5``), read and written without Keras and without libhdf5.
+
+A tensor's name is its path in the file: ``blocks/moga_block_3/attn/gate/vars/0``. A whole Keras 3 model
+(``.keras``, a zip archive) is read through the weights file in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.base import Check
+from ckptkit.formats.hdf5_attributes import Attributes
+from ckptkit.formats.hdf5_building import blueprint
+from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
+from ckptkit.formats.hdf5_chunks import read_chunks
+from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
+from ckptkit.formats.hdf5_objects import Header, Objects
+from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json, put_at
+from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.zip_directory import STORED, read_directory
+from ckptkit.tensors import Array, TensorSpec
+
+KERAS_MEMBER = "model.weights.h5"
+"""The weights file in a ``.keras`` archive."""
+
+_ATTRIBUTE = "ckptkit"
+_VARIABLES = "vars"
+_KERAS_2 = frozenset({"layer_names", "keras_version", "model_config"})
+
+
+class KerasH5Reader(MappedReader):
+    """A Keras 3 weights file. Contiguous tensors are mapped, those in chunks put together when read.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``….weights.h5``, or ``….keras``.
+
+    Raises
+    ------
+    FormatError
+        Damaged or hostile, or HDF5 that is not Keras 3's.
+    NotFoundError
+        No such file.
+    """
+
+    format = "keras"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self._files = [self._file]
+        self._datasets: dict[str, Dataset] = {}
+        notes: list[str] = []
+        try:
+            self._source = _part_of(self._file)
+            objects = Objects(self._source)
+            root = objects.header(objects.root)
+            attributes = Attributes(self._source)
+            of_root = attributes.of(root)
+            self._refuse_keras_2(of_root)
+            self.metadata: Mapping[str, str] = self._metadata(of_root.get(_ATTRIBUTE))
+            self._walk(objects, attributes, root, notes)
+            if _ATTRIBUTE not in of_root:
+                self._refuse_other_hdf5()
+            refuse_overlap(self._source, self._datasets)
+        except BaseException:
+            self.close()
+            raise
+        self.specs: Mapping[str, TensorSpec] = {
+            name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
+        }
+        self.notes: Sequence[str] = notes
+
+    def _walk(self, objects: Objects, attributes: Attributes, root: Header, notes: list[str]) -> None:
+        """Find every dataset under the root group."""
+        seen = {root.address}
+        waiting = [("", root)]
+        while waiting:
+            prefix, group = waiting.pop()
+            below: list[tuple[str, Header]] = []
+            for name, address in objects.links(group):
+                path = prefix + name
+                if address in seen:
+                    raise self._source.error(f"{path} is another name of an object that has one", address)
+                if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
+                    raise self._source.error("groups inside each other deeper than any model's", address)
+                seen.add(address)
+                header = objects.header(address)
+                if header.is_group:
+                    below.append((path + "/", header))
+                elif header.is_dataset:
+                    found = parse_dataset(objects, attributes, header, path)
+                    if isinstance(found, str):
+                        notes.append(f"{path}: {found}: skipped")
+                    else:
+                        self._datasets[path] = found
+                else:
+                    notes.append(f"{path}: neither a group nor a dataset: skipped")
+            waiting += reversed(below)
+
+    def _refuse_keras_2(self, attributes: Mapping[str, str | None]) -> None:
+        if _KERAS_2 & attributes.keys():
+            raise FormatError(
+                self.path,
+                "an HDF5 file as Keras 2 wrote them: not supported",
+                hint="load it in Keras and call model.save_weights('x.weights.h5')",
+            )
+
+    def _refuse_other_hdf5(self) -> None:
+        if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in self._datasets):
+            sample = ", ".join(sorted(self._datasets)[:3]) or "nothing that is a tensor"
+            raise FormatError(
+                self.path,
+                f"an HDF5 file, but not one of Keras 3's weights files (it holds {sample})",
+                hint="save the weights with Keras' model.save_weights, or as .npz or safetensors",
+            )
+
+    def _metadata(self, text: str | None) -> dict[str, str]:
+        if text is None:
+            return {}
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(self.path, "ckptkit's metadata is not valid JSON") from error
+        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+            raise FormatError(self.path, "ckptkit's metadata is no table of texts")
+        return found
+
+    def _dataset(self, name: str) -> Dataset:
+        if name not in self._datasets:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+        return self._datasets[name]
+
+    def read(self, name: str) -> Array:
+        """Read-only array: a view of the file, or a copy where it is in chunks or big-endian.
+
+        Raises
+        ------
+        FormatError
+            Damaged chunks.
+        NotFoundError
+            No tensor of that name.
+        """
+        import numpy
+
+        dataset = self._dataset(name)
+        if dataset.nbytes == 0 or dataset.address is not None:
+            offset = self._source.start + (dataset.address or 0)
+            array = self._file.view(offset, dataset.dtype, dataset.shape)
+            if dataset.big_endian:
+                array = array.byteswap()
+        else:
+            array = read_chunks(self._source, dataset, name).astype(dataset.dtype.numpy, copy=False)
+        array.flags.writeable = False
+        return numpy.asarray(array)
+
+    def check(self, name: str) -> bool:
+        """Whether a tensor has checksums and they match; one that does not raises FormatError."""
+        dataset = self._dataset(name)
+        if not dataset.is_checked:
+            return False
+        read_chunks(self._source, dataset, name)
+        return True
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        dataset = self._dataset(name)
+        if dataset.address is not None:
+            self._file.release(self._source.start + dataset.address, dataset.nbytes)
+
+
+def _part_of(file: MappedFile) -> Hdf5Bytes:
+    """The HDF5 file that a file is, or, in a ``.keras`` archive, holds."""
+    if not file.data[:4].startswith(b"PK"):
+        return Hdf5Bytes(file)
+    member = read_directory(file).entries.get(KERAS_MEMBER)
+    if member is None:
+        raise FormatError(file.path, f"a zip archive without {KERAS_MEMBER}")
+    if member.method != STORED:
+        raise FormatError(
+            file.path, f"its {KERAS_MEMBER} is compressed", hint=f"unpack the archive and give {KERAS_MEMBER}"
+        )
+    return Hdf5Bytes(file, member.offset, member.size)
+
+
+class KerasH5Writer(PlacedWriter):
+    """A Keras 3 weights file being written; see `ckptkit.formats.base.Writer`.
+
+    Keras' ``model.load_weights`` takes it when its names are those of the model, which is for a layout to
+    say, and when its own name ends with ``.weights.h5``.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    specs : iterable of TensorSpec
+        Every tensor; slashes in names lead through groups.
+    metadata : Mapping of str to str
+        Kept in an attribute of the root group, which Keras does not look at.
+    force : bool
+        Whether an existing file may be replaced.
+
+    Raises
+    ------
+    UsageError
+        The file exists and ``force`` is false; an element type that Keras could not read; or metadata of
+        more than 60000 bytes.
+    ConversionError
+        Two tensors of one name, or names that HDF5 cannot hold.
+    StorageError
+        The disk refuses.
+    """
+
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+    ) -> None:
+        super().__init__(Path(path), specs)
+        plan = blueprint(self.path, self._specs.values(), (_ATTRIBUTE, metadata_json(metadata)))
+        self._offsets = plan.offsets
+        self._file = StagedFile(self.path, force=force)
+        try:
+            self._file.append(plan.head)
+            self._file.skip_to(plan.tail_offset)
+            self._file.append(plan.tail)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+        return put_at(self._file, pieces, self._offsets.get(spec.name, 0))  # an empty one has no place
+
+    def _commit(self, check: Check | None) -> list[Path]:
+        return [self._file.commit_checked(check)]
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after `finish`."""
+        self._file.discard()

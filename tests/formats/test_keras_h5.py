@@ -1,0 +1,412 @@
+"""Keras 3's weights files: Keras' and h5py's, ours, and hostile ones."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
+from ckptkit.tensors import DTYPES, TensorSpec
+from tests.support.damage import mutations, survives
+from tests.support.hdf5_files import HOSTILE, KERNEL, compact, h5py, keras_file
+from tests.support.tensors import arrays, same_bits, specs_of, write_all
+
+WITHOUT = frozenset({"bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"})
+META = {"layout": "keras-h5", "note": "ü"}
+
+
+def brain_float(file: Any) -> None:
+    """bfloat16 as Keras' own store writes it."""
+    made = file["dense/vars"].create_dataset("1", data=np.array([1.5, -2], ml_dtypes.bfloat16))
+    made.attrs["dtype"] = "bfloat16"
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("libver", [None, "earliest", "latest", ("v110", "v110")])
+def test_what_h5py_writes_is_read_as_views(tmp_path: Path, libver: Any) -> None:
+    path = keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("top/vars/0", np.int64(7)), libver=libver)
+    with KerasH5Reader(path) as reader:
+        assert list(reader.specs) == ["dense/vars/0", "top/vars/0"]
+        assert reader.specs["dense/vars/0"] == TensorSpec("dense/vars/0", DTYPES["float32"], (3, 4))
+        assert reader.metadata == {}
+        assert reader.notes == []
+        view = reader.read("dense/vars/0")
+        assert same_bits(view, KERNEL)
+        assert not view.flags.writeable
+        assert not view.flags.owndata
+        assert reader.read("top/vars/0").item() == 7
+        assert reader.check("dense/vars/0") is False  # HDF5 keeps no checksum of plain data
+        reader.release("dense/vars/0")
+
+
+@pytest.mark.parametrize(
+    "dtype", [f"{e}{t}" for e in "<>" for t in ("f2", "f4", "f8", "i1", "i2", "i8", "u4")]
+)
+def test_element_types(tmp_path: Path, dtype: str) -> None:
+    wanted = np.array([[1, 2, 100]], dtype)
+    path = keras_file(tmp_path / "m.h5", lambda f: f["dense/vars"].create_dataset("1", data=wanted))
+    with KerasH5Reader(path) as reader:
+        got = reader.read("dense/vars/1")
+    assert got.tolist() == [[1, 2, 100]]
+    assert got.dtype == wanted.dtype.newbyteorder("=")
+    assert not got.flags.writeable
+
+
+def test_bfloat16_is_known_by_keras_attribute(tmp_path: Path) -> None:
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", brain_float)) as reader:
+        assert same_bits(reader.read("dense/vars/1"), np.array([1.5, -2], ml_dtypes.bfloat16))
+
+
+def test_compact_and_empty_datasets(tmp_path: Path) -> None:
+    def more(file: Any) -> None:
+        compact(file)
+        file["empty"] = np.zeros((0, 3), "f4")
+
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", more)) as reader:
+        assert reader.read("compact").tolist() == [1.5, 2.5, 3.5]
+        assert reader.read("empty").shape == (0, 3)
+
+
+SKIPPED = {
+    "text": ("hello", "texts or lists of any length"),
+    "bytes": (np.array([b"ab"]), "texts"),
+    "bool": (np.array([True]), "an enumeration"),
+    "complex": (np.array([1j]), "records"),
+    "opaque": (np.zeros(2, "V2"), "opaque"),
+    "null": (h5py.Empty("f4"), "declared to be empty"),
+    "type": (np.dtype("f4"), "neither a group nor a dataset"),
+}
+
+
+@pytest.mark.parametrize("kind", SKIPPED)
+def test_what_is_no_number_is_skipped_and_said(tmp_path: Path, kind: str) -> None:
+    value, said = SKIPPED[kind]
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("odd", value))) as reader:
+        assert list(reader.specs) == ["dense/vars/0"]
+        (note,) = reader.notes
+    assert note.startswith("odd: ")
+    assert said in note
+
+
+def test_groups_of_many_members(tmp_path: Path) -> None:
+    """More than one table, and more than one node of the tree over them."""
+    values = {f"v{i}": np.full(1, i, "i4") for i in range(700)}
+    path = keras_file(tmp_path / "m.h5", lambda f: [f.__setitem__(f"a/{k}", v) for k, v in values.items()])
+    with KerasH5Reader(path) as reader:
+        assert {name: reader.read(f"a/{name}").item() for name in values} == {
+            name: value.item() for name, value in values.items()
+        }
+
+
+def test_a_whole_keras_model(tmp_path: Path) -> None:
+    weights = keras_file(tmp_path / "x.h5")
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "m.keras", "w", method) as archive:
+            archive.writestr("config.json", "{}")
+            archive.write(weights, "model.weights.h5")
+        if method == zipfile.ZIP_STORED:
+            with KerasH5Reader(tmp_path / "m.keras") as reader:
+                assert same_bits(reader.read("dense/vars/0"), KERNEL)
+        else:
+            with pytest.raises(FormatError, match="compressed; unpack the archive"):
+                KerasH5Reader(tmp_path / "m.keras")
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with KerasH5Reader(keras_file(tmp_path / "m.h5")) as reader:
+        for method in (reader.read, reader.check, reader.release):
+            with pytest.raises(NotFoundError, match="no tensor 'x'"):
+                method("x")
+
+
+# -- hostile and foreign files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    put, said = HOSTILE[kind]
+    path = keras_file(tmp_path / "m.h5", put)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(FormatError) as caught:
+        KerasH5Reader(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+NEWER: dict[str, Any] = {
+    "many members": lambda f: [f.__setitem__(f"a/v{i}", np.zeros(1)) for i in range(20)],
+    "chunks": lambda f: f.create_dataset("c", data=np.zeros((20, 20)), chunks=(5, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", NEWER)
+def test_newer_structures_say_what_to_do(tmp_path: Path, kind: str) -> None:
+    path = keras_file(tmp_path / "m.h5", NEWER[kind], libver="latest")
+    with pytest.raises(FormatError, match=r"newer .* not supported; write it anew"):
+        KerasH5Reader(path)
+
+
+def test_hdf5_of_other_programs_is_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["measurements"] = np.zeros(3)
+    with pytest.raises(FormatError, match=r"not one of Keras 3's weights files \(it holds measurements\)"):
+        KerasH5Reader(tmp_path / "m.h5")
+
+
+def test_a_file_behind_a_user_block_is_refused(tmp_path: Path) -> None:
+    path = keras_file(tmp_path / "m.h5", userblock_size=512)
+    with pytest.raises(FormatError, match="HDF5 superblock"):
+        KerasH5Reader(path)
+
+
+def test_datasets_that_share_bytes(tmp_path: Path) -> None:
+    held = {"a/vars/0": np.ones(32, "f4"), "b/vars/0": np.zeros(32, "f4")}
+    path = tmp_path / "m.weights.h5"
+    write_all(KerasH5Writer(path, specs_of(held), META), held)
+    raw = path.read_bytes()
+    place = b"\x03\x01" + (256).to_bytes(8, "little")  # where the second one's bytes are
+    assert raw.count(place) == 1
+    path.write_bytes(raw.replace(place, b"\x03\x01" + (192).to_bytes(8, "little")))
+    with pytest.raises(FormatError, match="overlap"):
+        KerasH5Reader(path)
+
+
+def every_structure(path: Path, libver: Any) -> bytes:
+    def more(file: Any) -> None:
+        brain_float(file)
+        compact(file)
+        packed = {"compression": "gzip", "shuffle": True, "fletcher32": True} if libver is None else {}
+        file.create_dataset("c", data=np.arange(200, dtype=">i8").reshape(10, 20), **packed)
+        for index in range(12 if libver is None else 3):
+            file[f"many/layer_{index}/vars/0"] = np.full(3, index, "f8")
+
+    return keras_file(path, more, libver=libver).read_bytes()
+
+
+@pytest.mark.parametrize("libver", [None, "latest"])
+def test_truncations_and_mutations(tmp_path: Path, libver: Any) -> None:
+    raw = every_structure(tmp_path / "x.h5", libver)
+    path = tmp_path / "m.h5"
+    assert survives(path, raw, KerasH5Reader)
+    for stop in range(0, len(raw), 97):
+        assert not survives(path, raw[:stop], KerasH5Reader)
+    opened = sum(survives(path, damaged, KerasH5Reader) for damaged in mutations(raw, 400, seed=5))
+    assert 0 < opened < 400
+
+
+def test_mutations_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "m.weights.h5"
+    held = arrays(without=WITHOUT)
+    write_all(KerasH5Writer(path, specs_of(held), META), held)
+    raw = path.read_bytes()
+    structures = range(raw.index(b"GCOL"), len(raw))
+    cases = [*mutations(raw, 50, seed=6, within=range(96)), *mutations(raw, 150, seed=7, within=structures)]
+    assert 0 < sum(survives(path, damaged, KerasH5Reader) for damaged in cases) < len(cases)
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def test_h5py_reads_ours(tmp_path: Path) -> None:
+    held = arrays(without=WITHOUT)
+    path = tmp_path / "m.weights.h5"
+    files, sums = write_all(KerasH5Writer(path, specs_of(held), META), held)
+    assert files == [path]
+    found: dict[str, Any] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item}) if hasattr(item, "shape") else None)
+        assert found.keys() == held.keys()
+        for name, wanted in held.items():
+            got = found[name][()]
+            if wanted.dtype == ml_dtypes.bfloat16:
+                assert found[name].attrs["dtype"] == "bfloat16"
+                got = np.array(found[name], dtype=ml_dtypes.bfloat16)
+            assert same_bits(np.asarray(got), wanted), name
+            assert sums[name] == google_crc32c.value(wanted.tobytes())
+            assert wanted.nbytes == 0 or found[name].id.get_offset() % 64 == 0
+    with KerasH5Reader(path) as reader:
+        assert reader.metadata == META
+        assert {spec.name: spec for spec in specs_of(held)} == dict(reader.specs)
+        assert all(same_bits(reader.read(name), wanted) for name, wanted in held.items())
+
+
+PART = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.sets(st.lists(PART.filter(lambda p: p != "."), min_size=1, max_size=4).map(tuple), max_size=30)
+)
+def test_any_tree_of_names(tmp_path: Path, names: set[tuple[str, ...]]) -> None:
+    inner = {name[:length] for name in names for length in range(1, len(name))}
+    held = {"/".join(n): np.full(2, i, "i2") for i, n in enumerate(sorted(names - inner))}
+    path = tmp_path / "m.weights.h5"
+    write_all(KerasH5Writer(path, specs_of(held), META, force=True), held)
+    with KerasH5Reader(path) as reader, h5py.File(path) as file:
+        assert reader.specs.keys() == held.keys()
+        for name, wanted in held.items():
+            assert same_bits(reader.read(name), wanted)
+            assert file[name][()].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("count", [8, 9, 256, 257, 3000])
+def test_groups_of_any_width(tmp_path: Path, count: int) -> None:
+    held = {f"{i:x}": np.array(i, "i4") for i in range(count)}
+    path = tmp_path / "m.weights.h5"
+    write_all(KerasH5Writer(path, specs_of(held), {}), held)
+    with h5py.File(path) as file:
+        assert len(file) == count
+        assert {name: file[name][()].item() for name in file} == {f"{i:x}": i for i in range(count)}
+    with KerasH5Reader(path) as reader:
+        assert reader.specs.keys() == held.keys()
+
+
+def test_any_order_and_any_thread(tmp_path: Path) -> None:
+    held = {f"l{i}/vars/0": np.random.default_rng(i).standard_normal((50, 60)) for i in range(20)}
+    for run, names in (("a", list(held)), ("b", list(reversed(held)))):
+        with KerasH5Writer(tmp_path / run, specs_of(held), META) as writer, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda name, to=writer: to.write(name, held[name]), names))
+            writer.finish()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    held = arrays(without=WITHOUT)
+    for name in ("a", "b"):
+        write_all(KerasH5Writer(tmp_path / name, specs_of(held), dict(reversed(META.items()))), held)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT))
+def test_types_keras_could_not_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"cannot hold 'w' as {name}; choose --dtype"):
+        KerasH5Writer(tmp_path / "m.weights.h5", [TensorSpec("w", DTYPES[name], (2,))], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "a/b"],
+        ["a/b", "a"],
+        ["a/b/c", "a/b"],
+        [""],
+        ["/a"],
+        ["a/"],
+        ["a//b"],
+        ["a/./b"],
+        ["a\0b"],
+        ["x" * 1025],
+        ["/".join("x" * 66)],
+        ["a", "a"],
+        ["\udc80"],
+    ],
+    ids=repr,
+)
+def test_names_hdf5_cannot_hold(tmp_path: Path, names: list[str]) -> None:
+    specs = [TensorSpec(name, DTYPES["float32"], ()) for name in names]
+    with pytest.raises(ConversionError, match=r"m\.weights\.h5"):
+        KerasH5Writer(tmp_path / "m.weights.h5", specs, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_names_are_read_again(tmp_path: Path) -> None:
+    held = {"x" * 1024: np.ones(1), "/".join(["y"] * 64): np.ones(1)}
+    write_all(KerasH5Writer(tmp_path / "m", specs_of(held), {}), held)
+    assert KerasH5Reader(tmp_path / "m").specs.keys() == held.keys()
+
+
+def test_metadata_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="metadata"):
+        KerasH5Writer(tmp_path / "m", [], {"a": "x" * 60_000})
+    write_all(KerasH5Writer(tmp_path / "m", [], {"a": "x" * 59_000}), {})
+    assert KerasH5Reader(tmp_path / "m").metadata == {"a": "x" * 59_000}
+    with h5py.File(tmp_path / "m") as file:
+        assert file.attrs["ckptkit"].decode() == '{"a":"' + "x" * 59_000 + '"}'
+
+
+def test_misuse_is_refused(tmp_path: Path) -> None:
+    held = {"a": np.ones(3, "f4"), "b": np.ones(2, "f4")}
+    with KerasH5Writer(tmp_path / "m", specs_of(held), {}) as writer:
+        with pytest.raises(ValueError, match="announced was"):
+            writer.write("a", held["b"])
+        writer.write("a", held["a"])
+        for name in ("a", "c"):
+            with pytest.raises(ValueError, match="not to be written"):
+                writer.write(name, held["a"])
+        with pytest.raises(ValueError, match=r"1 tensors of .* never written"):
+            writer.finish()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "m").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="--force"):
+        KerasH5Writer(tmp_path / "m", specs_of(held), {})
+    assert (tmp_path / "m").read_bytes() == b"mine"
+
+
+WRITE = """
+    import resource, signal, sys, time
+    from pathlib import Path
+    import numpy as np
+    from ckptkit.errors import StorageError
+    from ckptkit.formats.keras_h5 import KerasH5Writer
+    from ckptkit.tensors import DTYPES, TensorSpec
+    if sys.argv[2] == "full":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+    specs = [TensorSpec(f"l/vars/{i}", DTYPES["float32"], (25_000,)) for i in range(2)]
+    try:
+        with KerasH5Writer(Path(sys.argv[1]), specs, {}) as writer:
+            writer.write("l/vars/0", np.ones(25_000, "f4"))
+            print("half", flush=True)
+            if sys.argv[2] == "wait":
+                time.sleep(60)
+            writer.write("l/vars/1", np.ones(25_000, "f4"))
+            writer.finish()
+    except StorageError as error:
+        print(error)
+"""
+
+
+def child(*arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITE), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    target = tmp_path / "m.weights.h5"
+    writing = child(target, "wait")
+    assert writing.stdout is not None
+    assert writing.stdout.readline() == "half\n"
+    writing.send_signal(signal.SIGKILL)
+    writing.communicate()
+    assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    child(target, "").communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == [target]
+    assert len(KerasH5Reader(target).specs) == 2
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    said, _ = child(tmp_path / "m.weights.h5", "full").communicate(timeout=60)
+    assert "m.weights.h5: file too large" in said
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,220 @@
+"""One damaged checkpoint, opened and read to its end as ckptkit would, and judged."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+
+MAX_SECONDS = 1.0
+"""Processor time for one file: wall time would blame the file for what else the machine does."""
+MAX_BYTES = 256 << 20
+"""Memory for one file, beyond what the process held before."""
+
+_DOCUMENTED = (FormatError, NotFoundError, UsageError)
+_READ_WHOLE = 4 << 20
+
+
+class TooLong(BaseException):
+    """Time is up; no handler of Exception may swallow this."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: ``kind`` begins with ``fault`` where it is not allowed."""
+
+    kind: str
+    seconds: float
+    nbytes: int
+    trace: str = ""
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether something else happened than a result or a refusal."""
+        return self.kind.startswith("fault")
+
+
+Opener = Callable[[Path], Any]
+
+
+def readers(format: str) -> tuple[Opener, ...]:
+    """How files of a format may be opened: by their content, and directly."""
+    from ckptkit.formats.detect import open_reader
+    from ckptkit.formats.keras_h5 import KerasH5Reader
+    from ckptkit.formats.npz import NpzReader
+    from ckptkit.formats.safetensors_file import SafetensorsReader
+    from ckptkit.formats.tf_bundle import TfBundleReader
+    from ckptkit.formats.torch_zip import TorchReader
+
+    direct: Mapping[str, Opener] = {
+        "tf": TfBundleReader,
+        "tar": TfBundleReader,
+        "torch": TorchReader,
+        "safetensors": SafetensorsReader,
+        "sharded": SafetensorsReader,
+        "npz": NpzReader,
+        "keras": KerasH5Reader,
+    }
+    family = format.replace(".", "-").partition("-")[0]
+    return open_reader, direct[family], lambda path: open_reader(path, weights="auto")
+
+
+def read_to_the_end(path: Path, opener: Opener) -> str:
+    """Open a checkpoint and use everything it offers; what happened, in two words."""
+    try:
+        reader = opener(path)
+    except _DOCUMENTED as error:
+        _judge_message(error)
+        return f"refused ({type(error).__name__})"
+    damaged = False
+    with reader:
+        _recognise(tuple(reader.specs.values()))
+        for name, spec in reader.specs.items():
+            for use in (reader.check, lambda name, spec=spec: _touch(reader.read(name), spec)):
+                try:
+                    use(name)
+                except FormatError as error:
+                    _judge_message(error)
+                    damaged = True
+            reader.release(name)
+        dict(getattr(reader, "extras", {}))
+        str(reader.metadata)
+        [*map(str, reader.notes)]
+    return "opened, a tensor refused" if damaged else "read"
+
+
+@functools.lru_cache(maxsize=1000)
+def _recognise(specs: tuple[Any, ...]) -> None:
+    """Recognise a table of tensors, once: that of a good file comes again and again, and takes long."""
+    from ckptkit.families.base import recognise
+
+    recognise({spec.name: spec for spec in specs})
+
+
+def _touch(array: Any, spec: Any) -> None:
+    from ckptkit.tensors import byte_pieces
+
+    assert (array.shape, array.dtype) == (spec.shape, spec.dtype.numpy), "not what its spec says"
+    if array.nbytes <= _READ_WHOLE:
+        for piece in byte_pieces(array):
+            piece.sum()
+    else:
+        array[(0,) * array.ndim].tobytes()
+        array[(-1,) * array.ndim].tobytes()
+
+
+def _judge_message(error: CkptkitError) -> None:
+    text = str(error)
+    assert text.isprintable(), "a message of several lines, or with control characters"
+    assert len(text) < 5000, f"a message of {len(text)} characters"
+
+
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def limit_memory() -> None:
+    """Let this process grow by `MAX_BYTES` (and a little for its own sake), not more."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + MAX_BYTES + (32 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"no {field} in /proc/self/status")
+
+
+def _restart_peak() -> int:
+    """Have the kernel forget the highest resident size so far; returns the present one."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def place(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files into an empty folder; new inodes, since a map of an older file may still live."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+
+
+def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, how: int) -> Outcome:
+    """Place a checkpoint in a folder, read it, and judge: outcome, time, memory, what is left behind.
+
+    Parameters
+    ----------
+    format : str
+        One of `tests.fuzz.seeds.FORMATS`.
+    files : mapping of str to bytes
+    opened : str
+        Name of the file, prefix or folder to open.
+    folder : Path
+        Will be emptied.
+    how : int
+        Which of `readers` opens it.
+    """
+    place(files, folder)
+    scratch = folder.with_name(folder.name + "-scratch")
+    scratch.mkdir(exist_ok=True)
+    tempfile.tempdir = str(scratch)
+    openers = readers(format)
+    before = _restart_peak()
+    start = time.process_time()
+    kind, trace = "", ""
+    try:
+        with _time_limit():
+            kind = read_to_the_end(folder / opened, openers[how % len(openers)])
+    except TooLong:
+        kind, trace = "fault: too long", traceback.format_exc()
+    except Exception as error:  # whatever it is, it is a fault
+        kind, trace = f"fault: {type(error).__name__}", traceback.format_exc()
+    seconds = time.process_time() - start
+    nbytes = max(0, _resident("VmHWM") - before)
+    if nbytes > MAX_BYTES:
+        kind, trace = "fault: too much memory", f"{nbytes} bytes"
+    if left := [*scratch.iterdir()]:
+        kind, trace = "fault: left behind", ", ".join(path.name for path in left)
+        shutil.rmtree(scratch)
+    return Outcome(kind, seconds, nbytes, trace)
+
+
+def case(format: str, seed: int, number: int) -> tuple[str, dict[str, bytes], str, int]:
+    """Case ``number`` of a campaign: name of its seed file, damaged files, what to open, and how."""
+    from tests.fuzz.mutators import mutate
+    from tests.fuzz.seeds import seeds
+
+    source = random.Random(f"{seed}/{format}/{number}")
+    chosen = source.choice(seeds(format))
+    layer = source.choice(chosen.layers)
+    foreign = [other.payload for one in seeds(format) for other in one.layers]
+    damaged = layer.wrap(mutate(source, layer.payload, foreign))
+    how = source.choice((0, 0, 1, 1, 2))
+    return chosen.name, {**chosen.files, layer.file: damaged}, chosen.opened, how

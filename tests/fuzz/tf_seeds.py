@@ -1,0 +1,153 @@
+"""TensorFlow checkpoints to damage: their index down to the bytes of a compressed block, and their data."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cramjam
+import numpy as np
+
+from ckptkit.tensors import DTYPES
+from tests.fuzz.layers import Layer, Seed, arrays, raw_layers, whole, written
+from tests.support import tf_files
+from tests.support.tf_files import entry, header, masked, message, varint
+
+# -- TensorFlow ----------------------------------------------------------------------------------------------
+
+_Items = Sequence[tuple[bytes, bytes]]
+
+
+def table_of_blocks(blocks: Sequence[bytes], kind: int, index: bytes | None = None) -> bytes:
+    """A table of stored blocks, each with a right checksum; ``index`` stands in for the right index block."""
+    file, handles = b"", []
+
+    def append(stored: bytes, kind: int) -> bytes:
+        nonlocal file
+        typed = stored + bytes([kind])
+        handle = varint(len(file)) + varint(len(stored))
+        file += typed + struct.pack("<I", masked(typed))
+        return handle
+
+    for number, stored in enumerate(blocks):
+        handles.append((b"%c" % (number + 1), append(stored, kind)))
+    footer = append(tf_files.block([]), 0)
+    footer += append(tf_files.block(handles) if index is None else index, 0)
+    return file + footer + bytes(40 - len(footer)) + struct.pack("<Q", tf_files.MAGIC)
+
+
+def _replaced(items: _Items, number: int, part: int) -> Callable[[bytes], bytes]:
+    """Wrap a damaged key (part 0) or value (part 1) into a table that is right otherwise."""
+
+    def wrap(damaged: bytes) -> bytes:
+        changed = [list(item) for item in items]
+        changed[number][part] = damaged
+        return table_of_blocks([tf_files.block([(key, value) for key, value in changed])], 0)
+
+    return wrap
+
+
+def _stored(raw: bytes, kind: int) -> bytes:
+    return bytes(cramjam.snappy.compress_raw(raw)) if kind else raw
+
+
+def _index_layers(items: _Items, index: str, kind: int) -> list[Layer]:
+    """Values, keys, blocks (compressed or not) and the index block of a table."""
+    raw = tf_files.block(items)
+    handles = tf_files.block([(b"\x01", varint(0) + varint(len(raw)))])
+    return [
+        *(Layer(index, value, _replaced(items, number, 1)) for number, (_, value) in enumerate(items)),
+        *(Layer(index, key, _replaced(items, number, 0)) for number, (key, _) in enumerate(items) if key),
+        Layer(index, _stored(raw, kind), lambda damaged: table_of_blocks([damaged], kind)),
+        Layer(index, raw, lambda damaged: table_of_blocks([_stored(damaged, kind)], kind)),
+        Layer(index, handles, lambda damaged: table_of_blocks([raw], 0, damaged)),
+    ]
+
+
+def _tf_seed(name: str, items: _Items, *data: bytes, kind: int = 0, more: Sequence[Layer] = ()) -> Seed:
+    files = {"m.index": table_of_blocks([_stored(tf_files.block(items), kind)], kind)}
+    files |= {f"m.data-{i:05d}-of-{len(data):05d}": raw for i, raw in enumerate(data)}
+    return Seed("tf", name, files, "m", [*raw_layers(files), *_index_layers(items, "m.index", kind), *more])
+
+
+def tf_items(arrays: Mapping[str, Any]) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    data, items = b"", [(b"", header())]
+    for name in sorted(arrays):
+        raw = arrays[name].tobytes()
+        number = DTYPES[arrays[name].dtype.name].tf
+        assert number is not None
+        items.append(
+            (
+                name.encode(),
+                entry(number, arrays[name].shape, offset=len(data), size=len(raw), crc=masked(raw)),
+            )
+        )
+        data += raw
+    return items, data
+
+
+def _object_graph(graph: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    length = len(graph).to_bytes(4, "little")
+    stored = varint(len(graph)) + masked(length).to_bytes(4, "little") + graph
+    crc = masked(length + masked(length).to_bytes(4, "little") + graph)
+    values = np.array([1, 2, 3], "float32").tobytes()
+    items = [
+        (b"", header()),
+        (b"_CHECKPOINTABLE_OBJECT_GRAPH", entry(7, (), size=len(stored), crc=crc)),
+        (b"m/b/.ATTRIBUTES/VARIABLE_VALUE", entry(1, (1,), offset=len(stored), size=4)),
+        (b"m/k/.ATTRIBUTES/VARIABLE_VALUE", entry(1, (2,), offset=len(stored) + 4, size=8)),
+    ]
+    return items, stored + values
+
+
+def _graph_index(graph: bytes) -> bytes:
+    return table_of_blocks([tf_files.block(_object_graph(graph)[0])], 0)
+
+
+def tf_seeds() -> Iterator[Seed]:
+    items, data = tf_items(arrays())
+    yield _tf_seed("plain", items, data)
+    yield _tf_seed("snappy", items, data, kind=1)
+    ours = written("tf", arrays(), "m")
+    yield Seed("tf", "written by ckptkit", ours, "m", raw_layers(ours))
+    yield _tf_folder()
+    parts = np.arange(12, dtype="float32").reshape(4, 3)
+    first, second = parts[:1].tobytes(), parts[1:].tobytes()
+    sliced = [
+        (b"", header(2)),
+        (b"\0w\0\1\1\2\x80\x81\x80\x7f", entry(1, (1, 3), size=12, crc=masked(first))),
+        (b"\0w\0\1\1\2\x81\x83\x80\x7f", entry(1, (3, 3), size=36, crc=masked(second), shard=1)),
+        (b"w", entry(1, (4, 3), slices=[[(0, 1), None], [(1, 3), None]])),
+    ]
+    yield _tf_seed("partitioned", sliced, first, second)
+    graph = message((1, message((1, message((1, 1), (2, b"k"))), (2, _attribute(b"net/kernel", b"m/k")))))
+    graph += message((1, message((2, _attribute(b"net/bias", b"m/b")))))
+    with_graph, held = _object_graph(graph)
+    yield _tf_seed("objects", with_graph, held)
+    yield Seed("tf", "graph", {"m.index": _graph_index(graph), DATA: held}, "m", [_graph_layer(graph)])
+
+
+def _tf_folder() -> Seed:
+    """A folder whose ``checkpoint`` file says which checkpoint is meant."""
+    items, data = tf_items(arrays())
+    state = b'model_checkpoint_path: "m"\nall_model_checkpoint_paths: "m"\n'
+    files = {"checkpoint": state, "m.index": table_of_blocks([tf_files.block(items)], 0), DATA: data}
+    return Seed("tf", "folder", files, ".", [Layer("checkpoint", state, whole)])
+
+
+DATA = "m.data-00000-of-00001"
+
+
+def _graph_layer(graph: bytes) -> Layer:
+    """The object graph with its own checksum right: a data file whose size stays that of the index."""
+
+    def wrap(damaged: bytes) -> bytes:
+        fixed = damaged[: len(graph)].ljust(len(graph), b"\0")
+        return _object_graph(fixed)[1]
+
+    return Layer(DATA, graph, wrap)
+
+
+def _attribute(name: bytes, path: bytes) -> bytes:
+    return message((1, b"VARIABLE_VALUE"), (2, name), (3, path + b"/.ATTRIBUTES/VARIABLE_VALUE"))

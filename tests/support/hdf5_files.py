@@ -1,0 +1,105 @@
+"""HDF5 files as h5py writes them, harmless and otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+h5py = pytest.importorskip("h5py")
+
+KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
+"""In every file under ``dense/vars/0``."""
+
+
+def keras_file(path: Path, more: Callable[[Any], object] | None = None, **options: Any) -> Path:
+    """Weights of one layer as Keras 3 saves them, and what ``more`` puts beside them."""
+    with h5py.File(path, "w", **options) as file:
+        group = file.create_group("dense").create_group("vars")
+        group.attrs["name"] = "dense"
+        group["0"] = KERNEL
+        if more is not None:
+            more(file)
+    return path
+
+
+def compact(file: Any) -> None:
+    """A dataset inside of its own header."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    values = np.array([1.5, 2.5, 3.5])
+    space = h5py.h5s.create_simple(values.shape)
+    made = h5py.h5d.create(file.id, b"compact", h5py.h5t.IEEE_F64LE, space, plist)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+
+
+def virtual(file: Any) -> None:
+    """A dataset put together from others, which may stand in other files."""
+    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "data", shape=(4,))
+    file.create_virtual_dataset("dense/vars/1", layout)
+
+
+def linked_to_itself(file: Any) -> None:
+    """A group that is a member of itself."""
+    file["dense/again"] = file["dense"]
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
+    "external link": (
+        lambda f: f.__setitem__("dense/vars/1", h5py.ExternalLink("/etc/passwd", "/x")),
+        "link to another file",
+    ),
+    "soft link": (lambda f: f.__setitem__("dense/vars/1", h5py.SoftLink("/dense/vars/0")), "a soft link"),
+    "second name": (lambda f: f.__setitem__("dense/vars/1", f["dense/vars/0"]), "another name of an object"),
+    "cycle": (linked_to_itself, "another name of an object"),
+    "data elsewhere": (
+        lambda f: f.create_dataset("dense/vars/1", (4,), "f4", external=[("/etc/passwd", 0, 16)]),
+        "its data is kept in another file",
+    ),
+    "virtual": (virtual, "a virtual dataset"),
+    "petabytes": (
+        lambda f: f.create_dataset("dense/vars/1", (1 << 50,), "f4", chunks=(1 << 20,), compression="gzip"),
+        "more than the file can hold packed",
+    ),
+    "a chunk of gigabytes": (
+        lambda f: f.create_dataset("dense/vars/1", (1 << 29,), "f4", chunks=(1 << 29,)),
+        "more than the file can hold packed",
+    ),
+    "chunks never written": (
+        lambda f: f.create_dataset("dense/vars/1", (64,), "f4", chunks=(8,)),
+        "0 chunks written of 8",
+    ),
+    "never written": (
+        lambda f: f.create_dataset("dense/vars/1", (64,), "f4"),
+        "its values were never written",
+    ),
+    "lzf": (
+        lambda f: f.create_dataset("dense/vars/1", data=np.zeros(64), compression="lzf"),
+        "packed by filter 'lzf'",
+    ),
+    "scale and offset": (
+        lambda f: f.create_dataset("dense/vars/1", data=np.zeros(64, "i4"), scaleoffset=0),
+        "not supported",
+    ),
+    "shared type": (
+        lambda f: (
+            f.__setitem__("type", np.dtype("f4")),
+            f.create_dataset("dense/vars/1", data=np.zeros(4), dtype=f["type"]),
+        ),
+        "that several objects share",
+    ),
+    "deep": (lambda f: f.create_group("/".join("x" * 80)), "deeper than any model's"),
+    "long name": (lambda f: f.create_group("x" * 2000), "longer than any layer's"),
+    "Keras 2": (
+        lambda f: f.attrs.__setitem__("layer_names", [b"dense"]),
+        "as Keras 2 wrote them",
+    ),
+    "bad metadata": (lambda f: f.attrs.__setitem__("ckptkit", "{"), "not valid JSON"),
+    "deep metadata": (lambda f: f.attrs.__setitem__("ckptkit", "[" * 50_000), "not valid JSON"),
+    "other metadata": (lambda f: f.attrs.__setitem__("ckptkit", '{"a": 1}'), "no table of texts"),
+}
+"""What ckptkit refuses, by name: how it is put into a file, and what is said of it."""
