@@ -184,7 +184,7 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
     place(files, folder)
     scratch = folder.with_name(folder.name + "-scratch")
     scratch.mkdir(exist_ok=True)
-    tempfile.tempdir = str(scratch)
+    usual, tempfile.tempdir = tempfile.tempdir, str(scratch)
     openers = readers(format)
     before = _restart_peak()
     start = time.process_time()
@@ -196,6 +196,8 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
         kind, trace = "fault: too long", traceback.format_exc()
     except Exception as error:  # whatever it is, it is a fault
         kind, trace = f"fault: {type(error).__name__}", traceback.format_exc()
+    finally:
+        tempfile.tempdir = usual
     seconds = time.process_time() - start
     nbytes = max(0, _resident("VmHWM") - before)
     if nbytes > MAX_BYTES:
