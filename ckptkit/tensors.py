@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,27 @@ class TensorSpec:
         return self.size * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class RawTensor:
+    """A tensor's bytes as they lie in a file, C order and little-endian, to be carried over as they are.
+
+    Nothing here needs numpy, whose import takes a quarter of a short conversion.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    data : memoryview
+        Of bytes; it keeps the file mapped while it lives.
+    """
+
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+Piece: TypeAlias = "Array | memoryview"
+"""Some bytes of a tensor on their way: 1-d, contiguous, uint8."""
+
+
 def contiguous_chunks(
     array: Array, dtype: DType | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[Array]:
@@ -199,20 +220,24 @@ def contiguous_chunks(
             yield array[start : start + rows].astype(target, order="C").reshape(-1)
 
 
-def byte_pieces(array: Array, dtype: DType | None = None) -> Iterator[Array]:
+def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterator[Piece]:
     """Walk over a tensor's bytes as a writer needs them: `contiguous_chunks`, as uint8.
 
     Parameters
     ----------
-    array : numpy.ndarray
+    array : numpy.ndarray or RawTensor
     dtype : DType, optional
-        As for `contiguous_chunks`.
+        As for `contiguous_chunks`; of a `RawTensor` its own.
 
     Yields
     ------
-    numpy.ndarray
+    numpy.ndarray or memoryview
         1-d contiguous uint8 (bfloat16, for one, has no buffer format of its own).
     """
+    if isinstance(array, RawTensor):
+        for start in range(0, array.data.nbytes, CHUNK_BYTES):
+            yield array.data[start : start + CHUNK_BYTES]
+        return
     import numpy
 
     for chunk in contiguous_chunks(array, dtype):

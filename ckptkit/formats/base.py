@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,7 +89,7 @@ class Writer(Protocol):
     concurrent: bool
     """Whether `write` may be called in any order and from several threads at once."""
 
-    def write(self, name: str, array: Array) -> int:
+    def write(self, name: str, array: Array | RawTensor) -> int:
         """Write one tensor (any strides; cast to the spec's dtype). Returns crc32c of the bytes written."""
         ...
 

@@ -22,7 +22,7 @@ from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.zip_directory import STORED, read_directory
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Array, Piece, TensorSpec
 
 KERAS_MEMBER = "model.weights.h5"
 """The weights file in a ``.keras`` archive."""
@@ -231,7 +231,7 @@ class KerasH5Writer(PlacedWriter):
             self.discard()
             raise
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return put_at(self._file, pieces, self._offsets.get(spec.name, 0))  # an empty one has no place
 
     def _commit(self, check: Check | None) -> list[Path]:

@@ -101,6 +101,10 @@ class MappedFile:
         steps = None if strides is None else tuple(strides)
         return numpy.ndarray(tuple(shape), dtype.numpy, buffer=self._whole, offset=offset, strides=steps)
 
+    def raw(self, offset: int, nbytes: int) -> memoryview:
+        """The bytes of a range; the caller has checked that it lies inside the file."""
+        return memoryview(self.data)[offset : offset + nbytes]
+
     def crc32(self, offset: int, nbytes: int) -> int:
         """CRC-32 of a range, computed window by window with the pages given back behind it."""
         crc = 0

@@ -16,7 +16,7 @@ from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.zip_directory import DEFLATED, STORED, ZipEntry, read_directory
 from ckptkit.formats.zip_writer import ZipWriter
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Array, Piece, TensorSpec
 
 _EXTENSION = ".npy"
 _COMMENT_PREFIX = b"ckptkit:"
@@ -225,7 +225,7 @@ class NpzWriter(PlacedWriter):
             for name, spec in self._specs.items()
         }
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))
 
     def _commit(self, check: Check | None) -> list[Path]:

@@ -10,7 +10,7 @@ from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.safetensors_header import Header, read_header
 from ckptkit.formats.safetensors_index import read_index, safetensors_in_folder
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 __all__ = ["SafetensorsReader", "SafetensorsWriter"]
 
@@ -64,6 +64,11 @@ class SafetensorsReader(MappedReader):
         """
         spec, (file, offset) = self._tensor(name)
         return file.view(offset, spec.dtype, spec.shape)
+
+    def raw(self, name: str) -> RawTensor:
+        """The bytes of one tensor, without numpy."""
+        spec, (file, offset) = self._tensor(name)
+        return RawTensor(spec.shape, file.raw(offset, spec.nbytes))
 
     def check(self, name: str) -> bool:
         """False: the format stores no checksum."""

@@ -17,7 +17,7 @@ from ckptkit.formats.safetensors_header import (
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
 from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, check_or_remove, refuse_existing
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Piece, TensorSpec
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500
@@ -115,7 +115,7 @@ class SafetensorsWriter(PlacedWriter):
         self._staged[-1].append(header)
         self._data_starts.append(len(header))
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         number, offset = self._places[spec.name]
         return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
 

@@ -13,7 +13,7 @@ from ckptkit.checksums import crc32c
 from ckptkit.errors import ConversionError
 from ckptkit.formats.base import Check
 from ckptkit.formats.staging import StagedFile
-from ckptkit.tensors import Array, TensorSpec, byte_pieces
+from ckptkit.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,15 +102,15 @@ class PlacedWriter(TensorWriter):
         self._begun: set[str] = set()
         self._lock = threading.Lock()
 
-    def write(self, name: str, array: Array) -> int:
+    def write(self, name: str, array: Array | RawTensor) -> int:
         """Write one tensor at its place, cast to its spec's dtype; any order, any thread.
 
         Parameters
         ----------
         name : str
             Of a tensor not yet written.
-        array : numpy.ndarray
-            Of the spec's shape, with any strides.
+        array : numpy.ndarray or RawTensor
+            Of the spec's shape; an array with any strides, raw bytes of the spec's dtype.
 
         Returns
         -------
@@ -137,11 +137,11 @@ class PlacedWriter(TensorWriter):
         return crc
 
     @abstractmethod
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         """Write a tensor's bytes (uint8) at their place; returns their crc32c."""
 
 
-def put_at(file: StagedFile, pieces: Iterable[Array], offset: int) -> int:
+def put_at(file: StagedFile, pieces: Iterable[Piece], offset: int) -> int:
     """Write pieces one after the other from ``offset`` on; returns crc32c of all of them."""
     crc = 0
     for piece in pieces:

@@ -14,7 +14,7 @@ from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, check_or_remove
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Piece, TensorSpec
 
 
 class TfBundleWriter(PlacedWriter):
@@ -69,7 +69,7 @@ class TfBundleWriter(PlacedWriter):
             raise ConversionError(f"{self.prefix}: {spec.name!r}: TensorFlow has no {spec.dtype}")
         return spec
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         crc = put_at(self._data, pieces, self._offsets[spec.name])
         self._checksums[spec.name] = crc
         return crc

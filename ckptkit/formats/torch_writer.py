@@ -14,7 +14,7 @@ from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.tensors import Piece, TensorSpec
 
 _ROOT = "archive"
 _BATCH = 1000
@@ -78,7 +78,7 @@ class TorchWriter(PlacedWriter):
             self._file.discard()
             raise
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Array]) -> int:
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return self._zip.fill(self._storages[spec.name], pieces)
 
     def _commit(self, check: Check | None) -> list[Path]:

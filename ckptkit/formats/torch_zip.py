@@ -12,7 +12,7 @@ from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
 from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor
-from ckptkit.tensors import DTYPES, Array, TensorSpec
+from ckptkit.tensors import DTYPES, Array, RawTensor, TensorSpec
 
 KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module")
 """Where training code puts the weights, the usual choice first."""
@@ -116,6 +116,17 @@ class TorchReader(MappedReader):
             for size, step in zip(spec.shape, tensor.strides, strict=True)
         ]
         return self._file.view(self._span(tensor, itemsize)[0], spec.dtype, spec.shape, strides)
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of one tensor, without numpy; None where they do not lie in C order."""
+        spec, tensor = self._spec_of(name), self._tensors[name]
+        step = 1
+        for size, stride in zip(reversed(spec.shape), reversed(tensor.strides), strict=True):
+            if size != 1 and stride != step:
+                return None
+            step *= size
+        start, stop = self._span(tensor, spec.dtype.itemsize)
+        return RawTensor(spec.shape, self._file.raw(start, stop - start))
 
     def check(self, name: str) -> bool:
         """Compare the storage of a tensor with the CRC-32 of its zip entry.

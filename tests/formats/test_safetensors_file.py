@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
-from ckptkit.formats.safetensors_file import SafetensorsReader
+from ckptkit.formats.safetensors_file import SafetensorsReader, SafetensorsWriter
+from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
 from tests.support.tensors import same_bits
 
@@ -173,3 +174,21 @@ def test_mutations_of_the_index(shards: Path) -> None:
             SafetensorsReader(index).close()
         except CkptkitError as error:
             assert isinstance(error, (FormatError, NotFoundError))
+
+
+def test_raw_bytes_are_those_of_the_tensor(tmp_path):
+    specs = [
+        TensorSpec("a", DTYPES["float32"], (3, 5)),
+        TensorSpec("b", DTYPES["bfloat16"], (7,)),
+        TensorSpec("c", DTYPES["int64"], ()),
+        TensorSpec("d", DTYPES["uint8"], (0, 4)),
+    ]
+    rng = np.random.default_rng(5)
+    arrays = {s.name: rng.integers(0, 100, s.shape).astype(s.dtype.numpy) for s in specs}
+    with SafetensorsWriter(tmp_path / "x.safetensors", specs, {}) as writer:
+        for name in writer.order:
+            writer.write(name, arrays[name])
+        writer.finish()
+    with SafetensorsReader(tmp_path / "x.safetensors") as reader:
+        for name, array in arrays.items():
+            assert (reader.raw(name).shape, bytes(reader.raw(name).data)) == (array.shape, array.tobytes())

@@ -469,3 +469,34 @@ def test_a_file_with_one_copy_opens_whatever_is_asked(tmp_path, weights):
     with TorchReader(path, weights=weights) as reader:
         assert reader.weights is None
         assert list(reader.specs) == ["w"]
+
+
+def test_raw_bytes_are_those_of_the_tensor_or_none_where_they_lie_in_another_order(tmp_path):
+    torch = pytest.importorskip("torch")
+    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    state = {
+        "whole": whole,
+        "rows": whole[1:3],
+        "columns": whole[:, 1:3],
+        "turned": whole.T,
+        "spread": torch.ones(1).expand(5),
+        "scalar": torch.tensor(7, dtype=torch.int64),
+        "empty": torch.zeros(0, 3),
+        "unit": whole[:, :1].T,
+        "bf16": whole.bfloat16(),
+    }
+    torch.save(state, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        raw = {name: reader.raw(name) for name in reader.specs}
+        assert {name for name, found in raw.items() if found is None} == {
+            "columns",
+            "turned",
+            "spread",
+            "unit",
+        }
+        for name, found in raw.items():
+            if found is not None:
+                assert found.shape == reader.specs[name].shape
+                assert bytes(found.data) == reader.read(name).tobytes(), name
+        raw.clear()
+        del found
