@@ -72,11 +72,12 @@ def parity(
 ) -> None:
     """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
 
-    The Keras model reads the TensorFlow checkpoint, the PyTorch model reads its conversion. Returns 1 when
-    they disagree. Needs both frameworks: pip install 'ckptkit[torch,tf]'.
+    The model of the framework it was published for reads the file as it is (Keras for MOAT, PyTorch for
+    MogaNet), the other one its conversion. Returns 1 when they disagree. Needs both frameworks: pip install
+    'ckptkit[torch,tf]'.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic
-    · ckptkit parity model.ckpt --converted moat.safetensors --junit parity.xml
+    · ckptkit parity moganet-xt-224 --converted moganet.ckpt --junit parity.xml
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError
