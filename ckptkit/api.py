@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.errors import UsageError
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace
 
 if TYPE_CHECKING:
+    from ckptkit.convert.rules_file import RuleFile
     from ckptkit.families.binding import Weights
     from ckptkit.parity import ParityReport
     from ckptkit.registry import Registry
@@ -127,7 +129,10 @@ def convert(
     head: bool = True,
     allow_missing_bn: bool = False,
     variant: str | None = None,
+    resolution: int | tuple[int, int] | None = None,
     settings: Mapping[str, Any] | None = None,
+    rules: str | Path | None = None,
+    reverse: bool = False,
     check: bool = True,
 ) -> Path:
     """Convert a checkpoint; see `ckptkit.convert.Options` for the choices.
@@ -145,8 +150,14 @@ def convert(
         Replace an existing output.
     layout, dtype, weights, head, allow_missing_bn, variant
         As in `ckptkit.convert.Options`.
+    resolution : int or (int, int), optional
+        Resize MOAT's position tables for an input of this side, or height and width, in pixels.
     settings : mapping of str to Any, optional
         Behaviour settings for the metadata where no entry says them: ``{"attn_force_fp32": True}``.
+    rules : path, optional
+        A YAML file of your own names and axis orders, for a model of any family.
+    reverse : bool
+        Read ``rules`` from the target to the source.
     check : bool
         Read the result back and compare.
 
@@ -163,6 +174,7 @@ def convert(
     """
     from ckptkit.convert import Options
     from ckptkit.convert.whole import convert_located
+    from ckptkit.families.settings import parse_size
 
     workspace = _workspace()
     options = Options(
@@ -174,6 +186,8 @@ def convert(
         allow_missing_bn=allow_missing_bn,
         variant=variant,
         settings=settings or {},
+        resolution=None if resolution is None else parse_size(resolution, "resolution"),
+        rules=_rules(rules, reverse=reverse),
     )
     outcome = convert_located(
         workspace.locate(what),
@@ -183,7 +197,21 @@ def convert(
         force=force,
         check=check,
     )
+    if outcome.converted is not None and outcome.converted.losses:
+        from ckptkit.convert.rounding import in_words
+
+        _logger.warning("%s: %s", what, in_words(outcome.converted.losses))
     return outcome.path
+
+
+def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
+    if path is None and reverse:
+        raise UsageError("reverse=True has no meaning without rules", hint="give rules=FILE too")
+    if path is None:
+        return None
+    from ckptkit.convert.rules_file import load_rules
+
+    return load_rules(path, reverse=reverse)
 
 
 def load(
@@ -196,7 +224,8 @@ def load(
     what : str or Path
         Id (fetched when it is not here) or path.
     layout : str
-        ``torch``, ``deeplab2`` or ``keras`` for MOAT, ``torch``, ``openmixup`` or ``keras`` for MogaNet.
+        ``torch``, ``deeplab2`` or ``keras`` for MOAT, ``torch``, ``openmixup`` or ``keras`` for MogaNet;
+        ``as-is`` for the file's own names, of any model.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
     variant : str, optional

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ckptkit.tensors import Array
@@ -41,6 +41,8 @@ class Op:
         Named after what it does.
     external, canonical : str
         Axis patterns of the two sides; both empty for the identity.
+    sizes : mapping of str to int
+        Lengths of axes that neither side tells, because they are merged on both.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Op:
     name: str
     external: str = ""
     canonical: str = ""
+    sizes: Site = field(default_factory=dict, hash=False)
 
     @cached_property
     def _external(self) -> tuple[tuple[str, ...], ...]:
@@ -72,7 +75,7 @@ class Op:
     @property
     def inverse(self) -> Op:
         """The same op read the other way."""
-        return self if self.is_identity else Op(f"{self.name}⁻¹", self.canonical, self.external)
+        return self if self.is_identity else Op(f"{self.name}⁻¹", self.canonical, self.external, self.sizes)
 
     def external_shape(self, canonical: Shape, sizes: Site) -> Shape:
         """Shape on the external side of a tensor whose canonical shape is known.
@@ -110,7 +113,7 @@ class Op:
     ) -> Array:
         if self.is_identity:
             return array
-        known: dict[str, int] = {}
+        known = dict(self.sizes)
         # A merged axis of one side is open on that side alone; the other side has its letters one by one.
         for group, dim in zip(target, shape, strict=True):
             if len(group) == 1:

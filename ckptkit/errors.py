@@ -119,6 +119,10 @@ class ConversionError(CkptkitError):
     """The tensors of a file do not fit the layout they should have."""
 
 
+class UnknownModelError(ConversionError):
+    """The tensors of a file are of no family known here."""
+
+
 class StorageError(CkptkitError):
     """The disk said no: full, read-only, not permitted."""
 

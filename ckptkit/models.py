@@ -14,6 +14,7 @@ from ckptkit.families.base import (
     Family,
     Recognition,
     Structure,
+    TableSizes,
     family_of_variant,
     require_recognition,
 )
@@ -53,6 +54,7 @@ class _Wanted:
     num_classes: int | None
     features_only: bool
     pos_emb: bool
+    table_sizes: TableSizes | None = None
 
 
 def create_model(
@@ -148,7 +150,11 @@ def create_model(
     with open_reader(located.path, weights=wanted_copy(weights, owner)) as reader:
         found = require_recognition(reader.path, reader.specs, variant=variant)
         said = said_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
-        wanted = replace(unloaded, pos_emb=_pos_emb(family, pos_emb, entry, found))
+        wanted = replace(
+            unloaded,
+            pos_emb=_pos_emb(family, pos_emb, entry, found),
+            table_sizes=found.structure.table_sizes,
+        )
         if wanted.pos_emb != found.structure.pos_emb:
             has = "has" if found.structure.pos_emb else "has no"
             raise UsageError(
@@ -204,6 +210,7 @@ def _build(module: Any, wanted: _Wanted, settings: Mapping[str, Any]) -> Any:
         num_classes=wanted.num_classes or None,
         features_only=wanted.features_only,
         **({"pos_emb": wanted.pos_emb} if wanted.family.has_pos_emb else {}),
+        **({"table_sizes": wanted.table_sizes} if wanted.table_sizes else {}),
         **settings,
     )
 

@@ -202,6 +202,10 @@ def contiguous_chunks(
     [[0, 3, 1, 4], [2, 5]]
     """
     target = array.dtype if dtype is None else dtype.numpy
+    if target.name == "bfloat16" and array.dtype.name == "float64":  # ml_dtypes would round twice
+        for chunk in contiguous_chunks(array, None, chunk_bytes):
+            yield _float32_rounded_to_odd(chunk).astype(target)
+        return
     itemsize = max(array.dtype.itemsize, target.itemsize)
     matrix = _as_transposed_matrix(array)
     if matrix is not None:
@@ -242,6 +246,22 @@ def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterato
 
     for chunk in contiguous_chunks(array, dtype):
         yield chunk.view(numpy.uint8)
+
+
+def _float32_rounded_to_odd(array: Array) -> Array:
+    """Narrow float64 so that rounding the result once more gives what rounding at once would give.
+
+    What is inexact is cut off and its last bit set, so that it never looks like a tie.
+    """
+    import numpy
+
+    with numpy.errstate(over="ignore", under="ignore"):
+        nearest = array.astype(numpy.float32)
+    back = nearest.astype(numpy.float64)
+    bits = nearest.view(numpy.uint32)
+    bits -= numpy.abs(back) > numpy.abs(array)
+    bits |= (back != array) & ~numpy.isnan(array)
+    return nearest
 
 
 def _as_transposed_matrix(array: Array) -> Array | None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_settings
+from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.convert import Options
+    from ckptkit.convert.rules_file import RuleFile
     from ckptkit.convert.whole import Outcome
     from ckptkit.synth import Synthetic
     from ckptkit.workspace import Located
@@ -42,7 +43,8 @@ def convert(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Names and axis order: torch, deeplab2, openmixup, keras, keras-h5. Default: as usual."
+            help="Names and axis order: torch, deeplab2, openmixup, keras, keras-h5. Default: as usual. "
+            "as-is: of any model, keep both and change the container alone."
         ),
     ] = None,
     dtype: Annotated[FloatType | None, typer.Option(help="Cast floating tensors.")] = None,
@@ -66,7 +68,21 @@ def convert(
     max_shard_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards, e.g. 500MB.")
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PIXELS|HxW",
+            help="Resize MOAT's position tables for this input, as the model does at run time.",
+        ),
+    ] = None,
     settings: SettingOptions = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own names and axis orders, for any model: a YAML file."),
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Read --rules from the target to the source.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
@@ -92,6 +108,8 @@ def convert(
         variant=variant,
         max_shard_size=_bytes(max_shard_size),
         settings=parse_settings(settings),
+        resolution=parse_resolution(resolution),
+        rules=_rules(rules, reverse=reverse),
     )
     sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
     if not sources:
@@ -116,7 +134,7 @@ def _report(
     plan = outcome.plan
     for note in plan.notes:
         state.output.note(f"{located.name}: {note}")
-    if plan.metadata["bn_statistics"] == "missing":
+    if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:
         _print_plan(state, outcome)
@@ -126,10 +144,14 @@ def _report(
     else:
         done = "written, read back and compared" if checked else "written (not read back)"
         state.output.note(
-            f"{located.name}: {plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}, "
-            f"{len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
+            f"{located.name}: {plan.way}, {len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
             f"{len(plan.ignored)} left out by rule"
         )
+    if outcome.converted is not None and outcome.converted.losses:
+        from ckptkit.convert.rounding import in_words
+
+        shown = None if state.output.verbose else 3
+        state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
     state.output.result(str(outcome.path))
 
 
@@ -150,9 +172,20 @@ def _print_plan(state: State, outcome: Outcome) -> None:
     state.output.table(columns, rows)
     state.output.note(
         f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {outcome.path}; "
-        f"{len(plan.ignored)} tensors left out by rule; {plan.recognition.variant}, "
-        f"{plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}"
+        f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {plan.way}"
     )
+
+
+def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
+    if path is None:
+        if reverse:
+            from ckptkit.errors import UsageError
+
+            raise UsageError("--reverse has no meaning without --rules", hint="give --rules FILE too")
+        return None
+    from ckptkit.convert.rules_file import load_rules
+
+    return load_rules(path, reverse=reverse)
 
 
 def _bytes(text: str | None) -> int | None:

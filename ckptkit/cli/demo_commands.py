@@ -89,8 +89,8 @@ def _convert(state: State, workspace: Workspace, located: Located) -> Path:
         outcome = convert_located(located, Options(to), workspace)
         plan = outcome.plan
         state.output.result(
-            f"   {plan.source_format}/{plan.recognition.layout} → {plan.to}/{plan.layout}: {len(plan.moves)} "
-            f"tensors, {human_bytes(plan.nbytes)}, written, read back and compared\n   {outcome.path}"
+            f"   {plan.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
+            f"written, read back and compared\n   {outcome.path}"
         )
         written[to] = outcome.path
     return written["safetensors"]

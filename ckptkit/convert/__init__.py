@@ -6,7 +6,10 @@ and reads the result back.
 """
 
 from ckptkit.convert.execution import Converted, check_written, execute, load_tensors, tensor_crc32c
-from ckptkit.convert.planning import FLOAT_DTYPES, FORMATS, Move, Options, Plan, plan
+from ckptkit.convert.moves import Move, TensorPlan
+from ckptkit.convert.options import FLOAT_DTYPES, FORMATS, Options
+from ckptkit.convert.planning import Plan, plan
+from ckptkit.convert.rounding import RoundingLoss
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -15,6 +18,8 @@ __all__ = [
     "Move",
     "Options",
     "Plan",
+    "RoundingLoss",
+    "TensorPlan",
     "check_written",
     "execute",
     "load_tensors",

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.checksums import crc32c
-from ckptkit.convert.planning import Move, Options, Plan, plan
+from ckptkit.convert.moves import Move, TensorPlan
+from ckptkit.convert.options import AS_IS, Options
+from ckptkit.convert.planning import plan
+from ckptkit.convert.rounding import RoundingLoss, rounding_loss
 from ckptkit.errors import IntegrityError
 from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.tensors import Array, RawTensor, TensorSpec, byte_pieces
+from ckptkit.tensors import Array, RawTensor, TensorSpec, byte_pieces, dtype_of
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -42,30 +45,34 @@ class Converted:
         Every file written.
     checksums : mapping of str to int
         crc32c of each tensor's bytes as they were meant to be.
+    losses : tuple of RoundingLoss
+        Tensors of which rounding to another float type made values infinite or zero, in the plan's order.
     """
 
     path: Path
     files: tuple[Path, ...]
     checksums: Mapping[str, int]
+    losses: tuple[RoundingLoss, ...] = ()
 
 
 Progress = Callable[[int], None]
 
 
 def execute(
-    conversion: Plan,
+    conversion: TensorPlan,
     reader: Reader,
     output: Path,
     *,
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
+    late: Callable[[], Mapping[str, str]] | None = None,
 ) -> Converted:
     """Carry out a plan, tensor by tensor.
 
     Parameters
     ----------
-    conversion : Plan
+    conversion : TensorPlan
     reader : Reader
         The source the plan was made from; each tensor's stored checksum is verified as it is read.
     output : Path
@@ -76,6 +83,9 @@ def execute(
         Read the result back and compare it with what was meant to be written.
     progress : callable, optional
         Called with the bytes of each tensor done.
+    late : callable, optional
+        Called when the tensors have been written; returns metadata to put in the place of values of the same
+        length in the plan's.
 
     Raises
     ------
@@ -90,27 +100,32 @@ def execute(
     """
     sizes = {spec.name: spec.nbytes for spec in conversion.specs}
     checksums: dict[str, int] = {}
+    losses: dict[str, RoundingLoss] = {}
     with _writer(conversion, output, force) as writer:
-        for name, crc in _written(conversion, reader, writer):
+        for name, crc in _written(conversion, reader, writer, losses):
             checksums[name] = crc
             if progress:
                 progress(sizes[name])
+        checksums |= {name: checksums[other] for name, other in conversion.shared.items()}
         compare = partial(check_written, specs=conversion.specs, checksums=checksums, output=output)
-        files = tuple(writer.finish(compare if check else None))
+        files = tuple(writer.finish(compare if check else None, late() if late else None))
     shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
-    return Converted(shard_index or output, files, checksums)
+    lost = tuple(losses[spec.name] for spec in conversion.specs if spec.name in losses)
+    return Converted(shard_index or output, files, checksums, lost)
 
 
-def _written(conversion: Plan, reader: Reader, writer: Writer) -> Iterator[tuple[str, int]]:
+def _written(
+    conversion: TensorPlan, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]
+) -> Iterator[tuple[str, int]]:
     """Write every tensor, on both cores where the container allows it; yields name and crc32c of each."""
     moves = {move.target.name: move for move in conversion.moves}
 
     def write(batch: Sequence[str]) -> list[tuple[str, int]]:
-        return [(name, _carry(moves[name], reader, writer)) for name in batch]
+        return [(name, _carry(moves[name], reader, writer, losses)) for name in batch]
 
     if not writer.concurrent:
         for name in writer.order:
-            yield name, _carry(moves[name], reader, writer)
+            yield name, _carry(moves[name], reader, writer, losses)
         return
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -120,16 +135,37 @@ def _written(conversion: Plan, reader: Reader, writer: Writer) -> Iterator[tuple
         pool.shutdown(cancel_futures=True)  # after a failure or Ctrl+C: not the rest of the file first
 
 
-def _carry(move: Move, reader: Reader, writer: Writer) -> int:
+def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]) -> int:
     reader.check(move.source)
-    crc = writer.write(move.target.name, _unchanged(move, reader) or move.apply(reader.read(move.source)))
+    unchanged = _unchanged(move, reader)
+    if unchanged is not None:
+        crc = writer.write(move.target.name, unchanged)
+    else:
+        import numpy
+
+        array = reader.read(move.source)
+        moved = move.apply(array)
+        with numpy.errstate(over="ignore", under="ignore"):  # told below, by tensor
+            crc = writer.write(move.target.name, moved)
+        _note_loss(move, array if move.resize is None else moved, losses)  # any order: this one is quicker
     reader.release(move.source)
     return crc
 
 
+def _note_loss(move: Move, array: Array, losses: dict[str, RoundingLoss]) -> None:
+    """Add what rounding to the target's type loses; each tensor has its own key, so threads do not meet."""
+    source = dtype_of(array)
+    if source is move.target.dtype or not (source.is_float and move.target.dtype.is_float):
+        return
+    loss = rounding_loss(move.target.name, array, source, move.target.dtype)
+    if loss is not None:
+        losses[move.target.name] = loss
+
+
 def _unchanged(move: Move, reader: Reader) -> RawTensor | None:
     """The source's own bytes, where they go into the target as they are and the reader can give them."""
-    same = move.inward.op == move.outward.op and reader.specs[move.source].dtype is move.target.dtype
+    same_axes = move.inward.op == move.outward.op and move.resize is None
+    same = same_axes and reader.specs[move.source].dtype is move.target.dtype
     return _raw(reader, move.source) if same else None
 
 
@@ -153,9 +189,10 @@ def _batches(specs: Sequence[TensorSpec]) -> Iterator[list[str]]:
         yield batch
 
 
-def _writer(conversion: Plan, output: Path, force: bool) -> Writer:
-    sharding = {"max_shard_size": conversion.max_shard_size} if conversion.max_shard_size else {}
-    return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force, **sharding)
+def _writer(conversion: TensorPlan, output: Path, force: bool) -> Writer:
+    special = {"max_shard_size": conversion.max_shard_size, "shared": conversion.shared}
+    given = {key: value for key, value in special.items() if value}  # each is one format's own
+    return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force, **given)
 
 
 def check_written(
@@ -224,7 +261,7 @@ def load_tensors(
     ----------
     reader : Reader
     layout : str
-        Default: the canonical (PyTorch) names.
+        Default: the canonical (PyTorch) names; ``as-is`` the file's own, of any model.
     weights, variant
         As in `Options`.
     entry : Entry, optional
@@ -241,16 +278,28 @@ def load_tensors(
         When tensors are missing, unexpected or of another shape. A missing head, or missing BatchNorm
         statistics, are accepted: what is there is loaded.
     """
-    import numpy
-
+    if layout == AS_IS:
+        return _load_as_is(reader, Options("torch", layout=layout, weights=weights, variant=variant))
     head = require_recognition(reader.path, reader.specs, variant=variant).structure.num_classes is not None
     conversion = plan(
         reader,
         Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
         entry=entry,
     )
+    return _loaded(conversion.moves, reader)
+
+
+def _load_as_is(reader: Reader, options: Options) -> dict[str, Array]:
+    from ckptkit.convert.as_is import plan_as_is
+
+    return _loaded(plan_as_is(reader, options).moves, reader)
+
+
+def _loaded(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
+    import numpy
+
     loaded = {}
-    for move in conversion.moves:
+    for move in moves:
         reader.check(move.source)
         loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
         reader.release(move.source)

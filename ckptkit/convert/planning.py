@@ -9,124 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
+from ckptkit.convert.moves import Move, TensorPlan
+from ckptkit.convert.options import Options, check_target
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
-from ckptkit.families.binding import Ignored, Known, Match, Weights, match
+from ckptkit.families.binding import Ignored, Known, Match, match
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import IDENTITY, Binding, Ignore, Table
-from ckptkit.tensors import DTYPES, Array, DType, TensorSpec
+from ckptkit.layouts import Binding, Ignore, Table
+from ckptkit.tensors import DTYPES, DType, TensorSpec
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
-FLOAT_DTYPES = ("float32", "float16", "bfloat16")
-
-_CARRIED = ("entry", "weights", "normalization", "resolution")
+_CARRIED = ("entry", "weights", "normalization", "resolution", "position_tables")
 """Metadata that stays true of a converted file's conversions."""
 
 _NO_HEAD = Ignore("head", "", "left out by --no-head")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a conversion should make.
+class Plan(TensorPlan):
+    """The plan for a checkpoint of a family known here."""
 
-    Parameters
-    ----------
-    to : str
-        Format: ``safetensors``, ``torch``, ``tf``, ``keras`` or ``npz``.
-    layout : str, optional
-        Default: the family's usual one for that format.
-    dtype : str, optional
-        ``float32``, ``float16`` or ``bfloat16`` for all floating tensors; default: as they are.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the source holds both.
-    head : bool
-        False leaves the classification head out.
-    allow_missing_bn : bool
-        Convert a file that lacks all BatchNorm statistics (MOAT's first uploads).
-    variant : str, optional
-        Overrides what the file is recognised as.
-    max_shard_size : int, optional
-        Split a safetensors output into shards of at most so many bytes.
-    settings : mapping of str to Any
-        Behaviour settings (``attn_force_fp32`` …) to write into the metadata, before the entry's and the
-        file's.
-    """
-
-    to: str
-    layout: str | None = None
-    dtype: str | None = None
-    weights: Weights = "auto"
-    head: bool = True
-    allow_missing_bn: bool = False
-    variant: str | None = None
-    max_shard_size: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Move:
-    """One tensor's way from source to target.
-
-    Parameters
-    ----------
-    source : str
-        Name in the source file.
-    target : TensorSpec
-        Name, dtype and shape in the target file.
-    inward, outward : Binding
-        The tensor's rows in the source's table and in the target's.
-    """
-
-    source: str
-    target: TensorSpec
-    inward: Binding
-    outward: Binding
+    recognition: Recognition = field(kw_only=True)
 
     @property
-    def op(self) -> str:
-        """What happens to the axes, for people."""
-        if self.inward.op == self.outward.op:
-            return IDENTITY.name
-        steps = [op.name for op in (self.inward.op, self.outward.op.inverse) if not op.is_identity]
-        return " ∘ ".join(reversed(steps)) or IDENTITY.name
-
-    def apply(self, array: Array) -> Array:
-        """View of the source tensor in the target's axis order; never a copy."""
-        if self.inward.op == self.outward.op:
-            return array
-        canonical = self.inward.op.to_canonical(array, self.inward.canonical_shape)
-        return self.outward.op.to_external(canonical, self.outward.external_shape)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a conversion will do, decided before anything is written."""
-
-    source: Path
-    source_format: str
-    recognition: Recognition
-    to: str
-    layout: str
-    weights: str | None
-    moves: tuple[Move, ...]
-    ignored: tuple[Ignored, ...]
-    metadata: Mapping[str, str]
-    notes: tuple[str, ...]
-    max_shard_size: int | None = None
+    def way(self) -> str:
+        """From what to what, for people."""
+        return f"{self.source_format}/{self.recognition.layout} → {self.to}/{self.layout}"
 
     @property
-    def specs(self) -> list[TensorSpec]:
-        """Specs of the target's tensors, in the architecture's order."""
-        return [move.target for move in self.moves]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of tensor data in the target."""
-        return sum(spec.nbytes for spec in self.specs)
+    def subject(self) -> str:
+        """The variant."""
+        return self.recognition.variant
 
 
 def plan(
@@ -155,16 +71,7 @@ def plan(
     ConversionError
         When tensors are missing, unexpected or of another shape.
     """
-    if options.to not in FORMATS:
-        raise UsageError(f"no format {options.to!r} to convert to", hint="one of " + ", ".join(FORMATS))
-    if options.dtype is not None and options.dtype not in FLOAT_DTYPES:
-        raise UsageError(
-            f"no dtype {options.dtype!r} to convert to", hint="one of " + ", ".join(FLOAT_DTYPES)
-        )
-    if options.max_shard_size is not None and options.to != "safetensors":
-        raise UsageError(
-            f"--max-shard-size has no meaning for {options.to}", hint="only safetensors has shards"
-        )
+    check_target(options)
     recognition = require_recognition(
         reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
     )
@@ -173,10 +80,6 @@ def plan(
     structure = (
         replace(recognition.structure, num_classes=None) if not options.head else recognition.structure
     )
-    layout = _target_layout(options, recognition)
-    target_table = recognition.family.table(layout, recognition.variant, structure)
-    _refuse_other_pos_emb(reader.path, recognition, entry)
-    _refuse_misfit(reader.path, found, options)
     settings = said_settings(
         recognition.family,
         told=options.settings,
@@ -184,6 +87,11 @@ def plan(
         metadata=reader.metadata,
         path=reader.path,
     )
+    layout = _target_layout(options, recognition)
+    structure = _resized(reader, structure, settings, options, recognition)
+    target_table = recognition.family.table(layout, recognition.variant, structure)
+    _refuse_other_pos_emb(reader.path, recognition, entry)
+    _refuse_misfit(reader.path, found, options)
     dtype = DTYPES[options.dtype] if options.dtype else None
     moves = tuple(
         _move(reader, found, binding, dtype)
@@ -202,6 +110,7 @@ def plan(
         ignored=(*dropped, *found.ignored),
         metadata={
             **_metadata(reader, found, layout, structure, entry),
+            **_resizing_in_words(options, moves),
             **{key: json.dumps(value) for key, value in settings.items()},
             **({"weights": copy} if (copy := found.weights or known.held) else {}),
             **(provenance or {}),
@@ -219,15 +128,60 @@ def _target_layout(options: Options, recognition: Recognition) -> str:
     return headless if headless and not options.head else layout
 
 
+def _resized(
+    reader: Reader,
+    structure: Structure,
+    settings: Mapping[str, Any],
+    options: Options,
+    recognition: Recognition,
+) -> Structure:
+    """The structure of the target: with tables of other sizes where a resolution is asked for.
+
+    Raises
+    ------
+    UsageError
+        When there are no tables, or they were resized already: twice is not what the model does.
+    """
+    if options.resolution is None:
+        return structure
+    sizes = recognition.family.table_sizes_at(options.resolution, settings)
+    if not structure.pos_emb:
+        raise UsageError(
+            f"{reader.path} has no position tables to resize", hint="it fits every resolution as it is"
+        )
+    if structure.table_sizes not in (None, sizes):
+        raise UsageError(
+            f"{reader.path}: its position tables were resized already"
+            + (f" ({said})" if (said := reader.metadata.get("position_tables")) else ""),
+            hint="resize those of the original file",
+        )
+    return replace(structure, table_sizes=sizes)
+
+
+def _resizing_in_words(options: Options, moves: Sequence[Move]) -> dict[str, str]:
+    """What the metadata says of ``--resolution``."""
+    if options.resolution is None:
+        return {}
+    height, width = options.resolution
+    said = {"resolution": str(height) if height == width else f"{height}x{width}"}
+    sizes = dict.fromkeys("x".join(map(str, m.outward.canonical_shape[-2:])) for m in moves if m.resize)
+    if sizes:
+        said["position_tables"] = f"resized to {', '.join(sizes)} for an input of {height}x{width}"
+    return said
+
+
 def _move(reader: Reader, found: Match, outward: Binding, dtype: DType | None) -> Move:
     source = found.sources[outward.canonical]
     spec = reader.specs[source]
     target_dtype = dtype if dtype is not None and spec.dtype.is_float else spec.dtype
+    inward = found.recognition.table.by_canonical[outward.canonical]
+    resized = inward.canonical_shape != outward.canonical_shape  # of position tables only
     return Move(
         source,
         TensorSpec(outward.external, target_dtype, outward.external_shape),
-        found.recognition.table.by_canonical[outward.canonical],
+        inward,
         outward,
+        resize=found.recognition.family.resized_table if resized else None,
     )
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ckptkit.convert.execution import Converted, execute
-from ckptkit.convert.planning import Options, Plan, plan
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.convert.moves import TensorPlan
+from ckptkit.convert.options import AS_IS, Options
+from ckptkit.convert.planning import plan
+from ckptkit.convert.provenance import Provenance
+from ckptkit.errors import FormatError, UnknownModelError, UsageError
 from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS, open_reader
 from ckptkit.formats.staging import refuse_existing
 from ckptkit.workspace import Located, Workspace
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Outcome:
 
     Parameters
     ----------
-    plan : Plan
+    plan : TensorPlan
     path : Path
         Where the result stands, or would stand after a dry run.
     converted : Converted or None
@@ -31,7 +38,7 @@ class Outcome:
         Whether it stood there already.
     """
 
-    plan: Plan
+    plan: TensorPlan
     path: Path
     converted: Converted | None
     reused: bool = False
@@ -68,10 +75,15 @@ def convert_located(
     CkptkitError
         As `plan` and `execute` raise them.
     """
-    with open_reader(located.path, weights=wanted_copy(options.weights, located.entry)) as reader:
-        conversion = plan(reader, options, entry=located.entry, provenance=provenance(located))
+    with (
+        open_reader(located.path, weights=wanted_copy(options.weights, located.entry)) as reader,
+        Provenance(located) as provenance,
+    ):
+        conversion = _plan(reader, options, located.entry, provenance.placeholder)
         path = output_path(located, conversion, options, workspace, output)
         in_cache = located.entry is not None and output is None
+        if in_cache or dry_run:
+            conversion = _settled(conversion, provenance)
         if in_cache and not force and _stands_already(path, conversion):
             return Outcome(conversion, path, None, reused=True)
         if dry_run:
@@ -80,39 +92,43 @@ def convert_located(
             refuse_existing(_standing(path), force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", conversion.nbytes) as advance:
             converted = execute(
-                conversion, reader, path, force=force or in_cache, check=check, progress=advance
+                conversion,
+                reader,
+                path,
+                force=force or in_cache,
+                check=check,
+                progress=advance,
+                late=provenance.wait,
             )
-        return Outcome(conversion, converted.path, converted)
+        return Outcome(_settled(conversion, provenance), converted.path, converted)
 
 
-def provenance(located: Located) -> dict[str, str]:
-    """What identifies the source: sha256 of the published file, of a single file, or of a bundle's index.
+def _plan(reader: Reader, options: Options, entry: Entry | None, provenance: Mapping[str, str]) -> TensorPlan:
+    """Decide a conversion by a user's rules, as is, or by the family's layouts."""
+    if options.rules is not None:
+        from ckptkit.convert.by_rules import plan_by_rules
 
-    A TensorFlow checkpoint is several files; its index holds the crc32c of every tensor, so the index's
-    own sha256 stands for the whole.
-    """
-    if located.sha256:
-        return {"source_sha256": located.sha256}
-    path = located.path
-    if path.is_file() and path.suffix != ".index" and not path.name.endswith(".index.json"):
-        return {"source_sha256": _sha256(path)}
-    index = next(
-        (p for p in (path, path.with_name(path.name + ".index")) if p.suffix == ".index" and p.is_file()),
-        None,
-    )
-    return {"source_index_sha256": _sha256(index)} if index else {}
+        return plan_by_rules(reader, options, options.rules, entry=entry, provenance=provenance)
+    if options.layout == AS_IS:
+        from ckptkit.convert.as_is import plan_as_is
+
+        return plan_as_is(reader, options, entry=entry, provenance=provenance)
+    try:
+        return plan(reader, options, entry=entry, provenance=provenance)
+    except UnknownModelError as error:
+        raise UnknownModelError(
+            error.message,
+            hint=f"--layout {AS_IS} changes the container of any model, --rules FILE its names too; "
+            "see 'ckptkit inspect' for its tensors, 'ckptkit list' for what is supported",
+        ) from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def _settled(conversion: TensorPlan, provenance: Provenance) -> TensorPlan:
+    return replace(conversion, metadata={**conversion.metadata, **provenance.wait()})
 
 
 def output_path(
-    located: Located, conversion: Plan, options: Options, workspace: Workspace, output: Path | None
+    located: Located, conversion: TensorPlan, options: Options, workspace: Workspace, output: Path | None
 ) -> Path:
     """Where a conversion's result goes."""
     extension = EXTENSIONS[conversion.to]
@@ -122,6 +138,8 @@ def output_path(
         what += "-raw"
     if not options.head:
         what += "-backbone"
+    if options.resolution is not None:
+        what += "-{}x{}".format(*options.resolution)
     if located.entry is not None and output is None:
         return workspace.home.converted_path(located.entry.id, what, dtype, extension)
     stem = located.entry.id if located.entry else _stem(located.path)
@@ -136,7 +154,7 @@ def output_path(
     return path
 
 
-def _dtype_in_words(conversion: Plan) -> str:
+def _dtype_in_words(conversion: TensorPlan) -> str:
     names = {spec.dtype.name for spec in conversion.specs if spec.dtype.is_float}
     return names.pop() if len(names) == 1 else "mixed"
 
@@ -162,7 +180,7 @@ def _standing(path: Path) -> Path:
     return path if path.exists() else path.with_name(path.name + ".index")
 
 
-def _stands_already(path: Path, conversion: Plan) -> bool:
+def _stands_already(path: Path, conversion: TensorPlan) -> bool:
     """Whether the cache holds this very conversion: same source, same options, same version of the tool."""
     if not _standing(path).exists():
         return False
@@ -173,6 +191,6 @@ def _stands_already(path: Path, conversion: Plan) -> bool:
         return False
 
 
-def _same(reader: Reader, conversion: Plan) -> bool:
+def _same(reader: Reader, conversion: TensorPlan) -> bool:
     said = {key: value for key, value in reader.metadata.items() if key != "format"}
     return said == dict(conversion.metadata) and {s.name: s for s in conversion.specs} == dict(reader.specs)

@@ -15,7 +15,7 @@ from ckptkit.differences.pairing import Pair, Pairing, Single, pair_by_architect
 from ckptkit.differences.report import Changed, Difference, Kind, Lone, OtherMetadata
 from ckptkit.differences.values import Tolerance, ValueDifference, compare_arrays
 from ckptkit.errors import NotFoundError, UsageError
-from ckptkit.families.base import Recognition, Structure
+from ckptkit.families.base import Recognition
 from ckptkit.families.binding import Match
 from ckptkit.workspace import Located
 
@@ -140,7 +140,8 @@ def _with_parts_of(other: Recognition, found: Recognition) -> Recognition:
 
     A head without its bias, for one, is taken for no head, and its kernel would be known in one file alone.
     """
-    structure = Structure(
+    structure = replace(
+        found.structure,
         pos_emb=found.structure.pos_emb or other.structure.pos_emb,
         num_classes=found.structure.num_classes or other.structure.num_classes,
     )

@@ -10,14 +10,20 @@ import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
-from ckptkit.errors import ConversionError, MissingDependencyError, NotFoundError
+from ckptkit.errors import (
+    ConversionError,
+    MissingDependencyError,
+    NotFoundError,
+    UnknownModelError,
+    UsageError,
+)
 from ckptkit.layouts import Definition, Layout, Site, Table, expand
-from ckptkit.tensors import TensorSpec
+from ckptkit.tensors import Array, TensorSpec
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
@@ -33,6 +39,10 @@ MUST_BE_TOLD = _MustBeTold.MUST_BE_TOLD
 """A behaviour setting without a default: both values are in use, and nothing in the tensors tells which."""
 
 
+TableSizes: TypeAlias = tuple[tuple[int, int], ...]
+"""Rows and columns of the position tables of each stage that has attention."""
+
+
 @dataclass(frozen=True)
 class Structure:
     """What a variant's name leaves open about its tensors.
@@ -43,10 +53,13 @@ class Structure:
         Whether attention has relative position tables; False in families that never have them.
     num_classes : int or None
         Outputs of the head, None for a headless file.
+    table_sizes : tuple or None
+        Sizes of position tables that were resized for another input; None where they are as published.
     """
 
     pos_emb: bool = True
     num_classes: int | None = 1000
+    table_sizes: TableSizes | None = None
 
 
 class Family(ABC):
@@ -86,6 +99,28 @@ class Family(ABC):
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""
         return ""
+
+    def table_sizes_at(self, resolution: tuple[int, int], settings: Mapping[str, Any]) -> TableSizes:
+        """Sizes that position tables are resized to at an input resolution.
+
+        Raises
+        ------
+        UsageError
+            When the family has no such tables, or their sizes do not follow from the resolution.
+        """
+        raise UsageError(
+            f"family {self.name} has no position tables to resize", hint="leave --resolution out"
+        )
+
+    def resized_table(self, table: Array, size: tuple[int, int]) -> Array:
+        """Resize position tables (heads, rows, columns), as the models do it at run time."""
+        raise NotImplementedError(f"family {self.name} has no position tables")
+
+    def read_table_sizes(
+        self, layout: str, variant: str, specs: Mapping[str, TensorSpec]
+    ) -> TableSizes | None:
+        """Sizes of a file's position tables where they were resized; None where they are as published."""
+        return None
 
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""
@@ -242,6 +277,8 @@ def recognise(
     if best is None or best[0] <= 0:
         return None
     _, family, layout_name, candidate, structure = best
+    if structure.pos_emb:
+        structure = replace(structure, table_sizes=family.read_table_sizes(layout_name, candidate, specs))
     return Recognition(family, candidate, structure, family.table(layout_name, candidate, structure))
 
 
@@ -309,7 +346,7 @@ def require_recognition(
     if found is None:
         sample = ", ".join(list(specs)[:3]) or "none"
         asked = f"unlike {variant}" if variant else "of no family known here"
-        raise ConversionError(
+        raise (ConversionError if variant else UnknownModelError)(
             f"{path}: {len(specs)} tensors ({sample} …) are {asked}",
             hint="see 'ckptkit inspect' for its tensors, 'ckptkit list' for what is supported",
         )

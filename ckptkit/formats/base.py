@@ -93,9 +93,10 @@ class Writer(Protocol):
         """Write one tensor (any strides; cast to the spec's dtype). Returns crc32c of the bytes written."""
         ...
 
-    def finish(self, check: Check | None = None) -> list[Path]:
+    def finish(self, check: Check | None = None, late: Mapping[str, str] | None = None) -> list[Path]:
         """Sync, check and rename; returns the files that now exist.
 
+        ``late`` replaces values of the metadata that were not known at the start by others of their length.
         ``check`` is given a path under which the whole result can be opened: its temporary name where the
         container is one file, else the final one. What it raises discards the result.
         """

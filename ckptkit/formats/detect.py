@@ -180,12 +180,11 @@ def _open_npz(probe: _Probe) -> Reader:
 
 def _open_zip(probe: _Probe) -> Reader:
     """PyTorch files, npz and Keras models are zip archives all; what is inside decides."""
-    from ckptkit.formats.keras_h5 import KERAS_MEMBER
-    from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.zip_directory import read_directory
-
     names = [probe.first_zip_name]
     if not names[0].endswith(("/data.pkl", ".npy")):
+        from ckptkit.formats.mapped_file import MappedFile
+        from ckptkit.formats.zip_directory import read_directory
+
         file = MappedFile(probe.path)
         try:
             names = list(read_directory(file).entries)
@@ -195,6 +194,8 @@ def _open_zip(probe: _Probe) -> Reader:
         return _open_torch(probe)
     if any(name.endswith(".npy") for name in names):
         return _open_npz(probe)
+    from ckptkit.formats.keras_h5 import KERAS_MEMBER  # only now: it takes as long as all of another format
+
     if KERAS_MEMBER in names:
         return _open_keras(probe)
     raise FormatError(

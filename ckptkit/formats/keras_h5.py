@@ -13,7 +13,7 @@ from pathlib import Path
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Check
 from ckptkit.formats.hdf5_attributes import Attributes
-from ckptkit.formats.hdf5_building import blueprint
+from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
 from ckptkit.formats.hdf5_chunks import read_chunks
 from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
@@ -219,22 +219,25 @@ class KerasH5Writer(PlacedWriter):
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:
-        super().__init__(Path(path), specs)
-        plan = blueprint(self.path, self._specs.values(), (_ATTRIBUTE, metadata_json(metadata)))
-        self._offsets = plan.offsets
+        super().__init__(Path(path), specs, metadata)
+        self._plan = self._blueprint()
         self._file = StagedFile(self.path, force=force)
-        try:
-            self._file.append(plan.head)
-            self._file.skip_to(plan.tail_offset)
-            self._file.append(plan.tail)
-        except BaseException:
-            self.discard()
-            raise
+
+    def _blueprint(self) -> Blueprint:
+        attribute = (_ATTRIBUTE, metadata_json(self._metadata))
+        return blueprint(self.path, self._specs.values(), attribute)
 
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
-        return put_at(self._file, pieces, self._offsets.get(spec.name, 0))  # an empty one has no place
+        return put_at(self._file, pieces, self._plan.offsets.get(spec.name, 0))  # an empty one has no place
+
+    def _settle(self, late: Mapping[str, str]) -> None:
+        super()._settle(late)
+        self._plan = self._blueprint()
 
     def _commit(self, check: Check | None) -> list[Path]:
+        self._file.write_at(self._plan.head, 0)
+        self._file.skip_to(self._plan.tail_offset)
+        self._file.append(self._plan.tail)
         return [self._file.commit_checked(check)]
 
     def discard(self) -> None:

@@ -208,16 +208,16 @@ class NpzWriter(PlacedWriter):
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:
-        super().__init__(Path(path), specs)
+        super().__init__(Path(path), specs, metadata)
         for spec in self._specs.values():
             if spec.dtype.name not in CODES:
                 raise UsageError(
                     f"{self.path}: npz cannot hold {spec.name!r} as {spec.dtype}: numpy has no name for it",
                     hint="choose --dtype float32 or float16, or --to safetensors",
                 )
-        self._comment = _COMMENT_PREFIX + metadata_json(metadata)
-        if len(self._comment) > _MAX_COMMENT:
-            raise UsageError(f"{self.path}: metadata of {len(self._comment)} bytes, npz holds {_MAX_COMMENT}")
+        length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
+        if length > _MAX_COMMENT:
+            raise UsageError(f"{self.path}: metadata of {length} bytes, npz holds {_MAX_COMMENT}")
         self._file = StagedFile(self.path, force=force)
         self._zip = ZipWriter(self._file)
         self._arrays = {
@@ -229,7 +229,7 @@ class NpzWriter(PlacedWriter):
         return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))
 
     def _commit(self, check: Check | None) -> list[Path]:
-        self._zip.close(self._comment)
+        self._zip.close(_COMMENT_PREFIX + metadata_json(self._metadata))
         return [self._file.commit_checked(check)]
 
     def discard(self) -> None:

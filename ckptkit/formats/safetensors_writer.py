@@ -66,9 +66,8 @@ class SafetensorsWriter(PlacedWriter):
         force: bool = False,
         max_shard_size: int | None = None,
     ) -> None:
-        super().__init__(Path(path), specs)
+        super().__init__(Path(path), specs, {"format": "pt", **metadata})
         self._force = force
-        self._metadata = {"format": "pt", **metadata}
         for spec in self._specs.values():
             if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
                 what = (
@@ -118,6 +117,11 @@ class SafetensorsWriter(PlacedWriter):
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         number, offset = self._places[spec.name]
         return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
+
+    def _settle(self, late: Mapping[str, str]) -> None:
+        super()._settle(late)
+        for file, shard in zip(self._staged, self._shards, strict=True):
+            file.write_at(header_bytes(self.path, shard, self._metadata), 0)
 
     def _commit(self, check: Check | None) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""

@@ -28,6 +28,8 @@ class TensorWriter(ABC):
         Where the checkpoint will stand.
     specs : iterable of TensorSpec
         Every tensor.
+    metadata : Mapping of str to str
+        What the container shall say about itself.
 
     Attributes
     ----------
@@ -43,8 +45,9 @@ class TensorWriter(ABC):
     order: Sequence[str]
     concurrent: bool
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
         self.path = path
+        self._metadata = dict(metadata)
         self._specs: dict[str, TensorSpec] = {}
         for spec in specs:
             if spec.name in self._specs:
@@ -55,25 +58,36 @@ class TensorWriter(ABC):
         self.order = list(self._specs)
         self._written = 0
 
-    def finish(self, check: Check | None = None) -> list[Path]:
+    def finish(self, check: Check | None = None, late: Mapping[str, str] | None = None) -> list[Path]:
         """Sync, check and rename; returns the files that now exist.
 
         Parameters
         ----------
         check : callable, optional
             See `ckptkit.formats.base.Writer.finish`.
+        late : mapping of str to str, optional
+            Values of the metadata that were not known at the start; those given there were of their length.
 
         Raises
         ------
         ValueError
-            A tensor was never written.
+            A tensor was never written, or a late value has no place.
         StorageError
             The disk refuses.
         """
         missing = len(self.order) - self._written
         if missing:
             raise ValueError(f"{missing} tensors of {self.path} were never written")
+        if late and not late.items() <= self._metadata.items():
+            self._settle(late)
         return self._commit(check)
+
+    def _settle(self, late: Mapping[str, str]) -> None:
+        """Put late values into the metadata; containers that write it at the end need no more."""
+        settled = {**self._metadata, **late}
+        if len(metadata_json(settled)) != len(metadata_json(self._metadata)):
+            raise ValueError(f"late metadata of {self.path} must take the places of values of their length")
+        self._metadata = settled
 
     @abstractmethod
     def _commit(self, check: Check | None) -> list[Path]:
@@ -97,8 +111,8 @@ class PlacedWriter(TensorWriter):
 
     concurrent = True
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
-        super().__init__(path, specs)
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
+        super().__init__(path, specs, metadata)
         self._begun: set[str] = set()
         self._lock = threading.Lock()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +30,8 @@ _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work: waiting for all of a file at its end took a third longer."""
 _WRITE_BYTES = 1 << 20
 """Bytes per system call: with 2 MB, Linux 6.18 looks for huge pages and took 2.5 times as long."""
-_PREFIX = ".ckptkit-"
+TEMPORARY = ".ckptkit-"
+"""Names of temporary files begin so: they are nobody's checkpoints."""
 _SUFFIX = ".part"
 
 
@@ -44,6 +44,16 @@ class StagedFile:
         Where the file will stand. Its folder is created.
     force : bool
         Whether an existing file may be replaced.
+    ending : str
+        End of the final name that shall be the end of the temporary one too.
+    token : str
+        From `new_token`; files with the same one, and final names that differ in ``ending`` only, make one
+        checkpoint that can be opened by its prefix before it is renamed.
+
+    Attributes
+    ----------
+    temporary : Path
+        Where it can be read until `rename`.
 
     Raises
     ------
@@ -53,14 +63,14 @@ class StagedFile:
         When the disk refuses: full, read-only, not permitted.
     """
 
-    def __init__(self, final: Path, *, force: bool = False) -> None:
+    def __init__(self, final: Path, *, force: bool = False, ending: str = "", token: str = "") -> None:
         self.final = final
         refuse_existing(final, force=force)
         with translated(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_orphans(final)
-            self._temporary = final.parent / f"{_PREFIX}{secrets.token_hex(6)}-{final.name}{_SUFFIX}"
-            self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+            _sweep_orphans(final, ending)
+            self.temporary = temporary_path(final, ending, token or new_token())
+            self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
             _lock(self._fd)
         self._position = 0
         self._syncer = ThreadPoolExecutor(1)
@@ -107,11 +117,11 @@ class StagedFile:
     def sync(self) -> None:
         """Bring the bytes to the disk."""
         self._await_sync()
-        self._trim()
+        self.trim()
         with translated(self.final):
             os.fsync(self._fd)
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
         """Give a file that ends in a hole its whole length."""
         with translated(self.final):
             if os.fstat(self._fd).st_size < self._position:
@@ -122,7 +132,7 @@ class StagedFile:
         with translated(self.final):
             if os.name == "nt":  # an open file cannot be renamed there
                 self._close()
-            self._temporary.replace(self.final)
+            self.temporary.replace(self.final)
             self._close()
             sync_folder(self.final.parent)
         return self.final
@@ -140,20 +150,14 @@ class StagedFile:
         check : callable, optional
             Given the temporary path; what it raises keeps the file from its final name.
         """
-        if check is None:
-            return self.commit()
-        self._trim()
-        with ThreadPoolExecutor(1) as syncer:
-            syncing = syncer.submit(self.sync)
-            check(self._temporary)
-            syncing.result()
+        sync_checked([self], check, self.temporary)
         return self.rename()
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `commit`."""
         if self._open:
             self._close()
-            self._temporary.unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)
 
     def _await_sync(self) -> None:
         """Wait for the sync under way, and raise its error: the system tells of it only once."""
@@ -175,6 +179,45 @@ class StagedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def sync_checked(files: Sequence[StagedFile], check: Callable[[Path], None] | None, path: Path) -> None:
+    """Sync files, and have the result, which can be opened at ``path``, checked meanwhile."""
+    if check is None:
+        for file in files:
+            file.sync()
+        return
+    for file in files:
+        file.trim()
+    with ThreadPoolExecutor(1) as syncer:
+        syncing = [syncer.submit(file.sync) for file in files]
+        check(path)
+        for sync in syncing:
+            sync.result()
+
+
+def new_token() -> str:
+    """Return what tells the temporary files of one writer from those of another."""
+    return os.urandom(6).hex()
+
+
+def temporary_path(final: Path, ending: str, token: str) -> Path:
+    """Where a file lies until it is renamed.
+
+    Parameters
+    ----------
+    final : Path
+    ending : str
+        End of its name that stays the end.
+    token : str
+        From `new_token`.
+
+    Examples
+    --------
+    >>> temporary_path(Path("m.index"), ".index", "0a1b2c3d4e5f").name
+    '.ckptkit-0a1b2c3d4e5f-m.part.index'
+    """
+    return final.parent / f"{TEMPORARY}{token}-{final.name.removesuffix(ending)}{_SUFFIX}{ending}"
 
 
 def check_or_remove(check: Callable[[Path], None] | None, path: Path, files: Sequence[Path]) -> None:
@@ -220,11 +263,12 @@ def _lock(fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _sweep_orphans(final: Path) -> None:
+def _sweep_orphans(final: Path, ending: str) -> None:
     """Remove temporary files of ``final`` whose writer is gone."""
     if fcntl is None:
         return
-    for path in final.parent.glob(f"{_PREFIX}*-{_escape_glob(final.name)}{_SUFFIX}"):
+    stem = _escape_glob(final.name.removesuffix(ending))
+    for path in final.parent.glob(f"{TEMPORARY}*-{stem}{_SUFFIX}{_escape_glob(ending)}"):
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDWR)
             try:

@@ -11,7 +11,7 @@ from ckptkit.errors import ConversionError, storage_error
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
 from ckptkit.formats.sequential_writer import PlacedWriter, put_at
-from ckptkit.formats.staging import StagedFile, check_or_remove
+from ckptkit.formats.staging import StagedFile, new_token, sync_checked
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptkit.tensors import Piece, TensorSpec
@@ -51,15 +51,19 @@ class TfBundleWriter(PlacedWriter):
     ) -> None:
         path = Path(path)
         self.prefix = path.with_name(path.name.removesuffix(".index") or path.name)
-        self._metadata = dict(metadata)
-        super().__init__(self.prefix, map(self._holdable, specs))
+        super().__init__(self.prefix, map(self._holdable, specs), metadata)
         self.order = sorted(self._specs, key=lambda name: name.encode())
         sizes = [self._specs[name].nbytes for name in self.order]
         self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
         self._checksums: dict[str, int] = {}
         with contextlib.ExitStack() as stack:
-            self._index = stack.enter_context(StagedFile(index_path(self.prefix), force=force))
-            self._data = stack.enter_context(StagedFile(shard_path(self.prefix, 0, 1), force=force))
+            token = new_token()
+            self._index, self._data = (
+                stack.enter_context(
+                    StagedFile(path, force=force, ending=path.name[len(self.prefix.name) :], token=token)
+                )
+                for path in (index_path(self.prefix), shard_path(self.prefix, 0, 1))
+            )
             self._stack = stack.pop_all()
 
     def _holdable(self, spec: TensorSpec) -> TensorSpec:
@@ -84,8 +88,10 @@ class TfBundleWriter(PlacedWriter):
         self._index.append(
             build_table([(b"", encode_header(BundleHeader(metadata=self._metadata))), *entries])
         )
-        self._data.sync()
-        self._index.sync()
+        temporary = self._index.temporary
+        sync_checked(
+            [self._data, self._index], check, temporary.with_name(temporary.name.removesuffix(".index"))
+        )
         try:
             # an old index must not point into the new data for even a moment
             index_path(self.prefix).unlink(missing_ok=True)
@@ -97,7 +103,6 @@ class TfBundleWriter(PlacedWriter):
         except BaseException:  # Ctrl+C too: data without an index is of no use to anybody
             data.unlink(missing_ok=True)
             raise
-        check_or_remove(check, self.prefix, files)
         return files
 
     def discard(self) -> None:

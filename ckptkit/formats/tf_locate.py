@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
-from ckptkit.formats.staging import translated
+from ckptkit.formats.staging import TEMPORARY, translated
 from ckptkit.formats.tar_members import iter_safe_members
 from ckptkit.formats.tar_stream import describe_foreign, is_archive
 from ckptkit.formats.tf_bundle_index import index_path
@@ -126,7 +126,7 @@ def _prefixes(folder: Path, *patterns: str) -> list[Path]:
 
 def _is_index(name: str) -> bool:
     """Whether a file is an index; macOS puts ``._x`` beside each ``x`` in archives, which are none."""
-    return name.endswith(".index") and len(name) > len(".index") and not name.startswith("._")
+    return name.endswith(".index") and len(name) > len(".index") and not name.startswith(("._", TEMPORARY))
 
 
 def _from_state_files(states: list[Path]) -> list[Path]:

@@ -38,6 +38,9 @@ class TorchWriter(PlacedWriter):
         Kept as the record ``ckptkit.json``, which torch does not look at.
     force : bool
         Whether an existing file may be replaced.
+    shared : Mapping of str to str, optional
+        Tensors without bytes of their own, and which other tensor's storage each has: of the same type and
+        shape. They are not in `order`.
     tree : Mapping of str to Any, optional
         What the file shall hold instead of one ``OrderedDict`` of all tensors: mappings of names to specs
         (each becomes an ``OrderedDict`` of tensors), and plain values.
@@ -59,20 +62,23 @@ class TorchWriter(PlacedWriter):
         metadata: Mapping[str, str],
         *,
         force: bool = False,
+        shared: Mapping[str, str] | None = None,
         tree: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(Path(path), specs)
+        super().__init__(Path(path), specs, metadata)
+        self.order = [name for name in self.order if name not in (shared or {})]
         self._file = StagedFile(self.path, force=force)
         try:
             self._zip = ZipWriter(self._file)
-            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree))
+            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree, shared))
             # No .format_version record: it would promise the exact spacing of torch's own writer, from which
             # torch may then compute where storages lie instead of looking it up.
             self._zip.add(f"{_ROOT}/byteorder", b"little")
-            self._zip.add(f"{_ROOT}/{METADATA_RECORD}", metadata_json(metadata))
+            record = f"{_ROOT}/{METADATA_RECORD}"
+            self._record = self._zip.reserve(record, len(metadata_json(self._metadata)))
             self._storages = {
-                name: self._zip.reserve(f"{_ROOT}/data/{index}", spec.nbytes)
-                for index, (name, spec) in enumerate(self._specs.items())
+                name: self._zip.reserve(f"{_ROOT}/data/{index}", self._specs[name].nbytes)
+                for index, name in enumerate(self.order)
             }
         except BaseException:
             self._file.discard()
@@ -82,6 +88,7 @@ class TorchWriter(PlacedWriter):
         return self._zip.fill(self._storages[spec.name], pieces)
 
     def _commit(self, check: Check | None) -> list[Path]:
+        self._zip.fill(self._record, [metadata_json(self._metadata)])
         self._zip.add(f"{_ROOT}/version", b"3\n")
         self._zip.close()
         return [self._file.commit_checked(check)]
@@ -98,10 +105,15 @@ class Namespace:
     values: Mapping[str, Any]
 
 
-def checkpoint_pickle(specs: Sequence[TensorSpec], tree: Mapping[str, Any] | None = None) -> bytes:
+def checkpoint_pickle(
+    specs: Sequence[TensorSpec],
+    tree: Mapping[str, Any] | None = None,
+    shared: Mapping[str, str] | None = None,
+) -> bytes:
     """Pickle (protocol 2) of an OrderedDict of tensors, tensor i in storage ``"i"``; or of a tree of them.
 
-    Names that come again and again are written once and recalled from the memo.
+    Tensors in ``shared`` have another one's storage and are not counted. Names that come again and again are
+    written once and recalled from the memo.
 
     Examples
     --------
@@ -111,7 +123,10 @@ def checkpoint_pickle(specs: Sequence[TensorSpec], tree: Mapping[str, Any] | Non
     >>> [arg for op, arg, _ in pickletools.genops(raw) if op.name == "GLOBAL"]
     ['collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage']
     """
-    pickler = _Pickler({spec.name: index for index, spec in enumerate(specs)})
+    shared = shared or {}
+    own = [spec.name for spec in specs if spec.name not in shared]
+    storages = {name: index for index, name in enumerate(own)}
+    pickler = _Pickler({**storages, **{name: storages[other] for name, other in shared.items()}})
     state_dict = {spec.name: spec for spec in specs}
     written = pickler.state_dict(state_dict) if tree is None else pickler.value(tree)
     return b"".join([b"\x80\x02", *written, b"."])

@@ -101,6 +101,35 @@ class TorchReader(MappedReader):
 
         return describe_extras(self._root, self.state_dicts)
 
+    @cached_property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are the very same as an earlier one (tied weights), and which that is."""
+        first: dict[object, str] = {}
+        same = {}
+        for name, tensor in self._tensors.items():
+            if 0 not in tensor.shape:
+                start, _ = self._span(tensor, DTYPES[tensor.dtype].itemsize)
+                earlier = first.setdefault((start, tensor.dtype, tensor.shape, tensor.strides), name)
+                if earlier != name:
+                    same[name] = earlier
+        return same
+
+    @cached_property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes in the file touch those of one before them in the file: tied weights, views."""
+        spans = sorted(
+            (*self._span(tensor, DTYPES[tensor.dtype].itemsize), name)
+            for name, tensor in self._tensors.items()
+            if 0 not in tensor.shape
+        )
+        reached = 0
+        overlapping = []
+        for start, stop, name in spans:
+            if start < reached:
+                overlapping.append(name)
+            reached = max(reached, stop)
+        return overlapping
+
     def read(self, name: str) -> Array:
         """Read-only view of one tensor with the strides it was saved with.
 

@@ -8,14 +8,15 @@ file has already.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.errors import ConversionError, FormatError, UsageError
-from ckptkit.families.base import CANONICAL, Recognition, require_recognition
+from ckptkit.families.base import CANONICAL, Recognition, Structure, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS
@@ -173,11 +174,16 @@ def require_same_model(source: ModelFile, other: ModelFile) -> None:
         When variant, position embedding or head differ.
     """
     ours, theirs = source.recognition, other.recognition
-    if (ours.variant, ours.structure) != (theirs.variant, theirs.structure):
+    if (ours.variant, _as_published(ours.structure)) != (theirs.variant, _as_published(theirs.structure)):
         raise ConversionError(
             f"{other.reader.path} is {_in_words(theirs)}, {source.reader.path} is {_in_words(ours)}",
             hint="give a conversion of this very checkpoint",
         )
+
+
+def _as_published(structure: Structure) -> Structure:
+    """The structure before its position tables were resized, which leaves the model what it was."""
+    return replace(structure, table_sizes=None)
 
 
 def _in_words(recognition: Recognition) -> str:
@@ -217,19 +223,20 @@ def settings_of(file: ModelFile) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in file.plan.metadata.items() if key in keys}
 
 
-def resolution_of(file: ModelFile) -> int | None:
-    """Input side that a file says it is for; None where it says nothing.
+def resolution_of(file: ModelFile) -> int | tuple[int, int] | None:
+    """Input side, or height and width, that a file says it is for; None where it says nothing.
 
     Raises
     ------
     FormatError
-        When what it says is no number.
+        When what it says is no such thing.
     """
     text = file.reader.metadata.get("resolution")
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    found = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
+    if found is None:
         raise FormatError(
             file.reader.path, f"its metadata says resolution is {text[:40]!r}, which is no number"
         )
-    return int(text)
+    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))

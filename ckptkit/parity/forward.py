@@ -44,6 +44,7 @@ class Model:
             self.variant,
             num_classes=self.structure.num_classes,
             **({"pos_emb": self.structure.pos_emb} if self.family.has_pos_emb else {}),
+            **({"table_sizes": self.structure.table_sizes} if self.structure.table_sizes else {}),
             **self.settings,
         )
 

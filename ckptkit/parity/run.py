@@ -371,6 +371,14 @@ def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
         ours = ran.reference.settings[key]
         if value != ours:
             yield f"{ran.candidate_reads} says {key} is {value}, the source {ours}: each ran with its own"
+    tables = {file.recognition.structure.table_sizes for file in (source, ran.candidate.file)}
+    if len(tables) > 1:
+        said = (source if source.recognition.structure.table_sizes else ran.candidate.file).reader.metadata
+        yield (
+            "the position tables of one file were resized"
+            + (f" for {fit}" if (fit := said.get("resolution")) else "")
+            + ": at any other resolution the two differ"
+        )
     unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
     if unread and min(inputs.height, inputs.width) < usual:
         yield (

@@ -12,52 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from _common import CKPTKIT, alternate, run, show
+from _common import (
+    CKPTKIT,
+    READ_WITH_TENSORFLOW,
+    SYNTHETIC_BUNDLE,
+    TF_TO_SAFETENSORS,
+    alternate,
+    as_json,
+    cleaner,
+    run,
+    show,
+)
 
-_SOURCE = """
-import sys
-from pathlib import Path
-from ckptkit.synth import Synthetic, write_bundle
-
-write_bundle(Synthetic(sys.argv[1]), Path(sys.argv[2]))
-"""
-"""Run as a child: a process starts with the peak memory of the one that started it; this one stays small."""
-
-_FROM_TF = """
-import sys
-import numpy as np
-import tensorflow as tf
-
-reader = tf.train.load_checkpoint(sys.argv[1])
-state = {}
-for name, shape in reader.get_variable_to_shape_map().items():
-    if name == "global_step":
-        continue
-    tensor = reader.get_tensor(name)
-    if name.endswith("depthwise_kernel"):
-        tensor = tensor.transpose(2, 3, 0, 1)
-    elif name.endswith("kernel"):
-        tensor = tensor.transpose(3, 2, 0, 1)
-    elif name.endswith(("q/weight", "k/weight", "v/weight")):
-        tensor = tensor.reshape(len(tensor), -1).T
-    elif name.endswith("o/weight"):
-        tensor = tensor.reshape(-1, tensor.shape[-1]).T
-    state[name.replace("/", ".")] = np.ascontiguousarray(tensor)
-"""
-
-TF_TO_SAFETENSORS = f"""{_FROM_TF}
-from safetensors.numpy import save_file
-
-save_file(state, sys.argv[2])
-"""
-
-TF_TO_TORCH = f"""{_FROM_TF}
+TF_TO_TORCH = f"""{READ_WITH_TENSORFLOW}
 import torch
 
 torch.save({{name: torch.from_numpy(tensor) for name, tensor in state.items()}}, sys.argv[2])
@@ -128,22 +99,12 @@ def directions(sources: dict[str, Path]) -> dict[str, tuple[str, str, list[str],
 def make_sources(variant: str, folder: Path, home: Path) -> dict[str, Path]:
     """One checkpoint in every format, as ckptkit writes it."""
     prefix = folder / "model.ckpt"
-    run([sys.executable, "-c", _SOURCE, variant, str(prefix)], home)
+    run([sys.executable, "-c", SYNTHETIC_BUNDLE, variant, str(prefix)], home)
     sources = {"tf": prefix}
     for name, ending in (("torch", ".pth"), ("safetensors", ".safetensors"), ("npz", ".npz")):
         sources[name] = folder / f"source{ending}"
         run([*CKPTKIT, "convert", str(prefix), "--to", name, "-o", str(sources[name])], home)
     return sources
-
-
-def cleaner(folder: Path) -> Callable[[], None]:
-    """Empties the folder of results."""
-
-    def clean() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-
-    return clean
 
 
 def main() -> None:
@@ -182,7 +143,7 @@ def main() -> None:
             print(f"{name}: {arguments.variant}, {arguments.runs} alternating runs, medians")
             figures = alternate({"ckptkit": convert, "script": peer}, arguments.runs, home, cleaner(results))
             ratio = show(figures)
-            report[name] = {**{who: runs.as_json() for who, runs in figures.items()}, "ratio": ratio}
+            report[name] = as_json(figures, ratio)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2))
 

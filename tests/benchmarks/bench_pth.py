@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from _common import CKPTKIT, alternate, as_json, cleaner, run, show
 
 SCRIPT = """
 import sys
@@ -41,22 +39,6 @@ with open_reader(sys.argv[1]) as ours, open_reader(sys.argv[2]) as theirs:
 """
 """Only results of the same names, shapes and bytes make the comparison a fair one."""
 
-CKPTKIT = [sys.executable, "-m", "ckptkit.cli.app", "--quiet"]
-
-
-def run(command: list[str], home: Path) -> tuple[float, float]:
-    """Wall seconds and peak resident megabytes of one child.
-
-    The system counts what the parent held when the child began, so this process imports nothing large.
-    """
-    environment = {**os.environ, "CKPTKIT_HOME": str(home)}
-    start = time.perf_counter()
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status != 0:
-        raise SystemExit(f"{command} failed: run it by hand")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,40 +49,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
-        home = Path(scratch) / "home"
+        home, results = Path(scratch) / "home", Path(scratch) / "results"
         source = arguments.file or Path(scratch) / "source.pth"
         if arguments.file is None:
             run([*CKPTKIT, "synth", arguments.id, "-o", str(source)], home)
         ours, theirs = Path(scratch) / "ours.safetensors", Path(scratch) / "theirs.safetensors"
-        convert = [*CKPTKIT, "convert", str(source), "--to", "safetensors", "--output", str(ours)]
-        convert += ["--no-check"] if arguments.no_check else []
-        commands = {"ckptkit": convert, "script": [sys.executable, "-c", SCRIPT, str(source), str(theirs)]}
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        for command in commands.values():
-            run(command, home)  # once unmeasured: warms the page cache and the interpreter's caches
+
+        def commands(ours: Path, theirs: Path) -> dict[str, list[str]]:
+            convert = [*CKPTKIT, "convert", str(source), "--to", "safetensors", "--output", str(ours)]
+            convert += ["--no-check"] if arguments.no_check else []
+            return {"ckptkit": convert, "script": [sys.executable, "-c", SCRIPT, str(source), str(theirs)]}
+
+        for command in commands(ours, theirs).values():
+            run(command, home)
         run([sys.executable, "-c", SAME, str(ours), str(theirs)], home)
-        for _ in range(arguments.runs):
-            for name, command in commands.items():
-                ours.unlink(missing_ok=True)  # freeing the last run's result belongs to neither
-                theirs.unlink(missing_ok=True)
-                figures[name].append(run(command, home))
+        measured = commands(results / ours.name, results / theirs.name)
+        figures = alternate(measured, arguments.runs, home, cleaner(results))
         size = source.stat().st_size / 1e6
-    report = {
-        name: {
-            "median_s": round(statistics.median(t for t, _ in runs), 3),
-            "all_s": [round(t, 3) for t, _ in runs],
-            "peak_rss_mb": round(max(m for _, m in runs), 1),
-        }
-        for name, runs in figures.items()
-    }
-    ratio = report["ckptkit"]["median_s"] / report["script"]["median_s"]
     print(f"{arguments.file or arguments.id}, {size:.0f} MB, {arguments.runs} alternating runs, medians")
-    for name, figure in report.items():
-        median, peak = figure["median_s"], figure["peak_rss_mb"]
-        print(f"  {name:8} {median:7.3f} s   peak {peak:7.1f} MB   {figure['all_s']}")
-    print(f"  ratio ckptkit / script: {ratio:.3f} (1/{1 / ratio:.1f})")
+    ratio = show(figures)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**report, "ratio": ratio}, indent=2))
+        arguments.json.write_text(json.dumps(as_json(figures, ratio), indent=2))
 
 
 if __name__ == "__main__":

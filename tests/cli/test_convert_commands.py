@@ -339,3 +339,90 @@ def test_synth_of_moganet_is_shaped_as_its_releases(tmp_path, arguments, name, s
             assert set(reader.state_dicts) == set(state_dicts)
             counts[state_dict] = len(reader.specs)
     assert counts == state_dicts
+
+
+FOREIGN = {
+    "net/conv/kernel": np.arange(144, dtype=np.float32).reshape(3, 3, 4, 4),
+    "net/conv/bias": np.arange(4, dtype=np.float64),
+    "step": np.array(7, np.int64),
+}
+RULES = """\
+rules:
+  - {source: "net/conv/kernel", target: "conv.weight", op: conv}
+  - {source: "net/conv/bias", target: "conv.bias", op: identity}
+ignore:
+  - {name: step counter, pattern: step, reason: counts training steps}
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    np.savez(tmp_path / "net.npz", **FOREIGN)
+    return tmp_path / "net.npz"
+
+
+def test_a_model_of_no_known_family_is_pointed_to_as_is(foreign, tmp_path):
+    done = run("convert", foreign, "--to", "torch", cwd=tmp_path)
+    assert done.returncode == 5
+    assert "--layout as-is" in one_line(done.stderr) and "--rules FILE" in one_line(done.stderr)
+    done = run("convert", foreign, "--to", "torch", "--layout", "as-is", cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "net.pth"), done.stderr
+    assert "npz → torch/as-is, 3 tensors" in done.stderr
+    with open_reader(tmp_path / "net.pth") as reader:
+        assert {name: reader.read(name).tolist() for name in reader.specs} == {
+            name: array.tolist() for name, array in FOREIGN.items()
+        }
+        assert reader.metadata["layout"] == "as-is" and len(reader.metadata["source_sha256"]) == 64
+
+
+def test_a_known_family_is_carried_as_is_only_when_asked(folder, tmp_path):
+    with open_reader(folder / "model.ckpt") as reader:
+        wanted = set(reader.specs)
+    done = run("convert", folder / "model.ckpt", "--layout", "as-is", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / done.stdout.strip()) == wanted
+    with open_reader(tmp_path / done.stdout.strip()) as reader:
+        assert len(reader.metadata["source_index_sha256"]) == 64
+
+
+def test_rules_of_ones_own_both_ways(foreign, tmp_path):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    done = run("convert", foreign, "--rules", "rules.yaml", "--to", "torch", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "h w i o → o i h w" in done.stdout and "left out: step counter" in done.stdout
+    assert not (tmp_path / "net.pth").exists()
+    done = run("convert", foreign, "--rules", "rules.yaml", "--to", "torch", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 left out by rule" in done.stderr
+    with open_reader(tmp_path / "net.pth") as reader:
+        turned = np.einsum("hwio->oihw", FOREIGN["net/conv/kernel"])
+        np.testing.assert_array_equal(reader.read("conv.weight"), turned)
+        np.testing.assert_array_equal(reader.read("conv.bias"), FOREIGN["net/conv/bias"])
+    back = ("convert", "net.pth", "--rules", "rules.yaml", "--reverse", "--to", "npz", "-o", "back.npz")
+    done = run(*back, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "back.npz") as archive:
+        assert set(archive) == {"net/conv/kernel", "net/conv/bias"}
+        np.testing.assert_array_equal(archive["net/conv/kernel"], FOREIGN["net/conv/kernel"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--layout", "as-is", "--no-head"], 2, "--no-head has no meaning with --layout as-is"),
+        (["--layout", "as-is", "--to", "keras", "--weights", "raw"], 2, "has no raw weights"),
+        (["--reverse"], 2, "--reverse has no meaning without --rules"),
+        (["--rules", "gone.yaml"], 3, "gone.yaml: no such file of rules"),
+        (["--rules", "rules.yaml", "--reverse"], 5, "3 tensors fit no rule"),
+        (["--rules", "rules.yaml", "--layout", "as-is"], 2, "--layout as-is has no meaning with --rules"),
+        (["--rules", "broken.yaml"], 2, "broken.yaml: 1 fault: line 2: rules[0].target is missing"),
+    ],
+    ids=str,
+)
+def test_what_as_is_and_rules_refuse(foreign, tmp_path, arguments, code, says):
+    (tmp_path / "rules.yaml").write_text(RULES.replace("pattern: step,", "pattern: never,"))
+    (tmp_path / "broken.yaml").write_text("rules:\n  - {source: a, op: identity}\n")
+    done = run("convert", foreign, *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert says in one_line(done.stderr)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.npz", "rules.yaml", "broken.yaml"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.keras_h5 import KerasH5Writer
 from ckptkit.formats.npz import NpzWriter
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
 from ckptkit.formats.tf_bundle_writer import TfBundleWriter
@@ -23,6 +26,7 @@ WRITERS = [
     pytest.param(TorchWriter, "m.pth", id="torch"),
     pytest.param(TfBundleWriter, "m", id="tf"),
     pytest.param(NpzWriter, "m.npz", id="npz"),
+    pytest.param(KerasH5Writer, "m.weights.h5", id="keras"),
 ]
 
 
@@ -65,4 +69,41 @@ def test_misuse_is_refused(kind: Callable[..., Any], name: str, tmp_path: Path) 
             writer.write("a", held["a"])
         with pytest.raises(ValueError, match=r"1 tensors .* never written"):
             writer.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+SHARDED = pytest.param(partial(SafetensorsWriter, max_shard_size=1000), "m.safetensors", id="shards")
+
+
+@pytest.mark.parametrize(("kind", "name"), [*WRITERS, SHARDED])
+def test_metadata_told_late_gives_the_same_bytes_as_told_at_once(
+    kind: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    held = {"a": np.arange(300, dtype=np.float32), "b": np.ones((2, 40), np.float16)}
+    told = META | {"source_sha256": "1f" * 32}
+    files, _ = write_all(kind(tmp_path / "at once" / name, specs_of(held), told), held)
+    checked: list[Path] = []
+    with kind(tmp_path / "late" / name, specs_of(held), META | {"source_sha256": "0" * 64}) as writer:
+        for tensor in writer.order:
+            writer.write(tensor, held[tensor])
+        others = writer.finish(checked.append, {"source_sha256": "1f" * 32})
+    assert len(checked) == 1
+    assert [file.name for file in files] == [file.name for file in others]
+    for file, other in zip(files, others, strict=True):
+        assert file.read_bytes() == other.read_bytes()
+    path = next((file for file in others if file.name.endswith(".index.json")), tmp_path / "late" / name)
+    with open_reader(path) as reader:
+        assert reader.metadata["source_sha256"] == "1f" * 32
+
+
+@pytest.mark.parametrize("late", [{"layout": "longer than it was"}, {"new": "key"}], ids=["length", "key"])
+@pytest.mark.parametrize(("kind", "name"), WRITERS)
+def test_late_metadata_without_a_place_is_refused(
+    kind: Callable[..., Any], name: str, late: dict[str, str], tmp_path: Path
+) -> None:
+    held = {"a": np.zeros(3, np.float32)}
+    with kind(tmp_path / name, specs_of(held), META) as writer:
+        writer.write("a", held["a"])
+        with pytest.raises(ValueError, match="late metadata"):
+            writer.finish(None, late)
     assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckptkit.errors import ConversionError, StorageError, UsageError
+from ckptkit.errors import ConversionError, IntegrityError, StorageError, UsageError
 from ckptkit.formats.base import Writer
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
+from ckptkit.formats.tf_locate import locate
 from ckptkit.tensors import DTYPES, DType, TensorSpec, dtype_of
 from tests.support.tf_files import write_checkpoint
 
@@ -279,3 +280,24 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"1 tensors .* never written"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_checked_before_an_older_one_goes(tmp_path: Path) -> None:
+    older, newer = {"w": np.zeros(4, np.float32)}, {"w": np.ones(4, np.float32)}
+    files = write(tmp_path / "m", older)
+    before = [file.read_bytes() for file in files]
+    seen = []
+
+    def refuse(path: Path) -> None:
+        with TfBundleReader(path) as reader:
+            seen.append(reader.read("w").tolist())
+        assert locate(tmp_path)[0] == tmp_path / "m"  # the new one is nobody's checkpoint yet
+        raise IntegrityError("refused")
+
+    with TfBundleWriter(tmp_path / "m", specs_of(newer), {}, force=True) as writer:
+        writer.write("w", newer["w"])
+        with pytest.raises(IntegrityError, match="refused"):
+            writer.finish(refuse)
+    assert seen == [[1.0] * 4]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert [file.read_bytes() for file in files] == before

@@ -214,3 +214,20 @@ def test_impossible_names(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(ConversionError):
         TorchWriter(tmp_path / "m.pth", [TensorSpec(name, DTYPES["float32"], ()) for name in names], {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_may_share_the_storage_of_another(torch: Any, tmp_path: Path) -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    specs = [TensorSpec(name, DTYPES["float32"], (2, 3)) for name in ("second", "first", "alone")]
+    shared = {"second": "first"}
+    writer = TorchWriter(tmp_path / "m.pth", specs, {}, shared=shared)
+    assert list(writer.order) == ["first", "alone"]
+    write_all(writer, {"first": weight, "alone": -weight})
+    with zipfile.ZipFile(tmp_path / "m.pth") as archive:
+        assert len([name for name in archive.namelist() if "/data/" in name]) == 2
+    loaded = torch.load(tmp_path / "m.pth", weights_only=True)
+    assert list(loaded) == ["second", "first", "alone"]
+    loaded["first"][0, 0] = 100
+    assert loaded["second"][0, 0] == 100 and loaded["alone"][0, 0] == 0
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.same == {"first": "second"}

@@ -500,3 +500,23 @@ def test_raw_bytes_are_those_of_the_tensor_or_none_where_they_lie_in_another_ord
                 assert bytes(found.data) == reader.read(name).tobytes(), name
         raw.clear()
         del found
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_tensors_that_share_memory_are_told(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    flat = torch.arange(24, dtype=torch.float32)
+    tensors = {
+        "a": flat[:6].reshape(2, 3),
+        "b": flat[6:12],
+        "a again": flat[:6].reshape(2, 3),
+        "a turned": flat[:6].reshape(2, 3).T,
+        "across": flat[10:14],
+        "nothing": flat[:0],
+        "nothing again": flat[:0],
+        "elsewhere": flat[:6].reshape(2, 3).clone(),
+    }
+    torch.save(tensors, tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.same == {"a again": "a"}
+        assert sorted(reader.overlapping) == ["a again", "a turned", "across"]

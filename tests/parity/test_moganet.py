@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.families.base import get_family
-from ckptkit.parity import run_parity, synthetic_checkpoint
+from ckptkit.parity import TOLERANCES, run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
 from ckptkit.synth import Synthetic, write_torch
 from ckptkit.workspace import Located
@@ -78,6 +78,23 @@ def test_the_entry_says_the_gate(published):
     report = run_parity(Located(published, entry), resolution=SIDE)
     assert report.ok
     assert report.settings == {"attn_force_fp32": False}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_has_a_tolerance_of_its_own(published, dtype):
+    require_frameworks()
+    settings = {"attn_force_fp32": True}
+    report = run_parity(Located(published), resolution=SIDE, dtype=dtype, settings=settings)
+    assert report.ok, report.verdict
+    assert report.precision == dtype
+    roundoff = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    assert all(stage.limit.value == 10 * roundoff for stage in report.stages)
+    assert all(stage.relative > roundoff / 20 for stage in report.stages), "the rounding shows"
+    assert max(stage.relative for stage in report.stages) < 5 * roundoff, "half of the tolerance is unused"
+    exact = run_parity(
+        Located(published), resolution=SIDE, dtype=dtype, settings=settings, tolerance=TOLERANCES["float32"]
+    )
+    assert not exact.ok
 
 
 class TestFaultsShow:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptkit.families.base import Family, Structure
-from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, moat_sites
+from ckptkit.families.base import Family, Structure, TableSizes
+from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.layouts import Site
+from ckptkit.tensors import Array, TensorSpec
 
 
 class Moat(Family):
@@ -34,7 +35,40 @@ class Moat(Family):
 
     def sites(self, variant: str, structure: Structure) -> Mapping[str, Sequence[Site]]:
         """Places of a variant where tensors stand."""
-        return moat_sites(MOAT_CONFIGS[variant], pos_emb=structure.pos_emb, num_classes=structure.num_classes)
+        return moat_sites(
+            MOAT_CONFIGS[variant],
+            pos_emb=structure.pos_emb,
+            num_classes=structure.num_classes,
+            table_sizes=structure.table_sizes,
+        )
+
+    def table_sizes_at(self, resolution: tuple[int, int], settings: Mapping[str, Any]) -> TableSizes:
+        """Sizes of the position tables that the model uses at an input resolution."""
+        from ckptkit.families.moat.resizing import table_sizes_at
+
+        return table_sizes_at(resolution, settings)
+
+    def resized_table(self, table: Array, size: tuple[int, int]) -> Array:
+        """Resize position tables as the models do it at run time."""
+        from ckptkit.families.moat.resizing import resize_table
+
+        return resize_table(table, size)
+
+    def read_table_sizes(
+        self, layout: str, variant: str, specs: Mapping[str, TensorSpec]
+    ) -> TableSizes | None:
+        """Sizes of a file's position tables, told by the last one of each attention stage."""
+        sites = self.sites(variant, Structure())["position"]
+        last = {site["stage"]: site for site in sites}
+        name = self.layouts[layout].by_canonical[POSITION_TABLE].external
+        tables = {stage: self.layouts[layout].name_at(name, site) for stage, site in last.items()}
+        published = {stage: (site["table_rows"], site["table_columns"]) for stage, site in last.items()}
+        found = {stage: specs[name].shape for stage, name in tables.items() if name in specs}
+        if all(published[stage] == shape[1:] for stage, shape in found.items()):
+            return None  # the usual case needs no more
+        from ckptkit.families.moat.resizing import plausible_sizes
+
+        return plausible_sizes(found)
 
     def default_resolution(self, variant: str) -> int:
         """Input side that the published checkpoints of a variant were trained at."""

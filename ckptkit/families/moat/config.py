@@ -5,6 +5,7 @@ Source of every number: arXiv:2210.01820 and the published code of google-resear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptkit.layouts import Definition, Site
@@ -19,6 +20,8 @@ FIRST_ATTENTION_STAGE = 2
 
 POSITION_TABLE_SIZE = {2: 27, 3: 13}
 """Side of the relative position table by stage, the same at every resolution: 2·14 − 1 and 2·7 − 1."""
+
+PUBLISHED_TABLE_SIZES = tuple((side, side) for side in POSITION_TABLE_SIZE.values())
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ MOAT_CONFIGS: dict[str, MoatConfig] = {
 }
 
 
-def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) -> dict[str, list[Site]]:
+def moat_sites(
+    config: MoatConfig,
+    *,
+    pos_emb: bool,
+    num_classes: int | None,
+    table_sizes: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, list[Site]]:
     """Return every place of a variant where a tensor stands, with its indices and sizes.
 
     A block's ``number`` counts the blocks of its kind, MBConv or MOAT, through all stages.
@@ -77,7 +86,10 @@ def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) ->
         Whether the attention has relative position tables.
     num_classes : int or None
         Outputs of the head; None for a headless model.
+    table_sizes : sequence of (int, int), optional
+        Rows and columns of the position tables by attention stage, default the published ones.
     """
+    sides = dict(zip(POSITION_TABLE_SIZE, table_sizes or PUBLISHED_TABLE_SIZES, strict=True))
     blocks: list[Site] = []
     channels = config.stem
     of_kind = [0, 0]
@@ -94,7 +106,8 @@ def moat_sites(config: MoatConfig, *, pos_emb: bool, num_classes: int | None) ->
                     "squeezed": int(SE_RATIO * width),
                     "heads": width // HEAD_SIZE,
                     "d": HEAD_SIZE,
-                    "table": POSITION_TABLE_SIZE.get(stage, 0),
+                    "table_rows": sides.get(stage, (0, 0))[0],
+                    "table_columns": sides.get(stage, (0, 0))[1],
                 }
             )
             of_kind[stage >= FIRST_ATTENTION_STAGE] += 1
@@ -130,6 +143,9 @@ def _batch_norm(name: str, sites: str, width: str) -> list[Definition]:
 
 _BLOCK = "stages.{stage}.{block}"
 
+POSITION_TABLE = f"{_BLOCK}.attention.relative_position_embedding"
+"""Canonical name of a block's table."""
+
 MOAT_DEFINITIONS: tuple[Definition, ...] = (
     *_conv("stem.conv_0", "stem", ("stem", 3, 3, 3), bias=True),
     *_batch_norm("stem.norm_0", "stem", "stem"),
@@ -145,8 +161,8 @@ MOAT_DEFINITIONS: tuple[Definition, ...] = (
     *_conv(f"{_BLOCK}.shrink_conv", "block", ("out", "hidden", 1, 1), bias=True),
     *_layer_norm(f"{_BLOCK}.attention_norm", "attention", "out"),
     Definition(
-        f"{_BLOCK}.attention.relative_position_embedding",
-        ("heads", "table", "table"),
+        POSITION_TABLE,
+        ("heads", "table_rows", "table_columns"),
         "position",
         part="position",
     ),

@@ -19,6 +19,7 @@ from ckptkit.families.moat.config import (
     LAYER_NORM_EPSILON,
     SE_RATIO,
 )
+from ckptkit.families.settings import Size, parse_size
 
 Tensor = Any
 Window = tuple[int, int] | None
@@ -182,14 +183,16 @@ class Attention(keras.layers.Layer):
     ----------
     width : int
         Channels, a multiple of 32.
-    table_size : int or None
-        Side of the relative position table, None for no position embedding.
+    table_size : int, (int, int) or None
+        Rows and columns of the relative position table, None for no position embedding.
     """
 
-    def __init__(self, width: int, table_size: int | None, name: str = "attention") -> None:
+    def __init__(self, width: int, table_size: int | Size | None, name: str = "attention") -> None:
         super().__init__(name=name, dtype="float32")
         heads = width // HEAD_SIZE
-        self.table_shape = None if table_size is None else (heads, table_size, table_size)
+        self.table_shape = (
+            None if table_size is None else (heads, *parse_size(table_size, "size of the position table"))
+        )
         into = ("nlc,chd->nlhd", (width, heads, HEAD_SIZE), (heads, HEAD_SIZE))
         self.q = Projection(*into, name="q")
         self.k = Projection(*into, name="k")
@@ -302,8 +305,8 @@ class MoatBlock(MBConvBlock):
     ----------
     channels, width, stride, pool_size, name
         As for `MBConvBlock`.
-    table_size : int or None
-        Side of the relative position table, None for no position embedding.
+    table_size : (int, int) or None
+        Rows and columns of the relative position table, None for no position embedding.
     window : tuple of int or None
         What the attention sees.
     """
@@ -318,7 +321,7 @@ class MoatBlock(MBConvBlock):
         pool_size: int,
         name: str,
         *,
-        table_size: int | None,
+        table_size: Size | None,
         window: Window,
     ) -> None:
         super().__init__(channels, width, stride, pool_size, name)

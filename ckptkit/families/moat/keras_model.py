@@ -7,14 +7,19 @@ depth, which acts in training only, is not part of the model. The layers are in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.keras_backend import keras
 from ckptkit.families.keras_building import build_chain, require_images
 from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
-from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE, MOAT_CONFIGS, POSITION_TABLE_SIZE
+from ckptkit.families.moat.config import (
+    FIRST_ATTENTION_STAGE,
+    MOAT_CONFIGS,
+    POSITION_TABLE_SIZE,
+    PUBLISHED_TABLE_SIZES,
+)
 from ckptkit.families.moat.keras_layers import (
     MBConvBlock,
     MoatBlock,
@@ -61,6 +66,7 @@ class MoatModel(keras.Model):
         pool_size: int = 2,
         window_size: WindowSize = None,
         global_attention: bool = False,
+        table_sizes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if variant not in MOAT_CONFIGS:
             raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
@@ -77,6 +83,8 @@ class MoatModel(keras.Model):
         self.global_attention = global_attention
         self.resolution = parse_size(config.resolution if resolution is None else resolution, "resolution")
         self.resolution_is_given = resolution is not None
+        sizes = [(rows, columns) for rows, columns in table_sizes or PUBLISHED_TABLE_SIZES]
+        self.table_sizes = dict(zip(POSITION_TABLE_SIZE, sizes, strict=True))
         self.windows = parse_window_size(window_size)
         if self.resolution_is_given:
             self._check_windows(*self.resolution)
@@ -105,7 +113,7 @@ class MoatModel(keras.Model):
             stride,
             self.pool_size,
             name,
-            table_size=POSITION_TABLE_SIZE[stage] if self.pos_emb else None,
+            table_size=self.table_sizes[stage] if self.pos_emb else None,
             window=None if last and self.global_attention else self.windows[stage],
         )
 
@@ -183,6 +191,7 @@ class MoatModel(keras.Model):
             "pool_size": self.pool_size,
             "window_size": {str(stage): window for stage, window in self.windows.items()},
             "global_attention": self.global_attention,
+            "table_sizes": [list(size) for size in self.table_sizes.values()],
         }
 
 
@@ -196,6 +205,7 @@ def build(
     pool_size: int = 2,
     window_size: WindowSize = None,
     global_attention: bool = False,
+    table_sizes: Sequence[Sequence[int]] | None = None,
 ) -> MoatModel:
     """Make a variant with all its variables, zero until they are loaded.
 
@@ -219,6 +229,10 @@ def build(
         `parse_window_size`.
     global_attention : bool
         Let the last block of each attention stage see the whole map.
+    table_sizes : tuple, optional
+        Rows and columns of the position tables of both attention stages, for weights whose tables were
+        resized (``convert --resolution``); default the published ones. Tables of any size work at any
+        resolution.
 
     Returns
     -------
@@ -241,6 +255,7 @@ def build(
         pool_size=pool_size,
         window_size=window_size,
         global_attention=global_attention,
+        table_sizes=table_sizes,
     )
     model.build((None, *model.resolution, 3))
     return model

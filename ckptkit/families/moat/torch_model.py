@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.base import TableSizes
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
     FIRST_ATTENTION_STAGE,
@@ -96,11 +97,11 @@ class Attention(nn.Module):
     ----------
     width : int
         Channels, 32 a head.
-    table_size : int or None
-        Side of the relative position table; None for attention without position.
+    table_size : (int, int) or None
+        Rows and columns of the relative position table; None for attention without position.
     """
 
-    def __init__(self, width: int, table_size: int | None) -> None:
+    def __init__(self, width: int, table_size: Size | None) -> None:
         super().__init__()
         self.heads = width // HEAD_SIZE
         self.q = nn.Linear(width, width)
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(width, width)
         self.relative_position_embedding: nn.Parameter | None = None
         if table_size is not None:
-            table = torch.empty(self.heads, table_size, table_size)
+            table = torch.empty(self.heads, *table_size)
             self.relative_position_embedding = nn.Parameter(nn.init.normal_(table, std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,7 +197,9 @@ class MoatBlock(_Block):
         super().__init__(site, pool_size=pool_size, squeeze=False)
         self.window = window
         self.attention_norm = _layer_norm(site["out"])
-        self.attention = Attention(site["out"], site["table"] if pos_emb else None)
+        self.attention = Attention(
+            site["out"], (site["table_rows"], site["table_columns"]) if pos_emb else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / stride))``."""
@@ -224,6 +227,8 @@ class MoatModel(nn.Module):
         Attention window by stage, None being the whole map.
     global_attention : bool
         Whether the last block of each attention stage sees the whole map.
+    table_sizes : tuple, optional
+        Sizes of the position tables by attention stage, where they were resized.
     """
 
     def __init__(
@@ -237,6 +242,7 @@ class MoatModel(nn.Module):
         pool_size: int,
         windows: Mapping[int, Size | None],
         global_attention: bool,
+        table_sizes: TableSizes | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -244,7 +250,8 @@ class MoatModel(nn.Module):
         self.features_only = features_only or num_classes is None
         self.stem = Stem(config.stem)
         self.stages = nn.ModuleList(nn.ModuleList() for _ in config.depths)
-        for site in moat_sites(config, pos_emb=pos_emb, num_classes=num_classes)["block"]:
+        sites = moat_sites(config, pos_emb=pos_emb, num_classes=num_classes, table_sizes=table_sizes)
+        for site in sites["block"]:
             stage, block = site["stage"], site["block"]
             if stage < FIRST_ATTENTION_STAGE:
                 self.stages[stage].append(MBConvBlock(site, pool_size=pool_size))
@@ -312,6 +319,7 @@ def build(
     pool_size: int = 2,
     window_size: WindowSize = None,
     global_attention: bool = False,
+    table_sizes: TableSizes | None = None,
 ) -> MoatModel:
     """Build a MOAT in evaluation mode, in float32, with random weights.
 
@@ -336,6 +344,8 @@ def build(
         Attention windows, by default the whole map: see `ckptkit.families.moat.windows.parse_window_size`.
     global_attention : bool
         Whether the last block of each attention stage sees the whole map in spite of ``window_size``.
+    table_sizes : tuple, optional
+        Rows and columns of both stages' position tables, where ``convert --resolution`` resized them.
 
     Returns
     -------
@@ -376,6 +386,7 @@ def build(
         pool_size=pool_size,
         windows=windows,
         global_attention=global_attention,
+        table_sizes=table_sizes,
     )
     model.float().eval()
     return model

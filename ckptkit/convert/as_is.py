@@ -1,0 +1,208 @@
+"""Conversions that change the container alone, and so work for any model: ``--layout as-is``.
+
+Names, shapes, axis order and element types stay. What a container cannot hold is refused before anything is
+written; tensors that share memory in a PyTorch file are written once where the target can say so, and in
+full where it cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ckptkit._version import __version__
+from ckptkit.convert.moves import Move, TensorPlan
+from ckptkit.convert.options import AS_IS, FORMATS, Options, check_target
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.formats.base import Reader
+from ckptkit.layouts import IDENTITY, Binding
+from ckptkit.tensors import DTYPES, DType, TensorSpec
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+_SOURCE = ("source_sha256", "source_index_sha256")
+
+
+def plan_as_is(
+    reader: Reader,
+    options: Options,
+    *,
+    entry: Entry | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> TensorPlan:
+    """Decide a conversion that keeps every tensor as it is, but for its container (and float precision).
+
+    Parameters
+    ----------
+    reader : Reader
+        The open source, of any model.
+    options : Options
+    entry, provenance
+        As for `ckptkit.convert.plan`.
+
+    Raises
+    ------
+    UsageError
+        When options are given that speak of a family's architecture, or a copy of the weights is asked for
+        that has no state dict of its own.
+    ConversionError
+        When the target cannot hold an element type, or there is no tensor.
+    """
+    refuse_family_options(options, f"--layout {AS_IS}")
+    refuse_missing_copy(reader, options)
+    moves = as_is_moves(reader, options)
+    refuse_element_types(reader, options, [move.target for move in moves])
+    shared = same_tensors(reader) if options.to == "torch" else {}
+    return TensorPlan(
+        source=reader.path,
+        source_format=reader.format,
+        to=options.to,
+        layout=AS_IS,
+        weights=getattr(reader, "weights", None),
+        moves=moves,
+        ignored=(),
+        metadata=carried_metadata(reader, options, AS_IS, entry) | dict(provenance or {}),
+        notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
+        max_shard_size=options.max_shard_size,
+        shared=shared,
+    )
+
+
+def as_is_moves(reader: Reader, options: Options) -> tuple[Move, ...]:
+    """Each tensor's move to the same name and shape."""
+    return tuple(
+        Move(name, TensorSpec(name, target_dtype(spec, options), spec.shape), row, row)
+        for name, spec in reader.specs.items()
+        for row in (plain_row(name, spec.shape),)
+    )
+
+
+def plain_row(name: str, shape: tuple[int, ...]) -> Binding:
+    """Row of a table that changes nothing."""
+    return Binding(name, shape, name, shape, IDENTITY, trainable=True, part="body")
+
+
+def target_dtype(spec: TensorSpec, options: Options) -> DType:
+    """Element type in the target: ``--dtype`` casts floating tensors, all others stay."""
+    return DTYPES[options.dtype] if options.dtype and spec.dtype.is_float else spec.dtype
+
+
+def refuse_family_options(options: Options, mode: str) -> None:
+    """Raise UsageError for options that need a known architecture.
+
+    Parameters
+    ----------
+    options : Options
+    mode : str
+        The option that makes them senseless, for the message.
+    """
+    check_target(options)
+    given = {
+        "--no-head": not options.head,
+        "--variant": options.variant is not None,
+        "--allow-missing-bn": options.allow_missing_bn,
+        "--set": bool(options.settings),
+        "--resolution": options.resolution is not None,
+    }
+    senseless = [name for name, is_given in given.items() if is_given]
+    if senseless:
+        raise UsageError(
+            f"{', '.join(senseless)} has no meaning with {mode}, which knows no architecture",
+            hint=f"leave it out, or convert without {mode}",
+        )
+
+
+def refuse_missing_copy(reader: Reader, options: Options) -> None:
+    """Raise UsageError when a copy of the weights is asked for that cannot be told from the other."""
+    held = getattr(reader, "weights", None) or reader.metadata.get("weights")
+    if options.weights not in ("auto", held):
+        raise UsageError(
+            f"{reader.path}: has no {options.weights} weights in a state dict of their own",
+            hint="leave --weights out: every tensor is carried over",
+        )
+
+
+def refuse_element_types(reader: Reader, options: Options, specs: Iterable[TensorSpec]) -> None:
+    """Raise ConversionError when the target cannot hold an element type, naming a tensor and the way out."""
+    specs = list(specs)
+    if not specs:
+        raise ConversionError(f"{reader.path}: no tensors to convert", hint="see 'ckptkit inspect'")
+    refused = [spec for spec in specs if not holds(options.to, spec.dtype)]
+    if not refused:
+        return
+    able = [name for name in FORMATS if all(holds(name, spec.dtype) for spec in refused)]
+    castable = all(spec.dtype.is_float for spec in refused)
+    ways = ["--to " + " or ".join(able), *(["--dtype float32 casts floats"] if castable else [])]
+    more = f" and {len(refused) - 1} more of such types" if len(refused) > 1 else ""
+    raise ConversionError(
+        f"{reader.path}: {options.to} cannot hold {refused[0].name!r}, which is {refused[0].dtype}{more}",
+        hint="choose " + "; ".join(ways),
+    )
+
+
+def holds(format: str, dtype: DType) -> bool:
+    """Whether a container can hold an element type.
+
+    Examples
+    --------
+    >>> [name for name in FORMATS if holds(name, DTYPES["complex128"])]
+    ['torch', 'tf', 'npz']
+    """
+    if format == "safetensors":
+        return dtype.safetensors is not None
+    if format == "tf":
+        return dtype.tf is not None
+    if format == "npz":
+        from ckptkit.formats.npy_header import CODES
+
+        return dtype.name in CODES
+    if format == "keras":
+        from ckptkit.formats.hdf5_types import type_message
+
+        return type_message(dtype) is not None
+    return True
+
+
+def same_tensors(reader: Reader) -> dict[str, str]:
+    """Tensors of the source that are another one under a second name, and which that is."""
+    return dict(getattr(reader, "same", {}))
+
+
+def carried_notes(reader: Reader) -> list[str]:
+    """What the reader skipped, and which copy it took."""
+    copy = getattr(reader, "weights", None)
+    return [
+        *reader.notes,
+        *([f"the file holds raw weights and moving averages; taking {copy}"] if copy else []),
+    ]
+
+
+def sharing_notes(reader: Reader, shared: Mapping[str, str]) -> list[str]:
+    """Say what became of tensors that share memory in the source."""
+    expanded = len(getattr(reader, "overlapping", ())) - len(shared)
+    notes = []
+    if shared:
+        once = _tensors(len(shared), "is another one", "are others")
+        notes.append(f"{once} under a second name: written once, and shared as before")
+    if expanded:
+        views = _tensors(expanded, "shares", "share")
+        notes.append(f"{views} memory with others: each is written by itself, in full")
+    return notes
+
+
+def _tensors(count: int, one: str, many: str) -> str:
+    return f"1 tensor {one}" if count == 1 else f"{count} tensors {many}"
+
+
+def carried_metadata(reader: Reader, options: Options, layout: str, entry: Entry | None) -> dict[str, str]:
+    """The source container's own metadata, and where the conversion comes from."""
+    metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
+    if metadata.get("format") == "pt" or {reader.format, options.to} != {"safetensors"}:
+        metadata.pop("format", None)  # speaks of the safetensors container; its writer says "pt" itself
+    if entry is not None:
+        metadata["entry"] = entry.id
+    copy = getattr(reader, "weights", None)
+    if copy:  # an entry's own word would not do: a file may hold both copies, and all of it is carried
+        metadata["weights"] = copy
+    return metadata | {"ckptkit_version": __version__, "layout": layout}

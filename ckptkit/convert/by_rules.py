@@ -1,0 +1,221 @@
+"""Conversions by a user's own file of rules: every tensor by exactly one rule, or left out by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckptkit.convert.as_is import (
+    carried_metadata,
+    carried_notes,
+    plain_row,
+    refuse_element_types,
+    refuse_family_options,
+    refuse_missing_copy,
+    same_tensors,
+    sharing_notes,
+    target_dtype,
+)
+from ckptkit.convert.moves import Move, TensorPlan
+from ckptkit.convert.options import Options
+from ckptkit.convert.rules_file import NameRule, RuleFile
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.families.binding import Ignored
+from ckptkit.formats.base import Reader
+from ckptkit.layouts import IDENTITY, Binding, Ignore
+from ckptkit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+LAYOUT = "rules"
+"""What stands in place of a layout's name."""
+
+_SHOWN = 20
+
+
+def plan_by_rules(
+    reader: Reader,
+    options: Options,
+    rules: RuleFile,
+    *,
+    entry: Entry | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> TensorPlan:
+    """Decide a conversion by a user's rules.
+
+    Parameters
+    ----------
+    reader : Reader
+        The open source.
+    options : Options
+    rules : RuleFile
+    entry, provenance
+        As for `ckptkit.convert.plan`.
+
+    Raises
+    ------
+    UsageError
+        When options are given that rules leave no meaning to.
+    ConversionError
+        When a tensor fits no rule or several, a rule nothing, a shape not its axes, or two tensors get one
+        name: all of it at once.
+    """
+    if options.layout is not None:
+        raise UsageError(
+            f"--layout {options.layout} has no meaning with --rules, which say all names", hint="leave it out"
+        )
+    refuse_family_options(options, "--rules")
+    refuse_missing_copy(reader, options)
+    assigned = _assign(reader.specs, rules)
+    _refuse_faults(reader, rules, assigned)
+    moves = tuple(
+        Move(
+            row.external,
+            TensorSpec(row.canonical, target_dtype(spec, options), row.canonical_shape),
+            row,
+            end,
+        )
+        for row in assigned.rows
+        for spec in (reader.specs[row.external],)
+        for end in (plain_row(row.canonical, row.canonical_shape),)
+    )
+    refuse_element_types(reader, options, [move.target for move in moves])
+    shared = _shared(same_tensors(reader), assigned.rows) if options.to == "torch" else {}
+    return TensorPlan(
+        source=reader.path,
+        source_format=reader.format,
+        to=options.to,
+        layout=LAYOUT,
+        weights=getattr(reader, "weights", None),
+        moves=moves,
+        ignored=tuple(assigned.ignored),
+        metadata={
+            **carried_metadata(reader, options, LAYOUT, entry),
+            "rules": rules.path.name,
+            "rules_direction": rules.direction,
+            "rules_sha256": rules.sha256,
+            **(provenance or {}),
+        },
+        notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
+        max_shard_size=options.max_shard_size,
+        shared=shared,
+    )
+
+
+@dataclass
+class _Assigned:
+    """What the rules make of a file's tensors."""
+
+    rows: list[Binding] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+
+
+def _assign(specs: Mapping[str, TensorSpec], rules: RuleFile) -> _Assigned:
+    """Find the rule or ignore of every tensor; faults are collected."""
+    assigned = _Assigned()
+    lookup = _Lookup(rules.rules)
+    for name, spec in specs.items():
+        matches = lookup.matches(name)
+        assigned.used |= {id(rule) for rule, _ in matches}
+        ignores = [ignore for ignore in rules.ignores if ignore.matches(name, {})]
+        if len(matches) + len(ignores) > 1:
+            named = [_rule_in_words(rule) for rule, _ in matches] + [_ignore_in_words(i) for i in ignores]
+            assigned.faults.append(f"{name!r} fits {len(named)}: {', '.join(named)}")
+        elif ignores:
+            assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
+        elif not matches:
+            assigned.unmatched.append(name)
+        else:
+            rule, digits = matches[0]
+            _bind(assigned, rule, rule.target.fill(digits), spec)
+    return assigned
+
+
+class _Lookup:
+    """Rules by name: most tables of rules written out have no placeholders, and need no search."""
+
+    def __init__(self, rules: Sequence[NameRule]) -> None:
+        self._plain: dict[str, list[NameRule]] = {}
+        self._patterns = []
+        for rule in rules:
+            if rule.source.placeholders:
+                self._patterns.append(rule)
+            else:
+                self._plain.setdefault(rule.source.fill({}), []).append(rule)
+
+    def matches(self, name: str) -> list[tuple[NameRule, dict[str, str]]]:
+        """Every rule that a name fits, with the digits in place of its placeholders."""
+        found: list[tuple[NameRule, dict[str, str]]] = [(rule, {}) for rule in self._plain.get(name, ())]
+        for rule in self._patterns:
+            digits = rule.source.values(name)
+            if digits is not None:
+                found.append((rule, digits))
+        return found
+
+
+def _bind(assigned: _Assigned, rule: NameRule, target: str, spec: TensorSpec) -> None:
+    try:
+        shape = rule.target_shape(spec.shape)
+    except ValueError as error:
+        assigned.faults.append(f"{spec.name!r} does not fit {_rule_in_words(rule)} ({rule.op.name}): {error}")
+        return
+    op = IDENTITY if rule.op.is_identity else rule.op
+    assigned.rows.append(Binding(target, shape, spec.name, spec.shape, op, trainable=True, part="body"))
+
+
+def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None:
+    faults = [*assigned.faults, *_collisions(assigned.rows)]
+    if assigned.unmatched:
+        count = len(assigned.unmatched)
+        faults.append(
+            f"{count} tensor{'s fit' if count > 1 else ' fits'} no rule: {_some(assigned.unmatched)}"
+        )
+    idle = [rule for rule in rules.rules if id(rule) not in assigned.used and not rule.optional]
+    if idle:
+        faults.append(f"{len(idle)} fit nothing: {_some([_rule_in_words(rule) for rule in idle])}")
+    if faults:
+        raise ConversionError(
+            f"{reader.path}: does not fit {rules.path}: " + "; ".join(faults),
+            hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
+        )
+
+
+def _collisions(rows: Iterable[Binding]) -> list[str]:
+    sources: dict[str, list[str]] = {}
+    for row in rows:
+        sources.setdefault(row.canonical, []).append(row.external)
+    return [
+        f"{', '.join(map(repr, names))} would all be called {target!r}"
+        for target, names in sources.items()
+        if len(names) > 1
+    ]
+
+
+def _shared(same: Mapping[str, str], rows: Iterable[Binding]) -> dict[str, str]:
+    """Target tensors that stay the same as another one: one tensor in the source, turned the same way."""
+    first: dict[tuple[str, str], str] = {}
+    shared = {}
+    for row in rows:
+        key = (same.get(row.external, row.external), f"{row.op.external} → {row.op.canonical}")
+        other = first.setdefault(key, row.canonical)
+        if other != row.canonical:
+            shared[row.canonical] = other
+    return shared
+
+
+def _rule_in_words(rule: NameRule) -> str:
+    return f"the rule on line {rule.line} ({rule.source.text})"
+
+
+def _ignore_in_words(ignore: Ignore) -> str:
+    return f"the ignore {ignore.name!r}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

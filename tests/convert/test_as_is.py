@@ -1,0 +1,273 @@
+"""``--layout as-is``: any model, from every format into every other, only the container changed."""
+
+from __future__ import annotations
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ckptkit.convert import Options, execute, load_tensors
+from ckptkit.convert.as_is import plan_as_is
+from ckptkit.errors import ConversionError, UsageError
+from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from tests.support.tensors import same_bits, specs_of, write_all
+
+FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
+
+_RANDOM = np.random.default_rng(11)
+FLOATS = {
+    "encoder/0/kernel": _RANDOM.standard_normal((3, 3, 4, 8), dtype=np.float32),
+    "encoder/0/bias": _RANDOM.standard_normal(8),
+    "encoder/half": _RANDOM.standard_normal((2, 3)).astype(np.float16),
+    "temperature": np.array(0.07, np.float32),
+    "empty": np.zeros((0, 4), np.float32),
+}
+INTEGERS = {
+    "steps": np.array(12345678901, np.int64),
+    "ids": np.arange(6, dtype=np.int32).reshape(2, 3),
+    "bytes": np.arange(5, dtype=np.uint8),
+}
+IN_EVERY_FORMAT = {**FLOATS, **INTEGERS}
+"""Element types that all five containers can name; names that are paths, as HDF5 needs them."""
+
+
+def convert(source, target, to, **options):
+    with open_reader(source, weights=options.get("weights", "auto")) as reader:
+        decided = plan_as_is(reader, Options(to, layout="as-is", **options))
+        execute(decided, reader, target)
+    return decided
+
+
+def held(path):
+    with open_reader(path) as reader:
+        return {name: np.array(reader.read(name)) for name in reader.specs}
+
+
+def write(path, format, arrays, metadata=None):
+    write_all(writer_for(format)(path, specs_of(arrays), metadata or {}), arrays)
+    return path
+
+
+def assert_same(found, wanted):
+    assert set(found) == set(wanted)
+    assert [name for name in wanted if not same_bits(found[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(FORMATS, FORMATS)])
+def test_every_pair_of_formats_there_and_back_bit_for_bit(tmp_path, first, second):
+    source = write(tmp_path / f"a{EXTENSIONS[first]}", first, IN_EVERY_FORMAT, {"author": "someone"})
+    there = tmp_path / f"b{EXTENSIONS[second]}"
+    back = tmp_path / f"c{EXTENSIONS[first]}"
+    convert(source, there, second)
+    convert(there, back, first)
+    assert_same(held(there), IN_EVERY_FORMAT)
+    assert_same(held(back), IN_EVERY_FORMAT)
+    with open_reader(back) as reader:
+        assert reader.metadata["author"] == "someone"
+        assert reader.metadata["layout"] == "as-is"
+
+
+ODD = {
+    "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "bool": np.bool_,
+    "complex64": np.complex64,
+    "complex128": np.complex128,
+    "uint16": np.uint16,
+}
+HELD_BY = {
+    "bfloat16": {"safetensors", "torch", "tf", "keras"},
+    "float8_e4m3fn": {"safetensors", "torch", "tf"},
+    "bool": {"safetensors", "torch", "tf", "npz"},
+    "complex64": {"safetensors", "torch", "tf", "npz"},
+    "complex128": {"torch", "tf", "npz"},
+    "uint16": set(FORMATS),
+}
+
+
+@pytest.mark.parametrize(("name", "to"), [*itertools.product(ODD, FORMATS)])
+def test_odd_types_are_kept_or_refused_by_name(tmp_path, name, to):
+    values = (np.arange(6) % 2 == 0) if name == "bool" else np.linspace(0, 3, 6)
+    arrays = {"layer/odd": values.astype(ODD[name]), "layer/plain": np.ones(3, np.float32)}
+    source = write(tmp_path / "a.pth", "torch", arrays)
+    target = tmp_path / f"b{EXTENSIONS[to]}"
+    if to in HELD_BY[name]:
+        convert(source, target, to)
+        assert_same(held(target), arrays)
+        return
+    with pytest.raises(ConversionError) as caught:
+        convert(source, target, to)
+    assert f"{to} cannot hold 'layer/odd', which is {name}" in str(caught.value)
+    offered = caught.value.hint.split(";")[0].removeprefix("choose --to ").split(" or ")
+    assert set(offered) == HELD_BY[name]
+    assert ("--dtype" in caught.value.hint) == (name in {"bfloat16", "float8_e4m3fn"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth"]
+
+
+def test_dtype_casts_floats_and_leaves_the_rest(tmp_path):
+    source = write(tmp_path / "a.safetensors", "safetensors", IN_EVERY_FORMAT)
+    convert(source, tmp_path / "b.pth", "torch", dtype="bfloat16")
+    wanted = {name: array.astype(ml_dtypes.bfloat16) for name, array in FLOATS.items()}
+    assert_same(held(tmp_path / "b.pth"), {**wanted, **INTEGERS})
+
+
+class TestSharedTensors:
+    @pytest.fixture
+    def tied(self, tmp_path):
+        """Written by torch: one tensor under two names, its transpose, and a part of it."""
+        torch = pytest.importorskip("torch")
+        weight = torch.arange(30, dtype=torch.float32).reshape(6, 5)
+        tensors = {
+            "decoder": weight,
+            "part": weight[2:4],
+            "embed": weight,
+            "turned": weight.T,
+            "alone": weight[0].clone(),
+        }
+        torch.save(tensors, tmp_path / "tied.pth")
+        return tmp_path / "tied.pth", {name: t.numpy().copy() for name, t in tensors.items()}
+
+    @pytest.mark.parametrize("to", ["safetensors", "tf", "keras", "npz"])
+    def test_are_expanded_where_the_target_cannot_share(self, tmp_path, tied, to):
+        source, wanted = tied
+        target = tmp_path / f"b{EXTENSIONS[to]}"
+        decided = convert(source, target, to)
+        assert_same(held(target), wanted)
+        assert decided.notes == ("3 tensors share memory with others: each is written by itself, in full",)
+
+    def test_are_written_once_from_torch_to_torch(self, tmp_path, tied):
+        import torch
+
+        source, wanted = tied
+        target = tmp_path / "b.pth"
+        decided = convert(source, target, "torch")
+        assert decided.shared == {"embed": "decoder"}
+        assert decided.nbytes == 4 * (30 + 10 + 30 + 5)
+        assert decided.notes == (
+            "1 tensor is another one under a second name: written once, and shared as before",
+            "2 tensors share memory with others: each is written by itself, in full",
+        )
+        loaded = torch.load(target, weights_only=True, mmap=True)
+        assert list(loaded) == list(wanted)
+        assert loaded["embed"].data_ptr() == loaded["decoder"].data_ptr()
+        assert loaded["part"].data_ptr() != loaded["decoder"].data_ptr()
+        assert_same({name: tensor.numpy() for name, tensor in loaded.items()}, wanted)
+        assert_same(held(target), wanted)
+
+    def test_stay_shared_when_cast(self, tmp_path, tied):
+        import torch
+
+        convert(tied[0], tmp_path / "b.pth", "torch", dtype="float16")
+        loaded = torch.load(tmp_path / "b.pth", weights_only=True)
+        assert loaded["embed"].dtype == torch.float16
+        assert loaded["embed"].data_ptr() == loaded["decoder"].data_ptr()
+        np.testing.assert_array_equal(loaded["embed"].numpy(), tied[1]["embed"].astype(np.float16))
+
+
+class TestRealFiles:
+    def test_torch_with_both_copies(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        copies = {"state_dict": {"w": torch.zeros(3)}, "state_dict_ema": {"w": torch.ones(3)}, "epoch": 7}
+        torch.save(copies, tmp_path / "a.pth")
+        for weights, value in (("auto", 1.0), ("ema", 1.0), ("raw", 0.0)):
+            target = tmp_path / f"{weights}.safetensors"
+            decided = convert(tmp_path / "a.pth", target, "safetensors", weights=weights)
+            assert held(target)["w"].tolist() == [value] * 3
+            copy = "raw" if weights == "raw" else "ema"
+            assert decided.metadata["weights"] == copy
+            assert f"the file holds raw weights and moving averages; taking {copy}" in decided.notes
+
+    def test_tensorflow_checkpoint_without_its_strings(self, tmp_path):
+        tensorflow = pytest.importorskip("tensorflow")
+        tensors = {
+            "scope/w": np.arange(6, dtype=np.float32),
+            "flag": [True, False],
+            "words": ["some", "text"],
+        }
+        prefix = str(tmp_path / "model.ckpt")
+        tensorflow.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=[tensorflow.constant(value) for value in tensors.values()],
+        )
+        decided = convert(prefix, tmp_path / "b.safetensors", "safetensors")
+        arrays = held(tmp_path / "b.safetensors")
+        assert {name: array.tolist() for name, array in arrays.items()} == {
+            "scope/w": [0, 1, 2, 3, 4, 5],
+            "flag": [True, False],
+        }
+        assert any("words" in note for note in decided.notes)
+
+    def test_safetensors_library_reads_and_writes_it(self, tmp_path):
+        library = pytest.importorskip("safetensors.numpy")
+        arrays = {"a.weight": FLOATS["encoder/0/kernel"], "n": INTEGERS["steps"]}
+        library.save_file(arrays, tmp_path / "a.safetensors", metadata={"licence": "apache-2.0"})
+        decided = convert(tmp_path / "a.safetensors", tmp_path / "b.npz", "npz")
+        assert decided.metadata["licence"] == "apache-2.0"
+        convert(tmp_path / "b.npz", tmp_path / "c.safetensors", "safetensors")
+        assert_same(library.load_file(tmp_path / "c.safetensors"), arrays)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"head": False}, "--no-head"),
+        ({"variant": "moat0"}, "--variant"),
+        ({"allow_missing_bn": True}, "--allow-missing-bn"),
+        ({"settings": {"attn_force_fp32": True}}, "--set"),
+        ({"resolution": (384, 384)}, "--resolution"),
+        ({"weights": "ema"}, "has no ema weights"),
+        ({"max_shard_size": 100}, "--max-shard-size"),
+    ],
+)
+def test_options_of_an_architecture_are_refused(tmp_path, options, named):
+    source = write(tmp_path / "a.npz", "npz", FLOATS)
+    with pytest.raises(UsageError, match=named):
+        convert(source, tmp_path / "b.pth", "torch", **options)
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_no_tensors_are_refused(tmp_path):
+    source = write(tmp_path / "a.safetensors", "safetensors", {})
+    with pytest.raises(ConversionError, match="no tensors"):
+        convert(source, tmp_path / "b.pth", "torch")
+
+
+def test_names_that_are_no_paths_are_refused_by_keras(tmp_path):
+    source = write(tmp_path / "a.npz", "npz", {"a": np.ones(2), "a/b": np.ones(2)})
+    with pytest.raises(ConversionError, match="a"):
+        convert(source, tmp_path / "b.weights.h5", "keras")
+    assert not (tmp_path / "b.weights.h5").exists()
+
+
+def test_where_an_earlier_source_came_from_is_not_carried_over(tmp_path):
+    before = {"source_sha256": "1" * 64, "source_index_sha256": "2" * 64, "entry": "moat0-224"}
+    source = write(tmp_path / "a.npz", "npz", FLOATS, before)
+    with open_reader(source) as reader:
+        decided = plan_as_is(reader, Options("torch", layout="as-is"), provenance={"source_sha256": "3" * 64})
+    assert decided.metadata["source_sha256"] == "3" * 64
+    assert "source_index_sha256" not in decided.metadata
+    assert decided.metadata["entry"] == "moat0-224"
+
+
+def test_load_gives_the_files_own_names(tmp_path):
+    source = write(tmp_path / "a.npz", "npz", IN_EVERY_FORMAT)
+    with open_reader(source) as reader:
+        loaded = load_tensors(reader, "as-is")
+    assert_same(loaded, IN_EVERY_FORMAT)
+    assert list(loaded) == list(IN_EVERY_FORMAT)
+    assert all(array.flags.owndata and array.flags.c_contiguous for array in loaded.values())
+    with open_reader(source) as reader, pytest.raises(UsageError, match="--variant"):
+        load_tensors(reader, "as-is", variant="moat0")
+
+
+def test_shards_are_made_and_put_together(tmp_path):
+    source = write(tmp_path / "a.npz", "npz", IN_EVERY_FORMAT)
+    convert(source, tmp_path / "b.safetensors", "safetensors", max_shard_size=600)
+    shards = sorted(path.name for path in tmp_path.glob("b-*.safetensors"))
+    assert len(shards) > 1
+    convert(tmp_path / "b.safetensors.index.json", tmp_path / "c.npz", "npz")
+    assert_same(held(tmp_path / "c.npz"), IN_EVERY_FORMAT)

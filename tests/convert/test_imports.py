@@ -1,0 +1,51 @@
+"""What a short conversion imports decides how long it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptkit.synth import Synthetic, write_checkpoint
+
+HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "h5py", "requests"}
+FOREIGN = {
+    "safetensors": ("hdf5", "keras_h5", "tf_", "npz", "leveldb", "torch_writer"),
+    "torch": ("hdf5", "keras_h5", "tf_", "npz", "leveldb", "safetensors"),
+    "tf": ("hdf5", "keras_h5", "npz", "safetensors", "torch_writer"),
+}
+
+RUN = """
+import sys
+from ckptkit.cli.app import main
+
+try:
+    main(sys.argv[1:])
+finally:
+    print(*sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PyTorch file as published."""
+    path = tmp_path_factory.mktemp("source") / "published.pth"
+    write_checkpoint(Synthetic("moganet-xt"), path)
+    return path
+
+
+@pytest.mark.parametrize("to", FOREIGN)
+def test_only_what_the_two_formats_need_is_imported(to: str, source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN, "convert", str(source), "--to", to, "-o", str(tmp_path / "result")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"ckptkit.convert.whole", "ckptkit.formats.torch_zip"} <= loaded
+    assert not HEAVY & {name.partition(".")[0] for name in loaded}
+    formats = {
+        name.removeprefix("ckptkit.formats.") for name in loaded if name.startswith("ckptkit.formats.")
+    }
+    assert not {name for name in formats if name.startswith(FOREIGN[to])}
+    if to == "safetensors":
+        assert "numpy" not in loaded, "bytes that do not change need no numpy"
