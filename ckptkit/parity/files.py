@@ -234,7 +234,7 @@ def resolution_of(file: ModelFile) -> int | tuple[int, int] | None:
     text = file.reader.metadata.get("resolution")
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text)
     if found is None:
         raise FormatError(
             file.reader.path, f"its metadata says resolution is {text[:40]!r}, which is no number"
