@@ -332,8 +332,7 @@ def _copies(reader: Reader, recognition: Recognition | None) -> dict[str, int]:
         return {}
     plain = [name for name in reader.specs if name in recognition.table.by_external]
     second = sum(twin.of(name) in reader.specs for name in plain)
-    other = "raw" if twin.holds == "ema" else "ema"
-    return {other: len(plain), twin.holds: second} if second else {}
+    return {twin.plain: len(plain), twin.holds: second} if second else {}
 
 
 def _totals(specs: Mapping[str, TensorSpec]) -> Totals:

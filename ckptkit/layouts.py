@@ -135,6 +135,11 @@ class Twin:
     suffix: str = ""
     separator: str = "."
 
+    @property
+    def plain(self) -> Literal["ema", "raw"]:
+        """Which copy the plain names hold: the other one."""
+        return "raw" if self.holds == "ema" else "ema"
+
     def of(self, name: str) -> str:
         """Name of a tensor's second copy."""
         return self.prefix + name.replace(".", self.separator) + self.suffix

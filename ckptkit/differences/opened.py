@@ -65,7 +65,8 @@ class Opened(AbstractContextManager["Opened"]):
             if self.weights != "auto":
                 raise ConversionError(f"{self.name}: {error.message}", hint=error.hint) from error
             # Nobody asked for that copy; what is there whole can be compared.
-            return match(specs, recognition, weights="raw", known=known)
+            twin = recognition.table.layout.twin
+            return match(specs, recognition, weights=twin.plain if twin else "raw", known=known)
 
     def refuse_weights(self) -> None:
         """Raise UsageError when a copy is asked for and nothing tells which tensors it is made of."""

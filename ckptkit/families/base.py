@@ -114,7 +114,7 @@ class Family(ABC):
 
     def resized_table(self, table: Array, size: tuple[int, int]) -> Array:
         """Resize position tables (heads, rows, columns), as the models do it at run time."""
-        raise NotImplementedError(f"family {self.name} has no position tables")
+        raise UsageError(f"family {self.name} has no position tables to resize")
 
     def read_table_sizes(
         self, layout: str, variant: str, specs: Mapping[str, TensorSpec]

@@ -238,8 +238,7 @@ def _require_whole(
     ]
     if lacking and twin is not None:
         what = "moving average" if twin.holds == "ema" else "raw copy"
-        other: Copy = "raw" if twin.holds == "ema" else "ema"
         raise ConversionError(
             f"{len(lacking)} parameters have no {what} while others have one ({lacking[0]} …)",
-            hint=f"--weights {other} takes the {_IN_WORDS[other]}",
+            hint=f"--weights {twin.plain} takes the {_IN_WORDS[twin.plain]}",
         )

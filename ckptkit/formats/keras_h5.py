@@ -19,8 +19,8 @@ from ckptkit.formats.hdf5_chunks import read_chunks
 from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
 from ckptkit.formats.hdf5_objects import Header, Objects
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
-from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.zip_directory import STORED, read_directory
 from ckptkit.tensors import Array, Piece, TensorSpec
 

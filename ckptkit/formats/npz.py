@@ -12,8 +12,8 @@ from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.npy_header import CODES, MAX_HEADER_BYTES, NpyHeader, header_bytes, parse_header
-from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.zip_directory import DEFLATED, STORED, ZipEntry, read_directory
 from ckptkit.formats.zip_writer import ZipWriter
 from ckptkit.tensors import Array, Piece, TensorSpec

@@ -15,8 +15,8 @@ from ckptkit.formats.safetensors_header import (
     METADATA_KEY,
 )
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
-from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, check_or_remove, refuse_existing
+from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.tensors import Piece, TensorSpec
 
 _ALIGNMENT = 8

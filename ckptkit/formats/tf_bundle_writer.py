@@ -10,8 +10,8 @@ from pathlib import Path
 from ckptkit.errors import ConversionError, storage_error
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
-from ckptkit.formats.sequential_writer import PlacedWriter, put_at
 from ckptkit.formats.staging import StagedFile, new_token, sync_checked
+from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptkit.tensors import Piece, TensorSpec

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.formats.base import Check
-from ckptkit.formats.sequential_writer import PlacedWriter, metadata_json
 from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
 from ckptkit.tensors import Piece, TensorSpec

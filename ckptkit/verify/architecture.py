@@ -105,7 +105,7 @@ def fit(
         matched = match(specs, found, weights=weights, known=known)
     except ConversionError as error:  # only some parameters have the copy that is to be taken
         twin = found.table.layout.twin
-        matched = match(specs, found, weights="raw" if twin and twin.holds == "ema" else "ema", known=known)
+        matched = match(specs, found, weights=twin.plain if twin else "raw", known=known)
         check = _check_names(matched, specs, likeliest)
         return Fit(
             Check(NAMES, "failed", str(error), check.items if check.status == "failed" else ()), matched

@@ -133,17 +133,19 @@ BOMBS: dict[str, tuple[str, Callable[[], Files], str]] = {
 }
 
 
-SLACK = 4.0
-"""A bomb takes up to a second of a quiet core; one that shares its memory with others took 1.6 of them."""
+ATTEMPTS = 3
+"""The bound is for a core of one's own; one that shares its memory with others may miss it once."""
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_bombs_end_soon_and_stay_small(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "MAX_SECONDS", SLACK * target.MAX_SECONDS)
+def test_bombs_end_soon_and_stay_small(case: str, tmp_path: Path) -> None:
     format, make, wanted = BOMBS[case]
     files = make()
     opened = "m" if format == "tf" else next(iter(files))
-    found = target.examine(format, files, opened, tmp_path / "bomb", 1)
+    for attempt in range(ATTEMPTS):
+        found = target.examine(format, files, opened, tmp_path / f"bomb{attempt}", 1)
+        if found.kind != "fault: too long":
+            break
     assert found.kind.startswith(wanted), found
     assert found.seconds <= target.MAX_SECONDS
     assert found.nbytes <= target.MAX_BYTES

@@ -42,7 +42,7 @@ def report(*stages: StageComparison, **fields: Any) -> ParityReport:
         "variant": "tiny-moat0",
         "pos_emb": True,
         "num_classes": 1000,
-        "source": "/tmp/model.ckpt",
+        "source": "folder/model.ckpt",
         "synthetic": False,
         "weights": None,
         "reference": "keras",
