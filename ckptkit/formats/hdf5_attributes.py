@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes, Piece
 from ckptkit.formats.hdf5_objects import ATTRIBUTE, Header
-from ckptkit.formats.hdf5_types import parse_type
+from ckptkit.formats.hdf5_types import ElementType, parse_type
+
+Texts = tuple[str, ...] | None
+"""Value of an attribute that is a text or a list of texts; None where it is something else."""
 
 _MAX_TEXT = 1 << 20
+_REFERENCE_BYTES = 16  # of a text of any length: how long it is, and where it stands
 
 
 def parse_shape(piece: Piece) -> tuple[int, ...] | None:
@@ -42,13 +48,33 @@ class Attributes:
     def of(self, header: Header) -> dict[str, str | None]:
         """Names of an object's attributes, with the value where it is a single text.
 
+        An object's attributes are read once, either by this or by `texts`.
+
         Raises
         ------
         FormatError
         """
-        return dict(self._attribute(body) for body in header.bodies(ATTRIBUTE))
+        return {name: single(values) for name, values in self.texts(header).items()}
 
-    def _attribute(self, body: Piece) -> tuple[str, str | None]:
+    def texts(self, header: Header) -> dict[str, Texts]:
+        """Names of an object's attributes, with the value where it is a text or a list of texts.
+
+        A list without elements is one of texts, whatever its type: h5py gives numbers to an empty one.
+
+        Raises
+        ------
+        FormatError
+            Damaged, or two of one name.
+        """
+        found: dict[str, Texts] = {}
+        for body in header.bodies(ATTRIBUTE):
+            name, values = self._attribute(body)
+            if name in found:
+                raise self._source.error(f"an object with two attributes {name!r}", header.address)
+            found[name] = values
+        return found
+
+    def _attribute(self, body: Piece) -> tuple[str, Texts]:
         version, flags = body.number(1), body.number(1)
         if version not in (1, 2, 3):
             raise body.error(f"an attribute of version {version}")
@@ -58,7 +84,7 @@ class Attributes:
         text = name.raw(name.left).rstrip(b"\0").decode(errors="replace")
         if version > 1 and flags & 3:
             return text, None  # its type stands in another object
-        return text, self._text(body, kind, space)
+        return text, self._values(body, parse_type(kind), parse_shape(space))
 
     @staticmethod
     def _padded(body: Piece, size: int, to: int) -> Piece:
@@ -66,17 +92,29 @@ class Attributes:
         body.raw(min(-size % to, body.left))
         return part
 
-    def _text(self, body: Piece, kind: Piece, space: Piece) -> str | None:
-        """Value of an attribute that is one text."""
-        element = parse_type(kind)
-        shape = parse_shape(space)
-        if shape not in ((), (1,)) or element.text is None:
+    def _values(self, body: Piece, element: ElementType, shape: tuple[int, ...] | None) -> Texts:
+        if shape is None or shape == (0,):
+            return ()
+        if element.text is None or len(shape) > 1:
             return None
+        width = element.size if element.text == "fixed" else _REFERENCE_BYTES
+        cells = body.part(math.prod(shape) * width)
+        values: list[str] = []
+        while cells.left:
+            value = self._text(cells.part(width), element)
+            if value is None:
+                return None
+            values.append(value)
+        return tuple(values)
+
+    def _text(self, cell: Piece, element: ElementType) -> str | None:
         if element.text == "variable":
-            length, heap, index = body.number(4), body.number(8), body.number(4)
-            raw = self._from_heap(heap, index)[:length] if 0 < length <= _MAX_TEXT else b""
+            length, heap, index = cell.number(4), cell.number(8), cell.number(4)
+            if length > _MAX_TEXT:
+                return None
+            raw = self._from_heap(heap, index)[:length] if length else b""
         else:
-            raw = body.raw(element.size).rstrip(b"\0")
+            raw = cell.raw(element.size).rstrip(b"\0")
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -105,3 +143,14 @@ class Attributes:
         if where is None:
             raise self._source.error(f"no text {index} in the collection", address)
         return self._source.piece(where[0], min(where[1], _MAX_TEXT), "a text").raw(min(where[1], _MAX_TEXT))
+
+
+def single(values: Texts) -> str | None:
+    """The text that an attribute is, if it is one text.
+
+    Examples
+    --------
+    >>> single(("tensorflow",)), single(("a", "b")), single(None)
+    ('tensorflow', None, None)
+    """
+    return values[0] if values is not None and len(values) == 1 else None

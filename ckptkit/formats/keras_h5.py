@@ -1,7 +1,8 @@
 """Keras 3's weights files (``.weights.h5``), read and written without Keras and without libhdf5.
 
 A tensor's name is its path in the file: ``blocks/moga_block_3/attn/gate/vars/0``. A whole Keras 3 model
-(``.keras``, a zip archive) is read through the weights file in it.
+(``.keras``, a zip archive) is read through the weights file in it. The files of Keras 1 and 2 have the same
+container and other names: see `ckptkit.formats.keras_legacy_h5`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Check
-from ckptkit.formats.hdf5_attributes import Attributes
+from ckptkit.formats.hdf5_attributes import Attributes, single
 from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
 from ckptkit.formats.hdf5_chunks import read_chunks
 from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
 from ckptkit.formats.hdf5_objects import Header, Objects
+from ckptkit.formats.keras_legacy_h5 import NEITHER, Contents, is_legacy, legacy_weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
@@ -29,21 +31,22 @@ KERAS_MEMBER = "model.weights.h5"
 
 _ATTRIBUTE = "ckptkit"
 _VARIABLES = "vars"
-_KERAS_2 = frozenset({"layer_names", "keras_version", "model_config"})
 
 
 class KerasH5Reader(MappedReader):
-    """A Keras 3 weights file. Contiguous tensors are mapped, those in chunks put together when read.
+    """A file of weights as Keras wrote it.
+
+    Contiguous tensors are mapped, those in chunks put together when read.
 
     Parameters
     ----------
     path : str or Path
-        ``….weights.h5``, or ``….keras``.
+        ``….weights.h5`` or ``….keras`` of Keras 3, or a ``….h5`` of Keras 1 or 2: weights or a whole model.
 
     Raises
     ------
     FormatError
-        Damaged or hostile, or HDF5 that is not Keras 3's.
+        Damaged or hostile, or HDF5 that is not Keras'.
     NotFoundError
         No such file.
     """
@@ -54,30 +57,33 @@ class KerasH5Reader(MappedReader):
         self.path = Path(path)
         self._file = MappedFile(self.path)
         self._files = [self._file]
-        self._datasets: dict[str, Dataset] = {}
-        notes: list[str] = []
         try:
             self._source = _part_of(self._file)
             objects = Objects(self._source)
             root = objects.header(objects.root)
             attributes = Attributes(self._source)
-            of_root = attributes.of(root)
-            self._refuse_keras_2(of_root)
-            self.metadata: Mapping[str, str] = self._metadata(of_root.get(_ATTRIBUTE))
-            self._walk(objects, attributes, root, notes)
-            if _ATTRIBUTE not in of_root:
-                self._refuse_other_hdf5()
-            refuse_overlap(self._source, self._datasets)
+            of_root = attributes.texts(root)
+            found = self._walk(objects, attributes, root)
+            refuse_overlap(self._source, found.datasets)
+            if is_legacy(of_root):
+                found, metadata = legacy_weights(self._source, attributes, of_root, found)
+            else:
+                metadata = self._metadata(single(of_root.get(_ATTRIBUTE)))
+                if _ATTRIBUTE not in of_root:
+                    self._refuse_other_hdf5(found.datasets)
         except BaseException:
             self.close()
             raise
+        self._datasets: Mapping[str, Dataset] = found.datasets
         self.specs: Mapping[str, TensorSpec] = {
             name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
         }
-        self.notes: Sequence[str] = notes
+        self.metadata: Mapping[str, str] = metadata
+        self.notes: Sequence[str] = found.notes()
 
-    def _walk(self, objects: Objects, attributes: Attributes, root: Header, notes: list[str]) -> None:
-        """Find every dataset under the root group."""
+    def _walk(self, objects: Objects, attributes: Attributes, root: Header) -> Contents:
+        """Find every object under the root group."""
+        found = Contents()
         seen = {root.address}
         waiting = [("", root)]
         while waiting:
@@ -92,31 +98,25 @@ class KerasH5Reader(MappedReader):
                 seen.add(address)
                 header = objects.header(address)
                 if header.is_group:
+                    found.groups[path] = header
                     below.append((path + "/", header))
                 elif header.is_dataset:
-                    found = parse_dataset(objects, attributes, header, path)
-                    if isinstance(found, str):
-                        notes.append(f"{path}: {found}: skipped")
+                    dataset = parse_dataset(objects, attributes, header, path)
+                    if isinstance(dataset, str):
+                        found.skipped[path] = dataset
                     else:
-                        self._datasets[path] = found
+                        found.datasets[path] = dataset
                 else:
-                    notes.append(f"{path}: neither a group nor a dataset: skipped")
+                    found.skipped[path] = NEITHER
             waiting += reversed(below)
+        return found
 
-    def _refuse_keras_2(self, attributes: Mapping[str, str | None]) -> None:
-        if _KERAS_2 & attributes.keys():
+    def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset]) -> None:
+        if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in datasets):
+            sample = ", ".join(sorted(datasets)[:3]) or "nothing that is a tensor"
             raise FormatError(
                 self.path,
-                "an HDF5 file as Keras 2 wrote them: not supported",
-                hint="load it in Keras and call model.save_weights('x.weights.h5')",
-            )
-
-    def _refuse_other_hdf5(self) -> None:
-        if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in self._datasets):
-            sample = ", ".join(sorted(self._datasets)[:3]) or "nothing that is a tensor"
-            raise FormatError(
-                self.path,
-                f"an HDF5 file, but not one of Keras 3's weights files (it holds {sample})",
+                f"an HDF5 file, but not one of Keras' weights files (it holds {sample})",
                 hint="save the weights with Keras' model.save_weights, or as .npz or safetensors",
             )
 

@@ -60,8 +60,13 @@ class ModelFile:
 
     @property
     def _is_keras_weights(self) -> bool:
-        """Whether Keras' own ``load_weights`` takes it, which goes by the name."""
-        return self.reader.format == "keras" and self.reader.path.name.endswith(EXTENSIONS["keras"])
+        """Whether Keras' own ``load_weights`` takes it, which goes by the file's name and by its tensors'."""
+        found = self.recognition
+        return (
+            self.reader.format == "keras"
+            and found.layout == found.family.default_layout["keras"]
+            and self.reader.path.name.endswith(EXTENSIONS["keras"])
+        )
 
     @property
     def lacks_statistics(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckptkit.errors import FormatError
 from ckptkit.formats.hdf5_attributes import Attributes
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_objects import Objects
@@ -15,10 +16,10 @@ from ckptkit.formats.mapped_file import MappedFile
 from tests.support.hdf5_files import h5py, keras_file
 
 
-def attributes_of_root(path: Path) -> dict[str, str | None]:
+def attributes_of_root(path: Path, method: str = "of") -> dict[str, Any]:
     source = Hdf5Bytes(MappedFile(path))
     objects = Objects(source)
-    return Attributes(source).of(objects.header(objects.root))
+    return dict(getattr(Attributes(source), method)(objects.header(objects.root)))
 
 
 VALUES: dict[str, tuple[Any, str | None]] = {
@@ -49,3 +50,33 @@ def test_many_texts_in_one_collection(tmp_path: Path) -> None:
         tmp_path / "m.h5", lambda f: [f.attrs.__setitem__(f"a{i}", f"text {i}") for i in range(40)]
     )
     assert attributes_of_root(path) == {f"a{i}": f"text {i}" for i in range(40)}
+
+
+LISTS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
+    "one text": ("hällo", ("hällo",)),
+    "any length": ([b"a", b"", "dü".encode()], ("a", "", "dü")),
+    "fixed length": (np.array([b"a", b"", b"abc"]), ("a", "", "abc")),
+    "no elements": ([], ()),
+    "null": (h5py.Empty("S3"), ()),
+    "table": (np.array([[b"a"]]), None),
+    "not all UTF-8": (np.array([b"a", b"\xff"]), None),
+    "numbers": ([1, 2], None),
+    "too long": ("x" * 1_100_000, None),
+}
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_texts(tmp_path: Path, kind: str, libver: str) -> None:
+    value, expected = LISTS[kind]
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.__setitem__("list", value), libver=libver)
+    assert attributes_of_root(path, "texts") == {"list": expected}
+
+
+def test_two_attributes_of_one_name(tmp_path: Path) -> None:
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update({"name_1": 1, "name_2": 2}))
+    raw = path.read_bytes()
+    assert raw.count(b"name_2") == 1
+    path.write_bytes(raw.replace(b"name_2", b"name_1"))
+    with pytest.raises(FormatError, match="two attributes 'name_1'"):
+        attributes_of_root(path)

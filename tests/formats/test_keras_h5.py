@@ -166,7 +166,7 @@ def test_newer_structures_say_what_to_do(tmp_path: Path, kind: str) -> None:
 def test_hdf5_of_other_programs_is_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "m.h5", "w") as file:
         file["measurements"] = np.zeros(3)
-    with pytest.raises(FormatError, match=r"not one of Keras 3's weights files \(it holds measurements\)"):
+    with pytest.raises(FormatError, match=r"not one of Keras' weights files \(it holds measurements\)"):
         KerasH5Reader(tmp_path / "m.h5")
 
 

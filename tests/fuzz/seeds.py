@@ -180,6 +180,9 @@ def _keras() -> Iterator[Seed]:
     if importlib.util.find_spec("h5py") is not None:
         other = {"m.weights.h5": _by_h5py()}
         yield Seed("keras", "h5py", other, "m.weights.h5", raw_layers(other))
+        for fixed in (False, True):
+            old = {"m.h5": _by_keras_2(fixed)}
+            yield Seed("keras", f"Keras 2, fixed={fixed}", old, "m.h5", raw_layers(old))
 
 
 def _by_h5py() -> bytes:
@@ -197,6 +200,27 @@ def _by_h5py() -> bytes:
                 "1", data=np.arange(64, dtype="float32"), chunks=(16,), compression="gzip"
             )
             variables.create_dataset("2", data=np.float64(3), track_times=False)
+    return file.getvalue()
+
+
+def _by_keras_2(fixed: bool) -> bytes:
+    """A whole model with its lists in either spelling, the long one in parts."""
+    import h5py
+
+    from tests.support.hdf5_files import legacy_weights
+
+    layers = {
+        layer: {
+            f"{layer}/kernel:0": np.arange(12, dtype="float32").reshape(3, 4),
+            f"{layer}/bias:0": np.ones(4),
+        }
+        for layer in ("b/conv", "a", "top_level_model_weights")
+    }
+    file = io.BytesIO()
+    with h5py.File(file, "w") as root:
+        root.attrs["model_config"] = "{}"
+        legacy_weights(root.create_group("model_weights"), layers, fixed=fixed, split=2 * fixed)
+        root["optimizer_weights/iter:0"] = np.int64(1)
     return file.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,45 @@ def keras_file(path: Path, more: Callable[[Any], object] | None = None, **option
         group = file.create_group("dense").create_group("vars")
         group.attrs["name"] = "dense"
         group["0"] = KERNEL
+        if more is not None:
+            more(file)
+    return path
+
+
+Layers = Mapping[str, Mapping[str, Any]]
+
+
+def legacy_weights(
+    group: Any, layers: Layers, *, fixed: bool = False, split: int = 0, **options: Any
+) -> None:
+    """Weights by layer and by name as Keras 2 saves them into a group.
+
+    Lists of texts are of any length, as today's h5py stores lists of bytes; ``fixed`` stores them as older
+    versions did, and ``split`` breaks them up into so many attributes, as Keras does with those of 64 kB.
+    """
+
+    def put(owner: Any, name: str, texts: Iterable[str]) -> None:
+        raw = [text.encode() for text in texts]
+        parts = [list(part) for part in np.array_split(np.array(raw, object), split)] if split else [raw]
+        for number, part in enumerate(parts):
+            owner.attrs[f"{name}{number}" if split else name] = np.array(part, "S") if fixed else part
+
+    put(group, "layer_names", [name for name in layers if name != "top_level_model_weights"])
+    group.attrs["backend"] = b"tensorflow"
+    group.attrs["keras_version"] = b"2.15.0"
+    for layer in sorted(layers):
+        made = group.require_group(layer)
+        put(made, "weight_names", layers[layer])
+        for name, value in layers[layer].items():
+            made.create_dataset(name, data=value, **options)
+
+
+def legacy_file(
+    path: Path, layers: Layers, more: Callable[[Any], object] | None = None, **options: Any
+) -> Path:
+    """What Keras 2's ``model.save_weights`` writes, and what ``more`` does to it."""
+    with h5py.File(path, "w") as file:
+        legacy_weights(file, layers, **options)
         if more is not None:
             more(file)
     return path
@@ -94,9 +133,13 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "deep": (lambda f: f.create_group("/".join("x" * 80)), "deeper than any model's"),
     "long name": (lambda f: f.create_group("x" * 2000), "longer than any layer's"),
-    "Keras 2": (
+    "Keras 2 without lists of weights": (
         lambda f: f.attrs.__setitem__("layer_names", [b"dense"]),
-        "as Keras 2 wrote them",
+        "group dense: no attribute weight_names",
+    ),
+    "Keras 2 without weights": (
+        lambda f: f.attrs.__setitem__("model_config", "{}"),
+        "a Keras 2 file without weights",
     ),
     "bad metadata": (lambda f: f.attrs.__setitem__("ckptkit", "{"), "not valid JSON"),
     "deep metadata": (lambda f: f.attrs.__setitem__("ckptkit", "[" * 50_000), "not valid JSON"),

@@ -1,0 +1,233 @@
+"""The ``.h5`` files of Keras 1 and 2, which tf-keras and Keras 3's legacy saving write too.
+
+``model.save_weights`` writes one group a layer, named by the root's attribute ``layer_names``; the group's
+attribute ``weight_names`` names the datasets under it. ``model.save`` puts the same under the group
+``model_weights``, beside the optimizer's state. Weights outside of any layer are in a group of their own
+(since 2.11). Source: keras/src/legacy/saving/legacy_h5_format.py, and files written by tf-keras 2.21.
+
+A tensor is called by its weight's name without TensorFlow's ``:0``: ``moat/stem/conv_0/kernel``. Where two
+layers have weights of one name, every tensor of the file has its layer's name before it:
+``dense_1/kernel``. So the names depend on what is in the file, and on no order in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ckptkit.errors import FormatError
+from ckptkit.formats.hdf5_attributes import Attributes, Texts, single
+from ckptkit.formats.hdf5_bytes import Hdf5Bytes
+from ckptkit.formats.hdf5_datasets import Dataset
+from ckptkit.formats.hdf5_objects import Header
+
+NEITHER = "neither a group nor a dataset"
+"""What is said of other objects, which hold no values."""
+
+_LAYERS, _WEIGHTS = "layer_names", "weight_names"
+_MODEL_WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
+_OUTSIDE_LAYERS = "top_level_model_weights"
+_ORIGIN = ("keras_version", "backend")
+_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", "model_config"})
+_VARIABLE = ":0"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The objects under the root group of an HDF5 file, by path.
+
+    Parameters
+    ----------
+    groups : dict of str to Header
+    datasets : dict of str to Dataset
+    skipped : dict of str to str
+        What holds no numbers, and why not.
+    remarks : list of str
+        Further notes.
+    """
+
+    groups: dict[str, Header] = field(default_factory=dict)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """What was left out, one sentence each."""
+        return [f"{path}: {why}: skipped" for path, why in self.skipped.items()] + self.remarks
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One weight that a layer lists.
+
+    Parameters
+    ----------
+    layer, name : str
+        As they make up tensors' names.
+    path : str
+        Of its dataset, from the root.
+    """
+
+    layer: str
+    name: str
+    path: str
+
+
+def is_legacy(of_root: Mapping[str, Texts]) -> bool:
+    """Whether the attributes of a file's root group are those that Keras 1 and 2 write.
+
+    Examples
+    --------
+    >>> is_legacy({"layer_names": ("dense",), "backend": ("tensorflow",)}), is_legacy({"ckptkit": ("{}",)})
+    (True, False)
+    """
+    return not _MARKS.isdisjoint(of_root)
+
+
+def legacy_weights(
+    source: Hdf5Bytes, attributes: Attributes, of_root: Mapping[str, Texts], found: Contents
+) -> tuple[Contents, dict[str, str]]:
+    """Name the weights of a file by its own lists of them.
+
+    Parameters
+    ----------
+    source : Hdf5Bytes
+    attributes : Attributes
+    of_root : Mapping of str to Texts
+        Attributes of the root group.
+    found : Contents
+        Every object in the file.
+
+    Returns
+    -------
+    Contents
+        The listed weights, layer by layer, by the names of tensors; notes on what else there is.
+    dict of str to str
+        ``keras_version`` and ``backend``, where the file says them.
+
+    Raises
+    ------
+    FormatError
+        A list that is missing or no list of texts; a layer or weight that is listed and not there, or listed
+        twice; names that no tensor can have.
+    """
+    return _LegacyFile(source, attributes, of_root, found).weights()
+
+
+class _LegacyFile:
+    """Walks over the lists of a file."""
+
+    def __init__(
+        self, source: Hdf5Bytes, attributes: Attributes, of_root: Mapping[str, Texts], found: Contents
+    ) -> None:
+        self._source = source
+        self._attributes = attributes
+        self._found = found
+        self._of_root = self._of_top = of_root
+        self._top = ""  # path of the group with the layers, with a slash behind
+        if not {_LAYERS, f"{_LAYERS}0"} & of_root.keys():
+            if _MODEL_WEIGHTS not in found.groups:
+                raise source.error(
+                    f"a Keras 2 file without weights: neither {_LAYERS} nor a group {_MODEL_WEIGHTS}",
+                    hint="save the model's weights with model.save_weights",
+                )
+            self._of_top = attributes.texts(found.groups[_MODEL_WEIGHTS])
+            self._top = f"{_MODEL_WEIGHTS}/"
+
+    def weights(self) -> tuple[Contents, dict[str, str]]:
+        """Name the tensors."""
+        listed = list(self._listed())
+        paths = {weight.path for weight in listed}
+        kept = Contents(remarks=self._remarks(paths))
+        for name, weight in self._named(listed).items():
+            if weight.path in self._found.datasets:
+                kept.datasets[name] = self._found.datasets[weight.path]
+            elif self._found.skipped.get(weight.path, NEITHER) != NEITHER:
+                kept.skipped[name] = self._found.skipped[weight.path]
+            else:
+                raise self._error(f"no dataset {weight.path}, which its layer lists among its weights")
+        return kept, self._origin()
+
+    # -- lists -----------------------------------------------------------------------------------------------
+
+    def _listed(self) -> Iterator[_Weight]:
+        """Every weight that a layer lists, in order."""
+        layers = [self._path(name, "layer") for name in self._list(self._of_top, _LAYERS, self._top)]
+        if _OUTSIDE_LAYERS not in layers and self._top + _OUTSIDE_LAYERS in self._found.groups:
+            layers.append(_OUTSIDE_LAYERS)
+        self._refuse_twice(layers)
+        for layer in layers:
+            group = self._top + layer
+            if group not in self._found.groups:
+                raise self._error(f"no group of the layer {group}, which {_LAYERS} lists")
+            texts = self._attributes.texts(self._found.groups[group])
+            for text in self._list(texts, _WEIGHTS, group):
+                name = self._path(text, "weight")
+                yield _Weight(layer, name.removesuffix(_VARIABLE), f"{group}/{name}")
+
+    def _list(self, texts: Mapping[str, Texts], name: str, group: str) -> list[str]:
+        """A list of texts, which stands in several attributes where one cannot hold it."""
+        numbers = sorted(
+            int(end)
+            for end in (key.removeprefix(name) for key in texts if key.startswith(name))
+            if end.isascii() and end.isdecimal() and len(end) < 9
+        )
+        parts = [name] if name in texts else [f"{name}{number}" for number in numbers]
+        whole = not numbers if name in texts else numbers == list(range(len(numbers)))
+        if not parts or not whole:
+            what = "no attribute" if not parts else "parts missing, or too many, of the attribute"
+            raise self._error(f"group {group or '/'}: {what} {name}")
+        found: list[str] = []
+        for part in parts:
+            values = texts.get(part)
+            if values is None:
+                raise self._error(f"group {group or '/'}: its attribute {part} is no list of texts")
+            found += values
+        return found
+
+    def _path(self, name: str, what: str) -> str:
+        """A name as HDF5 follows it, which takes several slashes for one."""
+        steps = [step for step in name.split("/") if step]
+        if name.startswith("/") or not steps or steps[-1] == _VARIABLE or {".", ".."} & set(steps):
+            raise self._error(f"a {what} named {name!r}, which leads to no place under its group")
+        return "/".join(steps)
+
+    # -- names -----------------------------------------------------------------------------------------------
+
+    def _named(self, listed: list[_Weight]) -> dict[str, _Weight]:
+        """The weights by the names of tensors: short ones if they are unique, else all with their layers'."""
+        named = {weight.name: weight for weight in listed}
+        if len(named) < len(listed):
+            full = [f"{weight.layer}/{weight.name}" for weight in listed]
+            self._refuse_twice(full)
+            named = dict(zip(full, listed, strict=True))
+        self._refuse_twice([weight.path for weight in listed])
+        return named
+
+    def _refuse_twice(self, names: list[str]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise self._error(f"{name} is listed twice")
+            seen.add(name)
+
+    # -- what is said of the file ----------------------------------------------------------------------------
+
+    def _remarks(self, listed: set[str]) -> list[str]:
+        """Notes on the datasets that are no weights of a layer."""
+        others = [path for path in [*self._found.datasets, *self._found.skipped] if path not in listed]
+        of_optimizer = [path for path in others if self._top and path.startswith(f"{_OPTIMIZER}/")]
+        unlisted = [path for path in others if not (self._top and path.startswith(f"{_OPTIMIZER}/"))]
+        remarks = []
+        if of_optimizer:
+            plural = "tensor" if len(of_optimizer) == 1 else "tensors"
+            remarks.append(f"{_OPTIMIZER}: {len(of_optimizer)} {plural} of the optimizer: skipped")
+        remarks += [f"{path}: listed by no layer's {_WEIGHTS}: skipped" for path in unlisted]
+        return remarks
+
+    def _origin(self) -> dict[str, str]:
+        said = ((key, single(self._of_root.get(key)) or single(self._of_top.get(key))) for key in _ORIGIN)
+        return {key: text for key, text in said if text}
+
+    def _error(self, reason: str) -> FormatError:
+        return self._source.error(reason, hint="write it anew with Keras' model.save_weights")

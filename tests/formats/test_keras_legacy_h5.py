@@ -1,0 +1,486 @@
+"""The ``.h5`` files of Keras 1 and 2: Keras' own, h5py's in every spelling of the lists, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ckptkit.cli.exit_codes import ExitCode
+from ckptkit.errors import FormatError
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.keras_h5 import KerasH5Reader
+from tests.support.commands import runner
+from tests.support.damage import mutations, survives
+from tests.support.hdf5_files import h5py, legacy_file, legacy_weights
+from tests.support.moat_files import tiny_tensors, write_tiny
+from tests.support.tensors import same_bits
+
+KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
+BIAS = np.array([1.5, -2, 3, 4], np.float32)
+LAYERS: dict[str, dict[str, Any]] = {
+    "input_1": {},
+    "zeta": {"zeta/kernel:0": KERNEL, "zeta/bias:0": BIAS},
+    "block/conv": {"block/conv/kernel:0": KERNEL * 2},
+    "block": {"block/gamma:0": BIAS * 2},
+}
+"""As tf-keras 2.21 spells them: layers in the model's order, groups in groups, a layer without weights."""
+NAMES = ["zeta/kernel", "zeta/bias", "block/conv/kernel", "block/gamma"]
+OUTSIDE = {"top_level_model_weights": {"scale:0": np.float32([7])}}
+
+
+def read(path: Path) -> tuple[dict[str, Any], KerasH5Reader]:
+    reader = open_reader(path)
+    assert isinstance(reader, KerasH5Reader)
+    with reader:
+        return {name: reader.read(name) for name in reader.specs}, reader
+
+
+# -- the format ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [0, 2, 4], ids=lambda split: f"split {split}")
+@pytest.mark.parametrize("fixed", [False, True], ids=["any length", "fixed length"])
+def test_weights_come_in_the_order_of_the_lists(tmp_path: Path, fixed: bool, split: int) -> None:
+    held, reader = read(legacy_file(tmp_path / "m.h5", LAYERS, fixed=fixed, split=split))
+    assert list(held) == NAMES
+    assert same_bits(held["zeta/kernel"], KERNEL)
+    assert same_bits(held["zeta/bias"], BIAS)
+    assert same_bits(held["block/conv/kernel"], KERNEL * 2)
+    assert same_bits(held["block/gamma"], BIAS * 2)
+    assert not held["zeta/kernel"].flags.writeable
+    assert not held["zeta/kernel"].flags.owndata
+    assert reader.format == "keras"
+    assert reader.metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
+    assert reader.notes == []
+
+
+def whole_model(path: Path, layers: Any = LAYERS, **options: Any) -> Path:
+    """What Keras 2's ``model.save`` writes."""
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": "x" * 70_000})
+        file.attrs["training_config"] = b"{}"
+        file.attrs["keras_version"] = "2.15.0"
+        file.attrs["backend"] = "tensorflow"
+        legacy_weights(file.create_group("model_weights"), layers, **options)
+        optimizer = file.create_group("optimizer_weights")
+        optimizer.attrs["weight_names"] = [b"Adam/iter:0", b"Adam/zeta/kernel/m:0"]
+        optimizer["Adam/iter:0"] = np.int64(5)
+        optimizer["Adam/zeta/kernel/m:0"] = KERNEL
+        optimizer["Adam/name"] = "text"
+    return path
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any length", "fixed length"])
+def test_a_whole_model_is_its_weights(tmp_path: Path, fixed: bool) -> None:
+    held, reader = read(whole_model(tmp_path / "m.h5", {**LAYERS, **OUTSIDE}, fixed=fixed))
+    assert list(held) == [*NAMES, "scale"]
+    assert same_bits(held["zeta/kernel"], KERNEL)
+    assert held["scale"].tolist() == [7]
+    assert reader.metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
+    assert reader.notes == ["optimizer_weights: 3 tensors of the optimizer: skipped"]
+
+
+def test_a_model_that_says_its_version_beside_the_weights_only(tmp_path: Path) -> None:
+    path = whole_model(tmp_path / "m.h5")
+    with h5py.File(path, "a") as file:
+        del file.attrs["keras_version"], file.attrs["backend"]
+    assert read(path)[1].metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
+
+
+def test_keras_1_has_no_versions_and_no_scopes(tmp_path: Path) -> None:
+    path = legacy_file(tmp_path / "m.h5", {"dense_1": {"dense_1_W": KERNEL, "dense_1_b": BIAS}}, fixed=True)
+    with h5py.File(path, "a") as file:
+        del file.attrs["keras_version"], file.attrs["backend"]
+    held, reader = read(path)
+    assert list(held) == ["dense_1_W", "dense_1_b"]
+    assert reader.metadata == {}
+
+
+def test_layers_with_weights_of_one_name_have_theirs_before_all(tmp_path: Path) -> None:
+    layers = {"b": {"kernel": KERNEL}, "a": {"kernel": KERNEL + 1}, "other": {"gamma": BIAS}}
+    held, _ = read(legacy_file(tmp_path / "m.h5", {**layers, **OUTSIDE}))
+    assert list(held) == ["b/kernel", "a/kernel", "other/gamma", "top_level_model_weights/scale"]
+    assert same_bits(held["b/kernel"], KERNEL)
+    assert same_bits(held["a/kernel"], KERNEL + 1)
+
+
+def test_a_layer_shared_by_two_models_is_in_both(tmp_path: Path) -> None:
+    """Keras 2 saves its weights with either, under the same name."""
+    weights = {"shared/kernel:0": KERNEL}
+    held, _ = read(whole_model(tmp_path / "m.h5", {"left": weights, "right": weights}))
+    assert list(held) == ["left/shared/kernel", "right/shared/kernel"]
+
+
+def test_only_the_end_of_a_name_is_tensorflows(tmp_path: Path) -> None:
+    weights = {"a:0/kernel:0": KERNEL, "a:0/kernel_1:0": KERNEL, "a:0/kernel:1": KERNEL}
+    assert list(read(legacy_file(tmp_path / "m.h5", {"a": weights}))[0]) == [
+        "a:0/kernel",
+        "a:0/kernel_1",
+        "a:0/kernel:1",
+    ]
+
+
+def test_several_slashes_lead_where_one_does(tmp_path: Path) -> None:
+    """libhdf5 takes them for one when it writes, so the file has the name in its list only."""
+    held, _ = read(legacy_file(tmp_path / "m.h5", {"a": {"m//kernel:0": KERNEL, "m/bias:0": BIAS}}))
+    assert list(held) == ["m/kernel", "m/bias"]
+
+
+PACKED: dict[str, dict[str, Any]] = {
+    "gzip": {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    "chunks": {"chunks": True},
+}
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "<i8", "|u1"])
+@pytest.mark.parametrize("stored", ["plain", *PACKED])
+def test_element_types_and_storage(tmp_path: Path, dtype: str, stored: str) -> None:
+    wanted = np.arange(96).reshape(8, 12).astype(dtype)
+    path = legacy_file(tmp_path / "m.h5", {"a": {"kernel:0": wanted}}, **PACKED.get(stored, {}))
+    with open_reader(path) as reader:
+        got = reader.read("kernel")
+        assert reader.check("kernel") is (stored == "gzip")
+    assert same_bits(got, wanted.astype(wanted.dtype.newbyteorder("=")))
+
+
+def test_scalars_and_empty_weights(tmp_path: Path) -> None:
+    weights = {"count:0": np.int64(3), "none:0": np.zeros((0, 3), np.float32)}
+    held, _ = read(legacy_file(tmp_path / "m.h5", {"a": weights}))
+    assert held["count"].item() == 3
+    assert held["none"].shape == (0, 3)
+
+
+def test_what_is_not_listed_or_no_number_is_skipped_and_said(tmp_path: Path) -> None:
+    def more(file: Any) -> None:
+        file["zeta/zeta/extra"] = BIAS
+        file["optimizer_weights/step"] = BIAS  # in a file of weights alone this is no optimizer's
+        file["note"] = "text"
+
+    layers = {**LAYERS, "mask": {"mask:0": np.array([True])}}
+    held, reader = read(legacy_file(tmp_path / "m.h5", layers, more))
+    assert list(held) == NAMES
+    assert sorted(reader.notes) == [
+        "mask: an enumeration (booleans are stored so): skipped",
+        "note: listed by no layer's weight_names: skipped",
+        "optimizer_weights/step: listed by no layer's weight_names: skipped",
+        "zeta/zeta/extra: listed by no layer's weight_names: skipped",
+    ]
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any length", "fixed length"])
+def test_lists_longer_than_an_attribute(tmp_path: Path, fixed: bool) -> None:
+    """Many small layers with long names: most of the file is lists."""
+    prefix = "a_rather_long_scope_as_found_in_generated_code/of_more_than_one_part/"
+    layers = {f"layer_{i}": {f"{prefix}layer_{i}/w:0": np.float32(i)} for i in range(900)}
+    layers["rest"] = {f"{prefix}w_{i}:0": np.float32(-i) for i in range(900)}
+    path = legacy_file(tmp_path / "m.h5", layers, fixed=fixed, split=3)
+    held, _ = read(path)
+    assert [array.item() for array in held.values()] == [*range(900), *(-i for i in range(900))]
+    assert list(held)[899] == f"{prefix}layer_899/w"
+
+
+STEP = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=4)
+STEP = STEP.filter(lambda step: step.strip(".") and not step.endswith(":0"))
+NAME = st.lists(STEP, min_size=1, max_size=3).map("/".join)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(model=st.dictionaries(STEP, st.lists(STEP, unique=True, max_size=4), max_size=5), scopes=st.booleans())
+def test_any_names(tmp_path: Path, model: dict[str, list[str]], scopes: bool) -> None:
+    layers = {
+        layer: {(f"{layer}/{name}:0" if scopes else name): np.int32([i, j]) for j, name in enumerate(names)}
+        for i, (layer, names) in enumerate(model.items())
+        if layer != "top_level_model_weights"
+    }
+    path = legacy_file(tmp_path / "m.h5", layers)
+    pairs = [(layer, name) for layer, weights in layers.items() for name in weights]
+    short = [name[:-2] if scopes else name for _, name in pairs]
+    unique = len(short) == len(set(short))
+    wanted = short if unique else [f"{layer}/{name}" for (layer, _), name in zip(pairs, short, strict=True)]
+    held, _ = read(path)
+    assert list(held) == wanted
+    assert [a.tolist() for a in held.values()] == [layers[layer][name].tolist() for layer, name in pairs]
+
+
+# -- hostile files -------------------------------------------------------------------------------------------
+
+
+def attribute(name: str, value: Any, group: str = "/") -> Callable[[Any], None]:
+    return lambda file: file[group].attrs.__setitem__(name, value)
+
+
+def without(name: str, group: str = "/") -> Callable[[Any], None]:
+    return lambda file: file[group].attrs.__delitem__(name)
+
+
+def weights_of_zeta(*names: str) -> Callable[[Any], None]:
+    return attribute("weight_names", [name.encode() for name in names], "zeta")
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a layer without a group": (attribute("layer_names", [b"gone"]), "no group of the layer gone"),
+    "a layer that is a dataset": (
+        attribute("layer_names", [b"zeta/zeta/kernel:0"]),
+        "no group of the layer zeta/zeta/kernel:0",
+    ),
+    "a layer twice": (attribute("layer_names", [b"zeta", b"zeta"]), "zeta is listed twice"),
+    "layers that are numbers": (attribute("layer_names", [1, 2]), "layer_names is no list of texts"),
+    "layers in a table": (
+        attribute("layer_names", np.array([[b"zeta"]])),
+        "layer_names is no list of texts",
+    ),
+    "layers that are no UTF-8": (
+        attribute("layer_names", np.array([b"\xff\xfe"])),
+        "layer_names is no list of texts",
+    ),
+    "a layer above the root": (attribute("layer_names", [b"../zeta"]), "a layer named '../zeta'"),
+    "a layer without a name": (attribute("layer_names", [b""]), "a layer named ''"),
+    "no weight names": (without("weight_names", "zeta"), "group zeta: no attribute weight_names"),
+    "weights that are numbers": (
+        attribute("weight_names", 1.5, "zeta"),
+        "group zeta: its attribute weight_names is no list of texts",
+    ),
+    "a weight without data": (
+        weights_of_zeta("zeta/kernel:0", "zeta/gone:0"),
+        "no dataset zeta/zeta/gone:0, which its layer lists",
+    ),
+    "a weight that is a group": (weights_of_zeta("zeta"), "no dataset zeta/zeta, which its layer lists"),
+    "a weight that is a type": (
+        lambda f: (weights_of_zeta("type")(f), f.__setitem__("zeta/type", np.dtype("f4"))),
+        "no dataset zeta/type, which its layer lists",
+    ),
+    "a weight of another layer": (weights_of_zeta("../block/block/gamma:0"), "a weight named '../block"),
+    "a weight by its whole path": (
+        weights_of_zeta("/zeta/zeta/kernel:0"),
+        "a weight named '/zeta/zeta/kernel:0'",
+    ),
+    "a weight in its own place": (weights_of_zeta("./zeta/kernel:0"), "a weight named './zeta/kernel:0'"),
+    "a weight without a name": (weights_of_zeta(":0"), "a weight named ':0'"),
+    "a weight of slashes": (weights_of_zeta("//"), "a weight named '//'"),
+    "a weight twice": (weights_of_zeta("zeta/kernel:0", "zeta/kernel:0"), "zeta/zeta/kernel is listed twice"),
+    "a weight in two spellings": (
+        weights_of_zeta("zeta/kernel:0", "zeta//kernel:0"),
+        "zeta/zeta/kernel is listed twice",
+    ),
+    "two weights of one name": (
+        lambda f: (weights_of_zeta("zeta/bias", "zeta/bias:0")(f), f.__setitem__("zeta/zeta/bias", BIAS)),
+        "zeta/zeta/bias is listed twice",
+    ),
+    "one dataset of two layers": (
+        attribute("weight_names", [b"conv/block/conv/kernel:0"], "block"),
+        "block/conv/block/conv/kernel:0 is listed twice",
+    ),
+    "a part missing": (
+        lambda f: (
+            without("layer_names")(f),
+            attribute("layer_names0", [b"zeta"])(f),
+            attribute("layer_names2", [b"block"])(f),
+        ),
+        "parts missing, or too many, of the attribute layer_names",
+    ),
+    "whole and in parts": (attribute("layer_names0", [b"zeta"]), "parts missing, or too many"),
+    "a cycle": (lambda f: f.__setitem__("zeta/again", f["zeta"]), "another name of an object"),
+    "a link by name": (lambda f: f.__setitem__("zeta/x", h5py.SoftLink("/block")), "a soft link"),
+    "a link out of the file": (
+        lambda f: f.__setitem__("zeta/x", h5py.ExternalLink("/etc/passwd", "/x")),
+        "link to another file",
+    ),
+    "one dataset, two names": (
+        lambda f: f.__setitem__("zeta/x", f["zeta/zeta/bias:0"]),
+        "another name of an object",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    put, said = HOSTILE[kind]
+    path = legacy_file(tmp_path / "m.h5", LAYERS, put)
+    with pytest.raises(FormatError) as caught:
+        open_reader(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_without_weights(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["model_config"] = "{}"
+        file["model_weights"] = KERNEL
+    with pytest.raises(FormatError, match="without weights: neither layer_names nor a group model_weights"):
+        open_reader(tmp_path / "m.h5")
+
+
+def test_lists_in_newer_structures_say_what_to_do(tmp_path: Path) -> None:
+    """HDF5's newer way keeps more than eight attributes outside of an object's header."""
+    with h5py.File(tmp_path / "m.h5", "w", libver="latest") as file:
+        legacy_weights(file, {"a": {f"w_{i}:0": BIAS for i in range(6)}})
+        weights = [name.encode() for name in file["a"]]
+        del file["a"].attrs["weight_names"]
+        for number in range(9):
+            file["a"].attrs[f"weight_names{number}"] = weights if number == 0 else []
+    with pytest.raises(FormatError, match=r"group a: no attribute weight_names; write it anew"):
+        open_reader(tmp_path / "m.h5")
+
+
+def test_one_text_in_every_place_of_a_list(tmp_path: Path) -> None:
+    """A megabyte that a list refers to 4000 times would be 4 GB of names."""
+    path = legacy_file(tmp_path / "m.h5", {"a": {f"w_{i:04}:0": np.float32(0) for i in range(2000)}})
+    with h5py.File(path, "a") as file:
+        file.attrs["long"] = "x" * 1_000_000
+    raw = path.read_bytes()
+    place = raw.index(b"x" * 1_000_000)
+    collection = raw.rindex(b"GCOL", 0, place)
+    to_long = (1_000_000).to_bytes(4, "little") + collection.to_bytes(8, "little")
+    reference = raw.index(to_long)
+    first = raw.index(b"weight_names\0") + 16
+    start = raw.index((8).to_bytes(4, "little"), first + 40)
+    bomb = bytearray(raw)
+    bomb[start : start + 2000 * 16] = raw[reference : reference + 16] * 2000
+    path.write_bytes(bomb)
+    with pytest.raises(FormatError, match="structures that lie over each other"):
+        open_reader(path)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any length", "fixed length"])
+def test_truncations_and_mutations(tmp_path: Path, fixed: bool) -> None:
+    raw = whole_model(tmp_path / "x.h5", {**LAYERS, **OUTSIDE}, fixed=fixed).read_bytes()
+    path = tmp_path / "m.h5"
+    assert survives(path, raw, open_reader)
+    structures = [place for place in range(0, len(raw), 61) if raw[place : place + 61] != b"x" * 61]
+    for stop in structures:
+        assert not survives(path, raw[:stop], open_reader)
+    small = legacy_file(tmp_path / "x.h5", {**LAYERS, **OUTSIDE}, fixed=fixed).read_bytes()
+    opened = sum(survives(path, damaged, open_reader) for damaged in mutations(small, 250, seed=9))
+    assert 0 < opened < 250
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "home"))
+    return runner(capsys)
+
+
+def moat_as_keras_2(path: Path, whole: bool) -> Path:
+    """tiny-moat0 by its published names, in the layers that they name."""
+    layers: dict[str, dict[str, Any]] = {}
+    for name, array in tiny_tensors().items():
+        layer = name.split("/")[0] if "/" in name else "top_level_model_weights"
+        layers.setdefault(layer, {})[f"{name}:0"] = array
+    if whole:
+        return whole_model(path, layers, fixed=True, split=3)
+    return legacy_file(path, layers)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["weights", "whole model"])
+def test_a_moat_is_recognised_and_converts_like_the_published_file(run, tmp_path: Path, whole: bool) -> None:
+    published = write_tiny(tmp_path / "moat.ckpt")
+    legacy = moat_as_keras_2(tmp_path / "moat.h5", whole)
+    inspected = run("inspect", legacy, "--json")
+    assert inspected.code == ExitCode.OK, inspected.err
+    said = json.loads(inspected.out)
+    assert (said["format"], said["layout"], said["variant"]) == ("keras", "deeplab2", "tiny-moat0")
+    results = []
+    for source in (published, legacy):
+        target = tmp_path / f"{source.suffix[1:]}.safetensors"
+        converted = run("convert", source, "--to", "safetensors", "-o", target)
+        assert converted.code == ExitCode.OK, converted.err
+        raw = target.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:end])
+        origins = [key for key in header["__metadata__"] if key.startswith("source_")]
+        results.append(({key: header["__metadata__"].pop(key) for key in origins}, header, raw[end:]))
+    assert [key for origin, *_ in results for key in origin] == ["source_index_sha256", "source_sha256"]
+    assert results[0][1:] == results[1][1:]
+
+
+def test_a_conversion_as_is_keeps_names_and_bytes(run, tmp_path: Path) -> None:
+    source = whole_model(tmp_path / "m.h5", {**LAYERS, **OUTSIDE})
+    target = tmp_path / "m.safetensors"
+    done = run("convert", source, "--to", "safetensors", "--layout", "as-is", "-o", target)
+    assert done.code == ExitCode.OK, done.err
+    state = read_safetensors(target)
+    assert state.keys() == {*NAMES, "scale"}
+    assert same_bits(state["block/conv/kernel"], KERNEL * 2)
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return dict(load_file(path))
+
+
+def test_keras_itself_is_not_asked_to_load_it(run, tmp_path: Path) -> None:
+    """Keras 3's ``load_weights`` goes by the file's name and refuses it: `parity` fills the model itself."""
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("torch")
+    done = run("parity", moat_as_keras_2(tmp_path / "moat.weights.h5", whole=True), "--resolution", "64")
+    assert done.code == ExitCode.OK, done.err
+    assert "reads the original (keras, layout deeplab2, float32)" in done.out
+
+
+# -- what Keras writes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keras() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    pytest.importorskip("tensorflow")
+    return pytest.importorskip("keras")
+
+
+@pytest.fixture(scope="module")
+def model(keras: Any) -> Any:
+    layers = keras.layers
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3), layers.Dense(2, dtype="float16")], name="in"
+    )
+    image = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(image))
+    x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
+    made = keras.Model(image, layers.Dense(5, name="head")(inner(x)))
+    source = np.random.default_rng(4)
+    made.set_weights([source.integers(0, 90, w.shape).astype(w.dtype) for w in made.get_weights()])
+    made.compile("adam", "mse")
+    made.optimizer.build(made.trainable_variables)
+    return made
+
+
+def assert_holds(held: dict[str, Any], model: Any) -> None:
+    wanted = {variable.path: np.asarray(variable) for variable in model.weights}
+    assert held.keys() == wanted.keys()
+    assert all(same_bits(held[name], array) for name, array in wanted.items())
+
+
+def test_keras_own_whole_model(model: Any, tmp_path: Path) -> None:
+    model.save(tmp_path / "m.h5")
+    held, reader = read(tmp_path / "m.h5")
+    assert len(held) == 2 + 4 + 4 + 2
+    assert_holds(held, model)
+    assert reader.metadata["backend"] == "tensorflow"
+    assert reader.metadata["keras_version"].startswith("3.")
+    states = len(model.optimizer.variables)
+    assert reader.notes == [f"optimizer_weights: {states} tensors of the optimizer: skipped"]
+
+
+def test_keras_own_weights_with_lists_in_parts(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from keras.src.legacy.saving import legacy_h5_format
+
+    monkeypatch.setattr(legacy_h5_format, "HDF5_OBJECT_HEADER_LIMIT", 50)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+        assert {"layer_names0", "layer_names1"} <= set(file.attrs)
+    assert_holds(read(tmp_path / "m.h5")[0], model)
