@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-CHUNK_BYTES = 1 << 20
-"""How much of a tensor is made contiguous at a time: stays in a core's own cache until it is checksummed and
-written, amortises the system call. Measured: see tests/benchmarks/README.md."""
+CHUNK_BYTES = 4 << 20
+"""How much of a tensor is made contiguous at a time. Smaller pieces stay in a core's own cache until they are
+checksummed and written, but each costs some calls after which two threads wait for the interpreter lock.
+Measured: see tests/benchmarks/README.md."""
 
-_TILE_ROWS, _TILE_COLUMNS, _TILE_PADDING = 64, 256, 16
-"""Tile of a transpose, in elements. A tile is first copied as it lies into a buffer of its own: rows of a
-large matrix are often a multiple of 4096 bytes apart, fall into the same few cache lines and push each other
-out; the padding sets them apart. Measured: see tests/benchmarks/README.md."""
+_TILE_COLUMNS, _TILE_PADDING = 256, 16
+"""Tile of a transpose, in elements: so many columns of a whole strip. It is first copied as it lies into a
+buffer of its own: rows of a large matrix are often a multiple of 4096 bytes apart, fall into the same few
+cache lines and push each other out; the padding sets them apart. Smaller tiles suit one thread as well, but
+cost more calls. Measured: see tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ def contiguous_chunks(
     Yields
     ------
     numpy.ndarray
-        1-d contiguous pieces; put end to end they are ``array.astype(dtype).ravel()``.
+        1-d contiguous pieces; put end to end they are ``array.astype(dtype).ravel()``. Each is good until the
+        next is asked for, which may be made in the same memory.
 
     Examples
     --------
@@ -236,7 +239,7 @@ def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterato
     Yields
     ------
     numpy.ndarray or memoryview
-        1-d contiguous uint8 (bfloat16, for one, has no buffer format of its own).
+        1-d contiguous uint8 (bfloat16, for one, has no buffer format of its own), good until the next.
     """
     if isinstance(array, RawTensor):
         for start in range(0, array.data.nbytes, CHUNK_BYTES):
@@ -294,14 +297,14 @@ def _transposed_chunks(matrix: Array, target: np.dtype[Any], chunk_items: int) -
                 yield row[start : start + max(1, chunk_items)].astype(target)
         return
     strip_rows = min(rows, chunk_items // columns)
-    buffer = numpy.empty((_TILE_COLUMNS, _TILE_ROWS + _TILE_PADDING), matrix.dtype)
+    buffer = numpy.empty((min(columns, _TILE_COLUMNS), strip_rows + _TILE_PADDING), matrix.dtype)
+    reused = numpy.empty((strip_rows, columns), target)
     for start in range(0, rows, strip_rows):
-        strip = numpy.empty((min(strip_rows, rows - start), columns), target)
-        for top in range(0, len(strip), _TILE_ROWS):
-            source = matrix[start + top : start + min(top + _TILE_ROWS, len(strip))]
-            for left in range(0, columns, _TILE_COLUMNS):
-                as_it_lies = source[:, left : left + _TILE_COLUMNS].T
-                tile = buffer[: as_it_lies.shape[0], : as_it_lies.shape[1]]
-                tile[...] = as_it_lies
-                strip[top : top + _TILE_ROWS, left : left + _TILE_COLUMNS] = tile.T
+        source = matrix[start : start + strip_rows]
+        strip = reused[: len(source)]
+        for left in range(0, columns, _TILE_COLUMNS):
+            as_it_lies = source[:, left : left + _TILE_COLUMNS].T
+            tile = buffer[: as_it_lies.shape[0], : as_it_lies.shape[1]]
+            tile[...] = as_it_lies
+            strip[:, left : left + _TILE_COLUMNS] = tile.T
         yield strip.reshape(-1)

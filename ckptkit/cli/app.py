@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,6 +133,10 @@ def register_commands(wanted: str | None = None) -> None:
 
 _ALL_COMMANDS = frozenset(name for names in _MODULES.values() for name in names)
 
+_WITHOUT_ALGEBRA = frozenset({"convert", "verify", "inspect", "diff"})
+"""Commands that move and compare bytes: the threads that numpy's OpenBLAS starts when imported would spin for
+a tenth of a second of processor time, with nothing to do."""
+
 
 def hoist_global_options(arguments: Sequence[str]) -> list[str]:
     """Move global options to the front, so that they work before and after the command.
@@ -160,8 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
-    register_commands(next((word for word in hoisted if word in _ALL_COMMANDS), None))
-    app(hoisted)
+    command = next((word for word in hoisted if word in _ALL_COMMANDS), None)
+    if command in _WITHOUT_ALGEBRA:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    register_commands(command)
+    try:
+        app(hoisted)
+    finally:
+        gc.freeze()  # the search for cycles at the interpreter's end would take a tenth of a short command's time
 
 
 if __name__ == "__main__":

@@ -136,10 +136,14 @@ def _written(
 
 
 def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]) -> int:
-    reader.check(move.source)
-    unchanged = _unchanged(move, reader)
-    if unchanged is not None:
-        crc = writer.write(move.target.name, unchanged)
+    """Carry one tensor over, and check it against its source's checksum; returns crc32c of what was written.
+
+    The check comes last, when the source's pages are in memory: a damaged tensor is in a temporary file only.
+    """
+    same_bytes = _is_unchanged(move, reader)
+    raw = _raw(reader, move.source) if same_bytes else None
+    if raw is not None:
+        crc = writer.write(move.target.name, raw)
     else:
         import numpy
 
@@ -148,6 +152,7 @@ def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, Roundin
         with numpy.errstate(over="ignore", under="ignore"):  # told below, by tensor
             crc = writer.write(move.target.name, moved)
         _note_loss(move, array if move.resize is None else moved, losses)  # any order: this one is quicker
+    reader.check(move.source, crc if same_bytes else None)
     reader.release(move.source)
     return crc
 
@@ -162,11 +167,10 @@ def _note_loss(move: Move, array: Array, losses: dict[str, RoundingLoss]) -> Non
         losses[move.target.name] = loss
 
 
-def _unchanged(move: Move, reader: Reader) -> RawTensor | None:
-    """The source's own bytes, where they go into the target as they are and the reader can give them."""
+def _is_unchanged(move: Move, reader: Reader) -> bool:
+    """Whether the source's own bytes go into the target as they are."""
     same_axes = move.inward.op == move.outward.op and move.resize is None
-    same = same_axes and reader.specs[move.source].dtype is move.target.dtype
-    return _raw(reader, move.source) if same else None
+    return same_axes and reader.specs[move.source].dtype is move.target.dtype
 
 
 def _raw(reader: Reader, name: str) -> RawTensor | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import storage_error
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 20
 _SMALL_BYTES = 4 << 20
-"""Hashed in 3 ms, when it is asked for."""
+"""Hashed in a few milliseconds, when it is asked for."""
 _UNKNOWN = "0" * 64
 
 
@@ -67,18 +70,16 @@ class Provenance:
         return {self._key: self._known} if self._key and self._known else {}
 
     def _hash(self, path: Path) -> str:
-        import hashlib
-
-        digest = hashlib.sha256()
         buffer = bytearray(_PIECE_BYTES)
         view = memoryview(buffer)
         try:
             with path.open("rb", buffering=0) as file:
+                digest = _sha256(os.fstat(file.fileno()).st_size)
                 while not self._stop.is_set() and (count := file.readinto(buffer)):
                     digest.update(view[:count])
         except OSError as error:
             raise storage_error(error, path) from error
-        return digest.hexdigest()
+        return str(digest.hexdigest())
 
     def __enter__(self) -> Self:
         if self._known is None and self._file is not None and self._file.stat().st_size > _SMALL_BYTES:
@@ -92,6 +93,21 @@ class Provenance:
         self._stop.set()
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _sha256(size: int) -> Any:
+    """sha256 for a file of so many bytes.
+
+    Importing hashlib loads OpenSSL, which takes as long as the interpreter's own implementation, the one that
+    `random` takes, needs for several megabytes.
+    """
+    if size <= _SMALL_BYTES:
+        for module in ("_sha2", "_sha256"):  # since Python 3.12; before
+            with contextlib.suppress(ImportError):
+                return importlib.import_module(module).sha256()
+    import hashlib
+
+    return hashlib.sha256()
 
 
 def _identifying_file(path: Path) -> tuple[str, Path | None]:

@@ -50,10 +50,12 @@ class Reader(Protocol):
         """Read-only view of one tensor, zero-copy from a memory map where its bytes are contiguous."""
         ...
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """Compare one tensor with the checksum the container stores for it.
 
-        Returns True when it matches, False when the container stores none; a difference raises FormatError.
+        ``known`` is the crc32c of its bytes, where somebody has walked over them already: a container that
+        stores a crc32c need not do it again, others have no use for it. Returns True when it matches, False
+        when the container stores none; a difference raises FormatError.
         """
         ...
 

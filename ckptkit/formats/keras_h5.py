@@ -159,7 +159,7 @@ class KerasH5Reader(MappedReader):
         array.flags.writeable = False
         return numpy.asarray(array)
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """Whether a tensor has checksums and they match; one that does not raises FormatError."""
         dataset = self._dataset(name)
         if not dataset.is_checked:

@@ -99,7 +99,7 @@ class NpzReader(MappedReader):
         array.flags.writeable = False
         return array.T if header.fortran else array
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """Compare an array with the CRC-32 of its zip entry; True, or FormatError."""
         entry, _ = self._member(name)
         if entry.method == STORED:

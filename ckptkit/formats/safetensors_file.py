@@ -70,7 +70,7 @@ class SafetensorsReader(MappedReader):
         spec, (file, offset) = self._tensor(name)
         return RawTensor(spec.shape, file.raw(offset, spec.nbytes))
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """False: the format stores no checksum."""
         self._tensor(name)
         return False

@@ -156,8 +156,14 @@ class TfBundleReader(MappedReader):
         whole.flags.writeable = False
         return whole
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """Compare a tensor with its stored crc32c: True when it holds, False when none is stored.
+
+        Parameters
+        ----------
+        name : str
+        known : int, optional
+            crc32c of its bytes, where it has been computed already.
 
         Raises
         ------
@@ -166,7 +172,9 @@ class TfBundleReader(MappedReader):
         """
         tensor = self._tensor(name)
         for part in tensor.parts:
-            if part.crc32c is not None and mask(self._crc32c(part)) != part.crc32c:
+            whole = known if len(tensor.parts) == 1 else None
+            found = self._crc32c(part) if whole is None else whole
+            if part.crc32c is not None and mask(found) != part.crc32c:
                 raise FormatError(
                     self._shard_path(part),
                     f"tensor {name!r}: checksum (crc32c) differs: damaged",

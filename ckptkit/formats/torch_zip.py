@@ -157,7 +157,7 @@ class TorchReader(MappedReader):
         start, stop = self._span(tensor, spec.dtype.itemsize)
         return RawTensor(spec.shape, self._file.raw(start, stop - start))
 
-    def check(self, name: str) -> bool:
+    def check(self, name: str, known: int | None = None) -> bool:
         """Compare the storage of a tensor with the CRC-32 of its zip entry.
 
         Returns
