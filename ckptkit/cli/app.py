@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(hoisted)
     finally:
-        gc.freeze()  # the search for cycles at the interpreter's end would take a tenth of a short command's time
+        gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
 
 
 if __name__ == "__main__":

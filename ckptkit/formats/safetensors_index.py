@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ckptkit.errors import FormatError, UsageError
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.safetensors_header import strict_json, utf8
+from ckptkit.formats.staging import TEMPORARY
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -24,13 +25,18 @@ def safetensors_in_folder(folder: Path) -> Path:
     UsageError
         There are several.
     """
-    found = sorted(folder.glob(f"*{INDEX_SUFFIX}")) or sorted(folder.glob("*.safetensors"))
+    found = _finished(folder, f"*{INDEX_SUFFIX}") or _finished(folder, f"*{EXTENSION}")
     if not found:
         raise FormatError(folder, "holds no .safetensors file and no index of shards")
     if len(found) > 1:
         names = ", ".join(path.name for path in found[:5])
         raise UsageError(f"{folder}: holds several checkpoints ({names})", hint="name one of them")
     return found[0]
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder that nobody is writing."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from ckptkit.formats.safetensors_header import (
     METADATA_KEY,
 )
 from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
-from ckptkit.formats.staging import StagedFile, check_or_remove, refuse_existing
+from ckptkit.formats.staging import StagedFile, refuse_existing, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.tensors import Piece, TensorSpec
 
@@ -110,7 +110,8 @@ class SafetensorsWriter(PlacedWriter):
 
     def _start_shard(self, number: int) -> None:
         header = header_bytes(self.path, self._shards[number], self._metadata)
-        self._staged.append(StagedFile(self._paths[number], force=self._force))
+        # named like a shard while it is temporary, so that the whole can be opened before it is renamed
+        self._staged.append(StagedFile(self._paths[number], force=self._force, ending=EXTENSION))
         self._staged[-1].append(header)
         self._data_starts.append(len(header))
 
@@ -127,11 +128,9 @@ class SafetensorsWriter(PlacedWriter):
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""
         if len(self._shards) == 1:
             return [self._staged[0].commit_checked(check)]
-        index = StagedFile(self._index, force=self._force)
-        self._staged.append(index)
-        index.append(self._index_bytes())
-        for file in self._staged:
-            file.sync()
+        self._sync_shards(check)
+        index = self._stage_index([path.name for path in self._paths])
+        index.sync()
         old = _shards_named_by(self._index)
         self._index.unlink(missing_ok=True)  # it must never name shards of two checkpoints
         done: list[Path] = []
@@ -142,19 +141,29 @@ class SafetensorsWriter(PlacedWriter):
             for path in done:
                 path.unlink(missing_ok=True)
             raise
-        check_or_remove(check, self._index, done)
         for path in old - set(done):
             path.unlink(missing_ok=True)
         return done
 
-    def _index_bytes(self) -> bytes:
-        homes = {
-            spec.name: path.name
-            for shard, path in zip(self._shards, self._paths, strict=True)
-            for spec in shard
+    def _sync_shards(self, check: Check | None) -> None:
+        """Sync the shards, and check the whole meanwhile, through an index of their temporary names."""
+        with self._stage_index([file.temporary.name for file in self._staged]) as index:
+            sync_checked(self._staged, check, index.temporary)
+            self._staged.remove(index)
+
+    def _stage_index(self, homes: Sequence[str]) -> StagedFile:
+        """Write the index, with the names of the shards as given, under a temporary name."""
+        index = StagedFile(self._index, force=self._force, ending=INDEX_SUFFIX)
+        self._staged.append(index)
+        index.append(self._index_bytes(homes))
+        return index
+
+    def _index_bytes(self, homes: Sequence[str]) -> bytes:
+        weight_map = {
+            spec.name: home for shard, home in zip(self._shards, homes, strict=True) for spec in shard
         }
         total = sum(spec.nbytes for spec in self._specs.values())
-        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         return (json.dumps(table, ensure_ascii=False, indent=2) + "\n").encode()
 
     def discard(self) -> None:

@@ -220,18 +220,6 @@ def temporary_path(final: Path, ending: str, token: str) -> Path:
     return final.parent / f"{TEMPORARY}{token}-{final.name.removesuffix(ending)}{_SUFFIX}{ending}"
 
 
-def check_or_remove(check: Callable[[Path], None] | None, path: Path, files: Sequence[Path]) -> None:
-    """Check a result that is several files and stands already; remove it when the check raises."""
-    if check is None:
-        return
-    try:
-        check(path)
-    except BaseException:  # Ctrl+C too: what was not checked to its end does not stay
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
-
-
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise UsageError when ``path`` exists and ``force`` is false."""
     if path.exists() and not force:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import itertools
 
+import google_crc32c
 import ml_dtypes
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ckptkit.errors import FormatError, IntegrityError, UsageError
 from ckptkit.formats.detect import EXTENSIONS, open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.synth import synthetic_tensor
+from ckptkit.tensors import RawTensor
 
 
 def convert(source, target, to, **options):
@@ -131,7 +133,7 @@ def test_a_flipped_byte_in_the_source_is_found_and_nothing_is_written(bundles, t
 
 
 class Liar:
-    """A writer that tells another checksum for one tensor than that of the bytes it wrote."""
+    """A writer that writes other bytes of one tensor than it was given, and tells the checksum of those."""
 
     def __init__(self, writer, name):
         self._writer, self._name = writer, name
@@ -146,7 +148,13 @@ class Liar:
         return self._writer.__exit__(*arguments)
 
     def write(self, name, array):
-        return self._writer.write(name, array) ^ (name == self._name)
+        if name != self._name:
+            return self._writer.write(name, array)
+        right = np.frombuffer(array.data, np.float32) if isinstance(array, RawTensor) else array
+        wrong = right.reshape(array.shape).copy()
+        wrong.flat[0] = -wrong.flat[0]
+        self._writer.write(name, wrong)
+        return google_crc32c.value(right.tobytes())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +174,25 @@ def test_a_result_that_is_not_what_was_written_does_not_stay(
         assert list(tmp_path.iterdir()) == []
         execute(conversion, reader, tmp_path / "x.out", check=False)
     assert len(list(tmp_path.iterdir())) >= 1
+
+
+@pytest.mark.parametrize(
+    ("to", "max_shard_size"), [("safetensors", None), ("safetensors", 5_000_000), ("tf", None)]
+)
+def test_what_stood_there_stays_when_the_new_result_does_not_hold(
+    bundles, tmp_path, monkeypatch, to, max_shard_size
+):
+    execution = importlib.import_module("ckptkit.convert.execution")
+    with open_reader(bundles["plain"]) as reader:
+        conversion = plan(reader, Options(to, max_shard_size=max_shard_size))
+        name = conversion.specs[100].name
+        execute(conversion, reader, tmp_path / "x.safetensors")
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        real = execution._writer
+        monkeypatch.setattr(execution, "_writer", lambda *arguments: Liar(real(*arguments), name))
+        with pytest.raises(IntegrityError, match="read back differs"):
+            execute(conversion, reader, tmp_path / "x.safetensors", force=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_bytes_that_change_on_the_disk_are_found(bundles, tmp_path):

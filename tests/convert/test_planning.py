@@ -183,7 +183,7 @@ KERNEL = "moat/block_01_00/expand_conv/kernel"
         (lambda s: s, {"to": "torch", "max_shard_size": 1}, UsageError, "only safetensors"),
         (lambda s: s, {"weights": "ema"}, UsageError, "no moving averages"),
     ],
-    ids=lambda value: None if callable(value) else str(value),  # an address would differ between xdist's workers
+    ids=lambda value: None if callable(value) else str(value),  # an address would differ between workers
 )
 def test_what_does_not_fit_is_refused_in_one_line(plain, change, options, error, words):
     with pytest.raises(error) as caught:
