@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a pool of threads in each would only wait
+    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process a core, at most four (each loads both frameworks), for the whole suite; none for a part of it."""
+    whole = config.args == config.getini("testpaths")
+    return min(os.cpu_count() or 1, 4) if whole else 0
 
 
 @pytest.fixture(autouse=True)
