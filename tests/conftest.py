@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a pool of th
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
         os.environ.setdefault(variable, "1")
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in a shell's background job; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core, at most four (each loads both frameworks), for the whole suite; none for a part of it."""
+    """One process a core for the whole suite, at most four (each loads both frameworks); none for a part."""
     whole = config.args == config.getini("testpaths")
     return min(os.cpu_count() or 1, 4) if whole else 0
 
@@ -24,6 +30,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a cache folder of its own and no ckptkit settings from outside."""
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path_factory.mktemp("trust") / "ckptkit.lock"))
     for name in ("CKPTKIT_REGISTRY", "CKPTKIT_MIRROR"):
         monkeypatch.delenv(name, raising=False)
 
