@@ -138,9 +138,11 @@ def _base64(hexadecimal: str) -> str:
 
 
 def demo_workspace(folder: Path, served: Served, base: Workspace) -> Workspace:
-    """Return a workspace with a cache of its own and the mirror rule of the loopback server."""
+    """Return a workspace with a cache and a lock file of its own and the loopback server's mirror rule."""
     from dataclasses import replace
 
     from ckptkit.store.cache import Home
+    from ckptkit.store.trust import TrustFile
 
-    return replace(base, home=Home(folder / "home"), mirrors=(served.mirror,), registries=(), offline=False)
+    home, trust = Home(folder / "home"), TrustFile(folder / "ckptkit.lock")
+    return replace(base, home=home, trust=trust, mirrors=(served.mirror,), registries=(), offline=False)

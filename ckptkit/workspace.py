@@ -18,6 +18,9 @@ from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry, Registry
+    from ckptkit.store.cache import Record
+    from ckptkit.store.integrity import Promise
+    from ckptkit.store.trust import TrustFile
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for (description, total bytes); its context gives a function to call
@@ -42,12 +45,18 @@ class Located:
         The file as published, where there is one.
     sha256 : str or None
         Checksum of the published file as it was fetched.
+    trusted : Promise or None
+        What the lock file says of the published file, and which lock file that is.
+    server_hashes : tuple of str
+        Kinds of checksum the server promised of it, which held: ``crc32c``, ``md5``, ``sha256``.
     """
 
     path: Path
     entry: Entry | None = None
     artefact: Path | None = None
     sha256: str | None = None
+    trusted: Promise | None = None
+    server_hashes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,6 +82,8 @@ class Workspace:
         Take each sentence that the user may want to see, or must see.
     progress : callable
         See `Progress`.
+    trust : TrustFile, optional
+        The lock file of what was fetched before; the user's own where not given.
     """
 
     registries: Sequence[Path] = ()
@@ -82,6 +93,7 @@ class Workspace:
     note: Callable[[str], None] = print
     warn: Callable[[str], None] = print
     progress: Progress = _silent
+    trust: TrustFile | None = None
 
     @cached_property
     def registry(self) -> Registry:
@@ -124,7 +136,10 @@ class Workspace:
             As `ckptkit.store.fetch.fetch` raises them.
         """
         if isinstance(name, Path) or self.is_path(name):
-            return self._of_cache(Path(name)) or Located(Path(name))
+            located = self._of_cache(Path(name)) or Located(Path(name))
+            if fetch and located.entry:
+                self.home.touch(located.entry.id)
+            return located
         if name not in self.registry and ("/" in name or Path(name).suffix in _FILE_ENDINGS):
             raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
         entry = self.registry[name]
@@ -143,8 +158,9 @@ class Workspace:
             progress=self.progress,
             notes=self.note,
             warn=self.warn,
+            trust=self.trust,
         )
-        return Located(fetched.path, entry, fetched.artefact, fetched.record.sha256)
+        return self._located(fetched.path, entry, fetched.artefact, fetched.record)
 
     def fetched(self) -> list[Located]:
         """Every entry that is in the cache, without touching the network."""
@@ -159,21 +175,31 @@ class Workspace:
         artefact = self.home.artefact(record) if record else None
         if record is None or artefact is None or not artefact.is_file():
             raise NotFoundError(f"{entry.id} has not been fetched", hint=f"ckptkit fetch {entry.id}")
-        folder = self.home.unpacked_folder(entry.id)
-        path = checkpoint_in(folder) if is_unpacked(folder, record.sha256) else artefact
-        return Located(path, entry, artefact, record.sha256)
+        folders = self.home.everywhere(self.home.unpacked_folder(entry.id))
+        unpacked = next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
+        path = checkpoint_in(unpacked) if unpacked else artefact
+        return self._located(path, entry, artefact, record)
 
     def _of_cache(self, path: Path) -> Located | None:
         """A path that lies in the cache belongs to an entry."""
-        try:
-            parts = path.resolve().relative_to(self.home.path.resolve()).parts
-        except ValueError:
+        resolved = path.resolve()
+        home = next((h for h in self.home.homes if resolved.is_relative_to(h.path.resolve())), None)
+        if home is None:
             return None
+        parts = resolved.relative_to(home.path.resolve()).parts
         if len(parts) < 2 or parts[0] not in ("artefacts", "unpacked") or parts[1] not in self.registry:
             return None
-        record = self.home.record(parts[1])
-        artefact = self.home.artefact_folder(parts[1]) / record.file if record else None
-        return Located(path, self.registry[parts[1]], artefact, record.sha256 if record else None)
+        record = home.record(parts[1])
+        if record is None:
+            return Located(path, self.registry[parts[1]])
+        artefact = home.artefact(record)
+        return self._located(path, self.registry[parts[1]], artefact, record)
+
+    def _located(self, path: Path, entry: Entry, artefact: Path, record: Record) -> Located:
+        from ckptkit.store.trust import TrustFile
+
+        trusted = (self.trust or TrustFile.default()).promise(entry.id, record.file)
+        return Located(path, entry, artefact, record.sha256, trusted, tuple(sorted(record.server_hashes)))
 
 
 _FILE_ENDINGS = frozenset(

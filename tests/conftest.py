@@ -20,6 +20,7 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One process a core for the whole suite, at most four (each loads both frameworks); none for a part."""
     whole = config.args == config.getini("testpaths")

@@ -74,3 +74,13 @@ def test_fetched_entries_are_found_by_id_and_by_their_path_in_the_cache(served):
 
 def test_nothing_fetched_is_an_empty_list(workspace):
     assert workspace.fetched() == []
+
+
+def test_a_path_in_the_cache_is_used_when_it_is_worked_on_and_not_when_it_is_verified(served):
+    workspace, entry = served
+    path = workspace.locate(entry.id).path
+    stamp = workspace.home.path / "used" / entry.id
+    for fetch in (False, True):
+        stamp.unlink(missing_ok=True)
+        assert workspace.locate(path, fetch=fetch).entry == entry
+        assert stamp.exists() is fetch

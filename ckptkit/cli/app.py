@@ -112,6 +112,7 @@ _MODULES = {
     "convert_commands": ("convert", "synth"),
     "parity_commands": ("parity",),
     "profile_commands": ("profile",),
+    "cache_commands": ("cache",),
     "demo_commands": ("demo",),
 }
 """Where each command lives, in the order of the help."""

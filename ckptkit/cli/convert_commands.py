@@ -54,11 +54,13 @@ def convert(
     ] = WhichWeights.AUTO,
     no_head: Annotated[bool, typer.Option("--no-head", help="Leave the classification head out.")] = False,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
-            help="File, folder, or prefix for tf. Default: the cache for ids, here for files.",
+            metavar="PATH|URL",
+            help="File, folder, or prefix for tf; or s3://bucket/file (gs, az, hf). "
+            "Default: the cache for ids, here for files.",
         ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Overrides what the file is recognised as.")] = None,
@@ -91,7 +93,9 @@ def convert(
 
     Examples: ckptkit convert moat2-384-noposemb --to safetensors
     · ckptkit convert model.ckpt --to torch -o moat.pth
+    · ckptkit convert moat2-384-noposemb -o s3://bucket/moat2.safetensors
     """
+    from ckptkit.cli.remote_output import Output
     from ckptkit.convert import Options
     from ckptkit.convert.whole import convert_located
     from ckptkit.errors import UsageError
@@ -114,22 +118,40 @@ def convert(
     sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
     if not sources:
         state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
-    if len(sources) > 1 and output is not None and not output.is_dir():
-        if output.exists() or output.suffix:
+    where = Output(output, force=force)
+    if len(sources) > 1 and not where.takes_many:
+        if where.path is None or where.path.exists() or where.path.suffix:
             raise UsageError(
                 f"--output {output} is one file for {len(sources)} conversions", hint="give a folder"
             )
         if not dry_run:
-            output.mkdir(parents=True)
+            where.path.mkdir(parents=True)
     for located in sources:
-        outcome = convert_located(
-            located, options, workspace, output=output, force=force, check=not no_check, dry_run=dry_run
-        )
-        _report(state, located, outcome, options, dry_run=dry_run, checked=not no_check)
+        with Output(output, force=force) as target:
+            if not dry_run:
+                target.refuse_existing()
+            outcome = convert_located(
+                located,
+                options,
+                workspace,
+                output=target.path,
+                force=force,
+                check=not no_check,
+                dry_run=dry_run,
+            )
+            shown = target.shown(outcome.path) if dry_run else target.deliver(outcome.path)
+        _report(state, located, outcome, options, shown, dry_run=dry_run, checked=not no_check)
 
 
 def _report(
-    state: State, located: Located, outcome: Outcome, options: Options, *, dry_run: bool, checked: bool
+    state: State,
+    located: Located,
+    outcome: Outcome,
+    options: Options,
+    shown_as: str,
+    *,
+    dry_run: bool,
+    checked: bool,
 ) -> None:
     plan = outcome.plan
     for note in plan.notes:
@@ -137,7 +159,7 @@ def _report(
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:
-        _print_plan(state, outcome)
+        _print_plan(state, outcome, shown_as)
         return
     if outcome.reused:
         state.output.note(f"{located.name}: the same conversion stands there already")
@@ -152,10 +174,10 @@ def _report(
 
         shown = None if state.output.verbose else 3
         state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
-    state.output.result(str(outcome.path))
+    state.output.result(shown_as)
 
 
-def _print_plan(state: State, outcome: Outcome) -> None:
+def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
     plan = outcome.plan
     rows = [
         [
@@ -171,7 +193,7 @@ def _print_plan(state: State, outcome: Outcome) -> None:
     columns = [Column("target"), Column("shape"), Column("dtype"), Column("op"), Column("source")]
     state.output.table(columns, rows)
     state.output.note(
-        f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {outcome.path}; "
+        f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {shown_as}; "
         f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {plan.way}"
     )
 
@@ -208,11 +230,13 @@ def synth(
         str, typer.Argument(metavar="WHAT", help="Id of an entry, or a variant such as tiny-moat0.")
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
-            help="File as published (.tar.gz, .pth, .pth.tar), or a TensorFlow prefix. Default: here, by id.",
+            metavar="PATH|URL",
+            help="File as published (.tar.gz, .pth, .pth.tar), or a TensorFlow prefix; or s3://bucket/file "
+            "(gs, az, hf). Default: here, by id.",
         ),
     ] = None,
     layout: Annotated[
@@ -235,20 +259,28 @@ def synth(
 
     Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
+    from ckptkit.cli.remote_output import Output
     from ckptkit.synth import NOTE, published_ending, write_checkpoint
 
     state = state_of(context)
     synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
-    path = output or Path(f"{what}{published_ending(synthetic)}")
+    name = f"{what}{published_ending(synthetic)}"
+    if output is not None and output.endswith("/") and "://" in output:
+        output += name
+    target = Output(output or name, force=force)
     specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
     if dry_run:
-        state.output.note(f"would write {len(specs)} tensors, {size}, to {path}")
+        state.output.note(f"would write {len(specs)} tensors, {size}, to {output or name}")
         return
     state.output.note(f"{what}: {NOTE}")
-    write_checkpoint(synthetic, path, force=force)
+    with target:
+        target.refuse_existing()
+        assert target.path is not None
+        write_checkpoint(synthetic, target.path, force=force)
+        shown = target.deliver(target.path)
     state.output.note(f"{len(specs)} tensors, {size}")
-    state.output.result(str(path))
+    state.output.result(shown)
 
 
 def _synthetic(

@@ -53,7 +53,8 @@ def demo(
         converted = _convert(state, workspace, located)
         _prove(state, located, converted)
     if keep:
-        say(f"\nEverything is in {keep}; CKPTKIT_HOME={keep / 'home'} lets the other commands see it.")
+        settings = f"CKPTKIT_HOME={keep / 'home'} CKPTKIT_TRUST={keep / 'ckptkit.lock'}"
+        say(f"\nEverything is in {keep}; {settings} let the other commands see it.")
 
 
 def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Located:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ckptkit.cli.state import State, state_of
-
-if TYPE_CHECKING:
-    from ckptkit.registry import Entry, Pin
-    from ckptkit.store.cache import Record
 
 registry_app = typer.Typer(help="Check, describe and pin registry files.", no_args_is_help=True)
 
@@ -79,7 +75,12 @@ def schema_command(context: typer.Context) -> None:
 @registry_app.command("pin")
 def pin_command(
     context: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Fetched entries, or globs on ids.")],
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID…", help="Fetched entries, or globs on ids.")
+    ] = None,
+    all_entries: Annotated[
+        bool, typer.Option("--all", help="Pin every entry that was fetched, and pass over the others.")
+    ] = False,
     file: Annotated[
         Path | None,
         typer.Option(
@@ -95,14 +96,17 @@ def pin_command(
 ) -> None:
     """Write the observed sha256, size and time of fetched files into a registry file.
 
-    Comments and order are kept. The checksum is that of the file you fetched, not the publisher's word: the
-    entry says when and from where it was observed.
+    What was observed stands in the cache and in the lock file. Comments and order are kept. The checksum is
+    that of the file you fetched, not the publisher's word: the entry says when and from where it was
+    observed, and which of the server's checksums held.
+
+    Examples: ckptkit registry pin moat0-224 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
+    from ckptkit.cli.observed import observed_pins
     from ckptkit.registry import pin_many, preview_pins
 
     state = state_of(context)
-    registry = state.registry()
-    pins = [_observed(entry, force=force) for entry in registry.select(ids)]
+    pins = observed_pins(state, ids or [], all_entries=all_entries, force=force)
     target, below = _target(state, file)
     edit = preview_pins(target, pins, below=below)
     if dry_run:
@@ -115,41 +119,6 @@ def pin_command(
     for pin in pins:
         state.output.result(f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}")
     state.output.note(f"{target}: {'written' if edit.changes else 'holds all of this already'}")
-
-
-def _observed(entry: Entry, *, force: bool) -> Pin:
-    """Return what was observed of an entry; refuse what contradicts an earlier pin."""
-    from ckptkit.errors import IntegrityError, NotFoundError
-    from ckptkit.registry import Pin
-    from ckptkit.store.cache import Home
-
-    record = Home.default().record(entry.id)
-    if record is None:
-        raise NotFoundError(
-            f"{entry.id} was never fetched here, so nothing is known of its file",
-            hint=f"run 'ckptkit fetch {entry.id}' first",
-        )
-    if entry.sha256 is not None and entry.sha256 != record.sha256 and not force:
-        raise IntegrityError(
-            f"{entry.id}: the fetched file has sha256 {record.sha256}, but {entry.sha256} is pinned",
-            hint="find out which is right before you give --force",
-        )
-    _refuse_lesser(entry, record, force=force)
-    # The published URL: a mirror's address would mean nothing to other readers of the file.
-    return Pin(entry.id, record.sha256, record.size, record.fetched_at, record.url)
-
-
-def _refuse_lesser(entry: Entry, record: Record, *, force: bool) -> None:
-    """Refuse to pin the upload without statistics where the entry means the one with them."""
-    from ckptkit.errors import UsageError
-
-    better = any(source.bn_statistics for source in entry.sources)
-    if record.bn_statistics is False and better and not force:
-        raise UsageError(
-            f"{entry.id}: the cached file is the upload without BatchNorm statistics ({record.url}), "
-            "and a checksum pinned from it would refuse the one with them",
-            hint="fetch that one first, or give --force",
-        )
 
 
 def _target(state: State, file: Path | None) -> tuple[Path, list[Path]]:

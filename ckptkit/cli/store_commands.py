@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +15,43 @@ from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
+    from ckptkit.cli.at_once import Voice
+    from ckptkit.cli.output import Output
     from ckptkit.errors import CkptkitError
     from ckptkit.registry import Entry
-    from ckptkit.store.cache import Home, Record
+    from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
     from ckptkit.store.mirrors import Mirror
+    from ckptkit.store.transport import Policy
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
 AcceptNew = Annotated[
-    bool, typer.Option("--accept-new", help="Accept a file that differs from the one fetched before.")
+    bool,
+    typer.Option(
+        "--accept-new",
+        help="Accept a file that differs from the one fetched before; the lock file's history keeps the old.",
+    ),
+]
+RequireChecksum = Annotated[
+    bool,
+    typer.Option(
+        "--require-checksum",
+        help="Take only what the registry pins or the lock file knows, whatever servers say: for CI.",
+    ),
+]
+Connections = Annotated[
+    int,
+    typer.Option(
+        "--connections",
+        min=1,
+        max=8,
+        help="Ranges of a file to ask for at once, where it has more than 64 MB and its server has ranges.",
+    ),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Entries to fetch at once.")]
+LimitRate = Annotated[
+    str | None,
+    typer.Option("--limit-rate", metavar="RATE", help="Bytes a second for all of it, such as 10MB."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -42,35 +71,70 @@ def fetch_command(
     all_entries: Annotated[bool, typer.Option("--all", help="Fetch every entry.")] = False,
     force: Force = False,
     accept_new: AcceptNew = False,
+    require_checksum: RequireChecksum = False,
+    connections: Connections = 1,
+    jobs: Jobs = 1,
+    limit_rate: LimitRate = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Download published files into the cache, verify them, unpack archives; prints where they are.
 
-    Interrupted downloads continue where they stopped. What is cached already is not downloaded again.
+    Interrupted downloads continue where they stopped. What is cached already is not downloaded again. A lock
+    file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused.
+
+    Examples: ckptkit fetch moat0-224 · ckptkit fetch 'moat*-384' --require-checksum
+    · ckptkit fetch moat0-224 --force --accept-new · ckptkit fetch --all -j 4 --limit-rate 10MB
     """
+    import threading
+
+    from ckptkit.cli.at_once import Works, one_voice
     from ckptkit.cli.exit_codes import exit_code
     from ckptkit.errors import CkptkitError
     from ckptkit.store.cache import Home
+    from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.throttle import Throttle, parse_rate
+    from ckptkit.store.transport import Policy
 
     state = state_of(context)
+    throttle = Throttle(parse_rate(limit_rate)) if limit_rate is not None else None
+    refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
     mirrors = parse_mirrors(state.mirrors)
     entries = _chosen(state, ids or [], all_entries)
     home = Home.default()
     if dry_run:
-        _print_plan(state, entries, home, mirrors, force=force, as_json=as_json)
+        _print_plan(
+            state, entries, home, mirrors, force=force, require_checksum=require_checksum, as_json=as_json
+        )
         return
+    fetching = partial(
+        fetch,
+        home=home,
+        offline=state.offline,
+        mirrors=mirrors,
+        force=force,
+        accept_new=accept_new,
+        require_checksum=require_checksum,
+    )
+    policy = Policy(connections=connections, throttle=throttle)
+    outcomes: Iterable[Fetched | CkptkitError]
+    if jobs == 1:
+        outcomes = (_outcome(entry, fetching, policy, state.output) for entry in entries)
+    else:
+        stop = threading.Event()
+        policy = replace(policy, sleep=stop.wait, stopped=stop.is_set)
+        with one_voice(state.output) as voice:
+            calls = [partial(_fetch_one, entry, fetching, policy, voice) for entry in entries]
+            outcomes = Works(calls, jobs, stop).run()
     results: list[dict[str, Any]] = []
     errors: list[CkptkitError] = []
-    for entry in entries:
-        try:
-            fetched = _fetch_one(state, entry, home, mirrors, force=force, accept_new=accept_new)
-        except CkptkitError as error:  # the others are fetched all the same
-            errors.append(error)
-            results.append({"id": entry.id, "error": str(error), "exit_code": int(exit_code(error))})
+    for entry, fetched in zip(entries, outcomes, strict=True):
+        if isinstance(fetched, CkptkitError):  # the others are fetched all the same
+            errors.append(fetched)
+            results.append({"id": entry.id, "error": str(fetched), "exit_code": int(exit_code(fetched))})
             if len(entries) > 1:
-                state.output.warn(f"{entry.id} could not be fetched: {error}")
+                state.output.warn(f"{entry.id} could not be fetched: {fetched}")
             continue
         results.append(_as_json(fetched))
         if not as_json:
@@ -131,44 +195,45 @@ def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
         both = ", not both" if ids else ""
         raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list'")
     registry = state.registry()
-    return registry.select(ids) if ids else list(registry.values())
+    in_order = {entry.id: entry for given in ids for entry in registry.select([given])}
+    return list(in_order.values()) if ids else list(registry.values())
+
+
+def _outcome(
+    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output
+) -> Fetched | CkptkitError:
+    from ckptkit.errors import CkptkitError
+
+    try:
+        return _fetch_one(entry, fetching, policy, output)
+    except CkptkitError as error:
+        return error
 
 
 def _fetch_one(
-    state: State, entry: Entry, home: Home, mirrors: Sequence[Mirror], *, force: bool, accept_new: bool
+    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output | Voice
 ) -> Fetched:
-    from ckptkit.store.fetch import fetch
-
-    output = state.output
     began = time.monotonic()
-    fetched = fetch(
-        entry,
-        home,
-        offline=state.offline,
-        mirrors=mirrors,
-        force=force,
-        accept_new=accept_new,
-        progress=output.progress,
-        notes=output.note,
-        warn=output.warn,
-    )
+    fetched = fetching(entry, policy=policy, progress=output.progress, notes=output.note, warn=output.warn)
     record = fetched.record
     if fetched.from_cache:
         output.note(f"{entry.id}: in the cache already ({human_bytes(record.size)})")
     else:
         seconds = max(time.monotonic() - began, 0.001)
         speed = f"{human_bytes(record.size)} in {seconds:.1f} s ({human_bytes(record.size / seconds)}/s)"
-        output.note(f"{entry.id}: {speed}, {_checked_by(entry, record)}")
+        output.note(f"{entry.id}: {speed}, {_checked_by(fetched)}")
     return fetched
 
 
-def _checked_by(entry: Entry, record: Record) -> str:
+def _checked_by(fetched: Fetched) -> str:
     """Say what the bytes were compared with: a person must know when it was nothing."""
-    if entry.sha256:
-        return "sha256 as the registry says"
-    if record.server_hashes:
-        return f"{' and '.join(sorted(record.server_hashes))} as the server says; sha256 {record.sha256}"
-    return f"nobody publishes a checksum to compare with; sha256 {record.sha256}"
+    said_by: dict[str, list[str]] = {}
+    for promise in fetched.held:
+        server = not promise.origin.startswith(("the ", "GitHub"))
+        said_by.setdefault("the server" if server else promise.origin, []).append(promise.algorithm)
+    told = [f"{' and '.join(sorted(set(kinds)))} as {who} says" for who, kinds in said_by.items()]
+    sha256 = f"sha256 {fetched.record.sha256}"
+    return "; ".join([*told, sha256] if told else ["nobody publishes a checksum to compare with", sha256])
 
 
 def _as_json(fetched: Fetched) -> dict[str, Any]:
@@ -183,6 +248,9 @@ def _as_json(fetched: Fetched) -> dict[str, Any]:
         "size": record.size,
         "sha256": record.sha256,
         "server_hashes": dict(record.server_hashes),
+        "compared_with": [
+            {"algorithm": promise.algorithm, "says": promise.origin} for promise in fetched.held
+        ],
         "etag": record.etag,
         "generation": record.generation,
         "fetched_at": record.fetched_at,
@@ -198,20 +266,26 @@ def _print_plan(
     mirrors: Sequence[Mirror],
     *,
     force: bool,
+    require_checksum: bool,
     as_json: bool,
 ) -> None:
     """Say what would be fetched, from where, to where."""
     from ckptkit.store.sources import plan_sources
+    from ckptkit.store.trust import TrustFile
 
+    trust = TrustFile.default()
     plans = []
     for entry in entries:
         sources = plan_sources(entry, mirrors)
         cached = home.is_cached(entry.id) and not force
         folder = home.artefact_folder(entry.id)
+        action = "nothing, cached" if cached else "fetch" if sources else "by hand"
+        if require_checksum and entry.sha256 is None and not trust.files(entry.id):
+            action = "refuse, no checksum known"
         plans.append(
             _Plan(
                 entry.id,
-                "nothing, cached" if cached else "fetch" if sources else "by hand",
+                action,
                 [source.used_url for source in sources] or [source.url for source in entry.sources],
                 str(folder / sources[0].file if sources else folder),
             )

@@ -84,8 +84,10 @@ def convert_located(
         in_cache = located.entry is not None and output is None
         if in_cache or dry_run:
             conversion = _settled(conversion, provenance)
-        if in_cache and not force and _stands_already(path, conversion):
-            return Outcome(conversion, path, None, reused=True)
+        standing = workspace.home.everywhere(path) if in_cache and not force else []
+        for candidate in standing:
+            if _stands_already(candidate, conversion):
+                return Outcome(conversion, candidate, None, reused=True)
         if dry_run:
             return Outcome(conversion, path, None)
         if not in_cache:
@@ -164,6 +166,10 @@ def _stem(path: Path) -> str:
     for ending in (
         ".tar.gz",
         ".tgz",
+        ".tar.bz2",
+        ".tar.xz",
+        ".tar.zst",
+        ".zip",
         ".pth.tar",
         ".safetensors.index.json",
         *EXTENSIONS.values(),

@@ -1,22 +1,21 @@
 """A safe walk over a tar archive: nothing that could leave its folder, nothing without bound.
 
 Used by the TensorFlow reader (to read a ``.tar.gz`` directly) and by the store (to unpack one). The
-archive is read once, front to back; plain, gzip, bzip2 and xz are told apart by their first bytes.
+archive is read once, front to back; plain, gzip, bzip2, xz and zstd are told apart by their first bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import tarfile
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.formats.member_names import MemberNames
 from ckptkit.formats.tar_stream import (
     DEFAULT_LIMITS,
     READ_BYTES,
@@ -27,9 +26,6 @@ from ckptkit.formats.tar_stream import (
 )
 
 __all__ = ["DEFAULT_LIMITS", "SafeMember", "TarLimits", "iter_safe_members"]
-
-_MAX_NAME = 1024
-_MAX_COMPONENT = 255  # bytes; what common file systems hold
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,18 @@ class SafeMember:
 
 
 def iter_safe_members(
-    path: Path, *, limits: TarLimits = DEFAULT_LIMITS
+    path: Path, *, limits: TarLimits = DEFAULT_LIMITS, source: BinaryIO | None = None
 ) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
     """Walk over the files and folders of a tar archive in the order they stand.
 
     Parameters
     ----------
     path : Path
-        ``.tar``, ``.tar.gz``, ``.tar.bz2`` or ``.tar.xz``, whatever it is called.
+        ``.tar``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz`` or ``.tar.zst``, whatever it is called.
     limits : TarLimits
         When to give up.
+    source : BinaryIO, optional
+        Where the archive's bytes are read from when not from ``path``, which then only names it.
 
     Yields
     ------
@@ -81,14 +79,14 @@ def iter_safe_members(
     """
     with contextlib.ExitStack() as stack:
         try:
-            raw = stack.enter_context(path.open("rb"))
-            source = decompressed(path, raw)
+            raw = source or stack.enter_context(path.open("rb"))
+            unpacked = decompressed(path, raw)
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: no such file") from error
         except OSError as error:
             raise storage_error(error, path) from error
-        stream = TarStream(path, raw, source, limits)
-        names = _Names(path)
+        stream = TarStream(path, raw, unpacked, limits)
+        names = MemberNames(path)
         archive: tarfile.TarFile | None = None
         for count in range(limits.members + 1):
             archive, entry = _next_entry(path, archive, stream, limits)
@@ -154,10 +152,7 @@ def _next_entry(
     return archive, entry
 
 
-_DRIVE = re.compile(r"[A-Za-z]:")
-
-
-def _checked(path: Path, entry: tarfile.TarInfo, names: _Names) -> SafeMember | None:
+def _checked(path: Path, entry: tarfile.TarInfo, names: MemberNames) -> SafeMember | None:
     """The member if it is safe; None for the archive's own root folder."""
     shown = repr(entry.name[:200])
     if entry.issym() or entry.islnk():
@@ -167,41 +162,5 @@ def _checked(path: Path, entry: tarfile.TarInfo, names: _Names) -> SafeMember | 
         raise FormatError(path, f"member {shown} is neither a file nor a folder, which is refused")
     if entry.size < 0:
         raise FormatError(path, f"member {shown} has a negative size")
-    if len(entry.name) > _MAX_NAME:
-        raise FormatError(path, f"member {shown}: the name is too long")
-    if not entry.name.isprintable() or "\\" in entry.name:
-        raise FormatError(path, f"member {shown}: unsafe characters in the name")
-    if entry.name.startswith("/") or _DRIVE.match(entry.name):
-        raise FormatError(path, f"member {shown} has an absolute name, which is refused")
-    parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise FormatError(path, f"member {shown} leaves its folder ('..'), which is refused")
-    if any(len(part.encode()) > _MAX_COMPONENT for part in parts):
-        raise FormatError(path, f"member {shown}: the name is too long")
-    if not parts and entry.isdir():
-        return None
-    if not parts:
-        raise FormatError(path, "a member has no name")
-    names.claim(parts, is_folder=entry.isdir())
-    return SafeMember("/".join(parts), entry.size if is_file else 0, entry.isdir())
-
-
-class _Names:
-    """Names seen so far, compared as a file system that ignores letter case and accents' coding would."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files: set[str] = set()
-        self._folders: set[str] = set()
-
-    def claim(self, parts: list[str], *, is_folder: bool) -> None:
-        folded = [unicodedata.normalize("NFC", part).casefold() for part in parts]
-        above = {"/".join(folded[:depth]) for depth in range(1, len(folded))}
-        name = "/".join(folded)
-        taken = self._files if is_folder else self._files | self._folders
-        if name in taken or not above.isdisjoint(self._files):
-            raise FormatError(
-                self._path, f"two members want the name {'/'.join(parts)!r} (letter case aside)"
-            )
-        self._folders |= above
-        (self._folders if is_folder else self._files).add(name)
+    name = names.claim(entry.name, is_folder=entry.isdir())
+    return SafeMember(name, entry.size if is_file else 0, entry.isdir()) if name else None

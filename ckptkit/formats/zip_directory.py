@@ -48,6 +48,8 @@ class ZipEntry:
         Bytes in the file, and bytes when unpacked.
     offset : int
         Where the member's data starts in the file.
+    attributes : int
+        The directory's external attributes: where Unix wrote them, its mode stands in the upper 16 bits.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ZipEntry:
     packed: int
     size: int
     offset: int
+    attributes: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def _central_entry(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry
     offset = _data_offset(file, name, header, names_raw=file.data[names : names + name_length])
     if offset + packed > end.offset or (method == STORED and packed != size):
         raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
-    return ZipEntry(name, method, crc, packed, size, offset), header, following
+    return ZipEntry(name, method, crc, packed, size, offset, fields[15]), header, following
 
 
 def _decoded(file: MappedFile, raw: bytes, position: int) -> str:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptkit.places import home_folders
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -38,10 +40,5 @@ def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Return the folder for the compiled rows: ``CKPTKIT_HOME``, else the platform's user cache."""
-    home = os.environ.get("CKPTKIT_HOME", "").strip()
-    if home:
-        return Path(home).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("ckptkit", appauthor=False))
+    """Return the folder for the compiled rows: the cache folder that is written to."""
+    return home_folders()[0]

@@ -18,7 +18,7 @@ Texts = str | Sequence[str]
 _COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
 _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
 SOURCE_FIELDS = ("url", "note", "bn_statistics", "manual")
 DEVIATION_FIELDS = ("figure", "published", "reason")

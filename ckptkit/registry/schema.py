@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
 
-SOURCE_SCHEMES = ("https", "http", "file")
+SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
 _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

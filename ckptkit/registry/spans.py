@@ -33,6 +33,8 @@ class Pin:
         ISO 8601 with its zone.
     url : str
         From where it was fetched.
+    note : str, optional
+        What else is known of the checksum: which of the server's were compared with it.
     """
 
     id: str
@@ -40,20 +42,22 @@ class Pin:
     size: int
     observed_at: str
     url: str
+    note: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return the three pinned fields as an `Entry` holds them."""
-        provenance = {"observed_at": self.observed_at, "url": self.url, "note": None}
+        provenance = {"observed_at": self.observed_at, "url": self.url, "note": self.note}
         return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
 
     def written(self) -> dict[str, str]:
         """Return the three fields as YAML text; a JSON string is a YAML string."""
         when, where = json.dumps(self.observed_at), json.dumps(self.url, ensure_ascii=False)
+        note = f", note: {json.dumps(self.note, ensure_ascii=False)}" if self.note else ""
         return {
             # Quoted: 64 digits without a letter would be a number.
             "sha256": json.dumps(self.sha256),
             "size": str(self.size),
-            "hash_provenance": f"{{observed_at: {when}, url: {where}}}",
+            "hash_provenance": f"{{observed_at: {when}, url: {where}{note}}}",
         }
 
 

@@ -1,7 +1,8 @@
 """Unpacking an archive so that its folder is there whole or not at all.
 
-What may be in an archive is decided by the one walker, `ckptkit.formats.tar_members.iter_safe_members`:
-no member leaves the folder, is a link or a device, or is larger than bounded.
+What may be in an archive is decided by its walker (`ckptkit.formats.tar_members` for tar, whatever compresses
+it, `ckptkit.store.zip_members` for zip): no member leaves the folder, is a link or a device, has the name of
+another, or is larger than bounded. Files and folders get the modes that the umask gives, never the archive's.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.errors import FormatError
 from ckptkit.formats.staging import sync_folder, translated
+from ckptkit.store.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ckptkit.formats.tar_members import SafeMember
 
 MARKER = ".ckptkit-unpacked.json"
 """Hidden file in an unpacked folder: which archive it came from and what was in it."""
 
 _PREFIX = ".ckptkit-unpacking-"
 _COPY = 1 << 20
-_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar")
+_ATTEMPTS = 10
+_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar", ".zip")
 _TORCH_NAMES = (".pth.tar", ".pt.tar", ".ckpt.tar")
 
 
@@ -35,8 +40,8 @@ def is_archive_name(name: str) -> bool:
 
     Examples
     --------
-    >>> is_archive_name("moat0.tar.gz"), is_archive_name("moganet.pth.tar")
-    (True, False)
+    >>> is_archive_name("moat0.tar.gz"), is_archive_name("moat0.zip"), is_archive_name("moganet.pth.tar")
+    (True, True, False)
     """
     lower = name.lower()
     return lower.endswith(_ARCHIVES) and not lower.endswith(_TORCH_NAMES)
@@ -54,7 +59,9 @@ class StagedFolder:
     shown : Path, optional
         What messages call the archive while it still has a temporary name itself.
     sha256 : str
-        The archive's checksum, kept in the folder's marker.
+        The archive's checksum, kept in the folder's marker; may be set later, before `commit`.
+    source : BinaryIO, optional
+        Where a tar archive's bytes are read from when not from ``archive``, which then only names it.
 
     Raises
     ------
@@ -64,16 +71,29 @@ class StagedFolder:
         When the disk refuses.
     """
 
-    def __init__(self, archive: Path, folder: Path, *, shown: Path | None = None, sha256: str = "") -> None:
+    def __init__(
+        self,
+        archive: Path,
+        folder: Path,
+        *,
+        shown: Path | None = None,
+        sha256: str = "",
+        source: BinaryIO | None = None,
+    ) -> None:
         self.folder = folder
+        self.sha256 = sha256
+        self._archive = (shown or archive).name
+        self._sizes: dict[str, int] = {}
         with translated(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             for orphan in folder.parent.glob(f"{_PREFIX}{folder.name}-*"):
-                shutil.rmtree(orphan, ignore_errors=True)
-            self._temporary = folder.parent / f"{_PREFIX}{folder.name}-{secrets.token_hex(6)}"
+                if is_gone(orphan):
+                    shutil.rmtree(orphan, ignore_errors=True)
+            self._writer = new_writer()
+            self._temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
             self._temporary.mkdir()
         try:
-            self._fill(archive, sha256)
+            self._fill(archive, source)
         except FormatError as error:
             self.discard()
             raise FormatError(shown or archive, error.reason, offset=error.offset, hint=error.hint) from error
@@ -81,22 +101,22 @@ class StagedFolder:
             self.discard()
             raise
 
-    def _fill(self, archive: Path, sha256: str) -> None:
-        from ckptkit.formats.tar_members import iter_safe_members
-
-        sizes: dict[str, int] = {}
-        for member, content in iter_safe_members(archive):
-            if member.name == MARKER:
+    def _fill(self, archive: Path, source: BinaryIO | None) -> None:
+        for member, content in archive_members(archive, source):
+            if member.name.casefold() == MARKER:
                 raise FormatError(archive, f"member {MARKER!r} has a name that ckptkit uses itself")
             target = self._temporary.joinpath(*member.name.split("/"))
             if member.is_folder:
                 with translated(self.folder / member.name):
                     target.mkdir(parents=True, exist_ok=True)
             elif content is not None:
-                sizes[member.name] = self._write(target, content, self.folder / member.name)
-        if not sizes:
+                self._sizes[member.name] = self._write(target, content, self.folder / member.name)
+        if not self._sizes:
             raise FormatError(archive, "the archive holds no file")
-        marker = json.dumps({"archive": archive.name, "sha256": sha256, "files": sizes}, indent=2).encode()
+
+    def _write_marker(self) -> None:
+        said = {"archive": self._archive, "sha256": self.sha256, "files": self._sizes}
+        marker = json.dumps(said, indent=2).encode()
         with translated(self.folder), (self._temporary / MARKER).open("xb") as stream:
             stream.write(marker)
             os.fsync(stream.fileno())
@@ -119,18 +139,28 @@ class StagedFolder:
 
     def commit(self) -> Path:
         """Put the folder in place of an earlier one."""
+        self._write_marker()
         with translated(self.folder):
-            old = self._temporary.with_name(f"{self._temporary.name}.old")
-            if self.folder.exists():
-                self.folder.rename(old)
-            self._temporary.rename(self.folder)
+            for attempt in range(_ATTEMPTS):
+                old = self._temporary.with_name(f"{self._temporary.name}.old{attempt}")
+                with contextlib.suppress(FileNotFoundError):
+                    self.folder.rename(old)
+                try:
+                    self._temporary.rename(self.folder)
+                except OSError:  # where locks do not exclude, another writer's folder may stand there now
+                    if attempt == _ATTEMPTS - 1 or not self.folder.exists():
+                        raise
+                    continue
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
+                break
             sync_folder(self.folder.parent)
-            shutil.rmtree(old, ignore_errors=True)
         return self.folder
 
     def discard(self) -> None:
         """Remove what is not committed."""
         shutil.rmtree(self._temporary, ignore_errors=True)
+        release(self._writer)
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +169,21 @@ class StagedFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def archive_members(
+    archive: Path, source: BinaryIO | None = None
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over an archive by its content, whatever its name says; only tar may come from a ``source``."""
+    from ckptkit.formats.tar_members import iter_safe_members
+    from ckptkit.store.zip_members import is_zip, iter_safe_zip_members
+
+    if source is not None:
+        return iter_safe_members(archive, source=source)
+    head = b""
+    with contextlib.suppress(OSError), archive.open("rb") as stream:  # the walker says what is wrong with it
+        head = stream.read(4)
+    return iter_safe_zip_members(archive) if is_zip(head) else iter_safe_members(archive)
 
 
 def unpack(archive: Path, folder: Path, *, sha256: str = "") -> Path:

@@ -6,6 +6,7 @@
     unpacked/<id>/…                        archives, unpacked
     converted/<id>/<layout>-<dtype>.<ext>
     locks/<id>.lock
+    used/<id>                              empty; its time says when the entry was last used
 
 Light to import: `ckptkit list` asks it about every entry, so nothing heavy is imported at the top.
 """
@@ -16,14 +17,14 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import StorageError, UsageError
+from ckptkit.places import home_folders, is_writable
 
-ENVIRONMENT = "CKPTKIT_HOME"
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
 
@@ -60,6 +61,8 @@ class Record:
         How it got here when not by download: ``imported by hand``.
     bn_statistics : bool or None
         What the registry says of the source it came from.
+    previous : list of mapping
+        What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url.
     """
 
     id: str
@@ -76,6 +79,7 @@ class Record:
     ckptkit_version: str = ""
     note: str = ""
     bn_statistics: bool | None = None
+    previous: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Text of the record file."""
@@ -98,6 +102,8 @@ class Record:
             all(isinstance(value, str) for value in required)
             and all(isinstance(value, int) for value in (self.size, self.mtime_ns))
             and isinstance(self.server_hashes, dict)
+            and isinstance(self.previous, list)
+            and all(isinstance(earlier, dict) for earlier in self.previous)
             and re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
             and is_safe_file_name(self.file)
             and self.size >= 0
@@ -123,13 +129,30 @@ class Home:
 
     @classmethod
     def default(cls) -> Home:
-        """``$CKPTKIT_HOME``, else the platform's cache folder for ckptkit."""
-        given = os.environ.get(ENVIRONMENT, "").strip()
-        if given:
-            return cls(Path(given).expanduser())
-        import platformdirs
+        """``$CKPTKIT_HOME``, else the platform's cache folder for ckptkit; a list of folders is one cache."""
+        first, *others = home_folders()
+        if not others:
+            return cls(first)
+        from ckptkit.store.shared import SharedHome
 
-        return cls(Path(platformdirs.user_cache_dir("ckptkit", appauthor=False)))
+        return SharedHome(first, others)
+
+    @property
+    def homes(self) -> Sequence[Home]:
+        """The single folders it consists of, the one that is written to first."""
+        return (self,)
+
+    def everywhere(self, path: Path) -> list[Path]:
+        """Return the same place in each of its folders, given that in the one that is written to.
+
+        Examples
+        --------
+        >>> home = Home(Path("c"))
+        >>> [path.as_posix() for path in home.everywhere(home.unpacked_folder("moat0-224"))]
+        ['c/unpacked/moat0-224']
+        """
+        inside = path.relative_to(self.path)
+        return [home.path / inside for home in self.homes]
 
     def artefact_folder(self, id: str) -> Path:
         """Folder of an entry's artefact and its record."""
@@ -195,9 +218,22 @@ class Home:
             return []
         return sorted(name for name in names if _SAFE_ID.fullmatch(name) and self.is_cached(name))
 
+    def touch(self, id: str) -> None:
+        """Remember that an entry is used now; where that cannot be written, nothing is said."""
+        stamp = self.path / "used" / safe_id(id)
+        try:
+            os.utime(stamp)
+        except OSError:  # not there yet, or another user's
+            with contextlib.suppress(OSError):
+                stamp.parent.mkdir(exist_ok=True)
+                stamp.unlink(missing_ok=True)
+                stamp.touch()
+
     @contextlib.contextmanager
     def lock(self, id: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
         """Hold an entry's lock, across processes and threads.
+
+        In a folder that this process may not write there is nothing to protect, so no lock is taken.
 
         Parameters
         ----------
@@ -211,24 +247,20 @@ class Home:
         StorageError
             When the lock file cannot be made.
         """
-        import filelock
+        from ckptkit.store.locks import hold
 
-        from ckptkit.formats.staging import translated
-
-        path = self.path / "locks" / f"{safe_id(id)}.lock"
-        lock = filelock.FileLock(str(path), thread_local=False)
-        with translated(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.lock_path(id)
+        with contextlib.ExitStack() as held:
             try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                if waiting:
-                    waiting()
-                lock.acquire()
-        try:
+                held.enter_context(hold(path, waiting=waiting))
+            except StorageError:
+                if not self.path.is_dir() or is_writable(self.path):
+                    raise
             yield
-        finally:
-            lock.release()
+
+    def lock_path(self, id: str) -> Path:
+        """Path of an entry's lock file."""
+        return self.path / "locks" / f"{safe_id(id)}.lock"
 
 
 def safe_id(id: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from ckptkit.errors import IntegrityError
 from ckptkit.store.coding import decoded
 from ckptkit.store.integrity import StreamHasher, compare
 from ckptkit.store.partial import Partial, require_space
+from ckptkit.store.ranges import Segments, may_be_split
+from ckptkit.store.remote import STORES, is_remote, open_remote
 from ckptkit.store.transport import (
     Identity,
     Opener,
@@ -84,9 +87,16 @@ class Download:
             shown = _Shown(self.progress, self.partial.name, stack)
             self.partial.pick_up()
             failures = restarts = 0
+            in_parallel = may_be_split(self.url, self.policy)
             for _ in range(self.policy.max_attempts):
+                self.policy.account(0)
                 before = self.partial.size
                 try:
+                    if in_parallel:
+                        if self._receive_in_parallel(shown):
+                            return
+                        in_parallel = False
+                        continue
                     with self.opener(self.url, before, self.partial.identity) as response:
                         self._receive(response, shown)
                     return
@@ -102,6 +112,50 @@ class Download:
                     self._wait_or_give_up(failures, str(error), error.retry_after)
             raise SourceError(f"still not complete after {self.policy.max_attempts} requests")
 
+    def _receive_in_parallel(self, shown: _Shown) -> bool:
+        """Receive over several connections where that is sound; returns whether the file is complete.
+
+        A small first range is the question whether the server has ranges. One that has none answers with the
+        whole file, which is taken as it comes.
+        """
+        try:
+            if not self.partial.size:
+                with self.opener(self.url, 0, None, self.policy.segment) as response:
+                    if response.partial and not response.identity.is_strong:
+                        return False  # nothing would tie further parts to this one
+                    self._receive(response, shown)
+            identity = self.partial.identity
+            if self._is_complete() or identity is None or not identity.is_strong:
+                return self._is_complete()
+            if (identity.size or 0) <= self.policy.split_from:
+                return False
+            self._receive_segments(identity, shown)
+        except (RangeError, PassingError) as error:
+            if isinstance(error, PassingError) and not self.partial.size:
+                raise
+            self.notes(f"{host_of(self.url)}: {error}; going on with one connection")
+            return False
+        return True
+
+    def _receive_segments(self, identity: Identity, shown: _Shown) -> None:
+        at, size = self.partial.size, identity.size or 0
+        segments = Segments(self.url, self.opener, self.policy, identity, at)
+        with contextlib.closing(segments):
+            rest = Response(
+                self.url,
+                identity,
+                segments.pieces(),
+                offset=at,
+                length=size - at,
+                partial=True,
+                accounted=True,
+            )
+            self._receive(rest, shown)
+
+    def _is_complete(self) -> bool:
+        size = self.partial.identity.size if self.partial.identity else None
+        return self.partial.size > 0 and (size is None or self.partial.size >= size)
+
     def _wait_or_give_up(self, failures: int, reason: str, seconds: float | None) -> None:
         if failures > self.policy.retries:
             raise SourceError(f"{reason} ({failures} times)")
@@ -116,24 +170,37 @@ class Download:
         partial = self.partial
         if response.offset == 0:
             if partial.size:
-                self.notes(f"{host_of(self.url)}: the file must be sent from the beginning again")
+                why = _why_whole(partial.identity, response.identity)
+                self.notes(f"{host_of(self.url)}: {why}, so it is sent from the beginning again")
             self._refuse_size(response.identity.size)
             partial.begin(response.identity, () if response.coding else response.promises)
         else:
             partial.joined = True
             partial.promises = partial.promises or response.promises
+        if response.coding:
+            self.notes(f"{host_of(self.url)}: lays {response.coding} on top of the file, though asked not to")
         if response.length is not None and not response.coding:
             require_space(partial.folder, response.length, partial.name)
         if not response.ends_marked and self.expected_size is None and not response.promises:
             raise SourceError("the server gives neither length nor checksum, so a cut could not be noticed")
         shown.start(response.identity.size, partial.size)
         wire = StreamHasher()
-        self._store(_counted(response, wire), response, shown)
+        try:
+            self._store(_counted(response, wire, self._account_of(response)), response, shown)
+        finally:
+            partial.flush()
         if response.coding:
             compare(partial.name, wire.digests(), response.promises, hint="run the same command again")
-        self._refuse_size(partial.size)
+        if not partial.size:
+            raise SourceError("the file is empty")
+        if self._is_complete():
+            self._refuse_size(partial.size)
 
-    def _store(self, pieces: Iterator[bytes], response: Response, shown: _Shown) -> None:
+    def _account_of(self, response: Response) -> Callable[[int], None] | None:
+        """What to tell of bytes that come: nothing of local files, and not twice."""
+        return None if response.accounted or is_local(self.url) else self.policy.account
+
+    def _store(self, pieces: Iterator[bytes | memoryview], response: Response, shown: _Shown) -> None:
         seen = 0
         for piece in decoded(pieces, self.partial.name) if response.coding else pieces:
             self.partial.append(piece)
@@ -143,8 +210,6 @@ class Download:
                 self._refuse_page(self.partial.head)
             if self.expected_size is not None and self.partial.size > self.expected_size:
                 self._refuse_size(self.partial.size)
-        if not self.partial.size:
-            raise SourceError("the file is empty")
 
     def _refuse_size(self, size: int | None) -> None:
         if self.expected_size is not None and size is not None and size != self.expected_size:
@@ -186,16 +251,34 @@ class _Shown:
             self._advance(step)
 
 
-def _counted(response: Response, wire: StreamHasher) -> Iterator[bytes]:
+def _counted(
+    response: Response, wire: StreamHasher, account: Callable[[int], None] | None
+) -> Iterator[bytes | memoryview]:
     """Yield the body, checking that as much came as was announced."""
     received = 0
     for piece in response.pieces():
         received += len(piece)
         if response.coding:
-            wire.update(piece)
+            wire.update(bytes(piece))
         yield piece
+        if account:
+            account(len(piece))
     if response.length is not None and received != response.length:
         raise PassingError(f"the connection closed after {received:,} of {response.length:,} bytes")
+
+
+def _why_whole(known: Identity | None, found: Identity) -> str:
+    """Why a range request was answered with the whole file (200)."""
+    known = known or Identity()
+    pairs = (
+        (known.etag, found.etag),
+        (known.generation, found.generation),
+        (known.last_modified, found.last_modified),
+        (known.size, found.size),
+    )
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
+        return "the file on the server has changed"
+    return "the server answered the range request with the whole file"
 
 
 def _can_resume(identity: Identity | None) -> bool:
@@ -210,15 +293,23 @@ def url_opener(policy: Policy) -> Iterator[Opener]:
     with contextlib.ExitStack() as stack:
         clients: list[HttpClient] = []
 
-        def open_url(url: str, start: int, known: Identity | None) -> AbstractContextManager[Response]:
+        making = threading.Lock()  # several connections may want the client at once
+
+        def open_url(
+            url: str, start: int, known: Identity | None, stop: int | None = None
+        ) -> AbstractContextManager[Response]:
             if is_local(url):
                 return open_file(url)
+            if is_remote(url):
+                return open_remote(url, start, known, stop)
             if urlsplit(url).scheme.lower() not in ("http", "https"):
-                raise SourceError("only http, https and file URLs can be fetched")
-            if not clients:
-                clients.append(HttpClient(policy))
-                stack.callback(clients[0].close)
-            return clients[0].open(url, start, known)
+                known_schemes = ", ".join(("http", "https", "file", *STORES))
+                raise SourceError(f"no URL that can be fetched; it begins with one of {known_schemes}")
+            with making:
+                if not clients:
+                    clients.append(HttpClient(policy))
+                    stack.callback(clients[0].close)
+            return clients[0].open(url, start, known, stop)
 
         yield open_url
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from ckptkit.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
 from ckptkit.store.cache import Home
 from ckptkit.store.download import Notes, Progress, explain, silent, url_opener
+from ckptkit.store.github_digest import GitHub
 from ckptkit.store.integrity import hash_file
 from ckptkit.store.job import IMPORTED, Fetched, Job
 from ckptkit.store.mirrors import Mirror
 from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
 from ckptkit.store.transport import Policy, SourceError, SourceGoneError, is_local, without_secrets
+from ckptkit.store.trust import TrustFile
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -30,10 +32,13 @@ def fetch(
     force: bool = False,
     accept_new: bool = False,
     verify: bool = False,
+    require_checksum: bool = False,
     progress: Progress | None = None,
     notes: Notes = silent,
     warn: Notes | None = None,
     policy: Policy | None = None,
+    trust: TrustFile | None = None,
+    github: GitHub | None = None,
 ) -> Fetched:
     """Have an entry's artefact in the cache, downloading it if it is not there.
 
@@ -50,9 +55,14 @@ def fetch(
     force : bool
         Download again what is there.
     accept_new : bool
-        Accept a file whose sha256 differs from that of an earlier fetch.
+        Accept a file whose sha256 differs from that of an earlier fetch; what was trusted until then stays in
+        the history of the lock file and of the cache's record.
     verify : bool
         Hash again what is there, even if size and time say that nobody touched it.
+    require_checksum : bool
+        Take only bytes whose sha256 is known from elsewhere than the download that brings them: from the
+        registry's pin or the lock file. No word of a server counts, not even that of GitHub's API: who can
+        put another file there changes that too.
     progress : callable, optional
         `ckptkit.cli.output.Output.progress`, or anything like it.
     notes : callable
@@ -62,25 +72,52 @@ def fetch(
         not given.
     policy : Policy, optional
         Timeouts, retries, clock.
+    trust : TrustFile, optional
+        The lock file of what was fetched before; `TrustFile.default` where not given.
+    github : GitHub, optional
+        Where GitHub's API is asked for the digests of release assets.
 
     Raises
     ------
+    UsageError
+        When both ``accept_new`` and ``require_checksum`` are asked for.
     NetworkError
         When no source gives the file, or ``offline`` forbids to ask.
     IntegrityError
-        When the bytes are not those promised.
+        When the bytes are not those promised, or ``require_checksum`` and nobody promised anything.
     FormatError
-        When the archive is damaged or refused.
+        When the archive is damaged or refused, or the lock file is damaged.
     StorageError
         When the disk refuses.
     """
-    job = Job(entry, home, accept_new, notes, warn or notes)
+    refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
+    trust, github = trust or TrustFile.default(), github or GitHub()
+    job = Job(entry, home, accept_new, notes, warn or notes, trust, require_checksum, github)
+    trust.files(entry.id)  # a damaged lock file is said before anything is downloaded
+    if require_checksum:
+        records = [record.file for record in home.records(entry.id)]
+        job.refuse_unknown([*(planned.file for planned in plan_sources(entry)), *records])
     if not force and not verify and (there := job.untouched()):
         return there
     with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
         if not force and (there := job.intact(verify=verify, offline=offline)):
             return there
         return _download(job, offline, mirrors, progress, policy or Policy())
+
+
+def refuse_contradiction(*, accept_new: bool, require_checksum: bool) -> None:
+    """Refuse to accept whatever is new and to require a known checksum at once.
+
+    Raises
+    ------
+    UsageError
+        When both are asked for.
+    """
+    if accept_new and require_checksum:
+        raise UsageError(
+            "to accept whatever is new and to require a known checksum exclude each other",
+            hint="give only one of --accept-new and --require-checksum",
+        )
 
 
 def import_file(
@@ -93,6 +130,7 @@ def import_file(
     progress: Progress | None = None,
     notes: Notes = silent,
     warn: Notes | None = None,
+    trust: TrustFile | None = None,
 ) -> Fetched:
     """Take a file that somebody downloaded by hand; it is copied, hashed and checked like a download.
 
@@ -109,7 +147,8 @@ def import_file(
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
-    job = Job(entry, home, accept_new, notes, warn or notes)
+    job = Job(entry, home, accept_new, notes, warn or notes, trust or TrustFile.default())
+    job.trust.files(entry.id)
     with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
         there = None if force else job.intact(verify=False, offline=True, quiet=True)
         if there is not None:
@@ -137,6 +176,9 @@ def _download(
         for planned in plan_sources(entry, mirrors):
             if offline and not is_local(planned.used_url):
                 continue
+            if (job.require_checksum or wrong) and not job.is_tied(planned.file):
+                job.notes(f"{without_secrets(planned.used_url)}: passed over, no checksum of it is known")
+                continue
             if job.is_lesser(planned, failures):
                 if not all(isinstance(error, SourceGoneError) for _, error in failures):
                     lesser.append(
@@ -150,9 +192,9 @@ def _download(
                 failures.append((planned.used_url, error))
                 job.notes(f"{without_secrets(planned.used_url)}: {error}")
             except IntegrityError as error:
-                if entry.sha256 is None:
+                if job.accept_new or not job.is_tied(planned.file):
                     raise
-                wrong = error  # the pin decides whether another source has the right bytes
+                wrong = error  # what is known from before decides whether another source has the right bytes
                 failures.append((planned.used_url, error))
                 job.notes(str(error))
     if wrong:

@@ -1,7 +1,7 @@
 """HTTP(S): one GET, its redirects, and what its headers say.
 
-Redirects are followed by hand, so that none leads from https to http, to another scheme, in a circle, or
-carries credentials to another host. TLS certificates are always verified.
+Redirects are followed by hand, so that none leads to where bytes come unprotected, to another scheme, in a
+circle, or carries credentials to another host. TLS certificates are always verified.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
-import ipaddress
+import io
 import re
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from ckptkit._version import __version__
+from ckptkit.store.credentials import is_loopback
 from ckptkit.store.integrity import Promise, redirect_promises, server_promises
 from ckptkit.store.transport import (
+    KEPT,
     PIECE,
     Identity,
     PassingError,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 USER_AGENT = f"ckptkit/{__version__}"
 _GONE = (401, 403, 404, 410)
+_EXPIRED = (400, 401, 403)
+"""What storage services answer to a signed address whose time is over: 403 most, 400 and 401 some."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -60,8 +64,10 @@ class HttpClient:
         self._session.close()
 
     @contextlib.contextmanager
-    def open(self, url: str, start: int = 0, known: Identity | None = None) -> Generator[Response]:
-        """GET a URL, from byte ``start`` on if the file is still the ``known`` one.
+    def open(
+        self, url: str, start: int = 0, known: Identity | None = None, stop: int | None = None
+    ) -> Generator[Response]:
+        """GET a URL, from byte ``start`` on (up to ``stop``) if the file is still the ``known`` one.
 
         Raises
         ------
@@ -70,30 +76,35 @@ class HttpClient:
         SourceError
             On a refusal that will not pass: other 4xx, a redirect not to be followed, a bad certificate.
         PassingError
-            On a fault that may pass.
+            On a fault that may pass; a signed address that a redirect led to and that is no longer valid, in
+            the middle of a file, is one.
         RangeError
-            When ``start`` is not zero and the answer does not continue the known file.
+            When a range was asked for and the answer does not continue the known file.
         """
         headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-{stop - 1 if stop is not None else ''}"
             if known and known.if_range:
                 headers["If-Range"] = known.if_range
         with contextlib.ExitStack() as stack:
-            answer, promised = self._follow(url, headers, stack)
+            answer, promised, redirected = self._follow(url, headers, stack)
+            if start and redirected and answer.status_code in _EXPIRED:
+                said = f"{answer.status_code} {http.client.responses[answer.status_code]}"
+                raise PassingError(f"the address it redirects to has expired ({said})")
             _refuse_status(answer, self._policy)
-            yield _response(answer, promised, start, known)
+            yield _response(answer, promised, (start, stop), known, self._policy)
 
     def _follow(
         self, url: str, headers: dict[str, str], stack: contextlib.ExitStack
-    ) -> tuple[requests.Response, tuple[Promise, ...]]:
+    ) -> tuple[requests.Response, tuple[Promise, ...], bool]:
+        """Answer, what redirects promised, and whether there were any."""
         promised: tuple[Promise, ...] = ()
-        for _ in range(self._policy.max_redirects + 1):
+        for hop in range(self._policy.max_redirects + 1):
             answer = self._get(url, headers)
             stack.callback(answer.close)
             location = answer.headers.get("Location")
             if answer.status_code not in _REDIRECTS:
-                return answer, promised
+                return answer, promised, hop > 0
             if not location:
                 raise SourceError(f"answered {answer.status_code} without saying where to go")
             promised += redirect_promises(_header_lines(answer))
@@ -104,11 +115,15 @@ class HttpClient:
         import requests
 
         timeout = (self._policy.connect_timeout, self._policy.read_timeout)
-        # No proxy reaches this machine's loopback, but requests would ask one unless NO_PROXY forbids it.
-        direct: Any = {"http": None, "https": None} if is_loopback(url) else None
+        # No proxy reaches this machine's loopback, but requests would ask one unless NO_PROXY forbids it. An
+        # empty mapping, not None: only into a mapping does requests put the environment's proxies.
+        direct: Any = {"http": None, "https": None} if is_loopback(url) else {}
         try:
             # Through the adapter: the session itself reads a redirect's body whole, however large.
-            request = self._session.prepare_request(requests.Request("GET", url, headers=headers))
+            signed = _Authorization(self._policy.credentials.authorization(url))
+            request = self._session.prepare_request(
+                requests.Request("GET", _without_login(url), headers=headers, auth=signed)
+            )
             settings = self._session.merge_environment_settings(url, direct, True, None, None)
             return self._session.get_adapter(url).send(
                 request,
@@ -128,28 +143,30 @@ class HttpClient:
             raise PassingError(f"connection failed: {_brief(error)}") from error
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL's host is this machine.
+class _Authorization:
+    """Puts our header into a request; given as ``auth`` so that requests looks for no password itself."""
 
-    Examples
-    --------
-    >>> is_loopback("http://127.0.0.1:8000/x"), is_loopback("https://127.0.0.1.evil.org/")
-    (True, False)
-    """
-    host = (urlsplit(url).hostname or "").lower()
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    def __init__(self, value: str | None) -> None:
+        self._value = value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._value:
+            request.headers["Authorization"] = self._value
+        return request
+
+
+def _without_login(url: str) -> str:
+    """URL without user name and password: they are in the header, where no error repeats them."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def checked_redirect(origin: str, location: str) -> str:
     """Where a redirect leads, if it is safe to follow.
 
-    Allowed: to https from anywhere, to http from http. Never from https to http (the bytes would come
-    unprotected), never to another scheme, never with a user name in it.
+    Allowed: to https from anywhere, and to http on this machine from http on this machine. Never to http
+    elsewhere (the bytes would come unprotected, and http URLs are published only as they stand), never to
+    another scheme, never with a user name in it.
 
     Raises
     ------
@@ -164,14 +181,16 @@ def checked_redirect(origin: str, location: str) -> str:
     try:
         target = urljoin(origin, location)
         parts, scheme = urlsplit(target), urlsplit(origin).scheme.lower()
-        unusual = parts.username is not None or not parts.hostname
+        unusual = urlsplit(location).username is not None or not parts.hostname
     except ValueError as error:
         raise SourceError("redirects to something that is no URL") from error
     shown = without_secrets(target)
     if parts.scheme.lower() not in ("http", "https") or unusual:
         raise SourceError(f"redirects to {shown}, which is not followed")
-    if scheme == "https" and parts.scheme.lower() != "https":
-        raise SourceError(f"redirects from https to http ({shown}), which is not followed")
+    if parts.scheme.lower() != "https" and not (
+        scheme == "http" and is_loopback(origin) and is_loopback(target)
+    ):
+        raise SourceError(f"redirects from {scheme} to http ({shown}), which is not followed")
     return target
 
 
@@ -210,7 +229,11 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 def _response(
-    answer: requests.Response, promised: tuple[Promise, ...], start: int, known: Identity | None
+    answer: requests.Response,
+    promised: tuple[Promise, ...],
+    asked: tuple[int, int | None],
+    known: Identity | None,
+    policy: Policy,
 ) -> Response:
     headers = answer.headers
     partial = answer.status_code == 206
@@ -219,9 +242,11 @@ def _response(
     size = length if not coding else None
     offset = 0
     if partial:
-        if not start or coding:
+        if asked == (0, None) or coding:
             raise RangeError("the server sent a part that was not asked for")
-        offset, size = _checked_range(headers.get("Content-Range", ""), start, length)
+        offset, size = _checked_range(headers.get("Content-Range", ""), *asked, length)
+    step = policy.throttle.piece if policy.throttle else PIECE
+    kept = 0 if known and asked[1] is not None else KEPT  # a range of a known file is copied together at once
     identity = Identity(
         headers.get("ETag") or None,
         headers.get("x-goog-generation") or None,
@@ -234,23 +259,28 @@ def _response(
     return Response(
         answer.url,
         identity,
-        _pieces(answer),
+        _pieces(answer, None if chunked else length, step, kept),
         offset=offset,
         length=None if chunked else length,
         promises=tuple(dict.fromkeys(promised + server_promises(_header_lines(answer), partial=partial))),
         coding=coding,
         ends_marked=chunked or length is not None,
+        partial=partial,
     )
 
 
-def _checked_range(value: str, start: int, length: int | None) -> tuple[int, int | None]:
-    """Check ``Content-Range`` against what was asked for: the rest of the file from ``start``, all of it."""
+def _checked_range(value: str, start: int, stop: int | None, length: int | None) -> tuple[int, int | None]:
+    """Check ``Content-Range`` against what was asked for: from ``start`` to ``stop`` or the file's end."""
     match = _CONTENT_RANGE.fullmatch(value.strip())
     if not match:
         raise RangeError(f"the server sent a part without saying which (Content-Range: {value!r})")
     first, last = int(match[1]), int(match[2])
     total = None if match[3] == "*" else int(match[3])
-    fits = first == start <= last and (total is None or last == total - 1)
+    if stop is None:
+        ends = total is None or last == total - 1
+    else:
+        ends = total is not None and last == min(stop, total) - 1
+    fits = first == start <= last and ends
     if not fits or (length is not None and length != last - first + 1):
         raise RangeError(
             f"the server sent another part than asked for (Content-Range: {value!r}, from {start})"
@@ -292,20 +322,45 @@ def _header_lines(answer: requests.Response) -> list[tuple[str, str]]:
     return [(str(name), str(value)) for name, value in lines.items()]
 
 
-def _pieces(answer: requests.Response) -> Iterator[bytes]:
+def _pieces(
+    answer: requests.Response, length: int | None, step: int, kept: int
+) -> Iterator[bytes | memoryview]:
+    """Yield the body as it arrives, so that a fault loses nothing of it."""
     import urllib3
 
     raw = answer.raw
+    stream = getattr(getattr(raw, "_fp", None), "fp", None)
     try:
-        if hasattr(raw, "read1"):  # urllib3 2: hands over what has arrived, so a fault loses none of it
-            while piece := raw.read1(PIECE, decode_content=False):
+        if length is not None and isinstance(stream, io.BufferedReader):
+            yield from _straight(stream, length, step, kept)
+        elif hasattr(raw, "read1"):  # urllib3 2: hands over what has arrived, so a fault loses none of it
+            while piece := raw.read1(step, decode_content=False):
                 yield piece
         else:
-            yield from raw.stream(PIECE, decode_content=False)
-    except urllib3.exceptions.ReadTimeoutError as error:
+            yield from raw.stream(step, decode_content=False)
+    except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
         raise PassingError("the connection stalled") from error
     except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
         raise PassingError(f"the connection broke: {_brief(error)}") from error
+
+
+def _straight(stream: io.BufferedReader, length: int, step: int, kept: int) -> Iterator[memoryview]:
+    """Yield a body of known length from the socket, past urllib3, which copies each piece twice.
+
+    The buffers are used again, in turn: fresh memory for each piece took as long as receiving it.
+    """
+    buffers: list[memoryview] = []
+    number = 0
+    while length:
+        if number < kept + 2:
+            buffers.append(memoryview(bytearray(min(step, length))))
+        buffer = buffers[number % (kept + 2)]
+        number += 1
+        count = stream.readinto1(buffer[:length])
+        if not count:
+            return  # whoever counts says that it ended early
+        length -= count
+        yield buffer[:count]
 
 
 def _brief(error: BaseException) -> str:
@@ -316,5 +371,7 @@ def _brief(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         seen = inner
+    if isinstance(seen, http.client.IncompleteRead) and seen.expected is not None:
+        return f"the body ended {seen.expected:,} bytes early"
     text = " ".join(str(getattr(seen, "strerror", None) or seen).split())
     return text.rpartition(">: ")[2][:200] or type(seen).__name__

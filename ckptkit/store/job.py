@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ckptkit._version import __version__
-from ckptkit.errors import FormatError, IntegrityError
+from ckptkit.errors import FormatError, IntegrityError, StorageError
 from ckptkit.store.archive import (
     StagedFolder,
     checkpoint_in,
@@ -19,18 +20,24 @@ from ckptkit.store.archive import (
     remove_folder,
     unpack,
 )
-from ckptkit.store.cache import Home, Record, write_json
+from ckptkit.store.cache import Home, Record, read_record, write_json
 from ckptkit.store.download import Download, Notes, Progress, host_of, silent
+from ckptkit.store.early import EarlyUnpack
+from ckptkit.store.github_digest import GitHub, NoDigestError
 from ckptkit.store.integrity import Digests, Promise, as_mapping, compare, hash_file
 from ckptkit.store.partial import Partial
 from ckptkit.store.sources import PlannedSource, plan_sources
 from ckptkit.store.transport import Opener, Policy, without_secrets
+from ckptkit.store.trust import ENVIRONMENT as TRUST_ENVIRONMENT
+from ckptkit.store.trust import Trusted, TrustFile
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
 IMPORTED = "imported by hand"
 FOUND = "found in the cache without a sound record"
+_MOST_KEPT = 100
+"""Earlier checksums that a record keeps; the lock file keeps all."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,15 @@ class Fetched:
     record : Record
     from_cache : bool
         Whether it lay there already.
+    held : tuple of Promise
+        The checksums it was compared with when it came: those of the registry, of servers, of the lock file.
     """
 
     path: Path
     artefact: Path
     record: Record
     from_cache: bool
+    held: tuple[Promise, ...] = ()
 
 
 @dataclass
@@ -63,22 +73,23 @@ class Job:
     accept_new: bool
     notes: Notes
     warn: Notes
+    trust: TrustFile = field(default_factory=TrustFile.default)
+    require_checksum: bool = False
+    github: GitHub = field(default_factory=GitHub)
 
     def untouched(self) -> Fetched | None:
         """Return what is cached if nobody touched it since it was hashed; needs no lock."""
         record = self.home.record(self.entry.id)
         if (
             record is None
-            or not self._fits_pin(record)
+            or self._objection(record) is not None
             or not _is_untouched(self.home.artefact(record), record)
         ):
             return None
         artefact = self.home.artefact(record)
         if is_archive_name(record.file):
-            folder = self.home.unpacked_folder(self.entry.id)
-            if not is_unpacked(folder, record.sha256):
-                return None
-            return self._found(checkpoint_in(folder), artefact, record)
+            folder = self._unpacked(record)
+            return self._found(checkpoint_in(folder), artefact, record) if folder else None
         return self._found(artefact, artefact, record)
 
     def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
@@ -89,10 +100,8 @@ class Job:
             return None
         artefact = self.home.artefact(record)
         try:
-            if not self._fits_pin(record):
-                raise IntegrityError(
-                    f"{artefact}: sha256 is {record.sha256}, but the registry says {self.entry.sha256}"
-                )
+            if objection := self._objection(record):
+                raise IntegrityError(f"{artefact}: {objection}")
             record = self._checked(artefact, record, verify=verify)
         except FileNotFoundError:
             return None
@@ -103,19 +112,58 @@ class Job:
             return None
         path = artefact
         if is_archive_name(record.file):
-            folder = self.home.unpacked_folder(self.entry.id)
-            if not is_unpacked(folder, record.sha256):
+            folder = self._unpacked(record)
+            if folder is None:
+                folder = self.home.unpacked_folder(self.entry.id)
                 unpack(artefact, folder, sha256=record.sha256)
             path = checkpoint_in(folder)
         return self._found(path, artefact, record)
 
+    def _unpacked(self, record: Record) -> Path | None:
+        """Folder of the archive unpacked; None where it is in no cache folder."""
+        folders = self.home.everywhere(self.home.unpacked_folder(self.entry.id))
+        return next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
+
     def _found(self, path: Path, artefact: Path, record: Record) -> Fetched:
+        self.home.touch(self.entry.id)
+        self._remember(record, unwritable=silent)  # fetched before there was a lock file, or with another one
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
         return Fetched(path, artefact, record, from_cache=True)
 
-    def _fits_pin(self, record: Record) -> bool:
-        return self.entry.sha256 in (None, record.sha256)
+    def is_tied(self, file: str) -> bool:
+        """Whether a checksum of the file is known from elsewhere than the download that brings it."""
+        return self.entry.sha256 is not None or self.trust.get(self.entry.id, file) is not None
+
+    def refuse_unknown(self, files: Sequence[str]) -> None:
+        """Refuse, before anything is asked of anybody, what ``--require-checksum`` forbids.
+
+        Raises
+        ------
+        IntegrityError
+            When neither the registry nor the lock file has a checksum of any of these files.
+        """
+        if any(self.is_tied(file) for file in files):
+            return
+        raise IntegrityError(
+            f"{self.entry.id}: no checksum of it is known before it is fetched: the registry pins none, and "
+            f"the lock file {self.trust.path} has none",
+            hint="what a server says of its own answer shows only that it came whole; fetch it once without "
+            f"--require-checksum and look at it, then run 'ckptkit registry pin {self.entry.id}' or keep the "
+            f"lock file ({TRUST_ENVIRONMENT} says where it is)",
+        )
+
+    def _objection(self, record: Record) -> str | None:
+        """Why cached bytes are not to be taken: the pin decides, else the lock file."""
+        if self.entry.sha256 is not None:
+            fits = self.entry.sha256 == record.sha256
+            return None if fits else f"sha256 is {record.sha256}, but the registry says {self.entry.sha256}"
+        known = self.trust.promise(self.entry.id, record.file)
+        if known is not None and known.value != record.sha256 and not self.accept_new:
+            return f"sha256 is {record.sha256}, but {known.origin} says {known.value}"
+        if known is None and self.require_checksum:
+            return f"no checksum of it is known from elsewhere, and {self.trust.path} has none"
+        return None
 
     def _checked(self, artefact: Path, record: Record, *, verify: bool) -> Record:
         """Compare the artefact with its record, hashing it only if it was touched or ``verify`` asks."""
@@ -129,7 +177,9 @@ class Job:
         if status.st_mtime_ns == record.mtime_ns:
             return record
         record = replace(record, mtime_ns=status.st_mtime_ns)
-        write_json(_record_path(artefact), record.to_json())
+        if artefact.is_relative_to(self.home.path):
+            with suppress(StorageError):  # of a read-only cache: it is hashed again the next time
+                write_json(_record_path(artefact), record.to_json())
         return record
 
     def _adopt(self, notes: Notes) -> Record | None:
@@ -140,13 +190,13 @@ class Job:
             if not artefact.is_file():
                 continue
             found, status = hash_file(artefact), artefact.stat()
-            if self.entry.sha256 not in (None, found.sha256):
-                notes(f"{artefact}: no sound record, and not the pinned bytes; fetching it again")
-                continue
-            notes(f"{artefact}: its record was missing or damaged; hashed again, sha256 {found.sha256}")
             record = self._record(
                 planned, found, FOUND, status.st_mtime_ns, Partial(folder, planned.file, "")
             )
+            if objection := self._objection(record):
+                notes(f"{artefact}: no sound record, and {objection}; fetching it again")
+                continue
+            notes(f"{artefact}: its record was missing or damaged; hashed again, sha256 {found.sha256}")
             write_json(_record_path(artefact), record.to_json())
             return record
         return None
@@ -167,65 +217,143 @@ class Job:
     ) -> Fetched:
         """Download from one source, check, put in place; a file joined from parts gets a second chance."""
         partial = Partial(self.home.artefact_folder(self.entry.id), planned.file, planned.used_url)
+        folder = self.home.unpacked_folder(self.entry.id)
+        early = EarlyUnpack(partial, folder, enabled=policy.connections == 1)
+        watched = early.watching(progress)
+        promised: tuple[Promise, ...] = ()
+        held: tuple[Promise, ...] = ()
         try:
             for _ in range(2):
                 Download(
-                    planned.used_url, partial, opener, policy, self.entry.size, progress, self.notes
+                    planned.used_url, partial, opener, policy, self.entry.size, watched, self.notes
                 ).run()
                 joined = partial.joined
+                promised = promised or self._published_digest(planned, policy)
+                partial.promises = tuple(dict.fromkeys((*partial.promises, *promised)))
                 try:
-                    self._check(planned, partial)
+                    held = self._check(planned, partial)
                     break
                 except IntegrityError as error:
                     partial.discard()
                     if not joined:
                         raise
                     self.notes(f"{error.message}; the parts do not fit together, downloading it whole")
-            return self._commit(planned, partial, note)
+                    policy = replace(policy, connections=1)
+            return self._commit(planned, partial, note, held, early)
         except (IntegrityError, FormatError):
             partial.discard()
             raise
         finally:
+            early.drop()
             partial.close()
 
-    def _check(self, planned: PlannedSource, partial: Partial) -> None:
+    def _check(self, planned: PlannedSource, partial: Partial) -> tuple[Promise, ...]:
+        """Compare what came with everything that was promised; returns the promises that held."""
         found = partial.digests()
         where = f"{planned.file} from {host_of(planned.used_url)}"
         if self.entry.sha256:
             pin = Promise("sha256", self.entry.sha256, "the registry")
             compare(where, found, [pin], hint="the file is not the pinned one; nothing was kept")
-            return
+            return (pin,)
         compare(where, found, partial.promises, hint="it was damaged on the way; run the same command again")
         if self.accept_new:
-            return
-        for earlier in self.home.records(self.entry.id):
-            if earlier.file == planned.file:
-                promise = Promise("sha256", earlier.sha256, f"the fetch of {earlier.fetched_at}")
-                hint = "the published file has changed; look into it, then give --accept-new to take it"
-                compare(where, found, [promise], hint=hint)
+            return partial.promises
+        earlier = self._earlier(planned.file)
+        hint = "the published file has changed; look into it, then give --accept-new to take it"
+        compare(where, found, earlier, hint=hint)
+        return (*partial.promises, *earlier)
 
-    def _commit(self, planned: PlannedSource, partial: Partial, note: str) -> Fetched:
+    def _earlier(self, file: str) -> list[Promise]:
+        """What an earlier fetch found: the lock file says it, else the cache's own records."""
+        known = self.trust.promise(self.entry.id, file)
+        if known is not None:
+            return [known]
+        return [
+            Promise("sha256", record.sha256, f"the fetch of {record.fetched_at}")
+            for record in self.home.records(self.entry.id)
+            if record.file == file
+        ]
+
+    def _published_digest(self, planned: PlannedSource, policy: Policy) -> tuple[Promise, ...]:
+        """GitHub's own checksum of a release asset, if it comes from there and no pin decides anyway."""
+        asset = self.github.asset(planned.used_url)
+        if asset is None or self.entry.sha256 is not None:
+            return ()
+        try:
+            return (self.github.promise(asset, policy),)
+        except NoDigestError as error:
+            self.notes(f"{host_of(self.github.api)}: {error}; {planned.file} is not compared with it")
+            return ()
+
+    def _remember(self, record: Record, *, unwritable: Notes) -> None:
+        """Trust these bytes from now on. What the pin or the user accepts replaces what was trusted."""
+        seen = Trusted(
+            sha256=record.sha256,
+            size=record.size,
+            first_seen=record.fetched_at,
+            url=record.url if urlsplit(record.url).username is None else without_secrets(record.url),
+            used_url=record.used_url,
+            server_hashes=record.server_hashes,
+            note=record.note,
+        )
+        accept = self.accept_new or self.entry.sha256 is not None
+        try:
+            replaced = self.trust.remember(record.id, record.file, seen, accept=accept)
+        except StorageError as error:
+            unwritable(
+                f"{error.message}; so the checksum of {record.file} is remembered in the cache only "
+                f"({TRUST_ENVIRONMENT} names another lock file)"
+            )
+            return
+        if replaced is not None:
+            self.notes(
+                f"{record.id}: the lock file {self.trust.path} now has sha256 {record.sha256}; its history "
+                f"keeps {replaced.sha256}, seen {replaced.first_seen}"
+            )
+
+    def _commit(
+        self,
+        planned: PlannedSource,
+        partial: Partial,
+        note: str,
+        held: tuple[Promise, ...],
+        early: EarlyUnpack,
+    ) -> Fetched:
         """Unpack, record, rename: a refused archive leaves nothing, and a named file has a record."""
         found = partial.digests()
         record = self._record(planned, found, note, partial.sync(), partial)
+        record = replace(record, previous=self._previous(record))
         final = partial.folder / partial.name
         folder = self.home.unpacked_folder(self.entry.id)
         with ExitStack() as stack:
             staged = None
             if is_archive_name(planned.file):
                 staged = stack.enter_context(
-                    StagedFolder(partial.path, folder, shown=final, sha256=found.sha256)
+                    early.take(found.sha256)
+                    or StagedFolder(partial.path, folder, shown=final, sha256=found.sha256)
                 )
+            self._remember(record, unwritable=self.warn)
             write_json(_record_path(final), record.to_json())
             partial.rename()
             if staged:
                 staged.commit()
             else:
                 remove_folder(folder)
+        self.home.touch(self.entry.id)
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
         path = checkpoint_in(folder) if staged else final
-        return Fetched(path, final, record, from_cache=False)
+        return Fetched(path, final, record, from_cache=False, held=held)
+
+    def _previous(self, record: Record) -> list[dict[str, Any]]:
+        """Return what the record that is about to be replaced says, and what it kept of those before it."""
+        old = read_record(_record_path(self.home.artefact(record)))
+        if old is None:
+            return []
+        if old.sha256 == record.sha256:
+            return old.previous
+        facts = {name: getattr(old, name) for name in ("sha256", "size", "fetched_at", "used_url")}
+        return [*old.previous, facts][-_MOST_KEPT:]
 
     def _record(
         self, planned: PlannedSource, found: Digests, note: str, mtime_ns: int, partial: Partial

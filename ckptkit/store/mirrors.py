@@ -15,7 +15,8 @@ from ckptkit.errors import UsageError
 
 ENVIRONMENT = "CKPTKIT_MIRROR"
 _RULE = re.compile(
-    r"(?P<origin>(?:https?|file)://[^\s]*?)=(?P<target>(?:https?|file)://[^\s]*)", re.IGNORECASE
+    r"(?P<origin>(?:https?|file|s3|gs|az|hf)://[^\s]*?)=(?P<target>(?:https?|file|s3|gs|az|hf)://[^\s]*)",
+    re.IGNORECASE,
 )
 
 
@@ -56,7 +57,7 @@ def parse_mirrors(rules: Sequence[str], environment: str | None = None) -> tuple
     Raises
     ------
     UsageError
-        When a rule is not ``FROM=TO`` with two http, https or file URLs.
+        When a rule is not ``FROM=TO`` with two URLs of kinds that can be fetched.
 
     Examples
     --------
@@ -76,7 +77,7 @@ def _parse(rule: str, where: str) -> Mirror:
         raise UsageError(
             f"{where} {rule!r} is not FROM=TO with two URLs",
             hint="write it like https://storage.googleapis.com=http://127.0.0.1:8000 "
-            "(TO may be http://, https:// or file://)",
+            "(TO may be http://, https://, file://, s3://, gs://, az:// or hf://)",
         )
     return Mirror(match["origin"], match["target"])
 

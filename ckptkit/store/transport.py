@@ -13,20 +13,25 @@ import stat
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
+from ckptkit.store.credentials import Credentials
 from ckptkit.store.integrity import Promise
+from ckptkit.store.throttle import Throttle
 
-PIECE = 1 << 16
-"""Bytes asked for at a time: what a broken connection can lose of the bytes that had arrived."""
+PIECE = 1 << 19
+"""Bytes asked for at a time; what has arrived is handed over at once, however little it is."""
+KEPT = 16
+"""How many further pieces a piece stays unchanged for; more than `ckptkit.store.behind.OUTSTANDING`."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient a download is. Times in seconds; clock and chance are injected by tests.
+    """How patient a download is, and how much it takes. Times in seconds; tests inject clock and chance.
 
     Parameters
     ----------
@@ -44,6 +49,17 @@ class Policy:
         The longest ``Retry-After`` that is obeyed; a server that asks for more is given up.
     max_redirects : int
         How many redirects in a row are followed.
+    connections : int
+        How many ranges of one large file are asked for at once.
+    split_from, segment : int
+        Bytes from which a file is worth that, and bytes a range has: seconds on a slow line, and few requests
+        on a quick one.
+    throttle : Throttle, optional
+        Bounds the bandwidth of all downloads that share it.
+    credentials : Credentials
+        What may be sent to which host.
+    stopped : callable
+        Asked again and again whether to stop; what has arrived then stays for a later run.
     """
 
     connect_timeout: float = 15.0
@@ -54,14 +70,33 @@ class Policy:
     max_backoff: float = 60.0
     max_retry_after: float = 300.0
     max_redirects: int = 10
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], object] = time.sleep
     chance: Callable[[], float] = random.random
     clock: Callable[[], float] = time.time
+    connections: int = 1
+    split_from: int = 64_000_000
+    segment: int = 8 << 20
+    throttle: Throttle | None = None
+    credentials: Credentials = field(default_factory=Credentials)
+    stopped: Callable[[], bool] = lambda: False
 
     def wait(self, failures: int) -> float:
         """Seconds to wait after the given number of failures in a row (1 or more)."""
         longest: float = min(self.backoff * 2 ** min(failures - 1, 32), self.max_backoff)
         return longest * (1 - self.chance() / 2)
+
+    def account(self, count: int) -> None:
+        """Say that bytes came: waits where they come too quickly, and ends a download that is to stop.
+
+        Raises
+        ------
+        StoppedError
+            When `stopped` says so.
+        """
+        if self.throttle is not None:
+            self.throttle.take(count)
+        if self.stopped():
+            raise StoppedError("stopped")
 
 
 @dataclass(frozen=True)
@@ -89,6 +124,12 @@ class Identity:
         return None if self.etag else self.last_modified
 
     @property
+    def is_strong(self) -> bool:
+        """Whether parts that came at the same time can be tied together: a date tells seconds only."""
+        strong = self.generation or (self.etag and not self.etag.startswith("W/"))
+        return self.size is not None and bool(strong)
+
+    @property
     def can_resume(self) -> bool:
         """Whether a later request can be tied to the same bytes."""
         return self.size is not None and bool(self.if_range or self.generation)
@@ -112,19 +153,25 @@ class Response:
         Content coding on top of the file: empty or ``gzip``.
     ends_marked : bool
         Whether the end of the body can be told from a broken connection.
+    partial : bool
+        Whether the server sent the range that was asked for (206), not the whole file.
+    accounted : bool
+        Whether `Policy.account` was told of the bytes already.
     """
 
     def __init__(
         self,
         url: str,
         identity: Identity,
-        pieces: Iterator[bytes],
+        pieces: Iterator[bytes | memoryview],
         *,
         offset: int = 0,
         length: int | None = None,
         promises: tuple[Promise, ...] = (),
         coding: str = "",
         ends_marked: bool = True,
+        partial: bool = False,
+        accounted: bool = False,
     ) -> None:
         self.url = url
         self.identity = identity
@@ -133,10 +180,12 @@ class Response:
         self.promises = promises
         self.coding = coding
         self.ends_marked = ends_marked
+        self.partial = partial
+        self.accounted = accounted
         self._pieces = pieces
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the body, as it comes over the wire (not decoded)."""
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the body, as it comes over the wire (not decoded); a piece stays for `KEPT` further ones."""
         return self._pieces
 
 
@@ -168,7 +217,17 @@ class RangeError(Exception):
     """The rest of a file was asked for and the answer does not fit: begin again from the first byte."""
 
 
-Opener = Callable[[str, int, "Identity | None"], AbstractContextManager[Response]]
+class StoppedError(Exception):
+    """Somebody asked the download to stop."""
+
+
+class Opener(Protocol):
+    """Makes one request: for a file from byte ``start`` on (up to ``stop``), if it is still the known one."""
+
+    def __call__(
+        self, url: str, start: int, known: Identity | None, stop: int | None = None
+    ) -> AbstractContextManager[Response]:
+        """Open the URL."""
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ _NOT_PUBLISHED = "no checksum is published for it, so the first fetch was taken 
 
 
 def check_checksum(located: Located, progress: Progress) -> Check:
-    """Compare the published file with the registry's pin and with the record of its first fetch.
+    """Compare the published file with the registry's pin, the lock file and the record of its first fetch.
 
     Parameters
     ----------
@@ -33,18 +33,23 @@ def check_checksum(located: Located, progress: Progress) -> Check:
     if located.artefact is None or located.entry is None:
         return _check_own_file(located.path, progress)
     found = _hash(located.artefact, progress)
-    faults = _faults(found, located.entry, located.sha256)
+    faults = _faults(found, located.entry, located)
     if faults:
         return Check(CHECKSUM, "failed", f"{located.artefact.name} has other bytes than it should", faults)
     is_what = f"sha256 {found.sha256}, {found.size:,} bytes: "
+    kept = f"; the server's {' and '.join(located.server_hashes)} held" if located.server_hashes else ""
     if located.entry.sha256 is not None:
-        return Check(CHECKSUM, "ok", is_what + "as pinned in the registry")
+        return Check(CHECKSUM, "ok", f"{is_what}as pinned in the registry{kept}")
+    if located.trusted is not None:
+        says = f"as first fetched ({_NOT_PUBLISHED}; remembered in {located.trusted.origin}{kept})"
+        return Check(CHECKSUM, "ok", is_what + says)
     if located.sha256 is not None:
-        return Check(CHECKSUM, "ok", f"{is_what}as first fetched ({_NOT_PUBLISHED})")
+        return Check(CHECKSUM, "ok", f"{is_what}as first fetched ({_NOT_PUBLISHED}{kept})")
     return Check(CHECKSUM, "skipped", is_what + "nothing pinned and no record of its fetch to compare with")
 
 
-def _faults(found: Digests, entry: Entry, recorded: str | None) -> tuple[str, ...]:
+def _faults(found: Digests, entry: Entry, located: Located) -> tuple[str, ...]:
+    recorded, trusted = located.sha256, located.trusted
     faults = []
     if entry.sha256 not in (None, found.sha256):
         faults.append(f"sha256 is {found.sha256}, but the registry says {entry.sha256}")
@@ -52,6 +57,8 @@ def _faults(found: Digests, entry: Entry, recorded: str | None) -> tuple[str, ..
         faults.append(f"{found.size:,} bytes, but the registry says {entry.size:,}")
     if recorded not in (None, found.sha256):
         faults.append(f"sha256 is {found.sha256}, but at its first fetch it was {recorded}")
+    if trusted is not None and entry.sha256 is None and trusted.value not in (found.sha256, recorded):
+        faults.append(f"sha256 is {found.sha256}, but {trusted.origin} says {trusted.value}")
     return tuple(faults)
 
 

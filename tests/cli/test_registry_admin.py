@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ckptkit.registry import paths, writeback
+from ckptkit.registry import load_registry, paths, writeback
+from ckptkit.store.trust import Trusted, TrustFile
 from tests.support.commands import SHA, WHEN, Runner, cache, runner
 from tests.support.registries import SMALL, write
 
@@ -144,3 +145,108 @@ def test_pin_in_a_source_tree_writes_its_registry(
     assert run("registry", "pin", "moat0-224").code == 0
     changed = [line for line in tree.read_text().splitlines() if line not in original.splitlines()]
     assert [line.split(":")[0].strip() for line in changed] == ["sha256", "size", "hash_provenance"]
+
+
+def remember(id: str, sha256: str, *, source: int = 0, **facts: object) -> None:
+    """Have the lock file know an entry's file, as a fetch into a cache that is gone would have left it."""
+    url = load_registry()[id].sources[source].url
+    seen = Trusted(sha256, 7, "2025-05-05T05:05:05+00:00", url, url, **facts)
+    TrustFile.default().remember(id, url.rpartition("/")[2], seen)
+
+
+def pinned(overlay: Path) -> dict[str, dict[str, object]]:
+    return {entry.pop("id"): entry for entry in yaml.safe_load(overlay.read_text())["entries"]}
+
+
+def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_path: Path) -> None:
+    cached = cache("moat0-224")
+    remember(
+        "moat1-224", "a" * 64, server_hashes={"md5": "0" * 32, "crc32c": "0" * 8}, note="imported by hand"
+    )
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "--all", "--file", overlay)
+    assert result.code == 0
+    assert "2 of 42 entries were fetched" in result.err
+    entries = pinned(overlay)
+    assert list(entries) == ["moat0-224", "moat1-224"]
+    assert entries["moat0-224"]["hash_provenance"] == {"observed_at": WHEN, "url": cached.url}
+    assert entries["moat1-224"] == {
+        "sha256": "a" * 64,
+        "size": 7,
+        "hash_provenance": {
+            "observed_at": "2025-05-05T05:05:05+00:00",
+            "url": load_registry()["moat1-224"].sources[0].url,
+            "note": "imported by hand; the server's crc32c and md5 held",
+        },
+    }
+    assert run("registry", "validate", overlay).code == 0
+    again = run("registry", "pin", "--all", "--registry", overlay)
+    assert again.code == 0 and "holds all of this already" in again.err
+
+
+def test_pin_all_keeps_comments_order_and_all_else(run: Runner, tmp_path: Path) -> None:
+    overlay = write(tmp_path, SMALL)
+    for id, sha256 in [("two", "b" * 64), ("one", "a" * 64)]:
+        seen = Trusted(sha256, 7, WHEN, f"https://a.org/{id}.tar.gz")
+        TrustFile.default().remember(id, f"{id}.tar.gz", seen)
+    result = run("registry", "pin", "--all", "--registry", overlay)
+    assert result.code == 0 and [line.split()[0] for line in result.out.splitlines()] == ["one", "two"]
+    after = overlay.read_text().splitlines()
+    new = [line for line in after if line not in SMALL.splitlines()]
+    assert [line for line in after if line not in new] == SMALL.splitlines()
+    assert [line.split(":")[0].strip() for line in new] == ["sha256", "size", "hash_provenance"] * 2
+
+
+def test_pin_all_passes_over_the_lesser_upload(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224", bn_statistics=False)
+    cache("moat1-224")
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "--all", "--file", overlay)
+    assert result.code == 0 and list(pinned(overlay)) == ["moat1-224"]
+    assert "moat0-224: passed over, only the upload without BatchNorm statistics" in result.err
+    assert run("registry", "pin", "--all", "--file", overlay, "--force").code == 0
+    assert list(pinned(overlay)) == ["moat1-224", "moat0-224"]
+
+
+def test_of_several_uploads_in_the_lock_file_the_first_source_is_pinned(run: Runner, tmp_path: Path) -> None:
+    sources = load_registry()["moat0-224"].sources
+    better, lesser = (
+        next(i for i, s in enumerate(sources) if s.bn_statistics is has) for has in (True, False)
+    )
+    overlay = tmp_path / "mine.yaml"
+    remember("moat0-224", "b" * 64, source=lesser)
+    refused = run("registry", "pin", "moat0-224", "--file", overlay)
+    assert refused.code == 2 and "without BatchNorm statistics" in refused.err
+    remember("moat0-224", "a" * 64, source=better)
+    assert run("registry", "pin", "moat0-224", "--file", overlay).code == 0
+    assert pinned(overlay)["moat0-224"]["sha256"] == "a" * 64
+
+
+def test_pin_refuses_where_cache_and_lock_file_differ(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224")
+    remember("moat0-224", "a" * 64)
+    overlay = tmp_path / "mine.yaml"
+    for which in ("moat0-224", "--all"):
+        result = run("registry", "pin", which, "--file", overlay)
+        assert (result.code, result.out) == (5, "") and not overlay.exists()
+        assert (
+            f"the cached file has sha256 {SHA}, but the lock file " in result.err and "a" * 64 in result.err
+        )
+    assert run("registry", "pin", "moat0-224", "--file", overlay, "--force").code == 0
+    assert pinned(overlay)["moat0-224"]["sha256"] == SHA
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "give ids or globs, or --all"),
+        (["moat0-224", "--all"], 2, "not both"),
+        (["--all"], 3, "nothing that could be pinned was fetched here"),
+    ],
+)
+def test_what_to_pin_must_be_said(
+    run: Runner, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    result = run("registry", "pin", *arguments, "--file", tmp_path / "mine.yaml")
+    assert (result.code, result.out) == (code, "") and said in result.err
+    assert not (tmp_path / "mine.yaml").exists()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,3 +204,56 @@ def test_a_bar_on_a_terminal(server: FaultServer, tmp_path: Path) -> None:
     assert process.returncode == 0 and out.endswith(b"b.pth\n")
     assert b"100%" in shown and b"\x1b[" in shown
     assert b"\x1b[" not in out
+
+
+def test_it_says_what_the_bytes_were_compared_with(run) -> None:
+    assert "crc32c and md5 as the server says; sha256 " in run("fetch", "test-a").err
+    run("fetch", "test-b")
+    again = run("fetch", "test-b", "--force", "--json")
+    lock = os.environ["CKPTKIT_TRUST"]
+    assert f"sha256 as the lock file {lock} (seen " in again.err and "nobody publishes" not in again.err
+    (compared,) = json.loads(again.out)[0]["compared_with"]
+    assert compared["algorithm"] == "sha256" and compared["says"].startswith(f"the lock file {lock} (seen ")
+
+
+def test_a_changed_file_is_refused_although_the_cache_was_removed(run, server: FaultServer) -> None:
+    run("fetch", "test-b")
+    shutil.rmtree(Home.default().path)
+    server.serve("/b.pth", OTHER)
+    refused = run("fetch", "test-b")
+    assert (refused.code, refused.out) == (5, "")
+    lock = Path(os.environ["CKPTKIT_TRUST"])
+    assert f"but the lock file {lock} (seen " in refused.err and "--accept-new" in refused.err
+    accepted = run("fetch", "test-b", "--accept-new")
+    assert accepted.code == 0 and "its history keeps" in accepted.err
+    known = json.loads(lock.read_text())["entries"]["test-b"]["b.pth"]
+    digests = [hashlib.sha256(body).hexdigest() for body in (OTHER, BODY)]
+    assert [known["sha256"], known["history"][0]["sha256"]] == digests
+
+
+def test_require_checksum(run, server: FaultServer) -> None:
+    refused = run("fetch", "test-*", "--require-checksum")
+    assert (refused.code, refused.out) == (5, "") and server.requests == []
+    assert refused.err.count("no checksum of it is known before it is fetched") == 3
+    assert "registry pin test-a" in refused.err and "CKPTKIT_TRUST" in refused.err
+    run("fetch", "test-b")
+    plans = json.loads(run("fetch", "test-*", "--require-checksum", "--dry-run", "--json").out)
+    assert [plan["action"] for plan in plans] == [
+        "refuse, no checksum known",
+        "nothing, cached",
+        "refuse, no checksum known",
+    ]
+    shutil.rmtree(Home.default().path)
+    assert run("fetch", "test-b", "--require-checksum").code == 0
+    both = run("fetch", "test-b", "--require-checksum", "--accept-new")
+    assert both.code == 2 and "only one of --accept-new and --require-checksum" in both.err
+
+
+def test_a_damaged_lock_file_is_named(run, server: FaultServer) -> None:
+    lock = Path(os.environ["CKPTKIT_TRUST"])
+    lock.write_text("<<<<<<< HEAD\n")
+    for command in (["fetch", "test-b"], ["fetch", "test-b", "--accept-new"]):
+        result = run(*command)
+        assert (result.code, result.out) == (5, "")
+        assert f"{lock}: not a sound lock file: Expecting value: line 1" in result.err
+    assert server.requests == [] and lock.read_text() == "<<<<<<< HEAD\n"

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import random
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+from ckptkit.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
 
 CONTENT = {
@@ -20,6 +26,13 @@ CONTENT = {
     "a/model.data-00000-of-00001": bytes(range(256)) * 20,
     "a/checkpoint": b"",
 }
+
+
+def zstd_compress(data: bytes) -> bytes:
+    """As the zstd command does it, with a checksum at the end."""
+    return zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
+
+
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "plain": lambda data: data,
     "gzip": gzip.compress,
@@ -28,6 +41,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "two bzip2 streams": lambda data: bz2.compress(data[:1000]) + bz2.compress(data[1000:]),
     "xz": lzma.compress,
     "two xz streams": lambda data: lzma.compress(data[:1000]) + bytes(600_000) + lzma.compress(data[1000:]),
+    "zstd": zstd_compress,
+    "two zstd frames": lambda data: zstd_compress(data[:1000]) + zstd_compress(data[1000:]),
 }
 
 
@@ -116,6 +131,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "file as folder": (tar(member("a", b"1"), member("A/b", b"2")), "letter case"),
     "folder as file": (tar(member("a/b", b"1"), member("a", b"2")), "letter case"),
     "file then folder": (tar(member("a", b"1"), member("a", kind=tarfile.DIRTYPE)), "letter case"),
+    "normal form after folding": (
+        tar(member("\u0390", b"1"), member("\u0399\u0308\u0301", b"2"), form=tarfile.PAX_FORMAT),
+        "letter case",
+    ),
+    "dot at the end": (tar(member("a.", b"1")), "Windows"),
+    "blank at the end": (tar(member("a /b", b"1")), "Windows"),
+    "stream behind a colon": (tar(member("a/b:c", b"1")), "Windows"),
+    "device of Windows": (tar(member("a/NUL.txt", b"1")), "Windows"),
     "no name": (tar(member("./", b"")), "no name"),
     "long name": (tar(member("/".join(["n" * 100] * 11), b"")), "too long"),
     "long component": (tar(member("n" * 256, b"")), "too long"),
@@ -176,7 +199,7 @@ def test_sparse_files_by_pax_records_are_refused(tmp_path: Path) -> None:
         walk(tmp_path / "x", tar((info, content), form=tarfile.PAX_FORMAT))
 
 
-@pytest.mark.parametrize("compression", ["plain", "gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("compression", ["plain", "gzip", "bzip2", "xz", "zstd"])
 def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path: Path, compression: str) -> None:
     if compression == "plain":  # without the zeros at the end: any further byte missing is the last header's
         whole = SAMPLE[: -(-len(SAMPLE.rstrip(b"\0")) // 512) * 512 + 1]
@@ -188,7 +211,7 @@ def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path: Path, compres
             walk(tmp_path / "x", whole[:size])
 
 
-@pytest.mark.parametrize("compression", ["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "xz", "zstd"])
 def test_flipped_bytes_never_give_other_contents(tmp_path: Path, compression: str) -> None:
     whole = COMPRESSIONS[compression](SAMPLE)
     source = random.Random(7)
@@ -243,7 +266,7 @@ def test_what_is_no_archive_is_named(tmp_path: Path, data: bytes, what: str) -> 
         walk(tmp_path / "x.tar.gz", data)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd_compress])
 def test_compressed_things_that_are_no_tar_are_refused(
     tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -271,7 +294,7 @@ def test_limits(tmp_path: Path, limits: TarLimits, reason: str) -> None:
         walk(tmp_path / "x", gzip.compress(SAMPLE), limits)
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd_compress])
 def test_a_bomb_is_stopped_also_when_nobody_reads_it(
     tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -290,3 +313,20 @@ def test_an_xz_file_that_wants_gigabytes_of_memory_is_refused(tmp_path: Path) ->
     small[12 : 12 + len(header)] = header
     with pytest.raises(FormatError, match=r"(?i)damaged compressed data: memory"):
         walk(tmp_path / "x", bytes(small))
+
+
+def test_a_zstd_file_that_wants_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:
+    window = (31 - 10) << 3  # 2 GiB
+    last_raw_block = (512 << 3 | 1).to_bytes(3, "little") + bytes(512)
+    with pytest.raises(FormatError, match=r"(?i)damaged compressed data: .*memory"):
+        walk(tmp_path / "x", b"\x28\xb5\x2f\xfd\x00" + bytes([window]) + last_raw_block)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python has it")
+def test_zstd_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(zstd_compress(b"\0" * 10240))
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    monkeypatch.delattr("backports.zstd")
+    with pytest.raises(MissingDependencyError, match=r"ckptkit\[zstd\]"):
+        list(iter_safe_members(path))

@@ -64,7 +64,7 @@ PLANTED = [
         "https://b.org/two.tar.gz",
         "two.tar.gz",
         "line 27: entry 'two': sources[1].url: a URL begins with one of https://, "
-        "http://, file://, found 'two.tar.gz'",
+        "http://, file://, s3://, gs://, az://, hf://, found 'two.tar.gz'",
     ),
     ("id: two", "id: one", "line 20: id 'one' is given twice (first on line 9)"),
     ("  - id: two", "  - jd: two", "line 20: entry 2: id is missing"),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import StorageError, UsageError
+from ckptkit.errors import NetworkError, StorageError, UsageError
 from ckptkit.store.cache import Home, Record, is_safe_file_name, safe_id, write_json
+from tests.store.conftest import Store
+from tests.support.entries import entry_of, random_bytes
+from tests.support.http_server import FaultServer, cut, goog_hash
 
 RECORD = Record("m", "https://a.org/m.pth", "m.pth", 3, "0" * 64, "2026-01-01T00:00:00+00:00")
 
@@ -184,3 +189,28 @@ def test_asking_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_fetch_is_a_use(tmp_path: Path, store: Store, server: FaultServer) -> None:
+    entry = entry_of(server.serve("/m.pth", b"x" * 1000))
+    store.fetch(entry)
+    stamp = store.home.path / "used" / entry.id
+    assert stamp.stat().st_size == 0
+    os.utime(stamp, (1, 1))
+    store.home.record(entry.id)
+    assert stamp.stat().st_mtime == 1  # asking is none
+    store.fetch(entry)
+    assert stamp.stat().st_mtime == pytest.approx(time.time(), abs=60)
+
+
+@pytest.mark.parametrize("length", [140, 141, 200])
+def test_long_names_leave_room_for_temporary_ones(store: Store, server: FaultServer, length: int) -> None:
+    name = "m" * (length - 4) + ".pth"
+    body = random_bytes(100_000)
+    entry = entry_of(server.serve(f"/{name}", body, headers=goog_hash(body)))
+    server.fail(f"/{name}", cut(30_000), *[cut(0)] * 3)
+    with pytest.raises(NetworkError):
+        store.fetch(entry)
+    assert store.fetch(entry).path.read_bytes() == body
+    assert server.ranges(f"/{name}") == [None, 30_000, 30_000, 30_000, 30_000]
+    assert store.leftovers() == []

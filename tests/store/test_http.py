@@ -231,3 +231,56 @@ def test_a_server_that_always_sends_another_part_is_given_up(server: FaultServer
     with pytest.raises(NetworkError, match=r"beginning again \(4 times\)"):
         store.fetch(entry_of(server.serve(PATH, BODY)))
     assert len(server.requests) == 4 and store.files == []
+
+
+@pytest.mark.parametrize("code", [400, 401, 403])
+def test_a_signed_address_that_expires_half_way_is_asked_for_anew(
+    server: FaultServer, store: Store, assert_only: AssertOnly, code: int
+) -> None:
+    server.serve("/signed", BODY)
+    server.fail(PATH, *[redirect(f"/signed?signature={number}") for number in range(4)])
+    server.fail("/signed", cut(100_000), status(code), cut(50_000))
+    store.fetch(entry_of(server.url(PATH)))
+    assert_only(store, BODY)
+    assert server.ranges(PATH) == [None, 100_000, 100_000, 150_000]
+    assert [request.target for request in server.requests if request.path == "/signed"] == [
+        f"/signed?signature={number}" for number in range(4)
+    ]
+    assert any(f"expired ({code} " in note and "100,000 bytes kept" in note for note in store.notes)
+    assert "signature" not in str(store.notes)
+
+
+def test_addresses_that_expire_for_ever_are_given_up(server: FaultServer, store: Store) -> None:
+    server.serve("/signed", BODY)
+    server.fail(PATH, *[redirect("/signed")] * 50)
+    server.fail("/signed", cut(100_000), *[status(403)] * 50)
+    with pytest.raises(NetworkError, match="expired"):
+        store.fetch(entry_of(server.url(PATH)))
+    assert len(server.requests) <= 2 * (1 + 4) and store.files == []
+
+
+def test_a_refusal_that_is_no_expiry_is_final(server: FaultServer, store: Store) -> None:
+    server.fail(PATH, cut(100_000), status(403))  # from the published URL itself
+    with pytest.raises(NetworkError, match="403 Forbidden"):
+        store.fetch(entry_of(server.serve(PATH, BODY)))
+    assert len(server.requests) == 2
+    server.fail("/b", redirect("/signed"))
+    server.fail("/signed", status(403))  # from the first byte on: never valid
+    with pytest.raises(NetworkError, match="403 Forbidden"):
+        store.fetch(entry_of(server.url("/b")))
+    assert len(server.requests) == 4 and store.files == []
+
+
+@pytest.mark.parametrize("rest", [b"", b"x", b"two lines\n"])
+def test_a_proxy_of_the_environment_is_used_for_other_hosts_only(
+    server: FaultServer, store: Store, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    proxy = server  # asked for a whole URL, as proxies are
+    proxy.serve("http://published.example/m.pth", BODY + rest)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy.base)
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    fetched = store.fetch(entry_of("http://published.example/m.pth"))
+    assert fetched.artefact.read_bytes() == BODY + rest
+    assert [request.target for request in proxy.requests] == ["http://published.example/m.pth"]

@@ -34,6 +34,12 @@ class Request:
         return self.target.partition("?")[0]
 
     @property
+    def stop(self) -> int | None:
+        """Byte after the last of the range asked for; None up to the end of the file."""
+        last = self.headers.get("range", "").partition("-")[2]
+        return int(last) + 1 if last else None
+
+    @property
     def start(self) -> int | None:
         """First byte of the range asked for."""
         value = self.headers.get("range", "")
@@ -45,7 +51,8 @@ class Answer:
     """What goes back.
 
     ``cut`` sends only so many bytes of the body and closes; ``reset`` closes with RST; ``stall`` holds the
-    connection open after ``cut`` bytes until the server stops.
+    connection open after ``cut`` bytes until the server stops. ``raw`` is sent in place of status, headers
+    and body, as it is.
     """
 
     status: int
@@ -56,6 +63,7 @@ class Answer:
     stall: bool = False
     pause: float = 0.0
     pause_every: int = 1 << 16
+    raw: bytes | None = None
 
     def with_header(self, name: str, value: str) -> Answer:
         """Replace a header."""
@@ -111,9 +119,10 @@ class FaultServer:
     script: dict[str, list[Fault]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     certificate: Path | None = None
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=32)
+        self._listener = socket.create_server((self.host, 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -130,7 +139,7 @@ class FaultServer:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         # wakes the accepting thread up
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1):
             pass
         self._listener.close()
         for thread in list(self._threads):
@@ -138,7 +147,7 @@ class FaultServer:
 
     @property
     def base(self) -> str:
-        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self.certificate else 'http'}://{self.host}:{self.port}"
 
     def url(self, path: str) -> str:
         return self.base + path
@@ -194,10 +203,16 @@ class FaultServer:
             return Answer(200, headers, served.body)
         if start >= size:
             return Answer(416, (("Content-Range", f"bytes */{size}"),))
-        headers += (("Content-Range", f"bytes {start}-{size - 1}/{size}"),)
-        return Answer(206, headers, served.body[start:])
+        stop = min(request.stop or size, size)
+        headers += (("Content-Range", f"bytes {start}-{stop - 1}/{size}"),)
+        return Answer(206, headers, served.body[start:stop])
 
     def _send(self, connection: socket.socket, answer: Answer) -> None:
+        if answer.raw is not None:
+            connection.sendall(answer.raw)
+            if answer.stall:
+                self._stopped.wait(30)
+            return
         lines = [f"HTTP/1.1 {answer.status} Scripted", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in answer.headers]
         if not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in answer.headers):
@@ -271,6 +286,11 @@ def header(name: str, value: str) -> Fault:
 def whole(body: bytes, *headers: tuple[str, str]) -> Fault:
     """Answer 200 with another body."""
     return lambda _request, _answer: Answer(200, headers, body)
+
+
+def raw(answer: bytes, *, stall: bool = False) -> Fault:
+    """Send these bytes and nothing of HTTP's own; then close, or hold the connection open."""
+    return lambda _request, _answer: Answer(200, raw=answer, stall=stall)
 
 
 def without_length(_request: Request, answer: Answer) -> Answer:

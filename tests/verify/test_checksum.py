@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from ckptkit.errors import StorageError
+from ckptkit.store.integrity import Promise
 from ckptkit.verify.checksum import check_checksum
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
@@ -51,6 +53,47 @@ def test_artefact_against_pin_and_record(artefact, pinned, size, recorded, expec
     status, says = expected
     entry = entry_of("https://a.org/moat.tar.gz", sha256=pinned, size=size)
     check = check_checksum(Located(artefact, entry, artefact, recorded), silent)
+    assert check.status == status
+    assert says in "\n".join((check.detail, *check.items))
+
+
+LOCK = Promise("sha256", TRUE, "the lock file /home/me/ckptkit.lock (seen 2026-01-02)")
+
+
+@pytest.mark.parametrize(
+    ("pinned", "trusted", "hashes", "expected"),
+    [
+        (TRUE, LOCK, (), ("ok", "as pinned in the registry")),
+        (
+            TRUE,
+            LOCK,
+            ("crc32c", "md5"),
+            ("ok", "as pinned in the registry; the server's crc32c and md5 held"),
+        ),
+        (
+            None,
+            LOCK,
+            (),
+            ("ok", "on trust; remembered in the lock file /home/me/ckptkit.lock (seen 2026-01-02))"),
+        ),
+        (None, LOCK, ("md5",), ("ok", "(seen 2026-01-02); the server's md5 held)")),
+        (None, None, ("md5",), ("ok", "taken on trust; the server's md5 held)")),
+        (
+            None,
+            replace(LOCK, value=OTHER),
+            (),
+            (
+                "failed",
+                f"sha256 is {TRUE}, but the lock file /home/me/ckptkit.lock (seen 2026-01-02) says {OTHER}",
+            ),
+        ),
+        (TRUE, replace(LOCK, value=OTHER), (), ("ok", "as pinned in the registry")),
+    ],
+)
+def test_where_the_checksum_comes_from_is_said(artefact, pinned, trusted, hashes, expected):
+    status, says = expected
+    entry = entry_of("https://a.org/moat.tar.gz", sha256=pinned)
+    check = check_checksum(Located(artefact, entry, artefact, TRUE, trusted, hashes), silent)
     assert check.status == status
     assert says in "\n".join((check.detail, *check.items))
 

@@ -1,0 +1,408 @@
+"""``cache``: what lies on this machine, whether it still holds, and how to be rid of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.store.cache import Home
+    from ckptkit.store.integrity import Promise
+    from ckptkit.store.inventory import Holding
+    from ckptkit.store.prune import Removal
+    from ckptkit.store.rehash import Verdict
+
+cache_app = typer.Typer(
+    help="See, check and clear what lies in the cache folder (CKPTKIT_HOME).", no_args_is_help=True
+)
+
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID…]", help="Ids or globs such as 'moat*-384'; none: all.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -> None:
+    """List what lies in the cache: sizes, last use, and whether it is intact as far as size and time tell.
+
+    Stale is what was unpacked or converted from other bytes than the entry's file has now.
+
+    Examples: ckptkit cache ls · ckptkit cache ls 'moat*' --json
+    """
+    from ckptkit.store.cache import Home
+    from ckptkit.store.inventory import holdings
+
+    state = state_of(context)
+    home = Home.default()
+    held = holdings(home, ids or [])
+    if ids:
+        _refuse_unknown(ids, [holding.id for holding in held])
+    if as_json:
+        state.output.json(_ls_json(home, held))
+        return
+    if not held:
+        state.output.note(f"{home.path}: nothing in the cache yet")
+        return
+    columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
+               Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
+    rows = [_row(holding) for holding in held]
+    rows.append(_totals_row(held))
+    if len(home.homes) > 1:
+        columns.append(Column("folder"))
+        rows = [[*row, str(h.home)] for row, h in zip(rows, held, strict=False)] + [[*rows[-1], ""]]
+    state.output.table(columns, rows)
+
+
+@cache_app.command("rm")
+def rm_command(
+    context: typer.Context,
+    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids or globs such as 'moat*-384'.")],
+    converted: Annotated[bool, typer.Option("--converted", help="Only the conversions.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove entries from the cache: the file, its unpacked archive, its conversions.
+
+    What another process works on is left, with a note. Of several cache folders only the one that is written
+    to is cleared.
+
+    Examples: ckptkit cache rm moat0-224 · ckptkit cache rm 'moat*' --converted --dry-run
+    """
+    from ckptkit.store.cache import Home
+    from ckptkit.store.inventory import held_ids
+    from ckptkit.store.prune import remove, sweep
+
+    state = state_of(context)
+    home = Home.default()
+    found = held_ids(home.homes[0], ids)
+    _note_others(state, home, ids)
+    _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
+    removals = [remove(home, id, converted_only=converted, dry_run=dry_run) for id in found]
+    freed = 0 if dry_run else sweep(home)
+    _report(state, removals, freed, dry_run=dry_run, as_json=as_json)
+
+
+@cache_app.command("prune")
+def prune_command(
+    context: typer.Context,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long: 30d, 12h, 2w.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Remove until all together is at most so large: 20GB, 500MiB."),
+    ] = None,
+    imported: Annotated[
+        bool, typer.Option("--imported", help="Also what was imported by hand: no fetch brings it back.")
+    ] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove whole entries, the one that was used longest ago first.
+
+    Used means: fetched, converted or proven by ckptkit. Nothing goes that another process works on.
+
+    Examples: ckptkit cache prune --older-than 30d · ckptkit cache prune --max-size 20GB --dry-run
+    """
+    from ckptkit.errors import UsageError
+    from ckptkit.store.cache import Home
+    from ckptkit.store.inventory import holdings
+    from ckptkit.store.prune import prune, sweep
+
+    state = state_of(context)
+    if older_than is None and max_size is None:
+        raise UsageError(
+            "nothing says what to remove", hint="give --older-than 30d, --max-size 20GB, or both"
+        )
+    home = Home.default()
+    age = None if older_than is None else parse_age(older_than)
+    limit = None if max_size is None else parse_size(max_size)
+    swept = 0 if dry_run else sweep(home)
+    sizes = {holding.id: holding.size for holding in holdings(home.homes[0], examine=False)}
+    removals = list(prune(home, older_than=age, max_size=limit, by_hand=imported, dry_run=dry_run))
+    _report(state, removals, swept, dry_run=dry_run, as_json=as_json)
+    left = sum(sizes.values()) - sum(min(r.freed, sizes.get(r.id, 0)) for r in removals)
+    if limit is not None and left > limit:
+        state.output.warn(f"{human_bytes(left)} are left, more than {human_bytes(limit)}")
+
+
+@cache_app.command("verify")
+def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -> None:
+    """Read everything again: each file against its record, the registry's pin and the lock file.
+
+    Unpacked folders are compared with their archive. Several threads read at once; nothing is changed.
+    Returns 1 when something does not hold.
+
+    Examples: ckptkit cache verify · ckptkit cache verify moat2-384 --json
+    """
+    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.store.cache import Home
+    from ckptkit.store.inventory import held_ids, holdings
+    from ckptkit.store.rehash import verify_cache
+
+    state = state_of(context)
+    home = Home.default()
+    if ids:
+        _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
+    held = holdings(home, ids or [], examine=False)
+    total = sum(holding.size_of("artefact") + holding.size_of("unpacked") for holding in held)
+    known = _Known(state)
+    with state.output.progress("reading the cache", total) as advance:
+        verdicts = list(verify_cache(home, ids or [], promises=known, advance=advance))
+    wrong = [verdict for verdict in verdicts if not verdict.ok]
+    if as_json:
+        state.output.json([_verdict_json(verdict) for verdict in verdicts])
+    elif verdicts:
+        rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
+        styles = [None if v.ok else "red" for v in verdicts]
+        columns = [Column("id"), Column("what"), Column("status"), Column("found")]
+        state.output.table(columns, rows, styles=styles)
+    state.output.note(
+        f"{len(verdicts)} files and unpacked folders, {human_bytes(sum(v.size for v in verdicts))} read: "
+        + (f"{len(wrong)} do not hold" if wrong else "all hold")
+    )
+    if wrong:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+@cache_app.command("path")
+def path_command(
+    context: typer.Context,
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="An entry that was fetched.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the cache folder, or where the checkpoint of an entry lies.
+
+    Of several cache folders the one that is written to comes first.
+
+    Examples: ckptkit cache path · ls "$(ckptkit cache path moat0-224)"
+    """
+    from ckptkit.store.cache import Home
+
+    state = state_of(context)
+    home = Home.default()
+    paths = [str(single.path) for single in home.homes] if id is None else [_checkpoint_path(home, id)]
+    if as_json:
+        state.output.json({"folders": paths} if id is None else {"id": id, "path": paths[0]})
+        return
+    for path in paths:
+        state.output.result(path)
+
+
+def parse_age(text: str) -> float:
+    """Seconds in an age.
+
+    Raises
+    ------
+    UsageError
+        When it is none.
+
+    Examples
+    --------
+    >>> parse_age("30d"), parse_age("1.5h")
+    (2592000.0, 5400.0)
+    """
+    from ckptkit.errors import UsageError
+
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip().lower())
+    if found is None:
+        raise UsageError(f"{text!r} is no age", hint="write it like 30d, 12h or 2w (s, m, h, d, w)")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size; kB, MB, GB and TB in powers of 1000, KiB, MiB, GiB and TiB of 1024.
+
+    Raises
+    ------
+    UsageError
+        When it is none.
+
+    Examples
+    --------
+    >>> parse_size("20GB"), parse_size("1.5 MiB"), parse_size("0")
+    (20000000000, 1572864, 0)
+    """
+    from ckptkit.errors import UsageError
+
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    if found is None or (found[3] and not found[2]):
+        raise UsageError(f"{text!r} is no size", hint="write it like 20GB, 500MB or 1.5GiB")
+    return int(float(found[1]) * (_BINARY if found[3] else _BYTES)[found[2]])
+
+
+class _Known:
+    """What the registry and the lock file say of a file."""
+
+    def __init__(self, state: State) -> None:
+        from ckptkit.store.trust import TrustFile
+
+        rows = state.rows()
+        self._pins: Mapping[str, str | None] = {id: rows[id].sha256 for id in rows}
+        self._trust = TrustFile.default()
+
+    def __call__(self, id: str, file: str) -> list[Promise]:
+        from ckptkit.store.integrity import Promise
+
+        pin = self._pins.get(id)
+        known = [Promise("sha256", pin, "the registry")] if pin else []
+        trusted = None if pin else self._trust.promise(id, file)
+        return [*known, *([trusted] if trusted else [])]
+
+
+def _checkpoint_path(home: Home, id: str) -> str:
+    from ckptkit.errors import NotFoundError
+    from ckptkit.store.archive import checkpoint_in, is_unpacked
+
+    record = home.record(id)
+    if record is None or not home.is_cached(id):
+        raise NotFoundError(f"{id} has not been fetched", hint=f"ckptkit fetch {id}")
+    for folder in home.everywhere(home.unpacked_folder(id)):
+        if is_unpacked(folder, record.sha256):
+            return str(checkpoint_in(folder))
+    return str(home.artefact(record))
+
+
+def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
+    """Refuse an id or a glob of which the cache has nothing."""
+    import fnmatch
+
+    from ckptkit.errors import NotFoundError
+
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(id, pattern) for id in found):
+            raise NotFoundError(f"the cache has nothing of {pattern!r}", hint="see 'ckptkit cache ls'")
+
+
+def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
+    from ckptkit.store.inventory import held_ids
+
+    for single in home.homes[1:]:
+        if ids := held_ids(single, patterns):
+            state.output.note(f"{', '.join(ids)}: left in {single.path}, which is only read")
+
+
+def _row(holding: Holding) -> list[str]:
+    conversions = holding.of("converted")
+    converted = f"{len(conversions)}: {human_bytes(holding.size_of('converted'))}" if conversions else "-"
+    return [
+        holding.id,
+        human_bytes(holding.size_of("artefact")) if holding.of("artefact") else "-",
+        human_bytes(holding.size_of("unpacked")) if holding.of("unpacked") else "-",
+        converted,
+        human_bytes(holding.size),
+        _day(holding.used),
+        _state_in_words(holding),
+    ]
+
+
+def _totals_row(held: Sequence[Holding]) -> list[str]:
+    kinds = [
+        human_bytes(sum(h.size_of(kind) for h in held)) for kind in ("artefact", "unpacked", "converted")
+    ]
+    size = human_bytes(sum(h.size for h in held))
+    return [f"total of {len({h.id for h in held})}", *kinds, size, "", ""]
+
+
+def _state_in_words(holding: Holding) -> str:
+    said = []
+    names = {"artefact": "file", "unpacked": "unpacked", "converted": "conversion", "unfinished": "download"}
+    for item in holding.items:
+        if item.kind == "unfinished":
+            if item.path.suffix != ".json":
+                said.append(f"{item.state}: {human_bytes(item.size)}")
+        elif item.state != "intact":
+            what = item.path.name if item.kind == "converted" else names[item.kind]
+            said.append(f"{what} {item.state}")
+    return ", ".join(said) or "intact"
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def _ls_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
+    return {
+        "folders": [str(single.path) for single in home.homes],
+        "entries": [
+            {
+                "id": holding.id,
+                "folder": str(holding.home),
+                "size": holding.size,
+                "last_used": _iso(holding.used),
+                "imported_by_hand": holding.by_hand,
+                "intact": holding.is_intact,
+                "items": [
+                    {"kind": item.kind, "path": str(item.path), "size": item.size, "state": item.state}
+                    for item in holding.items
+                ],
+            }
+            for holding in held
+        ],
+        "total": {
+            kind: sum(holding.size_of(kind) for holding in held)
+            for kind in ("artefact", "unpacked", "converted", "unfinished")
+        }
+        | {"all": sum(holding.size for holding in held)},
+    }
+
+
+def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool, as_json: bool) -> None:
+    freed = sum(removal.freed for removal in removals) + swept
+    for removal in removals:
+        for reason in removal.kept:
+            state.output.warn(reason)
+    if as_json:
+        state.output.json(
+            {
+                "dry_run": dry_run,
+                "freed": freed,
+                "entries": [
+                    {
+                        "id": r.id,
+                        "freed": r.freed,
+                        "removed": [str(p) for p in r.removed],
+                        "kept": list(r.kept),
+                    }
+                    for r in removals
+                ],
+            }
+        )
+        return
+    for removal in removals:
+        if removal.removed:
+            state.output.result(f"{removal.id}  {human_bytes(removal.freed)}")
+    state.output.note(f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}")
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "id": verdict.id,
+        "path": str(verdict.path),
+        "ok": verdict.ok,
+        "detail": verdict.detail,
+        "size": verdict.size,
+        "sha256": verdict.sha256,
+    }

@@ -1,0 +1,95 @@
+"""Names of an archive's members: which may become files here, and which would meet on some file system."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from ckptkit.errors import FormatError
+
+_MAX_NAME = 1024
+_MAX_COMPONENT = 255  # bytes; what common file systems hold
+_DRIVE = re.compile(r"[A-Za-z]:")
+# Windows drops dots and blanks at the end, keeps streams behind a colon, and has devices in every folder.
+_WINDOWS = re.compile(r'.*[. ]|.*[<>:"|?*].*|(?:con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(?:\..*)?', re.I)
+
+
+class MemberNames:
+    """Names seen so far, compared as a file system that ignores letter case and accents' coding would.
+
+    Parameters
+    ----------
+    path : Path
+        The archive, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    def claim(self, name: str, *, is_folder: bool) -> str:
+        """Check a member's name against what is safe and against the names before it.
+
+        Returns
+        -------
+        str
+            Relative, with ``/`` between parts, no ``.`` among them; empty for the archive's own root folder.
+
+        Raises
+        ------
+        FormatError
+            For an absolute name, one with ``..``, with signs or parts that some system takes for something
+            else, one too long, or one that is taken.
+
+        Examples
+        --------
+        >>> names = MemberNames(Path("a.tar"))
+        >>> names.claim("./a//b", is_folder=False)
+        'a/b'
+        >>> names.claim("A/B", is_folder=False)
+        Traceback (most recent call last):
+            ...
+        ckptkit.errors.FormatError: a.tar: two members want the name 'A/B' (letter case aside)
+        """
+        parts = self._parts(name)
+        if parts:
+            self._take(parts, is_folder=is_folder)
+        elif not is_folder:
+            raise FormatError(self._path, "a member has no name")
+        return "/".join(parts)
+
+    def _parts(self, name: str) -> list[str]:
+        shown = repr(name[:200])
+        if len(name) > _MAX_NAME:
+            raise FormatError(self._path, f"member {shown}: the name is too long")
+        if not name.isprintable() or "\\" in name:
+            raise FormatError(self._path, f"member {shown}: unsafe characters in the name")
+        if name.startswith("/") or _DRIVE.match(name):
+            raise FormatError(self._path, f"member {shown} has an absolute name, which is refused")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise FormatError(self._path, f"member {shown} leaves its folder ('..'), which is refused")
+        if any(len(part.encode(errors="surrogatepass")) > _MAX_COMPONENT for part in parts):
+            raise FormatError(self._path, f"member {shown}: the name is too long")
+        if any(_WINDOWS.fullmatch(part) for part in parts):
+            raise FormatError(self._path, f"member {shown}: a name that Windows takes for another")
+        return parts
+
+    def _take(self, parts: list[str], *, is_folder: bool) -> None:
+        folded = [_folded(part) for part in parts]
+        above = {"/".join(folded[:depth]) for depth in range(1, len(folded))}
+        name = "/".join(folded)
+        taken = self._files if is_folder else self._files | self._folders
+        if name in taken or not above.isdisjoint(self._files):
+            raise FormatError(
+                self._path, f"two members want the name {'/'.join(parts)!r} (letter case aside)"
+            )
+        self._folders |= above
+        (self._folders if is_folder else self._files).add(name)
+
+
+def _folded(part: str) -> str:
+    """Without letter case or ways to code an accent; folding can undo the normal form: it is made twice."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", part).casefold())

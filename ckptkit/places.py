@@ -1,0 +1,39 @@
+"""The folders that ``CKPTKIT_HOME`` names, and which of them is written to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ENVIRONMENT = "CKPTKIT_HOME"
+
+
+def home_folders() -> list[Path]:
+    """Return the cache folders, the one that is written to first.
+
+    ``CKPTKIT_HOME`` separates them like ``PATH`` does; without it there is the platform's cache folder. The
+    first that can be written is, and it is read before all others, so that what was fetched anew counts. The
+    others keep their order. Where none can be written the first stays first, and writing says why it fails.
+    """
+    given = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(os.pathsep)]
+    folders = list(dict.fromkeys(Path(name).expanduser() for name in given if name))
+    if not folders:
+        import platformdirs
+
+        return [Path(platformdirs.user_cache_dir("ckptkit", appauthor=False))]
+    if len(folders) > 1:
+        chosen = next((folder for folder in folders if is_writable(folder)), folders[0])
+        folders.remove(chosen)
+        folders.insert(0, chosen)
+    return folders
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether this process may write in a folder, or could make it; asking changes nothing."""
+    path = os.path.abspath(folder)  # noqa: PTH100 (pathlib's is slower, and `ckptkit list` asks)
+    while not os.path.lexists(path):
+        above = os.path.dirname(path)  # noqa: PTH120
+        if above == path:
+            return False
+        path = above
+    return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)  # noqa: PTH112

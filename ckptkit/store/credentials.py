@@ -1,0 +1,114 @@
+"""Which credentials go with a request: those of the host that is asked, and of no other.
+
+A host's credentials are, first of all found: user name and password in the URL, a token from the environment
+(`TOKEN_HOSTS`), the host's own entry in ``.netrc``. The last two go over https only, or to this machine. They
+are looked up for each hop of a redirect anew, so that what one host may see never reaches another, and they
+appear in no record, message or log.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import ipaddress
+import netrc
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+TOKEN_HOSTS: Mapping[str, str] = {
+    "github.com": "GITHUB_TOKEN",
+    "api.github.com": "GITHUB_TOKEN",
+    "huggingface.co": "HF_TOKEN",
+}
+"""Host → environment variable. Not its subdomains: others' files are served from some of them."""
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What may be sent to whom.
+
+    Parameters
+    ----------
+    environment : Mapping of str to str
+        Where tokens and ``NETRC`` are looked up.
+    token_hosts : Mapping of str to str
+        Host → name of the variable with its token.
+
+    Examples
+    --------
+    >>> credentials = Credentials({"HF_TOKEN": "hf_abc", "NETRC": "/dev/null"})
+    >>> credentials.authorization("https://huggingface.co/a/b/resolve/main/m.safetensors")
+    'Bearer hf_abc'
+    >>> credentials.authorization("https://cdn.huggingface.co/a") is None
+    True
+    >>> credentials.authorization("http://huggingface.co/a") is None
+    True
+    """
+
+    environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    token_hosts: Mapping[str, str] = field(default_factory=lambda: TOKEN_HOSTS)
+
+    def authorization(self, url: str) -> str | None:
+        """Value of the ``Authorization`` header for a URL; None where there is none to send."""
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+        if parts.username is not None:
+            return _basic(unquote(parts.username), unquote(parts.password or ""))
+        if parts.scheme.lower() != "https" and not is_loopback(url):
+            return None
+        token = self.environment.get(self.token_hosts.get(host, ""), "").strip()
+        if _TOKEN.fullmatch(token):
+            return f"Bearer {token}"
+        login = self._logins.get(host)
+        return _basic(*login) if login else None
+
+    @functools.cached_property
+    def _logins(self) -> Mapping[str, tuple[str, str]]:
+        """Host → user name and password, from ``.netrc``; its ``default`` is for every host, so for none."""
+        found: dict[str, tuple[str, str]] = {}
+        for path in self._netrc_files():
+            try:
+                hosts = netrc.netrc(path).hosts
+            except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+                continue
+            for host, (login, account, password) in hosts.items():
+                if host != "default" and (login or account or password):
+                    found.setdefault(host.lower(), (login or account or "", password or ""))
+            break
+        return found
+
+    def _netrc_files(self) -> list[Path]:
+        given = self.environment.get("NETRC", "").strip()
+        if given:
+            return [Path(given).expanduser()]
+        try:
+            return [path for name in (".netrc", "_netrc") if (path := Path.home() / name).is_file()]
+        except (RuntimeError, OSError):  # no home folder
+            return []
+
+
+def _basic(login: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{login}:{password}".encode()).decode()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine.
+
+    Examples
+    --------
+    >>> is_loopback("http://127.0.0.1:8000/x"), is_loopback("https://127.0.0.1.evil.org/")
+    (True, False)
+    """
+    host = (urlsplit(url).hostname or "").lower()
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,317 @@
+"""What lies in a cache folder: per entry the file as published, its unpacked archive, its conversions."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fnmatch
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptkit.errors import CkptkitError
+from ckptkit.formats.staging import TEMPORARY
+from ckptkit.store.archive import MARKER, is_archive_name
+from ckptkit.store.cache import Home, Record, safe_id
+from ckptkit.store.writers import has_token, is_gone
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
+State = Literal[
+    "intact", "touched", "damaged", "missing", "no record", "stale", "unfinished", "being written"
+]
+FOLDERS = ("artefacts", "unpacked", "converted")
+REMOVING = f"{TEMPORARY}removing-"
+"""What the name of a folder begins with while it is being removed."""
+_UNPACKING = f"{TEMPORARY}unpacking-"
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<ending>\.safetensors)")
+_SILENT_SECONDS = 600.0
+"""Where no lock can tell whether a file is being written, one that nobody wrote to for so long is not."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in the cache.
+
+    Attributes
+    ----------
+    kind : {"artefact", "unpacked", "converted", "unfinished"}
+    path : Path
+        File or folder; of a conversion in several files what other commands take.
+    size : int
+        Bytes, of all its files.
+    state : str
+        ``intact`` as far as size and time tell; ``touched`` since it was hashed; ``damaged`` (another size,
+        files missing, cannot be opened); ``missing`` although recorded; ``no record``; ``stale``: made from
+        other bytes than the entry's file has now; ``unfinished`` and ``being written`` temporary files.
+    """
+
+    kind: Kind
+    path: Path
+    size: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one cache folder holds of one entry.
+
+    Attributes
+    ----------
+    id : str
+    home : Path
+        The cache folder.
+    items : tuple of Item
+    used : float
+        When it was last used (fetched, converted, proven), in seconds since 1970.
+    by_hand : bool
+        Whether its file was imported by hand: no fetch brings it back.
+    """
+
+    id: str
+    home: Path
+    items: tuple[Item, ...]
+    used: float
+    by_hand: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything."""
+        return sum(item.size for item in self.items)
+
+    def size_of(self, kind: Kind) -> int:
+        """Bytes of everything of one kind."""
+        return sum(item.size for item in self.items if item.kind == kind)
+
+    def of(self, kind: Kind) -> list[Item]:
+        """Everything of one kind."""
+        return [item for item in self.items if item.kind == kind]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether nothing is wrong as far as size and time tell."""
+        fine = ("intact", "touched", "unfinished", "being written")
+        return all(item.state in fine for item in self.items)
+
+
+def holdings(home: Home, patterns: Sequence[str] = (), *, examine: bool = True) -> list[Holding]:
+    """What lies in every folder of a cache, by folder and id.
+
+    Parameters
+    ----------
+    home : Home
+    patterns : sequence of str
+        Ids or globs; none: everything.
+    examine : bool
+        Open the conversions to see whether they are sound and of the file that lies here.
+    """
+    found = []
+    for single in home.homes:
+        for id in held_ids(single, patterns):
+            items = tuple(_items(single, home, id, examine))
+            used = last_used(home, single, id)
+            found.append(Holding(id, single.path, items, used, _by_hand(single, id)))
+    return [holding for holding in found if holding.items]
+
+
+def held_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
+    """Ids of which a single cache folder holds anything, sorted."""
+    names = {name for folder in FOLDERS for name in _names(home.path / folder)}
+    return sorted(
+        name
+        for name in names
+        if _is_id(name) and (not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    )
+
+
+def last_used(home: Home, single: Home, id: str) -> float:
+    """When an entry was last used: by its stamp, else when it was fetched or converted."""
+    times = [_mtime(folder.path / "used" / id) for folder in home.homes]
+    for record in single.records(id):
+        with contextlib.suppress(ValueError, OverflowError):
+            fetched = datetime.datetime.fromisoformat(record.fetched_at)
+            times.append(fetched.timestamp())
+    times += [_mtime(path) for path in _visible(single.converted_folder(id))]
+    return max(times) or max(_mtime(single.path / folder / id) for folder in FOLDERS)
+
+
+def leftovers(home: Home) -> list[Path]:
+    """Folders of a single cache that were being removed or unpacked when their process ended."""
+    return [
+        path
+        for folder in FOLDERS
+        for path in _paths(home.path / folder)
+        if path.name.startswith((REMOVING, _UNPACKING)) and is_gone(path)
+    ]
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether somebody writes a temporary file right now."""
+    if has_token(path):
+        return not is_gone(path)
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+    return time.time() - _mtime(path) < _SILENT_SECONDS
+
+
+def tree_size(path: Path) -> int:
+    """Bytes of a file, or of all files under a folder; what cannot be seen counts nothing."""
+    try:
+        if not path.is_dir() or path.is_symlink():
+            return path.lstat().st_size
+    except OSError:
+        return 0
+    return sum(tree_size(inside) for inside in _paths(path))
+
+
+def _items(single: Home, home: Home, id: str, examine: bool) -> Iterator[Item]:
+    yield from _artefacts(single, id)
+    folder = single.unpacked_folder(id)
+    if folder.is_dir():
+        yield Item("unpacked", folder, tree_size(folder), _state_of_unpacked(folder, home.records(id)))
+    record = home.record(id)
+    for path, files in _conversions(single.converted_folder(id)):
+        size = sum(tree_size(file) for file in files)
+        yield Item("converted", path, size, _state_of_conversion(path, record) if examine else "intact")
+    for place in (single.artefact_folder(id), single.converted_folder(id)):
+        for path in _paths(place):
+            if path.name.startswith("."):
+                state: State = "being written" if is_being_written(path) else "unfinished"
+                yield Item("unfinished", path, tree_size(path), state)
+
+
+def _artefacts(home: Home, id: str) -> Iterator[Item]:
+    folder = home.artefact_folder(id)
+    records = {record.file: record for record in home.records(id)}
+    for file, record in records.items():
+        yield Item("artefact", folder / file, *_seen(folder / file, record))
+    for path in unrecorded(home, id, list(records.values())):
+        yield Item("artefact", path, tree_size(path), "no record")
+
+
+def unrecorded(home: Home, id: str, records: Sequence[Record]) -> list[Path]:
+    """Files in an entry's folder that none of its sound records describes."""
+    recorded = {record.file for record in records}
+    found = []
+    for path in _visible(home.artefact_folder(id)):
+        described = path.with_suffix("") if path.suffix == ".json" else None
+        is_record = described is not None and (described.name in recorded or described.exists())
+        if path.name not in recorded and not is_record:
+            found.append(path)
+    return found
+
+
+def _seen(path: Path, record: Record) -> tuple[int, State]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, "missing"
+    if status.st_size != record.size:
+        return status.st_size, "damaged"
+    return status.st_size, "intact" if status.st_mtime_ns == record.mtime_ns else "touched"
+
+
+def unpacked_from(folder: Path) -> str | None:
+    """sha256 of the archive that an unpacked folder says it came from; None where it does not say."""
+    try:
+        sha256: Any = json.loads((folder / MARKER).read_bytes())["sha256"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return sha256 if isinstance(sha256, str) else None
+
+
+def _state_of_unpacked(folder: Path, records: Sequence[Record]) -> State:
+    try:
+        marker: Any = json.loads((folder / MARKER).read_bytes())
+        sha256, files = marker["sha256"], dict(marker["files"])
+        whole = all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "damaged"
+    if sha256 not in {record.sha256 for record in records if is_archive_name(record.file)}:
+        return "stale"
+    return "intact" if whole else "damaged"
+
+
+def _state_of_conversion(path: Path, record: Record | None) -> State:
+    """Open it, which is quick, and ask which bytes it was made from."""
+    from ckptkit.formats.detect import open_reader
+
+    try:
+        with open_reader(path) as reader:
+            source = reader.metadata.get("source_sha256")
+    except CkptkitError:
+        return "damaged"
+    return "stale" if record and source and source != record.sha256 else "intact"
+
+
+def _conversions(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every conversion in a folder: what other commands take, and its files."""
+    groups: dict[str, list[Path]] = {}
+    for path in _visible(folder):
+        groups.setdefault(_group(path.name), []).append(path)
+    for name, files in groups.items():
+        index = folder / f"{name}.index.json"
+        yield (index if index in files else folder / name), files
+
+
+def _group(name: str) -> str:
+    """Name of the conversion that a file is of."""
+    if shard := _SHARD.fullmatch(name):
+        return shard["stem"] + shard["ending"]
+    if name.endswith(".safetensors.index.json"):
+        return name.removesuffix(".index.json")
+    if name.endswith(".index"):
+        return name.removesuffix(".index")
+    return re.sub(r"\.data-\d{5}-of-\d{5}$", "", name)
+
+
+def _by_hand(home: Home, id: str) -> bool:
+    from ckptkit.store.job import IMPORTED
+
+    return any(record.note == IMPORTED for record in home.records(id))
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return safe_id(name) == name
+    except CkptkitError:
+        return False
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def _paths(folder: Path) -> list[Path]:
+    return [folder / name for name in _names(folder)]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in _paths(folder) if not path.name.startswith(".")]
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

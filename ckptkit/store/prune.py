@@ -1,0 +1,189 @@
+"""Taking entries out of a cache folder while others read and write there.
+
+The entry's lock is held, what somebody writes is left, and each folder gets another name before the first
+file of it goes: under its final name it is there whole or not at all, whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptkit.errors import storage_error
+from ckptkit.store.cache import Home
+from ckptkit.store.inventory import (
+    FOLDERS,
+    REMOVING,
+    holdings,
+    is_being_written,
+    last_used,
+    leftovers,
+    tree_size,
+)
+from ckptkit.store.locks import hold
+from ckptkit.store.writers import new_writer, release
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What became of one entry.
+
+    Attributes
+    ----------
+    id : str
+    freed : int
+        Bytes that are gone, or would be.
+    removed : tuple of Path
+        Folders that are gone, or would be.
+    kept : tuple of str
+        Why something is still there, one sentence each.
+    """
+
+    id: str
+    freed: int
+    removed: tuple[Path, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+def remove(
+    home: Home,
+    id: str,
+    *,
+    converted_only: bool = False,
+    dry_run: bool = False,
+    unless_used_after: float | None = None,
+) -> Removal:
+    """Remove what a cache holds of one entry, in the folder that is written to.
+
+    Parameters
+    ----------
+    home : Home
+        Of several folders only the one that is written to is cleared.
+    id : str
+    converted_only : bool
+        Only its conversions.
+    dry_run : bool
+        Say what would go.
+    unless_used_after : float, optional
+        Leave it when it was used later than this, in seconds since 1970.
+
+    Raises
+    ------
+    StorageError
+        When the lock file cannot be made.
+    """
+    single = home.homes[0]
+    paths = [single.path / folder / id for folder in (("converted",) if converted_only else FOLDERS)]
+    there = [path for path in paths if path.exists()]
+    if not there:
+        return Removal(id, 0)
+    if dry_run:
+        if single.lock_path(id).exists():
+            with hold(single.lock_path(id), wait=False) as outcome:
+                if outcome == "taken":
+                    return Removal(id, 0, kept=(f"{id}: another process is at it; left as it is",))
+        kept = [f"{id}: {path} is being written" for path in there if _is_busy(path)]
+        free = [path for path in there if not _is_busy(path)]
+        return Removal(id, sum(map(tree_size, free)), tuple(free), tuple(kept))
+    with hold(single.lock_path(id), wait=False) as outcome:
+        if outcome == "taken":
+            return Removal(id, 0, kept=(f"{id}: another process is at it; left as it is",))
+        if unless_used_after is not None and last_used(home, single, id) > unless_used_after:
+            return Removal(id, 0, kept=(f"{id}: was used just now; left as it is",))
+        taken = [_take_away(path) for path in there]
+    removal = Removal(
+        id,
+        sum(freed for freed, _ in taken),
+        tuple(path for path, (_, fault) in zip(there, taken, strict=True) if not fault),
+        tuple(f"{id}: {fault}" for _, fault in taken if fault),
+    )
+    if not converted_only and not removal.kept:
+        (single.path / "used" / id).unlink(missing_ok=True)
+    return removal
+
+
+def prune(
+    home: Home,
+    *,
+    older_than: float | None = None,
+    max_size: int | None = None,
+    by_hand: bool = False,
+    dry_run: bool = False,
+    now: Callable[[], float] = time.time,
+) -> Iterator[Removal]:
+    """Remove whole entries, the one that was used longest ago first, from the folder that is written to.
+
+    Parameters
+    ----------
+    home : Home
+    older_than : float, optional
+        Remove what nobody used for so many seconds.
+    max_size : int, optional
+        Remove until everything together has at most so many bytes.
+    by_hand : bool
+        Also what was imported by hand, which no fetch brings back.
+    dry_run : bool
+        Say what would go.
+    now : callable
+        The clock, in seconds since 1970.
+
+    Yields
+    ------
+    Removal
+        Of each entry that it tried to remove.
+    """
+    held = holdings(home.homes[0], examine=False)
+    total = sum(entry.size for entry in held)
+    for entry in sorted(held, key=lambda entry: entry.used):
+        is_old = older_than is not None and now() - entry.used > older_than
+        if not is_old and (max_size is None or total <= max_size):
+            return
+        if entry.by_hand and not by_hand:
+            yield Removal(entry.id, 0, kept=(f"{entry.id}: was imported by hand; left as it is",))
+            continue
+        removal = remove(home, entry.id, dry_run=dry_run, unless_used_after=entry.used)
+        total -= min(removal.freed, entry.size)  # records count nothing in an entry's size
+        yield removal
+
+
+def sweep(home: Home) -> int:
+    """Remove what processes left that were killed while removing or unpacking; returns bytes freed."""
+    freed = 0
+    for path in leftovers(home.homes[0]):
+        size = tree_size(path)
+        shutil.rmtree(path, ignore_errors=True)
+        freed += size - tree_size(path)
+    return freed
+
+
+def _take_away(path: Path) -> tuple[int, str]:
+    """Rename a folder, then delete it; returns bytes freed and why something is still there, if so."""
+    if _is_busy(path):
+        return 0, f"{path} is being written; left as it is"
+    writer = new_writer()
+    aside = path.with_name(f"{REMOVING}{path.name}-{writer}")
+    try:
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return 0, ""
+        except OSError as error:  # on Windows: a file in it is open somewhere
+            return 0, f"{storage_error(error, path).message}; left as it is"
+        if _is_busy(aside) and not path.exists():  # somebody began to write in between
+            aside.rename(path)
+            return 0, f"{path} is being written; left as it is"
+        size = tree_size(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        left = tree_size(aside)
+        fault = f"{aside} could not be removed whole: {left:,} bytes are left" if aside.exists() else ""
+        return size - left, fault
+    finally:
+        release(writer)
+
+
+def _is_busy(folder: Path) -> bool:
+    """Whether a temporary file directly in a folder is being written."""
+    return any(is_being_written(path) for path in folder.glob(".*") if path.is_file())

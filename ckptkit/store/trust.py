@@ -1,0 +1,293 @@
+"""The user's lock file: what each published file was when it was first fetched (trust on first use).
+
+It lies in the user's configuration folder, so that it outlives the cache, or where ``CKPTKIT_TRUST`` says:
+kept in a repository, it ties the fetches of a CI job to what somebody looked at. Sorted JSON::
+
+    {"ckptkit_lock": 1,
+     "entries": {"<id>": {"<file>": {"sha256": …, "size": …, "first_seen": …, "url": …, "used_url": …,
+                                     "server_hashes": {…}, "note": "", "history": [{…, "replaced_at": …}]}}}}
+
+A file that cannot be read as that is refused, never taken for an empty one: to forget a checksum silently is
+to trust whatever comes next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ckptkit.errors import FormatError, IntegrityError, storage_error
+from ckptkit.store.integrity import Promise
+
+ENVIRONMENT = "CKPTKIT_TRUST"
+FILE_NAME = "ckptkit.lock"
+_VERSION = 1
+_MAX_BYTES = 16 << 20
+_TEXTS = ("first_seen", "url", "used_url", "note")
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """The bytes a published file had when it was first fetched, or when a change was accepted.
+
+    Attributes
+    ----------
+    sha256 : str
+        Lower-case hex.
+    size : int
+        Bytes.
+    first_seen : str
+        ISO 8601, UTC.
+    url, used_url : str
+        The published URL, and where the bytes really came from.
+    server_hashes : Mapping of str to str
+        Checksums the server promised then (and the bytes kept), algorithm → hex.
+    note : str
+        How the file came here when not by download.
+    history : tuple of Trusted
+        What was trusted before, oldest first.
+    replaced_at : str
+        In the history: when it was replaced.
+    """
+
+    sha256: str
+    size: int
+    first_seen: str
+    url: str
+    used_url: str = ""
+    server_hashes: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    history: tuple[Trusted, ...] = ()
+    replaced_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `json.dumps` takes."""
+        values: dict[str, Any] = {
+            "sha256": self.sha256,
+            "size": self.size,
+            **{name: getattr(self, name) for name in _TEXTS},
+            "server_hashes": dict(self.server_hashes),
+        }
+        if self.replaced_at:
+            return {**values, "replaced_at": self.replaced_at}
+        return {**values, "history": [earlier.to_json() for earlier in self.history]}
+
+
+class TrustFile:
+    """A lock file on the disk; it need not exist yet.
+
+    Parameters
+    ----------
+    path : Path
+
+    Examples
+    --------
+    >>> TrustFile(Path("nowhere.lock")).get("moat0-224", "moat0.tar.gz") is None
+    True
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def default(cls) -> TrustFile:
+        """``$CKPTKIT_TRUST``, else ``ckptkit.lock`` in the user's configuration folder."""
+        given = os.environ.get(ENVIRONMENT, "").strip()
+        if given:
+            return cls(Path(given).expanduser())
+        import platformdirs
+
+        return cls(Path(platformdirs.user_config_dir("ckptkit", appauthor=False)) / FILE_NAME)
+
+    def get(self, id: str, file: str) -> Trusted | None:
+        """What is trusted of one file of an entry; None where it was never fetched.
+
+        Raises
+        ------
+        FormatError
+            When the lock file is damaged.
+        StorageError
+            When it cannot be read.
+        """
+        return self.files(id).get(file)
+
+    def files(self, id: str) -> dict[str, Trusted]:
+        """Everything trusted of an entry: file name → what it was. Raises as `get` does."""
+        return self._load().get(id, {})
+
+    def promise(self, id: str, file: str) -> Promise | None:
+        """What is trusted of a file as a checksum to compare with; its origin names this lock file."""
+        known = self.get(id, file)
+        return None if known is None else Promise("sha256", known.sha256, self._named(known))
+
+    def remember(self, id: str, file: str, seen: Trusted, *, accept: bool = False) -> Trusted | None:
+        """Trust these bytes from now on; nothing is written where they are trusted already.
+
+        Parameters
+        ----------
+        id, file : str
+            The entry and its file.
+        seen : Trusted
+            What was fetched; its history is not used.
+        accept : bool
+            Whether other bytes than those trusted so far may take their place; these go into the history.
+
+        Returns
+        -------
+        Trusted or None
+            What was trusted until now, where that is replaced.
+
+        Raises
+        ------
+        IntegrityError
+            When other bytes are trusted and ``accept`` is false.
+        FormatError
+            When the lock file is damaged.
+        StorageError
+            When it cannot be read or written; it is then as it was.
+        """
+        if _same(self.get(id, file), seen):
+            return None
+        with self._guard():
+            entries = self._load()  # again: another process may have been quicker
+            known = entries.get(id, {}).get(file)
+            if _same(known, seen):
+                return None
+            if known is not None and not accept:
+                raise IntegrityError(
+                    f"{id}: {file} has sha256 {seen.sha256}, but {self._named(known)} says {known.sha256}",
+                    hint="look into it, then give --accept-new to take it",
+                )
+            past: tuple[Trusted, ...] = ()
+            if known is not None:
+                now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+                past = (*known.history, replace(known, history=(), replaced_at=now))
+            entries.setdefault(id, {})[file] = replace(seen, history=past, replaced_at="")
+            self._write(entries)
+            return known
+
+    def _named(self, known: Trusted) -> str:
+        where = f" at {known.used_url or known.url}" if known.used_url or known.url else ""
+        return f"the lock file {self.path} (seen {known.first_seen}{where})"
+
+    def _load(self) -> dict[str, dict[str, Trusted]]:
+        try:
+            with self.path.open("rb") as stream:
+                text = stream.read(_MAX_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        try:
+            if len(text) > _MAX_BYTES:
+                raise ValueError(f"larger than {_MAX_BYTES:,} bytes")
+            return _entries(json.loads(text, object_pairs_hook=_without_duplicates))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise FormatError(
+                self.path,
+                f"not a sound lock file: {reason}",
+                hint="bring a sound copy back (version control, a backup), or move it away to begin anew; "
+                "every checksum it held is then forgotten",
+            ) from error
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Let one process at a time read, change and write."""
+        from ckptkit.store.locks import hold
+
+        path = self.path.resolve()
+        with hold(path.with_name(f".{path.name}.guard")):
+            yield
+
+    def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
+        from ckptkit.formats.staging import StagedFile, translated
+
+        path = self.path.resolve()  # a link stays a link to the written file
+        value = {
+            "ckptkit_lock": _VERSION,
+            "entries": {
+                id: {file: known.to_json() for file, known in sorted(files.items())}
+                for id, files in sorted(entries.items())
+            },
+        }
+        there = path.exists()
+        if there and not os.access(path, os.W_OK):  # renaming would replace even a file made read-only
+            raise storage_error(PermissionError(errno.EACCES, "read-only"), self.path)
+        with StagedFile(path, force=True) as staged:
+            staged.append((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+            if there:
+                with translated(path):
+                    staged.temporary.chmod(path.stat().st_mode & 0o777)
+            staged.commit()
+
+
+def _same(known: Trusted | None, seen: Trusted) -> bool:
+    return known is not None and known.sha256 == seen.sha256
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what a badly resolved merge leaves: of two equal keys JSON would silently keep the last."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return result
+
+
+def _entries(value: Any) -> dict[str, dict[str, Trusted]]:
+    if not isinstance(value, dict) or "ckptkit_lock" not in value:
+        raise ValueError("no 'ckptkit_lock' version in it")
+    if value["ckptkit_lock"] != _VERSION:
+        raise ValueError(f"version {value['ckptkit_lock']!r}, but this ckptkit reads version {_VERSION}")
+    _refuse_other_keys(value, {"ckptkit_lock", "entries"}, "the file")
+    return {
+        id: {file: _trusted(known, f"{id}, {file}") for file, known in _mapping(files, id).items()}
+        for id, files in _mapping(value.get("entries"), "'entries'").items()
+    }
+
+
+def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
+    extra = "replaced_at" if past else "history"
+    _refuse_other_keys(_mapping(value, where), {"sha256", "size", "server_hashes", extra, *_TEXTS}, where)
+    sha256, size = value.get("sha256"), value.get("size")
+    if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"{where}: sha256 is not 64 lower-case hex digits")
+    if type(size) is not int or size < 0:
+        raise ValueError(f"{where}: size is not a number of bytes")
+    texts = {name: value.get(name, "") for name in _TEXTS}
+    hashes = _mapping(value.get("server_hashes", {}), f"{where}: server_hashes")
+    if not all(isinstance(text, str) for text in (*texts.values(), *hashes.values())):
+        raise ValueError(f"{where}: something that is no text where one belongs")
+    if not texts["first_seen"]:
+        raise ValueError(f"{where}: no first_seen")
+    if past:
+        if not isinstance(value.get("replaced_at"), str) or not value["replaced_at"]:
+            raise ValueError(f"{where}: no replaced_at")
+        return Trusted(sha256, size, **texts, server_hashes=hashes, replaced_at=value["replaced_at"])
+    history = value.get("history", [])
+    if not isinstance(history, list):
+        raise ValueError(f"{where}: history is no list")
+    earlier = tuple(_trusted(one, f"{where}: history", past=True) for one in history)
+    return Trusted(sha256, size, **texts, server_hashes=hashes, history=earlier)
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is no mapping")
+    return value
+
+
+def _refuse_other_keys(value: Mapping[str, Any], known: set[str], where: str) -> None:
+    """An unknown key would be lost by the next writing."""
+    for name in value:
+        if name not in known:
+            raise ValueError(f"{where}: unknown key {name!r}")

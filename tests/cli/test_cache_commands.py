@@ -1,0 +1,235 @@
+"""``cache`` on the command line: what is printed where, and what the process returns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ckptkit.cli.app import main
+from ckptkit.cli.cache_commands import parse_age, parse_size
+from ckptkit.errors import UsageError
+from ckptkit.store.cache import Home
+from tests.support.caches import put_conversion, put_entry
+from tests.support.entries import tar_gz
+from tests.support.moat_files import flip_byte
+from tests.support.running import registry_file
+
+BODY = b"x" * 1000
+ARCHIVE = tar_gz({"m/m.index": b"index", "m/m.data-00000-of-00001": BODY})
+
+
+@dataclass
+class Run:
+    code: int
+    out: str
+    err: str
+
+
+Ckptkit = Callable[..., Run]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Ckptkit:
+    def run(*arguments: str | Path) -> Run:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([*map(str, arguments)])
+        captured = capsys.readouterr()
+        return Run(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def home() -> Home:
+    """Two entries: an archive with a conversion used today, a file used ten days ago."""
+    home = Home.default()
+    put_entry(home, "test-a", ARCHIVE, file="a.tar.gz")
+    put_conversion(home, "test-a", "torch-float32.safetensors", hashlib.sha256(ARCHIVE).hexdigest())
+    put_entry(home, "test-b", BODY, file="b.pth", days_ago=10)
+    return home
+
+
+def test_ls(run: Ckptkit, home: Home) -> None:
+    result = run("cache", "ls")
+    lines = [line.split() for line in result.out.splitlines()]
+    assert result.code == 0 and lines[0][:3] == ["id", "file", "unpacked"]
+    assert lines[2][:3] == ["test-b", "1.0", "kB"] and lines[2][-1] == "intact"
+    ten_days_ago = time.strftime("%Y-%m-%d", time.localtime(time.time() - 10 * 86400))
+    assert ten_days_ago in lines[2]
+    assert lines[1][0] == "test-a" and "1:" in lines[1] and lines[3][:3] == ["total", "of", "2"]
+    (home.artefact_folder("test-b") / "b.pth").write_bytes(b"x")
+    put_conversion(home, "test-a", "torch-float16.safetensors", "0" * 64)
+    said = run("cache", "ls").out
+    assert "file damaged" in said and "torch-float16.safetensors stale" in said
+
+
+def test_ls_json(run: Ckptkit, home: Home) -> None:
+    found = json.loads(run("cache", "ls", "--json").out)
+    assert found["folders"] == [str(home.path)]
+    a, b = found["entries"]
+    assert (b["id"], b["size"], b["intact"]) == ("test-b", 1000, True)
+    assert [item["kind"] for item in a["items"]] == ["artefact", "unpacked", "converted"]
+    assert a["items"][0]["path"] == str(home.artefact_folder("test-a") / "a.tar.gz")
+    assert found["total"]["artefact"] == len(ARCHIVE) + 1000
+    assert found["total"]["all"] == a["size"] + b["size"]
+    only = json.loads(run("cache", "ls", "*-b", "--json").out)
+    assert [entry["id"] for entry in only["entries"]] == ["test-b"]
+
+
+def test_an_empty_cache(run: Ckptkit) -> None:
+    result = run("cache", "ls")
+    assert (result.code, result.out) == (0, "") and "nothing in the cache" in result.err
+    assert json.loads(run("cache", "ls", "--json").out)["entries"] == []
+    assert run("cache", "verify").code == 0
+    assert run("cache", "prune", "--max-size", "0").code == 0
+    assert not (Home.default().path / "locks").exists()
+
+
+def test_rm(run: Ckptkit, home: Home) -> None:
+    dry = run("cache", "rm", "test-*", "--dry-run")
+    assert [line.split()[0] for line in dry.out.splitlines()] == ["test-a", "test-b"]
+    assert "would be freed" in dry.err and home.is_cached("test-a")
+    converted = run("cache", "rm", "test-*", "--converted")
+    assert [line.split()[0] for line in converted.out.splitlines()] == ["test-a"]
+    assert home.is_cached("test-a") and not home.converted_folder("test-a").exists()
+    done = json.loads(run("cache", "rm", "test-a", "--json").out)
+    assert done["freed"] > len(ARCHIVE) and done["entries"][0]["removed"] == [
+        str(home.artefact_folder("test-a")),
+        str(home.unpacked_folder("test-a")),
+    ]
+    assert home.fetched_ids() == ["test-b"]
+
+
+def test_rm_of_what_is_held(run: Ckptkit, home: Home) -> None:
+    with home.lock("test-a"):
+        result = run("cache", "rm", "test-*")
+    assert result.code == 0 and "warning: test-a: another process is at it" in result.err
+    assert home.fetched_ids() == ["test-a"]
+
+
+def test_prune(run: Ckptkit, home: Home) -> None:
+    dry = run("cache", "prune", "--older-than", "9d", "--dry-run")
+    assert dry.out.split()[0] == "test-b" and home.is_cached("test-b")
+    assert run("cache", "prune", "--older-than", "11d").out == ""
+    assert run("cache", "prune", "--older-than", "9d").out.split()[0] == "test-b"
+    assert home.fetched_ids() == ["test-a"]
+    with home.lock("test-a"):
+        held = run("cache", "prune", "--max-size", "1kB")
+    assert held.code == 0 and "left as it is" in held.err and "are left, more than 1.0 kB" in held.err
+    assert run("cache", "prune", "--max-size", "1kB").out.split()[0] == "test-a"
+
+
+def test_prune_leaves_imported_files(run: Ckptkit) -> None:
+    put_entry(Home.default(), "test-a", BODY, note="imported by hand")
+    result = run("cache", "prune", "--max-size", "0")
+    assert result.out == "" and "by hand" in result.err
+    assert run("cache", "prune", "--max-size", "0", "--imported").out.split()[0] == "test-a"
+
+
+def test_verify(run: Ckptkit, home: Home) -> None:
+    result = run("cache", "verify")
+    assert result.code == 0 and result.out.count(" ok ") == 3 and "all hold" in result.err
+    path = home.artefact_folder("test-b") / "b.pth"
+    times = path.stat()
+    flip_byte(path, 500)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    result = run("cache", "verify")
+    assert result.code == 1 and result.out.count(" wrong ") == 1 and "1 do not hold" in result.err
+    assert run("cache", "verify", "test-a").code == 0
+    found = json.loads(run("cache", "verify", "test-b", "--json").out)
+    assert [(item["id"], item["ok"]) for item in found] == [("test-b", False)]
+    assert found[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_verify_against_the_pin(run: Ckptkit, home: Home, tmp_path: Path) -> None:
+    pin = {
+        "sha256": "1" * 64,
+        "hash_provenance": {"observed_at": "2026-01-02T03:04:05Z", "url": "https://a.org/b"},
+    }
+    overlay = registry_file(tmp_path, {"id": "test-b", "sources": [{"url": "https://a.org/b.pth"}], **pin})
+    result = run("cache", "verify", "test-b", "--registry", overlay)
+    assert result.code == 1 and f"the registry says {'1' * 64}" in result.out
+
+
+def test_path(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("cache", "path").out == f"{home.path}\n"
+    assert run("cache", "path", "test-a").out == f"{home.unpacked_folder('test-a') / 'm'}\n"
+    assert json.loads(run("cache", "path", "test-b", "--json").out) == {
+        "id": "test-b",
+        "path": str(home.artefact_folder("test-b") / "b.pth"),
+    }
+    monkeypatch.setenv("CKPTKIT_HOME", f"{tmp_path / 'mine'}{os.pathsep}{home.path}")
+    assert run("cache", "path").out == f"{tmp_path / 'mine'}\n{home.path}\n"
+    assert run("cache", "path", "test-a").out == f"{home.unpacked_folder('test-a') / 'm'}\n"
+
+
+def test_several_folders(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Home(tmp_path / "mine")
+    put_entry(mine, "test-c", BODY)
+    monkeypatch.setenv("CKPTKIT_HOME", f"{mine.path}{os.pathsep}{home.path}")
+    lines = run("cache", "ls").out.splitlines()
+    assert [line.split()[-1] for line in lines[1:4]] == [str(mine.path), str(home.path), str(home.path)]
+    result = run("cache", "rm", "test-*")
+    assert result.out.split()[0] == "test-c" and f"test-a, test-b: left in {home.path}" in result.err
+    assert home.fetched_ids() == ["test-a", "test-b"] and mine.fetched_ids() == []
+    listed = run("list", "--cached", "--columns", "id")
+    assert listed.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["rm", "nobody"], 3, "the cache has nothing of 'nobody'"),
+        (["rm", "../x"], 3, "the cache has nothing of '../x'"),
+        (["ls", "nobody-*"], 3, "see 'ckptkit cache ls'"),
+        (["verify", "nobody"], 3, "nothing of 'nobody'"),
+        (["path", "nobody"], 3, "ckptkit fetch nobody"),
+        (["path", "../x"], 2, "cannot be an entry id"),
+        (["prune"], 2, "give --older-than 30d, --max-size 20GB, or both"),
+        (["prune", "--older-than", "soon"], 2, "'soon' is no age"),
+        (["prune", "--max-size", "-1"], 2, "'-1' is no size"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    run: Ckptkit, home: Home, arguments: list[str], code: int, said: str
+) -> None:
+    result = run("cache", *arguments)
+    assert (result.code, result.out) == (code, "") and said in result.err
+    assert home.fetched_ids() == ["test-a", "test-b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("5m", 300), ("12h", 43200), ("30d", 2592000), ("2W", 1209600), ("0d", 0)],
+)
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("0", 0), ("12", 12), ("12B", 12), ("3k", 3000), ("20GB", 20 * 10**9), ("20 gb", 20 * 10**9),
+     ("1.5GiB", 1610612736), ("2Mi", 2097152), ("1TB", 10**12)],
+)  # fmt: skip
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "d", "30", "-3d", "1e3d", "3y", "30d x", "nan", "9" * 30 + "d"])
+def test_no_ages(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_age(text)
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "1iB", "1XB", "1 2GB", "inf", "9" * 30])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)

@@ -1,0 +1,151 @@
+"""``--output s3://…``: written here, put there whole, and nothing replaced unasked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from ckptkit.cli.remote_output import Output
+from ckptkit.errors import UsageError
+from ckptkit.store import remote
+from ckptkit.store.remote import Store
+from ckptkit.synth import Synthetic, write_bundle
+from tests.support.commands import Runner, runner
+from tests.support.s3_server import BUCKET, s3_server
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "model.ckpt"
+    write_bundle(Synthetic("tiny-moat0"), path)
+    return path
+
+
+@pytest.fixture
+def ckptkit(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return runner(capsys)
+
+
+@pytest.fixture
+def objects(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Stand in for Google's store; temporary folders are made where a test can look."""
+    monkeypatch.setitem(remote.STORES, "gs", Store("memory", "gcsfs"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    yield files
+    files.store.clear()
+    assert not list(tmp_path.glob("ckptkit-upload-*"))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_convert_puts_the_same_bytes_as_into_a_file(
+    ckptkit: Runner, objects: Any, source: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "m.safetensors"
+    assert ckptkit("convert", source, "-o", local).code == 0
+    done = ckptkit("convert", source, "-o", "gs://bucket/x/m.safetensors")
+    assert (done.code, done.out) == (0, "gs://bucket/x/m.safetensors\n"), done.err
+    assert sha256(objects.cat("/bucket/x/m.safetensors")) == sha256(local.read_bytes())
+    again = ckptkit("convert", source, "-o", "gs://bucket/x/m.safetensors", "--no-head")
+    assert again.code == 2 and "gs://bucket/x/m.safetensors exists already; give --force" in again.err
+    assert sha256(objects.cat("/bucket/x/m.safetensors")) == sha256(local.read_bytes())
+    assert ckptkit("convert", source, "-o", "gs://bucket/x/m.safetensors", "--no-head", "--force").code == 0
+    assert sha256(objects.cat("/bucket/x/m.safetensors")) != sha256(local.read_bytes())
+
+
+def test_convert_to_several_files_puts_what_leads_to_them_last(
+    ckptkit: Runner, objects: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[str] = []
+    upload = remote.upload
+
+    def watched(file: Path, url: str, *, force: bool = False) -> None:
+        put.append(url.removeprefix("gs://bucket/"))
+        upload(file, url, force=force)
+
+    monkeypatch.setattr(remote, "upload", watched)
+    options = ["--max-shard-size", "8MB"]
+    assert ckptkit("convert", source, "-o", "gs://bucket/sharded/", *options).code == 0
+    assert put[-1] == "sharded/model.safetensors.index.json"
+    assert len(put) > 2 and put[0] == f"sharded/model-00001-of-0000{len(put) - 1}.safetensors"
+    put.clear()
+    done = ckptkit("convert", source, "--to", "tf", "-o", "gs://bucket/tf/new.ckpt")
+    assert done.out == "gs://bucket/tf/new.ckpt\n"
+    assert put == ["tf/new.ckpt.data-00000-of-00001", "tf/new.ckpt.index"]
+    refused = ckptkit("convert", source, "--to", "tf", "-o", "gs://bucket/tf/new.ckpt")
+    assert refused.code == 2 and "new.ckpt.data-00000-of-00001 exists already" in refused.err
+    assert put == ["tf/new.ckpt.data-00000-of-00001", "tf/new.ckpt.index"]
+
+
+def test_dry_runs_ask_and_write_nothing(ckptkit: Runner, objects: Any, source: Path) -> None:
+    planned = ckptkit("convert", source, "-o", "gs://bucket/m.safetensors", "--dry-run")
+    assert planned.code == 0 and "to gs://bucket/m.safetensors" in planned.err
+    planned = ckptkit("synth", "tiny-moat0", "-o", "gs://bucket/", "--dry-run")
+    assert planned.code == 0 and "to gs://bucket/tiny-moat0.tar.gz" in planned.err
+    assert not objects.store
+
+
+def test_synth(ckptkit: Runner, objects: Any) -> None:
+    done = ckptkit("synth", "moganet-xt", "-o", "gs://bucket/x.pth")
+    assert (done.code, done.out) == (0, "gs://bucket/x.pth\n"), done.err
+    assert objects.cat("/bucket/x.pth").startswith(b"PK\x03\x04")
+    assert ckptkit("synth", "moganet-xt", "-o", "gs://bucket/x.pth").code == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("https://a.org/m.safetensors", "no place to write to; give a path, or a URL of s3://"),
+        ("s3://bucket/..", "'..' cannot be a file name"),
+        ("s3://bucket/.hidden", "cannot be a file name"),
+    ],
+)
+def test_what_cannot_be_written_to(ckptkit: Runner, source: Path, output: str, said: str) -> None:
+    refused = ckptkit("convert", source, "-o", output)
+    assert refused.code == 2 and said in refused.err
+    with pytest.raises(UsageError):
+        Output(output)
+
+
+def test_one_object_for_several_conversions_is_refused(ckptkit: Runner, objects: Any, source: Path) -> None:
+    refused = ckptkit("convert", source, source, "-o", "gs://bucket/m.safetensors")
+    assert refused.code == 2 and "is one file for 2 conversions; give a folder" in refused.err
+
+
+def test_a_missing_package_has_its_own_exit_code(
+    ckptkit: Runner, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_protocol: str) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    refused = ckptkit("convert", source, "-o", "s3://bucket/m.safetensors")
+    assert refused.code == 6 and "pip install 'ckptkit[remote]'" in refused.err
+
+
+def test_paths_stay_paths(tmp_path: Path) -> None:
+    for text in (None, "m.safetensors", str(tmp_path)):
+        with Output(text) as output:
+            assert (output.url, output.path) == (None, text and Path(text))
+    assert Output(str(tmp_path)).takes_many and not Output("m").takes_many
+
+
+def test_s3(ckptkit: Runner, source: Path, tmp_path: Path) -> None:
+    with s3_server() as files:
+        url = f"s3://{BUCKET}/x/m.safetensors"
+        local = tmp_path / "m.safetensors"
+        assert ckptkit("convert", source, "-o", local).code == 0
+        done = ckptkit("convert", source, "-o", url)
+        assert (done.code, done.out) == (0, f"{url}\n"), done.err
+        assert sha256(files.cat(url)) == sha256(local.read_bytes())
+        assert ckptkit("convert", source, "-o", url).code == 2

@@ -1,0 +1,241 @@
+"""GitHub's digests of release assets: asked for, compared with, and never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptkit.errors import IntegrityError
+from ckptkit.store.credentials import Credentials
+from ckptkit.store.github_digest import Asset, GitHub
+from tests.store.conftest import AssertOnly, Store
+from tests.support.entries import entry_of, random_bytes
+from tests.support.http_server import (
+    Answer,
+    Fault,
+    FaultServer,
+    Request,
+    cut,
+    redirect,
+    slowly,
+    stall,
+    status,
+    whole,
+)
+
+BODY = random_bytes(50_000)
+OTHER = random_bytes(50_000, seed=2)
+FILE = "/web/o/r/releases/download/v1.0/model.pth"
+API = "/api/repos/o/r/releases/tags/v1.0"
+PRIVATE = "ghp_aTokenThatNobodyElseMaySee"
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def release(digest: Any, name: str = "model.pth") -> bytes:
+    """Answer of the API, with the fields that matter and a neighbour."""
+    neighbour = {"name": "model.pth.json", "size": 3, "digest": f"sha256:{sha256(b'another')}"}
+    asset = {"name": name, "size": len(BODY), "state": "uploaded", "digest": digest}
+    return json.dumps({"tag_name": "v1.0", "assets": [neighbour, asset]}).encode()
+
+
+@pytest.fixture
+def github(server: FaultServer) -> GitHub:
+    """Return a GitHub on the test's server, whose address alone may see the token."""
+    credentials = Credentials({"GITHUB_TOKEN": PRIVATE, "NETRC": "/dev/null"}, {"127.0.0.1": "GITHUB_TOKEN"})
+    return GitHub(server.url("/web"), server.url("/api"), credentials)
+
+
+@pytest.mark.parametrize(
+    ("url", "asset"),
+    [
+        (
+            "https://github.com/Westlake-AI/openmixup/releases/download/moganet-in1k-weights/moga.pth",
+            Asset("Westlake-AI", "openmixup", "moganet-in1k-weights", "moga.pth"),
+        ),
+        ("https://github.com/o/r/releases/download/v%2B1/a%20b.pth?x=1#y", Asset("o", "r", "v+1", "a b.pth")),
+        ("https://github.com/o/r/releases/download/a/b/m.pth", Asset("o", "r", "a/b", "m.pth")),
+        ("https://github.com/o/r/releases/download/v1/", None),
+        ("https://github.com/o/r/releases/download/v1", None),
+        ("https://github.com/../r/releases/download/v1/m.pth", None),
+        ("https://github.com/o/%2e%2e/releases/download/v1/m.pth", None),
+        ("https://github.com/o/r/raw/main/m.pth", None),
+        ("https://github.com.evil.org/o/r/releases/download/v1/m.pth", None),
+        ("http://github.com/o/r/releases/download/v1/m.pth", None),
+        ("https://a.org/https://github.com/o/r/releases/download/v1/m.pth", None),
+    ],
+)
+def test_which_urls_are_release_assets(url: str, asset: Asset | None) -> None:
+    assert GitHub().asset(url) == asset
+
+
+def test_the_digest_is_compared_and_recorded(
+    server: FaultServer, store: Store, assert_only: AssertOnly, github: GitHub
+) -> None:
+    server.serve(API, release(f"sha256:{sha256(BODY)}"))
+    fetched = store.fetch(entry_of(server.serve(FILE, BODY)), github=github)
+    assert_only(store, BODY)
+    assert fetched.record.server_hashes == {"sha256": sha256(BODY)}
+    assert [promise.origin for promise in fetched.held] == ["GitHub's API"]
+    assert [request.path for request in server.requests] == [FILE, API]
+    asked = server.requests[1].headers
+    assert asked["accept"] == "application/vnd.github+json" and asked["x-github-api-version"] == "2022-11-28"
+    assert store.notes == []
+
+
+def test_other_bytes_than_the_digest_are_refused(server: FaultServer, store: Store, github: GitHub) -> None:
+    server.serve(API, release(f"sha256:{sha256(OTHER)}"))
+    with pytest.raises(
+        IntegrityError, match=f"sha256 is {sha256(BODY)}, but GitHub's API says {sha256(OTHER)}"
+    ):
+        store.fetch(entry_of(server.serve(FILE, BODY)), github=github)
+    assert store.files == [] and store.leftovers() == []
+
+
+def test_a_file_joined_from_parts_gets_its_second_chance(
+    server: FaultServer, store: Store, assert_only: AssertOnly, github: GitHub
+) -> None:
+    server.serve(API, release(f"sha256:{sha256(BODY)}"))
+    server.fail(FILE, cut(20_000), lambda _request, answer: replace(answer, body=OTHER[20_000:]))
+    store.fetch(entry_of(server.serve(FILE, BODY)), github=github)
+    assert_only(store, BODY)
+    assert [request.path for request in server.requests] == [FILE, FILE, API, FILE]  # asked once
+
+
+def deep(_request: Request, _answer: Answer) -> Answer:
+    return Answer(200, (), b'{"assets":' + b"[" * 200_000)
+
+
+UNHELPFUL: dict[str, tuple[list[Fault], str]] = {
+    "rate limit": (
+        [status(403, ("X-RateLimit-Remaining", "0"))],
+        "rate limit is used up (403); with GITHUB_",
+    ),
+    "too many requests": ([status(429)], "rate limit is used up (429)"),
+    "token refused": ([status(401)], "refuses GITHUB_TOKEN (401)"),
+    "forbidden": ([status(403)], "answered 403"),
+    "no release": ([status(404)], "knows no such release (404)"),
+    "ill": ([status(502)], "answered 502"),
+    "no digest": ([whole(release(None))], "has the file, but no digest of it"),
+    "another algorithm": ([whole(release(f"sha512:{sha256(BODY) * 2}"))], "no digest of it"),
+    "half a digest": ([whole(release(f"sha256:{sha256(BODY)[:-1]}"))], "no digest of it"),
+    "digest a number": ([whole(release(7))], "no digest of it"),
+    "another file": ([whole(release(None, "model2.pth"))], "no file of this name"),
+    "no assets": ([whole(b'{"assets": null}')], "no file of this name"),
+    "a list": ([whole(b"[1]")], "no file of this name"),
+    "odd assets": ([whole(b'{"assets": [1, null, {"name": 3}]}')], "no file of this name"),
+    "no JSON": ([whole(b"<html>")], "cannot be read"),
+    "nested": ([deep], "cannot be read"),
+    "cut": ([cut(50)], "cannot be read"),
+    "stall": ([stall(50)], "no answer (ReadTimeoutError)"),
+    "elsewhere": ([redirect("https://evil.org/x")], "redirects to another host"),
+    "another port": ([redirect("http://127.0.0.1:9/x")], "redirects to another host"),
+    "another scheme": ([redirect("file:///etc/passwd")], "redirects to another host"),
+    "in a circle": ([redirect(API)] * 9, "redirects in a circle"),
+    "to nowhere": ([redirect("")] * 9, "redirects in a circle"),
+    "no URL": ([redirect("http://[")], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", UNHELPFUL)
+def test_no_digest_is_a_note_and_no_error(
+    server: FaultServer, store: Store, assert_only: AssertOnly, github: GitHub, case: str
+) -> None:
+    faults, says = UNHELPFUL[case]
+    server.serve(API, release(f"sha256:{sha256(OTHER)}"))
+    server.fail(API, *faults)
+    fetched = store.fetch(entry_of(server.serve(FILE, BODY)), github=github)
+    assert_only(store, BODY)
+    assert fetched.record.server_hashes == {} and len(store.notes) == 1
+    assert store.notes[0].startswith(f"127.0.0.1:{server.port}: ") and says in store.notes[0]
+    assert store.notes[0].endswith("; model.pth is not compared with it") and PRIVATE not in store.notes[0]
+    assert len(server.requests) <= 5
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(
+    server: FaultServer,
+    store: Store,
+    assert_only: AssertOnly,
+    github: GitHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url = server.serve(FILE, BODY)
+    server.fail(API, whole(b" " * (9 << 20)))
+    store.fetch(entry_of(url), github=github)
+    assert "larger than 8,388,608 bytes" in store.notes[0]
+    monkeypatch.setattr("ckptkit.store.github_digest._MAX_SECONDS", 0.5)
+    server.serve(API, b" " * 100_000)
+    server.fail(API, slowly(0.2, 2000))
+    store.fetch(entry_of(url), github=github, force=True)
+    assert "no whole answer within" in store.notes[1]
+    assert_only(store, BODY)
+
+
+def test_nobody_listens(server: FaultServer, store: Store, assert_only: AssertOnly, github: GitHub) -> None:
+    away = replace(github, api="http://127.0.0.1:9")
+    store.fetch(entry_of(server.serve(FILE, BODY)), github=away)
+    assert_only(store, BODY)
+    assert store.notes == ["127.0.0.1:9: no answer (ConnectionError); model.pth is not compared with it"]
+
+
+def test_a_renamed_repository_is_followed_on_the_same_host(
+    server: FaultServer, store: Store, github: GitHub
+) -> None:
+    server.serve("/api/repositories/7/releases/tags/v1.0", release(f"sha256:{sha256(BODY)}"))
+    server.fail(API, redirect("/api/repositories/7/releases/tags/v1.0", 301))
+    record = store.fetch(entry_of(server.serve(FILE, BODY)), github=github).record
+    assert record.server_hashes == {"sha256": sha256(BODY)}
+
+
+def test_the_token_goes_to_the_api_and_no_further(
+    server: FaultServer, store: Store, github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    login = tmp_path / "netrc"
+    login.write_text(
+        "machine localhost login me password hidden\nmachine 127.0.0.1 login me password hidden\n"
+    )
+    login.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(login))  # requests itself would send this one
+    url = server.serve(FILE, BODY)
+    with FaultServer() as elsewhere:
+        server.fail(API, redirect(elsewhere.serve(API, release(f"sha256:{sha256(BODY)}"))))
+        store.fetch(entry_of(url), github=github)
+        assert elsewhere.requests == []
+        assert server.requests[1].headers["authorization"] == f"Bearer {PRIVATE}"
+        other = replace(github, api=f"http://localhost:{elsewhere.port}/api")
+        store.fetch(entry_of(url), github=other, force=True)
+        assert [request.path for request in elsewhere.requests] == [API]
+        assert "authorization" not in elsewhere.requests[0].headers
+    assert PRIVATE not in repr(github)
+    for path in store.home.path.rglob("*.json"):
+        assert PRIVATE not in path.read_text()
+
+
+@pytest.mark.parametrize("why", ["pinned", "mirror", "offline", "another host"])
+def test_nobody_is_asked_without_need(
+    server: FaultServer, store: Store, github: GitHub, tmp_path: Path, why: str
+) -> None:
+    from ckptkit.store.mirrors import parse_mirrors
+
+    server.serve(API, release(f"sha256:{sha256(OTHER)}"))
+    entry, options = entry_of(server.serve(FILE, BODY)), {}
+    if why == "pinned":
+        entry = entry_of(server.url(FILE), sha256=sha256(BODY))
+    elif why == "another host":
+        entry = entry_of(server.serve("/model.pth", BODY))
+    else:  # who gives a mirror does not want GitHub to be asked, and perhaps cannot ask it
+        (tmp_path / "model.pth").write_bytes(BODY)
+        folder = server.url(FILE).rpartition("/")[0]
+        options = {
+            "offline": why == "offline",
+            "mirrors": parse_mirrors([f"{folder}={tmp_path.as_uri()}"], ""),
+        }
+    store.fetch(entry, github=github, **options)
+    assert API not in [request.path for request in server.requests]

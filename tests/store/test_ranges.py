@@ -1,0 +1,212 @@
+"""Several ranges at once: only where they fit together, and never a wrong byte."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from dataclasses import replace
+
+import pytest
+
+from ckptkit.errors import IntegrityError, NetworkError
+from ckptkit.store.transport import StoppedError
+from tests.store.conftest import AssertOnly, Store
+from tests.support.entries import entry_of, random_bytes
+from tests.support.http_server import (
+    Answer,
+    Fault,
+    FaultServer,
+    Request,
+    cut,
+    goog_hash,
+    header,
+    reset,
+    slowly,
+    status,
+)
+
+SEGMENT = 50_000
+BODY = random_bytes(1_030_000)
+OTHER = random_bytes(1_030_000, seed=2)
+PATH = "/x/model.pth"
+
+
+def split(store: Store, connections: int = 4, **changes: object) -> dict[str, object]:
+    """Options of a fetch in ranges of 50,000 bytes."""
+    changes = {"connections": connections, "split_from": 200_000, "segment": SEGMENT, **changes}
+    return {"policy": replace(store.policy, **changes)}
+
+
+def asked(server: FaultServer) -> list[tuple[int | None, int | None]]:
+    return [(request.start, request.stop) for request in server.requests]
+
+
+@pytest.mark.parametrize("connections", [2, 4, 8])
+def test_ranges_make_the_file(
+    server: FaultServer, store: Store, assert_only: AssertOnly, connections: int
+) -> None:
+    fetched = store.fetch(
+        entry_of(server.serve(PATH, BODY, headers=goog_hash(BODY))), **split(store, connections)
+    )
+    assert_only(store, BODY)
+    assert fetched.record.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert fetched.record.server_hashes["md5"] == hashlib.md5(BODY).hexdigest()
+    starts = range(0, len(BODY), SEGMENT)
+    assert sorted(asked(server)) == [(start, min(start + SEGMENT, len(BODY))) for start in starts]
+    assert all(request.headers["if-range"] == '"v1"' for request in server.requests[1:])
+    assert store.notes == []
+
+
+def test_they_really_run_at_once(server: FaultServer, store: Store, assert_only: AssertOnly) -> None:
+    together = threading.Barrier(3)  # nobody gets an answer before three have asked
+
+    def wait(_request: Request, answer: Answer) -> Answer:
+        together.wait(timeout=5)
+        return answer
+
+    url = server.serve(PATH, BODY)
+    server.fail(PATH, lambda _request, answer: answer, wait, wait, wait)
+    store.fetch(entry_of(url), **split(store, 3))
+    assert_only(store, BODY)
+
+
+@pytest.mark.parametrize(("size", "requests"), [(200_000, 2), (49_999, 1), (50_000, 1), (200_001, 5)])
+def test_only_large_files_are_split(server: FaultServer, store: Store, size: int, requests: int) -> None:
+    fetched = store.fetch(entry_of(server.serve(PATH, BODY[:size])), **split(store))
+    assert fetched.artefact.read_bytes() == BODY[:size]
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("served", "asked_for"),
+    [
+        pytest.param({"ranges": False}, [(0, SEGMENT)], id="no ranges: the first answer is the file"),
+        pytest.param({"etag": 'W/"v1"'}, [(0, SEGMENT), (None, None)], id="weak"),
+        pytest.param({"etag": None}, [(0, SEGMENT), (None, None)], id="nothing"),
+        pytest.param(
+            {"etag": None, "headers": (("Last-Modified", "Tue, 14 Nov 2023 22:13:50 GMT"),)},
+            [(0, SEGMENT), (None, None)],
+            id="a date only",
+        ),
+    ],
+)
+def test_without_proof_there_is_one_connection(
+    server: FaultServer, store: Store, assert_only: AssertOnly, served: dict, asked_for: list
+) -> None:
+    store.fetch(entry_of(server.serve(PATH, BODY, **served)), **split(store))
+    assert_only(store, BODY)
+    assert asked(server) == asked_for
+
+
+@pytest.mark.parametrize("fault", [cut(0), cut(20_000), reset(30_000), status(503), status(429)])
+def test_each_range_has_its_own_retries(
+    server: FaultServer, store: Store, assert_only: AssertOnly, fault: Fault
+) -> None:
+    server.fail(PATH, lambda _request, answer: answer, fault, fault, fault, fault)
+    store.fetch(entry_of(server.serve(PATH, BODY, headers=goog_hash(BODY))), **split(store))
+    assert_only(store, BODY)
+    assert not any(request.start is None for request in server.requests)
+    starts = [request.start for request in server.requests]
+    assert starts.count(SEGMENT + 20_000) == (
+        1 if fault(server.requests[0], Answer(200)).cut == 20_000 else 0
+    )
+
+
+def wrong_total(_request: Request, answer: Answer) -> Answer:
+    value = dict(answer.headers)["Content-Range"]
+    return answer.with_header("Content-Range", value.rpartition("/")[0] + "/9999999")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda _request, _answer: Answer(200, (("ETag", '"v1"'),), BODY), "with the whole file"),
+        (header("ETag", '"v2"'), "has changed"),
+        (header("Content-Range", f"bytes 0-49999/{len(BODY)}"), "another part than asked for"),
+        (wrong_total, "another part|has changed"),
+        (lambda _request, answer: answer.without("Content-Range"), "without saying which"),
+        (status(416), "not there"),
+    ],
+    ids=["200", "etag", "start", "total", "no-range", "416"],
+)
+def test_a_part_that_does_not_fit_ends_it(
+    server: FaultServer, store: Store, assert_only: AssertOnly, fault: Fault, said: str
+) -> None:
+    def once_in_the_middle(request: Request, answer: Answer) -> Answer:
+        return fault(request, answer) if request.start == 4 * SEGMENT and request.stop else answer
+
+    server.fail(PATH, *[once_in_the_middle] * 8)
+    store.fetch(entry_of(server.serve(PATH, BODY)), **split(store))
+    assert_only(store, BODY)
+    assert any(re.search(f"({said}).*going on with one connection", note) for note in store.notes)
+    (last,) = [request for request in server.requests if request.stop is None]
+    assert last.start is not None and 0 < last.start <= 4 * SEGMENT  # what is sound stays
+
+
+def test_a_file_that_changes_while_ranges_come_is_never_mixed(
+    server: FaultServer, store: Store, assert_only: AssertOnly
+) -> None:
+    server.serve(PATH, BODY)
+
+    def change(_request: Request, answer: Answer) -> Answer:
+        server.serve(PATH, OTHER, etag='"v2"')
+        return answer
+
+    server.fail(PATH, *[lambda _request, answer: answer] * 5, change)
+    store.fetch(entry_of(server.url(PATH)), **split(store))
+    assert_only(store, OTHER)
+    assert any(stop is None for _, stop in asked(server))
+
+
+def test_another_files_bytes_under_the_same_etag_are_told_by_the_checksum(
+    server: FaultServer, store: Store, assert_only: AssertOnly
+) -> None:
+    def other_bytes(request: Request, answer: Answer) -> Answer:
+        return replace(answer, body=OTHER[request.start : request.stop]) if request.stop else answer
+
+    server.fail(PATH, *[other_bytes] * 5)
+    store.fetch(entry_of(server.serve(PATH, BODY, headers=goog_hash(BODY))), **split(store))
+    assert_only(store, BODY)
+    assert (None, None) in asked(server)  # the second try is over one connection
+    server.fail(PATH, *[lambda _r, a: replace(a, body=OTHER[: len(a.body)])] * 99)
+    with pytest.raises(IntegrityError):
+        store.fetch(entry_of(server.url(PATH)), force=True, **split(store))
+    assert_only(store, BODY)
+
+
+def test_a_stopped_fetch_keeps_its_front_and_goes_on(
+    server: FaultServer, store: Store, assert_only: AssertOnly
+) -> None:
+    url = server.serve(PATH, BODY)
+    server.fail(PATH, *[slowly(0.02, 10_000)] * 30)
+    stop = threading.Event()
+    kept: list[int] = []
+
+    def stopped() -> bool:
+        kept[:] = [path.stat().st_size for path in store.home.artefact_folder("test-entry").glob(".*.part")]
+        if kept and kept[0] >= 3 * SEGMENT:
+            stop.set()
+        return stop.is_set()
+
+    with pytest.raises(StoppedError):
+        store.fetch(entry_of(url), **split(store, stopped=stopped))
+    assert store.files == []
+    (part,) = store.home.artefact_folder("test-entry").glob(".*.part")
+    front = part.read_bytes()
+    assert len(front) >= 3 * SEGMENT and BODY.startswith(front)
+    server.requests.clear()
+    server.script.clear()
+    store.fetch(entry_of(url), **split(store))
+    assert_only(store, BODY)
+    assert min(request.start or 0 for request in server.requests) == len(front)
+
+
+def test_a_server_that_gives_up_half_way(server: FaultServer, store: Store) -> None:
+    server.fail(PATH, *[lambda _request, answer: answer] * 6, *[status(500)] * 99)
+    with pytest.raises(NetworkError, match="500"):
+        store.fetch(entry_of(server.serve(PATH, BODY)), **split(store))
+    assert store.files == []
+    (part,) = store.home.artefact_folder("test-entry").glob(".*.part")
+    assert BODY.startswith(part.read_bytes())
+    assert any("going on with one connection" in note for note in store.notes)

@@ -1,0 +1,162 @@
+"""Several cache folders read as one: which copy counts, where is written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ckptkit.store.archive import MARKER
+from ckptkit.store.cache import Home
+from ckptkit.store.fetch import fetch
+from ckptkit.store.shared import SharedHome
+from ckptkit.workspace import Workspace
+from tests.store.conftest import Store
+from tests.support.entries import entry_of, random_bytes, tar_gz
+from tests.support.http_server import FaultServer
+
+BODY = random_bytes(50_000)
+OTHER = random_bytes(50_000, seed=2)
+ARCHIVE = tar_gz({"m/m.index": b"index", "m/m.data-00000-of-00001": BODY})
+ID = "test-entry"
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, server: FaultServer, store: Store) -> Callable[[str, bytes], Path]:
+    """Return a function that fetches a file into a folder that is only read afterwards."""
+
+    def fill(name: str, body: bytes) -> Path:
+        url = server.serve(f"/{name}", body, etag=f'"{hashlib.md5(body).hexdigest()}"')
+        folder = tmp_path / "theirs"
+        fetch(entry_of(url), Home(folder), policy=store.policy)
+        for path in (folder / "locks", folder / "used"):
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        server.requests.clear()
+        return folder
+
+    return fill
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file under a folder with its time and its bytes."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in folder.rglob("*")
+    }
+
+
+def test_the_environment_makes_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CKPTKIT_HOME", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
+    home = Home.default()
+    assert isinstance(home, SharedHome)
+    assert [single.path for single in home.homes] == [tmp_path / "a", tmp_path / "b"]
+    assert home.converted_path("m", "torch", "float32", "npz").is_relative_to(tmp_path / "a")
+    monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "a"))
+    assert type(Home.default()) is Home and len(Home.default().homes) == 1
+
+
+def test_what_is_there_is_taken_and_nothing_is_written_there(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    before = contents(folder)
+    store.home = SharedHome(mine, [folder])
+    found = store.fetch(entry_of(server.url("/m.pth")))
+    assert found.from_cache and found.path == folder / "artefacts" / ID / "m.pth"
+    assert server.requests == [] and contents(folder) == before
+    assert store.home.is_cached(ID) and store.home.fetched_ids() == [ID]
+    assert not mine.exists()
+
+
+def test_a_touched_file_is_hashed_and_its_record_left(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    os.utime(folder / "artefacts" / ID / "m.pth", (1, 1))
+    before = contents(folder)
+    store.home = SharedHome(mine, [folder])
+    assert store.fetch(entry_of(server.url("/m.pth"))).from_cache
+    assert server.requests == [] and contents(folder) == before
+
+
+def test_an_archive_that_is_not_unpacked_there_is_unpacked_here(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.tar.gz", ARCHIVE)
+    (folder / "unpacked" / ID / MARKER).unlink()
+    before = contents(folder)
+    store.home = SharedHome(mine, [folder])
+    for _ in range(2):
+        found = store.fetch(entry_of(server.url("/m.tar.gz")))
+        assert found.path == mine / "unpacked" / ID / "m"
+        assert found.artefact.is_relative_to(folder)
+    assert server.requests == [] and contents(folder) == before
+
+
+def test_an_unpacked_archive_is_used_where_it_lies(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.tar.gz", ARCHIVE)
+    store.home = SharedHome(mine, [folder])
+    assert store.fetch(entry_of(server.url("/m.tar.gz"))).path == folder / "unpacked" / ID / "m"
+
+
+def test_damage_there_is_fetched_anew_here_and_that_counts(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    (folder / "artefacts" / ID / "m.pth").write_bytes(OTHER)  # the same size
+    store.home = SharedHome(mine, [folder])
+    for from_cache in (False, True):
+        found = store.fetch(entry_of(server.url("/m.pth")))
+        assert (found.path, found.from_cache) == (mine / "artefacts" / ID / "m.pth", from_cache)
+    assert found.path.read_bytes() == BODY and len(server.requests) == 1
+
+
+def test_what_was_asked_for_anew_counts(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    server.serve("/m.pth", OTHER, etag='"v2"')
+    store.home = SharedHome(mine, [folder])
+    entry = entry_of(server.url("/m.pth"))
+    store.fetch(entry, force=True, accept_new=True)
+    again = store.fetch(entry)
+    assert again.from_cache and again.path.read_bytes() == OTHER
+    assert (folder / "artefacts" / ID / "m.pth").read_bytes() == BODY
+
+
+def test_a_damaged_copy_here_gives_way_to_an_untouched_one_there(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    store.home = Home(mine)
+    store.fetch(entry_of(server.url("/m.pth")))
+    (mine / "artefacts" / ID / "m.pth").write_bytes(b"short")
+    store.home = SharedHome(mine, [folder])
+    assert store.fetch(entry_of(server.url("/m.pth"))).path.is_relative_to(folder)
+
+
+def test_a_path_in_any_folder_belongs_to_its_entry(
+    store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
+) -> None:
+    folder = theirs("m.pth", BODY)
+    for kind in ("artefacts",):
+        (folder / kind / ID).rename(folder / kind / "moat0-224")
+    record = folder / "artefacts" / "moat0-224" / "m.pth.json"
+    record.write_text(record.read_text().replace(ID, "moat0-224"))
+    workspace = Workspace(home=SharedHome(mine, [folder]))
+    located = workspace.locate(folder / "artefacts" / "moat0-224" / "m.pth", fetch=False)
+    assert located.entry is not None and located.entry.id == "moat0-224"
+    assert located.sha256 == hashlib.sha256(BODY).hexdigest()
+    assert [found.path for found in workspace.fetched()] == [located.path]
