@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 
 from ckptkit.cli.remote_output import Output
@@ -17,6 +16,8 @@ from ckptkit.store.remote import Store
 from ckptkit.synth import Synthetic, write_bundle
 from tests.support.commands import Runner, runner
 from tests.support.s3_server import BUCKET, s3_server
+
+fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture(scope="module")

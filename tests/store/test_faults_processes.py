@@ -43,7 +43,7 @@ def _child(answer: Connection, url: str, home: Path, prepare: Callable[[Path], N
         fetched = fetch(entry_of(url), Home(home))
         answer.send(("fetched", hashlib.sha256(fetched.path.read_bytes()).hexdigest()))
     except CkptkitError as error:
-        left = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.*.part"))
+        left = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.model.pth.*.part"))
         answer.send((type(error).__name__, str(error), left))
     except PermissionError as error:  # of the preparation
         answer.send(("skipped", str(error)))
@@ -105,7 +105,7 @@ def kill_at_random_moments(server: FaultServer, start: Start, folder: Path, time
         assert process.exitcode in (0, -signal.SIGKILL)
         standing = [path.read_bytes() for path in final_files(home)]
         assert standing in ([], [BODY])
-        parts = [path.read_bytes() for path in home.glob("artefacts/test-entry/.*.part")]
+        parts = [path.read_bytes() for path in home.glob("artefacts/test-entry/.model.pth.*.part")]
         assert len(parts) <= 1 and all(BODY.startswith(part) for part in parts)
         begun += any(parts)
         answer.close()
@@ -113,7 +113,7 @@ def kill_at_random_moments(server: FaultServer, start: Start, folder: Path, time
             home = folder / str(turn + 1)
     server.script.clear()
     server.requests.clear()
-    kept = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.*.part"))
+    kept = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.model.pth.*.part"))
     assert said_by(start(home)) == FETCHED
     assert server.ranges(PATH) == [kept or None]
     assert [path.read_bytes() for path in final_files(home)] == [BODY]

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from ckptkit.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
 from ckptkit.store import remote
@@ -22,12 +20,15 @@ from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes, tar_gz
 from tests.support.s3_server import BUCKET, s3_server
 
+fsspec = pytest.importorskip("fsspec")
+memory = pytest.importorskip("fsspec.implementations.memory")
+
 BODY = random_bytes(300_000)
 OTHER = random_bytes(300_000, seed=2)
 URL = "gs://bucket/x/model.pth"
 
 
-class Faulty(MemoryFileSystem):
+class Faulty(memory.MemoryFileSystem):
     """The memory file system with faults, and with what Google's store says of an object."""
 
     protocol = "faulty"
@@ -50,7 +51,7 @@ class Faulty(MemoryFileSystem):
         return Broken(stream.getvalue(), self.breaks_after.pop(0))
 
 
-class Broken(MemoryFile):
+class Broken(memory.MemoryFile):
     """Breaks after so many bytes of all that is read."""
 
     def __init__(self, data: bytes, after: int) -> None:
