@@ -172,8 +172,9 @@ def _download(
     failures: list[tuple[str, Exception]] = []
     lesser: list[PlannedSource] = []
     wrong: IntegrityError | None = None
+    planned_sources = plan_sources(entry, mirrors)
     with url_opener(policy) as opener:
-        for planned in plan_sources(entry, mirrors):
+        for planned in planned_sources:
             if offline and not is_local(planned.used_url):
                 continue
             if (job.require_checksum or wrong) and not job.is_tied(planned.file):
@@ -196,7 +197,8 @@ def _download(
                     raise
                 wrong = error  # what is known from before decides whether another source has the right bytes
                 failures.append((planned.used_url, error))
-                job.notes(str(error))
+                if planned is not planned_sources[-1]:  # of the last one the error itself tells
+                    job.notes(str(error))
     if wrong:
         raise wrong
     raise _nothing(entry, failures, lesser, offline)

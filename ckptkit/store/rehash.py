@@ -139,7 +139,7 @@ def _of_artefact(home: Home, record: Record, promises: Promises, reading: _Readi
         there = path.exists()
         return Verdict(record.id, path, False, str(error) if there else "is recorded, but not there any more")
     said = "the sha256 of its record" + "".join(
-        f" and of {p.origin}" for p in promises(record.id, record.file)
+        f" and of {p.origin.partition(' (')[0]}" for p in promises(record.id, record.file)
     )
     return Verdict(record.id, path, not faults, "; ".join(faults) or said, size, found)
 
