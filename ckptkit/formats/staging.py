@@ -251,6 +251,22 @@ def _lock(fd: int) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def is_held(path: Path) -> bool | None:
+    """Whether the writer of a temporary file lives; None where there are no locks to tell by."""
+    if fcntl is None:
+        return None
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return None
+
+
 def _sweep_orphans(final: Path, ending: str) -> None:
     """Remove temporary files of ``final`` whose writer is gone."""
     if fcntl is None:

@@ -15,15 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptkit.errors import CkptkitError
-from ckptkit.formats.staging import TEMPORARY
+from ckptkit.formats.staging import TEMPORARY, is_held
 from ckptkit.store.archive import MARKER, is_archive_name
 from ckptkit.store.cache import Home, Record, safe_id
 from ckptkit.store.writers import has_token, is_gone
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
 State = Literal[
@@ -158,17 +153,8 @@ def is_being_written(path: Path) -> bool:
     """Whether somebody writes a temporary file right now."""
     if has_token(path):
         return not is_gone(path)
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(fd)
-    return time.time() - _mtime(path) < _SILENT_SECONDS
+    held = is_held(path)
+    return time.time() - _mtime(path) < _SILENT_SECONDS if held is None else held
 
 
 def tree_size(path: Path) -> int:

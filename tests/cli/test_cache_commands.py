@@ -6,17 +6,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ckptkit.cli.app import main
 from ckptkit.cli.cache_commands import parse_age, parse_size
 from ckptkit.errors import UsageError
 from ckptkit.store.cache import Home
 from tests.support.caches import put_conversion, put_entry
+from tests.support.commands import Runner, runner
 from tests.support.entries import tar_gz
 from tests.support.moat_files import flip_byte
 from tests.support.running import registry_file
@@ -25,26 +23,9 @@ BODY = b"x" * 1000
 ARCHIVE = tar_gz({"m/m.index": b"index", "m/m.data-00000-of-00001": BODY})
 
 
-@dataclass
-class Run:
-    code: int
-    out: str
-    err: str
-
-
-Ckptkit = Callable[..., Run]
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Ckptkit:
-    def run(*arguments: str | Path) -> Run:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([*map(str, arguments)])
-        captured = capsys.readouterr()
-        return Run(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return runner(capsys)
 
 
 @pytest.fixture
@@ -57,7 +38,7 @@ def home() -> Home:
     return home
 
 
-def test_ls(run: Ckptkit, home: Home) -> None:
+def test_ls(run: Runner, home: Home) -> None:
     result = run("cache", "ls")
     lines = [line.split() for line in result.out.splitlines()]
     assert result.code == 0 and lines[0][:3] == ["id", "file", "unpacked"]
@@ -71,7 +52,7 @@ def test_ls(run: Ckptkit, home: Home) -> None:
     assert "file damaged" in said and "torch-float16.safetensors stale" in said
 
 
-def test_ls_json(run: Ckptkit, home: Home) -> None:
+def test_ls_json(run: Runner, home: Home) -> None:
     found = json.loads(run("cache", "ls", "--json").out)
     assert found["folders"] == [str(home.path)]
     a, b = found["entries"]
@@ -84,7 +65,7 @@ def test_ls_json(run: Ckptkit, home: Home) -> None:
     assert [entry["id"] for entry in only["entries"]] == ["test-b"]
 
 
-def test_an_empty_cache(run: Ckptkit) -> None:
+def test_an_empty_cache(run: Runner) -> None:
     result = run("cache", "ls")
     assert (result.code, result.out) == (0, "") and "nothing in the cache" in result.err
     assert json.loads(run("cache", "ls", "--json").out)["entries"] == []
@@ -93,7 +74,7 @@ def test_an_empty_cache(run: Ckptkit) -> None:
     assert not (Home.default().path / "locks").exists()
 
 
-def test_rm(run: Ckptkit, home: Home) -> None:
+def test_rm(run: Runner, home: Home) -> None:
     dry = run("cache", "rm", "test-*", "--dry-run")
     assert [line.split()[0] for line in dry.out.splitlines()] == ["test-a", "test-b"]
     assert "would be freed" in dry.err and home.is_cached("test-a")
@@ -108,14 +89,14 @@ def test_rm(run: Ckptkit, home: Home) -> None:
     assert home.fetched_ids() == ["test-b"]
 
 
-def test_rm_of_what_is_held(run: Ckptkit, home: Home) -> None:
+def test_rm_of_what_is_held(run: Runner, home: Home) -> None:
     with home.lock("test-a"):
         result = run("cache", "rm", "test-*")
     assert result.code == 0 and "warning: test-a: another process is at it" in result.err
     assert home.fetched_ids() == ["test-a"]
 
 
-def test_prune(run: Ckptkit, home: Home) -> None:
+def test_prune(run: Runner, home: Home) -> None:
     dry = run("cache", "prune", "--older-than", "9d", "--dry-run")
     assert dry.out.split()[0] == "test-b" and home.is_cached("test-b")
     assert run("cache", "prune", "--older-than", "11d").out == ""
@@ -127,14 +108,14 @@ def test_prune(run: Ckptkit, home: Home) -> None:
     assert run("cache", "prune", "--max-size", "1kB").out.split()[0] == "test-a"
 
 
-def test_prune_leaves_imported_files(run: Ckptkit) -> None:
+def test_prune_leaves_imported_files(run: Runner) -> None:
     put_entry(Home.default(), "test-a", BODY, note="imported by hand")
     result = run("cache", "prune", "--max-size", "0")
     assert result.out == "" and "by hand" in result.err
     assert run("cache", "prune", "--max-size", "0", "--imported").out.split()[0] == "test-a"
 
 
-def test_verify(run: Ckptkit, home: Home) -> None:
+def test_verify(run: Runner, home: Home) -> None:
     result = run("cache", "verify")
     assert result.code == 0 and result.out.count(" ok ") == 3 and "all hold" in result.err
     path = home.artefact_folder("test-b") / "b.pth"
@@ -149,7 +130,7 @@ def test_verify(run: Ckptkit, home: Home) -> None:
     assert found[0]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_verify_against_the_pin(run: Ckptkit, home: Home, tmp_path: Path) -> None:
+def test_verify_against_the_pin(run: Runner, home: Home, tmp_path: Path) -> None:
     pin = {
         "sha256": "1" * 64,
         "hash_provenance": {"observed_at": "2026-01-02T03:04:05Z", "url": "https://a.org/b"},
@@ -159,7 +140,7 @@ def test_verify_against_the_pin(run: Ckptkit, home: Home, tmp_path: Path) -> Non
     assert result.code == 1 and f"the registry says {'1' * 64}" in result.out
 
 
-def test_path(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path(run: Runner, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("cache", "path").out == f"{home.path}\n"
     assert run("cache", "path", "test-a").out == f"{home.unpacked_folder('test-a') / 'm'}\n"
     assert json.loads(run("cache", "path", "test-b", "--json").out) == {
@@ -171,7 +152,7 @@ def test_path(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: pytest.Monk
     assert run("cache", "path", "test-a").out == f"{home.unpacked_folder('test-a') / 'm'}\n"
 
 
-def test_several_folders(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_folders(run: Runner, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Home(tmp_path / "mine")
     put_entry(mine, "test-c", BODY)
     monkeypatch.setenv("CKPTKIT_HOME", f"{mine.path}{os.pathsep}{home.path}")
@@ -199,7 +180,7 @@ def test_several_folders(run: Ckptkit, home: Home, tmp_path: Path, monkeypatch: 
     ],
 )
 def test_errors_are_one_line_and_a_code(
-    run: Ckptkit, home: Home, arguments: list[str], code: int, said: str
+    run: Runner, home: Home, arguments: list[str], code: int, said: str
 ) -> None:
     result = run("cache", *arguments)
     assert (result.code, result.out) == (code, "") and said in result.err

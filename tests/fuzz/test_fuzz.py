@@ -56,8 +56,7 @@ def test_the_campaign_notices_every_kind_of_fault(tmp_path) -> None:
     tally = run(plan, target="tests.fuzz.planted:examine", hang_seconds=3)
     assert {fault.number: fault.outcome.kind for fault in tally.faults} == dict(enumerate(PLANTED))
     assert tally.count == count, "the campaign went on behind lost workers"
-    # the timer counts ticks, which on a busy machine are up to a fifth ahead of the clock that measures
-    assert tally.slowest[0] > 0.7 * target.MAX_SECONDS
+    assert tally.slowest[0] > 0.9 * target.MAX_SECONDS
     fault = next(one for one in tally.faults if one.outcome.kind == "fault: ValueError")
     assert "not a refusal" in fault.outcome.trace
     home = save(fault, plan.seed, tmp_path)
