@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.workspace import Workspace
 
 
 class FloatType(str, Enum):
@@ -24,6 +31,33 @@ class WhichWeights(str, Enum):
     EMA = "ema"
     RAW = "raw"
 
+
+class WhichFramework(str, Enum):
+    """In which framework a model runs."""
+
+    TORCH = "torch"
+    TF = "tf"
+
+    @property
+    def builder(self) -> Literal["torch", "keras"]:
+        """What `ckptkit.create_model` calls it."""
+        return "torch" if self is WhichFramework.TORCH else "keras"
+
+
+WeightsOption = Annotated[
+    WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema.")
+]
+FrameworkOption = Annotated[WhichFramework, typer.Option(help="In which framework the model runs.")]
+SyntheticOption = Annotated[
+    bool,
+    typer.Option("--synthetic", help="Random weights by recipe: no download, no knowledge."),
+]
+VariantOption = Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")]
+ResolutionOption = Annotated[
+    str | None,
+    typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 SettingOptions = Annotated[
     list[str] | None,
@@ -97,3 +131,42 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
     if found is None:
         raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
     return int(found[1]), int(found[2] or found[1])
+
+
+@contextmanager
+def opened_source(
+    workspace: Workspace,
+    what: str,
+    *,
+    synthetic: bool = False,
+    resolution: str | None = None,
+    weights: WhichWeights = WhichWeights.AUTO,
+    variant: str | None = None,
+    settings: Sequence[str] | None = None,
+) -> Iterator[ModelSource]:
+    """Open what a command names, an id, a file or (synthetic) an id or a variant, to build models from it.
+
+    Synthetic weights lie in a temporary folder, there while the block lasts.
+    """
+    from contextlib import ExitStack
+
+    from ckptkit.analysis.model_source import open_source
+
+    options: dict[str, Any] = {
+        "resolution": parse_resolution(resolution),
+        "weights": weights.value,
+        "variant": variant,
+        "settings": parse_settings(settings),
+    }
+    with ExitStack() as stack:
+        if synthetic:
+            from ckptkit.parity import synthetic_checkpoint
+            from ckptkit.synth import synthetic_stand_in
+
+            entry, stand_in = synthetic_stand_in(what, workspace.registry)
+            located = stack.enter_context(synthetic_checkpoint(stand_in, entry))
+        else:
+            located = workspace.locate(what)
+        yield open_source(
+            located, workspace, **options, synthetic=synthetic, name=what if synthetic else None
+        )

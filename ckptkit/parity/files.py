@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.convert import Options, Plan, plan
@@ -229,19 +230,22 @@ def settings_of(file: ModelFile) -> dict[str, Any]:
 
 
 def resolution_of(file: ModelFile) -> int | tuple[int, int] | None:
-    """Input side, or height and width, that a file says it is for; None where it says nothing.
+    """Input side, or height and width, that a file says it is for; see `said_resolution`."""
+    return said_resolution(file.reader.metadata, file.reader.path)
+
+
+def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int, int] | None:
+    """Input side, or height and width, that the metadata of a file give; None where they say nothing.
 
     Raises
     ------
     FormatError
         When what it says is no such thing.
     """
-    text = file.reader.metadata.get("resolution")
+    text = metadata.get("resolution")
     if text is None:
         return None
     found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text)
     if found is None:
-        raise FormatError(
-            file.reader.path, f"its metadata says resolution is {text[:40]!r}, which is no number"
-        )
+        raise FormatError(path, f"its metadata says resolution is {text[:40]!r}, which is no number")
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.errors import UsageError
+from ckptkit.images.decoding import open_image
+from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, NORMALIZATIONS, Preprocessing
 from ckptkit.tensors import Array
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 DEFAULT_SEED = 20260101
 """Seed of the inputs that the reference outputs of the published code were recorded with."""
@@ -20,13 +18,6 @@ DEFAULT_BATCH = 2
 SIDES = (32, 4096)
 """Smallest and largest input side: the models' stride, and what no classifier exceeds."""
 
-NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-"""Mean and standard deviation of each channel, for RGB in [0, 1]."""
-
-_DEFAULT_INTERPOLATION = "bicubic"
 _LARGEST_SEED = 2**128 - 1
 
 
@@ -67,6 +58,15 @@ class Inputs:
 
         generator = numpy.random.Generator(numpy.random.Philox(key=self.seed or 0))
         return generator.standard_normal((self.batch, self.height, self.width, 3), dtype=numpy.float32)
+
+    def preprocessing(self) -> Preprocessing:
+        """How an image is prepared for this batch."""
+        return Preprocessing(
+            (self.height, self.width),
+            self.normalization or "imagenet",
+            self.resize,
+            self.interpolation or DEFAULT_INTERPOLATION,
+        )
 
     def __str__(self) -> str:
         size = f"{self.height}x{self.width}"
@@ -137,7 +137,7 @@ def image_inputs(
         image=image,
         normalization=normalization,
         resize=resize,
-        interpolation=interpolation or _DEFAULT_INTERPOLATION,
+        interpolation=interpolation or DEFAULT_INTERPOLATION,
     )
 
 
@@ -163,54 +163,5 @@ def parse_resolution(value: int | tuple[int, int], *, what: str = "resolution") 
 
 
 def _image_array(inputs: Inputs) -> Array:
-    import numpy
-
-    picture = _cut(_opened(inputs), inputs)
-    mean, std = (
-        numpy.array(rgb, numpy.float32) for rgb in NORMALIZATIONS[inputs.normalization or "imagenet"]
-    )
-    pixels = numpy.asarray(picture, dtype=numpy.float32) / numpy.float32(255)
-    normalized: Array = ((pixels - mean) / std)[numpy.newaxis]
-    return normalized
-
-
-def _opened(inputs: Inputs) -> Image:
-    """Decode the file to RGB, the right way up."""
-    import warnings
-
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = inputs.image or Path()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                upright: Any = ImageOps.exif_transpose(picture)
-                return upright.convert("RGB")
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such image", hint="check the path") from error
-    except UnidentifiedImageError as error:
-        raise FormatError(path, "not an image that Pillow knows") from error
-    except Image.DecompressionBombError as error:
-        raise FormatError(path, "too many pixels for a test image", hint="give a smaller image") from error
-    except Image.DecompressionBombWarning as error:
-        raise FormatError(path, "too many pixels for a test image", hint="give a smaller image") from error
-    except Exception as error:
-        # Pillow's decoders raise whatever a damaged file makes them raise (OSError, SyntaxError, ValueError,
-        # struct.error, IndexError, zlib.error …); to the user all of them are one thing.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError(path, f"damaged image ({reason})") from error
-
-
-def _cut(picture: Image, inputs: Inputs) -> Image:
-    """Resize the shorter side, then keep the centre."""
-    from PIL import Image
-
-    height, width = inputs.height, inputs.width
-    scale = max(width / picture.width, height / picture.height)
-    if inputs.resize is not None and inputs.resize >= max(height, width):
-        scale = inputs.resize / min(picture.size)
-    resized = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
-    filters = Image.Resampling[(inputs.interpolation or _DEFAULT_INTERPOLATION).upper()]
-    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-    return picture.resize(resized, filters).crop((left, top, left + width, top + height))
+    image: Array = inputs.preprocessing()(open_image(inputs.image or Path()))[None]
+    return image

@@ -1,0 +1,190 @@
+"""What `predict`, `cam`, `eval` and their like work on: a checkpoint, and how it wants its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.families.base import Family, require_recognition
+from ckptkit.families.binding import Weights, wanted_copy
+from ckptkit.families.settings import Size, parse_size
+from ckptkit.formats.detect import open_reader
+from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
+from ckptkit.models import Framework, create_model
+from ckptkit.parity.files import said_resolution
+from ckptkit.workspace import Located, Workspace
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A checkpoint that was opened for use, before any framework is loaded.
+
+    Parameters
+    ----------
+    name : str
+        What to call it: the id, the path, or what was asked for with synthetic weights.
+    located : Located
+        The file. With synthetic weights it is there only while the context that opened it lasts.
+    family : Family
+    variant : str
+    num_classes : int or None
+        Outputs of the file's head; None where it has none.
+    settings : mapping of str to Any
+        Behaviour settings that were told; the entry and the file's metadata say the rest.
+    weights : {"auto", "ema", "raw"}
+    preprocessing : Preprocessing
+        As the published evaluation has it, at the resolution asked for.
+    synthetic : bool
+        Whether the weights are random numbers by recipe.
+    """
+
+    name: str
+    located: Located
+    family: Family
+    variant: str
+    num_classes: int | None
+    settings: Mapping[str, Any]
+    weights: Weights
+    preprocessing: Preprocessing
+    workspace: Workspace = field(repr=False)
+    synthetic: bool = False
+
+    @property
+    def entry(self) -> Entry | None:
+        """The registry's entry, None for a file of the user's own."""
+        return self.located.entry
+
+    def model(self, framework: Framework = "torch", **options: Any) -> Any:
+        """Build the model and load its weights.
+
+        Parameters
+        ----------
+        framework : {"torch", "keras"}
+        **options
+            More arguments of `ckptkit.models.create_model`.
+
+        Returns
+        -------
+        torch.nn.Module or keras.Model
+            In inference mode; takes NCHW (torch) or NHWC (keras) float32.
+        """
+        return create_model(
+            self.entry.id if self.entry else self.variant,
+            framework,
+            checkpoint=self.located.path,
+            workspace=self.workspace,
+            **{
+                "resolution": self.preprocessing.size,
+                "num_classes": self.num_classes,
+                "weights": self.weights,
+                **self.settings,
+                **options,
+            },
+        )
+
+
+def open_source(
+    located: Located,
+    workspace: Workspace,
+    *,
+    resolution: int | Size | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    synthetic: bool = False,
+    name: str | None = None,
+) -> ModelSource:
+    """Recognise a checkpoint and find out how it wants its pictures; no framework is imported.
+
+    Parameters
+    ----------
+    located : Located
+        From `Workspace.locate`, or from `ckptkit.parity.run.synthetic_checkpoint`.
+    workspace : Workspace
+    resolution : int or (int, int), optional
+        Input size; default the entry's test resolution, else what the file's metadata says, else the one
+        the variant was published for.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them.
+    synthetic : bool
+        Whether the weights are synthetic.
+    name : str, optional
+        What to call it.
+
+    Raises
+    ------
+    NotFoundError, FormatError, ConversionError
+        Nothing there; damaged; of no family known here.
+    """
+    entry = located.entry
+    with open_reader(located.path, weights=wanted_copy(weights, entry)) as reader:
+        found = require_recognition(
+            reader.path, reader.specs, variant=variant or (entry.variant if entry else None)
+        )
+        metadata = dict(reader.metadata)
+        path = reader.path
+    return ModelSource(
+        name or located.name,
+        located,
+        found.family,
+        found.variant,
+        found.structure.num_classes,
+        settings or {},
+        weights,
+        preprocessing_of(found.family, found.variant, entry, metadata, resolution, path=path),
+        workspace,
+        synthetic,
+    )
+
+
+def preprocessing_of(
+    family: Family,
+    variant: str,
+    entry: Entry | None,
+    metadata: Mapping[str, str],
+    resolution: int | Size | None = None,
+    *,
+    path: Path | None = None,
+) -> Preprocessing:
+    """How a checkpoint wants its pictures: as its entry, its metadata or its variant says.
+
+    Raises
+    ------
+    FormatError
+        When the metadata (of the file ``path``) says something that is no resolution.
+
+    Notes
+    -----
+    At another resolution than the entry's, the shorter side before the crop keeps its ratio to the input's.
+
+    Examples
+    --------
+    >>> import ckptkit
+    >>> from ckptkit.families.base import get_family
+    >>> entry = ckptkit.registry()["moganet-xt-224"]
+    >>> str(preprocessing_of(get_family("moganet"), "moganet-xt", entry, {}))
+    'shorter side to 248, bicubic, centre 224x224, normalization imagenet'
+    """
+    usual = (entry.test_resolution if entry else None) or said_resolution(metadata, path or Path())
+    usual_size = parse_size(usual or family.default_resolution(variant), "resolution")
+    size = usual_size if resolution is None else parse_size(resolution, "resolution")
+    resize = entry.test_resize if entry else None
+    if resize is not None and size != usual_size:
+        resize = round(resize * min(size) / min(usual_size))
+    return Preprocessing(
+        size,
+        (entry.normalization if entry else None)
+        or metadata.get("normalization")
+        or family.normalization(variant),
+        resize,
+        (entry.interpolation if entry else None) or DEFAULT_INTERPOLATION,
+    )

@@ -1,0 +1,1 @@
+"""What this machine has: versions, packages, cache, network, devices, each with a plain verdict."""

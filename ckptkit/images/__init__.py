@@ -1,0 +1,1 @@
+"""Pictures as the models take them: decoding, the published preprocessing, and the names of the classes."""
