@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ckptkit._version import __version__
+from ckptkit.cli.examples import help_of
 from ckptkit.cli.output import Output
 from ckptkit.cli.state import State
 
@@ -58,13 +59,15 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
     typer.echo(f"error: {line}", err=True)
 
 
+_RICH = sys.stdout.isatty()  # no boxes in a pipe
+
 app = typer.Typer(
     cls=Root,
     name="ckptkit",
     help="Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if sys.stdout.isatty() else None,  # no boxes in a pipe
+    rich_markup_mode="rich" if _RICH else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -130,6 +133,7 @@ def register_commands(wanted: str | None = None) -> None:
     groups = [group.typer_instance for group in app.registered_groups]
     for command in (*app.registered_commands, *(c for g in groups if g for c in g.registered_commands)):
         command.epilog = EPILOG
+        command.help = command.help or help_of(command.callback, rich=_RICH)
 
 
 _ALL_COMMANDS = frozenset(name for names in _MODULES.values() for name in names)

@@ -45,7 +45,7 @@ def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -
 
     Stale is what was unpacked or converted from other bytes than the entry's file has now.
 
-    Examples: ckptkit cache ls · ckptkit cache ls 'moat*' --json
+    Examples: ckptkit cache ls · ckptkit cache ls '*-256' --json
     """
     from ckptkit.store.cache import Home
     from ckptkit.store.inventory import holdings
@@ -84,7 +84,7 @@ def rm_command(
     What another process works on is left, with a note. Of several cache folders only the one that is written
     to is cleared.
 
-    Examples: ckptkit cache rm moat0-224 · ckptkit cache rm 'moat*' --converted --dry-run
+    Examples: ckptkit cache rm 'moganet*' --converted --dry-run · ckptkit cache rm tiny-moat0-256
     """
     from ckptkit.store.cache import Home
     from ckptkit.store.inventory import held_ids
@@ -151,7 +151,7 @@ def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = Fals
     Unpacked folders are compared with their archive. Several threads read at once; nothing is changed.
     Returns 1 when something does not hold.
 
-    Examples: ckptkit cache verify · ckptkit cache verify moat2-384 --json
+    Examples: ckptkit cache verify · ckptkit cache verify moganet-xt-224 --json
     """
     from ckptkit.cli.exit_codes import ExitCode
     from ckptkit.store.cache import Home
@@ -193,7 +193,7 @@ def path_command(
 
     Of several cache folders the one that is written to comes first.
 
-    Examples: ckptkit cache path · ls "$(ckptkit cache path moat0-224)"
+    Examples: ckptkit cache path · ls "$(ckptkit cache path moganet-xt-224)"
     """
     from ckptkit.store.cache import Home
 

@@ -91,9 +91,9 @@ def convert(
 ) -> None:
     """Convert checkpoints between TensorFlow, PyTorch, safetensors and Keras.
 
-    Examples: ckptkit convert moat2-384-noposemb --to safetensors
+    Examples: ckptkit convert tiny-moat0-256 --to safetensors
     · ckptkit convert model.ckpt --to torch -o moat.pth
-    · ckptkit convert moat2-384-noposemb -o s3://bucket/moat2.safetensors
+    · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
     from ckptkit.cli.remote_output import Output
     from ckptkit.convert import Options

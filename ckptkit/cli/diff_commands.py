@@ -84,7 +84,7 @@ def diff(
     Tensors of two files of one family are paired by what they are, in one axis order; all others by name.
     Lists begin with the largest relative difference. Returns 0 when nothing differs, 1 when something does.
 
-    Examples: ckptkit diff moat0.ckpt moat0.safetensors
+    Examples: ckptkit diff model.ckpt moat.safetensors
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'
     """
     from ckptkit.cli.exit_codes import ExitCode

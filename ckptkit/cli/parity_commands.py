@@ -77,7 +77,7 @@ def parity(
     'ckptkit[torch,tf]'.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic
-    · ckptkit parity moganet-xt-224 --converted moganet.ckpt --junit parity.xml
+    · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError

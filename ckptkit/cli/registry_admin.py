@@ -23,7 +23,10 @@ def validate_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Check registry files: every fault with its line. Exit 1 when there are any."""
+    """Check registry files: every fault with its line. Exit 1 when there are any.
+
+    Examples: ckptkit registry validate · ckptkit registry validate mine.yaml --json
+    """
     from ckptkit.registry import registry_files
 
     state = state_of(context)
@@ -66,7 +69,10 @@ def _check_chain(files: list[Path]) -> dict[str, Any]:
 
 @registry_app.command("schema")
 def schema_command(context: typer.Context) -> None:
-    """Print the JSON Schema of a registry file, for editors."""
+    """Print the JSON Schema of a registry file, for editors.
+
+    Examples: ckptkit registry schema · ckptkit registry schema > registry.schema.json
+    """
     from ckptkit.registry import json_schema
 
     state_of(context).output.json(json_schema())
@@ -100,7 +106,7 @@ def pin_command(
     that of the file you fetched, not the publisher's word: the entry says when and from where it was
     observed, and which of the server's checksums held.
 
-    Examples: ckptkit registry pin moat0-224 --file mine.yaml · ckptkit registry pin --all --dry-run
+    Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
     from ckptkit.cli.observed import observed_pins
     from ckptkit.registry import pin_many, preview_pins

@@ -75,6 +75,9 @@ def list_command(
     """List the published checkpoints, in the order of the published tables.
 
     A resolution such as 160/224 means: trained at 160, tested at 224.
+
+    Examples: ckptkit list --family moat --max-params 30M --min-top1 83
+    · ckptkit list 'tiny-*' --sort -top1 --columns id,params,top-1
     """
     from ckptkit.cli import listing
 
@@ -144,7 +147,10 @@ def show_command(
     ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids, or globs on them.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
 ) -> None:
-    """Show everything known of an entry, and what to run next."""
+    """Show everything known of an entry, and what to run next.
+
+    Examples: ckptkit show moat2-384-noposemb · ckptkit show 'moganet-xt-*' --json
+    """
     from ckptkit.cli import showing
     from ckptkit.store.cache import Home
 

@@ -83,8 +83,8 @@ def fetch_command(
     Interrupted downloads continue where they stopped. What is cached already is not downloaded again. A lock
     file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused.
 
-    Examples: ckptkit fetch moat0-224 · ckptkit fetch 'moat*-384' --require-checksum
-    · ckptkit fetch moat0-224 --force --accept-new · ckptkit fetch --all -j 4 --limit-rate 10MB
+    Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*' -j 2 --limit-rate 50MB
+    · ckptkit fetch tiny-moat0-256 --require-checksum · ckptkit fetch moganet-xt-224 --force --accept-new
     """
     import threading
 
@@ -157,7 +157,11 @@ def import_command(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Take a file downloaded by hand into the cache: it is copied, hashed and checked like a download."""
+    """Take a file downloaded by hand into the cache: it is copied, hashed and checked like a download.
+
+    Examples: ckptkit import moganet-xt-256 downloaded.pth --dry-run
+    · ckptkit import moganet-xt-256 downloaded.pth
+    """
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import import_file
     from ckptkit.store.sources import source_of_file

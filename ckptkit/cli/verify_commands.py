@@ -59,7 +59,7 @@ def verify(
 
     Returns 1 when a check does not hold, 5 when a file is damaged. Nothing is downloaded or repaired.
 
-    Examples: ckptkit verify moat2-384-noposemb --deep · ckptkit verify model.ckpt.index --variant moat0
+    Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError
@@ -168,7 +168,7 @@ def inspect(
 
     Reads any supported file, of any model.
 
-    Examples: ckptkit inspect model.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
+    Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
     """
     from ckptkit.inspection import inspect_file
 

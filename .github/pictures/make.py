@@ -1,0 +1,136 @@
+"""Make the README's pictures again, from what the commands really print and draw.
+
+Run it in an environment with ckptkit's extra ``all``: ``python .github/pictures/make.py [NAME…]``. Nothing is
+downloaded: ``parity`` and ``cam`` use synthetic weights, and the pictures say so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
+
+HERE = Path(__file__).resolve().parent
+
+TERMINALS = {
+    "list.svg": ("ckptkit list --family moat --min-top1 82", 112),
+    "parity.svg": ("ckptkit parity tiny-moat0-256 --synthetic --quiet", 104),
+}
+"""Picture → the command it shows and the width of its terminal."""
+
+SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: "Fira Code", "DejaVu Sans Mono", Menlo, Consolas, monospace;
+  font-size: {char_height}px; line-height: {line_height}px; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+  <rect x="0" y="0" width="{terminal_width}" height="{terminal_height}" />
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+"""rich's own frame without its web fonts: a picture in a README loads nothing."""
+
+
+def printed_on_a_terminal(command: str, width: int) -> str:
+    """Run a command on a terminal of this width; returns what it printed there, colours and all."""
+    ours, theirs = pty.openpty()
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            **os.environ,
+            "CKPTKIT_HOME": home,
+            "COLUMNS": str(width),
+            "LINES": "60",
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+        }
+        program = [sys.executable, "-m", "ckptkit.cli.app", *shlex.split(command)[1:]]
+        child = subprocess.Popen(program, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
+        os.close(theirs)
+        read = _everything(ours)
+        if child.wait() != 0:
+            raise SystemExit(f"{command} returned {child.returncode}")
+    return read.decode().replace("\r\n", "\n").strip("\n")
+
+
+def _everything(descriptor: int) -> bytes:
+    pieces = []
+    while True:
+        try:
+            piece = os.read(descriptor, 1 << 16)
+        except OSError:  # how Linux says that the other end is closed
+            piece = b""
+        if not piece:
+            os.close(descriptor)
+            return b"".join(pieces)
+        pieces.append(piece)
+
+
+def terminal_picture(command: str, width: int) -> str:
+    """Draw a terminal in which a command was run, as SVG."""
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text(f"$ {command}", style="bold"))
+    console.print(Text.from_ansi(printed_on_a_terminal(command, width)), soft_wrap=True)
+    return console.export_svg(title="", theme=MONOKAI, code_format=SVG, unique_id="ckptkit")
+
+
+def accuracy_picture(target: Path) -> None:
+    """Draw the accuracy of everything published against its parameters."""
+    _run(f"ckptkit plot -o {target} --force")
+
+
+def heat_map(target: Path) -> None:
+    """Draw a heat map of synthetic weights on a drawn picture."""
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.support.showground import picture
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder) / "discs.png"
+        picture(3, 480, 360).save(drawn)
+        _run(
+            f"ckptkit cam moganet-xt-224 {drawn} --synthetic --layout side-by-side -o {target} --force"
+        )
+
+
+def _run(command: str) -> None:
+    subprocess.run([sys.executable, "-m", "ckptkit.cli.app", *shlex.split(command)[1:]], check=True)
+
+
+DRAWINGS: dict[str, Callable[[Path], None]] = {"accuracy.svg": accuracy_picture, "heat-map.png": heat_map}
+
+
+def main(names: list[str]) -> None:
+    """Make the pictures of these names, or all."""
+    for name, (command, width) in TERMINALS.items():
+        if not names or name in names:
+            (HERE / name).write_text(terminal_picture(command, width), encoding="utf-8")
+            print(HERE / name)
+    for name, draw in DRAWINGS.items():
+        if not names or name in names:
+            draw(HERE / name)
+            print(HERE / name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

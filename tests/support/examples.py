@@ -1,0 +1,67 @@
+"""The examples a user reads: those of the README, and those that each command's help prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import click
+
+from ckptkit.cli.app import app, register_commands
+from tests.conftest import REPOSITORY
+
+_BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`(ckptkit [^`]+)`(?!`)")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One command line and where it is printed."""
+
+    where: str
+    line: str
+
+
+def readme_examples() -> list[Example]:
+    """Every ``$ ckptkit …`` of the README's console blocks, and every command in its running text."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    blocks = [
+        line.removeprefix("$ ").partition(" # ")[0].strip()
+        for block in _BLOCK.findall(text)
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    inline = [" ".join(found.split()) for found in _INLINE.findall(_BLOCK.sub("", text))]
+    return [Example("README", line) for line in dict.fromkeys([*blocks, *inline])]
+
+
+def commands() -> list[str]:
+    """Every command, groups' ones with both words, as click knows them."""
+    import typer
+
+    register_commands()
+    root = typer.main.get_command(app)
+    return sorted(" ".join(words) for words in _leaves(root, ()))
+
+
+def _leaves(command: click.Command, words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    below = getattr(command, "commands", None)
+    if below is None:
+        return [words]
+    return [leaf for name, child in below.items() for leaf in _leaves(child, (*words, name))]
+
+
+def printed_examples(command: str) -> list[Example]:
+    """What stands under ``Examples:`` in the help of a command, as it is really printed in a pipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptkit.cli.app", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    section = done.stdout.partition("  Examples:\n")[2].partition("\n\n")[0]
+    return [Example(f"{command} --help", line.strip()) for line in section.splitlines()]

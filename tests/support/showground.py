@@ -1,0 +1,142 @@
+"""A folder with the files that examples speak of, a cache, and the published hosts on loopback.
+
+The weights are synthetic; pictures are drawn. Each example gets a copy of its own, made of hard links.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import ckptkit
+from ckptkit.registry import Entry, load_registry
+from ckptkit.synth import Synthetic, synthetic_for, write_checkpoint
+from tests.conftest import REPOSITORY
+from tests.support.http_server import FaultServer, Served, goog_hash
+
+FETCHED = ("tiny-moat0-256", "moganet-xt-224")
+"""What lies in the cache when an example begins."""
+
+WNIDS = ("n01440764", "n02099601", "n04285008")
+
+
+class PublishedFiles(dict[str, Served]):
+    """By URL path; an entry's synthetic file is made when it is asked for the first time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.entries = {
+            urlsplit(source.url).path: entry
+            for entry in load_registry().values()
+            for source in entry.sources
+            if not source.manual
+        }
+
+    def get(self, path: str, default: object = None) -> Served | None:  # type: ignore[override]
+        if path not in self and path in self.entries:
+            self[path] = self._synthetic(path, self.entries[path])
+        return super().get(path)
+
+    def _synthetic(self, path: str, entry: Entry) -> Served:
+        folder = self.folder / entry.id
+        folder.mkdir(parents=True, exist_ok=True)
+        body = write_checkpoint(synthetic_for(entry), folder / Path(path).name, force=True).read_bytes()
+        return Served(body, headers=goog_hash(body))
+
+
+@contextmanager
+def published_hosts(folder: Path, more: Mapping[str, bytes] | None = None) -> Iterator[str]:
+    """Serve every published file on loopback, and ``more`` by URL; yields CKPTKIT_MIRROR's value."""
+    files = PublishedFiles(folder)
+    hosts = sorted({urlsplit(s.url)[:2] for e in load_registry().values() for s in e.sources})
+    for url, body in (more or {}).items():
+        files[urlsplit(url).path] = Served(body)
+    with FaultServer(files=files) as server:
+        yield " ".join(f"{scheme}://{host}={server.base}" for scheme, host in hosts)
+
+
+@dataclass(frozen=True)
+class Showground:
+    """The files as they lie before an example."""
+
+    folder: Path
+    home: Path
+    trust: Path
+
+    def copy(self, into: Path) -> Showground:
+        """Make the same again elsewhere, without copying bytes."""
+        for part in (self.folder, self.home):
+            shutil.copytree(part, into / part.name, copy_function=os.link)
+        shutil.copyfile(self.trust, into / self.trust.name)
+        return Showground(into / self.folder.name, into / self.home.name, into / self.trust.name)
+
+
+def draw_pictures(folder: Path) -> None:
+    """Draw the pictures: discs on slopes of colour, no two alike."""
+    places = [folder / "cat.jpg", folder / "dog.png"]
+    places += [folder / "images" / f"{n}.jpg" for n in range(3)]
+    places += [folder / "imagenet" / "val" / wnid / f"{n}.JPEG" for wnid in WNIDS for n in range(2)]
+    for number, place in enumerate(places):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(place, "PNG" if place.suffix == ".png" else "JPEG", quality=92)
+
+
+def picture(number: int, width: int = 320, height: int = 240):
+    """One picture, drawn by numbers."""
+    from PIL import Image
+
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    turn = number * 0.7
+    slope = [127 + 90 * np.sin(x / 60 + turn), 127 + 90 * np.cos(y / 45 - turn), 90 + 60 * np.sin((x + y) / 80)]
+    pixels = np.stack(slope, axis=-1)
+    disc = (x - width * (0.3 + 0.08 * (number % 5))) ** 2 + (y - height * 0.55) ** 2 < (height * 0.27) ** 2
+    pixels[disc] = (225, 165 - 20 * (number % 4), 60 + 25 * (number % 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8), "RGB")
+
+
+def prepare(folder: Path) -> Showground:
+    """Make everything; CKPTKIT_HOME, CKPTKIT_TRUST and CKPTKIT_MIRROR must point to where it shall lie."""
+    ground = Showground(folder / "work", folder / "home", folder / "ckptkit.lock")
+    ground.folder.mkdir(parents=True)
+    draw_pictures(ground.folder)
+    for id in FETCHED:
+        ckptkit.fetch(id)
+    _write_checkpoints(ground.folder)
+    _write_ruled_model(ground.folder)
+    return ground
+
+
+def _write_checkpoints(folder: Path) -> None:
+    model = write_checkpoint(Synthetic("tiny-moat0"), folder / "model.ckpt")
+    ckptkit.convert(model, to="safetensors", output=folder / "moat.safetensors")
+    for name in ("a.pth", "b.pth", "published.pth"):
+        ckptkit.convert(model, to="torch", output=folder / name)
+    ckptkit.convert(folder / "published.pth", to="tf", output=folder / "converted.ckpt")
+    ckptkit.convert("moganet-xt-224", to="tf", output=folder / "moganet.ckpt")
+    write_checkpoint(synthetic_for(load_registry()["moganet-xt-256"]), folder / "downloaded.pth")
+    write_checkpoint(Synthetic("moganet-xt", layout="openmixup"), folder / "my.pth")
+    (folder / "mine.yaml").write_text("entries:\n  - id: tiny-moat0-256\n    note: ours\n", encoding="utf-8")
+
+
+def _write_ruled_model(folder: Path) -> None:
+    """Write the README's file of rules, and a model that it fits."""
+    from tests.support.tf_files import write_checkpoint as write_bundle
+
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (rules,) = re.findall(r"```yaml\n(rules:.*?)```", readme, re.DOTALL)
+    (folder / "my_rules.yaml").write_text(rules, encoding="utf-8")
+    random = np.random.default_rng(7)
+    tensors = {f"net/block_{i}/conv/kernel": random.normal(size=(3, 3, 4, 4)) for i in range(2)}
+    tensors["net/head/kernel"] = random.normal(size=(4, 10))
+    arrays = {name: array.astype(np.float32) for name, array in tensors.items()}
+    arrays["global_step"] = np.array(7, np.int64)
+    write_bundle(folder / "net.ckpt", arrays)

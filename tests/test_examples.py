@@ -1,0 +1,110 @@
+"""Every example that a user reads, in the README and in the commands' help, does what it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptkit.registry import load_registry
+from tests.support.commands import runner
+from tests.support.examples import Example, commands, printed_examples, readme_examples
+from tests.support.s3_server import s3_server
+from tests.support.showground import prepare, published_hosts
+
+READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
+LARGE = 10_000_000
+"""Parameters from which on an entry's example is a slow test."""
+
+RUN_ELSEWHERE = {
+    "ckptkit demo": "tests/cli/test_demo_commands.py",
+    "ckptkit profile --all --check": ".ci/run",
+}
+"""Slow here, because something that always runs has run it already."""
+
+_SHELL = re.compile(r"[$|>;&]")
+
+
+def _is_slow(example: Example) -> bool:
+    if example.line in RUN_ELSEWHERE:
+        return True
+    words = shlex.split(example.line)
+    if words[1] in READS_NO_WEIGHTS and words[1:3] != ["cache", "path"]:
+        return False
+    named = [e for e in load_registry().values() for word in words[2:] if e.id == word]
+    return any((entry.params or 0) > LARGE for entry in named)
+
+
+def _cases() -> list[object]:
+    examples = [*readme_examples(), *(e for command in commands() for e in printed_examples(command))]
+    once = {example.line: example for example in reversed(examples)}
+    return [
+        pytest.param(example, id=example.line, marks=pytest.mark.slow if _is_slow(example) else ())
+        for example in reversed(once.values())
+    ]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_help_has_two_examples(command):
+    lines = [example.line for example in printed_examples(command)]
+    assert len(lines) >= 2, lines
+    assert all(f"ckptkit {command}" in line for line in lines)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Everything examples need, made once."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    folder = tmp_path_factory.mktemp("showground")
+    with pytest.MonkeyPatch.context() as patch, published_hosts(folder / "published") as mirrors:
+        patch.setenv("CKPTKIT_HOME", str(folder / "home"))
+        patch.setenv("CKPTKIT_TRUST", str(folder / "ckptkit.lock"))
+        patch.setenv("CKPTKIT_MIRROR", mirrors)
+        yield prepare(folder), mirrors
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """s3://bucket, for the examples that write there."""
+    with s3_server() as files:
+        yield files
+
+
+@pytest.mark.parametrize("example", _cases())
+def test_example(example, ground, request, tmp_path, monkeypatch, capsys):
+    prepared, mirrors = ground
+    if "s3://" in example.line:
+        request.getfixturevalue("bucket")
+    mine = prepared.copy(tmp_path)
+    monkeypatch.chdir(mine.folder)
+    monkeypatch.setenv("CKPTKIT_HOME", str(mine.home))
+    monkeypatch.setenv("CKPTKIT_TRUST", str(mine.trust))
+    monkeypatch.setenv("CKPTKIT_MIRROR", mirrors)
+    if _SHELL.search(example.line):
+        _run_in_a_shell(example.line)
+        return
+    words = shlex.split(example.line)
+    assert words[0] == "ckptkit"
+    done = runner(capsys)(*words[1:])
+    assert done.code == 0, done.out[-2000:] + done.err[-2000:]
+    assert "Traceback" not in done.err
+
+
+def _run_in_a_shell(line: str) -> None:
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "PATH": search},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
