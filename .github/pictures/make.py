@@ -89,7 +89,9 @@ def _everything(descriptor: int) -> bytes:
 
 def terminal_picture(command: str, width: int) -> str:
     """Draw a terminal in which a command was run, as SVG."""
-    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(Text(f"$ {command}", style="bold"))
     console.print(Text.from_ansi(printed_on_a_terminal(command, width)), soft_wrap=True)
     return console.export_svg(title="", theme=MONOKAI, code_format=SVG, unique_id="ckptkit")
@@ -108,9 +110,7 @@ def heat_map(target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "discs.png"
         picture(3, 480, 360).save(drawn)
-        _run(
-            f"ckptkit cam moganet-xt-224 {drawn} --synthetic --layout side-by-side -o {target} --force"
-        )
+        _run(f"ckptkit cam moganet-xt-224 {drawn} --synthetic --layout side-by-side -o {target} --force")
 
 
 def _run(command: str) -> None:

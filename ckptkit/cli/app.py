@@ -108,17 +108,30 @@ def root(
 
 
 _MODULES = {
-    "registry_commands": ("list", "show", "registry"),
-    "store_commands": ("fetch", "import"),
-    "verify_commands": ("verify", "inspect"),
-    "diff_commands": ("diff",),
-    "convert_commands": ("convert", "synth"),
-    "parity_commands": ("parity",),
-    "profile_commands": ("profile",),
-    "cache_commands": ("cache",),
-    "demo_commands": ("demo",),
+    "registry_commands": {
+        "list": "List the published checkpoints.",
+        "show": "Show everything known of an entry.",
+        "registry": "Check, describe and pin registry files.",
+    },
+    "store_commands": {
+        "fetch": "Download, verify and unpack published files.",
+        "import": "Take a file downloaded by hand into the cache.",
+    },
+    "verify_commands": {
+        "verify": "Check a checkpoint: checksum, container, shapes, values.",
+        "inspect": "Show the tensors in any checkpoint file.",
+    },
+    "diff_commands": {"diff": "Say what differs between two checkpoints."},
+    "convert_commands": {
+        "convert": "Convert between TensorFlow, PyTorch, safetensors …",
+        "synth": "Write a synthetic checkpoint in the published format.",
+    },
+    "parity_commands": {"parity": "Run both frameworks and compare stage by stage."},
+    "profile_commands": {"profile": "Count parameters and multiply-adds."},
+    "cache_commands": {"cache": "See, check and clear the cache folder."},
+    "demo_commands": {"demo": "Do the main job on a built-in synthetic example."},
 }
-"""Where each command lives, in the order of the help."""
+"""Where each command lives and what the root's help says of it, in that help's order."""
 
 
 def register_commands(wanted: str | None = None) -> None:
@@ -126,6 +139,7 @@ def register_commands(wanted: str | None = None) -> None:
 
     Reading the options of a dozen commands that will not run would take a fifth of a short command's time.
     """
+    app.registered_commands[:] = [c for c in app.registered_commands if c.callback is not _no_command]
     for module, names in _MODULES.items():
         if wanted not in names and wanted in _ALL_COMMANDS:
             continue
@@ -136,7 +150,21 @@ def register_commands(wanted: str | None = None) -> None:
         command.help = command.help or help_of(command.callback, rich=_RICH)
 
 
+def list_commands() -> None:
+    """Add every command by name and summary alone: all that the root's own help and messages need."""
+    for names in _MODULES.values():
+        for name, summary in names.items():
+            app.command(name, help=summary)(_no_command)
+
+
+def _no_command() -> None:
+    """Stand where a command stands whose module is not loaded."""
+
+
 _ALL_COMMANDS = frozenset(name for names in _MODULES.values() for name in names)
+
+_COMPLETION = "_CKPTKIT_COMPLETE"
+"""Set by a shell that wants to know how a line may go on."""
 
 _WITHOUT_ALGEBRA = frozenset({"convert", "verify", "inspect", "diff"})
 """Commands that move and compare bytes: the threads that numpy's OpenBLAS starts when imported would spin for
@@ -173,7 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = next((word for word in hoisted if word in _ALL_COMMANDS), None)
     if command in _WITHOUT_ALGEBRA:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    register_commands(command)
+    if command is None and _COMPLETION not in os.environ:
+        list_commands()
+    else:
+        register_commands(command)
     try:
         app(hoisted)
     finally:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from ckptkit import errors
 from ckptkit._version import __version__
 from ckptkit.cli.app import _MODULES, hoist_global_options
 from ckptkit.cli.exit_codes import ExitCode, exit_code
+from tests.support.commands import runner
 
 COMMANDS = [name for names in _MODULES.values() for name in names]
 
@@ -114,3 +117,25 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     )
     assert done.stdout == "{\n"
     assert "Traceback" not in done.stderr
+
+
+def test_no_summary_of_the_roots_help_is_cut_off():
+    listed = run("--help").stdout.split("Commands:")[1]
+    for names in _MODULES.values():
+        for name, summary in names.items():
+            assert any(line.split() == [name, *summary.split()] for line in listed.splitlines()), name
+
+
+def test_each_module_registers_the_commands_that_the_table_gives_it():
+    for module, names in _MODULES.items():
+        fresh = typer.Typer()
+        importlib.import_module(f"ckptkit.cli.{module}").register(fresh)
+        found = {c.name or c.callback.__name__ for c in fresh.registered_commands} | {g.name for g in fresh.registered_groups}
+        assert found == names.keys(), module
+
+
+def test_after_the_roots_help_the_same_process_still_has_the_commands(capsys):
+    ran = runner(capsys)
+    assert ran("--help").code == 0
+    assert "moat0-224" in ran("list", "moat0-224").out
+    assert ran("cache", "path").code == 0

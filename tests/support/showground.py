@@ -96,7 +96,11 @@ def picture(number: int, width: int = 320, height: int = 240):
 
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     turn = number * 0.7
-    slope = [127 + 90 * np.sin(x / 60 + turn), 127 + 90 * np.cos(y / 45 - turn), 90 + 60 * np.sin((x + y) / 80)]
+    slope = [
+        127 + 90 * np.sin(x / 60 + turn),
+        127 + 90 * np.cos(y / 45 - turn),
+        90 + 60 * np.sin((x + y) / 80),
+    ]
     pixels = np.stack(slope, axis=-1)
     disc = (x - width * (0.3 + 0.08 * (number % 5))) ** 2 + (y - height * 0.55) ** 2 < (height * 0.27) ** 2
     pixels[disc] = (225, 165 - 20 * (number % 4), 60 + 25 * (number % 3))
