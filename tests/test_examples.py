@@ -76,16 +76,22 @@ def bucket():
         yield files
 
 
-@pytest.mark.parametrize("example", _cases())
-def test_example(example, ground, request, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def _own_copy(ground, tmp_path, monkeypatch):
+    """The test's own copy of it all: working folder, cache, lock file."""
     prepared, mirrors = ground
-    if "s3://" in example.line:
-        request.getfixturevalue("bucket")
     mine = prepared.copy(tmp_path)
     monkeypatch.chdir(mine.folder)
     monkeypatch.setenv("CKPTKIT_HOME", str(mine.home))
     monkeypatch.setenv("CKPTKIT_TRUST", str(mine.trust))
     monkeypatch.setenv("CKPTKIT_MIRROR", mirrors)
+
+
+@pytest.mark.usefixtures("_own_copy")
+@pytest.mark.parametrize("example", _cases())
+def test_example(example, request, capsys):
+    if "s3://" in example.line:
+        request.getfixturevalue("bucket")
     if _SHELL.search(example.line):
         _run_in_a_shell(example.line)
         return
