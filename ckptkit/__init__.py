@@ -17,15 +17,37 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 
 if TYPE_CHECKING:
-    from ckptkit.api import convert, create_model, fetch, load, parity, registry, verify
+    from ckptkit.api import (
+        calibrate,
+        cam,
+        convert,
+        create_model,
+        evaluate,
+        export,
+        fetch,
+        load,
+        logs,
+        parity,
+        plot,
+        predict,
+        registry,
+        verify,
+    )
 
 __all__ = [
     "__version__",
+    "calibrate",
+    "cam",
     "convert",
     "create_model",
+    "evaluate",
+    "export",
     "fetch",
     "load",
+    "logs",
     "parity",
+    "plot",
+    "predict",
     "registry",
     "verify",
 ]

@@ -16,6 +16,7 @@ from tests.support.commands import runner
 from tests.support.examples import Example, commands, printed_examples, readme_examples
 from tests.support.s3_server import s3_server
 from tests.support.showground import prepare, published_hosts
+from tests.support.training_logs import long_log
 
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
 LARGE = 10_000_000
@@ -62,7 +63,8 @@ def ground(tmp_path_factory):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
     folder = tmp_path_factory.mktemp("showground")
-    with pytest.MonkeyPatch.context() as patch, published_hosts(folder / "published") as mirrors:
+    logs = {str(load_registry()["moganet-xt-224"].log_url): long_log().encode()}
+    with pytest.MonkeyPatch.context() as patch, published_hosts(folder / "published", logs) as mirrors:
         patch.setenv("CKPTKIT_HOME", str(folder / "home"))
         patch.setenv("CKPTKIT_TRUST", str(folder / "ckptkit.lock"))
         patch.setenv("CKPTKIT_MIRROR", mirrors)

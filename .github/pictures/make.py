@@ -23,8 +23,8 @@ from rich.text import Text
 HERE = Path(__file__).resolve().parent
 
 TERMINALS = {
-    "list.svg": ("ckptkit list --family moat --min-top1 82", 112),
-    "parity.svg": ("ckptkit parity tiny-moat0-256 --synthetic --quiet", 104),
+    "list.svg": ("ckptkit list --family moat --min-top1 82", 104),
+    "parity.svg": ("ckptkit parity tiny-moat0-256 --synthetic --quiet", 118),
 }
 """Picture → the command it shows and the width of its terminal."""
 

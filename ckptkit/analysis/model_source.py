@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ class ModelSource:
         As the published evaluation has it, at the resolution asked for.
     synthetic : bool
         Whether the weights are random numbers by recipe.
+    metadata : mapping of str to str
+        What the file says of itself.
     """
 
     name: str
@@ -53,6 +56,12 @@ class ModelSource:
     preprocessing: Preprocessing
     workspace: Workspace = field(repr=False)
     synthetic: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def origin(self) -> Entry | None:
+        """The entry whose weights these are: its own file, or a conversion that names it in its metadata."""
+        return self.entry or origin_of(self.metadata, self.variant, self.workspace)
 
     @property
     def entry(self) -> Entry | None:
@@ -140,10 +149,55 @@ def open_source(
         found.structure.num_classes,
         settings or {},
         weights,
-        preprocessing_of(found.family, found.variant, entry, metadata, resolution, path=path),
+        preprocessing_of(
+            found.family,
+            found.variant,
+            entry or origin_of(metadata, found.variant, workspace),
+            metadata,
+            # a conversion may be for another resolution than the entry it was made of
+            said_resolution(metadata, path) if entry is None and resolution is None else resolution,
+            path=path,
+        ),
         workspace,
         synthetic,
+        metadata,
     )
+
+
+@contextmanager
+def named_source(
+    what: str | Path, workspace: Workspace, *, synthetic: bool = False, **options: Any
+) -> Iterator[ModelSource]:
+    """Open what a user names: an id (fetched when it is not here), a file, or synthetic weights of either.
+
+    Synthetic weights lie in a temporary folder, there while the block lasts.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id or path; with ``synthetic`` an id or a variant.
+    workspace : Workspace
+    synthetic : bool
+        Use random weights by recipe.
+    **options
+        More arguments of `open_source`.
+    """
+    if not synthetic:
+        yield open_source(workspace.locate(what), workspace, **options)
+        return
+    from ckptkit.parity import synthetic_checkpoint
+    from ckptkit.synth import synthetic_stand_in
+
+    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
+    with synthetic_checkpoint(stand_in, entry) as located:
+        yield open_source(located, workspace, **options, synthetic=True, name=str(what))
+
+
+def origin_of(metadata: Mapping[str, str], variant: str, workspace: Workspace) -> Entry | None:
+    """The registry's entry that a file's metadata name; None where there is none of that variant."""
+    named = metadata.get("entry")
+    entry = workspace.registry.get(named) if named else None
+    return entry if entry is not None and entry.variant == variant else None
 
 
 def preprocessing_of(

@@ -6,6 +6,7 @@ import gc
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,13 @@ EPILOG = "Before or after the command: --quiet --verbose --offline --registry FI
 
 class Root(TyperGroup):
     """Turns every error into one line and the documented exit code."""
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Read a line; one that a shell completes has its global options anywhere, too."""
+        if extra.get("resilient_parsing"):
+            wants_value = bool(args) and args[-1] in _GLOBAL_VALUES
+            args = [] if wants_value else hoist_global_options(args)
+        return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see `ckptkit.cli.exit_codes` for what each error returns."""
@@ -128,8 +136,18 @@ _MODULES = {
     },
     "parity_commands": {"parity": "Run both frameworks and compare stage by stage."},
     "profile_commands": {"profile": "Count parameters and multiply-adds."},
+    "predict_commands": {"predict": "Name what images show."},
+    "cam_commands": {"cam": "Show where in a picture a model looks."},
+    "eval_commands": {
+        "eval": "Measure accuracy beside the published figures.",
+        "calibrate": "Recompute BatchNorm statistics from images.",
+    },
+    "plot_commands": {"plot": "Draw accuracy against parameters or FLOPs."},
+    "logs_commands": {"logs": "Show how a checkpoint was trained."},
+    "export_commands": {"export": "Hand a checkpoint over to other tools."},
     "cache_commands": {"cache": "See, check and clear the cache folder."},
     "demo_commands": {"demo": "Do the main job on a built-in synthetic example."},
+    "doctor_commands": {"doctor": "Look at what this machine has and lacks."},
 }
 """Where each command lives and what the root's help says of it, in that help's order."""
 
@@ -194,14 +212,28 @@ def hoist_global_options(arguments: Sequence[str]) -> list[str]:
     return front + rest
 
 
+def _complete(command: str | None) -> None:
+    """Let typer tell a shell what fits, given the command that stands on the line."""
+    if command is None:
+        list_commands()
+    else:
+        register_commands(command)
+    app([])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in hoisted if word in _ALL_COMMANDS), None)
     if command in _WITHOUT_ALGEBRA:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if command is None and _COMPLETION not in os.environ:
+    if os.environ.get(_COMPLETION):
+        from ckptkit.cli.completion import answer
+
+        answer(_complete, _ALL_COMMANDS)
+    if command is None:
         list_commands()
     else:
         register_commands(command)

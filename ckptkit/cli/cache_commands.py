@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -24,7 +25,12 @@ cache_app = typer.Typer(
 )
 
 Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID…]", help="Ids or globs such as 'moat*-384'; none: all.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[ID…]",
+        help="Ids or globs such as 'moat*-384'; none: all.",
+        autocompletion=complete_fetched,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -74,12 +80,17 @@ def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -
 @cache_app.command("rm")
 def rm_command(
     context: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids or globs such as 'moat*-384'.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ID…", help="Ids or globs such as 'moat*-384'.", autocompletion=complete_fetched
+        ),
+    ],
     converted: Annotated[bool, typer.Option("--converted", help="Only the conversions.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove entries from the cache: the file, its unpacked archive, its conversions.
+    """Remove entries from the cache: the file, its unpacked archive, its conversions, its training log.
 
     What another process works on is left, with a note. Of several cache folders only the one that is written
     to is cleared.
@@ -186,7 +197,10 @@ def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = Fals
 @cache_app.command("path")
 def path_command(
     context: typer.Context,
-    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="An entry that was fetched.")] = None,
+    id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="An entry that was fetched.", autocompletion=complete_fetched),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the cache folder, or where the checkpoint of an entry lies.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.cli.completion import complete_ids_or_files, complete_ids_or_variants
 from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
@@ -37,6 +38,7 @@ def convert(
         typer.Argument(
             metavar="[WHAT…]",
             help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …); none: all fetched ones.",
+            autocompletion=complete_ids_or_files,
         ),
     ] = None,
     to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
@@ -227,7 +229,12 @@ def _bytes(text: str | None) -> int | None:
 def synth(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="Id of an entry, or a variant such as tiny-moat0.")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="Id of an entry, or a variant such as tiny-moat0.",
+            autocompletion=complete_ids_or_variants,
+        ),
     ],
     output: Annotated[
         str | None,

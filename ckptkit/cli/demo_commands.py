@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.output import human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 def demo(
     context: typer.Context,
     what: Annotated[
-        str, typer.Argument(metavar="[ID]", help="The registry entry to do it on.")
+        str,
+        typer.Argument(metavar="[ID]", help="The registry entry to do it on.", autocompletion=complete_ids),
     ] = "tiny-moat0-256",
     keep: Annotated[
         Path | None,

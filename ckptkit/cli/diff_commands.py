@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.cli.completion import complete_fetched_or_files
 from ckptkit.cli.options import WhichWeights
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.printable import printable
@@ -34,9 +35,21 @@ class PairBy(str, Enum):
 def diff(
     context: typer.Context,
     a: Annotated[
-        str, typer.Argument(metavar="A", help="Id of a fetched entry, or a file, folder or prefix.")
+        str,
+        typer.Argument(
+            metavar="A",
+            help="Id of a fetched entry, or a file, folder or prefix.",
+            autocompletion=complete_fetched_or_files,
+        ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="The same; figures are relative to A.")],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B",
+            help="The same; figures are relative to A.",
+            autocompletion=complete_fetched_or_files,
+        ),
+    ],
     layout: Annotated[
         PairBy,
         typer.Option(help="as-is: pair by plain names and leave axes alone, whatever the layouts."),

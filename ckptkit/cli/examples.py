@@ -39,4 +39,5 @@ def help_of(function: object, *, rich: bool) -> str:
     if found:
         lines = "\n".join(["Examples:", *(f"  {example}" for example in found)])
         paragraphs[-1] = lines if rich else _KEEP_LINES + lines
-    return "\n\n".join(paragraphs)
+    whole = "\n\n".join(paragraphs)
+    return whole.replace("[", r"\[") if rich else whole  # rich would read 'ckptkit[torch]' as markup

@@ -164,6 +164,11 @@ def _squeezed(name: str) -> str:
 _BY_NAME = {_squeezed(field.key): field for field in _FIELDS}
 
 
+def column_names() -> list[str]:
+    """Names of the columns, as ``--columns`` and ``--sort`` take them."""
+    return [field.key for field in _FIELDS]
+
+
 def field_named(name: str) -> Field:
     """Return the field a user means; hyphens, underscores and capitals do not matter.
 

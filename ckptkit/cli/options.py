@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ckptkit.cli.completion import complete_variants
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -52,7 +54,10 @@ SyntheticOption = Annotated[
     bool,
     typer.Option("--synthetic", help="Random weights by recipe: no download, no knowledge."),
 ]
-VariantOption = Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(help="Overrides what a file is recognised as.", autocompletion=complete_variants),
+]
 ResolutionOption = Annotated[
     str | None,
     typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
@@ -148,25 +153,15 @@ def opened_source(
 
     Synthetic weights lie in a temporary folder, there while the block lasts.
     """
-    from contextlib import ExitStack
+    from ckptkit.analysis.model_source import named_source
 
-    from ckptkit.analysis.model_source import open_source
-
-    options: dict[str, Any] = {
-        "resolution": parse_resolution(resolution),
-        "weights": weights.value,
-        "variant": variant,
-        "settings": parse_settings(settings),
-    }
-    with ExitStack() as stack:
-        if synthetic:
-            from ckptkit.parity import synthetic_checkpoint
-            from ckptkit.synth import synthetic_stand_in
-
-            entry, stand_in = synthetic_stand_in(what, workspace.registry)
-            located = stack.enter_context(synthetic_checkpoint(stand_in, entry))
-        else:
-            located = workspace.locate(what)
-        yield open_source(
-            located, workspace, **options, synthetic=synthetic, name=what if synthetic else None
-        )
+    with named_source(
+        what,
+        workspace,
+        synthetic=synthetic,
+        resolution=parse_resolution(resolution),
+        weights=weights.value,
+        variant=variant,
+        settings=parse_settings(settings),
+    ) as source:
+        yield source

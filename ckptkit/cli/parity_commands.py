@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.cli.completion import complete_ids_or_files
 from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from ckptkit.workspace import Located, Workspace
 
 
+class WhichBackend(str, Enum):
+    """What PyTorch is compared with."""
+
+    KERAS = "keras"
+    ONNXRUNTIME = "onnxruntime"
+
+
 def parity(
     context: typer.Context,
     what: Annotated[
@@ -26,14 +35,24 @@ def parity(
         typer.Argument(
             metavar="WHAT…",
             help="Ids (fetched when they are not here) or files; with --synthetic ids or variants.",
+            autocompletion=complete_ids_or_files,
         ),
     ] = None,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Use synthetic weights by recipe; nothing is downloaded.")
     ] = False,
+    backends: Annotated[
+        list[WhichBackend] | None,
+        typer.Option(
+            "--with", help="What PyTorch is compared with, default keras; may be repeated, one report each."
+        ),
+    ] = None,
     converted: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Prove this conversion of WHAT instead of making a fresh one."),
+        typer.Option(
+            metavar="FILE",
+            help="Prove this conversion of WHAT, or this .onnx file of it, instead of making a fresh one.",
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Random inputs; default 2.")] = None,
     resolution: Annotated[
@@ -43,7 +62,9 @@ def parity(
     seed: Annotated[int | None, typer.Option(help="Of the random inputs; default 20260101.")] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="One image instead of random inputs, normalized as published."),
+        typer.Option(
+            metavar="FILE", help="One image instead of random inputs; how it is prepared is compared too."
+        ),
     ] = None,
     weights: Annotated[
         WhichWeights,
@@ -74,18 +95,25 @@ def parity(
 
     The model of the framework it was published for reads the file as it is (Keras for MOAT, PyTorch for
     MogaNet), the other one its conversion. Returns 1 when they disagree. Needs both frameworks: pip install
-    'ckptkit[torch,tf]'.
+    'ckptkit[torch,tf]'. With --with onnxruntime PyTorch's model is compared with its own ONNX graph, which
+    needs no TensorFlow: pip install 'ckptkit[torch,onnx]'.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml
+    · ckptkit parity tiny-moat0-256 --synthetic --with onnxruntime --resolution 64
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError
-    from ckptkit.parity import Failure, require_packages, run_parity
+    from ckptkit.parity import Failure, chosen_backends, require_packages, run_with
 
     state = state_of(context)
     workspace = state.workspace()
     names = _targets(workspace, what or [], all_entries=all_entries, synthetic=synthetic, converted=converted)
+    with_each = chosen_backends(
+        [backend.value for backend in backends or ()],
+        converted=converted,
+        dtype=dtype.value if dtype else None,
+    )
     options: dict[str, Any] = {
         "converted": converted,
         "batch": batch,
@@ -98,7 +126,8 @@ def parity(
         "allow_missing_bn": allow_missing_bn,
         "settings": parse_settings(settings),
     }
-    require_packages(image=image is not None)
+    for backend in with_each:
+        require_packages(image=image is not None, backend=backend)
     results: list[ParityReport | Failure] = []
     errors: list[CkptkitError] = []
     with ExitStack() as stack:
@@ -107,18 +136,23 @@ def parity(
             note = _prefixed(state.output, name)
             try:
                 with _located(workspace, name, synthetic=synthetic) as located:
-                    report = run_parity(
-                        located, **options, synthetic=synthetic, name=name if synthetic else None, note=note
-                    )
+                    for backend in with_each:
+                        report = run_with(
+                            backend,
+                            located,
+                            **options,
+                            synthetic=synthetic,
+                            name=name if synthetic else None,
+                            note=note,
+                        )
+                        results.append(report)
+                        if not as_json:
+                            print_report(state.output, report)
             except CkptkitError as error:  # the others are compared all the same
                 errors.append(error)
                 results.append(Failure(name, str(error), type(error).__name__))
                 if len(names) > 1:
                     state.output.warn(f"{name} could not be compared: {error}")
-                continue
-            results.append(report)
-            if not as_json:
-                print_report(state.output, report)
         _write_junit(staged, results)
     if as_json:
         state.output.json([result.to_json() for result in results])
@@ -177,16 +211,17 @@ def _prefixed(output: Output, name: str) -> Any:
 
 def print_report(output: Output, report: ParityReport) -> None:
     """Print one target's report: what was compared, the table, the notes, the verdict."""
-    keras, torch = report.sides
+    from ckptkit.parity.report import FRAMEWORK_NAMES
+
     position = (
         "" if report.pos_emb is None else f" {'with' if report.pos_emb else 'without'} position embedding"
     )
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
-    output.result(f"{report.name}: {report.variant}{position}")
+    output.result(f"{report.title}: {report.variant}{position}")
     output.result(f"  settings  {settings}")
     output.result(f"  inputs    {report.inputs}")
-    output.result(f"  Keras     {_reads(keras)}")
-    output.result(f"  PyTorch   {_reads(torch)}")
+    for side in report.sides:
+        output.result(f"  {FRAMEWORK_NAMES[side.framework]:<9} {_reads(side)}")
     columns = [
         Column("output"),
         Column("shape"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.cli.completion import complete_ids_or_variants
 from ckptkit.cli.options import SettingOptions, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import State, state_of
@@ -21,7 +22,12 @@ _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
 def profile(
     context: typer.Context,
     what: Annotated[
-        str | None, typer.Argument(metavar="ID|VARIANT", help="An entry's id, or a variant.")
+        str | None,
+        typer.Argument(
+            metavar="ID|VARIANT",
+            help="An entry's id, or a variant.",
+            autocompletion=complete_ids_or_variants,
+        ),
     ] = None,
     resolution: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.state import State, state_of
 
 registry_app = typer.Typer(help="Check, describe and pin registry files.", no_args_is_help=True)
@@ -82,7 +83,10 @@ def schema_command(context: typer.Context) -> None:
 def pin_command(
     context: typer.Context,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID…", help="Fetched entries, or globs on ids.")
+        list[str] | None,
+        typer.Argument(
+            metavar="ID…", help="Fetched entries, or globs on ids.", autocompletion=complete_fetched
+        ),
     ] = None,
     all_entries: Annotated[
         bool, typer.Option("--all", help="Pin every entry that was fetched, and pass over the others.")

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.state import State, state_of
+from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
+from ckptkit.cli.filters import (
+    AtLeastOption,
+    AtMostOption,
+    CachedOption,
+    FamilyOption,
+    LeastTop1Option,
+    MostTop1Option,
+    PatternsArgument,
+    PixelsOption,
+    PosEmbOption,
+    PretrainOption,
+    SettingOption,
+    VariantsOption,
+    found_entries,
+)
+from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
     from ckptkit.cli.listing import Field, Listed
-    from ckptkit.registry.query import Catalogue
-    from ckptkit.registry.rows import Row
+    from ckptkit.cli.output import Output
 
 
 class Form(str, Enum):
@@ -22,10 +38,16 @@ class Form(str, Enum):
     JSON = "json"
     CSV = "csv"
     MARKDOWN = "markdown"
+    HTML = "html"
 
 
-Glob = "a glob, any case; may be repeated."
-Count = "such as 30M, 5.7B or 30000000."
+_BY_ENDING = {
+    ".json": Form.JSON,
+    ".csv": Form.CSV,
+    ".md": Form.MARKDOWN,
+    ".html": Form.HTML,
+    ".htm": Form.HTML,
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -39,38 +61,51 @@ def register(app: typer.Typer) -> None:
 
 def list_command(
     context: typer.Context,
-    patterns: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATTERN…", help="Ids or globs on the id, such as 'moat*-384*'."),
-    ] = None,
-    family: Annotated[list[str] | None, typer.Option(help=f"Family: {Glob}")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help=f"Architecture: {Glob}")] = None,
-    setting: Annotated[list[str] | None, typer.Option(help=f"Training setting: {Glob}")] = None,
-    pretrain: Annotated[list[str] | None, typer.Option(help=f"Pretraining data: {Glob}")] = None,
-    min_params: Annotated[str | None, typer.Option(metavar="COUNT", help=f"At least, {Count}")] = None,
-    max_params: Annotated[str | None, typer.Option(metavar="COUNT", help=f"At most, {Count}")] = None,
-    min_flops: Annotated[str | None, typer.Option(metavar="COUNT", help=f"At least, {Count}")] = None,
-    max_flops: Annotated[str | None, typer.Option(metavar="COUNT", help=f"At most, {Count}")] = None,
-    min_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At least this top-1.")] = None,
-    max_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At most this top-1.")] = None,
-    resolution: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
-    ] = None,
-    pos_emb: Annotated[
-        bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
-    ] = None,
-    cached: Annotated[
-        bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")
-    ] = None,
+    patterns: PatternsArgument = None,
+    family: FamilyOption = None,
+    variant: VariantsOption = None,
+    setting: SettingOption = None,
+    pretrain: PretrainOption = None,
+    min_params: AtLeastOption = None,
+    max_params: AtMostOption = None,
+    min_flops: AtLeastOption = None,
+    max_flops: AtMostOption = None,
+    min_top1: LeastTop1Option = None,
+    max_top1: MostTop1Option = None,
+    resolution: PixelsOption = None,
+    pos_emb: PosEmbOption = None,
+    cached: CachedOption = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Sort by a column; -COLUMN sorts downwards.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Sort by a column; -COLUMN sorts downwards.",
+            autocompletion=complete_column,
+        ),
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Turn the order round.")] = False,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B,…", help="Columns to show; a wrong one lists them all.")
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Columns to show; a wrong one lists them all.",
+            autocompletion=complete_columns,
+        ),
     ] = None,
-    form: Annotated[Form, typer.Option("--format", help="What to print.")] = Form.TABLE,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--format",
+            help="What to print; default what the ending of --output says, else table.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
 ) -> None:
     """List the published checkpoints, in the order of the published tables.
 
@@ -78,14 +113,17 @@ def list_command(
 
     Examples: ckptkit list --family moat --max-params 30M --min-top1 83
     · ckptkit list 'tiny-*' --sort -top1 --columns id,params,top-1
+    · ckptkit list -o checkpoints.html
     """
     from ckptkit.cli import listing
 
     state = state_of(context)
     chosen = listing.fields_named(columns)
     catalogue = state.rows()
-    found = catalogue.find(
-        ids=_known(catalogue, patterns),
+    items = found_entries(
+        catalogue,
+        patterns,
+        cached=cached,
         family=family,
         variant=variant,
         setting=setting,
@@ -99,52 +137,62 @@ def list_command(
         resolution=resolution,
         pos_emb=pos_emb,
     )
-    items = [item for item in _with_cache(found) if cached is None or item.cached is cached]
     if sort is not None:
         items = listing.ordered(items, sort, reverse=reverse)
     elif reverse:
         items.reverse()
-    _print(state, items, chosen, Form.JSON if as_json else form)
+    wanted = Form.JSON if as_json else form or _BY_ENDING.get(output.suffix.lower() if output else "")
+    if output is None:
+        _print(state.output, items, chosen, wanted or Form.TABLE)
+    elif dry_run:
+        state.output.note(f"would write {len(items)} entries to {output}")
+    else:
+        _write(output, items, chosen, wanted or Form.TABLE, force=force)
+        state.output.note(f"{len(items)} entries")
+        state.output.result(str(output))
     if not items:
         state.output.note(f"no entry meets all of this (of {len(catalogue)} in the registry)")
 
 
-def _known(catalogue: Catalogue[Row], patterns: list[str] | None) -> list[str] | None:
-    """Patterns as they are, after refusing a plain id that is not there."""
-    from ckptkit.registry.query import is_glob
+def _write(path: Path, items: list[Listed], chosen: list[Field] | None, form: Form, *, force: bool) -> None:
+    """Write to a file what would be printed in a pipe."""
+    import io
 
-    for pattern in patterns or []:
-        if not is_glob(pattern):
-            catalogue[pattern]
-    return patterns or None
+    from ckptkit.cli.output import Output
+    from ckptkit.formats.staging import StagedFile
 
-
-def _with_cache(rows: list[Row]) -> list[Listed]:
-    from ckptkit.cli.listing import Listed
-    from ckptkit.store.cache import Home
-
-    fetched = set(Home.default().fetched_ids())
-    return [Listed(row, row.id in fetched) for row in rows]
+    text = io.StringIO()
+    _print(Output(stdout=text), items, chosen, form)
+    with StagedFile(path, force=force) as file:
+        file.append(text.getvalue().encode())
+        file.commit()
 
 
-def _print(state: State, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
+def _print(output: Output, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
     from ckptkit.cli import listing
 
     if form is Form.JSON:
-        state.output.json(listing.as_json(items, chosen))
+        output.json(listing.as_json(items, chosen))
     elif form is Form.CSV:
-        state.output.result(listing.as_csv(items, chosen))
+        output.result(listing.as_csv(items, chosen))
     elif form is Form.MARKDOWN:
         from ckptkit.cli.markdown import tables
 
-        state.output.result(tables(items, chosen))
+        output.result(tables(items, chosen))
+    elif form is Form.HTML:
+        from ckptkit.cli.html_page import list_page
+
+        output.result(list_page(items, chosen).rstrip("\n"))
     else:
-        listing.print_table(state.output, items, chosen)
+        listing.print_table(output, items, chosen)
 
 
 def show_command(
     context: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID…", help="Ids, or globs on them.")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(metavar="ID…", help="Ids, or globs on them.", autocompletion=complete_ids),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
 ) -> None:
     """Show everything known of an entry, and what to run next.

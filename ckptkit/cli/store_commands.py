@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
@@ -66,7 +67,8 @@ def register(app: typer.Typer) -> None:
 def fetch_command(
     context: typer.Context,
     ids: Annotated[
-        list[str] | None, typer.Argument(metavar="ID…", help="Ids or globs such as 'moat*-384'.")
+        list[str] | None,
+        typer.Argument(metavar="ID…", help="Ids or globs such as 'moat*-384'.", autocompletion=complete_ids),
     ] = None,
     all_entries: Annotated[bool, typer.Option("--all", help="Fetch every entry.")] = False,
     force: Force = False,
@@ -150,7 +152,10 @@ def fetch_command(
 
 def import_command(
     context: typer.Context,
-    id: Annotated[str, typer.Argument(metavar="ID", help="The entry the file belongs to.")],
+    id: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="The entry the file belongs to.", autocompletion=complete_ids),
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file as published.")],
     force: Force = False,
     accept_new: AcceptNew = False,

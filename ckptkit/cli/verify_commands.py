@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.cli.completion import complete_fetched_or_files
 from ckptkit.cli.options import WhichWeights
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.printable import printable
@@ -43,7 +44,11 @@ def verify(
     context: typer.Context,
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WHAT…", help="Ids of fetched entries, or files, folders, prefixes."),
+        typer.Argument(
+            metavar="WHAT…",
+            help="Ids of fetched entries, or files, folders, prefixes.",
+            autocompletion=complete_fetched_or_files,
+        ),
     ] = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also compare each tensor with the checksum stored beside it.")
@@ -146,7 +151,13 @@ def _shown_items(check: Check, *, everything: bool) -> list[str]:
 
 def inspect(
     context: typer.Context,
-    what: Annotated[str, typer.Argument(help="Id of a fetched entry, or a file, folder or prefix.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="Id of a fetched entry, or a file, folder or prefix.",
+            autocompletion=complete_fetched_or_files,
+        ),
+    ],
     pattern: Annotated[
         str | None,
         typer.Argument(metavar="[PATTERN]", help="List only tensors called so: a glob, or part of a name."),

@@ -290,16 +290,17 @@ def load_tensors(
         Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
         entry=entry,
     )
-    return _loaded(conversion.moves, reader)
+    return read_moves(conversion.moves, reader)
 
 
 def _load_as_is(reader: Reader, options: Options) -> dict[str, Array]:
     from ckptkit.convert.as_is import plan_as_is
 
-    return _loaded(plan_as_is(reader, options).moves, reader)
+    return read_moves(plan_as_is(reader, options).moves, reader)
 
 
-def _loaded(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
+def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
+    """Carry tensors into memory: target name to a contiguous array of its own, its checksum checked."""
     import numpy
 
     loaded = {}

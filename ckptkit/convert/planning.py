@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CARRIED = ("entry", "weights", "normalization", "resolution", "position_tables")
 """Metadata that stays true of a converted file's conversions."""
 
+_CALIBRATION = ("bn_statistics", "bn_images", "bn_images_sha256", "bn_method", "bn_preprocessing")
+"""Metadata of a file whose BatchNorm statistics were recomputed, which stay so in its conversions."""
+
 _NO_HEAD = Ignore("head", "", "left out by --no-head")
 
 
@@ -279,8 +282,10 @@ def _metadata(
         }
     if recognition.family.has_pos_emb:
         metadata["pos_emb"] = "true" if structure.pos_emb else "false"
+    calibrated = reader.metadata.get("bn_statistics") == "recalibrated" and not found.lacks_bn_statistics
     return metadata | {
         "bn_statistics": "missing" if found.lacks_bn_statistics else "present",
+        **{key: reader.metadata[key] for key in _CALIBRATION if calibrated and key in reader.metadata},
         "ckptkit_version": __version__,
         "family": recognition.family.name,
         "variant": recognition.variant,

@@ -144,7 +144,7 @@ def output_path(
         what += "-{}x{}".format(*options.resolution)
     if located.entry is not None and output is None:
         return workspace.home.converted_path(located.entry.id, what, dtype, extension)
-    stem = located.entry.id if located.entry else _stem(located.path)
+    stem = located.entry.id if located.entry else stem_of(located.path)
     if output is None:
         path = Path(stem + extension)
     elif output.is_dir():
@@ -161,7 +161,8 @@ def _dtype_in_words(conversion: TensorPlan) -> str:
     return names.pop() if len(names) == 1 else "mixed"
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """A checkpoint's name without its ending."""
     name = path.resolve().name
     for ending in (
         ".tar.gz",

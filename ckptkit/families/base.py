@@ -138,6 +138,18 @@ class Family(ABC):
             f"ckptkit.families.{self.name}.torch_model", ("torch",), "torch", "the PyTorch model"
         )
 
+    def fast_torch_module(self) -> Any:
+        """Import the module whose ``optimised`` rewrites a PyTorch model for inference.
+
+        Raises
+        ------
+        MissingDependencyError
+            When torch is not installed.
+        """
+        return _import_model(
+            f"ckptkit.families.{self.name}.torch_fast", ("torch",), "torch", "the optimised PyTorch model"
+        )
+
     def keras_module(self) -> Any:
         """Import the Keras model's module.
 

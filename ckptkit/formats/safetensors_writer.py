@@ -197,6 +197,13 @@ def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str,
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
 
 
+def file_bytes(path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """How large the single file of these tensors will be."""
+    (shard,) = _shards(list(specs), None)
+    header = header_bytes(path, shard, {"format": "pt", **metadata})
+    return len(header) + sum(spec.nbytes for spec in shard)
+
+
 def _stem(path: Path) -> str:
     return path.name.removesuffix(EXTENSION)
 

@@ -1,15 +1,18 @@
 """From a picture to a model's input, as the published evaluation of a checkpoint does it.
 
 Resize the shorter side, keep the centre, normalize. Pillow resizes (as torchvision's and OpenMixup's
-evaluation does), so that both frameworks' models see the same numbers.
+evaluation does), so that both frameworks' models see the same numbers. Sizes and offsets are rounded as
+torchvision's ``Resize`` and ``CenterCrop`` round them. `ckptkit.images.torch_pipeline` and
+`ckptkit.images.tensorflow_pipeline` do the same once more, each with its framework alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import FormatError, UsageError
 from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 
 DEFAULT_INTERPOLATION = "bicubic"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+MOST_PIXELS = 89_478_485
+"""Pixels that a resized picture may have: as many as Pillow bears of a decoded one (0.36 GB in memory)."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +75,54 @@ class Preprocessing:
         return self.normalized(self.cut(picture))
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Size (width, height) to which a picture of this size is resized before the crop."""
+        """Size (width, height) to which a picture of this size is resized before the crop.
+
+        One side is given, the other follows in proportion, cut off to whole pixels.
+
+        Examples
+        --------
+        >>> Preprocessing((224, 224), "imagenet", resize=248).resized(500, 333)
+        (372, 248)
+        >>> Preprocessing((192, 256), "imagenet").resized(500, 333)
+        (288, 192)
+        """
         rows, columns = self.size
-        scale = max(columns / width, rows / height)
         if self.resize is not None and self.resize >= max(rows, columns):
-            scale = self.resize / min(width, height)
-        return max(columns, round(width * scale)), max(rows, round(height * scale))
+            shorter = min(width, height)
+            return self.resize * width // shorter, self.resize * height // shorter
+        if columns * height >= rows * width:
+            return columns, columns * height // width
+        return rows * width // height, rows
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Left, top, right and bottom of the centre crop in a resized picture of this size."""
         rows, columns = self.size
-        left, top = (width - columns) // 2, (height - rows) // 2
+        left, top = round((width - columns) / 2), round((height - rows) / 2)
         return left, top, left + columns, top + rows
 
     def cut(self, picture: Image) -> Image:
-        """Resize the shorter side, then keep the centre: what the model sees, before normalization."""
+        """Resize the shorter side, then keep the centre: what the model sees, before normalization.
+
+        Raises
+        ------
+        FormatError
+            When the picture is so long and narrow that resizing it would take gigabytes.
+        """
         from PIL import Image
 
         filters = Image.Resampling[self.interpolation.upper()]
         resized = self.resized(picture.width, picture.height)
-        return picture.resize(resized, filters).crop(self.box(*resized))
+        if math.prod(resized) > MOST_PIXELS:
+            raise FormatError(
+                "image",
+                f"{picture.width}x{picture.height} pixels are too long and narrow: resized they would be "
+                f"{resized[0]:,}x{resized[1]:,}",
+                hint="cut out the part that matters",
+            )
+        # Across, then down, as one call of Pillow did up to version 12; later ones resize tall pictures down
+        # first, which rounds some pixels differently, by 13 levels of 255 at hard edges.
+        across = picture.resize((resized[0], picture.height), filters)
+        return across.resize(resized, filters).crop(self.box(*resized))
 
     def normalized(self, picture: Image) -> Array:
         """Normalize a picture of the input's size: (height, width, 3) float32."""

@@ -14,6 +14,9 @@ Verdict = Literal["agrees", "differs", "not finite", "degenerate"]
 LOGITS = "logits"
 """Name of the last output; every other one is a stage."""
 
+INPUT = "input"
+"""Name of what a picture becomes before either model sees it; it stands before the stages."""
+
 TOP = 5
 
 

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.errors import ConversionError, FormatError, UsageError
-from ckptkit.families.base import CANONICAL, Recognition, Structure, require_recognition
+from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
+from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
+from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
 from ckptkit.tensors import DTYPES, Array
 
 if TYPE_CHECKING:
@@ -249,3 +252,45 @@ def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int,
     if found is None:
         raise FormatError(path, f"its metadata says resolution is {text[:40]!r}, which is no number")
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
+
+
+def inputs_for(
+    source: ModelFile,
+    entry: Entry | None,
+    *,
+    batch: int | None,
+    resolution: int | tuple[int, int] | None,
+    seed: int | None,
+    image: Path | None,
+) -> Inputs:
+    """What both models will see: as asked, else as the entry, the file or the variant has it."""
+    family, variant = source.recognition.family, source.recognition.variant
+    usual = (entry.test_resolution if entry else None) or resolution_of(source)
+    size = parse_resolution(resolution or usual or family.default_resolution(variant))
+    if image is None:
+        return random_inputs(batch, size, seed)
+    normalization = (
+        (entry.normalization if entry else None)
+        or source.reader.metadata.get("normalization")
+        or family.normalization(variant)
+    )
+    return image_inputs(
+        image,
+        batch,
+        size,
+        normalization,
+        resize=entry.test_resize if entry else None,
+        interpolation=entry.interpolation if entry else None,
+    )
+
+
+def modes_of(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each function the file may stand for: what its outputs' names add, and all settings.
+
+    One, where every setting is said or has a default; else one for either value of each that is not.
+    """
+    open_keys = unsaid(family, said)
+    for values in product((False, True), repeat=len(open_keys)):
+        chosen = dict(zip(open_keys, values, strict=True))
+        label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
+        yield f" ({label})" if label else "", {**family.behaviour, **said, **chosen}

@@ -81,20 +81,53 @@ def keras_stages(model: Model, fill: Fill, images: Array) -> tuple[dict[str, Arr
 
 def torch_stages(model: Model, fill: Fill, images: Array) -> tuple[dict[str, Array], str]:
     """Run the PyTorch model; parameters and results as for `keras_stages`."""
+    import torch
+
+    try:
+        with _out_of_memory_in_words(images, RuntimeError):
+            built = filled_torch(model, fill)
+        return run_torch(built, images), f"torch {torch.__version__}"
+    finally:
+        built = None
+
+
+def filled_torch(model: Model, fill: Fill) -> Any:
+    """Build the PyTorch model with its weights, on the CPU."""
     module = model.family.torch_module()
 
     import torch
 
-    try:
-        with _out_of_memory_in_words(images, RuntimeError), torch.inference_mode():
-            with torch.device("meta"):  # no time spent on random weights: loading gives memory, on the CPU
-                built = model.build(module)
-            fill(module, built)
-            batch = torch.tensor(images, device="cpu").permute(0, 3, 1, 2).contiguous()
-            outputs = {name: _channels_last(tensor) for name, tensor in built.forward_stages(batch).items()}
-        return outputs, f"torch {torch.__version__}"
-    finally:
-        built = None
+    with torch.no_grad():
+        with torch.device("meta"):  # no time spent on random weights: loading gives memory, on the CPU
+            built = model.build(module)
+        fill(module, built)
+    return built
+
+
+def run_torch(built: Any, images: Array) -> dict[str, Array]:
+    """Run a PyTorch model that is built.
+
+    Parameters
+    ----------
+    built : torch.nn.Module
+    images : numpy.ndarray
+        (N, H, W, 3) float32.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        Outputs by name, channels last.
+
+    Raises
+    ------
+    UsageError
+        When there is not enough memory.
+    """
+    import torch
+
+    with _out_of_memory_in_words(images, RuntimeError), torch.inference_mode():
+        batch = torch.tensor(images, device="cpu").permute(0, 3, 1, 2).contiguous()
+        return {name: _channels_last(tensor) for name, tensor in built.forward_stages(batch).items()}
 
 
 def _channels_last(tensor: Any) -> Array:

@@ -47,7 +47,7 @@ def _suite(report: ParityReport) -> ElementTree.Element:
     failures = sum(not stage.ok for stage in report.stages)
     suite = _element(
         "testsuite",
-        name=f"parity {report.name}",
+        name=f"parity {report.title}",
         tests=str(len(report.stages)),
         failures=str(failures),
         errors="0",
@@ -83,7 +83,7 @@ def _facts(report: ParityReport) -> dict[str, str]:
 
 
 def _case(report: ParityReport, stage: StageComparison, seconds: float) -> ElementTree.Element:
-    case = _element("testcase", classname=_class_name(report.name), name=stage.name, time=f"{seconds:.3f}")
+    case = _element("testcase", classname=_class_name(report.title), name=stage.name, time=f"{seconds:.3f}")
     figures = (
         f"shape {list(stage.shape)}\nmax abs {stage.max_abs:.6e}\nmean abs {stage.mean_abs:.6e}\n"
         f"relative {stage.relative:.6e}\nscale {stage.scale:.6e}\ncosine {stage.cosine:.9f}\n"

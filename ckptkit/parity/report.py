@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ckptkit.parity.comparison import StageComparison, TopAgreement, finite_or_none, is_logits
+from ckptkit.parity.comparison import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
-Framework = Literal["keras", "torch"]
+Framework = Literal["keras", "torch", "onnxruntime"]
+Backend = Literal["keras", "onnxruntime"]
+"""What PyTorch is compared with."""
 
-FRAMEWORK_NAMES: Mapping[Framework, str] = {"keras": "Keras", "torch": "PyTorch"}
+FRAMEWORK_NAMES: Mapping[Framework, str] = {"keras": "Keras", "torch": "PyTorch", "onnxruntime": "ONNX"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Side:
 
     Parameters
     ----------
-    framework : {"keras", "torch"}
+    framework : {"keras", "torch", "onnxruntime"}
     versions : str
         ``tensorflow 2.21.0, keras 3.15.0``.
     reads : str
@@ -68,12 +70,13 @@ class ParityReport:
     reference : {"keras", "torch"}
         The side that reads the source; figures are relative to its outputs.
     sides : (Side, Side)
-        Keras', then PyTorch's.
+        Keras', then PyTorch's; or PyTorch's, then ONNX Runtime's.
     inputs : Inputs
     precision : str
         What the conversion rounded the weights to; ``float32`` where it only moved bytes.
     stages : tuple of StageComparison
-        ``stage1`` … ``stage5``, ``logits``.
+        ``stage1`` … ``stage5``, ``logits``; before them ``input`` where a picture was prepared: by Pillow
+        and by each framework alone, the two that lie furthest apart.
     top : TopAgreement or None
         None without a head.
     notes : tuple of str
@@ -115,16 +118,29 @@ class ParityReport:
         return next(side for side in self.sides if side.framework == self.reference).settings
 
     @property
+    def backend(self) -> Backend:
+        """What PyTorch was compared with."""
+        return "onnxruntime" if any(side.framework == "onnxruntime" for side in self.sides) else "keras"
+
+    @property
+    def title(self) -> str:
+        """Its name among several reports: one checkpoint may have one with each backend."""
+        return self.name if self.backend == "keras" else f"{self.name} with {self.backend}"
+
+    @property
     def verdict(self) -> str:
         """The result in one line."""
-        of = f"{self.name} ({'synthetic weights, ' if self.synthetic else ''}{self._precision_in_words})"
+        of = f"{self.title} ({'synthetic weights, ' if self.synthetic else ''}{self._precision_in_words})"
         departed = next((stage for stage in self.stages if not stage.ok), None)
         if departed is not None:
-            where = f"on the {departed.name}" if is_logits(departed.name) else f"from {departed.name} on"
+            alone = is_logits(departed.name) or departed.name == INPUT
+            where = f"on the {departed.name}" if alone else f"from {departed.name} on"
             return f"DISAGREE {where}: {of}: {departed.reason}"
-        worst = max(self.stages, key=lambda stage: stage.relative)
+        outputs = [stage for stage in self.stages if stage.name != INPUT]
+        worst = max(outputs, key=lambda stage: stage.relative)
+        prepared = " and the picture's preparation" if len(outputs) < len(self.stages) else ""
         return (
-            f"agree: {of}: all {len(self.stages)} outputs within tolerance, "
+            f"agree: {of}: all {len(outputs)} outputs{prepared} within tolerance, "
             f"largest relative difference {worst.relative:.1e} ({worst.name})"
         )
 
@@ -136,6 +152,7 @@ class ParityReport:
         """Return plain values, without NaN or infinity."""
         return {
             "name": self.name,
+            "with": self.backend,
             "ok": self.ok,
             "verdict": self.verdict,
             "first_departure": self.first_departure,

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ckptkit.convert import Options, execute, plan
 from ckptkit.errors import UsageError
-from ckptkit.families.base import CANONICAL, Family, get_family
+from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights, wanted_copy
 from ckptkit.formats.detect import EXTENSIONS, open_reader
@@ -21,14 +20,17 @@ from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreem
 from ckptkit.parity.files import (
     ModelFile,
     examine,
+    inputs_for,
     lossy_precision,
+    modes_of,
     require_same_model,
-    resolution_of,
     settings_of,
 )
 from ckptkit.parity.forward import Model, keras_stages, torch_stages
-from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
+from ckptkit.parity.inputs import Inputs
+from ckptkit.parity.notes import source_notes
 from ckptkit.parity.packages import require_packages
+from ckptkit.parity.preparation import compare_inputs
 from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
 from ckptkit.synth import NOTE, Synthetic, write_checkpoint
 from ckptkit.tensors import Array
@@ -38,11 +40,6 @@ if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
 Note = Callable[[str], None]
-
-NO_STATISTICS = (
-    "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "
-    "compares the other tensors only and says nothing of predictions"
-)
 
 
 def run_parity(
@@ -142,8 +139,9 @@ def run_parity(
             allow_missing_bn=allow_missing_bn,
             settings=settings,
         )
-        inputs = _inputs(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
+        inputs = inputs_for(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
         images = inputs.array()
+        prepared, left_out = compare_inputs(inputs)
         path = converted or _convert(source, folder, entry, dtype=dtype, settings=settings, say=say)
         other = examine(
             opened.enter_context(open_reader(path, weights=copy)),
@@ -178,9 +176,9 @@ def run_parity(
             sides=ran.in_report(),
             inputs=inputs,
             precision=precision,
-            stages=stages,
+            stages=(*prepared, *stages),
             top=top_agreement(ran.reference.outputs, ran.candidate.outputs, stages),
-            notes=(*((NOTE,) if synthetic else ()), *_notes(ran, inputs)),
+            notes=(*((NOTE,) if synthetic else ()), *left_out, *_notes(ran, inputs)),
             seconds=time.perf_counter() - started,
         )
 
@@ -255,36 +253,6 @@ def _same_copy(weights: Weights, converted: Path | None) -> Weights:
     return "ema" if said == "ema" else "raw" if said == "raw" else "auto"
 
 
-def _inputs(
-    source: ModelFile,
-    entry: Entry | None,
-    *,
-    batch: int | None,
-    resolution: int | tuple[int, int] | None,
-    seed: int | None,
-    image: Path | None,
-) -> Inputs:
-    """What both models will see: as asked, else as the entry, the file or the variant has it."""
-    family, variant = source.recognition.family, source.recognition.variant
-    usual = (entry.test_resolution if entry else None) or resolution_of(source)
-    size = parse_resolution(resolution or usual or family.default_resolution(variant))
-    if image is None:
-        return random_inputs(batch, size, seed)
-    normalization = (
-        (entry.normalization if entry else None)
-        or source.reader.metadata.get("normalization")
-        or family.normalization(variant)
-    )
-    return image_inputs(
-        image,
-        batch,
-        size,
-        normalization,
-        resize=entry.test_resize if entry else None,
-        interpolation=entry.interpolation if entry else None,
-    )
-
-
 def _convert(
     source: ModelFile,
     folder: Path,
@@ -332,7 +300,7 @@ def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Ar
     fill, stages = (
         (file.fill_keras, keras_stages) if framework == "keras" else (file.fill_torch, torch_stages)
     )
-    modes = list(_modes(found.family, said))
+    modes = list(modes_of(found.family, said))
     outputs: dict[str, Array] = {}
     versions = ""
     for label, settings in modes:
@@ -343,30 +311,11 @@ def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Ar
     return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
 
 
-def _modes(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each function the file may stand for: what its outputs' names add, and all settings.
-
-    One, where every setting is said or has a default; else one for either value of each that is not.
-    """
-    open_keys = unsaid(family, said)
-    for values in product((False, True), repeat=len(open_keys)):
-        chosen = dict(zip(open_keys, values, strict=True))
-        label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
-        yield f" ({label})" if label else "", {**family.behaviour, **said, **chosen}
-
-
 def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
     """What a reader must know to judge the result."""
     source = ran.reference.file
-    usual = source.recognition.family.default_resolution(source.recognition.variant)
-    if source.lacks_statistics:
-        yield NO_STATISTICS
-    if source.recognition.structure.num_classes is None:
-        yield "the file has no classification head: the stages are compared, there are no logits"
-    if source.plan.weights is not None:
-        yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
-    for key in unsaid(source.recognition.family, settings_of(source)):
-        yield f"{key} is not known of this file: both functions it may stand for were compared"
+    open_keys = unsaid(source.recognition.family, settings_of(source))
+    yield from source_notes(source, inputs, ran.reference.outputs, unsaid=open_keys)
     for key, value in ran.candidate.settings.items():
         ours = ran.reference.settings[key]
         if value != ours:
@@ -379,11 +328,3 @@ def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
             + (f" for {fit}" if (fit := said.get("resolution")) else "")
             + ": at any other resolution the two differ"
         )
-    unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
-    if unread and min(inputs.height, inputs.width) < usual:
-        yield (
-            f"the input is smaller than the {usual} pixels this variant was published for, and small {unread}"
-        )
-    last = [output for output in ran.reference.outputs.values() if output.ndim == 4][-1]
-    if last.shape[1:3] == (1, 1):
-        yield "the last stage is a single place at this resolution; a larger one tests more"

@@ -5,6 +5,7 @@
     artefacts/<id>/<file as published>     + <file>.json, its record
     unpacked/<id>/…                        archives, unpacked
     converted/<id>/<layout>-<dtype>.<ext>
+    logs/<id>/<training log as published>  + <file>.record
     locks/<id>.lock
     used/<id>                              empty; its time says when the entry was last used
 
@@ -165,6 +166,10 @@ class Home:
     def converted_folder(self, id: str) -> Path:
         """Folder of an entry's conversions."""
         return self.path / "converted" / safe_id(id)
+
+    def logs_folder(self, id: str) -> Path:
+        """Folder of an entry's training log and what is known of where it came from."""
+        return self.path / "logs" / safe_id(id)
 
     def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
         """Where a conversion of an entry goes.

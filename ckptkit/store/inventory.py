@@ -24,7 +24,7 @@ Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
 State = Literal[
     "intact", "touched", "damaged", "missing", "no record", "stale", "unfinished", "being written"
 ]
-FOLDERS = ("artefacts", "unpacked", "converted")
+FOLDERS = ("artefacts", "unpacked", "converted", "logs")
 REMOVING = f"{TEMPORARY}removing-"
 """What the name of a folder begins with while it is being removed."""
 _UNPACKING = f"{TEMPORARY}unpacking-"

@@ -219,7 +219,12 @@ def _ignored_by_rule(found: Match) -> str:
     return f"{taken}; left out by rule: " + ", ".join(f"{rule} {count:,}" for rule, count in rules.items())
 
 
-def check_batch_norm(found: Match | None, ranges: Mapping[str, ValueRange], entry: Entry | None) -> Check:
+def check_batch_norm(
+    found: Match | None,
+    ranges: Mapping[str, ValueRange],
+    entry: Entry | None,
+    metadata: Mapping[str, str] | None = None,
+) -> Check:
     """Check that BatchNorm's moving statistics are there, and have moved.
 
     Parameters
@@ -230,6 +235,8 @@ def check_batch_norm(found: Match | None, ranges: Mapping[str, ValueRange], entr
         Extremes of the tensors, by name in the file.
     entry : Entry or None
         Names the sources that have the statistics.
+    metadata : mapping of str to str, optional
+        What the file says of itself: whether its statistics were recomputed.
     """
     if found is None:
         return Check(BATCH_NORM, "skipped", UNKNOWN)
@@ -250,7 +257,10 @@ def check_batch_norm(found: Match | None, ranges: Mapping[str, ValueRange], entr
             "failed",
             f"all {len(rows):,} still at their initial 0 and 1: {_MEANINGLESS}{_remedy(entry, family)}",
         )
-    return Check(BATCH_NORM, "ok", f"all {len(rows):,} moving means and variances are there")
+    made = ""
+    if metadata and metadata.get("bn_statistics") == "recalibrated":
+        made = f", recalibrated from {metadata.get('bn_images', 'some')} images by 'ckptkit calibrate'"
+    return Check(BATCH_NORM, "ok", f"all {len(rows):,} moving means and variances are there{made}")
 
 
 def _never_moved(rows: Sequence[tuple[Binding, ValueRange | None]]) -> bool:

@@ -93,7 +93,7 @@ def verify_checkpoint(
                 checksum,
                 _check_container(reader, passed, deep=deep),
                 fitted.check,
-                check_batch_norm(fitted.match, passed.ranges, located.entry),
+                check_batch_norm(fitted.match, passed.ranges, located.entry, reader.metadata),
                 check_values(
                     passed.ranges,
                     reader.specs,

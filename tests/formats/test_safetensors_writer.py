@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats import safetensors_writer
 from ckptkit.formats.safetensors_file import SafetensorsReader
-from ckptkit.formats.safetensors_writer import SafetensorsWriter
+from ckptkit.formats.safetensors_writer import SafetensorsWriter, file_bytes
 from ckptkit.formats.staging import StagedFile
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
@@ -79,6 +79,14 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_all(SafetensorsWriter(tmp_path / name, specs_of(held), dict(reversed(META.items()))), held)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_size_is_known_before_a_byte_is_written(tmp_path: Path) -> None:
+    held = arrays(without=WITHOUT)
+    path, metadata = tmp_path / "m.safetensors", {"entry": "moat0-224", "note": "ü"}
+    said = file_bytes(path, specs_of(held), metadata)
+    write_all(SafetensorsWriter(path, specs_of(held), metadata), held)
+    assert path.stat().st_size == said
 
 
 def test_write_returns_crc32c_and_casts(tmp_path: Path) -> None:

@@ -185,3 +185,12 @@ def test_what_was_used_since_it_was_looked_at_stays(home: Home) -> None:
     assert "used just now" in removal.kept[0] and home.is_cached("m")
     os.utime(home.path / "used" / "m", (looked - 1,) * 2)
     assert remove(home, "m", unless_used_after=looked).kept == ()
+
+
+def test_a_training_log_goes_with_its_entry(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.logs_folder("test-entry").mkdir(parents=True)
+    (home.logs_folder("test-entry") / "summary.csv").write_text("epoch,train_loss\n0,1\n")
+    removal = remove(home, "test-entry")
+    assert (removal.freed, removal.removed) == (21, (home.logs_folder("test-entry"),))
+    assert not home.logs_folder("test-entry").exists()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+
+from ckptkit.registry import Registry, load_registry
 
 #: Two entries that a reader sees at once; faults are planted by replacing pieces of it.
 SMALL = """\
@@ -41,3 +44,9 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
     path = folder / name
     path.write_bytes(text.encode())
     return path
+
+
+@cache
+def published() -> Registry:
+    """Return the built-in registry, read once: its entries are frozen."""
+    return load_registry()

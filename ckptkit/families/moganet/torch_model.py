@@ -148,13 +148,14 @@ class MultiOrderGatedAggregation(nn.Module):
         """``proj_2`` of the activated gate times the activated value."""
         if not self.attn_force_fp32:
             return self.proj_2(silu(gate) * silu(value))
-        with _without_autocast(gate):
+        with without_autocast(gate):
             wide = torch.promote_types(gate.dtype, torch.float32)  # a float64 model is not narrowed
             product = silu(silu(gate.to(wide))) * silu(silu(value.to(wide)))
             return self.proj_2(product.to(self.proj_2.weight.dtype))
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Switch autocast off where ``x`` lies, if there is any."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device):  # "meta" has none to switch off
         return nullcontext()

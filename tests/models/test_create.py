@@ -5,39 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ckptkit.analysis.model_source import open_source
 from ckptkit.convert import Options, execute, plan
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
-from ckptkit.synth import Synthetic, write_bundle, write_torch
+from ckptkit.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.support.moat_reference import golden_input, load_golden
-from tests.support.moganet_weights import recipe_state
-
-FRAMEWORKS = ("torch", "keras")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    prefix = tmp_path_factory.mktemp("m") / "model.ckpt"
-    write_bundle(Synthetic("tiny-moat0"), prefix)
-    return prefix
-
-
-def need(framework):
-    pytest.importorskip("torch" if framework == "torch" else "tensorflow")
-
-
-def run(model, framework, x):
-    """Output of a model on NHWC images, brought back to numpy (and features to NHWC)."""
-    if framework == "keras":
-        out = model(x)
-        return [np.asarray(o) for o in out] if isinstance(out, list) else np.asarray(out)
-    import torch
-
-    with torch.inference_mode():
-        out = model(torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))))
-    return [o.numpy().transpose(0, 2, 3, 1) for o in out] if isinstance(out, list) else out.numpy()
+from tests.support.models import FRAMEWORKS, need, run, torch_images
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -107,28 +83,6 @@ def test_what_makes_no_sense_is_refused(name, options, error, words):
         create_model(name, **options)
 
 
-def test_a_file_of_another_kind_is_refused(bundle, tmp_path):
-    need("torch")
-    with pytest.raises(ConversionError, match="unlike tiny-moat1"):
-        create_model("tiny-moat1", checkpoint=bundle)
-    with pytest.raises(UsageError, match="has position embedding"):
-        create_model("tiny-moat0-256-noposemb", checkpoint=bundle)
-    with pytest.raises(UsageError, match="has position embedding"):
-        create_model("tiny-moat0", checkpoint=bundle, pos_emb=False)
-    write_bundle(Synthetic("tiny-moat0", bn_statistics=False), tmp_path / "no-bn.ckpt")
-    with pytest.raises(ConversionError, match="no BatchNorm moving statistics"):
-        create_model("tiny-moat0", checkpoint=tmp_path / "no-bn.ckpt")
-
-
-@pytest.fixture(scope="module")
-def moganet_files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("moganet")
-    return {
-        "openmixup": write_torch(Synthetic("moganet-xt"), folder / "o.pth"),
-        "timm": write_torch(Synthetic("moganet-xt", layout="torch", twins=True), folder / "t.pth.tar"),
-    }
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -160,11 +114,108 @@ def test_moganets_gate_is_never_guessed(moganet_files, tmp_path, framework):
     assert model.attn_force_fp32 is True
 
 
-def test_the_copy_asked_for_is_loaded(moganet_files):
+@pytest.mark.parametrize(
+    ("framework", "resolution"),
+    [("torch", 64), ("torch", (64, 96)), ("torch", (61, 75)), ("torch", None), ("keras", (61, 75))],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["tiny-moat0", "moganet-xt-224"])
+def test_any_resolution(framework, name, resolution):
+    need(framework)
+    model = create_model(name, framework, resolution=resolution, features_only=True)
+    usual = 256 if name == "tiny-moat0" else 224
+    expected = resolution if isinstance(resolution, tuple) else (resolution or usual,) * 2
+    assert model.resolution == expected
+    for size in ((64, 64), (61, 75))[framework == "keras" :]:
+        last = run(model, framework, golden_input(*size)[:1])[-1]
+        assert last.shape[1:3] == (-(-size[0] // 32), -(-size[1] // 32))
+
+
+@pytest.mark.parametrize("resolution", [-64, (64,), (64, 64, 3), "64", 64.0], ids=repr)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_no_resolution(framework, resolution):
+    need(framework)
+    with pytest.raises(UsageError, match="resolution"):
+        create_model("tiny-moat0", framework, resolution=resolution)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_windows_at_another_resolution(bundle, framework):
+    need(framework)
+    options = {"checkpoint": bundle, "window_size": 4, "features_only": True}
+    windowed = create_model("tiny-moat0", framework, resolution=(128, 256), **options)
+    whole = create_model(
+        "tiny-moat0", framework, resolution=(128, 256), checkpoint=bundle, features_only=True
+    )
+    x = golden_input(128, 256)[:1]
+    ours, theirs = run(windowed, framework, x), run(whole, framework, x)
+    np.testing.assert_array_equal(ours[2], theirs[2])  # no attention yet
+    assert np.abs(ours[3] - theirs[3]).max() > 1e-3
+    with pytest.raises(UsageError, match="cannot be cut into windows of 4x4"):
+        create_model("tiny-moat0", framework, resolution=96, **options)
+
+
+@pytest.mark.parametrize("name", ["tiny-moat0", "moganet-xt-224-timm"])
+def test_optimised_logits(bundle, moganet_files, name):
+    pytest.importorskip("torch")
+    checkpoint = bundle if name == "tiny-moat0" else moganet_files["timm"]
+    x = golden_input(64, 64)[:1]
+    plain, fast = (
+        create_model(name, checkpoint=checkpoint, resolution=64, optimize=optimize)
+        for optimize in (False, True)
+    )
+    np.testing.assert_allclose(run(fast, "torch", x), run(plain, "torch", x), rtol=0, atol=1e-4)
+    assert fast.loaded == plain.loaded
+
+
+def test_a_model_source_passes_the_options_on(bundle):
+    pytest.importorskip("torch")
+    from ckptkit.families.torch_inference import InferenceModel
+
+    workspace = Workspace()
+    source = open_source(workspace.locate(bundle), workspace, resolution=64)
+    fast = source.model(optimize=True)
+    x = golden_input(64, 64)[:1]
+    np.testing.assert_allclose(run(fast, "torch", x), run(source.model(), "torch", x), rtol=0, atol=1e-4)
+    assert isinstance(fast, InferenceModel)
+    assert fast.resolution == (64, 64)
+
+
+@pytest.mark.parametrize("option", ["optimize", "compile"])
+def test_keras_is_not_optimised(option):
+    need("keras")
+    with pytest.raises(UsageError, match=f"{option}=True is for PyTorch"):
+        create_model("tiny-moat0", "keras", **{option: True})
+
+
+def test_a_torch_model_can_be_trained_further(bundle):
     torch = pytest.importorskip("torch")
-    for weights, suffix in (("auto", ""), ("ema", ""), ("raw", "#raw")):
-        model = create_model("moganet-xt-224-timm", checkpoint=moganet_files["timm"], weights=weights)
-        expected = recipe_state("moganet-xt", key_suffix=suffix)["head.bias"]
-        assert torch.equal(model.head.bias, torch.from_numpy(expected))
-    with pytest.raises(UsageError, match="no moving averages"):
-        create_model("moganet-xt-224", checkpoint=moganet_files["openmixup"], weights="ema")
+    model = create_model("tiny-moat0", checkpoint=bundle, num_classes=3).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss = torch.nn.functional.cross_entropy(model(torch_images(golden_input(64, 64))), torch.tensor([0, 2]))
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    stay = [
+        name
+        for name, tensor in model.state_dict().items()
+        if "running_" in name and torch.equal(tensor, before[name])
+    ]
+    assert stay == []
+
+
+def test_a_keras_model_can_be_trained_further(bundle):
+    tf = pytest.importorskip("tensorflow")
+    model = create_model("tiny-moat0", "keras", checkpoint=bundle, num_classes=3)
+    before = [v.numpy() for v in model.non_trainable_variables]
+    with tf.GradientTape() as tape:
+        logits = model(golden_input(64, 64), training=True)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits([0, 2], logits))
+    variables = model.trainable_variables
+    gradients = tape.gradient(loss, [v.value for v in variables])
+    still = [v.path for v, g in zip(variables, gradients, strict=True) if g is None or not np.any(g)]
+    assert still == []
+    moved = [
+        not np.array_equal(v.numpy(), old)
+        for v, old in zip(model.non_trainable_variables, before, strict=True)
+    ]
+    assert before and all(moved)

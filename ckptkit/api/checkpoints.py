@@ -1,35 +1,20 @@
-"""The Python face: each public function, as `import ckptkit` offers it.
-
-The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGISTRY``,
-``CKPTKIT_MIRROR``); what they have to say goes to the ``ckptkit`` logger.
-"""
+"""Finding, fetching, checking, converting and reading checkpoints."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.api.environment import logger, workspace_of_environment
 from ckptkit.errors import UsageError
-from ckptkit.models import create_model
-from ckptkit.workspace import Workspace
 
 if TYPE_CHECKING:
     from ckptkit.convert.rules_file import RuleFile
     from ckptkit.families.binding import Weights
-    from ckptkit.parity import ParityReport
     from ckptkit.registry import Registry
     from ckptkit.tensors import Array
     from ckptkit.verify import VerifyReport
-
-__all__ = ["convert", "create_model", "fetch", "load", "parity", "registry", "verify"]
-
-_logger = logging.getLogger("ckptkit")
-
-
-def _workspace() -> Workspace:
-    return Workspace(note=_logger.info, warn=_logger.warning)
 
 
 def registry(overlays: Sequence[str | Path] = ()) -> Registry:
@@ -81,7 +66,7 @@ def fetch(id: str) -> Path:
     NotFoundError, NetworkError, IntegrityError, StorageError
         Unknown id; every source failed; the bytes are not the promised ones; the disk refused.
     """
-    workspace = _workspace()
+    workspace = workspace_of_environment()
     return workspace.fetch(workspace.registry[id]).path
 
 
@@ -113,7 +98,7 @@ def verify(
     """
     from ckptkit.verify import verify_checkpoint
 
-    located = _workspace().locate(what, fetch=False)
+    located = workspace_of_environment().locate(what, fetch=False)
     return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
 
 
@@ -176,7 +161,7 @@ def convert(
     from ckptkit.convert.whole import convert_located
     from ckptkit.families.settings import parse_size
 
-    workspace = _workspace()
+    workspace = workspace_of_environment()
     options = Options(
         to=to,
         layout=layout,
@@ -200,7 +185,7 @@ def convert(
     if outcome.converted is not None and outcome.converted.losses:
         from ckptkit.convert.rounding import in_words
 
-        _logger.warning("%s: %s", what, in_words(outcome.converted.losses))
+        logger.warning("%s: %s", what, in_words(outcome.converted.losses))
     return outcome.path
 
 
@@ -244,85 +229,6 @@ def load(
     from ckptkit.families.binding import wanted_copy
     from ckptkit.formats.detect import open_reader
 
-    located = _workspace().locate(what)
+    located = workspace_of_environment().locate(what)
     with open_reader(located.path, weights=wanted_copy(weights, located.entry)) as reader:
         return load_tensors(reader, layout, weights=weights, variant=variant, entry=located.entry)
-
-
-def parity(
-    what: str | Path,
-    *,
-    synthetic: bool = False,
-    batch: int | None = None,
-    resolution: int | tuple[int, int] | None = None,
-    seed: int | None = None,
-    image: str | Path | None = None,
-    weights: Weights = "auto",
-    dtype: str | None = None,
-    converted: str | Path | None = None,
-    variant: str | None = None,
-    allow_missing_bn: bool = False,
-    settings: Mapping[str, Any] | None = None,
-) -> ParityReport:
-    """Run the forward pass in both frameworks and compare it stage by stage.
-
-    Parameters
-    ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
-    synthetic : bool
-        Use synthetic weights by recipe; needs no download.
-    batch : int, optional
-        Random images, default 2.
-    resolution : int or (int, int), optional
-        Input (height, width); default the entry's test resolution.
-    seed : int, optional
-        Of the random images.
-    image : path, optional
-        A picture instead of random images.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both.
-    dtype : str, optional
-        Round the conversion to ``float16`` or ``bfloat16``; the tolerance follows.
-    converted : path, optional
-        A conversion of ``what`` to be proven, instead of a fresh one.
-    variant : str, optional
-        Overrides what the file is recognised as.
-    allow_missing_bn : bool
-        Compare a file without BatchNorm statistics, with mean 0 and variance 1 on both sides.
-    settings : mapping of str to Any, optional
-        Behaviour settings where no entry says them; a file of which ``attn_force_fp32`` is not known is
-        compared both ways.
-
-    Returns
-    -------
-    ParityReport
-        ``.ok``, ``.stages``, ``.first_departure``, ``.to_json()``.
-
-    Raises
-    ------
-    MissingDependencyError
-        When torch or tensorflow is not installed.
-    """
-    from ckptkit.parity import run_parity, synthetic_checkpoint
-
-    workspace = _workspace()
-    options: dict[str, Any] = {
-        "batch": batch,
-        "resolution": resolution,
-        "seed": seed,
-        "image": Path(image) if image is not None else None,
-        "weights": weights,
-        "dtype": dtype,
-        "converted": Path(converted) if converted is not None else None,
-        "variant": variant,
-        "allow_missing_bn": allow_missing_bn,
-        "settings": settings,
-    }
-    if not synthetic:
-        return run_parity(workspace.locate(what), **options, note=_logger.info)
-    from ckptkit.synth import synthetic_stand_in
-
-    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
-    with synthetic_checkpoint(stand_in, entry) as located:
-        return run_parity(located, **options, synthetic=True, name=str(what), note=_logger.info)

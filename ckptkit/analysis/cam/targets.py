@@ -1,0 +1,52 @@
+"""The classes of a model's head: how a user names them, and what they are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckptkit.errors import UsageError
+from ckptkit.images.classes import ImageClass, find_class, imagenet_classes
+
+
+@dataclass(frozen=True)
+class HeadClasses:
+    """The classes that a head of some size tells apart.
+
+    Parameters
+    ----------
+    count : int
+        Outputs of the head. 1,000 are ImageNet-1K's, as in every published checkpoint; others have no names.
+    """
+
+    count: int
+
+    def find(self, target: int | str) -> int:
+        """Place among the logits of a class given by index, WordNet id or name.
+
+        Raises
+        ------
+        UsageError
+            When there is no such class, or it is given by name and the classes have none.
+
+        Examples
+        --------
+        >>> HeadClasses(1000).find("golden retriever"), HeadClasses(10).find(7)
+        (207, 7)
+        """
+        text = str(target)
+        if self._named:
+            return find_class(text).index
+        if not (text.isascii() and text.isdigit() and int(text) < self.count):
+            raise UsageError(
+                f"no class {text!r}",
+                hint=f"this head has {self.count} classes without names: give 0 to {self.count - 1}",
+            )
+        return int(text)
+
+    def named(self, index: int) -> ImageClass | None:
+        """Names of a class, where they are known."""
+        return imagenet_classes()[index] if self._named else None
+
+    @property
+    def _named(self) -> bool:
+        return self.count == len(imagenet_classes())

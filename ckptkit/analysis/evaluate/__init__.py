@@ -1,0 +1,1 @@
+"""How well a checkpoint does: accuracy on labelled images, and BatchNorm statistics made of images."""

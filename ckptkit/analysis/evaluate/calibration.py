@@ -1,0 +1,269 @@
+"""A checkpoint with BatchNorm statistics recomputed from images, written as a new safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy
+
+from ckptkit.analysis.evaluate.loading import load_batches
+from ckptkit.analysis.evaluate.opening import open_images
+from ckptkit.analysis.evaluate.options import worker_threads
+from ckptkit.analysis.evaluate.report import BadImage
+from ckptkit.analysis.evaluate.running import out_of_memory_in_words, torch_device
+from ckptkit.analysis.evaluate.samples import ImageSet, stamp_of
+from ckptkit.analysis.evaluate.scoring import ProgressBar, no_bar
+from ckptkit.analysis.evaluate.statistics import Moments, even_groups, gathered_moments
+from ckptkit.analysis.model_source import ModelSource
+from ckptkit.convert import Options, Plan, plan
+from ckptkit.convert.execution import check_written
+from ckptkit.convert.provenance import Provenance
+from ckptkit.errors import UsageError
+from ckptkit.families.base import CANONICAL
+from ckptkit.families.binding import wanted_copy
+from ckptkit.formats.base import Reader
+from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.staging import refuse_existing
+from ckptkit.tensors import DTYPES, Array, TensorSpec
+
+RECALIBRATED = "recalibrated"
+"""What the metadata says of ``bn_statistics``."""
+
+METHOD = "Precise BN (arXiv:2105.07576)"
+DEFAULT_IMAGES = 2048
+_FORMAT = "safetensors"
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How statistics are recomputed.
+
+    Parameters
+    ----------
+    data : sequence of path
+        A folder of images, with or without class folders, or shards; classes do not matter.
+    images : int
+        How many are taken, the same ones each time; all where there are fewer.
+    batch_size : int
+        At most so many images pass together; each layer is normalized by the batch's own statistics.
+    workers : int or None
+        As in `EvaluationOptions`.
+    device : str
+        As in `EvaluationOptions`.
+    """
+
+    data: Sequence[str | Path]
+    images: int = DEFAULT_IMAGES
+    batch_size: int = 32
+    workers: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for what, value in (("a batch", self.batch_size), ("a calibration", self.images)):
+            if value < 2:  # one image has no spread
+                raise UsageError(f"{what} of {value} images", hint="give at least 2")
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration wrote, or would write.
+
+    Parameters
+    ----------
+    path : Path
+    layers : int
+        BatchNorm layers whose statistics were recomputed.
+    images : int
+        Images that passed through the model.
+    metadata : mapping of str to str
+        Of the file.
+    bad : tuple of BadImage
+        Left out because they cannot be decoded.
+    tensors : int
+        In the file.
+    """
+
+    path: Path
+    layers: int
+    images: int
+    metadata: Mapping[str, str]
+    bad: tuple[BadImage, ...]
+    tensors: int
+
+
+def calibrate_source(
+    source: ModelSource,
+    options: CalibrationOptions,
+    output: Path,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    bar: ProgressBar = no_bar,
+) -> Calibrated:
+    """Recompute a checkpoint's BatchNorm statistics from images and write it anew; see `statistics`.
+
+    All other tensors are written as they are, under canonical names.
+
+    Parameters
+    ----------
+    source : ModelSource
+        Statistics may be missing in it.
+    options : CalibrationOptions
+    output : Path
+        A ``.safetensors`` file.
+    force : bool
+        Replace an existing one.
+    dry_run : bool
+        Look at the checkpoint and the images only.
+    bar : callable
+        See `ProgressBar`.
+
+    Raises
+    ------
+    UsageError
+        When the output exists, or there are fewer than two images.
+    NotFoundError, FormatError, ConversionError, StorageError, IntegrityError
+        No images; a damaged or incomplete checkpoint; the disk refuses; what was written reads otherwise.
+    """
+    if not output.name.endswith(EXTENSIONS[_FORMAT]):
+        raise UsageError(f"{output}: the result is a {_FORMAT} file", hint=f"call it ….{_FORMAT}")
+    located = source.located
+    if output.exists() and located.path.is_file() and output.samefile(located.path):
+        raise UsageError(f"{output} is the source itself", hint="give another --output")
+    refuse_existing(output, force=force)
+    images = open_images(options.data, None).limited(options.images)
+    with (
+        open_reader(located.path, weights=wanted_copy(source.weights, located.entry)) as reader,
+        Provenance(located) as provenance,
+    ):
+        conversion = _plan(source, reader)
+        specs = _specs(conversion)
+        said = _said(conversion, source, images)
+        if dry_run:
+            layers = len(_statistics(conversion)) // 2
+            return Calibrated(output, layers, len(images), {**said, **provenance.wait()}, (), len(specs))
+        moments, passed, bad = _gather(source, options, images, bar)
+        said["bn_images"] = str(passed)
+        said |= provenance.wait()
+        _write(conversion, reader, specs, _tensors(moments), metadata=said, output=output, force=force)
+    return Calibrated(output, len(moments), passed, said, bad, len(specs))
+
+
+def _plan(source: ModelSource, reader: Reader) -> Plan:
+    options = Options(
+        _FORMAT,
+        layout=CANONICAL,
+        weights=source.weights,
+        variant=source.variant,
+        head=source.num_classes is not None,
+        allow_missing_bn=True,
+        settings=source.settings,
+    )
+    return plan(reader, options, entry=source.entry)
+
+
+def _statistics(conversion: Plan) -> list[TensorSpec]:
+    """Specs of the statistics: float32, whatever precision the weights are kept in."""
+    found = conversion.recognition
+    table = found.family.table(CANONICAL, found.variant, found.structure)
+    return [
+        TensorSpec(row.external, DTYPES["float32"], row.external_shape)
+        for row in table.bindings
+        if row.part == "bn_statistics"
+    ]
+
+
+def _specs(conversion: Plan) -> list[TensorSpec]:
+    statistics = {spec.name: spec for spec in _statistics(conversion)}
+    return [*(spec for spec in conversion.specs if spec.name not in statistics), *statistics.values()]
+
+
+def _said(conversion: Plan, source: ModelSource, images: ImageSet) -> dict[str, str]:
+    """Metadata of the result."""
+    return {
+        **conversion.metadata,
+        "bn_statistics": RECALIBRATED,
+        "bn_images": str(len(images)),
+        "bn_images_sha256": listing_digest(images),
+        "bn_method": METHOD,
+        "bn_preprocessing": str(source.preprocessing),
+    }
+
+
+def listing_digest(images: ImageSet) -> str:
+    """SHA-256 over the images' names and sizes, a zero byte between, a line each: which ones they were."""
+    digest = hashlib.sha256()
+    for sample in images.samples:
+        size = str(sample.size) if sample.size >= 0 else stamp_of(sample.path).split("\0")[1]
+        digest.update(f"{sample.name}\0{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _gather(
+    source: ModelSource, options: CalibrationOptions, images: ImageSet, bar: ProgressBar
+) -> tuple[dict[str, Moments], int, tuple[BadImage, ...]]:
+    """Pass the images through the model; returns each layer's moments, how many passed, which did not."""
+    import torch
+
+    device = torch_device(options.device)
+    model = source.model("torch", allow_missing_bn=True).to(device)
+    bad: dict[int, str] = {}
+    groups = even_groups(len(images), options.batch_size)
+    loading = load_batches(images, groups, source.preprocessing, workers=worker_threads(options.workers))
+    with (
+        torch.no_grad(),
+        gathered_moments(model) as moments,
+        bar(f"calibrating {source.name}", len(images)) as advance,
+        closing(loading) as batches,
+    ):
+        for batch in batches:
+            bad |= batch.bad
+            if batch.positions:
+                with out_of_memory_in_words(len(batch.positions)):
+                    model(torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().to(device))
+            advance(len(batch.positions) + len(batch.bad))
+    passed = len(images) - len(bad)
+    if passed < 2:  # one image has no spread
+        raise UsageError(
+            f"{images.what}: {passed} images that can be decoded",
+            hint="statistics need many, 2048 by default",
+        )
+    return moments, passed, tuple(BadImage(images.samples[p].name, why) for p, why in sorted(bad.items()))
+
+
+def _tensors(moments: Mapping[str, Moments]) -> dict[str, Array]:
+    tensors = {}
+    for name, found in moments.items():
+        tensors[f"{name}.running_mean"] = found.mean.astype(numpy.float32)
+        tensors[f"{name}.running_var"] = found.variance.astype(numpy.float32)
+    return tensors
+
+
+def _write(
+    conversion: Plan,
+    reader: Reader,
+    specs: Sequence[TensorSpec],
+    statistics: Mapping[str, Array],
+    *,
+    metadata: Mapping[str, str],
+    output: Path,
+    force: bool,
+) -> None:
+    """Write the checkpoint, each tensor checked as it is read, all of them when they are written."""
+    moves = {move.target.name: move for move in conversion.moves}
+    checksums: dict[str, int] = {}
+    with writer_for(_FORMAT)(output, specs, metadata, force=force) as writer:
+        for name in writer.order:
+            if name in statistics:
+                checksums[name] = writer.write(name, statistics[name])
+                continue
+            move = moves[name]
+            reader.check(move.source)
+            checksums[name] = writer.write(name, move.apply(reader.read(move.source)))
+            reader.release(move.source)
+        writer.finish(partial(check_written, specs=specs, checksums=checksums, output=output))

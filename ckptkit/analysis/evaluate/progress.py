@@ -1,0 +1,207 @@
+"""What is known of each image so far, and the file that keeps it over an interruption."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from ckptkit.errors import storage_error
+from ckptkit.formats.staging import StagedFile
+from ckptkit.tensors import Array
+
+SAVE_EVERY_S = 5.0
+_FORMAT = 1
+_MAX_BYTES = 64 << 20
+_FLAGS = ("done", "top1", "top5")
+_PART = ".rank"
+
+
+@dataclass
+class Progress:
+    """Which images of a set are done, and which of them were hit.
+
+    Parameters
+    ----------
+    done, top1, top5 : numpy.ndarray
+        One bool for each image.
+    bad : dict of int to str
+        Images that cannot be decoded, and why; they are done too.
+    """
+
+    done: Array
+    top1: Array
+    top5: Array
+    bad: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, images: int) -> Progress:
+        """Nothing done yet."""
+        return cls(numpy.zeros(images, bool), numpy.zeros(images, bool), numpy.zeros(images, bool))
+
+    def note(self, positions: list[int], ranks: Array, bad: Mapping[int, str]) -> None:
+        """Take the result of a batch: ``ranks`` says how many classes came before each image's own."""
+        self.done[positions] = True
+        self.top1[positions] = ranks < 1
+        self.top5[positions] = ranks < 5
+        self.done[list(bad)] = True
+        self.bad.update(bad)
+
+    def merge(self, other: Progress) -> None:
+        """Add what somebody else knows."""
+        for flag in _FLAGS:
+            getattr(self, flag)[:] |= getattr(other, flag)
+        self.bad.update(other.bad)
+
+    @property
+    def good(self) -> int:
+        """Images done that could be decoded."""
+        return int(self.done.sum()) - len(self.bad)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        packed = {flag: numpy.packbits(getattr(self, flag)).tobytes() for flag in _FLAGS}
+        return {
+            "images": len(self.done),
+            **{flag: base64.b64encode(bits).decode() for flag, bits in packed.items()},
+            "bad": {str(position): reason for position, reason in sorted(self.bad.items())},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], images: int) -> Progress | None:
+        """Read what `to_json` gave; None where it is not for so many images, or damaged."""
+        try:
+            done, top1, top5 = (_unpacked(values[flag], images) for flag in _FLAGS)
+            bad = {int(position): str(reason) for position, reason in values["bad"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
+            return None
+        found = cls(done, top1, top5, bad)
+        sound = (
+            values.get("images") == images
+            and all(0 <= position < images and found.done[position] for position in bad)
+            and not (found.top1 & ~found.top5).any()
+            and not (found.top5 & ~found.done).any()
+            and not any(found.top5[position] for position in bad)
+        )
+        return found if sound else None
+
+
+def _unpacked(text: str, images: int) -> Array:
+    bits = numpy.frombuffer(base64.b64decode(text, validate=True), numpy.uint8)
+    if len(bits) != (images + 7) // 8:
+        raise ValueError("another number of images")
+    return numpy.unpackbits(bits, count=images).astype(bool)
+
+
+class StateFile:
+    """Where progress is kept between two runs.
+
+    Parameters
+    ----------
+    path : Path
+    identity : mapping of str to str
+        Everything the results depend on, by what it is called; a file with another one is not gone on from.
+    images : int
+    part : int or None
+        Number of the process, where several of them evaluate together: each keeps a file of its own beside
+        ``path``, and the first one gathers them at the next start.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str], images: int, part: int | None = None) -> None:
+        self.path = path
+        self._identity = dict(identity)
+        self._images = images
+        self._own = path if part is None else path.with_name(f"{path.name}{_PART}{part}")
+        self._saved = time.monotonic()
+
+    def load(self) -> tuple[Progress | None, str]:
+        """Read what earlier runs left.
+
+        Returns
+        -------
+        (Progress or None, str)
+            None where there is nothing to go on from; and why not, where there is something.
+        """
+        found, why = self._read(self.path)
+        for part in self._parts():
+            other, _ = self._read(part)
+            if other is not None and found is not None:
+                found.merge(other)
+            found = found or other
+        return found, "" if found is not None else why
+
+    def _parts(self) -> list[Path]:
+        pattern = re.compile(re.escape(self.path.name + _PART) + r"\d+")
+        if not self.path.parent.is_dir():
+            return []
+        return sorted(path for path in self.path.parent.iterdir() if pattern.fullmatch(path.name))
+
+    def _read(self, path: Path) -> tuple[Progress | None, str]:
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                return None, "the state file is no such file"
+            values = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None, ""
+        except OSError as error:
+            raise storage_error(error, path) from error
+        except (ValueError, RecursionError):
+            return None, "the state file is damaged"
+        if not isinstance(values, dict) or not isinstance(values.get("identity"), dict):
+            return None, "the state file is no such file"
+        if values.get("format") != _FORMAT:
+            return None, "the state file is of another version"
+        said = values["identity"]
+        changed = [key for key in self._identity if said.get(key) != self._identity[key]]
+        if changed:
+            return None, " and ".join(changed) + (" has" if len(changed) == 1 else " have") + " changed"
+        found = Progress.from_json(values.get("progress") or {}, self._images)
+        return found, "" if found else "the state file is damaged"
+
+    def save(self, progress: Progress) -> None:
+        """Write progress, whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            When the disk refuses.
+        """
+        values = {"format": _FORMAT, "identity": self._identity, "progress": progress.to_json()}
+        with StagedFile(self._own, force=True) as file:
+            file.append(json.dumps(values).encode())
+            file.commit()
+        self._saved = time.monotonic()
+
+    def save_now_and_then(self, progress: Progress) -> None:
+        """Write progress when the last time is some seconds ago."""
+        if time.monotonic() - self._saved >= SAVE_EVERY_S:
+            self.save(progress)
+
+    def gather(self, progress: Progress) -> None:
+        """Keep the gathered progress in one file and remove the parts."""
+        parts = self._parts()
+        if parts:
+            self.save(progress)
+            for part in parts:
+                part.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Forget it all: the evaluation is finished."""
+        for path in {self.path, self._own, *self._parts()}:
+            path.unlink(missing_ok=True)
+
+
+def default_state_path(folder: Path, name: str, choices: Mapping[str, str]) -> Path:
+    """Where the state of an evaluation is kept when nobody says: one file for each set of choices."""
+    digest = hashlib.sha256(json.dumps(dict(choices), sort_keys=True).encode()).hexdigest()[:16]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[-80:].strip("-.") or "evaluation"
+    return folder / f"{stem}-{digest}.json"

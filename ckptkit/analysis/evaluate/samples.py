@@ -1,0 +1,166 @@
+"""A set of labelled test images: what is in it, in which order, and which of them make a sample."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckptkit.errors import FormatError, storage_error
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+"""File name endings of images, whatever their letter case: those of torchvision's ImageFolder."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image, in a file of its own or in a shard.
+
+    Parameters
+    ----------
+    name : str
+        Unique in its set: relative path, or shard and key.
+    path : Path
+        The image's file, or the shard.
+    label : int or None
+        Class index; None in sets that are read without labels.
+    offset, size : int
+        Where in the shard it lies, bytes; a size of -1 stands for the whole file.
+    """
+
+    name: str
+    path: Path
+    label: int | None = None
+    offset: int = 0
+    size: int = -1
+
+    def read(self) -> bytes:
+        """Read the image's bytes.
+
+        Raises
+        ------
+        FormatError
+            When the file ends before the image does.
+        StorageError
+            When it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                body = file.read(self.size)
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        if self.size >= 0 and len(body) != self.size:
+            raise FormatError(self.path, f"{self.name}: the shard ends inside the image")
+        return body
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images, in the order of their names.
+
+    Parameters
+    ----------
+    samples : tuple of Sample
+    what : str
+        Where they are from, for people.
+    rule : str
+        How their labels were read, for people; empty for a set without labels.
+    identity : str
+        Digest of every name, label, size and time of change: another one means another set.
+    """
+
+    samples: tuple[Sample, ...]
+    what: str
+    rule: str
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are images of."""
+        return len({sample.label for sample in self.samples})
+
+    def limited(self, limit: int | None) -> ImageSet:
+        """Keep a sample of so many images, the same ones each time; see `stratified`."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = stratified(self.samples, limit)
+        return replace(self, samples=tuple(self.samples[position] for position in chosen))
+
+
+def image_set(samples: Iterable[Sample], stamps: Iterable[str], what: str, rule: str = "") -> ImageSet:
+    """Make a set of images.
+
+    Parameters
+    ----------
+    samples : iterable of Sample
+    stamps : iterable of str
+        What tells each file's content from another one's without reading it: size and time of change.
+    what, rule : str
+        As in `ImageSet`.
+
+    Raises
+    ------
+    FormatError
+        When two images have one name: one of them would stand in for both.
+    """
+    ordered = tuple(sorted(samples, key=lambda sample: sample.name))
+    twice = [name for name, count in Counter(sample.name for sample in ordered).items() if count > 1]
+    if twice:
+        raise FormatError(what, f"{twice[0]} is there {'twice' if len(twice) == 1 else 'more than once'}")
+    digest = hashlib.sha256()
+    for sample in ordered:
+        digest.update(
+            f"{sample.name}\0{sample.label}\0{sample.offset}\0{sample.size}\n".encode(
+                errors="surrogateescape"
+            )
+        )
+    for stamp in sorted(stamps):
+        digest.update(f"{stamp}\n".encode(errors="surrogateescape"))
+    return ImageSet(ordered, what, rule, digest.hexdigest())
+
+
+def stamp_of(path: Path) -> str:
+    """What tells a file's content from another one's without reading it.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be looked at.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}"
+
+
+def stratified(samples: Sequence[Sample], limit: int) -> list[int]:
+    """Positions of a sample that is spread over the classes as evenly as it can be, in rising order.
+
+    Names are shuffled by their digests, so the choice depends on nothing but the names and labels; then
+    every class gives its first image, every class its second one, and so on.
+
+    Examples
+    --------
+    >>> labels = [0, 0, 0, 0, 1, 1, 2]
+    >>> images = [Sample(str(n), Path(str(n)), label) for n, label in enumerate(labels)]
+    >>> [labels[position] for position in stratified(images, 5)]
+    [0, 0, 1, 1, 2]
+    """
+    by_class: defaultdict[int | None, list[int]] = defaultdict(list)
+    for position in sorted(range(len(samples)), key=lambda position: _shuffled(samples[position])):
+        by_class[samples[position].label].append(position)
+    rounds = itertools.zip_longest(*by_class.values())
+    chosen = (position for one in rounds for position in one if position is not None)
+    return sorted(itertools.islice(chosen, limit))
+
+
+def _shuffled(sample: Sample) -> bytes:
+    return hashlib.blake2b(sample.name.encode(errors="surrogateescape"), digest_size=16).digest()

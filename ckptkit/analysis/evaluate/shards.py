@@ -1,0 +1,274 @@
+"""WebDataset shards: tar files whose members share a name a sample, read where they lie.
+
+A sample's files stand under one key: a member's path up to the first dot of its last part; what follows that
+dot says what it is (https://github.com/webdataset/webdataset, "The WebDataset Format"). Of each sample the
+image (``jpg``, ``png``, ``webp``, …) and its class (``cls``: a decimal index; or ``json``: an object with
+``label``) are used. An index is made once by walking from header to header; images are then read by their
+offsets, in any order and by several threads, and nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ckptkit.analysis.evaluate.folders import class_index
+from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
+from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+
+_HEADER_BYTES = 1 << 20
+"""More than any member's headers take: whatever asks for more at once is no shard."""
+_LABEL_BYTES = 1 << 16
+_MEMBERS = 10_000_000
+_MAX_SHARDS = 100_000
+_IMAGES = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+def shard_paths(pattern: str) -> list[Path] | None:
+    """Expand a pattern to the paths of shards; None where it is a plain path.
+
+    Parameters
+    ----------
+    pattern : str
+        With ``{000000..000049}`` every number in between, each of which must be there; with ``*``, ``?`` or
+        ``[…]`` whatever there is.
+
+    Raises
+    ------
+    NotFoundError
+        When one is missing, or nothing fits.
+    UsageError
+        When it means too many.
+
+    Examples
+    --------
+    >>> shard_paths("folder") is None
+    True
+    """
+    if Path(pattern).exists():
+        return None
+    if _BRACES.search(pattern):
+        paths = [Path(text) for text in _expanded(pattern)]
+        absent = [path for path in paths if not path.is_file()]
+        if absent:
+            raise NotFoundError(
+                f"{pattern}: {len(absent)} of {len(paths)} shards are not there, {absent[0]} first",
+                hint="check the range",
+            )
+        return paths
+    if any(sign in pattern for sign in "*?["):
+        import glob
+
+        found = sorted(Path(name) for name in glob.glob(pattern))  # noqa: PTH207  # absolute ones too
+        if not found:
+            raise NotFoundError(f"{pattern}: nothing fits this pattern", hint="check the path")
+        return found
+    return None
+
+
+def _expanded(pattern: str) -> list[str]:
+    """Every text a pattern of number ranges stands for; numbers keep the first one's width."""
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last = int(found[1]), int(found[2])
+    if not 0 <= last - first < _MAX_SHARDS:
+        raise UsageError(
+            f"{pattern}: {found[0]} is no range of shards", hint="write it like {000000..000049}"
+        )
+    heads = [f"{pattern[: found.start()]}{n:0{len(found[1])}d}" for n in range(first, last + 1)]
+    tails = _expanded(pattern[found.end() :])
+    if len(heads) * len(tails) > _MAX_SHARDS:
+        raise UsageError(f"{pattern}: more than {_MAX_SHARDS:,} shards")
+    return [head + tail for head in heads for tail in tails]
+
+
+def read_shards(paths: Sequence[Path], num_classes: int | None, what: str) -> ImageSet:
+    """Index shards.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    num_classes : int or None
+        Of the model; None reads images without labels.
+    what : str
+        What to call them all.
+
+    Raises
+    ------
+    FormatError
+        When one is compressed, damaged or truncated, has a link among its members, or a sample without an
+        image or class.
+    NotFoundError
+        When one is not there, or holds no images.
+    """
+    names = shard_names(paths)
+    samples = [
+        sample
+        for name, path in zip(names, paths, strict=True)
+        for sample in _samples_of(path, name, num_classes)
+    ]
+    if not samples:
+        raise NotFoundError(f"{what}: no images in it", hint="members are called like 0001.jpg, 0001.cls")
+    rule = "" if num_classes is None else "classes are those the shards state"
+    count = f"{len(paths)} shards, " if len(paths) > 1 else ""
+    return image_set(samples, map(stamp_of, paths), f"{count}{what}", rule)
+
+
+def shard_names(paths: Sequence[Path]) -> list[str]:
+    """What to call each shard: its file name where no two share one, else its path."""
+    short = [path.name for path in paths]
+    return short if len(set(short)) == len(short) else [path.as_posix() for path in paths]
+
+
+@dataclass
+class _Parts:
+    """A sample's members, as they are met."""
+
+    image: tuple[int, int] | None = None
+    labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def _samples_of(path: Path, name: str, num_classes: int | None) -> Iterator[Sample]:
+    found: dict[str, _Parts] = {}
+    try:
+        with path.open("rb") as file:
+            for member in members(path, file):
+                if member.name.rpartition("/")[2].startswith("."):
+                    continue  # what macOS adds
+                key, ending = _split(member.name)
+                parts = found.setdefault(key, _Parts())
+                place = (member.offset_data, member.size)
+                if ending in _IMAGES:
+                    if parts.image is not None:
+                        raise FormatError(path, f"sample {key} has two images")
+                    parts.image = place
+                elif ending in ("cls", "json"):
+                    parts.labels[ending] = place
+            for key, parts in found.items():
+                if parts.image is None:
+                    if "cls" in parts.labels:
+                        raise FormatError(path, f"sample {key} has a class but no image")
+                    continue
+                label = None if num_classes is None else _label(path, file, key, parts, num_classes)
+                yield Sample(f"{name}/{key}", path, label, *parts.image)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such shard", hint="check the path") from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and kind of a member.
+
+    Examples
+    --------
+    >>> _split("val/n01440764.x/0001.seg.PNG")
+    ('val/n01440764.x/0001', 'seg.png')
+    """
+    folder, slash, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    return f"{folder}{slash}{key}", ending.lower()
+
+
+def members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Walk over the files of an uncompressed tar archive from header to header.
+
+    Parameters
+    ----------
+    path : Path
+        For errors.
+    file : BinaryIO
+        Open, seekable; may be read elsewhere between two members.
+
+    Raises
+    ------
+    FormatError
+        When it is compressed or no tar archive, is damaged or ends without its end mark, or has a link, a
+        sparse file or a device in it.
+    """
+    head = file.read(512)
+    kind = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
+    if kind is not None:
+        raise FormatError(
+            path, f"compressed with {kind}, so its images cannot be read at random", hint="unpack it to .tar"
+        )
+    file.seek(0)
+    headers = _Headers(path, file)
+    try:
+        # tarfile needs no more of a file than read, seek and tell
+        archive = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        for _ in range(_MEMBERS):
+            member = archive.next()
+            if member is None:
+                break
+            if not member.isfile() or member.issparse():
+                if member.isdir():
+                    continue
+                what = "a link" if member.issym() or member.islnk() else "no plain file"
+                raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
+            yield member
+        else:
+            raise FormatError(path, f"more than {_MEMBERS:,} members")
+    except (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
+        raise FormatError(path, f"damaged tar header: {error}", offset=headers.tell()) from error
+    if headers.last.strip(b"\0") or len(headers.last) < tarfile.BLOCKSIZE:
+        raise FormatError(path, "truncated: the archive has no end mark", offset=headers.tell())
+
+
+class _Headers:
+    """A tar file as `tarfile` reads its headers: never much at once, remembering what came last."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self._position = 0
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
+        self._file.seek(self._position)
+        self.last = self._file.read(size)
+        self._position += len(self.last)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _label(path: Path, file: BinaryIO, key: str, parts: _Parts, num_classes: int) -> int:
+    where = f"{path}: {key}"
+    for ending in ("cls", "json"):
+        if ending not in parts.labels:
+            continue
+        offset, size = parts.labels[ending]
+        if size > _LABEL_BYTES:
+            raise FormatError(where, f"its .{ending} has {size:,} bytes")
+        file.seek(offset)
+        text = file.read(size)
+        if ending == "cls":
+            return class_index(text.decode("utf-8", "replace"), num_classes, where)
+        return class_index(str(_json_label(text, where)), num_classes, where)
+    raise FormatError(where, "an image without a class", hint="it needs a .cls or .json beside it")
+
+
+def _json_label(text: bytes, where: str) -> object:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(where, "its .json cannot be read") from error
+    if not isinstance(found, dict) or "label" not in found:
+        raise FormatError(where, "its .json has no label")
+    return found["label"]

@@ -1,0 +1,326 @@
+"""What a classifier says of pictures: the likeliest classes, from either framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.errors import CkptkitError, FormatError, UsageError
+from ckptkit.images.classes import imagenet_classes
+from ckptkit.images.gathering import Fault, Gatherer, NamedPicture
+from ckptkit.models import Framework
+from ckptkit.parity.packages import require_installed
+from ckptkit.store.mirrors import parse_mirrors
+from ckptkit.synth import NOTE
+from ckptkit.tensors import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.workspace import Workspace
+
+DEFAULT_TOP = 5
+DEFAULT_BATCH_SIZE = 8
+
+FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
+
+_BUILDERS: dict[str, Framework] = {"torch": "torch", "tf": "keras", "keras": "keras"}
+_PACKAGES = {"torch": "torch", "keras": "tensorflow", "image": "PIL"}
+_EXTRAS = {"torch": "torch", "keras": "tf", "image": "image"}
+
+ONLY_NUMBERS = (
+    "the head has {} classes, not ImageNet's 1,000: what they are called is not known, only their numbers"
+)
+
+
+def require_packages(*frameworks: Framework) -> None:
+    """Look for Pillow and the frameworks without importing them, before anything slow is begun.
+
+    Raises
+    ------
+    MissingDependencyError
+        When any is missing; one error names all of them, and one command installs them.
+    """
+    require_installed({_PACKAGES[name]: _EXTRAS[name] for name in (*frameworks, "image")}, "predict")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One class that a picture may show.
+
+    Parameters
+    ----------
+    rank : int
+        1 for the likeliest.
+    index : int
+        Place among the logits.
+    probability : float
+        Of the softmax over all classes.
+    wnid, name : str or None
+        WordNet id and usual word; None where the head is not ImageNet-1K's.
+    """
+
+    rank: int
+    index: int
+    probability: float
+    wnid: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Parameters
+    ----------
+    image : str
+        What the picture is called.
+    top : tuple of Guess
+        Likeliest first.
+    source : ModelSource
+        The checkpoint, with the preprocessing.
+    framework : {"torch", "keras"}
+    """
+
+    image: str
+    top: tuple[Guess, ...]
+    source: ModelSource = field(repr=False)
+    framework: Framework
+
+    @property
+    def best(self) -> Guess:
+        """The likeliest class."""
+        return self.top[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        source, wanted = self.source, self.source.preprocessing
+        return {
+            "image": self.image,
+            "top": [vars(guess).copy() for guess in self.top],
+            "model": source.name,
+            "variant": source.variant,
+            "num_classes": source.num_classes,
+            "framework": "torch" if self.framework == "torch" else "tf",
+            "preprocessing": {**vars(wanted), "size": list(wanted.size)},
+            "weights": {
+                "file": None if source.synthetic else str(source.located.path),
+                "synthetic": source.synthetic,
+                "note": NOTE if source.synthetic else None,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A prediction, and what was made of its picture while that was decoded."""
+
+    prediction: Prediction
+    aside: Any = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A checkpoint's classifier in one framework; the model is built when the first pictures have been read.
+
+    Parameters
+    ----------
+    source : ModelSource
+    framework : {"torch", "keras"}
+    top : int
+        How many classes to give; all, where there are fewer.
+    batch_size : int
+        Pictures that go through the model at once.
+
+    Raises
+    ------
+    UsageError
+        When top or batch size is less than one, or the checkpoint has no head.
+    """
+
+    source: ModelSource
+    framework: Framework = "torch"
+    top: int = DEFAULT_TOP
+    batch_size: int = DEFAULT_BATCH_SIZE
+
+    def __post_init__(self) -> None:
+        for what, value in (("top", self.top), ("batch size", self.batch_size)):
+            if value < 1:
+                raise UsageError(f"a {what} of {value}", hint="one at least")
+        if self.source.num_classes is None:
+            raise UsageError(
+                f"{self.source.name} has no classification head, so it names no classes",
+                hint="take the whole checkpoint, not one converted without its head",
+            )
+
+    @cached_property
+    def _model(self) -> Any:
+        return self.source.model(self.framework)
+
+    def predict(
+        self,
+        pictures: Iterable[NamedPicture],
+        *,
+        on_fault: Callable[[Fault], None] | None = None,
+        aside: Callable[[Image], Any] | None = None,
+    ) -> Iterator[Predicted]:
+        """Predict pictures, a batch at a time, in their order.
+
+        Parameters
+        ----------
+        pictures : iterable of NamedPicture
+        on_fault : callable, optional
+            Takes each picture that cannot be read; the others go on. Without it the first one ends all.
+        aside : callable, optional
+            Makes something of each decoded picture that comes back beside its prediction: the pictures
+            themselves are not kept.
+
+        Raises
+        ------
+        NotFoundError, FormatError, NetworkError
+            When a picture cannot be had, without ``on_fault``.
+        ConversionError, MissingDependencyError
+            When the model cannot be built.
+        """
+        readable = (_read(picture, self.source, aside, on_fault) for picture in pictures)
+        prepared = (one for one in readable if one is not None)
+        while batch := list(islice(prepared, self.batch_size)):
+            yield from self._predict(batch)
+
+    def _predict(self, batch: Sequence[_Prepared]) -> Iterator[Predicted]:
+        import numpy
+
+        logits = self._logits(numpy.stack([one.pixels for one in batch]))
+        for one, values in zip(batch, logits, strict=True):
+            if not numpy.isfinite(values).all():
+                raise FormatError(
+                    self.source.located.path,
+                    f"the model's answer to {one.name} holds NaN or infinite numbers",
+                    hint="'ckptkit verify' looks for damaged weights",
+                )
+            top = rank(values, self.top)
+            yield Predicted(Prediction(one.name, top, self.source, self.framework), one.aside)
+
+    def _logits(self, images: Array) -> Array:
+        """(N, height, width, 3) float32 → (N, classes) float32, on the CPU."""
+        answer: Array
+        if self.framework == "keras":
+            from ckptkit.families.keras_backend import tf
+
+            with tf.device("CPU:0"):
+                answer = self._model(images).numpy()
+        else:
+            import torch
+
+            with torch.inference_mode():
+                answer = self._model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).numpy()
+        return answer
+
+
+def predict_images(
+    what: str | Path,
+    images: str | Path | Image | Iterable[str | Path | Image],
+    workspace: Workspace,
+    *,
+    framework: str = "torch",
+    top: int = DEFAULT_TOP,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    **options: Any,
+) -> list[Prediction]:
+    """Predict everything that is named; the first image that cannot be had ends it.
+
+    Parameters
+    ----------
+    what, images, framework, top, batch_size
+        As in `ckptkit.predict`.
+    workspace : Workspace
+    **options
+        More arguments of `ckptkit.analysis.model_source.named_source`.
+
+    Raises
+    ------
+    MissingDependencyError, UsageError, NotFoundError, NetworkError, FormatError
+        As `ckptkit.predict` raises them.
+    """
+    from ckptkit.analysis.model_source import named_source
+
+    if framework not in _BUILDERS:
+        raise UsageError(f"no framework {framework!r}", hint="one of torch, tf")
+    builder = _BUILDERS[framework]
+    require_packages(builder)
+    alone = isinstance(images, (str, Path)) or hasattr(images, "convert")
+    gatherer = Gatherer(offline=workspace.offline, mirrors=parse_mirrors(workspace.mirrors))
+    named: Any = [images] if alone else images
+    gathering = gatherer.gather(named)
+    if gathering.faults:
+        raise gathering.faults[0].error
+    with named_source(what, workspace, **options) as source:
+        predictor = Predictor(source, builder, top, batch_size)
+        return [predicted.prediction for predicted in predictor.predict(gathering.pictures)]
+
+
+def rank(logits: Array, top: int) -> tuple[Guess, ...]:
+    """Turn one picture's logits into the likeliest classes.
+
+    Parameters
+    ----------
+    logits : numpy.ndarray
+        (classes,); 1,000 of them are ImageNet-1K's.
+    top : int
+
+    Examples
+    --------
+    >>> import numpy
+    >>> [(guess.index, round(guess.probability, 3)) for guess in rank(numpy.array([0.0, 2.0, 1.0]), 2)]
+    [(1, 0.665), (2, 0.245)]
+    """
+    import numpy
+
+    powers = numpy.exp(logits.astype(numpy.float64) - logits.max())
+    probabilities = powers / powers.sum()
+    names = imagenet_classes() if len(logits) == len(imagenet_classes()) else None
+    order = numpy.argsort(-probabilities, kind="stable")[:top].tolist()
+    return tuple(
+        Guess(
+            place,
+            index,
+            float(probabilities[index]),
+            names[index].wnid if names else None,
+            names[index].name if names else None,
+        )
+        for place, index in enumerate(order, start=1)
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One picture as the model takes it."""
+
+    name: str
+    pixels: Array
+    aside: Any
+
+
+def _read(
+    picture: NamedPicture,
+    source: ModelSource,
+    aside: Callable[[Image], Any] | None,
+    on_fault: Callable[[Fault], None] | None,
+) -> _Prepared | None:
+    try:
+        decoded = picture.read()
+        try:
+            pixels = source.preprocessing(decoded)
+        except FormatError as error:  # of this picture's shape; its name is not known there
+            raise FormatError(picture.name, error.reason, hint=error.hint) from error
+        return _Prepared(picture.name, pixels, aside(decoded) if aside else None)
+    except CkptkitError as error:
+        if on_fault is None:
+            raise
+        on_fault(Fault(picture.name, error))
+        return None

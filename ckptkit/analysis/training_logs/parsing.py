@@ -1,0 +1,51 @@
+"""From a file to a `TrainingLog`: what kind it is, is told by its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptkit.analysis.training_logs.lines import LogFile
+from ckptkit.analysis.training_logs.mmcv_json import parse_mmcv
+from ckptkit.analysis.training_logs.records import Framework, TrainingLog
+from ckptkit.analysis.training_logs.timm_csv import is_header, parse_timm
+from ckptkit.errors import FormatError
+
+_READERS = {"mmcv": parse_mmcv, "timm": parse_timm}
+
+
+def parse_log(path: Path, *, name: str | None = None) -> TrainingLog:
+    """Read a training log.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.log.json`` of mmcv or a ``summary.csv`` of timm, under whatever name.
+    name : str, optional
+        What to call it; the path where not given.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    FormatError
+        When it is neither, or damaged; the message has the number of the line.
+    StorageError
+        When it cannot be read.
+    """
+    file = LogFile(path)
+    framework = _framework(file)
+    epochs, remarks = _READERS[framework](file)
+    return TrainingLog(name or str(path), path, framework, epochs, remarks)
+
+
+def _framework(file: LogFile) -> Framework:
+    start = file.start
+    if start.startswith(b"{"):
+        return "mmcv"
+    if is_header(start):
+        return "timm"
+    if start.startswith(b"<"):
+        raise FormatError(file.path, "a web page, not a training log", hint="fetch it again with --refresh")
+    raise FormatError(
+        file.path, "no training log: neither JSON lines of mmcv nor a CSV file with a column 'epoch'"
+    )

@@ -1,0 +1,29 @@
+"""The Python face: each public function, as `import ckptkit` offers it.
+
+The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGISTRY``,
+``CKPTKIT_MIRROR``); what they have to say goes to the ``ckptkit`` logger.
+"""
+
+from __future__ import annotations
+
+from ckptkit.api.checkpoints import convert, fetch, load, registry, verify
+from ckptkit.api.pictures import calibrate, cam, evaluate, predict
+from ckptkit.api.proving import export, logs, parity, plot
+from ckptkit.models import create_model
+
+__all__ = [
+    "calibrate",
+    "cam",
+    "convert",
+    "create_model",
+    "evaluate",
+    "export",
+    "fetch",
+    "load",
+    "logs",
+    "parity",
+    "plot",
+    "predict",
+    "registry",
+    "verify",
+]

@@ -1,0 +1,322 @@
+"""Models on pictures: predictions, heat maps, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.api.environment import logger, workspace_of_environment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ckptkit.analysis.cam import Heatmap
+    from ckptkit.analysis.evaluate.report import Evaluation
+    from ckptkit.analysis.predict import Prediction
+    from ckptkit.families.binding import Weights
+
+
+def predict(
+    what: str | Path,
+    images: str | Path | Image | Iterable[str | Path | Image],
+    *,
+    framework: str = "torch",
+    top: int = 5,
+    synthetic: bool = False,
+    batch_size: int = 8,
+    resolution: int | tuple[int, int] | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Prediction]:
+    """Name what images show, prepared as the published evaluation of the checkpoint does it.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    images : str, Path, PIL.Image.Image, or an iterable of them
+        Files, folders (their images, sorted by name), URLs, or images that are decoded already.
+    framework : {"torch", "tf"}
+        In which the model runs, on the CPU.
+    top : int
+        How many classes to name.
+    synthetic : bool
+        Use random weights by recipe: needs no download, and means nothing.
+    batch_size : int
+        Images that go through the model at once.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them: ``{"attn_force_fp32": True}``.
+
+    Returns
+    -------
+    list of Prediction
+        One for each image in order: ``.image``, ``.top`` (each with ``index``, ``probability`` and, for
+        ImageNet-1K, ``wnid`` and ``name``), ``.best``, ``.to_json()``.
+
+    Raises
+    ------
+    MissingDependencyError
+        When the framework or Pillow is not installed.
+    UsageError
+        When an argument makes no sense, or the weights have no head.
+    NotFoundError, NetworkError, FormatError
+        No such checkpoint or image; not to be had; damaged. The first such image ends it.
+    """
+    from ckptkit.analysis.predict import predict_images
+
+    return predict_images(
+        what,
+        images,
+        workspace_of_environment(),
+        framework=framework,
+        top=top,
+        batch_size=batch_size,
+        synthetic=synthetic,
+        resolution=resolution,
+        weights=weights,
+        variant=variant,
+        settings=settings,
+    )
+
+
+def cam(
+    what: str | Path,
+    image: str | Path | Image,
+    *,
+    method: str = "gradcam",
+    stage: str | int | None = None,
+    target: int | str | None = None,
+    synthetic: bool = False,
+    resolution: int | tuple[int, int] | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Heatmap:
+    """Find where in a picture a model has its evidence for a class.
+
+    Several maps of one model are quicker from one `ckptkit.analysis.cam.Explainer`.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    image : str, Path or PIL.Image.Image
+        File, URL or picture.
+    method : {"gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"}
+    stage : str or int, optional
+        ``stage1`` … or its number; default the last.
+    target : int or str, optional
+        Index, WordNet id or name of a class; default the predicted one.
+    synthetic : bool
+        Use synthetic weights by recipe; the heat means nothing then.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them: ``{"attn_force_fp32": True}``.
+
+    Returns
+    -------
+    Heatmap
+        ``.heat`` (h, w) float32 from 0 to 1, ``.probability``, ``.peak``, ``.overlay()``, ``.save(path)``.
+
+    Raises
+    ------
+    MissingDependencyError
+        When torch, captum or Pillow is not installed.
+    UsageError
+        When there is no such method, stage or class, or the weights have no head.
+    NotFoundError, NetworkError, FormatError
+        No such checkpoint or picture; not to be had; damaged.
+    """
+    from ckptkit.analysis.cam import Explainer, find_method, read_picture, require_packages
+    from ckptkit.analysis.model_source import named_source
+
+    require_packages()
+    find_method(method)
+    workspace = workspace_of_environment()
+    picture = read_picture(image, workspace)
+    options = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    with named_source(what, workspace, synthetic=synthetic, **options) as source:
+        return Explainer(source).see(picture).heatmap(method, stage, target)
+
+
+def evaluate(
+    what: str | Path,
+    data: str | Path | Sequence[str | Path],
+    *,
+    labels: str | Path | None = None,
+    limit: int | None = None,
+    framework: str = "torch",
+    batch_size: int = 32,
+    workers: int | None = None,
+    amp: bool = False,
+    device: str = "auto",
+    both_gates: bool = False,
+    state: str | Path | None = None,
+    fresh: bool = False,
+    synthetic: bool = False,
+    resolution: int | tuple[int, int] | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
+
+    Interrupted, the same call goes on where it was. In a script that torchrun started, the processes share
+    the images and each of them gets the whole result.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    data : path, or sequence of path
+        A folder with one folder a class, or WebDataset shards: tar files, a folder of them, a pattern such
+        as ``val-{000..049}.tar``.
+    labels : path, optional
+        For a flat folder: lines of an image's name and its class.
+    limit : int, optional
+        Take a sample of so many images, spread over the classes, the same ones each time.
+    framework : {"torch", "tf"}
+    batch_size : int
+    workers : int, optional
+        Threads that load images; default one for each core, eight at most.
+    amp : bool
+        Half precision where autocast thinks it safe; PyTorch only.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    both_gates : bool
+        Evaluate all images with the other ``attn_force_fp32`` too (MogaNet). Without it a sample is tried
+        when the result is below the published figure.
+    state : path, optional
+        Where to keep what is done over an interruption; default a file in the cache.
+    fresh : bool
+        Begin anew, whatever an earlier call left.
+    synthetic : bool
+        Use random weights by recipe; they are right by chance only.
+    resolution, weights, variant, settings
+        As for `predict`.
+
+    Returns
+    -------
+    Evaluation
+        ``.top1`` and ``.top5`` (each with ``percent``, ``interval``, ``published``, ``verdict``), ``.bad``
+        (images that cannot be decoded: they count neither way), ``.ok``, ``.other_setting``, ``.to_json()``.
+
+    Raises
+    ------
+    MissingDependencyError
+        When the framework or Pillow is not installed.
+    UsageError
+        When checkpoint, images and arguments do not fit each other.
+    NotFoundError, NetworkError, FormatError, ConversionError
+        Nothing there; not to be had; damaged; BatchNorm statistics are missing (see `calibrate`).
+    """
+    from ckptkit.analysis.evaluate.distributed import process_group
+    from ckptkit.analysis.evaluate.options import EvaluationOptions, builder_of
+    from ckptkit.analysis.evaluate.run import evaluate_source
+    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.analysis.model_source import named_source
+
+    options = EvaluationOptions(
+        [data] if isinstance(data, (str, Path)) else list(data),
+        labels=Path(labels) if labels is not None else None,
+        limit=limit,
+        framework=builder_of(framework),
+        batch_size=batch_size,
+        workers=workers,
+        amp=amp,
+        device=device,
+        state=Path(state) if state is not None else None,
+        fresh=fresh,
+        both_gates=both_gates,
+    )
+    require_packages(options.framework, "evaluate")
+    chosen = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    with (
+        process_group(device, options.framework) as group,
+        named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source,
+    ):
+        report = evaluate_source(source, options, group=group, note=logger.info)
+    for bad in report.bad:
+        logger.warning("%s cannot be decoded: %s", bad.name, bad.reason)
+    return report
+
+
+def calibrate(
+    what: str | Path,
+    data: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    images: int = 2048,
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+    synthetic: bool = False,
+    resolution: int | tuple[int, int] | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Recompute BatchNorm's moving statistics from images (Precise BN), and write a new safetensors file.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; statistics may be missing in it.
+    data : path, or sequence of path
+        A folder of images, with or without class folders, or WebDataset shards; classes do not matter.
+    output : path
+        The ``.safetensors`` file.
+    images : int
+        How many are taken, the same ones each time; all where there are fewer.
+    batch_size : int
+        At most so many pass together; each layer is normalized by the batch's own statistics meanwhile.
+    workers, device
+        As for `evaluate`.
+    force : bool
+        Replace an existing output.
+    synthetic, resolution, weights, variant, settings
+        As for `predict`.
+
+    Returns
+    -------
+    Path
+        ``output``; its metadata say what was done and from which images.
+
+    Raises
+    ------
+    MissingDependencyError
+        When torch or Pillow is not installed.
+    UsageError
+        When the output exists and ``force`` is false, or there are fewer than two images.
+    NotFoundError, FormatError, ConversionError, StorageError
+        Nothing there; damaged; tensors other than the statistics are missing; the disk refuses.
+    """
+    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, calibrate_source
+    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.analysis.model_source import named_source
+    from ckptkit.formats.staging import refuse_existing
+
+    paths = [data] if isinstance(data, (str, Path)) else list(data)
+    options = CalibrationOptions(paths, images, batch_size, workers, device)
+    require_packages("torch", "calibrate")
+    refuse_existing(Path(output), force=force)
+    chosen = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    with named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source:
+        done = calibrate_source(source, options, Path(output), force=force)
+    for bad in done.bad:
+        logger.warning("%s cannot be decoded, and was left out: %s", bad.name, bad.reason)
+    return done.path

@@ -1,0 +1,307 @@
+"""Proofs, pictures of the registry, training logs, hand-over to other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.api.environment import logger, workspace_of_environment
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.training_logs import TrainingLog
+    from ckptkit.families.binding import Weights
+    from ckptkit.parity import ParityReport
+    from ckptkit.parity.report import Backend
+    from ckptkit.registry import EntryFacts
+
+
+def parity(
+    what: str | Path,
+    *,
+    synthetic: bool = False,
+    batch: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    image: str | Path | None = None,
+    weights: Weights = "auto",
+    dtype: str | None = None,
+    converted: str | Path | None = None,
+    backend: Backend | None = None,
+    variant: str | None = None,
+    allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> ParityReport:
+    """Run the forward pass in both frameworks and compare it stage by stage.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    synthetic : bool
+        Use synthetic weights by recipe; needs no download.
+    batch : int, optional
+        Random images, default 2.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution.
+    seed : int, optional
+        Of the random images.
+    image : path, optional
+        A picture instead of random images.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    dtype : str, optional
+        Round the conversion to ``float16`` or ``bfloat16``; the tolerance follows.
+    converted : path, optional
+        A conversion of ``what``, or an ``.onnx`` file of it, to be proven instead of a fresh one.
+    backend : {"keras", "onnxruntime"}, optional
+        What PyTorch is compared with: the Keras model (the default), or its own ONNX graph.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    allow_missing_bn : bool
+        Compare a file without BatchNorm statistics, with mean 0 and variance 1 on both sides.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them; a file of which ``attn_force_fp32`` is not known is
+        compared both ways.
+
+    Returns
+    -------
+    ParityReport
+        ``.ok``, ``.stages``, ``.first_departure``, ``.to_json()``.
+
+    Raises
+    ------
+    MissingDependencyError
+        When torch, or what the other side needs, is not installed.
+    """
+    from ckptkit.parity import chosen_backends, run_with, synthetic_checkpoint
+
+    workspace = workspace_of_environment()
+    options: dict[str, Any] = {
+        "batch": batch,
+        "resolution": resolution,
+        "seed": seed,
+        "image": Path(image) if image is not None else None,
+        "weights": weights,
+        "dtype": dtype,
+        "converted": Path(converted) if converted is not None else None,
+        "variant": variant,
+        "allow_missing_bn": allow_missing_bn,
+        "settings": settings,
+    }
+    asked = () if backend is None else (backend,)
+    (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=dtype)
+    if not synthetic:
+        return run_with(chosen, workspace.locate(what), **options, note=logger.info)
+    from ckptkit.synth import synthetic_stand_in
+
+    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
+    with synthetic_checkpoint(stand_in, entry) as located:
+        return run_with(chosen, located, **options, synthetic=True, name=str(what), note=logger.info)
+
+
+def export(
+    what: str | Path,
+    to: str,
+    output: str | Path | None = None,
+    *,
+    push: str | None = None,
+    private: bool = False,
+    push_synthetic: bool = False,
+    force: bool = False,
+    dtype: str | None = None,
+    features: bool = False,
+    opset: int | None = None,
+    synthetic: bool = False,
+    resolution: int | tuple[int, int] | None = None,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Hand a checkpoint over to other tools, checked after it is written.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    to : {"hf", "onnx", "saved-model", "backbone"}
+        A folder for the Hugging Face hub, which `create_model` loads; a graph that runs without ckptkit;
+        headless weights as the published dense-prediction code loads them.
+    output : path, optional
+        Folder or file; default the current folder, by the source's name.
+    push : str, optional
+        ``ORG/NAME`` on the Hugging Face hub to send the folder to (``hf`` only).
+    private : bool
+        Whether a repository that has to be created is private.
+    push_synthetic : bool
+        Push synthetic weights, which is refused otherwise.
+    force : bool
+        Replace an existing output.
+    dtype : str, optional
+        ``float16`` or ``bfloat16`` (``hf``; ``backbone`` where its user casts).
+    features : bool
+        The stages' outputs instead of logits (graphs only).
+    opset : int, optional
+        Of the ONNX operators.
+    synthetic : bool
+        Use synthetic weights by recipe; needs no download.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution.
+    weights : {"auto", "ema", "raw"}
+        Which copy where the file holds both.
+    variant : str, optional
+        Overrides what the file is recognised as.
+    settings : mapping of str to Any, optional
+        Behaviour settings where no entry says them: ``{"attn_force_fp32": True}``.
+
+    Returns
+    -------
+    Path
+        The folder or file.
+
+    Raises
+    ------
+    UsageError
+        The options make no sense, or the output exists.
+    MissingDependencyError
+        A package that this export needs is not installed.
+    IntegrityError
+        What was written does not compute what it should; nothing was kept.
+    NotFoundError, NetworkError, FormatError, ConversionError, StorageError
+        No such checkpoint; not to be had, or the hub refuses; damaged; it does not fit; the disk refused.
+
+    Examples
+    --------
+    >>> import tempfile, ckptkit
+    >>> folder = ckptkit.export("moganet-xt-224", "hf", f"{tempfile.mkdtemp()}/moganet", synthetic=True)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'config.json', 'model.safetensors']
+    """
+    from ckptkit.analysis.model_source import named_source
+    from ckptkit.errors import IntegrityError
+    from ckptkit.export.publishing import Destination
+    from ckptkit.export.run import ExportRequest, default_output, run_export
+    from ckptkit.export.targets import ExportOptions, get_target
+
+    workspace = workspace_of_environment()
+    request = ExportRequest(
+        get_target(to),
+        ExportOptions(
+            dtype=dtype,
+            features=features,
+            opset=opset,
+            force=force,
+            note=logger.info,
+            warn=logger.warning,
+        ),
+        None if output is None else Path(output),
+        None if push is None else Destination(push, private),
+        synthetic_too=push_synthetic,
+    )
+    request.require(offline=workspace.offline, synthetic=synthetic)
+    named = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    with named_source(what, workspace, synthetic=synthetic, **named) as source:
+        if request.output is None:  # what is returned must still be there
+            request = replace(request, output=default_output(source, request.target))
+        exported = run_export(source, request).exported
+    if not exported.ok:
+        raise IntegrityError(f"{exported.path}: {exported.verdict}")
+    return exported.path
+
+
+def plot(
+    output: str | Path,
+    entries: Iterable[EntryFacts] | None = None,
+    *,
+    x: str = "params",
+    y: str = "top1",
+    log: bool = True,
+    labels: bool = True,
+    pareto: bool = True,
+    dark: bool = False,
+    size: tuple[float, float] = (9.0, 5.6),
+    dpi: int = 200,
+    title: str | None = None,
+    force: bool = False,
+) -> Path:
+    """Draw published accuracy against parameters or FLOPs.
+
+    Parameters
+    ----------
+    output : str or Path
+        ``.png``, ``.svg`` or ``.pdf``: a picture, by matplotlib. ``.html``: a page to look into, one file
+        that loads nothing.
+    entries : iterable of entries, optional
+        Default the whole registry. Those without a published figure for an axis are left out.
+    x : {"params", "flops"}
+    y : {"top1", "top5"}
+    log : bool
+        Logarithmic horizontal axis.
+    labels, pareto : bool
+        Names at the points; the line through those that no other beats at no greater cost.
+    dark : bool
+        Light on dark.
+    size : (float, float)
+        Width and height of a picture, inches.
+    dpi : int
+        Pixels per inch of a PNG.
+    title : str, optional
+        An empty one leaves it out of a picture.
+    force : bool
+        Replace an existing file.
+
+    Returns
+    -------
+    Path
+        What was written: the same entries and options give the same bytes.
+
+    Raises
+    ------
+    UsageError
+        When the ending is none of these, nothing can be drawn, or the file exists.
+    MissingDependencyError
+        When a picture is wanted and matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import ckptkit, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = ckptkit.plot(f"{folder}/tiny.html", ckptkit.registry().find(variant="tiny-moat*"))
+    ...     page.name, page.stat().st_size > 0
+    ('tiny.html', True)
+    """
+    from ckptkit.analysis.plotting import FigureOptions, save_plot
+
+    chosen = list(workspace_of_environment().registry.values() if entries is None else entries)
+    options = FigureOptions(log=log, labels=labels, pareto=pareto, dark=dark, size=size, dpi=dpi, title=title)
+    return save_plot(chosen, Path(output), x=x, y=y, options=options, force=force).path
+
+
+def logs(what: str | Path, *, refresh: bool = False) -> TrainingLog:
+    """Read the training log that is published beside a checkpoint, or one of your own.
+
+    Parameters
+    ----------
+    what : str or Path
+        Id (its log is fetched once, then cached), or path of a ``.log.json`` of mmcv or a ``summary.csv`` of
+        timm.
+    refresh : bool
+        Fetch the log of an entry again, even if it is cached.
+
+    Returns
+    -------
+    TrainingLog
+        ``.epochs``, ``.last``, ``.best()``, ``.published_top1``, ``.remarks``, ``.to_json()``; accuracies in
+        percent, times in seconds.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such entry or file, or no log of the entry is published.
+    NetworkError, FormatError, StorageError
+        The log cannot be had; it is damaged; the disk refused.
+    """
+    from ckptkit.analysis.training_logs import read_log
+
+    return read_log(what, workspace_of_environment(), refresh=refresh)

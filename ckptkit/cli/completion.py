@@ -1,0 +1,177 @@
+"""What a shell offers for the word under the cursor: ids, variants, columns, files.
+
+The shells call ckptkit with ``_CKPTKIT_COMPLETE`` and the line so far in the environment; typer finds the
+parameter under the cursor, and a function here says what fits. Ids come from the compiled rows of the
+registry, so that an answer takes no longer than a short command. Where nothing fits, the shell offers files.
+
+Whatever goes wrong here means that nothing is offered: an error in the middle of somebody's command line
+helps nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ckptkit.registry.query import Catalogue
+    from ckptkit.registry.rows import Row
+
+
+def complete_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the registry, those of the overlays on the line too, without those that stand there already."""
+    given = _given(ctx)
+    return [id for id in _rows(ctx) if id.startswith(incomplete) and id not in given]
+
+
+def complete_fetched(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the entries that are in the cache."""
+    given = _given(ctx)
+    return [id for id in _fetched() if id.startswith(incomplete) and id not in given]
+
+
+def complete_logs(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the entries of which a training log is published, and files."""
+    ids = [id for id, row in _rows(ctx).items() if row.log_url and id.startswith(incomplete)]
+    return _with_files(ids, incomplete)
+
+
+def complete_ids_or_files(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the registry, and files."""
+    return _with_files(complete_ids(ctx, incomplete), incomplete)
+
+
+def complete_fetched_or_files(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the entries that are in the cache, and files."""
+    return _with_files(complete_fetched(ctx, incomplete), incomplete)
+
+
+def complete_ids_or_variants(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Ids of the registry and the variants they are of."""
+    return [*complete_ids(ctx, incomplete), *complete_variants(ctx, incomplete)]
+
+
+def complete_variants(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Variants that the registry has entries of."""
+    return _distinct((row.variant for row in _rows(ctx).values()), incomplete)
+
+
+def complete_families(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Families that the registry has entries of."""
+    return _distinct((row.family for row in _rows(ctx).values()), incomplete)
+
+
+def complete_column(incomplete: str) -> list[str]:
+    """Columns of ``list``."""
+    from ckptkit.cli.listing import column_names
+
+    return [name for name in column_names() if name.startswith(incomplete)]
+
+
+def complete_columns(incomplete: str) -> list[str]:
+    """The last of several columns of ``list``, separated by commas.
+
+    Examples
+    --------
+    >>> [text for text in complete_columns("id,top") if "top1" in text]
+    ['id,top1']
+    """
+    before, comma, last = incomplete.rpartition(",")
+    named = before.split(",")
+    return [before + comma + name for name in complete_column(last) if name not in named]
+
+
+def _rows(ctx: typer.Context) -> Catalogue[Row]:
+    """The entries, with the overlays that stand on the line; without those where one cannot be read."""
+    from ckptkit.errors import CkptkitError
+    from ckptkit.registry.rows import load_rows
+
+    overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())
+    try:
+        return load_rows(overlays)
+    except (CkptkitError, OSError):
+        return load_rows()
+
+
+def _fetched() -> list[str]:
+    from ckptkit.store.cache import Home
+
+    return Home.default().fetched_ids()
+
+
+def _given(ctx: typer.Context) -> set[str]:
+    """What stands on the line already, of arguments that may be repeated."""
+    return {word for values in ctx.params.values() if isinstance(values, (list, tuple)) for word in values}
+
+
+def _distinct(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def _with_files(ids: list[str], incomplete: str) -> list[str]:
+    """Add the files that fit beside ids; none where no id fits, for then the shell adds its own."""
+    if not ids or not incomplete:
+        return ids
+    with contextlib.suppress(OSError):
+        fitting = sorted(path for path in Path().iterdir() if path.name.startswith(incomplete))
+        return [*ids, *(f"{path}/" if path.is_dir() else str(path) for path in fitting)]
+    return ids
+
+
+def answer(run: Callable[[str | None], object], commands: Iterable[str]) -> None:
+    """Answer a shell, whatever happens without a word on stderr.
+
+    Parameters
+    ----------
+    run : callable
+        Given the command that stands on the line (None where there is none yet), lets typer answer.
+    commands : iterable of str
+        Names of all commands.
+    """
+    with _silenced():
+        try:  # typer ends the process with the answer
+            join_assignments(os.environ)
+            known = frozenset(commands)
+            run(next((word for word in words_before_cursor() if word in known), None))
+        except Exception:  # a shell in the middle of a line has no use for an error
+            sys.exit(1)
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def join_assignments(environment: os._Environ[str] | dict[str, str]) -> None:
+    r"""Undo what bash does to ``--option=value``, which it hands over as three words.
+
+    Examples
+    --------
+    >>> line = {"COMP_WORDS": "ckptkit\nlist\n--format\n=\njs", "COMP_CWORD": "4"}
+    >>> join_assignments(line)
+    >>> line
+    {'COMP_WORDS': 'ckptkit\nlist\n--format\njs', 'COMP_CWORD': '3'}
+    """
+    words = environment.get("COMP_WORDS", "").split("\n")
+    cursor = environment.get("COMP_CWORD", "")
+    if "=" not in words or not cursor.isdecimal():
+        return
+    environment["COMP_WORDS"] = "\n".join(word for word in words if word != "=")
+    environment["COMP_CWORD"] = str(int(cursor) - words[: int(cursor)].count("="))
+
+
+def words_before_cursor() -> list[str]:
+    """Words of the line, without the one under the cursor: bash gives a list, the other shells the line."""
+    if "COMP_WORDS" in os.environ:
+        cursor = os.environ.get("COMP_CWORD", "")
+        return os.environ["COMP_WORDS"].split("\n")[: int(cursor) if cursor.isdecimal() else None]
+    line = os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    words = line.split()
+    return words if line.endswith((" ", "\t")) else words[:-1]

@@ -1,0 +1,86 @@
+"""``doctor``: whether this machine has what ckptkit needs, and what to do where it has not."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from typing import TYPE_CHECKING
+
+import typer
+
+from ckptkit.cli.options import JsonOption
+from ckptkit.cli.output import Output
+from ckptkit.cli.printable import printable
+from ckptkit.cli.state import state_of
+
+if TYPE_CHECKING:
+    from ckptkit.doctor import Examination, Finding
+
+_COLOURS = {"ok": typer.colors.GREEN, "note": typer.colors.YELLOW, "problem": typer.colors.RED}
+_MARGIN = 11
+"""Columns before a finding's name: two, the longest verdict, two."""
+
+
+def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Look at what ckptkit depends on, and say what to do where something is missing.
+
+    Versions, optional packages, the cache folder, the lock file, registries, environment variables, the hosts
+    of the registry, GPUs, the terminal. Changes nothing. A note is worth knowing; a problem stands in the way
+    of fetching, verifying and converting, and makes the command return 1. With --offline no host is asked.
+
+    Examples: ckptkit doctor --offline · ckptkit doctor --offline --json
+    """
+    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.doctor import examine
+
+    state = state_of(context)
+    with state.output.progress("looking around", None, unit="answers") as advance:
+        found = examine(
+            offline=state.offline,
+            registries=state.registries,
+            mirrors=state.mirrors,
+            advance=advance,
+            stdout=state.output.stdout,
+        )
+    if as_json:
+        state.output.json(found.to_json())
+    else:
+        print_examination(state.output, found)
+    if not found.ok:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def print_examination(output: Output, found: Examination) -> None:
+    """Print every finding under its heading, then what it comes to."""
+    coloured = output.stdout.isatty() and not os.environ.get("NO_COLOR")
+    width = max(len(finding.name) for finding in found.findings)
+    for section in found.sections:
+        output.result(typer.style(section, bold=True) if coloured else section)
+        for finding in found.findings:
+            if finding.section == section:
+                _print_finding(output, finding, width, coloured=coloured)
+    output.result(_verdict(found))
+
+
+def _print_finding(output: Output, finding: Finding, width: int, *, coloured: bool) -> None:
+    mark = f"{finding.verdict:<{_MARGIN - 4}}"
+    shown = typer.style(mark, fg=_COLOURS[finding.verdict]) if coloured else mark
+    output.result(f"  {shown}  {printable(finding.name):<{width}}  {printable(finding.said)}")
+    if finding.advice:
+        output.result(textwrap.indent(printable(finding.advice), " " * (_MARGIN + width + 2)))
+
+
+def _verdict(found: Examination) -> str:
+    problems, notes = len(found.of("problem")), len(found.of("note"))
+    words = [
+        f"{count} {what}{'s' if count != 1 else ''}"
+        for count, what in ((problems, "problem"), (notes, "note"))
+        if count
+    ]
+    base = "fetching, verifying and converting should work" if found.ok else "see what to do above"
+    return f"{' and '.join(words) or 'all well'}; {base}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the root."""
+    app.command()(doctor)

@@ -1,0 +1,312 @@
+"""``eval`` and ``calibrate``: accuracy on labelled images, BatchNorm statistics recomputed from images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.options import (
+    FrameworkOption,
+    JsonOption,
+    ResolutionOption,
+    SettingOptions,
+    SyntheticOption,
+    VariantOption,
+    WeightsOption,
+    WhichFramework,
+    WhichWeights,
+    opened_source,
+)
+from ckptkit.cli.output import Column, Output
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.evaluate.interval import Score
+    from ckptkit.analysis.evaluate.report import BadImage, Evaluation
+    from ckptkit.analysis.evaluate.scoring import ProgressBar
+
+_SHOWN_BAD = 10
+"""Bad images shown; --verbose and --json give all."""
+
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="DIR|TAR",
+        help="A folder with one folder a class, or WebDataset shards: a tar, a folder of them, a pattern "
+        "like 'val-{000..049}.tar'; may be repeated for shards.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images the model takes at once.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="Threads that load images; default one for each core, at most 8."),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the model runs; auto: a GPU if there is one."),
+]
+
+
+def evaluate(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|FILE",
+            help="An entry's id, or a checkpoint.",
+            autocompletion=complete_ids_or_files,
+        ),
+    ],
+    data: DataOption,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Classes of a flat folder's images: lines of name and class."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many images, spread over the classes, always the same.")
+    ] = None,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = None,
+    amp: Annotated[
+        bool, typer.Option("--amp", help="Half precision where autocast thinks it safe; PyTorch only.")
+    ] = False,
+    device: DeviceOption = "auto",
+    framework: FrameworkOption = WhichFramework.TORCH,
+    check: Annotated[
+        bool, typer.Option("--check", help="Return 1 when a published figure lies outside.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Return 0 although some images cannot be decoded.")
+    ] = False,
+    both_gates: Annotated[
+        bool,
+        typer.Option(
+            "--both-gates", help="MogaNet: evaluate with the other attn_force_fp32 too, on all images."
+        ),
+    ] = False,
+    state_file: Annotated[
+        Path | None,
+        typer.Option("--state", metavar="FILE", help="Where to keep what is done; default in the cache."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew instead of going on after an interruption.")
+    ] = False,
+    synthetic: SyntheticOption = False,
+    weights: WeightsOption = WhichWeights.AUTO,
+    variant: VariantOption = None,
+    resolution: ResolutionOption = None,
+    settings: SettingOptions = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
+
+    A published figure agrees when a value that rounds to it lies in the 95% (Wilson) interval of the measured
+    one. Needs PyTorch (or TensorFlow) and Pillow: pip install 'ckptkit[torch,image]'. Interrupted, the same
+    command goes on where it was. Started by torchrun, the processes share the images. Images that cannot be
+    decoded count neither way; they are named, and without --skip-bad the command returns 5.
+
+    Examples: ckptkit eval moganet-xt-224 --data imagenet/val --synthetic --limit 3
+    · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8
+    """
+    from ckptkit.analysis.evaluate.distributed import process_group
+    from ckptkit.analysis.evaluate.options import EvaluationOptions
+    from ckptkit.analysis.evaluate.run import evaluate_source
+    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.cli.exit_codes import ExitCode
+
+    options = EvaluationOptions(
+        data=data,
+        labels=labels,
+        limit=limit,
+        framework=framework.builder,
+        batch_size=batch_size,
+        workers=workers,
+        amp=amp,
+        device=device,
+        state=state_file,
+        fresh=fresh,
+        both_gates=both_gates,
+        check=check,
+    )
+    with _first_speaks(state_of(context)) as state:
+        require_packages(framework.builder, "eval")
+        with (
+            process_group(device, framework.builder) as group,
+            opened_source(
+                state.workspace(),
+                what,
+                synthetic=synthetic,
+                resolution=resolution,
+                weights=weights,
+                variant=variant,
+                settings=settings,
+            ) as source,
+        ):
+            report = evaluate_source(
+                source, options, group=group, note=state.output.note, bar=_bar(state.output)
+            )
+        if as_json:
+            state.output.json(report.to_json())
+        else:
+            print_report(state.output, report)
+    if check and not report.ok:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+    if report.bad and not skip_bad:
+        raise typer.Exit(int(ExitCode.DAMAGED))
+
+
+@contextmanager
+def _first_speaks(state: State) -> Iterator[State]:
+    """Under torchrun let the first process alone print, errors too: the others have the same to say."""
+    from ckptkit.analysis.evaluate.distributed import world_of_environment
+
+    rank, _ = world_of_environment()
+    if rank == 0:
+        yield state
+        return
+    import os
+
+    from ckptkit.cli.exit_codes import ExitCode, exit_code
+    from ckptkit.errors import CkptkitError
+
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        state.output = Output(quiet=True, stdout=nowhere, stderr=nowhere)
+        try:
+            yield state
+        except CkptkitError as error:
+            raise typer.Exit(int(exit_code(error))) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
+
+
+def _bar(output: Output) -> ProgressBar:
+    return lambda description, images: output.progress(description, images, unit="images")
+
+
+def print_report(output: Output, report: Evaluation) -> None:
+    """Print what was evaluated and how, the scores, and what else is to say."""
+    chosen = f"{report.images:,} images" + (f" of {report.in_set:,}, a sample" if report.sampled else "")
+    output.result(f"{report.name}: {chosen}, {report.classes:,} classes")
+    output.result(f"  images    {report.data}; {report.rule}")
+    output.result(f"  input     {report.preprocessing}")
+    said = [f"{key} {str(value).lower()}" for key, value in report.settings.items()]
+    if said:
+        output.result(f"  settings  {', '.join(said)}")
+    output.result(f"  model     {report.variant}, {report.versions}, {_device(report)}")
+    columns = [
+        Column("accuracy"),
+        Column("measured", numeric=True),
+        Column("95% interval", numeric=True),
+        Column("published", numeric=True),
+        Column("verdict"),
+    ]
+    outside = ("measured below", "measured above")
+    styles = ["red" if score.verdict in outside else None for score in report.scores]
+    output.table(columns, [_row(score) for score in report.scores], styles=styles)
+    if report.images_per_second is not None:
+        output.result(f"{report.images_per_second:.1f} images/s over {report.seconds:.1f} s")
+    for note in report.notes:
+        output.result(f"note: {note}")
+    if report.other_setting is not None:
+        output.result(str(report.other_setting))
+    _print_bad(output, report.bad, "count neither way")
+
+
+def _device(report: Evaluation) -> str:
+    shared = f", {report.processes} processes" if report.processes > 1 else ""
+    return f"{report.device}, {report.precision}{shared}"
+
+
+def _row(score: Score) -> list[str]:
+    low, high = score.interval
+    published = "–" if score.published is None else str(score.published)
+    verdict = f"{score.verdict}: {score.reason}" if score.reason else score.verdict
+    return [f"top-{score.best}", f"{score.percent:.2f}%", f"{low:.2f}–{high:.2f}", published, verdict]
+
+
+def _print_bad(output: Output, found: Sequence[BadImage], so: str) -> None:
+    if not found:
+        return
+    output.warn(f"{len(found):,} images cannot be decoded and {so}:")
+    shown = found if output.verbose else found[:_SHOWN_BAD]
+    for bad in shown:
+        output.warn(f"  {bad.name}: {bad.reason}")
+    if len(shown) < len(found):
+        output.warn(f"  and {len(found) - len(shown):,} more (--verbose lists all)")
+
+
+def calibrate(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|FILE",
+            help="An entry's id, or a checkpoint.",
+            autocompletion=complete_ids_or_files,
+        ),
+    ],
+    data: DataOption,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
+    ],
+    images: Annotated[
+        int, typer.Option(min=2, help="So many images, always the same; all where there are fewer.")
+    ] = 2048,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = None,
+    device: DeviceOption = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
+    ] = False,
+    synthetic: SyntheticOption = False,
+    weights: WeightsOption = WhichWeights.AUTO,
+    variant: VariantOption = None,
+    resolution: ResolutionOption = None,
+    settings: SettingOptions = None,
+) -> None:
+    """Recompute BatchNorm's moving statistics from images (Precise BN), and write a new safetensors file.
+
+    For files that lack them, such as MOAT's first uploads, or whose statistics do not fit their weights. Take
+    training images; their classes do not matter. All other tensors stay as they are; the file's metadata say
+    what was done and from which images. Needs PyTorch and Pillow: pip install 'ckptkit[torch,image]'.
+
+    Examples: ckptkit calibrate tiny-moat0-256 --data images/ -o calibrated.safetensors --synthetic
+    · ckptkit calibrate moganet-xt-224 --data imagenet/val -o moganet.safetensors --images 4 --dry-run
+    """
+    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, calibrate_source
+    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.formats.staging import refuse_existing
+
+    state = state_of(context)
+    options = CalibrationOptions(data, images, batch_size, workers, device)
+    require_packages("torch", "calibrate")
+    refuse_existing(output, force=force)  # before a download
+    with opened_source(
+        state.workspace(),
+        what,
+        synthetic=synthetic,
+        resolution=resolution,
+        weights=weights,
+        variant=variant,
+        settings=settings,
+    ) as source:
+        done = calibrate_source(source, options, output, force=force, dry_run=dry_run, bar=_bar(state.output))
+    _print_bad(state.output, done.bad, "were left out")
+    state.output.note(
+        f"{source.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
+        f"BatchNorm layers from {done.images:,} images ({source.preprocessing}); {done.tensors} tensors"
+    )
+    state.output.result(str(done.path))
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the root."""
+    app.command("eval")(evaluate)
+    app.command()(calibrate)

@@ -1,0 +1,164 @@
+"""``export``: hand a checkpoint over to other tools."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.options import (
+    FloatType,
+    JsonOption,
+    ResolutionOption,
+    SettingOptions,
+    SyntheticOption,
+    VariantOption,
+    WeightsOption,
+    WhichWeights,
+    opened_source,
+)
+from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.export.run import ExportOutcome, ExportRequest
+
+
+class ExportTarget(str, Enum):
+    """Targets of `ckptkit.export.targets`."""
+
+    HF = "hf"
+    ONNX = "onnx"
+    SAVED_MODEL = "saved-model"
+    BACKBONE = "backbone"
+
+
+def export(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|FILE",
+            help="An entry's id or a file; with --synthetic a variant too.",
+            autocompletion=complete_ids_or_files,
+        ),
+    ],
+    to: Annotated[
+        ExportTarget,
+        typer.Option(
+            help="hf: a folder for the Hugging Face hub, which create_model loads. "
+            "backbone: headless weights as dense-prediction code loads them. "
+            "onnx, saved-model: a graph that runs without ckptkit.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder or file to write. Default: here, by the source's name."),
+    ] = None,
+    dtype: Annotated[FloatType | None, typer.Option(help="hf, backbone: cast floating tensors.")] = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="onnx, saved-model: the stages' outputs instead of logits.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(min=1, help="onnx: version of the operators.")] = None,
+    resolution: ResolutionOption = None,
+    weights: WeightsOption = WhichWeights.AUTO,
+    variant: VariantOption = None,
+    settings: SettingOptions = None,
+    synthetic: SyntheticOption = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="hf: send it to the hub, in one commit.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A repository that --push creates is private.")
+    ] = False,
+    push_synthetic: Annotated[
+        bool, typer.Option("--push-synthetic", help="Push synthetic weights, which --push refuses.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand a checkpoint over to other tools, checked after it is written.
+
+    --push finds token and endpoint as huggingface_hub does (HF_TOKEN, 'hf auth login'); it needs
+    pip install 'ckptkit[hub]'. A check that does not hold returns 1 and leaves nothing.
+
+    Examples: ckptkit export tiny-moat0-256 --synthetic --to hf -o moat-hf
+    · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone
+    """
+    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.errors import UsageError
+    from ckptkit.export.publishing import Destination
+    from ckptkit.export.run import ExportRequest, run_export
+    from ckptkit.export.targets import ExportOptions, get_target
+
+    state = state_of(context)
+    if push is None and (private or push_synthetic):
+        raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
+    request = ExportRequest(
+        get_target(to.value),
+        ExportOptions(
+            dtype=dtype.value if dtype else None,
+            features=features,
+            opset=opset,
+            force=force,
+            dry_run=dry_run,
+            verbose=state.output.verbose,
+            note=state.output.note,
+            warn=state.output.warn,
+        ),
+        output,
+        Destination(push, private) if push is not None else None,
+        synthetic_too=push_synthetic,
+        bars=sys.stderr.isatty() and not state.output.quiet,
+    )
+    request.require(offline=state.offline, synthetic=synthetic)
+    with opened_source(
+        state.workspace(),
+        what,
+        synthetic=synthetic,
+        resolution=resolution,
+        weights=weights,
+        variant=variant,
+        settings=settings,
+    ) as source:
+        outcome = run_export(source, request)
+    if as_json:
+        state.output.json(outcome.to_json())
+    else:
+        _print(state, outcome, request)
+    if not outcome.exported.ok:
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def _print(state: State, outcome: ExportOutcome, request: ExportRequest) -> None:
+    exported, output = outcome.exported, state.output
+    if request.options.dry_run:
+        rows = [
+            [file.name, "?" if file.nbytes is None else human_bytes(file.nbytes)] for file in exported.files
+        ]
+        output.table([Column("file"), Column("size", numeric=True)], rows)
+        place = f" to {exported.path}" if outcome.kept else ""
+        pushed = f", and push to {request.destination.repository}" if request.destination else ""
+        output.note(f"would write {len(rows)} files{place}{pushed}; {exported.verdict}")
+        return
+    if not exported.ok:
+        output.warn(exported.verdict)
+        return
+    output.note(exported.verdict)
+    for file in exported.files:
+        if file.nbytes is not None:
+            output.note(f"  {file.name}  {human_bytes(file.nbytes)}")
+    if outcome.kept:
+        output.result(str(exported.path))
+    if outcome.pushed is not None:
+        output.result(outcome.pushed)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the root."""
+    app.command()(export)

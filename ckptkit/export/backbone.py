@@ -1,0 +1,213 @@
+"""``--to backbone``: headless weights under the names that the published dense-prediction code loads."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import IntegrityError, UsageError
+from ckptkit.export.dense_prediction import Backbone, Consumer, consumer_of
+from ckptkit.export.description import settings_of
+from ckptkit.export.folder import StagedFolder, refuse_replacement
+from ckptkit.export.model_card import SYNTHETIC
+from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.weights import PlannedWeights, planned_weights
+from ckptkit.families.base import Structure
+from ckptkit.families.binding import wanted_copy
+from ckptkit.formats.detect import open_reader
+from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_logits
+from ckptkit.parity.files import ModelFile, examine, lossy_precision
+from ckptkit.parity.forward import Model, torch_stages
+from ckptkit.parity.inputs import random_inputs
+from ckptkit.parity.packages import require_installed
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.tensors import Array
+
+NOTES = "USE.txt"
+
+_SIDE = 64
+"""Input side of the check, pixels: two pixels are left at the last stage."""
+
+
+def require(options: ExportOptions) -> None:
+    """Ask for PyTorch, which the check runs in, whatever the backbone is for.
+
+    Raises
+    ------
+    MissingDependencyError
+        torch is not installed.
+    """
+    if not options.dry_run:
+        require_installed({"torch": "torch"}, "the check of an exported backbone")
+
+
+def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+    """Write a folder with the weights and a text that says what to put into a config.
+
+    Before it gets its name, the names and shapes are compared with what the headless architecture has, and
+    the features that PyTorch computes from the written file with those from the source.
+
+    Parameters
+    ----------
+    source : ModelSource
+    output : Path
+        The folder.
+    options : ExportOptions
+        ``dtype`` rounds the weights.
+
+    Raises
+    ------
+    UsageError
+        ``output`` exists; no code is known that loads this family's backbones, or it does not take that
+        ``dtype``, or these position tables; or a setting that has no default is not known.
+    CkptkitError
+        The source does not fit or is damaged; the disk refused.
+    """
+    consumer = consumer_of(source.family.name)
+    if consumer.dtype is not None and options.dtype not in (None, consumer.dtype):
+        raise UsageError(f"{consumer.name} takes {consumer.dtype} alone", hint="leave --dtype out")
+    refuse_replacement(output, force=options.force, owned=_owned(consumer))
+    with planned_weights(
+        source, consumer.to, layout=consumer.layout, dtype=consumer.dtype or options.dtype, head=False
+    ) as weights:
+        structure = weights.plan.recognition.structure
+        if structure.table_sizes is not None:
+            raise UsageError(
+                f"{source.name}: its position tables were resized, and {consumer.name} resizes them itself",
+                hint="export the original file",
+            )
+        backbone = Backbone(
+            source.variant,
+            structure.pos_emb,
+            settings_of(source),
+            source.preprocessing.normalization,
+            Path(os.path.abspath(output)) / consumer.file,  # noqa: PTH100 - a link stays a link
+        )
+        notes = _notes(source, consumer, backbone)
+        if options.dry_run:
+            files = [ExportedFile(name, None) for name in consumer.files]
+            size = ExportedFile(NOTES, len(notes.encode()))
+            return Exported(output, (*files, size), f"{len(weights.plan.moves)} tensors")
+        done = _write(weights, consumer, output, notes, options)
+    if done.ok:
+        options.note(notes.rstrip())
+    return replace(done, details={**done.details, "config": consumer.config(backbone)})
+
+
+def _owned(consumer: Consumer) -> frozenset[str]:
+    return frozenset({*consumer.files, NOTES})
+
+
+def _write(
+    weights: PlannedWeights, consumer: Consumer, output: Path, notes: str, options: ExportOptions
+) -> Exported:
+    """Write the folder, check it, and give it its name if the check holds."""
+    for note in weights.plan.notes:
+        options.note(f"{weights.source.name}: {note}")
+    with StagedFolder(output, force=options.force, owned=_owned(consumer)) as folder:
+        weights.write(folder.path / consumer.file, options)
+        _require_names(folder.path / consumer.file, weights)
+        features = compare_features(weights.source, folder.path / consumer.file)
+        verdict, details = _verdict(weights, features), _details(features)
+        if not all(stage.ok for stage in features):
+            return Exported(output, (), verdict, ok=False, details=details)
+        folder.write_text(NOTES, notes)
+        names = (*consumer.files, NOTES)
+        files = tuple(ExportedFile(name, (folder.path / name).stat().st_size) for name in names)
+        folder.commit()
+    return Exported(output, files, verdict, details=details)
+
+
+def compare_features(source: ModelSource, written: Path) -> tuple[StageComparison, ...]:
+    """Set the features PyTorch computes from the written file against those from the source, at 64 pixels.
+
+    Raises
+    ------
+    CkptkitError
+        A file does not fit or is damaged.
+    """
+    entry = source.entry
+    with ExitStack() as opened:
+        original = examine(
+            opened.enter_context(
+                open_reader(source.located.path, weights=wanted_copy(source.weights, entry))
+            ),
+            weights=source.weights,
+            variant=source.variant,
+            entry=entry,
+            settings=source.settings,
+        )
+        copy = examine(opened.enter_context(open_reader(written)), variant=source.variant)
+        images = random_inputs(1, (_SIDE, _SIDE), None).array()
+        settings = settings_of(source)
+        reference, candidate = (_features(file, settings, images) for file in (original, copy))
+        return compare(
+            reference,
+            candidate,
+            TOLERANCES[lossy_precision(original, copy)],
+            sides=("source", "backbone"),
+        )
+
+
+def _features(file: ModelFile, settings: dict[str, object], images: Array) -> dict[str, Array]:
+    found = file.recognition
+    model = Model(found.family, found.variant, found.structure, settings)
+    outputs, _ = torch_stages(model, file.fill_torch, images)
+    return {name: output for name, output in outputs.items() if not is_logits(name)}
+
+
+def _require_names(written: Path, weights: PlannedWeights) -> None:
+    """Refuse a file whose tensors are not the headless architecture's, all of them and no other.
+
+    Raises
+    ------
+    IntegrityError
+        When it is so.
+    """
+    found = weights.plan.recognition
+    structure = Structure(found.structure.pos_emb, None, found.structure.table_sizes)
+    table = found.family.table(weights.plan.layout, found.variant, structure)
+    wanted = {row.external: row.external_shape for row in table.bindings}
+    optional = {row.external for row in table.bindings if row.part == "counter"}
+    with open_reader(written) as reader:
+        has = {spec.name: spec.shape for spec in reader.specs.values()}
+    wrong = sorted(name for name in has if has[name] != wanted.get(name))
+    wrong += sorted(wanted.keys() - has.keys() - optional)
+    if wrong:
+        raise IntegrityError(
+            f"{len(wrong)} tensors are not those of {found.variant} without head: {wrong[0]}",
+            hint="nothing was kept",
+        )
+
+
+def _notes(source: ModelSource, consumer: Consumer, backbone: Backbone) -> str:
+    """Say what to put into a config, and what else its user must know."""
+    called = source.entry.id if source.entry else source.variant
+    whose = f"synthetic weights for {called}" if source.synthetic else called
+    said = [SYNTHETIC] if source.synthetic else []
+    said += consumer.remarks(backbone)
+    remarks = "\n".join(f"- {remark}" for remark in said)
+    return (
+        f"{backbone.variant} without head ({whose}), for {consumer.name}.\n\n"
+        f"In the config:\n\n{consumer.config(backbone)}\n\n{remarks}\n"
+    )
+
+
+def _verdict(weights: PlannedWeights, features: tuple[StageComparison, ...]) -> str:
+    tensors = f"{len(weights.plan.moves)} tensors, read back and compared"
+    departed = next((stage for stage in features if not stage.ok), None)
+    if departed is None:
+        worst = max(stage.relative for stage in features)
+        agree = f"features at {_SIDE} pixels agree with the source's"
+        return f"{tensors}; {agree} (largest relative difference {worst:.1e})"
+    differs = f"{departed.name} at {_SIDE} pixels differs from the source's: {departed.reason}"
+    return f"{tensors}, but {differs}; nothing was kept"
+
+
+def _details(features: tuple[StageComparison, ...]) -> dict[str, object]:
+    return {"stages": [stage.to_json() for stage in features]}

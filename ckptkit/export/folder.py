@@ -1,0 +1,147 @@
+"""A folder that stands whole under its final name or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ckptkit.errors import StorageError, UsageError
+from ckptkit.formats.staging import TEMPORARY, refuse_existing, sync_folder, translated
+from ckptkit.store.writers import is_gone, new_writer, release
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_SHOWN = 3
+_NEW = f"{TEMPORARY}new-"
+_OLD = f"{TEMPORARY}old-"
+
+
+class StagedFolder:
+    """A folder being filled beside its final place; use as a context manager.
+
+    Leaving the ``with`` block without `commit` removes it. What a killed writer left is swept away, or put
+    back where it had moved it, by the next writer of the same folder.
+
+    Parameters
+    ----------
+    final : Path
+        Where the folder will stand. Its parent is created.
+    force : bool
+        Whether an earlier one may be replaced.
+    owned : collection of str
+        Names that an earlier one may hold (files and folders at its top): it is not replaced when it holds
+        anything else, so that no folder of the user's own is lost by a wrong ``--output``.
+
+    Attributes
+    ----------
+    path : Path
+        Where to write until `commit`.
+
+    Raises
+    ------
+    UsageError
+        When ``final`` exists and ``force`` is false, or it is no folder, or holds something else.
+    StorageError
+        When the disk refuses.
+    """
+
+    def __init__(self, final: Path, *, force: bool = False, owned: Collection[str]) -> None:
+        self.final = final
+        self._place = Path(os.path.abspath(final))  # noqa: PTH100 - resolve() would follow a link
+        with translated(final):
+            _sweep(self._place)
+        refuse_replacement(final, force=force, owned=owned)
+        with translated(final):
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = new_writer()
+            self.path = self._place.with_name(f"{_NEW}{self._writer}+{self._place.name}")
+            self.path.mkdir()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write one of the folder's files, UTF-8 with plain line ends, and bring it to the disk."""
+        with translated(self.final / name), (self.path / name).open("xb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def commit(self) -> Path:
+        """Give the folder its final name, in place of an earlier one.
+
+        Two renames replace an earlier folder: between them there is none, but never a mixture.
+        """
+        with translated(self.final):
+            sync_folder(self.path)
+            old = self._place.with_name(f"{_OLD}{self._writer}+{self._place.name}")
+            moved = False
+            with contextlib.suppress(FileNotFoundError):
+                self._place.rename(old)
+                moved = True
+            try:
+                self.path.rename(self._place)
+            except OSError:
+                if moved:
+                    old.rename(self._place)
+                raise
+            sync_folder(self._place.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        return self.final
+
+    def discard(self) -> None:
+        """Remove what was not committed; harmless afterwards."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        release(self._writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def _sweep(place: Path) -> None:
+    """Remove what writers of this folder left that live no more."""
+    for orphan in place.parent.glob(f"{TEMPORARY}*"):
+        if not (orphan.name.startswith((_NEW, _OLD)) and orphan.name.endswith(f"+{place.name}")):
+            continue
+        if not is_gone(orphan):
+            continue
+        if orphan.name.startswith(_OLD) and not place.exists():  # killed between the two renames
+            orphan.rename(place)
+        else:
+            shutil.rmtree(orphan, ignore_errors=True)
+
+
+def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> None:
+    """Refuse to write a folder where something stands that must not be replaced.
+
+    Raises
+    ------
+    UsageError
+        As `StagedFolder` says.
+    StorageError
+        The folder cannot be read.
+    """
+    if final.is_dir() and not final.is_symlink():
+        try:
+            strangers = sorted(path.name for path in final.iterdir() if path.name not in owned)
+        except OSError as error:
+            raise StorageError(f"{final}: {error.strerror}") from error
+        empty = not strangers and not any(final.iterdir())
+        if strangers:
+            shown = ", ".join(strangers[:_SHOWN]) + (" …" if len(strangers) > _SHOWN else "")
+            raise UsageError(
+                f"{final} exists and holds {shown}, which ckptkit did not write",
+                hint="give another --output, or move those away",
+            )
+        if not empty:
+            refuse_existing(final, force=force)
+    elif final.exists() or final.is_symlink():
+        raise UsageError(f"{final} exists already and is no folder", hint="give another --output")

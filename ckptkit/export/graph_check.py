@@ -1,0 +1,127 @@
+"""A written graph set against the PyTorch model it was made of, by the comparison of ``parity``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.parity.comparison import LOGITS, TOLERANCES, StageComparison, compare
+from ckptkit.parity.forward import run_torch
+from ckptkit.parity.inputs import Inputs, random_inputs
+from ckptkit.tensors import Array
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.model_source import ModelSource
+
+_BATCH = 3
+"""Odd, and another than the exporter sees."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the PyTorch model gives.
+
+    Parameters
+    ----------
+    inputs : Inputs
+    outputs : dict of str to numpy.ndarray
+        Channels last.
+    """
+
+    inputs: Inputs
+    outputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class GraphCheck:
+    """Outcome of a comparison.
+
+    Parameters
+    ----------
+    backend : str
+        What ran the graph, with its version.
+    inputs : Inputs
+    together, alone : tuple of StageComparison
+        All inputs as one batch, and the first one by itself.
+    """
+
+    backend: str
+    inputs: Inputs
+    together: tuple[StageComparison, ...]
+    alone: tuple[StageComparison, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output agrees in both."""
+        return bool(self.together) and all(output.ok for output in (*self.together, *self.alone))
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in one sentence."""
+        for outputs, where in ((self.together, str(self.inputs)), (self.alone, "one input alone")):
+            for output in outputs:
+                if not output.ok:
+                    return f"{self.backend} DISAGREES with PyTorch at {output.name}, {where}: {output.reason}"
+        worst = max((*self.together, *self.alone), key=lambda output: output.relative)
+        names = ", ".join(output.name for output in self.together)
+        return (
+            f"{self.backend} agrees with PyTorch on {self.inputs}, and on one alone: {names}; "
+            f"largest relative difference {worst.relative:.1e} ({worst.name})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "backend": self.backend,
+            "inputs": str(self.inputs),
+            "batch": [output.to_json() for output in self.together],
+            "alone": [output.to_json() for output in self.alone],
+        }
+
+
+def reference_of(source: ModelSource, model: Any) -> Reference:
+    """Run the PyTorch model on seeded inputs of its source's resolution.
+
+    Raises
+    ------
+    UsageError
+        When there is not enough memory, or a window does not divide its map.
+    """
+    inputs = random_inputs(_BATCH, source.preprocessing.size, None)
+    return Reference(inputs, run_torch(model, inputs.array()))
+
+
+def check_graph(
+    reference: Reference, run: Callable[[Array], dict[str, Array]], *, features: bool, backend: str
+) -> GraphCheck:
+    """Compare what a graph gives.
+
+    Parameters
+    ----------
+    reference : Reference
+    run : callable
+        Takes images (N, H, W, 3), gives the graph's outputs by name, channels last.
+    features : bool
+        Whether the graph was made to give stages and no logits.
+    backend : str
+        What runs it, with its version.
+
+    Raises
+    ------
+    FormatError
+        When the graph cannot be run.
+    """
+    images = reference.inputs.array()
+    wanted = {name for name in reference.outputs if not (features and name == LOGITS)}
+
+    required = wanted & {LOGITS} or wanted  # beside logits a graph need not give the stages
+
+    def compared(count: int) -> tuple[StageComparison, ...]:
+        found = run(images[:count])
+        names = wanted & found.keys() | required
+        ours = {name: output[:count] for name, output in reference.outputs.items() if name in names}
+        theirs = {name: found[name] for name in ours if name in found}
+        return compare(ours, theirs, TOLERANCES["float32"], sides=("PyTorch", backend.split(maxsplit=1)[0]))
+
+    return GraphCheck(backend, reference.inputs, compared(len(images)), compared(1))

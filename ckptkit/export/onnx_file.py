@@ -1,0 +1,140 @@
+"""``--to onnx``: a graph for ONNX Runtime and its like, with batches of any number and a fixed resolution."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.export.description import describe
+from ckptkit.export.folder import StagedFolder
+from ckptkit.export.graph_check import check_graph, reference_of
+from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.weights import PlannedWeights, planned_weights
+from ckptkit.families.base import CANONICAL
+from ckptkit.formats.staging import refuse_existing, sync_folder, translated
+from ckptkit.graphs.onnx_graph import (
+    DEFAULT_OPSET,
+    SINGLE_FILE_BYTES,
+    OnnxFiles,
+    data_path,
+    require_opset,
+    write_onnx,
+)
+from ckptkit.graphs.onnx_runtime import open_onnx
+from ckptkit.parity.packages import ONNX, require_installed
+from ckptkit.synth import NOTE
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.model_source import ModelSource
+
+
+def require(options: ExportOptions) -> None:
+    """Ask for PyTorch and the packages of the extra ``onnx``, and for a sensible operator set.
+
+    Raises
+    ------
+    MissingDependencyError, UsageError
+        Any is missing; an operator set that nothing is known of.
+    """
+    require_opset(options.opset or DEFAULT_OPSET)
+    require_installed(ONNX, "export --to onnx")
+
+
+def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+    """Write the graph, run it by ONNX Runtime, and compare it with the PyTorch model.
+
+    Parameters
+    ----------
+    source : ModelSource
+        Its preprocessing gives the resolution, which the graph is fixed to.
+    output : Path
+        The file; it appears when it was found to agree. Weights beyond 2 GB stand beside it, see
+        `ckptkit.graphs.onnx_graph.data_path`.
+    options : ExportOptions
+        ``features`` and ``opset``.
+
+    Raises
+    ------
+    UsageError
+        ``output`` exists; or a setting that has no default is not known.
+    ConversionError
+        The source does not fit; PyTorch's exporter fails.
+    FormatError
+        The source is damaged; ONNX Runtime cannot run the graph.
+    """
+    for path in (output, data_path(output)):
+        refuse_existing(path, force=options.force)
+    with planned_weights(source, "safetensors", layout=CANONICAL) as weights:
+        metadata = _metadata(weights)
+        large = weights.plan.nbytes > SINGLE_FILE_BYTES
+    if options.dry_run:
+        names = (data_path(output).name, output.name) if large else (output.name,)
+        return Exported(output, tuple(ExportedFile(name, None) for name in names), "not written, not checked")
+    if source.synthetic:
+        options.note(f"{source.name}: {NOTE}")
+    height, width = source.preprocessing.size
+    model = source.model("torch")
+    options.note(f"{source.name}: running PyTorch's model …")
+    reference = reference_of(source, model)
+    options.note(f"{source.name}: writing the graph for {height}x{width}, operator set {_opset(options)} …")
+    with StagedFolder(output.with_name(f"{output.name}.parts"), owned=()) as folder:
+        files = write_onnx(
+            model,
+            folder.path / output.name,
+            size=(height, width),
+            features=options.features,
+            opset=_opset(options),
+            metadata=metadata,
+            verbose=options.verbose,
+        )
+        del model
+        graph = open_onnx(files.graph)
+        options.note(f"{source.name}: running it by {graph.versions} …")
+        checked = check_graph(reference, graph.run, features=options.features, backend=graph.versions)
+        details = {
+            "opset": graph.opset,
+            "resolution": [height, width],
+            "outputs": list(files.outputs),
+            "metadata": metadata,
+            "check": checked.to_json(),
+        }
+        if not checked.ok:
+            return Exported(output, (), checked.verdict, ok=False, details=details)
+        written = tuple(ExportedFile(path.name, path.stat().st_size) for path in files.paths)
+        _put_in_place(files, output)
+    return Exported(output, written, checked.verdict, details=details)
+
+
+def _opset(options: ExportOptions) -> int:
+    return options.opset or DEFAULT_OPSET
+
+
+def _metadata(weights: PlannedWeights) -> dict[str, str]:
+    """What the file says of itself: the keys of a converted file, each setting as JSON."""
+    config = describe(weights)
+    height, width = weights.source.preprocessing.size
+    carried = {key: value for key, value in weights.metadata.items() if key not in ("layout", "format")}
+    return {
+        **carried,
+        **{key: json.dumps(value) for key, value in config.settings.items()},
+        "resolution": str(height) if height == width else f"{height}x{width}",
+        "normalization": weights.source.preprocessing.normalization,
+        "preprocessing": config.preprocessing.model_dump_json(),
+    }
+
+
+def _put_in_place(files: OnnxFiles, output: Path) -> None:
+    """Give the files their final names, weights first; an older graph never stands beside newer weights."""
+    with translated(output):
+        for path in files.paths:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        older = data_path(output)
+        if files.data is not None or older.exists():
+            output.unlink(missing_ok=True)
+            older.unlink(missing_ok=True)
+        for path in files.paths:
+            path.replace(output.with_name(path.name))
+        sync_folder(output.parent)

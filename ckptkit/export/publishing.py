@@ -1,0 +1,176 @@
+"""``--push``: an exported folder as one commit on the Hugging Face hub, through huggingface_hub.
+
+Token, endpoint and proxies are found by huggingface_hub's own rules (``HF_TOKEN``, ``hf auth login``,
+``HF_ENDPOINT``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit._version import __version__
+from ckptkit.errors import CkptkitError, MissingDependencyError, NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from ckptkit.export.targets import ExportedFile
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
+_LOGIN = "set HF_TOKEN to a token that may write, or run 'hf auth login'"
+_MAX_REASON = 200
+
+_REFUSALS = {
+    401: ("the hub does not accept the token", _LOGIN),
+    403: ("the token may not write there", "take one that may write to this name"),
+    404: ("the hub knows no such place, or hides it from this token", "check the name and the token"),
+    429: ("the hub asks to wait", "try again later"),
+}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to push.
+
+    Parameters
+    ----------
+    repository : str
+        ``ORG/NAME``.
+    private : bool
+        Whether a repository that has to be created is private.
+    """
+
+    repository: str
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        owner, slash, name = self.repository.partition("/")
+        sound = slash and _NAME.fullmatch(owner) and _NAME.fullmatch(name)
+        if not sound or "--" in self.repository or ".." in self.repository or name.endswith(".git"):
+            raise UsageError(
+                f"{self.repository!r} is no name of a repository", hint="write it like my-name/moat0-224"
+            )
+
+
+def require_hub(*, offline: bool) -> None:
+    """Ask for the package and a token before any work is done.
+
+    Raises
+    ------
+    MissingDependencyError
+        huggingface_hub is not installed.
+    NetworkError
+        There is no token, or the network must not be used.
+    """
+    if offline:
+        raise NetworkError("--push needs the network, which --offline forbids", hint="leave one of them out")
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise MissingDependencyError("huggingface_hub", "hub", "--push") from error
+    if not hub.get_token():
+        raise NetworkError("no token for the Hugging Face hub", hint=_LOGIN)
+
+
+def push(
+    folder: Path,
+    files: Sequence[ExportedFile],
+    destination: Destination,
+    *,
+    message: str,
+    bars: bool = False,
+) -> str:
+    """Create the repository where it does not exist, and send the files in one commit.
+
+    Files of the repository that the export has not stay as they are.
+
+    Parameters
+    ----------
+    folder : Path
+        An exported folder.
+    files : sequence of ExportedFile
+        Its files.
+    destination : Destination
+    message : str
+        First line of the commit.
+    bars : bool
+        Whether huggingface_hub may draw its progress bars.
+
+    Returns
+    -------
+    str
+        URL of the commit.
+
+    Raises
+    ------
+    NetworkError
+        The hub cannot be reached, or refuses.
+    """
+    hub: Any = importlib.import_module("huggingface_hub")
+    utils: Any = importlib.import_module("huggingface_hub.utils")
+    (utils.enable_progress_bars if bars else utils.disable_progress_bars)()
+    api = hub.HfApi(library_name="ckptkit", library_version=__version__)
+    with _translated(destination.repository, api.endpoint):
+        # not private=False, which would make a repository public against an organization's default
+        private = {"private": True} if destination.private else {}
+        api.create_repo(destination.repository, exist_ok=True, **private)
+        operations = [
+            hub.CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(folder / file.name))
+            for file in files
+        ]
+        commit = api.create_commit(destination.repository, operations, commit_message=message)
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _translated(repository: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line.
+
+    It raises its HTTP library's errors (requests, httpx or httpx2, by its version), OSError and ValueError,
+    and wraps some in RuntimeError.
+    """
+    raised: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_http_errors())
+    try:
+        yield
+    except CkptkitError:
+        raise
+    except raised as error:
+        raise _explained(error, repository, endpoint) from error
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    found = []
+    for module, name in (("requests", "RequestException"), ("httpx", "HTTPError"), ("httpx2", "HTTPError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _explained(error: BaseException, repository: str, endpoint: str) -> NetworkError:
+    """Say what the hub said, by the first error of the chain that has an answer of the hub."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for one in chain:
+        status = getattr(getattr(one, "response", None), "status_code", None)
+        if isinstance(status, int):
+            reason, hint = _REFUSALS.get(status, (f"the hub answered {status}", "try again later"))
+            said = getattr(one, "server_message", None)
+            return NetworkError(
+                f"{repository}: {reason}" + (f" ({_short(str(said))})" if said else ""), hint=hint
+            )
+    last = chain[-1]
+    reason = _short(str(last)) or type(last).__name__
+    return NetworkError(
+        f"{repository}: cannot push to {endpoint}: {reason}", hint="check the connection, try again"
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_REASON else line[: _MAX_REASON - 1] + "…"

@@ -1,0 +1,161 @@
+"""An export from a source to a folder or file, and from there to the hub."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.convert.whole import stem_of
+from ckptkit.errors import UsageError
+from ckptkit.export.publishing import Destination, push, require_hub
+from ckptkit.export.synthetic import known_as_synthetic
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.export.targets import Exported, ExportOptions, Target
+
+PUSHED = "hf"
+"""The target that can be pushed."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user asked for.
+
+    Parameters
+    ----------
+    target : Target
+    options : ExportOptions
+    output : Path, optional
+        Default: a name by the source's, in the current folder; of what is pushed, none that stays.
+    destination : Destination, optional
+        Where on the hub to push it.
+    synthetic_too : bool
+        Push synthetic weights: as a rule nobody should find them where weights are looked for.
+    bars : bool
+        Whether huggingface_hub may draw progress bars.
+    """
+
+    target: Target
+    options: ExportOptions
+    output: Path | None = None
+    destination: Destination | None = None
+    synthetic_too: bool = False
+    bars: bool = False
+
+    def require(self, *, offline: bool, synthetic: bool) -> None:
+        """Refuse what makes no sense, and ask for packages, before anything is fetched or made.
+
+        Raises
+        ------
+        UsageError
+            The options contradict each other.
+        MissingDependencyError
+            A package is not installed.
+        NetworkError
+            Something is to be pushed without a token, or offline.
+        """
+        if self.destination is not None:
+            if self.target.name != PUSHED:
+                raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
+            self.require_consent(synthetic=synthetic)
+            if not self.options.dry_run:
+                require_hub(offline=offline)
+        self.target.require(self.options)
+
+    def require_consent(self, *, synthetic: bool) -> None:
+        """Refuse to push synthetic weights unless they are meant to be.
+
+        Raises
+        ------
+        UsageError
+            When they are not.
+        """
+        if synthetic and self.destination is not None and not self.synthetic_too:
+            raise UsageError(
+                "these weights are synthetic: on the hub somebody may take them for trained ones",
+                hint="give --push-synthetic if that is what you want",
+            )
+
+
+@dataclass(frozen=True)
+class ExportOutcome:
+    """What became of a request.
+
+    Parameters
+    ----------
+    exported : Exported
+    pushed : str or None
+        URL of the commit on the hub.
+    kept : bool
+        Whether ``exported.path`` is still there.
+    """
+
+    exported: Exported
+    pushed: str | None = None
+    kept: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as ``--json`` prints it."""
+        exported = self.exported
+        return {
+            "path": str(exported.path) if self.kept else None,
+            "pushed": self.pushed,
+            "files": [{"name": file.name, "bytes": file.nbytes} for file in exported.files],
+            "ok": exported.ok,
+            "verdict": exported.verdict,
+            **exported.details,
+        }
+
+
+def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
+    """Export a source, and push it where that is asked for.
+
+    Parameters
+    ----------
+    source : ModelSource
+    request : ExportRequest
+        `ExportRequest.require` was called already.
+
+    Raises
+    ------
+    CkptkitError
+        As `Target.export` and `ckptkit.export.publishing.push` raise them.
+    """
+    source = known_as_synthetic(source)
+    request.require_consent(synthetic=source.synthetic)
+    destination, options = request.destination, request.options
+    with ExitStack() as stack:
+        output, kept = request.output, True
+        if output is None and destination is not None:
+            kept = False
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-export-"))
+            output = Path(temporary) / "folder"
+        elif output is None:
+            output = default_output(source, request.target)
+        if destination is not None:
+            options = replace(options, repository=destination.repository)
+        exported = request.target.export(source, output, options)
+        if destination is None or options.dry_run or not exported.ok:
+            return ExportOutcome(exported, kept=kept)
+        options.note(f"pushing {len(exported.files)} files to {destination.repository}")
+        url = push(
+            exported.path,
+            exported.files,
+            destination,
+            message=f"{source.origin.id if source.origin else source.variant}, exported by ckptkit",
+            bars=request.bars,
+        )
+        return ExportOutcome(exported, url, kept)
+
+
+def default_output(source: ModelSource, target: Target) -> Path:
+    """Where an export goes that was given no place: the current folder, by the source's name."""
+    if source.entry is not None:
+        stem = source.entry.id
+    else:
+        stem = source.variant if source.name == source.variant else stem_of(source.located.path)
+    return Path(stem + target.ending)

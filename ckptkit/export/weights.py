@@ -1,0 +1,112 @@
+"""The weights of an export: planned before a byte is written, then converted and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.convert import Options, Plan, execute, plan
+from ckptkit.convert.provenance import Provenance
+from ckptkit.convert.rounding import in_words
+from ckptkit.families.binding import wanted_copy
+from ckptkit.formats.detect import open_reader
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.convert import Converted
+    from ckptkit.export.targets import ExportOptions
+    from ckptkit.formats.base import Reader
+
+
+@dataclass(frozen=True)
+class PlannedWeights:
+    """A conversion that is decided; its source is open.
+
+    Parameters
+    ----------
+    source : ModelSource
+    plan : Plan
+        Its provenance is filled with zeros of the right length until `write` is done.
+    """
+
+    source: ModelSource
+    plan: Plan
+    _reader: Reader
+    _provenance: Provenance
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What the written file says of itself; waits for the source's checksum."""
+        return {**self.plan.metadata, **self._late()}
+
+    def _late(self) -> dict[str, str]:
+        return {} if self.source.synthetic else dict(self._provenance.wait())
+
+    def write(self, path: Path, options: ExportOptions) -> Converted:
+        """Convert, read back and compare.
+
+        Raises
+        ------
+        CkptkitError
+            As `ckptkit.convert.execute` raises them; nothing is left then.
+        """
+        with self.source.workspace.progress(f"exporting {self.source.name}", self.plan.nbytes) as advance:
+            converted = execute(self.plan, self._reader, path, progress=advance, late=self._late)
+        if converted.losses:
+            options.warn(f"{self.source.name}: {in_words(converted.losses)}")
+        return converted
+
+
+@contextmanager
+def planned_weights(
+    source: ModelSource, to: str, *, dtype: str | None = None, layout: str | None = None, head: bool = True
+) -> Iterator[PlannedWeights]:
+    """Decide what becomes of a source's tensors.
+
+    The file's metadata name the resolution the source was opened for. Synthetic weights say so there, and
+    nothing says whose they are.
+
+    Parameters
+    ----------
+    source : ModelSource
+    to : str
+        Format.
+    dtype, layout
+        As in `ckptkit.convert.Options`.
+    head : bool
+        False leaves the classification head out; a file that has none is exported without in any case.
+
+    Raises
+    ------
+    ConversionError
+        Tensors are missing, unexpected or of another shape.
+    FormatError
+        The source is damaged.
+    """
+    located = source.located
+    options = Options(
+        to,
+        layout=layout,
+        dtype=dtype,
+        weights=source.weights,
+        head=head and source.num_classes is not None,
+        variant=source.variant,
+        settings=source.settings,
+    )
+    with (
+        open_reader(located.path, weights=wanted_copy(source.weights, located.entry)) as reader,
+        Provenance(located) as provenance,
+    ):
+        known = {} if source.synthetic else provenance.placeholder
+        decided = plan(reader, options, entry=located.entry, provenance=known)
+        height, width = source.preprocessing.size
+        resolution = str(height) if height == width else f"{height}x{width}"
+        said = {**decided.metadata, "resolution": resolution}
+        if source.synthetic:
+            said.pop("entry", None)
+            said["synthetic"] = "true"
+        yield PlannedWeights(source, replace(decided, metadata=said), reader, provenance)

@@ -1,0 +1,186 @@
+"""``config.json`` of an exported folder: what a model is and how it wants its pictures, beside its weights.
+
+The file follows the habits of the Hugging Face hub: ``model_type`` names the architecture, ``id2label`` the
+outputs. What ckptkit itself builds a model from are the other fields.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.families.base import Recognition, family_of_variant, require_recognition
+from ckptkit.formats.detect import open_reader
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+_MAX_BYTES = 4 << 20
+"""A config of 1,000 classes has about 100 kB."""
+
+_Side = Annotated[int, Field(ge=1, le=16384)]
+_Channels = tuple[float, float, float]
+
+
+class PreprocessingConfig(BaseModel):
+    """How the model wants its pictures."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    size: Annotated[tuple[_Side, _Side], Field(strict=False)] = Field(description="Height and width, pixels.")
+    resize: _Side | None = Field(None, description="Shorter side before the centre crop, pixels.")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    normalization: Literal["imagenet", "half"]
+    mean: Annotated[_Channels, Field(strict=False)] = Field(description="Of RGB in [0, 1].")
+    std: Annotated[_Channels, Field(strict=False)]
+
+
+class ModelConfig(BaseModel):
+    """What ``config.json`` says."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    library_name: Literal["ckptkit"]
+    model_type: str = Field(description="The family.")
+    variant: str
+    entry: str | None = Field(None, description="Registry id of the published checkpoint it was made from.")
+    num_classes: Annotated[int, Field(ge=1)] | None = Field(description="Outputs of the head; null: no head.")
+    pos_emb: bool | None = Field(None, description="With position tables; null: the family has none.")
+    settings: dict[str, Any] = Field(description="What changes the output but no tensor's shape.")
+    preprocessing: PreprocessingConfig
+    torch_dtype: str | None = Field(None, description="Floating type of the weights.")
+    synthetic: bool = Field(False, description="Whether the weights are random numbers by recipe.")
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    id2label: dict[str, str] | None = None
+    label2id: dict[str, int] | None = None
+
+    def text(self) -> str:
+        """Return the file's content."""
+        said = self.model_dump(mode="json")
+        for labels in ("id2label", "label2id"):  # of a head that is not ImageNet's nobody knows them
+            if said[labels] is None:
+                del said[labels]
+        return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An exported folder whose config fits its tensors.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights : Path
+        The file of the tensors.
+    """
+
+    config: ModelConfig
+    weights: Path
+
+
+def open_exported(folder: Path) -> ExportedModel:
+    """Read an exported folder's config, and set it against the folder's tensors.
+
+    Raises
+    ------
+    NotFoundError
+        No such folder, or it lacks a file.
+    FormatError
+        The config is damaged, is not ckptkit's, or says something else than the tensors.
+    """
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise NotFoundError(f"{folder} has a {CONFIG} but no {WEIGHTS}", hint="export it again")
+    with open_reader(weights) as reader:
+        try:
+            found = require_recognition(weights, reader.specs, variant=config.variant)
+        except CkptkitError as error:
+            raise FormatError(folder / CONFIG, f"it says {config.variant}, but {error.message}") from error
+    _require_fit(folder, config, found)
+    return ExportedModel(config, weights)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read a folder's config.
+
+    Raises
+    ------
+    NotFoundError
+        No such folder, or no config in it.
+    UsageError
+        It is a file.
+    FormatError
+        The config is damaged or not ckptkit's.
+    """
+    path = folder / CONFIG
+    if folder.is_file():
+        raise UsageError(
+            f"{folder} is a file; a model is built from an id, a variant or an exported folder",
+            hint="give the variant, and the file as checkpoint=",
+        )
+    if not path.is_file():
+        raise NotFoundError(
+            f"{folder} has no {CONFIG}" if folder.is_dir() else f"{folder}: no such folder",
+            hint="'ckptkit export ID --to hf' writes such a folder; of other files give the variant and "
+            "checkpoint=",
+        )
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise FormatError(path, f"larger than {_MAX_BYTES} bytes, so no config of a model")
+        said = json.loads(path.read_bytes())
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"not JSON: {error}") from error
+    if not isinstance(said, dict) or said.get("library_name") != "ckptkit":
+        kind = said.get("model_type") if isinstance(said, dict) else None
+        raise FormatError(
+            path,
+            "not written by ckptkit" + (f" (it is of a {kind} model)" if isinstance(kind, str) else ""),
+            hint="'ckptkit export ID --to hf' writes such a folder",
+        )
+    try:
+        config = ModelConfig.model_validate(said)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise FormatError(path, faults, hint="export it again") from error
+    _require_known(path, config)
+    return config
+
+
+def _require_known(path: Path, config: ModelConfig) -> None:
+    try:
+        family = family_of_variant(config.variant)
+    except NotFoundError as error:
+        raise FormatError(path, error.message, hint=error.hint) from error
+    if family.name != config.model_type:
+        raise FormatError(
+            path, f"it says model_type {config.model_type}, but {config.variant} is of {family.name}"
+        )
+    unknown = config.settings.keys() - family.behaviour.keys()
+    missing = family.behaviour.keys() - config.settings.keys()
+    if unknown or missing:
+        what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
+        raise FormatError(path, f"its settings do not fit family {family.name}: {what}")
+
+
+def _require_fit(folder: Path, config: ModelConfig, found: Recognition) -> None:
+    """Refuse a config that says something else than the tensors: they would load all the same."""
+    structure = found.structure
+    pos_emb = structure.pos_emb if found.family.has_pos_emb else None
+    for what, said, has in (
+        ("num_classes", config.num_classes, structure.num_classes),
+        ("pos_emb", config.pos_emb, pos_emb),
+    ):
+        if said != has:
+            raise FormatError(
+                folder / CONFIG,
+                f"it says {what} {json.dumps(said)}, but {WEIGHTS} has {json.dumps(has)}",
+                hint="put back the config of these weights, or export them again",
+            )

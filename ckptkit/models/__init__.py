@@ -1,0 +1,6 @@
+"""Reference models with their settings and weights, in either framework."""
+
+from ckptkit.models.create import UNSET, Size, Unset, create_model
+from ckptkit.models.loading import Framework, Loaded
+
+__all__ = ["UNSET", "Framework", "Loaded", "Size", "Unset", "create_model"]

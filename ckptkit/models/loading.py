@@ -1,0 +1,157 @@
+"""Filling a built model from a checkpoint, and the record of it that stays with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ckptkit.convert.filling import Filling, Misfit, filling_of, in_words, other_misfits, require_filled
+from ckptkit.families.base import CANONICAL, Recognition, Structure
+from ckptkit.families.binding import Known
+from ckptkit.formats.base import Copy, Reader, Weights
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+    from ckptkit.tensors import Array
+
+Framework = Literal["torch", "keras"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a model was made of: its attribute ``loaded``.
+
+    Parameters
+    ----------
+    variant : str
+    settings : mapping of str to Any
+        Every behaviour setting as the model has it, whoever said it.
+    entry : str or None
+        Id of the registry entry it belongs to.
+    path : Path or None
+        The checkpoint; None where nothing was loaded.
+    weights : "ema", "raw" or None
+        Which copy was taken where the file holds both.
+    tensors : int
+        How many were loaded.
+    initialised : tuple of str
+        The model's tensors that the file did not fill, by the names of the framework's layout.
+    misfits : tuple of Misfit
+        Why, other than a new head; empty unless loaded with ``strict=False`` or ``allow_missing_bn``.
+    """
+
+    variant: str
+    settings: Mapping[str, Any]
+    entry: str | None = None
+    path: Path | None = None
+    weights: Copy | None = None
+    tensors: int = 0
+    initialised: tuple[str, ...] = ()
+    misfits: tuple[Misfit, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A built model that waits for its weights.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or keras.Model
+    module : module
+        The family's, of its framework.
+    framework : {"torch", "keras"}
+    structure : Structure
+        The model's.
+    """
+
+    model: Any
+    module: Any
+    framework: Framework
+    structure: Structure
+
+    def layout(self, found: Recognition) -> str:
+        """Name the layout of the model's tensors."""
+        return CANONICAL if self.framework == "torch" else found.family.keras_layout
+
+    def initial(self, names: Iterable[str]) -> dict[str, Array]:
+        """Return the values that some of its tensors have now, by the names of its layout."""
+        if self.framework == "torch":
+            tensors = self.model.state_dict()
+        else:
+            tensors = self.module.variables_by_name(self.model)
+        return {name: tensors[name].numpy() for name in names}
+
+
+def fill(
+    target: Target,
+    reader: Reader,
+    found: Recognition,
+    *,
+    weights: Weights,
+    entry: Entry | None,
+    strict: bool,
+    allow_missing_bn: bool,
+    warn: Callable[[str], None],
+) -> Filling:
+    """Fill a model from an open file, and warn of what it does not fill.
+
+    Raises
+    ------
+    ConversionError
+        When ``strict`` and the file does not fill it wholly: see `require_filled`.
+    UsageError
+        When the copy asked for is not there.
+    """
+    filling = filling_of(
+        reader,
+        found,
+        target.layout(found),
+        target.structure,
+        weights=weights,
+        known=Known.of(reader, entry),
+    )
+    if strict:
+        require_filled(reader, found, filling, allow_missing_bn=allow_missing_bn)
+    fresh = target.initial(filling.initialised)
+    if target.framework == "keras" and filling.has_new_head:
+        fresh |= _random_kernels(fresh, found, target)
+    target.module.load_state(target.model, {**filling.read(reader), **fresh})
+    for sentence in _warnings(filling, found, target.structure):
+        warn(f"{reader.path}: {sentence}")
+    return filling
+
+
+def _random_kernels(fresh: Mapping[str, Array], found: Recognition, target: Target) -> dict[str, Array]:
+    """Glorot-uniform kernels for a new head in Keras, whose models are zero where nothing is loaded.
+
+    A head of zeros would pass no gradient to the body in the first step.
+    """
+    import numpy
+
+    table = found.family.table(target.layout(found), found.variant, target.structure)
+    random = numpy.random.default_rng()
+    kernels = {}
+    for row in table.bindings:
+        if row.part == "head" and row.external in fresh and len(row.canonical_shape) > 1:
+            limit = (6 / sum(row.canonical_shape)) ** 0.5
+            kernels[row.external] = random.uniform(-limit, limit, row.external_shape).astype("float32")
+    return kernels
+
+
+def _warnings(filling: Filling, found: Recognition, structure: Structure) -> list[str]:
+    sentences = []
+    if filling.has_new_head:
+        has = found.structure.num_classes
+        sentences.append(
+            f"the head of {structure.num_classes} classes is new and must be trained: the file has "
+            + (f"one of {has}" if has else "none")
+        )
+    if filling.lacks_bn_statistics:
+        sentences.append(
+            "no BatchNorm moving statistics: mean 0 and variance 1 stand in, predictions are meaningless"
+        )
+    if misfits := other_misfits(filling, found):
+        sentences.append(f"only what fits was loaded: {in_words(misfits)}")
+    return sentences

@@ -1,0 +1,1 @@
+"""Graphs: models written for programs that know nothing of ckptkit."""

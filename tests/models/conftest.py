@@ -1,0 +1,23 @@
+"""Checkpoints with synthetic weights, made once."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptkit.synth import Synthetic, write_bundle, write_torch
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("m") / "model.ckpt"
+    write_bundle(Synthetic("tiny-moat0"), prefix)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def moganet_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moganet")
+    return {
+        "openmixup": write_torch(Synthetic("moganet-xt"), folder / "o.pth"),
+        "timm": write_torch(Synthetic("moganet-xt", layout="torch", twins=True), folder / "t.pth.tar"),
+    }

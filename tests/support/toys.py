@@ -1,0 +1,57 @@
+"""Variants of one block a stage: whole models whose export takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptkit.families.moat.config import MOAT_CONFIGS
+from ckptkit.families.moganet.config import MOGANET_CONFIGS
+from ckptkit.models import create_model
+from ckptkit.synth import Synthetic, write_checkpoint
+
+MOAT, MOGANET = "toy-moat", "toy-moganet"
+SIDE = 64
+SETTINGS: dict[str, dict[str, Any]] = {MOAT: {}, MOGANET: {"attn_force_fp32": True}}
+STAGES = {
+    MOAT: ("stage1", "stage2", "stage3", "stage4", "stage5"),
+    MOGANET: ("stage1", "stage2", "stage3", "stage4"),
+}
+
+
+@contextmanager
+def toy_variants() -> Iterator[None]:
+    """Make both families know their toy."""
+    MOAT_CONFIGS[MOAT] = replace(
+        MOAT_CONFIGS["tiny-moat0"],
+        name=MOAT,
+        stem=16,
+        depths=(1, 1, 1, 1),
+        widths=(16, 32, 32, 64),
+        resolution=SIDE,
+    )
+    MOGANET_CONFIGS[MOGANET] = replace(
+        MOGANET_CONFIGS["moganet-xt"],
+        name=MOGANET,
+        widths=(16, 16, 32, 48),
+        depths=(1, 1, 1, 1),
+        resolution=SIDE,
+    )
+    try:
+        yield
+    finally:
+        del MOAT_CONFIGS[MOAT], MOGANET_CONFIGS[MOGANET]
+
+
+def toy_file(folder: Path, variant: str) -> Path:
+    """Write a toy's checkpoint as its family publishes them, with the recipe's weights."""
+    return write_checkpoint(Synthetic(variant), folder / f"{variant}.ckpt", force=True)
+
+
+def toy_model(folder: Path, variant: str, framework: Any = "torch", **options: Any) -> Any:
+    """Build a toy with the weights of its file."""
+    path = toy_file(folder, variant)
+    return create_model(variant, framework, checkpoint=path, **{**SETTINGS[variant], **options})
