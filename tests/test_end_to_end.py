@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 from ckptkit.demo import serve_file
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry
+from tests.support.commands import runner
 from tests.support.moat_reference import recipe_tensor
 from tests.support.moganet_weights import recipe_state
 
@@ -35,23 +33,17 @@ MOGANET_CASES = [
 
 
 @pytest.fixture
-def ckptkit(tmp_path):
+def ckptkit(tmp_path, monkeypatch, capsys):
     """Run ckptkit's commands with a cache of their own; each must end well."""
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    environment = {**os.environ, "CKPTKIT_HOME": str(tmp_path / "home")}
+    monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "home"))
+    ran = runner(capsys)
 
     def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "ckptkit.cli.app", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        done = ran(*arguments)
+        assert done.code == 0, done.out + done.err
+        return done.out
 
     return run
 

@@ -19,6 +19,9 @@ from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
 
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
+SLOW = re.compile(r"--to (onnx|saved-model)|--with onnxruntime|^ckptkit doctor$|doctor --offline --json")
+"""Exporting a graph takes half a minute, importing both frameworks to ask them for GPUs ten seconds."""
+
 LARGE = 10_000_000
 """Parameters from which on an entry's example is a slow test."""
 
@@ -32,7 +35,7 @@ _SHELL = re.compile(r"[$|>;&]")
 
 
 def _is_slow(example: Example) -> bool:
-    if example.line in RUN_ELSEWHERE:
+    if example.line in RUN_ELSEWHERE or SLOW.search(example.line):
         return True
     words = shlex.split(example.line)
     if words[1] in READS_NO_WEIGHTS and words[1:3] != ["cache", "path"]:

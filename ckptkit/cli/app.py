@@ -119,7 +119,7 @@ _MODULES = {
     "registry_commands": {
         "list": "List the published checkpoints.",
         "show": "Show everything known of an entry.",
-        "registry": "Check, describe and pin registry files.",
+        "registry": "Check, describe, pin and add to registry files.",
     },
     "store_commands": {
         "fetch": "Download, verify and unpack published files.",
@@ -152,6 +152,10 @@ _MODULES = {
 """Where each command lives and what the root's help says of it, in that help's order."""
 
 
+_registered: set[str] = set()
+"""Modules whose commands the root has already: a process may run several commands, as tests do."""
+
+
 def register_commands(wanted: str | None = None) -> None:
     """Add the commands to the root: all, or those that live with the one that is about to run.
 
@@ -159,9 +163,10 @@ def register_commands(wanted: str | None = None) -> None:
     """
     app.registered_commands[:] = [c for c in app.registered_commands if c.callback is not _no_command]
     for module, names in _MODULES.items():
-        if wanted not in names and wanted in _ALL_COMMANDS:
+        if module in _registered or (wanted not in names and wanted in _ALL_COMMANDS):
             continue
         importlib.import_module(f"ckptkit.cli.{module}").register(app)
+        _registered.add(module)
     groups = [group.typer_instance for group in app.registered_groups]
     for command in (*app.registered_commands, *(c for g in groups if g for c in g.registered_commands)):
         command.epilog = EPILOG

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckptkit.cli.completion import complete_fetched
+from ckptkit.cli.holdings import holding_cells, holdings_json, total_cells
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.store.cache import Home
     from ckptkit.store.integrity import Promise
-    from ckptkit.store.inventory import Holding
     from ckptkit.store.prune import Removal
     from ckptkit.store.rehash import Verdict
 
@@ -62,15 +61,15 @@ def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -
     if ids:
         _refuse_unknown(ids, [holding.id for holding in held])
     if as_json:
-        state.output.json(_ls_json(home, held))
+        state.output.json(holdings_json(home, held))
         return
     if not held:
         state.output.note(f"{home.path}: nothing in the cache yet")
         return
     columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
                Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
-    rows = [_row(holding) for holding in held]
-    rows.append(_totals_row(held))
+    rows = [holding_cells(holding) for holding in held]
+    rows.append(total_cells(held))
     if len(home.homes) > 1:
         columns.append(Column("folder"))
         rows = [[*row, str(h.home)] for row, h in zip(rows, held, strict=False)] + [[*rows[-1], ""]]
@@ -312,75 +311,6 @@ def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
     for single in home.homes[1:]:
         if ids := held_ids(single, patterns):
             state.output.note(f"{', '.join(ids)}: left in {single.path}, which is only read")
-
-
-def _row(holding: Holding) -> list[str]:
-    conversions = holding.of("converted")
-    converted = f"{len(conversions)}: {human_bytes(holding.size_of('converted'))}" if conversions else "-"
-    return [
-        holding.id,
-        human_bytes(holding.size_of("artefact")) if holding.of("artefact") else "-",
-        human_bytes(holding.size_of("unpacked")) if holding.of("unpacked") else "-",
-        converted,
-        human_bytes(holding.size),
-        _day(holding.used),
-        _state_in_words(holding),
-    ]
-
-
-def _totals_row(held: Sequence[Holding]) -> list[str]:
-    kinds = [
-        human_bytes(sum(h.size_of(kind) for h in held)) for kind in ("artefact", "unpacked", "converted")
-    ]
-    size = human_bytes(sum(h.size for h in held))
-    return [f"total of {len({h.id for h in held})}", *kinds, size, "", ""]
-
-
-def _state_in_words(holding: Holding) -> str:
-    said = []
-    names = {"artefact": "file", "unpacked": "unpacked", "converted": "conversion", "unfinished": "download"}
-    for item in holding.items:
-        if item.kind == "unfinished":
-            if item.path.suffix != ".json":
-                said.append(f"{item.state}: {human_bytes(item.size)}")
-        elif item.state != "intact":
-            what = item.path.name if item.kind == "converted" else names[item.kind]
-            said.append(f"{what} {item.state}")
-    return ", ".join(said) or "intact"
-
-
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
-
-
-def _ls_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
-    return {
-        "folders": [str(single.path) for single in home.homes],
-        "entries": [
-            {
-                "id": holding.id,
-                "folder": str(holding.home),
-                "size": holding.size,
-                "last_used": _iso(holding.used),
-                "imported_by_hand": holding.by_hand,
-                "intact": holding.is_intact,
-                "items": [
-                    {"kind": item.kind, "path": str(item.path), "size": item.size, "state": item.state}
-                    for item in holding.items
-                ],
-            }
-            for holding in held
-        ],
-        "total": {
-            kind: sum(holding.size_of(kind) for holding in held)
-            for kind in ("artefact", "unpacked", "converted", "unfinished")
-        }
-        | {"all": sum(holding.size for holding in held)},
-    }
 
 
 def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool, as_json: bool) -> None:

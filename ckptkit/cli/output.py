@@ -141,7 +141,7 @@ class Output:
         middle: list[bars.ProgressColumn] = (
             [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
             if unit == "bytes"
-            else [bars.MofNCompleteColumn()]
+            else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
         )
         shown = bars.Progress(
             bars.TextColumn("{task.description}"),
