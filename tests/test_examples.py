@@ -13,7 +13,7 @@ import pytest
 
 from ckptkit.registry import load_registry
 from tests.support.commands import runner
-from tests.support.examples import Example, commands, printed_examples, readme_examples
+from tests.support.examples import Example, commands, printed_examples, readme_examples, readme_programs
 from tests.support.s3_server import s3_server
 from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
@@ -105,6 +105,16 @@ def test_example(example, request, capsys):
     done = runner(capsys)(*words[1:])
     assert done.code == 0, done.out[-2000:] + done.err[-2000:]
     assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("_own_copy")
+@pytest.mark.parametrize("program", readme_programs(), ids=range(len(readme_programs())))
+def test_the_readmes_python_runs(program):
+    names: dict[str, object] = {}
+    exec(compile(program, "README.md", "exec"), names)
+    assert "model" in names
+    report = names.get("report")
+    assert report is None or report.ok
 
 
 def _run_in_a_shell(line: str) -> None:

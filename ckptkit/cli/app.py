@@ -119,8 +119,8 @@ _MODULES = {
     "registry_commands": {
         "list": "List the published checkpoints.",
         "show": "Show everything known of an entry.",
-        "registry": "Check, describe, pin and add to registry files.",
     },
+    "registry_admin": {"registry": "Check, describe, pin and add to registry files."},
     "store_commands": {
         "fetch": "Download, verify and unpack published files.",
         "import": "Take a file downloaded by hand into the cache.",

@@ -67,6 +67,25 @@ def complete_families(ctx: typer.Context, incomplete: str) -> list[str]:
     return _distinct((row.family for row in _rows(ctx).values()), incomplete)
 
 
+def complete_values(field: str) -> Callable[[str], list[str]]:
+    """Values that a field of a registry entry may have, of those that have few.
+
+    Examples
+    --------
+    >>> complete_values("normalization")("h")
+    ['half']
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        from ckptkit.registry.schema import json_schema
+
+        rule = json_schema()["$defs"]["Entry"]["properties"][field]
+        values = [value for choice in (rule, *rule.get("anyOf", ())) for value in choice.get("enum", ())]
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
 def complete_column(incomplete: str) -> list[str]:
     """Columns of ``list``."""
     from ckptkit.cli.listing import column_names

@@ -1,4 +1,4 @@
-"""``registry validate``, ``registry schema`` and ``registry pin``: for those who write registry files."""
+"""``registry validate``, ``schema``, ``pin`` and ``add``: for those who write registry files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.state import State, state_of
+from ckptkit.cli.registry_add import add_command
+from ckptkit.cli.registry_target import target_registry
+from ckptkit.cli.state import state_of
 
-registry_app = typer.Typer(help="Check, describe and pin registry files.", no_args_is_help=True)
+registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(registry_app, name="registry")
 
 
 @registry_app.command("validate")
@@ -117,7 +124,7 @@ def pin_command(
 
     state = state_of(context)
     pins = observed_pins(state, ids or [], all_entries=all_entries, force=force)
-    target, below = _target(state, file)
+    target, below = target_registry(state, file)
     edit = preview_pins(target, pins, below=below)
     if dry_run:
         if edit.changes:
@@ -131,19 +138,4 @@ def pin_command(
     state.output.note(f"{target}: {'written' if edit.changes else 'holds all of this already'}")
 
 
-def _target(state: State, file: Path | None) -> tuple[Path, list[Path]]:
-    """Return the registry to write, and those it stands on."""
-    from ckptkit.errors import UsageError
-    from ckptkit.registry import built_in_path, in_source_tree, registry_files
-
-    files = registry_files(state.registries)
-    if file is None and len(files) == 1 and not in_source_tree():
-        raise UsageError(
-            "the registry inside the installed package is not for editing",
-            hint="name one of your own with --file FILE (made if need be), then use it with --registry",
-        )
-    target = file or files[-1]
-    resolved = [path.resolve() for path in files]
-    if target.resolve() in resolved:
-        return target, files[: resolved.index(target.resolve())]
-    return target, [built_in_path()]
+registry_app.command("add")(add_command)

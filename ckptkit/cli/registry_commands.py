@@ -52,11 +52,8 @@ _BY_ENDING = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    from ckptkit.cli.registry_admin import registry_app
-
     app.command("list")(list_command)
     app.command("show")(show_command)
-    app.add_typer(registry_app, name="registry")
 
 
 def list_command(

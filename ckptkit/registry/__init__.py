@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptkit.registry.adding import Addition, add_entry, preview_addition
     from ckptkit.registry.loading import Registry, load_registry, load_texts
     from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
     from ckptkit.registry.query import Catalogue, DeviationFacts, EntryFacts, SourceFacts, parse_count
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
 
 _HOMES = {
+    "Addition": "adding",
     "Catalogue": "query",
     "DeviationFacts": "query",
     "Entry": "schema",
@@ -38,6 +40,7 @@ _HOMES = {
     "Row": "rows",
     "Source": "schema",
     "SourceFacts": "query",
+    "add_entry": "adding",
     "built_in_path": "paths",
     "in_source_tree": "paths",
     "json_schema": "schema",
@@ -47,11 +50,13 @@ _HOMES = {
     "parse_count": "query",
     "pin": "writeback",
     "pin_many": "writeback",
+    "preview_addition": "adding",
     "preview_pins": "writeback",
     "registry_files": "paths",
 }
 
 __all__ = [
+    "Addition",
     "Catalogue",
     "DeviationFacts",
     "Entry",
@@ -63,6 +68,7 @@ __all__ = [
     "Row",
     "Source",
     "SourceFacts",
+    "add_entry",
     "built_in_path",
     "in_source_tree",
     "json_schema",
@@ -72,6 +78,7 @@ __all__ = [
     "parse_count",
     "pin",
     "pin_many",
+    "preview_addition",
     "preview_pins",
     "registry_files",
 ]

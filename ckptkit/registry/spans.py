@@ -1,4 +1,4 @@
-"""Where things stand in YAML text, and the edits that pin a checksum there."""
+"""Where things stand in YAML text, how the text is edited there, and the edits that pin a checksum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ckptkit.errors import UsageError
 PINNED_FIELDS = ("sha256", "size", "hash_provenance")
 
 Kind = Literal["scalar", "alias", "mapping", "sequence"]
-_Replacement = tuple[int, int, str]
+Replacement = tuple[int, int, str]
+"""Start and end of what goes, in characters, and what comes there."""
 
 
 @dataclass(frozen=True)
@@ -139,24 +140,58 @@ def pinned_text(text: str, pins: Sequence[Pin], path: Path) -> str:
     UsageError
         When an entry is written in a way that cannot be edited in place.
     """
-    newline = "\r\n" if "\r\n" in text else "\n"
-    entries = spans(text).get("entries")
-    if entries is None or entries.kind != "sequence":
-        raise UsageError(f"{path}: 'entries' is not a list in this place", hint="write the checksum by hand")
-    places = {found.value: entry for entry in entries.children if (found := entry.get("id")) is not None}
-    edits: list[_Replacement] = []
+    newline = newline_of(text)
+    entries = entry_list(text, path, hint="write the checksum by hand")
+    places = entry_places(entries)
+    edits: list[Replacement] = []
     for pin in pins:
         if pin.id in places:
             edits += _edits(text, places[pin.id], pin, newline, path)
-    edits += _appended(text, entries, [pin for pin in pins if pin.id not in places], newline)
-    for start, end, replacement in sorted(edits, reverse=True):
-        text = text[:start] + replacement + text[end:]
-    return text
+    bodies = [_body(pin) for pin in pins if pin.id not in places]
+    return edited(text, [*edits, *appended(text, entries, bodies, newline)])
 
 
-def _edits(text: str, entry: Span, pin: Pin, newline: str, path: Path) -> list[_Replacement]:
+def _body(pin: Pin) -> list[str]:
+    """Lines of an entry that holds a pin alone."""
+    return [f"id: {json.dumps(pin.id)}", *(f"{name}: {value}" for name, value in pin.written().items())]
+
+
+def newline_of(text: str) -> str:
+    """How lines end in ``text``."""
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def entry_list(text: str, path: Path, *, hint: str) -> Span:
+    """Place of the list of entries in a valid registry.
+
+    Raises
+    ------
+    UsageError
+        When it stands elsewhere, behind an alias.
+    """
+    entries = spans(text).get("entries")
+    if entries is None or entries.kind != "sequence":
+        raise UsageError(f"{path}: 'entries' is not a list in this place", hint=hint)
+    return entries
+
+
+def entry_places(entries: Span) -> dict[str, Span]:
+    """Place of each entry, by id."""
+    return {found.value: entry for entry in entries.children if (found := entry.get("id")) is not None}
+
+
+def edited(text: str, edits: Sequence[Replacement]) -> str:
+    """Return ``text`` with all replacements made; of several at one place the first stands first."""
+    parts, done = [], 0
+    for start, end, replacement in sorted(edits, key=lambda edit: edit[0]):
+        parts += [text[done:start], replacement]
+        done = max(done, end)
+    return "".join([*parts, text[done:]])
+
+
+def _edits(text: str, entry: Span, pin: Pin, newline: str, path: Path) -> list[Replacement]:
     """Replacements that bring one entry's fields up to date."""
-    edits: list[_Replacement] = []
+    edits: list[Replacement] = []
     missing: list[str] = []
     for name, written in pin.written().items():
         value = entry.get(name)
@@ -175,7 +210,7 @@ def _edits(text: str, entry: Span, pin: Pin, newline: str, path: Path) -> list[_
     return edits
 
 
-def _insertion(text: str, entry: Span, lines: list[str], newline: str) -> _Replacement:
+def _insertion(text: str, entry: Span, lines: list[str], newline: str) -> Replacement:
     """Put new fields behind the sources, or at the end of the entry."""
     after = entry.get("sources")
     if entry.flow:
@@ -183,10 +218,10 @@ def _insertion(text: str, entry: Span, lines: list[str], newline: str) -> _Repla
         return end, end, "".join(f", {line}" for line in lines)
     end = (after or entry).end
     indent = " " * entry.children[0].column
-    return _behind_line(text, end, [indent + line for line in lines], newline)
+    return behind_line(text, end, [indent + line for line in lines], newline)
 
 
-def _behind_line(text: str, position: int, lines: list[str], newline: str) -> _Replacement:
+def behind_line(text: str, position: int, lines: list[str], newline: str) -> Replacement:
     """Put new lines behind the line that holds ``position``, so that a comment at its end stays with it."""
     end = text.find("\n", position)
     block = newline.join(lines)
@@ -195,11 +230,10 @@ def _behind_line(text: str, position: int, lines: list[str], newline: str) -> _R
     return end + 1, end + 1, block + newline
 
 
-def _appended(text: str, entries: Span, pins: list[Pin], newline: str) -> list[_Replacement]:
-    """New entries at the end of the list."""
-    if not pins:
+def appended(text: str, entries: Span, bodies: Sequence[list[str]], newline: str) -> list[Replacement]:
+    """New entries at the end of the list, each given as the lines of its fields."""
+    if not bodies:
         return []
-    bodies = [[f"id: {json.dumps(pin.id)}", *(f"{k}: {v}" for k, v in pin.written().items())] for pin in pins]
     if entries.flow and entries.children:
         end = entries.children[-1].end
         return [(end, end, "".join(", {" + ", ".join(body) + "}" for body in bodies))]
@@ -210,5 +244,6 @@ def _appended(text: str, entries: Span, pins: list[Pin], newline: str) -> list[_
         blank = [""] if lines or entries.children else []
         lines += [*blank, " " * column + f"- {first}", *(" " * (column + 2) + line for line in rest)]
     if not entries.children:  # entries: []
-        return [(entries.start, entries.end, newline + newline.join(lines))]
-    return [_behind_line(text, entries.end, lines, newline)]
+        start = len(text[: entries.start].rstrip(" "))
+        return [(start, entries.end, newline + newline.join(lines))]
+    return [behind_line(text, entries.end, lines, newline)]

@@ -19,14 +19,14 @@ from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
 
-_EMPTY_OVERLAY = (
+EMPTY_OVERLAY = (
     "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"
 )
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What pinning does to a file.
+    """What pinning, or adding an entry, does to a file.
 
     Parameters
     ----------
@@ -54,6 +54,36 @@ class Edit:
             self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), name, name, n=2
         )
         return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+
+    def write(self) -> None:
+        """Put the new text in the file's place in one step, with the old file's mode.
+
+        Raises
+        ------
+        UsageError
+            When somebody else changed the file meanwhile.
+        StorageError
+            When the file cannot be written; it is then as it was.
+        """
+        path = self.path
+        temporary = path.with_name(f".ckptkit-{secrets.token_hex(6)}-{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("x", encoding="utf-8", newline="") as file:
+                    file.write(self.after)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if path.exists():
+                    temporary.chmod(path.stat().st_mode & 0o7777)
+                if (read_text(path) if path.exists() else "") != self.before:
+                    raise UsageError(f"{path}: was changed by someone else meanwhile", hint="run it again")
+                temporary.replace(path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+        except OSError as error:
+            raise storage_error(error, path) from error
 
 
 def pin(
@@ -103,7 +133,7 @@ def pin_many(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = 
     """
     edit = preview_pins(path, pins, below=below)
     if edit.changes:
-        _replace(edit)
+        edit.write()
     return edit.changes
 
 
@@ -111,8 +141,8 @@ def preview_pins(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | Non
     """Return what `pin_many` would do, checked in the same way, without writing."""
     path = path.resolve()  # a link stays a link to the edited file
     before = read_text(path) if path.exists() else ""
-    base = [(file, read_text(file)) for file in _below(path, below)]
-    start = before or _EMPTY_OVERLAY
+    base = [(file, read_text(file)) for file in files_below(path, below)]
+    start = before or EMPTY_OVERLAY
     old = load_texts([*base, (path, start)])
     for wanted in pins:
         if wanted.id not in old:
@@ -134,33 +164,11 @@ def preview_pins(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | Non
     return Edit(path, before, after)
 
 
-def _below(path: Path, below: Sequence[Path] | None) -> Sequence[Path]:
+def files_below(path: Path, below: Sequence[Path] | None) -> Sequence[Path]:
+    """Return the registry files that one stands on: as told, else the built-in one, unless it is that."""
     if below is not None:
         return below
     return [] if path == built_in_path().resolve() else [built_in_path()]
-
-
-def _replace(edit: Edit) -> None:
-    """Put the new text in the file's place in one step, with the old file's mode."""
-    path = edit.path
-    temporary = path.with_name(f".ckptkit-{secrets.token_hex(6)}-{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8", newline="") as file:
-                file.write(edit.after)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                temporary.chmod(path.stat().st_mode & 0o7777)
-            if (read_text(path) if path.exists() else "") != edit.before:
-                raise UsageError(f"{path}: was changed by someone else meanwhile", hint="run it again")
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 __all__ = ["PINNED_FIELDS", "Edit", "Pin", "pin", "pin_many", "preview_pins"]

@@ -189,6 +189,15 @@ def test_any_list_can_be_added_to(tmp_path: Path, text: str) -> None:
     assert all(line in path.read_text() for line in text.splitlines()[1:])
 
 
+def test_the_last_entry_and_a_further_one_can_be_pinned_at_once(tmp_path: Path) -> None:
+    text = SMALL[: SMALL.index("\n  # the second")]
+    path = write(tmp_path, text)
+    further = replace(TWO, id="moat0-224")
+    pin_many(path, [further, ONE], below=[built_in_path()])
+    check(path, ONE, further, below=[built_in_path()])
+    assert path.read_text().startswith(text + WRITTEN + '\n  - id: "moat0-224"\n')
+
+
 def test_an_empty_list_inside_braces_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path, "{entries: []}")
     with pytest.raises(UsageError, match="cannot be edited in place"):

@@ -14,6 +14,7 @@ from ckptkit.cli.app import app, register_commands
 from tests.conftest import REPOSITORY
 
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+_PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`(ckptkit [^`]+)`(?!`)")
 
 
@@ -36,6 +37,11 @@ def readme_examples() -> list[Example]:
     ]
     inline = [" ".join(found.split()) for found in _INLINE.findall(_BLOCK.sub("", text))]
     return [Example("README", line) for line in dict.fromkeys([*blocks, *inline])]
+
+
+def readme_programs() -> list[str]:
+    """The README's Python blocks."""
+    return _PROGRAM.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
 
 
 def commands() -> list[str]:

@@ -1,0 +1,261 @@
+"""``registry add``: a checkpoint of one's own, or another's, as an entry of one's own registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptkit.cli.completion import complete_families, complete_ids, complete_values, complete_variants
+from ckptkit.cli.options import SettingOptions, parse_settings
+from ckptkit.cli.registry_target import target_registry
+from ckptkit.cli.state import State, state_of
+
+if TYPE_CHECKING:
+    from ckptkit.cli.checkpoint_facts import CheckpointFacts
+    from ckptkit.registry import Addition, Entry
+
+_COUNT = "exactly as published, such as"
+
+
+def add_command(
+    context: typer.Context,
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="What the command line shall call it; an id known already is overridden.",
+            autocompletion=complete_ids,
+        ),
+    ],
+    urls: Annotated[
+        list[str],
+        typer.Argument(metavar="URL…", help="Where its file is, best first: https://, s3://, file:/// …"),
+    ],
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE", help="The file itself: what is not said is told from its tensors."
+        ),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Architecture family.", autocompletion=complete_families)
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of the family, which follows from it.", autocompletion=complete_variants
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Names and axis order: torch, deeplab2, openmixup, timm, keras.",
+            autocompletion=complete_values("layout"),
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Container: tf, torch, safetensors, keras, npz.", autocompletion=complete_values("format")
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Copy the accuracy belongs to, where the file holds both: ema, raw.",
+            autocompletion=complete_values("weights"),
+        ),
+    ] = None,
+    display_name: Annotated[str | None, typer.Option(help="Name for people; default the id.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Input side in training and in the test.")
+    ] = None,
+    test_resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Input side in the test, where that differs.")
+    ] = None,
+    params: Annotated[str | None, typer.Option(metavar="COUNT", help=f"Parameters {_COUNT} 27.8M.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="COUNT", help=f"Multiply-adds {_COUNT} 5.7B.")] = None,
+    top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="Published top-1 accuracy.")] = None,
+    top5: Annotated[float | None, typer.Option(metavar="PERCENT", help="Published top-5 accuracy.")] = None,
+    license: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence, such as Apache-2.0.")] = None,
+    normalization: Annotated[
+        str | None,
+        typer.Option(help="Of the input: imagenet or half.", autocompletion=complete_values("normalization")),
+    ] = None,
+    pos_emb: Annotated[
+        bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
+    ] = None,
+    settings: SettingOptions = None,
+    note: Annotated[str | None, typer.Option(help="What else to know.")] = None,
+    pin: Annotated[
+        bool,
+        typer.Option(
+            "--pin",
+            help="Write sha256 and size of --checkpoint, which must be the file at URL, byte by byte.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Update an entry that the file holds; replace another checksum.")
+    ] = False,
+) -> None:
+    """Add an entry to a registry file of your own, made if need be.
+
+    What the options do not say is told from the tensors of --checkpoint: family, variant, format, layout,
+    position embedding, and settings that a converted file carries. Nothing else is filled in. Comments and
+    order of the file are kept, and it is written only if it then loads. An id of a registry below is
+    overridden in what is given here.
+
+    Examples: ckptkit registry add my-moat https://example.org/my-moat.pth --file mine.yaml --checkpoint a.pth
+    · ckptkit registry add my-xt https://example.org/my-xt.pth --file mine.yaml --variant moganet-xt
+    --layout torch --format torch --set attn_force_fp32=false --dry-run
+    """
+    from ckptkit.registry import preview_addition
+
+    state = state_of(context)
+    target, below = _own_registry(state, file)
+    if pin and checkpoint is None:
+        from ckptkit.errors import UsageError
+
+        raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
+    told = parse_settings(settings)
+    fields = {
+        "family": family or _family_of(variant),
+        "variant": variant,
+        "display_name": display_name,
+        "train_resolution": resolution,
+        "test_resolution": resolution if test_resolution is None else test_resolution,
+        "pos_emb": pos_emb,
+        "published_params": params,
+        "published_flops": flops,
+        "published_top1": top1,
+        "published_top5": top5,
+        "license": license,
+        "layout": layout,
+        "format": format,
+        "weights": weights,
+        "normalization": normalization,
+        "note": note,
+    }
+    said = {**{name: value for name, value in fields.items() if value is not None}, **told}
+    facts = None
+    if checkpoint is not None:
+        from ckptkit.cli.checkpoint_facts import checkpoint_facts, observed_fields
+
+        facts = checkpoint_facts(checkpoint, variant=variant)
+        said = _with_recognised(facts, said)
+    addition = preview_addition(target, id, urls, said, below=below, force=force)
+    _check_model(addition.entry, told)
+    if pin and checkpoint is not None:
+        said |= observed_fields(checkpoint, urls[0], state.output.progress)
+        addition = preview_addition(target, id, urls, said, below=below, force=force)
+    _tell(state, addition, said, facts)
+    (_show if dry_run else _write)(state, target, addition)
+
+
+def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
+    """Return the registry to write and those below; the built-in one only in a source tree, and named."""
+    from ckptkit.errors import UsageError
+    from ckptkit.registry import built_in_path, in_source_tree, registry_files
+
+    hint = "name one of your own with --file FILE (made if need be), then use it with --registry"
+    if file is None and len(registry_files(state.registries)) == 1:
+        raise UsageError("no registry file is named to hold the entry", hint=hint)
+    target, below = target_registry(state, file)
+    if target.resolve() == built_in_path().resolve() and not in_source_tree():
+        raise UsageError("the registry inside the installed package is not for editing", hint=hint)
+    return target, below
+
+
+def _family_of(variant: str | None) -> str | None:
+    """No two families have a variant of the same name, so it tells the family."""
+    from ckptkit.families.base import family_of_variant
+
+    return None if variant is None else family_of_variant(variant).name
+
+
+def _with_recognised(facts: CheckpointFacts, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what a file tells of itself to what is said, which it must not contradict."""
+    from ckptkit.errors import UsageError
+
+    for name, found in facts.recognised.items():
+        if said.get(name, found) != found:
+            raise UsageError(
+                f"{facts.path}: its {name} is {_shown(found)}, not {_shown(said[name])}",
+                hint="say what the file at URL is, or leave --checkpoint out",
+            )
+    return {**facts.recognised, **facts.settings, **said}
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
+    """Refuse what there is no model of, or a setting that the family does not have."""
+    from ckptkit.errors import NotFoundError
+    from ckptkit.families.base import get_family
+    from ckptkit.families.behaviour import said_settings
+
+    family = get_family(entry.family)
+    if entry.variant not in family.variants:
+        known = ", ".join(family.variants)
+        raise NotFoundError(f"family {family.name} has no variant {entry.variant!r}", hint=f"one of {known}")
+    said_settings(family, told=told)
+
+
+def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: CheckpointFacts | None) -> None:
+    """Say what follows from the entry that the options do not show."""
+    from ckptkit.families.base import get_family
+    from ckptkit.families.behaviour import said_settings, unsaid
+
+    entry = addition.entry
+    if addition.overrides and not addition.updates:
+        state.output.note(
+            f"{entry.id}: overrides the entry of {addition.overrides}; what is not given here stays as there"
+        )
+    if entry.sha256 and "sha256" not in said:
+        state.output.note(f"{entry.id}: the checksum pinned before still holds; another file needs --pin")
+    if facts and facts.copies and entry.weights is None:
+        state.output.note(
+            f"{facts.path} holds two copies of the weights, and no tensor tells which one the published "
+            "accuracy belongs to: --weights ema or raw says it; ema is taken meanwhile"
+        )
+    family = get_family(entry.family)
+    for key in unsaid(family, said_settings(family, entry=entry)):
+        state.output.note(
+            f"{entry.id}: {key} is not said, so every command that runs the model will ask for it; "
+            f"--set {key}=true or false"
+        )
+
+
+def _show(state: State, target: Path, addition: Addition) -> None:
+    if addition.edit.changes:
+        state.output.result(addition.edit.diff().rstrip("\n"))
+    else:
+        state.output.note(f"{target}: would stay as it is")
+
+
+def _write(state: State, target: Path, addition: Addition) -> None:
+    from ckptkit.registry import registry_files
+
+    if addition.edit.changes:
+        addition.edit.write()
+    entry = addition.entry
+    state.output.result(f"{entry.id}  {entry.family}  {entry.variant}  {entry.format}  {entry.layout}")
+    if not addition.edit.changes:
+        state.output.note(f"{target}: holds all of this already")
+        return
+    in_use = target.resolve() in [path.resolve() for path in registry_files(state.registries)]
+    state.output.note(f"{target}: written" + ("" if in_use else f"; use it with --registry {target}"))

@@ -1,0 +1,332 @@
+"""registry add, as a user runs it, and what the other commands make of the entry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ckptkit.cli import completion
+from ckptkit.registry import Pin, paths, pin_many
+from ckptkit.synth import Synthetic, write_checkpoint
+from tests.support.commands import SHA, WHEN, Runner, runner
+from tests.support.http_server import FaultServer, Served
+from tests.support.registries import SMALL, write
+
+URL = "https://example.org/my.pth"
+SAID = ("--variant", "moganet-xt", "--layout", "torch", "--format", "torch")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def moat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-moat0 without position embedding, as published."""
+    file = tmp_path_factory.mktemp("moat") / "tiny.tar.gz"
+    return write_checkpoint(Synthetic("tiny-moat0", pos_emb=False), file)
+
+
+@pytest.fixture(scope="module")
+def moganet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """moganet-xt with moving averages and raw weights, as published."""
+    file = tmp_path_factory.mktemp("moganet") / "xt.pth"
+    return write_checkpoint(Synthetic("moganet-xt", layout="torch", twins=True), file)
+
+
+def entry_in(path: Path, id: str) -> dict[str, Any]:
+    (found,) = (e for e in yaml.safe_load(path.read_text(encoding="utf-8"))["entries"] if e["id"] == id)
+    return found
+
+
+def test_a_file_tells_what_is_not_said(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = write(tmp_path, "# mine\nentries:\n  - id: moat0-224\n    note: ours  # why\n")
+    trial = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat, "--dry-run")
+    assert trial.code == 0 and "+  - id: my-moat" in trial.out.splitlines()
+    assert entry_in(mine, "moat0-224") and "my-moat" not in mine.read_text()
+    done = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat)
+    assert (done.code, done.out) == (0, "my-moat  moat  tiny-moat0  tf  deeplab2\n")
+    assert done.err == f"{mine}: written; use it with --registry {mine}\n"
+    assert entry_in(mine, "my-moat") == {
+        "id": "my-moat",
+        "family": "moat",
+        "variant": "tiny-moat0",
+        "display_name": "my-moat",
+        "pos_emb": False,
+        "layout": "deeplab2",
+        "format": "tf",
+        "sources": [{"url": URL}],
+    }
+    assert mine.read_text().startswith(
+        "# mine\nentries:\n  - id: moat0-224\n    note: ours  # why\n\n  - id: "
+    )
+    (listed,) = json.loads(run("list", "my-*", "--registry", mine, "--format", "json").out)
+    assert (listed["id"], listed["variant"], listed["params"]) == ("my-moat", "tiny-moat0", None)
+
+
+def test_a_file_is_recognised_without_a_framework(tmp_path: Path, moat: Path) -> None:
+    words = ["registry", "add", "x", URL, "--file", "m.yaml", "--checkpoint", str(moat)]
+    code = (
+        "import sys\n"
+        f"sys.argv = ['ckptkit', *{words!r}]\n"
+        "from ckptkit.cli.app import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'tensorflow', 'keras', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "x  moat  tiny-moat0  tf  deeplab2\n[]\n"), done.stderr
+
+
+def test_everything_can_be_said(run: Runner, tmp_path: Path) -> None:
+    mine = tmp_path / "new" / "mine.yaml"
+    options = {
+        "--display-name": "Mine",
+        "--resolution": "160",
+        "--test-resolution": "224",
+        "--params": "2.97M",
+        "--flops": "0.80G",
+        "--top1": "76.5",
+        "--top5": "93.4",
+        "--license": "MIT",
+        "--normalization": "imagenet",
+        "--weights": "ema",
+        "--note": "trained: here",
+        "--set": "attn_force_fp32=false",
+    }
+    words = [word for pair in options.items() for word in pair]
+    done = run("registry", "add", "mine", URL, "https://b.org/x", *SAID, *words, "--registry", mine)
+    assert (done.code, done.err) == (0, f"{mine}: written\n")
+    assert entry_in(mine, "mine") == {
+        "id": "mine",
+        "family": "moganet",
+        "variant": "moganet-xt",
+        "display_name": "Mine",
+        "train_resolution": 160,
+        "test_resolution": 224,
+        "published_params": "2.97M",
+        "published_flops": "0.80G",
+        "published_top1": 76.5,
+        "published_top5": 93.4,
+        "license": "MIT",
+        "layout": "torch",
+        "format": "torch",
+        "weights": "ema",
+        "attn_force_fp32": False,
+        "normalization": "imagenet",
+        "sources": [{"url": URL}, {"url": "https://b.org/x"}],
+        "note": "trained: here",
+    }
+    assert run("registry", "validate", mine).out == f"{mine}: 43 entries, no fault\n"
+
+
+def test_what_no_tensor_tells_is_said_to_be_open(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, "--resolution", "192")
+    assert done.code == 0
+    assert f"{moganet} holds two copies of the weights" in done.err and "--weights ema or raw" in done.err
+    assert "xt: attn_force_fp32 is not said" in done.err
+    entry = entry_in(mine, "xt")
+    assert (entry["layout"], entry["format"]) == ("torch", "torch")
+    assert (entry["train_resolution"], entry["test_resolution"]) == (192, 192)
+    assert not {"weights", "attn_force_fp32", "pos_emb", "sha256"} & set(entry)
+    told = ("--set", "attn_force_fp32=true", "--weights", "raw")
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, *told, "--force")
+    assert done.code == 0 and "two copies" not in done.err and "is not said" not in done.err
+    assert entry_in(mine, "xt") == {**entry, "weights": "raw", "attn_force_fp32": True}
+
+
+def test_settings_travel_in_converted_files(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    converted, mine = tmp_path / "xt.safetensors", tmp_path / "mine.yaml"
+    told = ("--set", "attn_force_fp32=true")
+    assert run("convert", moganet, "--to", "safetensors", "-o", converted, *told).code == 0
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", converted)
+    assert (done.code, done.out) == (0, "xt  moganet  moganet-xt  safetensors  torch\n")
+    assert entry_in(mine, "xt")["attn_force_fp32"] is True
+
+
+def test_a_keras_file_has_the_layout_keras(run: Runner, tmp_path: Path, moat: Path) -> None:
+    converted, mine = tmp_path / "tiny.weights.h5", tmp_path / "mine.yaml"
+    assert run("convert", moat, "--to", "keras", "-o", converted).code == 0
+    done = run("registry", "add", "k", URL, "--file", mine, "--checkpoint", converted)
+    assert (done.code, done.out) == (0, "k  moat  tiny-moat0  keras  keras\n")
+
+
+def test_a_pin_is_what_was_observed_on_the_file(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat, "--pin")
+    assert done.code == 0
+    entry = entry_in(mine, "my-moat")
+    body = moat.read_bytes()
+    assert (entry["sha256"], entry["size"]) == (hashlib.sha256(body).hexdigest(), len(body))
+    seen = entry["hash_provenance"]
+    assert (seen["url"], seen["note"]) == (
+        URL,
+        "observed on a local file, tiny.tar.gz, which was not fetched from there",
+    )
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(seen["observed_at"])
+    assert timedelta(0) <= age < timedelta(minutes=10)
+
+
+def test_a_pin_needs_the_file_as_published(run: Runner, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "m", URL, *SAID, "--file", mine, "--pin")
+    assert (done.code, done.out) == (2, "") and "give it with --checkpoint FILE" in done.err
+    prefix = write_checkpoint(Synthetic("tiny-moat0", twins=True), tmp_path / "model.ckpt")
+    done = run("registry", "add", "m", URL, "--file", mine, "--checkpoint", prefix, "--pin")
+    assert (done.code, done.out) == (2, "")
+    assert f"{prefix} is not one file, and only the file as published has a checksum" in done.err
+    assert not mine.exists()
+    done = run("registry", "add", "m", URL, "--file", mine, "--checkpoint", prefix)
+    assert done.code == 0 and f"{prefix} holds two copies of the weights" in done.err
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_fetch_takes_the_entry(run: Runner, tmp_path: Path, moganet: Path, pinned: bool) -> None:
+    mine = tmp_path / "mine.yaml"
+    pin = ("--pin",) if pinned else ()
+    with FaultServer(files={"/xt.pth": Served(moganet.read_bytes())}) as server:
+        url = f"{server.base}/xt.pth"
+        assert run("registry", "add", "xt", url, "--file", mine, "--checkpoint", moganet, *pin).code == 0
+        done = run("fetch", "xt", "--registry", mine)
+        assert done.code == 0, done.err
+        assert Path(done.out.strip()).read_bytes() == moganet.read_bytes()
+        assert ("sha256 as the registry says" in done.err) == pinned
+        server.files["/xt.pth"] = Served(b"other bytes", etag='"v2"')
+        assert run("cache", "rm", "xt", "--registry", mine).code == 0
+        again = run("fetch", "xt", "--registry", mine)
+        assert (again.code, again.out) == (5, ""), again.err
+
+
+def test_fetch_takes_an_entry_of_a_file_url(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    added = run("registry", "add", "mine", moat.as_uri(), "--file", mine, "--checkpoint", moat, "--pin")
+    assert added.code == 0
+    done = run("fetch", "mine", "--registry", mine)
+    assert done.code == 0, done.err
+    assert run("verify", "mine", "--registry", mine).code == 0
+
+
+def test_an_id_that_is_there_needs_force_and_one_below_is_overridden(run: Runner, tmp_path: Path) -> None:
+    mine = write(tmp_path, SMALL)
+    done = run("registry", "add", "one", URL, "--file", mine)
+    assert (done.code, done.out) == (2, "")
+    assert f"{mine} has an entry 'one' already; give --force to update its fields" in done.err
+    assert mine.read_text() == SMALL
+    assert run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84").code == 0
+    assert entry_in(mine, "one")["published_top1"] == 84.0
+    again = run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84")
+    assert again.err == f"{mine}: holds all of this already\n"
+    trial = run("registry", "add", "one", URL, "--file", mine, "--force", "--dry-run")
+    assert (trial.out, trial.err) == ("", f"{mine}: would stay as it is\n")
+    done = run("registry", "add", "moat0-224", URL, "--file", mine)
+    assert done.code == 0
+    assert f"moat0-224: overrides the entry of {paths.built_in_path()}; what is not given" in done.err
+    assert entry_in(mine, "moat0-224") == {"id": "moat0-224", "sources": [{"url": URL}]}
+
+
+def test_a_checksum_that_stays_is_told(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    first = ("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet)
+    assert run(*first, "--pin").code == 0
+    before = entry_in(mine, "xt")["sha256"]
+    done = run("registry", "add", "xt", "https://b.org/x", "--file", mine, "--force")
+    assert done.code == 0 and "xt: the checksum pinned before still holds" in done.err
+    assert entry_in(mine, "xt")["sha256"] == before
+    assert "pinned before" not in run(*first, "--pin", "--force").err
+
+
+def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_path: Path, moat: Path) -> None:
+    below, mine = write(tmp_path, SMALL, "below.yaml"), tmp_path / "mine.yaml"
+    pin_many(below, [Pin("one", SHA, 5, WHEN, URL)])
+    words = ("--registry", below, "--registry", mine, "--checkpoint", moat, "--pin")
+    done = run("registry", "add", "one", URL, *words)
+    assert (done.code, done.out) == (5, "") and f"but {SHA} is pinned; find out which" in done.err
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["xt", URL], 2, "xt: cannot be added: family is missing; variant is missing; layout is missing"),
+        (["xt", URL, *SAID, "--variant", "moat9"], 3, "no variant 'moat9'"),
+        (["xt", URL, *SAID, "--family", "moat"], 3, "family moat has no variant 'moganet-xt'"),
+        (["xt", URL, *SAID, "--family", "net"], 3, "no model code for family 'net'"),
+        (["xt", URL, *SAID, "--layout", "nchw"], 2, "layout: input should be 'deeplab2', 'openmixup'"),
+        (["xt", URL, *SAID, "--weights", "both"], 2, "weights: input should be 'ema' or 'raw'"),
+        (["xt", "my.pth", *SAID], 2, "sources[0].url: a URL begins with one of https://"),
+        (["xt", URL, *SAID, "--params", "3 M"], 2, "published_params: string should match pattern"),
+        (["xt", URL, *SAID, "--top1", "-1"], 2, "published_top1: input should be greater than or equal to 0"),
+        (["xt", URL, *SAID, "--resolution", "0"], 2, "train_resolution: input should be greater than"),
+        (["xt", URL, *SAID, "--set", "pool_size=2"], 2, "family moganet has no setting pool_size"),
+        (["xt", URL, *SAID, "--set", "colour=2"], 2, "is no setting"),
+        (["xt", URL, "--checkpoint", "missing.pth"], 3, "missing.pth: no such file"),
+    ],
+)
+def test_faults_are_told_in_a_line_and_nothing_is_written(
+    run: Runner, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", *words, "--file", mine)
+    assert (done.code, done.out) == (code, "") and said in done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--variant", "tiny-moat1"], "are unlike tiny-moat1"),
+        (["--layout", "torch"], "its layout is deeplab2, not torch"),
+        (["--format", "torch"], "its format is tf, not torch"),
+        (["--family", "moganet"], "its family is moat, not moganet"),
+        (["--pos-emb"], "its pos_emb is false, not true"),
+    ],
+)
+def test_a_file_is_not_contradicted(
+    run: Runner, tmp_path: Path, moat: Path, words: list[str], said: str
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "x", URL, "--file", mine, "--checkpoint", moat, *words)
+    assert (done.code, done.out) == (5 if "unlike" in said else 2, "") and said in done.err
+    assert not mine.exists()
+
+
+def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = write(tmp_path, SMALL, "registry.yaml")
+    monkeypatch.setattr(paths, "built_in_path", lambda: tree)
+    for in_tree in (True, False):
+        monkeypatch.setattr(paths, "in_source_tree", lambda in_tree=in_tree: in_tree)
+        done = run("registry", "add", "xt", URL, *SAID)
+        assert (done.code, done.out) == (2, "") and "--file FILE" in done.err
+    done = run("registry", "add", "xt", URL, *SAID, "--file", tree)
+    assert (done.code, done.out) == (2, "") and "not for editing" in done.err
+    assert tree.read_text() == SMALL
+    monkeypatch.setattr(paths, "in_source_tree", lambda: True)
+    assert run("registry", "add", "xt", URL, *SAID, "--file", tree).code == 0
+    assert tree.read_text().startswith(SMALL) and entry_in(tree, "xt")["variant"] == "moganet-xt"
+
+
+@pytest.mark.parametrize(
+    ("field", "begun", "offered"),
+    [
+        ("layout", "", ["deeplab2", "openmixup", "timm", "torch", "keras"]),
+        ("format", "t", ["tf", "torch"]),
+        ("weights", "", ["ema", "raw"]),
+        ("normalization", "x", []),
+    ],
+)
+def test_values_are_completed(field: str, begun: str, offered: list[str]) -> None:
+    assert completion.complete_values(field)(begun) == offered
