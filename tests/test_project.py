@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 
@@ -115,3 +116,24 @@ def test_no_checksum_is_in_the_registry_that_nobody_observed():
 )
 def test_files_stay_short(path):
     assert len((REPOSITORY / path).read_text().splitlines()) <= 420
+
+
+def test_every_picture_of_the_readme_is_there():
+    pictures = re.findall(r'<img src="([^"]+)"', README)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert (REPOSITORY / picture).stat().st_size > 1000, picture
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
+def test_the_readmes_list_is_what_list_prints_today():
+    script = runpy.run_path(str(REPOSITORY / ".github" / "pictures" / "make.py"))
+    command, width = script["TERMINALS"]["list.svg"]
+    kept = (REPOSITORY / ".github" / "pictures" / "list.svg").read_text(encoding="utf-8")
+    assert words(script["terminal_picture"](command, width)) == words(kept)
+
+
+def words(svg):
+    """What an SVG shows, without how."""
+    lines = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    return "".join(lines).split()

@@ -114,7 +114,8 @@ def heat_map(target: Path) -> None:
 
 
 def _run(command: str) -> None:
-    subprocess.run([sys.executable, "-m", "ckptkit.cli.app", *shlex.split(command)[1:]], check=True)
+    program = [sys.executable, "-m", "ckptkit.cli.app", "--quiet", *shlex.split(command)[1:]]
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
 
 
 DRAWINGS: dict[str, Callable[[Path], None]] = {"accuracy.svg": accuracy_picture, "heat-map.png": heat_map}
