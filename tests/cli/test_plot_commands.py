@@ -87,6 +87,7 @@ def test_points_without_room_for_a_label_are_counted(run: Runner) -> None:
 
 
 def test_a_dry_run_writes_nothing(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     result = run("plot", "tiny-*", "-o", "a.png", "--dry-run")
     assert (result.code, result.out) == (0, "")
     assert "would draw 8 entries at 8 points into a.png" in result.err
@@ -119,6 +120,7 @@ def test_an_existing_output_is_refused(run: Runner) -> None:
     ],
 )
 def test_one_line_says_what_is_wrong(run: Runner, arguments: list[str], code: int, message: str) -> None:
+    pytest.importorskip("matplotlib")
     result = run("plot", *arguments)
     assert (result.code, result.out) == (code, "")
     assert message in result.err

@@ -16,7 +16,7 @@ import pytest
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
-    from backports import zstd
+    zstd = pytest.importorskip("backports.zstd")
 
 from ckptkit.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members

@@ -11,14 +11,17 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+import pytest
 from safetensors.numpy import save_file
 
 import ckptkit
 from ckptkit.synth import Synthetic, write_checkpoint
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDE = 64
 CLASSES = 10
@@ -44,13 +47,14 @@ def small_model(path: Path, variant: str = "moganet-xt", *, without: str = "", *
 
 def pictures(count: int, seed: int = 1) -> list[Image.Image]:
     """Pictures of the input's size, so that no resizing happens; no two alike."""
+    image = pytest.importorskip("PIL.Image")
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     found = []
     for _ in range(count):
         waves = [np.sin(random.uniform(1, 30) * x + random.uniform(1, 30) * y) for _ in range(3)]
         noisy = np.stack(waves, axis=-1) * random.uniform(20, 120) + random.normal(0, 30, (SIDE, SIDE, 3))
-        found.append(Image.fromarray((noisy + random.uniform(40, 200)).clip(0, 255).astype(np.uint8), "RGB"))
+        found.append(image.fromarray((noisy + random.uniform(40, 200)).clip(0, 255).astype(np.uint8), "RGB"))
     return found
 
 

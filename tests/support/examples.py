@@ -8,8 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-import click
-
 from ckptkit.cli.app import app, register_commands
 from tests.conftest import REPOSITORY
 
@@ -53,7 +51,7 @@ def commands() -> list[str]:
     return sorted(" ".join(words) for words in _leaves(root, ()))
 
 
-def _leaves(command: click.Command, words: tuple[str, ...]) -> list[tuple[str, ...]]:
+def _leaves(command: object, words: tuple[str, ...]) -> list[tuple[str, ...]]:
     below = getattr(command, "commands", None)
     if below is None:
         return [words]

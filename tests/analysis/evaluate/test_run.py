@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import ckptkit
@@ -33,6 +33,9 @@ from tests.support.evaluation import (
     shard,
     small_model,
 )
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 torch = pytest.importorskip("torch")
 
