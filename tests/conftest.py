@@ -23,9 +23,12 @@ if (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core for the whole suite, at most four (each loads both frameworks); none for a part."""
+    """One process a core and one more, for tests that wait, at most four in all; none for a part of the suite.
+
+    Each loads both frameworks and takes 3 GB.
+    """
     whole = config.args == config.getini("testpaths")
-    return min(os.cpu_count() or 1, 4) if whole else 0
+    return min((os.cpu_count() or 1) + 1, 4) if whole else 0
 
 
 DOCTESTS_NEED = {

@@ -19,14 +19,17 @@ from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
 
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
-SLOW = re.compile(r"--to (onnx|saved-model)|--with onnxruntime|^ckptkit doctor$|doctor --offline --json")
-"""Exporting a graph takes half a minute, importing both frameworks to ask them for GPUs ten seconds."""
+SLOW = re.compile(
+    r"--to (onnx|saved-model)|--with onnxruntime|^ckptkit doctor|^ckptkit demo|s3://bucket/$"
+    r"|--compare methods|--stage 4|--framework tf --json$"
+)
+"""Exporting a graph takes half a minute, importing both frameworks to ask them for GPUs ten seconds; of the
+others a shorter one of the same command is always run."""
 
 LARGE = 10_000_000
 """Parameters from which on an entry's example is a slow test."""
 
 RUN_ELSEWHERE = {
-    "ckptkit demo": "tests/cli/test_demo_commands.py",
     "ckptkit profile --all --check": ".ci/run",
 }
 """Slow here, because something that always runs has run it already."""
