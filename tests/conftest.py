@@ -23,7 +23,7 @@ if (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process a core and one more, for tests that wait, at most four in all; none for a part of the suite.
+    """One process a core and one more, for tests that wait, at most four; none for a part of the suite.
 
     Each loads both frameworks and takes 3 GB.
     """
