@@ -6,11 +6,12 @@ how much to log at the same moment.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ckptkit.errors import UsageError
 
@@ -63,6 +64,9 @@ def stderr_aside() -> Iterator[None]:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # below 3, a machine without a GPU is an error it logs
 require_backend()
 with stderr_aside():
+    with suppress(ImportError):
+        # CUDA builds of torch bring triton 3, whose library crashes when loaded after TensorFlow 2.21's.
+        importlib.import_module("triton")
     import tensorflow as tf
 
     # isort: split
