@@ -76,3 +76,16 @@ def test_building_a_model_in_a_fresh_process_says_nothing():
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_triton_is_loaded_before_tensorflow(tmp_path):
+    said = "import sys\nprint('tensorflow' in sys.modules)\n"
+    (tmp_path / "triton.py").write_text(said)
+    done = subprocess.run(
+        [sys.executable, "-c", "import ckptkit.families.keras_backend"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.split() == ["False"]

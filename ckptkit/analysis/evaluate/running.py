@@ -5,7 +5,6 @@ What is said here of GPUs follows PyTorch's documentation; it has not been run o
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.errors import MissingDependencyError, UsageError
+from ckptkit.errors import UsageError
 from ckptkit.models import Framework
+from ckptkit.parity.packages import require_installed
 from ckptkit.tensors import Array
 
-_PACKAGES = {"torch": ("torch", "torch"), "keras": ("tensorflow", "tf")}
+_PACKAGES = {"torch": {"torch": "torch"}, "keras": {"tensorflow": "tf"}}
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,9 @@ def require_packages(framework: Framework, purpose: str) -> None:
     Raises
     ------
     MissingDependencyError
-        When one is missing.
+        When any is missing; names all of them.
     """
-    for package, extra in (_PACKAGES[framework], ("PIL", "image")):
-        try:
-            there = importlib.util.find_spec(package) is not None
-        except (ImportError, ValueError):  # hidden by an import hook, or by None in sys.modules
-            there = False
-        if not there:
-            raise MissingDependencyError("pillow" if package == "PIL" else package, extra, purpose)
+    require_installed({**_PACKAGES[framework], "PIL": "image"}, purpose)
 
 
 def torch_device(wanted: str = "auto") -> str:
