@@ -19,10 +19,10 @@ from ckptkit.formats.member_names import MemberNames
 from ckptkit.formats.tar_stream import (
     DEFAULT_LIMITS,
     READ_BYTES,
-    TAR_BLOCK,
     TarLimits,
     TarStream,
     decompressed,
+    tar_entries,
 )
 
 __all__ = ["DEFAULT_LIMITS", "SafeMember", "TarLimits", "iter_safe_members"]
@@ -87,11 +87,7 @@ def iter_safe_members(
             raise storage_error(error, path) from error
         stream = TarStream(path, raw, unpacked, limits)
         names = MemberNames(path)
-        archive: tarfile.TarFile | None = None
-        for count in range(limits.members + 1):
-            archive, entry = _next_entry(path, archive, stream, limits)
-            if entry is None:
-                break
+        for count, entry in enumerate(tar_entries(path, stream)):
             if count == limits.members:
                 raise FormatError(path, f"more than {limits.members} members")
             member = _checked(path, entry, names)
@@ -103,7 +99,6 @@ def iter_safe_members(
             body = _MemberStream(path, stream, member)
             yield member, io.BufferedReader(body, READ_BYTES)
             body.expire()
-        stream.drain()
 
 
 class _MemberStream(io.RawIOBase):
@@ -130,26 +125,6 @@ class _MemberStream(io.RawIOBase):
     def expire(self) -> None:
         """The walk goes on: nothing more may be read here."""
         self._remaining = 0
-
-
-def _next_entry(
-    path: Path, archive: tarfile.TarFile | None, stream: TarStream, limits: TarLimits
-) -> tuple[tarfile.TarFile, tarfile.TarInfo | None]:
-    """The next member's header, or None at a proper end mark; opens the archive on the first call."""
-    stream.budget = limits.header_bytes
-    try:
-        if archive is None:
-            # tarfile needs no more of a file than read, seek and tell
-            archive = tarfile.TarFile(fileobj=stream, mode="r", encoding="utf-8")  # type: ignore[arg-type]
-        entry = archive.next()
-    # a hostile header brings tarfile to any of these (RecursionError: headers about headers)
-    except (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
-        raise FormatError(path, f"damaged tar header: {error}", offset=stream.tell()) from error
-    if entry is None and stream.last_header.strip(b"\0"):
-        raise FormatError(path, "damaged tar header", offset=stream.tell() - len(stream.last_header))
-    if entry is None and len(stream.last_header) < TAR_BLOCK:
-        raise FormatError(path, "truncated: the archive has no end mark", offset=stream.tell())
-    return archive, entry
 
 
 def _checked(path: Path, entry: tarfile.TarInfo, names: MemberNames) -> SafeMember | None:

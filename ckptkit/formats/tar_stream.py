@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import sys
+import tarfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -216,6 +218,7 @@ class TarStream:
         self._source = source
         self._limits = limits
         self._position = 0
+        self._returned = memoryview(b"")
         self.budget = 0
         self.last_header = b""
 
@@ -240,6 +243,20 @@ class TarStream:
                 raise FormatError(self._path, "truncated inside a member", offset=self._position)
         return self._position
 
+    def begin_entry(self) -> None:
+        """Grant the next member its budget of header bytes."""
+        self.budget = self._limits.header_bytes
+
+    def begins_again(self) -> bool:
+        """Skip the zeros behind an end mark; whether anything follows them."""
+        while piece := self.read_exactly(READ_BYTES):
+            if rest := piece.lstrip(b"\0"):
+                at = (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
+                self._returned = memoryview(piece)[at:]
+                self._position -= len(self._returned)
+                return True
+        return False
+
     def read_exactly(self, size: int) -> bytes:
         """Read ``size`` bytes, fewer only at the end."""
         pieces = []
@@ -250,6 +267,10 @@ class TarStream:
 
     def read_some(self, size: int) -> bytes:
         """Read at least one byte and at most ``size``; none at the end."""
+        if self._returned:
+            piece, self._returned = bytes(self._returned[:size]), self._returned[size:]
+            self._position += len(piece)
+            return piece
         try:
             piece = self._source.read(size)
         except EOFError as error:
@@ -275,7 +296,68 @@ class TarStream:
             )
         return piece
 
-    def drain(self) -> None:
-        """Read what follows the end mark, so that the compressed stream's own checksum is compared."""
-        while self.read_some(READ_BYTES):
-            pass
+
+class Headers(Protocol):
+    """A tar file as `tarfile` reads its headers: `read`, `seek` and `tell` are what it needs of a file."""
+
+    last_header: bytes
+
+    def read(self, size: int, /) -> bytes:
+        """Read header bytes."""
+
+    def seek(self, target: int, /) -> int:
+        """Go to the next header."""
+
+    def tell(self) -> int:
+        """Return the position."""
+
+    def begin_entry(self) -> None:
+        """Told before each member's header."""
+
+    def begins_again(self) -> bool:
+        """Skip the zeros behind an end mark; whether anything follows them."""
+
+
+def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
+    """Walk over the members of a tar archive, and of every further one behind it (``cat a.tar b.tar``).
+
+    Raises
+    ------
+    FormatError
+        When a header is damaged, an archive ends without its end mark, or something else than zeros and
+        archives follows it.
+    """
+    yield from _entries_to_end_mark(path, headers, errors)
+    while headers.begins_again():
+        begin = headers.tell()
+        entries = _entries_to_end_mark(path, headers, errors)
+        if (first := next(entries, None)) is None:
+            raise FormatError(path, "what follows the end mark is not a tar archive", offset=begin)
+        yield first
+        yield from entries
+
+
+def _entries_to_end_mark(path: Path, headers: Headers, errors: str) -> Iterator[tarfile.TarInfo]:
+    begin = headers.tell()
+    archive: tarfile.TarFile | None = None
+    empty = True
+    while True:
+        headers.begin_entry()
+        try:
+            if archive is None:
+                archive = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors=errors)  # type: ignore[arg-type]
+                empty = archive.firstmember is None  # type: ignore[attr-defined]
+            entry = None if empty else archive.next()
+        # a hostile header brings tarfile to any of these (RecursionError: headers about headers)
+        except (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
+            raise FormatError(path, f"damaged tar header: {error}", offset=headers.tell()) from error
+        if entry is None:
+            break
+        yield entry
+    last = headers.last_header
+    if begin and empty:
+        return  # the caller says what it is
+    if last.strip(b"\0"):
+        raise FormatError(path, "damaged tar header", offset=headers.tell() - len(last))
+    if len(last) < TAR_BLOCK:
+        raise FormatError(path, "truncated: the archive has no end mark", offset=headers.tell())

@@ -32,6 +32,7 @@ _LEGACY_PROTOCOL = 1001
 METADATA_RECORD = "ckptkit.json"
 _MAX_METADATA_BYTES = 1 << 20
 _TAR_BLOCK = 512
+_ZEROS_AT_ONCE = 1 << 20
 _MAX_RECORDS = 1_000_000
 _MAX_DIGITS = 30
 
@@ -261,7 +262,7 @@ def is_tar(file: MappedFile) -> bool:
 
 
 def tar_members(file: MappedFile) -> dict[str, Extent]:
-    """Name and place of the regular files of an uncompressed tar, header by header.
+    """Name and place of the regular files of an uncompressed tar, header by header, behind end marks too.
 
     Raises
     ------
@@ -270,10 +271,12 @@ def tar_members(file: MappedFile) -> dict[str, Extent]:
     """
     members: dict[str, Extent] = {}
     position = 0
-    while position + _TAR_BLOCK <= file.size:
-        header = file.data[position : position + _TAR_BLOCK]
+    while header := file.data[position : position + _TAR_BLOCK]:
         if not header.strip(b"\0"):
-            break
+            piece = file.data[position : position + _ZEROS_AT_ONCE]
+            zeros = len(piece) - len(piece.lstrip(b"\0"))
+            position += max(zeros // _TAR_BLOCK, 1) * _TAR_BLOCK
+            continue
         try:
             size = int(header[124:136].strip(b" \0") or b"0", 8)
         except ValueError:

@@ -92,8 +92,9 @@ def _refuse_excess(file: MappedFile, entries: list[ZipEntry], limits: TarLimits)
 def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMember | None:
     """The member if it is safe; None for the archive's own root folder."""
     shown = repr(entry.name[:200])
+    path = entry.name.replace("\\", "/")  # as PowerShell and .NET before 4.6.1 write them
     kind = stat.S_IFMT(entry.attributes >> 16)  # zero where the archive was not made by Unix
-    is_folder = entry.name.endswith("/")
+    is_folder = path.endswith("/")
     if kind == stat.S_IFLNK:
         raise FormatError(file.path, f"member {shown} is a link, which is refused")
     if kind not in (0, stat.S_IFDIR if is_folder else stat.S_IFREG) or (is_folder and entry.size):
@@ -104,7 +105,7 @@ def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMembe
             f"member {shown} is packed by method {entry.method}, which is not supported",
             hint="unpack it by hand and use 'ckptkit import'",
         )
-    name = names.claim(entry.name, is_folder=is_folder)
+    name = names.claim(path, is_folder=is_folder)
     return SafeMember(name, entry.size, is_folder) if name else None
 
 

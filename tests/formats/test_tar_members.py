@@ -85,6 +85,62 @@ def test_walks_every_kind_of_archive(tmp_path: Path, compression: str, form: int
     assert found == {**CONTENT, long_name: b"long"}
 
 
+JOINED: dict[str, bytes] = {
+    "plain": SAMPLE + tar(member("b", b"more")),
+    "zeros between": SAMPLE + bytes(300 << 10) + tar(member("b", b"more")),
+    "one block of zeros between": SAMPLE.rstrip(b"\0").ljust(
+        -(-len(SAMPLE.rstrip(b"\0")) // 512) * 512, b"\0"
+    )
+    + bytes(512)
+    + tar(member("b", b"more")),
+    "three": SAMPLE
+    + tar(member("b/c", b""))
+    + tar(member("b", kind=tarfile.DIRTYPE), member("b/d", b"more")),
+    "pax after GNU": SAMPLE + tar(member("\u00e9" * 60, b"more"), form=tarfile.PAX_FORMAT),
+    "nothing in the second": SAMPLE + bytes(20 << 10),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("joined", JOINED)
+def test_archives_behind_each_other_are_read_whole(tmp_path: Path, joined: str, compression: str) -> None:
+    more = {
+        "three": {"b/c": b"", "b": None, "b/d": b"more"},
+        "pax after GNU": {"\u00e9" * 60: b"more"},
+        "nothing in the second": {},
+    }
+    found = walk(tmp_path / "x.tar", COMPRESSIONS[compression](JOINED[joined]))
+    assert found == {"a": None, **CONTENT, **more.get(joined, {"b": b"more"})}
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd_compress])
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        (b"x", "what follows the end mark is not a tar archive"),
+        (b"garbage" * 1000, "what follows the end mark is not a tar archive"),
+        (bytes(4000) + b"x" * 96, "what follows the end mark is not a tar archive"),
+        (tar(member("b", b"1"))[:300], "what follows the end mark is not a tar archive"),
+        (tar(member("b", b"1" * 600))[:1024], "truncated|unexpected end"),
+        (tar(member("b", b"1" * 600))[:1536], "truncated: the archive has no end mark"),
+        (SAMPLE, "two members want the name"),
+        (tar(member("../evil", b"x")), "'..'"),
+        (tar(member("l", kind=tarfile.SYMTYPE, link="/etc")), "link"),
+    ],
+)
+def test_what_follows_the_end_mark_is_checked_as_well(
+    tmp_path: Path, compress: Callable[[bytes], bytes], tail: bytes, reason: str
+) -> None:
+    with pytest.raises(FormatError, match=reason):
+        walk(tmp_path / "x.tar", compress(SAMPLE + tail))
+
+
+def test_garbage_behind_the_compressed_archive_is_refused(tmp_path: Path) -> None:
+    for compress in (gzip.compress, bz2.compress, lzma.compress, zstd_compress):
+        with pytest.raises(FormatError):
+            walk(tmp_path / "x.tar", compress(SAMPLE) + b"garbage")
+
+
 def test_folders_and_sizes(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(SAMPLE)

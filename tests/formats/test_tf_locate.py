@@ -134,6 +134,19 @@ def test_archives_are_read_directly(tmp_path: Path, name: str, mode: str) -> Non
     temporary.cleanup()
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_archives_behind_each_other_are_read_whole(tmp_path: Path, mode: str) -> None:
+    parts = [
+        archive(tmp_path / name, lay(tmp_path / f"of {name}" / "run", name), mode=mode).read_bytes()
+        for name in PAIR
+    ]
+    (tmp_path / "joined").write_bytes(b"".join(parts))
+    prefix, temporary = locate(tmp_path / "joined")
+    assert temporary is not None
+    assert {file.name for file in prefix.parent.iterdir()} == set(PAIR)
+    temporary.cleanup()
+
+
 def test_archived_saved_model(tmp_path: Path) -> None:
     folder = lay(tmp_path / "sm", "variables/variables.index", "variables/variables.data-00000-of-00001")
     prefix, temporary = locate(archive(tmp_path / "x.tar.gz", folder))

@@ -105,6 +105,23 @@ def test_tar_without_a_member(tmp_path: Path, missing: str) -> None:
         TorchReader(write_tar(tmp_path / "m.pth", members))
 
 
+@pytest.mark.parametrize("between", [0, 700, 2 << 20])
+def test_tars_behind_each_other_are_read_whole(tmp_path: Path, between: int) -> None:
+    members = tar_members()
+    first = write_tar(
+        tmp_path / "a", {name: members.pop(name) for name in ("sys_info", "storages")}
+    ).read_bytes()
+    second = write_tar(tmp_path / "b", members).read_bytes()
+    path = tmp_path / "m.pth"
+    path.write_bytes(first + bytes(between // 512 * 512) + second)
+    with TorchReader(path) as reader:
+        assert reader.read("w").tolist() == [[0, 3], [1, 4], [2, 5]]
+    for garbage in (b"x", b"garbage" * 200):
+        path.write_bytes(write_tar(tmp_path / "c", tar_members()).read_bytes() + garbage)
+        with pytest.raises(FormatError, match="damaged or truncated tar header"):
+            TorchReader(path)
+
+
 def changed(member: str, old: bytes, new: bytes) -> dict[str, bytes]:
     members = tar_members()
     assert members[member].count(old) >= 1

@@ -70,6 +70,15 @@ def test_an_archive_is_unpacked_while_it_comes(
     assert len(server.requests) == 1
 
 
+def test_archives_behind_each_other_are_unpacked_whole(
+    server: FaultServer, store: Store, afterwards: list[Path]
+) -> None:
+    joined = b"".join(tar_gz({name: body}) for name, body in FILES.items())
+    server.fail(PATH, slowly(0.01, 40_000))
+    store.fetch(entry_of(server.serve(PATH, joined)))
+    assert unpacked(store) == FILES and afterwards == []
+
+
 def test_it_goes_on_after_a_cut(server: FaultServer, store: Store, afterwards: list[Path]) -> None:
     server.fail(PATH, cut(100_000), status(503), cut(50_000))
     store.fetch(entry_of(server.serve(PATH, ARCHIVE)))

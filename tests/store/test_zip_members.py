@@ -40,6 +40,18 @@ def zipped(
     return buffer.getvalue()
 
 
+def backslashed(files: dict[str, bytes]) -> bytes:
+    """Zip with these very names, as Compress-Archive of Windows PowerShell 5 writes them."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, body in files.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            info.create_system = 0
+            archive.writestr(info, body)
+    return buffer.getvalue()
+
+
 def walk(path: Path, data: bytes, limits: TarLimits = DEFAULT_LIMITS) -> dict[str, bytes | None]:
     path.write_bytes(data)
     return {
@@ -54,6 +66,13 @@ def test_files_and_folders(tmp_path: Path, method: int) -> None:
     assert walk(tmp_path / "x", data) == {"moat": None, **CONTENT}
     members = [member for member, _ in iter_safe_zip_members(tmp_path / "x")]
     assert members[:2] == [SafeMember("moat", 0, True), SafeMember("moat/m.index", 1000, False)]
+
+
+def test_backslashes_are_folders(tmp_path: Path) -> None:
+    files = {"moat\\": b"", **{name.replace("/", "\\"): body for name, body in CONTENT.items()}}
+    assert walk(tmp_path / "x", backslashed(files)) == {"moat": None, **CONTENT}
+    folder = unpack(tmp_path / "x", tmp_path / "u" / "m")
+    assert {name: (folder / name).read_bytes() for name in CONTENT} == CONTENT
 
 
 def test_an_archive_written_as_a_stream(tmp_path: Path) -> None:
@@ -83,7 +102,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "parent inside": (zipped({"a/../../evil": b"x"}), "'..'"),
     "absolute": (zipped({"/etc/evil": b"x"}), "absolute"),
     "drive": (zipped({"C:/evil": b"x"}), "absolute"),
-    "backslash": (zipped({"a-..-evil": b"x"}).replace(b"a-..-evil", b"a\\..\\evil"), "unsafe characters"),
+    "parent by backslashes": (backslashed({"..\\evil": b"x"}), "'..'"),
+    "parent inside by backslashes": (backslashed({"a\\..\\..\\evil": b"x"}), "'..'"),
+    "absolute by a backslash": (backslashed({"\\evil": b"x"}), "absolute"),
+    "share": (backslashed({"\\\\host\\share\\evil": b"x"}), "absolute"),
+    "drive and backslash": (backslashed({"C:\\evil": b"x"}), "absolute"),
+    "same name by a backslash": (backslashed({"a/b": b"1", "a\\b": b"2"}), "letter case"),
+    "file as folder by a backslash": (backslashed({"a": b"1", "A\\b": b"2"}), "letter case"),
+    "folder with bytes by a backslash": (backslashed({"a\\": b"x"}), "neither a file nor a folder"),
     "escape sequence": (zipped({"a\x1b[31m": b"x"}), "unsafe characters"),
     "letter case": (zipped({"Model": b"1", "model": b"2"}), "letter case"),
     "accents": (zipped({"\u00e9": b"1", "e\u0301": b"2"}), "letter case"),

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from ckptkit.analysis.evaluate.folders import class_index
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.formats.tar_stream import TAR_BLOCK, tar_entries
 
 _HEADER_BYTES = 1 << 20
 """More than any member's headers take: whatever asks for more at once is no shard."""
@@ -202,25 +203,15 @@ def members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         )
     file.seek(0)
     headers = _Headers(path, file)
-    try:
-        # tarfile needs no more of a file than read, seek and tell
-        archive = tarfile.TarFile(fileobj=headers, mode="r", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
-        for _ in range(_MEMBERS):
-            member = archive.next()
-            if member is None:
-                break
-            if not member.isfile() or member.issparse():
-                if member.isdir():
-                    continue
-                what = "a link" if member.issym() or member.islnk() else "no plain file"
-                raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
-            yield member
-        else:
+    for count, member in enumerate(tar_entries(path, headers, errors="surrogateescape")):
+        if count == _MEMBERS:
             raise FormatError(path, f"more than {_MEMBERS:,} members")
-    except (tarfile.TarError, ValueError, OverflowError, IndexError, KeyError, RecursionError) as error:
-        raise FormatError(path, f"damaged tar header: {error}", offset=headers.tell()) from error
-    if headers.last.strip(b"\0") or len(headers.last) < tarfile.BLOCKSIZE:
-        raise FormatError(path, "truncated: the archive has no end mark", offset=headers.tell())
+        if member.isdir():
+            continue
+        if not member.isfile() or member.issparse():
+            what = "a link" if member.issym() or member.islnk() else "no plain file"
+            raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
+        yield member
 
 
 class _Headers:
@@ -230,22 +221,34 @@ class _Headers:
         self._path = path
         self._file = file
         self._position = 0
-        self.last = b""
+        self.last_header = b""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int, /) -> bytes:
         if not 0 <= size <= _HEADER_BYTES:
             raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
         self._file.seek(self._position)
-        self.last = self._file.read(size)
-        self._position += len(self.last)
-        return self.last
+        self.last_header = self._file.read(size)
+        self._position += len(self.last_header)
+        return self.last_header
 
-    def seek(self, position: int) -> int:
-        self._position = position
-        return position
+    def seek(self, target: int, /) -> int:
+        self._position = target
+        return target
 
     def tell(self) -> int:
         return self._position
+
+    def begin_entry(self) -> None:
+        """Nothing to do: what a header may have is bounded in `read`."""
+
+    def begins_again(self) -> bool:
+        self._file.seek(self._position)
+        while piece := self._file.read(_HEADER_BYTES):
+            if rest := piece.lstrip(b"\0"):
+                self._position += (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
+                return True
+            self._position += len(piece)
+        return False
 
 
 def _label(path: Path, file: BinaryIO, key: str, parts: _Parts, num_classes: int) -> int:

@@ -114,6 +114,24 @@ def test_every_truncation_is_noticed(tmp_path: Path):
     assert len(found(path)) == 2
 
 
+@pytest.mark.parametrize("between", [0, 512, 3 << 20])
+def test_shards_behind_each_other_are_read_whole(tmp_path: Path, between: int):
+    parts = [
+        shard(tmp_path / name, {f"{name}.jpg": b"x" * 700, f"{name}.cls": str(n).encode()}).read_bytes()
+        for n, name in enumerate("abc")
+    ]
+    path = tmp_path / "joined.tar"
+    path.write_bytes(bytes(between).join(parts))
+    assert found(path) == {"joined.tar/a": 0, "joined.tar/b": 1, "joined.tar/c": 2}
+    for tail, reason in (
+        (b"garbage", "end mark is not a tar archive"),
+        (parts[0][:1024], "no end mark|unexp"),
+    ):
+        path.write_bytes(parts[1] + tail)
+        with pytest.raises(FormatError, match=reason):
+            found(path)
+
+
 def test_damaged_headers_give_one_kind_of_error(tmp_path: Path):
     whole = shard(tmp_path / "whole.tar", {"a.jpg": b"x" * 700, "a.cls": b"1"}).read_bytes()
     path = tmp_path / "damaged.tar"
