@@ -1,15 +1,31 @@
-"""Fixtures for every test: no test touches the user's own cache or environment."""
+"""For every test: none touches the user's cache or environment, depends on chance, or fills the disk."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import random
+import shutil
 import signal
+import sys
+import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MOST_TEMPORARY = 500 << 20
+"""Bytes of temporary files that one process of a run may have: with four processes that is under 2 GB."""
+
+# The same examples in every run, however slow the machine. The nightly run searches at random and says how
+# to repeat what it finds: pytest -m hypothesis --hypothesis-profile nightly
+settings.register_profile("default", derandomize=True, database=None, deadline=None)
+settings.register_profile("nightly", derandomize=False, database=None, deadline=None, print_blob=True)
+settings.load_profile("default")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a pool of threads in each would only wait
     for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
@@ -47,6 +63,59 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"{package} is not installed"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """Remove what a fixture made with `tmp_path_factory` when the fixture ends, not when the session does."""
+    if fixturedef.scope == "session" or "tmp_path_factory" not in fixturedef.argnames:
+        return (yield)
+    factory, failed = request.getfixturevalue("tmp_path_factory"), request.session.testsfailed
+    before = set(factory.getbasetemp().iterdir())
+
+    def remove() -> None:
+        if request.session.testsfailed == failed:
+            for folder in made:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    made: set[Path] = set()
+    fixturedef.addfinalizer(remove)
+    try:
+        return (yield)
+    finally:
+        made.update(set(factory.getbasetemp().iterdir()) - before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test whose process has too much in temporary files; what is quick cannot have written much."""
+    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    slow = time.monotonic() - item.stash[_STARTED] > 0.1
+    taken = bytes_below(factory.getbasetemp()) if slow and "slow" not in item.keywords else 0
+    yield
+    assert taken <= MOST_TEMPORARY, f"{taken >> 20} MB in temporary files; share them, or make them smaller"
+
+
+_STARTED = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note when a test begins."""
+    item.stash[_STARTED] = time.monotonic()
+
+
+def bytes_below(folder: Path) -> int:
+    """What the files in a folder take on disk, holes not counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a process of the test may still be at work there
+                status = os.lstat(Path(place, name))
+                total += status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+    return total
+
+
 @pytest.fixture(autouse=True)
 def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give each test a cache folder of its own and no ckptkit settings from outside."""
@@ -54,6 +123,16 @@ def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path_factory.mktemp("trust") / "ckptkit.lock"))
     for name in ("CKPTKIT_REGISTRY", "CKPTKIT_MIRROR"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """Give each test the same random numbers, whatever ran before it; hypothesis sees to its own."""
+    if "hypothesis" in request.keywords:
+        return
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

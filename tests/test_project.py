@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests import conftest
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -27,9 +28,10 @@ def test_the_readme_opens_with_the_two_commands():
     assert tests.endswith("python -m pytest")
 
 
-def test_ci_runs_the_readmes_test_command_word_for_word():
-    _, tests = readme_commands()
-    assert tests in (REPOSITORY / ".ci" / "run").read_text().splitlines()
+def test_ci_runs_the_readmes_commands_word_for_word_and_fails_with_them():
+    lines = (REPOSITORY / ".ci" / "run").read_text().splitlines()
+    for command in readme_commands():
+        assert f"{command} || exit" in lines  # errexit does not see a fault before &&
 
 
 def modules_imported(code, home):
@@ -137,3 +139,116 @@ def words(svg):
     """What an SVG shows, without how."""
     lines = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
     return "".join(lines).split()
+
+
+RUN_OF_FOUR = """
+import random
+import time
+import pytest
+
+drawn = []
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    yield folder
+    assert folder.is_dir()
+
+def test_large(folder, tmp_path):
+    (folder / "model").write_bytes(bytes(3 << 20))
+    (tmp_path / "own").write_bytes(bytes(3 << 20))
+    time.sleep(0.2)
+
+def test_small(tmp_path):
+    (tmp_path / "own").touch()
+    drawn.append(random.random())
+
+def test_that_fails(tmp_path):
+    assert not list(tmp_path.parent.glob("test_small*"))
+    raise ValueError
+
+def test_last(folder):
+    assert (folder / "model").exists()
+    assert [random.random()] == drawn
+"""
+
+
+def test_temporary_files_are_bounded_and_only_those_of_a_failed_test_are_kept(tmp_path, monkeypatch, capfd):
+    (tmp_path / "test_run.py").write_text(RUN_OF_FOUR)
+    monkeypatch.setattr(conftest, "MOST_TEMPORARY", 5 << 20)
+    base = tmp_path / "base"
+    options = ["-n0", "-c", str(REPOSITORY / "pyproject.toml"), f"--rootdir={tmp_path}", f"--basetemp={base}"]
+    code = pytest.main([*options, str(tmp_path / "test_run.py")], plugins=[conftest])
+    out = capfd.readouterr().out
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert "1 failed, 3 passed, 1 error" in out
+    assert "6 MB in temporary files" in out
+    kept = {re.sub(r"\d+$", "", path.name) for path in base.iterdir() if not path.is_symlink()}
+    assert kept == {"home", "trust", "shared", "test_that_fails"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_whichever_step_of_ci_fails_the_run_fails(tmp_path):
+    def run(failing, status=1):
+        log.write_text("")
+        values = {"PATH": f"{tools}:/usr/bin:/bin", "LOG": str(log), "FAILING": str(failing)}
+        done = subprocess.run(
+            ["bash", script],
+            env={**values, "STATUS": str(status)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, log.read_text().splitlines(), "all checks hold" in done.stdout
+
+    log, tools, script = tmp_path / "log", tmp_path / "bin", tmp_path / ".ci" / "run"
+    tools.mkdir()
+    script.parent.mkdir()
+    script.write_bytes((REPOSITORY / ".ci" / "run").read_bytes())
+    for name in ("python3", "python", "pip", "ckptkit", "ruff", "mypy", "lint-imports"):
+        (tools / name).write_text(FAKE)
+        (tools / name).chmod(0o755)
+
+    code, steps, holds = run(failing=0)
+    assert (code, holds) == (0, True)
+    for command in " && ".join(readme_commands()).replace("'", "").split(" && "):
+        assert command in steps, command
+    assert len(steps) >= 12
+    for number, step in enumerate(steps, 1):
+        assert run(number) == (1, steps[:number], False), step
+    assert run(steps.index("python -m pytest") + 1, status=5)[0] == 5  # no test was collected
+
+
+FAKE = """#!/bin/sh
+said="${0##*/} $*"
+echo "${said%% /*}" >> "$LOG"
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && : > "$3/bin/activate"; fi
+if [ "$(wc -l < "$LOG")" -eq "$FAILING" ]; then exit "$STATUS"; fi
+"""
+"""Stands for each program of `.ci/run`: says how it was called, without the temporary folder, or fails."""
+
+
+def test_the_default_run_searches_alike_and_the_nightly_one_says_how_to_repeat_its_own(tmp_path, capfd):
+    def run(name, *more):
+        (tmp_path / name).write_text(SEARCH)
+        options = ["-n0", "-c", str(REPOSITORY / "pyproject.toml"), f"--rootdir={tmp_path}", *more]
+        assert (
+            pytest.main([*options, str(tmp_path / name)], plugins=[conftest]) == pytest.ExitCode.TESTS_FAILED
+        )
+        said = capfd.readouterr().out
+        return said, re.findall(r"drew -?\d+", said)
+
+    _, drawn = run("test_first.py")
+    assert len(drawn) > 10 and run("test_second.py")[1] == drawn
+    said, drawn_at_random = run("test_third.py", "--hypothesis-profile=nightly")
+    assert drawn_at_random != drawn and "@reproduce_failure(" in said
+
+
+SEARCH = """
+from hypothesis import given, strategies
+
+@given(strategies.integers())
+def test(n):
+    print("drew", n)
+    assert n < 300
+"""

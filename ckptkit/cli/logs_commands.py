@@ -126,7 +126,9 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
     """Print the summary of a log, and before it the rows asked for."""
     names = [name for name in _HEADINGS if log.has(name)]
     name = metric or log.metric
-    if name not in names:
+    if name is None:
+        names = log.figures()
+    elif name not in names:
         names.insert(0, name)
     best = log.best(metric)
     first = log.epochs[0].number
@@ -147,8 +149,10 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
         output.warn(f"the loss is not a finite number in {_epochs(log.diverged)}")
 
 
-def _verdict(log: TrainingLog, best: Epoch | None, name: str) -> str:
+def _verdict(log: TrainingLog, best: Epoch | None, name: str | None) -> str:
     """Say how the best epoch stands beside the published figure."""
+    if name is None:
+        return "no best epoch: no known loss or accuracy; choose a figure with --metric"
     heading = _HEADINGS.get(name, name)
     if best is None:
         return f"best {heading}: no epoch has a number"

@@ -111,6 +111,15 @@ def test_another_metric(run: Runner):
     assert "no figure 'mAP'" in wrong.err and "train_loss, top1, top5" in wrong.err
 
 
+def test_a_log_without_a_known_loss_or_accuracy(run: Runner):
+    Path("summary.csv").write_text("epoch,perplexity\n0,9.5\n1,7.5\n")
+    *_, last, verdict = run("logs", "summary.csv").out.splitlines()
+    assert last.split() == ["last", "1", "7.5000"]
+    assert verdict == "no best epoch: no known loss or accuracy; choose a figure with --metric"
+    best = run("logs", "summary.csv", "--metric", "perplexity").out.splitlines()[-1]
+    assert best.startswith("best perplexity 9.5000 at epoch 0")
+
+
 def test_a_summary_of_timm_and_its_remarks(run: Runner):
     rows = [(0, 6.5, 5.0, 10.5, 30.5), (1, "nan", 4.0, 77.0, 93.5), (1, 5.5, 3.0, 76.5, 94.0)]
     Path("summary.csv").write_text(summary(PLAIN, rows), newline="")

@@ -17,6 +17,7 @@ FORMATS = ("png", "svg", "pdf")
 _SIZE = (8.0, 9.0)
 _DPI = 120
 _LONGEST_NAME = 60
+_MOST_PANELS = 4
 # Okabe and Ito's palette, which people who do not see all colours can tell apart too.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _GREY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#666666"
 _LABELS: Mapping[str, tuple[str, str]] = {
@@ -139,7 +140,8 @@ def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, 
     panels = [(label, tuple(name for name in names if log.has(name))) for label, names in _PANELS]
     if metric is not None and metric not in _LABELS:
         panels.insert(2, (metric, (metric,)))
-    return [(label, names) for label, names in panels if names]
+    drawn = [(label, names) for label, names in panels if names]
+    return drawn or [(name, (name,)) for name in log.figures()[:_MOST_PANELS]]
 
 
 def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -> None:
@@ -186,7 +188,7 @@ def _mark_best(
     axes: Any, log: TrainingLog, panels: list[tuple[str, tuple[str, ...]]], metric: str | None
 ) -> None:
     best, name = log.best(metric), metric or log.metric
-    if best is None:
+    if best is None or name is None:
         return
     for ax, (_, names) in zip(axes, panels, strict=True):
         ax.axvline(best.number, color=_GREY, linewidth=0.8, alpha=0.6)

@@ -35,7 +35,10 @@ def parse_log(path: Path, *, name: str | None = None) -> TrainingLog:
     file = LogFile(path)
     framework = _framework(file)
     epochs, remarks = _READERS[framework](file)
-    return TrainingLog(name or str(path), path, framework, epochs, remarks)
+    log = TrainingLog(name or str(path), path, framework, epochs, remarks)
+    if not log.figures():
+        raise FormatError(path, "its epochs have no figures", hint="check the file, or fetch it again")
+    return log
 
 
 def _framework(file: LogFile) -> Framework:

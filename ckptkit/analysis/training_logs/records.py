@@ -112,15 +112,16 @@ class TrainingLog:
         return self.epochs[-1]
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> str | None:
         """The figure that tells which epoch is best when nobody names one.
 
-        The top-1 accuracy of the copy that the published figure belongs to, else what comes nearest to it.
+        The top-1 accuracy of the copy that the published figure belongs to, else what comes nearest to it;
+        None where the log has neither an accuracy nor a loss that is known here.
         """
         order = ["ema_top1", "top1", "ema_val_loss", "val_loss", "train_loss"]
         if self.weights == "raw":
             order = ["top1", "ema_top1", "val_loss", "ema_val_loss", "train_loss"]
-        return next((name for name in order if self.has(name)), order[-1])
+        return next((name for name in order if self.has(name)), None)
 
     def has(self, name: str) -> bool:
         """Whether some epoch has this figure."""
@@ -132,7 +133,7 @@ class TrainingLog:
         return [name for name in (*FIGURES, *own) if self.has(name)]
 
     def best(self, metric: str | None = None) -> Epoch | None:
-        """The epoch with the best value of a figure, the earliest of equals; None where none is a number.
+        """The epoch with the best value of a figure, the earliest of equals; None where there is none.
 
         Parameters
         ----------
@@ -146,6 +147,8 @@ class TrainingLog:
             When the log has no such figure.
         """
         name = metric or self.metric
+        if name is None:
+            return None
         if not self.has(name):
             raise UsageError(f"the log has no figure {name!r}", hint="it has " + ", ".join(self.figures()))
         sign = -1.0 if is_better_low(name) else 1.0
@@ -179,8 +182,8 @@ class TrainingLog:
         """Plain values: the summary, then every epoch."""
         best = self.best(metric)
         name = metric or self.metric
-        found = best.figure(name) if best else None
-        published = self.published(name)
+        found = best.figure(name) if best and name else None
+        published = self.published(name) if name else None
         return {
             "name": self.name,
             "path": str(self.path),

@@ -40,14 +40,16 @@ def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
     epochs: list[Epoch] = []
     remarks: list[str] = []
     for line in file.lines():
-        cells = _cells(file, line)
-        if not header or (cells and cells[0].strip().lower() == "epoch"):
+        cells = _cells(line)
+        if cells and (not header or cells[0].strip().lower() == "epoch"):
             header = _header(file, line, cells)
             continue
-        if len(cells) != len(header):
-            if not line.ended:
+        if len(cells) != len(header) or not cells:
+            if not line.ended and header:
                 remarks.append(f"line {line.number}, the last, is cut off and was left out")
                 continue
+            if not cells:
+                raise file.fault(line.number, "not a row of comma-separated values, or one stray quote")
             raise file.fault(line.number, f"{len(cells)} cells, but the header has {len(header)}")
         if not line.ended:
             remarks.append(f"line {line.number}, the last, has no end: its last figure may be cut off")
@@ -73,11 +75,13 @@ def is_header(start: bytes) -> bool:
     return len(names) > 1 and any(name.strip(b' "') == b"epoch" for name in names)
 
 
-def _cells(file: LogFile, line: Line) -> list[str]:
+def _cells(line: Line) -> list[str]:
+    """Split a row; empty where it cannot be, so that an unclosed quote never swallows the cells after it."""
     try:
-        return next(csv.reader([line.text]))
-    except (csv.Error, StopIteration) as error:
-        raise file.fault(line.number, "no row of comma-separated values") from error
+        cells = next(csv.reader([line.text], strict=True))
+    except (csv.Error, StopIteration):
+        return []
+    return [] if any('"' in cell for cell in cells) else cells
 
 
 def _header(file: LogFile, line: Line, cells: Sequence[str]) -> list[str]:

@@ -54,6 +54,12 @@ def test_what_stands_in_the_picture():
     assert "moganet-xt-224: training log, 30 epochs" in text
 
 
+def test_a_log_of_figures_nobody_knows_is_drawn_with_them():
+    own = replace(LOG, epochs=tuple(Epoch(n, others={"f1": n / 4}) for n in range(3)), published_top1=None)
+    text = texts(own)
+    assert "<!-- f1 -->" in text and "best" not in text
+
+
 def test_panels_without_figures_are_left_out():
     bare = replace(LOG, epochs=tuple(Epoch(n, train_loss=5.0 - n) for n in range(3)), published_top1=None)
     text = texts(bare)

@@ -164,6 +164,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, reason: str | None):
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"training started\n", "no training log"),
         (b'{"lr": 0.1, "step": 1}\n', "no line with the mode"),
+        (b'{"mode": "train", "epoch": 1, "iter": 1, "memory": 9}\n', "its epochs have no figures"),
         (b'{"mode": "train", "epoch": 1, "loss": 1}\n\xff\xfe\n', "line 2: no UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0", "no training log"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.analysis.training_logs import TrainingLog, parse_log
-from ckptkit.errors import FormatError
+from ckptkit.errors import FormatError, UsageError
 from tests.support.training_logs import PLAIN, summary
 
 ROWS = [(0, 6.5, 5.0, 10.5, 30.5), (1, 5.5, 4.0, 77.0, 93.5), (2, 4.5, 3.0, 76.5, 94.0)]
@@ -98,7 +98,16 @@ def test_a_last_row_that_is_cut_off(tmp_path: Path):
         ("epoch,train_loss\n0,1\n0,\0\n", "line 3:"),
         ("epoch,loss,LOSS\n0,1,1\n", "line 1: two columns have one name"),
         ("epoch,train_loss\n", "a header and no epoch"),
-        ("epoch,x\n0," + "1" * 140_000 + "\n", "line 2: no row of comma-separated values"),
+        ("epoch,x\n0," + "1" * 140_000 + "\n", "line 2: not a row of comma-separated values"),
+        ('epoch,"train_loss,eval_top1\n0,6.5,1\n', "line 1: not a row"),  # a quote would swallow the columns
+        ('epoch,train"_loss\n0,1\n', "line 1: not a row"),
+        ('epoch,"train"_loss\n0,1\n', "line 1: not a row"),
+        ('epoch,"train""loss"\n0,1\n', "line 1: not a row"),
+        ('epoch,train_loss\n0,"1\n\n\n1,2"\n', "line 2: not a row"),
+        ('epoch,train_loss\n"0,1\n', "line 2: not a row"),
+        ('epoch,train_loss\n0,1\n"epoch",",train_loss\n1,1\n', "line 3: not a row"),
+        ("epoch,train_loss\n\n0,\n\n1, \n", "its epochs have no figures"),
+        ("epoch,train_loss\nepoch\n0\n1\n", "its epochs have no figures"),
         ("step,train_loss\n0,1\n", "no training log"),
         ("epochs and epochs\n", "no training log"),
     ],
@@ -107,6 +116,29 @@ def test_damaged_rows_are_named(tmp_path: Path, text: str, reason: str):
     with pytest.raises(FormatError) as raised:
         parsed(tmp_path, text)
     assert reason in str(raised.value)
+
+
+def test_quoted_names_and_cells_are_read(tmp_path: Path):
+    log = parsed(tmp_path, '"epoch","train_loss","eval_top1"\r\n"0","6.5","12.5"\r\n1,5.5,"13.5"\r\n')
+    assert [(e.number, e.train_loss, e.top1) for e in log.epochs] == [(0, 6.5, 12.5), (1, 5.5, 13.5)]
+
+
+def test_a_last_row_that_is_cut_off_within_its_quotes(tmp_path: Path):
+    log = parsed(tmp_path, 'epoch,train_loss\n0,6.5\n1,"5')
+    assert (log.last.number, log.remarks) == (0, ("line 3, the last, is cut off and was left out",))
+
+
+def test_figures_nobody_knows_have_no_best_epoch_of_their_own(tmp_path: Path):
+    log = parsed(tmp_path, "epoch,perplexity,lr\n0,9.5,0.5\n1,7.5,0.25\n")
+    assert (log.metric, log.best(), log.to_json()["metric"], log.to_json()["best"]) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert log.best("perplexity").number == 0
+    with pytest.raises(UsageError, match=r"no figure 'train_loss'; it has lr, perplexity"):
+        log.best("train_loss")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path):
