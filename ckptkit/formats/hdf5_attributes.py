@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Literal
 
-from ckptkit.formats.hdf5_bytes import Hdf5Bytes, Piece
-from ckptkit.formats.hdf5_objects import ATTRIBUTE, Header
+from ckptkit.formats.hdf5_bytes import UNDEFINED, Hdf5Bytes, Piece
+from ckptkit.formats.hdf5_dense import ATTRIBUTE_BY_NAME, dense_messages
+from ckptkit.formats.hdf5_objects import ATTRIBUTE, ATTRIBUTE_INFO, Header
 from ckptkit.formats.hdf5_types import ElementType, parse_type
 
 Texts = tuple[str, ...] | None
@@ -48,8 +51,6 @@ class Attributes:
     def of(self, header: Header) -> dict[str, str | None]:
         """Names of an object's attributes, with the value where it is a single text.
 
-        An object's attributes are read once, either by this or by `texts`.
-
         Raises
         ------
         FormatError
@@ -67,14 +68,41 @@ class Attributes:
             Damaged, or two of one name.
         """
         found: dict[str, Texts] = {}
-        for body in header.bodies(ATTRIBUTE):
+        for body in self._bodies(header):
             name, values = self._attribute(body)
             if name in found:
                 raise self._source.error(f"an object with two attributes {name!r}", header.address)
             found[name] = values
         return found
 
+    def number(self, header: Header, name: str) -> int | None:
+        """An attribute that is a single whole number; None where there is none of that name."""
+        for body in self._bodies(header):
+            found, element, shape = self._head(body)
+            if found == name and element is not None and element.dtype is not None and shape == ():
+                kind = element.dtype.kind
+                if kind in ("int", "uint"):
+                    order: Literal["big", "little"] = "big" if element.big_endian else "little"
+                    return int.from_bytes(body.raw(element.size), order, signed=kind == "int")
+        return None
+
+    def _bodies(self, header: Header) -> Iterator[Piece]:
+        """An object's attributes: in its header, or, where they are many or long, in a heap."""
+        yield from header.bodies(ATTRIBUTE)
+        info = header.body(ATTRIBUTE_INFO)
+        if info is not None:
+            info.raw(1)
+            info.raw(2 * (info.number(1) & 1))
+            heap, tree = info.number(8), info.number(8)
+            if heap != UNDEFINED:
+                yield from dense_messages(self._source, heap, tree, ATTRIBUTE_BY_NAME)
+
     def _attribute(self, body: Piece) -> tuple[str, Texts]:
+        name, element, shape = self._head(body)
+        return name, None if element is None else self._values(body, element, shape)
+
+    def _head(self, body: Piece) -> tuple[str, ElementType | None, tuple[int, ...] | None]:
+        """Name, type and shape, up to the value; no type where it is in another object."""
         version, flags = body.number(1), body.number(1)
         if version not in (1, 2, 3):
             raise body.error(f"an attribute of version {version}")
@@ -83,8 +111,8 @@ class Attributes:
         name, kind, space = (self._padded(body, size, 8 if version == 1 else 1) for size in sizes)
         text = name.raw(name.left).rstrip(b"\0").decode(errors="replace")
         if version > 1 and flags & 3:
-            return text, None  # its type stands in another object
-        return text, self._values(body, parse_type(kind), parse_shape(space))
+            return text, None, None
+        return text, parse_type(kind), parse_shape(space)
 
     @staticmethod
     def _padded(body: Piece, size: int, to: int) -> Piece:

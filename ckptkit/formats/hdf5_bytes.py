@@ -119,6 +119,10 @@ class Piece:
         address = self.address
         return Piece(self._source, address, self.raw(length))
 
+    def anew(self) -> Piece:
+        """The same bytes, to be read from their beginning."""
+        return Piece(self._source, self._address, self._raw)
+
     def expect(self, magic: bytes, what: str) -> None:
         """Read the mark of a structure.
 

@@ -237,10 +237,10 @@ def _parse_filters(source: Hdf5Bytes, body: Piece | None, name: str) -> tuple[in
 
 
 def refuse_overlap(source: Hdf5Bytes, datasets: Mapping[str, Dataset]) -> None:
-    """Raise FormatError where two datasets claim the same bytes."""
+    """Raise FormatError where two datasets claim the same bytes; one under several names is one."""
     spans = sorted(
         (start, start + length, name)
-        for name, dataset in datasets.items()
+        for name, dataset in {id(dataset): (name, dataset) for name, dataset in datasets.items()}.values()
         for start, length in (
             [(dataset.address, dataset.nbytes)]
             if dataset.address is not None

@@ -1,7 +1,7 @@
 """The objects of an HDF5 file: its superblock, object headers and groups.
 
-Read are the structures that h5py writes by default (superblock 0, symbol tables), and of the newer ones those
-of small groups. Only hard links are followed: a link by name can lead round in circles, or out of the file.
+Groups are read in every way HDF5 keeps them: symbol tables (h5py's default), links in the group's header, and
+links in a heap (many members, with ``track_order`` or ``libver="latest"``). Links to other files are refused.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ckptkit.errors import FormatError
 from ckptkit.formats.hdf5_bytes import MAX_NAME, UNDEFINED, Hdf5Bytes, Piece
+from ckptkit.formats.hdf5_dense import LINK_BY_NAME, dense_messages
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -23,13 +23,13 @@ DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
     0x08,
     0x0B,
 )
-ATTRIBUTE, CONTINUATION, SYMBOL_TABLE = 0x0C, 0x10, 0x11
+ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0C, 0x10, 0x11, 0x15
 _SHARED = 2
 _HARD, _SOFT, _EXTERNAL = 0, 1, 64
 _CACHED_SOFT_LINK = 2
 
 _ANEW = "write it anew with Keras, or with h5py's defaults"
-_NO_LINKS = "it holds more than weights; ckptkit follows no such link"
+_NO_LINKS = "copy what it links to into one file, for example with h5py's File.copy"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Header:
         found = [message for message in self.messages if message.kind == kind]
         if not found:
             return None
-        body = found[0].body
+        body = found[0].body.anew()
         if len(found) > 1:
             raise body.error(f"an object with two messages of kind {kind:#x}")
         if found[0].flags & _SHARED:
@@ -68,7 +68,7 @@ class Header:
 
     def bodies(self, kind: int) -> Iterator[Piece]:
         """The bodies of all messages of a kind."""
-        return (message.body for message in self.messages if message.kind == kind)
+        return (message.body.anew() for message in self.messages if message.kind == kind)
 
     @property
     def is_group(self) -> bool:
@@ -79,6 +79,15 @@ class Header:
     def is_dataset(self) -> bool:
         """Whether it holds data."""
         return any(message.kind == LAYOUT for message in self.messages)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A member of a group: the address of an object, or, of a soft link, the path where to look for one."""
+
+    name: str
+    address: int | None
+    target: str = ""
 
 
 class Objects:
@@ -188,73 +197,77 @@ class Objects:
 
     # -- groups ----------------------------------------------------------------------------------------------
 
-    def links(self, header: Header) -> Iterator[tuple[str, int]]:
-        """Name and address of each object in a group.
+    def links(self, header: Header) -> dict[str, Link]:
+        """The members of a group by name, in the order in which they were made where the file tells it.
 
         Raises
         ------
         FormatError
-            Damaged, with links by name, or kept in a way that is not supported.
+            Damaged, or with a link to another file.
         """
-        names: set[str] = set()
-        for raw, address in self._raw_links(header):
+        found: dict[str, Link] = {}
+        for raw, address, target in self._raw_links(header):
             try:
                 name = raw.decode()
             except UnicodeDecodeError as error:
                 raise self.source.error("a name that is not UTF-8", header.address) from error
-            if not name or "/" in name or name == "." or name in names:
+            if not name or "/" in name or name == "." or name in found:
                 raise self.source.error(
                     f"a group with two members, or none, of name {name!r}", header.address
                 )
-            names.add(name)
-            yield name, address
+            found[name] = Link(name, address, target.decode(errors="replace"))
+        return found
 
-    def _raw_links(self, header: Header) -> Iterator[tuple[bytes, int]]:
+    def _raw_links(self, header: Header) -> Iterator[tuple[bytes, int | None, bytes]]:
         table = header.body(SYMBOL_TABLE)
         if table is not None:
             tree, heap = table.number(8), table.number(8)
             yield from self._symbols(tree, heap)
             return
+        bodies = list(header.bodies(LINK))
         info = header.body(LINK_INFO)
         if info is not None:
             info.raw(1)
             info.raw(8 * (info.number(1) & 1))
-            if info.number(8) != UNDEFINED:
-                raise self.source.error(
-                    "a group in HDF5's newer way of storing many members: not supported", info.address, _ANEW
-                )
-        for body in header.bodies(LINK):
-            yield self._link(body)
+            heap, tree = info.number(8), info.number(8)
+            if heap != UNDEFINED:
+                bodies += dense_messages(self.source, heap, tree, LINK_BY_NAME)
+        links = [self._link(body) for body in bodies]
+        for _, name, address, target in sorted(links):  # by their order, and by name where none was tracked
+            yield name, address, target
 
-    def _link(self, body: Piece) -> tuple[bytes, int]:
+    def _link(self, body: Piece) -> tuple[int, bytes, int | None, bytes]:
+        """When it was made, its name, its address or None, and the path that a soft link holds."""
         version, flags = body.number(1), body.number(1)
         if version != 1:
             raise body.error(f"a link of version {version}")
         kind = body.number(1) if flags & 8 else _HARD
-        body.raw((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+        order = body.number(8 if flags & 4 else 0)
+        body.raw(1 if flags & 16 else 0)
         name = body.raw(body.number(1 << (flags & 3)))
         if len(name) > MAX_NAME:
             raise body.error("a name longer than any layer's")
+        if kind == _SOFT:
+            return order, name, None, body.raw(body.number(2))
         if kind != _HARD:
-            raise self._refused(
-                {_SOFT: "a soft link", _EXTERNAL: "a link to another file"}.get(kind), name, body
-            )
-        return name, body.number(8)
+            what = "a link to another file" if kind == _EXTERNAL else "a link of an unknown kind"
+            shown = name.decode(errors="replace")
+            raise self.source.error(f"{shown!r} is {what}: not followed", body.address, _NO_LINKS)
+        return order, name, body.number(8), b""
 
-    def _refused(self, what: str | None, name: bytes, place: Piece) -> FormatError:
-        return self.source.error(
-            f"{name.decode(errors='replace')!r} is {what or 'a link of an unknown kind'}",
-            place.address,
-            _NO_LINKS,
-        )
-
-    def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, int]]:
-        """Members of a group whose names stand in a heap, sorted through a tree of tables."""
+    def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, int | None, bytes]]:
+        """Members of a group whose names are in a heap, sorted through a tree of tables."""
         head = self.source.piece(heap, 32, "a group's names")
         head.expect(b"HEAP\0", "heap of a group's names")
         head.raw(3)
         size, _, names = head.number(8), head.number(8), head.number(8)
         self.source.require(names, size, "a group's names")
+
+        def text(row: Piece, offset: int) -> bytes:
+            if offset >= size:
+                raise row.error("a name outside of its heap")
+            return self.source.text(names + offset, names + size)
+
         for address in self.leaves(tree, kind=0, key_bytes=8):
             table = self.source.piece(address, 8, "a group's table")
             table.expect(b"SNOD\1", "table of a group")
@@ -262,13 +275,12 @@ class Objects:
             rows = self.source.piece(address + 8, 40 * table.number(2), "a group's table")
             while rows.left:
                 row = rows.part(40)
-                offset, target, cached = row.number(8), row.number(8), row.number(4)
-                if offset >= size:
-                    raise row.error("a name outside of its heap")
-                name = self.source.text(names + offset, names + size)
-                if cached == _CACHED_SOFT_LINK or target == UNDEFINED:
-                    raise self._refused("a soft link", name, row)
-                yield name, target
+                name, target, cached = text(row, row.number(8)), row.number(8), row.number(4)
+                if cached == _CACHED_SOFT_LINK:
+                    row.raw(4)
+                    yield name, None, text(row, row.number(4))
+                else:
+                    yield name, target, b""
 
     def leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[int]:
         """What the lowest nodes of a B-tree point to; of a tree of chunks use `keyed_leaves`."""

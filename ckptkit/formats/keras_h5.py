@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
@@ -18,7 +19,7 @@ from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
 from ckptkit.formats.hdf5_chunks import read_chunks
 from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
-from ckptkit.formats.hdf5_objects import Header, Objects
+from ckptkit.formats.hdf5_objects import Header, Link, Objects
 from ckptkit.formats.keras_legacy_h5 import NEITHER, Contents, is_legacy, legacy_weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.staging import StagedFile
@@ -31,6 +32,7 @@ KERAS_MEMBER = "model.weights.h5"
 
 _ATTRIBUTE = "ckptkit"
 _VARIABLES = "vars"
+_MAX_OBJECTS = 100_000
 
 
 class KerasH5Reader(MappedReader):
@@ -63,10 +65,10 @@ class KerasH5Reader(MappedReader):
             root = objects.header(objects.root)
             attributes = Attributes(self._source)
             of_root = attributes.texts(root)
-            found = self._walk(objects, attributes, root)
+            found = _Walk(objects, attributes).contents()
             refuse_overlap(self._source, found.datasets)
             if is_legacy(of_root):
-                found, metadata = legacy_weights(self._source, attributes, of_root, found)
+                found, metadata = legacy_weights(objects, attributes, of_root, found)
             else:
                 metadata = self._metadata(single(of_root.get(_ATTRIBUTE)))
                 if _ATTRIBUTE not in of_root:
@@ -81,35 +83,17 @@ class KerasH5Reader(MappedReader):
         self.metadata: Mapping[str, str] = metadata
         self.notes: Sequence[str] = found.notes()
 
-    def _walk(self, objects: Objects, attributes: Attributes, root: Header) -> Contents:
-        """Find every object under the root group."""
-        found = Contents()
-        seen = {root.address}
-        waiting = [("", root)]
-        while waiting:
-            prefix, group = waiting.pop()
-            below: list[tuple[str, Header]] = []
-            for name, address in objects.links(group):
-                path = prefix + name
-                if address in seen:
-                    raise self._source.error(f"{path} is another name of an object that has one", address)
-                if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
-                    raise self._source.error("groups inside each other deeper than any model's", address)
-                seen.add(address)
-                header = objects.header(address)
-                if header.is_group:
-                    found.groups[path] = header
-                    below.append((path + "/", header))
-                elif header.is_dataset:
-                    dataset = parse_dataset(objects, attributes, header, path)
-                    if isinstance(dataset, str):
-                        found.skipped[path] = dataset
-                    else:
-                        found.datasets[path] = dataset
-                else:
-                    found.skipped[path] = NEITHER
-            waiting += reversed(below)
-        return found
+    @cached_property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are an earlier one under a second name (hard or soft links), and which that is."""
+        first: dict[int, str] = {}
+        earlier = {name: first.setdefault(id(dataset), name) for name, dataset in self._datasets.items()}
+        return {name: other for name, other in earlier.items() if name != other}
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes in the file are those of one before them: the ones of ``same``."""
+        return list(self.same)
 
     def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset]) -> None:
         if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in datasets):
@@ -172,6 +156,90 @@ class KerasH5Reader(MappedReader):
         dataset = self._dataset(name)
         if dataset.address is not None:
             self._file.release(self._source.start + dataset.address, dataset.nbytes)
+
+
+class _Walk:
+    """Finds every object under the root group of a file, by each of the names that links give it."""
+
+    def __init__(self, objects: Objects, attributes: Attributes) -> None:
+        self._objects = objects
+        self._attributes = attributes
+        self._headers: dict[int, Header] = {}
+        self._links: dict[int, dict[str, Link]] = {}
+        self._parsed: dict[int, Dataset | str] = {}
+        self._followed: dict[tuple[int, str], int | None] = {}
+        self._names = 0
+
+    def contents(self) -> Contents:
+        """Walk from the root, depth first."""
+        found = Contents()
+        root = self._objects.root
+        waiting: list[tuple[str, tuple[int, ...]]] = [("", (root,))]
+        while waiting:
+            prefix, above = waiting.pop()
+            below: list[tuple[str, tuple[int, ...]]] = []
+            for link in self._members(above[-1]).values():
+                path = prefix + link.name
+                self._count(path, above[-1])
+                address = self._address(link, above[-1])
+                if address is None:
+                    found.skipped[path] = f"a soft link to {link.target}, which is not in the file"
+                elif address in above:
+                    found.skipped[path] = "a link back to a group around it"
+                elif self._header(address).is_group:
+                    found.groups[path] = self._header(address)
+                    below.append((path + "/", (*above, address)))
+                else:
+                    self._take(found, path, address)
+            waiting += reversed(below)
+        return found
+
+    def _take(self, found: Contents, path: str, address: int) -> None:
+        if address not in self._parsed:
+            header = self._header(address)
+            self._parsed[address] = (
+                parse_dataset(self._objects, self._attributes, header, path) if header.is_dataset else NEITHER
+            )
+        dataset = self._parsed[address]
+        if isinstance(dataset, str):
+            found.skipped[path] = dataset
+        else:
+            found.datasets[path] = dataset
+
+    def _count(self, path: str, address: int) -> None:
+        """Links can lead to one group by very many ways."""
+        self._names += 1
+        if self._names > _MAX_OBJECTS:
+            raise self._objects.source.error(f"more than {_MAX_OBJECTS} names of objects", address)
+        if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
+            raise self._objects.source.error("groups inside each other deeper than any model's", address)
+
+    def _header(self, address: int) -> Header:
+        if address not in self._headers:
+            self._headers[address] = self._objects.header(address)
+        return self._headers[address]
+
+    def _members(self, group: int) -> dict[str, Link]:
+        if group not in self._links:
+            self._links[group] = self._objects.links(self._header(group))
+        return self._links[group]
+
+    def _address(self, link: Link, group: int, hops: int = 16) -> int | None:
+        """Where a link of a group leads; None for a soft link to something that is not there."""
+        if link.address is not None or (group, link.name) in self._followed:
+            return self._followed.get((group, link.name), link.address)
+        self._followed[group, link.name] = None
+        at = self._objects.root if link.target.startswith("/") else group
+        for step in link.target.split("/"):
+            if step in ("", "."):
+                continue
+            following = self._members(at).get(step) if self._header(at).is_group else None
+            reached = self._address(following, at, hops - 1) if following and hops else None
+            if reached is None:
+                return None
+            at = reached
+        self._followed[group, link.name] = at
+        return at
 
 
 def _part_of(file: MappedFile) -> Hdf5Bytes:

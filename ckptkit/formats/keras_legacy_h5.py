@@ -5,6 +5,9 @@ attribute ``weight_names`` names the datasets under it. ``model.save`` puts the 
 ``model_weights``, beside the optimizer's state. Weights outside of any layer are in a group of their own
 (since 2.11). Source: keras/src/legacy/saving/legacy_h5_format.py, and files written by tf-keras 2.21.
 
+The first Keras (0.x) had no names: the root's attribute ``nb_layers`` counts groups ``layer_0``, ``layer_1``
+…, and each one's ``nb_params`` its datasets ``param_0`` …; a tensor is called ``layer_0/param_0``.
+
 A tensor is called by its weight's name without TensorFlow's ``:0``: ``moat/stem/conv_0/kernel``. Where two
 layers have weights of one name, every tensor of the file has its layer's name before it:
 ``dense_1/kernel``. So the names depend on what is in the file, and on no order in it.
@@ -19,7 +22,7 @@ from ckptkit.errors import FormatError
 from ckptkit.formats.hdf5_attributes import Attributes, Texts, single
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_datasets import Dataset
-from ckptkit.formats.hdf5_objects import Header
+from ckptkit.formats.hdf5_objects import Header, Objects
 
 NEITHER = "neither a group nor a dataset"
 """What is said of other objects, which hold no values."""
@@ -28,7 +31,8 @@ _LAYERS, _WEIGHTS = "layer_names", "weight_names"
 _MODEL_WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
 _OUTSIDE_LAYERS = "top_level_model_weights"
 _ORIGIN = ("keras_version", "backend")
-_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", "model_config"})
+_COUNTED_LAYERS, _COUNTED_WEIGHTS = "nb_layers", "nb_params"
+_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", "model_config", _COUNTED_LAYERS})
 _VARIABLE = ":0"
 
 
@@ -85,13 +89,13 @@ def is_legacy(of_root: Mapping[str, Texts]) -> bool:
 
 
 def legacy_weights(
-    source: Hdf5Bytes, attributes: Attributes, of_root: Mapping[str, Texts], found: Contents
+    objects: Objects, attributes: Attributes, of_root: Mapping[str, Texts], found: Contents
 ) -> tuple[Contents, dict[str, str]]:
     """Name the weights of a file by its own lists of them.
 
     Parameters
     ----------
-    source : Hdf5Bytes
+    objects : Objects
     attributes : Attributes
     of_root : Mapping of str to Texts
         Attributes of the root group.
@@ -111,7 +115,39 @@ def legacy_weights(
         A list that is missing or no list of texts; a layer or weight that is listed and not there, or listed
         twice; names that no tensor can have.
     """
-    return _LegacyFile(source, attributes, of_root, found).weights()
+    if _COUNTED_LAYERS in of_root and _LAYERS not in of_root:
+        return _counted_weights(objects, attributes, found), {}
+    return _LegacyFile(objects.source, attributes, of_root, found).weights()
+
+
+def _counted_weights(objects: Objects, attributes: Attributes, found: Contents) -> Contents:
+    """The weights of Keras 0.x, whose layers and weights have numbers for names."""
+    kept = Contents()
+    layers = _count(objects, attributes, objects.header(objects.root), _COUNTED_LAYERS, "/")
+    for layer in (f"layer_{number}" for number in range(layers)):
+        if layer not in found.groups:
+            raise objects.source.error(
+                f"no group {layer} of the {layers} layers that {_COUNTED_LAYERS} counts"
+            )
+        weights = _count(objects, attributes, found.groups[layer], _COUNTED_WEIGHTS, layer)
+        for path in (f"{layer}/param_{number}" for number in range(weights)):
+            if path in found.datasets:
+                kept.datasets[path] = found.datasets[path]
+            elif path in found.skipped:
+                kept.skipped[path] = found.skipped[path]
+            else:
+                raise objects.source.error(f"no {path} of the {weights} that {_COUNTED_WEIGHTS} counts")
+    named = kept.datasets.keys() | kept.skipped.keys()
+    others = [path for path in [*found.datasets, *found.skipped] if path not in named]
+    kept.remarks.extend(f"{path}: not among its layer's {_COUNTED_WEIGHTS}: skipped" for path in others)
+    return kept
+
+
+def _count(objects: Objects, attributes: Attributes, group: Header, name: str, path: str) -> int:
+    number = attributes.number(group, name)
+    if number is None or number < 0:
+        raise objects.source.error(f"group {path}: its attribute {name} is no count")
+    return number
 
 
 class _LegacyFile:

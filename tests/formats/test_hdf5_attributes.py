@@ -52,6 +52,23 @@ def test_many_texts_in_one_collection(tmp_path: Path) -> None:
     assert attributes_of_root(path) == {f"a{i}": f"text {i}" for i in range(40)}
 
 
+@pytest.mark.parametrize("count", [9, 500])
+def test_attributes_in_a_heap(tmp_path: Path, count: int) -> None:
+    """More than eight, or long ones, where their order is tracked."""
+    wanted = {f"a{i}": f"text {i} " * (i % 7) ** 4 for i in range(count)}
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update(wanted), track_order=True)
+    assert attributes_of_root(path) == wanted
+
+
+def test_whole_numbers(tmp_path: Path) -> None:
+    values = {"a": np.int64(-7), "b": np.uint8(200), "c": np.array(300, ">i2"), "d": "8", "e": [9], "f": 1.0}
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update(values))
+    objects = Objects(Hdf5Bytes(MappedFile(path)))
+    attributes, root = Attributes(objects.source), objects.header(objects.root)
+    found = {name: attributes.number(root, name) for name in [*values, "gone"]}
+    assert found == {"a": -7, "b": 200, "c": 300, "d": None, "e": None, "f": None, "gone": None}
+
+
 LISTS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
     "one text": ("hällo", ("hällo",)),
     "any length": ([b"a", b"", "dü".encode()], ("a", "", "dü")),

@@ -114,6 +114,92 @@ def test_groups_of_many_members(tmp_path: Path) -> None:
         }
 
 
+def many(file: Any, count: int, *, track: bool) -> None:
+    """Groups, variables and attributes made in an order that is not that of their names."""
+    order = np.random.default_rng(3).permutation(count)
+    for number in order:
+        made = file.create_group(f"layers/dense_{number}/vars", track_order=track)
+        for attribute in range(12):
+            made.attrs[f"a{attribute}"] = "x" * attribute * 900  # the longest do not fit into a heap's blocks
+        made.attrs["name"] = f"dense_{number}"
+        made["0"] = np.full(3, number, "f4")
+    variables = file.create_group("optimizer/vars", track_order=track)
+    for number in order:
+        variables[str(number)] = np.int64(number)
+
+
+@pytest.mark.parametrize("libver", [None, "latest"])
+@pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("count", [3, 9, 300])
+def test_groups_that_track_order(tmp_path: Path, count: int, track: bool, libver: Any) -> None:
+    with h5py.File(tmp_path / "m.h5", "w", libver=libver, track_order=track) as file:
+        many(file, count, track=track)
+    expected: dict[str, Any] = {}
+
+    def take(name: str, held: Any) -> None:
+        if isinstance(held, h5py.Dataset):
+            expected[name] = held[()]
+
+    with h5py.File(tmp_path / "m.h5") as file, KerasH5Reader(tmp_path / "m.h5") as reader:
+        file.visititems(take)
+        assert len(expected) == 2 * count
+        assert {name: reader.read(name).tolist() for name in reader.specs} == {
+            name: value.tolist() for name, value in expected.items()
+        }
+        in_order = [name for name in reader.specs if name.startswith("optimizer/")]
+        assert in_order == [f"optimizer/vars/{name}" for name in file["optimizer/vars"]]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        lambda f: f["dense/vars/0"],
+        lambda f: h5py.SoftLink("/dense/vars/0"),
+        lambda f: h5py.SoftLink("/tied/over/0"),
+    ],
+    ids=["hard", "soft", "soft, by another"],
+)
+@pytest.mark.parametrize("track", [True, False])
+def test_one_dataset_under_two_names(tmp_path: Path, track: bool, link: Any) -> None:
+    """As a script ties weights, or h5py's user saves space."""
+
+    def tie(file: Any) -> None:
+        file["tied/over"] = h5py.SoftLink("/dense/vars")
+        file["tied/vars/0"] = link(file)
+
+    path = keras_file(tmp_path / "m.h5", tie, track_order=track)
+    with KerasH5Reader(path) as reader:
+        assert {*reader.specs} == {"dense/vars/0", "tied/vars/0", "tied/over/0"}
+        assert all(same_bits(reader.read(name), KERNEL) for name in reader.specs)
+        assert reader.same == {"tied/vars/0": "dense/vars/0", "tied/over/0": "dense/vars/0"}
+        assert {*reader.overlapping} == {*reader.same}
+        assert reader.notes == []
+
+
+LINKS: dict[str, tuple[Any, str]] = {
+    "to nowhere": (h5py.SoftLink("/gone/vars/0"), "a soft link to /gone/vars/0, which is not in the file"),
+    "through a dataset": (h5py.SoftLink("/dense/vars/0/x"), "which is not in the file"),
+    "to itself": (h5py.SoftLink("/dense/x"), "which is not in the file"),
+    "to a group around it": (h5py.SoftLink("/dense"), "a link back to a group around it"),
+    "to the root": (h5py.SoftLink("/"), "a link back to a group around it"),
+}
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_links_that_lead_nowhere_are_noted(tmp_path: Path, kind: str) -> None:
+    link, said = LINKS[kind]
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("dense/x", link))) as reader:
+        assert [*reader.specs] == ["dense/vars/0"]
+        assert reader.notes == [f"dense/x: {said}: skipped"] or said in reader.notes[0]
+
+
+def test_a_group_that_is_a_member_of_itself(tmp_path: Path) -> None:
+    path = keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("dense/again", f["dense"]))
+    with KerasH5Reader(path) as reader:
+        assert [*reader.specs] == ["dense/vars/0"]
+        assert reader.notes == ["dense/again: a link back to a group around it: skipped"]
+
+
 def test_a_whole_keras_model(tmp_path: Path) -> None:
     weights = keras_file(tmp_path / "x.h5")
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -150,15 +236,9 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-NEWER: dict[str, Any] = {
-    "many members": lambda f: [f.__setitem__(f"a/v{i}", np.zeros(1)) for i in range(20)],
-    "chunks": lambda f: f.create_dataset("c", data=np.zeros((20, 20)), chunks=(5, 5)),
-}
-
-
-@pytest.mark.parametrize("kind", NEWER)
-def test_newer_structures_say_what_to_do(tmp_path: Path, kind: str) -> None:
-    path = keras_file(tmp_path / "m.h5", NEWER[kind], libver="latest")
+def test_newer_structures_say_what_to_do(tmp_path: Path) -> None:
+    packed = lambda f: f.create_dataset("c", data=np.zeros((20, 20)), chunks=(5, 5))  # noqa: E731
+    path = keras_file(tmp_path / "m.h5", packed, libver="latest")
     with pytest.raises(FormatError, match=r"newer .* not supported; write it anew"):
         KerasH5Reader(path)
 
@@ -194,10 +274,12 @@ def every_structure(path: Path, libver: Any) -> bytes:
         compact(file)
         packed = {"compression": "gzip", "shuffle": True, "fletcher32": True} if libver is None else {}
         file.create_dataset("c", data=np.arange(200, dtype=">i8").reshape(10, 20), **packed)
-        for index in range(12 if libver is None else 3):
+        for index in range(12):
             file[f"many/layer_{index}/vars/0"] = np.full(3, index, "f8")
+        file["many"].attrs.update({f"a{index}": index * "x" for index in range(9)})
+        file["tied/vars"] = h5py.SoftLink("/many/layer_3/vars")
 
-    return keras_file(path, more, libver=libver).read_bytes()
+    return keras_file(path, more, libver=libver, track_order=libver is not None).read_bytes()
 
 
 @pytest.mark.parametrize("libver", [None, "latest"])

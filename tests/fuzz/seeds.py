@@ -178,20 +178,26 @@ def _keras() -> Iterator[Seed]:
     layers = [*raw_layers(packed), *member_layers("m.keras", members, stored_zip)]
     yield Seed("keras", "model", packed, "m.keras", layers)
     if importlib.util.find_spec("h5py") is not None:
-        other = {"m.weights.h5": _by_h5py()}
-        yield Seed("keras", "h5py", other, "m.weights.h5", raw_layers(other))
+        for track in (False, True):
+            other = {"m.weights.h5": _by_h5py(track)}
+            yield Seed("keras", f"h5py, track={track}", other, "m.weights.h5", raw_layers(other))
         for fixed in (False, True):
             old = {"m.h5": _by_keras_2(fixed)}
             yield Seed("keras", f"Keras 2, fixed={fixed}", old, "m.h5", raw_layers(old))
 
 
-def _by_h5py() -> bytes:
-    """Groups, attributes, contiguous, chunked and compressed datasets as libhdf5 writes them."""
+def _by_h5py(track: bool) -> bytes:
+    """Groups, attributes, links, contiguous, chunked and compressed datasets as libhdf5 writes them."""
     import h5py
 
     file = io.BytesIO()
-    with h5py.File(file, "w") as root:
+    with h5py.File(file, "w", track_order=track) as root:
         root.attrs["note"] = "a text"
+        root["tied"] = h5py.SoftLink("/layers/dense_0/vars/0")
+        many = root.create_group("many/vars", track_order=track)
+        for number in range(12):
+            many[str(number)] = np.float32(number)
+            many.attrs[f"a{number}"] = "x" * number**3
         for number in range(3):
             variables = root.create_group(f"layers/dense_{number}/vars")
             variables.attrs["name"] = f"dense_{number}"

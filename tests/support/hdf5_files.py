@@ -82,9 +82,11 @@ def virtual(file: Any) -> None:
     file.create_virtual_dataset("dense/vars/1", layout)
 
 
-def linked_to_itself(file: Any) -> None:
-    """A group that is a member of itself."""
-    file["dense/again"] = file["dense"]
+def links_upon_links(file: Any) -> None:
+    """Thirty groups, each with two links to the next: two to the power of thirty ways to the last."""
+    for number in range(30):
+        for name in ("a", "b"):
+            file[f"g{number}/{name}"] = file.require_group(f"g{number + 1}")
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -92,9 +94,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda f: f.__setitem__("dense/vars/1", h5py.ExternalLink("/etc/passwd", "/x")),
         "link to another file",
     ),
-    "soft link": (lambda f: f.__setitem__("dense/vars/1", h5py.SoftLink("/dense/vars/0")), "a soft link"),
-    "second name": (lambda f: f.__setitem__("dense/vars/1", f["dense/vars/0"]), "another name of an object"),
-    "cycle": (linked_to_itself, "another name of an object"),
+    "links upon links": (links_upon_links, "more than 100000 names of objects"),
     "data elsewhere": (
         lambda f: f.create_dataset("dense/vars/1", (4,), "f4", external=[("/etc/passwd", 0, 16)]),
         "its data is kept in another file",
