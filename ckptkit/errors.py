@@ -7,6 +7,7 @@ The command line maps each class to one exit code (``ckptkit/cli/exit_codes.py``
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 
 _MAX_REASON = 1000
@@ -17,6 +18,17 @@ def _one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def command(*words: object) -> str:
+    """A command for a hint, quoted so that it works when typed; it ends the hint.
+
+    Examples
+    --------
+    >>> command("verify", "my model.pth")
+    "Run: ckptkit verify 'my model.pth'"
+    """
+    return "Run: " + shlex.join(["ckptkit", *map(str, words)])
 
 
 class CkptkitError(Exception):
@@ -33,6 +45,8 @@ class CkptkitError(Exception):
     --------
     >>> str(CkptkitError("a.index: empty file", hint="download it again"))
     'a.index: empty file; download it again'
+    >>> str(CkptkitError("tiny-moat0-256 is not in the cache", hint=command("fetch", "tiny-moat0-256")))
+    'tiny-moat0-256 is not in the cache. Run: ckptkit fetch tiny-moat0-256'
     >>> print(CkptkitError("no tensor called a\x1b[2Jb"))
     no tensor called a\x1b[2Jb
     """
@@ -43,7 +57,9 @@ class CkptkitError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        return f"{self.message}{'. ' if self.hint[0].isupper() else '; '}{self.hint}"
 
 
 class UsageError(CkptkitError):

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import NotFoundError
+from ckptkit.errors import NotFoundError, command
 from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Workspace:
         record = self.home.record(entry.id)
         artefact = self.home.artefact(record) if record else None
         if record is None or artefact is None or not artefact.is_file():
-            raise NotFoundError(f"{entry.id} has not been fetched", hint=f"ckptkit fetch {entry.id}")
+            raise NotFoundError(f"{entry.id} is not in the cache", hint=command("fetch", entry.id))
         folders = self.home.everywhere(self.home.unpacked_folder(entry.id))
         unpacked = next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
         path = checkpoint_in(unpacked) if unpacked else artefact

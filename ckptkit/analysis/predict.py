@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import CkptkitError, FormatError, UsageError
+from ckptkit.errors import CkptkitError, FormatError, UsageError, command
 from ckptkit.images.classes import imagenet_classes
 from ckptkit.images.gathering import Fault, Gatherer, NamedPicture
 from ckptkit.models import Framework
@@ -201,7 +201,7 @@ class Predictor:
                 raise FormatError(
                     self.source.located.path,
                     f"the model's answer to {one.name} holds NaN or infinite numbers",
-                    hint="'ckptkit verify' looks for damaged weights",
+                    hint=command("verify", self.source.name),
                 )
             top = rank(values, self.top)
             yield Predicted(Prediction(one.name, top, self.source, self.framework), one.aside)

@@ -282,12 +282,12 @@ class _Known:
 
 
 def _checkpoint_path(home: Home, id: str) -> str:
-    from ckptkit.errors import NotFoundError
+    from ckptkit.errors import NotFoundError, command
     from ckptkit.store.archive import checkpoint_in, is_unpacked
 
     record = home.record(id)
     if record is None or not home.is_cached(id):
-        raise NotFoundError(f"{id} has not been fetched", hint=f"ckptkit fetch {id}")
+        raise NotFoundError(f"{id} is not in the cache", hint=command("fetch", id))
     for folder in home.everywhere(home.unpacked_folder(id)):
         if is_unpacked(folder, record.sha256):
             return str(checkpoint_in(folder))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ckptkit._version import __version__
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, FORMATS, Options, check_target
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.errors import ConversionError, UsageError, command
 from ckptkit.formats.base import Reader
 from ckptkit.layouts import IDENTITY, Binding
 from ckptkit.tensors import DTYPES, DType, TensorSpec
@@ -127,7 +127,7 @@ def refuse_element_types(reader: Reader, options: Options, specs: Iterable[Tenso
     """Raise ConversionError when the target cannot hold an element type, naming a tensor and the way out."""
     specs = list(specs)
     if not specs:
-        raise ConversionError(f"{reader.path}: no tensors to convert", hint="see 'ckptkit inspect'")
+        raise ConversionError(f"{reader.path}: no tensors to convert", hint=command("inspect", reader.path))
     refused = [spec for spec in specs if not holds(options.to, spec.dtype)]
     if not refused:
         return

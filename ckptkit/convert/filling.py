@@ -11,7 +11,7 @@ from typing import Literal
 
 from ckptkit.convert.execution import read_moves
 from ckptkit.convert.moves import Move
-from ckptkit.errors import ConversionError
+from ckptkit.errors import ConversionError, command
 from ckptkit.families.base import Recognition, Structure, recognise
 from ckptkit.families.binding import Known, Match, Weights, match
 from ckptkit.formats.base import Copy, Reader
@@ -201,7 +201,7 @@ def require_filled(
     if misfits:
         raise ConversionError(
             f"{reader.path}: its tensors do not fit {found.variant}: {in_words(misfits)}",
-            hint="'ckptkit verify' tells what the file is; strict=False loads what fits",
+            hint=f"strict=False loads what fits. {command('verify', reader.path)}",
         )
 
 

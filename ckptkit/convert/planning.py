@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options, check_target
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.errors import ConversionError, UsageError, command
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.families.binding import Ignored, Known, Match, match
@@ -217,7 +217,7 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
         raise ConversionError(
             f"{path}: {len(found.wrong_shape)} tensors have another shape than {variant} needs: {spec.name} "
             f"is {list(spec.shape)} instead of {list(binding.external_shape)}",
-            hint="--variant names another variant, 'ckptkit inspect' shows the tensors",
+            hint=f"name another variant with --variant, or look at the tensors. {command('inspect', path)}",
         )
     missing = [b for b in found.missing if not (b.part == "head" and not options.head)]
     if found.lacks_bn_statistics:
@@ -231,7 +231,7 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
     if missing:
         raise ConversionError(
             f"{path}: {_some([b.external for b in missing])} missing for {variant}",
-            hint="the file is incomplete or of another variant; see 'ckptkit verify' and --variant",
+            hint=f"the file is incomplete, or of another variant: see --variant. {command('verify', path)}",
         )
     if found.recognition.structure.num_classes is None and options.head:
         raise ConversionError(
@@ -241,7 +241,7 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
     if found.unexpected:
         raise ConversionError(
             f"{path}: {_some(list(found.unexpected))} not known to {variant} nor to any rule",
-            hint="nothing is dropped silently; see 'ckptkit inspect', or give --variant",
+            hint=f"name another variant with --variant, or look at the tensors. {command('inspect', path)}",
         )
 
 

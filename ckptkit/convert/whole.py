@@ -12,7 +12,7 @@ from ckptkit.convert.moves import TensorPlan
 from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.provenance import Provenance
-from ckptkit.errors import FormatError, UnknownModelError, UsageError
+from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
 from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import EXTENSIONS, open_reader
@@ -120,8 +120,8 @@ def _plan(reader: Reader, options: Options, entry: Entry | None, provenance: Map
     except UnknownModelError as error:
         raise UnknownModelError(
             error.message,
-            hint=f"--layout {AS_IS} changes the container of any model, --rules FILE its names too; "
-            "see 'ckptkit inspect' for its tensors, 'ckptkit list' for what is supported",
+            hint=f"--layout {AS_IS} changes the container of any model, --rules FILE its names too. "
+            + command("inspect", reader.path),
         ) from error
 
 

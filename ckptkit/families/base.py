@@ -21,6 +21,7 @@ from ckptkit.errors import (
     NotFoundError,
     UnknownModelError,
     UsageError,
+    command,
 )
 from ckptkit.layouts import Definition, Layout, Site, Table, expand
 from ckptkit.tensors import Array, TensorSpec
@@ -360,6 +361,6 @@ def require_recognition(
         asked = f"unlike {variant}" if variant else "of no family known here"
         raise (ConversionError if variant else UnknownModelError)(
             f"{path}: {len(specs)} tensors ({sample} …) are {asked}",
-            hint="see 'ckptkit inspect' for its tensors, 'ckptkit list' for what is supported",
+            hint=f"'ckptkit list' shows what is supported. {command('inspect', path)}",
         )
     return found

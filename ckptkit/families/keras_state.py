@@ -89,7 +89,7 @@ def refuse(
     if faults:
         raise ConversionError(
             f"tensors do not fit {getattr(model, 'variant', model.name)}: " + "; ".join(faults),
-            hint="compare variant, number of classes and (MOAT) position embedding with 'ckptkit inspect'",
+            hint="compare the variant, the number of classes and the position embedding",
         )
 
 

@@ -195,7 +195,7 @@ def test_an_entry_is_compared_as_it_was_fetched(run, moat, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["moat0-224", "MODEL"], (3, "moat0-224 has not been fetched; ckptkit fetch moat0-224")),
+        (["moat0-224", "MODEL"], (3, "moat0-224 is not in the cache. Run: ckptkit fetch moat0-224")),
         (["MODEL", "moat0-225"], (3, "did you mean moat0-224")),
         (["MODEL", "./nothing.pth"], (3, "no such file")),
         (["PAGE", "MODEL"], (5, "HTML")),

@@ -157,7 +157,7 @@ def write_page(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["moat0-224"], (3, "moat0-224 has not been fetched; ckptkit fetch moat0-224")),
+        (["moat0-224"], (3, "moat0-224 is not in the cache. Run: ckptkit fetch moat0-224")),
         (["moat0-225"], (3, "did you mean moat0-224")),
         (["./nothing.index"], (3, "no such file")),
         ([], (2, "nothing to verify; name ids or files, or give --all")),
@@ -265,7 +265,7 @@ def test_inspect_an_entry(run, fetched):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["moat0-224"], (3, "has not been fetched")),
+        (["moat0-224"], (3, "is not in the cache")),
         (["PAGE"], (5, "HTML")),
         (["SOUND", "nothing*"], (3, "none of its 362 tensors")),
         (["SOUND", "--layout", "caffe"], (3, "no layout 'caffe'")),

@@ -10,7 +10,7 @@ from ckptkit.analysis.cam.heatmap import Heatmap
 from ckptkit.analysis.cam.layers import Pass, find_stage, run_once
 from ckptkit.analysis.cam.methods import Question, find_method
 from ckptkit.analysis.cam.targets import HeadClasses
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.errors import FormatError, UsageError, command
 from ckptkit.parity.packages import require_installed
 from ckptkit.tensors import Array
 
@@ -113,7 +113,7 @@ class Explainer:
             raise FormatError(
                 self.source.located.path,
                 "the model's answer to this picture holds NaN or infinite numbers",
-                hint="'ckptkit verify' looks for damaged weights",
+                hint=command("verify", self.source.name),
             )
         return SeenPicture(self, cut, images, seen)
 
@@ -179,7 +179,7 @@ class SeenPicture:
         model, source = self.explainer.model, self.explainer.source
         after = model.forward_head if self.is_last(where) else None
         question = Question(model, self.seen.layers[where], self.images, index, after)
-        heat, strength = _scaled(asked.signed_map(question), source.located.path)
+        heat, strength = _scaled(asked.signed_map(question), source)
         return Heatmap(
             source.name,
             self.picture,
@@ -196,13 +196,13 @@ class SeenPicture:
         )
 
 
-def _scaled(signed: Any, path: Path) -> tuple[Array, float]:
+def _scaled(signed: Any, source: ModelSource) -> tuple[Array, float]:
     """Cut negative evidence off and scale the rest to 1; the heat, and its largest value before."""
     if not signed.isfinite().all():
         raise FormatError(
-            path,
+            source.located.path,
             "the evidence for this class holds NaN or infinite numbers",
-            hint="'ckptkit verify' looks for damaged weights",
+            hint=command("verify", source.name),
         )
     positive = signed.relu()
     strength = float(positive.max())

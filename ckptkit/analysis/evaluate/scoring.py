@@ -14,7 +14,7 @@ from ckptkit.analysis.evaluate.progress import Progress, StateFile
 from ckptkit.analysis.evaluate.running import Predictor
 from ckptkit.analysis.evaluate.samples import ImageSet
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.errors import FormatError
+from ckptkit.errors import FormatError, command
 from ckptkit.tensors import Array
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -105,5 +105,5 @@ def _require_finite(logits: Array, names: Sequence[str], source: ModelSource, *,
         raise FormatError(
             source.located.path,
             f"its logits for {names[int(numpy.argmin(finite))]} are not all numbers",
-            hint="try without --amp" if amp else "see 'ckptkit verify'",
+            hint="leave --amp out" if amp else command("verify", source.name),
         )
