@@ -4,6 +4,10 @@ Beside the final name stand ``.<file>.<tag>.<writer>.part`` and ``….part.json`
 source and its identity, and the JSON says what that identity is, so that bytes of two different files can
 never be joined. Only the holder of the entry's lock touches them; where locks do not exclude, the writer's
 token (`ckptkit.store.writers`) keeps two of them from ever writing to one file.
+
+Below its first line the JSON file has a mark for each write, made before it: the part's length after that
+write, and its crc32c up to there. After a power cut a part may have its length, and zeros where bytes were
+lost: a later run goes on behind the last mark that holds, and keeps no byte that no mark vouches for.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from ckptkit.checksums import crc32c
 from ckptkit.errors import StorageError, storage_error
 from ckptkit.formats.staging import TEMPORARY, sync_folder, translated
 from ckptkit.store.behind import Worker
@@ -29,16 +36,17 @@ from ckptkit.store.integrity import Digests, Promise, hash_file
 from ckptkit.store.transport import Identity
 from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
-_PIECE = 1 << 20
+_MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
 _HEAD = 512
 _LONG_NAME = 140
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _O_BINARY = getattr(os, "O_BINARY", 0)
+_HAS_WRITEV = hasattr(os, "writev")
 _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work behind the receiving, so that little is left to wait for."""
 _PAGE = mmap.PAGESIZE
 _AT_ONCE = 1 << 18
-"""Bytes a system call writes: with 1 MiB, Linux 6.18's ext4 took two to three times the processor time."""
+"""Most bytes of a system call: with 1 MiB, Linux 6.18's ext4 took two to three times the processor time."""
 
 
 class Partial:
@@ -75,6 +83,8 @@ class Partial:
         self._source = hashlib.sha256(source.encode()).hexdigest()
         self._path: Path | None = None
         self._fd: int | None = None
+        self._marks_fd: int | None = None
+        self._crc = 0
         self._writer = ""
         self._hasher = BackgroundHasher()
         self._syncer = Worker("sync", 1)
@@ -101,10 +111,10 @@ class Partial:
         self.flush()  # promised by a later answer only: these kinds were not taken while the bytes came
         return hash_file(self.path)
 
-    def pick_up(self, advance: Callable[[int], None] | None = None) -> None:
+    def pick_up(self) -> None:
         """Continue what an earlier run left of this source, if it left anything sound; hashes those bytes."""
         for sidecar in self.folder.glob(f".{glob.escape(_stem(self.name))}.*.part.json"):
-            identity, promises, source = _read_sidecar(sidecar)
+            identity, promises, source, marks = _read_sidecar(sidecar)
             path = sidecar.with_suffix("")
             if source != self._source or identity is None or not self._is_of(path, identity):
                 continue
@@ -114,21 +124,39 @@ class Partial:
             claimed = self._claim(path, identity)
             if claimed is None:
                 continue
-            path = claimed
-            # Of a whole file the last byte is asked for again: the answer tells whether it is still this one.
-            keep = min(size, identity.size - 1)
-            with translated(path):
-                self._fd = os.open(path, os.O_RDWR | _O_BINARY)
-                self._path, self.identity, self.promises = path, identity, promises
-                self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
-                self._written = keep
-                os.ftruncate(self._fd, keep)
-                while piece := os.read(self._fd, _PIECE):
-                    self._count(piece)
-                    if advance:
-                        advance(len(piece))
+            self._path, self.identity, self.promises = claimed, identity, promises
+            self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
+            with translated(claimed):
+                self._fd = os.open(claimed, os.O_RDWR | _O_BINARY)
+                # Of a whole file the last byte is asked for again: the answer tells whether it is still this.
+                kept = self._read_marked(marks, identity.size - 1)
+                os.ftruncate(self._fd, self._written)
+            if not self._written:
+                self.discard()
+                continue
+            self._write_sidecar(kept)
             self.joined = True
             return
+
+    def _read_marked(self, marks: list[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+        """Take the bytes that marks vouch for, up to ``most``; returns the marks of what is taken."""
+        assert self._fd is not None
+        kept: list[tuple[int, int]] = []
+        for end, wanted in marks:
+            if not 0 < end - self._written <= _AT_ONCE:
+                break
+            piece = _read_exactly(self._fd, end - self._written)
+            if len(piece) < end - self._written or crc32c(piece, self._crc) != wanted:
+                break
+            piece = piece[: most - self._written]
+            self._crc = crc32c(piece, self._crc)
+            self._written += len(piece)
+            self._count(piece)
+            kept.append((self._written, self._crc))
+            if self._written == most:
+                break
+        os.lseek(self._fd, self._written, os.SEEK_SET)
+        return kept
 
     def begin(self, identity: Identity, promises: tuple[Promise, ...]) -> None:
         """Start from the first byte, of the file with this identity."""
@@ -138,18 +166,28 @@ class Partial:
         path = self._own_path(identity)
         with translated(self.folder / self.name):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if identity.can_resume:
-            write_json(
-                path.with_name(f"{path.name}.json"),
-                {
-                    "source": self._source,
-                    "identity": asdict(identity),
-                    "promises": [asdict(promise) for promise in promises],
-                },
-            )
-        with translated(self.folder / self.name):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
         self._path = path
+        try:
+            if identity.can_resume:
+                self._write_sidecar([])
+            with translated(self.folder / self.name):
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _write_sidecar(self, marks: list[tuple[int, int]]) -> None:
+        """Write the file beside the part, and open it for further marks."""
+        assert self._path is not None and self.identity is not None
+        path = self._path.with_name(f"{self._path.name}.json")
+        said = {
+            "source": self._source,
+            "identity": asdict(self.identity),
+            "promises": [asdict(promise) for promise in self.promises],
+        }
+        write_json(path, "".join([json.dumps(said), "\n", *(f"{end} {crc:08x}\n" for end, crc in marks)]))
+        with translated(self.folder / self.name):
+            self._marks_fd = os.open(path, os.O_WRONLY | os.O_APPEND | _O_BINARY)
 
     def append(self, data: bytes | memoryview) -> None:
         """Put bytes at the end and hash them.
@@ -187,16 +225,17 @@ class Partial:
 
     def _write(self, *parts: bytes | memoryview) -> None:
         assert self._fd is not None
-        left = [view for part in parts if (view := memoryview(part))]
         try:
-            while left:
-                written = _write_some(self._fd, left)
-                self._written += written
-                self._unsynced += written
-                while left and written >= len(left[0]):
-                    written -= len(left.pop(0))
-                if left:
-                    left[0] = left[0][written:]
+            for pieces in _at_once(*parts):
+                self._mark(pieces)
+                while pieces:
+                    written = os.writev(self._fd, pieces) if _HAS_WRITEV else os.write(self._fd, pieces[0])
+                    self._written += written
+                    self._unsynced += written
+                    while pieces and written >= len(pieces[0]):
+                        written -= len(pieces.pop(0))
+                    if pieces:
+                        pieces[0] = pieces[0][written:]
         except OSError as error:
             self._rest = b""
             if error.errno in _FULL:
@@ -205,18 +244,27 @@ class Partial:
         if self._unsynced >= _SYNC_EVERY and self._syncer.do_if_idle(_sync_data, self._fd):
             self._unsynced = 0
 
+    def _mark(self, pieces: list[memoryview]) -> None:
+        """Say what the next write will make of the file."""
+        if self._marks_fd is not None:
+            for piece in pieces:
+                self._crc = crc32c(piece, self._crc)
+            end = self._written + sum(map(len, pieces))
+            os.write(self._marks_fd, b"%d %08x\n" % (end, self._crc))
+
     def _count(self, data: bytes | memoryview) -> None:
         self._hasher.update(data)
         if len(self.head) < _HEAD:
             self.head += data[: _HEAD - len(self.head)]
 
     def _close_file(self) -> None:
-        """End the threads, then close the file that one of them syncs."""
+        """End the threads, then close the file that one of them syncs, and the one with its marks."""
         self._hasher.close()
         self._syncer.close()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        for fd in (self._fd, self._marks_fd):
+            if fd is not None:
+                os.close(fd)
+        self._fd = self._marks_fd = None
 
     def close(self) -> None:
         """Close the file and leave it for a later run, if that could continue it."""
@@ -225,7 +273,7 @@ class Partial:
                 self.flush()
         if self._fd is not None:
             self._close_file()
-            if not (self.identity and self.identity.can_resume):
+            if not (self._written and self.identity and self.identity.can_resume):
                 self.discard()
         release(self._writer)
 
@@ -239,7 +287,7 @@ class Partial:
         release(self._writer)
         self._path, self.identity, self.promises, self.joined = None, None, (), False
         self._hasher, self._syncer, self.head = BackgroundHasher(), Worker("sync", 1), b""
-        self._written, self._unsynced, self._rest = 0, 0, b""
+        self._written, self._unsynced, self._rest, self._crc = 0, 0, b"", 0
 
     def sync(self) -> int:
         """Bring the bytes to the disk; returns the file's modification time in nanoseconds."""
@@ -322,12 +370,30 @@ def _stem(name: str) -> str:
     return name if len(name.encode()) <= _LONG_NAME else hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
-def _write_some(fd: int, parts: list[memoryview]) -> int:
-    """Write the parts, or as much of them as is good to write at once."""
-    first, *others = parts
-    if len(first) >= _AT_ONCE or not others or not hasattr(os, "writev"):
-        return os.write(fd, first[:_AT_ONCE])
-    return os.writev(fd, [first, others[0][: _AT_ONCE - len(first)]])
+def _at_once(*parts: bytes | memoryview) -> Iterator[list[memoryview]]:
+    """Divide bytes into what is good to write at once."""
+    pieces: list[memoryview] = []
+    room = _AT_ONCE
+    for part in parts:
+        left = memoryview(part)
+        while left:
+            pieces.append(left[:room])
+            room -= len(pieces[-1])
+            left = left[len(pieces[-1]) :]
+            if not room:
+                yield pieces
+                pieces, room = [], _AT_ONCE
+    if pieces:
+        yield pieces
+
+
+def _read_exactly(fd: int, size: int) -> bytes:
+    """Read ``size`` bytes, fewer only at the end."""
+    pieces = []
+    while size and (piece := os.read(fd, size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _sync_data(fd: int) -> None:
@@ -342,15 +408,16 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str]:
-    """Identity, promises and source digest; no identity where the file is damaged."""
+def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str, list[tuple[int, int]]]:
+    """Identity, promises, source digest and marks; no identity where the file is damaged."""
     try:
-        value: Any = json.loads(path.read_bytes())
+        first, *lines = path.read_bytes().split(b"\n")
+        value: Any = json.loads(first)
         identity = Identity(**value["identity"])
         promises = tuple(Promise(**promise) for promise in value["promises"])
         source = value["source"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None, (), ""
+        return None, (), "", []
     texts = (identity.etag, identity.generation, identity.last_modified)
     sound = (
         all(text is None or isinstance(text, str) for text in texts)
@@ -358,4 +425,5 @@ def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str
         and all(isinstance(part, str) for promise in promises for part in asdict(promise).values())
         and all(promise.algorithm in ("sha256", "md5", "crc32c") for promise in promises)
     )
-    return (identity if sound else None), promises, str(source)
+    marks = [(int(m[1]), int(m[2], 16)) for m in takewhile(bool, map(_MARK.fullmatch, lines)) if m]
+    return (identity if sound else None), promises, str(source), marks
