@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _MAX_REASON = 1000
@@ -64,6 +65,30 @@ class CkptkitError(Exception):
 
 class UsageError(CkptkitError):
     """The request itself makes no sense, or would overwrite something without ``--force``."""
+
+
+def one_of(what: str, text: str, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> str:
+    """The one of several names that a user means, by itself or by another word for it.
+
+    Raises
+    ------
+    UsageError
+        It is none of them.
+
+    Examples
+    --------
+    >>> one_of("framework", "PyTorch", ("torch", "keras"), {"pytorch": "torch"})
+    'torch'
+    """
+    lower = text.lower()
+    name = (aliases or {}).get(lower, lower)
+    if name in names:
+        return name
+    import difflib
+
+    close = difflib.get_close_matches(lower, [*names, *(aliases or {})], 1)
+    meant = f"did you mean {(aliases or {}).get(close[0], close[0])}? " if close else ""
+    raise UsageError(f"no {what} {text!r}", hint=f"{meant}one of {', '.join(names)}")
 
 
 class NotFoundError(CkptkitError):

@@ -1,11 +1,37 @@
-"""The folders that ``CKPTKIT_HOME`` names, and which of them is written to."""
+"""Paths as users write them, and the folders that ``CKPTKIT_HOME`` names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from ckptkit.errors import UsageError
+
 ENVIRONMENT = "CKPTKIT_HOME"
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it: ``~`` and ``~name`` are home folders, also where no shell saw them.
+
+    Raises
+    ------
+    UsageError
+        Nobody is called so, or nothing says which folder is the user's.
+
+    Examples
+    --------
+    >>> user_path("~/m.pth") == Path.home() / "m.pth", user_path("./~")
+    (True, PosixPath('~'))
+    """
+    if not str(text).startswith("~"):
+        return Path(text)
+    expanded = os.path.expanduser(text)  # noqa: PTH111 (pathlib's takes './~' for '~')
+    if expanded == str(text):
+        raise UsageError(
+            f"{text}: no home folder is known for {Path(text).parts[0]}",
+            hint=f"write ./{text} if that is its name",
+        )
+    return Path(expanded)
 
 
 def home_folders() -> list[Path]:
@@ -16,7 +42,7 @@ def home_folders() -> list[Path]:
     others keep their order. Where none can be written the first stays first, and writing says why it fails.
     """
     given = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(os.pathsep)]
-    folders = list(dict.fromkeys(Path(name).expanduser() for name in given if name))
+    folders = list(dict.fromkeys(user_path(name) for name in given if name))
     if not folders:
         import platformdirs
 

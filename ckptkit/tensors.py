@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ckptkit.errors import one_of
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -30,6 +32,32 @@ _TILE_COLUMNS, _TILE_PADDING = 256, 16
 buffer of its own: rows of a large matrix are often a multiple of 4096 bytes apart, fall into the same few
 cache lines and push each other out; the padding sets them apart. Smaller tiles suit one thread as well, but
 cost more calls. Measured: see tests/benchmarks/README.md."""
+
+
+FLOAT_DTYPES = ("float32", "float16", "bfloat16")
+"""Element types that floating tensors can be cast to."""
+
+_FLOAT_ALIASES = {
+    **dict.fromkeys(("fp32", "f32", "float", "single"), "float32"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    "bf16": "bfloat16",
+}
+
+
+def float_named(text: str) -> str:
+    """The element type that a user names, for floating tensors to be cast to.
+
+    Raises
+    ------
+    UsageError
+        It is none that floating tensors are cast to.
+
+    Examples
+    --------
+    >>> float_named("bf16"), float_named("half"), float_named("float32")
+    ('bfloat16', 'float16', 'float32')
+    """
+    return one_of("dtype", text, FLOAT_DTYPES, _FLOAT_ALIASES)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 from typer.core import TyperGroup
 
 from ckptkit.cli.app import app, hoist_global_options, register_commands
-from ckptkit.formats.detect import EXTENSIONS
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.registry import load_registry
 from tests.conftest import REPOSITORY
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.errors import CkptkitError, FormatError, UsageError, command
 from ckptkit.images.classes import imagenet_classes
 from ckptkit.images.gathering import Fault, Gatherer, NamedPicture
-from ckptkit.models import Framework
+from ckptkit.models import Framework, framework_named
 from ckptkit.parity.packages import require_installed
 from ckptkit.store.mirrors import parse_mirrors
 from ckptkit.synth import NOTE
@@ -29,7 +29,6 @@ DEFAULT_BATCH_SIZE = 8
 
 FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
 
-_BUILDERS: dict[str, Framework] = {"torch": "torch", "tf": "keras", "keras": "keras"}
 _PACKAGES = {"torch": "torch", "keras": "tensorflow", "image": "PIL"}
 _EXTRAS = {"torch": "torch", "keras": "tf", "image": "image"}
 
@@ -106,7 +105,7 @@ class Prediction:
             "model": source.name,
             "variant": source.variant,
             "num_classes": source.num_classes,
-            "framework": "torch" if self.framework == "torch" else "tf",
+            "framework": self.framework,
             "preprocessing": {**vars(wanted), "size": list(wanted.size)},
             "weights": {
                 "file": None if source.synthetic else str(source.located.path),
@@ -249,9 +248,7 @@ def predict_images(
     """
     from ckptkit.analysis.model_source import named_source
 
-    if framework not in _BUILDERS:
-        raise UsageError(f"no framework {framework!r}", hint="one of torch, tf")
-    builder = _BUILDERS[framework]
+    builder = framework_named(framework)
     require_packages(builder)
     alone = isinstance(images, (str, Path)) or hasattr(images, "convert")
     gatherer = Gatherer(offline=workspace.offline, mirrors=parse_mirrors(workspace.mirrors))

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import logger, workspace_of_environment
 from ckptkit.errors import UsageError
+from ckptkit.formats.names import format_to_write, is_folder
+from ckptkit.places import user_path
+from ckptkit.tensors import float_named
 
 if TYPE_CHECKING:
     from ckptkit.convert.rules_file import RuleFile
@@ -104,7 +107,7 @@ def verify(
 
 def convert(
     what: str | Path,
-    to: str = "safetensors",
+    to: str | None = None,
     output: str | Path | None = None,
     *,
     force: bool = False,
@@ -126,11 +129,11 @@ def convert(
     ----------
     what : str or Path
         Id (fetched when it is not here) or path.
-    to : {"safetensors", "torch", "tf", "keras", "npz"}
-        Format.
+    to : {"safetensors", "torch", "tf", "keras", "npz"}, optional
+        Format. Default: as the ending of ``output`` says, else safetensors.
     output : path, optional
-        File, prefix for ``tf``, or an existing folder. Default: the cache for an id, the current folder
-        for a file.
+        File, prefix for ``tf``, or a folder: one that is there, or a name that ends in a slash. Default: the
+        cache for an id, the current folder for a file.
     force : bool
         Replace an existing output.
     layout, dtype, weights, head, allow_missing_bn, variant
@@ -158,14 +161,15 @@ def convert(
         disk refused; the result read back differs.
     """
     from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located
+    from ckptkit.convert.whole import convert_located, planned_paths
     from ckptkit.families.settings import parse_size
 
     workspace = workspace_of_environment()
+    folder = output is not None and is_folder(output)
     options = Options(
-        to=to,
+        to=format_to_write(to, None if folder else output),
         layout=layout,
-        dtype=dtype,
+        dtype=float_named(dtype) if dtype is not None else None,
         weights=weights,
         head=head,
         allow_missing_bn=allow_missing_bn,
@@ -174,11 +178,15 @@ def convert(
         resolution=None if resolution is None else parse_size(resolution, "resolution"),
         rules=_rules(rules, reverse=reverse),
     )
+    located = workspace.locate(what)
+    (path,) = planned_paths(
+        [located], options, user_path(output) if output is not None else None, folder=folder
+    )
     outcome = convert_located(
-        workspace.locate(what),
+        located,
         options,
         workspace,
-        output=Path(output) if output is not None else None,
+        output=path,
         force=force,
         check=check,
     )

@@ -38,7 +38,7 @@ def predict(
         Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     images : str, Path, PIL.Image.Image, or an iterable of them
         Files, folders (their images, sorted by name), URLs, or images that are decoded already.
-    framework : {"torch", "tf"}
+    framework : {"torch", "keras"}
         In which the model runs, on the CPU.
     top : int
         How many classes to name.
@@ -188,7 +188,7 @@ def evaluate(
         For a flat folder: lines of an image's name and its class.
     limit : int, optional
         Take a sample of so many images, spread over the classes, the same ones each time.
-    framework : {"torch", "tf"}
+    framework : {"torch", "keras"}
     batch_size : int
     workers : int, optional
         Threads that load images; default one for each core, eight at most.
@@ -224,16 +224,17 @@ def evaluate(
         Nothing there; not to be had; damaged; BatchNorm statistics are missing (see `calibrate`).
     """
     from ckptkit.analysis.evaluate.distributed import process_group
-    from ckptkit.analysis.evaluate.options import EvaluationOptions, builder_of
+    from ckptkit.analysis.evaluate.options import EvaluationOptions
     from ckptkit.analysis.evaluate.run import evaluate_source
     from ckptkit.analysis.evaluate.running import require_packages
     from ckptkit.analysis.model_source import named_source
+    from ckptkit.models import framework_named
 
     options = EvaluationOptions(
         [data] if isinstance(data, (str, Path)) else list(data),
         labels=Path(labels) if labels is not None else None,
         limit=limit,
-        framework=builder_of(framework),
+        framework=framework_named(framework),
         batch_size=batch_size,
         workers=workers,
         amp=amp,

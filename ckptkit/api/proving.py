@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import logger, workspace_of_environment
+from ckptkit.places import user_path
+from ckptkit.tensors import float_named
 
 if TYPE_CHECKING:
     from ckptkit.analysis.training_logs import TrainingLog
@@ -75,7 +77,7 @@ def parity(
     MissingDependencyError
         When torch, or what the other side needs, is not installed.
     """
-    from ckptkit.parity import chosen_backends, run_with, synthetic_checkpoint
+    from ckptkit.parity import backend_named, chosen_backends, run_with, synthetic_checkpoint
 
     workspace = workspace_of_environment()
     options: dict[str, Any] = {
@@ -84,14 +86,14 @@ def parity(
         "seed": seed,
         "image": Path(image) if image is not None else None,
         "weights": weights,
-        "dtype": dtype,
-        "converted": Path(converted) if converted is not None else None,
+        "dtype": float_named(dtype) if dtype is not None else None,
+        "converted": user_path(converted) if converted is not None else None,
         "variant": variant,
         "allow_missing_bn": allow_missing_bn,
         "settings": settings,
     }
-    asked = () if backend is None else (backend,)
-    (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=dtype)
+    asked = () if backend is None else (backend_named(backend),)
+    (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=options["dtype"])
     if not synthetic:
         return run_with(chosen, workspace.locate(what), **options, note=logger.info)
     from ckptkit.synth import synthetic_stand_in
@@ -103,7 +105,7 @@ def parity(
 
 def export(
     what: str | Path,
-    to: str,
+    to: str | None = None,
     output: str | Path | None = None,
     *,
     push: str | None = None,
@@ -125,9 +127,10 @@ def export(
     ----------
     what : str or Path
         Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
-    to : {"hf", "onnx", "saved-model", "backbone"}
+    to : {"hf", "onnx", "saved-model", "backbone"}, optional
         A folder for the Hugging Face hub, which `create_model` loads; a graph that runs without ckptkit;
-        headless weights as the published dense-prediction code loads them.
+        headless weights as the published dense-prediction code loads them. An ``output`` that ends in
+        ``.onnx`` says it too.
     output : path, optional
         Folder or file; default the current folder, by the source's name.
     push : str, optional
@@ -181,21 +184,21 @@ def export(
     from ckptkit.analysis.model_source import named_source
     from ckptkit.errors import IntegrityError
     from ckptkit.export.publishing import Destination
-    from ckptkit.export.run import ExportRequest, default_output, run_export
+    from ckptkit.export.run import ExportRequest, place_of, run_export
     from ckptkit.export.targets import ExportOptions, get_target
 
     workspace = workspace_of_environment()
     request = ExportRequest(
-        get_target(to),
+        get_target(to, output),
         ExportOptions(
-            dtype=dtype,
+            dtype=float_named(dtype) if dtype is not None else None,
             features=features,
             opset=opset,
             force=force,
             note=logger.info,
             warn=logger.warning,
         ),
-        None if output is None else Path(output),
+        output,
         None if push is None else Destination(push, private),
         synthetic_too=push_synthetic,
     )
@@ -203,7 +206,7 @@ def export(
     named = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
     with named_source(what, workspace, synthetic=synthetic, **named) as source:
         if request.output is None:  # what is returned must still be there
-            request = replace(request, output=default_output(source, request.target))
+            request = replace(request, output=place_of(source, request.target, None))
         exported = run_export(source, request).exported
     if not exported.ok:
         raise IntegrityError(f"{exported.path}: {exported.verdict}")

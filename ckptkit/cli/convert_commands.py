@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.cli.completion import complete_ids_or_files, complete_ids_or_variants
-from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
+from ckptkit.cli.options import (
+    SettingOptions,
+    WhichWeights,
+    one_of_these,
+    parse_resolution,
+    parse_settings,
+)
 from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.remote_output import STANDARD, Output
 from ckptkit.cli.state import State, state_of
+from ckptkit.formats.names import FORMATS, format_named, format_to_write
+from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
     from ckptkit.convert import Options
@@ -19,16 +27,6 @@ if TYPE_CHECKING:
     from ckptkit.convert.whole import Outcome
     from ckptkit.synth import Synthetic
     from ckptkit.workspace import Located
-
-
-class Format(str, Enum):
-    """Formats a conversion can write."""
-
-    SAFETENSORS = "safetensors"
-    TORCH = "torch"
-    TF = "tf"
-    KERAS = "keras"
-    NPZ = "npz"
 
 
 def convert(
@@ -41,7 +39,14 @@ def convert(
             autocompletion=complete_ids_or_files,
         ),
     ] = None,
-    to: Annotated[Format, typer.Option(help="Format to write.")] = Format.SAFETENSORS,
+    to: Annotated[
+        str | None,
+        one_of_these(
+            format_named,
+            FORMATS,
+            help="Format to write. Default: as the ending of --output says, else safetensors.",
+        ),
+    ] = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +54,9 @@ def convert(
             "as-is: of any model, keep both and change the container alone."
         ),
     ] = None,
-    dtype: Annotated[FloatType | None, typer.Option(help="Cast floating tensors.")] = None,
+    dtype: Annotated[
+        str | None, one_of_these(float_named, FLOAT_DTYPES, help="Cast floating tensors.")
+    ] = None,
     weights: Annotated[
         WhichWeights,
         typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
@@ -61,7 +68,8 @@ def convert(
             "--output",
             "-o",
             metavar="PATH|URL",
-            help="File, folder, or prefix for tf; or s3://bucket/file (gs, az, hf). "
+            help="File (.safetensors, .pth, .weights.h5, .npz), prefix for tf (.ckpt), folder/, "
+            "s3://bucket/file (gs, az, hf), or - for standard output. "
             "Default: the cache for ids, here for files.",
         ),
     ] = None,
@@ -94,20 +102,20 @@ def convert(
     """Convert checkpoints between TensorFlow, PyTorch, safetensors and Keras.
 
     Examples: ckptkit convert tiny-moat0-256 --to safetensors
-    · ckptkit convert model.ckpt --to torch -o moat.pth
+    · ckptkit convert model.ckpt -o moat.pth
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
-    from ckptkit.cli.remote_output import Output
     from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located
-    from ckptkit.errors import UsageError
+    from ckptkit.convert.whole import convert_located, planned_paths
 
     state = state_of(context)
     workspace = state.workspace()
+    count = len(what) if what else len(workspace.fetched())
+    where = Output(output, force=force, results=count)
     options = Options(
-        to=to.value,
+        to=format_to_write(to, where.file),
         layout=layout,
-        dtype=dtype.value if dtype else None,
+        dtype=dtype,
         weights=weights.value,
         head=not no_head,
         allow_missing_bn=allow_missing_bn,
@@ -120,29 +128,24 @@ def convert(
     sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
     if not sources:
         state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
-    where = Output(output, force=force)
-    if len(sources) > 1 and not where.takes_many:
-        if where.path is None or where.path.exists() or where.path.suffix:
-            raise UsageError(
-                f"--output {output} is one file for {len(sources)} conversions", hint="give a folder"
-            )
-        if not dry_run:
-            where.path.mkdir(parents=True)
-    for located in sources:
-        with Output(output, force=force) as target:
+    with where:
+        if options.to == "tf" or options.max_shard_size is not None:
+            where.refuse_several("this writes several files")
+        planned = planned_paths(sources, options, where.path, folder=where.folder)
+        for located, path in zip(sources, planned, strict=True):
             if not dry_run:
-                target.refuse_existing()
+                where.refuse_existing()
             outcome = convert_located(
                 located,
                 options,
                 workspace,
-                output=target.path,
+                output=path,
                 force=force,
                 check=not no_check,
                 dry_run=dry_run,
             )
-            shown = target.shown(outcome.path) if dry_run else target.deliver(outcome.path)
-        _report(state, located, outcome, options, shown, dry_run=dry_run, checked=not no_check)
+            shown = where.shown(outcome.path) if dry_run else where.deliver(outcome.path)
+            _report(state, located, outcome, options, shown, dry_run=dry_run, checked=not no_check)
 
 
 def _report(
@@ -150,7 +153,7 @@ def _report(
     located: Located,
     outcome: Outcome,
     options: Options,
-    shown_as: str,
+    shown_as: str | None,
     *,
     dry_run: bool,
     checked: bool,
@@ -161,7 +164,7 @@ def _report(
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:
-        _print_plan(state, outcome, shown_as)
+        _print_plan(state, outcome, shown_as or STANDARD)
         return
     if outcome.reused:
         state.output.note(f"{located.name}: the same conversion stands there already")
@@ -176,7 +179,8 @@ def _report(
 
         shown = None if state.output.verbose else 3
         state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
-    state.output.result(shown_as)
+    if shown_as is not None:
+        state.output.result(shown_as)
 
 
 def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
@@ -242,8 +246,8 @@ def synth(
             "--output",
             "-o",
             metavar="PATH|URL",
-            help="File as published (.tar.gz, .pth, .pth.tar), or a TensorFlow prefix; or s3://bucket/file "
-            "(gs, az, hf). Default: here, by id.",
+            help="File as published (.tar.gz, .pth, .pth.tar), a TensorFlow prefix (.ckpt), folder/, "
+            "s3://bucket/file (gs, az, hf), or - for standard output. Default: here, by id.",
         ),
     ] = None,
     layout: Annotated[
@@ -266,28 +270,26 @@ def synth(
 
     Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
-    from ckptkit.cli.remote_output import Output
-    from ckptkit.synth import NOTE, published_ending, write_checkpoint
+    from ckptkit.synth import NOTE, published_ending, refuse_unpublished, write_checkpoint
 
     state = state_of(context)
     synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
     name = f"{what}{published_ending(synthetic)}"
-    if output is not None and output.endswith("/") and "://" in output:
-        output += name
-    target = Output(output or name, force=force)
     specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
-    if dry_run:
-        state.output.note(f"would write {len(specs)} tensors, {size}, to {output or name}")
-        return
-    state.output.note(f"{what}: {NOTE}")
-    with target:
-        target.refuse_existing()
-        assert target.path is not None
-        write_checkpoint(synthetic, target.path, force=force)
-        shown = target.deliver(target.path)
+    with Output(output, force=force) as where:
+        path = where.path / name if where.path and where.folder else where.path or Path(name)
+        refuse_unpublished(synthetic, where.file or path)
+        if dry_run:
+            state.output.note(f"would write {len(specs)} tensors, {size}, to {where.shown(path)}")
+            return
+        state.output.note(f"{what}: {NOTE}")
+        where.refuse_existing()
+        write_checkpoint(synthetic, path, force=force)
+        shown = where.deliver(path)
     state.output.note(f"{len(specs)} tensors, {size}")
-    state.output.result(shown)
+    if shown is not None:
+        state.output.result(shown)
 
 
 def _synthetic(

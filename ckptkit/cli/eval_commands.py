@@ -18,7 +18,6 @@ from ckptkit.cli.options import (
     SyntheticOption,
     VariantOption,
     WeightsOption,
-    WhichFramework,
     WhichWeights,
     opened_source,
 )
@@ -77,7 +76,7 @@ def evaluate(
         bool, typer.Option("--amp", help="Half precision where autocast thinks it safe; PyTorch only.")
     ] = False,
     device: DeviceOption = "auto",
-    framework: FrameworkOption = WhichFramework.TORCH,
+    framework: FrameworkOption = "torch",
     check: Annotated[
         bool, typer.Option("--check", help="Return 1 when a published figure lies outside.")
     ] = False,
@@ -119,12 +118,13 @@ def evaluate(
     from ckptkit.analysis.evaluate.run import evaluate_source
     from ckptkit.analysis.evaluate.running import require_packages
     from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.models import framework_named
 
     options = EvaluationOptions(
         data=data,
         labels=labels,
         limit=limit,
-        framework=framework.builder,
+        framework=framework_named(framework),
         batch_size=batch_size,
         workers=workers,
         amp=amp,
@@ -135,9 +135,9 @@ def evaluate(
         check=check,
     )
     with _first_speaks(state_of(context)) as state:
-        require_packages(framework.builder, "eval")
+        require_packages(options.framework, "eval")
         with (
-            process_group(device, framework.builder) as group,
+            process_group(device, options.framework) as group,
             opened_source(
                 state.workspace(),
                 what,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.cli.completion import complete_ids_or_files
 from ckptkit.cli.options import (
-    FloatType,
     JsonOption,
     ResolutionOption,
     SettingOptions,
@@ -19,22 +16,16 @@ from ckptkit.cli.options import (
     VariantOption,
     WeightsOption,
     WhichWeights,
+    one_of_these,
     opened_source,
 )
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
+from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
+from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
     from ckptkit.export.run import ExportOutcome, ExportRequest
-
-
-class ExportTarget(str, Enum):
-    """Targets of `ckptkit.export.targets`."""
-
-    HF = "hf"
-    ONNX = "onnx"
-    SAVED_MODEL = "saved-model"
-    BACKBONE = "backbone"
 
 
 def export(
@@ -48,18 +39,27 @@ def export(
         ),
     ],
     to: Annotated[
-        ExportTarget,
-        typer.Option(
+        str | None,
+        one_of_these(
+            target_named,
+            tuple(TARGETS),
             help="hf: a folder for the Hugging Face hub, which create_model loads. "
             "backbone: headless weights as dense-prediction code loads them. "
-            "onnx, saved-model: a graph that runs without ckptkit.",
+            "onnx (also said by an --output that ends so), saved-model: a graph that runs without ckptkit.",
         ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder or file to write. Default: here, by the source's name."),
     ] = None,
-    dtype: Annotated[FloatType | None, typer.Option(help="hf, backbone: cast floating tensors.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Folder or file to write. Default: here, by the source's name.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, one_of_these(float_named, FLOAT_DTYPES, help="hf, backbone: cast floating tensors.")
+    ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="onnx, saved-model: the stages' outputs instead of logits.")
     ] = False,
@@ -94,15 +94,14 @@ def export(
     from ckptkit.errors import UsageError
     from ckptkit.export.publishing import Destination
     from ckptkit.export.run import ExportRequest, run_export
-    from ckptkit.export.targets import ExportOptions, get_target
 
     state = state_of(context)
     if push is None and (private or push_synthetic):
         raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
     request = ExportRequest(
-        get_target(to.value),
+        get_target(to, output),
         ExportOptions(
-            dtype=dtype.value if dtype else None,
+            dtype=dtype,
             features=features,
             opset=opset,
             force=force,

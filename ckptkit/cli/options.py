@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from ckptkit.workspace import Workspace
 
 
-class FloatType(str, Enum):
-    """Element types a conversion can cast floating tensors to."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
 class WhichWeights(str, Enum):
     """Which copy to take where a file holds both."""
 
@@ -34,22 +26,43 @@ class WhichWeights(str, Enum):
     RAW = "raw"
 
 
-class WhichFramework(str, Enum):
-    """In which framework a model runs."""
+def one_of_these(
+    named: Callable[[str], str], names: Sequence[str], param: str | None = None, **more: Any
+) -> Any:
+    """An option that takes one of several names, or another word for one of them.
 
-    TORCH = "torch"
-    TF = "tf"
+    Parameters
+    ----------
+    named : callable
+        Gives the name that a word means; raises UsageError for any other.
+    names : sequence of str
+        Shown in the help, and offered to a shell.
+    param : str, optional
+        The option, where it is not called as its parameter.
+    **more
+        Of `typer.Option`.
+    """
+    return typer.Option(
+        *([param] if param else []),
+        parser=named,
+        metavar=f"[{'|'.join(names)}]",
+        autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete)],
+        **more,
+    )
 
-    @property
-    def builder(self) -> Literal["torch", "keras"]:
-        """What `ckptkit.create_model` calls it."""
-        return "torch" if self is WhichFramework.TORCH else "keras"
+
+def _framework(text: str) -> str:
+    from ckptkit.models import framework_named
+
+    return framework_named(text)
 
 
 WeightsOption = Annotated[
     WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema.")
 ]
-FrameworkOption = Annotated[WhichFramework, typer.Option(help="In which framework the model runs.")]
+FrameworkOption = Annotated[
+    str, one_of_these(_framework, ("torch", "keras"), help="In which framework the model runs.")
+]
 SyntheticOption = Annotated[
     bool,
     typer.Option("--synthetic", help="Random weights by recipe: no download, no knowledge."),

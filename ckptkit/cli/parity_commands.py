@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckptkit.cli.completion import complete_ids_or_files
-from ckptkit.cli.options import FloatType, SettingOptions, WhichWeights, parse_resolution, parse_settings
+from ckptkit.cli.options import SettingOptions, WhichWeights, one_of_these, parse_resolution, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
+from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
     from ckptkit.formats.staging import StagedFile
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
     from ckptkit.workspace import Located, Workspace
 
 
-class WhichBackend(str, Enum):
-    """What PyTorch is compared with."""
+def _backend(text: str) -> str:
+    from ckptkit.parity import backend_named
 
-    KERAS = "keras"
-    ONNXRUNTIME = "onnxruntime"
+    return backend_named(text)
 
 
 def parity(
@@ -42,9 +41,12 @@ def parity(
         bool, typer.Option("--synthetic", help="Use synthetic weights by recipe; nothing is downloaded.")
     ] = False,
     backends: Annotated[
-        list[WhichBackend] | None,
-        typer.Option(
-            "--with", help="What PyTorch is compared with, default keras; may be repeated, one report each."
+        list[str] | None,
+        one_of_these(
+            _backend,
+            ("keras", "onnxruntime"),
+            param="--with",
+            help="What PyTorch is compared with, default keras; may be repeated, one report each.",
         ),
     ] = None,
     converted: Annotated[
@@ -71,8 +73,12 @@ def parity(
         typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
     ] = WhichWeights.AUTO,
     dtype: Annotated[
-        FloatType | None,
-        typer.Option(help="Convert to this type and compare with the original; the tolerance follows."),
+        str | None,
+        one_of_these(
+            float_named,
+            FLOAT_DTYPES,
+            help="Convert to this type and compare with the original; the tolerance follows.",
+        ),
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
     allow_missing_bn: Annotated[
@@ -104,15 +110,15 @@ def parity(
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError
-    from ckptkit.parity import Failure, chosen_backends, require_packages, run_with
+    from ckptkit.parity import Failure, backend_named, chosen_backends, require_packages, run_with
 
     state = state_of(context)
     workspace = state.workspace()
     names = _targets(workspace, what or [], all_entries=all_entries, synthetic=synthetic, converted=converted)
     with_each = chosen_backends(
-        [backend.value for backend in backends or ()],
+        [backend_named(backend) for backend in backends or ()],
         converted=converted,
-        dtype=dtype.value if dtype else None,
+        dtype=dtype,
     )
     options: dict[str, Any] = {
         "converted": converted,
@@ -121,7 +127,7 @@ def parity(
         "seed": seed,
         "image": image,
         "weights": weights.value,
-        "dtype": dtype.value if dtype else None,
+        "dtype": dtype,
         "variant": variant,
         "allow_missing_bn": allow_missing_bn,
         "settings": parse_settings(settings),

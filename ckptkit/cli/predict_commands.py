@@ -17,7 +17,6 @@ from ckptkit.cli.options import (
     SyntheticOption,
     VariantOption,
     WeightsOption,
-    WhichFramework,
     WhichWeights,
     opened_source,
 )
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.predict import Predicted, Prediction, Predictor
     from ckptkit.cli.thumbnails import Renderer
     from ckptkit.images.gathering import Fault, Gathering
+    from ckptkit.models import Framework
     from ckptkit.parity.preparation import PreparationReport
 
 _NO_KNOWLEDGE = "the weights are synthetic, random numbers: these predictions mean nothing"
@@ -56,7 +56,7 @@ def predict(
         ),
     ],
     top: Annotated[int, typer.Option(metavar="K", help="How many classes to name.")] = 5,
-    framework: FrameworkOption = WhichFramework.TORCH,
+    framework: FrameworkOption = "torch",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images that go through at once.")] = 8,
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Look into the folders of folders too.")
@@ -85,12 +85,14 @@ def predict(
     Needs Pillow and the framework: pip install 'ckptkit[torch,image]'.
 
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
-    · ckptkit predict moganet-xt-224 images/ --synthetic --framework tf --json
+    · ckptkit predict moganet-xt-224 images/ --synthetic --framework keras --json
     """
     from ckptkit.analysis.predict import Predictor, require_packages
+    from ckptkit.models import framework_named
 
     state = state_of(context)
-    require_packages(*(("torch", "keras") if check_preprocessing else (framework.builder,)))
+    runs_in = framework_named(framework)
+    require_packages(*(("torch", "keras") if check_preprocessing else (runs_in,)))
     run = _Run(state.output, as_json)
     gathering = _gathered(state, images, recursive=recursive, most_at_once=batch_size)
     for fault in gathering.faults:
@@ -109,8 +111,8 @@ def predict(
                 settings=settings,
             )
         )
-        predictor = Predictor(source, framework.builder, top, batch_size)
-        _say_what_runs(state.output, source, framework)
+        predictor = Predictor(source, runs_in, top, batch_size)
+        _say_what_runs(state.output, source, runs_in)
         renderer = _renderer(state.output) if thumbnails and not as_json else None
         run.go(predictor, gathering, _Aside(renderer, source, check=check_preprocessing))
         run.finish(synthetic=source.synthetic)
@@ -223,12 +225,10 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
     return gathering
 
 
-def _say_what_runs(output: Output, source: ModelSource, framework: WhichFramework) -> None:
+def _say_what_runs(output: Output, source: ModelSource, framework: Framework) -> None:
     from ckptkit.analysis.predict import FRAMEWORK_NAMES, ONLY_NUMBERS
 
-    output.note(
-        f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework.builder]}; {source.preprocessing}"
-    )
+    output.note(f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework]}; {source.preprocessing}")
     if source.synthetic:
         output.warn(_NO_KNOWLEDGE)
     if source.num_classes != 1000:

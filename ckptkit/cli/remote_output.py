@@ -1,67 +1,84 @@
-"""``--output`` as a path, or as a URL in a store to which what was written here is then copied."""
+"""``--output``: a file, a folder, standard output, or a URL in a store to which the result is copied."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ckptkit.errors import UsageError, storage_error
+from ckptkit.formats.names import is_folder
+from ckptkit.places import user_path
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+STANDARD = "-"
+"""What stands for standard input or output in place of a path."""
+
 
 class Output:
-    """Where a command's result goes; use as a context manager.
+    """Where a command's results go; use as a context manager.
 
-    A result for a store is written whole into a temporary folder (``TMPDIR`` says where), checked there as
-    any other, and then put into the store, what leads to other files (an index) last.
+    What goes to a store or to standard output is written whole into a temporary folder (``TMPDIR`` says
+    where), checked there as any other, and then copied, what leads to other files (an index) last.
 
     Parameters
     ----------
     text : str or None
-        What the user gave: a path, or ``s3://``, ``gs://``, ``az://``, ``hf://`` with the object's name; a
-        URL that ends in a slash takes the default name.
+        What the user gave: a path; ``s3://``, ``gs://``, ``az://``, ``hf://`` with the object's name; or
+        ``-``. A folder, and whatever ends in a slash, takes the default name.
     force : bool
         Replace what is there.
+    results : int
+        How many go there: for several, a name without an ending is a folder.
 
     Attributes
     ----------
     url : str or None
         The URL, None for a path.
+    file : str or None
+        The name given, where it is that of one file: its ending says which format.
     path : Path or None
         What to hand to whoever writes; None where the user gave nothing.
+    folder : bool
+        Whether ``path`` is a folder in which results get their default names.
 
     Raises
     ------
     UsageError
-        When the URL is of another kind, or its last part cannot be a file name.
+        The URL is of another kind, its last part cannot be a file name, standard output is a terminal, or
+        several results would go into one file.
     """
 
-    def __init__(self, text: str | None, *, force: bool = False) -> None:
+    def __init__(self, text: str | None, *, force: bool = False, results: int = 1) -> None:
         self._force = force
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._standard = text == STANDARD
         self.url = _checked(text) if text is not None and "://" in text else None
-        self.path = None if text is None or self.url else Path(text)
-
-    @property
-    def takes_many(self) -> bool:
-        """Whether several results may go there, each under its own name."""
-        return self.url.endswith("/") if self.url else self.path is None or self.path.is_dir()
+        self.path = None if text is None or self.url or self._standard else user_path(text)
+        self.folder = self._standard or (text is not None and is_folder(text, results=results))
+        self.file = None if self.folder else text
+        if results > 1 and (self.file or self._standard):
+            raise UsageError(f"--output {text} is one file for {results} conversions", hint="give a folder")
+        if self._standard and sys.stdout.isatty():
+            raise UsageError("standard output is a terminal", hint="send it into a file or a pipe: … > FILE")
 
     def __enter__(self) -> Self:
-        if self.url:
-            self._folder = tempfile.TemporaryDirectory(prefix="ckptkit-upload-")
-            name = self.url.rpartition("/")[2]
-            self.path = Path(self._folder.name, name)
+        if self.url or self._standard:
+            self._scratch = tempfile.TemporaryDirectory(prefix="ckptkit-upload-")
+            self.path = Path(self._scratch.name, (self.url or "").rpartition("/")[2])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def refuse_existing(self) -> None:
         """Say before the work that the object exists; of a path, whoever writes says so.
@@ -71,27 +88,35 @@ class Output:
         UsageError
             When it exists and ``force`` is false.
         """
-        if self.url and not self.url.endswith("/"):
+        if self.url and not self.folder:
             from ckptkit.store.remote import refuse_existing_object
 
             refuse_existing_object(self.url, force=self._force)
 
+    def refuse_several(self, what: str) -> None:
+        """Raise UsageError for what is more than one file, where that is to go to standard output."""
+        if self._standard:
+            raise UsageError(f"{what}, which standard output cannot take", hint="give a folder or a file")
+
     def shown(self, path: Path) -> str:
         """What to call a result: the URL where it goes to a store."""
-        return self._prefix + path.name if self.url else str(path)
+        return STANDARD if self._standard else self._prefix + path.name if self.url else str(path)
 
-    def deliver(self, path: Path) -> str:
-        """Copy a result to its store, if that is where it goes; returns what to call it.
+    def deliver(self, path: Path) -> str | None:
+        """Copy a result to where it goes; returns what to call it, None for standard output.
 
         Raises
         ------
-        UsageError, NetworkError, IntegrityError, MissingDependencyError
-            As `ckptkit.store.remote.upload` raises them.
+        UsageError, NetworkError, IntegrityError, StorageError, MissingDependencyError
+            As `ckptkit.store.remote.upload` raises them; standard output cannot be written to.
         """
-        if self.url and self._folder is not None:
+        if self._standard:
+            _to_standard_output(path)
+            return None
+        if self.url and self._scratch is not None:
             from ckptkit.store.remote import refuse_existing_object, upload
 
-            files = sorted(Path(self._folder.name).iterdir(), key=_leads_to_others)
+            files = sorted(Path(self._scratch.name).iterdir(), key=_leads_to_others)
             for file in files:  # all are looked for before the first is written
                 refuse_existing_object(self._prefix + file.name, force=self._force)
             for file in files:
@@ -106,8 +131,20 @@ class Output:
         return self.url.rpartition("/")[0] + "/"
 
 
+def _to_standard_output(path: Path) -> None:
+    """Write a file's bytes, and nothing else."""
+    with path.open("rb") as file:
+        try:
+            sys.stdout.flush()
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "standard output") from error
+
+
 def _checked(url: str) -> str:
-    from ckptkit.errors import UsageError
     from ckptkit.store.cache import is_safe_file_name
     from ckptkit.store.remote import STORES, is_remote
 

@@ -7,9 +7,11 @@ and reads the result back.
 
 from ckptkit.convert.execution import Converted, check_written, execute, load_tensors, tensor_crc32c
 from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import FLOAT_DTYPES, FORMATS, Options
+from ckptkit.convert.options import Options
 from ckptkit.convert.planning import Plan, plan
 from ckptkit.convert.rounding import RoundingLoss
+from ckptkit.formats.names import FORMATS
+from ckptkit.tensors import FLOAT_DTYPES
 
 __all__ = [
     "FLOAT_DTYPES",

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from ckptkit._version import __version__
 from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import AS_IS, FORMATS, Options, check_target
+from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.errors import ConversionError, UsageError, command
 from ckptkit.formats.base import Reader
+from ckptkit.formats.names import FORMATS
 from ckptkit.layouts import IDENTITY, Binding
 from ckptkit.tensors import DTYPES, DType, TensorSpec
 

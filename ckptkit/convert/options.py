@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import UsageError
 from ckptkit.formats.base import Weights
+from ckptkit.formats.names import FORMATS
+from ckptkit.tensors import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from ckptkit.convert.rules_file import RuleFile
 
-FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
-
 AS_IS = "as-is"
 """What stands in place of a layout where only the container changes: see `ckptkit.convert.as_is`."""
-
-FLOAT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import glob
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,8 @@ from ckptkit.convert.provenance import Provenance
 from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
 from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS, without_ending
 from ckptkit.formats.staging import refuse_existing
 from ckptkit.workspace import Located, Workspace
 
@@ -63,8 +67,8 @@ def convert_located(
     workspace : Workspace
         Its cache takes the conversions of registry entries when there is no ``output``.
     output : Path, optional
-        File, or prefix for ``tf``; a folder (existing) takes the default name. Default: the cache for an
-        entry, the current folder for a file of one's own.
+        File, or prefix for ``tf``, as `planned_paths` gives it. Default: the cache for an entry, the
+        current folder for a file of one's own.
     force, check
         As in `execute`.
     dry_run : bool
@@ -80,8 +84,12 @@ def convert_located(
         Provenance(located) as provenance,
     ):
         conversion = _plan(reader, options, located.entry, provenance.placeholder)
-        path = output_path(located, conversion, options, workspace, output)
         in_cache = located.entry is not None and output is None
+        path = (
+            _cache_path(located.entry, conversion, options, workspace)
+            if located.entry is not None and output is None
+            else output or Path(_default_name(located, options.to))
+        )
         if in_cache or dry_run:
             conversion = _settled(conversion, provenance)
         standing = workspace.home.everywhere(path) if in_cache and not force else []
@@ -129,12 +137,100 @@ def _settled(conversion: TensorPlan, provenance: Provenance) -> TensorPlan:
     return replace(conversion, metadata={**conversion.metadata, **provenance.wait()})
 
 
-def output_path(
-    located: Located, conversion: TensorPlan, options: Options, workspace: Workspace, output: Path | None
-) -> Path:
-    """Where a conversion's result goes."""
-    extension = EXTENSIONS[conversion.to]
-    dtype = _dtype_in_words(conversion)
+def planned_paths(
+    sources: Sequence[Located], options: Options, output: Path | None, *, folder: bool = False
+) -> list[Path | None]:
+    """Where the results of several conversions go, found before anything is written.
+
+    Parameters
+    ----------
+    sources : sequence of Located
+    options : Options
+    output : Path, optional
+        A file, or the folder where each result gets its default name.
+    folder : bool
+        Whether ``output`` is that folder; it need not be there yet.
+
+    Returns
+    -------
+    list of (Path or None)
+        One for each source; None for what goes into the cache.
+
+    Raises
+    ------
+    UsageError
+        Two results would have one name (or names that some file systems take for one), or a result would
+        replace a source.
+    """
+    planned: list[Path | None] = []
+    taken: dict[str, Located] = {}
+    inputs = {identity: source for source in sources for identity in _identities(_files_of(source.path))}
+    for source in sources:
+        if output is None:
+            path = None if source.entry else Path(_default_name(source, options.to))
+        else:
+            path = output / _default_name(source, options.to) if folder else output
+        planned.append(path)
+        if path is None:
+            continue
+        other = taken.setdefault(str(path).casefold(), source)
+        if other is not source:
+            raise UsageError(
+                f"{other.name} and {source.name} would both be written to {path}",
+                hint="convert them one by one, each with its own --output",
+            )
+        overwritten = next(_identities(_files_at(path, options), among=inputs), None)
+        if overwritten is not None:
+            replaced = inputs[overwritten]
+            raise UsageError(
+                f"{path} is the source itself"
+                if replaced is source
+                else f"{path} would replace {replaced.name}",
+                hint="give another --output",
+            )
+    return planned
+
+
+def _default_name(located: Located, to: str) -> str:
+    return (located.entry.id if located.entry else stem_of(located.path)) + EXTENSIONS[to]
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The files that a checkpoint of that name may consist of."""
+    if path.is_dir():
+        yield from path.iterdir()
+        return
+    yield path
+    prefix = path.with_suffix("") if path.suffix == ".index" else path
+    yield from path.parent.glob(f"{glob.escape(prefix.name)}.*")
+    if path.name.endswith(".index.json"):
+        yield from (file for file in path.parent.iterdir() if "-of-" in file.name)
+
+
+def _files_at(path: Path, options: Options) -> Iterator[Path]:
+    """The files that writing to a path may replace."""
+    yield path
+    if options.to == "tf":
+        yield from path.parent.glob(f"{glob.escape(path.name)}.index")
+        yield from path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*")
+    if options.max_shard_size is not None:
+        yield from path.parent.glob(f"{glob.escape(stem_of(path))}-*-of-*{path.suffix}")
+
+
+def _identities(
+    files: Iterator[Path], among: Mapping[tuple[int, int], Located] | None = None
+) -> Iterator[tuple[int, int]]:
+    """What tells files apart, whatever leads to them: device and number."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            identity = (status.st_dev, status.st_ino)
+            if stat.S_ISREG(status.st_mode) and (among is None or identity in among):
+                yield identity
+
+
+def _cache_path(entry: Entry, conversion: TensorPlan, options: Options, workspace: Workspace) -> Path:
+    """Where the cache keeps a conversion of an entry."""
     what = conversion.layout
     if conversion.weights == "raw":
         what += "-raw"
@@ -142,18 +238,9 @@ def output_path(
         what += "-backbone"
     if options.resolution is not None:
         what += "-{}x{}".format(*options.resolution)
-    if located.entry is not None and output is None:
-        return workspace.home.converted_path(located.entry.id, what, dtype, extension)
-    stem = located.entry.id if located.entry else stem_of(located.path)
-    if output is None:
-        path = Path(stem + extension)
-    elif output.is_dir():
-        path = output / (stem + extension)
-    else:
-        path = output
-    if path.is_file() and located.path.is_file() and path.samefile(located.path):
-        raise UsageError(f"{path} is the source itself", hint="give another --output")
-    return path
+    return workspace.home.converted_path(
+        entry.id, what, _dtype_in_words(conversion), EXTENSIONS[conversion.to]
+    )
 
 
 def _dtype_in_words(conversion: TensorPlan) -> str:
@@ -164,22 +251,8 @@ def _dtype_in_words(conversion: TensorPlan) -> str:
 def stem_of(path: Path) -> str:
     """A checkpoint's name without its ending."""
     name = path.resolve().name
-    for ending in (
-        ".tar.gz",
-        ".tgz",
-        ".tar.bz2",
-        ".tar.xz",
-        ".tar.zst",
-        ".zip",
-        ".pth.tar",
-        ".safetensors.index.json",
-        *EXTENSIONS.values(),
-        ".index",
-        ".tar",
-    ):
-        if name.endswith(ending) and name != ending:
-            return name.removesuffix(ending)
-    return path.stem or name
+    stem = without_ending(name)
+    return stem if stem != name else path.stem or name
 
 
 def _standing(path: Path) -> Path:

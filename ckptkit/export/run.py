@@ -12,6 +12,8 @@ from ckptkit.convert.whole import stem_of
 from ckptkit.errors import UsageError
 from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.export.synthetic import known_as_synthetic
+from ckptkit.formats.names import is_folder
+from ckptkit.places import user_path
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -29,8 +31,9 @@ class ExportRequest:
     ----------
     target : Target
     options : ExportOptions
-    output : Path, optional
-        Default: a name by the source's, in the current folder; of what is pushed, none that stays.
+    output : str or Path, optional
+        Default: a name by the source's, in the current folder; of what is pushed, none that stays. A graph
+        that is one file gets that name in a folder, too.
     destination : Destination, optional
         Where on the hub to push it.
     synthetic_too : bool
@@ -41,7 +44,7 @@ class ExportRequest:
 
     target: Target
     options: ExportOptions
-    output: Path | None = None
+    output: str | Path | None = None
     destination: Destination | None = None
     synthetic_too: bool = False
     bars: bool = False
@@ -129,13 +132,11 @@ def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
     request.require_consent(synthetic=source.synthetic)
     destination, options = request.destination, request.options
     with ExitStack() as stack:
-        output, kept = request.output, True
-        if output is None and destination is not None:
+        output, kept = place_of(source, request.target, request.output), True
+        if request.output is None and destination is not None:
             kept = False
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-export-"))
             output = Path(temporary) / "folder"
-        elif output is None:
-            output = default_output(source, request.target)
         if destination is not None:
             options = replace(options, repository=destination.repository)
         exported = request.target.export(source, output, options)
@@ -152,10 +153,13 @@ def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
         return ExportOutcome(exported, url, kept)
 
 
-def default_output(source: ModelSource, target: Target) -> Path:
-    """Where an export goes that was given no place: the current folder, by the source's name."""
+def place_of(source: ModelSource, target: Target, output: str | Path | None) -> Path:
+    """Where an export goes: by default the current folder, by the source's name."""
+    if output is not None and (target.folder or not is_folder(output)):
+        return user_path(output)
+    folder = Path() if output is None else user_path(output)
     if source.entry is not None:
         stem = source.entry.id
     else:
         stem = source.variant if source.name == source.variant else stem_of(source.located.path)
-    return Path(stem + target.ending)
+    return folder / (stem + target.ending)

@@ -10,12 +10,14 @@ To add a target is to add one row here and one module with two functions:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import UsageError, one_of
+from ckptkit.formats.names import file_ending, is_folder
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -124,6 +126,24 @@ class Target:
     takes: frozenset[str] = frozenset()
     folder: bool = True
 
+    def refuse_name(self, output: str | Path | None) -> None:
+        """Raise UsageError for a name that says something else than this target writes."""
+        if output is None or (not self.folder and is_folder(output)):
+            return
+        text = os.fspath(output)
+        ending = file_ending(text)
+        if self.folder and ending and not is_folder(output):
+            raise UsageError(
+                f"{text} is the name of a file, and --to {self.name} writes a folder",
+                hint=f"give -o {text[: -len(ending)]}" + (", or --to onnx" if ending == ".onnx" else ""),
+            )
+        if not self.folder and not text.lower().endswith(self.ending):
+            stem = text[: len(text) - len(ending)]
+            raise UsageError(
+                f"{text} is not the name of a file that --to {self.name} writes",
+                hint=f"give -o {stem}{self.ending}",
+            )
+
     def require(self, options: ExportOptions) -> None:
         """Refuse options that mean nothing to this target, and ask for the packages it needs.
 
@@ -164,8 +184,11 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def get_target(name: str) -> Target:
-    """Look up a target.
+_ALIASES = {"huggingface": "hf", "hub": "hf", "saved_model": "saved-model", "savedmodel": "saved-model"}
+
+
+def target_named(text: str) -> str:
+    """The name of the target that a user means.
 
     Raises
     ------
@@ -174,9 +197,32 @@ def get_target(name: str) -> Target:
 
     Examples
     --------
-    >>> get_target("hf").ending
-    '-hf'
+    >>> target_named("SavedModel")
+    'saved-model'
     """
-    if name not in TARGETS:
-        raise UsageError(f"no export to {name!r}", hint="one of " + ", ".join(TARGETS))
-    return TARGETS[name]
+    return one_of("export to", text, tuple(TARGETS), _ALIASES)
+
+
+def get_target(to: str | None, output: str | Path | None = None) -> Target:
+    """Look up a target by its name, else by the ending of what is to be written.
+
+    Raises
+    ------
+    UsageError
+        When there is none of that name, or the output's name says another one, or nothing.
+
+    Examples
+    --------
+    >>> get_target("hf").ending, get_target(None, "moat.onnx").name
+    ('-hf', 'onnx')
+    """
+    if to is None:
+        fitting = [
+            t for t in TARGETS.values() if not t.folder and str(output or "").lower().endswith(t.ending)
+        ]
+        if not fitting:
+            raise UsageError("nothing says what to export to", hint=f"--to {', '.join(TARGETS)}")
+        return fitting[0]
+    target = TARGETS[target_named(to)]
+    target.refuse_name(output)
+    return target

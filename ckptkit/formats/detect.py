@@ -15,15 +15,6 @@ from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.formats.base import Reader, Weights, Writer
 from ckptkit.tensors import TensorSpec
 
-EXTENSIONS: Mapping[str, str] = {
-    "tf": ".ckpt",
-    "torch": ".pth",
-    "safetensors": ".safetensors",
-    "keras": ".weights.h5",
-    "npz": ".npz",
-}
-"""What a converted file's name ends with."""
-
 _HEAD_BYTES = 4096
 _TF_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _AGAIN = "fetch it again"

@@ -23,7 +23,7 @@ from ckptkit.families.binding import wanted_copy
 from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.formats.detect import open_reader
-from ckptkit.models.loading import Framework, Loaded, Target, fill
+from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class _Wanted:
 
 def create_model(
     id_or_variant: str | Path,
-    framework: Framework = "torch",
+    framework: Framework | str = "torch",
     *,
     checkpoint: str | Path | Literal[True] | None = None,
     resolution: Size | None = None,
@@ -95,7 +95,7 @@ def create_model(
         ``attn_force_fp32`` has no default: two functions with the same tensors are in use. With a folder that
         ``ckptkit export --to hf`` wrote, weights and settings are the folder's.
     framework : {"torch", "keras"}
-        PyTorch takes NCHW, Keras NHWC; both float32.
+        ``pytorch`` and ``tf`` are understood too. PyTorch takes NCHW, Keras NHWC; both float32.
     checkpoint : path, True or None
         A file in any supported format and layout; True fetches the entry's own; None leaves the weights as
         initialised: random in PyTorch, zero in Keras.
@@ -177,8 +177,7 @@ def create_model(
         model.loaded.initialised     # ('moat/logits_head/kernel', 'moat/logits_head/bias')
     """
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
-    if framework not in ("torch", "keras"):
-        raise UsageError(f"no framework {framework!r}", hint="one of torch, keras")
+    framework = framework_named(framework)
     exported = _exported(id_or_variant, checkpoint, workspace)
     if exported is not None:
         config, checkpoint = exported.config, exported.weights

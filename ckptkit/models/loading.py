@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ckptkit.convert.filling import Filling, Misfit, filling_of, in_words, other_misfits, require_filled
+from ckptkit.errors import one_of
 from ckptkit.families.base import CANONICAL, Recognition, Structure
 from ckptkit.families.binding import Known
 from ckptkit.formats.base import Copy, Reader, Weights
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
     from ckptkit.tensors import Array
 
 Framework = Literal["torch", "keras"]
+
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras")
+_ALIASES = {"pytorch": "torch", "pt": "torch", "tf": "keras", "tf2": "keras", "tensorflow": "keras"}
+
+
+def framework_named(text: str) -> Framework:
+    """The framework that a user names, by its own name or another one for it.
+
+    Raises
+    ------
+    UsageError
+        When it is another one.
+
+    Examples
+    --------
+    >>> framework_named("pytorch"), framework_named("tf")
+    ('torch', 'keras')
+    """
+    return cast(Framework, one_of("framework", text, FRAMEWORKS, _ALIASES))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ stage that departs. `inputs` makes what both models see, `forward` runs one fram
 of Keras. `preparation` compares the ways of a picture to the models: by Pillow, and by each framework alone.
 """
 
-from ckptkit.parity.backends import chosen_backends, run_with
+from ckptkit.parity.backends import backend_named, chosen_backends, run_with
 from ckptkit.parity.comparison import TOLERANCES, Limit, StageComparison, Tolerance, TopAgreement
 from ckptkit.parity.inputs import DEFAULT_BATCH, DEFAULT_SEED, Inputs
 from ckptkit.parity.junit import junit_document
@@ -28,6 +28,7 @@ __all__ = [
     "StageComparison",
     "Tolerance",
     "TopAgreement",
+    "backend_named",
     "chosen_backends",
     "junit_document",
     "require_packages",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import UsageError, one_of
 from ckptkit.parity.onnx_backend import run_onnx_parity
 from ckptkit.parity.report import Backend, ParityReport
 from ckptkit.parity.run import run_parity
@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from ckptkit.workspace import Located
 
 GRAPH_ENDING = ".onnx"
+
+
+_ALIASES = {"tf": "keras", "tensorflow": "keras", "onnx": "onnxruntime", "ort": "onnxruntime"}
+
+
+def backend_named(text: str) -> Backend:
+    """What PyTorch is to be compared with, by its own name or another one for it.
+
+    Raises
+    ------
+    UsageError
+        It is none of them.
+    """
+    return cast(Backend, one_of("backend", text, ("keras", "onnxruntime"), _ALIASES))
 
 
 def chosen_backends(

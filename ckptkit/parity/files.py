@@ -22,7 +22,7 @@ from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, req
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
-from ckptkit.formats.detect import EXTENSIONS
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
 from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs

@@ -15,7 +15,8 @@ from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights, wanted_copy
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import (
     ModelFile,

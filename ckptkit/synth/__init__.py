@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptkit.errors import UsageError
+from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.synth.checkpoint import Synthetic, SyntheticTensor, synthetic_for, synthetic_stand_in
 from ckptkit.synth.recipes import moganet_tensor, synthetic_tensor
 from ckptkit.synth.tensorflow_files import write_archive, write_bundle
@@ -20,6 +21,7 @@ __all__ = [
     "SyntheticTensor",
     "moganet_tensor",
     "published_ending",
+    "refuse_unpublished",
     "synthetic_for",
     "synthetic_stand_in",
     "synthetic_tensor",
@@ -64,17 +66,30 @@ def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -
     Raises
     ------
     UsageError
-        When a PyTorch checkpoint is to be called like an archive.
+        When the name says another format.
     """
-    is_archive = path.name.endswith(_ARCHIVES)
+    refuse_unpublished(synthetic, path)
     if synthetic.table.layout.name != "deeplab2":
-        if is_archive:
-            raise UsageError(
-                f"{path}: {synthetic.variant} is published as a PyTorch file, not as an archive",
-                hint=f"call it {path.name.split('.', 1)[0]}{published_ending(synthetic)}",
-            )
         return write_torch(synthetic, path, force=force)
-    if is_archive:
+    if path.name.lower().endswith(_ARCHIVES):
         return write_archive(synthetic, path, force=force)
     write_bundle(synthetic, path, force=force)
     return path
+
+
+def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
+    """Raise UsageError for a name that says another format than the one its family is published in."""
+    published = "tf" if synthetic.table.layout.name == "deeplab2" else "torch"
+    folder, slash, name = str(output).rpartition("/")
+    if published == "tf" and name.lower().endswith(_ARCHIVES):
+        return
+    try:
+        format_to_write(published, name)
+    except UsageError as error:
+        ending = ".ckpt" if published == "tf" else published_ending(synthetic)
+        better = f"{folder}{slash}{without_ending(name)}{ending}"
+        raise UsageError(
+            f"{output}: synth writes {synthetic.variant} as it is published, "
+            + ("a TensorFlow checkpoint" if published == "tf" else "a PyTorch file"),
+            hint=f"give -o {better}; 'ckptkit convert' changes the format",
+        ) from error

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ckptkit.formats.detect import open_reader
 from ckptkit.synth import Synthetic, synthetic_tensor, write_archive, write_bundle
+from tests.support.commands import Runner, runner
 
 COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]
 
@@ -305,7 +308,13 @@ def test_synth_writes_what_is_asked_and_says_it_is_synthetic(tmp_path):
         (["moganet-xt", "--layout", "deeplab2"], 2, "one of openmixup, torch"),
         (["tiny-moat0", "--layout", "torch"], 2, "one of deeplab2"),
         (["moganet-xt", "--no-pos-emb"], 2, "no position embedding"),
-        (["moganet-xt", "-o", "x.tar.gz"], 2, "call it x.pth"),
+        (["moganet-xt", "-o", "x.tar.gz"], 2, "a PyTorch file; give -o x.pth"),
+        (["moganet-xt", "-o", "x.npz"], 2, "a PyTorch file; give -o x.pth"),
+        (["moganet-xt-224-timm", "-o", "x.keras"], 2, "a PyTorch file; give -o x.pth.tar"),
+        (["tiny-moat0", "-o", "foo.safetensors"], 2, "a TensorFlow checkpoint; give -o foo.ckpt"),
+        (["tiny-moat0", "-o", "out/mf.pth"], 2, "a TensorFlow checkpoint; give -o out/mf.ckpt"),
+        (["tiny-moat0", "-o", "mf.ckpt.index"], 2, "a TensorFlow checkpoint; give -o mf.ckpt"),
+        (["tiny-moat0", "-o", "gs://b/x.onnx"], 2, "give -o gs://b/x.ckpt"),
     ],
     ids=str,
 )
@@ -426,3 +435,130 @@ def test_what_as_is_and_rules_refuse(foreign, tmp_path, arguments, code, says):
     assert done.returncode == code, done.stderr
     assert says in one_line(done.stderr)
     assert {path.name for path in tmp_path.iterdir()} == {"net.npz", "rules.yaml", "broken.yaml"}
+
+
+# -- names on the way out ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ckptkit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runner:
+    monkeypatch.chdir(tmp_path)
+    return runner(capsys)
+
+
+AS_IS = ["--layout", "as-is"]
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "format"),
+    [
+        ("a.pth", [], "torch"),
+        ("A.PT", [], "torch"),
+        ("a.bin", [], "torch"),
+        ("a.pth.tar", [], "torch"),
+        ("a.npz", [], "npz"),
+        ("a.ckpt", [], "tf"),
+        ("a.ckpt", ["--to", "pytorch"], "torch"),
+        ("a.safetensors", [], "safetensors"),
+        ("new.dir/deep/a.npz", [], "npz"),
+        ("a", ["--to", "np"], "npz"),
+        ("-a.pth", [], "torch"),
+    ],
+    ids=str,
+)
+def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, options, format):
+    done = ckptkit("convert", foreign, *AS_IS, *options, "-o", output)
+    assert (done.code, done.out) == (0, f"{output}\n"), done.err
+    with open_reader(Path(output)) as reader:
+        assert reader.format == format
+        assert reader.read("net/conv/bias").tolist() == FOREIGN["net/conv/bias"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["-o", "k.pth", "--to", "safetensors"], "give -o k.safetensors, or --to torch"),
+        (["-o", "k.safetensors", "--to", "torch"], "give -o k.pth, or --to safetensors"),
+        (["-o", "k.keras"], "give -o k.weights.h5"),
+        (["-o", "k.h5", "--to", "keras"], "give -o k.weights.h5"),
+        (["-o", "k.onnx"], "ckptkit export ID|FILE --to onnx -o k.onnx"),
+        (["-o", "k.gguf", "--to", "torch"], "give -o k.pth"),
+        (["-o", "k.foo"], "or give --to"),
+        (["-o", "k"], "or give --to"),
+        (["-o", "k.pth/m.safetensors.index.json"], "give -o k.pth/m.safetensors --max-shard-size 5GB"),
+        (["-o", "s3://bucket/k.h5"], "give -o s3://bucket/k.weights.h5"),
+        (["-o", "k.pth", "--max-shard-size", "1GB"], "only safetensors has shards"),
+        (["-o", "net.npz", "--force"], "give another --output"),
+        (["-o", "./net.npz", "--force"], "net.npz is the source itself"),
+        (["-o", "folder.npz"], "give -o folder.npz/ to write into it"),
+    ],
+    ids=str,
+)
+def test_names_that_cannot_be_written(ckptkit, foreign, tmp_path, arguments, hint):
+    (tmp_path / "folder.npz").mkdir()
+    before = foreign.read_bytes()
+    done = ckptkit("convert", foreign, *AS_IS, *arguments)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert hint in one_line(done.err)
+    assert foreign.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.npz", "net.npz"]
+    assert not any((tmp_path / "folder.npz").iterdir())
+
+
+@pytest.mark.parametrize("output", ["new/", "new.pth/", "there", "there/", "new/deep/"])
+def test_a_slash_or_a_folder_takes_the_default_name(ckptkit, foreign, tmp_path, output):
+    (tmp_path / "there").mkdir()
+    done = ckptkit("convert", foreign, *AS_IS, "-o", output)
+    assert (done.code, done.out.strip()) == (0, str(Path(output) / "net.safetensors")), done.err
+    with open_reader(tmp_path / output / "net.safetensors") as reader:
+        assert set(reader.specs) == set(FOREIGN)
+
+
+@pytest.mark.parametrize(
+    ("other", "output", "says"),
+    [
+        ("b/net.npz", "out/", "net.npz and b/net.npz would both be written to out/net.safetensors"),
+        ("b/NET.npz", "out/", "would both be written to out/NET.safetensors"),
+        ("b/net.npz", None, "would both be written to net.safetensors"),
+        ("b/other.npz", "out.npz", "is one file for 2 conversions"),
+        ("b/other.npz", "-", "is one file for 2 conversions"),
+        ("b/net.safetensors", "b/", "b/net.safetensors would replace b/net.safetensors"),
+    ],
+    ids=str,
+)
+def test_results_that_would_meet_are_found_before_anything_is_written(ckptkit, foreign, other, output, says):
+    Path("b").mkdir()
+    shutil.copy(foreign, other)
+    before = sorted(Path().rglob("*"))
+    options = [] if output is None else ["-o", output]
+    done = ckptkit("convert", foreign, other, *AS_IS, "--force", *options)
+    assert done.code == 2, done.err
+    assert says in one_line(done.err).replace(f"{foreign.parent}/", "")
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", ["out", "out/", None])
+def test_results_of_several_names(ckptkit, foreign, output):
+    shutil.copy(foreign, "other.npz")
+    options = [] if output is None else ["-o", output]
+    done = ckptkit("convert", foreign, "other.npz", *AS_IS, *options)
+    assert done.code == 0, done.err
+    assert [Path(line).name for line in done.out.splitlines()] == ["net.safetensors", "other.safetensors"]
+
+
+def test_a_prefix_of_an_input_is_not_replaced(ckptkit, foreign, tmp_path):
+    assert ckptkit("convert", foreign, *AS_IS, "-o", "m.ckpt").code == 0
+    before = (tmp_path / "m.ckpt.index").read_bytes()
+    for source in ("m.ckpt", "m.ckpt.index"):
+        refused = ckptkit("convert", source, *AS_IS, "--to", "tf", "-o", "m.ckpt", "--force")
+        assert refused.code == 2 and "give another --output" in refused.err
+    assert (tmp_path / "m.ckpt.index").read_bytes() == before
+
+
+def test_a_published_stand_in_goes_where_it_is_told(ckptkit, tmp_path):
+    assert ckptkit("synth", "tiny-moat0", "-o", "new/").out == "new/tiny-moat0.tar.gz\n"
+    assert ckptkit("synth", "tiny-moat0", "-o", "new/m.TGZ").out == "new/m.TGZ\n"
+    assert (tmp_path / "new/m.TGZ").read_bytes()[:2] == b"\x1f\x8b"
+    assert ckptkit("synth", "tiny-moat0", "-o", "new").code == 2, "it exists"
+    assert ckptkit("synth", "tiny-moat0", "-o", "prefix").out == "prefix\n"
+    assert (tmp_path / "prefix.index").is_file()

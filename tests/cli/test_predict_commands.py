@@ -107,7 +107,7 @@ class TestJson:
             json.loads(run("tiny-moat0", "cat.png", *SMALL, "--json", "--framework", framework).out)[0]
             for framework in ("torch", "tf")
         )
-        assert (torch["framework"], tf["framework"]) == ("torch", "tf")
+        assert (torch["framework"], tf["framework"]) == ("torch", "keras")
         assert [one["index"] for one in torch["top"]] == [one["index"] for one in tf["top"]]
 
     def test_faults_stand_among_the_results(self, run, tmp_path):

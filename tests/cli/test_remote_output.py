@@ -138,7 +138,9 @@ def test_paths_stay_paths(tmp_path: Path) -> None:
     for text in (None, "m.safetensors", str(tmp_path)):
         with Output(text) as output:
             assert (output.url, output.path) == (None, text and Path(text))
-    assert Output(str(tmp_path)).takes_many and not Output("m").takes_many
+    assert Output(str(tmp_path), results=2).folder and Output("new", results=2).folder
+    with pytest.raises(UsageError, match=r"m\.pth is one file for 2 conversions"):
+        Output("m.pth", results=2)
 
 
 def test_s3(ckptkit: Runner, source: Path, tmp_path: Path) -> None:

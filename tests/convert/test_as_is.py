@@ -11,7 +11,8 @@ import pytest
 from ckptkit.convert import Options, execute, load_tensors
 from ckptkit.convert.as_is import plan_as_is
 from ckptkit.errors import ConversionError, UsageError
-from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import EXTENSIONS
 from tests.support.tensors import same_bits, specs_of, write_all
 
 FORMATS = ("safetensors", "torch", "tf", "keras", "npz")

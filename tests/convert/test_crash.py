@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 from tests.support.running import finish, start
 
 TARGETS = {

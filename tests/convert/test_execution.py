@@ -13,7 +13,8 @@ import pytest
 
 from ckptkit.convert import Options, check_written, execute, load_tensors, plan, tensor_crc32c
 from ckptkit.errors import FormatError, IntegrityError, UsageError
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.synth import synthetic_tensor
 from ckptkit.tensors import RawTensor

@@ -12,7 +12,8 @@ import pytest
 from ckptkit.convert import Options, execute, plan
 from ckptkit.errors import UsageError
 from ckptkit.families.base import get_family
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.registry import load_registry
 from ckptkit.synth import Synthetic, write_torch
 from tests.support.moganet_weights import recipe_state

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptkit.convert import check_written
-from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.tensors import TensorSpec, dtype_of
 from tests.support.carrying import carry
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from ckptkit.convert import Options, execute, plan
 from ckptkit.differences import Lone, Tolerance, compare_files
 from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
-from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.registry import load_registry
 from ckptkit.synth import Synthetic, write_bundle
 from ckptkit.workspace import Located

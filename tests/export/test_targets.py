@@ -37,3 +37,39 @@ def test_options_of_other_targets_are_refused(name, options, message):
 def test_a_target_that_does_not_exist():
     with pytest.raises(UsageError, match="no export to 'coreml'; one of hf, "):
         get_target("coreml")
+
+
+@pytest.mark.parametrize(
+    ("to", "output", "name"),
+    [
+        (None, "m.onnx", "onnx"),
+        (None, "new/M.ONNX", "onnx"),
+        ("onnx", "m.onnx", "onnx"),
+        ("onnx", "there/", "onnx"),
+        ("onnx", None, "onnx"),
+        ("HuggingFace", "moat.v2", "hf"),
+        ("saved_model", "m", "saved-model"),
+        ("backbone", "m/", "backbone"),
+    ],
+    ids=str,
+)
+def test_the_target_is_named_or_said_by_the_ending(to, output, name):
+    assert get_target(to, output).name == name
+
+
+@pytest.mark.parametrize(
+    ("to", "output", "says"),
+    [
+        ("onnx", "sub/x.pth", "not the name of a file that --to onnx writes; give -o sub/x.onnx"),
+        ("onnx", "x", "give -o x.onnx"),
+        ("hf", "x.onnx", "--to hf writes a folder; give -o x, or --to onnx"),
+        ("backbone", "x.pth", "--to backbone writes a folder; give -o x"),
+        ("saved-model", "x.keras", "writes a folder; give -o x"),
+        (None, None, "nothing says what to export to; --to hf, onnx, saved-model, backbone"),
+        (None, "x.pb", "nothing says what to export to"),
+    ],
+    ids=str,
+)
+def test_names_that_say_something_else(to, output, says):
+    with pytest.raises(UsageError, match=says):
+        get_target(to, output)

@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 from tests.support.carrying import carry
 
 Arrays = dict[str, Any]

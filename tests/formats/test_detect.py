@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
-from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import specs_of, write_all

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ckptkit.convert import Options, execute, plan
-from ckptkit.formats.detect import EXTENSIONS, open_reader
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import EXTENSIONS
 
 VARIANT = "tiny-moat0"
 SIDE = 64

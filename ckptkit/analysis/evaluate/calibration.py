@@ -27,7 +27,8 @@ from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
-from ckptkit.formats.detect import EXTENSIONS, open_reader, writer_for
+from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.staging import refuse_existing
 from ckptkit.tensors import DTYPES, Array, TensorSpec
 
@@ -130,8 +131,11 @@ def calibrate_source(
     NotFoundError, FormatError, ConversionError, StorageError, IntegrityError
         No images; a damaged or incomplete checkpoint; the disk refuses; what was written reads otherwise.
     """
-    if not output.name.endswith(EXTENSIONS[_FORMAT]):
-        raise UsageError(f"{output}: the result is a {_FORMAT} file", hint=f"call it ….{_FORMAT}")
+    if file_ending(output.name) not in ENDINGS[_FORMAT]:
+        raise UsageError(
+            f"{output}: calibrate writes a {_FORMAT} file",
+            hint=f"give -o {output.with_name(without_ending(output.name) + EXTENSIONS[_FORMAT])}",
+        )
     located = source.located
     if output.exists() and located.path.is_file() and output.samefile(located.path):
         raise UsageError(f"{output} is the source itself", hint="give another --output")

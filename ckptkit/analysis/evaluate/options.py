@@ -74,21 +74,6 @@ class EvaluationOptions:
         return worker_threads(self.workers)
 
 
-def builder_of(framework: str) -> Framework:
-    """What `create_model` calls the framework that a user names ``torch`` or ``tf``.
-
-    Raises
-    ------
-    UsageError
-        When it is another one.
-    """
-    if framework == "torch":
-        return "torch"
-    if framework == "tf":
-        return "keras"
-    raise UsageError(f"no framework {framework!r}", hint="one of torch, tf")
-
-
 def worker_threads(wanted: int | None) -> int:
     """Threads that load images: as wanted, else one for each core, at most eight."""
     return min(_MAX_THREADS, os.cpu_count() or 1) if wanted is None else wanted

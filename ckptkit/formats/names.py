@@ -1,0 +1,232 @@
+"""What formats are called: their names, what people type for them, and how their files' names end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ckptkit.errors import UsageError, one_of
+from ckptkit.places import user_path
+
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "torch": (".pth", ".pt", ".bin", ".pth.tar", ".pt.tar"),
+    "tf": (".ckpt",),
+    "keras": (".weights.h5",),
+    "npz": (".npz",),
+}
+"""What the names of a format's files end with, the usual ending first."""
+
+EXTENSIONS: Mapping[str, str] = {name: endings[0] for name, endings in ENDINGS.items()}
+"""What a converted file's name ends with."""
+
+FORMATS = tuple(ENDINGS)
+
+DEFAULT_FORMAT = "safetensors"
+
+ALIASES: Mapping[str, str] = {
+    "st": "safetensors",
+    "pytorch": "torch",
+    "pt": "torch",
+    "pth": "torch",
+    "tensorflow": "tf",
+    "tf2": "tf",
+    "ckpt": "tf",
+    "h5": "keras",
+    "numpy": "npz",
+    "np": "npz",
+}
+
+_ALSO = {".ckpt": "torch"}
+"""Endings that another format uses too, where it is named: Lightning's files are PyTorch files."""
+
+_GRAPHS = "a graph, which export writes"
+_KERAS_2 = "what Keras takes for a file of Keras 2; it reads weights of Keras 3 by the ending .weights.h5"
+_PACKED = "an archive, and conversions are not packed"
+_NEVER: Mapping[str, tuple[str, str]] = {
+    ".keras": ("a whole Keras model, and a checkpoint holds no more than weights", "keras"),
+    ".h5": (_KERAS_2, "keras"),
+    ".hdf5": (_KERAS_2, "keras"),
+    ".weights.json": ("the index of a Keras checkpoint in shards, which ckptkit does not write", "keras"),
+    ".index": ("one file of a TensorFlow checkpoint, which goes by its prefix", "tf"),
+    ".index.json": ("the index of a checkpoint in shards, which --max-shard-size writes", DEFAULT_FORMAT),
+    ".npy": ("a single array", "npz"),
+    ".onnx": (_GRAPHS, ""),
+    ".pb": (_GRAPHS, ""),
+    ".gguf": ("a GGUF file, which ckptkit does not write", DEFAULT_FORMAT),
+    ".tflite": ("a TFLite model, which ckptkit does not write", DEFAULT_FORMAT),
+    ".mlmodel": ("a Core ML model, which ckptkit does not write", DEFAULT_FORMAT),
+    ".mlpackage": ("a Core ML model, which ckptkit does not write", DEFAULT_FORMAT),
+    ".msgpack": ("a Flax checkpoint, which ckptkit does not write", DEFAULT_FORMAT),
+    ".pdparams": ("a Paddle checkpoint, which ckptkit does not write", DEFAULT_FORMAT),
+    **dict.fromkeys((".tar", ".tar.gz", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip"), (_PACKED, "")),
+}
+"""Endings that no conversion is written under: what they say the file is, and the format to take instead."""
+
+
+def format_named(text: str) -> str:
+    """The format that a user names, by its own name or another one for it.
+
+    Raises
+    ------
+    UsageError
+        There is no such format to write.
+
+    Examples
+    --------
+    >>> format_named("torch"), format_named("pytorch"), format_named("NumPy")
+    ('torch', 'torch', 'npz')
+    """
+    if text.lower() in {"onnx", "saved-model", "saved_model", "savedmodel"}:
+        raise UsageError(
+            f"{text} is a graph, not a checkpoint format",
+            hint=f"ckptkit export ID|FILE --to {'onnx' if text.lower() == 'onnx' else 'saved-model'}",
+        )
+    return one_of("format", text, FORMATS, ALIASES)
+
+
+def format_to_write(to: str | None, output: str | Path | None) -> str:
+    """The format of a file to be written: as named, else as the ending of its name says.
+
+    Parameters
+    ----------
+    to : str, optional
+        As the user named it.
+    output : str or Path, optional
+        A file, or a prefix for ``tf``; None where the name is not the user's, as in a folder.
+
+    Raises
+    ------
+    UsageError
+        The ending says another format, one that cannot be written, or nothing.
+
+    Examples
+    --------
+    >>> format_to_write(None, "m.PTH"), format_to_write("torch", "m.ckpt"), format_to_write("tf", "m.v2")
+    ('torch', 'torch', 'tf')
+    >>> format_to_write("npz", "m.pth")
+    Traceback (most recent call last):
+    ...
+    ckptkit.errors.UsageError: m.pth is the name of a torch file, not of npz; give -o m.npz, or --to torch
+    """
+    wanted = format_named(to) if to is not None else None
+    if output is None:
+        return wanted or DEFAULT_FORMAT
+    name = Path(output).name
+    found, ending = _by_ending(name)
+    if found is None:
+        _refuse_never(str(output), wanted)
+        if wanted is None:
+            raise UsageError(
+                f"cannot tell the format from the name {str(output)!r}",
+                hint=f"end it with {_listed()}, or give --to",
+            )
+        return wanted
+    if wanted in (None, found, _ALSO.get(ending)):
+        return wanted or found
+    raise UsageError(
+        f"{output} is the name of a {found} file, not of {wanted}",
+        hint=f"give -o {_renamed(str(output), ending, wanted)}, or --to {found}",
+    )
+
+
+def file_ending(name: str) -> str:
+    """The end of a name that makes it a checkpoint's or a graph's file; empty where there is none.
+
+    Examples
+    --------
+    >>> file_ending("m.pth.tar"), file_ending("moat.v2")
+    ('.pth.tar', '')
+    """
+    return _by_ending(name)[1] or _never(name)
+
+
+def is_folder(output: str | Path, *, results: int = 1) -> bool:
+    """Whether what a user gives for results is a folder: one that is there, or a name that ends in a slash.
+
+    Parameters
+    ----------
+    output : str or Path
+        A path, or a URL.
+    results : int
+        For several, a name without an ending is a folder too.
+
+    Raises
+    ------
+    UsageError
+        It ends in a slash and is a file; or in the ending of a format, and is a folder.
+    """
+    text = os.fspath(output)
+    slash = text.endswith(("/", os.sep))
+    if "://" in text:
+        return slash
+    path = user_path(text)
+    if path.is_dir():
+        if not slash and _by_ending(path.name)[0] is not None:
+            raise UsageError(f"{text} is a folder", hint=f"give -o {text}/ to write into it")
+        return True
+    if slash and path.exists():
+        raise UsageError(f"{path} is a file, not a folder", hint="give another --output")
+    return slash or (results > 1 and not path.exists() and not path.suffix)
+
+
+def without_ending(name: str) -> str:
+    """A checkpoint's name without what tells its format, or how it is packed.
+
+    Examples
+    --------
+    >>> without_ending("m.pth.tar"), without_ending("m.weights.h5"), without_ending("m.ckpt.index")
+    ('m', 'm', 'm')
+    """
+    known = sorted((*(e for all in ENDINGS.values() for e in all), *_NEVER), key=len, reverse=True)
+    for _ in range(2):  # m.ckpt.index
+        lower = name.lower()
+        ending = next((e for e in known if lower.endswith(e) and lower != e), "")
+        name = name[: len(name) - len(ending)]
+    return name
+
+
+def _by_ending(name: str) -> tuple[str | None, str]:
+    """The format that a name's ending says, and the ending; ``.pth.tar`` before ``.tar``."""
+    lower = name.lower()
+    fitting = [
+        (ending, format)
+        for format, endings in ENDINGS.items()
+        for ending in endings
+        if lower.endswith(ending)
+    ]
+    ending, format = max(fitting, key=lambda one: len(one[0]), default=("", None))
+    return format, ending
+
+
+def _never(name: str) -> str:
+    lower = name.lower()
+    return max((ending for ending in _NEVER if lower.endswith(ending)), key=len, default="")
+
+
+def _refuse_never(output: str, wanted: str | None) -> None:
+    ending = _never(output)
+    if not ending:
+        return
+    what, instead = _NEVER[ending]
+    better = wanted or instead or DEFAULT_FORMAT
+    hint = f"give -o {_renamed(output, ending, better)}"
+    if ending == ".index.json":
+        hint += " --max-shard-size 5GB"
+    elif ending == ".onnx":
+        hint = f"ckptkit export ID|FILE --to onnx -o {output}"
+    raise UsageError(f"{output} is the name of {what}", hint=hint)
+
+
+def _renamed(output: str, ending: str, format: str) -> str:
+    """The same path with the ending of another format."""
+    stem = output[: len(output) - len(ending)]
+    for known in ENDINGS[format]:  # m.safetensors.index.json, m.ckpt.index
+        stem = stem[: len(stem) - len(known)] if stem.lower().endswith(known) else stem
+    return stem + EXTENSIONS[format]
+
+
+def _listed() -> str:
+    *first, last = EXTENSIONS.values()
+    return f"{', '.join(first)} or {last}"
