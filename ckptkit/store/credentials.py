@@ -56,17 +56,27 @@ class Credentials:
 
     def authorization(self, url: str) -> str | None:
         """Value of the ``Authorization`` header for a URL; None where there is none to send."""
+        found = self.found(url)
+        return found[0] if found else None
+
+    def found(self, url: str) -> tuple[str, str] | None:
+        """Value of the ``Authorization`` header for a URL, and in words where it comes from."""
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         if parts.username is not None:
-            return _basic(unquote(parts.username), unquote(parts.password or ""))
+            return _basic(unquote(parts.username), unquote(parts.password or "")), "the login in the URL"
         if parts.scheme.lower() != "https" and not is_loopback(url):
             return None
-        token = self.environment.get(self.token_hosts.get(host, ""), "").strip()
+        variable = self.token_hosts.get(host, "")
+        token = self.environment.get(variable, "").strip()
         if _TOKEN.fullmatch(token):
-            return f"Bearer {token}"
+            return f"Bearer {token}", f"the token in {variable}"
         login = self._logins.get(host)
-        return _basic(*login) if login else None
+        return (_basic(*login), f"the login in {self._netrc}") if login else None
+
+    @property
+    def _netrc(self) -> str:
+        return self.environment.get("NETRC", "").strip() or "~/.netrc"
 
     @functools.cached_property
     def _logins(self) -> Mapping[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ckptkit.errors import IntegrityError
@@ -22,6 +22,7 @@ from ckptkit.store.transport import (
     PassingError,
     Policy,
     RangeError,
+    RefusedError,
     Response,
     SourceError,
     is_local,
@@ -70,6 +71,7 @@ class Download:
     expected_size: int | None = None
     progress: Progress | None = None
     notes: Notes = silent
+    _crowded: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Download until the part is complete.
@@ -100,6 +102,11 @@ class Download:
                     with self.opener(self.url, before, self.partial.identity) as response:
                         self._receive(response, shown)
                     return
+                except RefusedError as error:
+                    if not self._crowded:
+                        raise
+                    failures += 1  # the server may still count the other connections
+                    self._wait_or_give_up(failures, str(error), None)
                 except RangeError as error:
                     self.partial.discard()
                     restarts += 1
@@ -130,9 +137,10 @@ class Download:
             if (identity.size or 0) <= self.policy.split_from:
                 return False
             self._receive_segments(identity, shown)
-        except (RangeError, PassingError) as error:
-            if isinstance(error, PassingError) and not self.partial.size:
+        except (RangeError, PassingError, SourceError) as error:
+            if not (self.partial.size or isinstance(error, (RangeError, RefusedError))):
                 raise
+            self._crowded = self.partial.size > 0
             self.notes(f"{host_of(self.url)}: {error}; going on with one connection")
             return False
         return True
@@ -286,7 +294,7 @@ def _can_resume(identity: Identity | None) -> bool:
 
 
 @contextlib.contextmanager
-def url_opener(policy: Policy) -> Iterator[Opener]:
+def url_opener(policy: Policy, notes: Notes = silent) -> Iterator[Opener]:
     """Yield a function that opens any supported URL; the HTTP client is made when the first one needs it."""
     from ckptkit.store.http import HttpClient
 
@@ -307,7 +315,7 @@ def url_opener(policy: Policy) -> Iterator[Opener]:
                 raise SourceError(f"no URL that can be fetched; it begins with one of {known_schemes}")
             with making:
                 if not clients:
-                    clients.append(HttpClient(policy))
+                    clients.append(HttpClient(policy, notes))
                     stack.callback(clients[0].close)
             return clients[0].open(url, start, known, stop)
 

@@ -171,25 +171,28 @@ def _download(
     entry = job.entry
     failures: list[tuple[str, Exception]] = []
     lesser: list[PlannedSource] = []
+    withheld = False  # whether a better copy may be had another time
     wrong: IntegrityError | None = None
     planned_sources = plan_sources(entry, mirrors)
-    with url_opener(policy) as opener:
+    with url_opener(policy, job.notes) as opener:
         for planned in planned_sources:
             if offline and not is_local(planned.used_url):
+                withheld |= planned.bn_statistics is not False
                 continue
             if (job.require_checksum or wrong) and not job.is_tied(planned.file):
                 job.notes(f"{without_secrets(planned.used_url)}: passed over, no checksum of it is known")
                 continue
-            if job.is_lesser(planned, failures):
-                if not all(isinstance(error, SourceGoneError) for _, error in failures):
-                    lesser.append(
-                        planned
-                    )  # the better copy may be back in a minute: no silent loss of accuracy
+            if entry.sha256 is None and planned.bn_statistics is False:
+                if withheld:  # no silent loss of accuracy because of a fault that may pass
+                    lesser.append(planned)
                     continue
-                job.warn_of_lesser(planned)
+                if failures:
+                    job.warn_of_lesser(planned)
             try:
                 return job.take(planned, opener, policy, progress, "")
             except SourceError as error:
+                if planned.bn_statistics is not False:
+                    withheld |= not isinstance(error, SourceGoneError)
                 failures.append((planned.used_url, error))
                 job.notes(f"{without_secrets(planned.used_url)}: {error}")
             except IntegrityError as error:

@@ -11,8 +11,8 @@ import email.utils
 import http.client
 import io
 import re
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from ckptkit._version import __version__
@@ -25,6 +25,7 @@ from ckptkit.store.transport import (
     PassingError,
     Policy,
     RangeError,
+    RefusedError,
     Response,
     SourceError,
     SourceGoneError,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     import requests
 
 USER_AGENT = f"ckptkit/{__version__}"
-_GONE = (401, 403, 404, 410)
+_GONE = (404, 410)
+_REFUSED = (401, 403)
 _EXPIRED = (400, 401, 403)
 """What storage services answer to a signed address whose time is over: 403 most, 400 and 401 some."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -50,12 +52,16 @@ class HttpClient:
     ----------
     policy : Policy
         Timeouts and bounds.
+    notes : callable
+        Told of credentials that a server refused.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, notes: Callable[[str], None] = lambda _note: None) -> None:
         import requests
 
         self._policy = policy
+        self._notes = notes
+        self._refused: dict[str, str] = {}
         self._session = requests.Session()
         self._session.headers.clear()
 
@@ -72,7 +78,9 @@ class HttpClient:
         Raises
         ------
         SourceGoneError
-            On 401, 403, 404 and 410.
+            On 404 and 410, and on 401 and 403 to the plain request that anybody could make.
+        RefusedError
+            On 401 and 403 to any other: for a range, with credentials, behind a redirect or a proxy.
         SourceError
             On a refusal that will not pass: other 4xx, a redirect not to be followed, a bad certificate.
         PassingError
@@ -91,6 +99,8 @@ class HttpClient:
             if start and redirected and answer.status_code in _EXPIRED:
                 said = f"{answer.status_code} {http.client.responses[answer.status_code]}"
                 raise PassingError(f"the address it redirects to has expired ({said})")
+            if answer.status_code in _REFUSED and "Retry-After" not in answer.headers:
+                self._refuse(answer, url, plain=not (redirected or "Range" in headers))
             _refuse_status(answer, self._policy)
             yield _response(answer, promised, (start, stop), known, self._policy)
 
@@ -111,7 +121,35 @@ class HttpClient:
             url = checked_redirect(url, location)
         raise SourceError(f"redirects in a circle (more than {self._policy.max_redirects})")
 
+    def _refuse(self, answer: requests.Response, url: str, *, plain: bool) -> NoReturn:
+        """Raise what 401 or 403 means."""
+        said = _status_line(answer)
+        if where := self._refused.get(_host(answer.url)):
+            raise RefusedError(f"{said}: {where} was refused, and so was the request without it")
+        if plain and not (urlsplit(url).scheme.lower() == "http" and self._proxies(url)):
+            raise SourceGoneError(said)
+        raise RefusedError(said)
+
     def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
+        """Ask with the host's credentials, and once without where it refuses them."""
+        host = _host(url)
+        found = None if host in self._refused else self._policy.credentials.found(url)
+        answer = self._send(url, headers, found[0] if found else None)
+        if found is None or answer.status_code not in _REFUSED:
+            return answer
+        answer.close()
+        if host not in self._refused:
+            self._refused[host] = found[1]
+            self._notes(f"{_status_line(answer)} from {host}: {found[1]} was refused; trying without it")
+        return self._send(url, headers, None)
+
+    def _proxies(self, url: str) -> Mapping[str, str]:
+        """The environment's proxies for a URL."""
+        import requests
+
+        return {} if is_loopback(url) else requests.utils.get_environ_proxies(url)
+
+    def _send(self, url: str, headers: dict[str, str], authorization: str | None) -> requests.Response:
         import requests
 
         timeout = (self._policy.connect_timeout, self._policy.read_timeout)
@@ -120,9 +158,10 @@ class HttpClient:
         direct: Any = {"http": None, "https": None} if is_loopback(url) else {}
         try:
             # Through the adapter: the session itself reads a redirect's body whole, however large.
-            signed = _Authorization(self._policy.credentials.authorization(url))
             request = self._session.prepare_request(
-                requests.Request("GET", _without_login(url), headers=headers, auth=signed)
+                requests.Request(
+                    "GET", _without_login(url), headers=headers, auth=_Authorization(authorization)
+                )
             )
             settings = self._session.merge_environment_settings(url, direct, True, None, None)
             return self._session.get_adapter(url).send(
@@ -153,6 +192,16 @@ class _Authorization:
         if self._value:
             request.headers["Authorization"] = self._value
         return request
+
+
+def _host(url: str) -> str:
+    """Host and port, without a login."""
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def _status_line(answer: requests.Response) -> str:
+    status = answer.status_code
+    return f"{status} {http.client.responses.get(status, answer.reason or '')}".strip()
 
 
 def _without_login(url: str) -> str:
@@ -195,15 +244,14 @@ def checked_redirect(origin: str, location: str) -> str:
 
 
 def _refuse_status(answer: requests.Response, policy: Policy) -> None:
-    status = answer.status_code
-    said = f"{status} {http.client.responses.get(status, answer.reason or '')}".strip()
+    status, said = answer.status_code, _status_line(answer)
     if status in (200, 206):
         return
     if status in _GONE:
         raise SourceGoneError(said)
     if status == 416:
         raise RangeError("the range asked for is not there")
-    if status in _PASSING:
+    if status in (*_PASSING, *_REFUSED):
         wait = retry_after(answer.headers.get("Retry-After"), policy.clock())
         if wait is not None and wait > policy.max_retry_after:
             raise SourceError(f"{said}: the server asks to come back in {wait:.0f} s")

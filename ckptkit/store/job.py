@@ -201,11 +201,6 @@ class Job:
             return record
         return None
 
-    def is_lesser(self, planned: PlannedSource, failures: Sequence[object]) -> bool:
-        """Whether this copy lacks what a copy that failed has: the BatchNorm moving statistics."""
-        better = self.entry.sources[0].bn_statistics is True
-        return bool(failures) and better and planned.bn_statistics is False and self.entry.sha256 is None
-
     def warn_of_lesser(self, planned: PlannedSource) -> None:
         """Say loudly that a lesser copy is about to be taken."""
         self.warn(

@@ -194,7 +194,11 @@ class SourceError(Exception):
 
 
 class SourceGoneError(SourceError):
-    """The source answered for good: no such file (404, 410), or not for you (401, 403)."""
+    """The source answered for good: no such file (404, 410), or not for the public (401, 403)."""
+
+
+class RefusedError(SourceError):
+    """401 or 403 to more than the plain request for the file, which says nothing of the file itself."""
 
 
 class PassingError(Exception):
@@ -236,10 +240,9 @@ def open_file(url: str) -> Generator[Response]:
 
     Raises
     ------
-    SourceGoneError
-        When there is no such file.
     SourceError
-        When it is not a regular file, is elsewhere, or cannot be read.
+        When there is no such file (its disk may not be mounted), or it is not a regular one, is elsewhere, or
+        cannot be read.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -249,7 +252,7 @@ def open_file(url: str) -> Generator[Response]:
                 raise SourceError("not a regular file")
             stream = stack.enter_context(path.open("rb", buffering=0))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise SourceGoneError("no such file") from error
+            raise SourceError("no such file") from error
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}") from error
         size = os.fstat(stream.fileno()).st_size

@@ -16,7 +16,7 @@ from ckptkit.store.http import checked_redirect
 from ckptkit.store.transport import SourceError
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
-from tests.support.http_server import FaultServer, redirect, status
+from tests.support.http_server import Answer, Fault, FaultServer, redirect, status
 
 BODY = random_bytes(30_000)
 PATH = "/x/model.pth"
@@ -165,6 +165,79 @@ def test_requests_own_netrc_is_not_asked(
     store.fetch(entry_of(server.serve(PATH, BODY)))
     assert_only(store, BODY)
     assert sent_to(server) == [None]
+
+
+def public(code: int) -> Fault:
+    """A public file, on a server that looks at whatever credentials it is sent."""
+    return lambda request, answer: Answer(code) if "authorization" in request.headers else answer
+
+
+def stale_credentials(kind: str, server: FaultServer, login_file: Path) -> tuple[str, dict[str, str], str]:
+    """URL, environment, and what the message calls them."""
+    url = server.serve(PATH, BODY)
+    if kind == "token":
+        return url, {"FIRST_TOKEN": "first-secret"}, "the token in FIRST_TOKEN"
+    if kind == "netrc":
+        return url, {"FIRST_TOKEN": "", "NETRC": str(login_file)}, f"the login in {login_file}"
+    return url.replace("//", "//me:url-secret@"), {}, "the login in the URL"
+
+
+@pytest.mark.parametrize(("code", "connections"), [(401, 1), (403, 1), (401, 4)])
+@pytest.mark.parametrize("kind", ["token", "netrc", "url"])
+def test_refused_credentials_are_dropped_once_and_named(
+    server: FaultServer, store: Store, login_file: Path, *, kind: str, code: int, connections: int
+) -> None:
+    url, environment, named = stale_credentials(kind, server, login_file)
+    server.fail(PATH, *[public(code)] * 99)
+    credentials = Credentials({**SECRETS, "NETRC": "/dev/null", **environment}, TABLE)
+    policy = replace(
+        store.policy,
+        credentials=credentials,
+        connections=connections,
+        split_from=1000,
+        segment=len(BODY) // 3,
+    )
+    lesser = {"url": server.serve("/lesser.pth", b"lesser"), "bn_statistics": False}
+    fetched = store.fetch(entry_of({"url": url, "bn_statistics": True}, lesser), policy=policy)
+    assert fetched.artefact.read_bytes() == BODY
+    said = [note for note in store.notes if named in note]
+    phrase = {401: "401 Unauthorized", 403: "403 Forbidden"}[code]
+    assert said == [f"{phrase} from 127.0.0.1:{server.port}: {named} was refused; trying without it"]
+    assert "secret" not in str(store.notes)
+    sent = sent_to(server)
+    assert sent[0] is not None and sent[1:] == [None] * len(sent[1:])
+
+
+@pytest.mark.parametrize("kind", ["token", "netrc", "url"])
+def test_credentials_that_do_not_help_are_named_in_the_error(
+    server: FaultServer, store: Store, login_file: Path, kind: str
+) -> None:
+    url, environment, named = stale_credentials(kind, server, login_file)
+    server.fail(PATH, *[status(401)] * 9)
+    policy = replace(
+        store.policy, credentials=Credentials({**SECRETS, "NETRC": "/dev/null", **environment}, TABLE)
+    )
+    lesser = {"url": server.serve("/lesser.pth", BODY), "bn_statistics": False}
+    with pytest.raises(NetworkError) as caught:
+        store.fetch(entry_of({"url": url, "bn_statistics": True}, lesser), policy=policy)
+    assert f"401 Unauthorized: {named} was refused, and so was the request without it" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert [request.path for request in server.requests] == [PATH] * 2 and store.slept == []
+
+
+def test_credentials_refused_behind_a_redirect_are_dropped_for_that_host_alone(
+    server: FaultServer, store: Store, assert_only: AssertOnly, fetch: Callable[..., None]
+) -> None:
+    with FaultServer() as second:
+        second.serve("/m.pth", BODY)
+        second.fail("/m.pth", public(401))
+        server.fail(PATH, redirect(f"http://localhost:{second.port}/m.pth"))
+        fetch(server.url(PATH))
+        assert sent_to(server) == ["Bearer first-secret"]
+        assert sent_to(second) == ["Bearer second-secret", None]
+    assert_only(store, BODY)
+    (note,) = store.notes
+    assert note.startswith(f"401 Unauthorized from localhost:{second.port}: the token in SECOND_TOKEN")
 
 
 @pytest.mark.parametrize("fault", [status(403), status(500), redirect("ftp://a.org/x"), redirect("http://[")])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +18,26 @@ from ckptkit.store.mirrors import parse_mirrors
 from ckptkit.store.sources import file_name_of
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes, tar_gz
-from tests.support.http_server import FaultServer, cut, goog_hash, status
+from tests.support.http_server import (
+    Answer,
+    Fault,
+    FaultServer,
+    Request,
+    cut,
+    goog_hash,
+    redirect,
+    stall,
+    status,
+)
 
 BODY = random_bytes(100_000)
 OTHER = random_bytes(100_000, seed=2)
 PATH = "/x/model.pth"
 ARCHIVE = tar_gz({"moat/m.index": b"index", "moat/m.data-00000-of-00001": BODY})
+
+
+def page(_request: Request, answer: Answer) -> Answer:
+    return replace(answer, body=b"<!DOCTYPE html><title>Log in</title>")
 
 
 def sha256(body: bytes) -> str:
@@ -185,16 +201,79 @@ def test_falling_back_to_a_copy_without_statistics_is_said_loudly(server: FaultS
     assert store.fetch(entry).record.bn_statistics is True and store.warnings == []
 
 
-def test_no_falling_back_to_a_lesser_copy_while_the_better_is_only_ill(
-    server: FaultServer, store: Store
+def lesser_and_better(server: FaultServer, better: str, **fields: Any) -> Entry:
+    """An entry with a better copy at ``better`` and one without statistics that can be had."""
+    lesser = server.serve("/with.tar.gz", ARCHIVE)
+    return entry_of({"url": better, "bn_statistics": True}, {"url": lesser, "bn_statistics": False}, **fields)
+
+
+PASSING: dict[str, list[Fault]] = {
+    "503": [status(503)] * 4,
+    "429": [status(429)] * 4,
+    "429 for an hour": [status(429, ("Retry-After", "3600"))],
+    "403 with Retry-After": [status(403, ("Retry-After", "1"))] * 4,
+    "400": [status(400)],
+    "451": [status(451)],
+    "stalls": [stall(0)] * 4,
+    "drops": [cut(10)] + [cut(0)] * 4,
+    "403 to the rest": [cut(1000), status(403)],
+    "a page for a login": [page],
+    "401 behind a redirect": [redirect("/signed")],
+    "a redirect that is not followed": [redirect("ftp://a.org/x")],
+}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_no_lesser_copy_because_of_a_fault_that_may_pass(
+    server: FaultServer, store: Store, fault: str
 ) -> None:
-    new, old = server.serve("/w.tar.gz", ARCHIVE), server.serve("/with.tar.gz", ARCHIVE)
-    server.fail("/w.tar.gz", *[status(503)] * 4)
-    entry = entry_of({"url": new, "bn_statistics": True}, {"url": old, "bn_statistics": False})
+    entry = lesser_and_better(server, server.serve("/w.tar.gz", ARCHIVE))
+    server.fail("/w.tar.gz", *PASSING[fault])
+    server.fail("/signed", status(401))
     with pytest.raises(NetworkError, match=r"with\.tar\.gz has no BatchNorm.*ckptkit import test-entry FILE"):
-        store.fetch(entry)
-    assert server.ranges("/with.tar.gz") == [] and store.files == []
+        store.fetch(entry, policy=replace(store.policy, read_timeout=0.2))
+    assert server.ranges("/with.tar.gz") == [] and store.files == [] and store.warnings == []
     assert store.fetch(entry).record.bn_statistics is True
+
+
+LOCAL = {
+    "no such host": "https://no-such-host.invalid/w.tar.gz",
+    "nobody listens": "http://127.0.0.1:9/w.tar.gz",
+    "no TLS": "https://127.0.0.1:{port}/w.tar.gz",
+    "a disk that is not mounted": "file:///mnt/no-such-disk/w.tar.gz",
+}
+
+
+@pytest.mark.parametrize("fault", LOCAL)
+def test_no_lesser_copy_because_of_a_fault_of_this_machine(
+    server: FaultServer, store: Store, fault: str
+) -> None:
+    entry = lesser_and_better(server, LOCAL[fault].format(port=server.port))
+    with pytest.raises(NetworkError, match=r"with\.tar\.gz has no BatchNorm"):
+        store.fetch(entry, policy=replace(store.policy, connect_timeout=0.2, read_timeout=0.2))
+    assert server.ranges("/with.tar.gz") == [] and store.files == []
+
+
+def test_no_lesser_copy_because_of_offline(server: FaultServer, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "with.tar.gz").write_bytes(ARCHIVE)
+    entry = entry_of(
+        {"url": server.serve("/w.tar.gz", ARCHIVE), "bn_statistics": True},
+        {"url": (tmp_path / "with.tar.gz").as_uri(), "bn_statistics": False},
+    )
+    with pytest.raises(NetworkError, match="--offline forbids"):
+        store.fetch(entry, offline=True)
+    assert store.files == []
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 410])
+def test_the_plain_answer_that_it_is_gone_lets_a_lesser_copy_be_taken(
+    server: FaultServer, store: Store, code: int
+) -> None:
+    entry = lesser_and_better(server, server.url("/w.tar.gz"))
+    server.fail("/w.tar.gz", *[status(code)] * 2)
+    policy = replace(store.policy, connections=4, split_from=1000, segment=1000)
+    assert store.fetch(entry, policy=policy).record.bn_statistics is False
+    assert "falling back" in store.warnings[0] and store.slept == []
 
 
 def test_sources_that_need_a_hand_are_named_and_not_asked(server: FaultServer, store: Store) -> None:

@@ -99,6 +99,49 @@ def test_without_proof_there_is_one_connection(
     assert asked(server) == asked_for
 
 
+@pytest.mark.parametrize("code", [401, 403, 400, 451])
+@pytest.mark.parametrize("still", [0, 2])
+def test_a_server_that_bears_one_connection_gets_one(
+    server: FaultServer, store: Store, assert_only: AssertOnly, code: int, still: int
+) -> None:
+    """It refuses a second connection, and for a moment a first one too: it counts those that just ended."""
+    counted = [still if code in (401, 403) else 0]
+
+    def crowded(_request: Request, answer: Answer) -> Answer:
+        single = _request.stop is None or _request.start == 0
+        if single and (_request.start == 0 or not counted[0]):
+            return answer
+        counted[0] -= single
+        return Answer(code, body=b"too many connections")
+
+    server.fail(PATH, *[crowded] * 20)
+    lesser = {"url": server.serve("/lesser.pth", OTHER), "bn_statistics": False}
+    better = {"url": server.serve(PATH, BODY), "bn_statistics": True}
+    store.fetch(entry_of(better, lesser), **split(store))
+    assert_only(store, BODY)
+    assert server.requests[-1].start == SEGMENT and server.requests[-1].stop is None
+    assert any("going on with one connection" in note for note in store.notes)
+    assert store.warnings == [] and server.ranges("/lesser.pth") == []
+
+
+def test_a_server_that_refuses_the_rest_for_ever_is_given_up(server: FaultServer, store: Store) -> None:
+    server.fail(PATH, lambda _request, answer: answer, *[status(403)] * 30)
+    lesser = {"url": server.serve("/lesser.pth", OTHER), "bn_statistics": False}
+    better = {"url": server.serve(PATH, BODY), "bn_statistics": True}
+    with pytest.raises(NetworkError, match=r"403 Forbidden \(4 times\).*lesser\.pth has no BatchNorm"):
+        store.fetch(entry_of(better, lesser), **split(store))
+    assert server.ranges("/lesser.pth") == [] and store.files == []
+
+
+def test_a_server_that_refuses_ranges_is_asked_for_the_file(
+    server: FaultServer, store: Store, assert_only: AssertOnly
+) -> None:
+    server.fail(PATH, status(403))
+    store.fetch(entry_of(server.serve(PATH, BODY)), **split(store))
+    assert_only(store, BODY)
+    assert asked(server) == [(0, SEGMENT), (None, None)] and store.slept == []
+
+
 @pytest.mark.parametrize("fault", [cut(0), cut(20_000), reset(30_000), status(503), status(429)])
 def test_each_range_has_its_own_retries(
     server: FaultServer, store: Store, assert_only: AssertOnly, fault: Fault
