@@ -11,10 +11,11 @@ Importing this package imports neither numpy nor a framework; each function load
 from __future__ import annotations
 
 import sys
+import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ckptkit._version import __version__
+from ckptkit._version import DISTRIBUTION, __version__, strangers
 
 if TYPE_CHECKING:
     from ckptkit.api import (
@@ -82,3 +83,10 @@ def __dir__() -> list[str]:
 
 
 sys.modules[__name__].__class__ = _Package
+
+for _folder in strangers():
+    warnings.warn(
+        f"{_folder}: another project called ckptkit is installed, with the same files as {DISTRIBUTION}. "
+        f"Run: pip uninstall ckptkit; then install {DISTRIBUTION} again",
+        stacklevel=2,
+    )

@@ -192,23 +192,22 @@ def storage_error(error: OSError, path: str | Path) -> StorageError:
 
 
 class MissingDependencyError(CkptkitError):
-    """An optional package is needed.
+    """Optional packages are needed.
 
     Parameters
     ----------
-    package : str
-        The package that could not be imported.
-    extra : str
-        The ckptkit extra that brings it.
     purpose : str
-        What it is needed for.
+        What they are needed for.
+    *packages : str
+        The distributions that are not installed.
 
     Examples
     --------
-    >>> str(MissingDependencyError("torch", "torch", "the PyTorch forward pass"))
-    "the PyTorch forward pass needs torch; pip install 'ckptkit[torch]'"
+    >>> str(MissingDependencyError("the PyTorch forward pass", "torch"))
+    "the PyTorch forward pass needs torch; pip install 'torch>=2.6,<2.14'"
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        self.package = package
-        super().__init__(f"{purpose} needs {package}", hint=f"pip install 'ckptkit[{extra}]'")
+    def __init__(self, purpose: str, *packages: str) -> None:
+        from ckptkit.requirements import install_command
+
+        super().__init__(f"{purpose} needs {' and '.join(packages)}", hint=install_command(*packages))

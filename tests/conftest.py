@@ -90,7 +90,7 @@ def pytest_fixture_setup(
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test whose process has too much in temporary files; what is quick cannot have written much."""
     factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
-    slow = time.monotonic() - item.stash[_STARTED] > 0.1
+    slow = time.monotonic() - item.stash.get(_STARTED, 0.0) > 0.1
     taken = bytes_below(factory.getbasetemp()) if slow and "slow" not in item.keywords else 0
     yield
     assert taken <= MOST_TEMPORARY, f"{taken >> 20} MB in temporary files; share them, or make them smaller"

@@ -11,6 +11,8 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
+from ckptkit._version import DISTRIBUTION
+from ckptkit._version import REPOSITORY as ADDRESS
 from ckptkit.cli.app import app, hoist_global_options, register_commands
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.registry import load_registry
@@ -135,6 +137,12 @@ def test_what_is_cached_and_kept_is_what_the_commands_write(path: Any) -> None:
 def test_torch_is_the_range_that_the_package_takes(path: Any) -> None:
     (wanted,) = re.findall(r"'(torch>=[^']+)'", path.read_text())
     assert f'"{wanted}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_ckptkit_comes_from_its_repository(path: Any) -> None:
+    (job,) = yaml.safe_load(path.read_text())["jobs"].values()
+    assert job["env"]["CKPTKIT"] == f"{DISTRIBUTION}[torch,tf] @ git+{ADDRESS}"
 
 
 def test_the_readme_points_to_it() -> None:

@@ -7,9 +7,12 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ckptkit._version import DISTRIBUTION
+from ckptkit._version import REPOSITORY as ADDRESS
 from tests import conftest
 from tests.conftest import REPOSITORY
 
@@ -32,6 +35,69 @@ def test_ci_runs_the_readmes_commands_word_for_word_and_fails_with_them():
     lines = (REPOSITORY / ".ci" / "run").read_text().splitlines()
     for command in readme_commands():
         assert f"{command} || exit" in lines  # errexit does not see a fault before &&
+
+
+INSTALLS = re.compile(
+    r"\b(?:pip3?|pipx|uv|conda)[\"', ]+(?:tool |pip )?(?:install|add|download|run|index versions)\b"
+    r"[\"', ]*\s+([^\n`&;|#]*)|\b(?:uvx|--from)\s+([^\n`&;|#]*)|(ckptkit\[)"
+)
+THE_OTHER = re.compile(r"(?<![-\w./@+:])ckptkit(?![-\w/]|\.\w)")
+
+
+def leads_astray(text):
+    """What in a text would install the distribution ``ckptkit``, which is another project's."""
+    return [
+        found[0]
+        for found in INSTALLS.finditer(text)
+        if THE_OTHER.search(" ".join(filter(None, found.groups())))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("pip install {}", True),
+        ("python -m pip install -U '{}==0.3'", True),
+        ('["pip", "install", "{}"]', True),
+        ("pip install\n    {}", True),
+        ("`pip install '{}[torch]'`", True),
+        ("CKPTKIT: {}[torch,tf]", True),
+        ("uvx {} --help", True),
+        ("uv tool install {}", True),
+        ("uvx --from '{} @ git+https://a.org/x' x", True),
+        ("pip install '{}-cli[torch] @ git+https://a.org/{}.git'", False),
+        ("pip install '.[all]' && {} demo", False),
+        ("pip install ./{} torch", False),
+        ("pip uninstall {}", False),
+    ],
+)
+def test_what_installs_the_other_project_is_noticed(command, wrong):
+    assert bool(leads_astray(command.replace("{}", "ckpt" + "kit"))) is wrong
+
+
+def test_nothing_installs_the_other_project():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    paths = [
+        Path(name) for name in listed.stdout.split("\0") if name
+    ] or [  # an unpacked archive has no index
+        path.relative_to(REPOSITORY) for path in REPOSITORY.rglob("*") if path.is_file()
+    ]
+    assert len(paths) > 500
+    texts = {
+        path: (REPOSITORY / path).read_bytes().decode(errors="replace")
+        for path in paths
+        if (REPOSITORY / path).is_file()
+    }
+    assert {str(path): found for path, text in texts.items() if (found := leads_astray(text))} == {}
+
+
+def test_name_and_repository_are_those_of_the_metadata():
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nname = "{DISTRIBUTION}"' in text
+    assert f'\nRepository = "{ADDRESS}"' in text
+    assert 'authors = [{ name = "The ckptkit authors" }]' in text  # by which an older install is known
 
 
 def modules_imported(code, home):

@@ -29,8 +29,7 @@ DEFAULT_BATCH_SIZE = 8
 
 FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
 
-_PACKAGES = {"torch": "torch", "keras": "tensorflow", "image": "PIL"}
-_EXTRAS = {"torch": "torch", "keras": "tf", "image": "image"}
+_PACKAGES: dict[Framework, str] = {"torch": "torch", "keras": "tensorflow"}
 
 ONLY_NUMBERS = (
     "the head has {} classes, not ImageNet's 1,000: what they are called is not known, only their numbers"
@@ -45,7 +44,7 @@ def require_packages(*frameworks: Framework) -> None:
     MissingDependencyError
         When any is missing; one error names all of them, and one command installs them.
     """
-    require_installed({_PACKAGES[name]: _EXTRAS[name] for name in (*frameworks, "image")}, "predict")
+    require_installed([*(_PACKAGES[name] for name in frameworks), "pillow"], "predict")
 
 
 @dataclass(frozen=True)

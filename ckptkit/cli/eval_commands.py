@@ -106,9 +106,9 @@ def evaluate(
     """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
 
     A published figure agrees when a value that rounds to it lies in the 95% (Wilson) interval of the measured
-    one. Needs PyTorch (or TensorFlow) and Pillow: pip install 'ckptkit[torch,image]'. Interrupted, the same
-    command goes on where it was. Started by torchrun, the processes share the images. Images that cannot be
-    decoded count neither way; they are named, and without --skip-bad the command returns 5.
+    one. Needs PyTorch (or TensorFlow) and Pillow. Interrupted, the same command goes on where it was. Started
+    by torchrun, the processes share the images. Images that cannot be decoded count neither way; they are
+    named, and without --skip-bad the command returns 5.
 
     Examples: ckptkit eval moganet-xt-224 --data imagenet/val --synthetic --limit 3
     · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8
@@ -275,7 +275,7 @@ def calibrate(
 
     For files that lack them, such as MOAT's first uploads, or whose statistics do not fit their weights. Take
     training images; their classes do not matter. All other tensors stay as they are; the file's metadata say
-    what was done and from which images. Needs PyTorch and Pillow: pip install 'ckptkit[torch,image]'.
+    what was done and from which images. Needs PyTorch and Pillow.
 
     Examples: ckptkit calibrate tiny-moat0-256 --data images/ -o calibrated.safetensors --synthetic
     · ckptkit calibrate moganet-xt-224 --data imagenet/val -o moganet.safetensors --images 4 --dry-run

@@ -40,4 +40,4 @@ def help_of(function: object, *, rich: bool) -> str:
         lines = "\n".join(["Examples:", *(f"  {example}" for example in found)])
         paragraphs[-1] = lines if rich else _KEEP_LINES + lines
     whole = "\n\n".join(paragraphs)
-    return whole.replace("[", r"\[") if rich else whole  # rich would read 'ckptkit[torch]' as markup
+    return whole.replace("[", r"\[") if rich else whole  # rich would read '[torch]' as markup

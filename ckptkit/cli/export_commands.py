@@ -84,8 +84,8 @@ def export(
 ) -> None:
     """Hand a checkpoint over to other tools, checked after it is written.
 
-    --push finds token and endpoint as huggingface_hub does (HF_TOKEN, 'hf auth login'); it needs
-    pip install 'ckptkit[hub]'. A check that does not hold returns 1 and leaves nothing.
+    --push needs huggingface_hub, and finds token and endpoint as that does (HF_TOKEN, 'hf auth login'). A
+    check that does not hold returns 1 and leaves nothing.
 
     Examples: ckptkit export tiny-moat0-256 --synthetic --to hf -o moat-hf
     · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone

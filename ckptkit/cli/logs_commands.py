@@ -74,7 +74,7 @@ def logs(
     """Show how a checkpoint was trained: its best and its last epoch beside the published accuracy.
 
     Reads the training log that is published beside the checkpoint (fetched once, then cached), or a log of
-    your own. Drawing needs matplotlib: pip install 'ckptkit[plot]'.
+    your own. Drawing needs matplotlib.
 
     Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
     """

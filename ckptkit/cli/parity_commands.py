@@ -100,9 +100,8 @@ def parity(
     """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
 
     The model of the framework it was published for reads the file as it is (Keras for MOAT, PyTorch for
-    MogaNet), the other one its conversion. Returns 1 when they disagree. Needs both frameworks: pip install
-    'ckptkit[torch,tf]'. With --with onnxruntime PyTorch's model is compared with its own ONNX graph, which
-    needs no TensorFlow: pip install 'ckptkit[torch,onnx]'.
+    MogaNet), the other one its conversion. Returns 1 when they disagree. Needs both frameworks. With
+    --with onnxruntime PyTorch's model is compared with its own ONNX graph, which needs no TensorFlow.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml

@@ -82,8 +82,8 @@ def plot(
 ) -> None:
     """Draw accuracy against parameters or FLOPs, for any choice of entries.
 
-    The figures are the published ones. Entries at the same place share one marker. Pictures need matplotlib:
-    pip install 'ckptkit[plot]'. An .html is one file that loads nothing and needs nothing but a browser.
+    The figures are the published ones. Entries at the same place share one marker. Pictures need matplotlib.
+    An .html is one file that loads nothing and needs nothing but a browser.
 
     Examples: ckptkit plot -o accuracy.png · ckptkit plot --family moganet --x flops -o moganet.svg
     · ckptkit plot -o accuracy.html

@@ -82,7 +82,7 @@ def predict(
 
     Images are resized, cropped and normalized as the published evaluation of the checkpoint does it. One that
     cannot be read is named, the others are predicted, and 5 is returned; 1 when a preprocessing check fails.
-    Needs Pillow and the framework: pip install 'ckptkit[torch,image]'.
+    Needs Pillow and the framework.
 
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
     · ckptkit predict moganet-xt-224 images/ --synthetic --framework keras --json

@@ -49,8 +49,8 @@ def profile(
 ) -> None:
     """Count parameters and multiply-adds, by module and beside the published figures.
 
-    Needs no weights, but PyTorch: pip install 'ckptkit[torch]'. Counts as each family's publication does.
-    With --check a figure that is off by more than 2% fails, unless the registry lists the deviation as known.
+    Needs no weights, but PyTorch. Counts as each family's publication does. With --check a figure that is
+    off by more than 2% fails, unless the registry lists the deviation as known.
 
     Examples: ckptkit profile moganet-xt-224 --depth 2 · ckptkit profile moat0 --resolution 512x1024
     · ckptkit profile --all --check

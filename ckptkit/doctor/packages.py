@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-from ckptkit._version import __version__
+from ckptkit._version import DISTRIBUTION, __version__, strangers
 from ckptkit.doctor.findings import Finding
-from ckptkit.doctor.requirements import Requirement, requirements
-
-_MODULES = {
-    "pillow": "PIL",
-    "backports-zstd": "backports.zstd",
-    "pyyaml": "yaml",
-    "huggingface-hub": "huggingface_hub",
-}
-"""Modules that are not called as their package is."""
+from ckptkit.requirements import Requirement, requirements
 
 
 def examine_versions() -> list[Finding]:
@@ -29,11 +23,34 @@ def examine_versions() -> list[Finding]:
     implementation = platform.python_implementation()
     return [
         Finding("versions", "ckptkit", "ok", __version__),
+        *_namesakes(),
         Finding(
             "versions", "Python", "ok", f"{platform.python_version()} ({implementation}), {sys.executable}"
         ),
         Finding("versions", "platform", "ok", platform.platform()),
     ]
+
+
+def _namesakes() -> list[Finding]:
+    """Another project's distribution of this name, and other copies of the package that Python could take."""
+    found = [
+        Finding(
+            "versions",
+            "ckptkit of others",
+            "problem",
+            f"{folder}: another project with the same import name and command",
+            f"pip uninstall ckptkit; then install {DISTRIBUTION} again, as both have the same files",
+        )
+        for folder in strangers()
+    ]
+    taken = Path(__file__).parents[1] / "__init__.py"
+    for place in dict.fromkeys(sys.path):
+        other = Path(place or os.curdir, "ckptkit", "__init__.py")
+        if other.is_file() and not other.samefile(taken):
+            said = f"{other.parent}; this one is {taken.parent}"
+            advice = "remove one of them, or start Python elsewhere"
+            found.append(Finding("versions", "ckptkit twice", "note", said, advice))
+    return found
 
 
 def examine_packages(needed: Iterable[Requirement] | None = None) -> list[Finding]:
@@ -48,7 +65,7 @@ def examine_packages(needed: Iterable[Requirement] | None = None) -> list[Findin
         found = requirements() if needed is None else list(needed)
     except importlib.metadata.PackageNotFoundError:
         said = "ckptkit runs without being installed, so which packages it supports is not known"
-        return [Finding("packages", "metadata", "note", said, "pip install ckptkit, or pip install -e .")]
+        return [Finding("packages", "metadata", "note", said, "pip install -e .")]
     base = [one for one in found if not one.extra]
     extras = _by_package(one for one in found if one.extra)
     wrong = [finding for one in base if (finding := _examine(one, "")).verdict != "ok"]
@@ -71,7 +88,7 @@ def _by_package(found: Iterable[Requirement]) -> list[tuple[Requirement, list[st
 def _examine(one: Requirement, extras: str) -> Finding:
     """Look for a package. Without an extra it is one that ckptkit cannot do without."""
     version = one.installed
-    install = f"pip install 'ckptkit[{one.extra}]'" if one.extra else "pip install --upgrade ckptkit"
+    install = f"pip install {one.install_word}"
     brought = f", extra {extras}" if extras else ""
     if version is None:
         said = f"not installed{brought}"
@@ -79,16 +96,15 @@ def _examine(one: Requirement, extras: str) -> Finding:
     if not one.supports(version):
         said = f"{version}, but {one.supported} is supported{brought}"
         return Finding("packages", one.name, "note", said, install)
-    if not _can_be_found(one.name):
+    if not _can_be_found(one.module):
         said = f"{version} is recorded, but the package itself is not there{brought}"
-        advice = f"pip install --force-reinstall {one.name}"
+        advice = f"pip install --force-reinstall {one.install_word}"
         return Finding("packages", one.name, "note" if one.extra else "problem", said, advice)
     return Finding("packages", one.name, "ok", f"{version}{brought}")
 
 
-def _can_be_found(name: str) -> bool:
-    """Whether an import of the package would find it."""
-    module = _MODULES.get(name.lower(), name.lower().replace("-", "_"))
+def _can_be_found(module: str) -> bool:
+    """Whether an import would find it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # hidden by an import hook, or by None in sys.modules

@@ -43,7 +43,7 @@ def require(options: ExportOptions) -> None:
         torch is not installed.
     """
     if not options.dry_run:
-        require_installed({"torch": "torch"}, "the check of an exported backbone")
+        require_installed(["torch"], "the check of an exported backbone")
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ckptkit._version import DISTRIBUTION, REPOSITORY
 from ckptkit.export.citations import arxiv_id, bibtex
 from ckptkit.families.base import get_family
 from ckptkit.images.classes import imagenet_classes
@@ -195,8 +196,9 @@ def _use(repository: str | None) -> str:
         'model = ckptkit.create_model(folder, "keras")  # Keras: takes (N, H, W, 3)',
         "```",
         "",
-        "`pip install 'ckptkit[torch]'` or `'ckptkit[tf]'` brings the framework. All settings come from "
-        "`config.json`; `features_only=True` gives the stages' outputs, `num_classes=10` a new head.",
+        f"`pip install '{DISTRIBUTION}[torch] @ git+{REPOSITORY}'` installs it with PyTorch, `[tf]` with "
+        "TensorFlow. All settings come from `config.json`; `features_only=True` gives the stages' outputs, "
+        "`num_classes=10` a new head.",
     ]
     return "\n".join(lines)
 

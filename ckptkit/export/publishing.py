@@ -72,7 +72,7 @@ def require_hub(*, offline: bool) -> None:
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise MissingDependencyError("huggingface_hub", "hub", "--push") from error
+        raise MissingDependencyError("--push", "huggingface_hub") from error
     if not hub.get_token():
         raise NetworkError("no token for the Hugging Face hub", hint=_LOGIN)
 

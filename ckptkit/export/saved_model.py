@@ -12,13 +12,12 @@ from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
-from ckptkit.parity.packages import require_installed
+from ckptkit.parity.packages import FRAMEWORKS, require_installed
 from ckptkit.synth import NOTE
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
 
-_PACKAGES = {"torch": "torch", "tensorflow": "tf"}
 _FILES = (
     FACTS,
     "fingerprint.pb",
@@ -36,7 +35,7 @@ def require(_options: ExportOptions) -> None:
     MissingDependencyError
         Any is missing.
     """
-    require_installed(_PACKAGES, "export --to saved-model, which is checked against PyTorch,")
+    require_installed(FRAMEWORKS, "export --to saved-model, which is checked against PyTorch,")
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:

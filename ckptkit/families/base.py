@@ -135,9 +135,7 @@ class Family(ABC):
         MissingDependencyError
             When torch is not installed.
         """
-        return _import_model(
-            f"ckptkit.families.{self.name}.torch_model", ("torch",), "torch", "the PyTorch model"
-        )
+        return _import_model(f"ckptkit.families.{self.name}.torch_model", ("torch",), "the PyTorch model")
 
     def fast_torch_module(self) -> Any:
         """Import the module whose ``optimised`` rewrites a PyTorch model for inference.
@@ -148,7 +146,7 @@ class Family(ABC):
             When torch is not installed.
         """
         return _import_model(
-            f"ckptkit.families.{self.name}.torch_fast", ("torch",), "torch", "the optimised PyTorch model"
+            f"ckptkit.families.{self.name}.torch_fast", ("torch",), "the optimised PyTorch model"
         )
 
     def keras_module(self) -> Any:
@@ -162,7 +160,6 @@ class Family(ABC):
         return _import_model(
             f"ckptkit.families.{self.name}.keras_model",
             ("ckptkit.families.keras_backend", "tensorflow"),
-            "tf",
             "the Keras model",
         )
 
@@ -180,12 +177,12 @@ def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
     return "one of " + ", ".join(names)
 
 
-def _import_model(module: str, needs: Sequence[str], extra: str, purpose: str) -> Any:
+def _import_model(module: str, needs: Sequence[str], purpose: str) -> Any:
     try:
         for need in needs:
             importlib.import_module(need)
     except ImportError as error:
-        raise MissingDependencyError(needs[-1], extra, purpose) from error
+        raise MissingDependencyError(purpose, needs[-1]) from error
     return importlib.import_module(module)
 
 

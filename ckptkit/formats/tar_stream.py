@@ -183,7 +183,7 @@ def _zstd_module() -> Any:
         else:
             from backports import zstd
     except ImportError as error:
-        raise MissingDependencyError("backports.zstd", "zstd", "archives packed with zstd") from error
+        raise MissingDependencyError("archives packed with zstd", "backports.zstd") from error
     return zstd
 
 

@@ -53,7 +53,7 @@ def open_image(source: Path | bytes, name: str | None = None) -> Image:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise MissingDependencyError("pillow", "image", "reading an image") from error
+        raise MissingDependencyError("reading an image", "pillow") from error
 
     called = name or (str(source) if isinstance(source, Path) else "image")
     with _faults_in_words(called):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from ckptkit.errors import MissingDependencyError
 from ckptkit.parity.report import Backend
+from ckptkit.requirements import Requirement
 
-_FRAMEWORKS = {"torch": "torch", "tensorflow": "tf"}
-ONNX = {"torch": "torch", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
-"""What exporting a graph and running it takes: package → extra."""
-_IMAGES = {"PIL": "image"}
-_DISTRIBUTIONS = {"PIL": "pillow"}
+FRAMEWORKS = ("torch", "tensorflow")
+ONNX = ("torch", "onnx", "onnxruntime", "onnxscript")
+"""What exporting a graph and running it takes."""
 
 
 def require_packages(*, image: bool = False, backend: Backend = "keras") -> None:
@@ -30,20 +29,20 @@ def require_packages(*, image: bool = False, backend: Backend = "keras") -> None
     MissingDependencyError
         When any is missing; one error names all of them, and one command installs them.
     """
-    frameworks = _FRAMEWORKS if backend == "keras" else ONNX
+    frameworks = FRAMEWORKS if backend == "keras" else ONNX
     purpose = "parity, which runs both frameworks," if backend == "keras" else "parity --with onnxruntime"
     only_images = all(_installed(package) for package in frameworks)
-    needed = {**frameworks, **(_IMAGES if image else {})}
+    needed = [*frameworks, "pillow"] if image else frameworks
     require_installed(needed, "parity --image" if only_images else purpose)
 
 
-def require_installed(needed: Mapping[str, str], purpose: str) -> None:
+def require_installed(needed: Sequence[str], purpose: str) -> None:
     """Look for packages without importing them.
 
     Parameters
     ----------
-    needed : mapping of str to str
-        Name to import → the extra that brings it.
+    needed : sequence of str
+        Distributions.
     purpose : str
         What they are needed for.
 
@@ -54,17 +53,15 @@ def require_installed(needed: Mapping[str, str], purpose: str) -> None:
 
     Examples
     --------
-    >>> require_installed({"numpy": "none"}, "counting")
+    >>> require_installed(["numpy"], "counting")
     """
     missing = [package for package in needed if not _installed(package)]
     if missing:
-        names = " and ".join(_DISTRIBUTIONS.get(package, package) for package in missing)
-        extras = ",".join(dict.fromkeys(needed[package] for package in missing))
-        raise MissingDependencyError(names, extras, purpose)
+        raise MissingDependencyError(purpose, *missing)
 
 
 def _installed(package: str) -> bool:
     try:
-        return importlib.util.find_spec(package) is not None
+        return importlib.util.find_spec(Requirement(package, "").module) is not None
     except (ImportError, ValueError):  # hidden by an import hook, or by None in sys.modules
         return False

@@ -231,10 +231,7 @@ def _connect(url: str) -> tuple[Any, str]:
         fsspec = importlib.import_module("fsspec")
         files = fsspec.filesystem(store.protocol)
     except ImportError as error:
-        missing = MissingDependencyError(store.package, "remote", f"an address of {scheme}://")
-        if store.package != "s3fs":
-            missing.hint = f"pip install 'ckptkit[remote]' {store.package}"
-        raise missing from error
+        raise MissingDependencyError(f"an address of {scheme}://", store.package) from error
     return files, path
 
 

@@ -24,6 +24,7 @@ from ckptkit.images.gathering import Gatherer, NamedPicture
 from ckptkit.images.preprocessing import Preprocessing
 from ckptkit.synth import Synthetic, write_checkpoint
 from ckptkit.workspace import Workspace
+from tests.support.commands import pip_install
 from tests.support.moat_files import write_tiny
 from tests.support.pictures import drawn, save
 
@@ -191,10 +192,10 @@ def test_a_checkpoint_without_a_head_names_no_classes():
 @pytest.mark.parametrize(
     ("hidden", "frameworks", "says"),
     [
-        (["torch"], ["torch"], "predict needs torch; pip install 'ckptkit[torch]'"),
+        (["torch"], ["torch"], f"predict needs torch; {pip_install('torch')}"),
         (["tensorflow"], ["torch"], None),
-        (["tensorflow"], ["keras"], "predict needs tensorflow; pip install 'ckptkit[tf]'"),
-        (["PIL", "torch"], ["torch"], "predict needs torch and pillow; pip install 'ckptkit[torch,image]'"),
+        (["tensorflow"], ["keras"], f"predict needs tensorflow; {pip_install('tensorflow')}"),
+        (["PIL", "torch"], ["torch"], f"predict needs torch and pillow; {pip_install('torch', 'pillow')}"),
     ],
 )
 def test_missing_packages(hidden, frameworks, says, monkeypatch):

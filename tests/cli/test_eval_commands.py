@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.commands import Runner, runner
+from tests.support.commands import Runner, pip_install, runner
 from tests.support.evaluation import IMAGES, Known, known_model, pictures, png, small_model
 from tests.support.running import finish, start, wait_until
 
@@ -181,9 +181,9 @@ def test_usage(run: Runner, known: Known, arguments: list[str], code: int, said:
 @pytest.mark.parametrize(
     ("hidden", "options", "install"),
     [
-        ("torch", [], "ckptkit[torch]"),
-        ("PIL", [], "ckptkit[image]"),
-        ("tensorflow", ["--framework", "tf"], "ckptkit[tf]"),
+        ("torch", [], pip_install("torch")),
+        ("PIL", [], pip_install("pillow")),
+        ("tensorflow", ["--framework", "tf"], pip_install("tensorflow")),
     ],
 )
 def test_missing_packages_are_asked_for_before_anything_else(

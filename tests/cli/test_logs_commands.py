@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.registry import load_registry
-from tests.support.commands import Runner, runner
+from tests.support.commands import Runner, pip_install, runner
 from tests.support.http_server import FaultServer, status
 from tests.support.running import finish, start
 from tests.support.training_logs import (
@@ -170,7 +170,7 @@ def test_without_matplotlib(tmp_path: Path, server: FaultServer):
     arguments = ["logs", "moganet-xt-224", "-o", str(tmp_path / "log.png")]
     code, _, err = finish(start(arguments, tmp_path, WITHOUT_MATPLOTLIB))
     assert code == 6
-    assert err == "error: drawing a training log needs matplotlib; pip install 'ckptkit[plot]'\n"
+    assert err == f"error: drawing a training log needs matplotlib; {pip_install('matplotlib')}\n"
     assert server.requests == []
 
 

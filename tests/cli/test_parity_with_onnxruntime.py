@@ -11,6 +11,7 @@ import pytest
 
 from ckptkit.cli.app import main
 from tests.cli.test_parity_commands import HIDE
+from tests.support.commands import pip_install
 from tests.support.running import finish, start
 from tests.support.toys import MOAT, SIDE, STAGES, toy_variants
 
@@ -113,8 +114,11 @@ def test_what_makes_no_sense_is_refused_before_any_work(arguments: list[str], co
 @pytest.mark.parametrize(
     ("hidden", "line"),
     [
-        (("onnxruntime", "onnxscript"), "needs onnxruntime and onnxscript; pip install 'ckptkit[onnx]'"),
-        (("torch", "onnx"), "needs torch and onnx; pip install 'ckptkit[torch,onnx]'"),
+        (
+            ("onnxruntime", "onnxscript"),
+            f"needs onnxruntime and onnxscript; {pip_install('onnxruntime', 'onnxscript')}",
+        ),
+        (("torch", "onnx"), f"needs torch and onnx; {pip_install('torch', 'onnx')}"),
     ],
 )
 @pytest.mark.parametrize("command", ["parity", "export"])

@@ -11,7 +11,7 @@ import pytest
 
 from ckptkit.cli.app import main
 from tests.cli.test_thumbnails import Terminal
-from tests.support.commands import Run, Runner, runner
+from tests.support.commands import Run, Runner, pip_install, runner
 from tests.support.http_server import FaultServer
 from tests.support.pictures import drawn, encoded, save
 
@@ -165,21 +165,21 @@ class TestFaults:
         assert run("moat9", "cat.png").code == 3
 
     @pytest.mark.parametrize(
-        ("hidden", "options", "line"),
+        ("hidden", "options", "named"),
         [
-            ("torch", (), "predict needs torch; pip install 'ckptkit[torch]'"),
-            ("tensorflow", ("--framework", "tf"), "predict needs tensorflow; pip install 'ckptkit[tf]'"),
-            ("tensorflow", ("--check-preprocessing",), "predict needs tensorflow; pip install 'ckptkit[tf]'"),
-            ("PIL", (), "predict needs pillow; pip install 'ckptkit[image]'"),
+            ("torch", (), "torch"),
+            ("tensorflow", ("--framework", "tf"), "tensorflow"),
+            ("tensorflow", ("--check-preprocessing",), "tensorflow"),
+            ("PIL", (), "pillow"),
         ],
     )
-    def test_missing_packages_before_anything_else(self, run, hidden, options, line, monkeypatch):
+    def test_missing_packages_before_anything_else(self, run, hidden, options, named, monkeypatch):
         import importlib.util
 
         find = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == hidden else find(name))
         found = run("moat4-512", "none.png", *options)
-        assert (found.code, found.err) == (6, f"error: {line}\n")
+        assert (found.code, found.err) == (6, f"error: predict needs {named}; {pip_install(named)}\n")
 
 
 class TestWhereFrom:

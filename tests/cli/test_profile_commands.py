@@ -9,7 +9,7 @@ import pytest
 
 from ckptkit.cli.state import State
 from ckptkit.registry import Registry, load_registry
-from tests.support.commands import Runner, runner
+from tests.support.commands import Runner, pip_install, runner
 from tests.support.registries import write
 from tests.support.running import finish, start
 
@@ -177,5 +177,5 @@ def test_what_is_refused(run: Runner, arguments: list[str], code: int, says: str
 def test_without_torch_it_says_what_to_install(tmp_path: Path, arguments: list[str]):
     code, out, err = finish(start(["profile", *arguments], tmp_path, WITHOUT_TORCH))
     assert code == 6
-    assert "the PyTorch model needs torch; pip install 'ckptkit[torch]'" in err
+    assert f"the PyTorch model needs torch; {pip_install('torch')}" in err
     assert out == ""

@@ -17,6 +17,7 @@ from ckptkit.export.targets import ExportOptions
 from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 from ckptkit.registry import load_registry
+from tests.support.commands import pip_install
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
 
 REGISTRY = load_registry()
@@ -218,6 +219,6 @@ def test_other_names_than_the_architectures_leave_nothing(sources, tmp_path, mon
 
 def test_torch_is_asked_for_before_any_work(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(MissingDependencyError, match=r"needs torch; pip install 'ckptkit\[torch\]'"):
+    with pytest.raises(MissingDependencyError, match=f"needs torch; {pip_install('torch')}"):
         require(ExportOptions())
     require(ExportOptions(dry_run=True))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from ckptkit._version import REPOSITORY
 from ckptkit.export.citations import PAPERS, arxiv_id, bibtex
 from ckptkit.export.model_card import model_card
 from ckptkit.families.base import families, get_family
@@ -208,6 +209,7 @@ def test_the_code_of_the_card_names_the_repository(file):
     entry = REGISTRY["moganet-xt-224"]
     card = model_card(source_of(file, entry), config_of(entry), repository="me/moga")
     assert 'snapshot_download("me/moga")' in card
+    assert f"`pip install 'ckptkit-cli[torch] @ git+{REPOSITORY}'`" in card
     assert 'snapshot_download("ORG/NAME")' in card_of(file, "moganet-xt-224")
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("tensorflow")
 from ckptkit.errors import MissingDependencyError, UsageError
 from ckptkit.families import keras_backend
 from ckptkit.families.base import get_family
+from tests.support.commands import pip_install
 
 
 def test_keras_runs_on_tensorflow():
@@ -44,7 +45,7 @@ def test_no_choice_becomes_tensorflow(monkeypatch):
 
 def test_a_missing_tensorflow_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(MissingDependencyError, match=r"needs tensorflow; pip install 'ckptkit\[tf\]'"):
+    with pytest.raises(MissingDependencyError, match=f"needs tensorflow; {pip_install('tensorflow')}"):
         get_family("moat").keras_module()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ckptkit.errors import MissingDependencyError
 from ckptkit.parity.packages import require_packages
+from tests.support.commands import pip_install
 
 EVERYTHING = ("torch", "tensorflow", "PIL")
 
@@ -31,11 +32,15 @@ class Pretend(MetaPathFinder):
 @pytest.mark.parametrize(
     ("hidden", "image", "says"),
     [
-        (["torch"], False, "needs torch; pip install 'ckptkit[torch]'"),
-        (["tensorflow"], False, "needs tensorflow; pip install 'ckptkit[tf]'"),
-        (["torch", "tensorflow"], False, "needs torch and tensorflow; pip install 'ckptkit[torch,tf]'"),
-        (["PIL"], True, "needs pillow; pip install 'ckptkit[image]'"),
-        (["tensorflow", "PIL"], True, "needs tensorflow and pillow; pip install 'ckptkit[tf,image]'"),
+        (["torch"], False, f"needs torch; {pip_install('torch')}"),
+        (["tensorflow"], False, f"needs tensorflow; {pip_install('tensorflow')}"),
+        (
+            ["torch", "tensorflow"],
+            False,
+            f"needs torch and tensorflow; {pip_install('torch', 'tensorflow')}",
+        ),
+        (["PIL"], True, f"needs pillow; {pip_install('pillow')}"),
+        (["tensorflow", "PIL"], True, f"needs tensorflow and pillow; {pip_install('tensorflow', 'pillow')}"),
         (["PIL"], False, None),
         ([], True, None),
     ],

@@ -17,6 +17,7 @@ from ckptkit.store.remote import Store as Reached
 from ckptkit.store.remote import exists, is_remote, open_remote, upload
 from ckptkit.store.transport import Identity, PassingError, RangeError, SourceError, SourceGoneError
 from tests.store.conftest import AssertOnly, Store
+from tests.support.commands import pip_install
 from tests.support.entries import entry_of, random_bytes, tar_gz
 from tests.support.s3_server import BUCKET, s3_server
 
@@ -207,10 +208,10 @@ def test_offline_asks_no_store(objects: Faulty, store: Store) -> None:
 @pytest.mark.parametrize(
     ("scheme", "line"),
     [
-        ("s3", "pip install 'ckptkit[remote]'"),
-        ("gs", "pip install 'ckptkit[remote]' gcsfs"),
-        ("az", "pip install 'ckptkit[remote]' adlfs"),
-        ("hf", "pip install 'ckptkit[remote]' huggingface_hub"),
+        ("s3", pip_install("s3fs")),
+        ("gs", "pip install gcsfs"),
+        ("az", "pip install adlfs"),
+        ("hf", pip_install("huggingface_hub")),
     ],
 )
 def test_a_missing_package_is_named(

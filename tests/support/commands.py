@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from ckptkit.cli.app import main
 from ckptkit.registry import load_registry, load_rows
 from ckptkit.store.cache import Home, Record, write_json
+from tests.conftest import REPOSITORY
 
 SHA = "0123456789abcdef" * 4
 WHEN = "2026-01-02T03:04:05.000001+00:00"
@@ -41,6 +43,13 @@ def runner(capsys: pytest.CaptureFixture[str]) -> Runner:
         return Run(int(left.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+def pip_install(*packages: str) -> str:
+    """Return the command that installs packages in the ranges of pyproject.toml."""
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    words = [re.findall(rf'"({re.escape(name)}[<>=][^";]*)[";]', text)[0] for name in packages]
+    return f"pip install {' '.join(map(repr, words))}"
 
 
 def cache(id: str, *, sha256: str = SHA, bn_statistics: bool | None = True) -> Record:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.workspace import Workspace
 
-_PACKAGES = {"torch": "torch", "captum": "cam", "PIL": "cam"}
-"""Packages by import name, and the extra that brings them."""
+_PACKAGES = ("torch", "captum", "pillow")
 
 
 def require_packages() -> None:

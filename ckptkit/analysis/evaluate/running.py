@@ -17,7 +17,7 @@ from ckptkit.models import Framework
 from ckptkit.parity.packages import require_installed
 from ckptkit.tensors import Array
 
-_PACKAGES = {"torch": {"torch": "torch"}, "keras": {"tensorflow": "tf"}}
+_PACKAGES = {"torch": "torch", "keras": "tensorflow"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def require_packages(framework: Framework, purpose: str) -> None:
     MissingDependencyError
         When any is missing; names all of them.
     """
-    require_installed({**_PACKAGES[framework], "PIL": "image"}, purpose)
+    require_installed([_PACKAGES[framework], "pillow"], purpose)
 
 
 def torch_device(wanted: str = "auto") -> str:

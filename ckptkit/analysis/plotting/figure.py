@@ -90,7 +90,7 @@ def require_matplotlib() -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
-        raise MissingDependencyError("matplotlib", "plot", "a PNG, SVG or PDF picture")
+        raise MissingDependencyError("a PNG, SVG or PDF picture", "matplotlib")
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:

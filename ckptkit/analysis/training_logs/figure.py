@@ -67,7 +67,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError("matplotlib", "plot", "drawing a training log") from error
+        raise MissingDependencyError("drawing a training log", "matplotlib") from error
 
 
 def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) -> bytes:

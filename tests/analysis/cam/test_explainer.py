@@ -24,6 +24,7 @@ from ckptkit.errors import FormatError, MissingDependencyError, NotFoundError, U
 from ckptkit.images.classes import imagenet_classes
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace
+from tests.support.commands import pip_install
 from tests.support.patterns import corner_of_noise, noise
 
 torch = pytest.importorskip("torch")
@@ -217,10 +218,13 @@ def test_weights_without_a_head(explainer: Explainer):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        (("captum",), "a heat map needs captum; pip install 'ckptkit[cam]'"),
-        (("PIL",), "a heat map needs pillow; pip install 'ckptkit[cam]'"),
-        (("torch",), "a heat map needs torch; pip install 'ckptkit[torch]'"),
-        (("torch", "captum", "PIL"), "needs torch and captum and pillow; pip install 'ckptkit[torch,cam]'"),
+        (("captum",), f"a heat map needs captum; {pip_install('captum')}"),
+        (("PIL",), f"a heat map needs pillow; {pip_install('pillow')}"),
+        (("torch",), f"a heat map needs torch; {pip_install('torch')}"),
+        (
+            ("torch", "captum", "PIL"),
+            f"needs torch and captum and pillow; {pip_install('torch', 'captum', 'pillow')}",
+        ),
     ],
 )
 def test_missing_packages(hidden: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch):

@@ -8,11 +8,14 @@ import sys
 
 import pytest
 
-from ckptkit.doctor.requirements import Requirement, requirements
+from ckptkit._version import DISTRIBUTION
+from ckptkit.errors import MissingDependencyError
+from ckptkit.requirements import Requirement, install_command, requirements
+from tests.support.commands import pip_install
 
 
 def requires(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: list(lines))
+    monkeypatch.setattr(importlib.metadata, "requires", {DISTRIBUTION: lines}.__getitem__)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_ranges_are_those_of_packaging():
 
 def test_what_stands_in_ckptkits_own_metadata():
     found = {(one.name, one.extra): one.supported for one in requirements()}
-    assert found["requests", ""] == "<3,>=2.31"
+    assert found["requests", ""] == ">=2.31,<3"
     assert ("torch", "torch") in found and ("matplotlib", "plot") in found
     assert not {extra for _, extra in found} & {"all", "dev"}
 
@@ -63,8 +66,29 @@ def test_lines_of_metadata(monkeypatch: pytest.MonkeyPatch):
         "???",
     )
     assert requirements() == [
-        Requirement("numpy", "<3,>=1.26"),
-        Requirement("moto", "<6,>=5", "s3"),
+        Requirement("numpy", ">=1.26,<3"),
+        Requirement("moto", ">=5,<6", "s3"),
         Requirement("newer", ">=1", "zstd"),
         Requirement("torch", ">=2.6", "torch"),
     ]
+
+
+def test_every_optional_package_has_one_range_and_a_command_that_names_it():
+    ranges: dict[str, set[str]] = {}
+    for one in requirements():
+        ranges.setdefault(one.name, set()).add(one.supported)
+        if one.extra:
+            name = {"huggingface-hub": "huggingface_hub", "backports-zstd": "backports.zstd"}.get(
+                one.name, one.name
+            )
+            assert install_command(name) == pip_install(name)
+    assert {name: found for name, found in ranges.items() if len(found) > 1} == {}
+
+
+def test_without_metadata_the_package_is_named_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    def nothing(name: str) -> list[str]:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", nothing)
+    error = MissingDependencyError("a picture", "matplotlib", "pillow")
+    assert str(error) == "a picture needs matplotlib and pillow; pip install matplotlib pillow"

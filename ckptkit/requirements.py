@@ -12,8 +12,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ckptkit._version import DISTRIBUTION
+
 NOT_FOR_USERS = frozenset({"all", "dev"})
 """Extras that only gather others, or are for ckptkit's own developers."""
+
+MODULES = {
+    "pillow": "PIL",
+    "backports-zstd": "backports.zstd",
+    "pyyaml": "yaml",
+}
+"""Modules that are not called as their distribution is, with - for _ and dots."""
 
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?\s*(?:;(.*))?")
 _CLAUSE = re.compile(r"\s*(<=|>=|==|!=|~=|<|>)\s*([0-9][^,\s]*)\s*")
@@ -29,7 +38,7 @@ class Requirement:
     ----------
     name : str
     supported : str
-        The versions, such as ``<2,>=1``; empty for any.
+        The versions, such as ``>=1,<2``; empty for any.
     extra : str
         The extra that brings it; empty for what ckptkit always needs.
     """
@@ -37,6 +46,16 @@ class Requirement:
     name: str
     supported: str
     extra: str = ""
+
+    @property
+    def module(self) -> str:
+        """What its module is called."""
+        return MODULES.get(_normal(self.name), self.name.lower().replace("-", "_"))
+
+    @property
+    def install_word(self) -> str:
+        """What ``pip install`` is given, quoted for a shell."""
+        return f"'{self.name}{self.supported}'" if self.supported else self.name
 
     @property
     def installed(self) -> str | None:
@@ -67,8 +86,28 @@ def requirements() -> list[Requirement]:
     importlib.metadata.PackageNotFoundError
         When ckptkit runs without having been installed, so that there is no metadata.
     """
-    found = [_parse(text) for text in importlib.metadata.requires("ckptkit") or []]
+    found = [_parse(text) for text in importlib.metadata.requires(DISTRIBUTION) or []]
     return [one for one in found if one is not None and one.extra not in NOT_FOR_USERS]
+
+
+def install_command(*packages: str) -> str:
+    """Return the command that installs packages in the versions that are supported.
+
+    Examples
+    --------
+    >>> install_command("matplotlib", "gcsfs")
+    "pip install 'matplotlib>=3.8,<4' gcsfs"
+    """
+    try:
+        ranges = {_normal(one.name): one.supported for one in requirements()}
+    except importlib.metadata.PackageNotFoundError:
+        ranges = {}
+    words = [Requirement(name, ranges.get(_normal(name), "")).install_word for name in packages]
+    return f"pip install {' '.join(words)}"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _parse(text: str) -> Requirement | None:
@@ -76,7 +115,11 @@ def _parse(text: str) -> Requirement | None:
     match = _REQUIREMENT.fullmatch(text)
     if match is None:
         return None
-    name, supported, marker = match[1], match[2].strip(), match[3] or ""
+    name, marker = match[1], match[3] or ""
+    bounds = sorted(
+        match[2].strip().split(","), key=lambda bound: bound.startswith("<")
+    )  # the lower one first
+    supported = ",".join(bounds)
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if any(not _compares(python, operator, bound) for operator, bound in _PYTHON.findall(marker)):
         return None
