@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _MAX_REASON = 1000
@@ -56,6 +56,12 @@ class CkptkitError(Exception):
         self.message = _one_line(message)
         self.hint = hint
         super().__init__(self.message)
+
+    def reword(self, way: Callable[[str], str]) -> None:
+        """Say the same in other words: those of the command line are not Python's."""
+        self.message = way(self.message)
+        self.hint = way(self.hint) if self.hint else None
+        self.args = (self.message,)
 
     def __str__(self) -> str:
         if not self.hint:

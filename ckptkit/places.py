@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ckptkit.errors import UsageError
 
@@ -32,6 +33,15 @@ def user_path(text: str | Path) -> Path:
             hint=f"write ./{text} if that is its name",
         )
     return Path(expanded)
+
+
+def expanded(value: Any) -> Any:
+    """Put home folders for ``~`` into a text, a path, or a list of them; all else stays."""
+    if isinstance(value, (list, tuple)) and any(isinstance(one, (str, Path)) for one in value):
+        return type(value)(expanded(one) for one in value)
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return str(user_path(value)) if isinstance(value, str) else user_path(value)
+    return value
 
 
 def home_folders() -> list[Path]:

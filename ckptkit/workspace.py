@@ -11,9 +11,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ckptkit.errors import NotFoundError, command
+from ckptkit.places import user_path
+from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from ckptkit.store.cache import Record
     from ckptkit.store.integrity import Promise
     from ckptkit.store.trust import TrustFile
+
+Named: TypeAlias = "str | Path | Entry"
+"""What users name a checkpoint by: an id, a path, or the registry's entry itself."""
 
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for (description, total bytes); its context gives a function to call
@@ -107,7 +112,7 @@ class Workspace:
 
         Something without a slash that is also an entry's id means the entry; write ``./name`` for the file.
         """
-        path = Path(name)
+        path = user_path(name)
         there = path.exists() or path.with_name(path.name + ".index").exists() if path.name else path.exists()
         return there and not (path.name == name and self._is_id(name))
 
@@ -117,13 +122,13 @@ class Workspace:
 
         return name in load_rows(tuple(self.registries))
 
-    def locate(self, name: str | Path, *, fetch: bool = True) -> Located:
+    def locate(self, name: Named, *, fetch: bool = True) -> Located:
         """Find a checkpoint by id or path; an entry that is not here yet is fetched.
 
         Parameters
         ----------
-        name : str or Path
-            Id, file, folder, or prefix of a TensorFlow checkpoint.
+        name : str, Path or Entry
+            Id, entry, file, folder, or prefix of a TensorFlow checkpoint.
         fetch : bool
             False never downloads and changes nothing: the entry's file is taken as it lies in the cache,
             damaged or not, and one that is not there is an error.
@@ -135,8 +140,11 @@ class Workspace:
         NetworkError, IntegrityError, StorageError
             As `ckptkit.store.fetch.fetch` raises them.
         """
+        if isinstance(name, EntryFacts):
+            return self.fetch(name) if fetch else self._as_it_lies(name)
         if isinstance(name, Path) or self.is_path(name):
-            located = self._of_cache(Path(name)) or Located(Path(name))
+            path = user_path(name)
+            located = self._of_cache(path) or Located(path)
             if fetch and located.entry:
                 self.home.touch(located.entry.id)
             return located

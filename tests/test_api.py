@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.api.environment import in_python
+from ckptkit.errors import CkptkitError, NotFoundError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.store.cache import Home
 from ckptkit.synth import Synthetic, synthetic_tensor, write_archive
+from tests.support.caches import put_entry
 
 NAMES = ("registry", "fetch", "verify", "convert", "load", "create_model", "parity")
 
@@ -131,7 +134,10 @@ def test_convert_refuses_what_a_name_contradicts(arrays, tmp_path, monkeypatch, 
             lambda: ckptkit.create_model("tiny-moat0", framework="jax"),
             "no framework 'jax'; one of torch, keras",
         ),
-        (lambda: ckptkit.export("tiny-moat0", "hf", "x.onnx", synthetic=True), "--to onnx"),
+        (
+            lambda: ckptkit.export("tiny-moat0", "hf", "x.onnx", synthetic=True),
+            'give output="x", or to="onnx"',
+        ),
         (lambda: ckptkit.export("tiny-moat0", output="x", synthetic=True), "nothing says what to export to"),
         (lambda: ckptkit.export("tiny-moat0", "onxn", synthetic=True), "did you mean onnx"),
         (lambda: ckptkit.parity("tiny-moat0", synthetic=True, backend="jax"), "no backend 'jax'"),
@@ -147,6 +153,98 @@ def test_words_that_nothing_is_called(call, says):
 def test_an_unknown_id_is_said_so():
     with pytest.raises(NotFoundError, match="moat2-384"):
         ckptkit.fetch("moat2-383")
+    with pytest.raises(NotFoundError, match="which goes by ids; take an id such as"):
+        ckptkit.registry()[0]
+
+
+def test_an_entry_is_taken_wherever_an_id_is(archive):
+    registry = ckptkit.registry()
+    entry = registry["tiny-moat0-256"]
+    assert registry[entry] is entry
+    put_entry(Home.default(), entry.id, archive.read_bytes(), file=entry.file_name)
+    assert ckptkit.fetch(entry) == ckptkit.fetch(entry.id)
+    assert ckptkit.verify(entry).to_json() == ckptkit.verify(entry.id).to_json()
+    assert ckptkit.load(entry).keys() == ckptkit.load(entry.id).keys()
+    converted = ckptkit.convert(entry, "npz")
+    assert converted == ckptkit.convert(entry.id, "npz") and entry.id in converted.parts
+    with pytest.raises(NotFoundError, match="moat0-224: no training log"):
+        ckptkit.logs(registry["moat0-224"])
+
+
+def test_synthetic_weights_of_an_entry(tmp_path):
+    entry = ckptkit.registry()["moganet-xt-224"]
+    folders = [
+        ckptkit.export(one, "hf", tmp_path / name, synthetic=True)
+        for one, name in ((entry, "a"), (entry.id, "b"))
+    ]
+    assert folders[0].joinpath("README.md").read_text() == folders[1].joinpath("README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "in_words_of_python"),
+    [
+        (
+            "give --force to replace it, or another --output",
+            "give force=True to replace it, or another output",
+        ),
+        ("give -o there/m.npz, or --to torch", 'give output="there/m.npz", or to="torch"'),
+        ("leave --weights out, or say raw", "leave weights out, or say raw"),
+        (
+            "--no-head, --variant has no meaning with --layout as-is",
+            'head=False, variant has no meaning with layout="as-is"',
+        ),
+        (
+            "choose --to torch or npz; --dtype float32 casts floats",
+            'choose to="torch" or npz; dtype="float32" casts floats',
+        ),
+        (
+            "--layout as-is changes it, --rules FILE its names",
+            'layout="as-is" changes it, rules="FILE" its names',
+        ),
+        ("Choose one with --state-dict model.ema", 'Choose one with state_dict="model.ema"'),
+        ("take it off with --strip-prefix module.", 'take it off with strip_prefix="module."'),
+        (
+            "give --set attn_force_fp32=true or =false; x",
+            'give settings={"attn_force_fp32": True} or {"attn_force_fp32": False}; x',
+        ),
+        (
+            "leave --resolution and --batch as the file has them",
+            "leave resolution and batch as the file has them",
+        ),
+        ("try again later, or give a --mirror", "try again later, or give a CKPTKIT_MIRROR"),
+        ("x is on disk. Run: ckptkit import x --force", "x is on disk. Run: ckptkit import x --force"),
+        ("'ckptkit export ID --to hf' writes one", "'ckptkit export ID --to hf' writes one"),
+        ("my--force.pth: no such file", "my--force.pth: no such file"),
+    ],
+)
+def test_errors_speak_of_arguments(said, in_words_of_python):
+    assert in_python(said) == in_words_of_python
+    assert in_python(in_words_of_python) == in_words_of_python
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (
+            lambda path: ckptkit.convert(path, output=path.with_suffix(".pth")),
+            'layout="as-is" changes the container',
+        ),
+        (
+            lambda path: ckptkit.convert(path, layout="as-is", head=False),
+            'head=False has no meaning with layout="as-is"',
+        ),
+        (lambda path: ckptkit.convert(path, "npz", path.parent / "m.pth"), 'or to="torch"'),
+        (lambda path: ckptkit.create_model("moganet-xt"), "give attn_force_fp32=True or False"),
+        (
+            lambda path: ckptkit.export("moganet-xt", "hf", path.parent / "new", synthetic=True),
+            'settings={"attn_force_fp32": True} or {',
+        ),
+    ],
+)
+def test_errors_of_the_python_face(arrays, call, hint):
+    with pytest.raises(CkptkitError) as refused:
+        call(arrays)
+    assert hint in str(refused.value) and "--" not in str(refused.value)
 
 
 def test_parity_of_a_synthetic_variant():

@@ -15,7 +15,7 @@ from ckptkit.formats.detect import open_reader
 from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models import Framework, create_model
 from ckptkit.parity.files import said_resolution
-from ckptkit.workspace import Located, Workspace
+from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -166,7 +166,7 @@ def open_source(
 
 @contextmanager
 def named_source(
-    what: str | Path, workspace: Workspace, *, synthetic: bool = False, **options: Any
+    what: Named, workspace: Workspace, *, synthetic: bool = False, **options: Any
 ) -> Iterator[ModelSource]:
     """Open what a user names: an id (fetched when it is not here), a file, or synthetic weights of either.
 
@@ -174,8 +174,8 @@ def named_source(
 
     Parameters
     ----------
-    what : str or Path
-        Id or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id, entry or path; with ``synthetic`` an id or a variant.
     workspace : Workspace
     synthetic : bool
         Use random weights by recipe.
@@ -188,9 +188,10 @@ def named_source(
     from ckptkit.parity import synthetic_checkpoint
     from ckptkit.synth import synthetic_stand_in
 
-    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
+    entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:
-        yield open_source(located, workspace, **options, synthetic=True, name=str(what))
+        name = entry.id if entry else str(what)
+        yield open_source(located, workspace, **options, synthetic=True, name=name)
 
 
 def origin_of(metadata: Mapping[str, str], variant: str, workspace: Workspace) -> Entry | None:

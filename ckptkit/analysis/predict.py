@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.workspace import Workspace
+    from ckptkit.workspace import Named, Workspace
 
 DEFAULT_TOP = 5
 DEFAULT_BATCH_SIZE = 8
@@ -221,7 +221,7 @@ class Predictor:
 
 
 def predict_images(
-    what: str | Path,
+    what: Named,
     images: str | Path | Image | Iterable[str | Path | Image],
     workspace: Workspace,
     *,

@@ -137,7 +137,7 @@ def subject_of(
     indifferent = convention_of(family.name).indifferent
     said = said_settings(family, told=settings, entry=entry)
     unseen = {key: value for key, value in indifferent.items() if family.behaviour[key] is MUST_BE_TOLD}
-    settled = settle(family, {**unseen, **said}, name=entry.id if entry else variant, how="--set {}=true")
+    settled = settle(family, {**unseen, **said}, name=entry.id if entry else variant)
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
     size = parse_size(resolution, "resolution")

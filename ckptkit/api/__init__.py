@@ -6,10 +6,13 @@ The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_R
 
 from __future__ import annotations
 
+from ckptkit import models
 from ckptkit.api.checkpoints import convert, fetch, load, registry, verify
+from ckptkit.api.environment import public
 from ckptkit.api.pictures import calibrate, cam, evaluate, predict
 from ckptkit.api.proving import export, logs, parity, plot
-from ckptkit.models import create_model
+
+create_model = public(models.create_model)
 
 __all__ = [
     "calibrate",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import logger, workspace_of_environment
+from ckptkit.api.environment import logger, public, workspace_of_environment
 from ckptkit.errors import UsageError
 from ckptkit.formats.names import format_to_write, is_folder
 from ckptkit.places import user_path
@@ -15,11 +15,13 @@ from ckptkit.tensors import float_named
 if TYPE_CHECKING:
     from ckptkit.convert.rules_file import RuleFile
     from ckptkit.families.binding import Weights
-    from ckptkit.registry import Registry
+    from ckptkit.registry import Entry, Registry
     from ckptkit.tensors import Array
     from ckptkit.verify import VerifyReport
+    from ckptkit.workspace import Named
 
 
+@public
 def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     """Load the built-in registry, ``CKPTKIT_REGISTRY``'s and ``overlays`` on top of each other.
 
@@ -51,13 +53,14 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     return load_registry(tuple(Path(path) for path in overlays))
 
 
-def fetch(id: str) -> Path:
+@public
+def fetch(id: str | Entry) -> Path:
     """Download an entry, check it, unpack it; at once when it is here already.
 
     Parameters
     ----------
-    id : str
-        Registry id.
+    id : str or Entry
+        Registry id, or an entry of a registry.
 
     Returns
     -------
@@ -70,18 +73,19 @@ def fetch(id: str) -> Path:
         Unknown id; every source failed; the bytes are not the promised ones; the disk refused.
     """
     workspace = workspace_of_environment()
-    return workspace.fetch(workspace.registry[id]).path
+    return workspace.fetch(workspace.registry[id] if isinstance(id, str) else id).path
 
 
+@public
 def verify(
-    what: str | Path, *, deep: bool = False, weights: Weights = "auto", variant: str | None = None
+    what: Named, *, deep: bool = False, weights: Weights = "auto", variant: str | None = None
 ) -> VerifyReport:
     """Check a file against its checksum, its container, its architecture and common sense.
 
     Parameters
     ----------
-    what : str or Path
-        Id of a fetched entry, or a path.
+    what : str, Path or Entry
+        Id or entry of a fetched entry, or a path.
     deep : bool
         Also compare every tensor with the checksum stored beside it.
     weights : {"auto", "ema", "raw"}
@@ -105,8 +109,9 @@ def verify(
     return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
 
 
+@public
 def convert(
-    what: str | Path,
+    what: Named,
     to: str | None = None,
     output: str | Path | None = None,
     *,
@@ -127,8 +132,8 @@ def convert(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path.
     to : {"safetensors", "torch", "tf", "keras", "npz"}, optional
         Format. Default: as the ending of ``output`` says, else safetensors.
     output : path, optional
@@ -207,15 +212,16 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
     return load_rules(path, reverse=reverse)
 
 
+@public
 def load(
-    what: str | Path, layout: str = "torch", *, weights: Weights = "auto", variant: str | None = None
+    what: Named, layout: str = "torch", *, weights: Weights = "auto", variant: str | None = None
 ) -> dict[str, Array]:
     """Read a checkpoint of any format under the names of any layout; no framework is imported.
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path.
     layout : str
         ``torch``, ``deeplab2`` or ``keras`` for MOAT, ``torch``, ``openmixup`` or ``keras`` for MogaNet;
         ``as-is`` for the file's own names, of any model.

@@ -1,14 +1,144 @@
-"""The settings of the environment that the Python face stands on."""
+"""What the Python face stands on: the environment's settings, and its own way to speak of arguments."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
+from ckptkit.errors import CkptkitError
+from ckptkit.places import expanded
 from ckptkit.workspace import Workspace
 
 logger = logging.getLogger("ckptkit")
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 
 def workspace_of_environment() -> Workspace:
     """Registries, cache and network rules as ``CKPTKIT_…`` variables say; notes go to the logger."""
-    return Workspace(note=logger.info, warn=logger.warning)
+    return Workspace(note=note, warn=warn)
+
+
+def note(text: str) -> None:
+    """Log what a user may want to see."""
+    logger.info("%s", in_python(text))
+
+
+def warn(text: str) -> None:
+    """Log what a user must see."""
+    logger.warning("%s", in_python(text))
+
+
+def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Make a function of the Python face: its paths may begin with ``~``, its errors speak of arguments."""
+
+    @wraps(function)
+    def face(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        given: Any = [expanded(value) for value in args]
+        named: Any = {key: expanded(value) for key, value in options.items()}
+        try:
+            return function(*given, **named)
+        except CkptkitError as error:
+            as_argument = "settings" not in inspect.signature(function).parameters
+            error.reword(partial(in_python, settings_are_arguments=as_argument))
+            raise
+
+    return face
+
+
+_ARGUMENTS = {
+    "--output": "output",
+    "-o": "output",
+    "--set": "settings",
+    "--no-head": "head=False",
+    "--no-check": "check=False",
+    "--with": "backend",
+    "--mirror": "CKPTKIT_MIRROR",
+    "--registry": "CKPTKIT_REGISTRY",
+    **{
+        f"--{name}": f"{name.replace('-', '_')}=True"
+        for name in (
+            *("force", "allow-missing-bn", "reverse", "synthetic", "deep", "fresh", "refresh", "amp"),
+            *("features", "private", "push-synthetic", "both-gates"),
+        )
+    },
+}
+"""What options are called in Python, where it is not their own name."""
+
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*[a-z]|--[xy]|-o)\b(?![-=])")
+_SETTING = re.compile(r"--set (\w+)=(\w+)(?: or =(\w+))?")
+_VALUE = re.compile(
+    r" ([A-Z]{2,}\b|[\w./~:-]*[\w~][./:][\w./:-]*[\w/]|\d\w*|as-is|torch|tf|keras|npz|safetensors|onnxruntime"
+    r"|float32|float16|bfloat16|ema|raw|hf|onnx|saved-model|backbone|cuda|cpu)(?![\w-])"
+)
+"""What stands behind an option as its value, and not as the sentence's next word."""
+
+
+_VALUES = {
+    "--strip-prefix": re.compile(r" ([\w.]+)"),
+    "--state-dict": re.compile(r" ([\w.]*\w)"),
+    "-o": re.compile(r" (\S+?)(?=[,;]?(?: |$))"),
+}
+"""Options whose values may be any word."""
+
+
+def in_python(text: str, *, settings_are_arguments: bool = False) -> str:
+    """Say with arguments what a sentence says with options.
+
+    Commands in it are left as they are: they work where they are typed.
+
+    Parameters
+    ----------
+    text : str
+    settings_are_arguments : bool
+        Whether each setting is an argument of its own, rather than all of them one dictionary.
+
+    Examples
+    --------
+    >>> in_python("m.pth exists already; give --force to replace it, or another --output")
+    'm.pth exists already; give force=True to replace it, or another output'
+    >>> in_python("m.pth is the name of a torch file, not of npz; give -o m.npz, or --to torch")
+    'm.pth is the name of a torch file, not of npz; give output="m.npz", or to="torch"'
+    >>> in_python("give --set attn_force_fp32=true or =false")
+    'give settings={"attn_force_fp32": True} or {"attn_force_fp32": False}'
+    >>> in_python("give --set attn_force_fp32=true or =false", settings_are_arguments=True)
+    'give attn_force_fp32=True or False'
+    """
+    setting = _as_argument if settings_are_arguments else _as_dictionary
+    text = _SETTING.sub(setting, text)
+    before, run, commands = text.partition("Run: ckptkit ")
+    pieces = re.split(r"('ckptkit [^']*')", before)
+    return (
+        "".join(piece if piece.startswith("'ckptkit ") else _worded(piece) for piece in pieces)
+        + run
+        + commands
+    )
+
+
+def _worded(text: str) -> str:
+    worded, end = [], 0
+    for option in _OPTION.finditer(text):
+        if option.start() < end:
+            continue
+        name = _ARGUMENTS.get(option[1], option[1].lstrip("-").replace("-", "_"))
+        value = None if "=" in name else _VALUES.get(option[1], _VALUE).match(text, option.end())
+        worded += [text[end : option.start()], f'{name}="{value[1]}"' if value else name]
+        end = value.end() if value else option.end()
+    return "".join([*worded, text[end:]])
+
+
+def _values(said: re.Match[str]) -> list[str]:
+    return [{"true": "True", "false": "False"}.get(value, value) for value in said.groups()[1:] if value]
+
+
+def _as_argument(said: re.Match[str]) -> str:
+    return f"{said[1]}={' or '.join(_values(said))}"
+
+
+def _as_dictionary(said: re.Match[str]) -> str:
+    return "settings=" + " or ".join(f'{{"{said[1]}": {value}}}' for value in _values(said))

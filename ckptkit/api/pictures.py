@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import logger, workspace_of_environment
+from ckptkit.api.environment import logger, note, public, workspace_of_environment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from ckptkit.analysis.evaluate.report import Evaluation
     from ckptkit.analysis.predict import Prediction
     from ckptkit.families.binding import Weights
+    from ckptkit.workspace import Named
 
 
+@public
 def predict(
-    what: str | Path,
+    what: Named,
     images: str | Path | Image | Iterable[str | Path | Image],
     *,
     framework: str = "torch",
@@ -34,8 +36,8 @@ def predict(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     images : str, Path, PIL.Image.Image, or an iterable of them
         Files, folders (their images, sorted by name), URLs, or images that are decoded already.
     framework : {"torch", "keras"}
@@ -87,8 +89,9 @@ def predict(
     )
 
 
+@public
 def cam(
-    what: str | Path,
+    what: Named,
     image: str | Path | Image,
     *,
     method: str = "gradcam",
@@ -106,8 +109,8 @@ def cam(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     image : str, Path or PIL.Image.Image
         File, URL or picture.
     method : {"gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"}
@@ -152,8 +155,9 @@ def cam(
         return Explainer(source).see(picture).heatmap(method, stage, target)
 
 
+@public
 def evaluate(
-    what: str | Path,
+    what: Named,
     data: str | Path | Sequence[str | Path],
     *,
     labels: str | Path | None = None,
@@ -179,8 +183,8 @@ def evaluate(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     data : path, or sequence of path
         A folder with one folder a class, or WebDataset shards: tar files, a folder of them, a pattern such
         as ``val-{000..049}.tar``.
@@ -249,14 +253,15 @@ def evaluate(
         process_group(device, options.framework) as group,
         named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source,
     ):
-        report = evaluate_source(source, options, group=group, note=logger.info)
+        report = evaluate_source(source, options, group=group, note=note)
     for bad in report.bad:
         logger.warning("%s cannot be decoded: %s", bad.name, bad.reason)
     return report
 
 
+@public
 def calibrate(
-    what: str | Path,
+    what: Named,
     data: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
@@ -275,8 +280,8 @@ def calibrate(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; statistics may be missing in it.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; statistics may be missing in it.
     data : path, or sequence of path
         A folder of images, with or without class folders, or WebDataset shards; classes do not matter.
     output : path

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import logger, workspace_of_environment
+from ckptkit.api.environment import note, public, warn, workspace_of_environment
 from ckptkit.places import user_path
 from ckptkit.tensors import float_named
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from ckptkit.parity import ParityReport
     from ckptkit.parity.report import Backend
     from ckptkit.registry import EntryFacts
+    from ckptkit.workspace import Named
 
 
+@public
 def parity(
-    what: str | Path,
+    what: Named,
     *,
     synthetic: bool = False,
     batch: int | None = None,
@@ -39,8 +41,8 @@ def parity(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     synthetic : bool
         Use synthetic weights by recipe; needs no download.
     batch : int, optional
@@ -95,16 +97,18 @@ def parity(
     asked = () if backend is None else (backend_named(backend),)
     (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=options["dtype"])
     if not synthetic:
-        return run_with(chosen, workspace.locate(what), **options, note=logger.info)
+        return run_with(chosen, workspace.locate(what), **options, note=note)
     from ckptkit.synth import synthetic_stand_in
 
-    entry, stand_in = synthetic_stand_in(str(what), workspace.registry)
+    entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:
-        return run_with(chosen, located, **options, synthetic=True, name=str(what), note=logger.info)
+        name = entry.id if entry else str(what)
+        return run_with(chosen, located, **options, synthetic=True, name=name, note=note)
 
 
+@public
 def export(
-    what: str | Path,
+    what: Named,
     to: str | None = None,
     output: str | Path | None = None,
     *,
@@ -125,8 +129,8 @@ def export(
 
     Parameters
     ----------
-    what : str or Path
-        Id (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    what : str, Path or Entry
+        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     to : {"hf", "onnx", "saved-model", "backbone"}, optional
         A folder for the Hugging Face hub, which `create_model` loads; a graph that runs without ckptkit;
         headless weights as the published dense-prediction code loads them. An ``output`` that ends in
@@ -195,8 +199,8 @@ def export(
             features=features,
             opset=opset,
             force=force,
-            note=logger.info,
-            warn=logger.warning,
+            note=note,
+            warn=warn,
         ),
         output,
         None if push is None else Destination(push, private),
@@ -213,6 +217,7 @@ def export(
     return exported.path
 
 
+@public
 def plot(
     output: str | Path,
     entries: Iterable[EntryFacts] | None = None,
@@ -281,14 +286,15 @@ def plot(
     return save_plot(chosen, Path(output), x=x, y=y, options=options, force=force).path
 
 
-def logs(what: str | Path, *, refresh: bool = False) -> TrainingLog:
+@public
+def logs(what: Named, *, refresh: bool = False) -> TrainingLog:
     """Read the training log that is published beside a checkpoint, or one of your own.
 
     Parameters
     ----------
-    what : str or Path
-        Id (its log is fetched once, then cached), or path of a ``.log.json`` of mmcv or a ``summary.csv`` of
-        timm.
+    what : str, Path or Entry
+        Id or entry (its log is fetched once, then cached), or path of a ``.log.json`` of mmcv or a
+        ``summary.csv`` of timm.
     refresh : bool
         Fetch the log of an entry again, even if it is cached.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gc
 import importlib
 import os
@@ -9,10 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ckptkit._version import __version__
 from ckptkit.cli.examples import help_of
@@ -24,6 +25,42 @@ _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
 EPILOG = "Before or after the command: --quiet --verbose --offline --registry FILE --mirror FROM=TO"
 
 
+_LineFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""What typer raises for a line that it cannot read; newer versions bring a click of their own."""
+
+
+def _refused(error: Any, root: Any = None) -> BaseException:
+    """Say what is wrong with the line as every other error is said."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+        return cast(BaseException, error)
+    from ckptkit.errors import UsageError, command
+
+    text, _, meant = error.format_message().partition(" Did you mean ")
+    if hasattr(error, "possibilities"):
+        known = (*(error.possibilities or ()), *_GLOBAL_FLAGS, *_GLOBAL_VALUES)
+        close = difflib.get_close_matches(error.option_name, known, 1)
+        text, meant = error.message, f"{close[0]}?" if close else ""
+    context = error.ctx
+    names = [root.invoked_subcommand] if context is None and root and root.invoked_subcommand else []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    hint = f"did you mean {meant}" if meant else command(*names, "--help")
+    typer.echo(f"error: {UsageError(text[:1].lower() + text[1:].rstrip('.'), hint=hint)}", err=True)
+    return typer.Exit(error.exit_code)
+
+
+class Command(TyperCommand):
+    """Takes ``~`` for the home folder also where no shell looked: ``--output=~/m.pth``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        from ckptkit.places import expanded
+
+        ctx.params.update({name: expanded(value) for name, value in ctx.params.items()})
+        return super().invoke(ctx)
+
+
 class Root(TyperGroup):
     """Turns every error into one line and the documented exit code."""
 
@@ -32,14 +69,22 @@ class Root(TyperGroup):
         if extra.get("resilient_parsing"):
             wants_value = bool(args) and args[-1] in _GLOBAL_VALUES
             args = [] if wants_value else hoist_global_options(args)
-        return super().make_context(info_name, args, parent, **extra)
+            return super().make_context(info_name, args, parent, **extra)
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except _LineFault as error:
+            raise _refused(error) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see `ckptkit.cli.exit_codes` for what each error returns."""
         from ckptkit.errors import CkptkitError
+        from ckptkit.places import expanded
 
         try:
+            ctx.params["registry"] = expanded(ctx.params["registry"])
             return super().invoke(ctx)
+        except _LineFault as error:
+            raise _refused(error, ctx) from error
         except CkptkitError as error:
             from ckptkit.cli.exit_codes import exit_code
 
@@ -103,7 +148,8 @@ def root(
         typer.Option(metavar="FROM=TO", help="Fetch URLs that begin with FROM from TO; may be repeated."),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet."""
@@ -169,6 +215,7 @@ def register_commands(wanted: str | None = None) -> None:
         _registered.add(module)
     groups = [group.typer_instance for group in app.registered_groups]
     for command in (*app.registered_commands, *(c for g in groups if g for c in g.registered_commands)):
+        command.cls = Command
         command.epilog = EPILOG
         command.help = command.help or help_of(command.callback, rich=_RICH)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -97,10 +97,17 @@ def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:
 
     Examples
     --------
-    >>> parse_settings(["attn_force_fp32=true"])
-    {'attn_force_fp32': True}
+    >>> parse_settings(["attn_force_fp32=yes", "window_size=14"])
+    {'attn_force_fp32': True, 'window_size': 14}
     """
     return dict(_parse_setting(text) for text in texts or ())
+
+
+_WORDS = {
+    **dict.fromkeys(("yes", "true", "on"), True),
+    **dict.fromkeys(("no", "false", "off"), False),
+    **dict.fromkeys(("null", "none"), None),
+}
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:
@@ -108,22 +115,27 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
     from pydantic import TypeAdapter, ValidationError
 
-    from ckptkit.errors import UsageError
+    from ckptkit.errors import UsageError, one_of
     from ckptkit.families.base import families, get_family
     from ckptkit.registry.schema import Entry
 
     key, equals, value = text.partition("=")
-    known = [setting for family in families() for setting in get_family(family).behaviour]
-    if not equals or key not in known:
-        raise UsageError(f"--set {text!r} is no setting", hint="write KEY=VALUE; keys: " + ", ".join(known))
+    known = tuple(setting for family in families() for setting in get_family(family).behaviour)
+    if not equals:
+        raise UsageError(f"--set {text!r} has no value", hint=f"write KEY=VALUE; keys: {', '.join(known)}")
+    key = one_of("setting", key, known)
     field = Entry.model_fields[key]
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    lower = value.strip().lower()
+    is_switch = bool in get_args(field.annotation)
     try:
-        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        return key, TypeAdapter(kind).validate_python(json.loads(value.lower()), strict=True)
+        if is_switch and lower in {"0", "1"}:
+            return key, lower == "1"
+        given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
+        return key, TypeAdapter(kind).validate_python(given, strict=True)
     except (ValueError, ValidationError) as error:
-        raise UsageError(
-            f"--set {text!r}: {value!r} is no value of {key}", hint=str(field.description)
-        ) from error
+        takes = "yes or no (true, false, on, off, 1, 0)" if is_switch else "a whole number above 0, or none"
+        raise UsageError(f"--set {text}: {key} cannot be {value!r}", hint=f"{key} takes {takes}") from error
 
 
 def parse_resolution(text: str | None) -> tuple[int, int] | None:

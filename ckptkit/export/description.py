@@ -62,7 +62,7 @@ def settings_of(source: ModelSource) -> dict[str, Any]:
         metadata=source.metadata,
         path=source.located.path,
     )
-    settled = settle(source.family, said, name=source.name, how="--set {}=true or =false")
+    settled = settle(source.family, said, name=source.name)
     plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 

@@ -78,7 +78,7 @@ def unsaid(family: Family, said: Mapping[str, Any]) -> list[str]:
     return [key for key, default in family.behaviour.items() if default is MUST_BE_TOLD and key not in said]
 
 
-def settle(family: Family, said: Mapping[str, Any], *, name: object, how: str) -> dict[str, Any]:
+def settle(family: Family, said: Mapping[str, Any], *, name: object) -> dict[str, Any]:
     """Every setting of a model to build: as said, else the default.
 
     Parameters
@@ -88,8 +88,6 @@ def settle(family: Family, said: Mapping[str, Any], *, name: object, how: str) -
         See `said_settings`.
     name : object
         What the model is of, for errors.
-    how : str
-        How the user says a setting, with ``{}`` in its place: ``--set {}=true``.
 
     Raises
     ------
@@ -99,7 +97,7 @@ def settle(family: Family, said: Mapping[str, Any], *, name: object, how: str) -
     for key in unsaid(family, said):
         raise UsageError(
             f"{name}: {key} is not known, and it changes what the model computes",
-            hint=f"name the registry entry, or say {how.format(key)}; "
+            hint=f"name the registry entry, or give --set {key}=true or =false; "
             "'ckptkit show ID' tells what each file needs",
         )
     return {**family.behaviour, **said}

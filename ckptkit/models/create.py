@@ -24,7 +24,8 @@ from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
-from ckptkit.workspace import Located, Workspace
+from ckptkit.registry.query import EntryFacts
+from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.families.model_config import ExportedModel
@@ -43,8 +44,6 @@ class Unset:
 
 
 UNSET: Final = Unset()
-
-_HOW = "{}=True or False"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class _Wanted:
 
 
 def create_model(
-    id_or_variant: str | Path,
+    id_or_variant: Named,
     framework: Framework | str = "torch",
     *,
     checkpoint: str | Path | Literal[True] | None = None,
@@ -89,7 +88,7 @@ def create_model(
 
     Parameters
     ----------
-    id_or_variant : str or Path
+    id_or_variant : str, Path or Entry
         With an id the settings come from its registry entry; with a variant (``tiny-moat0``) from the
         arguments, else from the checkpoint's metadata, else they are those of a classifier. MogaNet's
         ``attn_force_fp32`` has no default: two functions with the same tensors are in use. With a folder that
@@ -178,14 +177,17 @@ def create_model(
     """
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
     framework = framework_named(framework)
-    exported = _exported(id_or_variant, checkpoint, workspace)
+    entry = id_or_variant if isinstance(id_or_variant, EntryFacts) else None
+    exported = (
+        None if isinstance(id_or_variant, EntryFacts) else _exported(id_or_variant, checkpoint, workspace)
+    )
     if exported is not None:
         config, checkpoint = exported.config, exported.weights
         id_or_variant = config.variant
         resolution = resolution or config.preprocessing.size
         num_classes = config.num_classes if isinstance(num_classes, Unset) else num_classes
-    id_or_variant = str(id_or_variant)
-    entry = None if exported else _entry(id_or_variant, workspace)
+    id_or_variant = entry.id if entry else str(id_or_variant)
+    entry = entry or (None if exported else _entry(id_or_variant, workspace))
     family = family_of_variant(entry.variant if entry else id_or_variant)
     variant = entry.variant if entry else id_or_variant
     module = family.torch_module() if framework == "torch" else family.keras_module()
@@ -214,7 +216,7 @@ def create_model(
     )
     located = _checkpoint(checkpoint, entry, id_or_variant, workspace)
     if located is None:
-        settings = settle(family, said, name=variant, how=_HOW)
+        settings = settle(family, said, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
         return _finished(_build(module, wanted, settings), record, family, speed)
     owner = entry or located.entry
@@ -230,7 +232,7 @@ def create_model(
         )
         if strict:
             _require_same_pos_emb(located, wanted, found)
-        settings = settle(family, said, name=located.path, how=_HOW)
+        settings = settle(family, said, name=located.path)
         target = Target(_build(module, wanted, settings), module, framework, wanted.structure)
         filling = fill(
             target,

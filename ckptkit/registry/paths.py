@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.places import home_folders
+from ckptkit.places import home_folders, user_path
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,7 @@ def in_source_tree() -> bool:
 def environment_files() -> list[Path]:
     """Return the files of ``CKPTKIT_REGISTRY``, which separates them like ``PATH`` does."""
     listed = os.environ.get("CKPTKIT_REGISTRY", "")
-    return [Path(name).expanduser() for name in listed.split(os.pathsep) if name.strip()]
+    return [user_path(name) for name in listed.split(os.pathsep) if name.strip()]
 
 
 def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:

@@ -234,7 +234,7 @@ class Catalogue(Mapping[str, E]):
     def __init__(self, entries: Iterable[E]) -> None:
         self._entries = {entry.id: entry for entry in entries}
 
-    def __getitem__(self, key: str) -> E:
+    def __getitem__(self, key: str | EntryFacts) -> E:
         """Return the entry of an id.
 
         Raises
@@ -242,6 +242,13 @@ class Catalogue(Mapping[str, E]):
         NotFoundError
             When there is none; the message suggests the nearest ids.
         """
+        if isinstance(key, EntryFacts):
+            key = key.id
+        if not isinstance(key, str):
+            raise NotFoundError(
+                f"no entry {key!r} in the registry, which goes by ids",
+                hint=f"take an id such as {next(iter(self._entries), 'moat0-224')!r}; 'ckptkit list' has all",
+            )
         if key in self._entries:
             return self._entries[key]
         close = nearest(key, self._entries)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ckptkit.places import user_path
+
 TOKEN_HOSTS: Mapping[str, str] = {
     "github.com": "GITHUB_TOKEN",
     "api.github.com": "GITHUB_TOKEN",
@@ -96,7 +98,7 @@ class Credentials:
     def _netrc_files(self) -> list[Path]:
         given = self.environment.get("NETRC", "").strip()
         if given:
-            return [Path(given).expanduser()]
+            return [user_path(given)]
         try:
             return [path for name in (".netrc", "_netrc") if (path := Path.home() / name).is_file()]
         except (RuntimeError, OSError):  # no home folder

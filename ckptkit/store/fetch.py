@@ -143,7 +143,7 @@ def import_file(
     IntegrityError, FormatError, StorageError
         As for `fetch`.
     """
-    file = file.expanduser().absolute()
+    file = file.absolute()
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")

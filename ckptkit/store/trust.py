@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError, IntegrityError, storage_error
+from ckptkit.places import user_path
 from ckptkit.store.integrity import Promise
 
 ENVIRONMENT = "CKPTKIT_TRUST"
@@ -102,7 +103,7 @@ class TrustFile:
         """``$CKPTKIT_TRUST``, else ``ckptkit.lock`` in the user's configuration folder."""
         given = os.environ.get(ENVIRONMENT, "").strip()
         if given:
-            return cls(Path(given).expanduser())
+            return cls(user_path(given))
         import platformdirs
 
         return cls(Path(platformdirs.user_config_dir("ckptkit", appauthor=False)) / FILE_NAME)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from ckptkit.families.base import Family, Structure, families, family_of_variant, get_family
 from ckptkit.layouts import Table
+from ckptkit.registry.query import EntryFacts
 from ckptkit.synth.recipes import Make, makers
 from ckptkit.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry, Registry
+    from ckptkit.workspace import Named
 
 STATE_DICT, STATE_DICT_EMA = "state_dict", "state_dict_ema"
 
@@ -104,14 +106,17 @@ class Synthetic:
             yield SyntheticTensor(spec, recipe[row.external], state_dict)
 
 
-def synthetic_stand_in(name: str, registry: Registry) -> tuple[Entry | None, Synthetic]:
-    """What stands in for a variant or an entry of that name.
+def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:
+    """What stands in for a variant or an entry of that name, or for an entry itself.
 
     Raises
     ------
     NotFoundError
         When there is neither.
     """
+    if isinstance(name, EntryFacts):
+        return name, synthetic_for(name)
+    name = str(name)
     if any(name in get_family(family).variants for family in families()):
         return None, Synthetic(name)
     entry = registry[name]

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 
+import numpy
 import pytest
 import typer
 
@@ -13,6 +14,7 @@ from ckptkit import errors
 from ckptkit._version import __version__
 from ckptkit.cli.app import _MODULES, hoist_global_options
 from ckptkit.cli.exit_codes import ExitCode, exit_code
+from ckptkit.cli.options import parse_settings
 from tests.support.commands import runner
 
 COMMANDS = [name for names in _MODULES.values() for name in names]
@@ -60,8 +62,90 @@ def test_every_error_class_has_its_documented_status():
     assert (ExitCode.OK, ExitCode.CHECK_FAILED, ExitCode.INTERRUPTED) == (0, 1, 130)
 
 
-def test_the_version():
-    assert run("--version").stdout == f"ckptkit {__version__}\n"
+def test_the_version(capsys):
+    ran = runner(capsys)
+    assert ran("--version").out == ran("-V").out == f"ckptkit {__version__}\n"
+    started = [sys.executable, "-m", "ckptkit", "-V"]
+    assert subprocess.check_output(started, text=True) == f"ckptkit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("convert x --layot as-is", "no such option: --layot; did you mean --layout?"),
+        ("list --ofline", "no such option: --ofline; did you mean --offline?"),
+        ("--registri f list", "no such option: --registri; did you mean --registry?"),
+        ("cache rm --zzzz", "no such option: --zzzz. Run: ckptkit cache rm --help"),
+        ("convrt x", "no such command 'convrt'; did you mean 'convert'?"),
+        ("cache lss", "no such command 'lss'; did you mean 'ls'?"),
+        ("zzzz", "no such command 'zzzz'. Run: ckptkit --help"),
+        ("show", "missing argument 'ID…'. Run: ckptkit show --help"),
+        ("convert --output", "option '--output' requires an argument. Run: ckptkit convert --help"),
+        (
+            "convert x --weights y",
+            "invalid value for '--weights': 'y' is not one of 'auto', 'ema', 'raw'",
+        ),
+        ("parity x --batch y", "invalid value for '--batch': 'y' is not a valid int"),
+        ("convert x --to pytroch", "no format 'pytroch'; did you mean torch? one of safetensors, torch, tf"),
+        ("convert x --dtype fp8", "no dtype 'fp8'; "),
+        ("predict x y --framework jax", "no framework 'jax'; one of torch, keras"),
+        ("export x --to coreml", "no export to 'coreml'; one of hf, onnx, saved-model, backbone"),
+        ("parity x --with jax", "no backend 'jax'; one of keras, onnxruntime"),
+        (
+            "convert x --set attn_force_fp23=yes",
+            "no setting 'attn_force_fp23'; did you mean attn_force_",
+        ),
+        ("convert x --set attn_force_fp32=ja", "cannot be 'ja'; attn_force_fp32 takes yes or no (true, "),
+        ("convert x --set window_size=0", "cannot be '0'; window_size takes a whole number above 0, or none"),
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_usage_errors_are_said_as_all_others(capsys, monkeypatch, line, says, terminal):
+    monkeypatch.setattr("ckptkit.cli.app.app.rich_markup_mode", "rich" if terminal else None)
+    done = runner(capsys)(*line.split())
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"error: {says}") or says in done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["yes", "true", "ON", "1"])
+def test_settings_are_taken_as_they_are_shown(value):
+    assert parse_settings([f"attn_force_fp32={value}"]) == {"attn_force_fp32": True}
+    other = {"yes": "no", "true": "false", "ON": "Off", "1": "0"}[value]
+    assert parse_settings([f"attn_force_fp32={other}", "window_size=none"]) == {
+        "attn_force_fp32": False,
+        "window_size": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["convert", "a.npz", "--layout", "as-is", "--output=~/deep/b.pth"], "deep/b.pth"),
+        (["convert", "~/a.npz", "--layout", "as-is", "--output=~/"], "a.safetensors"),
+        (["convert", "a.npz", "--layout", "as-is", "-o", "./~x.pth"], "~x.pth"),
+        (["list", "--output=~/list.csv"], "list.csv"),
+        (["list", "--registry=~/r.yaml", "-o", "list.csv"], "list.csv"),
+    ],
+    ids=str,
+)
+def test_home_folders_are_found_where_no_shell_looked(capsys, monkeypatch, tmp_path, arguments, file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    numpy.savez(tmp_path / "a.npz", w=numpy.zeros(3))
+    (tmp_path / "r.yaml").write_text("entries: []\n")
+    done = runner(capsys)(*arguments)
+    assert done.code == 0, done.err
+    assert (tmp_path / file).is_file() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("variable", ["CKPTKIT_HOME", "CKPTKIT_REGISTRY"])
+def test_a_home_folder_of_nobody_is_one_line(capsys, monkeypatch, tmp_path, variable):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, "~nobody-of-that-name/x")
+    done = runner(capsys)("list", "moat0-224")
+    assert done.code == 2
+    assert "no home folder is known for ~nobody-of-that-name" in done.err and done.err.count("\n") == 1
 
 
 def test_help_lists_every_command_without_boxes_in_a_pipe():

@@ -40,14 +40,14 @@ def test_every_moganet_entry_says_its_gate(entry):
 def test_what_has_no_default_must_be_told():
     assert unsaid(MOGANET, {}) == ["attn_force_fp32"]
     with pytest.raises(UsageError, match=r"x\.pth: attn_force_fp32 is not known") as caught:
-        settle(MOGANET, {}, name="x.pth", how="--set {}=true")
+        settle(MOGANET, {}, name="x.pth")
     assert "--set attn_force_fp32=true" in caught.value.hint
-    assert settle(MOGANET, {"attn_force_fp32": False}, name="x", how="{}") == {"attn_force_fp32": False}
+    assert settle(MOGANET, {"attn_force_fp32": False}, name="x") == {"attn_force_fp32": False}
 
 
 def test_defaults_fill_in_for_moat():
     assert unsaid(MOAT, {}) == []
-    settled = settle(MOAT, {"pool_size": 3}, name="x", how="{}")
+    settled = settle(MOAT, {"pool_size": 3}, name="x")
     assert settled == {"pool_size": 3, "window_size": None, "global_attention": False}
 
 

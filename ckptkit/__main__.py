@@ -1,0 +1,5 @@
+"""``python -m ckptkit``: the command line."""
+
+from ckptkit.cli.app import main
+
+main()
