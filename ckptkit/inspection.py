@@ -153,9 +153,11 @@ class Inspection:
     state_dicts : tuple of str
         Where a PyTorch file holds state dicts; ``""`` is the top.
     metadata, extras : mapping of str to str
-        What the container says about itself, and what else a PyTorch file holds.
+        What the container says about itself, and what else it holds that is no tensor.
+    left_out : mapping of str to str
+        Tensors that cannot be read, and why not.
     notes : tuple of str
-        What was skipped or unusual.
+        What is unusual.
     totals : Totals
         Over the whole file, whatever ``tensors`` shows of it.
     tensors : tuple of InspectedTensor
@@ -174,6 +176,7 @@ class Inspection:
     state_dicts: tuple[str, ...]
     metadata: Mapping[str, str]
     extras: Mapping[str, str]
+    left_out: Mapping[str, str]
     notes: tuple[str, ...]
     totals: Totals
     tensors: tuple[InspectedTensor, ...]
@@ -245,9 +248,9 @@ def inspect_file(
             num_classes=recognition.structure.num_classes if recognition else None,
             parameters=recognition.table.parameters if recognition else None,
             copies=_copies(reader, recognition),
-            # Only PyTorch files have these two; a Reader need not.
-            state_dicts=tuple(getattr(reader, "state_dicts", ())),
-            extras=dict(getattr(reader, "extras", {})),
+            state_dicts=reader.state_dicts,
+            extras=dict(reader.extras),
+            left_out=dict(reader.left_out),
             metadata=dict(reader.metadata),
             notes=tuple(reader.notes),
             totals=_totals(reader.specs),
@@ -291,7 +294,7 @@ def _inspected(
 ) -> InspectedTensor:
     figures = None
     if stats:
-        figures = statistics(reader.read(spec.name))
+        figures = None if spec.dtype.is_opaque else statistics(reader.read(spec.name))
         reader.release(spec.name)
         advance(spec.nbytes)
     return InspectedTensor(
@@ -325,7 +328,7 @@ def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> di
 
 def _copies(reader: Reader, recognition: Recognition | None) -> dict[str, int]:
     """How many tensors there are of each copy, where there are two."""
-    if (opened := getattr(reader, "weights", None)) is not None:
+    if (opened := reader.weights) is not None:
         return {opened: len(reader.specs)}
     twin = recognition.table.layout.twin if recognition else None
     if recognition is None or twin is None:

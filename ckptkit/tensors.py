@@ -6,6 +6,8 @@ numpy is imported late: listing a registry needs none of this.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,39 +66,57 @@ def float_named(text: str) -> str:
 class DType:
     """One element type and what each container calls it.
 
+    An *opaque* type is one that nothing here computes with: its bytes are carried to a container that has
+    the same type, and nowhere else.
+
     Parameters
     ----------
     name : str
-        numpy's name, or ml_dtypes' where numpy has none.
+        numpy's name, or ml_dtypes' where numpy has none; of an opaque type what its container calls it.
     itemsize : int
-        Bytes per element.
+        Bytes per element; 0 for an opaque type whose elements are not whole bytes, or of unknown size.
     kind : str
-        ``float``, ``int``, ``uint``, ``bool`` or ``complex``.
+        ``float``, ``int``, ``uint``, ``bool``, ``complex`` or ``opaque``.
     tf : int or None
         Number in TensorFlow's ``DataType`` enum (tensorflow/core/framework/types.proto).
     torch_storage : str or None
         Name of the legacy torch storage class, as it stands in pickles.
     safetensors : str or None
         Code in a safetensors header.
+    torch : str or None
+        Name of the torch dtype.
+    npy : str or None
+        ``descr`` of an opaque type in the header of a ``.npy`` array, as Python writes it.
+    bits : int or None
+        Bits per element, where that is known and not a number of whole bytes.
     """
 
     name: str
     itemsize: int
     kind: str
-    tf: int | None
-    torch_storage: str | None
-    safetensors: str | None
+    tf: int | None = None
+    torch_storage: str | None = None
+    safetensors: str | None = None
+    torch: str | None = None
+    npy: str | None = None
+    bits: int | None = None
 
     @cached_property
     def numpy(self) -> np.dtype[Any]:
-        """The little-endian numpy dtype (from ml_dtypes where numpy has none)."""
+        """The little-endian numpy dtype (from ml_dtypes where numpy has none); void where nothing has one."""
         import numpy
 
-        if self.name in _FROM_ML_DTYPES:
+        if self.name in NOT_IN_NUMPY:
             import ml_dtypes
 
-            extension: np.dtype[Any] = numpy.dtype(getattr(ml_dtypes, self.name))
-            return extension
+            if hasattr(ml_dtypes, self.name):  # an older release lacks the newest types
+                extension: np.dtype[Any] = numpy.dtype(getattr(ml_dtypes, self.name))
+                return extension
+        if self.npy is not None:
+            with contextlib.suppress(TypeError, ValueError):  # a long double of another machine
+                return numpy.lib.format.descr_to_dtype(ast.literal_eval(self.npy))
+        if self.is_opaque:
+            return numpy.dtype(f"V{self.itemsize}")
         return numpy.dtype(self.name).newbyteorder("<")
 
     @property
@@ -104,34 +124,90 @@ class DType:
         """Whether a change of float precision applies to it."""
         return self.kind == "float"
 
+    @property
+    def is_opaque(self) -> bool:
+        """Whether its elements are bytes to be carried, and no numbers."""
+        return self.kind == "opaque"
+
     def __str__(self) -> str:
         return self.name
 
 
-_FROM_ML_DTYPES = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2"})
+NOT_IN_NUMPY = frozenset(
+    {
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "float8_e4m3b11fnuz",
+        "float8_e8m0fnu",
+        "float4_e2m1fn",
+        "int4",
+        "uint4",
+        "int2",
+        "uint2",
+    }
+)
+"""Types that ml_dtypes has and numpy has not."""
 
 DTYPES: dict[str, DType] = {
     d.name: d
     for d in (
-        DType("float32", 4, "float", 1, "FloatStorage", "F32"),
-        DType("float64", 8, "float", 2, "DoubleStorage", "F64"),
-        DType("float16", 2, "float", 19, "HalfStorage", "F16"),
-        DType("bfloat16", 2, "float", 14, "BFloat16Storage", "BF16"),
-        DType("float8_e4m3fn", 1, "float", 25, None, "F8_E4M3"),
-        DType("float8_e5m2", 1, "float", 24, None, "F8_E5M2"),
-        DType("int8", 1, "int", 6, "CharStorage", "I8"),
-        DType("int16", 2, "int", 5, "ShortStorage", "I16"),
-        DType("int32", 4, "int", 3, "IntStorage", "I32"),
-        DType("int64", 8, "int", 9, "LongStorage", "I64"),
-        DType("uint8", 1, "uint", 4, "ByteStorage", "U8"),
-        DType("uint16", 2, "uint", 17, "UInt16Storage", "U16"),
-        DType("uint32", 4, "uint", 22, "UInt32Storage", "U32"),
-        DType("uint64", 8, "uint", 23, "UInt64Storage", "U64"),
-        DType("bool", 1, "bool", 10, "BoolStorage", "BOOL"),
-        DType("complex64", 8, "complex", 8, "ComplexFloatStorage", "C64"),
-        DType("complex128", 16, "complex", 18, "ComplexDoubleStorage", None),
+        DType("float32", 4, "float", 1, "FloatStorage", "F32", "float32"),
+        DType("float64", 8, "float", 2, "DoubleStorage", "F64", "float64"),
+        DType("float16", 2, "float", 19, "HalfStorage", "F16", "float16"),
+        DType("bfloat16", 2, "float", 14, "BFloat16Storage", "BF16", "bfloat16"),
+        DType("float8_e4m3fn", 1, "float", 25, None, "F8_E4M3", "float8_e4m3fn"),
+        DType("float8_e5m2", 1, "float", 24, None, "F8_E5M2", "float8_e5m2"),
+        DType("float8_e4m3fnuz", 1, "float", 26, None, "F8_E4M3FNUZ", "float8_e4m3fnuz"),
+        DType("float8_e5m2fnuz", 1, "float", 28, None, "F8_E5M2FNUZ", "float8_e5m2fnuz"),
+        DType("float8_e4m3b11fnuz", 1, "float", 27),
+        DType("int8", 1, "int", 6, "CharStorage", "I8", "int8"),
+        DType("int16", 2, "int", 5, "ShortStorage", "I16", "int16"),
+        DType("int32", 4, "int", 3, "IntStorage", "I32", "int32"),
+        DType("int64", 8, "int", 9, "LongStorage", "I64", "int64"),
+        DType("uint8", 1, "uint", 4, "ByteStorage", "U8", "uint8"),
+        DType("uint16", 2, "uint", 17, "UInt16Storage", "U16", "uint16"),
+        DType("uint32", 4, "uint", 22, "UInt32Storage", "U32", "uint32"),
+        DType("uint64", 8, "uint", 23, "UInt64Storage", "U64", "uint64"),
+        DType("bool", 1, "bool", 10, "BoolStorage", "BOOL", "bool"),
+        DType("complex64", 8, "complex", 8, "ComplexFloatStorage", "C64", "complex64"),
+        DType("complex128", 16, "complex", 18, "ComplexDoubleStorage", None, "complex128"),
     )
 }
+"""Types that are read as numbers."""
+
+OPAQUE: dict[str, DType] = {
+    d.name: d
+    for d in (
+        DType("float8_e8m0fnu", 1, "opaque", None, None, "F8_E8M0", "float8_e8m0fnu"),
+        # Two elements a byte. torch counts bytes, safetensors elements: a shape here counts elements.
+        DType("float4_e2m1fn_x2", 0, "opaque", None, None, "F4", "float4_e2m1fn_x2", bits=4),
+        DType("float6_e2m3fn", 0, "opaque", None, None, "F6_E2M3", bits=6),
+        DType("float6_e3m2fn", 0, "opaque", None, None, "F6_E3M2", bits=6),
+        DType("complex32", 4, "opaque", torch="complex32"),
+        DType("bits8", 1, "opaque", torch="bits8"),
+        DType("bits16", 2, "opaque", torch="bits16"),
+        DType("bits1x8", 1, "opaque", torch="bits1x8"),
+        DType("bits2x4", 1, "opaque", torch="bits2x4"),
+        DType("bits4x2", 1, "opaque", torch="bits4x2"),
+        DType("qint8", 1, "opaque", 11),
+        DType("quint8", 1, "opaque", 12),
+        DType("qint32", 4, "opaque", 13),
+        DType("qint16", 2, "opaque", 15),
+        DType("quint16", 2, "opaque", 16),
+        # TensorFlow stores one element a byte, however few bits it has.
+        DType("int4", 1, "opaque", 29),
+        DType("uint4", 1, "opaque", 30),
+        DType("int2", 1, "opaque", 31),
+        DType("uint2", 1, "opaque", 32),
+        DType("float4_e2m1fn", 1, "opaque", 33),
+    )
+}
+"""Opaque types that a format's own specification names. Readers make up others as they meet them."""
+
+KNOWN = (*DTYPES.values(), *OPAQUE.values())
 
 
 def dtype_of(array: Array) -> DType:
@@ -145,7 +221,7 @@ def dtype_of(array: Array) -> DType:
     Raises
     ------
     KeyError
-        When no container here can hold it (strings, objects).
+        When it is none of the types that are read as numbers (strings, objects, void).
 
     Examples
     --------
@@ -160,6 +236,14 @@ def dtype_of(array: Array) -> DType:
 class TensorSpec:
     """Name, element type and shape of one tensor: everything but its bytes.
 
+    Parameters
+    ----------
+    name : str
+    dtype : DType
+    shape : tuple of int
+    stored : int or None
+        Bytes of the tensor, where its element type does not tell: an opaque type of unknown size.
+
     Examples
     --------
     >>> TensorSpec("w", DTYPES["float32"], (3, 3, 8, 16)).nbytes
@@ -169,6 +253,7 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    stored: int | None = None
 
     @property
     def size(self) -> int:
@@ -178,7 +263,27 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the contiguous tensor."""
+        if self.stored is not None:
+            return self.stored
+        if self.dtype.bits is not None:
+            return -(-self.size * self.dtype.bits // 8)
         return self.size * self.dtype.itemsize
+
+
+def array_dtype(spec: TensorSpec) -> DType | None:
+    """Element type of the array that a tensor's bytes are read as; None where elements are not whole bytes.
+
+    Examples
+    --------
+    >>> odd = DType("Q7_X", 0, "opaque", safetensors="Q7_X")
+    >>> array_dtype(TensorSpec("w", odd, (3,), stored=5))
+    >>> array_dtype(TensorSpec("w", odd, (3,), stored=6)).numpy
+    dtype('V2')
+    """
+    if spec.dtype.itemsize:
+        return spec.dtype
+    width, rest = divmod(spec.nbytes, spec.size) if spec.size else (1, spec.nbytes)
+    return DType(spec.dtype.name, width, "opaque") if width and not rest else None
 
 
 @dataclass(frozen=True)

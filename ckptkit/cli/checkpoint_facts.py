@@ -78,7 +78,7 @@ def checkpoint_facts(path: Path, *, variant: str | None = None) -> CheckpointFac
 
 
 def _has_two_copies(reader: Reader, recognition: Recognition) -> bool:
-    if getattr(reader, "weights", None) is not None:  # a PyTorch file with a state dict for each
+    if reader.weights is not None:  # a PyTorch file with a state dict for each
         return True
     twin = recognition.table.layout.twin
     return twin is not None and any(twin.of(name) in reader.specs for name in recognition.table.by_external)

@@ -8,6 +8,8 @@ full where it cannot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ckptkit._version import __version__
@@ -21,6 +23,9 @@ from ckptkit.tensors import DTYPES, DType, TensorSpec
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
+
+_SHOWN = 200
+"""Tensors that one message names."""
 
 _SOURCE = ("source_sha256", "source_index_sha256")
 
@@ -52,6 +57,7 @@ def plan_as_is(
     """
     refuse_family_options(options, f"--layout {AS_IS}")
     refuse_missing_copy(reader, options)
+    refuse_left_out(reader)
     moves = as_is_moves(reader, options)
     refuse_element_types(reader, options, [move.target for move in moves])
     shared = same_tensors(reader) if options.to == "torch" else {}
@@ -60,20 +66,21 @@ def plan_as_is(
         source_format=reader.format,
         to=options.to,
         layout=AS_IS,
-        weights=getattr(reader, "weights", None),
+        weights=reader.weights,
         moves=moves,
         ignored=(),
         metadata=carried_metadata(reader, options, AS_IS, entry) | dict(provenance or {}),
         notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
         max_shard_size=options.max_shard_size,
         shared=shared,
+        also=reader.also,
     )
 
 
 def as_is_moves(reader: Reader, options: Options) -> tuple[Move, ...]:
     """Each tensor's move to the same name and shape."""
     return tuple(
-        Move(name, TensorSpec(name, target_dtype(spec, options), spec.shape), row, row)
+        Move(name, replace(spec, dtype=target_dtype(spec, options)), row, row)
         for name, spec in reader.specs.items()
         for row in (plain_row(name, spec.shape),)
     )
@@ -116,7 +123,7 @@ def refuse_family_options(options: Options, mode: str) -> None:
 
 def refuse_missing_copy(reader: Reader, options: Options) -> None:
     """Raise UsageError when a copy of the weights is asked for that cannot be told from the other."""
-    held = getattr(reader, "weights", None) or reader.metadata.get("weights")
+    held = reader.weights or reader.metadata.get("weights")
     if options.weights not in ("auto", held):
         raise UsageError(
             f"{reader.path}: has no {options.weights} weights in a state dict of their own",
@@ -124,55 +131,94 @@ def refuse_missing_copy(reader: Reader, options: Options) -> None:
         )
 
 
+def refuse_left_out(reader: Reader, names: Iterable[str] | None = None) -> None:
+    """Raise ConversionError when the reader cannot carry some tensors, naming all of them and why.
+
+    Parameters
+    ----------
+    reader : Reader
+    names : iterable of str, optional
+        Those that no rule leaves out; default: all.
+    """
+    named = {name: reader.left_out[name] for name in (reader.left_out if names is None else names)}
+    if named:
+        raise ConversionError(
+            f"{reader.path}: {counted(len(named))} cannot be read: {in_words(named)}",
+            hint="a file of --rules that names them under 'ignore' converts the rest",
+        )
+
+
 def refuse_element_types(reader: Reader, options: Options, specs: Iterable[TensorSpec]) -> None:
-    """Raise ConversionError when the target cannot hold an element type, naming a tensor and the way out."""
+    """Raise ConversionError when the target cannot hold element types, naming the tensors and the way out."""
     specs = list(specs)
     if not specs:
         raise ConversionError(f"{reader.path}: no tensors to convert", hint=command("inspect", reader.path))
-    refused = [spec for spec in specs if not holds(options.to, spec.dtype)]
+    refused = [spec for spec in specs if not holds(options.to, spec)]
     if not refused:
         return
-    able = [name for name in FORMATS if all(holds(name, spec.dtype) for spec in refused)]
+    able = [name for name in FORMATS if all(holds(name, spec) for spec in specs)]
     castable = all(spec.dtype.is_float for spec in refused)
-    ways = ["--to " + " or ".join(able), *(["--dtype float32 casts floats"] if castable else [])]
-    more = f" and {len(refused) - 1} more of such types" if len(refused) > 1 else ""
+    ways = [*(["--to " + " or ".join(able)] if able else [])]
+    ways += ["--dtype float32 casts floats"] if castable else []
+    opaque = any(spec.dtype.is_opaque for spec in refused)
+    ways += ["a file of --rules that names them under 'ignore' converts the rest"] if opaque else []
+    named = in_words({spec.name: spec.dtype.name for spec in refused})
     raise ConversionError(
-        f"{reader.path}: {options.to} cannot hold {refused[0].name!r}, which is {refused[0].dtype}{more}",
-        hint="choose " + "; ".join(ways),
+        f"{reader.path}: {options.to} cannot hold {counted(len(refused))}: {named}",
+        hint="choose " + "; ".join(ways) if able or castable else "; ".join(ways),
     )
 
 
-def holds(format: str, dtype: DType) -> bool:
-    """Whether a container can hold an element type.
+def in_words(reasons: Mapping[str, str]) -> str:
+    """Names by what is true of them: ``'a', 'b' (float8_e8m0fnu); 'c' (int4)``; of very many, the first.
 
     Examples
     --------
-    >>> [name for name in FORMATS if holds(name, DTYPES["complex128"])]
+    >>> in_words({"a": "int4", "c": "a sparse tensor", "b": "int4"})
+    "'a', 'b' (int4); 'c' (a sparse tensor)"
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in islice(reasons.items(), _SHOWN):
+        names.setdefault(reason, []).append(repr(name))
+    said = "; ".join(f"{', '.join(group)} ({reason})" for reason, group in names.items())
+    rest = len(reasons) - _SHOWN
+    return f"{said}; and {rest} more" if rest > 0 else said
+
+
+def holds(format: str, spec: TensorSpec) -> bool:
+    """Whether a container can hold a tensor's element type.
+
+    Examples
+    --------
+    >>> [name for name in FORMATS if holds(name, TensorSpec("w", DTYPES["complex128"], (2,)))]
     ['torch', 'tf', 'npz']
     """
+    dtype = spec.dtype
     if format == "safetensors":
         return dtype.safetensors is not None
     if format == "tf":
         return dtype.tf is not None
     if format == "npz":
-        from ckptkit.formats.npy_header import CODES
+        from ckptkit.formats.npy_header import descr
 
-        return dtype.name in CODES
+        return descr(dtype) is not None
     if format == "keras":
         from ckptkit.formats.hdf5_types import type_message
 
         return type_message(dtype) is not None
-    return True
+    from ckptkit.formats.torch_writer import holds as torch_holds
+
+    return torch_holds(spec)
 
 
 def same_tensors(reader: Reader) -> dict[str, str]:
     """Tensors of the source that are another one under a second name, and which that is."""
-    return dict(getattr(reader, "same", {}))
+    return dict(reader.same)
 
 
 def carried_notes(reader: Reader) -> list[str]:
-    """What the reader skipped, and which copy it took."""
-    copy = getattr(reader, "weights", None)
+    """What is unusual, and which copy the reader took."""
+    copy = reader.weights
     return [
         *reader.notes,
         *([f"the file holds raw weights and moving averages; taking {copy}"] if copy else []),
@@ -181,7 +227,7 @@ def carried_notes(reader: Reader) -> list[str]:
 
 def sharing_notes(reader: Reader, shared: Mapping[str, str]) -> list[str]:
     """Say what became of tensors that share memory in the source."""
-    expanded = len(getattr(reader, "overlapping", ())) - len(shared)
+    expanded = len(reader.overlapping) - len(shared)
     notes = []
     if shared:
         once = _tensors(len(shared), "is another one", "are others")
@@ -192,8 +238,13 @@ def sharing_notes(reader: Reader, shared: Mapping[str, str]) -> list[str]:
     return notes
 
 
+def counted(count: int) -> str:
+    """``1 tensor`` or ``2 tensors``."""
+    return f"{count} tensor" if count == 1 else f"{count} tensors"
+
+
 def _tensors(count: int, one: str, many: str) -> str:
-    return f"1 tensor {one}" if count == 1 else f"{count} tensors {many}"
+    return f"{counted(count)} {one if count == 1 else many}"
 
 
 def carried_metadata(reader: Reader, options: Options, layout: str, entry: Entry | None) -> dict[str, str]:
@@ -203,7 +254,7 @@ def carried_metadata(reader: Reader, options: Options, layout: str, entry: Entry
         metadata.pop("format", None)  # speaks of the safetensors container; its writer says "pt" itself
     if entry is not None:
         metadata["entry"] = entry.id
-    copy = getattr(reader, "weights", None)
+    copy = reader.weights
     if copy:  # an entry's own word would not do: a file may hold both copies, and all of it is carried
         metadata["weights"] = copy
     return metadata | {"ckptkit_version": __version__, "layout": layout}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ckptkit.convert.as_is import (
@@ -68,12 +68,12 @@ def plan_by_rules(
         )
     refuse_family_options(options, "--rules")
     refuse_missing_copy(reader, options)
-    assigned = _assign(reader.specs, rules)
+    assigned = _assign(reader, rules)
     _refuse_faults(reader, rules, assigned)
     moves = tuple(
         Move(
             row.external,
-            TensorSpec(row.canonical, target_dtype(spec, options), row.canonical_shape),
+            replace(spec, name=row.canonical, dtype=target_dtype(spec, options), shape=row.canonical_shape),
             row,
             end,
         )
@@ -88,7 +88,7 @@ def plan_by_rules(
         source_format=reader.format,
         to=options.to,
         layout=LAYOUT,
-        weights=getattr(reader, "weights", None),
+        weights=reader.weights,
         moves=moves,
         ignored=tuple(assigned.ignored),
         metadata={
@@ -101,6 +101,7 @@ def plan_by_rules(
         notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
         max_shard_size=options.max_shard_size,
         shared=shared,
+        also=reader.also,
     )
 
 
@@ -115,11 +116,12 @@ class _Assigned:
     used: set[int] = field(default_factory=set)
 
 
-def _assign(specs: Mapping[str, TensorSpec], rules: RuleFile) -> _Assigned:
+def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
     """Find the rule or ignore of every tensor; faults are collected."""
     assigned = _Assigned()
     lookup = _Lookup(rules.rules)
-    for name, spec in specs.items():
+    for name in (*reader.specs, *reader.left_out):
+        spec = reader.specs.get(name)
         matches = lookup.matches(name)
         assigned.used |= {id(rule) for rule, _ in matches}
         ignores = [ignore for ignore in rules.ignores if ignore.matches(name, {})]
@@ -128,6 +130,10 @@ def _assign(specs: Mapping[str, TensorSpec], rules: RuleFile) -> _Assigned:
             assigned.faults.append(f"{name!r} fits {len(named)}: {', '.join(named)}")
         elif ignores:
             assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
+        elif spec is None:
+            assigned.faults.append(
+                f"{name!r} cannot be read ({reader.left_out[name]}): 'ignore' leaves it out"
+            )
         elif not matches:
             assigned.unmatched.append(name)
         else:
@@ -165,6 +171,12 @@ def _bind(assigned: _Assigned, rule: NameRule, target: str, spec: TensorSpec) ->
         assigned.faults.append(f"{spec.name!r} does not fit {_rule_in_words(rule)} ({rule.op.name}): {error}")
         return
     op = IDENTITY if rule.op.is_identity else rule.op
+    if spec.dtype.is_opaque and op is not IDENTITY:
+        assigned.faults.append(
+            f"{spec.name!r} is {spec.dtype}, of which only the bytes are known: {_rule_in_words(rule)} "
+            f"({rule.op.name}) cannot turn its axes"
+        )
+        return
     assigned.rows.append(Binding(target, shape, spec.name, spec.shape, op, trainable=True, part="body"))
 
 

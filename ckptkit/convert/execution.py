@@ -17,12 +17,12 @@ from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.rounding import RoundingLoss, rounding_loss
-from ckptkit.errors import IntegrityError
+from ckptkit.errors import ConversionError, IntegrityError
 from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.families.binding import Weights
-from ckptkit.formats.base import Reader, Writer
+from ckptkit.formats.base import Reader, Writer, bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.tensors import Array, RawTensor, TensorSpec, byte_pieces, dtype_of
+from ckptkit.tensors import Array, RawTensor, TensorSpec, array_dtype, byte_pieces, dtype_of
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -141,7 +141,7 @@ def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, Roundin
     The check comes last, when the source's pages are in memory: a damaged tensor is in a temporary file only.
     """
     same_bytes = _is_unchanged(move, reader)
-    raw = _raw(reader, move.source) if same_bytes else None
+    raw = _raw(reader, move.source) if same_bytes else None  # always there where the type is opaque
     if raw is not None:
         crc = writer.write(move.target.name, raw)
     else:
@@ -175,8 +175,7 @@ def _is_unchanged(move: Move, reader: Reader) -> bool:
 
 def _raw(reader: Reader, name: str) -> RawTensor | None:
     """A tensor's bytes without numpy, whose import takes a quarter of a short conversion."""
-    raw: Callable[[str], RawTensor | None] | None = getattr(reader, "raw", None)
-    return raw(name) if raw is not None else None
+    return bytes_of(reader, name) if reader.specs[name].dtype.is_opaque else reader.raw(name)
 
 
 def _batches(specs: Sequence[TensorSpec]) -> Iterator[list[str]]:
@@ -294,9 +293,13 @@ def load_tensors(
 
 
 def _load_as_is(reader: Reader, options: Options) -> dict[str, Array]:
-    from ckptkit.convert.as_is import plan_as_is
+    from ckptkit.convert.as_is import in_words, plan_as_is
 
-    return read_moves(plan_as_is(reader, options).moves, reader)
+    moves = plan_as_is(reader, options).moves
+    packed = {move.source: spec.dtype.name for move in moves if array_dtype(spec := move.target) is None}
+    if packed:
+        raise ConversionError(f"{reader.path}: elements that are not whole bytes: {in_words(packed)}")
+    return read_moves(moves, reader)
 
 
 def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:

@@ -68,6 +68,8 @@ class TensorPlan:
     shared : mapping of str to str
         Target tensors that are not written because they are the very same as another one, and which that is;
         only where the container can say so (``torch``).
+    also : mapping of str to str
+        What else is in the source and is no tensor of the model, in a few words each.
     """
 
     source: Path
@@ -81,6 +83,7 @@ class TensorPlan:
     notes: tuple[str, ...]
     max_shard_size: int | None = None
     shared: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def way(self) -> str:

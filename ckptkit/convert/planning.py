@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
+from ckptkit.convert.as_is import in_words, refuse_left_out
 from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import Options, check_target
+from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.errors import ConversionError, UsageError, command
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
@@ -95,6 +96,8 @@ def plan(
     target_table = recognition.family.table(layout, recognition.variant, structure)
     _refuse_other_pos_emb(reader.path, recognition, entry)
     _refuse_misfit(reader.path, found, options)
+    unread = _left_out(reader, recognition)
+    _refuse_opaque(reader, found)
     dtype = DTYPES[options.dtype] if options.dtype else None
     moves = tuple(
         _move(reader, found, binding, dtype)
@@ -110,7 +113,7 @@ def plan(
         layout=layout,
         weights=found.weights,
         moves=moves,
-        ignored=(*dropped, *found.ignored),
+        ignored=(*dropped, *found.ignored, *unread),
         metadata={
             **_metadata(reader, found, layout, structure, entry),
             **_resizing_in_words(options, moves),
@@ -120,7 +123,41 @@ def plan(
         },
         notes=tuple(_notes(reader, found, settings)),
         max_shard_size=options.max_shard_size,
+        also=reader.also,
     )
+
+
+def _left_out(reader: Reader, recognition: Recognition) -> list[Ignored]:
+    """What the reader could not carry, by the rules that leave it out.
+
+    Raises
+    ------
+    ConversionError
+        When no rule does.
+    """
+    rules = recognition.table.layout.ignores
+    by_rule = {
+        name: rule
+        for name in reader.left_out
+        for rule in rules
+        if rule.matches(name, recognition.table.by_external)
+    }
+    refuse_left_out(reader, [name for name in reader.left_out if name not in by_rule])
+    return [Ignored(name, rule.name, rule.reason) for name, rule in by_rule.items()]
+
+
+def _refuse_opaque(reader: Reader, found: Match) -> None:
+    """Raise ConversionError when tensors of the architecture are of a type that nothing computes with."""
+    opaque = {
+        name: reader.specs[name].dtype.name
+        for name in found.sources.values()
+        if reader.specs[name].dtype.is_opaque
+    }
+    if opaque:
+        raise ConversionError(
+            f"{reader.path}: element types that {found.recognition.variant} cannot have: {in_words(opaque)}",
+            hint=f"--layout {AS_IS} carries their bytes to a format that has the type",
+        )
 
 
 def _target_layout(options: Options, recognition: Recognition) -> str:

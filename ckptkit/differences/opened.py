@@ -70,7 +70,7 @@ class Opened(AbstractContextManager["Opened"]):
 
     def refuse_weights(self) -> None:
         """Raise UsageError when a copy is asked for and nothing tells which tensors it is made of."""
-        if self.weights != "auto" and getattr(self.reader, "weights", None) is None:
+        if self.weights != "auto" and self.reader.weights is None:
             raise UsageError(
                 f"{self.name}: nothing tells which of its tensors are {self.weights}",
                 hint="--weights needs files of one known family, and no --layout as-is",
@@ -79,7 +79,6 @@ class Opened(AbstractContextManager["Opened"]):
     def side(self, found: Match | None) -> Side:
         """What to report of the file."""
         known = self.recognition
-        state_dicts = getattr(self.reader, "state_dicts", ())
         return Side(
             name=self.name,
             path=self.located.path,
@@ -87,8 +86,8 @@ class Opened(AbstractContextManager["Opened"]):
             family=known.family.name if known else None,
             variant=known.variant if known else None,
             layout=known.layout if known else None,
-            weights=found.weights if found else getattr(self.reader, "weights", None),
-            state_dict=getattr(self.reader, "state_dict", None) if len(state_dicts) > 1 else None,
+            weights=found.weights if found else self.reader.weights,
+            state_dict=self.reader.state_dict if len(self.reader.state_dicts) > 1 else None,
             tensors=len(self.reader.specs),
         )
 

@@ -52,7 +52,7 @@ class Known:
         usual = entry.weights if entry is not None else None
         said = reader.metadata.get("weights")
         held: Copy | None = "ema" if said == "ema" else "raw" if said == "raw" else usual
-        return cls(usual=usual, opened=getattr(reader, "weights", None), held=held)
+        return cls(usual=usual, opened=reader.weights, held=held)
 
 
 def wanted_copy(weights: Weights, entry: Entry | None) -> Weights:

@@ -33,11 +33,26 @@ class Reader(Protocol):
     format : str
         ``tf``, ``torch``, ``safetensors``, ``keras`` or ``npz``.
     specs : Mapping of str to TensorSpec
-        Every readable tensor, in file order.
+        Every tensor that can be carried, in file order; those of an opaque type too.
     metadata : Mapping of str to str
         What the container says about itself; empty where it says nothing.
     notes : Sequence of str
-        Things skipped or unusual, one plain sentence each.
+        What is unusual, one plain sentence each.
+    left_out : Mapping of str to str
+        Tensors that cannot be carried at all, and why not. Nobody may pass over them in silence.
+    also : Mapping of str to str
+        What else is in the file and is no tensor of the model, by name, each in a few words: the optimizer's
+        state, hyperparameters, an epoch, texts.
+    extras : Mapping of str to str
+        The same in detail.
+    state_dicts, state_dict
+        Which state dicts there are, and which one is read; ``()`` and None outside of PyTorch files.
+    weights : "ema", "raw" or None
+        Which copy is read, where the file has both in state dicts of their own.
+    same : Mapping of str to str
+        Tensors that are the very same as an earlier one, and which that is.
+    overlapping : Sequence of str
+        Tensors whose bytes touch those of one before them.
     """
 
     path: Path
@@ -45,9 +60,44 @@ class Reader(Protocol):
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     notes: Sequence[str]
+    left_out: Mapping[str, str]
+    state_dicts: tuple[str, ...]
+    state_dict: str | None
+    weights: Copy | None
+
+    @property
+    def also(self) -> Mapping[str, str]:
+        """What else is in the file, in a few words."""
+        ...
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """What else is in the file, in detail."""
+        ...
+
+    @property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are the very same as an earlier one."""
+        ...
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes touch those of one before them."""
+        ...
 
     def read(self, name: str) -> Array:
-        """Read-only view of one tensor, zero-copy from a memory map where its bytes are contiguous."""
+        """Read-only view of one tensor, zero-copy from a memory map where its bytes are contiguous.
+
+        Elements of an opaque type come as ml_dtypes has them, else as numpy void; FormatError where they are
+        not whole bytes.
+        """
+        ...
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of one tensor without numpy; None where they do not lie in C order in one piece.
+
+        Never None for elements that are not whole bytes.
+        """
         ...
 
     def check(self, name: str, known: int | None = None) -> bool:
@@ -76,6 +126,20 @@ class Reader(Protocol):
     ) -> None:
         """Close."""
         ...
+
+
+def bytes_of(reader: Reader, name: str) -> RawTensor:
+    """The bytes of one tensor in C order: as they lie in the file, or a copy where they do not lie so."""
+    raw = reader.raw(name)
+    if raw is not None:
+        return raw
+    import numpy
+
+    array = reader.read(name)
+    if array.dtype.names:  # numpy would copy a record's fields, and not what lies between them
+        array = array.view(f"V{array.itemsize}")
+    copied: Array = numpy.array(array, order="C").reshape(-1).view(numpy.uint8)
+    return RawTensor(reader.specs[name].shape, copied.data)
 
 
 class Writer(Protocol):

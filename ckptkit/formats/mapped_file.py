@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
 from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, storage_error
-from ckptkit.tensors import Array, DType
+from ckptkit.formats.base import Copy
+from ckptkit.tensors import Array, DType, RawTensor, TensorSpec, array_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,9 +134,37 @@ class MappedFile:
 
 
 class MappedReader:
-    """What readers of mapped files share: closing, by hand or by ``with``."""
+    """What readers of mapped files share: what most containers lack, closing by hand or by ``with``."""
 
+    left_out: Mapping[str, str] = MappingProxyType({})
+    state_dicts: tuple[str, ...] = ()
+    state_dict: str | None = None
+    weights: Copy | None = None
     _files: list[MappedFile]
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """What else is in the file, in detail."""
+        return {}
+
+    @property
+    def also(self) -> Mapping[str, str]:
+        """What else is in the file, in a few words."""
+        return self.extras
+
+    @property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are the very same as an earlier one."""
+        return {}
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes touch those of one before them."""
+        return ()
+
+    def raw(self, name: str) -> RawTensor | None:
+        """None: the bytes are to be had by `read` only."""
+        return None
 
     def close(self) -> None:
         """Unmap and close; views handed out must not be used after."""
@@ -149,3 +178,14 @@ class MappedReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def whole_bytes(path: Path, spec: TensorSpec) -> DType:
+    """Element type of the array that a tensor is read as; FormatError where it can be none."""
+    dtype = array_dtype(spec)
+    if dtype is None:
+        raise FormatError(
+            path,
+            f"tensor {spec.name!r}: no array can hold it, its elements ({spec.dtype}) are not whole bytes",
+        )
+    return dtype

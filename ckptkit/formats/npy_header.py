@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.tensors import DTYPES, DType, TensorSpec
+from ckptkit.tensors import DTYPES, NOT_IN_NUMPY, DType, TensorSpec
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000
@@ -20,15 +22,23 @@ MAX_HEADER_BYTES = 10_000
 
 _ALIGNMENT = 64
 _KINDS = {"float": "f", "int": "i", "uint": "u", "bool": "b", "complex": "c"}
-_NOT_IN_NUMPY = frozenset({"bfloat16", "float8_e4m3fn", "float8_e5m2"})
 CODES: Mapping[str, str] = {
     d.name: ("|" if d.itemsize == 1 else "<") + f"{_KINDS[d.kind]}{d.itemsize}"
     for d in DTYPES.values()
-    if d.name not in _NOT_IN_NUMPY
+    if d.name not in NOT_IN_NUMPY
 }
 """Names of element types as a header spells them (``<f4``)."""
 
 _BY_CODE = {code[1:]: DTYPES[name] for name, code in CODES.items()}
+_TEXTS, _OBJECTS = "SUa", "O"
+_OPAQUE_CODE = re.compile(r"[<>|=]([A-Za-z])([0-9]{1,9})(\[[^\[\]]{1,20}\])?")
+_IN_WORDS = {"f16": "float128", "c32": "complex256", "f12": "float96", "c24": "complex192"}
+"""Names of long doubles, by numpy's code on machines of 64 and of 32 bits."""
+
+
+def descr(dtype: DType) -> str | None:
+    """How a header spells an element type; None where numpy has none."""
+    return repr(CODES[dtype.name]) if dtype.name in CODES else dtype.npy
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,9 @@ class NpyHeader:
     Parameters
     ----------
     dtype : DType or None
-        None where ckptkit cannot hold the elements; ``code`` says what they are.
+        None where the elements cannot be carried.
+    is_text : bool
+        Whether they are texts.
     code : str
         Element type as written.
     big_endian : bool
@@ -52,6 +64,7 @@ class NpyHeader:
     """
 
     dtype: DType | None
+    is_text: bool
     code: str
     big_endian: bool
     fortran: bool
@@ -101,20 +114,52 @@ def _checked(table: object, start: int) -> NpyHeader:
         raise ValueError(".npy header with a malformed shape or order")
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in shape):
         raise ValueError(".npy header with a malformed shape")
-    if not isinstance(code, str):
-        return NpyHeader(None, "a structure", False, fortran, shape, start)
-    dtype = _BY_CODE.get(code[1:]) if code[:1] in "<>|=" else None
-    return NpyHeader(dtype, code, code[:1] == ">", fortran, shape, start)
+    known = _BY_CODE.get(code[1:]) if isinstance(code, str) and code[:1] in "<>|=" else None
+    dtype = known or _opaque(code)
+    is_text = isinstance(code, str) and code[1:2] in tuple(_TEXTS)
+    big_endian = known is not None and str(code).startswith(">")
+    return NpyHeader(dtype, is_text, str(code), big_endian, fortran, shape, start)
+
+
+def _opaque(code: object) -> DType | None:
+    """A type whose elements are of so many bytes, whatever is in them; None for texts and Python objects."""
+    if isinstance(code, list):
+        return _record(code)
+    found = _OPAQUE_CODE.fullmatch(code) if isinstance(code, str) else None
+    if found is None or found[1] in _TEXTS or found[1] == _OBJECTS or not int(found[2]):
+        return None
+    assert isinstance(code, str)
+    kind, itemsize, unit = found[1], int(found[2]), found[3] or ""
+    names = {"V": f"void{8 * itemsize}", "M": f"datetime64{unit}", "m": f"timedelta64{unit}"}
+    name = names.get(kind) or _IN_WORDS.get(code[1:], code[1:])
+    name = f"{name}, big-endian" if code[0] == ">" else name
+    return DType(name, itemsize, "opaque", npy=repr(code))
+
+
+def _record(code: list[Any]) -> DType | None:
+    import numpy
+
+    try:
+        record = numpy.lib.format.descr_to_dtype(code)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError):
+        return None
+    if record.hasobject or not record.itemsize:
+        return None
+    return DType(f"record of {', '.join(record.names or ())}"[:80], record.itemsize, "opaque", npy=repr(code))
 
 
 def header_bytes(spec: TensorSpec) -> bytes:
-    """Write the header (version 1.0) of a C-ordered array, padded so that the elements start at 64 bytes.
+    """Write the header of a C-ordered array, padded so that the elements start at a multiple of 64 bytes.
+
+    Version 1.0; 3.0 where a record has a field that is not called in ASCII.
 
     Examples
     --------
     >>> header_bytes(TensorSpec("w", DTYPES["float32"], (2, 3)))[10:128].decode().strip()
     "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }"
     """
-    table = f"{{'descr': '{CODES[spec.dtype.name]}', 'fortran_order': False, 'shape': {spec.shape}, }}"
-    length = -(-(10 + len(table) + 1) // _ALIGNMENT) * _ALIGNMENT - 10
-    return MAGIC + b"\x01\x00" + struct.pack("<H", length) + table.ljust(length - 1).encode() + b"\n"
+    table = f"{{'descr': {descr(spec.dtype)}, 'fortran_order': False, 'shape': {spec.shape}, }}"
+    start, form, version = (10, "<H", b"\x01\x00") if table.isascii() else (12, "<I", b"\x03\x00")
+    raw = table.encode()
+    length = -(-(start + len(raw) + 1) // _ALIGNMENT) * _ALIGNMENT - start
+    return MAGIC + version + struct.pack(form, length) + raw.ljust(length - 1) + b"\n"

@@ -11,12 +11,12 @@ from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
-from ckptkit.formats.npy_header import CODES, MAX_HEADER_BYTES, NpyHeader, header_bytes, parse_header
+from ckptkit.formats.npy_header import MAX_HEADER_BYTES, NpyHeader, descr, header_bytes, parse_header
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.zip_directory import DEFLATED, STORED, ZipEntry, read_directory
 from ckptkit.formats.zip_writer import ZipWriter
-from ckptkit.tensors import Array, Piece, TensorSpec
+from ckptkit.tensors import Array, Piece, RawTensor, TensorSpec
 
 _EXTENSION = ".npy"
 _COMMENT_PREFIX = b"ckptkit:"
@@ -53,17 +53,21 @@ class NpzReader(MappedReader):
         self._files = [self._file]
         self._members: dict[str, tuple[ZipEntry, NpyHeader]] = {}
         specs: dict[str, TensorSpec] = {}
-        notes: list[str] = []
+        left_out: dict[str, str] = {}
+        also: dict[str, str] = {}
         try:
             directory = read_directory(self._file)
             for entry in directory.entries.values():
                 if not entry.name.endswith(_EXTENSION):
-                    notes.append(f"{entry.name} is no array: skipped")
+                    also[entry.name] = f"a file of {entry.size:,} bytes"
                     continue
                 name = entry.name.removesuffix(_EXTENSION)
                 header = self._header(entry)
+                if header.is_text:
+                    also[name] = f"texts {list(header.shape)}"
+                    continue
                 if header.dtype is None:
-                    notes.append(f"{name}: {_unreadable(header)}: skipped")
+                    left_out[name] = _unreadable(header)
                     continue
                 specs[name] = TensorSpec(name, header.dtype, header.shape)
                 self._members[name] = (entry, header)
@@ -72,7 +76,14 @@ class NpzReader(MappedReader):
             self.close()
             raise
         self.specs: Mapping[str, TensorSpec] = specs
-        self.notes: Sequence[str] = notes
+        self.notes: Sequence[str] = ()
+        self.left_out: Mapping[str, str] = left_out
+        self._also = also
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """Members that are no arrays, and arrays of texts."""
+        return self._also
 
     def read(self, name: str) -> Array:
         """Read-only array: a view of the file, or a copy where it is compressed or big-endian.
@@ -98,6 +109,15 @@ class NpzReader(MappedReader):
             array = array.byteswap()
         array.flags.writeable = False
         return array.T if header.fortran else array
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of an array, without numpy; None where they do not lie as they should be written."""
+        entry, header = self._member(name)
+        turned = header.fortran and sum(size != 1 for size in header.shape) > 1
+        if entry.method != STORED or header.big_endian or turned:
+            return None
+        nbytes = self.specs[name].nbytes
+        return RawTensor(header.shape, self._file.raw(entry.offset + header.start, nbytes))
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare an array with the CRC-32 of its zip entry; True, or FormatError."""
@@ -175,9 +195,7 @@ class NpzReader(MappedReader):
 def _unreadable(header: NpyHeader) -> str:
     if "O" in header.code:
         return "Python objects, which ckptkit never unpickles"
-    if "V" in header.code:
-        return f"elements of {header.code[2:]} bytes without a type (bfloat16 written by numpy looks so)"
-    return f"element type {header.code[:40]!r} is not supported"
+    return f"elements of type {header.code[:40]!r}, which is not known here"
 
 
 class NpzWriter(PlacedWriter):
@@ -210,10 +228,12 @@ class NpzWriter(PlacedWriter):
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         for spec in self._specs.values():
-            if spec.dtype.name not in CODES:
+            if descr(spec.dtype) is None:
                 raise UsageError(
                     f"{self.path}: npz cannot hold {spec.name!r} as {spec.dtype}: numpy has no name for it",
-                    hint="choose --dtype float32 or float16, or --to safetensors",
+                    hint="choose --dtype float32 or float16, or --to safetensors"
+                    if spec.dtype.is_float
+                    else None,
                 )
         length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
         if length > _MAX_COMMENT:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
-from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.safetensors_header import Header, read_header
 from ckptkit.formats.safetensors_index import read_index, safetensors_in_folder
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
@@ -40,6 +40,7 @@ class SafetensorsReader(MappedReader):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         target = safetensors_in_folder(self.path) if self.path.is_dir() else self.path
+        self.notes: Sequence[str] = ()
         self._files: list[MappedFile] = []
         self._home: dict[str, tuple[MappedFile, int]] = {}
         try:
@@ -49,7 +50,6 @@ class SafetensorsReader(MappedReader):
                 header = self._open(target)
                 self.specs: Mapping[str, TensorSpec] = header.specs
                 self.metadata: Mapping[str, str] = header.metadata
-                self.notes: Sequence[str] = header.notes
         except BaseException:
             self.close()
             raise
@@ -61,9 +61,11 @@ class SafetensorsReader(MappedReader):
         ------
         NotFoundError
             No tensor of that name.
+        FormatError
+            Its elements are not whole bytes.
         """
         spec, (file, offset) = self._tensor(name)
-        return file.view(offset, spec.dtype, spec.shape)
+        return file.view(offset, whole_bytes(self.path, spec), spec.shape)
 
     def raw(self, name: str) -> RawTensor:
         """The bytes of one tensor, without numpy."""
@@ -102,16 +104,14 @@ class SafetensorsReader(MappedReader):
             raise FormatError(index, f"{len(shards)} shards, more than {_MAX_SHARDS}")
         specs: dict[str, TensorSpec] = {}
         metadata: dict[str, str] = {}
-        notes: list[str] = []
         for shard, placed in shards.items():
             if not (index.parent / shard).is_file():
                 raise FormatError(index, f"its shard {shard} is missing", hint="fetch the missing file")
             header = self._open(index.parent / shard)
             self._compare(index, shard, placed, header)
-            notes += [f"{shard}: {note}" for note in header.notes]
             metadata = {**header.metadata, **metadata}
             specs |= header.specs
-        self.specs, self.metadata, self.notes = specs, metadata, notes
+        self.specs, self.metadata = specs, metadata
 
     @staticmethod
     def _compare(index: Path, shard: str, placed: set[str], header: Header) -> None:

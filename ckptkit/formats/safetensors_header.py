@@ -16,7 +16,7 @@ from typing import Any
 
 from ckptkit.errors import FormatError
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
-from ckptkit.tensors import DTYPES, DType, TensorSpec
+from ckptkit.tensors import KNOWN, DType, TensorSpec
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -25,17 +25,18 @@ MAX_HEADER_BYTES = 100_000_000
 _MAX_NODES = 4_000_000
 _MAX_NAME = 10_000
 METADATA_KEY = "__metadata__"
-BY_CODE: Mapping[str, DType] = {d.safetensors: d for d in DTYPES.values() if d.safetensors}
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+"""What a type that is not known here may be called."""
+BY_CODE: Mapping[str, DType] = {d.safetensors: d for d in KNOWN if d.safetensors}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says: specs and file offsets of the tensors, metadata, and what had to be skipped."""
+    """What a header says: specs and file offsets of the tensors, and metadata."""
 
     specs: Mapping[str, TensorSpec]
     offsets: Mapping[str, int]
     metadata: Mapping[str, str]
-    notes: tuple[str, ...]
 
 
 def read_header(file: MappedFile) -> Header:
@@ -125,7 +126,7 @@ class _Checked:
         self._path = path
         self._start = start
         self._room = size - start
-        self._notes: list[str] = []
+        self._dtypes = dict(BY_CODE)
 
     def header(self, table: dict[str, Any]) -> Header:
         metadata = self._metadata(table.pop(METADATA_KEY, {}))
@@ -136,18 +137,21 @@ class _Checked:
                 raise self._error(f"a tensor has a name of {len(name)} characters: {name[:80]!r}…")
             begin, end, shape, code = self._row(name, row)
             ranges.append((begin, end, name))
-            dtype = BY_CODE.get(code)
+            dtype = self._dtypes.get(code)
             if dtype is None:
-                self._notes.append(f"{name}: element type {code!r} is not supported: skipped")
-                continue
-            specs[name] = spec = TensorSpec(name, dtype, shape)
-            if spec.nbytes != end - begin:
+                if not _CODE.fullmatch(code):
+                    raise self._error(f"tensor {name!r} has the dtype {code[:80]!r}")
+                dtype = self._dtypes[code] = DType(code, 0, "opaque", safetensors=code)
+            stored = None if dtype.itemsize or dtype.bits else end - begin
+            specs[name] = spec = TensorSpec(name, dtype, shape, stored)
+            whole_bytes = spec.size * dtype.bits % 8 == 0 if dtype.bits else True
+            if spec.nbytes != end - begin or not whole_bytes:
                 raise self._error(f"tensor {name!r} of {spec.nbytes} bytes has a range of {end - begin}")
         ranges.sort()
         self._refuse_gaps(ranges)
-        ordered = {name: specs[name] for _, _, name in ranges if name in specs}
+        ordered = {name: specs[name] for _, _, name in ranges}
         offsets = {name: self._start + begin for begin, _, name in ranges}
-        return Header(ordered, offsets, metadata, tuple(self._notes))
+        return Header(ordered, offsets, metadata)
 
     def _error(self, reason: str) -> FormatError:
         return FormatError(self._path, reason, hint="the file is damaged or truncated: fetch it again")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptkit.formats.mapped_file import MAX_DIMS
 from ckptkit.formats.restricted_pickle import GlobalName, Handler, Inert, dictionary_key
-from ckptkit.tensors import DTYPES
+from ckptkit.tensors import DTYPES, KNOWN
 
 _MAX_COUNT = 1 << 62
 _MAX_KEY = 255
@@ -28,7 +28,7 @@ class StorageRef:
     key : str
         Its name in the file.
     dtype : str or None
-        Name of its element type; None for untyped bytes; a name outside `DTYPES` when not supported.
+        Name of its element type; None for untyped bytes; a name outside of `TORCH_DTYPES` when not known.
     count : int
         Number of elements.
     offset : int
@@ -80,6 +80,9 @@ def _axis(value: object, what: str) -> tuple[int, ...]:
         raise ValueError(f"tensor {what} that is no list of at most {MAX_DIMS} numbers")
     return tuple(whole_number(number, f"tensor {what}") for number in value)
 
+
+TORCH_DTYPES = {d.torch: d for d in KNOWN if d.torch}
+"""Element types by torch's name for them."""
 
 _STORAGE_DTYPES = {d.torch_storage: d.name for d in DTYPES.values() if d.torch_storage}
 _UNTYPED = frozenset({"UntypedStorage", "_UntypedStorage"})

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ckptkit.errors import ConversionError
 from ckptkit.formats.base import Check
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
@@ -18,8 +19,8 @@ from ckptkit.tensors import Piece, TensorSpec
 
 _ROOT = "archive"
 _BATCH = 1000
-_VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2"})
-"""Types without a storage class of their own: torch keeps them as bytes and names the type beside."""
+_VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64"})
+"""Types whose storage class torch no longer has: like those that never had one, they are kept as bytes."""
 
 
 class TorchWriter(PlacedWriter):
@@ -50,7 +51,7 @@ class TorchWriter(PlacedWriter):
     UsageError
         The file exists and ``force`` is false.
     ConversionError
-        Two tensors of one name.
+        Two tensors of one name, or an element type that torch has not.
     StorageError
         The disk refuses.
     """
@@ -66,6 +67,9 @@ class TorchWriter(PlacedWriter):
         tree: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(Path(path), specs, metadata)
+        for spec in self._specs.values():
+            if not holds(spec):
+                raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
         self.order = [name for name in self.order if name not in (shared or {})]
         self._file = StagedFile(self.path, force=force)
         try:
@@ -185,7 +189,8 @@ class _Pickler:
 
 def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[bytes]:
     """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 has a dtype behind."""
-    untyped = spec.dtype.name in _VERSION_3_ONLY
+    untyped = spec.dtype.torch_storage is None or spec.dtype.name in _VERSION_3_ONLY
+    shape = _shape(spec)
     yield _recalled(memo, _global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
     yield b"(("
     yield _recalled(memo, _text("storage"))
@@ -195,13 +200,24 @@ def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[by
     yield _recalled(memo, _text("cpu"))
     yield _integer(spec.nbytes if untyped else spec.size) + b"tQ"
     yield _integer(0)
-    yield _integers(spec.shape)
-    yield _integers(_c_strides(spec.shape))
+    yield _integers(shape)
+    yield _integers(_c_strides(shape))
     yield b"\x89"
     yield _recalled(memo, _global("collections", "OrderedDict")) + b")R"
     if untyped:
-        yield _recalled(memo, _global("torch", spec.dtype.name))
+        yield _recalled(memo, _global("torch", str(spec.dtype.torch)))
     yield b"tR"
+
+
+def holds(spec: TensorSpec) -> bool:
+    """Whether torch has an element type, in this shape: packed pairs need a last axis of even length."""
+    packed = spec.dtype.bits is not None
+    return spec.dtype.torch is not None and not (packed and (not spec.shape or spec.shape[-1] % 2))
+
+
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Shape as torch counts it: of packed elements, in bytes."""
+    return spec.shape if spec.dtype.bits is None else (*spec.shape[:-1], spec.shape[-1] // 2)
 
 
 def _recalled(memo: dict[bytes, int], written: bytes) -> bytes:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Copy, Weights
-from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
-from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor
-from ckptkit.tensors import DTYPES, Array, RawTensor, TensorSpec
+from ckptkit.formats.torch_pickle import TORCH_DTYPES, TensorRef, UnsupportedTensor
+from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
 
 KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module")
 """Where training code puts the weights, the usual choice first."""
@@ -21,9 +25,10 @@ _MOVING_AVERAGES = {"state_dict": "state_dict_ema", "model": "model_ema"}
 """Where timm-style code puts moving averages, by where it puts the weights they are of."""
 
 _MAX_STATE_DICTS = 1000
-_MAX_SKIPPED = 20
-"""Notes on values that are no tensors; beyond that their number is told."""
+_MAX_BESIDE, _MAX_NOTED = 1000, 20
+"""Values that are no tensors: how many are told by name, and how many of those of a state dict are noted."""
 
+_TYPE_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 _MAX_EXPANSION = 64
 _FREE_EXPANSION = 256 << 20
 _PREFIX = "module."
@@ -70,6 +75,7 @@ class TorchReader(MappedReader):
         file = MappedFile(self.path)
         self._file, self._files = file, [file]
         self._checked: dict[str, bool] = {}
+        self._met: dict[tuple[str, int], DType] = {}
         try:
             contents = load_contents(file)
             found = _find_state_dicts(self.path, contents.root)
@@ -82,14 +88,15 @@ class TorchReader(MappedReader):
             self.weights: Copy | None = next((c for c, n in copies.items() if n == self.state_dict), None)
             self.metadata: Mapping[str, str] = contents.metadata
             self._storages = contents.storages
-            self._tensors, notes = _named_tensors(self.path, found[self.state_dict])
-            chosen = (*copies.values(), self.state_dict) if weights else (self.state_dict,)
-            self.notes: Sequence[str] = notes + _notes_on_others(self.state_dicts, chosen)
-            self.specs: Mapping[str, TensorSpec] = {
-                name: self._spec(name, tensor) for name, tensor in self._tensors.items()
-            }
+            named = _named_tensors(self.path, found[self.state_dict])
+            self._tensors: dict[str, TensorRef] = {}
+            self.specs: Mapping[str, TensorSpec] = self._specs(named)
+            self.left_out: Mapping[str, str] = named.left_out
+            self.notes: Sequence[str] = named.notes
             self._refuse_expansion(contents)
             self._root = contents.root
+            self._others = [name for name in self.state_dicts if name != self.state_dict]
+            self._beside = named.beside
         except BaseException:
             self.close()
             raise
@@ -99,7 +106,22 @@ class TorchReader(MappedReader):
         """What else the file holds (``epoch``, ``arch``, ``args.lr``, ``meta.time``, …), in plain text."""
         from ckptkit.formats.torch_describe import describe_extras
 
-        return describe_extras(self._root, self.state_dicts)
+        return {**self._in_state_dict(), **describe_extras(self._root, self.state_dicts)}
+
+    @cached_property
+    def also(self) -> Mapping[str, str]:
+        """What else the file holds, one line for each key at the top or in the state dict."""
+        others = dict.fromkeys(self._others, "another state dict")
+        root = self._root if isinstance(self._root, dict) and "" not in self.state_dicts else {}
+        values = {
+            _described(key, 80): _described(value, 80)
+            for key, value in islice(root.items(), _MAX_BESIDE)
+            if key not in self.state_dicts
+        }
+        return {**self._in_state_dict(), **others, **values}
+
+    def _in_state_dict(self) -> dict[str, str]:
+        return {name: _described(value, 80) for name, value in self._beside.items()}
 
     @cached_property
     def same(self) -> Mapping[str, str]:
@@ -108,7 +130,7 @@ class TorchReader(MappedReader):
         same = {}
         for name, tensor in self._tensors.items():
             if 0 not in tensor.shape:
-                start, _ = self._span(tensor, DTYPES[tensor.dtype].itemsize)
+                start, _ = self._span(name)
                 earlier = first.setdefault((start, tensor.dtype, tensor.shape, tensor.strides), name)
                 if earlier != name:
                     same[name] = earlier
@@ -118,9 +140,7 @@ class TorchReader(MappedReader):
     def overlapping(self) -> Sequence[str]:
         """Tensors whose bytes in the file touch those of one before them in the file: tied weights, views."""
         spans = sorted(
-            (*self._span(tensor, DTYPES[tensor.dtype].itemsize), name)
-            for name, tensor in self._tensors.items()
-            if 0 not in tensor.shape
+            (*self._span(name), name) for name, tensor in self._tensors.items() if 0 not in tensor.shape
         )
         reached = 0
         overlapping = []
@@ -137,24 +157,28 @@ class TorchReader(MappedReader):
         ------
         NotFoundError
             No tensor of that name.
+        FormatError
+            Its elements are not whole bytes.
         """
-        spec, tensor = self._spec_of(name), self._tensors[name]
-        itemsize = spec.dtype.itemsize
+        return self._view(name, whole_bytes(self.path, self._spec_of(name)))
+
+    def _view(self, name: str, dtype: DType) -> Array:
+        tensor = self._tensors[name]
         strides = [
-            step * itemsize if size > 1 else itemsize
-            for size, step in zip(spec.shape, tensor.strides, strict=True)
+            step * dtype.itemsize if size > 1 else dtype.itemsize
+            for size, step in zip(tensor.shape, tensor.strides, strict=True)
         ]
-        return self._file.view(self._span(tensor, itemsize)[0], spec.dtype, spec.shape, strides)
+        return self._file.view(self._span(name)[0], dtype, tensor.shape, strides)
 
     def raw(self, name: str) -> RawTensor | None:
         """The bytes of one tensor, without numpy; None where they do not lie in C order."""
         spec, tensor = self._spec_of(name), self._tensors[name]
-        step = 1
-        for size, stride in zip(reversed(spec.shape), reversed(tensor.strides), strict=True):
-            if size != 1 and stride != step:
+        if not _is_contiguous(tensor):
+            if spec.dtype.itemsize:
                 return None
-            step *= size
-        start, stop = self._span(tensor, spec.dtype.itemsize)
+            packed = self._view(name, DTYPES["uint8"]).copy(order="C").reshape(-1)
+            return RawTensor(spec.shape, packed.data)
+        start, stop = self._span(name)
         return RawTensor(spec.shape, self._file.raw(start, stop - start))
 
     def check(self, name: str, known: int | None = None) -> bool:
@@ -188,8 +212,8 @@ class TorchReader(MappedReader):
 
     def release(self, name: str) -> None:
         """Give back the memory pages of one tensor."""
-        spec = self._spec_of(name)
-        start, stop = self._span(self._tensors[name], spec.dtype.itemsize)
+        self._spec_of(name)
+        start, stop = self._span(name)
         self._file.release(start, stop - start)
 
     def _spec_of(self, name: str) -> TensorSpec:
@@ -207,31 +231,47 @@ class TorchReader(MappedReader):
             )
         return extent
 
-    def _span(self, tensor: TensorRef, itemsize: int) -> tuple[int, int]:
+    def _span(self, name: str) -> tuple[int, int]:
         """First and last byte (exclusive) of the file that a checked tensor touches."""
+        tensor, itemsize = self._tensors[name], _itemsize(self.specs[name].dtype)
         if 0 in tensor.shape:
             return 0, 0
         start = self._storages[tensor.storage.key].offset + (tensor.storage.offset + tensor.offset) * itemsize
         return start, start + _reach(tensor) * itemsize
 
-    def _spec(self, name: str, tensor: TensorRef) -> TensorSpec:
-        """Check that a tensor lies inside its storage and its storage inside the file."""
-        dtype = DTYPES.get(tensor.dtype)
-        if dtype is None:
-            raise FormatError(
-                self.path, f"tensor {name!r} has elements of type {tensor.dtype}, not supported"
-            )
+    def _specs(self, named: _Named) -> dict[str, TensorSpec]:
+        """Check every tensor; one of a type that cannot be carried is left out."""
+        specs = {}
+        for name, tensor in named.tensors.items():
+            spec = self._spec(name, tensor)
+            if isinstance(spec, str):
+                named.left_out[name] = spec
+            else:
+                specs[name] = spec
+                self._tensors[name] = tensor
+        return specs
+
+    def _spec(self, name: str, tensor: TensorRef) -> TensorSpec | str:
+        """Check that a tensor lies inside its storage and its storage inside the file.
+
+        A text says why it cannot be carried.
+        """
         storage = tensor.storage
-        storage_dtype = DTYPES.get(storage.dtype) if storage.dtype else DTYPES["uint8"]
-        if storage_dtype is None:
-            raise FormatError(
-                self.path, f"tensor {name!r} lies in a storage of {storage.dtype}, not supported"
-            )
+        dtype = TORCH_DTYPES.get(tensor.dtype) or self._unknown_type(tensor)
+        storage_dtype = TORCH_DTYPES.get(storage.dtype) if storage.dtype else DTYPES["uint8"]
+        if dtype is None or storage_dtype is None:
+            unknown = tensor.dtype if dtype is None else str(storage.dtype)
+            if not unknown.isprintable():
+                raise FormatError(self.path, f"tensor {name!r} has elements of type {unknown!r}")
+            return f"elements of type {unknown}, which is not known here"
         if storage.dtype is not None and storage_dtype is not dtype:
             raise FormatError(self.path, f"tensor {name!r} of {dtype} lies in a storage of {storage_dtype}")
+        if dtype.bits is not None and not tensor.shape:
+            return f"a single byte of packed {dtype}, which has no shape"
         extent = self._extent(name, tensor)
+        itemsize = _itemsize(dtype)
         held = (storage.offset + storage.count) * storage_dtype.itemsize
-        needed = (storage.offset + tensor.offset + _reach(tensor)) * dtype.itemsize
+        needed = (storage.offset + tensor.offset + _reach(tensor)) * itemsize
         if 0 not in tensor.shape and not needed <= held <= extent.nbytes:
             raise FormatError(
                 self.path,
@@ -239,7 +279,21 @@ class TorchReader(MappedReader):
                 f"which declares {held} and has {extent.nbytes}",
                 hint="the file is damaged: fetch it again",
             )
-        return TensorSpec(name, dtype, tensor.shape)
+        if dtype.bits is None:
+            return TensorSpec(name, dtype, tensor.shape)
+        return TensorSpec(name, dtype, (*tensor.shape[:-1], tensor.shape[-1] * 8 // dtype.bits))
+
+    def _unknown_type(self, tensor: TensorRef) -> DType | None:
+        """A type that only its name is known of, where a tensor fills its storage and so tells its size."""
+        if tensor.storage.dtype is not None or tensor.storage.offset or tensor.offset:
+            return None
+        size = math.prod(tensor.shape)
+        width, rest = divmod(tensor.storage.count, size) if size else (0, 1)
+        if rest or not width or not _is_contiguous(tensor) or not _TYPE_NAME.fullmatch(tensor.dtype):
+            return None
+        return self._met.setdefault(
+            (tensor.dtype, width), DType(tensor.dtype, width, "opaque", torch=tensor.dtype)
+        )
 
     def _refuse_expansion(self, contents: TorchContents) -> None:
         """A few bytes seen through zero strides can pretend to be any amount of data."""
@@ -247,6 +301,21 @@ class TorchReader(MappedReader):
         claimed = sum(spec.nbytes for spec in self.specs.values())
         if claimed > _FREE_EXPANSION + _MAX_EXPANSION * real:
             raise FormatError(self.path, f"tensors of {claimed} bytes in all, made of {real} bytes of data")
+
+
+def _itemsize(dtype: DType) -> int:
+    """Bytes of what torch counts as an element: of packed types, a byte."""
+    return dtype.itemsize or 1
+
+
+def _is_contiguous(tensor: TensorRef) -> bool:
+    """Whether its elements lie one after the other in C order."""
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _reach(tensor: TensorRef) -> int:
@@ -319,32 +388,45 @@ def _choose(path: Path, names: tuple[str, ...], wanted: str | None) -> str:
     return wanted
 
 
-def _named_tensors(path: Path, state: dict[object, object]) -> tuple[dict[str, TensorRef], list[str]]:
+@dataclass(frozen=True)
+class _Named:
+    """What a state dict holds, by name."""
+
+    tensors: dict[str, TensorRef] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def _named_tensors(path: Path, state: dict[object, object]) -> _Named:
     """Take the tensors out of a state dict, less the ``module.`` that DataParallel prefixes."""
-    tensors: dict[str, TensorRef] = {}
-    notes: list[str] = []
-    skipped = 0
+    found = _Named()
+    others = 0
     for key, value in state.items():
         name = key if isinstance(key, str) else _described(key, 200)
-        if isinstance(value, UnsupportedTensor):
-            raise FormatError(
-                path,
-                f"tensor {name!r} is {value.kind}, not supported",
-                hint="save it as a plain dense tensor",
-            )
-        if isinstance(value, TensorRef):
-            if name in tensors:
+        if isinstance(value, (TensorRef, UnsupportedTensor)):
+            if name in found.tensors or name in found.left_out:
                 raise FormatError(path, f"two tensors are called {name!r}")
-            tensors[name] = value
-        elif (skipped := skipped + 1) <= _MAX_SKIPPED:
-            notes.append(f"{_described(name, 80)} is no tensor ({_described(value, 80)}): skipped")
-    if skipped > _MAX_SKIPPED:
-        notes.append(f"{skipped - _MAX_SKIPPED} more values are no tensors: skipped")
-    if all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in tensors):
-        notes.append(f"the prefix '{_PREFIX}' of every name is left out")
-        tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    return tensors, notes
-
-
-def _notes_on_others(names: tuple[str, ...], chosen: tuple[str, ...]) -> list[str]:
-    return [f"holds another state dict, {name!r}, not read here" for name in names if name not in chosen]
+            if isinstance(value, TensorRef):
+                found.tensors[name] = value
+            elif value.kind.isprintable():
+                found.left_out[name] = value.kind
+            else:
+                raise FormatError(path, f"tensor {name!r} is {_described(value, 200)}")
+        else:
+            others += 1
+            if others <= _MAX_NOTED:
+                found.notes.append(f"{_described(name, 80)} is no tensor ({_described(value, 80)}): skipped")
+            if others <= _MAX_BESIDE:
+                found.beside[_described(name, 200)] = value
+    if others > _MAX_NOTED:
+        found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
+    names = [*found.tensors, *found.left_out]
+    if all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in names):
+        return _Named(
+            {name.removeprefix(_PREFIX): tensor for name, tensor in found.tensors.items()},
+            {name.removeprefix(_PREFIX): why for name, why in found.left_out.items()},
+            found.beside,
+            [*found.notes, f"the prefix '{_PREFIX}' of every name is left out"],
+        )
+    return found

@@ -100,7 +100,7 @@ def test_odd_types_are_kept_or_refused_by_name(tmp_path, name, to):
         return
     with pytest.raises(ConversionError) as caught:
         convert(source, target, to)
-    assert f"{to} cannot hold 'layer/odd', which is {name}" in str(caught.value)
+    assert f"{to} cannot hold 1 tensor: 'layer/odd' ({name})" in str(caught.value)
     offered = caught.value.hint.split(";")[0].removeprefix("choose --to ").split(" or ")
     assert set(offered) == HELD_BY[name]
     assert ("--dtype" in caught.value.hint) == (name in {"bfloat16", "float8_e4m3fn"})

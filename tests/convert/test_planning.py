@@ -9,12 +9,13 @@ import pytest
 
 from ckptkit.convert import Options, plan
 from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
 from ckptkit.tensors import DTYPES, TensorSpec
 
 
-class Altered:
+class Altered(MappedReader):
     """A reader whose specs a test has changed; the bytes stay those of the file."""
 
     def __init__(self, reader, specs, metadata=None):

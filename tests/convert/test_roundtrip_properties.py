@@ -34,9 +34,10 @@ COMMON = {
     "uint32",
     "uint64",
 }
-BFLOAT, FLOAT8 = {"bfloat16"}, {"float8_e4m3fn", "float8_e5m2"}
+BFLOAT, FLOAT8 = {"bfloat16"}, {"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"}
+ONLY_TF = {"float8_e4m3b11fnuz"}
 HOLDS = {
-    "tf": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64", "complex128"},
+    "tf": COMMON | BFLOAT | FLOAT8 | ONLY_TF | {"bool", "complex64", "complex128"},
     "torch": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64", "complex128"},
     "safetensors": COMMON | BFLOAT | FLOAT8 | {"bool", "complex64"},
     "npz": COMMON | {"bool", "complex64", "complex128"},
@@ -57,7 +58,7 @@ def _names(strange: bool) -> st.SearchStrategy[str]:
 
 
 def numpy_type(name: str) -> Any:
-    return np.dtype(getattr(ml_dtypes, name)) if name in BFLOAT | FLOAT8 else np.dtype(name)
+    return np.dtype(getattr(ml_dtypes, name)) if name in BFLOAT | FLOAT8 | ONLY_TF else np.dtype(name)
 
 
 @st.composite

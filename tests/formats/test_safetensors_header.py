@@ -47,14 +47,32 @@ def test_a_header(tmp_path: Path) -> None:
     assert header.specs["scalar"].dtype.name == "uint8"
     assert header.offsets["late"] == len(raw) - 11 + 6
     assert header.metadata == {"format": "pt"}
-    assert header.notes == ()
 
 
-def test_unknown_element_types_are_skipped_with_a_note(tmp_path: Path) -> None:
-    table = {"odd": row("F4", [4], [0, 2]), "w": row("F32", [1], [2, 6])}
-    header = read(tmp_path, file_of(table, b"x" * 6))
-    assert list(header.specs) == ["w"]
-    assert header.notes == ("odd: element type 'F4' is not supported: skipped",)
+@pytest.mark.parametrize(
+    ("code", "shape", "nbytes", "bits"),
+    [("F4", [3, 8], 12, 4), ("F6_E2M3", [4], 3, 6), ("F8_E8M0", [2], 2, None), ("Q7_X", [3], 5, None)],
+)
+def test_other_element_types_are_opaque(
+    tmp_path: Path, code: str, shape: list[int], nbytes: int, bits: int | None
+) -> None:
+    table = {"odd": row(code, shape, [0, nbytes]), "w": row("F32", [1], [nbytes, nbytes + 4])}
+    header = read(tmp_path, file_of(table, b"x" * (nbytes + 4)))
+    spec = header.specs["odd"]
+    assert (spec.dtype.kind, spec.dtype.safetensors, spec.dtype.bits) == ("opaque", code, bits)
+    assert (spec.shape, spec.nbytes) == (tuple(shape), nbytes)
+    assert list(header.specs) == ["odd", "w"]
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "nbytes"),
+    [("F4", [4], 3), ("F4", [3], 2), ("F6_E3M2", [4], 4), ("F8_E8M0", [4], 5), ("not a type", [4], 4)],
+)
+def test_opaque_types_of_another_size_are_refused(
+    tmp_path: Path, code: str, shape: list[int], nbytes: int
+) -> None:
+    with pytest.raises(FormatError, match="tensor 'odd'"):
+        read(tmp_path, file_of({"odd": row(code, shape, [0, nbytes])}, b"x" * nbytes))
 
 
 @pytest.mark.parametrize("extra", [{}, {"__metadata__": None}, {"__metadata__": {}}])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.torch_zip import TorchReader
 from tests.support.damage import mutations, read_all, survives
 from tests.support.torch_files import (
@@ -22,12 +23,17 @@ from tests.support.torch_files import (
     TENSOR,
     hostile,
     legacy,
+    number,
+    numbers,
     storage,
     table,
     tensor,
     text,
     whole,
     write_zip,
+)
+from tests.support.torch_files import (
+    name as global_name,
 )
 
 
@@ -156,9 +162,9 @@ def test_finds_the_state_dict(torch: Any, tmp_path: Path, case: str) -> None:
         assert reader.state_dicts[0] == reader.state_dict == chosen
         assert reader.read("w")[0] == keys.index(chosen)
         assert reader.extras["epoch"] == "7"
-    for number, key in enumerate(keys):
+    for place, key in enumerate(keys):
         with TorchReader(tmp_path / "m.pth", state_dict=key) as reader:
-            assert reader.read("w")[0] == number
+            assert reader.read("w")[0] == place
 
 
 def test_a_wrong_choice_lists_the_right_ones(torch: Any, tmp_path: Path) -> None:
@@ -183,6 +189,8 @@ def test_what_is_no_tensor_is_noted_and_skipped(torch: Any, tmp_path: Path) -> N
     with TorchReader(tmp_path / "m.pth") as reader:
         assert list(reader.specs) == ["w", "5"]
         assert [note.split(" is ")[0] for note in reader.notes] == ["step", "cfg"]
+        assert reader.also == {"step": "3", "cfg": "argparse.Namespace(a=1)"}
+        assert reader.left_out == {}
 
 
 UNSUPPORTED = {
@@ -190,19 +198,56 @@ UNSUPPORTED = {
     "a quantized tensor": lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     "a lazy view (conj)": lambda torch: torch.randn(3, dtype=torch.complex64).conj(),
     "a meta tensor": lambda torch: torch.ones(3, device="meta"),
-    "complex32": lambda torch: torch.ones(3, dtype=torch.complex64).to(torch.complex32),
 }
 
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_other_tensors_are_refused_by_name(torch: Any, tmp_path: Path, kind: str) -> None:
+def test_other_tensors_are_left_out_by_name(torch: Any, tmp_path: Path, kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save({"ok": torch.ones(1), "odd.one": UNSUPPORTED[kind](torch)}, tmp_path / "m.pth")
-    with pytest.raises(FormatError) as caught:
-        TorchReader(tmp_path / "m.pth")
-    assert "'odd.one'" in str(caught.value)
-    assert kind in str(caught.value)
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert list(reader.specs) == ["ok"]
+        assert list(reader.left_out) == ["odd.one"]
+        assert kind in reader.left_out["odd.one"]
+
+
+OPAQUE_TYPES = ["float8_e8m0fnu", "float4_e2m1fn_x2", "complex32", "bits8", "bits16", "bits2x4"]
+
+
+@pytest.mark.parametrize("kind", OPAQUE_TYPES)
+def test_types_of_which_only_bytes_are_known(torch: Any, tmp_path: Path, kind: str) -> None:
+    raw = torch.arange(48, dtype=torch.uint8).reshape(4, 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        odd = raw.view(getattr(torch, kind))
+        torch.save({"odd": odd, "part": odd[1:3], "turned": odd.T}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.left_out == {}
+        spec = reader.specs["odd"]
+        packed = 2 if kind.endswith("_x2") else 1  # torch counts the bytes of packed pairs
+        assert (spec.dtype.kind, spec.dtype.torch) == ("opaque", kind)
+        assert spec.shape == (4, packed * odd.shape[1])
+        for key, wanted in (("odd", odd), ("part", odd[1:3]), ("turned", odd.T)):
+            carried = bytes_of(reader, key)
+            assert carried.shape == reader.specs[key].shape
+            assert bytes(carried.data) == bytes(wanted.contiguous().view(torch.uint8).reshape(-1).tolist())
+            assert len(carried.data) == reader.specs[key].nbytes
+
+
+@pytest.mark.parametrize(("size", "stored", "width"), [(4, 8, 2), (4, 4, 1), (4, 9, None), (0, 0, None)])
+def test_a_type_that_only_torch_knows(tmp_path: Path, size: int, stored: int, width: int | None) -> None:
+    """Its size shows where the tensor fills its storage; else the tensor is left out by name."""
+    path = tmp_path / "m.pth"
+    where = storage(kind="UntypedStorage", module="torch.storage", count=stored)
+    made = global_name("torch._utils", "_rebuild_tensor_v3") + b"(" + where + number(0) + numbers(size)
+    made += numbers(1) + b"\x89}" + global_name("torch", "float7_odd") + b"tR"
+    with TorchReader(write_zip(path, whole(table(w=made)), storages={"0": bytes(range(stored))})) as reader:
+        if width is None:
+            assert reader.left_out == {"w": "elements of type float7_odd, which is not known here"}
+        else:
+            assert (reader.specs["w"].dtype.torch, reader.specs["w"].nbytes) == ("float7_odd", stored)
+            assert bytes(bytes_of(reader, "w").data) == bytes(range(stored))
 
 
 def test_tensors_with_attributes_and_subclasses(torch: Any, tmp_path: Path) -> None:
@@ -350,7 +395,6 @@ BAD_TENSORS = {
     "storage missing": tensor(store=storage(key="9")),
     "storage outside": tensor(store=storage(key="../data.pkl")),
     "storage of another width": tensor(store=storage(kind="DoubleStorage")),
-    "storage of no known type": tensor(store=storage(kind="Float4Storage")),
     "no storage": tensor(store=text("0")),
     "size is text": b"ctorch._utils\n_rebuild_tensor_v2\n("
     + storage()
@@ -367,6 +411,12 @@ def test_bad_tensors(tmp_path: Path, case: str) -> None:
     with pytest.raises(FormatError, match=r"m\.pth") as caught:
         TorchReader(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_storage_of_no_known_type_is_left_out(tmp_path: Path) -> None:
+    made = table(w=tensor(store=storage(kind="Float4Storage")))
+    with TorchReader(write_zip(tmp_path / "m.pth", whole(made))) as reader:
+        assert reader.left_out == {"w": "elements of type Float4, which is not known here"}
 
 
 def test_strange_but_right_tensors(tmp_path: Path) -> None:
@@ -456,7 +506,7 @@ def test_the_copy_asked_for_is_opened(tmp_path, plain, weights, value, opened):
     torch.save({plain: {"w": torch.ones(1)}, averages: {"w": torch.full((1,), 2.0)}}, path)
     with TorchReader(path, weights=weights) as reader:
         assert (float(reader.read("w")[0]), reader.weights) == (value, opened)
-        assert bool(reader.notes) == (weights is None), "a choice that was made needs no note"
+        assert reader.also == {averages if opened == "raw" else plain: "another state dict"}
     with TorchReader(path, state_dict=averages, weights="raw") as reader:
         assert reader.weights == "ema", "a state dict asked for by name is the one"
 
