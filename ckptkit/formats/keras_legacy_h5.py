@@ -8,13 +8,15 @@ attribute ``weight_names`` names the datasets under it. ``model.save`` puts the 
 The first Keras (0.x) had no names: the root's attribute ``nb_layers`` counts groups ``layer_0``, ``layer_1``
 …, and each one's ``nb_params`` its datasets ``param_0`` …; a tensor is called ``layer_0/param_0``.
 
-A tensor is called by its weight's name without TensorFlow's ``:0``: ``moat/stem/conv_0/kernel``. Where two
-layers have weights of one name, every tensor of the file has its layer's name before it:
-``dense_1/kernel``. So the names depend on what is in the file, and on no order in it.
+A tensor is called by its weight's whole name without TensorFlow's ``:0``: ``moat/stem/conv_0/kernel``. Where
+that does not name the layer (a model inside a model, a layer without a scope), the layer's name stands before
+it: ``dense_1/kernel``. So a name says where the weight belongs, whatever else is in the file.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -150,6 +152,14 @@ def _count(objects: Objects, attributes: Attributes, group: Header, name: str, p
     return number
 
 
+def _whole_name(weight: _Weight) -> str:
+    """A weight's name, behind its layer's where that is not in it."""
+    scoped = weight.layer == _OUTSIDE_LAYERS or re.search(
+        rf"(?:^|/){re.escape(weight.layer)}(?:[/_:]|$)", weight.name
+    )
+    return weight.name if scoped else f"{weight.layer}/{weight.name}"
+
+
 class _LegacyFile:
     """Walks over the lists of a file."""
 
@@ -231,14 +241,16 @@ class _LegacyFile:
     # -- names -----------------------------------------------------------------------------------------------
 
     def _named(self, listed: list[_Weight]) -> dict[str, _Weight]:
-        """The weights by the names of tensors: short ones if they are unique, else all with their layers'."""
-        named = {weight.name: weight for weight in listed}
-        if len(named) < len(listed):
-            full = [f"{weight.layer}/{weight.name}" for weight in listed]
+        """The weights by the names of tensors; those that would meet have their layers' before them."""
+        full = [f"{weight.layer}/{weight.name}" for weight in listed]
+        whole = [_whole_name(weight) for weight in listed]
+        count = Counter(whole)
+        if len(count) < len(whole):
             self._refuse_twice(full)
-            named = dict(zip(full, listed, strict=True))
         self._refuse_twice([weight.path for weight in listed])
-        return named
+        names = [one if count[one] == 1 else other for one, other in zip(whole, full, strict=True)]
+        self._refuse_twice(names)
+        return dict(zip(names, listed, strict=True))
 
     def _refuse_twice(self, names: list[str]) -> None:
         seen: set[str] = set()

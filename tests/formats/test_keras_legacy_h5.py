@@ -104,12 +104,44 @@ def test_keras_1_has_no_versions_and_no_scopes(tmp_path: Path) -> None:
     assert reader.metadata == {}
 
 
-def test_layers_with_weights_of_one_name_have_theirs_before_all(tmp_path: Path) -> None:
+def test_weights_without_a_scope_have_their_layers_names_whatever_else_there_is(tmp_path: Path) -> None:
     layers = {"b": {"kernel": KERNEL}, "a": {"kernel": KERNEL + 1}, "other": {"gamma": BIAS}}
     held, _ = read(legacy_file(tmp_path / "m.h5", {**layers, **OUTSIDE}))
-    assert list(held) == ["b/kernel", "a/kernel", "other/gamma", "top_level_model_weights/scale"]
+    assert list(held) == ["b/kernel", "a/kernel", "other/gamma", "scale"]
     assert same_bits(held["b/kernel"], KERNEL)
     assert same_bits(held["a/kernel"], KERNEL + 1)
+    alone, _ = read(legacy_file(tmp_path / "b.h5", {"b": layers["b"]}))
+    assert list(alone) == ["b/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "weight", "name"),
+    [
+        ("dense", "dense/kernel:0", "dense/kernel"),
+        ("dense", "my_model/dense/kernel:0", "my_model/dense/kernel"),
+        ("dense_1", "dense_1_W", "dense_1_W"),
+        ("dense", "dense", "dense"),
+        ("resnet50", "conv1_conv/kernel:0", "resnet50/conv1_conv/kernel"),
+        ("k", "kernel:0", "k/kernel"),
+        ("kernel", "key/kernels:0", "kernel/key/kernels"),
+        ("a.b", "axb/kernel:0", "a.b/axb/kernel"),
+        ("top_level_model_weights", "scale:0", "scale"),
+    ],
+)
+def test_a_name_is_whole(tmp_path: Path, layer: str, weight: str, name: str) -> None:
+    held, _ = read(legacy_file(tmp_path / "m.h5", {layer: {weight: KERNEL}}))
+    assert list(held) == [name]
+
+
+def test_weights_that_would_meet_have_their_layers_names_too(tmp_path: Path) -> None:
+    layers = {
+        "d": {"d/w:0": KERNEL},
+        "e": {"d/w:0": KERNEL + 1},
+        "x": {"d/w": BIAS},
+        "d/w": {"d/w": BIAS + 1},
+    }
+    held, _ = read(legacy_file(tmp_path / "m.h5", layers))
+    assert list(held) == ["d/d/w", "e/d/w", "x/d/w", "d/w/d/w"]
 
 
 def test_a_layer_shared_by_two_models_is_in_both(tmp_path: Path) -> None:
@@ -131,7 +163,7 @@ def test_only_the_end_of_a_name_is_tensorflows(tmp_path: Path) -> None:
 def test_several_slashes_lead_where_one_does(tmp_path: Path) -> None:
     """libhdf5 takes them for one when it writes, so the file has the name in its list only."""
     held, _ = read(legacy_file(tmp_path / "m.h5", {"a": {"m//kernel:0": KERNEL, "m/bias:0": BIAS}}))
-    assert list(held) == ["m/kernel", "m/bias"]
+    assert list(held) == ["a/m/kernel", "a/m/bias"]
 
 
 PACKED: dict[str, dict[str, Any]] = {
@@ -146,16 +178,16 @@ def test_element_types_and_storage(tmp_path: Path, dtype: str, stored: str) -> N
     wanted = np.arange(96).reshape(8, 12).astype(dtype)
     path = legacy_file(tmp_path / "m.h5", {"a": {"kernel:0": wanted}}, **PACKED.get(stored, {}))
     with open_reader(path) as reader:
-        got = reader.read("kernel")
-        assert reader.check("kernel") is (stored == "gzip")
+        got = reader.read("a/kernel")
+        assert reader.check("a/kernel") is (stored == "gzip")
     assert same_bits(got, wanted.astype(wanted.dtype.newbyteorder("=")))
 
 
 def test_scalars_and_empty_weights(tmp_path: Path) -> None:
     weights = {"count:0": np.int64(3), "none:0": np.zeros((0, 3), np.float32)}
     held, _ = read(legacy_file(tmp_path / "m.h5", {"a": weights}))
-    assert held["count"].item() == 3
-    assert held["none"].shape == (0, 3)
+    assert held["a/count"].item() == 3
+    assert held["a/none"].shape == (0, 3)
 
 
 def test_what_is_not_listed_or_no_number_is_skipped_and_said(tmp_path: Path) -> None:
@@ -202,9 +234,14 @@ def test_any_names(tmp_path: Path, model: dict[str, list[str]], scopes: bool) ->
     }
     path = legacy_file(tmp_path / "m.h5", layers)
     pairs = [(layer, name) for layer, weights in layers.items() for name in weights]
-    short = [name[:-2] if scopes else name for _, name in pairs]
-    unique = len(short) == len(set(short))
-    wanted = short if unique else [f"{layer}/{name}" for (layer, _), name in zip(pairs, short, strict=True)]
+    wanted = []
+    for layer, name in pairs:
+        begun = name == layer or name.startswith((f"{layer}_", f"{layer}:"))  # as of dense_1: dense_1_W
+        wanted.append(name[:-2] if scopes else name if begun else f"{layer}/{name}")
+    twice = {name for name in wanted if wanted.count(name) > 1}
+    wanted = [
+        f"{layer}/{one}" if one in twice else one for (layer, _), one in zip(pairs, wanted, strict=True)
+    ]
     held, _ = read(path)
     assert list(held) == wanted
     assert [a.tolist() for a in held.values()] == [layers[layer][name].tolist() for layer, name in pairs]
@@ -324,7 +361,7 @@ def test_lists_in_newer_structures(tmp_path: Path, track: bool) -> None:
             file["a"].attrs[f"weight_names{number}"] = weights if number == 0 else []
     held, _ = read(tmp_path / "m.h5")
     assert {name: value.tolist() for name, value in held.items()} == {
-        f"w_{i}": (BIAS + i).tolist() for i in range(6)
+        f"a/w_{i}": (BIAS + i).tolist() for i in range(6)
     }
 
 
