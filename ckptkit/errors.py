@@ -108,7 +108,8 @@ class NetworkError(CkptkitError):
 class FormatError(CkptkitError):
     """A damaged, hostile or unsupported file.
 
-    The reason may quote the file: it is cut to 1000 characters.
+    The reason may quote the file: it is cut to 1000 characters. One that begins with "is" or "holds" makes a
+    sentence with the path.
 
     Parameters
     ----------
@@ -125,6 +126,8 @@ class FormatError(CkptkitError):
     --------
     >>> str(FormatError("m.index", "bad table magic", offset=40))
     'm.index: at byte 40: bad table magic'
+    >>> str(FormatError("m.onnx", "is an ONNX model"))
+    'm.onnx is an ONNX model'
     """
 
     def __init__(
@@ -133,7 +136,10 @@ class FormatError(CkptkitError):
         self.path = path
         self.reason = reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
         self.offset = offset
-        where = f"{path}: at byte {offset}: " if offset is not None else f"{path}: "
+        if offset is not None:
+            where = f"{path}: at byte {offset}: "
+        else:
+            where = f"{path} " if reason.startswith(("is ", "holds ")) else f"{path}: "
         super().__init__(where + self.reason, hint=hint)
 
 

@@ -11,13 +11,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import Reader, Weights, Writer
+from ckptkit.formats.foreign import (
+    TABLE_MAGIC,
+    Foreign,
+    Sample,
+    foreign_pickle,
+    is_tf_v1,
+    of_distcp,
+    of_zip,
+    packed,
+    tf_v1,
+)
+from ckptkit.formats.shards import INDEX_ENDINGS
 from ckptkit.tensors import TensorSpec
 
-_HEAD_BYTES = 4096
-_TF_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-_AGAIN = "fetch it again"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 class WriterFactory(Protocol):
@@ -69,10 +81,13 @@ def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Wei
     FormatError
         Not a checkpoint, with what it is instead; or a damaged one.
     """
-    probe = _Probe(Path(path), state_dict, weights)
+    probe = _Probe(Path(path), None, state_dict, weights)
     for rule in _RULES:
         if rule.matches(probe):
             return rule.open(probe)
+    found = Foreign.of(probe)
+    if found is not None:
+        raise found.error(probe.path)
     raise FormatError(
         probe.path,
         f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
@@ -81,10 +96,9 @@ def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Wei
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """A path, what is wanted of it, and its first bytes read once."""
+class _Probe(Sample):
+    """A path, its first bytes read once, and what is wanted of it."""
 
-    path: Path
     state_dict: str | None = None
     weights: Weights | None = None
 
@@ -97,34 +111,15 @@ class _Probe:
         name = self.path.name
         return bool(name) and not self.path.is_file() and self.path.with_name(name + ".index").is_file()
 
-    @cached_property
-    def size(self) -> int:
-        return self.path.stat().st_size
-
-    @cached_property
-    def head(self) -> bytes:
-        try:
-            with self.path.open("rb") as file:
-                return file.read(_HEAD_BYTES)
-        except OSError as error:
-            raise storage_error(error, self.path) from error
-
-    @cached_property
-    def tail(self) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(max(0, self.size - 8))
-            return file.read(8)
-
     @property
     def first_zip_name(self) -> str:
         """Name of the first entry, if the file is a zip archive."""
         length = int.from_bytes(self.head[26:28], "little")
         return self.head[30 : 30 + length].decode("utf-8", "replace")
 
-    @cached_property
-    def text(self) -> bytes:
-        """The head as lower-case text, without what may stand before a document."""
-        return self.head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    def at(self, path: Path) -> Reader:
+        """Open another path in the same way."""
+        return open_reader(path, state_dict=self.state_dict, weights=self.weights)
 
 
 _Open = Callable[[_Probe], Reader]
@@ -171,29 +166,102 @@ def _open_npz(probe: _Probe) -> Reader:
 
 def _open_zip(probe: _Probe) -> Reader:
     """PyTorch files, npz and Keras models are zip archives all; what is inside decides."""
-    names = [probe.first_zip_name]
-    if not names[0].endswith(("/data.pkl", ".npy")):
-        from ckptkit.formats.mapped_file import MappedFile
-        from ckptkit.formats.zip_directory import read_directory
+    names = _zip_names(probe)
+    opener = _zip_opener(names)
+    if opener is None:
+        raise of_zip(probe.path, names).error(probe.path)
+    return opener(probe)
 
-        file = MappedFile(probe.path)
-        try:
-            names = list(read_directory(file).entries)
-        finally:
-            file.close()
+
+def _zip_names(probe: _Probe) -> list[str]:
+    first = probe.first_zip_name
+    if first.endswith(("/data.pkl", ".npy")):
+        return [first]
+    from ckptkit.formats.mapped_file import MappedFile
+    from ckptkit.formats.zip_directory import read_directory
+
+    file = MappedFile(probe.path)
+    try:
+        return list(read_directory(file).entries)
+    finally:
+        file.close()
+
+
+def _zip_opener(names: list[str]) -> _Open | None:
     if any(name.endswith("/data.pkl") for name in names):
-        return _open_torch(probe)
+        return _open_torch
     if any(name.endswith(".npy") for name in names):
-        return _open_npz(probe)
+        return _open_npz
     from ckptkit.formats.keras_h5 import KERAS_MEMBER  # only now: it takes as long as all of another format
 
-    if KERAS_MEMBER in names:
-        return _open_keras(probe)
+    return _open_keras if KERAS_MEMBER in names else None
+
+
+def _open_table(probe: _Probe) -> Reader:
+    """The index of a TensorFlow checkpoint; whole checkpoints of its first format end in the same way."""
+    if is_tf_v1(probe.path):
+        raise tf_v1(probe.path).error(probe.path)
+    return _open_tf(probe)
+
+
+def _open_packed(probe: _Probe) -> Reader:
+    """An archive of a TensorFlow checkpoint, or some other file in a packer's hands."""
+    from ckptkit.formats.tar_stream import packer_of_a_single_file
+
+    single = packer_of_a_single_file(probe.path)
+    if single is not None:
+        raise packed(probe.path, *single).error(probe.path)
+    return _open_tf(probe)
+
+
+def _open_pickle(probe: _Probe) -> Reader:
+    found = foreign_pickle(probe)
+    if found is not None:
+        raise found.error(probe.path)
+    return _open_torch(probe)
+
+
+def _open_state(probe: _Probe) -> Reader:
+    """TensorFlow's text file ``checkpoint``, which names the newest checkpoint of its folder."""
+    from ckptkit.formats.tf_locate import named_by
+
+    named = named_by(probe.path)
+    if named is None:
+        return _open_tf(probe)
+    if named.is_file() or named.with_name(f"{named.name}.index").is_file():
+        return probe.at(named)
     raise FormatError(
         probe.path,
-        "a zip archive that is neither a PyTorch checkpoint, npz nor a Keras model",
-        hint="unpack it and look inside",
+        f"is TensorFlow's record of its checkpoints; {named.name}, which it names, is not beside it",
+        hint="give the prefix of a checkpoint that is there",
     )
+
+
+def _open_folder(probe: _Probe) -> Reader:
+    from ckptkit.formats.folders import checkpoint_in
+
+    found = checkpoint_in(probe.path, _looks_like_checkpoint, _looks_like_pickle_or_archive)
+    if found.parts[-2:] == ("variables", "variables"):
+        return _open_tf(_Probe(found.parent.parent))  # a SavedModel is called by its folder
+    return probe.at(found)
+
+
+def _looks_like_checkpoint(path: Path) -> bool:
+    probe = _Probe(path)
+    if probe.head[:2] == b"PK" and path.suffix != ".distcp":
+        try:
+            return _zip_opener(_zip_names(probe)) is not None
+        except FormatError:
+            return True  # opening it says what is wrong with it
+    is_legacy_torch = probe.head[:1] == b"\x80" and _LEGACY_TORCH in probe.head[:64]
+    return _is_safetensors(probe) or is_legacy_torch or probe.head.startswith(_HDF5)
+
+
+def _looks_like_pickle_or_archive(path: Path) -> bool:
+    probe = _Probe(path)
+    if probe.head[:1] == b"\x80":
+        return foreign_pickle(probe) is None
+    return probe.head.startswith(_PACKED) or probe.head[257:262] == b"ustar"
 
 
 def _open_tar(probe: _Probe) -> Reader:
@@ -211,18 +279,12 @@ def _open_tar(probe: _Probe) -> Reader:
     return (_open_torch if {"pickle", "storages", "tensors"} <= names else _open_tf)(probe)
 
 
-# -- what is no checkpoint -----------------------------------------------------------------------------------
-
-
-def _refuse(what: str, hint: str | None = None) -> _Open:
-    def refuse(probe: _Probe) -> Reader:
-        raise FormatError(probe.path, f"not a checkpoint but {what}", hint=hint)
-
-    return refuse
-
-
 def _refuse_missing(probe: _Probe) -> Reader:
     raise NotFoundError(f"{probe.path}: no such file, folder or TensorFlow checkpoint prefix")
+
+
+def _refuse_distcp(probe: _Probe) -> Reader:
+    raise of_distcp(probe.path).error(probe.path)
 
 
 def _refuse_special(probe: _Probe) -> Reader:
@@ -236,68 +298,46 @@ def _starts_with(*magic: bytes) -> Callable[[_Probe], bool]:
     return lambda probe: probe.head.startswith(magic)
 
 
-def _reads(*beginnings: bytes) -> Callable[[_Probe], bool]:
-    return lambda probe: probe.text.startswith(beginnings)
-
-
 def _is_safetensors(probe: _Probe) -> bool:
     length = int.from_bytes(probe.head[:8], "little")
     return len(probe.head) > 8 and probe.head[8:9] == b"{" and length < 1 << 40
 
 
-def _is_safetensors_folder(probe: _Probe) -> bool:
-    return probe.is_folder and any(
-        next(probe.path.glob(pattern), None) is not None
-        for pattern in ("*.safetensors.index.json", "*.safetensors")
-    )
-
-
 def _is_shard_index(probe: _Probe) -> bool:
-    named = probe.path.name.endswith(".safetensors.index.json")
+    named = probe.path.name.endswith(INDEX_ENDINGS)
     return probe.text.startswith(b"{") and (named or b'"weight_map"' in probe.text)
 
 
-def _is_data_shard(probe: _Probe) -> bool:
-    """A ``.data`` file has no mark of its own; its name and the index beside it say what it is."""
-    prefix, found, numbers = probe.path.name.rpartition(".data-")
-    return bool(found) and "-of-" in numbers and probe.path.with_name(prefix + ".index").is_file()
+def _is_beside_index(probe: _Probe) -> bool:
+    """Data files and graphs have no mark of their own; the index beside them says what they are."""
+    from ckptkit.formats.tf_locate import prefix_of
+
+    prefix = prefix_of(probe.path)
+    return prefix is not None and prefix.with_name(f"{prefix.name}.index").is_file()
+
+
+def _is_saved_model(probe: _Probe) -> bool:
+    variables = probe.path.parent / "variables" / "variables.index"
+    return probe.path.name == "saved_model.pb" and variables.is_file()
 
 
 _RULES: tuple[_Rule, ...] = (
     _Rule(lambda probe: probe.is_prefix, _open_tf),
     _Rule(lambda probe: not probe.path.exists(), _refuse_missing),
-    _Rule(_is_safetensors_folder, _open_safetensors),
-    _Rule(lambda probe: probe.is_folder, _open_tf),
+    _Rule(lambda probe: probe.is_folder, _open_folder),
     _Rule(lambda probe: not probe.path.is_file(), _refuse_special),
-    _Rule(_is_data_shard, _open_tf),
-    _Rule(lambda probe: probe.size == 0, _refuse("an empty file", _AGAIN)),
+    _Rule(_is_beside_index, _open_tf),
+    _Rule(_is_saved_model, lambda probe: probe.at(probe.path.parent)),
+    _Rule(lambda probe: probe.path.suffix == ".distcp", _refuse_distcp),
     _Rule(_is_safetensors, _open_safetensors),  # before the others: its first bytes are a length, so anything
-    _Rule(lambda probe: probe.tail == _TF_TABLE_MAGIC, _open_tf),
+    _Rule(lambda probe: probe.tail == TABLE_MAGIC, _open_table),
     _Rule(_starts_with(b"PK\x03\x04", b"PK\x05\x06"), _open_zip),
-    _Rule(_starts_with(b"\x80"), _open_torch),
-    _Rule(_starts_with(b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"), _open_tf),
+    _Rule(_starts_with(b"\x80"), _open_pickle),
+    _Rule(_starts_with(*_PACKED), _open_packed),
     _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar),
-    _Rule(_starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
-    _Rule(_starts_with(b"\x93NUMPY"), _refuse("a single .npy array", "put the arrays into an .npz by name")),
-    _Rule(_starts_with(b"GGUF"), _refuse("a GGUF file", "convert from the original checkpoint")),
-    _Rule(_starts_with(b"model_checkpoint_path:"), _open_tf),
-    _Rule(
-        _reads(b"version https://git-lfs"),
-        _refuse(
-            "a Git LFS pointer, which stands for the real file",
-            "run 'git lfs pull', or fetch the file itself",
-        ),
-    ),
-    _Rule(
-        _reads(b"<!doctype html", b"<html", b"<head", b"<body", b"<!--"),
-        _refuse("an HTML page", "the download gave a web page: fetch it again, or from another source"),
-    ),
-    _Rule(
-        _reads(b"<?xml", b"<error"),
-        _refuse("an XML document, such as servers send for an error", _AGAIN),
-    ),
+    _Rule(_starts_with(_HDF5), _open_keras),
+    _Rule(_starts_with(b"model_checkpoint_path:"), _open_state),
     _Rule(_is_shard_index, _open_safetensors),
-    _Rule(_reads(b"{", b"["), _refuse("a JSON text, such as servers send for an error", _AGAIN)),
 )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.safetensors_header import Header, read_header
-from ckptkit.formats.safetensors_index import read_index, safetensors_in_folder
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
+from ckptkit.formats.shards import read_index
 from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 __all__ = ["SafetensorsReader", "SafetensorsWriter"]
@@ -18,36 +18,33 @@ _MAX_SHARDS = 1000
 
 
 class SafetensorsReader(MappedReader):
-    """A safetensors checkpoint: a file, an ``….safetensors.index.json``, or the folder that holds either.
+    """A safetensors checkpoint: a file, or an ``….safetensors.index.json``.
 
     Parameters
     ----------
     path : str or Path
-        The file, index or folder.
+        The file or index.
 
     Raises
     ------
     FormatError
         Damaged, hostile, or incomplete.
     NotFoundError
-        No such file or folder.
-    UsageError
-        A folder with several checkpoints.
+        No such file.
     """
 
     format = "safetensors"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        target = safetensors_in_folder(self.path) if self.path.is_dir() else self.path
         self.notes: Sequence[str] = ()
         self._files: list[MappedFile] = []
         self._home: dict[str, tuple[MappedFile, int]] = {}
         try:
-            if target.name.endswith(".json"):
-                self._open_shards(target)
+            if self.path.name.endswith(".json"):
+                self._open_shards(self.path)
             else:
-                header = self._open(target)
+                header = self._open(self.path)
                 self.specs: Mapping[str, TensorSpec] = header.specs
                 self.metadata: Mapping[str, str] = header.metadata
         except BaseException:

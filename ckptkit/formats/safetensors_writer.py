@@ -14,7 +14,7 @@ from ckptkit.formats.safetensors_header import (
     MAX_HEADER_BYTES,
     METADATA_KEY,
 )
-from ckptkit.formats.safetensors_index import EXTENSION, INDEX_SUFFIX, read_index
+from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX, read_index
 from ckptkit.formats.staging import StagedFile, refuse_existing, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.tensors import Piece, TensorSpec

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ckptkit.errors import FormatError, MissingDependencyError, storage_error
+from ckptkit.formats.foreign import Foreign, Sample
 
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512
@@ -56,30 +57,6 @@ DEFAULT_LIMITS = TarLimits()
 def is_archive(head: bytes) -> bool:
     """Whether a file whose first 262 bytes are ``head`` may be a tar archive, compressed or not."""
     return _compression(head) is not None or head[257:262] == b"ustar"
-
-
-def describe_foreign(head: bytes) -> str:
-    """Say in words what a file is that should have been an archive or a checkpoint.
-
-    Examples
-    --------
-    >>> describe_foreign(b"<!DOCTYPE html><html>")
-    'an HTML page'
-    """
-    if not head:
-        return "an empty file"
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "an HTML page"
-    if text.startswith(b"<?xml"):
-        return "an XML document"
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer"
-    if text.startswith((b"{", b"[")):
-        return "a JSON text"
-    if head.startswith(b"PK\x03\x04"):
-        return "a zip archive"
-    return "something else"
 
 
 def _compression(head: bytes) -> str | None:
@@ -192,17 +169,40 @@ def decompressed(path: Path, raw: BinaryIO) -> _Readable:
     head = raw.read(TAR_BLOCK)
     raw.seek(0)
     if not is_archive(head):
-        raise FormatError(
-            path,
-            f"no tar archive but {describe_foreign(head)}",
-            hint="fetch it again, or check the URL it came from",
-        )
+        found = Foreign.of(Sample(path, head), containers=True)
+        what = f"{found.what}, not a tar archive" if found else "not a tar archive"
+        hint = found.hint if found else None
+        raise FormatError(path, f"is {what}", hint=hint or "fetch it again, or check the URL it came from")
     kind = _compression(head)
     if kind is None:
         return raw
     if kind == "gzip":
         return _GzipStream(raw)
     return _BlockStream(raw, kind)
+
+
+def packer_of_a_single_file(path: Path) -> tuple[str, bytes] | None:
+    """What a file is packed with that holds one file instead of a tar archive, and how that one begins."""
+    with path.open("rb") as raw:
+        packer = _compression(raw.read(TAR_BLOCK))
+        if packer is None:
+            return None
+        raw.seek(0)
+        try:
+            inside = decompressed(path, raw).read(TAR_BLOCK)
+        except (EOFError, OSError, ValueError, zlib.error, MemoryError):
+            return None  # reading it as an archive says what is damaged
+        except MissingDependencyError:
+            if ".tar." in path.name or path.name.endswith(".tzst"):
+                raise
+            return packer, b""
+    if not inside.strip(b"\0"):
+        return None  # the end mark of an empty archive
+    try:
+        tarfile.TarInfo.frombuf(inside.ljust(TAR_BLOCK, b"\0"), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return packer, inside
+    return None
 
 
 class TarStream:

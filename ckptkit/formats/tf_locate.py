@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.formats import foreign
 from ckptkit.formats.staging import TEMPORARY, translated
 from ckptkit.formats.tar_members import iter_safe_members
-from ckptkit.formats.tar_stream import describe_foreign, is_archive
 from ckptkit.formats.tf_bundle_index import index_path
 
 _SHARD_NAME = re.compile(r"\.data-\d{5}-of-\d{5}$")
-_STATE_PATH = re.compile(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+_STATE_PATH = re.compile(r'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
 _STATE_FILE = "checkpoint"
 _MAX_NAME_BYTES = 255
 _STATE_BYTES = 1 << 20
 _SAVED_MODEL = Path("variables", "variables")
 _COPY_BYTES = 1 << 20
-_HEAD_BYTES = 512
 _SHOWN = 5
 _DEPTHS = ("*/", "*/*/", "*/*/*/")  # how deep in a folder a checkpoint is looked for
 
@@ -31,8 +31,8 @@ def locate(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
     Parameters
     ----------
     path : Path
-        A prefix; its ``.index`` or one of its data files; a folder (its ``checkpoint`` file, its only
-        prefix, or a SavedModel's variables); or a tar archive of any of these.
+        A prefix; its ``.index``, ``.meta`` or one of its data files; a folder (its ``checkpoint`` file, its
+        only prefix, or a SavedModel's variables); or a tar archive of any of these.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def locate(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
         raise NotFoundError(f"{path}: no such file, folder or checkpoint prefix")
     if path.name == _STATE_FILE:
         return _in_folder(path.parent), None
-    prefix = path.with_name(_SHARD_NAME.sub("", path.name.removesuffix(".index")) or path.name)
-    if prefix != path:
+    prefix = prefix_of(path)
+    if prefix is not None:
         if not index_path(prefix).is_file():
             raise NotFoundError(f"{index_path(prefix)}: no such file", hint="a checkpoint needs its .index")
         return prefix, None
@@ -68,41 +68,57 @@ def locate(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
     return _in_archive(path)
 
 
+def prefix_of(path: Path) -> Path | None:
+    """The prefix that a file of a checkpoint is called after; None for other files.
+
+    Examples
+    --------
+    >>> [str(prefix_of(Path(f"m.ckpt{end}"))) for end in (".meta", ".data-00000-of-00001", ".pth")]
+    ['m.ckpt', 'm.ckpt', 'None']
+    """
+    name = _SHARD_NAME.sub("", path.name.removesuffix(".index").removesuffix(".meta"))
+    return path.with_name(name) if name and name != path.name else None
+
+
+def prefixes_in(folder: Path) -> list[Path]:
+    """The checkpoints at the top of a folder: the one its ``checkpoint`` file names, else all there are."""
+    found = _from_state_files([folder / _STATE_FILE]) or _prefixes(folder, "*.index")
+    if index_path(folder / _SAVED_MODEL).is_file() and len(found) != 1:
+        return [folder / _SAVED_MODEL]
+    return found
+
+
 def _in_archive(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
-    head = _head(path)
-    if not is_archive(head):
-        raise FormatError(
-            path,
-            f"no TensorFlow checkpoint but {describe_foreign(head)}",
-            hint="fetch it again, or give the checkpoint's prefix, folder or .tar.gz",
-        )
     folder = tempfile.TemporaryDirectory(prefix="ckptkit-tf-")
     try:
-        _copy_members(path, Path(folder.name))
-        return _in_folder(Path(folder.name), shown=path), folder
+        names = _copy_members(path, Path(folder.name))
+        return _in_folder(Path(folder.name), archive=path, names=names), folder
     except BaseException:  # Ctrl+C too: nothing may stay in the temporary folder
         folder.cleanup()
         raise
 
 
-def _copy_members(archive: Path, folder: Path) -> None:
-    """Copy an archive's checkpoint files, and nothing else, into a folder."""
+def _copy_members(archive: Path, folder: Path) -> list[str]:
+    """Copy an archive's checkpoint files, and nothing else, into a folder; the names of all members."""
+    names = []
     for member, stream in iter_safe_members(archive):
         name = PurePosixPath(member.name).name
-        if stream is None or not (name == _STATE_FILE or _is_index(name) or _SHARD_NAME.search(name)):
+        if stream is None:
+            continue
+        names.append(member.name)
+        if not (name == _STATE_FILE or _is_index(name) or _SHARD_NAME.search(name)):
             continue
         target = folder.joinpath(*PurePosixPath(member.name).parts)
         with translated(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as file:
                 shutil.copyfileobj(stream, file, _COPY_BYTES)
+    return names
 
 
-def _in_folder(folder: Path, *, shown: Path | None = None) -> Path:
-    """The folder's checkpoint; ``shown`` is the archive it came from, if any."""
-    found = _from_state_files([folder / _STATE_FILE]) or _prefixes(folder, "*.index")
-    if index_path(folder / _SAVED_MODEL).is_file() and len(found) != 1:
-        return folder / _SAVED_MODEL
+def _in_folder(folder: Path, *, archive: Path | None = None, names: Sequence[str] = ()) -> Path:
+    """The folder's checkpoint; ``archive`` is where it came from, if any, with members of those names."""
+    found = prefixes_in(folder)
     if not found:
         below = [state for depth in _DEPTHS for state in sorted(folder.glob(depth + _STATE_FILE))]
         found = _from_state_files(below)
@@ -110,12 +126,14 @@ def _in_folder(folder: Path, *, shown: Path | None = None) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise FormatError(shown or folder, "holds no TensorFlow checkpoint (no .index file)")
-    names = ", ".join(prefix.relative_to(folder).as_posix() for prefix in found[:_SHOWN])
-    listed = f"holds {len(found)} checkpoints: {names}{', ...' if len(found) > _SHOWN else ''}"
-    if shown is not None:
-        raise FormatError(shown, listed, hint="unpack it and give the prefix of one")
-    raise UsageError(f"{folder}: {listed}", hint="give the prefix of one")
+        if archive is not None:
+            raise foreign.of_archive(archive, names).error(archive)
+        raise FormatError(folder, "holds no TensorFlow checkpoint (no .index file)")
+    listed = ", ".join(prefix.relative_to(folder).as_posix() for prefix in found[:_SHOWN])
+    holds = f"holds {len(found)} checkpoints: {listed}{', …' if len(found) > _SHOWN else ''}"
+    if archive is not None:
+        raise FormatError(archive, holds, hint=foreign.of_archive(archive, names).hint)
+    raise UsageError(f"{folder} {holds}", hint="give the prefix of one")
 
 
 def _prefixes(folder: Path, *patterns: str) -> list[Path]:
@@ -136,15 +154,17 @@ def _from_state_files(states: list[Path]) -> list[Path]:
     """
     found = set()
     for state in states:
-        match = (
-            _STATE_PATH.search(_head(state, _STATE_BYTES).decode("utf-8", "replace"))
-            if state.is_file()
-            else None
-        )
-        name = PurePosixPath(re.sub(r"\\(.)", r"\1", match[1]).replace("\\", "/")).name if match else ""
-        if _may_exist(name) and index_path(state.parent / name).is_file():
-            found.add(state.parent / name)
+        prefix = named_by(state) if state.is_file() else None
+        if prefix is not None and index_path(prefix).is_file():
+            found.add(prefix)
     return sorted(found)
+
+
+def named_by(state: Path) -> Path | None:
+    """What a ``checkpoint`` text file names, in its own folder, whether it is there or not."""
+    match = _STATE_PATH.search(_head(state, _STATE_BYTES).decode("utf-8", "replace"))
+    name = PurePosixPath(re.sub(r"\\(.)", r"\1", match[1]).replace("\\", "/")).name if match else ""
+    return state.parent / name if _may_exist(name) else None
 
 
 def _may_exist(name: str) -> bool:
@@ -152,7 +172,7 @@ def _may_exist(name: str) -> bool:
     return name not in ("", "..") and len(f"{name}.index".encode()) <= _MAX_NAME_BYTES
 
 
-def _head(path: Path, size: int = _HEAD_BYTES) -> bytes:
+def _head(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(size)

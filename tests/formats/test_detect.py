@@ -152,7 +152,7 @@ def tar_of(folder: Path, data: bytes) -> bytes:
 
 
 NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "empty": ("an empty file", lambda f: raw(f, b"")),
+    "empty": ("is empty", lambda f: raw(f, b"")),
     "HTML": ("an HTML page", lambda f: raw(f, b"<!DOCTYPE html><html>", "m.tar.gz")),
     "HTML after a blank line": (
         "an HTML page",
@@ -178,7 +178,7 @@ NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     ),
     "npy": ("single .npy array", lambda f: raw(f, b"\x93NUMPY\x01\x00" + bytes(100))),
     "GGUF": ("GGUF", lambda f: raw(f, b"GGUF\x03\0\0\0")),
-    "zip of texts": ("neither a PyTorch checkpoint, npz nor a Keras model", lambda f: zip_of(f, ["a.txt"])),
+    "zip of texts": ("a zip archive of 1 file without a checkpoint (a.txt)", lambda f: zip_of(f, ["a.txt"])),
     "truncated zip": ("truncated", lambda f: raw(f, written("torch", f / "x").read_bytes()[:-30])),
     "zip header alone": ("truncated", lambda f: raw(f, b"PK\x03\x04" + bytes(40))),
     "plain pickle": ("plain Python pickle", lambda f: raw(f, pickle.dumps({"a": 1}))),
@@ -186,11 +186,12 @@ NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
         "truncated",
         lambda f: raw(f, written("safetensors", f / "x").read_bytes()[:-3]),
     ),
-    "text": ("it starts with 68 65 6c 6c 6f", lambda f: raw(f, b"hello")),
+    "text": ("a text file that begins with 'hello'", lambda f: raw(f, b"hello")),
+    "anything": ("it starts with e9 00 01 02", lambda f: raw(f, b"\xe9\x00\x01\x02" * 20)),
     "tar of texts": (ANY_NAME, lambda f: raw(f, tar_of(f, b"hello"))),
     "damaged tar": (ANY_NAME, lambda f: raw(f, tar_of(f, b"hello")[:400])),
     "gzip of text": (ANY_NAME, lambda f: raw(f, gzip.compress(b"hello"))),
-    "empty folder": ("checkpoint", lambda f: f),
+    "empty folder": ("/ is empty", lambda f: f),
 }
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.formats.base import Reader
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.safetensors_file import SafetensorsReader, SafetensorsWriter
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
@@ -48,7 +50,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def assert_holds_the_weights(reader: SafetensorsReader) -> None:
+def assert_holds_the_weights(reader: Reader) -> None:
     with reader:
         assert set(reader.specs) == set(WEIGHTS)
         for name, wanted in WEIGHTS.items():
@@ -77,24 +79,24 @@ def test_torch_writes_it(tmp_path: Path) -> None:
 
 
 def test_shards_by_folder_and_by_index(shards: Path) -> None:
-    assert_holds_the_weights(SafetensorsReader(shards))
-    assert_holds_the_weights(SafetensorsReader(shards / "model.safetensors.index.json"))
-    assert SafetensorsReader(shards).metadata == {"format": "pt"}
+    assert_holds_the_weights(open_reader(shards))
+    assert_holds_the_weights(open_reader(shards / "model.safetensors.index.json"))
+    assert open_reader(shards).metadata == {"format": "pt"}
 
 
 def test_a_folder_with_one_file(path: Path) -> None:
-    assert_holds_the_weights(SafetensorsReader(path.parent))
+    assert_holds_the_weights(open_reader(path.parent))
 
 
 def test_a_folder_with_several(path: Path) -> None:
     shutil.copy(path, path.with_name("other.safetensors"))
-    with pytest.raises(UsageError, match=r"m\.safetensors, other\.safetensors"):
-        SafetensorsReader(path.parent)
+    with pytest.raises(UsageError, match=r"holds 2 checkpoints; name one: m\.safe.*, other\.safe"):
+        open_reader(path.parent)
 
 
 def test_a_folder_with_none(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="holds no"):
-        SafetensorsReader(tmp_path)
+    with pytest.raises(FormatError, match="is empty"):
+        open_reader(tmp_path)
 
 
 def test_unknown_names(path: Path) -> None:
@@ -148,7 +150,7 @@ BAD_SETS: dict[str, Any] = {
 def test_bad_sets_of_shards(shards: Path, case: str) -> None:
     BAD_SETS[case](shards)
     with pytest.raises(FormatError) as caught:
-        SafetensorsReader(shards)
+        open_reader(shards)
     assert "\n" not in str(caught.value)
 
 
@@ -171,7 +173,7 @@ def test_mutations_of_the_index(shards: Path) -> None:
     for damaged in mutations(raw, 300, seed=6):
         index.write_bytes(damaged)
         try:
-            SafetensorsReader(index).close()
+            open_reader(index).close()
         except CkptkitError as error:
             assert isinstance(error, (FormatError, NotFoundError))
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats import safetensors_writer
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.safetensors_file import SafetensorsReader
 from ckptkit.formats.safetensors_writer import SafetensorsWriter, file_bytes
 from ckptkit.formats.staging import StagedFile
@@ -127,7 +128,7 @@ def test_shards(tmp_path: Path, limit: int, count: int) -> None:
     assert index["metadata"]["total_size"] == 700
     assert set(index["weight_map"]) == set(LAYERS)
     for opened in (tmp_path, files[-1]):
-        with SafetensorsReader(opened) as reader:
+        with open_reader(opened) as reader:
             assert reader.metadata == {"format": "pt", **META}
             assert all(same_bits(reader.read(name), array) for name, array in LAYERS.items())
 

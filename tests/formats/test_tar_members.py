@@ -307,14 +307,14 @@ def test_mutated_headers_give_format_errors_and_nothing_else(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"", "an empty file"),
+        (b"", "is empty"),
         (b"<!DOCTYPE html><html>404</html>", "an HTML page"),
         (b"\n<HTML><body>", "an HTML page"),
         (b"<?xml version='1.0'?><Error/>", "an XML document"),
         (b'{"error": "x"}', "a JSON text"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
         (b"PK\x03\x04rest", "a zip archive"),
-        (b"\x00\x01\x02" * 300, "something else"),
+        (b"\x00\x01\x02" * 300, "is not a tar archive"),
     ],
 )
 def test_what_is_no_archive_is_named(tmp_path: Path, data: bytes, what: str) -> None:

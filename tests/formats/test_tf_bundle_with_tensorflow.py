@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ckptkit.errors import FormatError
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
 from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
 
@@ -216,3 +219,35 @@ def test_slot_variables_of_an_optimizer(tf: Any, tmp_path: Path) -> None:
             == "model/kernel/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"
         )
         np.testing.assert_allclose(reader.read("dense/kernel/m"), [0.25, 0.5, 0.75])  # (1 - beta1) x gradient
+
+
+@pytest.mark.parametrize(
+    "given", ["v1/m.ckpt", "v1/checkpoint", "v1", "v1/m.ckpt.meta", "v2/m.ckpt.meta", "v2/checkpoint"]
+)
+def test_files_of_a_session(tf: Any, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a Saver leaves, and the way from its first format to one that is read."""
+    monkeypatch.chdir(tmp_path)
+    held = {"a/v": np.arange(12, dtype="float32").reshape(3, 4), "step": np.int64(7)}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        for name, value in held.items():
+            tf.compat.v1.get_variable(name, initializer=value)
+        session.run(tf.compat.v1.global_variables_initializer())
+        for version, folder in ((tf.compat.v1.train.SaverDef.V1, "v1"), (None, "v2")):
+            Path(folder).mkdir()
+            saver = tf.compat.v1.train.Saver(**({"write_version": version} if version else {}))
+            saver.save(session, f"{folder}/m.ckpt")
+    if given.startswith("v1"):
+        with pytest.raises(FormatError) as caught:
+            open_reader(given)
+        if given.endswith(".meta"):
+            assert caught.value.hint == "give v1/m.ckpt"
+            return
+        assert "is a TensorFlow V1 checkpoint" in str(caught.value)
+        *_, interpreter, flag, code = shlex.split(caught.value.hint or "")
+        assert (interpreter, flag) == ("python", "-c")
+        exec(code, {})
+        given = "v1/m.npz"
+    with open_reader(given) as reader:
+        assert {name: reader.read(name).tolist() for name in reader.specs} == {
+            name: value.tolist() for name, value in held.items()
+        }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ def archive(path: Path, folder: Path, *, mode: str = "w:gz") -> Path:
 PAIR = ("m.index", "m.data-00000-of-00001")
 
 
-@pytest.mark.parametrize("given", ["m", "m.index", "m.data-00000-of-00001", "checkpoint", ""])
+@pytest.mark.parametrize("given", ["m", "m.index", "m.data-00000-of-00001", "m.meta", "checkpoint", ""])
 def test_every_way_to_name_one_checkpoint(tmp_path: Path, given: str) -> None:
-    folder = lay(tmp_path / "f", *PAIR, state='model_checkpoint_path: "m"')
+    folder = lay(tmp_path / "f", *PAIR, "m.meta", state='model_checkpoint_path: "m"')
     assert locate(folder / given) == (folder / "m", None)
 
 
@@ -69,6 +70,13 @@ def test_a_state_file_that_says_nothing_useful_is_passed_over(tmp_path: Path, st
     assert locate(folder)[0] == folder / "m"
 
 
+def test_a_state_file_of_nothing_but_lines_is_read_at_once(tmp_path: Path) -> None:
+    folder = lay(tmp_path / "f", *PAIR, state="\n" * 1_000_000 + "x")
+    start = time.process_time()
+    assert locate(folder)[0] == folder / "m"
+    assert time.process_time() - start < 1
+
+
 def test_a_state_file_never_leads_out_of_its_folder(tmp_path: Path) -> None:
     lay(tmp_path, "secret.index")
     folder = lay(tmp_path / "f", *PAIR, state='model_checkpoint_path: "../secret"')
@@ -103,8 +111,8 @@ def test_several_checkpoints_are_listed(tmp_path: Path) -> None:
         ("nothing", NotFoundError, "no such file"),
         ("lonely.data-00000-of-00001", NotFoundError, r"lonely\.index: no such file"),
         ("empty", FormatError, "holds no TensorFlow checkpoint"),
-        ("page.tar.gz", FormatError, "no TensorFlow checkpoint but an HTML page"),
-        ("zero.tar.gz", FormatError, "an empty file"),
+        ("page.tar.gz", FormatError, r"is an HTML page \('404'\), not a tar archive"),
+        ("zero.tar.gz", FormatError, "is empty, not a tar archive"),
         ("pipe", FormatError, "neither a file nor a folder"),
         ("", FormatError, "holds no TensorFlow checkpoint"),
     ],

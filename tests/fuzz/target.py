@@ -65,7 +65,7 @@ def readers(format: str) -> tuple[Opener, ...]:
         "tar": TfBundleReader,
         "torch": TorchReader,
         "safetensors": SafetensorsReader,
-        "sharded": SafetensorsReader,
+        "sharded": open_reader,
         "npz": NpzReader,
         "keras": KerasH5Reader,
     }

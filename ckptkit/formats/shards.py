@@ -1,42 +1,40 @@
-"""The index that says which shard of a safetensors checkpoint holds which tensor."""
+"""Checkpoints in shards: the index that says which file holds which tensor."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.errors import CkptkitError, FormatError
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.safetensors_header import strict_json, utf8
-from ckptkit.formats.staging import TEMPORARY
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", ".weights.json")
+_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", ".weights.h5")
+_NUMBERED = re.compile(r"(-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)|_\d{5}\.weights\.h5)$")
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_NAME_BYTES = 255  # no common file system takes a longer one
 
 
-def safetensors_in_folder(folder: Path) -> Path:
-    """The one checkpoint of a folder: its index, or its only ``.safetensors`` file.
+def numbered(name: str) -> bool:
+    """Whether a file is called as one of several shards.
 
-    Raises
-    ------
-    FormatError
-        There is none.
-    UsageError
-        There are several.
+    Examples
+    --------
+    >>> numbered("m-00001-of-00003.safetensors"), numbered("m_00012.weights.h5"), numbered("m.safetensors")
+    (True, True, False)
     """
-    found = _finished(folder, f"*{INDEX_SUFFIX}") or _finished(folder, f"*{EXTENSION}")
-    if not found:
-        raise FormatError(folder, "holds no .safetensors file and no index of shards")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:5])
-        raise UsageError(f"{folder}: holds several checkpoints ({names})", hint="name one of them")
-    return found[0]
+    return _NUMBERED.search(name) is not None
 
 
-def _finished(folder: Path, pattern: str) -> list[Path]:
-    """Files of a folder that nobody is writing."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
+def shards_of(index: Path) -> set[str]:
+    """Names of the files of an index; none where it is damaged, which opening it will say."""
+    try:
+        return set(read_index(index).values())
+    except CkptkitError:
+        return set()
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -68,7 +66,7 @@ def read_index(path: Path) -> dict[str, str]:
 def _is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder on every system."""
     return (
-        name.endswith(EXTENSION)
+        name.endswith(_SHARD_ENDINGS)
         and len(name.encode()) <= _MAX_NAME_BYTES
         and "\0" not in name
         and PurePosixPath(name).name == name
