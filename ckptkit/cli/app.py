@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ckptkit._version import __version__
 from ckptkit.cli.examples import help_of
-from ckptkit.cli.output import Output
+from ckptkit.cli.output import Output, prepare_streams
 from ckptkit.cli.state import State
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
@@ -93,18 +93,21 @@ class Root(TyperGroup):
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
-        except BrokenPipeError:
-            raise  # typer's own handling: the reader of our output went away
         except OSError as error:
-            from ckptkit.cli.exit_codes import ExitCode
-            from ckptkit.errors import storage_error
+            raise typer.Exit(_refused(error, ctx)) from error
 
-            _explain(error, str(storage_error(error, error.filename or "disk")), ctx)
-            raise typer.Exit(int(ExitCode.DAMAGED)) from error
+
+def _refused(error: OSError, context: Any = None) -> int:
+    """Explain what the system refused; returns the exit status."""
+    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.errors import storage_error
+
+    _explain(error, str(storage_error(error, error.filename or "disk")), context)
+    return int(ExitCode.DAMAGED)
 
 
 def _explain(error: BaseException, line: str, context: Any) -> None:
-    state = context.obj
+    state = context.obj if context else None
     if isinstance(state, State) and state.output.verbose:
         import traceback
 
@@ -112,7 +115,7 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
     typer.echo(f"error: {line}", err=True)
 
 
-_RICH = sys.stdout.isatty()  # no boxes in a pipe
+_RICH = sys.stdout is not None and sys.stdout.isatty()  # no boxes in a pipe
 
 app = typer.Typer(
     cls=Root,
@@ -275,6 +278,7 @@ def _complete(command: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
+    prepare_streams()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
@@ -290,9 +294,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         register_commands(command)
     try:
-        app(hoisted)
-    finally:
-        gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
+        try:
+            app(hoisted)
+        finally:
+            gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
+            sys.stdout.flush()
+    except OSError as error:  # of what was printed last, or of the help
+        sys.exit(_refused(error))
 
 
 if __name__ == "__main__":

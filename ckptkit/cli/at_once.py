@@ -111,7 +111,7 @@ def one_voice(output: Output) -> Iterator[Voice]:
 
     console = Console(file=output.stderr)
     shown = bars.Progress(
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.TaskProgressColumn(),
         bars.DownloadColumn(),
@@ -121,7 +121,7 @@ def one_voice(output: Output) -> Iterator[Voice]:
     )
 
     def say(text: str) -> None:
-        shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(description: str, total: int | None) -> Iterator[Advance]:

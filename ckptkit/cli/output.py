@@ -6,7 +6,12 @@ aligned text and no bar. rich is imported only when something is really drawn wi
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import io
 import json
+import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 Advance = Callable[[int], None]
+
+READER_GONE = 141
+"""Exit status when the reader of our output went away: 128 + SIGPIPE, as of a program ended by the signal."""
+_PLAIN_LETTERS = "ckptkit"
+"""Name of `_in_plain_letters` as an error handler of codecs."""
+_PLAIN = {"…": "...", "×": "x", "–": "-", "—": "-", "−": "-", "─": "-", "·": "-", "→": "->", "←": "<-"}
+_PLAIN |= {"↔": "<->", "≤": "<=", "±": "+-"}
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,11 @@ class Output:
         print(text, file=self.stdout)
 
     def json(self, value: Any) -> None:
-        """Print a result as JSON on stdout."""
-        print(json.dumps(value, indent=2, ensure_ascii=False), file=self.stdout)
+        """Print a result as JSON on stdout; escaped where it cannot be encoded or a terminal would obey it."""
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        if not (text.replace("\n", "").isprintable() and _can_encode(self.stdout, text)):
+            text = json.dumps(value, indent=2)
+        print(text, file=self.stdout)
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless quiet."""
@@ -107,14 +122,15 @@ class Output:
                 return
         from rich import box
         from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        shown = Text(title, "table.title") if title is not None else None
+        table = Table(box=box.SIMPLE_HEAD, title=shown, title_justify="left", pad_edge=False)
         for column in columns:
-            table.add_column(column.heading, justify="right" if column.numeric else "left")
+            table.add_column(Text(column.heading), justify="right" if column.numeric else "left")
         for index, row in enumerate(rows):
-            table.add_row(*(escape(cell) for cell in row), style=styles[index] if styles else None)
+            table.add_row(*map(Text, row), style=styles[index] if styles else None)
         Console(file=self.stdout).print(table)
 
     @contextmanager
@@ -144,7 +160,7 @@ class Output:
             else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
         )
         shown = bars.Progress(
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),
             bars.TaskProgressColumn(),
             *middle,
@@ -168,3 +184,99 @@ def human_bytes(count: int | float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def prepare_streams() -> None:
+    """Make standard output and error take any text, and fail in one way only; `main` begins with it.
+
+    One that is closed becomes the null device, or a file of ours would get its number. What an encoding lacks
+    is written in plain letters, or escaped.
+    """
+    codecs.register_error(_PLAIN_LETTERS, _in_plain_letters)
+    for fd in range(3):
+        with contextlib.suppress(OSError):
+            _fill(fd)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 (for the whole process)
+    sys.stdout = _prepared(sys.stdout, 1, "standard output")
+    sys.stderr = _prepared(sys.stderr, 2, "standard error")
+
+
+def _fill(fd: int) -> None:
+    """Open the null device under a number that is closed."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: those below are filled
+        if null == fd:
+            os.set_inheritable(fd, True)
+        else:
+            os.close(null)
+
+
+def _prepared(stream: TextIO | None, fd: int, name: str) -> TextIO:
+    if stream is None:
+        return io.TextIOWrapper(io.BufferedWriter(_Standard(fd, name)), "utf-8", _PLAIN_LETTERS)
+    if not isinstance(stream, io.TextIOWrapper):  # a test's, a notebook's
+        return stream
+    buffer: Any = stream.buffer
+    raw = getattr(buffer, "raw", buffer)
+    if type(raw) is not io.FileIO or raw.fileno() != fd:  # Windows' console, or ours already
+        stream.reconfigure(errors=_PLAIN_LETTERS)
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        _Standard(fd, name) if buffer is raw else io.BufferedWriter(_Standard(fd, name)),
+        stream.encoding,
+        _PLAIN_LETTERS,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Standard(io.FileIO):
+    """Standard output or error: each write is whole, a fault names the stream, and is raised once.
+
+    A reader that went away ends the process, as SIGPIPE ends other programs (which Python ignores, for the
+    sake of sockets). What standard error cannot take is lost: no work should fail for a remark on it.
+    """
+
+    def __init__(self, fd: int, title: str) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self.name = f"<{title}>"
+        self._title = title
+        self._lost = False
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and not self._lost:
+                written = super().write(view[done:])
+                if written is None:  # somebody made it non-blocking for all who share it
+                    select.select([], [self], [])
+                done += written or 0
+        except OSError as error:
+            self._lost = True
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(READER_GONE) from None
+            if self.fileno() != 2:
+                error.filename = self._title
+                raise
+        return len(view)
+
+
+def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+    """Stand in for what cannot be encoded."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    sign = error.object[error.start]
+    return _PLAIN.get(sign) or sign.encode("ascii", "backslashreplace").decode(), error.start + 1
+
+
+def _can_encode(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -179,7 +179,8 @@ def _print(output: Output, items: list[Listed], chosen: list[Field] | None, form
     elif form is Form.HTML:
         from ckptkit.cli.html_page import list_page
 
-        output.result(list_page(items, chosen).rstrip("\n"))
+        page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
+        output.result(page.encode("ascii", "xmlcharrefreplace").decode())
     else:
         listing.print_table(output, items, chosen)
 

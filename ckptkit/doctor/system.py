@@ -72,7 +72,7 @@ def examine_terminal(
     letters = Finding("terminal", "letters", "ok", "UTF-8")
     if encoding != "utf8":
         name = getattr(stdout, "encoding", None) or "an unknown encoding"
-        said = f"{name}: signs such as × and – may be missing"
+        said = f"{name}: signs such as × and – are written in plain letters or escaped"
         letters = Finding("terminal", "letters", "note", said, "set PYTHONUTF8=1, or a UTF-8 locale")
     if not stdout.isatty():
         return [Finding("terminal", "output", "ok", "no terminal: plain text, no colour"), letters]

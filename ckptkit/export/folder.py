@@ -66,7 +66,7 @@ class StagedFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write one of the folder's files, UTF-8 with plain line ends, and bring it to the disk."""
         with translated(self.final / name), (self.path / name).open("xb") as file:
-            file.write(text.encode("utf-8"))
+            file.write(text.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
 

@@ -13,7 +13,7 @@ from ckptkit.export.graph_check import check_graph, reference_of
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights
 from ckptkit.families.base import CANONICAL
-from ckptkit.formats.staging import refuse_existing, sync_folder, translated
+from ckptkit.formats.staging import refuse_existing, refuse_not_utf8, sync_folder, translated
 from ckptkit.graphs.onnx_graph import (
     DEFAULT_OPSET,
     SINGLE_FILE_BYTES,
@@ -64,6 +64,7 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
     FormatError
         The source is damaged; ONNX Runtime cannot run the graph.
     """
+    refuse_not_utf8(output, "onnx")
     for path in (output, data_path(output)):
         refuse_existing(path, force=options.force)
     with planned_weights(source, "safetensors", layout=CANONICAL) as weights:

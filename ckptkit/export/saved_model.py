@@ -11,6 +11,7 @@ from ckptkit.export.graph_check import check_graph, reference_of
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import planned_weights
 from ckptkit.families.base import CANONICAL
+from ckptkit.formats.staging import refuse_not_utf8
 from ckptkit.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
 from ckptkit.parity.packages import FRAMEWORKS, require_installed
 from ckptkit.synth import NOTE
@@ -59,6 +60,7 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
     FormatError
         The source is damaged; TensorFlow cannot load what was written.
     """
+    refuse_not_utf8(output, "TensorFlow")
     refuse_replacement(output, force=options.force, owned=CONTENTS)
     with planned_weights(source, "safetensors", layout=CANONICAL) as weights:
         facts = describe(weights).model_dump(mode="json", exclude={"id2label", "label2id"})

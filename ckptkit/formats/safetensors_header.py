@@ -79,8 +79,10 @@ def utf8(file: MappedFile, start: int, nbytes: int) -> str:
         file.release(start, nbytes)
 
 
-def strict_json(path: Path, text: str) -> dict[str, Any]:
+def strict_json(path: Path, text: str, *, surrogates: str = "strict") -> dict[str, Any]:
     """Parse a JSON object; duplicate keys, NaN, and more values than memory should hold are refused.
+
+    ``surrogates`` names the error handler for halves of surrogate pairs.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def strict_json(path: Path, text: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refused)
         if r"\u" in text:  # it can spell half a surrogate pair, which no file or terminal takes as text
-            json.dumps(parsed, ensure_ascii=False).encode()
+            json.dumps(parsed, ensure_ascii=False).encode(errors=surrogates)
     except RecursionError as error:
         raise FormatError(path, "JSON nested too deeply") from error
     except ValueError as error:

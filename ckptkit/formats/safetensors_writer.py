@@ -164,7 +164,8 @@ class SafetensorsWriter(PlacedWriter):
         }
         total = sum(spec.nbytes for spec in self._specs.values())
         table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        return (json.dumps(table, ensure_ascii=False, indent=2) + "\n").encode()
+        text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
+        return text.encode(errors="backslashreplace")  # a file's name may be no UTF-8; JSON writes it so
 
     def discard(self) -> None:
         """Remove every temporary file; harmless after `finish`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -49,7 +50,8 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         if file.size > _MAX_INDEX_BYTES:
             raise FormatError(path, f"index of {file.size} bytes, more than {_MAX_INDEX_BYTES}")
-        table = strict_json(path, utf8(file, 0, file.size))
+        # The name of a shard may be no UTF-8; then it has halves of surrogate pairs, as every path in Python.
+        table = strict_json(path, utf8(file, 0, file.size), surrogates="surrogateescape")
     finally:
         file.close()
     homes = table.get("weight_map")
@@ -67,7 +69,7 @@ def _is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder on every system."""
     return (
         name.endswith(_SHARD_ENDINGS)
-        and len(name.encode()) <= _MAX_NAME_BYTES
+        and len(os.fsencode(name)) <= _MAX_NAME_BYTES
         and "\0" not in name
         and PurePosixPath(name).name == name
         and PureWindowsPath(name).name == name

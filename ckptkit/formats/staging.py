@@ -226,6 +226,17 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise UsageError(f"{path} exists already", hint="give --force to replace it, or another --output")
 
 
+def refuse_not_utf8(path: Path, by: str) -> None:
+    """Raise UsageError when ``path`` is not UTF-8, for a library that takes no other path."""
+    try:
+        os.path.abspath(path).encode()  # noqa: PTH100 (resolve() would follow a link)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path}: this path is not UTF-8, and {by} takes only paths that are",
+            hint="rename the folder or the file, or use another one",
+        ) from error
+
+
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn OSError into a StorageError that names ``path``."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.protobuf_wire import bytes_field
-from ckptkit.formats.staging import translated
+from ckptkit.formats.staging import refuse_not_utf8, translated
 from ckptkit.graphs.onnx_graph import LOGITS
 from ckptkit.tensors import Array
 
@@ -112,6 +112,7 @@ def open_onnx(path: Path) -> OnnxGraph:
 
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
+    refuse_not_utf8(path, "onnx")
     opset, names = _checked_outline(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY

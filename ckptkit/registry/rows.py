@@ -107,7 +107,7 @@ def _identity(files: Sequence[Path]) -> str:
 def _compiled_path(files: Sequence[Path]) -> Path:
     """One name for one list of files: an edit replaces the copy instead of leaving another."""
     names = "\n".join([__version__, *(str(path.absolute()) for path in files)])
-    return cache_folder() / f"registry-{zlib.crc32(names.encode()):08x}.json"
+    return cache_folder() / f"registry-{zlib.crc32(os.fsencode(names)):08x}.json"
 
 
 def _read(path: Path, identity: str) -> list[dict[str, Any]] | None:

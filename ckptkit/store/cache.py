@@ -321,5 +321,5 @@ def write_json(path: Path, value: Any) -> None:
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
     with StagedFile(path, force=True) as staged:
-        staged.append(text.encode())
+        staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
         staged.commit()

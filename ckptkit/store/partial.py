@@ -80,7 +80,7 @@ class Partial:
         self.promises: tuple[Promise, ...] = ()
         self.joined = False
         self.head = b""
-        self._source = hashlib.sha256(source.encode()).hexdigest()
+        self._source = hashlib.sha256(os.fsencode(source)).hexdigest()
         self._path: Path | None = None
         self._fd: int | None = None
         self._marks_fd: int | None = None
@@ -367,7 +367,9 @@ def require_space(folder: Path, needed: int, name: str) -> None:
 
 def _stem(name: str) -> str:
     """Begin a part's name: the file's own, unless the rest would make it longer than file systems allow."""
-    return name if len(name.encode()) <= _LONG_NAME else hashlib.sha256(name.encode()).hexdigest()[:32]
+    return (
+        name if len(os.fsencode(name)) <= _LONG_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    )
 
 
 def _at_once(*parts: bytes | memoryview) -> Iterator[list[memoryview]]:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from ckptkit.store.credentials import Credentials
@@ -286,7 +286,10 @@ def file_path(url: str) -> Path:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise SourceError(f"a file:// URL with a host ({parts.netloc}) cannot be read; write file:///path")
-    path = Path(url2pathname(parts.path))
+    if os.name == "nt":
+        path = Path(url2pathname(parts.path))
+    else:
+        path = Path(os.fsdecode(unquote_to_bytes(os.fsencode(parts.path))))  # a name may be no UTF-8
     if "\0" in str(path) or not path.is_absolute():
         raise SourceError("a file:// URL needs an absolute path")
     return path

@@ -223,8 +223,9 @@ class TrustFile:
         there = path.exists()
         if there and not os.access(path, os.W_OK):  # renaming would replace even a file made read-only
             raise storage_error(PermissionError(errno.EACCES, "read-only"), self.path)
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         with StagedFile(path, force=True) as staged:
-            staged.append((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+            staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
             if there:
                 with translated(path):
                     staged.temporary.chmod(path.stat().st_mode & 0o777)

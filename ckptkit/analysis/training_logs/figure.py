@@ -131,7 +131,8 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 def _title(log: TrainingLog) -> str:
-    name = log.name if len(log.name) <= _LONGEST_NAME else "…" + log.name[-_LONGEST_NAME:]
+    name = log.name.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
+    name = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
     return f"{name}: training log, {len(log.epochs)} epoch{'s' if len(log.epochs) != 1 else ''}"
 
 

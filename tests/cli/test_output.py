@@ -1,0 +1,169 @@
+"""The sink of all commands: any text into any encoding, streams that are closed, full, or read by nobody."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from ckptkit.cli.output import Column, Output, prepare_streams
+
+SIGNS = "3 × 4 – … → · ─ ≤ ± é \udce9 \U0001f600 \u0416"
+ENCODINGS = ["ascii", "latin-1", "cp437", "cp850", "cp932", "cp949", "cp1251", "cp1252", "gbk", "utf-8"]
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+CKPTKIT = f"{sys.executable} -m ckptkit.cli.app"
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a line of bash that says ``ckptkit``."""
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'ckptkit() {{ {CKPTKIT} "$@"; }}; {line}'],
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+class TestEncodings:
+    @pytest.fixture
+    def encoded(self, monkeypatch):
+        """Return a function that prints through the process' own output, as it is with an encoding."""
+
+        def write(encoding, speak):
+            buffer = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding))
+            prepare_streams()
+            speak(Output())
+            sys.stdout.flush()
+            return buffer.getvalue().decode(encoding)
+
+        return write
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_what_an_encoding_lacks_is_written_in_plain_letters_or_escaped(self, encoded, encoding):
+        replaced = {"×": "x", "–": "-", "…": "...", "→": "->", "·": "-", "─": "-", "≤": "<=", "±": "+-"}
+        expected = ""
+        for sign in SIGNS:
+            try:
+                expected += sign.encode(encoding).decode(encoding)
+            except UnicodeEncodeError:
+                expected += replaced.get(sign) or ascii(sign)[1:-1]
+        assert encoded(encoding, lambda output: output.result(SIGNS)) == f"{expected}\n"
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_json_stays_json(self, encoded, encoding):
+        value = {SIGNS: [SIGNS, "\x1b[2J\x7f\u202e\u2028"]}
+        text = encoded(encoding, lambda output: output.json(value))
+        assert json.loads(text) == value
+        assert all(line.isprintable() for line in text.splitlines())
+
+    def test_json_that_can_be_shown_is_shown(self, encoded):
+        assert encoded("utf-8", lambda output: output.json(["é–"])) == '[\n  "é–"\n]\n'
+
+    @pytest.mark.parametrize("encoding", ["cp437", "cp1251", "ascii"])
+    def test_a_process_in_a_code_page(self, tmp_path, encoding):
+        path = tmp_path / "m.safetensors"
+        save_file({"w×\U0001f600": numpy.zeros(1, numpy.float32)}, path)
+        done = shell(
+            f"ckptkit inspect {path} --json; ckptkit show moat0-224; ckptkit --help",
+            PYTHONIOENCODING=encoding,
+            PYTHONUTF8="0",
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        shown, _, rest = done.stdout.partition(b"\n}\n")
+        assert json.loads(shown + b"}")["tensors"][0]["name"] == "w×\U0001f600"
+        assert b"224x224" in rest.replace("×".encode(encoding, "replace"), b"x")
+
+    def test_a_page_that_says_it_is_utf_8_is(self):
+        done = shell("ckptkit list --format html", PYTHONIOENCODING="cp1252")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert "&#8211;" in done.stdout.decode("ascii")
+
+
+class TestClosedStreams:
+    @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "<&- 1>&- 2>&-"])
+    def test_nothing_to_write_to_is_no_error(self, closed, tmp_path):
+        done = shell(f"ckptkit list -o {tmp_path}/a.csv {closed} && ckptkit --version {closed}")
+        assert (done.returncode, done.stderr) == (0, b"42 entries\n" if closed == "1>&-" else b"")
+        shell(f"ckptkit list -o {tmp_path}/b.csv")
+        written = (tmp_path / "a.csv").read_bytes()
+        assert written == (tmp_path / "b.csv").read_bytes()  # no file got the number of stdout
+
+    @pytest.mark.parametrize("command", ["--help", "show moat0-224", "list --format html"])
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_reader_that_went_away_ends_it_as_the_signal_would(self, command, unbuffered):
+        line = f"ckptkit {command} | (exec <&-; sleep 0.5); echo ${{PIPESTATUS[0]}}"
+        done = shell(line, PYTHONUNBUFFERED=unbuffered)
+        assert (done.stdout, done.stderr) == (b"141\n", b"")
+
+    def test_remarks_that_nobody_reads_end_it_too(self):
+        done = shell("ckptkit show nothing-of-this-name 2>&1 | (exec <&-; sleep 0.5); echo ${PIPESTATUS[0]}")
+        assert (done.stdout, done.stderr) == (b"141\n", b"")
+
+    @needs_full
+    @pytest.mark.parametrize("command", ["--help", "show moat0-224", "list --format html"])
+    def test_a_full_disk_under_standard_output_is_named(self, command):
+        done = shell(f"ckptkit {command} > /dev/full")
+        assert done.returncode == 5
+        assert done.stderr.startswith(b"error: standard output: no space left on the disk")
+        assert done.stderr.count(b"\n") == 1
+
+    @needs_full
+    def test_no_work_fails_for_a_remark_that_cannot_be_written(self, tmp_path):
+        assert shell(f"ckptkit list -o {tmp_path}/a.csv 2> /dev/full").returncode == 0
+        assert (tmp_path / "a.csv").stat().st_size > 1000
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="sets the size of a pipe")
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_a_pipe_that_does_not_block_gets_everything(self, unbuffered):
+        import fcntl
+
+        read, write = os.pipe()
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(write, False)
+        with os.fdopen(read, "rb") as reader:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ckptkit.cli.app", "list", "--format", "html"],
+                stdout=write,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            )
+            os.close(write)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.5)  # more than the pipe holds: it waits
+            text = reader.read()
+        assert process.wait(30) == 0
+        assert text.endswith(b"</html>\n")
+
+
+class Terminal(io.StringIO):
+    """A terminal that knows UTF-8."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_nothing_in_a_name_is_taken_for_markup():
+    name, terminal = "a[red][/b]:smile:\\[x]", Terminal()
+    output = Output(stdout=terminal, stderr=terminal)
+    output.table([Column("name[/x]")], [[name]], title=name, styles=["red"])
+    with output.progress(name, 3) as advance:
+        advance(3)
+    assert terminal.getvalue().count(name) >= 3
+    assert "name[/x]" in terminal.getvalue()
+
+
+def test_the_streams_of_others_are_left_alone(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    prepare_streams()
+    assert sys.stdout is stream
