@@ -44,19 +44,56 @@ def expanded(value: Any) -> Any:
     return value
 
 
+def listed_paths(variable: str) -> list[Path]:
+    """Paths that an environment variable lists as ``PATH`` does, each once.
+
+    A separator inside a path is told by what is there: ``/data/run:1/cache`` is one path where
+    ``/data/run:1`` exists, or where what follows the separator is relative (``/data/new:1``).
+    """
+    parts = os.environ.get(variable, "").split(os.pathsep)
+    paths = []
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _is_one(parts[:n])), 1)
+        paths.append(os.pathsep.join(parts[:count]).strip())
+        del parts[:count]
+    return list(dict.fromkeys(user_path(path) for path in paths if path))
+
+
+def _is_one(parts: list[str]) -> bool:
+    """Whether parts between separators make one path together."""
+    if not all(part.strip() for part in parts):
+        return False
+    if os.path.isabs(parts[0].strip()) and not any(part.startswith((os.sep, "~", ".")) for part in parts[1:]):  # noqa: PTH117
+        return True
+    *before, last = parts
+    named = os.pathsep.join([*before, last.partition(os.sep)[0]]).strip()  # up to the name with the last one
+    return os.path.lexists(os.path.expanduser(named))  # noqa: PTH111 (never raises)
+
+
+NOWHERE = Path(os.devnull) / "ckptkit"
+"""The cache folder of a user who has no home folder: nothing is there, and nothing can be written."""
+
+
+def platform_folder(kind: str) -> Path:
+    """Return the platform's ``cache`` or ``config`` folder for ckptkit; `NOWHERE` where no home is known."""
+    import platformdirs
+
+    ask = platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_config_dir
+    try:
+        folder = Path(ask("ckptkit", appauthor=False))
+    except RuntimeError:  # platformdirs 4.4 and newer; older ones give back "~/.cache"
+        return NOWHERE
+    return folder if folder.is_absolute() else NOWHERE
+
+
 def home_folders() -> list[Path]:
     """Return the cache folders, the one that is written to first.
 
-    ``CKPTKIT_HOME`` separates them like ``PATH`` does; without it there is the platform's cache folder. The
+    ``CKPTKIT_HOME`` lists them (`listed_paths`); without it there is the platform's cache folder. The
     first that can be written is, and it is read before all others, so that what was fetched anew counts. The
     others keep their order. Where none can be written the first stays first, and writing says why it fails.
     """
-    given = [name.strip() for name in os.environ.get(ENVIRONMENT, "").split(os.pathsep)]
-    folders = list(dict.fromkeys(user_path(name) for name in given if name))
-    if not folders:
-        import platformdirs
-
-        return [Path(platformdirs.user_cache_dir("ckptkit", appauthor=False))]
+    folders = listed_paths(ENVIRONMENT) or [platform_folder("cache")]
     if len(folders) > 1:
         chosen = next((folder for folder in folders if is_writable(folder)), folders[0])
         folders.remove(chosen)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.places import home_folders, is_writable
+from ckptkit.errors import UsageError
+from ckptkit.places import NOWHERE, home_folders, is_writable, listed_paths
 
 
 @pytest.fixture
@@ -65,3 +66,48 @@ def test_writable(tmp_path: Path, unwritable: set[str]) -> None:
     unwritable.add(str(tmp_path))
     assert not is_writable(tmp_path) and not is_writable(tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.skipif(os.pathsep != ":", reason="paths there have colons of their own")
+@pytest.mark.parametrize(
+    ("listed", "found"),  # {} is a folder with run:1, run:, 2:x:3 in it, and nothing else
+    [
+        ("{}/run:1", ["{}/run:1"]),
+        ("{}/run:1/new", ["{}/run:1/new"]),
+        ("{}/run:/1", ["{}/run:/1"]),
+        ("{}/2:x:3:{}/run:1:/y", ["{}/2:x:3", "{}/run:1", "/y"]),
+        ("{}/2:x:3/a:{}/2:x:3/b", ["{}/2:x:3/a", "{}/2:x:3/b"]),
+        ("{}/new:1", ["{}/new:1"]),  # a folder to come: nobody mixes relative and absolute ones
+        ("{}/new:/y", ["{}/new", "/y"]),
+        ("{}/new:~/y", ["{}/new", "~/y"]),
+        ("{}/new:./y", ["{}/new", "y"]),
+        ("one:two", ["one", "two"]),
+        (":{}/run:1::/y:", ["{}/run:1", "/y"]),
+    ],
+)
+def test_a_colon_in_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, found: list[str]
+) -> None:
+    for name in ("run:1", "run:", "2:x:3"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("LISTED", listed.replace("{}", str(tmp_path)))
+    expected = [Path(path.replace("{}", str(tmp_path))).expanduser() for path in found]
+    assert listed_paths("LISTED") == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a home folder is always known there")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import pwd
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "CKPTKIT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert home_folders() == [NOWHERE] and not is_writable(NOWHERE)  # and no folder called "~" here
+    for value in ("~/cache", "~nobody-of-this-name/cache"):
+        monkeypatch.setenv("CKPTKIT_HOME", value)
+        with pytest.raises(UsageError, match="no home folder is known for ~"):
+            home_folders()

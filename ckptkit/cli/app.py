@@ -94,10 +94,10 @@ class Root(TyperGroup):
             typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
         except OSError as error:
-            raise typer.Exit(_refused(error, ctx)) from error
+            raise typer.Exit(_system_refused(error, ctx)) from error
 
 
-def _refused(error: OSError, context: Any = None) -> int:
+def _system_refused(error: OSError, context: Any = None) -> int:
     """Explain what the system refused; returns the exit status."""
     from ckptkit.cli.exit_codes import ExitCode
     from ckptkit.errors import storage_error
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
             sys.stdout.flush()
     except OSError as error:  # of what was printed last, or of the help
-        sys.exit(_refused(error))
+        sys.exit(_system_refused(error))
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def rm_command(
 ) -> None:
     """Remove entries from the cache: the file, its unpacked archive, its conversions, its training log.
 
-    What another process works on is left, with a note. Of several cache folders only the one that is written
-    to is cleared.
+    What another process works on is left, with a note. Of several cache folders only the one that an entry is
+    written to is cleared.
 
     Examples: ckptkit cache rm 'moganet*' --converted --dry-run · ckptkit cache rm tiny-moat0-256
     """
@@ -102,7 +102,7 @@ def rm_command(
 
     state = state_of(context)
     home = Home.default()
-    found = held_ids(home.homes[0], ids)
+    found = [id for single in home.homes for id in held_ids(single, ids) if home.at(id) is single]
     _note_others(state, home, ids)
     _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
     removals = [remove(home, id, converted_only=converted, dry_run=dry_run) for id in found]
@@ -134,7 +134,7 @@ def prune_command(
     """
     from ckptkit.errors import UsageError
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import holdings
+    from ckptkit.store.inventory import own_holdings
     from ckptkit.store.prune import prune, sweep
 
     state = state_of(context)
@@ -146,7 +146,7 @@ def prune_command(
     age = None if older_than is None else parse_age(older_than)
     limit = None if max_size is None else parse_size(max_size)
     swept = 0 if dry_run else sweep(home)
-    sizes = {holding.id: holding.size for holding in holdings(home.homes[0], examine=False)}
+    sizes = {holding.id: holding.size for holding in own_holdings(home)}
     removals = list(prune(home, older_than=age, max_size=limit, by_hand=imported, dry_run=dry_run))
     _report(state, removals, swept, dry_run=dry_run, as_json=as_json)
     left = sum(sizes.values()) - sum(min(r.freed, sizes.get(r.id, 0)) for r in removals)
@@ -308,8 +308,8 @@ def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
 def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
     from ckptkit.store.inventory import held_ids
 
-    for single in home.homes[1:]:
-        if ids := held_ids(single, patterns):
+    for single in home.homes:
+        if ids := [id for id in held_ids(single, patterns) if home.at(id) is not single]:
             state.output.note(f"{', '.join(ids)}: left in {single.path}, which is only read")
 
 

@@ -60,7 +60,7 @@ class Output:
         print(text, file=self.stdout)
 
     def json(self, value: Any) -> None:
-        """Print a result as JSON on stdout; escaped where it cannot be encoded or a terminal would obey it."""
+        """Print a result as JSON on stdout, escaped where it cannot be encoded or terminals would obey."""
         text = json.dumps(value, indent=2, ensure_ascii=False)
         if not (text.replace("\n", "").isprintable() and _can_encode(self.stdout, text)):
             text = json.dumps(value, indent=2)

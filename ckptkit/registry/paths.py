@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.places import home_folders, user_path
+from ckptkit.places import home_folders, listed_paths
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -23,9 +22,8 @@ def in_source_tree() -> bool:
 
 
 def environment_files() -> list[Path]:
-    """Return the files of ``CKPTKIT_REGISTRY``, which separates them like ``PATH`` does."""
-    listed = os.environ.get("CKPTKIT_REGISTRY", "")
-    return [user_path(name) for name in listed.split(os.pathsep) if name.strip()]
+    """Return the files that ``CKPTKIT_REGISTRY`` lists."""
+    return listed_paths("CKPTKIT_REGISTRY")
 
 
 def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import StorageError, UsageError
-from ckptkit.places import home_folders, is_writable
+from ckptkit.places import NOWHERE, home_folders, is_writable
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
+KINDS = ("artefacts", "unpacked", "converted", "logs")
+"""Folders that hold a folder for each entry."""
 
 
 @dataclass(frozen=True)
@@ -152,24 +154,46 @@ class Home:
         >>> [path.as_posix() for path in home.everywhere(home.unpacked_folder("moat0-224"))]
         ['c/unpacked/moat0-224']
         """
-        inside = path.relative_to(self.path)
-        return [home.path / inside for home in self.homes]
+        base = next(home for home in self.homes if path.is_relative_to(home.path))
+        inside = path.relative_to(base.path)
+        return [path, *(home.path / inside for home in self.homes if home is not base)]
+
+    def at(self, id: str) -> Home:
+        """Return the single folder that an entry is written to."""
+        return self
+
+    def can_write(self, id: str) -> bool:
+        """Whether everything of an entry can be written here: what others made below may be theirs alone."""
+        lock, folders = self.lock_path(id), [self.path / kind for kind in KINDS]
+        return (
+            all(map(is_writable, folders))
+            and all(is_writable(folder / safe_id(id)) for folder in folders)
+            and (os.access(lock, os.R_OK) if lock.exists() else is_writable(lock.parent))
+        )
+
+    def writable(self, name: str) -> Path:
+        """Return the folder of this name, in the first of its folders where it can be written."""
+        folders = [home.path / name for home in self.homes]
+        return next(filter(is_writable, folders), folders[0])
+
+    def _folder(self, kind: str, id: str) -> Path:
+        return self.path / kind / safe_id(id)
 
     def artefact_folder(self, id: str) -> Path:
         """Folder of an entry's artefact and its record."""
-        return self.path / "artefacts" / safe_id(id)
+        return self._folder("artefacts", id)
 
     def unpacked_folder(self, id: str) -> Path:
         """Folder of an entry's unpacked archive."""
-        return self.path / "unpacked" / safe_id(id)
+        return self._folder("unpacked", id)
 
     def converted_folder(self, id: str) -> Path:
         """Folder of an entry's conversions."""
-        return self.path / "converted" / safe_id(id)
+        return self._folder("converted", id)
 
     def logs_folder(self, id: str) -> Path:
         """Folder of an entry's training log and what is known of where it came from."""
-        return self.path / "logs" / safe_id(id)
+        return self._folder("logs", id)
 
     def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
         """Where a conversion of an entry goes.
@@ -225,7 +249,7 @@ class Home:
 
     def touch(self, id: str) -> None:
         """Remember that an entry is used now; where that cannot be written, nothing is said."""
-        stamp = self.path / "used" / safe_id(id)
+        stamp = self._folder("used", id)
         try:
             os.utime(stamp)
         except OSError:  # not there yet, or another user's
@@ -258,14 +282,21 @@ class Home:
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(hold(path, waiting=waiting))
-            except StorageError:
-                if not self.path.is_dir() or is_writable(self.path):
+            except StorageError as error:
+                folder = self.at(id).path
+                if folder == NOWHERE:
+                    raise StorageError(
+                        "there is no home folder (HOME is not set), so there is no place for the cache",
+                        hint="set CKPTKIT_HOME to a folder",
+                    ) from error
+                if not folder.is_dir() or is_writable(folder):
                     raise
             yield
 
     def lock_path(self, id: str) -> Path:
         """Path of an entry's lock file."""
-        return self.path / "locks" / f"{safe_id(id)}.lock"
+        folder = self._folder("locks", id)
+        return folder.with_name(f"{folder.name}.lock")
 
 
 def safe_id(id: str) -> str:

@@ -17,14 +17,13 @@ from typing import Any, Literal
 from ckptkit.errors import CkptkitError
 from ckptkit.formats.staging import TEMPORARY, is_held
 from ckptkit.store.archive import MARKER, is_archive_name
-from ckptkit.store.cache import Home, Record, safe_id
+from ckptkit.store.cache import KINDS, Home, Record, safe_id
 from ckptkit.store.writers import has_token, is_gone
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
 State = Literal[
     "intact", "touched", "damaged", "missing", "no record", "stale", "unfinished", "being written"
 ]
-FOLDERS = ("artefacts", "unpacked", "converted", "logs")
 REMOVING = f"{TEMPORARY}removing-"
 """What the name of a folder begins with while it is being removed."""
 _UNPACKING = f"{TEMPORARY}unpacking-"
@@ -118,9 +117,15 @@ def holdings(home: Home, patterns: Sequence[str] = (), *, examine: bool = True) 
     return [holding for holding in found if holding.items]
 
 
+def own_holdings(home: Home, patterns: Sequence[str] = ()) -> list[Holding]:
+    """What lies in the folder it would be written to, and may be removed; conversions are not opened."""
+    held = holdings(home, patterns, examine=False)
+    return [holding for holding in held if holding.home == home.at(holding.id).path]
+
+
 def held_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
     """Ids of which a single cache folder holds anything, sorted."""
-    names = {name for folder in FOLDERS for name in _names(home.path / folder)}
+    names = {name for folder in KINDS for name in _names(home.path / folder)}
     return sorted(
         name
         for name in names
@@ -136,14 +141,14 @@ def last_used(home: Home, single: Home, id: str) -> float:
             fetched = datetime.datetime.fromisoformat(record.fetched_at)
             times.append(fetched.timestamp())
     times += [_mtime(path) for path in _visible(single.converted_folder(id))]
-    return max(times) or max(_mtime(single.path / folder / id) for folder in FOLDERS)
+    return max(times) or max(_mtime(single.path / folder / id) for folder in KINDS)
 
 
 def leftovers(home: Home) -> list[Path]:
     """Folders of a single cache that were being removed or unpacked when their process ended."""
     return [
         path
-        for folder in FOLDERS
+        for folder in KINDS
         for path in _paths(home.path / folder)
         if path.name.startswith((REMOVING, _UNPACKING)) and is_gone(path)
     ]

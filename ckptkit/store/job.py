@@ -177,7 +177,7 @@ class Job:
         if status.st_mtime_ns == record.mtime_ns:
             return record
         record = replace(record, mtime_ns=status.st_mtime_ns)
-        if artefact.is_relative_to(self.home.path):
+        if artefact.is_relative_to(self.home.artefact_folder(self.entry.id)):
             with suppress(StorageError):  # of a read-only cache: it is hashed again the next time
                 write_json(_record_path(artefact), record.to_json())
         return record

@@ -60,7 +60,10 @@ def hold(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = 
             yield outcome
         return
     with translated(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError:  # somebody else made it: to lock it, reading it is enough
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         outcome = _try(fd)
         if outcome == "taken" and wait:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.errors import storage_error
-from ckptkit.store.cache import Home
+from ckptkit.places import is_writable
+from ckptkit.store.cache import KINDS, Home
 from ckptkit.store.inventory import (
-    FOLDERS,
     REMOVING,
-    holdings,
     is_being_written,
     last_used,
     leftovers,
+    own_holdings,
     tree_size,
 )
 from ckptkit.store.locks import hold
@@ -61,7 +61,7 @@ def remove(
     Parameters
     ----------
     home : Home
-        Of several folders only the one that is written to is cleared.
+        Of several folders only the one that the entry is written to is cleared.
     id : str
     converted_only : bool
         Only its conversions.
@@ -75,8 +75,8 @@ def remove(
     StorageError
         When the lock file cannot be made.
     """
-    single = home.homes[0]
-    paths = [single.path / folder / id for folder in (("converted",) if converted_only else FOLDERS)]
+    single = home.at(id)
+    paths = [single.path / folder / id for folder in (("converted",) if converted_only else KINDS)]
     there = [path for path in paths if path.exists()]
     if not there:
         return Removal(id, 0)
@@ -114,7 +114,7 @@ def prune(
     dry_run: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Iterator[Removal]:
-    """Remove whole entries, the one that was used longest ago first, from the folder that is written to.
+    """Remove whole entries, the one that was used longest ago first, from the folders they are written to.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def prune(
     Removal
         Of each entry that it tried to remove.
     """
-    held = holdings(home.homes[0], examine=False)
+    held = own_holdings(home)
     total = sum(entry.size for entry in held)
     for entry in sorted(held, key=lambda entry: entry.used):
         is_old = older_than is not None and now() - entry.used > older_than
@@ -152,7 +152,7 @@ def prune(
 def sweep(home: Home) -> int:
     """Remove what processes left that were killed while removing or unpacking; returns bytes freed."""
     freed = 0
-    for path in leftovers(home.homes[0]):
+    for path in (path for single in home.homes if is_writable(single.path) for path in leftovers(single)):
         size = tree_size(path)
         shutil.rmtree(path, ignore_errors=True)
         freed += size - tree_size(path)

@@ -11,16 +11,17 @@ from ckptkit.store.cache import Home, Record
 class SharedHome(Home):
     """A folder to write to, on top of others to read from.
 
-    What was fetched into the first folder comes before what lies in the others, so that a fetch that was
-    asked for (``--force``, ``--accept-new``) counts even where a shared folder holds the same entry. An
-    untouched file comes before one that was touched or damaged, wherever they lie.
+    An entry whose places in the first folder cannot be written (somebody else made them) is written to the
+    next folder where they can. What was fetched there comes before what lies in the others, so that a fetch
+    that was asked for (``--force``, ``--accept-new``) counts even where a shared folder holds the same entry.
+    An untouched file comes before one that was touched or damaged, wherever they lie.
 
     Parameters
     ----------
     path : Path
-        Where everything is written: files, records, conversions, locks, stamps of use.
+        Where everything is written, if it can be: files, records, conversions, locks, stamps of use.
     others : sequence of Path
-        Looked at only.
+        Looked at, and written to where those before cannot be.
 
     Examples
     --------
@@ -38,6 +39,13 @@ class SharedHome(Home):
         """The single folders it consists of, the one that is written to first."""
         return self._homes
 
+    def at(self, id: str) -> Home:
+        """Return the first folder in which everything of an entry can be written."""
+        return next((home for home in self._homes if home.can_write(id)), self._homes[0])
+
+    def _folder(self, kind: str, id: str) -> Path:
+        return self.at(id)._folder(kind, id)
+
     def record(self, id: str) -> Record | None:
         """Return the record of the copy to use; None where no folder has one."""
         holder = self._holder(id)
@@ -52,7 +60,7 @@ class SharedHome(Home):
         for home in self._homes:
             if record in home.records(record.id):
                 return home.artefact(record)
-        return self._homes[0].artefact(record)
+        return self.at(record.id).artefact(record)
 
     def is_cached(self, id: str) -> bool:
         """Whether an artefact lies in some folder with the size that its record says."""
@@ -64,7 +72,10 @@ class SharedHome(Home):
 
     def _holder(self, id: str) -> Home | None:
         recorded = [home for home in self._homes if home.record(id)]
-        return max(recorded, key=lambda home: _worth(home, id), default=None)  # of equals the first
+        if len(recorded) > 1:  # of equals the one that is written to
+            own = self.at(id)
+            recorded.sort(key=lambda home: home is not own)
+        return max(recorded, key=lambda home: _worth(home, id), default=None)
 
 
 def _worth(home: Home, id: str) -> int:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError, IntegrityError, storage_error
-from ckptkit.places import user_path
+from ckptkit.places import platform_folder, user_path
 from ckptkit.store.integrity import Promise
 
 ENVIRONMENT = "CKPTKIT_TRUST"
@@ -104,9 +104,7 @@ class TrustFile:
         given = os.environ.get(ENVIRONMENT, "").strip()
         if given:
             return cls(user_path(given))
-        import platformdirs
-
-        return cls(Path(platformdirs.user_config_dir("ckptkit", appauthor=False)) / FILE_NAME)
+        return cls(platform_folder("config") / FILE_NAME)
 
     def get(self, id: str, file: str) -> Trusted | None:
         """What is trusted of one file of an entry; None where it was never fetched.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
 import typer
+from safetensors.numpy import save_file
 
 from ckptkit import errors
 from ckptkit._version import __version__
@@ -16,6 +21,7 @@ from ckptkit.cli.app import _MODULES, hoist_global_options
 from ckptkit.cli.exit_codes import ExitCode, exit_code
 from ckptkit.cli.options import parse_settings
 from tests.support.commands import runner
+from tests.support.running import registry_file
 
 COMMANDS = [name for names in _MODULES.values() for name in names]
 
@@ -224,3 +230,87 @@ def test_after_the_roots_help_the_same_process_still_has_the_commands(capsys):
     assert ran("--help").code == 0
     assert "moat0-224" in ran("list", "moat0-224").out
     assert ran("cache", "path").code == 0
+
+
+class TestPathsOfBytes:
+    """A folder whose name is no UTF-8 and full of signs that mean something to markup, globs and PATH."""
+
+    NAME = os.fsdecode(b"h\xe9 [b] [red]:smile:*")
+
+    @pytest.fixture
+    def place(self, tmp_path, monkeypatch):
+        place = tmp_path / self.NAME
+        try:
+            place.mkdir()
+        except OSError:
+            pytest.skip("no such names here")
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("CKPTKIT_HOME", str(place / "home"))
+        monkeypatch.setenv("CKPTKIT_TRUST", str(place / "lock"))
+        tensors = {name: numpy.full((300, 300), value, numpy.float32) for value, name in enumerate("ab")}
+        save_file(tensors, place / "m.safetensors")
+        (place / "log.csv").write_text("epoch,train_loss,eval_top1\n0,2,50\n1,1,60\n")
+        url = (place / "m.safetensors").as_uri()
+        pin = hashlib.sha256((place / "m.safetensors").read_bytes()).hexdigest()
+        seen = {"observed_at": "2026-01-02T03:04:05Z", "url": url}
+        registry_file(
+            place, {"id": "mine", "sources": [{"url": url}], "sha256": pin, "hash_provenance": seen}
+        )
+        return place
+
+    def test_every_command_takes_it(self, place, capsys):
+        run = runner(capsys)
+        for line in (
+            "list --registry {}/registry.yaml -o {}/l[1].csv",
+            "list --registry {}/registry.yaml -o {}/l[1].html",
+            "registry validate {}/registry.yaml",
+            "fetch mine --registry {}/registry.yaml --dry-run",
+            "fetch mine --registry {}/registry.yaml",
+            "show mine --registry {}/registry.yaml",
+            "cache ls",
+            "cache verify",
+            "inspect {}/m.safetensors",
+            "convert {}/m.safetensors --layout as-is --to torch -o {}/o[\udcff].pth",
+            "convert {}/m.safetensors --layout as-is --to npz -o {}/o[\udcff].npz",
+            "convert {}/m.safetensors --layout as-is --to tf -o {}/o[\udcff]",
+            "convert {}/m.safetensors --layout as-is --to keras -o {}/o[\udcff].weights.h5",
+            "convert {}/m.safetensors --layout as-is -o {}/s[\udcff].safetensors --max-shard-size 400kB",
+            "diff {}/m.safetensors {}/o[\udcff].pth",
+            "diff {}/m.safetensors {}/o[\udcff].npz",
+            "diff {}/m.safetensors {}/o[\udcff]",
+            "diff {}/m.safetensors {}/s[\udcff].safetensors.index.json",
+            "logs {}/log.csv -o {}/log[\udcff].png",
+            "plot -o {}/plot[\udcff].svg",
+        ):
+            done = run(*(word.format(place) for word in line.split(" ")))
+            assert done.code == 0, (line, done.err)
+            for word in line.split(" -o ")[1:]:
+                name = Path(word.split(" ")[0]).name
+                assert any(made.name.startswith(name.partition(".")[0]) for made in place.iterdir()), line
+
+    def test_json_spells_it_whole(self, place, capsys):
+        run = runner(capsys)
+        (fetched,) = json.loads(run("fetch", "mine", "--registry", "registry.yaml", "--json").out)
+        assert Path(fetched["path"]).read_bytes() == (place / "m.safetensors").read_bytes()
+        assert json.loads(run("cache", "ls", "--json").out)["folders"] == [str(place / "home")]
+        (record,) = (place / "home").glob("artefacts/*/*.json")
+        assert json.loads(record.read_text(encoding="utf-8"))["used_url"].endswith("m.safetensors")
+
+    def test_errors_are_one_line(self, place, capsys):
+        run = runner(capsys)
+        assert run("verify", "m.safetensors").code == 1  # a tensor of zeros
+        missing = place / "\udcff"
+        for words in (("inspect", missing), ("convert", missing), ("list", "--registry", missing)):
+            done = run(*words)
+            assert done.code == 3, words
+            assert done.err.count("\n") == 1, done.err
+            assert r"h\udce9 [b] [red]:smile:*/\udcff" in done.err
+
+    @pytest.mark.parametrize("to", ["onnx", "saved-model"])
+    def test_what_a_framework_cannot_write_is_refused_before_the_work(self, place, capsys, to):
+        if not all(map(importlib.util.find_spec, ("torch", "onnx", "onnxruntime", "tensorflow", "keras"))):
+            pytest.skip("asks for packages first")
+        name = "out.onnx" if to == "onnx" else "out"
+        done = runner(capsys)("export", "moat0-224", "--synthetic", "--to", to, "-o", place / name)
+        assert (done.code, done.out) == (2, "")
+        assert "this path is not UTF-8, and" in done.err

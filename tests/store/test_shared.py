@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 from ckptkit.store.archive import MARKER
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch
+from ckptkit.store.inventory import own_holdings
+from ckptkit.store.locks import hold
+from ckptkit.store.prune import remove
 from ckptkit.store.shared import SharedHome
 from ckptkit.workspace import Workspace
 from tests.store.conftest import Store
@@ -145,6 +149,62 @@ def test_a_damaged_copy_here_gives_way_to_an_untouched_one_there(
     (mine / "artefacts" / ID / "m.pth").write_bytes(b"short")
     store.home = SharedHome(mine, [folder])
     assert store.fetch(entry_of(server.url("/m.pth"))).path.is_relative_to(folder)
+
+
+@pytest.fixture
+def modes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders without the owner's write bit are closed to root, too."""
+    ask = os.access
+
+    def access(path: str | Path, mode: int, **more: bool) -> bool:
+        closed = mode & os.W_OK and not Path(path).stat().st_mode & 0o200
+        return ask(path, mode, **more) and not closed
+
+    monkeypatch.setattr(os, "access", access)
+
+
+@pytest.mark.usefixtures("modes_count")
+@pytest.mark.parametrize("closed", ["artefacts", f"artefacts/{ID}", "unpacked", f"converted/{ID}", "locks"])
+def test_what_somebody_else_made_in_the_folder_that_is_written_to(
+    server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path], closed: str
+) -> None:
+    folder = theirs("m.tar.gz", ARCHIVE)
+    (folder / closed).mkdir(parents=True, exist_ok=True)
+    (folder / closed).chmod(0o555)
+    before = contents(folder)
+    store.home = SharedHome(folder, [mine])
+    entry = entry_of(server.url("/m.tar.gz"))
+    assert store.fetch(entry).artefact == folder / "artefacts" / ID / "m.tar.gz"
+    server.serve("/m.tar.gz", tar_gz({"m/m.index": b"other", "m/m.data-00000-of-00001": BODY}), etag='"v2"')
+    for options in ({"force": True, "accept_new": True}, {}):
+        found = store.fetch(entry, **options)
+        assert found.artefact == mine / "artefacts" / ID / "m.tar.gz"
+        assert found.path == mine / "unpacked" / ID / "m"
+    assert store.home.converted_folder(ID) == mine / "converted" / ID
+    assert [path.name for path in (mine / "locks").iterdir()] == [f"{ID}.lock"]
+    other = store.home.artefact_folder("another")
+    assert other.is_relative_to(mine if closed in ("artefacts", "unpacked", "locks") else folder)
+    assert [holding.home for holding in own_holdings(store.home)] == [mine]
+    assert remove(store.home, ID).removed == (mine / "artefacts" / ID, mine / "unpacked" / ID)
+    (folder / closed).chmod(0o755)
+    assert contents(folder) == before
+
+
+def test_somebody_elses_lock_is_held_by_reading_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store.home.lock_path(ID)
+    with hold(path):
+        pass
+    path.chmod(0o444)
+    opened = os.open
+
+    def refused(name: str | Path, flags: int, *mode: int, **more: int) -> int:
+        if Path(name) == path and flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "denied", str(name))
+        return opened(name, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with hold(path) as first, hold(path, wait=False) as second:
+        assert (first, second) == ("held", "taken")
 
 
 def test_a_path_in_any_folder_belongs_to_its_entry(

@@ -52,7 +52,7 @@ def state_file(
         "labels": str(options.labels.absolute()) if options.labels else "",
     }
     path = options.state or default_state_path(
-        source.workspace.home.path / "eval", Path(source.name).name, {**choices, **where}
+        source.workspace.home.writable("eval"), Path(source.name).name, {**choices, **where}
     )
     identity = {
         **{f"the {key}": value for key, value in choices.items()},
