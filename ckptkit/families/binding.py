@@ -6,12 +6,13 @@ architecture is found, or missing. Callers decide what is an error: a conversion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition
+from ckptkit.families.leftovers import OPTIMIZER
 from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.layouts import Binding, Ignore
 from ckptkit.tensors import TensorSpec
@@ -40,11 +41,14 @@ class Known:
         Which copy the tensors are, where the file holds each in a state dict of its own.
     held : "ema", "raw" or None
         Which copy the tensors are, where the file holds one.
+    optimizer : collection of str
+        Tensors that the file says are an optimizer's.
     """
 
     usual: Copy | None = None
     opened: Copy | None = None
     held: Copy | None = None
+    optimizer: Collection[str] = frozenset()
 
     @classmethod
     def of(cls, reader: Reader, entry: Entry | None) -> Known:
@@ -52,7 +56,7 @@ class Known:
         usual = entry.weights if entry is not None else None
         said = reader.metadata.get("weights")
         held: Copy | None = "ema" if said == "ema" else "raw" if said == "raw" else usual
-        return cls(usual=usual, opened=reader.weights, held=held)
+        return cls(usual, reader.weights, held, reader.optimizer)
 
 
 def wanted_copy(weights: Weights, entry: Entry | None) -> Weights:
@@ -163,7 +167,8 @@ def match(
         if name in used:
             continue
         rule = left_out.get(name) or next(
-            (rule for rule in table.layout.ignores if rule.matches(name, table.by_external)), None
+            (rule for rule in table.layout.ignores if rule.matches(name, table.by_external)),
+            OPTIMIZER if name in known.optimizer else None,
         )
         if rule is None:
             unexpected.append(name)

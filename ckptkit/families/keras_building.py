@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckptkit.errors import UsageError
@@ -21,6 +21,12 @@ def build_chain(layers: Sequence[Any], channels: int) -> None:
     for layer in layers:
         layer.build((None, None, None, channels))
         channels = getattr(layer, "filters", channels)
+
+
+def track(model: Any, layers: Iterable[Any]) -> None:
+    """Tell TensorFlow of layers in a model's lists: ``tf.train.Checkpoint`` looks at attributes alone."""
+    for layer in layers:
+        model._track_trackable(layer, name=layer.name)
 
 
 def require_images(inputs: Any) -> None:

@@ -31,9 +31,6 @@ STEP_COUNTERS = Ignore(
     "BatchNorm step counters", "", "Keras counts no steps; they are not needed with a fixed momentum"
 )
 
-OPTIMIZER = Ignore("optimizer", r"optimizer/.+", "state of the optimizer")
-"""Saved along with a model that has been compiled."""
-
 
 def rules_of_keras_file(rules: Iterable[Rule], places: Mapping[str, str]) -> tuple[Rule, ...]:
     """Rules of a weights file, from those of the ``keras`` layout.

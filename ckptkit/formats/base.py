@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -53,6 +53,10 @@ class Reader(Protocol):
         Tensors that are the very same as an earlier one, and which that is.
     overlapping : Sequence of str
         Tensors whose bytes touch those of one before them.
+    optimizer : Collection of str
+        Tensors that belong to an optimizer, as far as the file itself says so.
+    namesakes : Mapping of str to str
+        Tensors listed under another name than their own, because another one has it too, and that name.
     """
 
     path: Path
@@ -64,6 +68,8 @@ class Reader(Protocol):
     state_dicts: tuple[str, ...]
     state_dict: str | None
     weights: Copy | None
+    optimizer: Collection[str]
+    namesakes: Mapping[str, str]
 
     @property
     def also(self) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
@@ -140,6 +140,8 @@ class MappedReader:
     state_dicts: tuple[str, ...] = ()
     state_dict: str | None = None
     weights: Copy | None = None
+    optimizer: Collection[str] = frozenset()
+    namesakes: Mapping[str, str] = MappingProxyType({})
     _files: list[MappedFile]
 
     @property

@@ -30,6 +30,7 @@ from ckptkit.formats.tf_locate import locate
 from ckptkit.formats.tf_object_graph import (
     GRAPH_KEY,
     MAX_GRAPH_BYTES,
+    Names,
     decode_string_scalar,
     string_checksum,
     variable_names,
@@ -100,23 +101,24 @@ class TfBundleReader(MappedReader):
         self._num_shards = index.header.num_shards
         self.metadata: Mapping[str, str] = dict(index.header.metadata)
         readable = {key: tensor for key, tensor in index.tensors.items() if tensor.dtype is not None}
-        names, notes = self._names(index.tensors, list(readable))
+        names = self._names(index.tensors, list(readable))
         self._tensors: dict[str, StoredTensor] = {}
         specs = {}
         for key, tensor in sorted(readable.items(), key=lambda item: item[1].place):
-            if tensor.dtype is not None:
-                specs[names[key]] = TensorSpec(names[key], tensor.dtype, tensor.shape)
-                self._tensors[names[key]] = tensor
+            if tensor.dtype is not None and key not in names.twins:
+                name = names.by_key[key]
+                specs[name] = TensorSpec(name, tensor.dtype, tensor.shape)
+                self._tensors[name] = tensor
         self.specs: Mapping[str, TensorSpec] = specs
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
-        self.notes: Sequence[str] = [*iter_notes(index, read=frozenset({GRAPH_KEY})), *notes]
+        self.notes: Sequence[str] = [*iter_notes(index, read=frozenset({GRAPH_KEY})), *names.notes()]
+        self.optimizer = names.optimizer
+        self.namesakes = names.namesakes
 
-    def _names(
-        self, tensors: Mapping[str, StoredTensor], keys: list[str]
-    ) -> tuple[dict[str, str], list[str]]:
+    def _names(self, tensors: Mapping[str, StoredTensor], keys: list[str]) -> Names:
         graph = tensors.get(GRAPH_KEY)
         if graph is None:
-            return {key: key for key in keys}, []
+            return Names({key: key for key in keys})
         path = index_path(self.prefix)
         if graph.type_name != "strings" or graph.shape or graph.parts[0].size > MAX_GRAPH_BYTES:
             raise FormatError(path, f"{GRAPH_KEY} is not one string of at most {MAX_GRAPH_BYTES} bytes")
@@ -125,7 +127,7 @@ class TfBundleReader(MappedReader):
             text = decode_string_scalar(self._bytes(part).tobytes())
             if part.crc32c is not None and string_checksum(text) != part.crc32c:
                 raise WireError("its checksum (crc32c) differs")
-            return variable_names(keys, text)
+            return variable_names(keys, text, lambda key: tensors[key].fingerprint)
         except WireError as error:
             raise FormatError(path, f"damaged object graph {GRAPH_KEY}: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,14 @@ class StoredTensor:
     def place(self) -> tuple[int, int]:
         """Shard and offset of the first part, to sort by."""
         return min((part.shard, part.offset) for part in self.parts)
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """What tensors of the same type, shape and bytes have in common; None without checksums."""
+        parts = tuple((part.start, part.shape, part.crc32c) for part in self.parts)
+        return (
+            None if any(part.crc32c is None for part in self.parts) else (self.type_name, self.shape, parts)
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ form of stored strings: WriteStringTensor in tensorflow/core/util/tensor_bundle/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckptkit.checksums import crc32c
@@ -23,12 +24,66 @@ _SAVE_COUNTER = "save_counter"
 _SHOWN = 3
 
 
+_OPTIMIZER = frozenset({"_iterations", "_variables"})
+"""What an optimizer of Keras 2.11 or later has; those before make slot variables."""
+_TRAINED = "_trainable_variables"
+"""How an optimizer calls the variables that it trains, which are not its own."""
+_COLLECTIONS = ("variables", "_all_variables")
+"""What ``model.export`` lists variables under: the model's, and copies of those that its functions use."""
+
+
 @dataclass
 class _Node:
-    """One object: the keys and names of its variables, and the slot variables it (an optimizer) made."""
+    """One object: what it leads to, its variables' keys and names, and the slots it (an optimizer) made."""
 
+    children: list[tuple[str, int]] = field(default_factory=list)  # attribute, object
     attributes: list[tuple[str, str, str]] = field(default_factory=list)  # attribute, variable name, key
     slots: list[tuple[int, str, int]] = field(default_factory=list)  # variable's node, slot, slot's node
+
+    @property
+    def key(self) -> str:
+        """The key of the variable that it is; empty for other objects."""
+        return next((key for attribute, _, key in self.attributes if attribute == _VALUE_ATTRIBUTE), "")
+
+
+@dataclass
+class Names:
+    """What an object graph says of the keys of a checkpoint.
+
+    Parameters
+    ----------
+    by_key : dict of str to str
+        Key -> name; names are distinct. A variable is called what the graph calls it, or its object path
+        where the graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.
+    namesakes : dict of str to str
+        Where a name was taken, the later key keeps its path: path -> the name it would have.
+    twins : frozenset of str
+        Keys without a name: the same variable with the same bytes has one under another key.
+    optimizer : frozenset of str
+        Names of variables that belong to an optimizer.
+    """
+
+    by_key: dict[str, str] = field(default_factory=dict)
+    namesakes: dict[str, str] = field(default_factory=dict)
+    twins: frozenset[str] = frozenset()
+    optimizer: frozenset[str] = frozenset()
+
+    def notes(self) -> list[str]:
+        """What is unusual, one sentence each."""
+        notes = []
+        if self.twins:
+            notes.append(
+                f"{len(self.twins):,} variables are in the file twice with the same bytes, as model.export "
+                "writes them: each is read once"
+            )
+        if self.namesakes:
+            some = sorted(set(self.namesakes.values()))
+            listed = ", ".join(some[:_SHOWN]) + (", ..." if len(some) > _SHOWN else "")
+            notes.append(
+                f"{len(self.namesakes)} variables are listed under their object path, "
+                f"because their name belongs to another one too: {listed}"
+            )
+        return notes
 
 
 def decode_string_scalar(data: bytes) -> bytes:
@@ -66,12 +121,10 @@ def _length_crc32c(size: int) -> int:
     return crc32c(size.to_bytes(4 if size < 1 << 32 else 8, "little"))
 
 
-def variable_names(keys: Iterable[str], graph: bytes) -> tuple[dict[str, str], list[str]]:
+def variable_names(
+    keys: Iterable[str], graph: bytes, fingerprint: Callable[[str], Hashable] = lambda key: None
+) -> Names:
     """Give every key of an object-based checkpoint its variable's name.
-
-    A variable is called what the graph calls it, or its object path where the graph says nothing; a slot
-    variable ``<variable>/<slot>``; ``save_counter`` keeps its path. Where a name is taken already, the
-    later key keeps its path.
 
     Parameters
     ----------
@@ -79,66 +132,113 @@ def variable_names(keys: Iterable[str], graph: bytes) -> tuple[dict[str, str], l
         Keys in the order of the index.
     graph : bytes
         TrackableObjectGraph, serialized.
-
-    Returns
-    -------
-    names : dict
-        Key -> name; names are distinct.
-    notes : list of str
-        What was unusual.
+    fingerprint : callable
+        Element type, shape and checksum of a key's tensor; None where it has no checksum.
 
     Raises
     ------
     WireError
         When the graph is damaged.
     """
-    wanted = _names_in(graph)
-    names: dict[str, str] = {}
+    keys = list(keys)
+    nodes = [_node(item.payload()) for item in fields(graph) if item.number == 1]
+    wanted = _wanted(nodes)
+    prints = {key: (wanted[key], found) for key in keys if key in wanted if (found := fingerprint(key))}
+    found = Names(twins=_twins(nodes, prints))
     taken: set[str] = set()
-    shared: list[str] = []
     for key in keys:
+        if key in found.twins:
+            continue
         path = key.removesuffix(VALUE_SUFFIX)
         name = path if path == _SAVE_COUNTER else wanted.get(key) or path
         if name in taken:
-            shared.append(name)
-            name = next((free for free in (path, key) if free not in taken), "")
-            if not name:
+            free = next((free for free in (path, key) if free not in taken), "")
+            if not free:
                 raise WireError(f"no distinct name for {key!r}")
-        names[key] = name
+            found.namesakes[free] = name
+            name = free
+        found.by_key[key] = name
         taken.add(name)
-    notes = []
-    if shared:
-        some = sorted(set(shared))
-        listed = ", ".join(some[:_SHOWN]) + (", ..." if len(some) > _SHOWN else "")
-        notes.append(
-            f"{len(shared)} variables are listed under their object path, "
-            f"because their name belongs to another one too: {listed}"
-        )
-    return names, notes
+    of_optimizer = _keys_of_optimizers(nodes)
+    found.optimizer = frozenset(name for key, name in found.by_key.items() if key in of_optimizer)
+    return found
 
 
-def _names_in(graph: bytes) -> dict[str, str]:
+def _wanted(nodes: Sequence[_Node]) -> dict[str, str]:
     """Key -> variable name, as far as the graph knows it."""
-    nodes = [_node(item.payload()) for item in fields(graph) if item.number == 1]
     names = {key: name for node in nodes for _, name, key in node.attributes if name}
     for node in nodes:
         for variable, slot, slot_variable in node.slots:
-            if not (0 <= variable < len(nodes) and 0 <= slot_variable < len(nodes)):
-                raise WireError(f"a slot variable of object {variable} of {len(nodes)}")
-            owner, key = _value_key(nodes[variable]), _value_key(nodes[slot_variable])
+            owner, key = _at(nodes, variable).key, _at(nodes, slot_variable).key
             if owner and key and slot:
                 names[key] = f"{names.get(owner) or owner.removesuffix(VALUE_SUFFIX)}/{slot}"
     return names
 
 
-def _value_key(node: _Node) -> str:
-    return next((key for attribute, _, key in node.attributes if attribute == _VALUE_ATTRIBUTE), "")
+def _at(nodes: Sequence[_Node], number: int) -> _Node:
+    if not 0 <= number < len(nodes):
+        raise WireError(f"a slot variable or child that is object {number} of {len(nodes)}")
+    return nodes[number]
+
+
+def _twins(nodes: Sequence[_Node], prints: Mapping[str, Hashable]) -> frozenset[str]:
+    """Keys of the copies that ``model.export`` makes, each the same as one of the model's own variables."""
+    twins: set[str] = set()
+    for node in nodes:
+        lists = {name: child for name, child in node.children if name in _COLLECTIONS}
+        if len(lists) < len(_COLLECTIONS):
+            continue
+        own, copies = (
+            [_at(nodes, child).key for _, child in _at(nodes, lists[name]).children] for name in _COLLECTIONS
+        )
+        left = Counter(prints[key] for key in own if key in prints)
+        for key in set(copies).difference(own):
+            if left[prints.get(key)] > 0:
+                left[prints[key]] -= 1
+                twins.add(key)
+    return frozenset(twins)
+
+
+def _keys_of_optimizers(nodes: Sequence[_Node]) -> set[str]:
+    """Keys of variables that nothing but an optimizer leads to."""
+    if not nodes:
+        return set()
+    optimizers = {
+        number
+        for number, node in enumerate(nodes)
+        if node.slots or {name for name, _ in node.children} >= _OPTIMIZER
+    }
+    elsewhere = _reached(nodes, {0}, avoid=optimizers)
+    own = _reached(nodes, optimizers, avoid=elsewhere)
+    return {nodes[number].key for number in own} - {""}
+
+
+def _reached(nodes: Sequence[_Node], starts: Iterable[int], *, avoid: Collection[int]) -> set[int]:
+    """Objects that some others lead to, themselves included."""
+    waiting = [number for number in starts if number not in avoid]
+    reached: set[int] = set()
+    while waiting:
+        number = waiting.pop()
+        if number in reached:
+            continue
+        reached.add(number)
+        waiting += [
+            child
+            for name, child in _at(nodes, number).children
+            if child not in avoid and not name.startswith(_TRAINED)
+        ]
+    return reached
 
 
 def _node(data: bytes) -> _Node:
     node = _Node()
     for item in fields(data):
-        if item.number == 2:
+        if item.number == 1:
+            child = {f.number: f for f in fields(item.payload())}
+            node.children.append(
+                (child[2].text() if 2 in child else "", child[1].signed() if 1 in child else 0)
+            )
+        elif item.number == 2:
             texts = {f.number: f.text() for f in fields(item.payload()) if f.number in (1, 2, 3)}
             node.attributes.append((texts.get(1, ""), texts.get(2, ""), texts.get(3, "")))
         elif item.number == 3:

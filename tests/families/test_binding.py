@@ -54,6 +54,25 @@ def test_a_whole_file_is_used_wholly():
         (KERNEL + "/Momentum", "optimizer slots"),
         (KERNEL + "/m", "optimizer slots"),
         (KERNEL + EMA + "/Momentum", "optimizer slots of moving averages"),
+        (KERNEL + "/part_0/Adagrad", "optimizer slots"),
+        (f"OptimizeLoss/{KERNEL}/Momentum", "optimizer slots"),
+        ("OptimizeLoss/beta1_power_1", "optimizer scalars"),
+        ("training/Adam/Variable_7", "optimizer"),
+        (f"Adam/m/{KERNEL}", "optimizer slots"),
+        (f"v/{KERNEL}", "optimizer slots"),
+        (f"Adam/average/{KERNEL}", "moving averages of the optimizer"),
+        ("iteration", "optimizer scalars"),
+        ("current_learning_rate", "optimizer scalars"),
+        ("adam/iteration", "optimizer scalars"),
+        ("adam/moat_block_00_00_expand_conv_kernel_momentum", "optimizer slots"),
+        ("adam_w/moat_block_00_00_expand_conv_kernel_average", "moving averages of the optimizer"),
+        ("loss_scale_optimizer/adam_3/moat_stem_conv_0_kernel_velocity_hat", "optimizer slots"),
+        ("loss_scale_optimizer/dynamic_scale", "optimizer scalars"),
+        ("model/optimizer/_variables/3", "optimizer"),
+        ("optimizer/vars/3", "optimizer"),
+        ("keras_api/metrics/0/total", "metrics"),
+        ("count", "metrics"),
+        ("seed_generator/seed_generator_state", "random state"),
     ],
 )
 def test_training_leftovers_are_left_out_by_a_named_rule(name, rule):
@@ -69,10 +88,37 @@ def test_training_leftovers_are_left_out_by_a_named_rule(name, rule):
         "moat/block_09_00/expand_conv/kernel",
         "moat/block_09_00/expand_conv/kernel/Adam",
         "nobody" + EMA,
+        "Adam/m/moat/block_09_00/expand_conv/kernel",
+        "OptimizeLoss/moat/block_09_00/expand_conv/kernel/Adam",
+        "momentum/other/kernel",
+        "moat/optimizers",
+        "counts",
     ],
 )
 def test_what_no_rule_explains_is_unexpected(name):
     assert matched(plain() | {name: spec(name)}).unexpected == (name,)
+
+
+@pytest.mark.parametrize("family", ["moat", "moganet"])
+def test_every_layout_leaves_out_the_same_leftovers(family):
+    family = get_family(family)
+    names = ["global_step", "adam/iteration", "optimizer/vars/0", "total_ops", "blocks1.0.norm1.total_params"]
+    for layout in family.layouts:
+        table = family.table(layout, family.variants[0], Structure(pos_emb=family.has_pos_emb))
+        specs = {b.external: spec(b.external, b.external_shape) for b in table.bindings}
+        found = matched(
+            specs | {name: spec(name) for name in names},
+        )
+        assert found.recognition.layout == layout
+        assert [one.name for one in found.ignored] == names
+        assert found.unexpected == ()
+
+
+def test_what_the_file_says_is_an_optimizers_needs_no_telling_name():
+    specs = plain() | {"adafactor/kernel": spec("adafactor/kernel")}
+    assert matched(specs).unexpected == ("adafactor/kernel",)
+    (one,) = matched(specs, known=Known(optimizer={"adafactor/kernel"})).ignored
+    assert (one.name, one.rule) == ("adafactor/kernel", "optimizer")
 
 
 @pytest.mark.parametrize("weights", ["auto", "ema", "raw"])

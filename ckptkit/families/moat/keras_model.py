@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_building import build_chain, require_images
+from ckptkit.families.keras_building import build_chain, require_images, track
 from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
 from ckptkit.families.moat.config import (
     FIRST_ATTENTION_STAGE,
@@ -96,6 +96,7 @@ class MoatModel(keras.Model):
             for block in range(depth):
                 self.blocks.append(self._block(stage, block, channels, width, last=block == depth - 1))
                 channels = width
+        track(self, self.blocks)
         self.stage_ends = [sum(config.depths[: stage + 1]) for stage in range(len(config.depths))]
         self.final_layer_norm = self.logits_head = None
         if classes is not None:

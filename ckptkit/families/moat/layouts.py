@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ckptkit.families.keras_files import OPTIMIZER, rules_of_keras_file
+from ckptkit.families.keras_files import rules_of_keras_file
+from ckptkit.families.leftovers import TF_AVERAGES, TRAINING
 from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE
-from ckptkit.layouts import Ignore, Layout, Rule, Twin
+from ckptkit.layouts import Ignore, Layout, Rule
 
 _BLOCK = "stages.{stage}.{block}"
 _TF_BLOCK = "moat/block_{stage:02d}_{block:02d}"
@@ -74,38 +75,13 @@ def _tensorflow_rules(depthwise_kernel: str) -> tuple[Rule, ...]:
     )
 
 
-_TRAINING_LEFTOVERS = (
-    Ignore("global_step", r"global_step", "counts training steps"),
-    Ignore("save_counter", r"save_counter(/.*)?", "counts how often tf.train.Checkpoint saved"),
-    Ignore(
-        "optimizer scalars",
-        r"(beta[12]_power|(.*/)?(iter|iterations|learning_rate|decay|beta_[12]|momentum))",
-        "state of the optimizer",
-    ),
-    Ignore(
-        "optimizer slots",
-        r"(?P<variable>.+)/(?!ExponentialMovingAverage$)[A-Za-z]\w*",
-        "per-variable state of the optimizer",
-    ),
-    Ignore(
-        "optimizer slots of moving averages",
-        r"(?P<variable>.+)/ExponentialMovingAverage/\w+",
-        "per-variable state of the optimizer",
-    ),
-)
-
 _NUM_BATCHES_TRACKED = Ignore(
     "num_batches_tracked", r".+\.num_batches_tracked", "counts training steps; unused with a fixed momentum"
 )
 
-DEEPLAB2 = Layout(
-    "deeplab2",
-    _tensorflow_rules("depthwise_kernel"),
-    ignores=_TRAINING_LEFTOVERS,
-    twin=Twin("ema", suffix="/ExponentialMovingAverage"),
-)
+DEEPLAB2 = Layout("deeplab2", _tensorflow_rules("depthwise_kernel"), ignores=TRAINING, twin=TF_AVERAGES)
 
-KERAS = Layout("keras", _tensorflow_rules("kernel"), ignores=_TRAINING_LEFTOVERS)
+KERAS = Layout("keras", _tensorflow_rules("kernel"), ignores=TRAINING, twin=TF_AVERAGES)
 
 KERAS_H5 = Layout(
     "keras-h5",
@@ -118,7 +94,7 @@ KERAS_H5 = Layout(
             "moat/logits_head": "layers/conv2d",
         },
     ),
-    ignores=(OPTIMIZER,),
+    ignores=TRAINING,
     # Keras calls the items of a list by their class, and numbers each class for itself from the second on.
     renames=(
         *((f"blocks/stage{stage}_", "blocks/mb_conv_") for stage in range(FIRST_ATTENTION_STAGE)),
@@ -131,7 +107,7 @@ KERAS_H5 = Layout(
 TORCH = Layout(
     "torch",
     tuple(Rule(rule.canonical, rule.canonical) for rule in DEEPLAB2.rules),
-    ignores=(_NUM_BATCHES_TRACKED,),
+    ignores=(_NUM_BATCHES_TRACKED, *TRAINING),
 )
 
 MOAT_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS, KERAS_H5)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_building import build_chain, require_images
+from ckptkit.families.keras_building import build_chain, require_images, track
 from ckptkit.families.keras_state import load_state, variables_by_name
 from ckptkit.families.moganet import keras_layers
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
@@ -80,6 +80,7 @@ class MogaNetModel(keras.Model):
             for block in range(depth)
         ]
         self.norms = [batch_norm(f"norm{stage}") for stage in range(1, len(config.widths) + 1)]
+        track(self, (*self.patch_embeds, *self.blocks, *self.norms))
         self.head = None
         if classes is not None:
             self.head = keras.layers.Dense(classes, kernel_initializer="zeros", name="head", dtype="float32")

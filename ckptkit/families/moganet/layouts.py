@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ckptkit.families.keras_files import OPTIMIZER, STEP_COUNTERS, rules_of_keras_file
+from ckptkit.families.keras_files import STEP_COUNTERS, rules_of_keras_file
+from ckptkit.families.leftovers import TF_AVERAGES, TRAINING
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
-from ckptkit.layouts import Ignore, Layout, Rule, Twin
+from ckptkit.layouts import Layout, Rule, Twin
 
 _BLOCK = "blocks{stage}.{block}"
 _KERAS_BLOCK = "moganet/blocks{stage}_{block}"
@@ -30,15 +31,7 @@ def _batch_norm(canonical: str, external: str) -> list[Rule]:
     return [Rule(f"{canonical}.{ours}", f"{external}/{theirs}") for ours, theirs in names.items()]
 
 
-_OPTIMIZER_LEFTOVERS = (
-    Ignore(
-        "optimizer scalars",
-        r"(global_step|(.*/)?(iter|iterations|learning_rate))",
-        "state of the optimizer",
-    ),
-)
-
-TORCH = Layout("torch", tuple(Rule(one.name, one.name) for one in MOGANET_DEFINITIONS))
+TORCH = Layout("torch", tuple(Rule(one.name, one.name) for one in MOGANET_DEFINITIONS), ignores=TRAINING)
 """The timm-style release. Its moving averages stand in a state_dict of their own."""
 
 OPENMIXUP = Layout(
@@ -49,6 +42,7 @@ OPENMIXUP = Layout(
         )
         for one in MOGANET_DEFINITIONS
     ),
+    ignores=TRAINING,
     # The EMA hook swaps the copies before it saves: the plain names then hold the moving averages, and its
     # own buffers, named with underscores because a buffer's name has no dots, the weights being trained.
     twin=Twin("raw", prefix="ema_", separator="_"),
@@ -85,7 +79,8 @@ KERAS = Layout(
         *_batch_norm("norm{stage}", "moganet/norm{stage}"),
         *_conv("head", "moganet/head", "linear"),
     ),
-    ignores=_OPTIMIZER_LEFTOVERS,
+    ignores=TRAINING,
+    twin=TF_AVERAGES,
 )
 """ckptkit's Keras model. BatchNorm's step counters, which Keras has not, ride along as int64 scalars."""
 
@@ -100,7 +95,7 @@ KERAS_H5 = Layout(
             "moganet/head": "head",
         },
     ),
-    ignores=(OPTIMIZER,),
+    ignores=TRAINING,
     lacks={"counter": STEP_COUNTERS},
     # Keras calls the items of a list by their class, and numbers each class for itself from the second on.
     renames=(
