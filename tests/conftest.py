@@ -9,9 +9,9 @@ import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Generator
 from pathlib import Path
+from time import monotonic  # by name: tests replace that of the module
 from typing import Any
 
 import pytest
@@ -90,7 +90,7 @@ def pytest_fixture_setup(
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test whose process has too much in temporary files; what is quick cannot have written much."""
     factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
-    slow = time.monotonic() - item.stash.get(_STARTED, 0.0) > 0.1
+    slow = monotonic() - item.stash.get(_STARTED, 0.0) > 0.1
     taken = bytes_below(factory.getbasetemp()) if slow and "slow" not in item.keywords else 0
     yield
     assert taken <= MOST_TEMPORARY, f"{taken >> 20} MB in temporary files; share them, or make them smaller"
@@ -102,7 +102,7 @@ _STARTED = pytest.StashKey[float]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note when a test begins."""
-    item.stash[_STARTED] = time.monotonic()
+    item.stash[_STARTED] = monotonic()
 
 
 def bytes_below(folder: Path) -> int:

@@ -80,6 +80,7 @@ _VALUE = re.compile(
 
 
 _VALUES = {
+    "--class-order": re.compile(r" (text|number)"),
     "--strip-prefix": re.compile(r" ([\w.]+)"),
     "--state-dict": re.compile(r" ([\w.]*\w)"),
     "-o": re.compile(r" (\S+?)(?=[,;]?(?: |$))"),

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import logger, note, public, workspace_of_environment
+from ckptkit.api.environment import logger, note, public, warn, workspace_of_environment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ckptkit.analysis.cam import Heatmap
+    from ckptkit.analysis.evaluate.folders import ClassOrder
     from ckptkit.analysis.evaluate.report import Evaluation
     from ckptkit.analysis.predict import Prediction
     from ckptkit.families.binding import Weights
@@ -161,6 +162,7 @@ def evaluate(
     data: str | Path | Sequence[str | Path],
     *,
     labels: str | Path | None = None,
+    class_order: ClassOrder | None = None,
     limit: int | None = None,
     framework: str = "torch",
     batch_size: int = 32,
@@ -190,6 +192,9 @@ def evaluate(
         as ``val-{000..049}.tar``.
     labels : path, optional
         For a flat folder: lines of an image's name and its class.
+    class_order : {"text", "number"}, optional
+        Of class folders that are not called by WordNet ids: as text 10 comes before 2, as a number after it.
+        Not given, it is that of the text, with a warning where the other one differs.
     limit : int, optional
         Take a sample of so many images, spread over the classes, the same ones each time.
     framework : {"torch", "keras"}
@@ -237,6 +242,7 @@ def evaluate(
     options = EvaluationOptions(
         [data] if isinstance(data, (str, Path)) else list(data),
         labels=Path(labels) if labels is not None else None,
+        class_order=class_order,
         limit=limit,
         framework=framework_named(framework),
         batch_size=batch_size,
@@ -253,7 +259,7 @@ def evaluate(
         process_group(device, options.framework) as group,
         named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source,
     ):
-        report = evaluate_source(source, options, group=group, note=note)
+        report = evaluate_source(source, options, group=group, note=note, warn=warn)
     for bad in report.bad:
         logger.warning("%s cannot be decoded: %s", bad.name, bad.reason)
     return report

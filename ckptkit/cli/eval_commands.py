@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,13 @@ DeviceOption = Annotated[
 ]
 
 
+class ClassOrderName(str, Enum):
+    """How names of class folders are ordered."""
+
+    TEXT = "text"
+    NUMBER = "number"
+
+
 def evaluate(
     context: typer.Context,
     what: Annotated[
@@ -66,6 +74,10 @@ def evaluate(
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Classes of a flat folder's images: lines of name and class."),
+    ] = None,
+    class_order: Annotated[
+        ClassOrderName | None,
+        typer.Option(help="Of class folders' names: as text 10 comes before 2, as a number after it."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="So many images, spread over the classes, always the same.")
@@ -123,6 +135,7 @@ def evaluate(
     options = EvaluationOptions(
         data=data,
         labels=labels,
+        class_order=class_order.value if class_order else None,
         limit=limit,
         framework=framework_named(framework),
         batch_size=batch_size,
@@ -149,7 +162,12 @@ def evaluate(
             ) as source,
         ):
             report = evaluate_source(
-                source, options, group=group, note=state.output.note, bar=_bar(state.output)
+                source,
+                options,
+                group=group,
+                note=state.output.note,
+                warn=state.output.warn,
+                bar=_bar(state.output),
             )
         if as_json:
             state.output.json(report.to_json())

@@ -6,13 +6,21 @@ takes the memory of one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from ckptkit.errors import CkptkitError, FormatError, NetworkError, NotFoundError, UsageError
+from ckptkit.errors import (
+    CkptkitError,
+    FormatError,
+    NetworkError,
+    NotFoundError,
+    UsageError,
+    storage_error,
+)
 from ckptkit.images.decoding import open_image
 from ckptkit.images.downloading import MOST_BYTES, download_picture
 from ckptkit.store.mirrors import Mirror, resolve
@@ -166,7 +174,7 @@ class Gatherer:
         return [_in_file(path)]
 
     def _in_folder(self, folder: Path) -> list[Path]:
-        found = folder.rglob("*") if self.recursive else folder.iterdir()
+        found = files_below(folder) if self.recursive else folder.iterdir()
         files = sorted(file for file in found if file.suffix.lower() in ENDINGS and file.is_file())
         if not files:
             deeper = "" if self.recursive else "; --recursive looks into its folders too"
@@ -191,6 +199,62 @@ class Gatherer:
                 "no picture on standard input", hint="pipe one in: ckptkit predict ID - < cat.jpg"
             )
         return _read_stream(self.stdin, "stdin")
+
+
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name; hidden files and folders apart.
+
+    Raises
+    ------
+    NotFoundError
+        When a link leads nowhere: what it stood for would be missing silently.
+    StorageError
+        When the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    for one in found:
+        if one.is_symlink() and not os.path.exists(one.path):  # noqa: PTH110 (pathlib's raises)
+            target = Path(one.path).readlink()
+            raise NotFoundError(
+                f"{one.path}: its link to {target} cannot be followed", hint="mend the link, or remove it"
+            )
+    return found
+
+
+def files_below(
+    folder: Path, circle: Callable[[Path], None] = lambda _link: None, above: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """Files in a folder and all below it, hidden ones apart. Links to folders are followed.
+
+    Parameters
+    ----------
+    folder : Path
+    circle : callable
+        Takes each link that leads back to a folder on the way to it; it is not followed.
+    above : sequence of Path
+        Folders on the way to this one.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        As `entries_of`.
+    """
+    try:
+        again = any(folder.samefile(other) for other in above)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    if again:
+        circle(folder)
+        return
+    for entry in entries_of(folder):
+        if entry.is_dir():
+            yield from files_below(Path(entry.path), circle, [*above, folder])
+        else:
+            yield Path(entry.path)
 
 
 def is_url(name: str) -> bool:

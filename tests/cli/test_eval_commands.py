@@ -60,6 +60,35 @@ def test_json(run: Runner, known: Known):
     assert [score["top"] for score in report["scores"]] == [1, 5]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_results_are_printed_where_the_state_cannot_be_kept_which_is_said_first(
+    run: Runner, known: Known, tmp_path: Path, given: bool
+):
+    file = tmp_path / "no folder" if given else Path(os.environ["CKPTKIT_HOME"]) / "eval"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    options = ["--state", file / "state.json"] if given else []
+    done = run("eval", known.model, "--data", known.data, "--limit", "3", "--json", *options)
+    assert done.code == 0 and json.loads(done.out)["images"] == 3
+    warning, working = done.err.splitlines()
+    assert warning.startswith(f"warning: {file}")
+    assert warning.endswith(": what is done cannot be kept, so an interrupted run begins anew")
+    assert working.startswith("evaluating")
+
+
+def test_folders_whose_names_have_two_orders(run: Runner, known: Known, tmp_path: Path):
+    for label in range(10):
+        shutil.copytree(known.data / f"class{label}", tmp_path / f"class{label + 1}")
+    arguments = ["eval", known.model, "--data", tmp_path]
+    done = run(*arguments)
+    assert done.code == 0
+    assert done.err.splitlines()[0].startswith("warning: class folder class10 comes before class2, as text")
+    said = run(*arguments, "--class-order", "number", "--json")
+    assert said.err.count("warning") == 0
+    assert scores(said.out) == [(known.top1, IMAGES), (known.top5, IMAGES)]
+    assert run(*arguments, "--class-order", "text").err.count("warning") == 0
+
+
 @pytest.fixture
 def entry(tmp_path: Path, known: Known) -> tuple[Path, dict[str, object]]:
     """A registry whose entry of this id is served from the small model's file."""

@@ -39,6 +39,14 @@ class TestFilesAndFolders:
         assert names(Gatherer().gather([folder])) == ["a.jpg", "b.PNG", "c.webp"]
         assert names(Gatherer(recursive=True).gather([str(folder)])) == ["a.jpg", "b.PNG", "c.webp", "d.png"]
 
+    def test_links_to_folders_are_followed_but_not_in_a_circle(self, folder, tmp_path_factory):
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        save(drawn(8, 8), elsewhere / "e.png")
+        (folder / "deeper" / "link").symlink_to(elsewhere)
+        (folder / "deeper" / "up").symlink_to("..")
+        found = ["a.jpg", "b.PNG", "c.webp", "d.png", "e.png"]
+        assert names(Gatherer(recursive=True).gather([folder])) == found
+
     def test_order_and_repetitions_stay_as_named(self, folder):
         given = [folder / "c.webp", folder / "a.jpg", folder / "c.webp"]
         assert names(Gatherer().gather(given)) == ["c.webp", "a.jpg", "c.webp"]

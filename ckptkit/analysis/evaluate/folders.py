@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+import codecs
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.images.classes import imagenet_classes
+from ckptkit.images.gathering import entries_of, files_below
+
+ClassOrder = Literal["text", "number"]
 
 _LINE_BYTES = 4096
 _NAMED = 3
 
 
-def class_folders(folder: Path, num_classes: int) -> ImageSet:
+def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = None) -> ImageSet:
     """Read a folder that has one folder for each class.
 
     Parameters
@@ -22,7 +27,10 @@ def class_folders(folder: Path, num_classes: int) -> ImageSet:
     folder : Path
     num_classes : int
         Of the model: with ImageNet-1K's 1,000 the folders are called by WordNet ids, else the order of their
-        names is that of the classes, as torchvision's ImageFolder has it.
+        names is that of the classes.
+    order : {"text", "number"}, optional
+        That of the names: as text 10 comes before 2 (torchvision's ImageFolder), as a number after it (timm).
+        Not given, it is that of the text, with a remark where the other one differs.
 
     Raises
     ------
@@ -31,22 +39,25 @@ def class_folders(folder: Path, num_classes: int) -> ImageSet:
     NotFoundError
         When there are no images.
     """
-    names = sorted(entry.name for entry in _scan(folder) if entry.is_dir() and not entry.name.startswith("."))
-    labels, rule = class_labels(names, num_classes, folder)
+    names = [entry.name for entry in entries_of(folder) if entry.is_dir()]
+    labels, rule, remarks = class_labels(names, num_classes, folder, order)
     samples = [
-        Sample(f"{name}/{path.relative_to(folder / name).as_posix()}", path, labels[name])
+        Sample(path.relative_to(folder).as_posix(), path, labels[name])
         for name in names
-        for path in images_below(folder / name)
+        for path in images_below(folder / name, remarks.append, [folder])
     ]
     if not samples:
         raise NotFoundError(
             f"{folder}: no images in its {len(names)} folders", hint="their names end in .jpg, .png or .webp"
         )
-    return image_set(samples, (stamp_of(sample.path) for sample in samples), str(folder), rule)
+    stamps = (stamp_of(sample.path) for sample in samples)
+    return image_set(samples, stamps, str(folder), rule, tuple(remarks))
 
 
-def class_labels(names: list[str], num_classes: int, folder: Path) -> tuple[dict[str, int], str]:
-    """Tell each class folder's index, and by which rule, in words.
+def class_labels(
+    names: list[str], num_classes: int, folder: Path, order: ClassOrder | None = None
+) -> tuple[dict[str, int], str, list[str]]:
+    """Tell each class folder's index, by which rule, and what to know about it, in words.
 
     Raises
     ------
@@ -54,22 +65,46 @@ def class_labels(names: list[str], num_classes: int, folder: Path) -> tuple[dict
         When the folders do not fit the model.
     """
     wnids = {one.wnid: one.index for one in imagenet_classes()}
-    if num_classes == len(wnids):
+    if num_classes == len(wnids) and order is None:
         strange = [name for name in names if name not in wnids]
         if strange:
+            way = "give a flat folder and --labels"
+            if len(names) == num_classes:
+                way = "add --class-order number (or text) where they are in the model's order"
             raise UsageError(
                 f"{folder}: {_listed(strange)} of its {len(names)} folders are no classes of ImageNet-1K",
-                hint="call each one by its WordNet id, like n02099601, or give a flat folder and --labels",
+                hint=f"call each one by its WordNet id, like n02099601, or {way}",
             )
-        return {name: wnids[name] for name in names}, "folders are WordNet ids of ImageNet-1K"
+        return {name: wnids[name] for name in names}, "folders are WordNet ids of ImageNet-1K", []
     if len(names) != num_classes:
         raise UsageError(
             f"{folder}: {len(names):,} class folders for a model of {num_classes:,} classes",
             hint="give one folder for each class, or a flat folder and --labels",
         )
-    return {
-        name: index for index, name in enumerate(names)
-    }, "classes are folders in the order of their names"
+    by_text, by_number = sorted(names), sorted(names, key=lambda name: (_with_numbers(name), name))
+    chosen = by_number if order == "number" else by_text
+    rule = "classes are folders in the order of their names"
+    labels = {name: index for index, name in enumerate(chosen)}
+    if by_text == by_number:
+        return labels, rule, []
+    rule += ", as numbers" if order == "number" else ", as text"
+    first, other = next(pair for pair in zip(by_text, by_number, strict=True) if pair[0] != pair[1])
+    remark = (
+        f"class folder {first} comes before {other}, as text is ordered; if the model counts its classes by "
+        "number, add --class-order number (--class-order text keeps this order)"
+    )
+    return labels, rule, [remark] if order is None else []
+
+
+def _with_numbers(name: str) -> list[str | int]:
+    """Text and numbers in turn.
+
+    Examples
+    --------
+    >>> _with_numbers("class10a")
+    ['class', 10, 'a']
+    """
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
 
 
 def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
@@ -92,7 +127,8 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
         When an image of the file is not in the folder, or there is no such file.
     """
     found = dict(_label_lines(labels, num_classes))
-    there = {path.relative_to(folder).as_posix(): path for path in images_below(folder)}
+    remarks: list[str] = []
+    there = {path.relative_to(folder).as_posix(): path for path in images_below(folder, remarks.append)}
     absent = [name for name in found if name not in there]
     if absent:
         raise NotFoundError(
@@ -105,13 +141,20 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
     samples = [Sample(name, there[name], label) for name, label in found.items()]
     left = len(there) - len(found)
     rule = f"labels from {labels}" + (f"; {left:,} images have none and are left out" if left else "")
-    return image_set(samples, (stamp_of(sample.path) for sample in samples), str(folder), rule)
+    stamps = (stamp_of(sample.path) for sample in samples)
+    return image_set(samples, stamps, str(folder), rule, tuple(remarks))
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or UTF-16 where the file begins so (PowerShell writes it), with or without the mark."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
     seen: set[str] = set()
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        with path.open(encoding=_encoding(path), errors="surrogateescape") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(_LINE_BYTES), ""), start=1):
                 if not line.strip() or line.startswith("#"):
                     continue
@@ -129,6 +172,10 @@ def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
                     raise FormatError(path, f"line {number}: {name} has a class already")
                 seen.add(name)
                 yield name, class_index(label, num_classes, f"{path}: line {number}")
+    except UnicodeError as error:
+        raise FormatError(
+            path, f"damaged {_encoding(path).upper()} text", hint="write it in UTF-8"
+        ) from error
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of labels", hint="check --labels") from error
     except OSError as error:
@@ -169,42 +216,27 @@ def any_images(folder: Path) -> ImageSet:
     NotFoundError
         When there are none.
     """
-    samples = [Sample(path.relative_to(folder).as_posix(), path) for path in images_below(folder)]
+    remarks: list[str] = []
+    found = images_below(folder, remarks.append)
+    samples = [Sample(path.relative_to(folder).as_posix(), path) for path in found]
     if not samples:
         raise NotFoundError(f"{folder}: no images in it", hint="their names end in .jpg, .png or .webp")
-    return image_set(samples, (stamp_of(sample.path) for sample in samples), str(folder))
+    stamps = (stamp_of(sample.path) for sample in samples)
+    return image_set(samples, stamps, str(folder), remarks=tuple(remarks))
 
 
 def has_folders(folder: Path) -> bool:
     """Whether there are folders in it that could be classes."""
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in _scan(folder))
+    return any(entry.is_dir() for entry in entries_of(folder))
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Images in a folder and all below it; hidden files and folders apart.
+def images_below(folder: Path, remark: Callable[[str], None], above: Sequence[Path] = ()) -> Iterator[Path]:
+    """Images in a folder and all below it, as `files_below` finds them; a link in a circle is remarked on."""
 
-    Raises
-    ------
-    StorageError
-        When a folder cannot be read: the images in it would be missing silently.
-    """
+    def circle(link: Path) -> None:
+        remark(f"{link} leads back to a folder that it is in, and was not followed")
 
-    def refuse(error: OSError) -> None:
-        raise storage_error(error, error.filename or folder) from error
-
-    for where, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_ENDINGS:
-                yield Path(where, name)
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise storage_error(error, folder) from error
+    return (path for path in files_below(folder, circle, above) if path.suffix.lower() in IMAGE_ENDINGS)
 
 
 def _listed(names: list[str] | Mapping[str, object]) -> str:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.analysis.evaluate.folders import any_images, class_folders, has_folders, labelled_folder
+from ckptkit.analysis.evaluate.folders import (
+    ClassOrder,
+    any_images,
+    class_folders,
+    has_folders,
+    labelled_folder,
+)
 from ckptkit.analysis.evaluate.samples import ImageSet
 from ckptkit.analysis.evaluate.shards import read_shards, shard_paths
 from ckptkit.errors import NotFoundError, UsageError
 
 
 def open_images(
-    data: Sequence[str | Path], num_classes: int | None, *, labels: Path | None = None
+    data: Sequence[str | Path],
+    num_classes: int | None,
+    *,
+    labels: Path | None = None,
+    class_order: ClassOrder | None = None,
 ) -> ImageSet:
     """Find test images; see `class_folders`, `labelled_folder` and `read_shards` for the forms they may have.
 
@@ -24,6 +34,8 @@ def open_images(
         Of the model; None takes images without asking for their classes.
     labels : Path, optional
         File of classes, for a flat folder.
+    class_order : {"text", "number"}, optional
+        Of class folders, as in `class_folders`.
 
     Raises
     ------
@@ -35,6 +47,8 @@ def open_images(
     folder = _folder_of_images(data)
     if labels is not None and (folder is None or num_classes is None):
         raise UsageError("--labels is for one folder of images", hint="shards have their classes in them")
+    if class_order is not None and (folder is None or num_classes is None or labels is not None):
+        raise UsageError("--class-order is for class folders", hint="leave it out")
     if folder is None:
         return read_shards(_shards(data), num_classes, ", ".join(map(str, data)))
     if num_classes is None:
@@ -46,7 +60,7 @@ def open_images(
             f"{folder}: neither class folders nor tar shards in it",
             hint="give a folder of folders, or name a file of classes with --labels",
         )
-    return class_folders(folder, num_classes)
+    return class_folders(folder, num_classes, class_order)
 
 
 def _folder_of_images(data: Sequence[str | Path]) -> Path | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptkit.analysis.evaluate.folders import ClassOrder
 from ckptkit.errors import UsageError
 from ckptkit.models import Framework
 
@@ -23,6 +24,8 @@ class EvaluationOptions:
         A folder of images, or shards; see `open_images`.
     labels : Path, optional
         File of classes, for a flat folder.
+    class_order : {"text", "number"}, optional
+        Of class folders; see `class_folders`.
     limit : int, optional
         Take a sample of so many images, spread over the classes, the same one each time.
     framework : {"torch", "keras"}
@@ -46,6 +49,7 @@ class EvaluationOptions:
 
     data: Sequence[str | Path]
     labels: Path | None = None
+    class_order: ClassOrder | None = None
     limit: int | None = None
     framework: Framework = "torch"
     batch_size: int = 32

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from ckptkit.errors import storage_error
+from ckptkit.errors import StorageError, storage_error
 from ckptkit.formats.staging import StagedFile
 from ckptkit.tensors import Array
 
@@ -103,7 +104,7 @@ def _unpacked(text: str, images: int) -> Array:
 
 
 class StateFile:
-    """Where progress is kept between two runs.
+    """Where progress is kept between two runs. Where the disk refuses, it is not, and `refused` says why.
 
     Parameters
     ----------
@@ -114,6 +115,11 @@ class StateFile:
     part : int or None
         Number of the process, where several of them evaluate together: each keeps a file of its own beside
         ``path``, and the first one gathers them at the next start.
+
+    Attributes
+    ----------
+    refused : StorageError or None
+        What the disk said to the last attempt to write it.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str], images: int, part: int | None = None) -> None:
@@ -122,6 +128,7 @@ class StateFile:
         self._images = images
         self._own = path if part is None else path.with_name(f"{path.name}{_PART}{part}")
         self._saved = time.monotonic()
+        self.refused: StorageError | None = None
 
     def load(self) -> tuple[Progress | None, str]:
         """Read what earlier runs left.
@@ -141,19 +148,20 @@ class StateFile:
 
     def _parts(self) -> list[Path]:
         pattern = re.compile(re.escape(self.path.name + _PART) + r"\d+")
-        if not self.path.parent.is_dir():
+        try:
+            return sorted(path for path in self.path.parent.iterdir() if pattern.fullmatch(path.name))
+        except OSError:
             return []
-        return sorted(path for path in self.path.parent.iterdir() if pattern.fullmatch(path.name))
 
     def _read(self, path: Path) -> tuple[Progress | None, str]:
         try:
             if path.stat().st_size > _MAX_BYTES:
                 return None, "the state file is no such file"
             values = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None, ""
         except OSError as error:
-            raise storage_error(error, path) from error
+            return None, f"the state file cannot be read ({storage_error(error, path).message})"
         except (ValueError, RecursionError):
             return None, "the state file is damaged"
         if not isinstance(values, dict) or not isinstance(values.get("identity"), dict):
@@ -167,18 +175,17 @@ class StateFile:
         found = Progress.from_json(values.get("progress") or {}, self._images)
         return found, "" if found else "the state file is damaged"
 
-    def save(self, progress: Progress) -> None:
-        """Write progress, whole or not at all.
-
-        Raises
-        ------
-        StorageError
-            When the disk refuses.
-        """
+    def save(self, progress: Progress, *, try_only: bool = False) -> None:
+        """Write progress, whole or not at all; ``try_only`` finds out whether that would be possible."""
         values = {"format": _FORMAT, "identity": self._identity, "progress": progress.to_json()}
-        with StagedFile(self._own, force=True) as file:
-            file.append(json.dumps(values).encode())
-            file.commit()
+        try:
+            with StagedFile(self._own, force=True) as file:
+                file.append(json.dumps(values).encode())
+                if not try_only:
+                    file.commit()
+            self.refused = None
+        except StorageError as error:
+            self.refused = error
         self._saved = time.monotonic()
 
     def save_now_and_then(self, progress: Progress) -> None:
@@ -191,13 +198,18 @@ class StateFile:
         parts = self._parts()
         if parts:
             self.save(progress)
-            for part in parts:
-                part.unlink(missing_ok=True)
+            if self.refused is None:
+                _unlink(parts)
 
     def remove(self) -> None:
         """Forget it all: the evaluation is finished."""
-        for path in {self.path, self._own, *self._parts()}:
-            path.unlink(missing_ok=True)
+        _unlink({self.path, self._own, *self._parts()})
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # a state file that stays is found out of date by the next run
+            path.unlink()
 
 
 def default_state_path(folder: Path, name: str, choices: Mapping[str, str]) -> Path:

@@ -38,6 +38,7 @@ class _Run:
     options: EvaluationOptions
     group: Group
     note: Callable[[str], None]
+    warn: Callable[[str], None]
     bar: ProgressBar
     notes: list[str] = field(default_factory=list)
 
@@ -48,6 +49,7 @@ def evaluate_source(
     *,
     group: Group | None = None,
     note: Callable[[str], None] = lambda _sentence: None,
+    warn: Callable[[str], None] = lambda _sentence: None,
     bar: ProgressBar = no_bar,
 ) -> Evaluation:
     """Measure the accuracy of a checkpoint.
@@ -60,6 +62,8 @@ def evaluate_source(
         The processes that share the work; see `process_group`. Alone where not given.
     note : callable
         Takes each sentence that the user may want to see meanwhile.
+    warn : callable
+        Takes each sentence that the user should see before the work is done.
     bar : callable
         See `ProgressBar`.
 
@@ -73,17 +77,21 @@ def evaluate_source(
     UsageError
         When images, options and model do not fit each other.
     NotFoundError, FormatError, StorageError
-        No images; shards that are damaged, or no image that can be decoded; the disk refuses.
+        No images; shards that are damaged, or no image that can be decoded; the disk refuses to be read.
     ConversionError
         When the weights do not fit the model, or its BatchNorm statistics are missing.
     """
-    run = _Run(source, options, group or Group(), note, bar)
+    run = _Run(source, options, group or Group(), note, warn, bar)
     if source.num_classes is None:
         raise UsageError(f"{source.name}: no classification head, so there is nothing to score")
     reason = not_comparable(source)
     if options.check and reason:
         raise UsageError(f"--check has nothing to hold {source.name} against: {reason}", hint="leave it out")
-    whole = open_images(options.data, source.num_classes, labels=options.labels)
+    whole = open_images(
+        options.data, source.num_classes, labels=options.labels, class_order=options.class_order
+    )
+    for remark in whole.remarks:
+        run.warn(remark)
     images = whole.limited(options.limit)
     if len(set(run.group.told(f"{images.identity} {options.limit}"))) > 1:
         raise UsageError("the processes see different images", hint="all need the same --data and --limit")
@@ -151,6 +159,9 @@ def _evaluated(run: _Run, images: ImageSet, predictor: Predictor, settings: Mapp
     state = state_file(run.source, run.options, images, settings, part=part)
     known = _known(run, state, len(images))
     resumed = int(known.done.sum())
+    state.save(known, try_only=True)
+    if state.refused is not None:
+        run.warn(f"{state.refused.message}: what is done cannot be kept, so an interrupted run begins anew")
     progress = Progress.of(len(images))
     progress.merge(known)
     begun = time.monotonic()
@@ -178,8 +189,12 @@ def _evaluated(run: _Run, images: ImageSet, predictor: Predictor, settings: Mapp
 def _keep(run: _Run, state: StateFile, progress: Progress) -> None:
     """Save what is done, and say where it goes on."""
     done = int(progress.done.sum())
-    if done:
-        state.save(progress)
+    if not done:
+        return
+    state.save(progress)
+    if state.refused is not None:
+        run.warn(f"{state.refused.message}: what is done was not kept")
+    else:
         what = (
             f"{done:,} of {len(progress.done):,} images are done"
             if run.group.world == 1

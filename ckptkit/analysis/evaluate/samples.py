@@ -71,12 +71,15 @@ class ImageSet:
         How their labels were read, for people; empty for a set without labels.
     identity : str
         Digest of every name, label, size and time of change: another one means another set.
+    remarks : tuple of str
+        What the user should know of how they were found.
     """
 
     samples: tuple[Sample, ...]
     what: str
     rule: str
     identity: str
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -94,7 +97,13 @@ class ImageSet:
         return replace(self, samples=tuple(self.samples[position] for position in chosen))
 
 
-def image_set(samples: Iterable[Sample], stamps: Iterable[str], what: str, rule: str = "") -> ImageSet:
+def image_set(
+    samples: Iterable[Sample],
+    stamps: Iterable[str],
+    what: str,
+    rule: str = "",
+    remarks: tuple[str, ...] = (),
+) -> ImageSet:
     """Make a set of images.
 
     Parameters
@@ -102,7 +111,7 @@ def image_set(samples: Iterable[Sample], stamps: Iterable[str], what: str, rule:
     samples : iterable of Sample
     stamps : iterable of str
         What tells each file's content from another one's without reading it: size and time of change.
-    what, rule : str
+    what, rule, remarks
         As in `ImageSet`.
 
     Raises
@@ -123,7 +132,7 @@ def image_set(samples: Iterable[Sample], stamps: Iterable[str], what: str, rule:
         )
     for stamp in sorted(stamps):
         digest.update(f"{stamp}\n".encode(errors="surrogateescape"))
-    return ImageSet(ordered, what, rule, digest.hexdigest())
+    return ImageSet(ordered, what, rule, digest.hexdigest(), remarks)
 
 
 def stamp_of(path: Path) -> str:

@@ -262,7 +262,7 @@ def _label(path: Path, file: BinaryIO, key: str, parts: _Parts, num_classes: int
         file.seek(offset)
         text = file.read(size)
         if ending == "cls":
-            return class_index(text.decode("utf-8", "replace"), num_classes, where)
+            return class_index(text.decode("utf-8-sig", "replace"), num_classes, where)
         return class_index(str(_json_label(text, where)), num_classes, where)
     raise FormatError(where, "an image without a class", hint="it needs a .cls or .json beside it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def tree(folder: Path, *names: str) -> Path:
     return folder
 
 
-def labels_of(folder: Path, classes: int | None = 1000, **options: Path) -> dict[str, int | None]:
+def labels_of(folder: Path, classes: int | None = 1000, **options: Any) -> dict[str, int | None]:
     found = open_images([folder], classes, **options)
     return {sample.name: sample.label for sample in found.samples}
 
@@ -56,6 +57,107 @@ def test_other_numbers_of_classes_go_by_the_order_of_names(tmp_path: Path):
     assert "order of their names" in open_images([tmp_path], 4).rule
     with pytest.raises(UsageError, match="4 class folders for a model of 10 classes"):
         labels_of(tmp_path, 10)
+
+
+@pytest.mark.parametrize(
+    ("names", "as_numbers"),
+    [
+        ([str(n) for n in range(12)], [str(n) for n in range(12)]),
+        (["class9", "class10", "class1"], ["class1", "class9", "class10"]),
+        (["01", "2", "003"], ["01", "2", "003"]),
+        (["b2", "b10", "a"], ["a", "b2", "b10"]),
+    ],
+)
+def test_names_with_two_orders_are_remarked_on_until_one_is_said(
+    tmp_path: Path, names: list[str], as_numbers: list[str]
+):
+    tree(tmp_path, *(f"{name}/x.jpg" for name in names))
+    found = {
+        order: open_images([tmp_path], len(names), class_order=order) for order in (None, "text", "number")
+    }
+    taken = {
+        order: [one.name for one in sorted(set_.samples, key=lambda one: one.label or 0)]
+        for order, set_ in found.items()
+    }
+    assert taken[None] == taken["text"] == [f"{name}/x.jpg" for name in sorted(names)]
+    assert taken["number"] == [f"{name}/x.jpg" for name in as_numbers]
+    (remark,) = found[None].remarks
+    assert "--class-order number" in remark and "--class-order text" in remark
+    assert found["text"].remarks == found["number"].remarks == ()
+    assert found["text"].identity != found["number"].identity
+    assert (found["text"].rule[-7:], found["number"].rule[-10:]) == ("as text", "as numbers")
+
+
+def test_names_with_one_order_are_not_remarked_on(tmp_path: Path):
+    tree(tmp_path, *(f"{name}/x.jpg" for name in ("00", "01", "10", "cat")))
+    assert open_images([tmp_path], 4).remarks == ()
+
+
+def test_a_thousand_numbered_folders_are_no_wnids_but_may_have_an_order(tmp_path: Path):
+    tree(tmp_path, *(f"{n}/x.jpg" for n in range(1000)))
+    with pytest.raises(UsageError, match="--class-order number"):
+        labels_of(tmp_path)
+    assert labels_of(tmp_path, class_order="number") == {f"{n}/x.jpg": n for n in range(1000)}
+    with pytest.raises(UsageError, match="--class-order is for class folders"):
+        labels_of(tmp_path, None, class_order="number")
+
+
+def test_links_to_folders_are_followed(tmp_path: Path):
+    store = tree(tmp_path / "store", "a.jpg", "deep/b.jpg")
+    data = tree(tmp_path / "val", f"{GOLDFISH}/c.jpg")
+    (data / GOLDFISH / "more").symlink_to(store)
+    (data / RETRIEVER).symlink_to(store / "deep")
+    (data / GOLDFISH / "d.jpg").symlink_to(store / "a.jpg")
+    assert labels_of(data) == {
+        f"{GOLDFISH}/c.jpg": 1,
+        f"{GOLDFISH}/d.jpg": 1,
+        f"{GOLDFISH}/more/a.jpg": 1,
+        f"{GOLDFISH}/more/deep/b.jpg": 1,
+        f"{RETRIEVER}/b.jpg": 207,
+    }
+    assert set(labels_of(data, None)) == set(labels_of(data))
+    (tmp_path / "labels").write_text(f"{GOLDFISH}/more/deep/b.jpg 5")
+    assert labels_of(data, labels=tmp_path / "labels") == {f"{GOLDFISH}/more/deep/b.jpg": 5}
+
+
+def test_a_link_in_a_circle_is_remarked_on_and_not_followed(tmp_path: Path):
+    data = tree(tmp_path / "val", f"{GOLDFISH}/deep/c.jpg")
+    (data / GOLDFISH / "deep" / "up").symlink_to(data / GOLDFISH)
+    (data / GOLDFISH / "root").symlink_to("..")
+    found = open_images([data], 1000)
+    assert [one.name for one in found.samples] == [f"{GOLDFISH}/deep/c.jpg"]
+    assert found.remarks == tuple(
+        f"{data / GOLDFISH / link} leads back to a folder that it is in, and was not followed"
+        for link in ("deep/up", "root")
+    )
+
+
+@pytest.mark.parametrize("place", ["", f"{GOLDFISH}/"])
+@pytest.mark.parametrize("link", ["more", "a.jpg", "itself"])
+def test_a_link_that_leads_nowhere_is_not_left_out_silently(tmp_path: Path, place: str, link: str):
+    tree(tmp_path, f"{GOLDFISH}/c.jpg")
+    (tmp_path / place / link).symlink_to("itself" if link == "itself" else "/gone/away")
+    with pytest.raises(NotFoundError, match=rf"{place}{link}: its link to .* cannot be followed"):
+        labels_of(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_label_files_of_any_editor(tmp_path: Path, encoding: str, ending: str):
+    data = tree(tmp_path / "val", "ä.jpg", "b.jpg")
+    text = ("\ufeff" if encoding[-3:] in ("-le", "-be") else "") + ending.join(["ä.jpg 65", "b.jpg 7", ""])
+    (tmp_path / "labels").write_bytes(text.encode(encoding))
+    assert labels_of(data, labels=tmp_path / "labels") == {"ä.jpg": 65, "b.jpg": 7}
+    (tmp_path / "labels").write_bytes(f"# names{ending}{text}".encode(encoding))
+    if "\ufeff" not in text:
+        assert labels_of(data, labels=tmp_path / "labels") == {"ä.jpg": 65, "b.jpg": 7}
+
+
+def test_damaged_text_in_a_label_file(tmp_path: Path):
+    data = tree(tmp_path / "val", "a.jpg")
+    (tmp_path / "labels").write_bytes(b"\xff\xfea\0.\0j")
+    with pytest.raises(FormatError, match="damaged UTF-16 text; write it in UTF-8"):
+        labels_of(data, labels=tmp_path / "labels")
 
 
 def test_a_flat_folder_with_labels(tmp_path: Path):

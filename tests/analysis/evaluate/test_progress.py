@@ -140,10 +140,40 @@ def test_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert not state.path.exists()
 
 
-def test_a_disk_that_refuses(tmp_path: Path):
+def test_a_disk_that_refuses_says_so_and_stops_nothing(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError):
-        StateFile(tmp_path / "file" / "state.json", IDENTITY, 21).save(some())
+    state = StateFile(tmp_path / "file" / "state.json", IDENTITY, 21)
+    assert state.load() == (None, "")
+    for try_only in (True, False):
+        state.refused = None
+        state.save(some(), try_only=try_only)
+        assert isinstance(state.refused, StorageError)
+    state.gather(some())
+    state.remove()
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_state_file_that_cannot_be_read_begins_anew(tmp_path: Path):
+    (tmp_path / "state.json").mkdir()
+    found, why = StateFile(tmp_path / "state.json", IDENTITY, 21).load()
+    assert found is None and why.startswith("the state file cannot be read")
+
+
+def test_parts_stay_where_they_cannot_be_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_given: object, **_more: object) -> None:
+        raise StorageError("no space left on the disk")
+
+    path = tmp_path / "state.json"
+    StateFile(path, IDENTITY, 21, 1).save(some())
+    monkeypatch.setattr(module, "StagedFile", full)
+    StateFile(path, IDENTITY, 21).gather(some())
+    assert [one.name for one in tmp_path.iterdir()] == ["state.json.rank1"]
+
+
+def test_trying_leaves_nothing(tmp_path: Path):
+    state = StateFile(tmp_path / "state.json", IDENTITY, 21)
+    state.save(some(), try_only=True)
+    assert state.refused is None and list(tmp_path.iterdir()) == []
 
 
 def test_default_paths_differ_by_choice_and_are_plain_names(tmp_path: Path):

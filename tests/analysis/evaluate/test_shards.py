@@ -19,7 +19,12 @@ def found(*data: str | Path, classes: int | None = 1000) -> dict[str, int | None
 
 def test_samples_of_two_shards_read_at_their_offsets(tmp_path: Path):
     first = {"n1/a.b/0001.jpg": b"one" * 300, "n1/a.b/0001.cls": b"7\n", "n1/a.b/0001.seg.png": b"mask"}
-    second = {"0002.cls": b"207", "0002.PNG": b"two", "0003.webp": b"", "0003.json": b'{"label": 3, "x": []}'}
+    second = {
+        "0002.cls": b"\xef\xbb\xbf207\r\n",
+        "0002.PNG": b"two",
+        "0003.webp": b"",
+        "0003.json": b'{"label": 3, "x": []}',
+    }
     shard(tmp_path / "val-000.tar", first)
     shard(tmp_path / "val-001.tar", second)
     (tmp_path / "notes.txt").touch()
