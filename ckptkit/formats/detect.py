@@ -24,7 +24,7 @@ from ckptkit.formats.foreign import (
     packed,
     tf_v1,
 )
-from ckptkit.formats.shards import INDEX_ENDINGS
+from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, numbered
 from ckptkit.tensors import TensorSpec
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -81,18 +81,31 @@ def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Wei
     FormatError
         Not a checkpoint, with what it is instead; or a damaged one.
     """
-    probe = _Probe(Path(path), None, state_dict, weights)
+    return _open(_Probe(Path(path), None, state_dict, weights))
+
+
+def _open(probe: _Probe) -> Reader:
     for rule in _RULES:
         if rule.matches(probe):
-            return rule.open(probe)
-    found = Foreign.of(probe)
-    if found is not None:
-        raise found.error(probe.path)
-    raise FormatError(
-        probe.path,
-        f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
-        hint="known are TensorFlow, PyTorch, safetensors, Keras and npz",
-    )
+            reader = rule.open(probe)
+            break
+    else:
+        found = Foreign.of(probe)
+        if found is not None:
+            raise found.error(probe.path)
+        raise FormatError(
+            probe.path,
+            f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
+            hint="known are TensorFlow, PyTorch, safetensors, Keras and npz",
+        )
+    if numbered(probe.path.name) and not probe.is_shard and reader.format != "keras":
+        index = index_beside(probe.path)
+        others = f", which {index.name} names," if index else ""
+        reader.notes = [
+            *reader.notes,
+            f"one of several shards: the tensors of the others{others} are not read",
+        ]
+    return reader
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class _Probe(Sample):
 
     state_dict: str | None = None
     weights: Weights | None = None
+    is_shard: bool = False
 
     @cached_property
     def is_folder(self) -> bool:
@@ -119,7 +133,11 @@ class _Probe(Sample):
 
     def at(self, path: Path) -> Reader:
         """Open another path in the same way."""
-        return open_reader(path, state_dict=self.state_dict, weights=self.weights)
+        return _open(_Probe(path, None, self.state_dict, self.weights))
+
+    def shard(self, path: Path) -> Reader:
+        """Open a file that is a part of this checkpoint."""
+        return _open(_Probe(path, None, self.state_dict, self.weights, is_shard=True))
 
 
 _Open = Callable[[_Probe], Reader]
@@ -155,7 +173,7 @@ def _open_safetensors(probe: _Probe) -> Reader:
 def _open_keras(probe: _Probe) -> Reader:
     from ckptkit.formats.keras_h5 import KerasH5Reader
 
-    return KerasH5Reader(probe.path)
+    return KerasH5Reader(probe.path, is_shard=probe.is_shard)
 
 
 def _open_npz(probe: _Probe) -> Reader:
@@ -237,6 +255,10 @@ def _open_state(probe: _Probe) -> Reader:
     )
 
 
+def _open_shards(probe: _Probe) -> Reader:
+    return ShardedReader(probe.path, probe.shard)
+
+
 def _open_folder(probe: _Probe) -> Reader:
     from ckptkit.formats.folders import checkpoint_in
 
@@ -305,7 +327,7 @@ def _is_safetensors(probe: _Probe) -> bool:
 
 def _is_shard_index(probe: _Probe) -> bool:
     named = probe.path.name.endswith(INDEX_ENDINGS)
-    return probe.text.startswith(b"{") and (named or b'"weight_map"' in probe.text)
+    return probe.text.startswith(b"{") and (named or b'"weight_map"' in probe.text) and not probe.is_shard
 
 
 def _is_beside_index(probe: _Probe) -> bool:
@@ -337,7 +359,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar),
     _Rule(_starts_with(_HDF5), _open_keras),
     _Rule(_starts_with(b"model_checkpoint_path:"), _open_state),
-    _Rule(_is_shard_index, _open_safetensors),
+    _Rule(_is_shard_index, _open_shards),
 )
 
 

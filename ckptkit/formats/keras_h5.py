@@ -8,12 +8,14 @@ container and other names: see `ckptkit.formats.keras_legacy_h5`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Check
+from ckptkit.formats.foreign import quoted
 from ckptkit.formats.hdf5_attributes import Attributes, single
 from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
@@ -22,6 +24,7 @@ from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
 from ckptkit.formats.hdf5_objects import Header, Link, Objects
 from ckptkit.formats.keras_legacy_h5 import NEITHER, Contents, is_legacy, legacy_weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.shards import index_beside, shards_of
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.zip_directory import STORED, read_directory
@@ -44,18 +47,20 @@ class KerasH5Reader(MappedReader):
     ----------
     path : str or Path
         ``….weights.h5`` or ``….keras`` of Keras 3, or a ``….h5`` of Keras 1 or 2: weights or a whole model.
+    is_shard : bool
+        Whether it may be one of several files, whose index is being read.
 
     Raises
     ------
     FormatError
-        Damaged or hostile, or HDF5 that is not Keras'.
+        Damaged or hostile, HDF5 that is not Keras', or one of several files opened by itself.
     NotFoundError
         No such file.
     """
 
     format = "keras"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, is_shard: bool = False) -> None:
         self.path = Path(path)
         self._file = MappedFile(self.path)
         self._files = [self._file]
@@ -71,7 +76,8 @@ class KerasH5Reader(MappedReader):
                 found, metadata = legacy_weights(objects, attributes, of_root, found)
             else:
                 metadata = self._metadata(single(of_root.get(_ATTRIBUTE)))
-                if _ATTRIBUTE not in of_root:
+                if _ATTRIBUTE not in of_root and not is_shard:
+                    self._refuse_shard(found)
                     self._refuse_other_hdf5(found.datasets)
         except BaseException:
             self.close()
@@ -94,6 +100,23 @@ class KerasH5Reader(MappedReader):
     def overlapping(self) -> Sequence[str]:
         """Tensors whose bytes in the file are those of one before them: the ones of ``same``."""
         return list(self.same)
+
+    def _refuse_shard(self, found: Contents) -> None:
+        """One of several files has a part of the weights; only its name and its gaps tell so."""
+        named = re.fullmatch(r"(.*)_(\d{5})\.weights\.h5", self.path.name)
+        beside = index_beside(self.path) if named else None
+        is_first = named is not None and int(named[2]) == 0
+        is_later = _VARIABLES not in found.groups and (named is not None or _has_gap(found.datasets))
+        if (beside is None and not is_first and not is_later) or (beside and len(shards_of(beside)) == 1):
+            return
+        index = beside or self.path.with_name(f"{named[1]}.weights.json" if named else "….weights.json")
+        hint = f"give {index}"
+        if beside is None:
+            hint = f"put {index.name} and the other shards beside it and give {index.name}"
+            if named is not None and is_first:
+                whole = self.path.with_name(f"{named[1]}.weights.h5")
+                hint += f"; if it is whole, rename it: mv {quoted(self.path)} {quoted(whole)}"
+        raise FormatError(self.path, "is one of several shards of Keras weights", hint=hint)
 
     def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset]) -> None:
         if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in datasets):
@@ -156,6 +179,16 @@ class KerasH5Reader(MappedReader):
         dataset = self._dataset(name)
         if dataset.address is not None:
             self._file.release(self._source.start + dataset.address, dataset.nbytes)
+
+
+def _has_gap(datasets: Mapping[str, Dataset]) -> bool:
+    """Whether a layer's variables begin with another number than 0."""
+    first: dict[str, int] = {}
+    for name in datasets:
+        group, _, number = name.rpartition("/")
+        if group.endswith(f"/{_VARIABLES}") and number.isascii() and number.isdecimal() and len(number) < 9:
+            first[group] = min(first.get(group, int(number)), int(number))
+    return any(first.values())
 
 
 class _Walk:

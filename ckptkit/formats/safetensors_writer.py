@@ -236,5 +236,5 @@ def _shards_named_by(index: Path) -> set[Path]:
     """Shards of an earlier checkpoint of the same name, as far as its index is readable."""
     with contextlib.suppress(CkptkitError):  # whatever is wrong with the old index, it is about to go
         stem = index.name.removesuffix(INDEX_SUFFIX)
-        return {index.parent / name for name in read_index(index).values() if name.startswith(f"{stem}-")}
+        return {index.parent / name for name in read_index(index) if name.startswith(f"{stem}-")}
     return set()

@@ -1,22 +1,33 @@
-"""Checkpoints in shards: the index that says which file holds which tensor."""
+"""Checkpoints in shards: an index says which file holds which tensor.
+
+Hugging Face's libraries write ``….safetensors.index.json`` and ``….bin.index.json``, which list tensors;
+Keras writes ``….weights.json``, which lists the groups of variables, each in one file or in several
+(keras/src/saving/saving_lib.py, ShardedH5IOStore).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ckptkit.errors import CkptkitError, FormatError
-from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.errors import CkptkitError, FormatError, NotFoundError
+from ckptkit.formats.base import Reader
+from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.safetensors_header import strict_json, utf8
+from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
-INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", ".weights.json")
-_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", ".weights.h5")
-_NUMBERED = re.compile(r"(-\d{5}-of-\d{5}\.(safetensors|bin|pt|pth)|_\d{5}\.weights\.h5)$")
+KERAS_INDEX, KERAS_SHARD = ".weights.json", ".weights.h5"
+INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", KERAS_INDEX)
+_SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", KERAS_SHARD)
+_NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pt|pth)$|_\d{5}\.weights\.h5$")
 _MAX_INDEX_BYTES = 100_000_000
 _MAX_NAME_BYTES = 255  # no common file system takes a longer one
+_MAX_SHARDS = 1000
 
 
 def numbered(name: str) -> bool:
@@ -33,13 +44,22 @@ def numbered(name: str) -> bool:
 def shards_of(index: Path) -> set[str]:
     """Names of the files of an index; none where it is damaged, which opening it will say."""
     try:
-        return set(read_index(index).values())
+        return set(read_index(index))
     except CkptkitError:
         return set()
 
 
-def read_index(path: Path) -> dict[str, str]:
-    """Which shard holds which tensor.
+def index_beside(shard: Path) -> Path | None:
+    """The index in the folder of a file that names it."""
+    with contextlib.suppress(OSError):  # a folder may be readable only file by file
+        for path in sorted(shard.parent.iterdir()):
+            if path.name.endswith(INDEX_ENDINGS) and path.is_file() and shard.name in shards_of(path):
+                return path
+    return None
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """Names of the files, and what each should hold: tensors, or groups of a Keras file.
 
     Raises
     ------
@@ -57,12 +77,15 @@ def read_index(path: Path) -> dict[str, str]:
     homes = table.get("weight_map")
     if not isinstance(homes, dict) or not homes:
         raise FormatError(path, "an index of shards without weight_map")
-    plain: set[str] = set()
-    for name, shard in homes.items():
-        if not isinstance(shard, str) or not (shard in plain or _is_plain_name(shard)):
-            raise FormatError(path, f"tensor {name!r} lies in {shard!r}, which is no file name")
-        plain.add(shard)
-    return homes
+    shards: dict[str, set[str]] = {}
+    for name, home in homes.items():
+        for shard in home if isinstance(home, list) else [home]:
+            if not isinstance(shard, str) or not (shard in shards or _is_plain_name(shard)):
+                raise FormatError(path, f"places {name!r} in {shard!r}, which is not the name of a shard")
+            shards.setdefault(shard, set()).add(name)
+    if len(shards) > _MAX_SHARDS:
+        raise FormatError(path, f"{len(shards)} shards, more than {_MAX_SHARDS}")
+    return shards
 
 
 def _is_plain_name(name: str) -> bool:
@@ -74,3 +97,110 @@ def _is_plain_name(name: str) -> bool:
         and PurePosixPath(name).name == name
         and PureWindowsPath(name).name == name
     )
+
+
+class ShardedReader(MappedReader):
+    """The files that an index names, as one checkpoint; see `ckptkit.formats.base.Reader`.
+
+    Parameters
+    ----------
+    path : Path
+        The index.
+    open_shard : callable
+        Opens one file.
+
+    Raises
+    ------
+    FormatError
+        A shard is missing, damaged, or does not hold what the index says.
+    """
+
+    def __init__(self, path: Path, open_shard: Callable[[Path], Reader]) -> None:
+        self.path = path
+        self._readers: list[Reader] = []
+        self._homes: dict[str, Reader] = {}
+        try:
+            for shard, placed in read_index(path).items():
+                if not (path.parent / shard).is_file():
+                    raise FormatError(path, f"its shard {shard} is missing", hint="fetch the missing file")
+                self._readers.append(open_shard(path.parent / shard))
+                self._take(shard, placed, self._readers[-1])
+        except BaseException:
+            self.close()
+            raise
+        first = self._readers[0]
+        self.format = first.format
+        self.state_dicts, self.state_dict, self.weights = first.state_dicts, first.state_dict, first.weights
+        self.specs: Mapping[str, TensorSpec] = {
+            name: spec for reader in self._readers for name, spec in reader.specs.items()
+        }
+        self.left_out: Mapping[str, str] = {
+            name: why for reader in self._readers for name, why in reader.left_out.items()
+        }
+        self.metadata: Mapping[str, str] = {
+            key: value for reader in reversed(self._readers) for key, value in reader.metadata.items()
+        }
+        self.notes: Sequence[str] = [
+            f"{reader.path.name}: {note}" for reader in self._readers for note in reader.notes
+        ]
+
+    def _take(self, shard: str, placed: set[str], reader: Reader) -> None:
+        """A shard must hold exactly what the index places there."""
+        apart = "its shards do not belong together"
+        if reader.format != self._readers[0].format:
+            raise FormatError(self.path, f"{shard} is a {reader.format} file, unlike the others", hint=apart)
+        names = reader.specs.keys() | reader.left_out.keys()
+        held = {f"/{name.rpartition('/')[0]}" for name in names} if shard.endswith(KERAS_SHARD) else names
+        for name in placed ^ held:
+            reason = "lacks" if name in placed else "also holds"
+            raise FormatError(self.path, f"{shard} {reason} {name!r}", hint=apart)
+        for name in names:
+            if name in self._homes:
+                raise FormatError(self.path, f"{shard} holds {name!r} once more", hint=apart)
+            self._homes[name] = reader
+
+    def _home(self, name: str) -> Reader:
+        if name not in self.specs:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+        return self._homes[name]
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """What else is in the files, in detail."""
+        return {key: said for reader in reversed(self._readers) for key, said in reader.extras.items()}
+
+    @property
+    def also(self) -> Mapping[str, str]:
+        """What else is in the files, in a few words."""
+        return {key: said for reader in reversed(self._readers) for key, said in reader.also.items()}
+
+    @property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are the very same as an earlier one of their file."""
+        return {name: other for reader in self._readers for name, other in reader.same.items()}
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes touch those of one before them."""
+        return [name for reader in self._readers for name in reader.overlapping]
+
+    def read(self, name: str) -> Array:
+        """Read-only view of one tensor."""
+        return self._home(name).read(name)
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of one tensor without numpy; None where they are not in C order in one piece."""
+        return self._home(name).raw(name)
+
+    def check(self, name: str, known: int | None = None) -> bool:
+        """Compare one tensor with the checksum its file stores for it."""
+        return self._home(name).check(name, known)
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._home(name).release(name)
+
+    def close(self) -> None:
+        """Close every file."""
+        for reader in self._readers:
+            reader.close()

@@ -7,6 +7,7 @@ import functools
 import gzip
 import importlib.util
 import io
+import json
 import lzma
 import struct
 import zipfile
@@ -140,6 +141,23 @@ def _sharded() -> Iterator[Seed]:
     layers = [*raw_layers(files), *[Layer(index, files[index], whole)] * 3]
     for opened in (index, "."):
         yield Seed("sharded", f"opened by {opened}", files, opened, layers)
+    yield from _sharded_elsewhere()
+
+
+def _sharded_elsewhere() -> Iterator[Seed]:
+    """The same of PyTorch, and of Keras, whose index names groups."""
+    first, second = (torch_files.whole(torch_files.table(**{name: torch_files.TENSOR})) for name in "ab")
+    files = {f"m-{number}.bin": stored_zip({"a/data.pkl": pickled, "a/data/0": torch_files.STORAGE})
+             for number, pickled in enumerate((first, second))}  # fmt: skip
+    files["m.bin.index.json"] = json.dumps({"weight_map": {"a": "m-0.bin", "b": "m-1.bin"}}).encode()
+    yield Seed("sharded", "PyTorch", files, "m.bin.index.json", raw_layers(files))
+    homes = {f"/layers/d{number}/vars": [f"w_0000{number}.weights.h5"] for number in range(2)}
+    files = {}
+    for group, (file,) in homes.items():
+        held = {f"{group[1:]}/0": np.arange(3, dtype="float32")}
+        files[file] = written("keras", held, file)[file]
+    files["w.weights.json"] = json.dumps({"weight_map": homes}).encode()
+    yield Seed("sharded", "Keras", files, "w.weights.json", raw_layers(files))
 
 
 # -- npz and Keras -------------------------------------------------------------------------------------------
