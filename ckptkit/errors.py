@@ -6,7 +6,9 @@ The command line maps each class to one exit code (``ckptkit/cli/exit_codes.py``
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -181,12 +183,12 @@ class StorageError(CkptkitError):
 
 
 _OS_REASONS = {
-    errno.ENOSPC: ("no space left on the disk", "free some space or choose another place"),
-    errno.EDQUOT: ("disk quota used up", "free some space or choose another place"),
-    errno.EFBIG: ("file too large for this file system or process limit", "choose another place"),
-    errno.EROFS: ("read-only file system", "choose another place"),
-    errno.EACCES: ("permission denied", "check who may write there"),
-    errno.EPERM: ("operation not permitted", "check who may write there"),
+    errno.ENOSPC: ("no space left on the disk", "free some space or {}"),
+    errno.EDQUOT: ("disk quota used up", "free some space or {}"),
+    errno.EFBIG: ("file too large for this file system or process limit", "{}"),
+    errno.EROFS: ("read-only file system", "{}"),
+    errno.EACCES: ("permission denied", "check who may write there, or {}"),
+    errno.EPERM: ("operation not permitted", "check who may write there, or {}"),
 }
 
 
@@ -200,7 +202,28 @@ def storage_error(error: OSError, path: str | Path) -> StorageError:
     'out.safetensors: no space left on the disk; free some space or choose another place'
     """
     reason, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
-    return StorageError(f"{path}: {reason}", hint=hint)
+    name = os.fspath(path)
+    if error.errno in {errno.EACCES, errno.EPERM} and _is_unreadable_file(name):
+        hint = "check who may read it"
+    elif error.errno == errno.ENOENT and not Path(name).absolute().parent.is_dir():
+        reason, hint = "its folder is not there and cannot be created", "{}"
+    return StorageError(f"{path}: {reason}", hint=hint and hint.format(_another_place(name)))
+
+
+def _is_unreadable_file(name: str) -> bool:
+    with contextlib.suppress(OSError):  # in a folder that may not be looked into
+        return Path(name).is_file() and not os.access(name, os.R_OK)
+    return False
+
+
+def _another_place(path: str) -> str:
+    from ckptkit.places import ENVIRONMENT, home_folders
+
+    try:
+        cached = any(Path(path).is_relative_to(folder) for folder in home_folders())
+    except UsageError:
+        cached = False
+    return f"set {ENVIRONMENT} to another folder" if cached else "choose another place"
 
 
 class MissingDependencyError(CkptkitError):

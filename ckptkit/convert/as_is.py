@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit._version import __version__
@@ -149,14 +150,15 @@ def refuse_left_out(reader: Reader, names: Iterable[str] | None = None) -> None:
 
 
 def refuse_element_types(reader: Reader, options: Options, specs: Iterable[TensorSpec]) -> None:
-    """Raise ConversionError when the target cannot hold element types, naming the tensors and the way out."""
+    """Raise ConversionError when the target cannot hold element types or names, with the way out."""
     specs = list(specs)
     if not specs:
         raise ConversionError(f"{reader.path}: no tensors to convert", hint=command("inspect", reader.path))
     refused = [spec for spec in specs if not holds(options.to, spec)]
     if not refused:
+        _refuse_names(reader.path, options, specs)
         return
-    able = [name for name in FORMATS if all(holds(name, spec) for spec in specs)]
+    able = [f for f in FORMATS if all(holds(f, spec) for spec in specs) and not _unloadable(f, specs)]
     castable = all(spec.dtype.is_float for spec in refused)
     ways = [*(["--to " + " or ".join(able)] if able else [])]
     ways += ["--dtype float32 casts floats"] if castable else []
@@ -167,6 +169,25 @@ def refuse_element_types(reader: Reader, options: Options, specs: Iterable[Tenso
         f"{reader.path}: {options.to} cannot hold {counted(len(refused))}: {named}",
         hint="choose " + "; ".join(ways) if able or castable else "; ".join(ways),
     )
+
+
+def _refuse_names(path: Path, options: Options, specs: Iterable[TensorSpec]) -> None:
+    """Raise ConversionError for names that the target's own framework could not load."""
+    lost = _unloadable(options.to, specs)
+    if lost:
+        reason = "Keras finds variables by layer and number, as in layers/dense/vars/0"
+        raise ConversionError(
+            f"{path}: Keras could not load {counted(len(lost))}: {in_words(dict.fromkeys(lost, reason))}",
+            hint="choose --to safetensors, torch, tf or npz, or give a file of --rules with such names",
+        )
+
+
+def _unloadable(format: str, specs: Iterable[TensorSpec]) -> list[str]:
+    if format != "keras":
+        return []
+    from ckptkit.formats.keras_h5 import unloadable
+
+    return unloadable(spec.name for spec in specs)
 
 
 def in_words(reasons: Mapping[str, str]) -> str:

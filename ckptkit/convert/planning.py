@@ -121,7 +121,7 @@ def plan(
             **({"weights": copy} if (copy := found.weights or known.held) else {}),
             **(provenance or {}),
         },
-        notes=tuple(_notes(reader, found, settings)),
+        notes=(*_notes(reader, found, settings), *_keras_note(layout, recognition, options)),
         max_shard_size=options.max_shard_size,
         also=reader.also,
     )
@@ -285,6 +285,14 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({shown})"
+
+
+def _keras_note(layout: str, recognition: Recognition, options: Options) -> list[str]:
+    """Say that Keras cannot load a file in a layout that is not its own."""
+    usual = recognition.family.default_layout["keras"]
+    if options.to != "keras" or layout == usual:
+        return []
+    return [f"Keras cannot load a file in layout {layout}; leave --layout out for its own, {usual}"]
 
 
 def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[str]:

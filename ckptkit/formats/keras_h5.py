@@ -275,6 +275,31 @@ class _Walk:
         return at
 
 
+def unloadable(names: Iterable[str]) -> list[str]:
+    """Names of tensors that Keras' ``model.load_weights`` would find in no layer.
+
+    It looks for a layer's variables by number in the group ``vars`` under the layer's place in the model; a
+    layer that saves them by keys of its own has those there. Source: keras/src/saving/saving_lib.py,
+    ``H5IOStore.get``, and ``Layer.load_own_variables``.
+
+    Examples
+    --------
+    >>> unloadable(["layers/dense/vars/0", "vars/mean", "dense/kernel", "layers/norm/vars/1"])
+    ['dense/kernel', 'layers/norm/vars/1']
+    """
+    keys: dict[str, set[str]] = {}
+    for name in names:
+        group, _, key = name.rpartition("/")
+        keys.setdefault(group, set()).add(key)
+    found = []
+    for group, held in keys.items():
+        numbered = all(key.isdecimal() for key in held)
+        whole = not numbered or held == {str(number) for number in range(len(held))}
+        if group.rpartition("/")[2] != _VARIABLES or not whole:
+            found += [f"{group}/{key}" if group else key for key in sorted(held)]
+    return found
+
+
 def _part_of(file: MappedFile) -> Hdf5Bytes:
     """The HDF5 file that a file is, or, in a ``.keras`` archive, holds."""
     if not file.data[:4].startswith(b"PK"):

@@ -228,14 +228,13 @@ class Download:
             )
 
     def _refuse_page(self, head: bytes) -> None:
+        said = "" if is_local(self.url) else "answered with "
         if _WEB_PAGE.match(head):
             self.partial.discard()
-            raise SourceError(
-                "answered with a web page instead of the file (a login, a quota or an error page)"
-            )
+            raise SourceError(f"{said}a web page instead of the file (a login, a quota or an error page)")
         if head.startswith(_LFS_POINTER):
             self.partial.discard()
-            raise SourceError("answered with a Git LFS pointer instead of the file")
+            raise SourceError(f"{said}a Git LFS pointer instead of the file")
 
 
 class _Shown:

@@ -12,6 +12,7 @@ from ckptkit.convert import Options, execute, load_tensors
 from ckptkit.convert.as_is import plan_as_is
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.keras_h5 import unloadable
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.tensors import same_bits, specs_of, write_all
 
@@ -32,6 +33,8 @@ INTEGERS = {
 }
 IN_EVERY_FORMAT = {**FLOATS, **INTEGERS}
 """Element types that all five containers can name; names that are paths, as HDF5 needs them."""
+FOR_KERAS = {f"{name}/vars/0": array for name, array in IN_EVERY_FORMAT.items()}
+"""The same by names that Keras finds."""
 
 
 def convert(source, target, to, **options):
@@ -58,13 +61,14 @@ def assert_same(found, wanted):
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.product(FORMATS, FORMATS)])
 def test_every_pair_of_formats_there_and_back_bit_for_bit(tmp_path, first, second):
-    source = write(tmp_path / f"a{EXTENSIONS[first]}", first, IN_EVERY_FORMAT, {"author": "someone"})
+    arrays = FOR_KERAS if "keras" in {first, second} else IN_EVERY_FORMAT
+    source = write(tmp_path / f"a{EXTENSIONS[first]}", first, arrays, {"author": "someone"})
     there = tmp_path / f"b{EXTENSIONS[second]}"
     back = tmp_path / f"c{EXTENSIONS[first]}"
     convert(source, there, second)
     convert(there, back, first)
-    assert_same(held(there), IN_EVERY_FORMAT)
-    assert_same(held(back), IN_EVERY_FORMAT)
+    assert_same(held(there), arrays)
+    assert_same(held(back), arrays)
     with open_reader(back) as reader:
         assert reader.metadata["author"] == "someone"
         assert reader.metadata["layout"] == "as-is"
@@ -91,7 +95,7 @@ HELD_BY = {
 @pytest.mark.parametrize(("name", "to"), [*itertools.product(ODD, FORMATS)])
 def test_odd_types_are_kept_or_refused_by_name(tmp_path, name, to):
     values = (np.arange(6) % 2 == 0) if name == "bool" else np.linspace(0, 3, 6)
-    arrays = {"layer/odd": values.astype(ODD[name]), "layer/plain": np.ones(3, np.float32)}
+    arrays = {"odd/vars/0": values.astype(ODD[name]), "odd/vars/1": np.ones(3, np.float32)}
     source = write(tmp_path / "a.pth", "torch", arrays)
     target = tmp_path / f"b{EXTENSIONS[to]}"
     if to in HELD_BY[name]:
@@ -100,7 +104,7 @@ def test_odd_types_are_kept_or_refused_by_name(tmp_path, name, to):
         return
     with pytest.raises(ConversionError) as caught:
         convert(source, target, to)
-    assert f"{to} cannot hold 1 tensor: 'layer/odd' ({name})" in str(caught.value)
+    assert f"{to} cannot hold 1 tensor: 'odd/vars/0' ({name})" in str(caught.value)
     offered = caught.value.hint.split(";")[0].removeprefix("choose --to ").split(" or ")
     assert set(offered) == HELD_BY[name]
     assert ("--dtype" in caught.value.hint) == (name in {"bfloat16", "float8_e4m3fn"})
@@ -117,6 +121,9 @@ def test_dtype_casts_floats_and_leaves_the_rest(tmp_path):
 class TestSharedTensors:
     @pytest.fixture
     def tied(self, tmp_path):
+        return self.written(tmp_path / "tied.pth")
+
+    def written(self, path, ending=""):
         """Written by torch: one tensor under two names, its transpose, and a part of it."""
         torch = pytest.importorskip("torch")
         weight = torch.arange(30, dtype=torch.float32).reshape(6, 5)
@@ -127,12 +134,13 @@ class TestSharedTensors:
             "turned": weight.T,
             "alone": weight[0].clone(),
         }
-        torch.save(tensors, tmp_path / "tied.pth")
-        return tmp_path / "tied.pth", {name: t.numpy().copy() for name, t in tensors.items()}
+        tensors = {f"{name}{ending}": tensor for name, tensor in tensors.items()}
+        torch.save(tensors, path)
+        return path, {name: t.numpy().copy() for name, t in tensors.items()}
 
     @pytest.mark.parametrize("to", ["safetensors", "tf", "keras", "npz"])
-    def test_are_expanded_where_the_target_cannot_share(self, tmp_path, tied, to):
-        source, wanted = tied
+    def test_are_expanded_where_the_target_cannot_share(self, tmp_path, to):
+        source, wanted = self.written(tmp_path / "tied.pth", ending="/vars/0")
         target = tmp_path / f"b{EXTENSIONS[to]}"
         decided = convert(source, target, to)
         assert_same(held(target), wanted)
@@ -237,11 +245,61 @@ def test_no_tensors_are_refused(tmp_path):
         convert(source, tmp_path / "b.pth", "torch")
 
 
-def test_names_that_are_no_paths_are_refused_by_keras(tmp_path):
-    source = write(tmp_path / "a.npz", "npz", {"a": np.ones(2), "a/b": np.ones(2)})
-    with pytest.raises(ConversionError, match="a"):
-        convert(source, tmp_path / "b.weights.h5", "keras")
-    assert not (tmp_path / "b.weights.h5").exists()
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        (["a", "a/b"], ["a", "a/b"]),
+        (["layers/dense/vars/0", "stem.conv.weight"], ["stem.conv.weight"]),
+        (["d/kernel", "d/vars"], ["d/kernel", "d/vars"]),
+        (["layers/dense/vars/1", "layers/conv/vars/0"], ["layers/dense/vars/1"]),
+        (["layers/dense/vars/0", "layers/dense/vars/2"], ["layers/dense/vars/0", "layers/dense/vars/2"]),
+        (["layers/dense/vars/00"], ["layers/dense/vars/00"]),
+        (["vars/0", "layers/d/vars/0", "layers/d/vars/1", "layers/n/vars/mean"], []),
+    ],
+    ids=str,
+)
+def test_names_that_keras_could_not_load_are_refused(tmp_path, names, lost):
+    source = write(tmp_path / "a.npz", "npz", {name: np.ones(2) for name in names})
+    target = tmp_path / "b.weights.h5"
+    if not lost:
+        convert(source, target, "keras")
+        assert set(held(target)) == set(names)
+        return
+    with pytest.raises(ConversionError, match=f"Keras could not load {len(lost)} tensor") as refused:
+        convert(source, target, "keras")
+    assert ", ".join(map(repr, sorted(lost))) in str(refused.value)
+    assert "--to safetensors" in refused.value.hint and "--rules" in refused.value.hint
+    assert not target.exists()
+
+
+def test_keras_loads_what_is_written_for_it_and_nothing_that_is_refused(tmp_path):
+    """The rule that `unloadable` states, asked of Keras itself."""
+    keras = pytest.importorskip("keras")
+    h5py = pytest.importorskip("h5py")
+    arrays = {
+        "layers/dense/vars/0": np.ones((2, 3), np.float32),
+        "layers/dense/vars/1": np.zeros(3, np.float32),
+    }
+
+    def loads(tensors):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+            for name, array in tensors.items():
+                file[name] = array
+        try:
+            model.load_weights(tmp_path / "x.weights.h5")
+        except Exception:
+            return False
+        return True
+
+    for names in (["layers/dense/vars/0", "layers/dense/vars/1"], ["dense/kernel", "dense/bias"], ["0", "1"]):
+        tensors = dict(zip(names, arrays.values(), strict=True))
+        assert loads(tensors) is (unloadable(tensors) == [])
+    moved = {
+        "layers/dense/vars/1": arrays["layers/dense/vars/0"],
+        "layers/dense/vars/2": np.zeros(3, np.float32),
+    }
+    assert not loads(moved) and unloadable(moved)
 
 
 def test_where_an_earlier_source_came_from_is_not_carried_over(tmp_path):
