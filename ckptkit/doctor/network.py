@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ckptkit.doctor.findings import Finding, Verdict
+from ckptkit.errors import CkptkitError
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.credentials import Credentials
-from ckptkit.store.http import HttpClient
+from ckptkit.store.http import CA_VARIABLES, HttpClient
 from ckptkit.store.mirrors import Mirror, resolve
 from ckptkit.store.transport import PassingError, Policy, RangeError, SourceError, SourceGoneError, is_local
 
@@ -167,6 +168,8 @@ def ask(origin: str, policy: Policy = PATIENCE) -> Answer:
             return Answer(True, "reachable")
     except SourceGoneError:
         return Answer(True, "reachable")
+    except CkptkitError as error:  # a package or a file that the environment names is missing
+        return Answer(False, error.message, error.hint or "")
     except (SourceError, PassingError, RangeError) as error:
         if error.__cause__ is None:
             return _refusal(str(error))
@@ -191,7 +194,7 @@ def explained(error: BaseException) -> Answer:
     chain = list(_chain(error))
     if isinstance(error, requests.exceptions.SSLError):
         why = next((str(one) for one in chain if isinstance(one, ssl.SSLError)), str(error))
-        advice = "where a proxy opens TLS connections, REQUESTS_CA_BUNDLE names its certificate"
+        advice = f"where a proxy opens TLS connections, {CA_VARIABLES[0]} names its certificate"
         return Answer(False, f"TLS failure: {_brief(why)}", advice)
     if isinstance(error, requests.exceptions.ProxyError):
         why = _brief(str(chain[-1]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from ckptkit.doctor.findings import Finding
 from ckptkit.errors import CkptkitError
+from ckptkit.requirements import install_command
 from ckptkit.store.credentials import TOKEN_HOSTS
+from ckptkit.store.http import CA_VARIABLES
 from ckptkit.store.mirrors import ENVIRONMENT as MIRROR
 from ckptkit.store.mirrors import parse_mirrors
 from ckptkit.store.transport import without_secrets
@@ -19,7 +22,6 @@ _PLAIN = (
     *_OURS,
     *("NO_PROXY", "NETRC", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NO_COLOR"),
 )
-_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def examine_settings(environment: Mapping[str, str] | None = None) -> list[Finding]:
@@ -36,8 +38,9 @@ def examine_settings(environment: Mapping[str, str] | None = None) -> list[Findi
     for upper in _PROXIES:
         for name in (upper, upper.lower()):
             if given.get(name):
-                findings.append(Finding("environment", name, "ok", masked(given[name])))
-    findings += [_certificates(name, given[name]) for name in _CERTIFICATES if given.get(name)]
+                findings.append(_proxy(name, given[name]))
+    certificates = [name for name in CA_VARIABLES if given.get(name, "").strip()]
+    findings += [_certificates(name, given[name], certificates[0]) for name in certificates]
     tokens = sorted(set(TOKEN_HOSTS.values()))
     findings += [_token(name, given[name]) for name in tokens if given.get(name)]
     findings += [_unknown(name) for name in sorted(given) if _is_unknown(name)]
@@ -67,11 +70,20 @@ def _mirror(rules: str) -> Finding:
     return Finding("environment", MIRROR, "ok", said)
 
 
-def _certificates(name: str, value: str) -> Finding:
-    if Path(value).exists():
+def _proxy(name: str, value: str) -> Finding:
+    if value.lower().startswith("socks") and importlib.util.find_spec("socks") is None:
+        said = f"{masked(value)}: a SOCKS proxy, which needs a package that is not installed"
+        return Finding("environment", name, "problem", said, install_command("pysocks"))
+    return Finding("environment", name, "ok", masked(value))
+
+
+def _certificates(name: str, value: str, first: str) -> Finding:
+    if name != first:
+        return Finding("environment", name, "ok", f"{value}, not used: {first} comes first")
+    if any(path and Path(path).exists() for path in value.strip().split(os.pathsep)):
         return Finding("environment", name, "ok", value)
-    said = f"{value} is not there, so no https address can be trusted"
-    return Finding("environment", name, "problem", said, f"unset {name}, or give it a file of certificates")
+    said = f"{value} does not exist, so nothing can be fetched over https"
+    return Finding("environment", name, "problem", said, f"unset {name}, or set it to a file of certificates")
 
 
 def _is_unknown(name: str) -> bool:

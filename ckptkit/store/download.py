@@ -62,6 +62,9 @@ class Download:
         The pinned size.
     progress : Progress, optional
     notes : callable
+    is_tied : bool
+        Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
+        carry: nodes of one server may give the same file different ETags.
     """
 
     url: str
@@ -71,6 +74,7 @@ class Download:
     expected_size: int | None = None
     progress: Progress | None = None
     notes: Notes = silent
+    is_tied: bool = False
     _crowded: bool = field(default=False, init=False)
 
     def run(self) -> None:
@@ -99,7 +103,7 @@ class Download:
                             return
                         in_parallel = False
                         continue
-                    with self.opener(self.url, before, self.partial.identity) as response:
+                    with self.opener(self.url, before, self._known()) as response:
                         self._receive(response, shown)
                     return
                 except RefusedError as error:
@@ -113,7 +117,7 @@ class Download:
                     at_once = 0.0 if restarts == 1 else None
                     self._wait_or_give_up(restarts, f"{error}; beginning again", at_once)
                 except PassingError as error:
-                    if self.partial.size and not _can_resume(self.partial.identity):
+                    if self.partial.size and not self._can_resume():
                         self.partial.discard()
                     failures = 1 if self.partial.size > before else failures + 1
                     self._wait_or_give_up(failures, str(error), error.retry_after)
@@ -128,11 +132,11 @@ class Download:
         try:
             if not self.partial.size:
                 with self.opener(self.url, 0, None, self.policy.segment) as response:
-                    if response.partial and not response.identity.is_strong:
+                    if response.partial and not self._ties(response.identity):
                         return False  # nothing would tie further parts to this one
                     self._receive(response, shown)
-            identity = self.partial.identity
-            if self._is_complete() or identity is None or not identity.is_strong:
+            identity = self._known()
+            if self._is_complete() or identity is None or not self._ties(identity):
                 return self._is_complete()
             if (identity.size or 0) <= self.policy.split_from:
                 return False
@@ -160,6 +164,23 @@ class Download:
             )
             self._receive(rest, shown)
 
+    def _known(self) -> Identity | None:
+        """What further answers must say of the file."""
+        identity = self.partial.identity
+        return identity.unmarked if identity and self._decides(identity) else identity
+
+    def _decides(self, identity: Identity) -> bool:
+        """Whether the checksum alone ties the parts; in an object store the store's own marks do."""
+        return self.is_tied and identity.size is not None and not is_remote(self.url)
+
+    def _ties(self, identity: Identity) -> bool:
+        """Whether parts that come at the same time can be tied together."""
+        return identity.is_strong or self._decides(identity)
+
+    def _can_resume(self) -> bool:
+        identity = self.partial.identity
+        return identity is not None and (identity.can_resume or self._decides(identity))
+
     def _is_complete(self) -> bool:
         size = self.partial.identity.size if self.partial.identity else None
         return self.partial.size > 0 and (size is None or self.partial.size >= size)
@@ -178,7 +199,8 @@ class Download:
         partial = self.partial
         if response.offset == 0:
             if partial.size:
-                why = _why_whole(partial.identity, response.identity)
+                change = (partial.identity or Identity()).change(response.identity)
+                why = change or "the server answered the range request with the whole file"
                 self.notes(f"{host_of(self.url)}: {why}, so it is sent from the beginning again")
             self._refuse_size(response.identity.size)
             partial.begin(response.identity, () if response.coding else response.promises)
@@ -272,24 +294,6 @@ def _counted(
             account(len(piece))
     if response.length is not None and received != response.length:
         raise PassingError(f"the connection closed after {received:,} of {response.length:,} bytes")
-
-
-def _why_whole(known: Identity | None, found: Identity) -> str:
-    """Why a range request was answered with the whole file (200)."""
-    known = known or Identity()
-    pairs = (
-        (known.etag, found.etag),
-        (known.generation, found.generation),
-        (known.last_modified, found.last_modified),
-        (known.size, found.size),
-    )
-    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
-        return "the file on the server has changed"
-    return "the server answered the range request with the whole file"
-
-
-def _can_resume(identity: Identity | None) -> bool:
-    return identity is not None and identity.can_resume
 
 
 @contextlib.contextmanager

@@ -10,12 +10,16 @@ import contextlib
 import email.utils
 import http.client
 import io
+import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from ckptkit._version import __version__
+from ckptkit.errors import MissingDependencyError, UsageError
+from ckptkit.places import user_path
 from ckptkit.store.credentials import is_loopback
 from ckptkit.store.integrity import Promise, redirect_promises, server_promises
 from ckptkit.store.transport import (
@@ -34,6 +38,7 @@ from ckptkit.store.transport import (
 
 if TYPE_CHECKING:
     import requests
+    from requests.cookies import RequestsCookieJar
 
 USER_AGENT = f"ckptkit/{__version__}"
 _GONE = (404, 410)
@@ -42,6 +47,10 @@ _EXPIRED = (400, 401, 403)
 """What storage services answer to a signed address whose time is over: 403 most, 400 and 401 some."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTS = (301, 302, 303, 307, 308)
+_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+_PACKED = frozenset(
+    {"br", "zstd", "deflate", "compress", "x-compress", "bzip2", "xz", "lzma", "pack200-gzip"}
+)
 _CONTENT_RANGE = re.compile(r"bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -108,9 +117,14 @@ class HttpClient:
         self, url: str, headers: dict[str, str], stack: contextlib.ExitStack
     ) -> tuple[requests.Response, tuple[Promise, ...], bool]:
         """Answer, what redirects promised, and whether there were any."""
+        import requests
+
         promised: tuple[Promise, ...] = ()
+        cookies: dict[str, RequestsCookieJar] = {}  # of each host that this way led through, to it alone
         for hop in range(self._policy.max_redirects + 1):
-            answer = self._get(url, headers)
+            kept = cookies.setdefault(_host(url), requests.cookies.RequestsCookieJar())
+            answer = self._get(url, headers, kept)
+            kept.update(answer.cookies)
             stack.callback(answer.close)
             location = answer.headers.get("Location")
             if answer.status_code not in _REDIRECTS:
@@ -118,7 +132,7 @@ class HttpClient:
             if not location:
                 raise SourceError(f"answered {answer.status_code} without saying where to go")
             promised += redirect_promises(_header_lines(answer))
-            url = checked_redirect(url, location)
+            url = checked_redirect(url, _as_sent(location))
         raise SourceError(f"redirects in a circle (more than {self._policy.max_redirects})")
 
     def _refuse(self, answer: requests.Response, url: str, *, plain: bool) -> NoReturn:
@@ -130,18 +144,18 @@ class HttpClient:
             raise SourceGoneError(said)
         raise RefusedError(said)
 
-    def _get(self, url: str, headers: dict[str, str]) -> requests.Response:
+    def _get(self, url: str, headers: dict[str, str], cookies: RequestsCookieJar) -> requests.Response:
         """Ask with the host's credentials, and once without where it refuses them."""
         host = _host(url)
         found = None if host in self._refused else self._policy.credentials.found(url)
-        answer = self._send(url, headers, found[0] if found else None)
+        answer = self._send(url, headers, cookies, found[0] if found else None)
         if found is None or answer.status_code not in _REFUSED:
             return answer
         answer.close()
         if host not in self._refused:
             self._refused[host] = found[1]
             self._notes(f"{_status_line(answer)} from {host}: {found[1]} was refused; trying without it")
-        return self._send(url, headers, None)
+        return self._send(url, headers, cookies, None)
 
     def _proxies(self, url: str) -> Mapping[str, str]:
         """The environment's proxies for a URL."""
@@ -149,18 +163,39 @@ class HttpClient:
 
         return {} if is_loopback(url) else requests.utils.get_environ_proxies(url)
 
-    def _send(self, url: str, headers: dict[str, str], authorization: str | None) -> requests.Response:
+    def _through(self, url: str) -> str:
+        """The proxy for a URL and the variable that names it, for messages; empty where there is none."""
+        import requests
+
+        proxy = requests.utils.select_proxy(url, self._proxies(url))
+        if not proxy:
+            return ""
+        scheme = urlsplit(url).scheme
+        names = [name for kind in (scheme, "all") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())]
+        name = next((name for name in names if os.environ.get(name) == proxy), "the system's settings")
+        shown = without_secrets(proxy if "://" in proxy else f"http://{proxy}")
+        return f"the proxy {shown} of {name}"
+
+    def _send(
+        self, url: str, headers: dict[str, str], cookies: RequestsCookieJar, authorization: str | None
+    ) -> requests.Response:
         import requests
 
         timeout = (self._policy.connect_timeout, self._policy.read_timeout)
         # No proxy reaches this machine's loopback, but requests would ask one unless NO_PROXY forbids it. An
         # empty mapping, not None: only into a mapping does requests put the environment's proxies.
         direct: Any = {"http": None, "https": None} if is_loopback(url) else {}
+        certificates = ca_bundle() if urlsplit(url).scheme.lower() == "https" else None
+        through = self._through(url)
         try:
             # Through the adapter: the session itself reads a redirect's body whole, however large.
             request = self._session.prepare_request(
                 requests.Request(
-                    "GET", _without_login(url), headers=headers, auth=_Authorization(authorization)
+                    "GET",
+                    _without_login(url),
+                    headers=headers,
+                    auth=_Authorization(authorization),
+                    cookies=cookies,
                 )
             )
             settings = self._session.merge_environment_settings(url, direct, True, None, None)
@@ -168,18 +203,52 @@ class HttpClient:
                 request,
                 stream=True,
                 timeout=timeout,
-                verify=settings["verify"] or True,
+                verify=str(certificates[1]) if certificates else True,
                 cert=settings["cert"],
                 proxies=settings["proxies"],
             )
         except requests.exceptions.SSLError as error:
-            raise SourceError(f"the TLS connection is not to be trusted: {_brief(error)}") from error
+            known = f"the certificates of {certificates[0]}" if certificates else "certifi's certificates"
+            why = f"the TLS connection is not to be trusted by {known}: {_brief(error)}"
+            raise SourceError(why) from error
         except requests.exceptions.Timeout as error:
             raise PassingError("no answer in time") from error
         except ValueError as error:  # InvalidURL, InvalidSchema, UnicodeError and a bare one of urllib
+            if through and "socks support" in str(error).lower():
+                raise MissingDependencyError(through, "pysocks") from error
+            if through:
+                said = re.sub(r"\S*@", "", _brief(error))  # it may repeat the proxy's login
+                raise SourceError(f"{through} cannot be used: {said}") from error
             raise SourceError(f"not a URL that can be fetched: {_brief(error)}") from error
         except requests.exceptions.RequestException as error:
-            raise PassingError(f"connection failed: {_brief(error)}") from error
+            where = f" through {through}" if through else ""
+            raise PassingError(f"connection failed{where}: {_brief(error)}") from error
+
+
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Variables that name trusted certificates; the first that is set counts, instead of certifi's."""
+
+
+def ca_bundle() -> tuple[str, Path] | None:
+    """Return the variable that names the certificates to trust, and the file or folder; None where none does.
+
+    Raises
+    ------
+    UsageError
+        There is no such file or folder.
+    """
+    name = next((name for name in CA_VARIABLES if os.environ.get(name, "").strip()), None)
+    if name is None:
+        return None
+    given = os.environ[name].strip()
+    paths = given.split(os.pathsep) if name == "SSL_CERT_DIR" else [given]  # OpenSSL takes several
+    path = next((path for path in map(user_path, filter(None, paths)) if path.exists()), None)
+    if path is None:
+        raise UsageError(
+            f"{name} names {given}, which does not exist",
+            hint=f"set {name} to a file of certificates, or unset it",
+        )
+    return name, path
 
 
 class _Authorization:
@@ -197,6 +266,23 @@ class _Authorization:
 def _host(url: str) -> str:
     """Host and port, without a login."""
     return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def _as_sent(location: str) -> str:
+    """A ``Location`` as the server meant it: what it did not percent-encode is, byte for byte.
+
+    http.client reads headers as latin-1; a host that is UTF-8 stays text, for it has an encoding of its own.
+
+    Examples
+    --------
+    >>> _as_sent("/mod\u00c3\u00a8les/a b.pth"), _as_sent("/mod\u00e8les")
+    ('/mod%C3%A8les/a%20b.pth', '/mod%E8les')
+    """
+    raw = re.sub(rb"%(?![0-9A-Fa-f]{2})", b"%25", location.encode("latin-1", "replace"))
+    with contextlib.suppress(UnicodeDecodeError, ValueError):
+        parts = urlsplit(raw.decode())
+        return urlunsplit((parts.scheme, parts.netloc, *(quote(part, _ASCII) for part in parts[2:])))
+    return quote(raw, _ASCII)
 
 
 def _status_line(answer: requests.Response) -> str:
@@ -302,8 +388,8 @@ def _response(
         size,
     )
     if partial and known and not _same(identity, known):
-        raise RangeError("the file on the server has changed")
-    chunked = "chunked" in headers.get("Transfer-Encoding", "").lower()
+        raise RangeError(known.change(identity) or "the server does not say which file the part is of")
+    chunked = _is_chunked(headers.get("Transfer-Encoding", ""))
     return Response(
         answer.url,
         identity,
@@ -340,6 +426,7 @@ def _same(found: Identity, known: Identity) -> bool:
     """Whether a part belongs to the known file: nothing that both state differs, and something ties them.
 
     With ``If-Range`` the 206 itself is the tie; without it the generation must be stated and be the same.
+    Where a checksum decides in the end, nothing is known but the size (see `Identity.unmarked`).
     """
     pairs = (
         (found.etag, known.etag),
@@ -347,7 +434,7 @@ def _same(found: Identity, known: Identity) -> bool:
         (found.last_modified, known.last_modified if not known.etag else None),
         (found.size, known.size),
     )
-    tied = known.if_range is not None or found.generation is not None
+    tied = known.if_range is not None or found.generation is not None or known == known.unmarked
     return tied and all(a is None or b is None or a == b for a, b in pairs)
 
 
@@ -356,12 +443,26 @@ def _length(value: str | None) -> int | None:
 
 
 def _coding(value: str) -> str:
-    coding = value.strip().lower()
-    if coding in ("", "identity"):
+    """What is to be taken off: nothing, or ``gzip``.
+
+    Many stores hand on whatever somebody put into this header: ``aws-chunked``, which was taken off before it
+    was stored, or ``utf-8``, ``binary`` and ``none``, which pack nothing.
+    """
+    codings = [name for name in re.split(r"[\s,;]+", value.lower()) if name]
+    packed = [name for name in codings if name in _PACKED or "gzip" in name]
+    if not packed:
         return ""
-    if coding in ("gzip", "x-gzip"):
+    if len(packed) == 1 and packed[0] in ("gzip", "x-gzip"):
         return "gzip"
-    raise SourceError(f"the server packs the file as {coding!r}, although asked not to")
+    raise SourceError(f"the server packs the file as {', '.join(packed)!r}, although asked not to")
+
+
+def _is_chunked(value: str) -> bool:
+    """Whether the body comes in chunks, which http.client takes apart; no other framing is known."""
+    codings = value.strip().lower()
+    if codings not in ("", "identity", "chunked"):
+        raise SourceError(f"the server sends the file framed as {codings!r}, which is not understood")
+    return codings == "chunked"
 
 
 def _header_lines(answer: requests.Response) -> list[tuple[str, str]]:

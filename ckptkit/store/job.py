@@ -135,6 +135,10 @@ class Job:
         """Whether a checksum of the file is known from elsewhere than the download that brings it."""
         return self.entry.sha256 is not None or self.trust.get(self.entry.id, file) is not None
 
+    def _decides(self, file: str) -> bool:
+        """Whether only bytes of a known checksum are taken."""
+        return self.entry.sha256 is not None or (self.is_tied(file) and not self.accept_new)
+
     def refuse_unknown(self, files: Sequence[str]) -> None:
         """Refuse, before anything is asked of anybody, what ``--require-checksum`` forbids.
 
@@ -218,9 +222,16 @@ class Job:
         promised: tuple[Promise, ...] = ()
         held: tuple[Promise, ...] = ()
         try:
-            for _ in range(2):
+            for again in (False, True):
                 Download(
-                    planned.used_url, partial, opener, policy, self.entry.size, watched, self.notes
+                    planned.used_url,
+                    partial,
+                    opener,
+                    policy,
+                    self.entry.size,
+                    watched,
+                    self.notes,
+                    self._decides(planned.file) and not again,
                 ).run()
                 joined = partial.joined
                 promised = promised or self._published_digest(planned, policy)
@@ -230,7 +241,7 @@ class Job:
                     break
                 except IntegrityError as error:
                     partial.discard()
-                    if not joined:
+                    if again or not joined:
                         raise
                     self.notes(f"{error.message}; the parts do not fit together, downloading it whole")
                     policy = replace(policy, connections=1)

@@ -129,6 +129,25 @@ class Identity:
         strong = self.generation or (self.etag and not self.etag.startswith("W/"))
         return self.size is not None and bool(strong)
 
+    def change(self, found: Identity) -> str:
+        """What changed between two answers, as far as both say it; empty where nothing did.
+
+        An ETag alone proves no other file: the nodes of a server may each give it their own.
+        """
+        changed = {
+            name
+            for name in ("etag", "generation", "last_modified", "size")
+            if None not in (pair := (getattr(self, name), getattr(found, name))) and pair[0] != pair[1]
+        }
+        if changed == {"etag"}:
+            return "the file's ETag on the server has changed"
+        return "the file on the server has changed" if changed else ""
+
+    @property
+    def unmarked(self) -> Identity:
+        """What every node of a server must say of the same file, whatever mark each gives it."""
+        return Identity(size=self.size)
+
     @property
     def can_resume(self) -> bool:
         """Whether a later request can be tied to the same bytes."""

@@ -33,6 +33,8 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         "NO_PROXY",
         "REQUESTS_CA_BUNDLE",
         "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
     ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -173,6 +175,13 @@ def test_certificates(https_server: FaultServer, tmp_path: Path, monkeypatch: py
     assert "REQUESTS_CA_BUNDLE" in answer.advice
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "c.pem"))
     assert ask(https_server.base, QUICK).said == "reachable"
+
+
+def test_certificates_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    answer = ask("https://127.0.0.1:9")
+    assert not answer.reached
+    assert answer.said == f"SSL_CERT_FILE names {tmp_path / 'ca.pem'}, which does not exist"
 
 
 def test_https_asked_of_one_that_has_only_http():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,25 @@ def test_certificates_that_are_not_there(tmp_path: Path):
     missing = str(tmp_path / "missing.pem")
     assert told(REQUESTS_CA_BUNDLE=missing)["REQUESTS_CA_BUNDLE"][0] == "problem"
     assert told(CURL_CA_BUNDLE=str(tmp_path))["CURL_CA_BUNDLE"] == ("ok", str(tmp_path))
+
+
+def test_of_several_certificates_the_first_counts(tmp_path: Path):
+    missing = str(tmp_path / "missing.pem")
+    found = told(SSL_CERT_FILE=missing, REQUESTS_CA_BUNDLE=str(tmp_path), SSL_CERT_DIR=str(tmp_path))
+    assert found["REQUESTS_CA_BUNDLE"] == ("ok", str(tmp_path))
+    assert found["SSL_CERT_FILE"] == ("ok", f"{missing}, not used: REQUESTS_CA_BUNDLE comes first")
+    assert told(SSL_CERT_DIR=f"{missing}{os.pathsep}{tmp_path}")["SSL_CERT_DIR"][0] == "ok"
+    assert told(SSL_CERT_DIR=missing)["SSL_CERT_DIR"][0] == "problem"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_socks_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch, installed: bool):
+    find = importlib.util.find_spec
+    spec = find("os") if installed else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "socks" else find(name))
+    (found,) = examine_settings({"ALL_PROXY": "socks5h://me:secret@proxy:1080"})
+    assert found.said.startswith("socks5h://***@proxy:1080")
+    assert (found.verdict, found.advice) == (("ok", "") if installed else ("problem", "pip install pysocks"))
 
 
 def test_mirrors():

@@ -65,6 +65,44 @@ def test_a_damaged_or_unknown_coding(server: FaultServer, store: Store, assert_o
     assert_only(store, BODY)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "aws-chunked",
+        "aws-chunked,",
+        "utf-8",
+        "UTF-8",
+        "binary",
+        "none",
+        "identity",
+        "identity, identity",
+        "8bit",
+    ],
+)
+def test_a_value_that_packs_nothing_changes_nothing(
+    server: FaultServer, store: Store, assert_only: AssertOnly, value: str
+) -> None:
+    server.fail(PATH, lambda r, a: replace(a.with_header("Content-Encoding", value), cut=100_000))
+    server.fail(PATH, header("Content-Encoding", value))
+    store.fetch(entry_of(server.serve(PATH, BODY)))
+    assert_only(store, BODY)
+    assert server.ranges(PATH) == [None, 100_000]
+
+
+def test_what_a_store_adds_to_gzip_is_no_coding(server: FaultServer, store: Store) -> None:
+    server.fail(PATH, lambda r, a: gzipped(r, a).with_header("Content-Encoding", "aws-chunked,gzip"))
+    assert store.fetch(entry_of(server.serve(PATH, BODY))).artefact.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("value", ["gzip, gzip", "deflate", "aws-chunked, zstd", "br, gzip", "compress"])
+def test_codings_that_are_not_taken_off_are_refused(server: FaultServer, store: Store, value: str) -> None:
+    server.fail(PATH, header("Content-Encoding", value))
+    packed = value.removeprefix("aws-chunked, ")
+    with pytest.raises(NetworkError, match=f"packs the file as '{packed}', although asked not to"):
+        store.fetch(entry_of(server.serve(PATH, BODY)))
+    assert store.files == []
+
+
 def test_a_coded_body_is_compared_with_its_own_checksum(server: FaultServer, store: Store) -> None:
     def fault(request: Request, answer: Answer) -> Answer:
         return gzipped(request, answer).with_header("x-goog-hash", f"md5={md5_of(b'something else')}")

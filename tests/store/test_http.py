@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import certifi
 import pytest
+import requests
 
-from ckptkit.errors import IntegrityError, NetworkError
+from ckptkit.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
+from ckptkit.store.http import CA_VARIABLES
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (
     Answer,
+    Fault,
     FaultServer,
     Request,
     chunked,
@@ -284,3 +289,178 @@ def test_a_proxy_of_the_environment_is_used_for_other_hosts_only(
     fetched = store.fetch(entry_of("http://published.example/m.pth"))
     assert fetched.artefact.read_bytes() == BODY + rest
     assert [request.target for request in proxy.requests] == ["http://published.example/m.pth"]
+
+
+PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
+
+
+@pytest.fixture
+def proxy_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return a function that sets one variable of a proxy, and no other."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch.setenv
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "socks4a"])
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "https_proxy"])
+def test_a_socks_proxy_needs_a_package(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    proxy_of: Callable[[str, str], None],
+    scheme: str,
+    variable: str,
+) -> None:
+    def without_pysocks(*_: object, **__: object) -> None:  # what requests has in its place without PySocks
+        raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
+
+    monkeypatch.setattr(requests.adapters, "SOCKSProxyManager", without_pysocks)
+    proxy_of(variable, f"{scheme}://me:secret@127.0.0.1:9")
+    with pytest.raises(MissingDependencyError) as caught:
+        store.fetch(entry_of("https://192.0.2.1/m.pth"))
+    said = f"the proxy {scheme}://127.0.0.1:9 of {variable} needs pysocks; pip install pysocks"
+    assert str(caught.value) == said
+    assert store.slept == []
+
+
+@pytest.mark.parametrize(
+    ("proxy", "said"),
+    [
+        ("foo://127.0.0.1:9", "the proxy foo://127.0.0.1:9 of HTTPS_PROXY cannot be used: .*foo"),
+        ("http://me:secret@127.0.0.1:9", "connection failed through the proxy http://127.0.0.1:9 of HTTPS_P"),
+    ],
+)
+def test_a_proxys_fault_is_not_the_addresss(
+    store: Store, proxy_of: Callable[[str, str], None], proxy: str, said: str
+) -> None:
+    proxy_of("HTTPS_PROXY", proxy)
+    with pytest.raises(NetworkError, match=said) as caught:
+        store.fetch(entry_of("https://192.0.2.1/m.pth"))
+    assert "secret" not in str(caught.value)
+
+
+class TestCertificates:
+    @pytest.fixture(autouse=True)
+    def _none_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in CA_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+
+    @pytest.mark.parametrize("variable", CA_VARIABLES)
+    def test_each_variable_is_honoured(
+        self,
+        https_server: FaultServer,
+        store: Store,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        variable: str,
+    ) -> None:
+        known = tmp_path / "c.pem"
+        if variable == "SSL_CERT_DIR":  # OpenSSL finds a certificate there by a digest of whom it is for
+            command = ["openssl", "x509", "-noout", "-hash", "-in", str(known)]
+            digest = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            folder = tmp_path / "certificates"
+            folder.mkdir()
+            shutil.copy(known, folder / f"{digest}.0")
+            known = Path(f"{tmp_path / 'not there'}{os.pathsep}{folder}")
+        monkeypatch.setenv(variable, str(known))
+        store.fetch(entry_of(https_server.serve(PATH, BODY)))
+        assert [path.read_bytes() for path in store.files] == [BODY]
+
+    def test_the_first_counts(
+        self, https_server: FaultServer, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in CA_VARIABLES[1:]:
+            monkeypatch.setenv(name, str(tmp_path / "not there"))
+        monkeypatch.setenv(CA_VARIABLES[0], str(tmp_path / "c.pem"))
+        store.fetch(entry_of(https_server.serve(PATH, BODY)))
+        monkeypatch.setenv(CA_VARIABLES[0], certifi.where())
+        monkeypatch.setenv(CA_VARIABLES[1], str(tmp_path / "c.pem"))
+        with pytest.raises(NetworkError, match="not to be trusted by the certificates of REQUESTS_CA_BUNDLE"):
+            store.fetch(entry_of(https_server.url(PATH)), force=True)
+
+    @pytest.mark.parametrize("variable", CA_VARIABLES)
+    def test_one_that_is_missing_is_named(
+        self, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+    ) -> None:
+        monkeypatch.setenv(variable, str(tmp_path / "ca.pem"))
+        with pytest.raises(UsageError, match=f"^{variable} names {tmp_path}/ca.pem, which does not exist"):
+            store.fetch(entry_of("https://127.0.0.1:9/m.pth"))
+
+    def test_one_that_is_no_certificate_is_named(
+        self, https_server: FaultServer, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "ca.pem").write_text("no certificate")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        with pytest.raises(NetworkError, match=r"the certificates of SSL_CERT_FILE: .*certificate"):
+            store.fetch(entry_of(https_server.serve(PATH, BODY)))
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/modèles/m.pth".encode(), "/mod%C3%A8les/m.pth"),
+        (
+            "/Åre\u2028/m.pth".encode(),
+            "/%C3%85re%E2%80%A8/m.pth",
+        ),  # line ends to some parsers
+        ("/mod%C3%A8les/m.pth?q=é#f".encode(), "/mod%C3%A8les/m.pth?q=%C3%A9"),
+        ("/modèles/m.pth".encode("latin-1"), "/mod%E8les/m.pth"),
+        (b"/two words/100%/m.pth", "/two%20words/100%25/m.pth"),
+        ("modèle.pth".encode(), "/x/mod%C3%A8le.pth"),
+    ],
+)
+def test_a_location_is_followed_as_the_server_meant_it(
+    server: FaultServer, store: Store, assert_only: AssertOnly, location: bytes, target: str
+) -> None:
+    server.fail(PATH, redirect(location.decode("latin-1")))
+    server.serve(target.partition("?")[0], BODY)
+    store.fetch(entry_of(server.url(PATH)))
+    assert_only(store, BODY)
+    assert server.requests[-1].target == target
+
+
+class TestCookies:
+    @staticmethod
+    def wanting(wanted: str, *cookies: str) -> Fault:
+        """Send a visitor without a cookie here again, with it."""
+
+        def fault(request: Request, answer: Answer) -> Answer:
+            if wanted in request.headers.get("cookie", ""):
+                return answer
+            return Answer(
+                302, (("Location", request.target), *(("Set-Cookie", cookie) for cookie in cookies))
+            )
+
+        return fault
+
+    def test_one_that_a_redirect_sets_is_sent_on_the_way_and_kept_nowhere(
+        self, server: FaultServer, store: Store, assert_only: AssertOnly
+    ) -> None:
+        entry = entry_of(server.serve(PATH, BODY))
+        for force in (False, True):
+            server.fail(
+                PATH, *[self.wanting("seen=yes", "other=1; Path=/other", "seen=yes; Path=/; HttpOnly")] * 2
+            )
+            store.fetch(entry, force=force)
+            assert_only(store, BODY)
+        assert [request.headers.get("cookie") for request in server.requests] == [None, "seen=yes"] * 2
+
+    @pytest.mark.parametrize("attributes", ["", "; Domain=localhost", "; Path=/; Domain=.0.0.1"])
+    def test_none_goes_to_another_host(self, server: FaultServer, store: Store, attributes: str) -> None:
+        with FaultServer() as elsewhere:
+            elsewhere.serve("/m.pth", BODY)
+            there = f"http://localhost:{elsewhere.port}/m.pth"
+            server.fail(PATH, redirect(there, 302, ("Set-Cookie", f"secret=1{attributes}")))
+            store.fetch(entry_of(server.url(PATH)))
+            assert "cookie" not in elsewhere.requests[0].headers
+
+
+@pytest.mark.parametrize("value", ["gzip, chunked", "xchunked", "chunked;q=1", "chunked, chunked"])
+def test_a_framing_that_is_not_understood_is_refused(server: FaultServer, store: Store, value: str) -> None:
+    server.fail(
+        PATH, lambda _r, answer: replace(answer, headers=(*answer.headers, ("Transfer-Encoding", value)))
+    )
+    with pytest.raises(NetworkError, match=f"framed as '{value}'"):
+        store.fetch(entry_of(server.serve(PATH, BODY)))
+    assert store.files == []

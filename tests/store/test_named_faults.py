@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -45,9 +46,19 @@ NAMED: dict[str, tuple[Sequence[Fault], str]] = {
     ),
     "ETag changed, 200": (
         [BEGUN, whole(BODY, ("ETag", '"v2"'))],
+        "the file's ETag on the server has changed, so it is sent from the beginning again",
+    ),
+    "ETag changed, 206": (
+        [BEGUN, rest_of_another],
+        "the file's ETag on the server has changed; beginning again",
+    ),
+    "generation changed": (
+        [
+            lambda _request, answer: replace(answer.with_header("x-goog-generation", "1"), cut=40_000),
+            whole(BODY, ("ETag", '"v2"'), ("x-goog-generation", "2")),
+        ],
         "the file on the server has changed, so it is sent from the beginning again",
     ),
-    "ETag changed, 206": ([BEGUN, rest_of_another], "the file on the server has changed; beginning again"),
     "gzip on top": ([gzipped], "lays gzip on top of the file, though asked not to"),
     "gzip on top, cut": ([cut_gzip], "the gzip coding ends early"),
 }

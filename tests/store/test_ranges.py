@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import threading
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 
 from ckptkit.errors import IntegrityError, NetworkError
 from ckptkit.store.transport import StoppedError
+from ckptkit.store.trust import Trusted, TrustFile
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (
@@ -30,6 +32,7 @@ SEGMENT = 50_000
 BODY = random_bytes(1_030_000)
 OTHER = random_bytes(1_030_000, seed=2)
 PATH = "/x/model.pth"
+_NODES = itertools.count()
 
 
 def split(store: Store, connections: int = 4, **changes: object) -> dict[str, object]:
@@ -253,3 +256,65 @@ def test_a_server_that_gives_up_half_way(server: FaultServer, store: Store) -> N
     (part,) = store.home.artefact_folder("test-entry").glob(".*.part")
     assert BODY.startswith(part.read_bytes())
     assert any("going on with one connection" in note for note in store.notes)
+
+
+class TestNodes:
+    """A server whose nodes give the same file marks of their own."""
+
+    @staticmethod
+    def another(request: Request, _answer: Answer) -> Answer:
+        """Answer as a node that was never asked before, and honours no other's ETag."""
+        etag = f'"node-{next(_NODES)}"'
+        if request.start is None or request.headers.get("if-range") is not None:
+            return Answer(200, (("ETag", etag),), BODY)
+        stop = min(request.stop or len(BODY), len(BODY))
+        span = ("Content-Range", f"bytes {request.start}-{stop - 1}/{len(BODY)}")
+        return Answer(206, (("ETag", etag), span), BODY[request.start : stop])
+
+    def broken(self, request: Request, answer: Answer) -> Answer:
+        return replace(self.another(request, answer), cut=30_000)
+
+    @pytest.mark.parametrize("tie", ["pin", "lock file"])
+    @pytest.mark.parametrize("connections", [1, 4])
+    def test_where_a_checksum_decides_their_parts_are_joined(
+        self, server: FaultServer, store: Store, assert_only: AssertOnly, tie: str, connections: int
+    ) -> None:
+        url, digest = server.serve(PATH, BODY), hashlib.sha256(BODY).hexdigest()
+        server.fail(PATH, *[self.broken] * (connections == 1), *[self.another] * 50)
+        if tie == "lock file":
+            seen = Trusted(digest, len(BODY), "2026-01-02T03:04:05+00:00", url)
+            TrustFile.default().remember("test-entry", "model.pth", seen)
+        entry = entry_of(url, sha256=digest if tie == "pin" else None)
+        store.fetch(entry, **split(store, connections))
+        assert_only(store, BODY)
+        starts = sorted(request.start or 0 for request in server.requests)
+        assert starts == ([0, 30_000] if connections == 1 else [*range(0, len(BODY), SEGMENT)])
+        assert not any("if-range" in request.headers for request in server.requests)
+
+    def test_parts_that_do_not_make_the_known_file_are_fetched_whole(
+        self, server: FaultServer, store: Store, assert_only: AssertOnly
+    ) -> None:
+        other = lambda r, a: replace(self.another(r, a), body=OTHER[r.start :])  # noqa: E731
+        server.fail(PATH, self.broken, other, self.broken, *[self.another] * 9)
+        entry = entry_of(server.serve(PATH, BODY), sha256=hashlib.sha256(BODY).hexdigest())
+        store.fetch(entry, **split(store, 1))
+        assert_only(store, BODY)
+        assert server.ranges(PATH) == [None, 30_000, None, 30_000]  # the last one asked for a mark, in vain
+
+    @pytest.mark.parametrize("connections", [1, 4])
+    def test_otherwise_the_file_is_begun_again(
+        self, server: FaultServer, store: Store, assert_only: AssertOnly, connections: int
+    ) -> None:
+        server.fail(PATH, *[self.broken] * (connections == 1), *[self.another] * 50)
+        store.fetch(entry_of(server.serve(PATH, BODY)), **split(store, connections))
+        assert_only(store, BODY)
+        assert any("ETag on the server has changed, so it is sent from the" in note for note in store.notes)
+
+    def test_a_weak_mark_ties_where_a_checksum_decides(
+        self, server: FaultServer, store: Store, assert_only: AssertOnly
+    ) -> None:
+        server.fail(PATH, cut(100_000))
+        url = server.serve(PATH, BODY, etag='W/"v1"')
+        store.fetch(entry_of(url, sha256=hashlib.sha256(BODY).hexdigest()), **split(store, 1))
+        assert_only(store, BODY)
+        assert server.ranges(PATH) == [None, 100_000]
