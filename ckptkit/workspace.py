@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ckptkit.errors import NotFoundError, command
+from ckptkit.families import registry_families
 from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
@@ -105,7 +106,7 @@ class Workspace:
         """The built-in registry with every overlay on top."""
         from ckptkit.registry import load_registry
 
-        return load_registry(tuple(self.registries))
+        return load_registry(tuple(self.registries), registry_families)
 
     def is_path(self, name: str) -> bool:
         """Whether ``name`` is something on the disk: a file, a folder, or a TensorFlow prefix.
@@ -120,7 +121,7 @@ class Workspace:
         """Whether an entry is called so, told from the compiled rows: the schema takes 0.1 s to load."""
         from ckptkit.registry.rows import load_rows
 
-        return name in load_rows(tuple(self.registries))
+        return name in load_rows(tuple(self.registries), registry_families)
 
     def locate(self, name: Named, *, fetch: bool = True) -> Located:
         """Find a checkpoint by id or path; an entry that is not here yet is fetched.

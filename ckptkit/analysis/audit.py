@@ -134,9 +134,10 @@ def profile_model(
     ['known', 'exact']
     """
     if registry is None:
+        from ckptkit.families import registry_families
         from ckptkit.registry import load_registry
 
-        registry = load_registry()
+        registry = load_registry(families=registry_families)
     entry = registry.get(name)
     family, variant = _family_and_variant(name, entry)
     subject = subject_of(

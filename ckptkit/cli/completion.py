@@ -109,13 +109,14 @@ def complete_columns(incomplete: str) -> list[str]:
 def _rows(ctx: typer.Context) -> Catalogue[Row]:
     """The entries, with the overlays that stand on the line; without those where one cannot be read."""
     from ckptkit.errors import CkptkitError
+    from ckptkit.families import registry_families
     from ckptkit.registry.rows import load_rows
 
     overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())
     try:
-        return load_rows(overlays)
+        return load_rows(overlays, registry_families)
     except (CkptkitError, OSError):
-        return load_rows()
+        return load_rows(families=registry_families)
 
 
 def _fetched() -> list[str]:

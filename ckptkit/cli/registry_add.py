@@ -203,16 +203,16 @@ def _shown(value: object) -> str:
 
 
 def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
-    """Refuse what there is no model of, or a setting that the family does not have."""
-    from ckptkit.errors import NotFoundError
+    """Refuse what the family does not have: the variant, its layout in this format, a setting."""
+    from ckptkit.errors import NotFoundError, UsageError
+    from ckptkit.families import registry_families
     from ckptkit.families.base import get_family
     from ckptkit.families.behaviour import said_settings
+    from ckptkit.registry.loading import family_faults
 
-    family = get_family(entry.family)
-    if entry.variant not in family.variants:
-        known = ", ".join(family.variants)
-        raise NotFoundError(f"family {family.name} has no variant {entry.variant!r}", hint=f"one of {known}")
-    said_settings(family, told=told)
+    for name, what in family_faults(entry, registry_families()):
+        raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
+    said_settings(get_family(entry.family), told=told)
 
 
 def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: CheckpointFacts | None) -> None:

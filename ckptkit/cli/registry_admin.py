@@ -38,17 +38,17 @@ def validate_command(
     from ckptkit.registry import registry_files
 
     state = state_of(context)
-    checks = [_check(file) for file in files] if files else [_check_chain(registry_files(state.registries))]
+    checks = [_check(file) for file in files] if files else _check_chain(registry_files(state.registries))
     if as_json:
         state.output.json(checks)
     for check in [] if as_json else checks:
         faults = check["faults"]
         for fault in faults:
             state.output.result(f"{check['file']}: {fault}")
-        count = f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'}"
-        state.output.result(
-            f"{check['file']}: " + (count if faults else f"{check['entries']} entries, no fault")
-        )
+        found = _counted(len(faults), "fault", "faults")
+        if not faults:
+            found = f"{_counted(check['entries'], 'entry', 'entries')}, no fault"
+        state.output.result(f"{check['file']}: {found}")
     if any(check["faults"] for check in checks):
         from ckptkit.cli.exit_codes import ExitCode
 
@@ -60,19 +60,25 @@ def _check(file: Path) -> dict[str, Any]:
 
     built_in = built_in_path()
     alone = file.resolve() == built_in.resolve()
-    return _check_chain([file] if alone else [built_in, file])
+    return _check_chain([file] if alone else [built_in, file])[-1]
 
 
-def _check_chain(files: list[Path]) -> dict[str, Any]:
-    """Load files on top of each other; the faults are those of the first one that has any."""
+def _check_chain(files: list[Path]) -> list[dict[str, Any]]:
+    """Load files on top of each other: how many entries each has, or the faults of the first that has any."""
     from ckptkit.errors import RegistryError
+    from ckptkit.families import registry_families
     from ckptkit.registry.loading import load_texts, read_text
 
     try:
-        registry = load_texts([(file, read_text(file)) for file in files])
+        registry = load_texts([(file, read_text(file)) for file in files], registry_families())
     except RegistryError as error:
-        return {"file": str(error.path), "entries": None, "faults": error.faults}
-    return {"file": str(files[-1]), "entries": len(registry), "faults": []}
+        return [{"file": str(error.path), "entries": None, "faults": error.faults}]
+    counts = zip(files, registry.counts, strict=True)
+    return [{"file": str(file), "entries": count, "faults": []} for file, count in counts]
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 @registry_app.command("schema")

@@ -51,15 +51,17 @@ class State:
 
     def registry(self) -> Registry:
         """Load the built-in registry with every overlay on top."""
+        from ckptkit.families import registry_families
         from ckptkit.registry import load_registry
 
-        return load_registry(self.registries)
+        return load_registry(self.registries, registry_families)
 
     def rows(self) -> Catalogue[Row]:
         """The same entries without their schema: for commands that only show them, and start at once."""
+        from ckptkit.families import registry_families
         from ckptkit.registry.rows import load_rows
 
-        return load_rows(self.registries)
+        return load_rows(self.registries, registry_families)
 
 
 def state_of(context: typer.Context) -> State:

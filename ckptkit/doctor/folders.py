@@ -139,6 +139,7 @@ def examine_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registr
     registry : Registry or None
         Of the files that could be loaded; None where not even the built-in one could.
     """
+    from ckptkit.families import registry_families
     from ckptkit.registry import load_texts, registry_files
     from ckptkit.registry.loading import read_text
 
@@ -148,7 +149,7 @@ def examine_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registr
     for path in registry_files(overlays):
         try:
             more = [*texts, (path, read_text(path))]
-            loaded = load_texts(more)
+            loaded = load_texts(more, registry_families())
         except CkptkitError as error:
             findings.append(Finding("registry", path.name, "problem", error.message, error.hint or ""))
             continue

@@ -1,1 +1,15 @@
 """The architecture families: everything that knows a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Families
+
+
+def registry_families() -> Families:
+    """What entries of the registry are checked against; to be handed to what loads one."""
+    from ckptkit.families.base import families, get_family
+
+    return {name: get_family(name).registry_facts() for name in families()}

@@ -24,11 +24,13 @@ from ckptkit.errors import (
     command,
 )
 from ckptkit.layouts import Definition, Layout, Site, Table, expand
+from ckptkit.registry.query import FamilyFacts
 from ckptkit.tensors import Array, TensorSpec
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
 
+_HOLD_ANY_NAMES = ("safetensors", "npz")
 _FAMILIES = {"moat": "ckptkit.families.moat:MOAT", "moganet": "ckptkit.families.moganet:MOGANET"}
 
 
@@ -71,6 +73,8 @@ class Family(ABC):
     layouts: Mapping[str, Layout]
     published_layouts: Sequence[str]
     """Layouts that published files have, the usual one first."""
+    containers: Mapping[str, Sequence[str]]
+    """Formats that each layout comes in, as the registry calls it; besides those that hold any names."""
     default_layout: Mapping[str, str]
     """Layout that a conversion to each format gets when none is asked for."""
     behaviour: Mapping[str, Any]
@@ -96,6 +100,11 @@ class Family(ABC):
     @abstractmethod
     def normalization(self, variant: str) -> str:
         """Which input normalization the published checkpoints of a variant want: ``imagenet`` or ``half``."""
+
+    def registry_facts(self) -> FamilyFacts:
+        """What an entry of the registry may say."""
+        formats = {layout: (*own, *_HOLD_ANY_NAMES) for layout, own in self.containers.items()}
+        return FamilyFacts(self.variants, formats)
 
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from ckptkit.registry.adding import Addition, add_entry, preview_addition
     from ckptkit.registry.loading import Registry, load_registry, load_texts
     from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
-    from ckptkit.registry.query import Catalogue, DeviationFacts, EntryFacts, SourceFacts, parse_count
+    from ckptkit.registry.query import (
+        Catalogue,
+        DeviationFacts,
+        EntryFacts,
+        Families,
+        FamilyFacts,
+        SourceFacts,
+        parse_count,
+    )
     from ckptkit.registry.rows import Row, load_rows
     from ckptkit.registry.schema import Entry, HashProvenance, KnownDeviation, Source, json_schema
     from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
@@ -33,6 +41,8 @@ _HOMES = {
     "DeviationFacts": "query",
     "Entry": "schema",
     "EntryFacts": "query",
+    "Families": "query",
+    "FamilyFacts": "query",
     "HashProvenance": "schema",
     "KnownDeviation": "schema",
     "Pin": "writeback",
@@ -61,6 +71,8 @@ __all__ = [
     "DeviationFacts",
     "Entry",
     "EntryFacts",
+    "Families",
+    "FamilyFacts",
     "HashProvenance",
     "KnownDeviation",
     "Pin",

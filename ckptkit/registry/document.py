@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,17 @@ MAX_NODES = 50_000
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+_DECIMAL = re.compile(
+    r"[-+]?(0|[1-9][0-9]*)|[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
+)
+_OTHER_NUMBERS = {
+    "a hexadecimal number": re.compile("[-+]?0x.*"),
+    "a binary number": re.compile("[-+]?0b.*"),
+    "a number in base 60": re.compile(".*:.*"),
+    "a number with underscores": re.compile(".*_.*"),
+    "an octal number": re.compile("[-+]?0.*"),
+}
+"""What YAML 1.1 takes for a number too, and hardly anybody means."""
 _PLAIN = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
 
 
@@ -88,6 +100,10 @@ def _excess(text: str) -> tuple[int, str] | None:
     return None
 
 
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
+
+
 def _line(place: yaml.Event | yaml.Node) -> int:
     """Line of an event or node, from 1."""
     return place.start_mark.line + 1 if place.start_mark else 1
@@ -124,13 +140,19 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag == _TAG + "timestamp":
             return node.value  # times stay text: the schema checks them
+        if node.tag in (_TAG + "int", _TAG + "float") and not _DECIMAL.fullmatch(node.value):
+            kind = next((kind for kind, form in _OTHER_NUMBERS.items() if form.fullmatch(node.value)), None)
+            if kind is not None:
+                advice = "write it in decimal, or in quotes where it is text"
+                self._fault(node, f"{_short(node.value)} is {kind} in YAML; {advice}")
+                return None
         if node.tag not in _PLAIN:
             self._fault(node, f"the tag {node.tag.replace(_TAG, '!!')} has no place here")
             return None
         try:
             return self._scalars.construct_object(node)
         except (ValueError, KeyError, yaml.YAMLError):
-            self._fault(node, f"{node.value[:40]!r} cannot be read as {node.tag.replace(_TAG, '')}")
+            self._fault(node, f"{_short(node.value)} cannot be read as {node.tag.replace(_TAG, '')}")
             return None
 
     def _mapping(self, node: yaml.Node, location: Location) -> dict[str, Any]:
@@ -147,7 +169,7 @@ class _Builder:
                 self._fault(key_node, "a key must be text")
                 continue
             if key in first_lines:
-                self._fault(key_node, f"key {key!r} is given twice (first on line {first_lines[key]})")
+                self._fault(key_node, f"key {_short(key)} is given twice (first on line {first_lines[key]})")
                 continue
             first_lines[key] = line
             self._document.lines[(*location, key)] = line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,12 +13,13 @@ from pydantic_core import ErrorDetails
 from ckptkit.errors import NotFoundError, RegistryError, storage_error
 from ckptkit.registry.document import Document, Location, parse
 from ckptkit.registry.paths import registry_files
-from ckptkit.registry.query import Catalogue, nearest
+from ckptkit.registry.query import Catalogue, EntryFacts, Families, nearest
 from ckptkit.registry.schema import NOT_SHARED, NULL_WHEN_SHARED, Entry, HashProvenance, Source
 
 MAX_FILE_SIZE = 16_000_000
 """Bytes; the built-in registry has 40,000."""
 
+_LONGEST_FAULT = 500
 _TOP_LEVEL = ("notes", "families", "entries")
 _KEYS_INSIDE = {"sources": Source.model_fields, "hash_provenance": HashProvenance.model_fields}
 
@@ -33,14 +34,19 @@ class Registry(Catalogue[Entry]):
     entries : iterable of Entry
     files : sequence of Path
         Where they come from, in the order of loading.
+    counts : sequence of int
+        How many entries each of the files has.
     """
 
-    def __init__(self, entries: Iterable[Entry], files: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], files: Sequence[Path] = (), counts: Sequence[int] = ()
+    ) -> None:
         super().__init__(entries)
         self.files = tuple(files)
+        self.counts = tuple(counts)
 
 
-def load_registry(overlays: Sequence[Path] = ()) -> Registry:
+def load_registry(overlays: Sequence[Path] = (), families: Callable[[], Families] = lambda: {}) -> Registry:
     """Load the built-in registry, then ``CKPTKIT_REGISTRY``, then ``overlays``.
 
     An entry of a later file that has a known id changes the fields it gives and keeps the others; lists
@@ -50,26 +56,32 @@ def load_registry(overlays: Sequence[Path] = ()) -> Registry:
     ----------
     overlays : sequence of Path
         Registry files, later ones override earlier ones by id.
+    families : callable
+        Gives what entries are checked against, `ckptkit.families.registry_families`. It is not asked where
+        there is the built-in registry alone, which the tests check.
 
     Raises
     ------
     RegistryError
-        When a file breaks the schema: all its faults at once, each with its line.
+        When a file breaks the schema, or contradicts the family: all its faults at once, each with its line.
     NotFoundError
         When a file is not there.
     """
-    return load_texts([(path, read_text(path)) for path in registry_files(overlays)])
+    files = registry_files(overlays)
+    known = families() if len(files) > 1 else {}
+    return load_texts([(path, read_text(path)) for path in files], known)
 
 
-def load_texts(texts: Sequence[tuple[Path, str]]) -> Registry:
+def load_texts(texts: Sequence[tuple[Path, str]], families: Families | None = None) -> Registry:
     """Load registry files whose text is at hand; `load_registry` says how they combine."""
     given: dict[str, dict[str, Any]] = {}
     entries: dict[str, Entry] = {}
+    counts = []
     for path, text in texts:
-        layer = _Layer(path, parse(text), below=given)
-        for entry in layer.entries():
-            entries[entry.id] = entry
-    return Registry(entries.values(), [path for path, _ in texts])
+        checked = _Layer(path, parse(text), given, families or {}).entries()
+        entries.update((entry.id, entry) for entry in checked)
+        counts.append(len(checked))
+    return Registry(entries.values(), [path for path, _ in texts], counts)
 
 
 def read_text(path: Path) -> str:
@@ -108,11 +120,14 @@ class _Layer:
     document : Document
     below : dict of id to fields
         What the files before gave; changed by `entries`.
+    families : mapping of str to FamilyFacts
+        What entries are checked against; empty for nothing.
     """
 
     path: Path
     document: Document
     below: dict[str, dict[str, Any]]
+    families: Families
     faults: list[tuple[int, str]] = field(default_factory=list)
 
     def entries(self) -> list[Entry]:
@@ -135,7 +150,7 @@ class _Layer:
 
     def _refuse(self) -> NoReturn:
         unique = dict.fromkeys(sorted(self.faults, key=lambda fault: fault[0]))
-        raise RegistryError(self.path, [f"line {line}: {what}" for line, what in unique])
+        raise RegistryError(self.path, [f"line {line}: {_bounded(what)}" for line, what in unique])
 
     def _fault(self, location: Location, what: str) -> None:
         self.faults.append((self.document.line(*location), what))
@@ -216,8 +231,17 @@ class _Layer:
             for detail in error.errors(include_url=False):
                 self._explain(detail, index, row, label, family if detail["loc"][0] in head else None)
             return None
+        self._check_family(entry, index, row, head)
         self.below[entry.id] = merged
         return entry
+
+    def _check_family(self, entry: Entry, index: int, row: dict[str, Any], head: dict[str, Any]) -> None:
+        """List what its family does not have; what the file's head says is at fault once, in the head."""
+        for name, what in family_faults(entry, self.families) if self.families else []:
+            if name not in row and name in head:
+                self._fault(("families", entry.family, name), f"family {entry.family!r}: {name}: {what}")
+            else:
+                self._fault(("entries", index, name), f"entry {entry.id!r}: {name}: {what}")
 
     def _explain(
         self, detail: ErrorDetails, index: int, row: dict[str, Any], label: str, family: Any
@@ -241,6 +265,29 @@ class _Layer:
         self._fault((*place, *location), f"{where}: {what}")
 
 
+def family_faults(entry: EntryFacts, families: Families) -> list[tuple[str, str]]:
+    """Say what an entry has that its family does not: the field, and what is wrong there."""
+    if entry.family not in families:
+        known = _suggestion(entry.family, families) or _one_of(families)
+        return [("family", f"no family {entry.family!r}{known}")]
+    facts = families[entry.family]
+    faults = []
+    for name, value in (("variant", entry.variant), ("layout", entry.layout)):
+        own = facts.known(name)
+        if value in own:
+            continue
+        owner = next((other for other, others in families.items() if value in others.known(name)), None)
+        if owner is not None:
+            what = f"{value!r} is a {name} of family {owner!r}, not of {entry.family!r}"
+        else:
+            what = f"family {entry.family!r} has no {name} {value!r}{_suggestion(value, own) or _one_of(own)}"
+        faults.append((name, what))
+    formats = facts.formats.get(entry.layout)
+    if formats is not None and entry.format not in formats:
+        faults.append(("format", f"{entry.format!r} does not hold layout {entry.layout!r}{_one_of(formats)}"))
+    return faults
+
+
 def _dotted(location: Location) -> str:
     """Write a location as people do: sources[0].url."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
@@ -256,6 +303,15 @@ def _sentence(detail: ErrorDetails) -> str:
         shown = repr(value)
         return f"{message}, found {shown if len(shown) <= 60 else shown[:57] + '…'}"
     return message
+
+
+def _one_of(known: Iterable[str]) -> str:
+    return f" (one of {', '.join(known)})"
+
+
+def _bounded(what: str) -> str:
+    """Cut a sentence that quotes a file at length."""
+    return what if len(what) <= _LONGEST_FAULT else what[: _LONGEST_FAULT - 1] + "…"
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptkit.errors import NotFoundError, UsageError
@@ -220,6 +221,28 @@ def _within(value: float | None, least: Number | None, most: Number | None) -> b
     if value is None:
         return False
     return (least is None or value >= parse_count(least)) and (most is None or value <= parse_count(most))
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What an entry of a family may say, handed in from above: this room knows no architecture.
+
+    Attributes
+    ----------
+    variants : sequence of str
+    formats : mapping of str to sequence of str
+        Containers that each layout comes in.
+    """
+
+    variants: Sequence[str]
+    formats: Mapping[str, Sequence[str]]
+
+    def known(self, field: str) -> Sequence[str]:
+        """Values of ``variant`` or ``layout``."""
+        return self.variants if field == "variant" else tuple(self.formats)
+
+
+Families = Mapping[str, FamilyFacts]
 
 
 class Catalogue(Mapping[str, E]):

@@ -11,9 +11,9 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
 from ckptkit.registry.paths import cache_folder, registry_files
@@ -25,6 +25,9 @@ from ckptkit.registry.query import (
     ProvenanceFacts,
     SourceFacts,
 )
+
+if TYPE_CHECKING:
+    from ckptkit.registry.query import Families
 
 
 class SourceRow(SourceFacts):
@@ -65,8 +68,13 @@ class Row(EntryFacts):
         self.__dict__.update(fields, sources=sources, hash_provenance=provenance, known_deviations=deviations)
 
 
-def load_rows(overlays: Sequence[Path] = ()) -> Catalogue[Row]:
+def load_rows(overlays: Sequence[Path] = (), families: Callable[[], Families] = lambda: {}) -> Catalogue[Row]:
     """Return the entries of the built-in registry, ``CKPTKIT_REGISTRY`` and ``overlays`` as light rows.
+
+    Parameters
+    ----------
+    overlays, families
+        As for `ckptkit.registry.load_registry`.
 
     Raises
     ------
@@ -78,17 +86,17 @@ def load_rows(overlays: Sequence[Path] = ()) -> Catalogue[Row]:
     compiled = _compiled_path(files)
     rows = _read(compiled, identity) if identity else None
     if rows is None:
-        rows = _checked_rows(overlays)
+        rows = _checked_rows(overlays, families)
         # A file saved while it was being read must not be remembered under its new identity.
         if identity and identity == _identity(files):
             _write(compiled, identity, rows)
     return Catalogue(Row(fields) for fields in rows)
 
 
-def _checked_rows(overlays: Sequence[Path]) -> list[dict[str, Any]]:
+def _checked_rows(overlays: Sequence[Path], families: Callable[[], Families]) -> list[dict[str, Any]]:
     from ckptkit.registry.loading import load_registry
 
-    return [entry.model_dump(mode="json") for entry in load_registry(overlays).values()]
+    return [entry.model_dump(mode="json") for entry in load_registry(overlays, families).values()]
 
 
 def _identity(files: Sequence[Path]) -> str:

@@ -114,7 +114,7 @@ class Entry(EntryFacts, BaseModel):
     )
     license: Text | None = Field(None, description="SPDX identifier.")
     paper: Text | None = Field(None, description="arXiv:NNNN.NNNNN")
-    layout: Literal["deeplab2", "openmixup", "timm", "torch", "keras"] = Field(
+    layout: Literal["deeplab2", "openmixup", "torch", "keras"] = Field(
         description="Names and axis order of the tensors."
     )
     format: Literal["tf", "torch", "safetensors", "keras", "npz"] = Field(description="The container.")

@@ -33,7 +33,7 @@ def test_validate_lists_all_faults_of_all_files(run: Runner, tmp_path: Path) -> 
     result = run("registry", "validate", good, bad, worse)
     assert (result.code, result.err) == (1, "")
     lines = result.out.splitlines()
-    assert lines[0] == f"{good}: 44 entries, no fault"
+    assert lines[0] == f"{good}: 2 entries, no fault"
     assert lines[1] == f"{bad}: line 9: entry 'one': variant is missing"
     assert lines[2] == f"{bad}: line 11: entry 'one': unknown key 'varient' (did you mean 'variant'?)"
     assert lines[5] == f"{bad}: 4 faults"
@@ -41,7 +41,7 @@ def test_validate_lists_all_faults_of_all_files(run: Runner, tmp_path: Path) -> 
     assert lines[7] == f"{worse}: 1 fault"
     data = json.loads(run("registry", "validate", good, bad, "--json").out)
     assert [(check["file"], check["entries"], len(check["faults"])) for check in data] == [
-        (str(good), 44, 0),
+        (str(good), 2, 0),
         (str(bad), None, 4),
     ]
 
@@ -50,7 +50,9 @@ def test_validate_without_a_file_checks_those_in_use(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(write(tmp_path, SMALL)))
-    assert run("registry", "validate").out == f"{tmp_path / 'mine.yaml'}: 44 entries, no fault\n"
+    built_in, mine = run("registry", "validate").out.splitlines()
+    assert built_in.endswith("registry.yaml: 42 entries, no fault")
+    assert mine == f"{tmp_path / 'mine.yaml'}: 2 entries, no fault"
     flag = write(tmp_path, "entries: [{id: one, colour: red}]", "flag.yaml")
     result = run("registry", "validate", "--registry", flag)
     assert result.code == 1

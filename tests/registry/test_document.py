@@ -137,6 +137,38 @@ def test_too_many_values_are_refused() -> None:
     assert what == "more than 50,000 values"
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        ("010", "an octal number"),
+        ("-0o7", None),  # text in YAML 1.1
+        ("00", "an octal number"),
+        ("0x1F", "a hexadecimal number"),
+        ("-0x_f", "a hexadecimal number"),
+        ("0b11", "a binary number"),
+        ("1:30", "a number in base 60"),
+        ("-1:30:59.5", "a number in base 60"),
+        ("1_000", "a number with underscores"),
+        ("1_0.5", "a number with underscores"),
+        ("!!int 0x10", "a hexadecimal number"),
+        ("!!float '1:30.0'", "a number in base 60"),
+        ("0x" + "f" * 5000, "a hexadecimal number"),
+        ("1" + ":00" * 100_000, "a number in base 60"),
+        ("1" + ":00" * 200 + ".5", "a number in base 60"),
+        *((number, None) for number in ("0", "-7", "+7", "10", "0.5", "-.5", "010.5", "1.", "1.5e+3")),
+        ("'010'", None),
+    ],
+)
+def test_numbers_are_decimal(number: str, kind: str | None) -> None:
+    parsed = parse(f"a:\n  - {number}\n")
+    if kind is None:
+        assert (parsed.faults, parsed.value) == ([], yaml.safe_load(f"a: [{number}]"))
+        return
+    ((line, what),) = parsed.faults
+    assert line == 2 and len(what) < 130
+    assert what.endswith(f" is {kind} in YAML; write it in decimal, or in quotes where it is text")
+
+
 def test_a_huge_number_is_a_fault() -> None:
     assert parse("a: " + "9" * 10_000).faults[0][1].endswith("cannot be read as int")
 

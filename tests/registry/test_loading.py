@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import ckptkit
+from ckptkit.cli.state import State
 from ckptkit.errors import NotFoundError, RegistryError, StorageError
-from ckptkit.registry import built_in_path, load_registry, load_texts
+from ckptkit.registry import FamilyFacts, built_in_path, load_registry, load_texts
+from ckptkit.workspace import Workspace
 from tests.support.registries import SMALL, write
 
 HERE = Path("mine.yaml")
@@ -41,8 +44,8 @@ PLANTED = [
     (
         "    layout: deeplab2",
         "    layout: deeplab3",
-        "line 4: family 'moat': layout: input should be 'deeplab2', 'openmixup', 'timm', "
-        "'torch' or 'keras', found 'deeplab3'",
+        "line 4: family 'moat': layout: input should be 'deeplab2', 'openmixup', 'torch' "
+        "or 'keras', found 'deeplab3'",
     ),
     (
         "    variant: moat1",
@@ -91,6 +94,99 @@ PLANTED = [
 def test_a_fault_is_told_with_its_line(old: str, new: str, fault: str) -> None:
     assert SMALL.count(old) == 1
     assert fault in faults_of(SMALL.replace(old, new))
+
+
+FAMILIES = {
+    "moat": FamilyFacts(("moat0", "moat1"), {"deeplab2": ("tf", "npz"), "keras": ("keras",)}),
+    "moganet": FamilyFacts(("moganet-xt",), {"openmixup": ("torch",)}),
+}
+
+
+def family_faults_of(*replaced: tuple[str, str]) -> list[str]:
+    text = SMALL
+    for old, new in replaced:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    with pytest.raises(RegistryError) as caught:
+        load_texts([(HERE, text)], FAMILIES)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "faults"),
+    [
+        (
+            "    variant: moat1",
+            "    variant: moganet-xt",
+            ["line 22: entry 'two': variant: 'moganet-xt' is a variant of family 'moganet', not of 'moat'"],
+        ),
+        (
+            "    variant: moat1",
+            "    variant: moat11",
+            ["line 22: entry 'two': variant: family 'moat' has no variant 'moat11' (did you mean 'moat1'?)"],
+        ),
+        (
+            "    layout: deeplab2",
+            "    layout: openmixup",
+            ["line 4: family 'moat': layout: 'openmixup' is a layout of family 'moganet', not of 'moat'"],
+        ),
+        (
+            "    layout: deeplab2",
+            "    layout: torch",
+            ["line 4: family 'moat': layout: family 'moat' has no layout 'torch' (one of deeplab2, keras)"],
+        ),
+        (
+            "    format: tf  ",
+            "    format: torch  ",
+            ["line 5: family 'moat': format: 'torch' does not hold layout 'deeplab2' (one of tf, npz)"],
+        ),
+        (
+            "    variant: moat1\n",
+            "    variant: moat1\n    layout: keras\n    format: tf\n",
+            ["line 24: entry 'two': format: 'tf' does not hold layout 'keras' (one of keras)"],
+        ),
+    ],
+)
+def test_what_a_family_does_not_have(old: str, new: str, faults: list[str]) -> None:
+    assert family_faults_of((old, new)) == faults
+
+
+def test_an_unknown_family_is_told_for_each_of_its_entries() -> None:
+    text = SMALL.replace("family: moat\n", "family: moart\n").replace("  moat:\n", "  moart:\n")
+    with pytest.raises(RegistryError) as caught:
+        load_texts([(HERE, text)], FAMILIES)
+    assert caught.value.faults == [
+        "line 10: entry 'one': family: no family 'moart' (did you mean 'moat'?)",
+        "line 21: entry 'two': family: no family 'moart' (did you mean 'moat'?)",
+    ]
+
+
+def test_what_an_overlay_changes_is_checked_with_what_it_keeps() -> None:
+    overlay = "entries:\n  - id: two\n    format: keras\n"
+    with pytest.raises(RegistryError) as caught:
+        load_texts([(Path("below.yaml"), SMALL), (HERE, overlay)], FAMILIES)
+    assert caught.value.path == HERE
+    assert caught.value.faults == [
+        "line 3: entry 'two': format: 'keras' does not hold layout 'deeplab2' (one of tf, npz)"
+    ]
+
+
+def test_every_way_of_loading_asks_the_families(tmp_path: Path) -> None:
+    wrong = write(tmp_path, SMALL.replace("variant: moat1", "variant: moganet-xt"))
+    for load in (
+        ckptkit.registry,
+        lambda paths: Workspace(registries=paths).registry,
+        lambda paths: State(registries=tuple(paths)).registry(),
+        lambda paths: State(registries=tuple(paths)).rows(),
+    ):
+        with pytest.raises(RegistryError, match="line 22: entry 'two': variant: 'moganet-xt' is a variant"):
+            load([wrong])
+    assert load_registry([wrong])["two"].variant == "moganet-xt"  # a room below knows no family
+
+
+def test_a_fault_that_quotes_a_file_at_length_is_cut() -> None:
+    (fault,) = faults_of(f"entries: []\n? {'a' * 100_000}\n: 1\n")
+    assert len(fault) < 600 and fault.startswith("line 2: unknown key 'aaa")
 
 
 def test_a_fault_in_a_head_is_told_once_though_two_entries_inherit_it() -> None:

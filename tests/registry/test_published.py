@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.registry import Registry, built_in_path, load_registry
+from ckptkit.families import registry_families
+from ckptkit.registry import Registry, built_in_path, load_registry, load_texts
+from ckptkit.registry.loading import read_text
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,8 @@ def test_every_file_name_is_its_own(registry: Registry) -> None:
     assert len(set(names)) == 42
     assert registry["moat0-224"].file_name == "moat0_imagenet_1k_224_w_position_embedding.tar.gz"
     assert [entry.family for entry in registry.values() if entry.is_archive] == ["moat"] * 18
+
+
+def test_the_published_rows_fit_their_families() -> None:
+    registry = load_texts([(built_in_path(), read_text(built_in_path()))], registry_families())
+    assert registry.counts == (len(registry),)

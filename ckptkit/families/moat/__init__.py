@@ -19,6 +19,11 @@ class Moat(Family):
     definitions = MOAT_DEFINITIONS
     layouts = MOAT_LAYOUTS
     published_layouts = ("deeplab2",)
+    containers: Mapping[str, Sequence[str]] = {
+        "deeplab2": ("tf",),
+        "torch": ("torch",),
+        "keras": ("keras", "tf"),
+    }
     default_layout: Mapping[str, str] = {
         "tf": "deeplab2",
         "torch": "torch",

@@ -18,6 +18,11 @@ class MogaNet(Family):
     definitions = MOGANET_DEFINITIONS
     layouts = MOGANET_LAYOUTS
     published_layouts = ("openmixup", "torch")
+    containers: Mapping[str, Sequence[str]] = {
+        "openmixup": ("torch",),
+        "torch": ("torch",),
+        "keras": ("keras", "tf"),
+    }
     default_layout: Mapping[str, str] = {
         "tf": "keras",
         "torch": "torch",
