@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import logger, public, workspace_of_environment
@@ -13,12 +14,16 @@ from ckptkit.places import user_path
 from ckptkit.tensors import float_named
 
 if TYPE_CHECKING:
+    from ckptkit.convert import LoadedTensors, TensorPlan
     from ckptkit.convert.rules_file import RuleFile
     from ckptkit.families.binding import Weights
     from ckptkit.registry import Entry, Registry
-    from ckptkit.tensors import Array
     from ckptkit.verify import VerifyReport
     from ckptkit.workspace import Named
+
+    _Path = Path
+else:
+    _Path = type(Path())  # what can be derived from before Python 3.12
 
 
 @public
@@ -110,6 +115,28 @@ def verify(
     return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
 
 
+class ConvertedPath(_Path):
+    """The path of a converted checkpoint, and what of the source is not in it.
+
+    Attributes
+    ----------
+    left_out : mapping of str to str
+        Tensors of the source that a rule leaves out: which rule, and why.
+    also_in_file : mapping of str to str
+        What is no tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
+    """
+
+    left_out: Mapping[str, str] = MappingProxyType({})
+    also_in_file: Mapping[str, str] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, path: Path, conversion: TensorPlan) -> ConvertedPath:
+        """The path of a conversion's result."""
+        result = cls(path)
+        result.left_out, result.also_in_file = conversion.left_out, dict(conversion.also)
+        return result
+
+
 @public
 def convert(
     what: Named,
@@ -128,7 +155,7 @@ def convert(
     rules: str | Path | None = None,
     reverse: bool = False,
     check: bool = True,
-) -> Path:
+) -> ConvertedPath:
     """Convert a checkpoint; see `ckptkit.convert.Options` for the choices.
 
     Parameters
@@ -157,8 +184,9 @@ def convert(
 
     Returns
     -------
-    Path
-        The file written; for ``tf`` the prefix.
+    ConvertedPath
+        The file written; for ``tf`` the prefix. Its attributes ``left_out`` and ``also_in_file`` name what
+        of the source is not in it.
 
     Raises
     ------
@@ -200,7 +228,7 @@ def convert(
         from ckptkit.convert.rounding import in_words
 
         logger.warning("%s: %s", what, in_words(outcome.converted.losses))
-    return outcome.path
+    return ConvertedPath.of(outcome.path, outcome.plan)
 
 
 def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
@@ -216,7 +244,7 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
 @public
 def load(
     what: Named, layout: str = "torch", *, weights: Weights = "auto", variant: str | None = None
-) -> dict[str, Array]:
+) -> LoadedTensors:
     """Read a checkpoint of any format under the names of any layout; no framework is imported.
 
     Parameters
@@ -233,12 +261,16 @@ def load(
 
     Returns
     -------
-    dict of str to numpy.ndarray
+    LoadedTensors
+        A dict of str to numpy.ndarray. Its attribute ``left_out`` names the tensors of the file that a rule
+        leaves out (a step counter, the other copy of the weights), each with the rule and why;
+        ``also_in_file`` names what is no tensor of the model (an epoch, the optimizer's state), in a few
+        words each. Elements of a type that numpy and ml_dtypes have not come as numpy void.
 
     Raises
     ------
     NotFoundError, FormatError, ConversionError
-        Nothing there; damaged; the tensors do not fit.
+        Nothing there; damaged; the tensors do not fit, or cannot be read and no rule leaves them out.
     """
     from ckptkit.convert import load_tensors
     from ckptkit.families.binding import wanted_copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +17,15 @@ from ckptkit.cli.options import (
     parse_settings,
 )
 from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.printable import printable
 from ckptkit.cli.remote_output import STANDARD, Output
 from ckptkit.cli.state import State, state_of
+from ckptkit.formats.base import listed
 from ckptkit.formats.names import FORMATS, format_named, format_to_write
 from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
-    from ckptkit.convert import Options
+    from ckptkit.convert import Options, TensorPlan
     from ckptkit.convert.rules_file import RuleFile
     from ckptkit.convert.whole import Outcome
     from ckptkit.synth import Synthetic
@@ -159,8 +162,8 @@ def _report(
     checked: bool,
 ) -> None:
     plan = outcome.plan
-    for note in plan.notes:
-        state.output.note(f"{located.name}: {note}")
+    for note in (*plan.notes, *_left_out_in_words(plan, everything=state.output.verbose)):
+        state.output.note(printable(f"{located.name}: {note}"))
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:
@@ -181,6 +184,17 @@ def _report(
         state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
     if shown_as is not None:
         state.output.result(shown_as)
+
+
+def _left_out_in_words(plan: TensorPlan, *, everything: bool) -> Iterator[str]:
+    """What of the source is not in the result: by rule, and what is no tensor."""
+    by_rule: dict[str, list[str]] = {}
+    for name, rule in plan.left_out.items():
+        by_rule.setdefault(rule, []).append(name)
+    for rule, names in by_rule.items():
+        yield f"left out by rule: {rule}: {listed(names, len(names) if everything else 8)}"
+    if plan.also:
+        yield f"also in the file, not converted: {listed(plan.also, len(plan.also) if everything else 8)}"
 
 
 def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:

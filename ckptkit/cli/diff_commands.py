@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -136,6 +136,8 @@ def print_difference(output: Output, found: Difference, *, tensors: bool = True)
     if tensors:
         _print_lone(output, "only in A", found.only_a)
         _print_lone(output, "only in B", found.only_b)
+        _print_left_out(output, "cannot be read in A", found.a.left_out)
+        _print_left_out(output, "cannot be read in B", found.b.left_out)
         _print_changed(output, "other shape", found.of_kind("shape"))
         _print_changed(output, "other dtype", found.of_kind("dtype"))
         _print_changed(output, "other values", found.of_kind("values"))
@@ -178,6 +180,11 @@ def _print_lone(output: Output, heading: str, lone: Sequence[Lone]) -> None:
     _print_table(output, heading, columns, rows)
 
 
+def _print_left_out(output: Output, heading: str, left_out: Mapping[str, str]) -> None:
+    columns = [Column("tensor"), Column("reason")]
+    _print_table(output, heading, columns, [[name, why] for name, why in left_out.items()])
+
+
 def _print_changed(output: Output, heading: str, changed: Sequence[Changed]) -> None:
     other_type = any(one.dtype_a != one.dtype_b or one.shape_a != one.shape_b for one in changed)
     figures = any(one.values for one in changed)
@@ -208,8 +215,8 @@ def _figures(changed: Changed, *, where: bool) -> list[str]:
     if where and values.at is not None and values.values is not None:
         remarks.append(f"largest at {list(values.at)}: {values.values[0]:g} and {values.values[1]:g}")
     return [
-        f"{values.max_abs:.3g}",
-        "–" if values.relative is None else f"{values.relative:.3g}",
+        "–" if values.in_bytes else f"{values.max_abs:.3g}",
+        "–" if values.in_bytes or values.relative is None else f"{values.relative:.3g}",
         f"{values.differing:,} of {values.elements:,}",
         "; ".join(remarks),
     ]

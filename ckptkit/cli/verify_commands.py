@@ -222,6 +222,7 @@ def _head_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, 
         lines.append(("weights", _copies_in_words(inspection)))
     if len(inspection.state_dicts) > 1:
         lines.append(("state dicts", ", ".join(name or "(top)" for name in inspection.state_dicts)))
+    lines += [("not read", f"{name}: {why}") for name, why in inspection.left_out.items()]
     lines += [("metadata", f"{key}: {value}") for key, value in inspection.metadata.items()]
     for key, value in inspection.extras.items():
         text = value.split("\n")

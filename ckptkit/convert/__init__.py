@@ -5,7 +5,14 @@ A conversion may change the container (format), the names and axis order (layout
 and reads the result back.
 """
 
-from ckptkit.convert.execution import Converted, check_written, execute, load_tensors, tensor_crc32c
+from ckptkit.convert.execution import (
+    Converted,
+    LoadedTensors,
+    check_written,
+    execute,
+    load_tensors,
+    tensor_crc32c,
+)
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options
 from ckptkit.convert.planning import Plan, plan
@@ -17,6 +24,7 @@ __all__ = [
     "FLOAT_DTYPES",
     "FORMATS",
     "Converted",
+    "LoadedTensors",
     "Move",
     "Options",
     "Plan",

@@ -58,9 +58,8 @@ def plan_as_is(
     """
     refuse_family_options(options, f"--layout {AS_IS}")
     refuse_missing_copy(reader, options)
-    refuse_left_out(reader)
     moves = as_is_moves(reader, options)
-    refuse_element_types(reader, options, [move.target for move in moves])
+    refuse_element_types(reader, options, [move.target for move in moves], reader.left_out)
     shared = same_tensors(reader) if options.to == "torch" else {}
     return TensorPlan(
         source=reader.path,
@@ -132,42 +131,49 @@ def refuse_missing_copy(reader: Reader, options: Options) -> None:
         )
 
 
-def refuse_left_out(reader: Reader, names: Iterable[str] | None = None) -> None:
-    """Raise ConversionError when the reader cannot carry some tensors, naming all of them and why.
+_RULES_HELP = "a file of --rules that names them under 'ignore' converts the rest"
+
+
+def refuse_left_out(reader: Reader, names: Iterable[str]) -> None:
+    """Raise ConversionError where there are tensors that cannot be read, naming all of them and why."""
+    named = {name: reader.left_out[name] for name in names}
+    if named:
+        raise ConversionError(
+            f"{reader.path}: {counted(len(named))} cannot be read: {in_words(named)}", hint=_RULES_HELP
+        )
+
+
+def refuse_element_types(
+    reader: Reader, options: Options, specs: Iterable[TensorSpec], left_out: Mapping[str, str] | None = None
+) -> None:
+    """Raise ConversionError when the target cannot hold tensors or their names, with the way out.
 
     Parameters
     ----------
     reader : Reader
-    names : iterable of str, optional
-        Those that no rule leaves out; default: all.
+    options : Options
+    specs : iterable of TensorSpec
+        What the target should hold.
+    left_out : mapping of str to str, optional
+        Tensors that cannot even be read, and why not.
     """
-    named = {name: reader.left_out[name] for name in (reader.left_out if names is None else names)}
-    if named:
-        raise ConversionError(
-            f"{reader.path}: {counted(len(named))} cannot be read: {in_words(named)}",
-            hint="a file of --rules that names them under 'ignore' converts the rest",
-        )
-
-
-def refuse_element_types(reader: Reader, options: Options, specs: Iterable[TensorSpec]) -> None:
-    """Raise ConversionError when the target cannot hold element types or names, with the way out."""
     specs = list(specs)
-    if not specs:
+    if not specs and not left_out:
         raise ConversionError(f"{reader.path}: no tensors to convert", hint=command("inspect", reader.path))
     refused = [spec for spec in specs if not holds(options.to, spec)]
-    if not refused:
+    if not refused and not left_out:
         _refuse_names(reader.path, options, specs)
         return
+    named = {spec.name: spec.dtype.name for spec in refused} | dict(left_out or {})
     able = [f for f in FORMATS if all(holds(f, spec) for spec in specs) and not _unloadable(f, specs)]
-    castable = all(spec.dtype.is_float for spec in refused)
-    ways = [*(["--to " + " or ".join(able)] if able else [])]
-    ways += ["--dtype float32 casts floats"] if castable else []
-    opaque = any(spec.dtype.is_opaque for spec in refused)
-    ways += ["a file of --rules that names them under 'ignore' converts the rest"] if opaque else []
-    named = in_words({spec.name: spec.dtype.name for spec in refused})
+    ways = ["choose --to " + " or ".join(able)] if able and not left_out else []
+    if not left_out and all(spec.dtype.is_float for spec in refused):
+        ways.append("--dtype float32 casts floats")
+    if left_out or any(spec.dtype.is_opaque for spec in refused):
+        ways.append(_RULES_HELP)
     raise ConversionError(
-        f"{reader.path}: {options.to} cannot hold {counted(len(refused))}: {named}",
-        hint="choose " + "; ".join(ways) if able or castable else "; ".join(ways),
+        f"{reader.path}: {counted(len(named))} cannot be carried to {options.to}: {in_words(named)}",
+        hint="; ".join(ways) or None,
     )
 
 
@@ -212,7 +218,7 @@ def holds(format: str, spec: TensorSpec) -> bool:
     Examples
     --------
     >>> [name for name in FORMATS if holds(name, TensorSpec("w", DTYPES["complex128"], (2,)))]
-    ['torch', 'tf', 'npz']
+    ['torch', 'tf', 'keras', 'npz']
     """
     dtype = spec.dtype
     if format == "safetensors":

@@ -250,6 +250,23 @@ def tensor_crc32c(array: Array | RawTensor) -> int:
     return crc
 
 
+class LoadedTensors(dict[str, Array]):
+    """Arrays by name, and what else the file holds.
+
+    Attributes
+    ----------
+    left_out : mapping of str to str
+        Tensors of the file that are not among these: the rule that leaves each out, and why.
+    also_in_file : mapping of str to str
+        What is no tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
+    """
+
+    def __init__(self, tensors: Mapping[str, Array], conversion: TensorPlan) -> None:
+        super().__init__(tensors)
+        self.left_out: Mapping[str, str] = conversion.left_out
+        self.also_in_file: Mapping[str, str] = dict(conversion.also)
+
+
 def load_tensors(
     reader: Reader,
     layout: str = CANONICAL,
@@ -257,7 +274,7 @@ def load_tensors(
     weights: Weights = "auto",
     variant: str | None = None,
     entry: Entry | None = None,
-) -> dict[str, Array]:
+) -> LoadedTensors:
     """Read a whole checkpoint under the names of a layout.
 
     Parameters
@@ -272,7 +289,7 @@ def load_tensors(
 
     Returns
     -------
-    dict of str to numpy.ndarray
+    LoadedTensors
         Contiguous arrays of their own; the reader may be closed afterwards.
 
     Raises
@@ -289,17 +306,20 @@ def load_tensors(
         Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
         entry=entry,
     )
-    return read_moves(conversion.moves, reader)
+    return LoadedTensors(read_moves(conversion.moves, reader), conversion)
 
 
-def _load_as_is(reader: Reader, options: Options) -> dict[str, Array]:
-    from ckptkit.convert.as_is import in_words, plan_as_is
+def _load_as_is(reader: Reader, options: Options) -> LoadedTensors:
+    from ckptkit.convert.as_is import in_words, plan_as_is, refuse_left_out
 
-    moves = plan_as_is(reader, options).moves
-    packed = {move.source: spec.dtype.name for move in moves if array_dtype(spec := move.target) is None}
+    refuse_left_out(reader, reader.left_out)
+    conversion = plan_as_is(reader, options)
+    packed = {spec.name: spec.dtype.name for spec in conversion.specs if array_dtype(spec) is None}
     if packed:
-        raise ConversionError(f"{reader.path}: elements that are not whole bytes: {in_words(packed)}")
-    return read_moves(moves, reader)
+        raise ConversionError(
+            f"{reader.path}: no array can hold elements that are not whole bytes: {in_words(packed)}"
+        )
+    return LoadedTensors(read_moves(conversion.moves, reader), conversion)
 
 
 def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:

@@ -101,6 +101,11 @@ class TensorPlan:
         return [move.target for move in self.moves]
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """Tensors of the source that a rule leaves out, and which rule and why."""
+        return {one.name: f"{one.rule}: {one.reason}" for one in self.ignored}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of tensor data in the target."""
         return sum(spec.nbytes for spec in self.specs if spec.name not in self.shared)

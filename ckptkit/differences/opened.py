@@ -89,6 +89,8 @@ class Opened(AbstractContextManager["Opened"]):
             weights=found.weights if found else self.reader.weights,
             state_dict=self.reader.state_dict if len(self.reader.state_dicts) > 1 else None,
             tensors=len(self.reader.specs),
+            left_out=dict(self.reader.left_out),
+            also=dict(self.reader.also),
         )
 
     def settings(self) -> dict[str, str]:

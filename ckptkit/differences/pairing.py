@@ -79,8 +79,19 @@ class Pair:
 
     @property
     def comparable(self) -> bool:
-        """Whether the elements can be set against each other one by one."""
+        """Whether the elements can be set against each other one by one; of an opaque type, the bytes."""
+        if self.opaque and (
+            self.a.spec.dtype != self.b.spec.dtype
+            or self.a.spec.nbytes != self.b.spec.nbytes
+            or not self.a.op == self.b.op == IDENTITY
+        ):
+            return False
         return self.a.op is not None and self.b.op is not None and self.a.shape == self.b.shape
+
+    @property
+    def opaque(self) -> bool:
+        """Whether one of them is of a type of which only the bytes are known."""
+        return self.a.spec.dtype.is_opaque or self.b.spec.dtype.is_opaque
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,10 @@ class Side:
         Which state dict was read, in a PyTorch file with several.
     tensors : int
         How many there are to read.
+    left_out : mapping of str to str
+        Tensors that cannot be read, so that nothing tells whether they differ, and why not.
+    also : mapping of str to str
+        What else is in the file and is no tensor of the model, in a few words each.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Side:
     weights: str | None
     state_dict: str | None
     tensors: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes."""
@@ -89,7 +95,7 @@ class Changed:
         In the axis order of the comparison: the files' own where both have one layout, else the canonical.
     dtype_a, dtype_b : str
     values : ValueDifference or None
-        None where the shapes differ.
+        None where nothing could be compared: other shapes, or an opaque type and another one.
     tolerated : bool
         Whether the tolerance covers it, so that it counts as no difference.
     """
@@ -179,6 +185,8 @@ class Difference:
         return not (
             self.only_a
             or self.only_b
+            or self.a.left_out
+            or self.b.left_out
             or any(not one.tolerated for one in self.changed)
             or any(one.counts for one in self.metadata)
         )
@@ -201,6 +209,8 @@ class Difference:
             "tolerated": len(self.tolerated),
             "only_in_a": len(self.only_a),
             "only_in_b": len(self.only_b),
+            "not_read_in_a": len(self.a.left_out),
+            "not_read_in_b": len(self.b.left_out),
             "other_shape": len(self.of_kind("shape")),
             "other_dtype": len(self.of_kind("dtype")),
             "other_values": len(self.of_kind("values")),
@@ -219,6 +229,11 @@ class Difference:
                 f"{counts[f'only_in_{side}']:,} only in {side.upper()}"
                 for side in "ab"
                 if counts[f"only_in_{side}"]
+            ),
+            *(
+                f"{counts[f'not_read_in_{side}']:,} in {side.upper()} cannot be read"
+                for side in "ab"
+                if counts[f"not_read_in_{side}"]
             ),
             *(
                 f"{counts[f'other_{kind}']:,} {of} {_have(counts[f'other_{kind}'])} other {kind}"

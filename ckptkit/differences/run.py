@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 
 from ckptkit.differences.opened import Opened, open_side
 from ckptkit.differences.pairing import Pair, Pairing, Single, pair_by_architecture, pair_by_name
-from ckptkit.differences.report import Changed, Difference, Kind, Lone, OtherMetadata
-from ckptkit.differences.values import Tolerance, ValueDifference, compare_arrays
+from ckptkit.differences.report import Changed, Difference, Kind, Lone, OtherMetadata, Side
+from ckptkit.differences.values import Tolerance, ValueDifference, compare_arrays, compare_bytes
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.base import Recognition
 from ckptkit.families.binding import Match
+from ckptkit.formats.base import bytes_of, listed
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
@@ -93,11 +94,13 @@ def compare_files(
         open_side(b, state_dict if state_dict_b is None else state_dict_b, weights_b or weights) as two,
     ):
         pairing, matches = _paired(one, two, layout)
-        pairing = _restricted(pairing, only, (one, two))
+        sides = one.side(matches[0] if matches else None), two.side(matches[1] if matches else None)
+        if only is not None:
+            pairing, sides = _restricted(pairing, only, sides)
         changed = _changed(pairing, one, two, allowed, progress or _silent)
         return Difference(
-            a=one.side(matches[0] if matches else None),
-            b=two.side(matches[1] if matches else None),
+            a=sides[0],
+            b=sides[1],
             paired_by="architecture" if matches else "names",
             paired=len(pairing.pairs),
             identical=len(pairing.pairs) - len(changed),
@@ -149,10 +152,8 @@ def _with_parts_of(other: Recognition, found: Recognition) -> Recognition:
     return replace(found, structure=structure, table=table)
 
 
-def _restricted(pairing: Pairing, only: str | None, sides: tuple[Opened, Opened]) -> Pairing:
+def _restricted(pairing: Pairing, only: str, sides: tuple[Side, Side]) -> tuple[Pairing, tuple[Side, Side]]:
     """Keep what matches a pattern, by any of its names."""
-    if only is None:
-        return pairing
     pattern = only if any(sign in only for sign in "*?[") else f"*{only}*"
 
     def wanted(*names: str | None) -> bool:
@@ -163,12 +164,16 @@ def _restricted(pairing: Pairing, only: str | None, sides: tuple[Opened, Opened]
         only_a=tuple(single for single in pairing.only_a if wanted(single.spec.name, single.canonical)),
         only_b=tuple(single for single in pairing.only_b if wanted(single.spec.name, single.canonical)),
     )
-    if not (kept.pairs or kept.only_a or kept.only_b):
+    a, b = (
+        replace(side, left_out={name: why for name, why in side.left_out.items() if wanted(name)})
+        for side in sides
+    )
+    if not (kept.pairs or kept.only_a or kept.only_b or a.left_out or b.left_out):
         raise NotFoundError(
-            f"no tensor of {sides[0].name} or {sides[1].name} matches {only!r}",
+            f"no tensor of {a.name} or {b.name} matches {only!r}",
             hint="give a part of a name, or a glob such as '*/kernel'",
         )
-    return kept
+    return kept, (a, b)
 
 
 # -- tensors -------------------------------------------------------------------------------------------------
@@ -199,6 +204,10 @@ def _values(pair: Pair, one: Opened, two: Opened) -> ValueDifference:
 
     one.reader.check(a)
     two.reader.check(b)
+    if pair.opaque:
+        found = compare_bytes(bytes_of(one.reader, a).data, bytes_of(two.reader, b).data)
+        rest()
+        return found
     found = compare_arrays(pair.a.view(one.reader.read(a)), pair.b.view(two.reader.read(b)), rest=rest)
     rest()
     return found
@@ -210,8 +219,10 @@ def _judged(pair: Pair, values: ValueDifference | None, allowed: Tolerance) -> C
     if values is not None and values.same and not other_dtype:
         return None
     tolerated = values is not None and values.within(allowed)
-    kind: Kind = "shape" if values is None else "values"
-    if values is not None and other_dtype and not allowed.ignore_dtype:
+    kind: Kind = "values"
+    if values is None and (pair.a.shape != pair.b.shape or pair.a.op is None or pair.b.op is None):
+        kind = "shape"
+    elif other_dtype and (values is None or not allowed.ignore_dtype):
         kind, tolerated = "dtype", False
     return Changed(
         name=pair.name,
@@ -255,6 +266,8 @@ def _other_metadata(one: Opened, two: Opened, everything: bool) -> Iterator[Othe
 def _notes(one: Opened, two: Opened, pairing: Pairing) -> Iterator[str]:
     for letter, side in (("A", one), ("B", two)):
         yield from (f"{letter}: {note}" for note in side.reader.notes)
+        if side.reader.also:
+            yield f"{letter}: also in the file, not compared: {listed(side.reader.also)}"
     a, b = one.recognition, two.recognition
     if a is not None and b is not None and (a.family, a.variant) != (b.family, b.variant):
         yield f"A is {a.family.name} {a.variant}, B is {b.family.name} {b.variant}"

@@ -79,6 +79,8 @@ class ValueDifference:
         Elements that are NaN in both, of other bits.
     zero_signs : int
         Elements that are 0.0 in one tensor and −0.0 in the other.
+    in_bytes : bool
+        Whether ``elements`` and ``differing`` count bytes, of a type that has no numbers to compare.
     """
 
     elements: int
@@ -92,6 +94,7 @@ class ValueDifference:
     infinities: int = 0
     nan_bits: int = 0
     zero_signs: int = 0
+    in_bytes: bool = False
 
     @property
     def same(self) -> bool:
@@ -107,8 +110,8 @@ class ValueDifference:
 
     @property
     def not_comparable(self) -> int:
-        """Elements that no tolerance covers: NaN or infinite on one side only."""
-        return self.nan_only_a + self.nan_only_b + self.infinities
+        """Elements that no tolerance covers: NaN or infinite on one side only, and bytes."""
+        return self.differing * self.in_bytes + self.nan_only_a + self.nan_only_b + self.infinities
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether a tolerance covers the difference."""
@@ -134,6 +137,8 @@ class ValueDifference:
             (self.nan_bits, "NaN of other bits"),
             (self.zero_signs, "other sign of zero"),
         )
+        if self.in_bytes:
+            return "counted in bytes"
         return ", ".join(f"{count:,} {what}" for count, what in counts if count)
 
     def to_json(self) -> dict[str, Any]:
@@ -181,6 +186,24 @@ def compare_arrays(a: Array, b: Array, *, rest: Callable[[], None] | None = None
     for start, left, right in _side_by_side(a, b, _FIGURES_BYTES, pause):
         tally.add(start, left, right)
     return tally.result(a.shape)
+
+
+def compare_bytes(a: memoryview, b: memoryview) -> ValueDifference:
+    """Compare two tensors of one opaque type and one size, byte by byte.
+
+    Examples
+    --------
+    >>> found = compare_bytes(memoryview(b"abcd"), memoryview(b"abxy"))
+    >>> found.differing, found.elements, found.remark
+    (2, 4, 'counted in bytes')
+    """
+    import numpy
+
+    differing = 0
+    for start in range(0, a.nbytes, _BITS_BYTES):
+        left, right = (numpy.frombuffer(side[start : start + _BITS_BYTES], numpy.uint8) for side in (a, b))
+        differing += int(numpy.count_nonzero(left != right))
+    return ValueDifference(a.nbytes, differing, in_bytes=True)
 
 
 def _go_on() -> None:

@@ -222,7 +222,9 @@ class _Builder:
         if kind is None:
             raise UsageError(
                 f"{self._path}: a Keras weights file cannot hold {spec.name!r} as {spec.dtype}",
-                hint="choose --dtype float32, float16 or bfloat16, or --to safetensors",
+                hint="choose --dtype float32, float16 or bfloat16, or --to safetensors"
+                if spec.dtype.is_float
+                else None,
             )
         shape = struct.pack(f"<BBB5x{len(spec.shape)}Q", 1, len(spec.shape), 0, *spec.shape)
         offset = self._offsets.get(spec.name, UNDEFINED)

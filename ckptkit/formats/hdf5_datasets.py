@@ -45,8 +45,16 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class NotRead:
+    """A dataset that cannot be carried, or is none: why, and whether it is a tensor all the same."""
+
+    why: str
+    is_tensor: bool = False
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """A dataset of a known element type.
+    """A dataset whose elements can be carried.
 
     Parameters
     ----------
@@ -81,7 +89,7 @@ class Dataset:
         return FLETCHER32 in self.filters and all(not chunk.skipped for chunk in self.chunks)
 
 
-def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name: str) -> Dataset | str:
+def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name: str) -> Dataset | NotRead:
     """Read what an object header says of a dataset.
 
     Parameters
@@ -94,8 +102,7 @@ def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name
 
     Returns
     -------
-    Dataset or str
-        A text says why it is no tensor.
+    Dataset or NotRead
 
     Raises
     ------
@@ -115,9 +122,9 @@ def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name
         dtype = DTYPES[BRAIN_FLOAT]
     storage = _Storage(source, header, layout, name)
     if dtype is None:
-        return element.what
+        return NotRead(element.what, is_tensor=element.text is None)
     if shape is None:
-        return "declared to be empty"
+        return NotRead("declared to be empty")
     if len(shape) > MAX_DIMS or math.prod(shape) * dtype.itemsize >= 1 << 63:
         raise layout.error(f"{name}: a shape {list(shape)[:4]} … that nothing could hold")
     return storage.dataset(objects, element, dtype, shape)

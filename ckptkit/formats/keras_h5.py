@@ -20,7 +20,7 @@ from ckptkit.formats.hdf5_attributes import Attributes, single
 from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
 from ckptkit.formats.hdf5_chunks import read_chunks
-from ckptkit.formats.hdf5_datasets import Dataset, parse_dataset, refuse_overlap
+from ckptkit.formats.hdf5_datasets import Dataset, NotRead, parse_dataset, refuse_overlap
 from ckptkit.formats.hdf5_objects import Header, Link, Objects
 from ckptkit.formats.keras_legacy_h5 import NEITHER, Contents, is_legacy, legacy_weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
@@ -87,7 +87,14 @@ class KerasH5Reader(MappedReader):
             name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
         }
         self.metadata: Mapping[str, str] = metadata
-        self.notes: Sequence[str] = found.notes()
+        self.notes: Sequence[str] = ()
+        self.left_out: Mapping[str, str] = found.not_read(tensors=True)
+        self._also = found.not_read(tensors=False)
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """Texts, empty places, the optimizer's state, and datasets that no layer lists."""
+        return self._also
 
     @cached_property
     def same(self) -> Mapping[str, str]:
@@ -199,7 +206,7 @@ class _Walk:
         self._attributes = attributes
         self._headers: dict[int, Header] = {}
         self._links: dict[int, dict[str, Link]] = {}
-        self._parsed: dict[int, Dataset | str] = {}
+        self._parsed: dict[int, Dataset | NotRead] = {}
         self._followed: dict[tuple[int, str], int | None] = {}
         self._names = 0
 
@@ -216,9 +223,10 @@ class _Walk:
                 self._count(path, above[-1])
                 address = self._address(link, above[-1])
                 if address is None:
-                    found.skipped[path] = f"a soft link to {link.target}, which is not in the file"
+                    why = f"a soft link to {link.target}, which is not in the file"
+                    found.objects[path] = NotRead(why)
                 elif address in above:
-                    found.skipped[path] = "a link back to a group around it"
+                    found.objects[path] = NotRead("a link back to a group around it")
                 elif self._header(address).is_group:
                     found.groups[path] = self._header(address)
                     below.append((path + "/", (*above, address)))
@@ -233,11 +241,7 @@ class _Walk:
             self._parsed[address] = (
                 parse_dataset(self._objects, self._attributes, header, path) if header.is_dataset else NEITHER
             )
-        dataset = self._parsed[address]
-        if isinstance(dataset, str):
-            found.skipped[path] = dataset
-        else:
-            found.datasets[path] = dataset
+        found.objects[path] = self._parsed[address]
 
     def _count(self, path: str, address: int) -> None:
         """Links can lead to one group by very many ways."""

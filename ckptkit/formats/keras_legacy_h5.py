@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from ckptkit.errors import FormatError
 from ckptkit.formats.hdf5_attributes import Attributes, Texts, single
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
-from ckptkit.formats.hdf5_datasets import Dataset
+from ckptkit.formats.hdf5_datasets import Dataset, NotRead
 from ckptkit.formats.hdf5_objects import Header, Objects
 
-NEITHER = "neither a group nor a dataset"
-"""What is said of other objects, which hold no values."""
+NEITHER = NotRead("neither a group nor a dataset")
+"""Other objects, which hold no values."""
 
 _LAYERS, _WEIGHTS = "layer_names", "weight_names"
 _MODEL_WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
@@ -45,21 +45,25 @@ class Contents:
     Parameters
     ----------
     groups : dict of str to Header
-    datasets : dict of str to Dataset
-    skipped : dict of str to str
-        What holds no numbers, and why not.
-    remarks : list of str
-        Further notes.
+    objects : dict of str to Dataset or NotRead
+        Everything else.
     """
 
     groups: dict[str, Header] = field(default_factory=dict)
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+    objects: dict[str, Dataset | NotRead] = field(default_factory=dict)
 
-    def notes(self) -> list[str]:
-        """What was left out, one sentence each."""
-        return [f"{path}: {why}: skipped" for path, why in self.skipped.items()] + self.remarks
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """The tensors."""
+        return {path: one for path, one in self.objects.items() if isinstance(one, Dataset)}
+
+    def not_read(self, *, tensors: bool) -> dict[str, str]:
+        """Why the rest is none: of tensors that cannot be carried, or of what is no tensor of the model."""
+        return {
+            path: one.why
+            for path, one in self.objects.items()
+            if isinstance(one, NotRead) and one.is_tensor is tensors
+        }
 
 
 @dataclass(frozen=True)
@@ -133,15 +137,11 @@ def _counted_weights(objects: Objects, attributes: Attributes, found: Contents) 
             )
         weights = _count(objects, attributes, found.groups[layer], _COUNTED_WEIGHTS, layer)
         for path in (f"{layer}/param_{number}" for number in range(weights)):
-            if path in found.datasets:
-                kept.datasets[path] = found.datasets[path]
-            elif path in found.skipped:
-                kept.skipped[path] = found.skipped[path]
-            else:
+            if path not in found.objects:
                 raise objects.source.error(f"no {path} of the {weights} that {_COUNTED_WEIGHTS} counts")
-    named = kept.datasets.keys() | kept.skipped.keys()
-    others = [path for path in [*found.datasets, *found.skipped] if path not in named]
-    kept.remarks.extend(f"{path}: not among its layer's {_COUNTED_WEIGHTS}: skipped" for path in others)
+            kept.objects[path] = found.objects[path]
+    others = [path for path in found.objects if path not in kept.objects]
+    kept.objects.update(dict.fromkeys(others, NotRead(f"not among its layer's {_COUNTED_WEIGHTS}")))
     return kept
 
 
@@ -184,14 +184,13 @@ class _LegacyFile:
         """Name the tensors."""
         listed = list(self._listed())
         paths = {weight.path for weight in listed}
-        kept = Contents(remarks=self._remarks(paths))
+        kept = Contents()
         for name, weight in self._named(listed).items():
-            if weight.path in self._found.datasets:
-                kept.datasets[name] = self._found.datasets[weight.path]
-            elif self._found.skipped.get(weight.path, NEITHER) != NEITHER:
-                kept.skipped[name] = self._found.skipped[weight.path]
-            else:
+            found = self._found.objects.get(weight.path, NEITHER)
+            if found == NEITHER:
                 raise self._error(f"no dataset {weight.path}, which its layer lists among its weights")
+            kept.objects[name] = found
+        kept.objects.update(self._others(paths))
         return kept, self._origin()
 
     # -- lists -----------------------------------------------------------------------------------------------
@@ -261,17 +260,16 @@ class _LegacyFile:
 
     # -- what is said of the file ----------------------------------------------------------------------------
 
-    def _remarks(self, listed: set[str]) -> list[str]:
-        """Notes on the datasets that are no weights of a layer."""
-        others = [path for path in [*self._found.datasets, *self._found.skipped] if path not in listed]
+    def _others(self, listed: set[str]) -> dict[str, NotRead]:
+        """What is no weight of a layer."""
+        others = [path for path in self._found.objects if path not in listed]
         of_optimizer = [path for path in others if self._top and path.startswith(f"{_OPTIMIZER}/")]
         unlisted = [path for path in others if not (self._top and path.startswith(f"{_OPTIMIZER}/"))]
-        remarks = []
+        found = dict.fromkeys(unlisted, NotRead(f"listed by no layer's {_WEIGHTS}"))
         if of_optimizer:
             plural = "tensor" if len(of_optimizer) == 1 else "tensors"
-            remarks.append(f"{_OPTIMIZER}: {len(of_optimizer)} {plural} of the optimizer: skipped")
-        remarks += [f"{path}: listed by no layer's {_WEIGHTS}: skipped" for path in unlisted]
-        return remarks
+            found[_OPTIMIZER] = NotRead(f"{len(of_optimizer)} {plural} of the optimizer")
+        return found
 
     def _origin(self) -> dict[str, str]:
         said = ((key, single(self._of_root.get(key)) or single(self._of_top.get(key))) for key in _ORIGIN)

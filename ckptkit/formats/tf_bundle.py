@@ -14,15 +14,15 @@ from pathlib import Path
 from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.leveldb_table import mask
-from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.staging import translated
 from ckptkit.formats.tf_bundle_index import (
     Part,
     StoredTensor,
     index_path,
-    iter_notes,
     load_index,
+    no_tensors,
     shard_path,
 )
 from ckptkit.formats.tf_bundle_writer import TfBundleWriter
@@ -35,7 +35,7 @@ from ckptkit.formats.tf_object_graph import (
     string_checksum,
     variable_names,
 )
-from ckptkit.tensors import DTYPES, Array, TensorSpec
+from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
 
 __all__ = ["TfBundleReader", "TfBundleWriter"]
 
@@ -103,17 +103,31 @@ class TfBundleReader(MappedReader):
         readable = {key: tensor for key, tensor in index.tensors.items() if tensor.dtype is not None}
         names = self._names(index.tensors, list(readable))
         self._tensors: dict[str, StoredTensor] = {}
-        specs = {}
+        specs: dict[str, TensorSpec] = {}
+        left_out: dict[str, str] = {}
         for key, tensor in sorted(readable.items(), key=lambda item: item[1].place):
-            if tensor.dtype is not None and key not in names.twins:
-                name = names.by_key[key]
-                specs[name] = TensorSpec(name, tensor.dtype, tensor.shape)
+            if tensor.dtype is None or key in names.twins:
+                continue
+            name = names.by_key[key]
+            if tensor.dtype.itemsize or len(tensor.parts) == 1:
+                stored = None if tensor.dtype.itemsize else tensor.parts[0].size
+                specs[name] = TensorSpec(name, tensor.dtype, tensor.shape, stored)
                 self._tensors[name] = tensor
+            else:
+                left_out[name] = f"in {len(tensor.parts)} parts, of a type of unknown size ({tensor.dtype})"
         self.specs: Mapping[str, TensorSpec] = specs
+        self.left_out: Mapping[str, str] = left_out
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
-        self.notes: Sequence[str] = [*iter_notes(index, read=frozenset({GRAPH_KEY})), *names.notes()]
+        unused = f"{index.unused_parts} stored parts belong to no partitioned variable"
+        self.notes: Sequence[str] = [*([unused] if index.unused_parts else []), *names.notes()]
+        self._also = no_tensors(index, read=frozenset({GRAPH_KEY}))
         self.optimizer = names.optimizer
         self.namesakes = names.namesakes
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """Strings, variants and resources, by key."""
+        return self._also
 
     def _names(self, tensors: Mapping[str, StoredTensor], keys: list[str]) -> Names:
         graph = tensors.get(GRAPH_KEY)
@@ -141,22 +155,30 @@ class TfBundleReader(MappedReader):
         FormatError
             With ``verify``, when its checksum differs.
         """
-        tensor = self._tensor(name)
-        if self._verify and name not in self._checked:
-            self.check(name)
+        tensor = self._verified(name)
         spec = self.specs[name]
+        dtype = whole_bytes(self.path, spec)
         if len(tensor.parts) == 1:
-            return self._view(tensor.parts[0], spec, spec.shape)
+            return self._view(tensor.parts[0], dtype, spec.shape)
         import numpy
 
-        whole = numpy.empty(spec.shape, spec.dtype.numpy)
+        whole = numpy.empty(spec.shape, dtype.numpy)
         for part in tensor.parts:
             box = tuple(
                 slice(begin, begin + size) for begin, size in zip(part.start, part.shape, strict=True)
             )
-            whole[box] = self._view(part, spec, part.shape)
+            whole[box] = self._view(part, dtype, part.shape)
         whole.flags.writeable = False
         return whole
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of one tensor, without numpy; None for a partitioned variable."""
+        tensor = self._verified(name)
+        if len(tensor.parts) != 1:
+            return None
+        (part,) = tensor.parts
+        data = self._shard(part).raw(part.offset, part.size) if part.size else memoryview(b"")
+        return RawTensor(tensor.shape, data)
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare a tensor with its stored crc32c: True when it holds, False when none is stored.
@@ -198,22 +220,28 @@ class TfBundleReader(MappedReader):
             self._temporary.cleanup()
             self._temporary = None
 
+    def _verified(self, name: str) -> StoredTensor:
+        tensor = self._tensor(name)
+        if self._verify and name not in self._checked:
+            self.check(name)
+        return tensor
+
     def _tensor(self, name: str) -> StoredTensor:
         if name not in self._tensors:
             raise NotFoundError(f"{self.path}: no tensor {name!r}")
         return self._tensors[name]
 
-    def _view(self, part: Part, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    def _view(self, part: Part, dtype: DType, shape: tuple[int, ...]) -> Array:
         if part.size == 0:
             import numpy
 
-            empty = numpy.empty(shape, spec.dtype.numpy)
+            empty = numpy.empty(shape, dtype.numpy)
             empty.flags.writeable = False
             return empty
-        return self._shard(part).view(part.offset, spec.dtype, shape)
+        return self._shard(part).view(part.offset, dtype, shape)
 
     def _bytes(self, part: Part) -> Array:
-        return self._view(part, TensorSpec("", DTYPES["uint8"], (part.size,)), (part.size,))
+        return self._view(part, DTYPES["uint8"], (part.size,))
 
     def _crc32c(self, part: Part) -> int:
         data = self._bytes(part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ckptkit.formats.tf_bundle_proto import (
     decode_header,
     slice_key,
 )
-from ckptkit.tensors import DTYPES, DType
+from ckptkit.tensors import KNOWN, DType
 
 MAX_INDEX_BYTES = 64 << 20
 """An index has about 100 bytes a tensor; this is room for more than any checkpoint has."""
@@ -34,11 +34,9 @@ MAX_CROSSED_PARTS = 1024
 
 
 _REFERENCE = 100  # DT_FLOAT_REF = DT_FLOAT + 100 and so on: how TF1 typed mutable variables
-_BY_NUMBER = {dtype.tf: dtype for dtype in DTYPES.values() if dtype.tf is not None}
-_OTHER_TYPES = {
-    7: "strings", 11: "qint8", 12: "quint8", 13: "qint32", 15: "qint16", 16: "quint16",
-    20: "a resource", 21: "a variant", 29: "int4", 30: "uint4",
-}  # fmt: skip
+_BY_NUMBER = {dtype.tf: dtype for dtype in KNOWN if dtype.tf is not None}
+_NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
+"""Types whose elements are of any length: no tensor of a model is made of them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class StoredTensor:
     key : str
         Its key in the index.
     dtype : DType or None
-        None when numpy cannot hold it; ``type_name`` says what it is then.
+        None for strings, variants and resources; ``type_name`` says what it is then.
     """
 
     key: str
@@ -190,19 +188,19 @@ def _entry(path: Path, key: bytes, value: bytes) -> BundleEntry:
         entry = decode_entry(value)
     except WireError as error:
         raise FormatError(path, f"entry {_shown(key)}: {error}") from error
-    dtype = _BY_NUMBER.get(entry.dtype % _REFERENCE)
+    dtype = _dtype(entry.dtype % _REFERENCE)
     if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
         raise FormatError(path, f"entry {_shown(key)}: no element type has the number {entry.dtype}")
-    itemsize = dtype.itemsize if dtype else 1
+    itemsize = dtype.itemsize if dtype else 0
     if len(entry.shape) > MAX_RANK:
         raise FormatError(
             path, f"entry {_shown(key)}: {len(entry.shape)} axes, at most {MAX_RANK} are supported"
         )
     # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
-    if min(entry.shape, default=0) < 0 or math.prod(filter(None, entry.shape)) * itemsize >= 1 << 62:
+    if min(entry.shape, default=0) < 0 or math.prod(filter(None, entry.shape)) * max(itemsize, 1) >= 1 << 62:
         raise FormatError(path, f"entry {_shown(key)}: impossible shape {list(entry.shape)}")
     expected = math.prod(entry.shape) * itemsize
-    if not entry.slices and dtype is not None and entry.size != expected:
+    if not entry.slices and itemsize and entry.size != expected:
         raise FormatError(
             path,
             f"entry {_shown(key)}: {entry.size} bytes, {dtype} of shape {list(entry.shape)} takes {expected}",
@@ -210,13 +208,20 @@ def _entry(path: Path, key: bytes, value: bytes) -> BundleEntry:
     return entry
 
 
+def _dtype(number: int) -> DType | None:
+    """The type of a number; opaque and of unknown size where it is not known here."""
+    if number in _NO_NUMBERS:
+        return None
+    return _BY_NUMBER.get(number) or DType(f"DataType {number}", 0, "opaque", tf=number)
+
+
 def _stored(
     path: Path, key: bytes, entry: BundleEntry, entries: Mapping[bytes, BundleEntry], assembled: set[bytes]
 ) -> StoredTensor:
     name = _name(path, key)
     number = entry.dtype % _REFERENCE
-    dtype = _BY_NUMBER.get(number)
-    type_name = dtype.name if dtype else _OTHER_TYPES.get(number, f"type number {number}")
+    dtype = _dtype(number)
+    type_name = dtype.name if dtype else _NO_NUMBERS[number]
     if not entry.slices:
         whole = Part(
             entry.shard, entry.offset, entry.size, entry.crc32c, (0,) * len(entry.shape), entry.shape
@@ -340,10 +345,11 @@ def _shown(key: bytes) -> str:
     return repr(key[:200].decode("utf-8", "backslashreplace"))
 
 
-def iter_notes(index: BundleIndex, *, read: Collection[str] = ()) -> Iterator[str]:
-    """One sentence for each thing in the index that is no numeric tensor, except the keys in ``read``."""
-    for tensor in index.tensors.values():
-        if tensor.dtype is None and tensor.key not in read:
-            yield f"skipped {tensor.key!r}: it holds {tensor.type_name}, not numbers"
-    if index.unused_parts:
-        yield f"{index.unused_parts} stored parts belong to no partitioned variable"
+def no_tensors(index: BundleIndex, *, read: Collection[str] = ()) -> dict[str, str]:
+    """What is no tensor of numbers, by key, except the keys in ``read``."""
+    others = {
+        tensor.key: tensor.type_name
+        for tensor in index.tensors.values()
+        if tensor.dtype is None and tensor.key not in read
+    }
+    return {key: f"{what} {list(index.tensors[key].shape)}" for key, what in others.items()}

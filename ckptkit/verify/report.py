@@ -61,7 +61,7 @@ class VerifyReport:
         Whether the tensors' stored checksums were verified too.
     checks : tuple of Check
     notes : tuple of str
-        What the reader skipped or found unusual.
+        What the reader could not read or found unusual.
     """
 
     name: str

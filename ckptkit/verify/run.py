@@ -98,13 +98,20 @@ def verify_checkpoint(
                     passed.ranges,
                     reader.specs,
                     roles,
-                    left_out={**left_out, "damaged": len(passed.damaged)},
+                    left_out={
+                        **left_out,
+                        "damaged": len(passed.damaged),
+                        "that cannot be read": len(reader.left_out),
+                    },
                 ),
                 check_parameters(fitted.match, reader.specs, located.entry)
                 if fitted.match
                 else Check(PARAMETERS, "skipped", UNKNOWN),
             ),
-            notes=tuple(reader.notes),
+            notes=(
+                *reader.notes,
+                *(f"{name} cannot be read: {why}" for name, why in reader.left_out.items()),
+            ),
         )
 
 
@@ -127,8 +134,12 @@ def _to_look_at(specs: Mapping[str, TensorSpec], fitted: Fit) -> tuple[frozenset
     leftovers = {one.name for one in ignored if one.rule not in _COPIES}
     wanted = {name for name, spec in specs.items() if name not in leftovers and has_values(spec)}
     why = Counter(
-        "left out by rule" if name in leftovers else "of integers or empty"
-        for name in specs
+        "left out by rule"
+        if name in leftovers
+        else "of a type without numbers"
+        if spec.dtype.is_opaque
+        else "of integers or empty"
+        for name, spec in specs.items()
         if name not in wanted
     )
     return frozenset(wanted), why

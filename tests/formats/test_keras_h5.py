@@ -19,13 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import HOSTILE, KERNEL, compact, h5py, keras_file
 from tests.support.tensors import arrays, same_bits, specs_of, write_all
 
-WITHOUT = frozenset({"bool", "complex64", "complex128", *(n for n in DTYPES if n.startswith("float8"))})
+WITHOUT = frozenset(name for name in DTYPES if name.startswith("float8"))
 META = {"layout": "keras-h5", "note": "ü"}
 
 
@@ -45,7 +46,7 @@ def test_what_h5py_writes_is_read_as_views(tmp_path: Path, libver: Any) -> None:
         assert list(reader.specs) == ["dense/vars/0", "top/vars/0"]
         assert reader.specs["dense/vars/0"] == TensorSpec("dense/vars/0", DTYPES["float32"], (3, 4))
         assert reader.metadata == {}
-        assert reader.notes == []
+        assert (reader.notes, reader.also) == ((), {})
         view = reader.read("dense/vars/0")
         assert same_bits(view, KERNEL)
         assert not view.flags.writeable
@@ -83,25 +84,76 @@ def test_compact_and_empty_datasets(tmp_path: Path) -> None:
         assert reader.read("empty").shape == (0, 3)
 
 
-SKIPPED = {
-    "text": ("hello", "texts or lists of any length"),
+READ = {
+    "booleans": np.array([[True, False]]),
+    "complex": np.array([1 + 2j, 3], "c8"),
+    "big complex": np.array([1 + 2j, 3], ">c16"),
+    "enumeration": np.array([0, 5], h5py.enum_dtype({"A": 0, "B": 5}, basetype="i2")),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("chunks", [None, (1,)])
+def test_booleans_complex_numbers_and_enumerations_are_read(tmp_path: Path, kind: str, chunks: Any) -> None:
+    wanted = READ[kind]
+
+    def more(file: Any) -> None:
+        file.create_dataset("odd", data=wanted, chunks=chunks and (1,) * wanted.ndim, dtype=wanted.dtype)
+
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", more)) as reader:
+        read = reader.read("odd")
+        assert (read.dtype, read.tolist()) == (wanted.dtype.newbyteorder("="), wanted.tolist())
+        assert (reader.left_out, reader.also) == ({}, {})
+
+
+OPAQUE_DATASETS = {
+    "void16": np.array([b"ab", b"cd"], "V2"),
+    "void64": np.array(["2020-01-01"], "M8[D]").astype(h5py.opaque_dtype(np.dtype("M8[D]"))),
+    "record of a, b": np.array([(1, 2.5), (3, 4.5)], [("a", "i4"), ("b", "f8")]),
+    "float of 80 bits in 16 bytes": np.array([1, 3], np.longdouble) / 3,
+}
+
+
+@pytest.mark.parametrize("kind", OPAQUE_DATASETS)
+@pytest.mark.parametrize("chunks", [None, True])
+def test_other_elements_are_opaque(tmp_path: Path, kind: str, chunks: Any) -> None:
+    wanted = OPAQUE_DATASETS[kind]
+
+    def more(file: Any) -> None:
+        file.create_dataset("odd", data=wanted, chunks=chunks)
+
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", more)) as reader:
+        spec = reader.specs["odd"]
+        assert (spec.dtype.kind, spec.dtype.name, spec.shape) == ("opaque", kind, wanted.shape)
+        assert bytes(bytes_of(reader, "odd").data) == wanted.tobytes()
+
+
+NOT_CARRIED = {
+    "references": (h5py.ref_dtype, "references to other objects"),
+    "lists": (h5py.vlen_dtype(np.dtype("f4")), "lists of any length"),
+}
+NO_TENSORS = {
+    "text": ("hello", "texts"),
     "bytes": (np.array([b"ab"]), "texts"),
-    "bool": (np.array([True]), "an enumeration"),
-    "complex": (np.array([1j]), "records"),
-    "opaque": (np.zeros(2, "V2"), "opaque"),
     "null": (h5py.Empty("f4"), "declared to be empty"),
     "type": (np.dtype("f4"), "neither a group nor a dataset"),
 }
 
 
-@pytest.mark.parametrize("kind", SKIPPED)
-def test_what_is_no_number_is_skipped_and_said(tmp_path: Path, kind: str) -> None:
-    value, said = SKIPPED[kind]
-    with KerasH5Reader(keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("odd", value))) as reader:
+@pytest.mark.parametrize("kind", [*NOT_CARRIED, *NO_TENSORS])
+def test_what_cannot_be_carried_or_is_no_tensor_is_told(tmp_path: Path, kind: str) -> None:
+    value, said = {**NOT_CARRIED, **NO_TENSORS}[kind]
+
+    def more(file: Any) -> None:
+        if kind in NOT_CARRIED:
+            file.create_dataset("odd", (2,), dtype=value)
+        else:
+            file["odd"] = value
+
+    with KerasH5Reader(keras_file(tmp_path / "m.h5", more)) as reader:
         assert list(reader.specs) == ["dense/vars/0"]
-        (note,) = reader.notes
-    assert note.startswith("odd: ")
-    assert said in note
+        found = {"odd": said}
+        assert (reader.left_out, reader.also) == ((found, {}) if kind in NOT_CARRIED else ({}, found))
 
 
 def test_groups_of_many_members(tmp_path: Path) -> None:
@@ -173,7 +225,7 @@ def test_one_dataset_under_two_names(tmp_path: Path, track: bool, link: Any) -> 
         assert all(same_bits(reader.read(name), KERNEL) for name in reader.specs)
         assert reader.same == {"tied/vars/0": "dense/vars/0", "tied/over/0": "dense/vars/0"}
         assert {*reader.overlapping} == {*reader.same}
-        assert reader.notes == []
+        assert (reader.notes, reader.also) == ((), {})
 
 
 LINKS: dict[str, tuple[Any, str]] = {
@@ -190,14 +242,15 @@ def test_links_that_lead_nowhere_are_noted(tmp_path: Path, kind: str) -> None:
     link, said = LINKS[kind]
     with KerasH5Reader(keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("dense/x", link))) as reader:
         assert [*reader.specs] == ["dense/vars/0"]
-        assert reader.notes == [f"dense/x: {said}: skipped"] or said in reader.notes[0]
+        assert list(reader.also) == ["dense/x"]
+        assert said in reader.also["dense/x"]
 
 
 def test_a_group_that_is_a_member_of_itself(tmp_path: Path) -> None:
     path = keras_file(tmp_path / "m.h5", lambda f: f.__setitem__("dense/again", f["dense"]))
     with KerasH5Reader(path) as reader:
         assert [*reader.specs] == ["dense/vars/0"]
-        assert reader.notes == ["dense/again: a link back to a group around it: skipped"]
+        assert reader.also == {"dense/again": "a link back to a group around it"}
 
 
 def test_a_whole_keras_model(tmp_path: Path) -> None:

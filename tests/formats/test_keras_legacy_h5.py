@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from ckptkit.cli.exit_codes import ExitCode
 from ckptkit.errors import FormatError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Reader
 from tests.support.commands import runner
@@ -59,7 +61,7 @@ def test_weights_come_in_the_order_of_the_lists(tmp_path: Path, fixed: bool, spl
     assert not held["zeta/kernel"].flags.owndata
     assert reader.format == "keras"
     assert reader.metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
-    assert reader.notes == []
+    assert (reader.notes, reader.also) == ((), {})
 
 
 def whole_model(path: Path, layers: Any = LAYERS, **options: Any) -> Path:
@@ -85,7 +87,7 @@ def test_a_whole_model_is_its_weights(tmp_path: Path, fixed: bool) -> None:
     assert same_bits(held["zeta/kernel"], KERNEL)
     assert held["scale"].tolist() == [7]
     assert reader.metadata == {"keras_version": "2.15.0", "backend": "tensorflow"}
-    assert reader.notes == ["optimizer_weights: 3 tensors of the optimizer: skipped"]
+    assert reader.also == {"optimizer_weights": "3 tensors of the optimizer"}
 
 
 def test_a_model_that_says_its_version_beside_the_weights_only(tmp_path: Path) -> None:
@@ -190,21 +192,34 @@ def test_scalars_and_empty_weights(tmp_path: Path) -> None:
     assert held["a/none"].shape == (0, 3)
 
 
-def test_what_is_not_listed_or_no_number_is_skipped_and_said(tmp_path: Path) -> None:
+def test_what_is_not_listed_or_no_tensor_is_told(tmp_path: Path) -> None:
     def more(file: Any) -> None:
         file["zeta/zeta/extra"] = BIAS
         file["optimizer_weights/step"] = BIAS  # in a file of weights alone this is no optimizer's
         file["note"] = "text"
 
-    layers = {**LAYERS, "mask": {"mask:0": np.array([True])}}
+    words = {"mask:0": np.array([True]), "words:0": np.array([b"a"])}
+    layers = {**LAYERS, "mask": words}
     held, reader = read(legacy_file(tmp_path / "m.h5", layers, more))
-    assert list(held) == NAMES
-    assert sorted(reader.notes) == [
-        "mask: an enumeration (booleans are stored so): skipped",
-        "note: listed by no layer's weight_names: skipped",
-        "optimizer_weights/step: listed by no layer's weight_names: skipped",
-        "zeta/zeta/extra: listed by no layer's weight_names: skipped",
-    ]
+    assert list(held) == [*NAMES, "mask"]
+    assert held["mask"].tolist() == [True]
+    unlisted = "listed by no layer's weight_names"
+    assert reader.also == {
+        "words": "texts",
+        "note": unlisted,
+        "optimizer_weights/step": unlisted,
+        "zeta/zeta/extra": unlisted,
+    }
+
+
+def test_bfloat16_of_keras_2_is_carried_as_elements_of_two_bytes(tmp_path: Path) -> None:
+    """The file says only that: whoever wants numbers has to be told what they are."""
+    kernel = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+    path = legacy_file(tmp_path / "m.h5", {**LAYERS, "half": {"half/kernel:0": kernel}})
+    with KerasH5Reader(path) as reader:
+        spec = reader.specs["half/kernel"]
+        assert (spec.dtype.kind, spec.dtype.name, spec.shape) == ("opaque", "void16", (2, 3))
+        assert bytes(bytes_of(reader, "half/kernel").data) == kernel.tobytes()
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["any length", "fixed length"])
@@ -390,7 +405,7 @@ def test_weights_of_the_first_keras(tmp_path: Path) -> None:
         for i, weights in enumerate(layers)
         for j, value in enumerate(weights)
     }
-    assert reader.notes == ["layer_1/x: not among its layer's nb_params: skipped"]
+    assert reader.also == {"layer_1/x": "not among its layer's nb_params"}
 
 
 COUNTS: dict[str, tuple[Callable[[Any], object], str]] = {
@@ -551,7 +566,7 @@ def test_keras_own_whole_model(model: Any, tmp_path: Path) -> None:
     assert reader.metadata["backend"] == "tensorflow"
     assert reader.metadata["keras_version"].startswith("3.")
     states = len(model.optimizer.variables)
-    assert reader.notes == [f"optimizer_weights: {states} tensors of the optimizer: skipped"]
+    assert reader.also == {"optimizer_weights": f"{states} tensors of the optimizer"}
 
 
 def test_keras_own_weights_with_lists_in_parts(

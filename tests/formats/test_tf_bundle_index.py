@@ -6,7 +6,9 @@ import pytest
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats import tf_bundle_index
-from ckptkit.formats.tf_bundle_index import index_path, iter_notes, load_index, shard_path
+from ckptkit.formats.base import bytes_of
+from ckptkit.formats.tf_bundle import TfBundleReader
+from ckptkit.formats.tf_bundle_index import index_path, load_index, no_tensors, shard_path
 from tests.support.tf_files import entry, header, message, write_raw
 
 FLOAT, INT32, STRING = 1, 3, 7
@@ -45,12 +47,22 @@ def test_reference_types_of_tf1_are_accepted(tmp_path: Path) -> None:
     assert dtype.name == "float32"
 
 
-@pytest.mark.parametrize(
-    ("number", "what"), [(7, "strings"), (20, "a resource"), (21, "a variant"), (77, "type number 77")]
-)
-def test_what_is_no_number_is_noted(tmp_path: Path, number: int, what: str) -> None:
-    index = load(tmp_path, [(b"s", entry(number, (3,), size=5))], bytes(5))
-    assert list(iter_notes(index)) == [f"skipped 's': it holds {what}, not numbers"]
+@pytest.mark.parametrize(("number", "what"), [(7, "strings"), (20, "a resource"), (21, "a variant")])
+def test_what_is_no_tensor_of_numbers_is_told(tmp_path: Path, number: int, what: str) -> None:
+    index = load(
+        tmp_path,
+        [(b"s", entry(number, (3,), size=5)), (b"t", entry(number, (), size=5, offset=5))],
+        bytes(10),
+    )
+    assert no_tensors(index, read={"t"}) == {"s": f"{what} [3]"}
+
+
+def test_a_type_that_is_not_known_is_opaque_and_of_the_size_it_has(tmp_path: Path) -> None:
+    (tensor,) = load(tmp_path, [(b"s", entry(77, (3,), size=5))], bytes(5)).tensors.values()
+    assert (tensor.dtype.kind, tensor.dtype.name, tensor.dtype.tf) == ("opaque", "DataType 77", 77)
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert reader.specs["s"].nbytes == 5
+        assert bytes(bytes_of(reader, "s").data) == bytes(5)
 
 
 F4 = entry(FLOAT, (4,), size=16)
@@ -206,4 +218,29 @@ def test_many_parts_along_two_axes_are_refused(tmp_path: Path, monkeypatch: pyte
 def test_parts_of_nothing_are_noted(tmp_path: Path) -> None:
     index = load(tmp_path, TWO[1:], bytes(100))
     assert index.tensors == {}
-    assert list(iter_notes(index)) == ["2 stored parts belong to no partitioned variable"]
+    assert index.unused_parts == 2
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert reader.notes == ["2 stored parts belong to no partitioned variable"]
+
+
+def test_parts_of_a_type_of_unknown_size_are_left_out_by_name(tmp_path: Path) -> None:
+    parts = [(0, 3), (3, 3)]
+    entries: Entries = [(b"w", entry(77, (6, 2), slices=[[run, None] for run in parts]))]
+    for start, length in parts:
+        key = b"\0w\0\1\1\2" + bytes([128 + start, 128 + length, 128, 127])
+        entries.append((key, entry(77, (length, 2), offset=9 * start, size=9)))
+    load(tmp_path, entries, bytes(100))
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert reader.specs == {}
+        assert reader.left_out == {"w": "in 2 parts, of a type of unknown size (DataType 77)"}
+
+
+def test_parts_of_an_opaque_type_are_put_together(tmp_path: Path) -> None:
+    parts = [(0, 3), (3, 3)]
+    entries: Entries = [(b"w", entry(11, (6, 2), slices=[[run, None] for run in parts]))]  # qint8
+    for start, length in parts:
+        key = b"\0w\0\1\1\2" + bytes([128 + start, 128 + length, 128, 127])
+        entries.append((key, entry(11, (length, 2), offset=2 * start, size=2 * length)))
+    load(tmp_path, entries, bytes(range(12)))
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert bytes(bytes_of(reader, "w").data) == bytes(range(12))

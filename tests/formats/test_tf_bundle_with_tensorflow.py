@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import FormatError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
 from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
+from tests.convert.test_element_types import TF as ELEMENT_TYPES
 
 RANDOM = np.random.default_rng(9)
 DATA = ".data-00000-of-00001"
@@ -73,6 +75,39 @@ def assert_reads(path: Path, tensors: dict[str, np.ndarray]) -> TfBundleReader:
 def test_reads_every_element_type(tf: Any, tmp_path: Path) -> None:
     save(tf, tmp_path / "m", SAMPLES)
     assert list(assert_reads(tmp_path / "m", SAMPLES).notes) == []
+
+
+QUANTIZED = {"qint8": "int8", "quint8": "uint8", "qint16": "int16", "quint16": "uint16", "qint32": "int32"}
+NARROW = ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
+
+
+def test_types_of_which_only_bytes_are_known(tf: Any, tmp_path: Path) -> None:
+    made = {name: tf.bitcast(tf.constant([[1, 2], [3, 0]], plain), name) for name, plain in QUANTIZED.items()}
+    made |= {name: tf.constant(np.array([[1, 1], [0, 1]], getattr(ml_dtypes, name))) for name in NARROW}
+    made["words"] = tf.constant(["a", ""])
+    save(tf, tmp_path / "m", made)
+    with TfBundleReader(tmp_path / "m", verify=True) as reader:
+        assert reader.also == {"words": "strings [2]"}
+        specs = [reader.specs[name] for name in made if name != "words"]
+        assert {spec.dtype.kind for spec in specs} == {"opaque"}
+        with TfBundleWriter(tmp_path / "n", specs, {}) as writer:
+            for name in writer.order:
+                assert reader.check(name, writer.write(name, bytes_of(reader, name)))
+            writer.finish()
+        for name in NARROW:  # these have a type in ml_dtypes, and so values
+            assert reader.read(name).tolist() == [[1, 1], [0, 1]]
+    for name, plain in QUANTIZED.items():
+        (again,) = tf.raw_ops.RestoreV2(
+            prefix=str(tmp_path / "n"), tensor_names=[name], shape_and_slices=[""], dtypes=[name]
+        )
+        assert tf.bitcast(again, plain).numpy().tolist() == [[1, 2], [3, 0]]
+
+
+def test_the_table_of_element_types_is_whole(tf: Any) -> None:
+    from tensorflow.core.framework import types_pb2
+
+    numbers = {number for number in types_pb2.DataType.values() if 0 < number < 100}
+    assert numbers | {77} == set(ELEMENT_TYPES)
 
 
 @pytest.mark.parametrize("count", [1, 17, 12_000])
@@ -143,7 +178,7 @@ def test_partitioned_variables_of_a_tf1_saver(tf: Any, tmp_path: Path, resource:
     theirs = tf.train.load_checkpoint(str(tmp_path / "m"))
     expected = {name: theirs.get_tensor(name) for name in ("rows", "columns", "flag")}
     reader = assert_reads(tmp_path, expected)  # the folder: its `checkpoint` file has an absolute path
-    assert list(reader.notes) == ["skipped 'text': it holds strings, not numbers"]
+    assert (reader.notes, reader.also) == ([], {"text": "strings [2]"})
 
 
 @pytest.mark.parametrize("size", [5, 63, 64, 8191, 8192, 70_000])
