@@ -78,6 +78,33 @@ def test_verify_convert_and_load_a_file(archive, tmp_path):
     np.testing.assert_array_equal(ckptkit.load(target, layout="deeplab2")["moat/stem/conv_0/kernel"], kernel)
 
 
+def test_convert_and_load_tell_what_else_is_in_the_file(tmp_path):
+    """A Lightning checkpoint by rules: a tensor that a rule leaves out, and what is no tensor."""
+    torch = pytest.importorskip("torch")
+    state = {"w": torch.ones(2), "step": torch.tensor(3)}
+    beside = {"epoch": 3, "optimizer_states": [{"state": {}}], "hyper_parameters": {"lr": 0.1}}
+    torch.save({"state_dict": state, **beside}, tmp_path / "m.ckpt")
+    (tmp_path / "rules.yaml").write_text(
+        "rules:\n  - {source: w, target: kernel, op: identity}\n"
+        "ignore:\n  - {name: step counter, pattern: step, reason: counts training steps}\n"
+    )
+    also = {"epoch": "3", "optimizer_states": "[{state: {}}]", "hyper_parameters": "{lr: 0.1}"}
+    target = tmp_path / "m.safetensors"
+    path = ckptkit.convert(tmp_path / "m.ckpt", output=target, rules=tmp_path / "rules.yaml")
+    assert isinstance(path, Path) and path == target and path.parent == tmp_path
+    assert path.left_out == {"step": "step counter: counts training steps"}
+    assert path.also_in_file == also
+    loaded = ckptkit.load(tmp_path / "m.ckpt", layout="as-is")
+    assert isinstance(loaded, dict) and set(loaded) == {"w", "step"}
+    assert (loaded.left_out, loaded.also_in_file) == ({}, also)
+
+
+def test_load_of_a_known_model_names_what_a_rule_leaves_out(archive):
+    loaded = ckptkit.load(archive)
+    assert set(loaded.left_out) == {"global_step"}
+    assert "step" in loaded.left_out["global_step"]
+
+
 @pytest.fixture
 def arrays(tmp_path):
     np.savez(tmp_path / "net.npz", w=np.arange(4, dtype=np.float32))

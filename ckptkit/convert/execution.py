@@ -261,10 +261,12 @@ class LoadedTensors(dict[str, Array]):
         What is no tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
     """
 
-    def __init__(self, tensors: Mapping[str, Array], conversion: TensorPlan) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Array], left_out: Mapping[str, str], also: Mapping[str, str]
+    ) -> None:
         super().__init__(tensors)
-        self.left_out: Mapping[str, str] = conversion.left_out
-        self.also_in_file: Mapping[str, str] = dict(conversion.also)
+        self.left_out: Mapping[str, str] = dict(left_out)
+        self.also_in_file: Mapping[str, str] = dict(also)
 
 
 def load_tensors(
@@ -306,20 +308,21 @@ def load_tensors(
         Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
         entry=entry,
     )
-    return LoadedTensors(read_moves(conversion.moves, reader), conversion)
+    return LoadedTensors(read_moves(conversion.moves, reader), conversion.left_out, conversion.also)
 
 
 def _load_as_is(reader: Reader, options: Options) -> LoadedTensors:
-    from ckptkit.convert.as_is import in_words, plan_as_is, refuse_left_out
+    from ckptkit.convert import as_is
 
-    refuse_left_out(reader, reader.left_out)
-    conversion = plan_as_is(reader, options)
-    packed = {spec.name: spec.dtype.name for spec in conversion.specs if array_dtype(spec) is None}
+    as_is.refuse_family_options(options, f"--layout {AS_IS}")
+    as_is.refuse_missing_copy(reader, options)
+    as_is.refuse_left_out(reader, reader.left_out)
+    packed = {spec.name: spec.dtype.name for spec in reader.specs.values() if array_dtype(spec) is None}
     if packed:
         raise ConversionError(
-            f"{reader.path}: no array can hold elements that are not whole bytes: {in_words(packed)}"
+            f"{reader.path}: no array can hold elements that are not whole bytes: {as_is.in_words(packed)}"
         )
-    return LoadedTensors(read_moves(conversion.moves, reader), conversion)
+    return LoadedTensors(read_moves(as_is.as_is_moves(reader, options), reader), {}, reader.also)
 
 
 def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:

@@ -415,6 +415,22 @@ def test_rules_of_ones_own_both_ways(foreign, tmp_path):
         np.testing.assert_array_equal(archive["net/conv/kernel"], FOREIGN["net/conv/kernel"])
 
 
+def test_what_is_left_out_and_what_else_is_in_the_file_are_named(foreign, tmp_path, capsys):
+    """As Lightning leaves it: beside the state dict there is all that training needs."""
+    torch = pytest.importorskip("torch")
+    beside = {"epoch": 3, "callbacks": {}, **{f"h{i}": i for i in range(9)}}
+    torch.save({"state_dict": {"w": torch.ones(2)}, **beside}, tmp_path / "m.ckpt")
+    carried = runner(capsys)("convert", tmp_path / "m.ckpt", "--layout", "as-is", "-o", tmp_path / "m.npz")
+    assert carried.code == 0
+    said = "also in the file, not converted: epoch, callbacks, h0, h1, h2, h3, h4, h5 and 3 more"
+    assert said in carried.err
+    everything = ("--verbose", "convert", tmp_path / "m.ckpt", "--layout", "as-is", "--dry-run")
+    assert "h5, h6, h7, h8\n" in runner(capsys)(*everything).err
+    (tmp_path / "rules.yaml").write_text(RULES)
+    named = runner(capsys)("convert", foreign, "--rules", tmp_path / "rules.yaml", "-o", tmp_path / "n.pth")
+    assert "left out by rule: step counter: counts training steps: step\n" in named.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

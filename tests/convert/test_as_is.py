@@ -11,10 +11,11 @@ import pytest
 from ckptkit.convert import Options, execute, load_tensors
 from ckptkit.convert.as_is import plan_as_is
 from ckptkit.errors import ConversionError, UsageError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.keras_h5 import unloadable
 from ckptkit.formats.names import EXTENSIONS
-from tests.support.tensors import same_bits, specs_of, write_all
+from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 
 FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
 
@@ -109,6 +110,78 @@ def test_odd_types_are_kept_or_refused_by_name(tmp_path, name, to):
     assert set(offered) == HELD_BY[name]
     assert ("--dtype" in caught.value.hint) == (name in {"bfloat16", "float8_e4m3fn"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth"]
+
+
+class TestOpaqueTypes:
+    """Element types of which only the bytes are known; see also `test_element_types`."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        return raw_safetensors(tmp_path / "q.safetensors", OPAQUE)
+
+    @pytest.mark.parametrize("shards", [None, 8])
+    def test_are_carried_as_they_are_also_into_shards(self, tmp_path, source, shards):
+        with open_reader(source) as reader:
+            decided = plan_as_is(reader, Options("safetensors", layout="as-is", max_shard_size=shards))
+            written = execute(decided, reader, tmp_path / "r.safetensors")
+        assert len(written.files) == (1 if shards is None else 5)
+        with open_reader(written.path) as reader:
+            assert {name: spec.dtype.safetensors for name, spec in reader.specs.items()} == {
+                name: code for name, (code, _, _) in OPAQUE.items()
+            }
+            for name, (_, shape, raw) in OPAQUE.items():
+                assert reader.specs[name].shape == tuple(shape)
+                assert bytes(bytes_of(reader, name).data) == raw
+
+    def test_go_to_torch_and_back_where_torch_has_them(self, tmp_path, source):
+        torch = pytest.importorskip("torch")
+        held = {name: OPAQUE[name] for name in ("w", "scale", "pairs")}
+        convert(raw_safetensors(source, held), tmp_path / "a.pth", "torch")
+        loaded = torch.load(tmp_path / "a.pth", weights_only=True)
+        assert (loaded["scale"].dtype, loaded["scale"].shape) == (torch.float8_e8m0fnu, (3,))
+        assert (loaded["pairs"].dtype, loaded["pairs"].shape) == (torch.float4_e2m1fn_x2, (2, 3))
+        convert(tmp_path / "a.pth", tmp_path / "b.safetensors", "safetensors")
+        library = pytest.importorskip("safetensors.torch")
+        again = library.load_file(tmp_path / "b.safetensors")
+        for name, one in loaded.items():
+            assert again[name].dtype == one.dtype
+            assert torch.equal(again[name].view(torch.uint8), one.view(torch.uint8))
+
+    def test_a_refusal_names_all_of_them_and_the_way_out(self, tmp_path, source):
+        with pytest.raises(ConversionError) as caught:
+            convert(source, tmp_path / "a.pth", "torch")
+        assert str(caught.value).startswith(
+            f"{source}: 2 tensors cannot be carried to torch: 'six' (float6_e2m3fn); 'unheard' (Q7_X)"
+        )
+        assert caught.value.hint.startswith("choose --to safetensors; a file of --rules")
+        assert [path.name for path in tmp_path.iterdir()] == ["q.safetensors"]
+
+    def test_pairs_that_leave_half_a_byte_a_row_do_not_go_to_torch(self, tmp_path, source):
+        raw_safetensors(source, {"odd": ("F4", [2, 3], b"123")})
+        with pytest.raises(ConversionError, match=r"'odd' \(float4_e2m1fn_x2\)"):
+            convert(source, tmp_path / "a.pth", "torch")
+
+    def test_load_gives_void_and_refuses_what_no_array_can_hold(self, tmp_path, source):
+        said = r"'pairs' \(float4_e2m1fn_x2\); 'six' .*; 'unheard'"
+        with open_reader(source) as reader, pytest.raises(ConversionError, match=said):
+            load_tensors(reader, "as-is")
+        raw_safetensors(source, {"scale": OPAQUE["scale"], "new": ("Z16", [2], b"1234")})
+        with open_reader(source) as reader:
+            loaded = load_tensors(reader, "as-is")
+        assert (loaded["new"].dtype, loaded["new"].tobytes()) == (np.dtype("V2"), b"1234")
+        assert (loaded["scale"].shape, loaded["scale"].tobytes()) == ((3,), b"abc")
+
+
+def test_what_is_no_tensor_is_told_and_what_cannot_be_read_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", w=np.ones(2), words=np.array(["x"]))
+    assert convert(tmp_path / "a.npz", tmp_path / "a.pth", "torch").also == {"words": "texts [1]"}
+    np.savez(tmp_path / "b.npz", w=np.ones(2), evil=np.array([None]), record=np.zeros(2, "i4,f8"))
+    said = r"2 tensors cannot be carried to torch: 'record' \(record of f0, f1\); 'evil' \(Python objects"
+    with pytest.raises(ConversionError, match=said):
+        convert(tmp_path / "b.npz", tmp_path / "b.pth", "torch")
+    said = r"1 tensor cannot be read: 'evil'"
+    with open_reader(tmp_path / "b.npz") as reader, pytest.raises(ConversionError, match=said):
+        load_tensors(reader, "as-is")
 
 
 def test_dtype_casts_floats_and_leaves_the_rest(tmp_path):

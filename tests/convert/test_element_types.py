@@ -6,7 +6,6 @@ listed as such: never skipped. One file a format holds them all, so a refusal ha
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 
@@ -21,6 +20,7 @@ from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, FORMATS
 from tests.support.hdf5_files import h5py, keras_file
+from tests.support.tensors import raw_safetensors
 from tests.support.tf_files import entry, header, masked, write_raw
 
 ALL = frozenset(FORMATS)
@@ -114,19 +114,12 @@ def raw(count):
 
 def write_safetensors(path, kinds):
     bits = {"BOOL": 8, "F4": 4, "Q7_X": 7 * 8}
-    table, data = {}, b""
+    held = {}
     for kind in kinds:
         width = bits.get(kind) or int(re.match(r"[A-Z]+(\d+)", kind)[1])
-        nbytes = 12 * width // 8
-        table[name_of(kind)] = {
-            "dtype": kind,
-            "shape": [3, 4],
-            "data_offsets": [len(data), len(data) + nbytes],
-        }
-        data += b"\1\0" * 6 if kind == "BOOL" else raw(nbytes)
-    head = json.dumps(table).encode()
-    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
-    return {name: data[slice(*row["data_offsets"])] for name, row in table.items()}
+        held[kind] = b"\1\0" * 6 if kind == "BOOL" else raw(12 * width // 8)
+    raw_safetensors(path, {name_of(kind): (kind, [3, 4], one) for kind, one in held.items()})
+    return {name_of(kind): one for kind, one in held.items()}
 
 
 TF_SIZES = {

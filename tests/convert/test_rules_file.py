@@ -11,8 +11,9 @@ from ckptkit.convert import Options, execute
 from ckptkit.convert.by_rules import plan_by_rules
 from ckptkit.convert.rules_file import load_rules
 from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
-from tests.support.tensors import same_bits, specs_of, write_all
+from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 
 EXAMPLE = Path(__file__).parent / "rules" / "hwio_net.yaml"
 """The example that users are shown."""
@@ -252,6 +253,59 @@ def test_every_misfit_of_a_checkpoint_at_once(tmp_path):
         assert fault in told
     assert "perhaps" not in told
     assert not (tmp_path / "b.pth").exists()
+
+
+class TestOpaqueTypes:
+    """Names may change; axes cannot be turned where only bytes are known."""
+
+    def plan(self, tmp_path, rules, to="safetensors", **options):
+        source = raw_safetensors(tmp_path / "q.safetensors", OPAQUE)
+        (tmp_path / "rules.yaml").write_text(rules)
+        with open_reader(source) as reader:
+            decided = plan_by_rules(reader, Options(to, **options), load_rules(tmp_path / "rules.yaml"))
+            execute(decided, reader, tmp_path / f"r.{to}")
+        return decided
+
+    def test_they_get_new_names_and_the_same_bytes_whatever_dtype_is_asked_for(self, tmp_path):
+        rules = "rules:\n" + "".join(
+            f"  - {{source: {name}, target: new.{name}, op: identity}}\n" for name in OPAQUE
+        )
+        self.plan(tmp_path, rules, dtype="float16")
+        with open_reader(tmp_path / "r.safetensors") as reader:
+            assert {name: spec.dtype.safetensors for name, spec in reader.specs.items()} == {
+                f"new.{name}": "F16" if code == "F32" else code for name, (code, _, _) in OPAQUE.items()
+            }
+            for name, (_, shape, raw) in OPAQUE.items():
+                assert reader.specs[f"new.{name}"].shape == tuple(shape)
+                assert name == "w" or bytes(bytes_of(reader, f"new.{name}").data) == raw
+
+    def test_another_op_is_refused_by_name(self, tmp_path):
+        rules = "rules:\n  - {source: pairs, target: p, axes: 'a b -> b a'}\n"
+        rules += "".join(
+            f"  - {{source: {name}, target: {name}, op: identity}}\n" for name in OPAQUE if name != "pairs"
+        )
+        with pytest.raises(ConversionError, match=r"'pairs' is float4_e2m1fn_x2, .* cannot turn its axes"):
+            self.plan(tmp_path, rules)
+
+    def test_an_ignore_leaves_out_what_the_target_cannot_hold(self, tmp_path):
+        rules = "rules:\n  - {source: w, target: w, op: identity}\n"
+        rules += "  - {source: scale, target: scale, op: identity}\n"
+        rules += "ignore:\n  - {name: odd, pattern: 'pairs|six|unheard', reason: not wanted}\n"
+        decided = self.plan(tmp_path, rules, "torch")
+        assert decided.left_out == dict.fromkeys(["pairs", "six", "unheard"], "odd: not wanted")
+
+    def test_so_does_it_with_what_cannot_be_read(self, tmp_path):
+        np.savez(tmp_path / "o.npz", w=np.ones(2), evil=np.array([None]))
+        (tmp_path / "rules.yaml").write_text("rules:\n  - {source: w, target: w, op: identity}\n")
+        with open_reader(tmp_path / "o.npz") as reader:
+            with pytest.raises(
+                ConversionError, match=r"'evil' cannot be read \(Python objects.*\): 'ignore' leaves"
+            ):
+                plan_by_rules(reader, Options("torch"), load_rules(tmp_path / "rules.yaml"))
+            with (tmp_path / "rules.yaml").open("a") as file:
+                file.write("ignore:\n  - {name: extra, pattern: evil, reason: a list of names}\n")
+            decided = plan_by_rules(reader, Options("torch"), load_rules(tmp_path / "rules.yaml"))
+        assert decided.left_out == {"evil": "extra: a list of names"}
 
 
 def test_tied_weights_stay_tied_under_their_new_names(tmp_path):

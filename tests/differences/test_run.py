@@ -24,7 +24,7 @@ from ckptkit.synth import Synthetic, write_bundle
 from ckptkit.workspace import Located
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, tiny_tensors, write_tiny
 from tests.support.moat_reference import variable_shapes
-from tests.support.tensors import some_arrays, specs_of, write_all
+from tests.support.tensors import OPAQUE, raw_safetensors, some_arrays, specs_of, write_all
 
 FORMATS = ("tf", "torch", "safetensors", "npz")
 KERNEL = "moat/block_01_00/expand_conv/kernel"
@@ -179,6 +179,8 @@ def test_every_kind_at_once(tmp_path):
         "tolerated": 0,
         "only_in_a": 1,
         "only_in_b": 1,
+        "not_read_in_a": 0,
+        "not_read_in_b": 0,
         "other_shape": 1,
         "other_dtype": 2,
         "other_values": 3,
@@ -438,6 +440,50 @@ def test_damage_in_a_zip_is_seen(tmp_path, to):
 def test_no_such_file(moat):
     with pytest.raises(NotFoundError, match="no such file"):
         compare_files(moat / "model.ckpt", moat / "nothing.pth")
+
+
+# -- element types without numbers, and what cannot be read --------------------------------------------------
+
+
+def test_opaque_types_are_compared_by_type_shape_and_bytes(tmp_path):
+    a = raw_safetensors(tmp_path / "a.safetensors", OPAQUE)
+    assert compare_files(a, a).verdict == "same: 5 tensors, bit for bit"
+    other = {
+        **OPAQUE,
+        "scale": ("F8_E8M0", [3], b"abd"),
+        "pairs": ("F4", [6, 2], b"123456"),
+        "six": ("F6_E3M2", [4], b"xyz"),
+        "unheard": ("Q7_X", [3], b"123456"),
+    }
+    found = compare_files(a, raw_safetensors(tmp_path / "b.safetensors", other), tolerance=9.0)
+    assert not found.same
+    assert {one.name: one.kind for one in found.changed} == {
+        "scale": "values",
+        "pairs": "shape",
+        "six": "dtype",
+        "unheard": "values",
+    }
+    (scale,) = (one.values for one in found.changed if one.name == "scale")
+    assert (scale.differing, scale.elements, scale.remark) == (1, 3, "counted in bytes")
+    json.dumps(found.to_json(), allow_nan=False)
+    plain = {**OPAQUE, "scale": ("U8", [3], b"abc")}
+    typed = raw_safetensors(tmp_path / "c.safetensors", plain)
+    assert not compare_files(a, typed, ignore_dtype=True).same, "bytes of one type are no values of another"
+
+
+def test_what_cannot_be_read_is_a_difference_and_what_is_no_tensor_is_told(tmp_path):
+    np.savez(tmp_path / "a.npz", w=np.ones(2), evil=np.array([None]), words=np.array(["x"]))
+    np.savez(tmp_path / "b.npz", w=np.ones(2))
+    why = "Python objects, which ckptkit never unpickles"
+    found = compare_files(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert (found.same, found.verdict) == (False, "differ: 1 in A cannot be read")
+    assert (found.a.left_out, found.a.also, found.b.left_out) == ({"evil": why}, {"words": "texts [1]"}, {})
+    assert found.notes == ("A: also in the file, not compared: words",)
+    assert found.to_json()["a"]["left_out"] == {"evil": why}
+    itself = compare_files(tmp_path / "a.npz", tmp_path / "a.npz")
+    assert (itself.counts["not_read_in_a"], itself.counts["not_read_in_b"], itself.same) == (1, 1, False)
+    assert compare_files(tmp_path / "a.npz", tmp_path / "b.npz", only="w").same
+    assert not compare_files(tmp_path / "a.npz", tmp_path / "b.npz", only="ev*").same
 
 
 # -- any files -----------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,25 @@ def some_arrays(*, without: frozenset[str] = frozenset()) -> strategies.SearchSt
         return made
 
     return table()
+
+
+def raw_safetensors(path: Path, tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) -> Path:
+    """A safetensors file of any element types: code, shape and bytes by name."""
+    table, data = {}, b""
+    for name, (code, shape, raw) in tensors.items():
+        offsets = [len(data), len(data) + len(raw)]
+        table[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
+        data += raw
+    head = json.dumps(table).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data)
+    return path
+
+
+OPAQUE = {
+    "w": ("F32", [2], bytes(8)),
+    "scale": ("F8_E8M0", [3], b"abc"),
+    "pairs": ("F4", [2, 6], b"123456"),
+    "six": ("F6_E2M3", [4], b"xyz"),
+    "unheard": ("Q7_X", [3], b"12345"),
+}
+"""For `raw_safetensors`: one plain tensor, and four of which only the bytes are known."""
