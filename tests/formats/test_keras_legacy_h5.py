@@ -205,7 +205,7 @@ def test_what_is_not_listed_or_no_tensor_is_told(tmp_path: Path) -> None:
     assert held["mask"].tolist() == [True]
     unlisted = "listed by no layer's weight_names"
     assert reader.also == {
-        "words": "texts",
+        "mask/words": "texts",
         "note": unlisted,
         "optimizer_weights/step": unlisted,
         "zeta/zeta/extra": unlisted,
