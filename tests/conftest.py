@@ -27,9 +27,10 @@ settings.register_profile("default", derandomize=True, database=None, deadline=N
 settings.register_profile("nightly", derandomize=False, database=None, deadline=None, print_blob=True)
 settings.load_profile("default")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: a pool of threads in each would only wait
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
-        os.environ.setdefault(variable, "1")
+# One thread each: sums come out alike in every run, and processes that share the cores do not wait for all
+# threads of a pool (on a busy machine some files took seven times the processor's time).
+for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
