@@ -13,6 +13,7 @@ from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.inspection import Statistics, inspect_file, statistics
 from tests.support.moat_files import AVERAGE, write_tiny
 from tests.support.moat_reference import parameter_count, variable_shapes
+from tests.support.tensors import OPAQUE, raw_safetensors
 
 RANDOM = np.random.default_rng(7)
 LONG = RANDOM.normal(1000.0, 0.01, 600_001)
@@ -220,3 +221,25 @@ def test_damage_is_a_format_error(tmp_path):
 def test_no_such_file(tmp_path):
     with pytest.raises(NotFoundError, match=r"gone\.npz"):
         inspect_file(tmp_path / "gone.npz")
+
+
+def test_types_without_numbers_have_no_figures(tmp_path):
+    path = raw_safetensors(tmp_path / "q.safetensors", OPAQUE)
+    found = inspect_file(path, stats=True)
+    shown = {one.name: (one.dtype, one.nbytes, one.statistics is None) for one in found.tensors}
+    assert shown == {
+        "w": ("float32", 8, False),
+        "scale": ("float8_e8m0fnu", 3, True),
+        "pairs": ("float4_e2m1fn_x2", 6, True),
+        "six": ("float6_e2m3fn", 3, True),
+        "unheard": ("Q7_X", 5, True),
+    }
+    assert found.totals.nbytes == 25
+
+
+def test_what_cannot_be_read_and_what_is_no_tensor_is_listed(tmp_path):
+    np.savez(tmp_path / "a.npz", w=np.ones(2), evil=np.array([None]), words=np.array(["x"]))
+    values = inspect_file(tmp_path / "a.npz").to_json()
+    assert values["left_out"] == {"evil": "Python objects, which ckptkit never unpickles"}
+    assert values["extras"] == {"words": "texts [1]"}
+    assert [one["name"] for one in values["tensors"]] == ["w"]

@@ -63,11 +63,15 @@ class ElementType:
     @property
     def may_be_brain_float(self) -> bool:
         """Whether an attribute may say that these are bfloat16."""
-        return self.dtype == _opaque("void16", 2)
+        return self.dtype == VOID16
 
 
 def _opaque(name: str, size: int) -> DType:
-    return DType(name, size, "opaque")
+    return DType(name if name.isprintable() else name.partition(" ")[0], size, "opaque")
+
+
+VOID16 = _opaque("void16", 2)
+"""What bfloat16 looks like."""
 
 
 def parse_type(piece: Piece, depth: int = 0) -> ElementType:

@@ -15,16 +15,20 @@ it: ``dense_1/kernel``. So a name says where the weight belongs, whatever else i
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckptkit.errors import FormatError
 from ckptkit.formats.hdf5_attributes import Attributes, Texts, single
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_datasets import Dataset, NotRead
 from ckptkit.formats.hdf5_objects import Header, Objects
+from ckptkit.formats.hdf5_types import BRAIN_FLOAT, VOID16
+from ckptkit.tensors import DTYPES
 
 NEITHER = NotRead("neither a group nor a dataset")
 """Other objects, which hold no values."""
@@ -33,8 +37,9 @@ _LAYERS, _WEIGHTS = "layer_names", "weight_names"
 _MODEL_WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
 _OUTSIDE_LAYERS = "top_level_model_weights"
 _ORIGIN = ("keras_version", "backend")
+_CONFIG = "model_config"
 _COUNTED_LAYERS, _COUNTED_WEIGHTS = "nb_layers", "nb_params"
-_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", "model_config", _COUNTED_LAYERS})
+_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", _CONFIG, _COUNTED_LAYERS})
 _VARIABLE = ":0"
 
 
@@ -160,6 +165,30 @@ def _whole_name(weight: _Weight) -> str:
     return weight.name if scoped else f"{weight.layer}/{weight.name}"
 
 
+def _layers_of_bfloat16(config: str) -> set[str]:
+    """Layers whose variables are bfloat16, as a model's configuration says; a file of weights has none.
+
+    Examples
+    --------
+    >>> _layers_of_bfloat16('{"config": {"layers": [{"config": {"name": "d", "dtype": "bfloat16"}}]}}')
+    {'d'}
+    """
+    layers: set[str] = set()
+    with contextlib.suppress(ValueError, RecursionError):
+        waiting = [json.loads(config)]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                name, policy = value.get("name"), value.get("dtype")
+                policy = policy.get("config", {}) if isinstance(policy, dict) else {"name": policy}
+                if isinstance(name, str) and isinstance(policy, dict) and policy.get("name") == BRAIN_FLOAT:
+                    layers.add(name)
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
+    return layers
+
+
 class _LegacyFile:
     """Walks over the lists of a file."""
 
@@ -185,10 +214,13 @@ class _LegacyFile:
         listed = list(self._listed())
         paths = {weight.path for weight in listed}
         kept = Contents()
+        brain = _layers_of_bfloat16(single(self._of_root.get(_CONFIG)) or "")
         for name, weight in self._named(listed).items():
             found = self._found.objects.get(weight.path, NEITHER)
             if found == NEITHER:
                 raise self._error(f"no dataset {weight.path}, which its layer lists among its weights")
+            if isinstance(found, Dataset) and found.dtype == VOID16 and weight.layer in brain:
+                found = replace(found, dtype=DTYPES[BRAIN_FLOAT])
             kept.objects[name] = found
         kept.objects.update(self._others(paths))
         return kept, self._origin()

@@ -31,7 +31,7 @@ CODES: Mapping[str, str] = {
 
 _BY_CODE = {code[1:]: DTYPES[name] for name, code in CODES.items()}
 _TEXTS, _OBJECTS = "SUa", "O"
-_OPAQUE_CODE = re.compile(r"[<>|=]([A-Za-z])([0-9]{1,9})(\[[^\[\]]{1,20}\])?")
+_OPAQUE_CODE = re.compile(r"[<>|=]([A-Za-z])([0-9]{1,9})(\[[A-Za-z0-9/]{1,20}\])?")
 _IN_WORDS = {"f16": "float128", "c32": "complex256", "f12": "float96", "c24": "complex192"}
 """Names of long doubles, by numpy's code on machines of 64 and of 32 bits."""
 
@@ -145,7 +145,8 @@ def _record(code: list[Any]) -> DType | None:
         return None
     if record.hasobject or not record.itemsize:
         return None
-    return DType(f"record of {', '.join(record.names or ())}"[:80], record.itemsize, "opaque", npy=repr(code))
+    name = f"record of {', '.join(record.names or ())}"[:80]
+    return DType(name if name.isprintable() else "record", record.itemsize, "opaque", npy=repr(code))
 
 
 def header_bytes(spec: TensorSpec) -> bytes:

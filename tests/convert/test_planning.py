@@ -12,7 +12,7 @@ from ckptkit.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
-from ckptkit.tensors import DTYPES, TensorSpec
+from ckptkit.tensors import DTYPES, OPAQUE, TensorSpec
 
 
 class Altered(MappedReader):
@@ -217,3 +217,22 @@ def test_an_entry_decides_whether_there_is_a_position_embedding(bundles, kind, i
         pytest.raises(ConversionError, match=f"position embedding that {id}"),
     ):
         plan(reader, Options("safetensors"), entry=load_registry()[id])
+
+
+def test_a_familys_tensors_must_be_numbers(plain):
+    kernel = "moat/stem/conv_0/kernel"
+    specs = {**plain.specs, kernel: dataclasses.replace(plain.specs[kernel], dtype=OPAQUE["qint32"])}
+    with pytest.raises(ConversionError, match=rf"'{kernel}' \(qint32\)") as caught:
+        plan(Altered(plain, specs), Options("tf"))
+    assert "--layout as-is" in caught.value.hint
+
+
+def test_what_cannot_be_read_is_refused_by_name_unless_a_rule_leaves_it_out(plain):
+    reader = Altered(plain, plain.specs)
+    reader.left_out = {"moat/stem/lists": "lists of any length"}
+    with pytest.raises(ConversionError, match=r"1 tensor cannot be read: 'moat/stem/lists' \(lists of any"):
+        plan(reader, Options("safetensors"))
+    specs = {name: spec for name, spec in plain.specs.items() if name != "global_step"}
+    reader = Altered(plain, specs)
+    reader.left_out = {"global_step": "lists of any length"}
+    assert "counts training steps" in plan(reader, Options("safetensors")).left_out["global_step"]

@@ -212,6 +212,35 @@ def test_what_is_not_listed_or_no_tensor_is_told(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "policy", ["bfloat16", {"class_name": "DTypePolicy", "config": {"name": "bfloat16"}}]
+)
+def test_bfloat16_is_read_where_the_models_configuration_says_so(tmp_path: Path, policy: Any) -> None:
+    kernel = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)
+    layers = [
+        {"config": {"name": "half", "dtype": policy}},
+        {"config": {"name": "mixed", "dtype": "float32"}},
+    ]
+
+    def config(file: Any) -> None:
+        file.attrs["model_config"] = json.dumps({"config": {"name": "net", "layers": layers}})
+
+    weights = {"half": {"half/kernel:0": kernel}, "mixed": {"mixed/kernel:0": kernel}}
+    held, reader = read(legacy_file(tmp_path / "m.h5", weights, config))
+    assert same_bits(held["half/kernel"], kernel)
+    assert reader.specs["mixed/kernel"].dtype.is_opaque
+
+
+@pytest.mark.parametrize(
+    "config", ["no JSON", "[" * 100_000, '"bfloat16"', '{"dtype": "bfloat16", "name": 3}']
+)
+def test_a_configuration_that_says_nothing_of_use(tmp_path: Path, config: str) -> None:
+    def more(file: Any) -> None:
+        file.attrs["model_config"] = np.bytes_(config[:60_000])
+
+    assert [*read(legacy_file(tmp_path / "m.h5", LAYERS, more))[0]] == NAMES
+
+
 def test_bfloat16_of_keras_2_is_carried_as_elements_of_two_bytes(tmp_path: Path) -> None:
     """The file says only that: whoever wants numbers has to be told what they are."""
     kernel = np.arange(6, dtype=ml_dtypes.bfloat16).reshape(2, 3)

@@ -91,6 +91,14 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    "code", ["'<M8[\x1b[31m]'", "[('a\x1b[31m', '<f4')]", "[('a\\nb', '<f4')]", "'<V99999999999'", "'?'", "7"]
+)
+def test_names_of_types_are_plain_text_or_none(code: str) -> None:
+    dtype = parse_header(text(f"{{'descr': {code}, {REST}}}")).dtype
+    assert dtype is None or dtype.name.isprintable()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_headers(case: str) -> None:
     with pytest.raises(ValueError, match="npy"):

@@ -14,6 +14,7 @@ from ckptkit.verify import verify_checkpoint
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, write_tiny
+from tests.support.tensors import OPAQUE, raw_safetensors
 
 KERNEL = "moat/block_01_00/expand_conv/kernel"
 VARIANCE = "moat/stem/norm_0/moving_variance"
@@ -238,3 +239,14 @@ def test_files_written_by_the_published_code_hold(shared_folder, file, entry, so
     report = verify_checkpoint(Located(path, entry), deep=True)
     assert statuses(report) == SOUND
     assert f"{sources} agree with their crc32c" in check_of(report, "container").detail
+
+
+def test_what_has_no_numbers_and_what_cannot_be_read_is_not_looked_at(tmp_path):
+    path = raw_safetensors(tmp_path / "q.safetensors", {**OPAQUE, "w": ("F32", [1], b"\0\0\x80\x3f")})
+    report = verify_checkpoint(Located(path), deep=True)
+    assert report.ok
+    assert check_of(report, "values").detail.endswith("; not looked at: 4 of a type without numbers")
+    np.savez(tmp_path / "a.npz", w=np.ones(2), evil=np.array([None]))
+    report = verify_checkpoint(Located(tmp_path / "a.npz"))
+    assert check_of(report, "values").detail.endswith("; not looked at: 1 that cannot be read")
+    assert report.notes == ("evil cannot be read: Python objects, which ckptkit never unpickles",)
