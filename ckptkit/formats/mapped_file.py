@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, storage_error
@@ -22,6 +23,8 @@ MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
 
 _CRC_WINDOW = 4 << 20
+_WINDOW = 256 << 10
+"""Bytes read at a time for small ranges of a file that cannot be mapped."""
 
 
 class MappedFile:
@@ -34,8 +37,8 @@ class MappedFile:
 
     Attributes
     ----------
-    data : mmap.mmap
-        The bytes; slices of it are ``bytes``.
+    data
+        The bytes; slices of it are ``bytes``. A map, or what reads them where the file cannot be mapped.
     size : int
         Length in bytes.
 
@@ -57,7 +60,10 @@ class MappedFile:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
                     raise FormatError(path, "empty file", hint="fetch or write it again")
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                try:
+                    self.data: mmap.mmap | _Unmapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except OSError:  # some FUSE and network file systems have no maps; or memory is limited
+                    self.data = _Unmapped(path, self.size)
         except FileNotFoundError as error:
             raise NotFoundError(f"{path}: no such file") from error
         except IsADirectoryError as error:
@@ -95,31 +101,37 @@ class MappedFile:
                 raise FormatError(self.path, f"an empty tensor of shape {list(shape)}: {error}") from error
             empty.flags.writeable = False
             return empty
+        steps = None if strides is None else tuple(strides)
+        if isinstance(self.data, _Unmapped):
+            extents = zip(shape, steps or _strides(shape, dtype.itemsize), strict=True)
+            nbytes = dtype.itemsize + sum((length - 1) * step for length, step in extents)
+            raw = self.data[offset : offset + nbytes]
+            return numpy.ndarray(tuple(shape), dtype.numpy, buffer=raw, strides=steps)
         if self._whole is None:
             # frombuffer's array holds the map open for as long as views of it live. ndarray(buffer=map) would
             # not: after close() it would point nowhere, and reading it would kill the process.
             self._whole = numpy.frombuffer(self.data, numpy.uint8)
-        steps = None if strides is None else tuple(strides)
         return numpy.ndarray(tuple(shape), dtype.numpy, buffer=self._whole, offset=offset, strides=steps)
 
     def raw(self, offset: int, nbytes: int) -> memoryview:
         """The bytes of a range; the caller has checked that it lies inside the file."""
+        if isinstance(self.data, _Unmapped):
+            return memoryview(self.data[offset : offset + nbytes])
         return memoryview(self.data)[offset : offset + nbytes]
 
     def crc32(self, offset: int, nbytes: int) -> int:
         """CRC-32 of a range, computed window by window with the pages given back behind it."""
         crc = 0
-        with memoryview(self.data) as view:
-            for start in range(offset, offset + nbytes, _CRC_WINDOW):
-                stop = min(start + _CRC_WINDOW, offset + nbytes)
-                with view[start:stop] as window:
-                    crc = crc32(window, crc)
-                self.release(start, stop - start)
+        for start in range(offset, offset + nbytes, _CRC_WINDOW):
+            stop = min(start + _CRC_WINDOW, offset + nbytes)
+            with self.raw(start, stop - start) as window:
+                crc = crc32(window, crc)
+            self.release(start, stop - start)
         return crc
 
     def release(self, offset: int, nbytes: int) -> None:
         """Tell the kernel that the whole pages inside a range are not needed for now."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
+        if not hasattr(mmap, "MADV_DONTNEED") or isinstance(self.data, _Unmapped):
             return
         first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -131,6 +143,77 @@ class MappedFile:
         self._whole = None
         with contextlib.suppress(BufferError):  # views live: the map goes when they do
             self.data.close()
+
+
+class _Unmapped:
+    """What is used of `mmap.mmap`, for a file that cannot be mapped: a range is read when it is asked for.
+
+    Small ranges come out of a window, so that not every number of a header costs a system call.
+    """
+
+    closed = False
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._file = path.open("rb", buffering=0)
+        self._window = (0, b"")
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+    @overload
+    def __getitem__(self, key: slice) -> bytes: ...
+    def __getitem__(self, key: int | slice) -> int | bytes:
+        if isinstance(key, int):
+            return self._read(key, key + 1)[0]
+        start, stop, _ = key.indices(self._size)
+        return self._read(start, max(start, stop))
+
+    def find(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where something first begins; -1 where it does not."""
+        for at in range(start, stop, _WINDOW):
+            found = self._read(at, min(at + _WINDOW + len(wanted) - 1, stop)).find(wanted)
+            if found >= 0:
+                return at + found
+        return -1
+
+    def rfind(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where something last begins in a small range; -1 where it does not."""
+        found = self._read(start, stop).rfind(wanted)
+        return found if found < 0 else start + found
+
+    def _read(self, start: int, stop: int) -> bytes:
+        at, window = self._window
+        if not at <= start <= stop <= at + len(window):
+            if stop - start > _WINDOW:
+                return self._read_file(start, stop)
+            at, window = self._window = start, self._read_file(start, min(start + _WINDOW, self._size))
+        return window[start - at : stop - at]
+
+    def _read_file(self, start: int, stop: int) -> bytes:
+        pieces = []
+        try:
+            while start < stop and (piece := os.pread(self._file.fileno(), stop - start, start)):
+                pieces.append(piece)
+                start += len(piece)
+        except OSError as error:
+            raise storage_error(error, self._path) from error
+        if start < stop:
+            raise FormatError(self._path, "the file became shorter while it was read", offset=start)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        self.closed = True
+        self._window = (0, b"")
+        self._file.close()
+
+
+def _strides(shape: Sequence[int], itemsize: int) -> list[int]:
+    """Bytes from one element to the next along each axis, in C order."""
+    return [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 class MappedReader:

@@ -71,7 +71,7 @@ def utf8(file: MappedFile, start: int, nbytes: int) -> str:
         Not UTF-8.
     """
     try:
-        with memoryview(file.data) as whole, whole[start : start + nbytes] as part:
+        with file.raw(start, nbytes) as part:
             return str(part, "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(file.path, f"bad JSON: {error}") from error

@@ -242,7 +242,7 @@ def _counted_storage(file: MappedFile, position: int, end: int, itemsize: int) -
         raise FormatError(
             file.path, "the file ends before its storages do", offset=position, hint="fetch it again"
         )
-    (count,) = struct.unpack_from("<q", file.data, position)
+    (count,) = struct.unpack("<q", file.data[position : position + 8])
     if not 0 <= count <= (end - position - 8) // itemsize:
         raise FormatError(
             file.path,
@@ -388,7 +388,7 @@ def _tar_tensor(file: MappedFile, position: int, end: int, storage: StorageRef) 
     stop = position + 8 + 16 * axes + 8
     if axes > MAX_DIMS or stop > end:
         raise ValueError(f"a tensor of {axes} axes")
-    numbers = struct.unpack_from(f"<{2 * axes + 1}q", file.data, position + 8)
+    numbers = struct.unpack(f"<{2 * axes + 1}q", file.data[position + 8 : stop])
     for number in numbers:
         whole_number(number, "a size, stride or offset")
     assert storage.dtype is not None

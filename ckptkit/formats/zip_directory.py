@@ -112,7 +112,7 @@ def _find_end(file: MappedFile) -> _End:
     position = file.size
     while (position := data.rfind(END_MAGIC, lowest, position)) >= 0:
         if position + END.size <= file.size:
-            *_, length = fields = END.unpack_from(data, position)
+            *_, length = fields = END.unpack(data[position : position + END.size])
             if position + END.size + length == file.size:
                 comment = data[position + END.size : file.size]
                 return _end_of(file, position, fields, comment)
@@ -133,10 +133,12 @@ def _end_of(file: MappedFile, position: int, fields: tuple[Any, ...], comment: b
 
 
 def _end64_of(file: MappedFile, locator: int, comment: bytes) -> _End:
-    _, disk, position, disks = LOCATOR64.unpack_from(file.data, locator)
+    _, disk, position, disks = LOCATOR64.unpack(file.data[locator : locator + LOCATOR64.size])
     if position + END64.size > locator or file.data[position : position + 4] != END64_MAGIC:
         raise FormatError(file.path, "zip64 end record not where it should be", offset=locator)
-    _, _, _, _, disk_here, first_disk, here, count, size, offset = END64.unpack_from(file.data, position)
+    _, _, _, _, disk_here, first_disk, here, count, size, offset = END64.unpack(
+        file.data[position : position + END64.size]
+    )
     if disk or disks > 1 or disk_here or first_disk or here != count:
         raise FormatError(file.path, "a zip archive in several parts", offset=position)
     return _End(count, size, offset, position, comment)
@@ -147,7 +149,7 @@ def _central_entry(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry
     stop = end.offset + end.size
     if position + CENTRAL.size > stop:
         raise FormatError(file.path, "zip directory is cut off", offset=position)
-    fields = CENTRAL.unpack_from(file.data, position)
+    fields = CENTRAL.unpack(file.data[position : position + CENTRAL.size])
     magic, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length = fields[
         :13
     ]
@@ -198,7 +200,7 @@ def _zip64_values(
 def _data_offset(file: MappedFile, name: str, header: int, *, names_raw: bytes) -> int:
     if header + LOCAL.size > file.size:
         raise FormatError(file.path, f"zip entry {name!r} lies outside the file", offset=header)
-    fields = LOCAL.unpack_from(file.data, header)
+    fields = LOCAL.unpack(file.data[header : header + LOCAL.size])
     start = header + LOCAL.size
     if fields[0] != LOCAL_MAGIC or file.data[start : start + fields[9]] != names_raw:
         raise FormatError(file.path, f"zip entry {name!r} is not where the directory says", offset=header)

@@ -6,6 +6,7 @@ test_torch_zip.py, test_torch_writer.py, test_safetensors_writer.py, test_npz.py
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.carrying import carry
+from tests.support.damage import no_maps
 
 Arrays = dict[str, Any]
 
@@ -226,7 +228,7 @@ def assert_same(found: Arrays, wanted: Arrays) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_from_each_library_into_each(source: str, tmp_path: Path) -> None:
+def test_from_each_library_into_each(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "source").mkdir()
     path, wanted = SOURCES[source](tmp_path / "source")
     with open_reader(path) as reader:
@@ -241,6 +243,8 @@ def test_from_each_library_into_each(source: str, tmp_path: Path) -> None:
             continue  # numpy's own container has no name for it
         target = carry(path, tmp_path / f"m{EXTENSIONS[format]}", format)
         assert_same(library(target), expected)
+    monkeypatch.setattr(mmap, "mmap", no_maps)
+    assert_same({name: _read(path, name) for name in expected}, expected)
 
 
 def _read(path: Path, name: str) -> Any:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError
+
+
+def no_maps(*_arguments: object, **_options: object) -> NoReturn:
+    """Stand for `mmap.mmap` on a file system that has no maps."""
+    raise OSError(errno.ENODEV, "No such device")
 
 
 def mutations(raw: bytes, count: int, seed: int, within: range | None = None) -> Iterator[bytes]:
