@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import StorageError, UsageError
-from ckptkit.formats.staging import TEMPORARY, refuse_existing, sync_folder, translated
+from ckptkit.formats.staging import TEMPORARY, move, refuse_existing, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class StagedFolder:
         with translated(self.final / name), (self.path / name).open("xb") as file:
             file.write(text.encode(errors="backslashreplace"))
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
     def commit(self) -> Path:
         """Give the folder its final name, in place of an earlier one.
@@ -80,13 +80,13 @@ class StagedFolder:
             old = self._place.with_name(f"{_OLD}{self._writer}+{self._place.name}")
             moved = False
             with contextlib.suppress(FileNotFoundError):
-                self._place.rename(old)
+                move(self._place, old)
                 moved = True
             try:
-                self.path.rename(self._place)
+                move(self.path, self._place)
             except OSError:
                 if moved:
-                    old.rename(self._place)
+                    move(old, self._place)
                 raise
             sync_folder(self._place.parent)
             shutil.rmtree(old, ignore_errors=True)
@@ -114,7 +114,7 @@ def _sweep(place: Path) -> None:
         if not is_gone(orphan):
             continue
         if orphan.name.startswith(_OLD) and not place.exists():  # killed between the two renames
-            orphan.rename(place)
+            move(orphan, place)
         else:
             shutil.rmtree(orphan, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,14 @@ from ckptkit.export.graph_check import check_graph, reference_of
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights
 from ckptkit.families.base import CANONICAL
-from ckptkit.formats.staging import refuse_existing, refuse_not_utf8, sync_folder, translated
+from ckptkit.formats.staging import (
+    move,
+    refuse_existing,
+    refuse_not_utf8,
+    sync_file,
+    sync_folder,
+    translated,
+)
 from ckptkit.graphs.onnx_graph import (
     DEFAULT_OPSET,
     SINGLE_FILE_BYTES,
@@ -131,11 +137,11 @@ def _put_in_place(files: OnnxFiles, output: Path) -> None:
     with translated(output):
         for path in files.paths:
             with path.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
         older = data_path(output)
         if files.data is not None or older.exists():
             output.unlink(missing_ok=True)
             older.unlink(missing_ok=True)
         for path in files.paths:
-            path.replace(output.with_name(path.name))
+            move(path, output.with_name(path.name))
         sync_folder(output.parent)

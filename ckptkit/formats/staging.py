@@ -8,8 +8,12 @@ file that somebody is writing right now, and sweeps the orphans away.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +37,7 @@ _WRITE_BYTES = 1 << 20
 TEMPORARY = ".ckptkit-"
 """Names of temporary files begin so: they are nobody's checkpoints."""
 _SUFFIX = ".part"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{12}}-.*{re.escape(_SUFFIX)}.*", re.DOTALL)
 
 
 class StagedFile:
@@ -94,7 +99,7 @@ class StagedFile:
         if self._syncing is None or self._syncing.done():
             self._await_sync()
             self._unsynced = 0
-            self._syncing = self._syncer.submit(os.fsync, self._fd)
+            self._syncing = self._syncer.submit(sync_file, self._fd)
 
     def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``, whatever the current position."""
@@ -119,20 +124,25 @@ class StagedFile:
         self._await_sync()
         self.trim()
         with translated(self.final):
-            os.fsync(self._fd)
+            sync_file(self._fd)
 
     def trim(self) -> None:
         """Give a file that ends in a hole its whole length."""
         with translated(self.final):
             if os.fstat(self._fd).st_size < self._position:
-                os.ftruncate(self._fd, self._position)
+                try:
+                    os.ftruncate(self._fd, self._position)
+                except OSError as error:
+                    if error.errno not in UNSUPPORTED:
+                        raise
+                    _pwrite(self._fd, memoryview(b"\0"), self._position - 1)
 
     def rename(self) -> Path:
         """Give the file its final name (call `sync` first)."""
         with translated(self.final):
             if os.name == "nt":  # an open file cannot be renamed there
                 self._close()
-            self.temporary.replace(self.final)
+            move(self.temporary, self.final)
             self._close()
             sync_folder(self.final.parent)
         return self.final
@@ -220,6 +230,11 @@ def temporary_path(final: Path, ending: str, token: str) -> Path:
     return final.parent / f"{TEMPORARY}{token}-{final.name.removesuffix(ending)}{_SUFFIX}{ending}"
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name of `temporary_path`."""
+    return _TEMPORARY_NAME.fullmatch(path.name) is not None
+
+
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise UsageError when ``path`` exists and ``force`` is false."""
     if path.exists() and not force:
@@ -249,17 +264,125 @@ def translated(path: Path) -> Iterator[None]:
 _O_BINARY = getattr(os, "O_BINARY", 0)
 
 
+_positioning = threading.Lock()
+
+
 def _pwrite(fd: int, view: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
-        return os.pwrite(fd, view, offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # Windows
-    return os.write(fd, view)
+        try:
+            return os.pwrite(fd, view, offset)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+    with _positioning:  # Windows, and some FUSE file systems
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, view)
+
+
+# -- what some mounts cannot do ------------------------------------------------------------------------------
+
+UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESPIPE, errno.EPERM, errno.EXDEV}
+)
+"""What network, FUSE and overlay file systems answer to calls that they do not have."""
+_BUSY = frozenset({errno.EBUSY, errno.ETXTBSY})
+_BUSY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+_LOCK_SECONDS = 5.0
+"""How long a lock may take to say whether it is free: NFS without its lock service never says."""
+
+
+def sync_file(fd: int, *, only_data: bool = False) -> None:
+    """Bring a file's bytes to the disk, where the file system knows how."""
+    try:
+        (os.fdatasync if only_data and hasattr(os, "fdatasync") else os.fsync)(fd)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def copy_mode(source: Path, target: Path) -> None:
+    """Give a file the permissions of another, where the file system has any."""
+    with contextlib.suppress(OSError):
+        target.chmod(source.stat().st_mode & 0o7777)
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file or a folder another name; a file in the target's place is replaced.
+
+    One rename wherever that works. Where it does not, a file is linked or, at worst, copied, and a folder
+    file by file: then a process that is killed may leave a part of it.
+    """
+    for seconds in (*_BUSY_SECONDS, 0.0):
+        try:
+            (source.rename if source.is_dir() else source.replace)(target)
+        except OSError as error:
+            if error.errno in _BUSY and seconds:
+                time.sleep(seconds)
+                continue
+            if error.errno not in UNSUPPORTED:
+                raise
+            _move_by_hand(source, target)
+        return
+
+
+def _move_by_hand(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir()
+        for child in sorted(source.iterdir()):
+            _move_by_hand(child, target / child.name)
+        source.rmdir()
+        return
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        status = source.stat()
+        try:
+            with source.open("rb") as old, target.open("xb") as new:
+                shutil.copyfileobj(old, new, _WRITE_BYTES)
+                new.flush()
+                sync_file(new.fileno())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        copy_mode(source, target)
+        with contextlib.suppress(OSError):
+            os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+    source.unlink()
+
+
+_without_answer: set[int] = set()
+"""Devices whose locks gave no answer."""
+
+
+def flock(fd: int, operation: int) -> None:
+    """Lock as `fcntl.flock` does; no answer in time is the answer of a file system without locks."""
+    device = os.fstat(fd).st_dev
+    answer: list[OSError | None] = []
+
+    def ask() -> None:
+        try:
+            fcntl.flock(fd, operation)
+        except OSError as error:
+            answer.append(error)
+        else:
+            answer.append(None)
+
+    if device not in _without_answer:
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_LOCK_SECONDS)
+    if not answer:
+        _without_answer.add(device)
+        raise OSError(errno.ENOLCK, "locks give no answer")
+    if answer[0] is not None:
+        raise answer[0]
 
 
 def _lock(fd: int) -> None:
     if fcntl is not None:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(path: Path) -> bool | None:
@@ -269,7 +392,7 @@ def is_held(path: Path) -> bool | None:
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
         except BlockingIOError:
             return True
@@ -287,7 +410,7 @@ def _sweep_orphans(final: Path, ending: str) -> None:
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDWR)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
             finally:
                 os.close(fd)

@@ -135,10 +135,12 @@ def _write(path: Path, identity: str, rows: list[dict[str, Any]]) -> None:
     body = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
     head = json.dumps({"identity": identity, "crc32": zlib.crc32(body.encode())})
     temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
+    from ckptkit.formats.staging import move
+
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_text(f"{head}\n{body}", encoding="utf-8")
-            temporary.replace(path)
+            move(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

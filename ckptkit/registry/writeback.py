@@ -8,13 +8,13 @@ what was loaded before: nothing but the pinned fields may have changed.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.errors import NotFoundError, RegistryError, UsageError, storage_error
+from ckptkit.formats.staging import copy_mode, move, sync_file
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
@@ -73,12 +73,12 @@ class Edit:
                 with temporary.open("x", encoding="utf-8", newline="") as file:
                     file.write(self.after)
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync_file(file.fileno())
                 if path.exists():
-                    temporary.chmod(path.stat().st_mode & 0o7777)
+                    copy_mode(path, temporary)
                 if (read_text(path) if path.exists() else "") != self.before:
                     raise UsageError(f"{path}: was changed by someone else meanwhile", hint="run it again")
-                temporary.replace(path)
+                move(temporary, path)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.errors import FormatError
-from ckptkit.formats.staging import sync_folder, translated
+from ckptkit.formats.staging import move, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:
@@ -119,7 +118,8 @@ class StagedFolder:
         marker = json.dumps(said, indent=2).encode()
         with translated(self.folder), (self._temporary / MARKER).open("xb") as stream:
             stream.write(marker)
-            os.fsync(stream.fileno())
+            stream.flush()
+            sync_file(stream.fileno())
 
     @staticmethod
     def _write(target: Path, content: BinaryIO, shown: Path) -> int:
@@ -134,7 +134,7 @@ class StagedFolder:
                 size += len(piece)
             with translated(shown):
                 stream.flush()
-                os.fsync(stream.fileno())
+                sync_file(stream.fileno())
         return size
 
     def commit(self) -> Path:
@@ -144,9 +144,9 @@ class StagedFolder:
             for attempt in range(_ATTEMPTS):
                 old = self._temporary.with_name(f"{self._temporary.name}.old{attempt}")
                 with contextlib.suppress(FileNotFoundError):
-                    self.folder.rename(old)
+                    move(self.folder, old)
                 try:
-                    self._temporary.rename(self.folder)
+                    move(self._temporary, self.folder)
                 except OSError:  # where locks do not exclude, another writer's folder may stand there now
                     if attempt == _ATTEMPTS - 1 or not self.folder.exists():
                         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptkit.errors import CkptkitError
-from ckptkit.formats.staging import TEMPORARY, is_held
+from ckptkit.formats.staging import TEMPORARY, is_held, is_temporary
 from ckptkit.store.archive import MARKER, is_archive_name
 from ckptkit.store.cache import KINDS, Home, Record, safe_id
 from ckptkit.store.writers import has_token, is_gone
@@ -155,9 +155,11 @@ def leftovers(home: Home) -> list[Path]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether somebody writes a temporary file right now."""
+    """Whether a file is a temporary one that somebody writes right now."""
     if has_token(path):
         return not is_gone(path)
+    if not is_temporary(path):
+        return False
     held = is_held(path)
     return time.time() - _mtime(path) < _SILENT_SECONDS if held is None else held
 

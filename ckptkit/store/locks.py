@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.formats.staging import translated
+from ckptkit.formats.staging import flock, translated
 
 try:
     import fcntl
@@ -79,7 +79,7 @@ def hold(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = 
 
 def _try(fd: int) -> Outcome:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return "taken" if error.errno in _CONTENDED else "no locks"
     return "held"

@@ -28,7 +28,7 @@ from typing import Any
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import StorageError, storage_error
-from ckptkit.formats.staging import TEMPORARY, sync_folder, translated
+from ckptkit.formats.staging import TEMPORARY, move, sync_file, sync_folder, translated
 from ckptkit.store.behind import Worker
 from ckptkit.store.cache import write_json
 from ckptkit.store.hashing import BackgroundHasher
@@ -130,7 +130,8 @@ class Partial:
                 self._fd = os.open(claimed, os.O_RDWR | _O_BINARY)
                 # Of a whole file the last byte is asked for again: the answer tells whether it is still this.
                 kept = self._read_marked(marks, identity.size - 1)
-                os.ftruncate(self._fd, self._written)
+                with contextlib.suppress(OSError):  # what lies behind is written over
+                    os.ftruncate(self._fd, self._written)
             if not self._written:
                 self.discard()
                 continue
@@ -295,7 +296,7 @@ class Partial:
         assert self._fd is not None
         with translated(self.folder / self.name):
             self._syncer.wait()  # the system tells of an error only once, to whoever synced
-            os.fsync(self._fd)
+            sync_file(self._fd)
             return os.fstat(self._fd).st_mtime_ns
 
     def rename(self) -> Path:
@@ -304,7 +305,7 @@ class Partial:
         path = self.path
         self._close_file()
         with translated(final):
-            path.replace(final)
+            move(path, final)
             sync_folder(self.folder)
         self._path = None
         release(self._writer)
@@ -357,8 +358,8 @@ def require_space(folder: Path, needed: int, name: str) -> None:
     while not existing.exists():
         existing = existing.parent
     with contextlib.suppress(OSError):
-        free = shutil.disk_usage(existing).free
-        if needed > free:
+        total, _, free = shutil.disk_usage(existing)
+        if total and needed > free:  # some mounts do not say how large they are
             raise StorageError(
                 f"{folder / name}: needs {needed:,} more bytes, but {free:,} are free",
                 hint="free some space or set CKPTKIT_HOME to another place",
@@ -400,7 +401,7 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 def _sync_data(fd: int) -> None:
     """Bring a file's bytes to the disk."""
-    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+    sync_file(fd, only_data=True)
 
 
 def _size(path: Path) -> int:

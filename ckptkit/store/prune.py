@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.errors import storage_error
+from ckptkit.formats.staging import UNSUPPORTED
 from ckptkit.places import is_writable
 from ckptkit.store.cache import KINDS, Home
 from ckptkit.store.inventory import (
@@ -170,8 +171,11 @@ def _take_away(path: Path) -> tuple[int, str]:
             path.rename(aside)
         except FileNotFoundError:
             return 0, ""
-        except OSError as error:  # on Windows: a file in it is open somewhere
-            return 0, f"{storage_error(error, path).message}; left as it is"
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                aside = path  # nothing can be renamed here: it goes where it is
+            else:  # on Windows: a file in it is open somewhere
+                return 0, f"{storage_error(error, path).message}; left as it is"
         if _is_busy(aside) and not path.exists():  # somebody began to write in between
             aside.rename(path)
             return 0, f"{path} is being written; left as it is"

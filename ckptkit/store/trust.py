@@ -208,7 +208,7 @@ class TrustFile:
             yield
 
     def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
-        from ckptkit.formats.staging import StagedFile, translated
+        from ckptkit.formats.staging import StagedFile, copy_mode
 
         path = self.path.resolve()  # a link stays a link to the written file
         value = {
@@ -225,8 +225,7 @@ class TrustFile:
         with StagedFile(path, force=True) as staged:
             staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
             if there:
-                with translated(path):
-                    staged.temporary.chmod(path.stat().st_mode & 0o777)
+                copy_mode(path, staged.temporary)
             staged.commit()
 
 

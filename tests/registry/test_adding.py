@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from ckptkit.registry import (
     load_texts,
     pin_many,
     preview_addition,
-    writeback,
 )
 from ckptkit.registry.entry_text import written
 from tests.support.registries import SMALL, write
@@ -303,7 +303,7 @@ def test_when_the_disk_refuses_the_file_is_as_it_was(tmp_path: Path, monkeypatch
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writeback.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"mine\.yaml: no space left on the disk"):
         add_entry(path, "three", [URL], MODEL, below=[])
     assert path.read_text() == SMALL

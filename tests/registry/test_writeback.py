@@ -19,7 +19,6 @@ from ckptkit.registry import (
     pin,
     pin_many,
     preview_pins,
-    writeback,
 )
 from tests.support.registries import SMALL, write
 
@@ -281,7 +280,7 @@ def test_when_the_disk_refuses_the_file_is_as_it_was(tmp_path: Path, monkeypatch
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writeback.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"mine\.yaml: no space left on the disk"):
         pin_many(path, [ONE], below=[])
     assert path.read_text() == SMALL
@@ -296,7 +295,7 @@ def test_a_change_by_someone_else_is_not_overwritten(tmp_path: Path, monkeypatch
         real(fd)
         write(tmp_path, SMALL + "# theirs\n")
 
-    monkeypatch.setattr(writeback.os, "fsync", meanwhile)
+    monkeypatch.setattr(os, "fsync", meanwhile)
     with pytest.raises(UsageError, match="changed by someone else meanwhile"):
         pin_many(path, [ONE], below=[])
     assert path.read_text() == SMALL + "# theirs\n"
