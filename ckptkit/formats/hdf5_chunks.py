@@ -11,7 +11,7 @@ from ckptkit.tensors import Array
 
 
 def read_chunks(source: Hdf5Bytes, dataset: Dataset, name: str) -> Array:
-    """Put a dataset in chunks together.
+    """Put a dataset in chunks together; what was never written is its fill value.
 
     Returns
     -------
@@ -26,7 +26,12 @@ def read_chunks(source: Hdf5Bytes, dataset: Dataset, name: str) -> Array:
     import numpy
 
     stored = dataset.dtype.numpy.newbyteorder(">" if dataset.big_endian else "<")
-    whole = numpy.empty(dataset.shape, stored)
+    count = math.prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunk, strict=False))
+    whole = (numpy.empty if dataset.chunk and len(dataset.chunks) == count else numpy.zeros)(
+        dataset.shape, stored
+    )
+    if dataset.fill:
+        whole[...] = numpy.frombuffer(dataset.fill, stored)[0]
     for chunk in dataset.chunks:
         raw = _unpacked(source, dataset, chunk, name)
         block = numpy.frombuffer(raw, stored).reshape(dataset.chunk)

@@ -12,8 +12,10 @@ from ckptkit.formats.hdf5_objects import (
     DATASPACE,
     DATATYPE,
     EXTERNAL_FILES,
+    FILL_VALUE,
     FILTERS,
     LAYOUT,
+    OLD_FILL_VALUE,
     Header,
     Objects,
 )
@@ -68,6 +70,8 @@ class Dataset:
     chunks : sequence of Chunk
     filters : tuple of int
         What a chunk went through when it was written, in order.
+    fill : bytes
+        The element that stands for those that were never written; zeros where there is none.
     """
 
     dtype: DType
@@ -77,6 +81,7 @@ class Dataset:
     chunk: tuple[int, ...] = ()
     chunks: Sequence[Chunk] = ()
     filters: tuple[int, ...] = ()
+    fill: bytes = b""
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +91,8 @@ class Dataset:
     @property
     def is_checked(self) -> bool:
         """Whether every chunk has a checksum."""
-        return FLETCHER32 in self.filters and all(not chunk.skipped for chunk in self.chunks)
+        checked = [not chunk.skipped for chunk in self.chunks]
+        return FLETCHER32 in self.filters and bool(checked) and all(checked)
 
 
 def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name: str) -> Dataset | NotRead:
@@ -172,7 +178,8 @@ class _Storage:
         if nbytes == 0:
             return Dataset(dtype, element.big_endian, shape, None)
         if address == UNDEFINED:
-            raise self._body.error(f"{self._name}: declared, but its values were never written")
+            self._refuse_expansion(nbytes, 0)
+            return Dataset(dtype, element.big_endian, shape, None, fill=self._fill(dtype.itemsize))
         self._source.require(address, nbytes, self._name)
         return Dataset(dtype, element.big_endian, shape, address)
 
@@ -188,12 +195,27 @@ class _Storage:
         self._refuse_expansion(math.prod(shape) * itemsize, math.prod(chunk) * itemsize)
         filters = _parse_filters(self._source, self._header.body(FILTERS), self._name)
         chunks = [] if tree == UNDEFINED else self._chunks(objects, tree, shape, tuple(chunk))
-        wanted = math.prod(-(-length // step) for length, step in zip(shape, chunk, strict=True))
-        if len(chunks) != wanted:
-            raise body.error(f"{self._name}: {len(chunks)} chunks written of {wanted}")
         if not filters and any(one.packed != math.prod(chunk) * itemsize for one in chunks):
             raise body.error(f"{self._name}: chunks of the wrong size")
-        return Dataset(dtype, element.big_endian, shape, None, tuple(chunk), chunks, filters)
+        fill = self._fill(itemsize)
+        return Dataset(dtype, element.big_endian, shape, None, tuple(chunk), chunks, filters, fill)
+
+    def _fill(self, itemsize: int) -> bytes:
+        """The element that stands for those that were never written; nothing where it is zero."""
+        body, old = self._header.body(FILL_VALUE), self._header.body(OLD_FILL_VALUE)
+        value = b""
+        if body is not None:
+            version = body.number(1)
+            flags = body.number(1) if version == 3 else body.raw(3)[2] << 5
+            if version not in (1, 2, 3):
+                raise body.error(f"{self._name}: a fill value of version {version}")
+            if flags & 0x20 and body.left:
+                value = body.raw(body.number(4))
+        elif old is not None:
+            value = old.raw(old.number(4))
+        if len(value) not in (0, itemsize):
+            raise self._body.error(f"{self._name}: a fill value of {len(value)} bytes")
+        return value if value.strip(b"\0") else b""
 
     def _refuse_expansion(self, nbytes: int, chunk_bytes: int) -> None:
         limit = min(_MAX_DEFLATE_RATIO * self._source.size, MAX_UNPACKED)

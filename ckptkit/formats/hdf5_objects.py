@@ -14,6 +14,7 @@ from ckptkit.formats.hdf5_dense import LINK_BY_NAME, dense_messages
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
+OLD_FILL_VALUE, FILL_VALUE = 0x04, 0x05
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
     0x01,
     0x02,

@@ -12,7 +12,7 @@ import pytest
 
 from ckptkit.errors import FormatError
 from ckptkit.formats.keras_h5 import KerasH5Reader
-from tests.support.hdf5_files import keras_file
+from tests.support.hdf5_files import h5py, keras_file
 from tests.support.tensors import same_bits
 
 PACKINGS: dict[str, dict[str, Any]] = {
@@ -125,3 +125,40 @@ def test_two_chunks_at_one_place(tmp_path: Path) -> None:
     path.write_bytes(raw.replace(key, key[:8] + bytes(16)))
     with pytest.raises(FormatError, match="two at one place"):
         KerasH5Reader(path)
+
+
+# -- elements that were never written ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<i8", ">i2", "<f2"])
+@pytest.mark.parametrize("fill", [None, 0, 7])
+@pytest.mark.parametrize("chunks", [None, (3, 4)])
+def test_what_was_never_written_is_the_fill_value(
+    tmp_path: Path, chunks: Any, fill: Any, dtype: str, libver: str
+) -> None:
+    """As h5py reads it: nothing written, some chunks written, and more room made later."""
+    with h5py.File(
+        tmp_path / "m.weights.h5", "w", libver=(libver, "latest" if libver == "earliest" else libver)
+    ) as file:
+        options = {"dtype": dtype, "fillvalue": fill, "chunks": chunks}
+        file.create_dataset("dense/vars/0", (5, 6), **options)
+        if chunks:
+            some = file.create_dataset("dense/vars/1", (5, 6), maxshape=(None, None), **options)
+            some[4:, 2:] = 3
+            some.resize((8, 9))
+            file["dense/vars/2"] = np.arange(3)
+    with h5py.File(tmp_path / "m.weights.h5") as file, KerasH5Reader(tmp_path / "m.weights.h5") as reader:
+        for name in reader.specs:
+            found = reader.read(name)
+            assert found.tolist() == file[name][()].tolist(), name
+            assert found.dtype == file[name].dtype.newbyteorder("<")
+            assert reader.check(name) is False
+        assert reader.read("dense/vars/0").reshape(-1)[0] == (fill or 0)
+
+
+def test_checksums_of_a_dataset_without_chunks(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file.create_dataset("dense/vars/0", (5,), "f4", chunks=(2,), fletcher32=True)
+    with KerasH5Reader(tmp_path / "m.weights.h5") as reader:
+        assert reader.check("dense/vars/0") is False
