@@ -8,7 +8,6 @@ full where it cannot.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ def plan_as_is(
 def as_is_moves(reader: Reader, options: Options) -> tuple[Move, ...]:
     """Each tensor's move to the same name and shape."""
     return tuple(
-        Move(name, replace(spec, dtype=target_dtype(spec, options)), row, row)
+        Move(name, TensorSpec(name, target_dtype(spec, options), spec.shape, spec.stored), row, row)
         for name, spec in reader.specs.items()
         for row in (plain_row(name, spec.shape),)
     )
@@ -164,7 +163,7 @@ def refuse_element_types(
     if not refused and not left_out:
         _refuse_names(reader.path, options, specs)
         return
-    named = {spec.name: spec.dtype.name for spec in refused} | dict(left_out or {})
+    named = {spec.name: _type_in_words(spec.dtype) for spec in refused} | dict(left_out or {})
     able = [f for f in FORMATS if all(holds(f, spec) for spec in specs) and not _unloadable(f, specs)]
     ways = ["choose --to " + " or ".join(able)] if able and not left_out else []
     if not left_out and all(spec.dtype.is_float for spec in refused):
@@ -175,6 +174,11 @@ def refuse_element_types(
         f"{reader.path}: {counted(len(named))} cannot be carried to {options.to}: {in_words(named)}",
         hint="; ".join(ways) or None,
     )
+
+
+def _type_in_words(dtype: DType) -> str:
+    without_type = dtype.is_opaque and dtype.name == "void16"
+    return "void16: bfloat16 saved without its type looks so" if without_type else dtype.name
 
 
 def _refuse_names(path: Path, options: Options, specs: Iterable[TensorSpec]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptkit.convert.as_is import (
@@ -73,7 +73,7 @@ def plan_by_rules(
     moves = tuple(
         Move(
             row.external,
-            replace(spec, name=row.canonical, dtype=target_dtype(spec, options), shape=row.canonical_shape),
+            TensorSpec(row.canonical, target_dtype(spec, options), row.canonical_shape, spec.stored),
             row,
             end,
         )

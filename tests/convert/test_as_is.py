@@ -175,8 +175,12 @@ class TestOpaqueTypes:
 def test_what_is_no_tensor_is_told_and_what_cannot_be_read_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", w=np.ones(2), words=np.array(["x"]))
     assert convert(tmp_path / "a.npz", tmp_path / "a.pth", "torch").also == {"words": "texts [1]"}
-    np.savez(tmp_path / "b.npz", w=np.ones(2), evil=np.array([None]), record=np.zeros(2, "i4,f8"))
-    said = r"2 tensors cannot be carried to torch: 'record' \(record of f0, f1\); 'evil' \(Python objects"
+    brain = np.ones(2, ml_dtypes.bfloat16)
+    np.savez(tmp_path / "b.npz", brain=brain, evil=np.array([None]), record=np.zeros(2, "i4,f8"))
+    said = (
+        r"3 tensors cannot be carried to torch: 'brain' \(void16: bfloat16 .* looks so\); "
+        r"'record' \(record of f0, f1\); 'evil' \(Python objects"
+    )
     with pytest.raises(ConversionError, match=said):
         convert(tmp_path / "b.npz", tmp_path / "b.pth", "torch")
     said = r"1 tensor cannot be read: 'evil'"
