@@ -281,8 +281,8 @@ def _chosen(reader: Reader, pattern: str | None, sort: Sort) -> list[TensorSpec]
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Match a glob, or, without any wildcard, a part of the name."""
-    return fnmatchcase(name, pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*")
+    """Match a part of the name, or a glob."""
+    return pattern in name or fnmatchcase(name, pattern)
 
 
 def _inspected(

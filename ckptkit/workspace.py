@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ckptkit.store.integrity import Promise
     from ckptkit.store.trust import TrustFile
 
+STANDARD = "-"
+"""What stands for standard input or output in place of a path."""
+
 Named: TypeAlias = "str | Path | Entry"
 """What users name a checkpoint by: an id, a path, or the registry's entry itself."""
 
@@ -90,6 +93,8 @@ class Workspace:
         See `Progress`.
     trust : TrustFile, optional
         The lock file of what was fetched before; the user's own where not given.
+    standard_input : callable, optional
+        Gives the file that the name ``-`` stands for; without it, ``-`` is a name like others.
     """
 
     registries: Sequence[Path] = ()
@@ -100,6 +105,7 @@ class Workspace:
     warn: Callable[[str], None] = print
     progress: Progress = _silent
     trust: TrustFile | None = None
+    standard_input: Callable[[], Path] | None = None
 
     @cached_property
     def registry(self) -> Registry:
@@ -143,6 +149,8 @@ class Workspace:
         """
         if isinstance(name, EntryFacts):
             return self.fetch(name) if fetch else self._as_it_lies(name)
+        if name == STANDARD and self.standard_input is not None:
+            return Located(self.standard_input())
         if isinstance(name, Path) or self.is_path(name):
             path = user_path(name)
             located = self._of_cache(path) or Located(path)

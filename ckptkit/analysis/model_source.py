@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.convert.whole import stem_of
 from ckptkit.families.base import Family, require_recognition
 from ckptkit.families.binding import Weights, wanted_copy
 from ckptkit.families.settings import Size, parse_size
@@ -15,6 +16,7 @@ from ckptkit.formats.detect import open_reader
 from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models import Framework, create_model
 from ckptkit.parity.files import said_resolution
+from ckptkit.synth import is_synthetic
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
@@ -41,9 +43,11 @@ class ModelSource:
     preprocessing : Preprocessing
         As the published evaluation has it, at the resolution asked for.
     synthetic : bool
-        Whether the weights are random numbers by recipe.
+        Whether the weights are random numbers by recipe, made for the occasion or found in the file.
     metadata : mapping of str to str
         What the file says of itself.
+    made : bool
+        Whether the file was made for the occasion.
     """
 
     name: str
@@ -57,6 +61,14 @@ class ModelSource:
     workspace: Workspace = field(repr=False)
     synthetic: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    made: bool = False
+
+    @property
+    def stem(self) -> str:
+        """How files made of it are called: the entry's id, the variant, or the file's own name."""
+        if self.entry is not None:
+            return self.entry.id
+        return self.variant if self.name == self.variant else stem_of(self.located.path)
 
     @property
     def origin(self) -> Entry | None:
@@ -83,7 +95,7 @@ class ModelSource:
             In inference mode; takes NCHW (torch) or NHWC (keras) float32.
         """
         return create_model(
-            self.entry.id if self.entry else self.variant,
+            self.entry or self.variant,
             framework,
             checkpoint=self.located.path,
             workspace=self.workspace,
@@ -125,7 +137,7 @@ def open_source(
     settings : mapping of str to Any, optional
         Behaviour settings where no entry says them.
     synthetic : bool
-        Whether the weights are synthetic.
+        Whether the file was made for the occasion, with synthetic weights; others are looked at.
     name : str, optional
         What to call it.
 
@@ -141,6 +153,7 @@ def open_source(
         )
         metadata = dict(reader.metadata)
         path = reader.path
+        known = synthetic or is_synthetic(reader, found)
     return ModelSource(
         name or located.name,
         located,
@@ -159,8 +172,9 @@ def open_source(
             path=path,
         ),
         workspace,
-        synthetic,
+        known,
         metadata,
+        synthetic,
     )
 
 

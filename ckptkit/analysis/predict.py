@@ -107,7 +107,7 @@ class Prediction:
             "framework": self.framework,
             "preprocessing": {**vars(wanted), "size": list(wanted.size)},
             "weights": {
-                "file": None if source.synthetic else str(source.located.path),
+                "file": None if source.made else str(source.located.path),
                 "synthetic": source.synthetic,
                 "note": NOTE if source.synthetic else None,
             },

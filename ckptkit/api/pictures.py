@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import logger, note, public, warn, workspace_of_environment
+from ckptkit.formats.names import is_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -291,7 +292,7 @@ def calibrate(
     data : path, or sequence of path
         A folder of images, with or without class folders, or WebDataset shards; classes do not matter.
     output : path
-        The ``.safetensors`` file.
+        The ``.safetensors`` file, or a folder for it.
     images : int
         How many are taken, the same ones each time; all where there are fewer.
     batch_size : int
@@ -317,7 +318,12 @@ def calibrate(
     NotFoundError, FormatError, ConversionError, StorageError
         Nothing there; damaged; tensors other than the statistics are missing; the disk refuses.
     """
-    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, calibrate_source
+    from ckptkit.analysis.evaluate.calibration import (
+        CalibrationOptions,
+        calibrate_source,
+        calibrated_path,
+        refuse_name,
+    )
     from ckptkit.analysis.evaluate.running import require_packages
     from ckptkit.analysis.model_source import named_source
     from ckptkit.formats.staging import refuse_existing
@@ -325,10 +331,14 @@ def calibrate(
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     options = CalibrationOptions(paths, images, batch_size, workers, device)
     require_packages("torch", "calibrate")
-    refuse_existing(Path(output), force=force)
+    folder = is_folder(output)
+    if not folder:  # before a download
+        refuse_name(output)
+        refuse_existing(Path(output), force=force)
     chosen = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
     with named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source:
-        done = calibrate_source(source, options, Path(output), force=force)
+        path = calibrated_path(source, Path(output), folder=folder)
+        done = calibrate_source(source, options, path, force=force)
     for bad in done.bad:
         logger.warning("%s cannot be decoded, and was left out: %s", bad.name, bad.reason)
     return done.path

@@ -112,7 +112,7 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
         import traceback
 
         traceback.print_exception(error)
-    typer.echo(f"error: {line}", err=True)
+    typer.echo(f"error: {state.output.called(line) if isinstance(state, State) else line}", err=True)
 
 
 _RICH = sys.stdout is not None and sys.stdout.isatty()  # no boxes in a pipe
@@ -162,6 +162,7 @@ def root(
         registries=tuple(registry or ()),
         mirrors=tuple(mirror or ()),
     )
+    context.call_on_close(context.obj.close)
 
 
 _MODULES = {

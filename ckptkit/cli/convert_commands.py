@@ -18,7 +18,7 @@ from ckptkit.cli.options import (
 )
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.printable import printable
-from ckptkit.cli.remote_output import STANDARD, Output
+from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.formats.base import listed
 from ckptkit.formats.names import FORMATS, format_named, format_to_write
@@ -114,7 +114,7 @@ def convert(
     state = state_of(context)
     workspace = state.workspace()
     count = len(what) if what else len(workspace.fetched())
-    where = Output(output, force=force, results=count)
+    where = Place(output, force=force, results=count)
     options = Options(
         to=format_to_write(to, where.file),
         layout=layout,
@@ -167,7 +167,7 @@ def _report(
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:
-        _print_plan(state, outcome, shown_as or STANDARD)
+        _print_plan(state, outcome, shown_as or "-")
         return
     if outcome.reused:
         state.output.note(f"{located.name}: the same conversion stands there already")
@@ -291,7 +291,7 @@ def synth(
     name = f"{what}{published_ending(synthetic)}"
     specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
-    with Output(output, force=force) as where:
+    with Place(output, force=force) as where:
         path = where.path / name if where.path and where.folder else where.path or Path(name)
         refuse_unpublished(synthetic, where.file or path)
         if dry_run:

@@ -34,8 +34,12 @@ def demo(
     import tempfile
 
     from ckptkit.demo import demo_workspace, serve_synthetic
+    from ckptkit.errors import UsageError
 
     state = state_of(context)
+    if keep is not None and keep.exists() and not (keep.is_dir() and not any(keep.iterdir())):
+        what_is_there = "is not empty" if keep.is_dir() else "is not a folder"
+        raise UsageError(f"--keep {keep}: {what_is_there}", hint="name a folder that is new or empty")
     base = state.workspace()
     entry = base.registry[what]
     steps = "write a synthetic artefact, serve it on loopback, fetch, verify --deep, convert, parity"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +23,7 @@ from ckptkit.cli.options import (
     opened_source,
 )
 from ckptkit.cli.output import Column, Output
+from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -271,7 +272,13 @@ def calibrate(
     ],
     data: DataOption,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors file to write.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|URL",
+            help="The .safetensors file to write, folder/, s3://bucket/file, or - for standard output.",
+        ),
     ],
     images: Annotated[
         int, typer.Option(min=2, help="So many images, always the same; all where there are fewer.")
@@ -298,30 +305,45 @@ def calibrate(
     Examples: ckptkit calibrate tiny-moat0-256 --data images/ -o calibrated.safetensors --synthetic
     · ckptkit calibrate moganet-xt-224 --data imagenet/val -o moganet.safetensors --images 4 --dry-run
     """
-    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, calibrate_source
+    from ckptkit.analysis.evaluate.calibration import (
+        CalibrationOptions,
+        calibrate_source,
+        calibrated_path,
+        refuse_name,
+    )
     from ckptkit.analysis.evaluate.running import require_packages
     from ckptkit.formats.staging import refuse_existing
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
     require_packages("torch", "calibrate")
-    refuse_existing(output, force=force)  # before a download
-    with opened_source(
-        state.workspace(),
-        what,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        variant=variant,
-        settings=settings,
-    ) as source:
-        done = calibrate_source(source, options, output, force=force, dry_run=dry_run, bar=_bar(state.output))
+    with Place(output, force=force) as where, ExitStack() as stack:
+        assert where.path is not None
+        if where.file is not None:  # before a download
+            refuse_name(where.file)
+            where.refuse_existing()
+            refuse_existing(where.path, force=force)
+        source = stack.enter_context(
+            opened_source(
+                state.workspace(),
+                what,
+                synthetic=synthetic,
+                resolution=resolution,
+                weights=weights,
+                variant=variant,
+                settings=settings,
+            )
+        )
+        path = calibrated_path(source, where.path, folder=where.folder)
+        done = calibrate_source(source, options, path, force=force, dry_run=dry_run, bar=_bar(state.output))
+        shown = where.shown(done.path) if dry_run else where.deliver(done.path)
     _print_bad(state.output, done.bad, "were left out")
     state.output.note(
         f"{source.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
         f"BatchNorm layers from {done.images:,} images ({source.preprocessing}); {done.tensors} tensors"
     )
-    state.output.result(str(done.path))
+    if shown is not None:
+        state.output.result(shown)
 
 
 def register(app: typer.Typer) -> None:

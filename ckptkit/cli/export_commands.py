@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +22,7 @@ from ckptkit.cli.options import (
     opened_source,
 )
 from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
 from ckptkit.tensors import FLOAT_DTYPES, float_named
@@ -54,7 +57,8 @@ def export(
             "--output",
             "-o",
             metavar="PATH",
-            help="Folder or file to write. Default: here, by the source's name.",
+            help="Folder or file to write; onnx: also - for standard output. Default: here, by the source's "
+            "name.",
         ),
     ] = None,
     dtype: Annotated[
@@ -98,8 +102,11 @@ def export(
     state = state_of(context)
     if push is None and (private or push_synthetic):
         raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
+    target = get_target(to, output)
+    if as_json and output == "-":
+        raise UsageError("--json and -o - would both write to standard output", hint="leave one of them out")
     request = ExportRequest(
-        get_target(to, output),
+        target,
         ExportOptions(
             dtype=dtype,
             features=features,
@@ -116,32 +123,45 @@ def export(
         bars=sys.stderr.isatty() and not state.output.quiet,
     )
     request.require(offline=state.offline, synthetic=synthetic)
-    with opened_source(
-        state.workspace(),
-        what,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        variant=variant,
-        settings=settings,
-    ) as source:
+    with ExitStack() as stack:
+        where = stack.enter_context(Place(None if target.folder else output, force=force))
+        if where.is_elsewhere:
+            where.refuse_existing()
+            request = replace(request, output=where.path)
+        source = stack.enter_context(
+            opened_source(
+                state.workspace(),
+                what,
+                synthetic=synthetic,
+                resolution=resolution,
+                weights=weights,
+                variant=variant,
+                settings=settings,
+            )
+        )
         outcome = run_export(source, request)
+        shown: str | None = str(outcome.exported.path)
+        if where.is_elsewhere and outcome.exported.ok:
+            if len(outcome.exported.files) > 1:
+                where.refuse_several("the graph and its weights are two files")
+            path = outcome.exported.path
+            shown = where.shown(path) if dry_run else where.deliver(path)
     if as_json:
-        state.output.json(outcome.to_json())
+        state.output.json(outcome.to_json() | ({"path": shown} if where.is_elsewhere else {}))
     else:
-        _print(state, outcome, request)
+        _print(state, outcome, request, shown)
     if not outcome.exported.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
-def _print(state: State, outcome: ExportOutcome, request: ExportRequest) -> None:
+def _print(state: State, outcome: ExportOutcome, request: ExportRequest, shown: str | None) -> None:
     exported, output = outcome.exported, state.output
     if request.options.dry_run:
         rows = [
             [file.name, "?" if file.nbytes is None else human_bytes(file.nbytes)] for file in exported.files
         ]
         output.table([Column("file"), Column("size", numeric=True)], rows)
-        place = f" to {exported.path}" if outcome.kept else ""
+        place = f" to {shown}" if outcome.kept else ""
         pushed = f", and push to {request.destination.repository}" if request.destination else ""
         output.note(f"would write {len(rows)} files{place}{pushed}; {exported.verdict}")
         return
@@ -152,8 +172,8 @@ def _print(state: State, outcome: ExportOutcome, request: ExportRequest) -> None
     for file in exported.files:
         if file.nbytes is not None:
             output.note(f"  {file.name}  {human_bytes(file.nbytes)}")
-    if outcome.kept:
-        output.result(str(exported.path))
+    if outcome.kept and shown is not None:
+        output.result(shown)
     if outcome.pushed is not None:
         output.result(outcome.pushed)
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 Advance = Callable[[int], None]
@@ -54,26 +55,38 @@ class Output:
     verbose: bool = False
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
+    _names: dict[str, str] = field(default_factory=dict, init=False)
+
+    def call(self, path: Path, name: str) -> None:
+        """Have a temporary file called by what it stands for."""
+        self._names[str(path)] = name
+
+    def called(self, text: str) -> str:
+        """A text with the names of `call`; a command that is to be typed has ``-`` for them."""
+        for path, name in self._names.items():
+            before, run, line = text.partition("Run: ")
+            text = before.replace(path, name) + run + line.replace(path, "-")
+        return text
 
     def result(self, text: str) -> None:
         """Print one line of result on stdout."""
-        print(text, file=self.stdout)
+        print(self.called(text), file=self.stdout)
 
     def json(self, value: Any) -> None:
         """Print a result as JSON on stdout, escaped where it cannot be encoded or terminals would obey."""
         text = json.dumps(value, indent=2, ensure_ascii=False)
         if not (text.replace("\n", "").isprintable() and _can_encode(self.stdout, text)):
             text = json.dumps(value, indent=2)
-        print(text, file=self.stdout)
+        print(self.called(text), file=self.stdout)
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless quiet."""
         if not self.quiet:
-            print(text, file=self.stderr)
+            print(self.called(text), file=self.stderr)
 
     def warn(self, text: str) -> None:
         """Say something on stderr that even ``--quiet`` shows."""
-        print(f"warning: {text}", file=self.stderr)
+        print(f"warning: {self.called(text)}", file=self.stderr)
 
     def table(
         self,
@@ -95,6 +108,7 @@ class Output:
         styles : sequence of str or None, optional
             A rich style per row (``"red"``), for the terminal only.
         """
+        rows = [[self.called(cell) for cell in row] for row in rows] if self._names else rows
         if self.stdout.isatty():
             self._draw(columns, rows, title, styles)
             return
@@ -146,6 +160,7 @@ class Output:
         unit : str
             ``bytes`` shows sizes, speed and time left; anything else counts steps.
         """
+        description = self.called(description)
         if self.quiet or not self.stderr.isatty():
             if not self.quiet:
                 print(f"{description} …", file=self.stderr)

@@ -188,7 +188,7 @@ def _targets(
             raise NotFoundError("nothing has been fetched yet", hint="ckptkit fetch ID, or give --synthetic")
     if not names:
         raise UsageError("nothing to compare", hint="name ids or files, or give --all")
-    if converted is not None and (len(names) > 1 or synthetic):
+    if converted is not None and len(names) > 1:
         raise UsageError("--converted is one file for one checkpoint", hint="name its source alone")
     return names
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING
 from ckptkit.errors import UsageError, storage_error
 from ckptkit.formats.names import is_folder
 from ckptkit.places import user_path
+from ckptkit.workspace import STANDARD
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-STANDARD = "-"
-"""What stands for standard input or output in place of a path."""
 
-
-class Output:
+class Place:
     """Where a command's results go; use as a context manager.
 
     What goes to a store or to standard output is written whole into a temporary folder (``TMPDIR`` says
@@ -69,7 +67,7 @@ class Output:
             raise UsageError("standard output is a terminal", hint="send it into a file or a pipe: … > FILE")
 
     def __enter__(self) -> Self:
-        if self.url or self._standard:
+        if self.is_elsewhere:
             self._scratch = tempfile.TemporaryDirectory(prefix="ckptkit-upload-")
             self.path = Path(self._scratch.name, (self.url or "").rpartition("/")[2])
         return self
@@ -79,6 +77,11 @@ class Output:
     ) -> None:
         if self._scratch is not None:
             self._scratch.cleanup()
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether what is written goes on from a temporary folder."""
+        return bool(self.url) or self._standard
 
     def refuse_existing(self) -> None:
         """Say before the work that the object exists; of a path, whoever writes says so.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -35,6 +37,7 @@ class State:
     offline: bool = False
     registries: tuple[Path, ...] = ()
     mirrors: tuple[str, ...] = ()
+    _spool: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def workspace(self) -> Workspace:
         """The registries, cache and network rules that the global options name."""
@@ -47,7 +50,41 @@ class State:
             note=self.output.note,
             warn=self.output.warn,
             progress=self.output.progress,
+            standard_input=self.spooled_input,
         )
+
+    def spooled_input(self) -> Path:
+        """Copy standard input into a temporary file, which is there until the command ends.
+
+        Raises
+        ------
+        UsageError
+            Standard input is a terminal, or was read before.
+        StorageError
+            The disk refuses.
+        """
+        from ckptkit.errors import UsageError, storage_error
+
+        if self._spool is not None:
+            raise UsageError("standard input can be read once only", hint="give '-' in one place")
+        if sys.stdin.isatty():
+            raise UsageError("standard input is a terminal", hint="send a file into it: … < FILE")
+        self._spool = tempfile.TemporaryDirectory(prefix="ckptkit-stdin-")
+        path = Path(self._spool.name, "stdin")
+        self.output.call(path, "standard input")
+        try:
+            with path.open("wb") as file, self.output.progress("reading standard input", None) as advance:
+                while piece := sys.stdin.buffer.read(1 << 20):
+                    file.write(piece)
+                    advance(len(piece))
+        except OSError as error:
+            raise storage_error(error, path.parent) from error
+        return path
+
+    def close(self) -> None:
+        """Remove what stood for standard input."""
+        if self._spool is not None:
+            self._spool.cleanup()
 
     def registry(self) -> Registry:
         """Load the built-in registry with every overlay on top."""

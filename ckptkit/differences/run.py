@@ -157,7 +157,7 @@ def _restricted(pairing: Pairing, only: str, sides: tuple[Side, Side]) -> tuple[
     pattern = only if any(sign in only for sign in "*?[") else f"*{only}*"
 
     def wanted(*names: str | None) -> bool:
-        return any(name is not None and fnmatchcase(name, pattern) for name in names)
+        return any(name is not None and (only in name or fnmatchcase(name, pattern)) for name in names)
 
     kept = Pairing(
         pairs=tuple(p for p in pairing.pairs if wanted(p.name, p.canonical, p.a.spec.name, p.b.spec.name)),

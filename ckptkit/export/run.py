@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.convert.whole import stem_of
 from ckptkit.errors import UsageError
 from ckptkit.export.publishing import Destination, push, require_hub
-from ckptkit.export.synthetic import known_as_synthetic
 from ckptkit.formats.names import is_folder
 from ckptkit.places import user_path
 
@@ -128,7 +126,6 @@ def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
     CkptkitError
         As `Target.export` and `ckptkit.export.publishing.push` raise them.
     """
-    source = known_as_synthetic(source)
     request.require_consent(synthetic=source.synthetic)
     destination, options = request.destination, request.options
     with ExitStack() as stack:
@@ -158,8 +155,4 @@ def place_of(source: ModelSource, target: Target, output: str | Path | None) -> 
     if output is not None and (target.folder or not is_folder(output)):
         return user_path(output)
     folder = Path() if output is None else user_path(output)
-    if source.entry is not None:
-        stem = source.entry.id
-    else:
-        stem = source.variant if source.name == source.variant else stem_of(source.located.path)
-    return folder / (stem + target.ending)
+    return folder / (source.stem + target.ending)

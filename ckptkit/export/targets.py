@@ -128,9 +128,13 @@ class Target:
 
     def refuse_name(self, output: str | Path | None) -> None:
         """Raise UsageError for a name that says something else than this target writes."""
-        if output is None or (not self.folder and is_folder(output)):
+        if output is None or (not self.folder and (output == "-" or is_folder(output))):
             return
         text = os.fspath(output)
+        if text == "-":
+            raise UsageError(
+                f"--to {self.name} writes a folder, which standard output cannot take", hint="give -o FOLDER"
+            )
         ending = file_ending(text)
         if self.folder and ending and not is_folder(output):
             raise UsageError(

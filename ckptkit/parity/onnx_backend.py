@@ -30,7 +30,7 @@ from ckptkit.parity.notes import source_notes
 from ckptkit.parity.packages import require_packages
 from ckptkit.parity.preparation import compare_inputs
 from ckptkit.parity.report import FRAMEWORK_NAMES, ParityReport, Side
-from ckptkit.synth import NOTE
+from ckptkit.synth import NOTE, is_synthetic
 from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def run_onnx_parity(
             sides=(FRAMEWORK_NAMES["torch"], FRAMEWORK_NAMES["onnxruntime"]),
         )
         found = source.recognition
+        synthetic = synthetic or is_synthetic(source.reader, found)
         return ParityReport(
             name=name or located.name,
             family=found.family.name,

@@ -33,7 +33,7 @@ from ckptkit.parity.notes import source_notes
 from ckptkit.parity.packages import require_packages
 from ckptkit.parity.preparation import compare_inputs
 from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
-from ckptkit.synth import NOTE, Synthetic, write_checkpoint
+from ckptkit.synth import NOTE, Synthetic, is_synthetic, write_checkpoint
 from ckptkit.tensors import Array
 from ckptkit.workspace import Located
 
@@ -97,7 +97,7 @@ def run_parity(
     tolerance : Tolerance, optional
         Default: by the precision that the conversion rounded to, see `TOLERANCES`.
     synthetic : bool
-        Say in the report that the weights are synthetic.
+        Say in the report that the weights are synthetic; a file with the recipe's numbers is known by them.
     name : str, optional
         What to call the target, default its id or path.
     note : callable
@@ -164,6 +164,7 @@ def run_parity(
             sides=(ran.reference.called, ran.candidate.called),
         )
         found = source.recognition
+        synthetic = synthetic or is_synthetic(source.reader, found)
         return ParityReport(
             name=name or located.name,
             family=found.family.name,

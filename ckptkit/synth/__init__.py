@@ -10,7 +10,13 @@ from pathlib import Path
 
 from ckptkit.errors import UsageError
 from ckptkit.formats.names import format_to_write, without_ending
-from ckptkit.synth.checkpoint import Synthetic, SyntheticTensor, synthetic_for, synthetic_stand_in
+from ckptkit.synth.checkpoint import (
+    Synthetic,
+    SyntheticTensor,
+    is_synthetic,
+    synthetic_for,
+    synthetic_stand_in,
+)
 from ckptkit.synth.recipes import moganet_tensor, synthetic_tensor
 from ckptkit.synth.tensorflow_files import write_archive, write_bundle
 from ckptkit.synth.torch_files import NOTE, write_torch
@@ -19,6 +25,7 @@ __all__ = [
     "NOTE",
     "Synthetic",
     "SyntheticTensor",
+    "is_synthetic",
     "moganet_tensor",
     "published_ending",
     "refuse_unpublished",

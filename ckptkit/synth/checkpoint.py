@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ckptkit.families.base import Family, Structure, families, family_of_variant, get_family
+from ckptkit.families.base import Family, Recognition, Structure, families, family_of_variant, get_family
+from ckptkit.formats.base import Reader
 from ckptkit.layouts import Table
 from ckptkit.registry.query import EntryFacts
 from ckptkit.synth.recipes import Make, makers
@@ -104,6 +105,36 @@ class Synthetic:
             dtype = DTYPES["int64" if row.part == "counter" else "float32"]
             spec = TensorSpec(row.external, dtype, row.external_shape)
             yield SyntheticTensor(spec, recipe[row.external], state_dict)
+
+
+_ROUNDING = 2.0**-7
+"""Relative difference that bfloat16 leaves between a number and itself."""
+
+
+def is_synthetic(reader: Reader, found: Recognition) -> bool:
+    """Whether the first bias of a recognised file has the values of the recipe.
+
+    A synthetic file does not tell: it is shaped as the published ones are, and `write_checkpoint` makes them
+    for mirrors, too. What is said of its predictions must say it all the same.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged.
+    """
+    import numpy
+
+    stand_in = Synthetic(found.variant)
+    first = next(
+        row for row in stand_in.table.bindings if row.canonical.endswith(".bias") and row.part == "body"
+    )
+    held = next(row for row in found.table.bindings if row.canonical == first.canonical)
+    name = next((one for one in (held.external, *held.aliases) if one in reader.specs), None)
+    if name is None or reader.specs[name].shape != first.external_shape:
+        return False
+    recipe = next(tensor for tensor in stand_in.tensors() if tensor.spec.name == first.external).make()
+    values = numpy.asarray(reader.read(name), dtype=numpy.float32)
+    return bool(numpy.allclose(values, recipe, rtol=_ROUNDING, atol=0))
 
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:

@@ -78,6 +78,15 @@ def test_the_whole_job_on_either_release_of_moganet(id):
     assert f"agree: {id} (synthetic weights, float32): all 5 outputs within tolerance" in done.stdout
 
 
+@pytest.mark.parametrize("kept", ["file", "folder"])
+def test_what_is_kept_needs_a_folder_of_its_own(tmp_path, kept):
+    (tmp_path / "folder" / "server").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    done = run([*COMMAND, "--keep", str(tmp_path / kept)])
+    assert done.returncode == 2
+    assert done.stderr.endswith("; name a folder that is new or empty\n") and done.stderr.count("\n") == 1
+
+
 def test_a_dry_run_does_nothing():
     done = run([*COMMAND, "--dry-run"])
     assert (done.returncode, done.stdout) == (0, "")

@@ -150,6 +150,7 @@ class TestWithFrameworks:
             (["tiny-moat0", "--synthetic", "--seed", "-1"], 2, "a number from 0"),
             (["tiny-moat0", "--synthetic", "--weights", "ema"], 2, "no moving averages"),
             (["a", "b", "--converted", "c"], 2, "one file for one checkpoint"),
+            (["tiny-moat0", "--synthetic", "--converted", "c.pth"], 3, "c.pth: no such file"),
             (["tiny-moat0", "--synthetic", "--dtype", "int8"], 2, "int8"),
             (["tiny-moat0-257", "--synthetic"], 3, "did you mean tiny-moat0-256"),
             (["no/such.ckpt"], 3, "no such file"),
@@ -157,8 +158,8 @@ class TestWithFrameworks:
             (["--all"], 3, "nothing has been fetched yet"),
             (["moganet-xt-224", "--offline"], 4, "--offline"),
             (["moganet-xt", "--synthetic", "--set", "pool_size=2"], 2, "no setting pool_size"),
-            (["moganet-xt", "--synthetic", "--set", "attn_force_fp32=7"], 2, "no value of attn_force_fp32"),
-            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "write KEY=VALUE"),
+            (["moganet-xt", "--synthetic", "--set", "attn_force_fp32=7"], 2, "attn_force_fp32 cannot be '7'"),
+            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "no setting 'colour'; one of "),
             (["tiny-moat0", "--synthetic", "--image", "no.png"], 3, "no.png"),
         ],
     )

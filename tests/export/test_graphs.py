@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ def _toys() -> Iterator[None]:
 
 
 def toy_source(folder: Path, variant: str, **options: Any) -> Any:
+    """A toy's file, taken for trained weights."""
     path = toy_file(folder, variant)
-    return source_of(path, settings=SETTINGS[variant], resolution=SIDE, **options)
+    opened = source_of(path, settings=SETTINGS[variant], resolution=SIDE, **options)
+    return replace(opened, synthetic=False)
 
 
 def need(target: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 import ckptkit
 from ckptkit.export.run import ExportRequest, run_export
-from ckptkit.export.synthetic import known_as_synthetic
 from ckptkit.export.targets import ExportOptions, get_target
 from ckptkit.registry import load_registry
 from ckptkit.synth import Synthetic, write_bundle, write_torch
@@ -34,8 +33,7 @@ def test_a_synthetic_file_is_known_in_every_format(published, variant, way, tmp_
     elif way != "published":
         path = ckptkit.convert(path, "safetensors", tmp_path / "m.safetensors", dtype=way)
     source = source_of(path)
-    assert not source.synthetic
-    assert known_as_synthetic(source).synthetic
+    assert source.synthetic and not source.made
 
 
 @pytest.mark.parametrize("variant", IDS)
@@ -43,7 +41,7 @@ def test_a_synthetic_file_is_known_in_every_format(published, variant, way, tmp_
 def test_trained_weights_are_not_taken_for_synthetic_ones(variant, scale, tmp_path):
     state = trained(variant, scale=scale)
     source = source_of(write_safetensors(tmp_path / "m.safetensors", state))
-    assert known_as_synthetic(source) is source
+    assert not source.synthetic
 
 
 def test_a_fine_tuned_head_does_not_hide_the_recipe(tmp_path):
@@ -51,7 +49,7 @@ def test_a_fine_tuned_head_does_not_hide_the_recipe(tmp_path):
 
     state = recipe_state(MOGANET, num_classes=10) | {"head.bias": np.zeros(10, np.float32)}
     source = source_of(write_safetensors(tmp_path / "m.safetensors", state))
-    assert known_as_synthetic(source).synthetic
+    assert source.synthetic
 
 
 def test_what_is_exported_of_them_says_so(published, tmp_path):

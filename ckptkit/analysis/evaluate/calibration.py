@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -97,6 +98,21 @@ class Calibrated:
     tensors: int
 
 
+def refuse_name(output: str | Path) -> None:
+    """Raise UsageError for a file name that says another format than the result has."""
+    folder, slash, name = os.fspath(output).rpartition("/")
+    if file_ending(name) not in ENDINGS[_FORMAT]:
+        raise UsageError(
+            f"{output}: calibrate writes a {_FORMAT} file",
+            hint=f"give -o {folder}{slash}{without_ending(name)}{EXTENSIONS[_FORMAT]}",
+        )
+
+
+def calibrated_path(source: ModelSource, output: Path, *, folder: bool) -> Path:
+    """Where a result goes: the file, or one of the source's name in a folder."""
+    return output / f"{source.stem}{EXTENSIONS[_FORMAT]}" if folder else output
+
+
 def calibrate_source(
     source: ModelSource,
     options: CalibrationOptions,
@@ -131,11 +147,7 @@ def calibrate_source(
     NotFoundError, FormatError, ConversionError, StorageError, IntegrityError
         No images; a damaged or incomplete checkpoint; the disk refuses; what was written reads otherwise.
     """
-    if file_ending(output.name) not in ENDINGS[_FORMAT]:
-        raise UsageError(
-            f"{output}: calibrate writes a {_FORMAT} file",
-            hint=f"give -o {output.with_name(without_ending(output.name) + EXTENSIONS[_FORMAT])}",
-        )
+    refuse_name(output)
     located = source.located
     if output.exists() and located.path.is_file() and output.samefile(located.path):
         raise UsageError(f"{output} is the source itself", hint="give another --output")

@@ -45,9 +45,7 @@ def state_file(
         "limit": str(options.limit),
     }
     where = {
-        "checkpoint": source.name
-        if source.entry or source.synthetic
-        else str(source.located.path.absolute()),
+        "checkpoint": source.name if source.entry or source.made else str(source.located.path.absolute()),
         "data": "\n".join(os.path.abspath(one) for one in options.data),  # noqa: PTH100  # patterns too
         "labels": str(options.labels.absolute()) if options.labels else "",
     }
@@ -66,7 +64,7 @@ def state_file(
 def checkpoint_stamp(source: ModelSource) -> str:
     """What tells a checkpoint from another one without reading it."""
     located = source.located
-    if source.synthetic:
+    if source.made:
         return f"synthetic {source.name}"
     if located.sha256:
         return located.sha256

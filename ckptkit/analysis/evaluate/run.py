@@ -106,10 +106,10 @@ def evaluate_source(
 def not_comparable(source: ModelSource) -> str:
     """Why the published figures say nothing of this model; empty where they do."""
     entry = source.origin
-    if entry is None:
-        return "no entry of the registry is named"
     if source.synthetic:
         return "the weights are synthetic"
+    if entry is None:
+        return "no entry of the registry is named"
     if entry.published_top1 is None and entry.published_top5 is None:
         return "none is published"
     resolution = entry.test_resolution

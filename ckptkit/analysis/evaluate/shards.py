@@ -67,7 +67,11 @@ def shard_paths(pattern: str) -> list[Path] | None:
     if any(sign in pattern for sign in "*?["):
         import glob
 
-        found = sorted(Path(name) for name in glob.glob(pattern))  # noqa: PTH207  # absolute ones too
+        path = Path(pattern)
+        if path.parent.is_dir():  # its name may have brackets
+            found = sorted(path.parent.glob(path.name))
+        else:
+            found = sorted(Path(name) for name in glob.glob(pattern))  # noqa: PTH207  # absolute ones too
         if not found:
             raise NotFoundError(f"{pattern}: nothing fits this pattern", hint="check the path")
         return found

@@ -223,7 +223,7 @@ def test_bad_images_are_left_out_and_not_counted(
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
-        ({"output": "o.pth"}, UsageError, "is a safetensors file"),
+        ({"output": "o.pth"}, UsageError, "calibrate writes a safetensors file"),
         ({"output": "there.safetensors"}, UsageError, "exists already"),
         ({"data": "empty"}, NotFoundError, "no images"),
         ({"data": "bad"}, UsageError, "1 images that can be decoded"),
