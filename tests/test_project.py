@@ -179,13 +179,6 @@ def test_no_checksum_is_in_the_registry_that_nobody_observed():
             assert "observed_at" in block
 
 
-@pytest.mark.parametrize(
-    "path", sorted(p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "ckptkit").rglob("*.py"))
-)
-def test_files_stay_short(path):
-    assert len((REPOSITORY / path).read_text().splitlines()) <= 420
-
-
 def test_every_picture_of_the_readme_is_there():
     pictures = re.findall(r'<img src="([^"]+)"', README)
     assert len(pictures) >= 4
