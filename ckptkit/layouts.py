@@ -90,7 +90,7 @@ class Ignore:
     Parameters
     ----------
     name : str
-        What they are, in a word.
+        What they are, in a word; groups of the pattern in braces.
     pattern : str
         Regular expression for the whole tensor name. A group ``variable`` must be a name of the layout.
     reason : str
@@ -108,6 +108,17 @@ class Ignore:
             return False
         variable = found.groupdict().get("variable")
         return variable is None or variable in variables
+
+    def name_of(self, tensor: str) -> str:
+        """What a tensor that the rule covers is.
+
+        Examples
+        --------
+        >>> Ignore("{part}", "(?P<part>neck|bbox_head)[.].+", "part of a detector").name_of("neck.fpn.weight")
+        'neck'
+        """
+        found = re.fullmatch(self.pattern, tensor)
+        return self.name if found is None else self.name.format(**found.groupdict())
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,8 @@ class Layout:
         One per `Definition`, but for the parts it lacks.
     ignores : tuple of Ignore
         What else such files hold.
+    around : tuple of Ignore
+        What files hold around a backbone: left out where there is no head, or it is not wanted.
     twin : Twin or None
         How files call a second copy of the weights.
     headless : str or None
@@ -173,6 +186,7 @@ class Layout:
     name: str
     rules: tuple[Rule, ...]
     ignores: tuple[Ignore, ...] = ()
+    around: tuple[Ignore, ...] = ()
     twin: Twin | None = None
     headless: str | None = None
     lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)

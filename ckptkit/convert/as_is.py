@@ -16,6 +16,8 @@ from ckptkit._version import __version__
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.errors import ConversionError, UsageError, command
+from ckptkit.families.binding import Ignored
+from ckptkit.families.leftovers import OPTIMIZER, slot_rule
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import FORMATS
 from ckptkit.layouts import IDENTITY, Binding
@@ -57,8 +59,9 @@ def plan_as_is(
     """
     refuse_family_options(options, f"--layout {AS_IS}")
     refuse_missing_copy(reader, options)
+    ignored, left_out = unread(reader)
     moves = as_is_moves(reader, options)
-    refuse_element_types(reader, options, [move.target for move in moves], reader.left_out)
+    refuse_element_types(reader, options, [move.target for move in moves], left_out)
     shared = same_tensors(reader) if options.to == "torch" else {}
     return TensorPlan(
         source=reader.path,
@@ -67,13 +70,25 @@ def plan_as_is(
         layout=AS_IS,
         weights=reader.weights,
         moves=moves,
-        ignored=(),
+        ignored=ignored,
         metadata=carried_metadata(reader, options, AS_IS, entry) | dict(provenance or {}),
         notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
         max_shard_size=options.max_shard_size,
         shared=shared,
         also=reader.also,
     )
+
+
+def unread(reader: Reader) -> tuple[tuple[Ignored, ...], dict[str, str]]:
+    """What cannot be read: an optimizer's state of tensors that can, by its rule; and all else, and why."""
+    ignored = tuple(
+        Ignored(name, rule.name, rule.reason)
+        for name in reader.left_out
+        for rule in [OPTIMIZER if name in reader.optimizer else slot_rule(name, reader.specs)]
+        if rule is not None
+    )
+    by_rule = {one.name for one in ignored}
+    return ignored, {name: why for name, why in reader.left_out.items() if name not in by_rule}
 
 
 def as_is_moves(reader: Reader, options: Options) -> tuple[Move, ...]:

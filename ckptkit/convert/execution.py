@@ -316,13 +316,15 @@ def _load_as_is(reader: Reader, options: Options) -> LoadedTensors:
 
     as_is.refuse_family_options(options, f"--layout {AS_IS}")
     as_is.refuse_missing_copy(reader, options)
-    as_is.refuse_left_out(reader, reader.left_out)
+    ignored, left_out = as_is.unread(reader)
+    as_is.refuse_left_out(reader, left_out)
     packed = {spec.name: spec.dtype.name for spec in reader.specs.values() if array_dtype(spec) is None}
     if packed:
         raise ConversionError(
             f"{reader.path}: no array can hold elements that are not whole bytes: {as_is.in_words(packed)}"
         )
-    return LoadedTensors(read_moves(as_is.as_is_moves(reader, options), reader), {}, reader.also)
+    by_rule = {one.name: one.why for one in ignored}
+    return LoadedTensors(read_moves(as_is.as_is_moves(reader, options), reader), by_rule, reader.also)
 
 
 def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:

@@ -5,10 +5,12 @@ No framework is needed here: a model is known by its table of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ckptkit.convert.as_is import counted
+from ckptkit.convert.as_is import in_words as reasons_in_words
 from ckptkit.convert.execution import read_moves
 from ckptkit.convert.moves import Move
 from ckptkit.errors import ConversionError, command
@@ -74,6 +76,8 @@ class Filling:
         Whether the file has none of the BatchNorm statistics.
     misfits : tuple of Misfit
         Why other tensors than a new head do not go.
+    unread : mapping of str to str
+        Tensors of the file that cannot be read and that no rule leaves out, and why not.
     """
 
     moves: tuple[Move, ...]
@@ -82,6 +86,7 @@ class Filling:
     has_new_head: bool
     lacks_bn_statistics: bool
     misfits: tuple[Misfit, ...]
+    unread: Mapping[str, str]
 
     def read(self, reader: Reader) -> dict[str, Array]:
         """Read the tensors that go, by the names of the model's layout."""
@@ -118,7 +123,8 @@ def filling_of(
     UsageError
         When the copy asked for is not there.
     """
-    matched = match(reader.specs, found, weights=weights, known=known)
+    head = structure.num_classes is not None
+    matched = match(reader.specs, found, weights=weights, known=known, head=head)
     rows = found.family.table(layout, found.variant, structure).bindings
     new_head = {row.canonical for row in rows if row.part == "head" and _is_new(row, found.table)}
     wrong = {binding.canonical for binding, _ in matched.wrong_shape}
@@ -135,6 +141,7 @@ def filling_of(
         bool(new_head),
         matched.lacks_bn_statistics,
         tuple(_misfits(reader, matched, {row.canonical for row in rows} - new_head)),
+        matched.unread,
     )
 
 
@@ -197,6 +204,9 @@ def require_filled(
             f"{reader.path}: no classification head in this file",
             hint="num_classes=None builds the backbone alone, strict=False adds a new head",
         )
+    if filling.unread:
+        unread = f"{counted(len(filling.unread))} cannot be read: {reasons_in_words(filling.unread)}"
+        raise ConversionError(f"{reader.path}: {unread}", hint="strict=False loads the rest")
     misfits = other_misfits(filling, found)
     if misfits:
         raise ConversionError(

@@ -103,7 +103,7 @@ class TensorPlan:
     @property
     def left_out(self) -> dict[str, str]:
         """Tensors of the source that a rule leaves out, and which rule and why."""
-        return {one.name: f"{one.rule}: {one.reason}" for one in self.ignored}
+        return {one.name: one.why for one in self.ignored}
 
     @property
     def nbytes(self) -> int:

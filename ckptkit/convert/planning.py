@@ -16,6 +16,7 @@ from ckptkit.errors import ConversionError, UsageError, command
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.families.binding import Ignored, Known, Match, match
+from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
 from ckptkit.layouts import Binding, Ignore, Table
 from ckptkit.tensors import DTYPES, DType, TensorSpec
@@ -80,7 +81,7 @@ def plan(
         reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
     )
     known = Known.of(reader, entry)
-    found = match(reader.specs, recognition, weights=options.weights, known=known)
+    found = match(reader.specs, recognition, weights=options.weights, known=known, head=options.head)
     structure = (
         replace(recognition.structure, num_classes=None) if not options.head else recognition.structure
     )
@@ -95,8 +96,8 @@ def plan(
     structure = _resized(reader, structure, settings, options, recognition)
     target_table = recognition.family.table(layout, recognition.variant, structure)
     _refuse_other_pos_emb(reader.path, recognition, entry)
-    _refuse_misfit(reader.path, found, options)
-    unread = _left_out(reader, recognition)
+    refuse_left_out(reader, found.unread)
+    _refuse_misfit(reader, found, options)
     _refuse_opaque(reader, found)
     dtype = DTYPES[options.dtype] if options.dtype else None
     moves = tuple(
@@ -113,7 +114,7 @@ def plan(
         layout=layout,
         weights=found.weights,
         moves=moves,
-        ignored=(*dropped, *found.ignored, *unread),
+        ignored=(*dropped, *found.ignored),
         metadata={
             **_metadata(reader, found, layout, structure, entry),
             **_resizing_in_words(options, moves),
@@ -125,25 +126,6 @@ def plan(
         max_shard_size=options.max_shard_size,
         also=reader.also,
     )
-
-
-def _left_out(reader: Reader, recognition: Recognition) -> list[Ignored]:
-    """What the reader could not carry, by the rules that leave it out.
-
-    Raises
-    ------
-    ConversionError
-        When no rule does.
-    """
-    rules = recognition.table.layout.ignores
-    by_rule = {
-        name: rule
-        for name in reader.left_out
-        for rule in rules
-        if rule.matches(name, recognition.table.by_external)
-    }
-    refuse_left_out(reader, [name for name in reader.left_out if name not in by_rule])
-    return [Ignored(name, rule.name, rule.reason) for name, rule in by_rule.items()]
 
 
 def _refuse_opaque(reader: Reader, found: Match) -> None:
@@ -246,9 +228,9 @@ def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | N
         )
 
 
-def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
+def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
     """Raise ConversionError for the first kind of misfit, naming what and how many."""
-    variant = found.recognition.variant
+    path, variant = reader.path, found.recognition.variant
     if found.wrong_shape:
         binding, spec = found.wrong_shape[0]
         raise ConversionError(
@@ -271,9 +253,16 @@ def _refuse_misfit(path: Path, found: Match, options: Options) -> None:
             hint=f"the file is incomplete, or of another variant: see --variant. {command('verify', path)}",
         )
     if found.recognition.structure.num_classes is None and options.head:
+        what = "no classification head in this file"
+        if found.around:
+            whole = whole_model(one.reason for one in found.ignored)
+            what = f"a {whole}'s checkpoint: backbone {variant} with {', '.join(found.around)}"
+        raise ConversionError(f"{path}: {what}", hint="give --no-head to convert the backbone")
+    if second := [name for name in found.unexpected if name in reader.namesakes]:
         raise ConversionError(
-            f"{path}: no classification head in this file",
-            hint="give --no-head to convert the backbone",
+            f"{path}: {_some(second)} of a name that another one has too, with other values: "
+            f"{reader.namesakes[second[0]]}. Nothing tells which one is meant",
+            hint=f"--layout {AS_IS} carries both, --rules FILE can take one",
         )
     if found.unexpected:
         raise ConversionError(

@@ -7,14 +7,14 @@ architecture is found, or missing. Callers decide what is an error: a conversion
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition
-from ckptkit.families.leftovers import OPTIMIZER
+from ckptkit.families.leftovers import OPTIMIZER, OPTIMIZER_AVERAGES
 from ckptkit.formats.base import Copy, Reader, Weights
-from ckptkit.layouts import Binding, Ignore
+from ckptkit.layouts import Binding, Ignore, Table
 from ckptkit.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -43,12 +43,15 @@ class Known:
         Which copy the tensors are, where the file holds one.
     optimizer : collection of str
         Tensors that the file says are an optimizer's.
+    unread : mapping of str to str
+        Tensors of the file that cannot be read, and why not.
     """
 
     usual: Copy | None = None
     opened: Copy | None = None
     held: Copy | None = None
     optimizer: Collection[str] = frozenset()
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, reader: Reader, entry: Entry | None) -> Known:
@@ -56,7 +59,7 @@ class Known:
         usual = entry.weights if entry is not None else None
         said = reader.metadata.get("weights")
         held: Copy | None = "ema" if said == "ema" else "raw" if said == "raw" else usual
-        return cls(usual, reader.weights, held, reader.optimizer)
+        return cls(usual, reader.weights, held, reader.optimizer, reader.left_out)
 
 
 def wanted_copy(weights: Weights, entry: Entry | None) -> Weights:
@@ -71,6 +74,11 @@ class Ignored:
     name: str
     rule: str
     reason: str
+
+    @property
+    def why(self) -> str:
+        """The rule, and its reason."""
+        return f"{self.rule}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,10 @@ class Match:
         Tensors of the architecture that the file lacks.
     wrong_shape : tuple of (Binding, TensorSpec)
         Tensors that are there with another shape.
+    unread : mapping of str to str
+        Tensors of the file that cannot be read and that no rule leaves out, and why not.
+    around : tuple of str
+        Parts of a larger model that are left out: a detector's neck and heads.
     """
 
     recognition: Recognition
@@ -101,6 +113,8 @@ class Match:
     unexpected: tuple[str, ...]
     missing: tuple[Binding, ...]
     wrong_shape: tuple[tuple[Binding, TensorSpec], ...]
+    unread: Mapping[str, str] = field(default_factory=dict)
+    around: tuple[str, ...] = ()
 
     @property
     def lacks_bn_statistics(self) -> bool:
@@ -116,6 +130,7 @@ def match(
     *,
     weights: Weights = "auto",
     known: Known | None = None,
+    head: bool = True,
 ) -> Match:
     """Set a file's tensors against the architecture it was recognised as.
 
@@ -126,7 +141,9 @@ def match(
     weights : {"auto", "ema", "raw"}
         Which copy to take where a file holds both; ``auto`` takes the usual one, else the moving averages.
     known : Known, optional
-        What is known of the copies besides the tensors' names.
+        What is known of the file besides the tensors' names and shapes.
+    head : bool
+        Whether the head is wanted. Where not, or where there is none, what is around a backbone is left out.
 
     Raises
     ------
@@ -139,11 +156,17 @@ def match(
     known = known or Known()
     names = {b.canonical: _name_in_file(b, specs) for b in table.bindings}
     twins = _twins(specs, recognition, names)
+    if weights == "ema":
+        _refuse_averages_of_optimizer(specs, table)
     copy = _choose_copy(recognition, bool(twins), weights, known)
     take_twins = bool(twins) and table.layout.twin is not None and table.layout.twin.holds == copy
     if take_twins:
         _require_whole(recognition, names, twins)
-    left_out = dict.fromkeys(() if take_twins else twins.values(), _not_chosen(copy))
+    left_out: dict[str, Ignore] = {}
+    if table.layout.twin is not None and not take_twins:
+        twin = table.layout.twin
+        seconds = (twin.of(names[b.canonical] or b.external) for b in table.bindings)
+        left_out = dict.fromkeys(seconds, _NOT_CHOSEN[twin.holds])
     sources: dict[str, str] = {}
     missing: list[Binding] = []
     wrong_shape: list[tuple[Binding, TensorSpec]] = []
@@ -161,28 +184,55 @@ def match(
         if specs[name].shape != binding.external_shape:
             wrong_shape.append((binding, specs[name]))
     used = set(sources.values())
-    ignored: list[Ignored] = []
-    unexpected: list[str] = []
-    for name in specs:
-        if name in used:
-            continue
-        rule = left_out.get(name) or next(
-            (rule for rule in table.layout.ignores if rule.matches(name, table.by_external)),
-            OPTIMIZER if name in known.optimizer else None,
-        )
-        if rule is None:
-            unexpected.append(name)
-        else:
-            ignored.append(Ignored(name, rule.name, rule.reason))
+    around = table.layout.around if recognition.structure.num_classes is None or not head else ()
+    rest = _Rest(table, around, left_out, known)
+    for name in (*specs, *known.unread):
+        if name not in used:
+            rest.add(name)
     return Match(
         recognition,
         copy,
         sources,
-        tuple(ignored),
-        tuple(unexpected),
+        tuple(rest.ignored),
+        tuple(rest.unexpected),
         tuple(missing),
         tuple(wrong_shape),
+        rest.unread,
+        tuple(rest.parts),
     )
+
+
+@dataclass
+class _Rest:
+    """What of a file is not used, sorted by the rule that leaves it out."""
+
+    table: Table
+    around: tuple[Ignore, ...]
+    left_out: Mapping[str, Ignore]
+    known: Known
+    ignored: list[Ignored] = field(default_factory=list)
+    parts: dict[str, None] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str) -> None:
+        """Sort one tensor in."""
+        rule = self.left_out.get(name) or next(
+            (
+                rule
+                for rule in (*self.table.layout.ignores, *self.around)
+                if rule.matches(name, self.table.by_external)
+            ),
+            OPTIMIZER if name in self.known.optimizer else None,
+        )
+        if rule is not None:
+            self.ignored.append(Ignored(name, rule.name_of(name), rule.reason))
+            if rule in self.around:
+                self.parts[self.ignored[-1].rule] = None
+        elif name in self.known.unread:
+            self.unread[name] = self.known.unread[name]
+        else:
+            self.unexpected.append(name)
 
 
 def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: Known) -> Copy | None:
@@ -206,6 +256,18 @@ def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: 
         f"this file holds {other}" + (" only" if known.held else ""),
         hint=f"leave --weights out, or say {known.held or 'raw'}",
     )
+
+
+def _refuse_averages_of_optimizer(specs: Mapping[str, TensorSpec], table: Table) -> None:
+    """Raise UsageError where the averages asked for are an optimizer's, whose names do not say what of."""
+    rules = [rule for rule in table.layout.ignores if rule.name == OPTIMIZER_AVERAGES]
+    kept = next((n for n in specs for rule in rules if rule.matches(n, table.by_external)), None)
+    if kept is not None:
+        raise UsageError(
+            f"the moving averages of this file are the optimizer's own ({kept} …), which are not read",
+            hint="put them into the model by optimizer.finalize_variable_values(model.trainable_variables), "
+            "and save it again",
+        )
 
 
 def _not_chosen(copy: Copy | None) -> Ignore:

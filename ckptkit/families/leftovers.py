@@ -2,15 +2,22 @@
 
 What training leaves behind is always left out; what is built around a backbone (a detector's neck and heads)
 where only the backbone is wanted. What no rule names is refused.
+
+Names of dense prediction: the classes of mmdetection 2 and 3, mmsegmentation, mmpose, detectron2, torchvision
+and DETR; google-research/deeplab2 model/decoder and model/kmax_deeplab.py at 64bc1c1.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 from ckptkit.layouts import Ignore, Twin
 
 _STATE = "state of the optimizer"
 _SLOT = "per-variable state of the optimizer"
 _AVERAGE = "ExponentialMovingAverage"
+
+OPTIMIZER_AVERAGES = "moving averages of the optimizer"
 
 TF_AVERAGES = Twin("ema", suffix=f"/{_AVERAGE}")
 """How TensorFlow's ``tf.train.ExponentialMovingAverage`` calls its copy of a variable."""
@@ -31,7 +38,7 @@ TRAINING = (
     Ignore("optimizer slots", rf"\w+/(?P<variable>.+)/(?!{_AVERAGE}$)[A-Za-z]\w*", _SLOT),
     Ignore("optimizer", r"training(_\d+)?/.+", _STATE),
     # Keras 2.11 to 2.15: Adam/m/<variable>.
-    Ignore("moving averages of the optimizer", r"(\w+/)?average/(?P<variable>.+)", "kept by use_ema"),
+    Ignore(OPTIMIZER_AVERAGES, r"(\w+/)?average/(?P<variable>.+)", "kept by use_ema"),
     Ignore(
         "optimizer slots",
         r"(\w+/)?(m|v|vhat|u|momentum|velocity|velocity_hat|average_gradient|accumulator|linear"
@@ -39,7 +46,7 @@ TRAINING = (
         _SLOT,
     ),
     # Keras 3: adam/<variable, with underscores>_momentum; in mixed precision behind loss_scale_optimizer/.
-    Ignore("moving averages of the optimizer", r"(\w+/){1,2}\w+_average", "kept by use_ema"),
+    Ignore(OPTIMIZER_AVERAGES, r"(\w+/){1,2}\w+_average", "kept by use_ema"),
     Ignore(
         "optimizer slots",
         r"(\w+/){1,2}\w+_(momentum|velocity|velocity_hat|average_gradient|accumulator|linear|norm"
@@ -62,3 +69,57 @@ TRAINING = (
 
 OPTIMIZER = Ignore("optimizer", "", _STATE)
 """For what a file itself says is an optimizer's, whatever its name."""
+
+
+def slot_rule(name: str, variables: Mapping[str, object]) -> Ignore | None:
+    """The rule by which a tensor is an optimizer's state of one of some variables, of any model."""
+    rules = (rule for rule in TRAINING if "(?P<variable>" in rule.pattern)
+    return next((rule for rule in rules if rule.matches(name, variables)), None)
+
+
+_PART_OF = "part of a {}"
+
+
+def _around(whole: str, parts: str, end: str = r"[._].+") -> Ignore:
+    """Parts of whole models, with what mmcv's EMA hook makes of their names: ``ema_neck_convs_0_weight``."""
+    return Ignore("{part}", rf"(?:ema_)?(?P<part>{parts}){end}", _PART_OF.format(whole))
+
+
+AROUND = (
+    _around(
+        "detector",
+        r"(rpn|roi|bbox|track|mask(_feat|_iou)?)_head|rpn|roi_heads|proposal_generator|query_embed(ding)?|class_embed"
+        r"|bbox_embed|input_proj|transformer|level_embed|reference_points|dn_query_generator|memory_trans_(fc|norm)"
+        r"|pixel_(mean|std)|backbone\.(fpn\w*|top_block)",
+        r"([._].+)?",
+    ),
+    _around("segmentor", r"(decode|auxiliary|aux|panoptic(_fusion)?|semantic|sem_seg)_head|aux_classifier"),
+    _around("pose model", r"keypoint_head|head(?=\.(?!fc\.)\w+\.)"),
+    _around("dense-prediction model", r"(\w+_)?neck|\w+_heads?|encoder|decoder|data_preprocessor"),
+)
+"""Around a backbone in PyTorch; the last names parts that several kinds of model have."""
+
+AROUND_DEEPLAB2 = (
+    Ignore(
+        "{part}",
+        r"((DeepLab|kMaXDeepLab)/)?(?P<part>DeepLabV3|DeepLabv3Plus|PanopticDeepLab|MotionDeepLabDecoder|ViPDeepLab"
+        r"|MaXDeepLab(_\d+)?|kmax_(pixel|transformer)_decoder|\w*(semantic|instance)_decoder"
+        r"|(auxiliary_)?semantic_head|(next_)?instance_\w+_head|motion_regression_head|depth_head"
+        r"|pixel_space_\w+|transformer_(mask|class)_head)/.+",
+        _PART_OF.format("segmentor"),
+    ),
+)
+"""Around a backbone in TensorFlow."""
+
+
+def whole_model(reasons: Iterable[str]) -> str:
+    """What a file is of, by the reasons why its parts are left out.
+
+    Examples
+    --------
+    >>> whole_model(["part of a dense-prediction model", "part of a detector", "state of the optimizer"])
+    'detector'
+    """
+    known = [rule.reason for rule in (*AROUND, *AROUND_DEEPLAB2)]
+    first = min((known.index(reason) for reason in reasons if reason in known), default=None)
+    return "" if first is None else known[first].removeprefix(_PART_OF.format(""))

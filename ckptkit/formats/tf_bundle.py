@@ -104,12 +104,15 @@ class TfBundleReader(MappedReader):
         names = self._names(index.tensors, list(readable))
         self._tensors: dict[str, StoredTensor] = {}
         specs: dict[str, TensorSpec] = {}
-        left_out: dict[str, str] = {}
+        unlisted = "parts of a variable that the index does not list"
+        left_out = {name: unlisted for name in index.unused_parts if name not in index.tensors}
         for key, tensor in sorted(readable.items(), key=lambda item: item[1].place):
             if tensor.dtype is None or key in names.twins:
                 continue
             name = names.by_key[key]
-            if tensor.dtype.itemsize or len(tensor.parts) == 1:
+            if tensor.gap:
+                left_out[name] = tensor.gap
+            elif tensor.dtype.itemsize or len(tensor.parts) == 1:
                 stored = None if tensor.dtype.itemsize else tensor.parts[0].size
                 specs[name] = TensorSpec(name, tensor.dtype, tensor.shape, stored)
                 self._tensors[name] = tensor
@@ -118,8 +121,7 @@ class TfBundleReader(MappedReader):
         self.specs: Mapping[str, TensorSpec] = specs
         self.left_out: Mapping[str, str] = left_out
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
-        unused = f"{index.unused_parts} stored parts belong to no partitioned variable"
-        self.notes: Sequence[str] = [*([unused] if index.unused_parts else []), *names.notes()]
+        self.notes: Sequence[str] = [*index.notes(), *names.notes()]
         self._also = no_tensors(index, read=frozenset({GRAPH_KEY}))
         self.optimizer = names.optimizer
         self.namesakes = names.namesakes
@@ -134,7 +136,7 @@ class TfBundleReader(MappedReader):
         if graph is None:
             return Names({key: key for key in keys})
         path = index_path(self.prefix)
-        if graph.type_name != "strings" or graph.shape or graph.parts[0].size > MAX_GRAPH_BYTES:
+        if graph.type_name != "strings" or graph.shape or graph.gap or graph.parts[0].size > MAX_GRAPH_BYTES:
             raise FormatError(path, f"{GRAPH_KEY} is not one string of at most {MAX_GRAPH_BYTES} bytes")
         part = graph.parts[0]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ckptkit.formats.tf_bundle_proto import (
     decode_entry,
     decode_header,
     slice_key,
+    sliced_name,
 )
 from ckptkit.tensors import KNOWN, DType
 
@@ -71,6 +73,8 @@ class StoredTensor:
         Its key in the index.
     dtype : DType or None
         None for strings, variants and resources; ``type_name`` says what it is then.
+    gap : str
+        What of a partitioned variable is not in the checkpoint; empty where all of it is.
     """
 
     key: str
@@ -78,28 +82,36 @@ class StoredTensor:
     type_name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
+    gap: str = ""
 
     @property
     def place(self) -> tuple[int, int]:
         """Shard and offset of the first part, to sort by."""
-        return min((part.shard, part.offset) for part in self.parts)
+        return min(((part.shard, part.offset) for part in self.parts), default=(0, 0))
 
     @property
     def fingerprint(self) -> Hashable:
         """What tensors of the same type, shape and bytes have in common; None without checksums."""
         parts = tuple((part.start, part.shape, part.crc32c) for part in self.parts)
-        return (
-            None if any(part.crc32c is None for part in self.parts) else (self.type_name, self.shape, parts)
-        )
+        known = not self.gap and all(part.crc32c is not None for part in self.parts)
+        return (self.type_name, self.shape, parts) if known else None
 
 
 @dataclass(frozen=True)
 class BundleIndex:
-    """Header and tensors of a checkpoint, by key; ``unused_parts`` counts parts that belong to no tensor."""
+    """Header and tensors of a checkpoint by key; by name, how many stored parts no tensor lists."""
 
     header: BundleHeader
     tensors: Mapping[str, StoredTensor]
-    unused_parts: int
+    unused_parts: Mapping[str, int]
+
+    def notes(self) -> list[str]:
+        """What is unusual, one sentence each."""
+        return [
+            f"{count} stored parts of {name!r} are not listed among its parts"
+            for name, count in self.unused_parts.items()
+            if name in self.tensors
+        ]
 
 
 def index_path(prefix: Path) -> Path:
@@ -142,8 +154,10 @@ def load_index(prefix: Path) -> BundleIndex:
         (entry.shard, entry.offset, entry.size, key) for key, entry in decoded.items() if not entry.slices
     ]
     _check_spans(prefix, header, spans)
-    part_keys = sum(map(_is_part_key, decoded))
-    return BundleIndex(header, tensors, part_keys - len(assembled))
+    unused = Counter(
+        _name(path, sliced_name(key)) for key in decoded if _is_part_key(key) and key not in assembled
+    )
+    return BundleIndex(header, tensors, unused)
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -230,18 +244,18 @@ def _stored(
     parts = []
     for piece in entry.slices:
         part_key = slice_key(key, piece)
+        box = _box(path, name, piece, entry.shape)
         stored = entries.get(part_key)
         if stored is None:
-            raise FormatError(path, f"partitioned variable {name!r}: its part {_bounds(piece)} is missing")
-        box = _box(path, name, piece, entry.shape)
+            continue
         if stored.slices or stored.dtype % _REFERENCE != number or stored.shape != box[1]:
             raise FormatError(
                 path, f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in"
             )
         parts.append(Part(stored.shard, stored.offset, stored.size, stored.crc32c, *box))
         assembled.add(part_key)
-    _check_cover(path, name, entry.shape, parts)
-    return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts))
+    gap = _gap(path, name, entry.shape, parts)
+    return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts), gap)
 
 
 def _box(
@@ -261,14 +275,9 @@ def _box(
     return start, size
 
 
-def _check_cover(path: Path, name: str, shape: tuple[int, ...], parts: list[Part]) -> None:
-    """Parts that are disjoint and together as large as the tensor cover it exactly."""
+def _gap(path: Path, name: str, shape: tuple[int, ...], parts: list[Part]) -> str:
+    """What the parts do not cover: nothing, where they are disjoint and together as large as the tensor."""
     boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
-    total = sum(math.prod(size) for _, size in boxes)
-    if total != math.prod(shape):
-        raise FormatError(
-            path, f"partitioned variable {name!r}: parts of {total} of {math.prod(shape)} elements"
-        )
     cut = [axis for axis, size in enumerate(shape) if any(box[1][axis] != size for box in boxes)]
     if len(cut) == 1:  # TensorFlow's own partitioners cut one axis
         runs = sorted((start[cut[0]], size[cut[0]]) for start, size in boxes)
@@ -279,6 +288,9 @@ def _check_cover(path: Path, name: str, shape: tuple[int, ...], parts: list[Part
         overlap = any(_meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
     if overlap:
         raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
+    total = sum(math.prod(size) for _, size in boxes)
+    whole = math.prod(shape)
+    return f"parts are missing: {total:,} of {whole:,} elements are there" if total < whole else ""
 
 
 def _meet(

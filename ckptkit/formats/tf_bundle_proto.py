@@ -182,6 +182,18 @@ def slice_key(name: bytes, part: Slice) -> bytes:
     return key + b"".join(_ordered_signed(start) + _ordered_signed(length) for start, length in part)
 
 
+def sliced_name(key: bytes) -> bytes:
+    r"""Name of the variable in a key that `slice_key` made.
+
+    Examples
+    --------
+    >>> sliced_name(slice_key(b"p/w", ((0, 4), (0, 4))))
+    b'p/w'
+    """
+    runs = key[1:].partition(b"\x00\x01")[0].split(b"\x00\xff")
+    return b"\x00".join(run.replace(b"\xff\x00", b"\xff") for run in runs)
+
+
 def _ordered_unsigned(value: int) -> bytes:
     size = (value.bit_length() + 7) // 8
     return bytes([size]) + value.to_bytes(size, "big")

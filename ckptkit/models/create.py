@@ -108,7 +108,8 @@ def create_model(
         and must be trained; a warning says so.
     features_only : bool
         Return the list of the stages' outputs instead of logits: five maps (MOAT, the first being the stem's)
-        or four (MogaNet). A model without head does so anyway.
+        or four (MogaNet). A model without head does so anyway. Takes a checkpoint without head as it is, and
+        the backbone out of a detector's, segmentor's or pose model's.
     pos_emb, pool_size, window_size, global_attention, attn_force_fp32
         Override the setting; see the family's model for what each does.
     weights : {"auto", "ema", "raw"}
@@ -224,9 +225,10 @@ def create_model(
         found = _recognised(reader, variant)
         said = said_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure
+        classes = has.num_classes or (None if features_only else 1000)
         wanted = replace(
             wanted,
-            num_classes=(has.num_classes or 1000) if isinstance(num_classes, Unset) else wanted.num_classes,
+            num_classes=classes if isinstance(num_classes, Unset) else wanted.num_classes,
             pos_emb=_pos_emb(family, pos_emb, entry, found),
             table_sizes=has.table_sizes,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ckptkit.errors import ConversionError
 from ckptkit.families.base import Recognition, Structure, families, family_of_variant, recognise
 from ckptkit.families.binding import Known, Match, Weights, match
+from ckptkit.families.leftovers import whole_model
 from ckptkit.layouts import Binding
 from ckptkit.tensors import TensorSpec
 from ckptkit.verify.report import BATCH_NORM, NAMES, Check, counted, listed
@@ -165,7 +166,8 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
         if canonical not in counters and not specs[name].dtype.is_float
     ]
     faults = {
-        "missing": [f"missing: {name}" for name in missing],
+        "unreadable": [f"cannot be read: {name}: {why}" for name, why in found.unread.items()],
+        "missing": [f"missing: {name}" for name in missing if name not in found.unread],
         "unexpected": [f"unexpected: {name} {list(specs[name].shape)}" for name in found.unexpected],
         "of another shape": [
             f"wrong shape: {spec.name} is {list(spec.shape)} instead of {list(row.external_shape)}"
@@ -173,7 +175,7 @@ def _check_names(found: Match, specs: Mapping[str, TensorSpec], likeliest: Recog
         ],
         "not floating point": [f"wrong type: {name} is {specs[name].dtype}" for name in not_float],
     }
-    what = _in_words(recognition)
+    what = _in_words(found)
     ignored = _ignored_by_rule(found)
     if not any(faults.values()):
         there = counted(len(found.sources), "tensor")
@@ -198,13 +200,17 @@ def _absent_in_words(found: Match) -> str:
     return f" ({apart} apart)" if apart else ""
 
 
-def _in_words(recognition: Recognition) -> str:
+def _in_words(found: Match) -> str:
     """Describe variant, structure, and the layout it is stored in."""
+    recognition = found.recognition
     structure = recognition.structure
     parts = [recognition.variant]
     if recognition.family.has_pos_emb:
         parts[0] += f" {'with' if structure.pos_emb else 'without'} position embedding"
-    if structure.num_classes is None:
+    if found.around:
+        whole = whole_model(one.reason for one in found.ignored)
+        parts.append(f"the backbone of a {whole}")
+    elif structure.num_classes is None:
         parts.append("without a head, good for features only")
     elif structure.num_classes != Structure().num_classes:
         parts.append(f"with {structure.num_classes:,} classes")

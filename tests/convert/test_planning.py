@@ -210,6 +210,48 @@ def test_a_headless_file_converts_without_a_head(plain):
     assert len(conversion.moves) == 361 - 4
 
 
+def detector(plain, *names):
+    headless = {n: s for n, s in plain.specs.items() if "logits_head" not in n and "final_layer" not in n}
+    return Altered(plain, headless | {name: TensorSpec(name, DTYPES["float32"], (3,)) for name in names})
+
+
+def test_a_detectors_checkpoint_is_called_so_and_gives_its_backbone(plain):
+    whole = detector(plain, "PanopticDeepLab/semantic_head/kernel", "instance_decoder/aspp/kernel")
+    with pytest.raises(ConversionError) as caught:
+        plan(whole, Options("safetensors"))
+    assert caught.value.message.endswith(
+        ": a segmentor's checkpoint: backbone tiny-moat0 with PanopticDeepLab, instance_decoder"
+    )
+    assert "--no-head" in caught.value.hint
+    conversion = plan(whole, Options("safetensors", head=False))
+    assert len(conversion.moves) == 361 - 4
+    assert {one.rule for one in conversion.ignored} == {"PanopticDeepLab", "instance_decoder", "global_step"}
+    with pytest.raises(ConversionError, match=r"1 tensor \(mystery\) not known"):
+        plan(detector(plain, "PanopticDeepLab/x", "mystery"), Options("safetensors", head=False))
+
+
+def test_a_weight_that_cannot_be_read_is_named_with_the_reason(plain):
+    torn = Altered(plain, without(dict(plain.specs), KERNEL))
+    torn.left_out = {KERNEL: "parts are missing: 1 of 2 elements are there", f"{KERNEL}/Adam": "parts"}
+    with pytest.raises(ConversionError) as caught:
+        plan(torn, Options("safetensors"))
+    assert f"1 tensor cannot be read: '{KERNEL}' (parts are missing: 1 of 2 elements" in str(caught.value)
+    whole = Altered(plain, dict(plain.specs))
+    whole.left_out = {f"{KERNEL}/Adam": "parts are missing"}
+    assert [one.rule for one in plan(whole, Options("safetensors")).ignored][-1] == "optimizer slots"
+
+
+def test_two_variables_of_one_name_with_other_values_are_refused_by_name(plain):
+    twice = Altered(plain, added(dict(plain.specs), "variables/3"))
+    twice.namesakes = {"variables/3": KERNEL}
+    with pytest.raises(ConversionError) as caught:
+        plan(twice, Options("safetensors"))
+    assert f"1 tensor (variables/3) of a name that another one has too, with other values: {KERNEL}" in str(
+        caught.value
+    )
+    assert "--layout as-is" in caught.value.hint
+
+
 @pytest.mark.parametrize(("kind", "id"), [("plain", "tiny-moat0-256-noposemb"), ("twins", "tiny-moat0-256")])
 def test_an_entry_decides_whether_there_is_a_position_embedding(bundles, kind, id):
     with (

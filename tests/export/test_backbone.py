@@ -70,6 +70,23 @@ def test_moganet_loads_into_the_backbone_of_its_repository(sources, tmp_path):
         np.testing.assert_array_equal(loaded[name].numpy(), array)
 
 
+def test_the_backbone_of_a_detector(tmp_path):
+    pytest.importorskip("torch")
+    body = {n: array for n, array in trained(MOGANET).items() if not n.startswith("head.")}
+    whole = {f"backbone.{n}": array for n, array in body.items()} | {
+        "neck.convs.0.weight": np.ones(3, np.float32)
+    }
+    source = source_of(
+        write_safetensors(tmp_path / "det.safetensors", whole), settings={"attn_force_fp32": False}
+    )
+    done = export(source, tmp_path / "out", ExportOptions())
+    assert done.ok
+    import torch
+
+    loaded = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True)
+    assert loaded.keys() == body.keys()
+
+
 def test_deeplab2s_config(sources, tmp_path):
     done = export(sources[MOAT], tmp_path / 'a "b"', ExportOptions())
     said = (tmp_path / 'a "b"' / NOTES).read_text(encoding="utf-8")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.errors import ConversionError, UsageError
-from ckptkit.families.base import Structure, get_family, require_recognition
+from ckptkit.families.base import Structure, family_of_variant, get_family, require_recognition
 from ckptkit.families.binding import Known, match
+from ckptkit.families.leftovers import whole_model
 from ckptkit.tensors import DTYPES, TensorSpec
 
 TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
@@ -176,6 +177,102 @@ def test_stem_without_its_scope_is_the_same_stem():
 
 
 MIXUP = get_family("moganet").table("openmixup", "moganet-xt", Structure(pos_emb=False))
+
+LARGER = {
+    "detector": {
+        "neck.lateral_convs.0.conv.weight": "neck",
+        "rpn_head.rpn_cls.bias": "rpn_head",
+        "roi_head.bbox_head.0.fc_cls.weight": "roi_head",
+        "bbox_head.retina_cls.weight": "bbox_head",
+        "mask_head.conv_logits.weight": "mask_head",
+        "ema_bbox_head_retina_cls_weight": "bbox_head",
+        "data_preprocessor.mean": "data_preprocessor",
+    },
+    "segmentor": {
+        "decode_head.psp_modules.0.1.bn.num_batches_tracked": "decode_head",
+        "auxiliary_head.conv_seg.weight": "auxiliary_head",
+    },
+    "pose model": {
+        "keypoint_head.final_layer.weight": "keypoint_head",
+        "head.deconv_layers.0.weight": "head",
+    },
+    "detector of transformers": {
+        "transformer.decoder.norm.weight": "transformer",
+        "encoder.layers.0.norms.0.weight": "encoder",
+        "query_embedding.weight": "query_embedding",
+        "reference_points": "reference_points",
+        "dn_query_generator.label_embedding.weight": "dn_query_generator",
+        "backbone.fpn_lateral2.weight": "backbone.fpn_lateral2",
+    },
+    "dense-prediction model": {"img_neck.convs.0.weight": "img_neck", "pts_bbox_head.x": "pts_bbox_head"},
+}
+
+
+def backbone_of(layout, variant="moganet-xt"):
+    """The tensors of a backbone in one layout."""
+    family = family_of_variant(variant)
+    table = family.table(layout, variant, Structure(pos_emb=family.has_pos_emb, num_classes=None))
+    return {b.external: spec(b.external, b.external_shape) for b in table.bindings}
+
+
+@pytest.mark.parametrize("layout", ["openmixup", "torch"])
+@pytest.mark.parametrize("kind", LARGER)
+def test_what_is_built_around_a_backbone_is_left_out_by_the_name_of_its_part(kind, layout):
+    parts = LARGER[kind]
+    found = matched(backbone_of(layout) | {name: spec(name) for name in parts})
+    assert {one.name: one.rule for one in found.ignored} == parts
+    assert found.around == tuple(dict.fromkeys(parts.values()))
+    assert (found.unexpected, found.missing) == ((), ())
+    whole = whole_model(one.reason for one in found.ignored)
+    assert whole == kind.partition(" of ")[0]
+
+
+@pytest.mark.parametrize("variant", ["tiny-moat0", "moganet-xt"])
+def test_decoders_of_deeplab2_are_left_out(variant):
+    parts = {
+        "PanopticDeepLab/semantic_decoder/aspp/conv_bn_act/conv/kernel": "PanopticDeepLab",
+        "kMaXDeepLab/kmax_pixel_decoder/kmax_pixel_decoder_skip_connection_1/kernel": "kmax_pixel_decoder",
+        "instance_center_head/final_conv/kernel/Momentum": "instance_center_head",
+        "MaXDeepLab/pixel_space_head/conv_block/kernel": "MaXDeepLab",
+    }
+    found = matched(backbone_of("keras", variant) | {name: spec(name) for name in parts})
+    assert {one.name: one.rule for one in found.ignored} == parts
+    assert whole_model(one.reason for one in found.ignored) == "segmentor"
+
+
+@pytest.mark.parametrize(
+    "name", ["mystery.weight", "necks", "head.fc.weight", "backbone.head.weight", "neck"]
+)
+def test_what_is_no_part_of_a_larger_model_stays_unexpected(name):
+    assert matched(backbone_of("openmixup") | {name: spec(name)}).unexpected == (name,)
+
+
+def test_a_classifier_keeps_what_is_around_it_unless_the_backbone_is_wanted():
+    specs = {b.external: spec(b.external, b.external_shape) for b in MIXUP.bindings}
+    specs["neck.convs.0.weight"] = spec("neck.convs.0.weight")
+    assert matched(specs).unexpected == ("neck.convs.0.weight",)
+    found = matched(specs, head=False)
+    assert (found.unexpected, found.around) == ((), ("neck",))
+
+
+def test_what_cannot_be_read_is_left_out_by_rule_or_told():
+    lost = {KERNEL: "torn", KERNEL + "/Adagrad": "torn", KERNEL + EMA: "torn", "mystery": "torn"}
+    specs = {name: one for name, one in plain().items() if name != KERNEL}
+    found = matched(specs, known=Known(unread=lost))
+    assert {one.name: one.rule for one in found.ignored} == {
+        KERNEL + "/Adagrad": "optimizer slots",
+        KERNEL + EMA: "moving averages",
+    }
+    assert found.unread == {KERNEL: "torn", "mystery": "torn"}
+    assert [b.external for b in found.missing] == [KERNEL]
+    assert found.unexpected == ()
+
+
+def test_averages_that_an_optimizer_keeps_are_not_said_to_be_absent():
+    specs = plain() | {"adam/moat_stem_conv_0_kernel_average": spec("average")}
+    assert matched(specs, weights="raw").unexpected == ()
+    with pytest.raises(UsageError, match=r"the optimizer's own \(adam/moat_stem.*finalize_variable_values"):
+        matched(specs, weights="ema")
 
 
 def averaged(table=MIXUP):

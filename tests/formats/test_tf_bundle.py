@@ -14,7 +14,17 @@ import pytest
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.tf_bundle import TfBundleReader
-from tests.support.tf_files import entry, header, masked, message, table, varint, write_checkpoint, write_raw
+from tests.support.tf_files import (
+    entry,
+    header,
+    masked,
+    message,
+    part_key,
+    table,
+    varint,
+    write_checkpoint,
+    write_raw,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "moat"
 
@@ -141,6 +151,24 @@ def test_partitioned_variables_are_put_together(tmp_path: Path) -> None:
         assert reader.check("w")
         reader.release("w")
         assert same(reader.read("w"), whole)
+
+
+def test_a_variable_of_which_parts_are_missing_is_listed_and_the_rest_read(tmp_path: Path) -> None:
+    kept, raw = np.arange(6, dtype="float32"), np.arange(4, dtype="float32").tobytes()
+    entries = [
+        (part_key(b"lost", (0, 2)), entry(1, (2,), offset=40, size=8)),
+        (part_key(b"w/Adagrad", (0, 4)), entry(1, (4,), offset=24, size=16, crc=masked(raw))),
+        (b"w", entry(1, (6,), size=24, crc=masked(kept.tobytes()))),
+        (b"w/Adagrad", entry(1, (6,), slices=[[(0, 4)]])),
+    ]
+    write_raw(tmp_path / "m", [[(b"", header()), *entries]], kept.tobytes() + raw + bytes(8))
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert same(reader.read("w"), kept)
+        assert list(reader.specs) == ["w"]
+        assert reader.left_out == {
+            "lost": "parts of a variable that the index does not list",
+            "w/Adagrad": "parts are missing: 4 of 6 elements are there",
+        }
 
 
 def test_a_damaged_part_is_found(tmp_path: Path) -> None:

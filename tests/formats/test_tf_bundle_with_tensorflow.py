@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.errors import ConversionError, FormatError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
@@ -254,6 +254,31 @@ def test_slot_variables_of_an_optimizer(tf: Any, tmp_path: Path) -> None:
             == "model/kernel/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE"
         )
         np.testing.assert_allclose(reader.read("dense/kernel/m"), [0.25, 0.5, 0.75])  # (1 - beta1) x gradient
+
+
+def test_an_optimizer_slot_with_missing_parts_is_no_obstacle(tf: Any, tmp_path: Path) -> None:
+    """TensorFlow reads what is whole of such a file, and so do we; a weight like this is refused by name."""
+    from ckptkit.convert import Options, load_tensors
+    from ckptkit.convert.as_is import plan_as_is
+
+    w = np.arange(20, dtype="float32").reshape(10, 2)
+    halves = {"w@1": w[:5], "w@2": w[5:], "w/part_0/Adagrad": w[:5], "b": w[0]}
+    slices = {"w@1": "10 2 0,5:-", "w@2": "10 2 5,5:-", "w/part_0/Adagrad": "10 2 0,5:-"}
+    save(tf, tmp_path / "m", halves, slices)
+    assert tf.train.load_checkpoint(str(tmp_path / "m")).get_tensor("w").tobytes() == w.tobytes()
+    reason = "parts are missing: 10 of 20 elements are there"
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert reader.left_out == {"w/part_0/Adagrad": reason}
+        loaded = load_tensors(reader, "as-is")
+        assert loaded.keys() == {"w", "b"}
+        assert loaded.left_out == {"w/part_0/Adagrad": "optimizer slots: per-variable state of the optimizer"}
+        (one,) = plan_as_is(reader, Options("torch", layout="as-is")).ignored
+        assert (one.name, one.rule) == ("w/part_0/Adagrad", "optimizer slots")
+    save(tf, tmp_path / "m", {"w@1": w[:5], "b": w[0]}, slices)
+    with TfBundleReader(tmp_path / "m") as reader:
+        assert reader.left_out == {"w": reason}
+        with pytest.raises(ConversionError, match=f"'w' .{reason}"):
+            plan_as_is(reader, Options("torch", layout="as-is"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.synth import Synthetic, write_bundle
+from tests.support.exporting import write_safetensors
 from tests.support.moat_reference import golden_input, variable_shapes
 from tests.support.models import FRAMEWORKS, need, run
 from tests.support.moganet_weights import recipe_state
@@ -158,11 +159,28 @@ def test_a_headless_file(state, tmp_path, framework, caplog):
         ):
             create_model("tiny-moat0", framework, checkpoint=file, **asked)
     x = golden_input(64, 64)[:1]
-    assert len(run(create_model("tiny-moat0", framework, checkpoint=file, num_classes=0), framework, x)) == 5
+    for asked in ({"num_classes": 0}, {"features_only": True}):
+        model = create_model("tiny-moat0", framework, checkpoint=file, **asked)
+        assert len(run(model, framework, x)) == 5
+        assert model.loaded.initialised == ()
     model = create_model("tiny-moat0", framework, checkpoint=file, num_classes=10, strict=False)
     assert run(model, framework, x).shape == (1, 10)
     assert len(model.loaded.initialised) == 4
     assert caplog.messages[-1].endswith("must be trained: the file has none")
+
+
+def test_a_backbone_out_of_a_detectors_checkpoint(tmp_path):
+    need("torch")
+    body = {n: array for n, array in recipe_state("moganet-xt").items() if not n.startswith("head.")}
+    around = {"neck.convs.0.weight": np.zeros(3, np.float32), "bbox_head.fc.bias": np.zeros(3, np.float32)}
+    whole = {f"backbone.{name}": array for name, array in body.items()} | around
+    file = write_safetensors(tmp_path / "det.safetensors", whole)
+    with pytest.raises(ConversionError, match="no classification head"):
+        create_model("moganet-xt", checkpoint=file, attn_force_fp32=False)
+    model = create_model("moganet-xt", checkpoint=file, attn_force_fp32=False, features_only=True)
+    assert (model.loaded.initialised, model.loaded.misfits) == ((), ())
+    assert model.state_dict().keys() == body.keys()
+    np.testing.assert_array_equal(model.state_dict()["norm4.running_var"].numpy(), body["norm4.running_var"])
 
 
 @pytest.fixture

@@ -73,6 +73,17 @@ def entry(
     return encoded
 
 
+def part_key(name: bytes, *extents: tuple[int, int]) -> bytes:
+    """Key of a part whose numbers are all below 64 (one byte each in ordered code)."""
+    return (
+        b"\0"
+        + name
+        + b"\0\1\1"
+        + bytes([len(extents)])
+        + bytes(128 + n for extent in extents for n in extent)
+    )
+
+
 def block(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
     body, starts = b"", []
     for key, value in entries:

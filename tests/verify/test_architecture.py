@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.families.binding import Known
 from ckptkit.tensors import DTYPES, TensorSpec
 from ckptkit.verify.architecture import check_batch_norm, fit
 from ckptkit.verify.values import ValueRange
@@ -47,6 +48,13 @@ def entry(**fields):
             {},
             "without a head, good for features only",
         ),
+        (
+            extra(
+                without(specs_of(), "final_layer_norm", "logits_head"), "PanopticDeepLab/semantic_head/kernel"
+            ),
+            {},
+            ", the backbone of a segmentor, layout deeplab2; left out by rule: PanopticDeepLab 1",
+        ),
         (without(specs_of(), "/moving_"), {}, "all 275 tensors of tiny-moat0 with position embedding"),
         (without(specs_of(), "/moving_"), {}, "(BatchNorm statistics apart)"),
         (extra(specs_of(), "global_step", (), "int64"), {}, "left out by rule: global_step 1"),
@@ -69,6 +77,11 @@ def test_what_fits(specs, arguments, detail):
     ("specs", "arguments", "items"),
     [
         (without(specs_of(), EXPAND), {}, {f"missing: {EXPAND}"}),
+        (
+            without(specs_of(), EXPAND),
+            {"known": Known(unread={EXPAND: "torn"})},
+            {f"cannot be read: {EXPAND}: torn"},
+        ),
         (extra(specs_of(), "moat/extra", (2, 3)), {}, {"unexpected: moat/extra [2, 3]"}),
         (
             specs_of() | {EXPAND: TensorSpec(EXPAND, FLOAT, (1, 1, 256, 32))},

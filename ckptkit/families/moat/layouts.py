@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckptkit.families.keras_files import rules_of_keras_file
-from ckptkit.families.leftovers import TF_AVERAGES, TRAINING
+from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
 from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE
 from ckptkit.layouts import Ignore, Layout, Rule
 
@@ -79,9 +81,15 @@ _NUM_BATCHES_TRACKED = Ignore(
     "num_batches_tracked", r".+\.num_batches_tracked", "counts training steps; unused with a fixed momentum"
 )
 
-DEEPLAB2 = Layout("deeplab2", _tensorflow_rules("depthwise_kernel"), ignores=TRAINING, twin=TF_AVERAGES)
+DEEPLAB2 = Layout(
+    "deeplab2",
+    _tensorflow_rules("depthwise_kernel"),
+    ignores=TRAINING,
+    around=AROUND_DEEPLAB2,
+    twin=TF_AVERAGES,
+)
 
-KERAS = Layout("keras", _tensorflow_rules("kernel"), ignores=TRAINING, twin=TF_AVERAGES)
+KERAS = replace(DEEPLAB2, name="keras", rules=_tensorflow_rules("kernel"))
 
 KERAS_H5 = Layout(
     "keras-h5",
@@ -108,6 +116,7 @@ TORCH = Layout(
     "torch",
     tuple(Rule(rule.canonical, rule.canonical) for rule in DEEPLAB2.rules),
     ignores=(_NUM_BATCHES_TRACKED, *TRAINING),
+    around=AROUND,
 )
 
 MOAT_LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (TORCH, DEEPLAB2, KERAS, KERAS_H5)}

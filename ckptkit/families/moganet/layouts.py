@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckptkit.families.keras_files import STEP_COUNTERS, rules_of_keras_file
-from ckptkit.families.leftovers import TF_AVERAGES, TRAINING
+from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
 from ckptkit.layouts import Layout, Rule, Twin
 
@@ -31,7 +31,9 @@ def _batch_norm(canonical: str, external: str) -> list[Rule]:
     return [Rule(f"{canonical}.{ours}", f"{external}/{theirs}") for ours, theirs in names.items()]
 
 
-TORCH = Layout("torch", tuple(Rule(one.name, one.name) for one in MOGANET_DEFINITIONS), ignores=TRAINING)
+TORCH = Layout(
+    "torch", tuple(Rule(one.name, one.name) for one in MOGANET_DEFINITIONS), ignores=TRAINING, around=AROUND
+)
 """The timm-style release. Its moving averages stand in a state_dict of their own."""
 
 OPENMIXUP = Layout(
@@ -43,6 +45,7 @@ OPENMIXUP = Layout(
         for one in MOGANET_DEFINITIONS
     ),
     ignores=TRAINING,
+    around=AROUND,
     # The EMA hook swaps the copies before it saves: the plain names then hold the moving averages, and its
     # own buffers, named with underscores because a buffer's name has no dots, the weights being trained.
     twin=Twin("raw", prefix="ema_", separator="_"),
@@ -80,6 +83,7 @@ KERAS = Layout(
         *_conv("head", "moganet/head", "linear"),
     ),
     ignores=TRAINING,
+    around=AROUND_DEEPLAB2,
     twin=TF_AVERAGES,
 )
 """ckptkit's Keras model. BatchNorm's step counters, which Keras has not, ride along as int64 scalars."""
