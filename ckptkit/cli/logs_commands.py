@@ -78,15 +78,16 @@ def logs(
 
     Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
     """
+    from ckptkit.analysis.plotting.figure import require_matplotlib
     from ckptkit.analysis.training_logs import read_log
-    from ckptkit.analysis.training_logs.figure import picture_format, require_matplotlib
+    from ckptkit.analysis.training_logs.figure import PURPOSE, picture_format
     from ckptkit.formats.staging import refuse_existing
 
     state = state_of(context)
     picture = None
     if output is not None:
         picture = picture_format(output)
-        require_matplotlib()
+        require_matplotlib(PURPOSE)
         refuse_existing(output, force=force)
     log = read_log(what, state.workspace(), refresh=refresh)
     log.best(metric)  # refuses a figure that is not there, before anything is printed

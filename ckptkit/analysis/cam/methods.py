@@ -11,10 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ckptkit.analysis.plotting.figure import require_matplotlib
 from ckptkit.errors import UsageError
 
 _ABLATIONS_AT_ONCE = 16
 """Channels ablated in one forward pass of Ablation-CAM."""
+
+
+def _captum() -> Any:
+    """Import captum, which imports matplotlib."""
+    require_matplotlib("a heat map")
+    import captum.attr
+
+    return captum.attr
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,11 @@ class Question:
 
     def activation(self) -> Any:
         """The stage's map A, (1, C, h, w)."""
-        from captum.attr import LayerActivation
-
-        return LayerActivation(self.model, self.layer).attribute(self.images).detach()
+        return _captum().LayerActivation(self.model, self.layer).attribute(self.images).detach()
 
     def gradient(self) -> Any:
         """The gradient g of the class's logit with respect to A, (1, C, h, w)."""
-        from captum.attr import LayerGradientXActivation
-
-        gradients = LayerGradientXActivation(self.model, self.layer, multiply_by_inputs=False)
+        gradients = _captum().LayerGradientXActivation(self.model, self.layer, multiply_by_inputs=False)
         return gradients.attribute(self.differentiable_images(), target=self.index).detach()
 
     def differentiable_images(self) -> Any:
@@ -61,17 +66,13 @@ class Question:
 
 def grad_cam(question: Question) -> Any:
     """Channels weighted by their mean gradient: Grad-CAM (arXiv:1610.02391)."""
-    from captum.attr import LayerGradCam
-
-    maps = LayerGradCam(question.model, question.layer)
+    maps = _captum().LayerGradCam(question.model, question.layer)
     return maps.attribute(question.differentiable_images(), target=question.index).detach()[0, 0]
 
 
 def hires_cam(question: Question) -> Any:
     """Gradient times activation, summed over the channels: HiResCAM (arXiv:2011.08891)."""
-    from captum.attr import LayerGradientXActivation
-
-    maps = LayerGradientXActivation(question.model, question.layer)
+    maps = _captum().LayerGradientXActivation(question.model, question.layer)
     return maps.attribute(question.differentiable_images(), target=question.index).detach()[0].sum(dim=0)
 
 
@@ -122,13 +123,9 @@ def ablation_cam(question: Question) -> Any:
     mask = activation.new_tensor(range(channels)).long().reshape(1, channels, 1, 1)
     options = {"target": question.index, "perturbations_per_eval": _ABLATIONS_AT_ONCE}
     if question.after is not None:
-        from captum.attr import FeatureAblation
-
-        lost = FeatureAblation(question.after).attribute(activation, feature_mask=mask, **options)
+        lost = _captum().FeatureAblation(question.after).attribute(activation, feature_mask=mask, **options)
     else:
-        from captum.attr import LayerFeatureAblation
-
-        ablation = LayerFeatureAblation(question.model, question.layer)
+        ablation = _captum().LayerFeatureAblation(question.model, question.layer)
         lost = ablation.attribute(question.images, layer_mask=mask, **options)
     weights = lost.detach()[:, :, :1, :1]  # the same at every place of a channel
     return (weights * activation)[0].sum(dim=0)

@@ -6,7 +6,10 @@ and no date or random id is written.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +88,27 @@ class FigureOptions:
             )
 
 
-def require_matplotlib() -> None:
-    """Raise MissingDependencyError where matplotlib is not installed."""
-    from importlib.util import find_spec
+def require_matplotlib(purpose: str = "a PNG, SVG or PDF picture") -> None:
+    """Import matplotlib, also where ``MPLBACKEND`` names a backend that is not installed: none is needed.
 
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError("a PNG, SVG or PDF picture", "matplotlib")
+    Raises
+    ------
+    MissingDependencyError
+        When it is not installed.
+    """
+    backend = os.environ.get("MPLBACKEND")
+    try:
+        if backend and "matplotlib" not in sys.modules:
+            del os.environ["MPLBACKEND"]  # of a notebook, say, in which this process was started
+            try:
+                import matplotlib
+            finally:
+                os.environ["MPLBACKEND"] = backend
+            with contextlib.suppress(ValueError):  # as importing it does
+                matplotlib.rcParams["backend"] = backend
+        import matplotlib.figure
+    except ImportError as error:
+        raise MissingDependencyError(purpose, "matplotlib") from error
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:

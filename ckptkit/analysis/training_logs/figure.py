@@ -7,13 +7,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.analysis.plotting.figure import require_matplotlib
 from ckptkit.analysis.training_logs.records import TrainingLog
-from ckptkit.errors import MissingDependencyError, UsageError
+from ckptkit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMATS = ("png", "svg", "pdf")
+PURPOSE = "drawing a training log"
 _SIZE = (8.0, 9.0)
 _DPI = 120
 _LONGEST_NAME = 60
@@ -56,20 +58,6 @@ def picture_format(path: Path) -> str:
     return ending
 
 
-def require_matplotlib() -> None:
-    """Ask for matplotlib before any work is done.
-
-    Raises
-    ------
-    MissingDependencyError
-        When it is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("drawing a training log", "matplotlib") from error
-
-
 def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) -> bytes:
     """Draw a log; the same log gives the same bytes.
 
@@ -92,7 +80,7 @@ def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) 
     UsageError
         When the log has no such figure.
     """
-    require_matplotlib()
+    require_matplotlib(PURPOSE)
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,3 +88,34 @@ def test_dark_pictures_are_dark() -> None:
 def test_what_cannot_be_drawn_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         FigureOptions(**options)
+
+
+PICTURES = """
+import os
+from ckptkit.cli.app import main
+for line in ("plot -o plot.png", "logs log.csv -o log.svg"):
+    try:
+        main(line.split())
+    except SystemExit as left:
+        assert not left.code, line
+import matplotlib
+print(os.environ["MPLBACKEND"], matplotlib.rcParams["backend"])
+"""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "svg"])
+def test_no_backend_of_the_environment_is_needed(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "log.csv").write_text("epoch,train_loss,eval_top1\n0,2,50\n1,1,60\n")
+    done = subprocess.run(
+        [sys.executable, "-c", PICTURES],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plot.png").stat().st_size > 10_000 and (tmp_path / "log.svg").exists()
+    kept, used = done.stdout.split()[-2:]
+    assert kept == backend  # for the processes that this one starts, and for whoever shows pictures
+    assert used == "svg" or backend != "svg"
