@@ -118,7 +118,7 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def _told(hint: str | None, path: Path) -> str | None:
+def told(hint: str | None, path: Path) -> str | None:
     """Fill a path into a hint; what comes behind ``python:`` is code, which may write an ``.npz``."""
     if hint is None:
         return None
@@ -126,13 +126,14 @@ def _told(hint: str | None, path: Path) -> str | None:
     if not found:
         return hint.replace("{path}", quoted(path))
     result = path.with_suffix(".npz") if path.suffix else path.with_name(f"{path.name}.npz")
-    code = code.replace("{path}", json.dumps(str(path))).replace("{npz}", json.dumps(str(result)))
+    for mark, filled in (("{path}", path), ("{absolute}", path.absolute()), ("{npz}", result)):
+        code = code.replace(mark, json.dumps(str(filled)))
     return f"{said}python -c {shlex.quote(code)}"
 
 
 def _starts(magic: bytes, what: str, hint: str | None = None, at: int = 0) -> _Kind:
     def kind(sample: Sample) -> Foreign | None:
-        return Foreign(what, _told(hint, sample.path)) if sample.head[at:].startswith(magic) else None
+        return Foreign(what, told(hint, sample.path)) if sample.head[at:].startswith(magic) else None
 
     return kind
 
@@ -145,7 +146,7 @@ def _reads(
     def kind(sample: Sample) -> Foreign | None:
         fits = sample.text.startswith(beginnings) and _is_text(sample.head.removeprefix(_BOM))
         if fits and (not within or any(word in sample.text for word in within)):
-            return Foreign(what, _told(hint, sample.path))
+            return Foreign(what, told(hint, sample.path))
         return None
 
     return kind
@@ -277,9 +278,9 @@ def _protocol_buffer(sample: Sample) -> Foreign | None:
     path = sample.path
     if isinstance(message.first(1), int):
         if isinstance(message.first(7), bytes) and message.numbers <= {*range(1, 10), 14, 20, 25, 26}:
-            return Foreign("an ONNX model", _told(_ONNX, path))
+            return Foreign("an ONNX model", told(_ONNX, path))
         if message.first(1) == 1 and message.numbers == {1, 2}:
-            return Foreign("the graph of a SavedModel, without its variables", _told(_SAVED_MODEL, path))
+            return Foreign("the graph of a SavedModel, without its variables", told(_SAVED_MODEL, path))
         if max(message.numbers) >= 200:
             return Foreign("a Core ML model", "give the checkpoint it was converted from")
         return None
@@ -287,7 +288,7 @@ def _protocol_buffer(sample: Sample) -> Foreign | None:
     if not isinstance(first, bytes):
         return None
     if message.numbers & {2, 100} and message.numbers <= {1, 2, 3, 4, 5, 6, 7, 8, 100} and _is_name(first):
-        return Foreign("a Caffe model", _told(_BY_HAND.replace("{it}", "Caffe"), path))
+        return Foreign("a Caffe model", told(_BY_HAND.replace("{it}", "Caffe"), path))
     if first[:1] == b"\x0a" and _is_name(first[2 : 2 + first[1]] if len(first) > 1 else b""):
         return Foreign("a frozen TensorFlow graph", "give the checkpoint or the SavedModel it was made from")
     if message.numbers >= {1, 2} and message.numbers <= set(range(1, 8)):
@@ -382,7 +383,7 @@ def _msgpack(sample: Sample) -> Foreign | None:
         length, start = int.from_bytes(head[start : start + 1], "big"), start + 1
     if not length or not _is_name(head[start : start + length]):
         return None
-    return Foreign("a msgpack file, as Flax writes its parameters", _told(_FLAX, sample.path))
+    return Foreign("a msgpack file, as Flax writes its parameters", told(_FLAX, sample.path))
 
 
 def _events(sample: Sample) -> Foreign | None:
@@ -396,7 +397,7 @@ def _named(sample: Sample) -> Foreign | None:
     name, head = sample.path.name, sample.head
     if name.endswith(".weights") and head[:12] in _DARKNET:
         return Foreign(
-            "a Darknet weights file", _told(_BY_HAND.replace("{it}", "a Darknet reader"), sample.path)
+            "a Darknet weights file", told(_BY_HAND.replace("{it}", "a Darknet reader"), sample.path)
         )
     prefix, found, _ = name.rpartition(".data-")
     if found and re.fullmatch(r"\d{5}-of-\d{5}", name[len(prefix) + len(found) :]):
@@ -452,8 +453,8 @@ def _zlib(sample: Sample) -> Foreign | None:
     except zlib.error:
         return None
     if inside.startswith(b"\x80"):
-        return Foreign("a pickle packed with zlib, as joblib writes it", _told(_JOBLIB, sample.path))
-    return Foreign("a single file packed with zlib", _told(_ZLIB, sample.path))
+        return Foreign("a pickle packed with zlib, as joblib writes it", told(_JOBLIB, sample.path))
+    return Foreign("a single file packed with zlib", told(_ZLIB, sample.path))
 
 
 _JOBLIB = _BY_HAND.replace("{it}", "joblib")
@@ -469,7 +470,7 @@ def foreign_pickle(sample: Sample) -> Foreign | None:
         return None
     start = sample.read(0, 64 << 10)
     if b"joblib.numpy_pickle" in start:
-        return Foreign("a joblib pickle", _told(_JOBLIB, sample.path))
+        return Foreign("a joblib pickle", told(_JOBLIB, sample.path))
     return None
 
 
@@ -496,7 +497,7 @@ def _table(sample: Sample) -> Foreign | None:
 
 def tf_v1(path: Path) -> Foreign:
     """A whole checkpoint of TensorFlow's first format."""
-    return Foreign("a TensorFlow V1 checkpoint", _told(_TF_V1, path))
+    return Foreign("a TensorFlow V1 checkpoint", told(_TF_V1, path))
 
 
 TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -579,11 +580,11 @@ _CONTAINERS: tuple[_Kind, ...] = (
 def of_zip(path: Path, names: Collection[str]) -> Foreign:
     """What a zip archive is in which no format's reader found its own."""
     if any(name.endswith("/archive_format") for name in names):
-        return Foreign("a program saved by torch.export", _told(_EXPORTED, path))
+        return Foreign("a program saved by torch.export", told(_EXPORTED, path))
     if "MAR-INF/MANIFEST.json" in names:
         return Foreign("a TorchServe archive", f"unpack it first: {_unzip(path)}")
     if "schema.json" in names:
-        return Foreign("a skops file (scikit-learn)", _told(_BY_HAND.replace("{it}", "skops"), path))
+        return Foreign("a skops file (scikit-learn)", told(_BY_HAND.replace("{it}", "skops"), path))
     if "[Content_Types].xml" in names:
         return Foreign("an Office document", _CHECK)
     if "META-INF/MANIFEST.MF" in names:
@@ -621,6 +622,10 @@ _EXPORTED = (
     "save its weights: python: import torch; "
     'torch.save(torch.export.load({path}).state_dict, {path} + ".pth")'
 )
+_ORBAX_RESTORED = (
+    "save it by name: python: import numpy, orbax.checkpoint as o; numpy.savez({npz}, "
+    '**o.utils.to_flat_dict(o.PyTreeCheckpointer().restore({absolute}), sep="/"))'
+)
 _ORBAX = frozenset({"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"})
 _ZARR = frozenset({".zarray", ".zgroup", "zarr.json"})
 
@@ -645,12 +650,19 @@ def of_folder(folder: Path, names: Collection[str]) -> Foreign | None:
     if parts:
         return Foreign("a torch.distributed checkpoint (DCP) without its .metadata", _AGAIN)
     if not _ORBAX.isdisjoint(names):
-        return Foreign("an Orbax checkpoint (JAX)", _BY_HAND.replace("{it}", "orbax.checkpoint"))
+        return Foreign("an Orbax checkpoint (JAX)", told(_ORBAX_RESTORED, _orbax_item(folder, names)))
     if not _ZARR.isdisjoint(names):
         return Foreign("a checkpoint of zarr arrays (T5X)", _BY_HAND.replace("{it}", "zarr"))
     if "Manifest.json" in names and "Data" in names:
         return Foreign("a Core ML model", "give the checkpoint it was converted from")
     return None
+
+
+def _orbax_item(folder: Path, names: Collection[str]) -> Path:
+    """The folder of an Orbax checkpoint in which the arrays are: a step of a CheckpointManager has items."""
+    if "_METADATA" in names:
+        return folder
+    return next((folder / name for name in sorted(names) if (folder / name / "_METADATA").is_file()), folder)
 
 
 def of_training_folder(folder: Path, names: Collection[str]) -> Foreign | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Check
-from ckptkit.formats.foreign import quoted
+from ckptkit.formats.foreign import quoted, told
 from ckptkit.formats.hdf5_attributes import Attributes, single
 from ckptkit.formats.hdf5_building import Blueprint, blueprint
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, Hdf5Bytes
@@ -35,6 +35,18 @@ KERAS_MEMBER = "model.weights.h5"
 
 _ATTRIBUTE = "ckptkit"
 _VARIABLES = "vars"
+_OTHER_HDF5 = {
+    "_NCProperties": "a netCDF file",
+    "PYTABLES_FORMAT_VERSION": "an HDF5 file of PyTables (pandas)",
+    "encoding-type": "an HDF5 file of AnnData",
+}
+"""Attributes of the root by which other programs are known."""
+
+_DATASETS = (
+    "save its datasets by name: python: import h5py, numpy; found = {}; h5py.File({path}).visititems("
+    "lambda n, d: found.update({n: d[()]} if isinstance(d, h5py.Dataset) else {})); "
+    "numpy.savez({npz}, **found)"
+)
 _MAX_OBJECTS = 100_000
 
 
@@ -78,7 +90,7 @@ class KerasH5Reader(MappedReader):
                 metadata = self._metadata(single(of_root.get(_ATTRIBUTE)))
                 if _ATTRIBUTE not in of_root and not is_shard:
                     self._refuse_shard(found)
-                    self._refuse_other_hdf5(found.datasets)
+                    self._refuse_other_hdf5(found.datasets, of_root)
         except BaseException:
             self.close()
             raise
@@ -125,13 +137,14 @@ class KerasH5Reader(MappedReader):
                 hint += f"; if it is whole, rename it: mv {quoted(self.path)} {quoted(whole)}"
         raise FormatError(self.path, "is one of several shards of Keras weights", hint=hint)
 
-    def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset]) -> None:
+    def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset], of_root: Collection[str]) -> None:
         if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in datasets):
             sample = ", ".join(sorted(datasets)[:3]) or "nothing that is a tensor"
+            kind = next((kind for mark, kind in _OTHER_HDF5.items() if mark in of_root), "an HDF5 file")
             raise FormatError(
                 self.path,
-                f"an HDF5 file, but not one of Keras' weights files (it holds {sample})",
-                hint="save the weights with Keras' model.save_weights, or as .npz or safetensors",
+                f"is {kind}, not Keras weights (it holds {sample})",
+                hint=told(_DATASETS, self.path) if datasets else "give the file with the model's weights",
             )
 
     def _metadata(self, text: str | None) -> dict[str, str]:

@@ -367,6 +367,7 @@ FOLDERS: dict[str, tuple[list[str], str, str | None]] = {
         "is an Orbax checkpoint",
         "orbax.checkpoint",
     ),
+    "a step of Orbax": (["_CHECKPOINT_METADATA", "default/_METADATA"], "is an Orbax", "m/default.npz"),
     "Orbax, one folder down": (["default/_METADATA", "default/d/x"], "holds an Orbax checkpoint", "orbax"),
     "T5X": (["checkpoint", "target.w/.zarray"], "holds a checkpoint of zarr arrays", "zarr"),
     "DeepSpeed": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import bytes_of
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
 from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
@@ -296,11 +298,23 @@ def test_newer_structures_say_what_to_do(tmp_path: Path) -> None:
         KerasH5Reader(path)
 
 
-def test_hdf5_of_other_programs_is_named(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "m.h5", "w") as file:
-        file["measurements"] = np.zeros(3)
-    with pytest.raises(FormatError, match=r"not one of Keras' weights files \(it holds measurements\)"):
-        KerasH5Reader(tmp_path / "m.h5")
+@pytest.mark.parametrize(
+    ("mark", "kind"),
+    [("", "an HDF5 file"), ("_NCProperties", "a netCDF file"), ("encoding-type", "of AnnData")],
+)
+def test_hdf5_of_other_programs_is_named(tmp_path: Path, mark: str, kind: str) -> None:
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file["measurements/a"] = np.arange(3)
+        file.attrs.update({mark: "x"} if mark else {})
+    with pytest.raises(FormatError) as caught:
+        KerasH5Reader(path)
+    assert f"{kind}, not Keras weights (it holds measurements/a)" in str(caught.value)
+    *_, interpreter, flag, code = shlex.split(caught.value.hint or "")
+    assert (interpreter, flag) == ("python", "-c")
+    exec(code, {})
+    with open_reader(tmp_path / "m.npz") as reader:
+        assert reader.read("measurements/a").tolist() == [0, 1, 2]
 
 
 def test_a_file_behind_a_user_block_is_refused(tmp_path: Path) -> None:
