@@ -10,7 +10,8 @@ import contextlib
 import errno
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 _MAX_REASON = 1000
@@ -32,6 +33,24 @@ def command(*words: object) -> str:
     "Run: ckptkit verify 'my model.pth'"
     """
     return "Run: " + shlex.join(["ckptkit", *map(str, words)])
+
+
+WHOLE_LISTS: ContextVar[bool] = ContextVar("WHOLE_LISTS", default=False)
+"""Whether messages name everything, as ``--verbose`` promises."""
+
+
+def listed(names: Iterable[str], shown: int = 8) -> str:
+    """The first of some names, and how many more there are; all of them with ``--verbose``.
+
+    Examples
+    --------
+    >>> listed(["epoch", "arch", "optimizer"], 2)
+    'epoch, arch and 1 more'
+    """
+    every = list(names)
+    if WHOLE_LISTS.get() or len(every) <= shown:
+        return ", ".join(every)
+    return f"{', '.join(every[:shown])} and {len(every) - shown:,} more"
 
 
 class CkptkitError(Exception):

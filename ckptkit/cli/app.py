@@ -163,6 +163,9 @@ def root(
         mirrors=tuple(mirror or ()),
     )
     context.call_on_close(context.obj.close)
+    from ckptkit.errors import WHOLE_LISTS
+
+    WHOLE_LISTS.set(verbose)
 
 
 _MODULES = {

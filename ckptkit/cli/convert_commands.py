@@ -20,7 +20,7 @@ from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.printable import printable
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
-from ckptkit.formats.base import listed
+from ckptkit.errors import listed
 from ckptkit.formats.names import FORMATS, format_named, format_to_write
 from ckptkit.tensors import FLOAT_DTYPES, float_named
 
@@ -162,7 +162,7 @@ def _report(
     checked: bool,
 ) -> None:
     plan = outcome.plan
-    for note in (*plan.notes, *_left_out_in_words(plan, everything=state.output.verbose)):
+    for note in (*plan.notes, *_left_out_in_words(plan)):
         state.output.note(printable(f"{located.name}: {note}"))
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
@@ -186,15 +186,15 @@ def _report(
         state.output.result(shown_as)
 
 
-def _left_out_in_words(plan: TensorPlan, *, everything: bool) -> Iterator[str]:
+def _left_out_in_words(plan: TensorPlan) -> Iterator[str]:
     """What of the source is not in the result: by rule, and what is no tensor."""
     by_rule: dict[str, list[str]] = {}
     for name, rule in plan.left_out.items():
         by_rule.setdefault(rule, []).append(name)
     for rule, names in by_rule.items():
-        yield f"left out by rule: {rule}: {listed(names, len(names) if everything else 8)}"
+        yield f"left out by rule: {rule}: {listed(names)}"
     if plan.also:
-        yield f"also in the file, not converted: {listed(plan.also, len(plan.also) if everything else 8)}"
+        yield f"also in the file, not converted: {listed(plan.also)}"
 
 
 def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:

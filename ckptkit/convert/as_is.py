@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ckptkit._version import __version__
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
-from ckptkit.errors import ConversionError, UsageError, command
+from ckptkit.errors import WHOLE_LISTS, ConversionError, UsageError, command
 from ckptkit.families.binding import Ignored
 from ckptkit.families.leftovers import OPTIMIZER, slot_rule
 from ckptkit.formats.base import Reader
@@ -224,10 +224,11 @@ def in_words(reasons: Mapping[str, str]) -> str:
     "'a', 'b' (int4); 'c' (a sparse tensor)"
     """
     names: dict[str, list[str]] = {}
-    for name, reason in islice(reasons.items(), _SHOWN):
+    limit = len(reasons) if WHOLE_LISTS.get() else _SHOWN
+    for name, reason in islice(reasons.items(), limit):
         names.setdefault(reason, []).append(repr(name))
     said = "; ".join(f"{', '.join(group)} ({reason})" for reason, group in names.items())
-    rest = len(reasons) - _SHOWN
+    rest = len(reasons) - limit
     return f"{said}; and {rest} more" if rest > 0 else said
 
 

@@ -20,7 +20,7 @@ from ckptkit.convert.as_is import (
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options
 from ckptkit.convert.rules_file import NameRule, RuleFile
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.errors import ConversionError, UsageError, listed
 from ckptkit.families.binding import Ignored
 from ckptkit.formats.base import Reader
 from ckptkit.layouts import IDENTITY, Binding, Ignore
@@ -185,11 +185,11 @@ def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None
     if assigned.unmatched:
         count = len(assigned.unmatched)
         faults.append(
-            f"{count} tensor{'s fit' if count > 1 else ' fits'} no rule: {_some(assigned.unmatched)}"
+            f"{count} tensor{'s fit' if count > 1 else ' fits'} no rule: {listed(assigned.unmatched, _SHOWN)}"
         )
     idle = [rule for rule in rules.rules if id(rule) not in assigned.used and not rule.optional]
     if idle:
-        faults.append(f"{len(idle)} fit nothing: {_some([_rule_in_words(rule) for rule in idle])}")
+        faults.append(f"{len(idle)} fit nothing: {listed([_rule_in_words(rule) for rule in idle], _SHOWN)}")
     if faults:
         raise ConversionError(
             f"{reader.path}: does not fit {rules.path}: " + "; ".join(faults),
@@ -226,8 +226,3 @@ def _rule_in_words(rule: NameRule) -> str:
 
 def _ignore_in_words(ignore: Ignore) -> str:
     return f"the ignore {ignore.name!r}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -12,7 +12,7 @@ from ckptkit._version import __version__
 from ckptkit.convert.as_is import in_words, refuse_left_out
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
-from ckptkit.errors import ConversionError, UsageError, command
+from ckptkit.errors import ConversionError, UsageError, command, listed
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.families.binding import Ignored, Known, Match, match
@@ -272,8 +272,7 @@ def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({shown})"
+    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({listed(names, 3)})"
 
 
 def _keras_note(layout: str, recognition: Recognition, options: Options) -> list[str]:

@@ -14,10 +14,10 @@ from ckptkit.differences.opened import Opened, open_side
 from ckptkit.differences.pairing import Pair, Pairing, Single, pair_by_architecture, pair_by_name
 from ckptkit.differences.report import Changed, Difference, Kind, Lone, OtherMetadata, Side
 from ckptkit.differences.values import Tolerance, ValueDifference, compare_arrays, compare_bytes
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.errors import NotFoundError, UsageError, listed
 from ckptkit.families.base import Recognition
 from ckptkit.families.binding import Match
-from ckptkit.formats.base import bytes_of, listed
+from ckptkit.formats.base import bytes_of
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:

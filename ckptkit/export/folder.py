@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import StorageError, UsageError
+from ckptkit.errors import StorageError, UsageError, listed
 from ckptkit.formats.staging import TEMPORARY, move, refuse_existing, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
@@ -136,7 +136,7 @@ def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> N
             raise StorageError(f"{final}: {error.strerror}") from error
         empty = not strangers and not any(final.iterdir())
         if strangers:
-            shown = ", ".join(strangers[:_SHOWN]) + (" …" if len(strangers) > _SHOWN else "")
+            shown = listed(strangers, _SHOWN)
             raise UsageError(
                 f"{final} exists and holds {shown}, which ckptkit did not write",
                 hint="give another --output, or move those away",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError
+from ckptkit.errors import ConversionError, listed
 from ckptkit.tensors import dtype_of
 
 if TYPE_CHECKING:
@@ -85,13 +85,11 @@ def refuse(
 ) -> None:
     """Raise a `ConversionError` that says all that is wrong, in counts and first names; else return."""
     kinds = {"missing": missing, "unexpected": unexpected, "unfit": unfit}
-    faults = [f"{len(names)} {kind} ({_sample(list(names))})" for kind, names in kinds.items() if names]
+    faults = [
+        f"{len(names)} {kind} ({listed(names, _NAMES_SHOWN)})" for kind, names in kinds.items() if names
+    ]
     if faults:
         raise ConversionError(
             f"tensors do not fit {getattr(model, 'variant', model.name)}: " + "; ".join(faults),
             hint="compare the variant, the number of classes and the position embedding",
         )
-
-
-def _sample(names: list[str]) -> str:
-    return ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -146,19 +146,6 @@ def bytes_of(reader: Reader, name: str) -> RawTensor:
         array = array.view(f"V{array.itemsize}")
     copied: Array = numpy.array(array, order="C").reshape(-1).view(numpy.uint8)
     return RawTensor(reader.specs[name].shape, copied.data)
-
-
-def listed(names: Iterable[str], shown: int = 8) -> str:
-    """The first of some names, and how many more there are.
-
-    Examples
-    --------
-    >>> listed(["epoch", "arch", "optimizer"], 2)
-    'epoch, arch and 1 more'
-    """
-    first = list(names)
-    more = f" and {len(first) - shown} more" if len(first) > shown else ""
-    return ", ".join(first[:shown]) + more
 
 
 class Writer(Protocol):

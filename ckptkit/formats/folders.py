@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptkit.errors import FormatError, UsageError, storage_error
+from ckptkit.errors import FormatError, UsageError, listed, storage_error
 from ckptkit.formats import foreign
 from ckptkit.formats.shards import INDEX_ENDINGS, numbered, shards_of
 from ckptkit.formats.staging import TEMPORARY
@@ -72,10 +72,9 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
     if not found:
         raise _nothing(folder, shown, names)
     if len(found) > 1:
-        listed = [path.relative_to(folder).as_posix() for path in found]
-        more = ", …" if len(listed) > _SHOWN else ""
+        choices = [path.relative_to(folder).as_posix() for path in found]
         raise UsageError(
-            f"{shown} holds {len(found)} checkpoints", hint=f"name one: {', '.join(listed[:_SHOWN])}{more}"
+            f"{shown} holds {len(found)} checkpoints", hint=f"name one: {listed(choices, _SHOWN)}"
         )
     return found[0]
 
@@ -165,5 +164,4 @@ def _nothing(folder: Path, shown: str, names: list[str]) -> FormatError:
             found = foreign.Foreign.of(sample, texts=name.endswith(foreign.LIKELY))
             if found is not None:
                 return FormatError(shown, f"holds no checkpoint; {name} is {found.what}", hint=found.hint)
-    listed = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-    return FormatError(shown, f"holds no checkpoint, only {listed}")
+    return FormatError(shown, f"holds no checkpoint, only {listed(names, _SHOWN)}")

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
 from ckptkit.formats import foreign
 from ckptkit.formats.staging import TEMPORARY, translated
 from ckptkit.formats.tar_members import iter_safe_members
@@ -129,8 +129,8 @@ def _in_folder(folder: Path, *, archive: Path | None = None, names: Sequence[str
         if archive is not None:
             raise foreign.of_archive(archive, names).error(archive)
         raise FormatError(folder, "holds no TensorFlow checkpoint (no .index file)")
-    listed = ", ".join(prefix.relative_to(folder).as_posix() for prefix in found[:_SHOWN])
-    holds = f"holds {len(found)} checkpoints: {listed}{', …' if len(found) > _SHOWN else ''}"
+    choices = (prefix.relative_to(folder).as_posix() for prefix in found)
+    holds = f"holds {len(found)} checkpoints: {listed(choices, _SHOWN)}"
     if archive is not None:
         raise FormatError(archive, holds, hint=foreign.of_archive(archive, names).hint)
     raise UsageError(f"{folder} {holds}", hint="give the prefix of one")

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import ConversionError
+from ckptkit.errors import ConversionError, listed
 from ckptkit.families.base import Recognition, Structure, families, family_of_variant, recognise
 from ckptkit.families.binding import Known, Match, Weights, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.layouts import Binding
 from ckptkit.tensors import TensorSpec
-from ckptkit.verify.report import BATCH_NORM, NAMES, Check, counted, listed
+from ckptkit.verify.report import BATCH_NORM, NAMES, Check, counted
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -117,7 +117,7 @@ def fit(
 def _unrecognised(
     specs: Mapping[str, TensorSpec], wanted: str | None, likeliest: Recognition | None
 ) -> Check:
-    tensors = f"{counted(len(specs), 'tensor')} ({listed(list(specs))})"
+    tensors = f"{counted(len(specs), 'tensor')} ({listed(specs, 3)})"
     if wanted is None:
         return Check(NAMES, "skipped", f"{tensors} of no architecture known here")
     instead = f"; they look like {likeliest.variant} (layout {likeliest.layout})" if likeliest else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,18 +117,6 @@ class VerifyReport:
         values = asdict(self)
         values["path"] = str(self.path)
         return {"ok": self.ok, "damaged": self.damaged, **values}
-
-
-def listed(names: Sequence[str], limit: int = 3) -> str:
-    """Join the first few of many names for a line.
-
-    Examples
-    --------
-    >>> listed(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit:,} more" if len(names) > limit else shown
 
 
 def counted(count: int, noun: str) -> str:

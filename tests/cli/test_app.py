@@ -6,12 +6,14 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy
 import pytest
+import safetensors.numpy as safetensors_numpy
 import typer
 from safetensors.numpy import save_file
 
@@ -314,3 +316,38 @@ class TestPathsOfBytes:
         done = runner(capsys)("export", "moat0-224", "--synthetic", "--to", to, "-o", place / name)
         assert (done.code, done.out) == (2, "")
         assert "this path is not UTF-8, and" in done.err
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [([], ""), (["a"], "a"), (list("abc"), "a, b, c"), (list("abcde"), "a, b, c and 2 more")],
+)
+def test_long_lists_are_cut_where_nobody_asked_for_them(names, line):
+    assert errors.listed(names, 3) == line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["convert", "many.npz", "--rules", "r.yaml"], 30),
+        (["convert", "many.npz", "--layout", "as-is", "--to", "keras", "-o", "x.weights.h5"], 300),
+        (["verify", "model.safetensors"], 363),
+        (["inspect", "folder"], 9),
+    ],
+    ids=str,
+)
+def test_verbose_names_all_that_is_cut_otherwise(capsys, monkeypatch, tmp_path, arguments, names):
+    monkeypatch.chdir(tmp_path)
+    numpy.savez("many.npz", **{f"w{number:03}": numpy.zeros(1) for number in range(names)})
+    with numpy.load("many.npz") as arrays:
+        safetensors_numpy.save_file(dict(arrays), "model.safetensors")
+    (tmp_path / "r.yaml").write_text("rules:\n  - {source: never, target: x, op: identity}\n")
+    (tmp_path / "folder").mkdir()
+    for number in range(names if "folder" in arguments else 0):
+        shutil.copy("many.npz", f"folder/w{number:03}.npz")
+    ran = runner(capsys)
+    short, long = ran(*arguments), ran(*arguments, "--verbose")
+    every = [f"w{number:03}" for number in range(names)]
+    assert any(name not in short.out + short.err for name in every)
+    assert [name for name in every if name not in long.out + long.err] == []
+    assert short.code == long.code

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.verify import Check, VerifyReport
-from ckptkit.verify.report import counted, listed
+from ckptkit.verify.report import counted
 
 
 def report_of(*checks: Check) -> VerifyReport:
@@ -52,14 +52,6 @@ def test_json_holds_every_check_and_item():
         "detail": "1 too many",
         "items": ["a", "b"],
     }
-
-
-@pytest.mark.parametrize(
-    ("names", "line"),
-    [([], ""), (["a"], "a"), (list("abc"), "a, b, c"), (list("abcde"), "a, b, c and 2 more")],
-)
-def test_listed(names, line):
-    assert listed(names) == line
 
 
 @pytest.mark.parametrize(("count", "line"), [(0, "0 faults"), (1, "1 fault"), (1234, "1,234 faults")])

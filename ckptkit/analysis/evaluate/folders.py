@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
-from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
 from ckptkit.images.classes import imagenet_classes
 from ckptkit.images.gathering import entries_of, files_below
 
@@ -72,7 +72,8 @@ def class_labels(
             if len(names) == num_classes:
                 way = "add --class-order number (or text) where they are in the model's order"
             raise UsageError(
-                f"{folder}: {_listed(strange)} of its {len(names)} folders are no classes of ImageNet-1K",
+                f"{folder}: {listed(strange, _NAMED)} of its {len(names)} folders are no classes of "
+                "ImageNet-1K",
                 hint=f"call each one by its WordNet id, like n02099601, or {way}",
             )
         return {name: wnids[name] for name in names}, "folders are WordNet ids of ImageNet-1K", []
@@ -132,7 +133,8 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
     absent = [name for name in found if name not in there]
     if absent:
         raise NotFoundError(
-            f"{folder}: {_listed(absent)} of {labels} not there", hint="names are relative to the folder"
+            f"{folder}: {listed(absent, _NAMED)} of {labels} not there",
+            hint="names are relative to the folder",
         )
     if not found:
         raise NotFoundError(
@@ -237,9 +239,3 @@ def images_below(folder: Path, remark: Callable[[str], None], above: Sequence[Pa
         remark(f"{link} leads back to a folder that it is in, and was not followed")
 
     return (path for path in files_below(folder, circle, above) if path.suffix.lower() in IMAGE_ENDINGS)
-
-
-def _listed(names: list[str] | Mapping[str, object]) -> str:
-    named = list(names)
-    more = f" and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
-    return ", ".join(named[:_NAMED]) + more
