@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckptkit.errors import FormatError, UsageError, listed, storage_error
 from ckptkit.formats import foreign
-from ckptkit.formats.shards import INDEX_ENDINGS, numbered, shards_of
+from ckptkit.formats.shards import INDEX_ENDINGS, index_of, numbered, shards_of
 from ckptkit.formats.staging import TEMPORARY
 from ckptkit.formats.tf_locate import prefixes_in
 
@@ -26,7 +26,10 @@ _HUGGING_FACE = (
 )
 """What Hugging Face's libraries look for, best first: the same weights in several formats."""
 
-_BESIDE_IT = (*_HUGGING_FACE, "consolidated*.safetensors", "consolidated*.pth")
+_BESIDE_IT = (
+    *(*_HUGGING_FACE, "consolidated*.safetensors", "consolidated*.pth"),
+    *("tf_model.h5.index.json", "tf_model-*.h5", "flax_model.msgpack.index.json"),
+)
 _TRAINING = (
     *("optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt", "training_args.bin"),
     *("rng_state*.pth", "random_states_*.pkl"),
@@ -72,6 +75,12 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
     if not found:
         raise _nothing(folder, shown, names)
     if len(found) > 1:
+        indexes = {index_of(path.name) for path in found}
+        if None not in indexes:
+            missing = ", ".join(sorted(filter(None, indexes)))
+            raise FormatError(
+                shown, f"holds {len(found)} shards without their index", hint=f"fetch {missing}, too"
+            )
         choices = [path.relative_to(folder).as_posix() for path in found]
         raise UsageError(
             f"{shown} holds {len(found)} checkpoints", hint=f"name one: {listed(choices, _SHOWN)}"

@@ -131,9 +131,9 @@ def told(hint: str | None, path: Path) -> str | None:
     return f"{said}python -c {shlex.quote(code)}"
 
 
-def _starts(magic: bytes, what: str, hint: str | None = None, at: int = 0) -> _Kind:
+def _starts(magic: bytes, what: str, hint: str | None = None) -> _Kind:
     def kind(sample: Sample) -> Foreign | None:
-        return Foreign(what, told(hint, sample.path)) if sample.head[at:].startswith(magic) else None
+        return Foreign(what, told(hint, sample.path)) if sample.head.startswith(magic) else None
 
     return kind
 

@@ -22,7 +22,7 @@ from ckptkit.tensors import Array, RawTensor, TensorSpec
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 KERAS_INDEX, KERAS_SHARD = ".weights.json", ".weights.h5"
-INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", KERAS_INDEX)
+INDEX_ENDINGS = (INDEX_SUFFIX, ".bin.index.json", ".h5.index.json", ".msgpack.index.json", KERAS_INDEX)
 _SHARD_ENDINGS = (EXTENSION, ".bin", ".pt", ".pth", KERAS_SHARD)
 _NUMBERED = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.(safetensors|bin|pt|pth)$|_\d{5}\.weights\.h5$")
 _MAX_INDEX_BYTES = 100_000_000
@@ -39,6 +39,18 @@ def numbered(name: str) -> bool:
     (True, True, False)
     """
     return _NUMBERED.search(name) is not None
+
+
+def index_of(name: str) -> str | None:
+    """What the index of one of Hugging Face's shards is called; None for other files.
+
+    Examples
+    --------
+    >>> index_of("model-00001-of-00003.safetensors"), index_of("m_00001.weights.h5")
+    ('model.safetensors.index.json', None)
+    """
+    found = re.fullmatch(r"(.*)-\d{5}-of-(?!00001\b)\d{5}(\.(?:safetensors|bin))", name)
+    return f"{found[1]}{found[2]}.index.json" if found else None
 
 
 def shards_of(index: Path) -> set[str]:
@@ -80,6 +92,12 @@ def read_index(path: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for name, home in homes.items():
         for shard in home if isinstance(home, list) else [home]:
+            if isinstance(shard, str) and shard.removesuffix(KERAS_SHARD).endswith((".h5", ".msgpack")):
+                raise FormatError(
+                    path,
+                    "is the index of a TensorFlow or Flax model of transformers, in shards",
+                    hint="take its safetensors or PyTorch files, or save it anew with transformers before 5",
+                )
             if not isinstance(shard, str) or not (shard in shards or _is_plain_name(shard)):
                 raise FormatError(path, f"places {name!r} in {shard!r}, which is not the name of a shard")
             shards.setdefault(shard, set()).add(name)

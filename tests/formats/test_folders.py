@@ -188,6 +188,15 @@ def test_a_folder_of_hugging_faces_cache(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
+def test_shards_without_their_index(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write("safetensors", f"model-0000{number}-of-00002.safetensors")(tmp_path)
+    with pytest.raises(
+        FormatError, match=r"/ holds 2 shards without their index; fetch model\.safetensors\.index"
+    ):
+        open_reader(tmp_path)
+
+
 NONE: dict[str, tuple[list[Lay], str]] = {
     "empty": ([], "/ is empty"),
     "hidden files": ([raw(".DS_Store"), raw("._x")], "/ is empty"),
