@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -351,3 +352,31 @@ def test_verbose_names_all_that_is_cut_otherwise(capsys, monkeypatch, tmp_path, 
     assert any(name not in short.out + short.err for name in every)
     assert [name for name in every if name not in long.out + long.err] == []
     assert short.code == long.code
+
+
+def test_what_the_system_refuses_says_what_to_do(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CKPTKIT_HOME", str(cache))
+    secret = tmp_path / "secret.pth"
+    secret.write_bytes(b"x")
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.R_OK)
+
+    def said(number, path):
+        return str(errors.storage_error(OSError(number, os.strerror(number)), path)).partition(": ")[2]
+
+    assert said(errno.EACCES, secret) == "permission denied; check who may read it"
+    elsewhere = "choose another place"
+    assert said(errno.EACCES, tmp_path) == f"permission denied; check who may write there, or {elsewhere}"
+    assert said(errno.EROFS, tmp_path / "x") == f"read-only file system; {elsewhere}"
+    assert said(errno.EROFS, cache / "x") == "read-only file system; set CKPTKIT_HOME to another folder"
+    lost = "its folder is not there and cannot be created"
+    assert said(errno.ENOENT, cache / "locks" / "x.lock") == f"{lost}; set CKPTKIT_HOME to another folder"
+    assert said(errno.ENOENT, tmp_path / "gone.pth") == "No such file or directory"
+
+
+def test_a_local_web_page_is_no_answer(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("page.tar.gz").write_text("<!DOCTYPE html><title>Sign in</title>")
+    done = runner(capsys)("import", "tiny-moat0-256", "page.tar.gz")
+    assert done.code == 5
+    assert "page.tar.gz: a web page" in done.err and "answered" not in done.err
