@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptkit.errors import NotFoundError, command
+from ckptkit.errors import ConversionError, NotFoundError, command
 from ckptkit.families import registry_families
 from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
@@ -34,6 +34,27 @@ Named: TypeAlias = "str | Path | Entry"
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for (description, total bytes); its context gives a function to call
 with steps."""
+
+
+def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
+    """See `ckptkit.store.job.Fits`: the container must open, and hold what the registry says of the entry."""
+    from ckptkit.families.binding import refuse_another, wanted_copy
+    from ckptkit.formats.detect import open_reader
+    from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_stored
+
+    with open_reader(path, weights=wanted_copy("auto", entry)) as reader:
+        if reader.format != entry.format:
+            raise ConversionError(f"a checkpoint of the format {reader.format}, not of {entry.format}")
+        statistics = refuse_another(reader, entry)
+        for name in reader.specs if deep else ():
+            reader.check(name)
+            reader.release(name)
+    if deep and path.is_file():
+        with path.open("rb") as file:
+            is_zip = file.read(4) == LOCAL_MAGIC
+        if is_zip:  # what lies in it beside these tensors
+            check_stored(path)
+    return statistics
 
 
 def _silent(_description: str, _total: int | None) -> AbstractContextManager[Callable[[int], None]]:
@@ -170,6 +191,7 @@ class Workspace:
         fetched = fetch(
             entry,
             self.home,
+            fits=fits,
             offline=self.offline,
             mirrors=parse_mirrors(self.mirrors),
             progress=self.progress,
@@ -215,7 +237,7 @@ class Workspace:
     def _located(self, path: Path, entry: Entry, artefact: Path, record: Record) -> Located:
         from ckptkit.store.trust import TrustFile
 
-        trusted = (self.trust or TrustFile.default()).promise(entry.id, record.file)
+        trusted = (self.trust or TrustFile.default(self.home.path)).promise(entry.id, record.file)
         return Located(path, entry, artefact, record.sha256, trusted, tuple(sorted(record.server_hashes)))
 
 

@@ -72,11 +72,11 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
             f"{entry.id} was never fetched here, so nothing is known of its file",
             hint=f"run 'ckptkit fetch {entry.id}' first",
         )
-    trusted = known.get(record.file)
-    if trusted is not None and trusted.sha256 != record.sha256 and not force:
+    trusted = trust.promise(entry.id, record.file)
+    if trusted is not None and trusted.value != record.sha256 and not force:
         raise IntegrityError(
-            f"{entry.id}: the cached file has sha256 {record.sha256}, but the lock file {trust.path} says "
-            f"{trusted.sha256}",
+            f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
+            f"{trusted.value}",
             hint=f"run 'ckptkit fetch {entry.id}' to see which is right; --force pins the cached one",
         )
     return record
@@ -85,6 +85,7 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
 def _remembered(entry: Entry, known: dict[str, Trusted]) -> Record | None:
     """Make a record of what the lock file knows; of several uploads the one that is tried first."""
     from ckptkit.store.cache import Record
+    from ckptkit.store.job import FOUND, IMPORTED
     from ckptkit.store.sources import plan_sources
 
     planned = {source.file: source.bn_statistics for source in reversed(plan_sources(entry))}
@@ -102,7 +103,7 @@ def _remembered(entry: Entry, known: dict[str, Trusted]) -> Record | None:
         fetched_at=seen.first_seen,
         used_url=seen.used_url,
         server_hashes=seen.server_hashes,
-        note=seen.note,
+        note={"import": IMPORTED, "cache": FOUND}.get(seen.how, ""),
         bn_statistics=planned.get(file),
     )
 
@@ -122,8 +123,8 @@ def _pin(entry: Entry, record: Record, force: bool) -> Pin:
             "and a checksum pinned from it would refuse the one with them",
             hint="fetch that one first, or give --force",
         )
-    # The published URL: a mirror's address would mean nothing to other readers of the file.
-    return Pin(entry.id, record.sha256, record.size, record.fetched_at, record.url, _note(record))
+    came_from = record.used_url or record.url
+    return Pin(entry.id, record.sha256, record.size, record.fetched_at, came_from, _note(record))
 
 
 def _is_lesser(entry: Entry, record: Record) -> bool:
@@ -134,5 +135,10 @@ def _is_lesser(entry: Entry, record: Record) -> bool:
 def _note(record: Record) -> str | None:
     """Say how the bytes came and what they were compared with, where that is more than the URL says."""
     hashes = " and ".join(sorted(record.server_hashes))
-    told = [record.note, f"the server's {hashes} held" if hashes else ""]
+    elsewhere = record.used_url not in ("", record.url)
+    told = [
+        record.note,
+        f"published at {record.url}" if elsewhere else "",
+        f"the server's {hashes} held" if hashes else "",
+    ]
     return "; ".join(text for text in told if text) or None

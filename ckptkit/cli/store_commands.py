@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from ckptkit.store.transport import Policy
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
+Overrule = Annotated[
+    bool,
+    typer.Option("--force", help="Replace what is cached, and take a file that does not fit the entry."),
+]
 AcceptNew = Annotated[
     bool,
     typer.Option(
         "--accept-new",
-        help="Accept a file that differs from the one fetched before; the lock file's history keeps the old.",
+        help="Accept a file that differs from the one that came before; the lock file's history keeps that.",
     ),
 ]
 RequireChecksum = Annotated[
@@ -83,7 +87,8 @@ def fetch_command(
     """Download published files into the cache, verify them, unpack archives; prints where they are.
 
     Interrupted downloads continue where they stopped. What is cached already is not downloaded again. A lock
-    file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused.
+    file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused. A
+    file whose checksum nobody knows must open as a checkpoint, and fit its entry.
 
     Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*' -j 2 --limit-rate 50MB
     · ckptkit fetch tiny-moat0-256 --require-checksum · ckptkit fetch moganet-xt-224 --force --accept-new
@@ -98,6 +103,7 @@ def fetch_command(
     from ckptkit.store.mirrors import parse_mirrors
     from ckptkit.store.throttle import Throttle, parse_rate
     from ckptkit.store.transport import Policy
+    from ckptkit.workspace import fits
 
     state = state_of(context)
     throttle = Throttle(parse_rate(limit_rate)) if limit_rate is not None else None
@@ -113,6 +119,7 @@ def fetch_command(
     fetching = partial(
         fetch,
         home=home,
+        fits=fits,
         offline=state.offline,
         mirrors=mirrors,
         force=force,
@@ -157,12 +164,15 @@ def import_command(
         typer.Argument(metavar="ID", help="The entry the file belongs to.", autocompletion=complete_ids),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file as published.")],
-    force: Force = False,
+    force: Overrule = False,
     accept_new: AcceptNew = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Take a file downloaded by hand into the cache: it is copied, hashed and checked like a download.
+
+    Where no checksum is known, it must open as a checkpoint and fit the entry. --accept-new replaces what
+    came before, --force takes any file.
 
     Examples: ckptkit import moganet-xt-256 downloaded.pth --dry-run
     · ckptkit import moganet-xt-256 downloaded.pth
@@ -170,6 +180,7 @@ def import_command(
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import import_file
     from ckptkit.store.sources import source_of_file
+    from ckptkit.workspace import fits
 
     state = state_of(context)
     entry = state.registry()[id]
@@ -183,6 +194,7 @@ def import_command(
         entry,
         file,
         home,
+        fits=fits,
         force=force,
         accept_new=accept_new,
         progress=output.progress,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import ConversionError, UsageError
-from ckptkit.families.base import Recognition
+from ckptkit.families.base import Recognition, Structure, families, get_family, recognise
 from ckptkit.families.leftovers import OPTIMIZER, OPTIMIZER_AVERAGES
 from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.layouts import Binding, Ignore, Table
@@ -20,7 +20,7 @@ from ckptkit.tensors import TensorSpec
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-__all__ = ["Ignored", "Known", "Match", "Weights", "match", "wanted_copy"]
+__all__ = ["Ignored", "Known", "Match", "Weights", "match", "refuse_another", "wanted_copy"]
 
 _NOT_CHOSEN: dict[Copy, Ignore] = {
     "ema": Ignore("moving averages", "", "the raw weights were chosen"),
@@ -233,6 +233,51 @@ class _Rest:
             self.unread[name] = self.known.unread[name]
         else:
             self.unexpected.append(name)
+
+
+def refuse_another(reader: Reader, entry: Entry) -> bool | None:
+    """Refuse a file of another architecture than its entry's; says whether BatchNorm's statistics are in it.
+
+    None where the architecture has no such statistics, or there is no model code for it. Tensors beyond those
+    of the architecture are no fault here.
+
+    Raises
+    ------
+    ConversionError
+        With what the file is instead; the message does not name the file.
+    """
+    if entry.family not in families() or entry.variant not in get_family(entry.family).variants:
+        return None
+    found = recognise(reader.specs)
+    if found is None:
+        names = ", ".join(list(reader.specs)[:3]) or "none"
+        raise ConversionError(
+            f"{len(reader.specs):,} tensors ({names} …) that are not those of {entry.variant}"
+        )
+    if found.variant != entry.variant:
+        raise ConversionError(f"a checkpoint of {found.variant}, not of {entry.variant}")
+    if found.layout != entry.layout and entry.layout in found.family.layouts:
+        raise ConversionError(f"names of the layout {found.layout}, not of {entry.layout}")
+    has, published = found.structure, entry.exact_parameters or entry.published_top1
+    if entry.pos_emb not in (None, has.pos_emb):
+        with_or_without = "with" if has.pos_emb else "without"
+        raise ConversionError(f"{entry.variant} {with_or_without} position embedding, unlike {entry.id}")
+    if published and has.num_classes != Structure().num_classes:
+        head = "no head" if has.num_classes is None else f"a head of {has.num_classes:,} classes"
+        raise ConversionError(
+            f"{entry.variant} with {head}, but {entry.id} has {Structure().num_classes:,} classes"
+        )
+    try:
+        matched = match(reader.specs, found, known=Known.of(reader, entry))
+    except ConversionError:  # only some parameters have moving averages: the others tell
+        matched = match(reader.specs, found, weights="raw")
+    statistics = [row for row in found.table.bindings if row.part == "bn_statistics"]
+    absent = [row.external for row in matched.missing if row.part != "bn_statistics"]
+    absent += [row.external for row, _ in matched.wrong_shape]
+    if absent:
+        count = "a tensor" if len(absent) == 1 else f"{len(absent):,} tensors"
+        raise ConversionError(f"{entry.variant}, but {count} missing or of another shape: {absent[0]}")
+    return not matched.lacks_bn_statistics if statistics else None
 
 
 def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: Known) -> Copy | None:

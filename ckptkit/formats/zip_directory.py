@@ -6,9 +6,11 @@ Source of the layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to 4.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError
@@ -78,6 +80,30 @@ class _End:
     offset: int
     stop: int
     comment: bytes
+
+
+def check_stored(path: Path) -> None:
+    """Compare every member of a zip archive that is stored as it is with its CRC-32.
+
+    A checksum of 0 says that none was kept, as ``torch.serialization.set_crc32_options(False)`` writes it.
+
+    Raises
+    ------
+    FormatError
+        When the archive is damaged.
+    """
+    with contextlib.closing(MappedFile(path)) as file:
+        for entry in read_directory(file).entries.values():
+            if entry.method != STORED or not entry.crc32:
+                continue
+            found = file.crc32(entry.offset, entry.packed)
+            file.release(entry.offset, entry.packed)
+            if found != entry.crc32:
+                raise FormatError(
+                    path,
+                    f"damaged member {entry.name[:200]!r}: CRC-32 is {found:08x}, not {entry.crc32:08x}",
+                    offset=entry.offset,
+                )
 
 
 def read_directory(file: MappedFile) -> ZipDirectory:

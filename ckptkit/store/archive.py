@@ -89,8 +89,8 @@ class StagedFolder:
                 if is_gone(orphan):
                     shutil.rmtree(orphan, ignore_errors=True)
             self._writer = new_writer()
-            self._temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
-            self._temporary.mkdir()
+            self.temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
+            self.temporary.mkdir()
         try:
             self._fill(archive, source)
         except FormatError as error:
@@ -104,7 +104,7 @@ class StagedFolder:
         for member, content in archive_members(archive, source):
             if member.name.casefold() == MARKER:
                 raise FormatError(archive, f"member {MARKER!r} has a name that ckptkit uses itself")
-            target = self._temporary.joinpath(*member.name.split("/"))
+            target = self.temporary.joinpath(*member.name.split("/"))
             if member.is_folder:
                 with translated(self.folder / member.name):
                     target.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class StagedFolder:
     def _write_marker(self) -> None:
         said = {"archive": self._archive, "sha256": self.sha256, "files": self._sizes}
         marker = json.dumps(said, indent=2).encode()
-        with translated(self.folder), (self._temporary / MARKER).open("xb") as stream:
+        with translated(self.folder), (self.temporary / MARKER).open("xb") as stream:
             stream.write(marker)
             stream.flush()
             sync_file(stream.fileno())
@@ -142,11 +142,11 @@ class StagedFolder:
         self._write_marker()
         with translated(self.folder):
             for attempt in range(_ATTEMPTS):
-                old = self._temporary.with_name(f"{self._temporary.name}.old{attempt}")
+                old = self.temporary.with_name(f"{self.temporary.name}.old{attempt}")
                 with contextlib.suppress(FileNotFoundError):
                     move(self.folder, old)
                 try:
-                    move(self._temporary, self.folder)
+                    move(self.temporary, self.folder)
                 except OSError:  # where locks do not exclude, another writer's folder may stand there now
                     if attempt == _ATTEMPTS - 1 or not self.folder.exists():
                         raise
@@ -159,7 +159,7 @@ class StagedFolder:
 
     def discard(self) -> None:
         """Remove what is not committed."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
         release(self._writer)
 
     def __enter__(self) -> Self:

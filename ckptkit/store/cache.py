@@ -63,7 +63,9 @@ class Record:
     note : str
         How it got here when not by download: ``imported by hand``.
     bn_statistics : bool or None
-        What the registry says of the source it came from.
+        Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says.
+    overruled : bool
+        Whether it does not fit its entry and was imported all the same.
     previous : list of mapping
         What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url.
     """
@@ -82,6 +84,7 @@ class Record:
     ckptkit_version: str = ""
     note: str = ""
     bn_statistics: bool | None = None
+    overruled: bool = False
     previous: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:

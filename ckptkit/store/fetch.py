@@ -6,27 +6,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
+from ckptkit.errors import (
+    CkptkitError,
+    FormatError,
+    IntegrityError,
+    NetworkError,
+    NotFoundError,
+    UsageError,
+    command,
+)
 from ckptkit.store.cache import Home
 from ckptkit.store.download import Notes, Progress, explain, silent, url_opener
 from ckptkit.store.github_digest import GitHub
 from ckptkit.store.integrity import hash_file
-from ckptkit.store.job import IMPORTED, Fetched, Job
+from ckptkit.store.job import IMPORTED, Fetched, Fits, Job, UnfitError, came
 from ckptkit.store.mirrors import Mirror
 from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
-from ckptkit.store.transport import Policy, SourceError, SourceGoneError, is_local, without_secrets
+from ckptkit.store.transport import (
+    Policy,
+    RefusedError,
+    SourceError,
+    SourceGoneError,
+    is_local,
+    without_secrets,
+)
 from ckptkit.store.trust import TrustFile
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-__all__ = ["Fetched", "fetch", "import_file"]
+__all__ = ["Fetched", "Fits", "fetch", "import_file"]
 
 
 def fetch(
     entry: Entry,
     home: Home,
     *,
+    fits: Fits,
     offline: bool = False,
     mirrors: Sequence[Mirror] = (),
     force: bool = False,
@@ -48,6 +64,8 @@ def fetch(
         A registry entry.
     home : Home
         The cache.
+    fits : Fits
+        Looks into a file whose checksum nobody knows, before it gets a name or a line in the lock file.
     offline : bool
         Never touch the network; ``file://`` sources still work.
     mirrors : sequence of Mirror
@@ -73,7 +91,7 @@ def fetch(
     policy : Policy, optional
         Timeouts, retries, clock.
     trust : TrustFile, optional
-        The lock file of what was fetched before; `TrustFile.default` where not given.
+        The lock file of what was fetched before; that of the cache where not given.
     github : GitHub, optional
         Where GitHub's API is asked for the digests of release assets.
 
@@ -86,13 +104,13 @@ def fetch(
     IntegrityError
         When the bytes are not those promised, or ``require_checksum`` and nobody promised anything.
     FormatError
-        When the archive is damaged or refused, or the lock file is damaged.
+        When no source gives a checkpoint of the entry, or the lock file is damaged.
     StorageError
         When the disk refuses.
     """
     refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
-    trust, github = trust or TrustFile.default(), github or GitHub()
-    job = Job(entry, home, accept_new, notes, warn or notes, trust, require_checksum, github)
+    trust, github = trust or TrustFile.default(home.path), github or GitHub()
+    job = Job(entry, home, accept_new, notes, warn or notes, trust, fits, require_checksum, github=github)
     trust.files(entry.id)  # a damaged lock file is said before anything is downloaded
     if require_checksum:
         records = [record.file for record in home.records(entry.id)]
@@ -125,6 +143,7 @@ def import_file(
     file: Path,
     home: Home,
     *,
+    fits: Fits,
     force: bool = False,
     accept_new: bool = False,
     progress: Progress | None = None,
@@ -134,12 +153,15 @@ def import_file(
 ) -> Fetched:
     """Take a file that somebody downloaded by hand; it is copied, hashed and checked like a download.
 
+    ``force`` replaces what is cached, and takes a file that does not fit the entry, with a warning;
+    ``accept_new`` replaces what is cached and what the lock file says.
+
     Raises
     ------
     NotFoundError
         When there is no such file.
     UsageError
-        When the entry is cached already and ``force`` is false.
+        When other bytes are cached already and neither ``force`` nor ``accept_new`` is given.
     IntegrityError, FormatError, StorageError
         As for `fetch`.
     """
@@ -147,20 +169,26 @@ def import_file(
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
-    job = Job(entry, home, accept_new, notes, warn or notes, trust or TrustFile.default())
+    trust = trust or TrustFile.default(home.path)
+    job = Job(entry, home, accept_new, notes, warn or notes, trust, fits, overrule=force)
     job.trust.files(entry.id)
     with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
-        there = None if force else job.intact(verify=False, offline=True, quiet=True)
+        there = None if force or accept_new else job.intact(verify=False, offline=True, quiet=True)
         if there is not None:
             if there.record.sha256 == hash_file(file).sha256:
                 return there
             raise UsageError(
-                f"{entry.id} is cached already, with other bytes", hint="give --force to replace it"
+                f"{entry.id} is cached already, with other bytes ({came(there.record)})",
+                hint=command("import", entry.id, file, "--accept-new").replace("Run", "To replace them", 1),
             )
         origin = source_of_file(entry, file)
         with url_opener(Policy()) as opener:
             try:
                 return job.take(origin, opener, Policy(), progress, IMPORTED)
+            except UnfitError as error:
+                run = command("import", entry.id, file, "--force")
+                hint = run.replace("Run", "To take it all the same", 1)
+                raise FormatError(file, str(error), hint=hint) from error
             except SourceError as error:
                 raise FormatError(file, str(error), hint="give the file as it was published") from error
 
@@ -191,8 +219,7 @@ def _download(
             try:
                 return job.take(planned, opener, policy, progress, "")
             except SourceError as error:
-                if planned.bn_statistics is not False:
-                    withheld |= not isinstance(error, SourceGoneError)
+                withheld |= planned.bn_statistics is not False and not _is_gone(error)
                 failures.append((planned.used_url, error))
                 job.notes(f"{without_secrets(planned.used_url)}: {error}")
             except IntegrityError as error:
@@ -212,11 +239,11 @@ def _nothing(
     failures: Sequence[tuple[str, Exception]],
     lesser: Sequence[PlannedSource],
     offline: bool,
-) -> NetworkError:
+) -> CkptkitError:
     manual = [source for source in entry.sources if source.manual]
     by_hand = f"ckptkit import {entry.id} FILE"
     if failures:
-        hint = "try again later, or give a --mirror"
+        hint = _what_helps([error for _, error in failures])
         if lesser:
             hint += (
                 f"; {without_secrets(lesser[0].url)} has no BatchNorm moving statistics and is taken only "
@@ -224,7 +251,10 @@ def _nothing(
             )
         if manual:
             hint += f"; or download it by hand from {manual[0].url} and run '{by_hand}'"
-        return NetworkError(f"{entry.id}: no source gave the file: {explain(failures)}", hint=hint)
+        said = f"no source gave the file: {explain(failures)}"
+        if not lesser and all(isinstance(error, UnfitError) for _, error in failures):
+            return FormatError(entry.id, said, hint=hint)
+        return NetworkError(f"{entry.id}: {said}", hint=hint)
     if offline and len(manual) < len(entry.sources):
         return NetworkError(
             f"{entry.id} is not cached, and --offline forbids to fetch it",
@@ -232,3 +262,19 @@ def _nothing(
         )
     where = f" from {manual[0].url}" if manual else ""
     return NetworkError(f"{entry.id} can only be downloaded by hand{where}", hint=f"then run '{by_hand}'")
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether a source does not have the file, and will not have it by waiting."""
+    return isinstance(error, SourceGoneError) or (isinstance(error, UnfitError) and error.is_another)
+
+
+def _what_helps(errors: Sequence[Exception]) -> str:
+    refused = next((error.login for error in errors if isinstance(error, RefusedError) and error.login), "")
+    if refused:
+        return f"renew {refused} or remove it, or give a --mirror"
+    if all(_is_gone(error) for error in errors):
+        return "correct the sources in the registry, or give a --mirror"
+    if all(isinstance(error, UnfitError) and not error.is_text for error in errors):
+        return "nothing was kept; run the same command again, or give a --mirror"
+    return "try again later, or give a --mirror"

@@ -139,7 +139,7 @@ class HttpClient:
         """Raise what 401 or 403 means."""
         said = _status_line(answer)
         if where := self._refused.get(_host(answer.url)):
-            raise RefusedError(f"{said}: {where} was refused, and so was the request without it")
+            raise RefusedError(f"{said}: {where} was refused, and so was the request without it", where)
         if plain and not (urlsplit(url).scheme.lower() == "http" and self._proxies(url)):
             raise SourceGoneError(said)
         raise RefusedError(said)

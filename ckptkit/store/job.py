@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from ckptkit._version import __version__
-from ckptkit.errors import FormatError, IntegrityError, StorageError
+from ckptkit.errors import CkptkitError, ConversionError, FormatError, IntegrityError, StorageError, command
 from ckptkit.store.archive import (
     StagedFolder,
     checkpoint_in,
@@ -27,15 +29,16 @@ from ckptkit.store.github_digest import GitHub, NoDigestError
 from ckptkit.store.integrity import Digests, Promise, as_mapping, compare, hash_file
 from ckptkit.store.partial import Partial
 from ckptkit.store.sources import PlannedSource, plan_sources
-from ckptkit.store.transport import Opener, Policy, without_secrets
+from ckptkit.store.transport import Opener, Policy, SourceError, file_path, without_secrets
 from ckptkit.store.trust import ENVIRONMENT as TRUST_ENVIRONMENT
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.store.trust import Trusted, TrustFile, in_words
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
 IMPORTED = "imported by hand"
 FOUND = "found in the cache without a sound record"
+_QUOTED = 200
 _MOST_KEPT = 100
 """Earlier checksums that a record keeps; the lock file keeps all."""
 
@@ -64,6 +67,43 @@ class Fetched:
     held: tuple[Promise, ...] = ()
 
 
+class Fits(Protocol):
+    """Looks into a file that no checksum vouches for: whether it is what an entry publishes."""
+
+    def __call__(self, path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
+        """Whether the file holds BatchNorm's moving statistics; None where that cannot be told.
+
+        ``deep`` compares the checksums that the container stores of its contents as well.
+
+        Raises
+        ------
+        FormatError
+            When it is not a checkpoint, or a damaged one.
+        ConversionError
+            When it is a checkpoint of something else.
+        """
+
+
+class UnfitError(SourceError):
+    """A source gave something else than the entry's file.
+
+    Parameters
+    ----------
+    error : FormatError or ConversionError
+        What it gave.
+    path : Path
+        Its temporary name, which the message leaves out.
+    head : bytes
+        Its first bytes.
+    """
+
+    def __init__(self, error: CkptkitError, path: Path, head: bytes) -> None:
+        text = _text(head)
+        super().__init__(_without_path(error, path) + (f": {text!r}" if text else ""))
+        self.is_another = isinstance(error, ConversionError)
+        self.is_text = bool(text)
+
+
 @dataclass
 class Job:
     """One entry on its way into the cache."""
@@ -73,8 +113,11 @@ class Job:
     accept_new: bool
     notes: Notes
     warn: Notes
-    trust: TrustFile = field(default_factory=TrustFile.default)
+    trust: TrustFile
+    fits: Fits
     require_checksum: bool = False
+    overrule: bool = False
+    """Whether a file that does not fit is taken all the same."""
     github: GitHub = field(default_factory=GitHub)
 
     def untouched(self) -> Fetched | None:
@@ -89,8 +132,12 @@ class Job:
         artefact = self.home.artefact(record)
         if is_archive_name(record.file):
             folder = self._unpacked(record)
-            return self._found(checkpoint_in(folder), artefact, record) if folder else None
-        return self._found(artefact, artefact, record)
+            if folder is None:
+                return None
+            path = checkpoint_in(folder)
+        else:
+            path = artefact
+        return None if self._misfit(record, path) else self._found(path, artefact, record)
 
     def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
         """Return what is cached if its bytes are still the recorded ones; unpacks it anew where need be."""
@@ -117,6 +164,11 @@ class Job:
                 folder = self.home.unpacked_folder(self.entry.id)
                 unpack(artefact, folder, sha256=record.sha256)
             path = checkpoint_in(folder)
+        if misfit := self._misfit(record, path):
+            if offline and not quiet:
+                raise IntegrityError(f"{artefact}: {misfit}", hint="run without --offline to fetch it again")
+            notes(f"{artefact}: {misfit}; fetching it again")
+            return None
         return self._found(path, artefact, record)
 
     def _unpacked(self, record: Record) -> Path | None:
@@ -167,6 +219,17 @@ class Job:
             return f"sha256 is {record.sha256}, but {known.origin} says {known.value}"
         if known is None and self.require_checksum:
             return f"no checksum of it is known from elsewhere, and {self.trust.path} has none"
+        return None
+
+    def _misfit(self, record: Record, path: Path) -> str | None:
+        """Why cached bytes that no checksum vouches for are not the entry's file."""
+        known = self.entry.sha256 or getattr(self.trust.get(self.entry.id, record.file), "sha256", None)
+        if known == record.sha256 or record.overruled:
+            return None
+        try:
+            self.fits(path, self.entry, deep=record.note == FOUND)
+        except (FormatError, ConversionError) as error:
+            return _without_path(error, path)
         return None
 
     def _checked(self, artefact: Path, record: Record, *, verify: bool) -> Record:
@@ -220,9 +283,9 @@ class Job:
         early = EarlyUnpack(partial, folder, enabled=policy.connections == 1)
         watched = early.watching(progress)
         promised: tuple[Promise, ...] = ()
-        held: tuple[Promise, ...] = ()
+        again = False
         try:
-            for again in (False, True):
+            while True:
                 Download(
                     planned.used_url,
                     partial,
@@ -233,41 +296,50 @@ class Job:
                     self.notes,
                     self._decides(planned.file) and not again,
                 ).run()
-                joined = partial.joined
+                joined = partial.joined and not again
                 promised = promised or self._published_digest(planned, policy)
                 partial.promises = tuple(dict.fromkeys((*partial.promises, *promised)))
                 try:
-                    held = self._check(planned, partial)
-                    break
-                except IntegrityError as error:
-                    partial.discard()
-                    if again or not joined:
+                    return self._commit(planned, partial, note, early)
+                except (IntegrityError, UnfitError) as error:
+                    if not joined:
                         raise
-                    self.notes(f"{error.message}; the parts do not fit together, downloading it whole")
-                    policy = replace(policy, connections=1)
-            return self._commit(planned, partial, note, held, early)
-        except (IntegrityError, FormatError):
+                    partial.discard()
+                    self.notes(f"{error}; the parts do not fit together, downloading it whole")
+                    policy, again = replace(policy, connections=1), True
+        except (IntegrityError, FormatError, UnfitError):
             partial.discard()
             raise
         finally:
             early.drop()
             partial.close()
 
-    def _check(self, planned: PlannedSource, partial: Partial) -> tuple[Promise, ...]:
-        """Compare what came with everything that was promised; returns the promises that held."""
+    def _check(self, planned: PlannedSource, partial: Partial, note: str) -> tuple[tuple[Promise, ...], bool]:
+        """Compare what came with everything that was promised.
+
+        Returns the promises that held, and whether one of them is older than this download: what a server
+        says of its own answer shows only that it came whole.
+        """
         found = partial.digests()
         where = f"{planned.file} from {host_of(planned.used_url)}"
         if self.entry.sha256:
             pin = Promise("sha256", self.entry.sha256, "the registry")
             compare(where, found, [pin], hint="the file is not the pinned one; nothing was kept")
-            return (pin,)
+            return (pin,), True
         compare(where, found, partial.promises, hint="it was damaged on the way; run the same command again")
-        if self.accept_new:
-            return partial.promises
         earlier = self._earlier(planned.file)
-        hint = "the published file has changed; look into it, then give --accept-new to take it"
-        compare(where, found, earlier, hint=hint)
-        return (*partial.promises, *earlier)
+        if self.accept_new:
+            earlier = [promise for promise in earlier if promise.value == found.of(promise.algorithm)]
+        compare(where, found, earlier, hint=self._take_back(planned, note))
+        return (*partial.promises, *earlier), bool(earlier)
+
+    def _take_back(self, planned: PlannedSource, note: str) -> str:
+        """What to do where the bytes are not those of an earlier record, which may be the wrong one."""
+        if note == IMPORTED:
+            run = command("import", self.entry.id, file_path(planned.used_url), "--accept-new")
+        else:
+            run = command("fetch", self.entry.id, "--force", "--accept-new")
+        return f"Either may be the wrong one. If it is the earlier record, replace it. {run}"
 
     def _earlier(self, file: str) -> list[Promise]:
         """What an earlier fetch found: the lock file says it, else the cache's own records."""
@@ -275,7 +347,11 @@ class Job:
         if known is not None:
             return [known]
         return [
-            Promise("sha256", record.sha256, f"the fetch of {record.fetched_at}")
+            Promise(
+                "sha256",
+                record.sha256,
+                f"its record ({came(record)})",
+            )
             for record in self.home.records(self.entry.id)
             if record.file == file
         ]
@@ -299,8 +375,8 @@ class Job:
             first_seen=record.fetched_at,
             url=record.url if urlsplit(record.url).username is None else without_secrets(record.url),
             used_url=record.used_url,
+            how=_how(record),
             server_hashes=record.server_hashes,
-            note=record.note,
         )
         accept = self.accept_new or self.entry.sha256 is not None
         try:
@@ -322,10 +398,10 @@ class Job:
         planned: PlannedSource,
         partial: Partial,
         note: str,
-        held: tuple[Promise, ...],
         early: EarlyUnpack,
     ) -> Fetched:
-        """Unpack, record, rename: a refused archive leaves nothing, and a named file has a record."""
+        """Check, unpack, record, rename: what is refused leaves nothing, and a named file has a record."""
+        held, known = self._check(planned, partial, note)
         found = partial.digests()
         record = self._record(planned, found, note, partial.sync(), partial)
         record = replace(record, previous=self._previous(record))
@@ -334,10 +410,18 @@ class Job:
         with ExitStack() as stack:
             staged = None
             if is_archive_name(planned.file):
-                staged = stack.enter_context(
-                    early.take(found.sha256)
-                    or StagedFolder(partial.path, folder, shown=final, sha256=found.sha256)
-                )
+                try:
+                    staged = stack.enter_context(
+                        early.take(found.sha256)
+                        or StagedFolder(partial.path, folder, shown=final, sha256=found.sha256)
+                    )
+                except FormatError as error:
+                    if known:
+                        raise
+                    raise UnfitError(error, final, partial.head) from error
+            if not known:
+                base = checkpoint_in(staged.temporary) if staged else partial.path
+                record = self._fitting(record, base, partial.head)
             self._remember(record, unwritable=self.warn)
             write_json(_record_path(final), record.to_json())
             partial.rename()
@@ -350,6 +434,22 @@ class Job:
             self.warn(_no_statistics(self.entry.id, record.file))
         path = checkpoint_in(folder) if staged else final
         return Fetched(path, final, record, from_cache=False, held=held)
+
+    def _fitting(self, record: Record, path: Path, head: bytes) -> Record:
+        """Refuse what came when it is not the entry's checkpoint; the record says what is in it."""
+        try:
+            statistics = self.fits(path, self.entry)
+            if statistics is False and record.bn_statistics and record.note != IMPORTED:
+                raise ConversionError(
+                    f"{path}: no BatchNorm moving statistics, which this upload should have"
+                )
+        except (FormatError, ConversionError) as error:
+            unfit = UnfitError(error, path, head)
+            if not self.overrule:
+                raise unfit from error
+            self.warn(f"{record.file} is taken although it does not fit {self.entry.id}: {unfit}")
+            return replace(record, bn_statistics=None, overruled=True)
+        return record if statistics is None else replace(record, bn_statistics=statistics)
 
     def _previous(self, record: Record) -> list[dict[str, Any]]:
         """Return what the record that is about to be replaced says, and what it kept of those before it."""
@@ -381,6 +481,33 @@ class Job:
             note=note,
             bn_statistics=planned.bn_statistics,
         )
+
+
+def _without_path(error: CkptkitError, path: Path) -> str:
+    """What an error says of a file under a temporary name."""
+    said = error.message.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
+    return said.replace(f"{path}{os.sep}", "").replace(str(path), "it")
+
+
+def _text(head: bytes) -> str:
+    """What a text begins with, empty for other bytes: an answer in place of a file mostly says why."""
+    try:
+        text = " ".join(codecs.getincrementaldecoder("utf-8")().decode(head[:_QUOTED]).split())
+    except UnicodeDecodeError:
+        return ""
+    return text if text.isprintable() else ""
+
+
+def came(record: Record) -> str:
+    """How, when and from where a cached file came."""
+    return in_words(_how(record), record.fetched_at, record.used_url)
+
+
+def _how(record: Record) -> str:
+    """How the bytes came: a key of `ckptkit.store.trust.HOW`."""
+    if record.note:
+        return {IMPORTED: "import", FOUND: "cache"}.get(record.note, "download")
+    return "download" if record.used_url == without_secrets(record.url) else "mirror"
 
 
 def _no_statistics(id: str, file: str) -> str:

@@ -217,7 +217,19 @@ class SourceGoneError(SourceError):
 
 
 class RefusedError(SourceError):
-    """401 or 403 to more than the plain request for the file, which says nothing of the file itself."""
+    """401 or 403 to more than the plain request for the file, which says nothing of the file itself.
+
+    Parameters
+    ----------
+    reason : str
+        What was answered.
+    login : str
+        In words the credentials that were refused first, if any were sent.
+    """
+
+    def __init__(self, reason: str, login: str = "") -> None:
+        super().__init__(reason)
+        self.login = login
 
 
 class PassingError(Exception):

@@ -1,11 +1,14 @@
-"""The user's lock file: what each published file was when it was first fetched (trust on first use).
+"""The lock file of a cache: what each published file was when it was first fetched (trust on first use).
 
-It lies in the user's configuration folder, so that it outlives the cache, or where ``CKPTKIT_TRUST`` says:
-kept in a repository, it ties the fetches of a CI job to what somebody looked at. Sorted JSON::
+That of the default cache lies in the user's configuration folder, so that it outlives the cache. Any other
+cache has its own inside, so that what a test server gave is never held against the published files.
+``CKPTKIT_TRUST`` names another: kept in a repository, it ties a CI job to what somebody looked at. Sorted
+JSON::
 
     {"ckptkit_lock": 1,
-     "entries": {"<id>": {"<file>": {"sha256": …, "size": …, "first_seen": …, "url": …, "used_url": …,
-                                     "server_hashes": {…}, "note": "", "history": [{…, "replaced_at": …}]}}}}
+     "entries": {"<id>": {"<file>": {"sha256": …, "size": …, "first_seen": …, "how": …, "url": …,
+                                     "used_url": …, "server_hashes": {…},
+                                     "history": [{…, "replaced_at": …}]}}}}
 
 A file that cannot be read as that is refused, never taken for an empty one: to forget a checksum silently is
 to trust whatever comes next.
@@ -24,15 +27,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import FormatError, IntegrityError, storage_error
-from ckptkit.places import platform_folder, user_path
+from ckptkit.errors import FormatError, IntegrityError, command, storage_error
+from ckptkit.places import home_folders, platform_folder, user_path
 from ckptkit.store.integrity import Promise
 
 ENVIRONMENT = "CKPTKIT_TRUST"
 FILE_NAME = "ckptkit.lock"
 _VERSION = 1
 _MAX_BYTES = 16 << 20
-_TEXTS = ("first_seen", "url", "used_url", "note")
+_TEXTS = ("first_seen", "how", "url", "used_url")
+HOW = {
+    "download": "downloaded",
+    "mirror": "downloaded from a mirror",
+    "import": "imported",
+    "cache": "found in the cache",
+}
+"""How bytes came here, and how a message says it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +59,10 @@ class Trusted:
         ISO 8601, UTC.
     url, used_url : str
         The published URL, and where the bytes really came from.
+    how : str
+        A key of `HOW`.
     server_hashes : Mapping of str to str
         Checksums the server promised then (and the bytes kept), algorithm → hex.
-    note : str
-        How the file came here when not by download.
     history : tuple of Trusted
         What was trusted before, oldest first.
     replaced_at : str
@@ -64,8 +74,8 @@ class Trusted:
     first_seen: str
     url: str
     used_url: str = ""
+    how: str = "download"
     server_hashes: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
     history: tuple[Trusted, ...] = ()
     replaced_at: str = ""
 
@@ -99,11 +109,14 @@ class TrustFile:
         self.path = path
 
     @classmethod
-    def default(cls) -> TrustFile:
-        """``$CKPTKIT_TRUST``, else ``ckptkit.lock`` in the user's configuration folder."""
+    def default(cls, home: Path | None = None) -> TrustFile:
+        """``$CKPTKIT_TRUST``, else the lock file of a cache folder, of the one in use where none is given."""
         given = os.environ.get(ENVIRONMENT, "").strip()
         if given:
             return cls(user_path(given))
+        home = home or home_folders()[0]
+        if home != platform_folder("cache"):
+            return cls(home / FILE_NAME)
         return cls(platform_folder("config") / FILE_NAME)
 
     def get(self, id: str, file: str) -> Trusted | None:
@@ -163,7 +176,7 @@ class TrustFile:
             if known is not None and not accept:
                 raise IntegrityError(
                     f"{id}: {file} has sha256 {seen.sha256}, but {self._named(known)} says {known.sha256}",
-                    hint="look into it, then give --accept-new to take it",
+                    hint=f"either may be the wrong one. {command('fetch', id, '--force', '--accept-new')}",
                 )
             past: tuple[Trusted, ...] = ()
             if known is not None:
@@ -174,8 +187,8 @@ class TrustFile:
             return known
 
     def _named(self, known: Trusted) -> str:
-        where = f" at {known.used_url or known.url}" if known.used_url or known.url else ""
-        return f"the lock file {self.path} (seen {known.first_seen}{where})"
+        came = in_words(known.how, known.first_seen, known.used_url or known.url)
+        return f"the lock file {self.path} ({came})"
 
     def _load(self) -> dict[str, dict[str, Trusted]]:
         try:
@@ -229,6 +242,17 @@ class TrustFile:
             staged.commit()
 
 
+def in_words(how: str, when: str, where: str) -> str:
+    """How, when and from where bytes came.
+
+    Examples
+    --------
+    >>> in_words("import", "2026-01-02T03:04:05+00:00", "file:///home/me/cat.jpg")
+    'imported 2026-01-02T03:04:05+00:00 from file:///home/me/cat.jpg'
+    """
+    return f"{HOW[how]} {when}" + (f" from {where}" if where else "")
+
+
 def _same(known: Trusted | None, seen: Trusted) -> bool:
     return known is not None and known.sha256 == seen.sha256
 
@@ -256,16 +280,20 @@ def _entries(value: Any) -> dict[str, dict[str, Trusted]]:
 
 def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
     extra = "replaced_at" if past else "history"
-    _refuse_other_keys(_mapping(value, where), {"sha256", "size", "server_hashes", extra, *_TEXTS}, where)
+    known = {"sha256", "size", "server_hashes", "note", extra, *_TEXTS}
+    _refuse_other_keys(_mapping(value, where), known, where)
     sha256, size = value.get("sha256"), value.get("size")
     if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise ValueError(f"{where}: sha256 is not 64 lower-case hex digits")
     if type(size) is not int or size < 0:
         raise ValueError(f"{where}: size is not a number of bytes")
     texts = {name: value.get(name, "") for name in _TEXTS}
+    texts["how"] = texts["how"] or _how(value)
     hashes = _mapping(value.get("server_hashes", {}), f"{where}: server_hashes")
     if not all(isinstance(text, str) for text in (*texts.values(), *hashes.values())):
         raise ValueError(f"{where}: something that is no text where one belongs")
+    if texts["how"] not in HOW:
+        raise ValueError(f"{where}: how is {texts['how']!r}, not one of {', '.join(HOW)}")
     if not texts["first_seen"]:
         raise ValueError(f"{where}: no first_seen")
     if past:
@@ -277,6 +305,13 @@ def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
         raise ValueError(f"{where}: history is no list")
     earlier = tuple(_trusted(one, f"{where}: history", past=True) for one in history)
     return Trusted(sha256, size, **texts, server_hashes=hashes, history=earlier)
+
+
+def _how(value: Mapping[str, Any]) -> str:
+    """How the bytes came, as ckptkit 0.1.0 said it."""
+    notes = {"imported by hand": "import", "found in the cache without a sound record": "cache"}
+    mirrored = value.get("used_url") not in ("", None, value.get("url"))
+    return notes.get(str(value.get("note")), "mirror" if mirrored else "download")
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

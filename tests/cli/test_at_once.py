@@ -18,7 +18,7 @@ from ckptkit.cli.app import main
 from ckptkit.cli.at_once import Works
 from ckptkit.errors import NetworkError
 from ckptkit.store.cache import Home
-from tests.support.entries import final_files, random_bytes
+from tests.support.entries import final_files, pinned, random_bytes
 from tests.support.http_server import Answer, FaultServer, Request, goog_hash, slowly, stall, status
 from tests.support.running import finish, registry_file, start, wait_until
 
@@ -30,7 +30,7 @@ def serve(server: FaultServer, folder: Path, bodies: dict[str, bytes]) -> Path:
     entries = []
     for id, body in bodies.items():
         url = server.serve(f"/{id}.pth", body, headers=goog_hash(body))
-        entries.append({"id": id, "sources": [{"url": url}]})
+        entries.append({"id": id, "sources": [{"url": url}], **pinned(body)})
     return registry_file(folder, *entries)
 
 
@@ -76,7 +76,7 @@ def test_a_failure_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixtu
     with FaultServer() as server:
         overlay = serve(server, tmp_path, bodies)
         server.fail("/test-002.pth", status(404))
-        server.serve("/test-004.pth", bodies["test-004"], headers=goog_hash(b"something else"))
+        server.serve("/test-004.pth", b"something else")
         code, out, err = run(overlay, capsys, "test-*", "-j", "4", "--json")
     results = json.loads(out)
     assert [result["id"] for result in results] == list(bodies)

@@ -152,7 +152,8 @@ def test_pin_in_a_source_tree_writes_its_registry(
 def remember(id: str, sha256: str, *, source: int = 0, **facts: object) -> None:
     """Have the lock file know an entry's file, as a fetch into a cache that is gone would have left it."""
     url = load_registry()[id].sources[source].url
-    seen = Trusted(sha256, 7, "2025-05-05T05:05:05+00:00", url, url, **facts)
+    facts = {"used_url": url, **facts}
+    seen = Trusted(sha256, 7, "2025-05-05T05:05:05+00:00", url, **facts)
     TrustFile.default().remember(id, url.rpartition("/")[2], seen)
 
 
@@ -162,24 +163,32 @@ def pinned(overlay: Path) -> dict[str, dict[str, object]]:
 
 def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_path: Path) -> None:
     cached = cache("moat0-224")
-    remember(
-        "moat1-224", "a" * 64, server_hashes={"md5": "0" * 32, "crc32c": "0" * 8}, note="imported by hand"
-    )
+    imported = {"used_url": "file:///home/me/moat1.tar.gz", "how": "import"}
+    remember("moat1-224", "a" * 64, server_hashes={"md5": "0" * 32, "crc32c": "0" * 8}, **imported)
+    mirrored = {"used_url": "http://127.0.0.1:8765/moat2.tar.gz", "how": "mirror"}
+    remember("moat2-384", "b" * 64, **mirrored)
     overlay = tmp_path / "mine.yaml"
     result = run("registry", "pin", "--all", "--file", overlay)
     assert result.code == 0
-    assert "2 of 42 entries were fetched" in result.err
+    assert "3 of 42 entries were fetched" in result.err
     entries = pinned(overlay)
-    assert list(entries) == ["moat0-224", "moat1-224"]
+    assert list(entries) == ["moat0-224", "moat1-224", "moat2-384"]
+    published = {id: load_registry()[id].sources[0].url for id in entries}
     assert entries["moat0-224"]["hash_provenance"] == {"observed_at": WHEN, "url": cached.url}
     assert entries["moat1-224"] == {
         "sha256": "a" * 64,
         "size": 7,
         "hash_provenance": {
             "observed_at": "2025-05-05T05:05:05+00:00",
-            "url": load_registry()["moat1-224"].sources[0].url,
-            "note": "imported by hand; the server's crc32c and md5 held",
+            "url": "file:///home/me/moat1.tar.gz",
+            "note": f"imported by hand; published at {published['moat1-224']}; "
+            "the server's crc32c and md5 held",
         },
+    }
+    assert entries["moat2-384"]["hash_provenance"] == {
+        "observed_at": "2025-05-05T05:05:05+00:00",
+        "url": "http://127.0.0.1:8765/moat2.tar.gz",
+        "note": f"published at {published['moat2-384']}",
     }
     assert run("registry", "validate", overlay).code == 0
     again = run("registry", "pin", "--all", "--registry", overlay)

@@ -6,24 +6,24 @@ import hashlib
 import json
 import os
 import pty
+import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ckptkit.cli.app import main
 from ckptkit.store.cache import Home
-from tests.support.entries import random_bytes, tar_gz
+from tests.support.commands import Runner, runner
+from tests.support.entries import XT, a_checkpoint, published_tiny, published_xt, random_bytes
 from tests.support.http_server import FaultServer, goog_hash
 from tests.support.running import registry_file
-
-BODY = random_bytes(100_000)
-OTHER = random_bytes(100_000, seed=2)
-ARCHIVE = tar_gz({"moat/m.index": b"index", "moat/m.data-00000-of-00001": BODY})
 
 
 @dataclass
@@ -42,12 +42,12 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def run(server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Return a function that runs ckptkit with a registry of three entries on the test's server."""
-    server.serve("/a.tar.gz", ARCHIVE, headers=goog_hash(ARCHIVE))
-    server.serve("/b.pth", BODY)
+    server.serve("/a.tar.gz", published_tiny(), headers=goog_hash(published_tiny()))
+    server.serve("/b.pth", published_xt())
     overlay = registry_file(
         tmp_path,
         {"id": "test-a", "sources": [{"url": server.url("/a.tar.gz")}]},
-        {"id": "test-b", "sources": [{"url": server.url("/b.pth")}]},
+        {"id": "test-b", "sources": [{"url": server.url("/b.pth")}], **XT},
         {"id": "test-hand", "sources": [{"url": "https://pan.baidu.com/s/1?pwd=x", "manual": True}]},
     )
 
@@ -63,7 +63,7 @@ def run(server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_fetch_prints_the_path_and_nothing_else_on_stdout(run, server: FaultServer) -> None:
     first = run("fetch", "test-a")
-    folder = Home.default().unpacked_folder("test-a") / "moat"
+    folder = Home.default().unpacked_folder("test-a") / "tiny"
     assert (first.code, first.out) == (0, f"{folder}\n")
     assert "crc32c and md5 as the server says" in first.err
     again = run("fetch", "test-a")
@@ -76,7 +76,7 @@ def test_fetch_prints_the_path_and_nothing_else_on_stdout(run, server: FaultServ
 def test_it_says_when_nobody_promised_a_checksum(run) -> None:
     result = run("fetch", "test-b")
     assert (
-        f"nobody publishes a checksum to compare with; sha256 {hashlib.sha256(BODY).hexdigest()}"
+        f"nobody publishes a checksum to compare with; sha256 {hashlib.sha256(published_xt()).hexdigest()}"
         in result.err
     )
 
@@ -113,7 +113,7 @@ def test_errors_are_one_line_and_a_code(run, arguments: list[str], code: int, sa
 
 
 def test_damage_returns_5_and_leaves_nothing(run, server: FaultServer) -> None:
-    server.serve("/a.tar.gz", ARCHIVE, headers=goog_hash(b"something else"))
+    server.serve("/a.tar.gz", published_tiny(), headers=goog_hash(b"something else"))
     result = run("fetch", "test-a")
     assert (result.code, result.out) == (5, "") and "x-goog-hash says" in result.err
     assert Home.default().fetched_ids() == []
@@ -122,12 +122,12 @@ def test_damage_returns_5_and_leaves_nothing(run, server: FaultServer) -> None:
 
 def test_a_changed_file_needs_accept_new(run, server: FaultServer) -> None:
     run("fetch", "test-b")
-    server.serve("/b.pth", OTHER)
+    server.serve("/b.pth", published_xt(b"other"))
     assert run("fetch", "test-b").code == 0  # still the cached one
     refused = run("fetch", "test-b", "--force")
     assert refused.code == 5 and "--accept-new" in refused.err
     accepted = run("fetch", "test-b", "--force", "--accept-new")
-    assert accepted.code == 0 and Path(accepted.out.strip()).read_bytes() == OTHER
+    assert accepted.code == 0 and Path(accepted.out.strip()).read_bytes() == published_xt(b"other")
 
 
 def test_dry_run_says_what_from_where_to_where(run, server: FaultServer) -> None:
@@ -147,8 +147,8 @@ def test_json(run) -> None:
     result = run("fetch", "test-b", "test-hand", "--json")
     fetched, failed = json.loads(result.out)
     assert result.code == 4
-    assert fetched["sha256"] == hashlib.sha256(BODY).hexdigest() and not fetched["from_cache"]
-    assert Path(fetched["path"]).read_bytes() == BODY
+    assert fetched["sha256"] == hashlib.sha256(published_xt()).hexdigest() and not fetched["from_cache"]
+    assert Path(fetched["path"]).read_bytes() == published_xt()
     assert (failed["id"], failed["exit_code"]) == ("test-hand", 4)
 
 
@@ -156,7 +156,7 @@ def test_json(run) -> None:
 def test_a_mirror(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FaultServer, where: str
 ) -> None:
-    (tmp_path / "b.pth").write_bytes(BODY)
+    (tmp_path / "b.pth").write_bytes(published_xt())
     rule = f"{server.base}={tmp_path.as_uri()}"
     if where == "environment":
         monkeypatch.setenv("CKPTKIT_MIRROR", rule)
@@ -169,12 +169,12 @@ def test_a_mirror(
 
 def test_import(run, tmp_path: Path, server: FaultServer) -> None:
     file = tmp_path / "a.tar.gz"
-    file.write_bytes(ARCHIVE)
+    file.write_bytes(published_tiny())
     dry = run("import", "test-a", file, "--dry-run")
     assert dry.out == f"{file} -> {Home.default().artefact_folder('test-a') / 'a.tar.gz'}\n"
     assert not Home.default().is_cached("test-a")
     done = run("import", "test-a", file)
-    assert (done.code, done.out) == (0, f"{Home.default().unpacked_folder('test-a') / 'moat'}\n")
+    assert (done.code, done.out) == (0, f"{Home.default().unpacked_folder('test-a') / 'tiny'}\n")
     assert json.loads(run("import", "test-a", file, "--json").out)["note"] == "imported by hand"
     assert run("fetch", "test-a").out == done.out
     assert server.requests == []
@@ -184,8 +184,8 @@ def test_import(run, tmp_path: Path, server: FaultServer) -> None:
 
 
 def test_a_bar_on_a_terminal(server: FaultServer, tmp_path: Path) -> None:
-    server.serve("/b.pth", BODY)
-    overlay = registry_file(tmp_path, {"id": "test-b", "sources": [{"url": server.url("/b.pth")}]})
+    server.serve("/b.pth", published_xt())
+    overlay = registry_file(tmp_path, {"id": "test-b", "sources": [{"url": server.url("/b.pth")}], **XT})
     command = [sys.executable, "-m", "ckptkit.cli.app", "fetch", "test-b", "--registry", str(overlay)]
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -211,23 +211,25 @@ def test_it_says_what_the_bytes_were_compared_with(run) -> None:
     run("fetch", "test-b")
     again = run("fetch", "test-b", "--force", "--json")
     lock = os.environ["CKPTKIT_TRUST"]
-    assert f"sha256 as the lock file {lock} (seen " in again.err and "nobody publishes" not in again.err
+    assert f"sha256 as the lock file {lock} (downloaded " in again.err and "nobody publishes" not in again.err
     (compared,) = json.loads(again.out)[0]["compared_with"]
-    assert compared["algorithm"] == "sha256" and compared["says"].startswith(f"the lock file {lock} (seen ")
+    assert compared["algorithm"] == "sha256" and compared["says"].startswith(
+        f"the lock file {lock} (downloaded "
+    )
 
 
 def test_a_changed_file_is_refused_although_the_cache_was_removed(run, server: FaultServer) -> None:
     run("fetch", "test-b")
     shutil.rmtree(Home.default().path)
-    server.serve("/b.pth", OTHER)
+    server.serve("/b.pth", published_xt(b"other"))
     refused = run("fetch", "test-b")
     assert (refused.code, refused.out) == (5, "")
     lock = Path(os.environ["CKPTKIT_TRUST"])
-    assert f"but the lock file {lock} (seen " in refused.err and "--accept-new" in refused.err
+    assert f"but the lock file {lock} (downloaded " in refused.err and "--accept-new" in refused.err
     accepted = run("fetch", "test-b", "--accept-new")
     assert accepted.code == 0 and "its history keeps" in accepted.err
     known = json.loads(lock.read_text())["entries"]["test-b"]["b.pth"]
-    digests = [hashlib.sha256(body).hexdigest() for body in (OTHER, BODY)]
+    digests = [hashlib.sha256(body).hexdigest() for body in (published_xt(b"other"), published_xt())]
     assert [known["sha256"], known["history"][0]["sha256"]] == digests
 
 
@@ -257,3 +259,166 @@ def test_a_damaged_lock_file_is_named(run, server: FaultServer) -> None:
         assert (result.code, result.out) == (5, "")
         assert f"{lock}: not a sound lock file: Expecting value: line 1" in result.err
     assert server.requests == [] and lock.read_text() == "<<<<<<< HEAD\n"
+
+
+# Nothing is trusted before it is known to be what it should be.
+
+MODEL = "test-model"
+PICTURE = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffdb0043") + random_bytes(3000)
+QUOTA = b'{"error": {"code": 403, "message": "The download quota for this file has been exceeded."}}'
+
+
+def amid(body: bytes, what: bytes) -> bytes:
+    at = len(body) // 2
+    return body[:at] + what + body[at + len(what) :]
+
+
+WRONG: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "JSON": (lambda body: QUOTA, 'a JSON text, .*: \'{"error": {"code": 403, "message": "The download quota'),
+    "a sentence as long as the file": (lambda body: b"no " * (len(body) // 3), "'no no no"),
+    "a picture": (lambda body: PICTURE, ": a JPEG image"),
+    "zeros in the middle": (lambda body: amid(body, bytes(100_000)), "not where the directory says|CRC-32"),
+    "a proxy's text in the middle": (lambda body: amid(body, b"<html>504</html>"), "CRC-32"),
+    "half": (lambda body: body[: len(body) // 2], "truncated"),
+    "another format": (
+        lambda body: a_checkpoint(5000),
+        "a checkpoint of the format safetensors, not of torch",
+    ),
+}
+
+
+@pytest.fixture
+def overlaid(server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Return a function that runs ckptkit with an entry whose file the test's server has."""
+    entry = {"id": MODEL, "sources": [{"url": server.url("/m.pth")}], **XT}
+    overlay = registry_file(tmp_path, entry)
+    runner_of = runner(capsys)
+    return lambda *arguments: runner_of(*arguments, "--registry", overlay)
+
+
+def nothing_is_trusted() -> bool:
+    folder = Home.default().artefact_folder(MODEL)
+    lock = Path(os.environ["CKPTKIT_TRUST"])
+    kept = list(folder.iterdir()) if folder.exists() else []
+    return not kept and (not lock.exists() or MODEL not in lock.read_text())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "promised"), [*((wrong, False) for wrong in WRONG), ("JSON", True), ("half", True)]
+)
+def test_what_is_not_the_file_is_not_trusted(
+    overlaid: Runner, server: FaultServer, wrong: str, promised: bool
+) -> None:
+    """Neither with nor without checksums of the server, which show only that its answer came whole."""
+    make, says = WRONG[wrong]
+    body = make(published_xt())
+    server.serve("/m.pth", body, headers=goog_hash(body) if promised else ())
+    refused = overlaid("fetch", MODEL)
+    assert (refused.code, refused.out) == (5, "") and refused.err.count("\nerror: ") == 1
+    assert re.search(says, refused.err), refused.err
+    assert nothing_is_trusted()
+    server.serve("/m.pth", published_xt(), etag='"v2"')  # the server is well again
+    done = overlaid("fetch", MODEL)
+    assert done.code == 0, done.err
+    assert Path(done.out.strip()).read_bytes() == published_xt()
+    assert overlaid("fetch", MODEL, "--force").code == 0
+
+
+@pytest.mark.parametrize("wrong", ["JSON", "a picture", "zeros in the middle", "a web page"])
+def test_an_import_is_looked_into_as_well(
+    overlaid: Runner, server: FaultServer, tmp_path: Path, wrong: str
+) -> None:
+    make, says = WRONG.get(
+        wrong, (lambda _body: b"<!DOCTYPE html><title>Log in", "a web page instead of the file")
+    )
+    file = tmp_path / "down loaded"
+    file.write_bytes(make(published_xt()))
+    refused = overlaid("import", MODEL, file)
+    assert (refused.code, refused.out) == (5, "") and refused.err.count("\nerror: ") == 1
+    assert f"error: {file}: " in refused.err and re.search(says, refused.err), refused.err
+    assert "answered" not in refused.err and nothing_is_trusted()
+    if wrong == "a web page":
+        return
+    hint = re.search(r"To take it all the same: ckptkit (.*)$", refused.err.strip())
+    assert hint is not None
+    forced = overlaid(*shlex.split(hint[1]))
+    assert forced.code == 0 and f"is taken although it does not fit {MODEL}" in forced.err
+    assert overlaid("fetch", MODEL).code == 0 and server.requests == []  # it stays what the user chose
+    # The record was wrong after all: each message names the command that takes it back.
+    server.serve("/m.pth", published_xt())
+    changed = overlaid("fetch", MODEL, "--force")
+    assert changed.code == 5 and re.search(
+        rf"\(imported 20\S+ from {re.escape(file.as_uri())}\)", changed.err
+    )
+    hint = re.search(r"Run: ckptkit (.*)$", changed.err.strip())
+    assert hint is not None and overlaid(*shlex.split(hint[1])).code == 0
+    assert Path(overlaid("fetch", MODEL).out.strip()).read_bytes() == published_xt()
+
+
+def test_another_variant_is_not_trusted(
+    run: Runner, server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model code knows these names and shapes."""
+    xt = tmp_path / "xt.pth"
+    xt.write_bytes(published_xt())
+    server.serve("/t.pth", published_xt())
+    overlay = tmp_path / "t.yaml"
+    overlay.write_text(f"entries: [{{id: moganet-t-256, sources: [{{url: '{server.url('/t.pth')}'}}]}}]")
+    for arguments in (["fetch", "moganet-t-256"], ["import", "moganet-t-256", xt]):
+        refused = runner(capsys)(*arguments, "--registry", overlay)
+        assert refused.code == 5 and "a checkpoint of moganet-xt, not of moganet-t" in refused.err
+    assert not Home.default().records("moganet-t-256") and not Path(os.environ["CKPTKIT_TRUST"]).exists()
+
+
+def test_a_wrong_record_is_taken_back_by_an_import_too(
+    overlaid: Runner, server: FaultServer, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.pth", tmp_path / "second.pth"
+    first.write_bytes(a_checkpoint(5000))
+    second.write_bytes(published_xt())
+    assert overlaid("import", MODEL, first, "--force").code == 0
+    for arguments in (["import", MODEL, second], ["import", MODEL, second, "--force"]):
+        refused = overlaid(*arguments)
+        assert refused.code in (2, 5) and "imported 2" in refused.err and first.as_uri() in refused.err
+        hint = re.search(r"(?:Run|To replace them): ckptkit (.*)$", refused.err.strip())
+        assert hint is not None
+    taken = overlaid(*shlex.split(hint[1]))
+    assert taken.code == 0 and "does not fit" not in taken.err
+    known = json.loads(Path(os.environ["CKPTKIT_TRUST"]).read_text())["entries"][MODEL]["m.pth"]
+    assert (known["sha256"], known["how"]) == (hashlib.sha256(published_xt()).hexdigest(), "import")
+    assert [old["used_url"] for old in known["history"]] == [first.as_uri()]
+
+
+def test_the_lock_file_lies_with_a_cache_of_its_own(
+    overlaid: Runner, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a test server gave is in no lock file but that of its cache, and is held against nobody else."""
+    monkeypatch.delenv("CKPTKIT_TRUST")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    server.serve("/m.pth", published_xt())
+    for name in ("one", "two"):
+        monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / name))
+        assert overlaid("fetch", MODEL).code == 0
+        lock = tmp_path / name / "ckptkit.lock"
+        assert MODEL in json.loads(lock.read_text())["entries"]
+        refused = overlaid(
+            "fetch", MODEL, "--force", "--offline", "--mirror", f"{server.base}={tmp_path.as_uri()}"
+        )
+        assert refused.code == 4
+        server.serve("/m.pth", published_xt(b"other"))  # another file for the next cache
+        changed = overlaid("fetch", MODEL, "--force")
+        assert changed.code == 5
+        server.serve("/m.pth", published_xt())
+    assert not (tmp_path / "config").exists()
+
+
+def test_the_lock_file_of_a_mirror_says_so(overlaid: Runner, server: FaultServer, tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_bytes(published_xt())
+    assert overlaid("fetch", MODEL, "--mirror", f"{server.base}={tmp_path.as_uri()}").code == 0
+    known = json.loads(Path(os.environ["CKPTKIT_TRUST"]).read_text())["entries"][MODEL]["m.pth"]
+    assert (known["how"], known["used_url"]) == ("mirror", (tmp_path / "m.pth").as_uri())
+    assert overlaid("registry", "pin", MODEL).code == 0
+    (pinned,) = yaml.safe_load((tmp_path / "registry.yaml").read_text())["entries"]
+    provenance = pinned["hash_provenance"]
+    assert provenance["url"] == (tmp_path / "m.pth").as_uri()
+    assert provenance["note"] == f"published at {server.url('/m.pth')}"

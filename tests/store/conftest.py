@@ -13,7 +13,7 @@ from ckptkit.registry import Entry
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import Fetched, fetch
 from ckptkit.store.transport import Policy
-from tests.support.entries import final_files
+from tests.support.entries import anything, final_files
 from tests.support.http_server import FaultServer
 
 
@@ -38,7 +38,7 @@ class Store:
         )
 
     def fetch(self, entry: Entry, **options: Any) -> Fetched:
-        options.setdefault("policy", self.policy)
+        options = {"policy": self.policy, "fits": anything, **options}
         return fetch(entry, self.home, notes=self.notes.append, warn=self.warnings.append, **options)
 
     @property

@@ -19,8 +19,9 @@ from ckptkit.store.fetch import import_file
 from ckptkit.store.inventory import leftovers
 from ckptkit.store.prune import sweep
 from ckptkit.store.shared import SharedHome
+from ckptkit.workspace import fits
 from tests.support.caches import put_conversion, put_entry
-from tests.support.entries import final_files, random_bytes, tar_gz
+from tests.support.entries import XT, final_files, pinned, published_xt, random_bytes, tar_gz
 from tests.support.http_server import Answer, Fault, FaultServer, Request, goog_hash, slowly
 from tests.support.moat_files import write_tiny
 from tests.support.running import REPOSITORY, finish, registry_file, start, wait_until
@@ -63,7 +64,7 @@ def test_without_locks_two_writers_share_no_byte(server: FaultServer, tmp_path: 
     url = server.serve("/x/model.tar.gz", archive, headers=goog_hash(archive))
     meeting = threading.Barrier(2, timeout=30)
     server.fail("/x/model.tar.gz", *meeting_at(meeting, slowly(0.01, 50_000), slowly(0.015, 50_000)))
-    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}]})
+    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **pinned(archive)})
     arguments = ["fetch", "test-entry", "--registry", overlay]
     processes = [start(arguments, home, prelude=WITHOUT_LOCKS[locks]) for _ in range(2)]
     results = [finish(process) for process in processes]
@@ -82,20 +83,21 @@ def test_without_locks_two_different_files_stay_apart(
 ) -> None:
     """The published file changes between the requests of two writers: either is there, none is a mixture."""
     home = tmp_path / "home"
-    url = server.serve(PATH, BODY, etag='"one"')
+    one, two = published_xt(), published_xt(b"two")
+    url = server.serve(PATH, one, etag='"one"')
     meeting = threading.Barrier(2, timeout=30)
-    server.fail(PATH, *meeting_at(meeting, slowly(0.04, 50_000), slowly(0.01, 50_000)))
-    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}]})
+    server.fail(PATH, *meeting_at(meeting, slowly(0.04, 600_000), slowly(0.01, 600_000)))
+    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **XT})
     arguments = ["fetch", "test-entry", "--registry", overlay]
     first = start(arguments, home, prelude=WITHOUT_LOCKS[locks])
     wait_until(lambda: meeting.n_waiting == 1)
-    server.serve(PATH, OTHER, etag='"two"')
+    server.serve(PATH, two, etag='"two"')
     second = start(arguments, home, prelude=WITHOUT_LOCKS[locks])
     codes = sorted(finish(process)[0] for process in (first, second))
     assert codes == [0, 5]  # the later one is not what was fetched first, and is refused
     (path,) = final_files(home)
     record = Home(home).record("test-entry")
-    assert record is not None and path.read_bytes() in (BODY, OTHER)
+    assert record is not None and path.read_bytes() in (one, two)
     assert record.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -103,7 +105,7 @@ def test_without_locks_a_killed_fetch_is_continued(server: FaultServer, tmp_path
     home = tmp_path / "home"
     url = server.serve(PATH, BODY, headers=goog_hash(BODY))
     server.fail(PATH, slowly(0.05, 50_000))
-    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}]})
+    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **pinned(BODY)})
     arguments = ["fetch", "test-entry", "--registry", overlay]
 
     def arrived() -> int:
@@ -192,7 +194,7 @@ def test_readers_and_a_remover_at_once(server: FaultServer, tmp_path: Path) -> N
     """While entries come and go, a fetch gives a whole file or downloads it again, and never fails."""
     home = tmp_path / "home"
     url = server.serve(PATH, BODY, headers=goog_hash(BODY))
-    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}]})
+    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **pinned(BODY)})
     remover = start(["cache", "rm", "test-entry"], home, prelude=(
         "import time\nfrom pathlib import Path\nfrom ckptkit.store.cache import Home\n"
         "from ckptkit.store.prune import remove\n"
@@ -242,8 +244,8 @@ def test_a_read_only_file_system(server: FaultServer, tmp_path: Path) -> None:
     server.serve("/x/other.pth", OTHER)
     overlay = registry_file(
         tmp_path,
-        {"id": "test-entry", "sources": [{"url": url}]},
-        {"id": "test-other", "sources": [{"url": server.url("/x/other.pth")}]},
+        {"id": "test-entry", "sources": [{"url": url}], **pinned(BODY)},
+        {"id": "test-other", "sources": [{"url": server.url("/x/other.pth")}], **pinned(OTHER)},
     )
     fetch = ["fetch", "test-entry", "--registry", overlay]
     assert finish(start(fetch, theirs))[0] == 0
@@ -274,7 +276,7 @@ def test_a_conversion_of_what_is_read_only_goes_elsewhere(tmp_path: Path) -> Non
     published = tmp_path / "published.tar.gz"
     files = {f"tiny/{path.name}": path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
     published.write_bytes(tar_gz(files))
-    import_file(load_registry()["tiny-moat0-256"], published, Home(theirs))
+    import_file(load_registry()["tiny-moat0-256"], published, Home(theirs), fits=fits)
     both = f"{theirs}{os.pathsep}{mine}"
     expected = mine / "converted" / "tiny-moat0-256" / "torch-float32.safetensors"
     convert = ["convert", "tiny-moat0-256", "--offline"]

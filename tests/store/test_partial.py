@@ -16,7 +16,7 @@ from ckptkit.store.fetch import Fetched, import_file
 from ckptkit.store.partial import Partial
 from ckptkit.store.transport import Identity
 from tests.store.conftest import AssertOnly, Store
-from tests.support.entries import entry_of, random_bytes, tar_gz
+from tests.support.entries import anything, entry_of, random_bytes, tar_gz
 from tests.support.http_server import Answer, FaultServer, Request, cut, goog_hash, md5_of, status
 
 BODY = random_bytes(100_000)
@@ -30,7 +30,7 @@ def sha256(body: bytes) -> str:
 
 
 def import_into(store: Store, entry: Entry, file: Path, **options: bool) -> Fetched:
-    return import_file(entry, file, store.home, notes=store.notes.append, **options)
+    return import_file(entry, file, store.home, fits=anything, notes=store.notes.append, **options)
 
 
 def test_a_second_run_continues_and_hashes_what_was_there(

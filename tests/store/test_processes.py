@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.entries import final_files, random_bytes
+from tests.support.entries import final_files, pinned, random_bytes
 from tests.support.http_server import FaultServer, goog_hash, slowly
 from tests.support.running import finish, registry_file, start, wait_until
 
@@ -24,7 +24,7 @@ PATH = "/x/model.pth"
 def arguments(server: FaultServer, tmp_path: Path) -> list[str | Path]:
     """Return the command line that fetches the test's file."""
     url = server.serve(PATH, BODY, headers=goog_hash(BODY))
-    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}]})
+    overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **pinned(BODY)})
     return ["fetch", "test-entry", "--registry", overlay]
 
 

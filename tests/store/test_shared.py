@@ -19,7 +19,7 @@ from ckptkit.store.prune import remove
 from ckptkit.store.shared import SharedHome
 from ckptkit.workspace import Workspace
 from tests.store.conftest import Store
-from tests.support.entries import entry_of, random_bytes, tar_gz
+from tests.support.entries import anything, entry_of, random_bytes, tar_gz
 from tests.support.http_server import FaultServer
 
 BODY = random_bytes(50_000)
@@ -40,7 +40,7 @@ def theirs(tmp_path: Path, server: FaultServer, store: Store) -> Callable[[str, 
     def fill(name: str, body: bytes) -> Path:
         url = server.serve(f"/{name}", body, etag=f'"{hashlib.md5(body).hexdigest()}"')
         folder = tmp_path / "theirs"
-        fetch(entry_of(url), Home(folder), policy=store.policy)
+        fetch(entry_of(url), Home(folder), fits=anything, policy=store.policy)
         for path in (folder / "locks", folder / "used"):
             for file in path.iterdir():
                 file.unlink()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ckptkit.errors import FormatError, IntegrityError, StorageError
+from ckptkit.places import platform_folder
 from ckptkit.store.trust import Trusted, TrustFile
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -23,8 +24,8 @@ FIRST = Trusted(
     "2026-01-02T03:04:05+00:00",
     "https://a.org/m.pth",
     "http://127.0.0.1/m.pth",
+    "import",
     {"md5": "00"},
-    "by hand",
 )
 SECOND = Trusted(B, 6, "2026-02-02T03:04:05+00:00", "https://a.org/m.pth")
 WRITTEN: dict[str, Any] = {
@@ -33,7 +34,7 @@ WRITTEN: dict[str, Any] = {
     "first_seen": "2026-01-02T03:04:05+00:00",
     "url": "https://a.org/m.pth",
     "used_url": "http://127.0.0.1/m.pth",
-    "note": "by hand",
+    "how": "import",
     "server_hashes": {"md5": "00"},
 }
 
@@ -60,7 +61,7 @@ def test_what_is_remembered_is_there_for_the_next(trust: TrustFile) -> None:
     promise = again.promise("moat0", "m.pth")
     assert promise is not None and (promise.algorithm, promise.value) == ("sha256", A)
     assert promise.origin == (
-        f"the lock file {trust.path} (seen 2026-01-02T03:04:05+00:00 at http://127.0.0.1/m.pth)"
+        f"the lock file {trust.path} (imported 2026-01-02T03:04:05+00:00 from http://127.0.0.1/m.pth)"
     )
 
 
@@ -122,6 +123,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "negative size": (changed(size=-1), "size is not"),
     "size true": (changed(size=True), "size is not"),
     "no time": (changed(first_seen=""), "no first_seen"),
+    "how strange": (changed(how="by magic"), "how is 'by magic', not one of download, mirror"),
     "url a number": (changed(url=7), "no text"),
     "hashes a list": (changed(server_hashes=[]), "server_hashes is no mapping"),
     "history a mapping": (changed(history={}), "history is no list"),
@@ -192,16 +194,45 @@ def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
     assert real.path.stat().st_mode & 0o777 == 0o664
 
 
+@pytest.mark.parametrize(
+    ("fields", "how"),
+    [
+        ({"note": ""}, "mirror"),
+        ({"note": "", "used_url": "https://a.org/m.pth"}, "download"),
+        ({"note": "", "used_url": ""}, "download"),
+        ({"note": "imported by hand"}, "import"),
+        ({"note": "found in the cache without a sound record"}, "cache"),
+        ({}, "mirror"),
+    ],
+)
+def test_a_lock_file_of_the_first_release_is_read(trust: TrustFile, fields: dict[str, str], how: str) -> None:
+    value = json.loads(changed(**fields))
+    del value["entries"]["m"]["f"]["how"]
+    trust.path.parent.mkdir()
+    trust.path.write_text(json.dumps(value))
+    known = trust.get("m", "f")
+    assert known is not None and (known.sha256, known.how) == (A, how)
+    trust.remember("m", "g", SECOND)
+    assert json.loads(trust.path.read_text())["entries"]["m"]["f"]["how"] == how
+
+
 def test_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default cache's is in the configuration folder, any other cache's inside it."""
     monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path / "mine.lock"))
-    assert TrustFile.default().path == tmp_path / "mine.lock"
+    assert TrustFile.default().path == TrustFile.default(tmp_path).path == tmp_path / "mine.lock"
     monkeypatch.setenv("CKPTKIT_TRUST", " ")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "cache"))
-    place = TrustFile.default().path
-    assert place.name == "ckptkit.lock" and not place.is_relative_to(tmp_path / "cache")
-    if sys.platform == "linux":
-        assert place == tmp_path / "xdg" / "ckptkit" / "ckptkit.lock"
+    assert TrustFile.default().path == tmp_path / "cache" / "ckptkit.lock"
+    assert TrustFile.default(tmp_path / "other").path == tmp_path / "other" / "ckptkit.lock"
+    monkeypatch.setenv("CKPTKIT_HOME", os.pathsep.join([str(tmp_path / "cache"), str(tmp_path / "shared")]))
+    assert TrustFile.default().path == tmp_path / "cache" / "ckptkit.lock"
+    for home in ("", str(platform_folder("cache"))):
+        monkeypatch.setenv("CKPTKIT_HOME", home)
+        place = TrustFile.default().path
+        assert place.name == "ckptkit.lock" and not place.is_relative_to(platform_folder("cache"))
+        if sys.platform == "linux":
+            assert place == tmp_path / "xdg" / "ckptkit" / "ckptkit.lock"
 
 
 WRITER = """

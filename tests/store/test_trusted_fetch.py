@@ -17,7 +17,7 @@ from ckptkit.store.cache import Home, Record
 from ckptkit.store.fetch import import_file
 from ckptkit.store.trust import Trusted, TrustFile
 from tests.store.conftest import AssertOnly, Store
-from tests.support.entries import entry_of, random_bytes
+from tests.support.entries import anything, entry_of, random_bytes
 from tests.support.http_server import FaultServer, goog_hash, redirect
 
 BODY = random_bytes(50_000)
@@ -54,7 +54,7 @@ def test_the_first_fetch_is_remembered(server: FaultServer, store: Store) -> Non
         "first_seen": record.fetched_at,
         "url": url,
         "used_url": url,
-        "note": "",
+        "how": "download",
         "server_hashes": {
             "md5": hashlib.md5(BODY).hexdigest(),
             "crc32c": record.server_hashes["crc32c"],
@@ -78,8 +78,8 @@ def test_trust_outlives_the_cache(server: FaultServer, store: Store) -> None:
         store.fetch(entry)
     assert str(caught.value) == (
         f"model.pth from 127.0.0.1:{server.port}: sha256 is {sha256(OTHER)}, but the lock file {lock_file()} "
-        f"(seen {seen} at {entry.sources[0].url}) says {sha256(BODY)}; the published file has changed; look "
-        "into it, then give --accept-new to take it"
+        f"(downloaded {seen} from {entry.sources[0].url}) says {sha256(BODY)}. Either may be the wrong one. "
+        "If it is the earlier record, replace it. Run: ckptkit fetch test-entry --force --accept-new"
     )
     assert store.files == [] and store.leftovers() == [] and store.home.record(entry.id) is None
     server.serve(PATH, BODY)
@@ -218,20 +218,20 @@ def test_a_lock_file_that_cannot_be_written_is_a_warning(
     assert "ckptkit.lock" in store.warnings[0] and "remembered in the cache only" in store.warnings[0]
     assert store.fetch(entry).from_cache and len(store.warnings) == 1
     server.serve(PATH, OTHER)
-    with pytest.raises(IntegrityError, match="the fetch of"):  # the cache's own record
+    with pytest.raises(IntegrityError, match=r"its record \(downloaded"):  # the cache's own record
         store.fetch(entry, force=True)
 
 
 def test_an_import_is_remembered_and_held_to(store: Store, tmp_path: Path) -> None:
     entry, file = entry_of("https://a.org/x/model.pth"), tmp_path / "download (1)"
     file.write_bytes(BODY)
-    import_file(entry, file, store.home)
-    assert (locked()["sha256"], locked()["note"]) == (sha256(BODY), "imported by hand")
+    import_file(entry, file, store.home, fits=anything)
+    assert (locked()["sha256"], locked()["how"]) == (sha256(BODY), "import")
     file.write_bytes(OTHER)
     elsewhere = Home(tmp_path / "another cache")
     with pytest.raises(IntegrityError, match="the lock file"):
-        import_file(entry, file, elsewhere)
-    import_file(entry, file, elsewhere, accept_new=True)
+        import_file(entry, file, elsewhere, fits=anything)
+    import_file(entry, file, elsewhere, fits=anything, accept_new=True)
     assert [old["sha256"] for old in locked()["history"]] == [sha256(BODY)]
 
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
+import json
 import random
 import tarfile
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from ckptkit.registry import Entry
+from ckptkit.synth import Synthetic, write_checkpoint
+from tests.support.tf_files import entry, header, masked, table
+
+ANY_MODEL = {"family": "other", "variant": "any", "layout": "torch", "format": "safetensors"}
+"""Fields of an entry for which there is no model code: its container must open."""
 
 
 def entry_of(
@@ -31,9 +41,54 @@ def entry_of(
     return Entry.model_validate(values)
 
 
+def anything(_path: Path, _entry: Entry, *, deep: bool = True) -> None:
+    """Look into no file: for tests of how bytes come and lie, whatever they are."""
+
+
 def random_bytes(size: int, seed: int = 1) -> bytes:
     """Bytes that no two offsets share, so that a wrongly joined file cannot look right."""
     return random.Random(seed).randbytes(size)
+
+
+def a_checkpoint(size: int, seed: int = 1) -> bytes:
+    """Make a safetensors file of so many bytes; but for its header they are random."""
+    shape = size - 256 - 8
+    said = json.dumps({"weights": {"dtype": "U8", "shape": [shape], "data_offsets": [0, shape]}})
+    return (256).to_bytes(8, "little") + said.ljust(256).encode() + random_bytes(shape, seed)
+
+
+def pinned(body: bytes) -> dict[str, Any]:
+    """Make the fields of an entry that pin these bytes: a checksum held, so nobody looks into them."""
+    provenance = {"observed_at": "2026-01-02T03:04:05Z", "url": "https://a.org/x"}
+    return {"sha256": hashlib.sha256(body).hexdigest(), "hash_provenance": provenance}
+
+
+XT = {"family": "moganet", "variant": "moganet-xt", "layout": "openmixup", "format": "torch"}
+"""Fields of an entry whose file is `published_xt`."""
+
+
+@functools.cache
+def published_xt(more: bytes = b"") -> bytes:
+    """Make MogaNet-XT's file as it would be published (12 MB); with ``more`` in it, another such file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(Synthetic("moganet-xt"), Path(folder) / "xt.pth")
+        if more:
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr("archive/more", more)
+        return path.read_bytes()
+
+
+@functools.cache
+def published_tiny() -> bytes:
+    """Make tiny-MOAT-0's archive as it would be published (12 MB)."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_checkpoint(Synthetic("tiny-moat0"), Path(folder) / "tiny.tar.gz").read_bytes()
+
+
+def a_bundle(data: bytes, prefix: str = "moat/m") -> dict[str, bytes]:
+    """Make a TensorFlow checkpoint whose data file has these bytes, as files of an archive."""
+    index = table([[(b"", header()), (b"w", entry(4, [len(data)], size=len(data), crc=masked(data)))]])
+    return {f"{prefix}.index": index, f"{prefix}.data-00000-of-00001": data}
 
 
 def tar_gz(files: dict[str, bytes], extra: list[tarfile.TarInfo] | None = None) -> bytes:
