@@ -70,6 +70,7 @@ def _is_one(parts: list[str]) -> bool:
     return os.path.lexists(os.path.expanduser(named))  # noqa: PTH111 (never raises)
 
 
+_DEEPEST = 250
 NOWHERE = Path(os.devnull) / "ckptkit"
 """The cache folder of a user who has no home folder: nothing is there, and nothing can be written."""
 
@@ -94,6 +95,13 @@ def home_folders() -> list[Path]:
     others keep their order. Where none can be written the first stays first, and writing says why it fails.
     """
     folders = listed_paths(ENVIRONMENT) or [platform_folder("cache")]
+    if (
+        depth := max(len(folder.parts) for folder in folders)
+    ) > _DEEPEST:  # pathlib makes folders by recursion
+        raise UsageError(
+            f"{ENVIRONMENT} names a path of {depth:,} folders, each in the other",
+            hint="set it to a shorter path",
+        )
     if len(folders) > 1:
         chosen = next((folder for folder in folders if is_writable(folder)), folders[0])
         folders.remove(chosen)

@@ -95,6 +95,12 @@ def test_a_colon_in_a_path(
     assert listed_paths("LISTED") == expected
 
 
+def test_a_path_that_is_too_deep_to_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CKPTKIT_HOME", "/" + "y/" * 2000)
+    with pytest.raises(UsageError, match="CKPTKIT_HOME names a path of 2,001 folders"):
+        home_folders()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a home folder is always known there")
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import pwd

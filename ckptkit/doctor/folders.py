@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from ckptkit.doctor.findings import Finding, Verdict
 from ckptkit.errors import CkptkitError, storage_error
 from ckptkit.formats.staging import TEMPORARY
-from ckptkit.places import home_folders, is_writable
+from ckptkit.places import NOWHERE, home_folders, is_writable
+from ckptkit.store.cache import KINDS
 from ckptkit.store.locks import hold
 from ckptkit.store.trust import TrustFile
 
@@ -35,6 +36,9 @@ def examine_folders() -> list[Finding]:
 
 def _examine_home(folder: Path) -> list[Finding]:
     """The folder that is written to."""
+    if folder == NOWHERE:
+        said = "there is none, for no home folder is known (HOME is not set)"
+        return [Finding("cache", "folder", "problem", said, "set CKPTKIT_HOME to a folder")]
     if folder.exists() and not folder.is_dir():
         return [Finding("cache", "folder", "problem", f"{folder} is a file", _ANOTHER)]
     if not is_writable(folder):
@@ -44,7 +48,17 @@ def _examine_home(folder: Path) -> list[Finding]:
         said = f"{folder}, made when first needed"
         return [Finding("cache", "folder", "ok", said), _space(folder)]
     size = Finding("cache", "folder", "ok", f"{folder}, holds {_size(folder)}")
-    return [size, _space(folder), *_file_system(folder)]
+    return [size, *_closed(folder), _space(folder), *_file_system(folder)]
+
+
+def _closed(folder: Path) -> list[Finding]:
+    """Folders below that somebody else made and that cannot be written."""
+    closed = [name for name in (*KINDS, "locks") if not is_writable(folder / name)]
+    if not closed:
+        return []
+    said = f"{folder} can be written, but not {', '.join(closed)} in it: entries go to the next folder"
+    advice = "CKPTKIT_HOME may list another folder behind it; 'chmod -R g+w' by their owner opens them"
+    return [Finding("cache", "shared folder", "note", said, advice)]
 
 
 def _examine_shared(folder: Path) -> list[Finding]:

@@ -235,6 +235,23 @@ def test_after_the_roots_help_the_same_process_still_has_the_commands(capsys):
     assert ran("cache", "path").code == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a home folder is always known there")
+def test_a_user_without_a_home_gets_no_folder_called_tilde(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    for name in ("HOME", "XDG_CACHE_HOME", "CKPTKIT_HOME", "CKPTKIT_TRUST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KERAS_HOME", "")  # put back afterwards
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.chdir(tmp_path)
+    run = runner(capsys)
+    assert run("show", "moat0-224").code == 0
+    done = run("fetch", "moat0-224")
+    assert (done.code, done.out) == (5, "")
+    assert done.err.endswith("there is no place for the cache; set CKPTKIT_HOME to a folder\n")
+    assert Path(os.environ["KERAS_HOME"]).is_absolute()
+    assert list(tmp_path.iterdir()) == []
+
+
 class TestPathsOfBytes:
     """A folder whose name is no UTF-8 and full of signs that mean something to markup, globs and PATH."""
 
@@ -276,7 +293,6 @@ class TestPathsOfBytes:
             "convert {}/m.safetensors --layout as-is --to torch -o {}/o[\udcff].pth",
             "convert {}/m.safetensors --layout as-is --to npz -o {}/o[\udcff].npz",
             "convert {}/m.safetensors --layout as-is --to tf -o {}/o[\udcff]",
-            "convert {}/m.safetensors --layout as-is --to keras -o {}/o[\udcff].weights.h5",
             "convert {}/m.safetensors --layout as-is -o {}/s[\udcff].safetensors --max-shard-size 400kB",
             "diff {}/m.safetensors {}/o[\udcff].pth",
             "diff {}/m.safetensors {}/o[\udcff].npz",

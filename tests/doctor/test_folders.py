@@ -13,6 +13,7 @@ import pytest
 from ckptkit.doctor import folders
 from ckptkit.doctor.findings import Finding
 from ckptkit.doctor.folders import examine_folders, examine_registries, examine_trust
+from ckptkit.places import NOWHERE
 from tests.support.running import finish, start
 
 Usage = namedtuple("Usage", "total used free")
@@ -27,6 +28,22 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {one.name: one for one in findings}
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(folders, "home_folders", lambda: [NOWHERE])
+    (found,) = folders.examine_folders()
+    assert (found.verdict, found.advice) == ("problem", "set CKPTKIT_HOME to a folder")
+    assert "no home folder is known" in found.said
+
+
+def test_what_somebody_else_made_below_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "artefacts").mkdir()
+    monkeypatch.setattr(folders, "home_folders", lambda: [tmp_path])
+    assert [one for one in folders.examine_folders() if one.verdict != "ok"] == []
+    monkeypatch.setattr(folders, "is_writable", lambda path: path.name != "artefacts")
+    (found,) = [one for one in folders.examine_folders() if one.verdict != "ok"]
+    assert found.said.startswith(f"{tmp_path} can be written, but not artefacts in it")
 
 
 def test_a_folder_that_is_not_there_yet(home: Path):
