@@ -38,7 +38,8 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT…]",
-            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …); none: all fetched ones.",
+            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …), or - for standard "
+            "input; none: all fetched ones.",
             autocompletion=complete_ids_or_files,
         ),
     ] = None,

@@ -38,7 +38,7 @@ def diff(
         str,
         typer.Argument(
             metavar="A",
-            help="Id of a fetched entry, or a file, folder or prefix.",
+            help="Id of a fetched entry, or a file, folder or prefix, or - for standard input.",
             autocompletion=complete_fetched_or_files,
         ),
     ],

@@ -45,7 +45,7 @@ def one_of_these(
     return typer.Option(
         *([param] if param else []),
         parser=named,
-        metavar=f"[{'|'.join(names)}]",
+        metavar=f"<{'|'.join(names)}>",
         autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete)],
         **more,
     )

@@ -46,7 +46,7 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="WHAT…",
-            help="Ids of fetched entries, or files, folders, prefixes.",
+            help="Ids of fetched entries, or files, folders, prefixes, or - for standard input.",
             autocompletion=complete_fetched_or_files,
         ),
     ] = None,
@@ -154,7 +154,7 @@ def inspect(
     what: Annotated[
         str,
         typer.Argument(
-            help="Id of a fetched entry, or a file, folder or prefix.",
+            help="Id of a fetched entry, or a file, folder or prefix, or - for standard input.",
             autocompletion=complete_fetched_or_files,
         ),
     ],

@@ -158,6 +158,8 @@ def is_folder(output: str | Path, *, results: int = 1) -> bool:
         It ends in a slash and is a file; or in the ending of a format, and is a folder.
     """
     text = os.fspath(output)
+    if not text:
+        raise UsageError("the name of --output is empty", hint="give a file or a folder/")
     slash = text.endswith(("/", os.sep))
     if "://" in text:
         return slash

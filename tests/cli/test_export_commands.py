@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_target_can_be_named(run: Runner):
     from ckptkit.export.targets import TARGETS
 
-    assert f"[{'|'.join(TARGETS)}]" in "".join(run("export", "--help").out.split())
+    assert f"<{'|'.join(TARGETS)}>" in "".join(run("export", "--help").out.split())
 
 
 def test_a_folder_for_the_hub(run: Runner, here: Path):

@@ -151,6 +151,8 @@ def test_what_is_a_folder(tmp_path, monkeypatch):
     assert not is_folder("file", results=2)
     with pytest.raises(UsageError, match=r"m\.pth is a folder; give -o m\.pth/"):
         is_folder("m.pth")
+    with pytest.raises(UsageError, match="is empty"):
+        is_folder("")
     with pytest.raises(UsageError, match="is a file"):
         is_folder("file/")
 
