@@ -110,7 +110,8 @@ def convert(
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
     from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located, planned_paths
+    from ckptkit.convert.whole import convert_located, planned_paths, standing
+    from ckptkit.formats.staging import refuse_existing
 
     state = state_of(context)
     workspace = state.workspace()
@@ -136,6 +137,9 @@ def convert(
         if options.to == "tf" or options.max_shard_size is not None:
             where.refuse_several("this writes several files")
         planned = planned_paths(sources, options, where.path, folder=where.folder)
+        for path in planned:
+            if path is not None and not dry_run:  # of all, before the first is written
+                refuse_existing(standing(path), force=force)
         for located, path in zip(sources, planned, strict=True):
             if not dry_run:
                 where.refuse_existing()
@@ -171,7 +175,7 @@ def _report(
         _print_plan(state, outcome, shown_as or "-")
         return
     if outcome.reused:
-        state.output.note(f"{located.name}: the same conversion stands there already")
+        state.output.note(f"{located.name}: already up to date")
     else:
         done = "written, read back and compared" if checked else "written (not read back)"
         state.output.note(

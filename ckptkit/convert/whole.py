@@ -92,14 +92,14 @@ def convert_located(
         )
         if in_cache or dry_run:
             conversion = _settled(conversion, provenance)
-        standing = workspace.home.everywhere(path) if in_cache and not force else []
-        for candidate in standing:
+        earlier = workspace.home.everywhere(path) if in_cache and not force else []
+        for candidate in earlier:
             if _stands_already(candidate, conversion):
                 return Outcome(conversion, candidate, None, reused=True)
         if dry_run:
             return Outcome(conversion, path, None)
         if not in_cache:
-            refuse_existing(_standing(path), force=force)  # before a progress bar is shown
+            refuse_existing(standing(path), force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", conversion.nbytes) as advance:
             converted = execute(
                 conversion,
@@ -255,14 +255,14 @@ def stem_of(path: Path) -> str:
     return stem if stem != name else path.stem or name
 
 
-def _standing(path: Path) -> Path:
+def standing(path: Path) -> Path:
     """What stands at a path if anything does: the file, or the index of a TensorFlow prefix."""
     return path if path.exists() else path.with_name(path.name + ".index")
 
 
 def _stands_already(path: Path, conversion: TensorPlan) -> bool:
     """Whether the cache holds this very conversion: same source, same options, same version of the tool."""
-    if not _standing(path).exists():
+    if not standing(path).exists():
         return False
     try:
         with open_reader(path) as reader:

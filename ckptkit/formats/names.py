@@ -81,7 +81,7 @@ def format_named(text: str) -> str:
     if text.lower() in {"onnx", "saved-model", "saved_model", "savedmodel"}:
         raise UsageError(
             f"{text} is a graph, not a checkpoint format",
-            hint=f"ckptkit export ID|FILE --to {'onnx' if text.lower() == 'onnx' else 'saved-model'}",
+            hint=f"ckptkit export FILE --to {'onnx' if text.lower() == 'onnx' else 'saved-model'}",
         )
     return one_of("format", text, FORMATS, ALIASES)
 
@@ -217,7 +217,7 @@ def _refuse_never(output: str, wanted: str | None) -> None:
     if ending == ".index.json":
         hint += " --max-shard-size 5GB"
     elif ending == ".onnx":
-        hint = f"ckptkit export ID|FILE --to onnx -o {output}"
+        hint = f"ckptkit export FILE --to onnx -o {output}"
     raise UsageError(f"{output} is the name of {what}", hint=hint)
 
 

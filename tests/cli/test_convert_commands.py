@@ -497,7 +497,7 @@ def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, o
         (["-o", "k.safetensors", "--to", "torch"], "give -o k.pth, or --to safetensors"),
         (["-o", "k.keras"], "give -o k.weights.h5"),
         (["-o", "k.h5", "--to", "keras"], "give -o k.weights.h5"),
-        (["-o", "k.onnx"], "ckptkit export ID|FILE --to onnx -o k.onnx"),
+        (["-o", "k.onnx"], "ckptkit export FILE --to onnx -o k.onnx"),
         (["-o", "k.gguf", "--to", "torch"], "give -o k.pth"),
         (["-o", "k.foo"], "or give --to"),
         (["-o", "k"], "or give --to"),
@@ -560,6 +560,15 @@ def test_results_of_several_names(ckptkit, foreign, output):
     done = ckptkit("convert", foreign, "other.npz", *AS_IS, *options)
     assert done.code == 0, done.err
     assert [Path(line).name for line in done.out.splitlines()] == ["net.safetensors", "other.safetensors"]
+
+
+def test_what_exists_is_found_before_the_first_is_written(ckptkit, foreign):
+    shutil.copy(foreign, "other.npz")
+    Path("out").mkdir()
+    Path("out/other.ckpt.index").write_text("mine")
+    done = ckptkit("convert", foreign, "other.npz", *AS_IS, "--to", "tf", "-o", "out")
+    assert done.code == 2 and "out/other.ckpt.index exists already" in done.err
+    assert [path.name for path in Path("out").iterdir()] == ["other.ckpt.index"]
 
 
 def test_a_prefix_of_an_input_is_not_replaced(ckptkit, foreign, tmp_path):

@@ -128,7 +128,7 @@ def test_other_words_for_formats(alias):
     [
         ("pytroch", "did you mean torch? one of safetensors, torch, tf, keras, npz"),
         ("xyz", "one of safetensors, torch, tf, keras, npz"),
-        ("onnx", "ckptkit export ID|FILE --to onnx"),
+        ("onnx", "ckptkit export FILE --to onnx"),
     ],
 )
 def test_words_for_no_format(word, hint):
