@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.families.base import Recognition, recognise
 from ckptkit.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
-    from ckptkit.formats.base import Reader
+    from ckptkit.formats.base import Reader, Weights
     from ckptkit.workspace import Progress
 
 Sort = Literal["file", "name", "size"]
@@ -191,20 +192,22 @@ class Inspection:
 
 
 def inspect_file(
-    path: str | Path,
+    what: str | Path | Located,
     *,
     pattern: str | None = None,
     sort: Sort = "file",
     stats: bool = False,
     layout: str | None = None,
+    weights: Weights | None = None,
     state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Look into a file.
 
     Parameters
     ----------
-    path : str or Path
+    what : str, Path or Located
         Any supported file, folder or prefix.
     pattern : str, optional
         List only tensors whose name matches: a glob, or a part of the name.
@@ -214,8 +217,10 @@ def inspect_file(
         Compute `Statistics` of each tensor listed.
     layout : str, optional
         Give each tensor's name in this layout too.
-    state_dict : str, optional
-        Which state dict of a PyTorch file.
+    weights : {"auto", "ema", "raw"}, optional
+        Which copy, where the file holds both in state dicts of their own; default the plain one.
+    state_dict, strip_prefix
+        As for `ckptkit.load`.
     progress : Progress, optional
         Opens a display for (description, total bytes).
 
@@ -228,9 +233,8 @@ def inspect_file(
     UsageError
         When names in a layout are asked for and the file is of no known architecture.
     """
-    from ckptkit.formats.detect import open_reader
-
-    with open_reader(path, state_dict=state_dict) as reader:
+    located = what if isinstance(what, Located) else Located(Path(what))
+    with located.chosen(state_dict, strip_prefix).open(weights) as reader:
         recognition = recognise(reader.specs)
         renamed = _renamed(reader, recognition, layout) if layout is not None else {}
         chosen = _chosen(reader, pattern, sort)

@@ -210,6 +210,25 @@ OPAQUE: dict[str, DType] = {
 KNOWN = (*DTYPES.values(), *OPAQUE.values())
 
 
+def swapped(array: Array, dtype: DType) -> Array:
+    """Read-only copy with the bytes of each element, or of both parts of a complex one, the other way round.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> swapped(numpy.array([1, 256], "int16"), DTYPES["int16"]).tolist()
+    [256, 1]
+    """
+    import numpy
+
+    if dtype.itemsize == 1:
+        return array
+    plain = array if dtype.name not in NOT_IN_NUMPY else array.view(numpy.dtype(f"u{dtype.itemsize}"))
+    result: Array = plain.byteswap().view(array.dtype)
+    result.flags.writeable = False
+    return result
+
+
 def dtype_of(array: Array) -> DType:
     """The table row of an array's dtype.
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptkit.errors import ConversionError, NotFoundError, command
+from ckptkit.errors import ConversionError, NotFoundError, UsageError, command
 from ckptkit.families import registry_families
 from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
+    from ckptkit.formats.base import Reader, Weights
     from ckptkit.registry import Entry, Registry
     from ckptkit.store.cache import Record
     from ckptkit.store.integrity import Promise
@@ -79,6 +80,12 @@ class Located:
         What the lock file says of the published file, and which lock file that is.
     server_hashes : tuple of str
         Kinds of checksum the server promised of it, which held: ``crc32c``, ``md5``, ``sha256``.
+    state_dict : str or None
+        Which state dict of the file is meant, where it holds several: the keys to it, joined by dots.
+    strip_prefix : tuple of str
+        What to take off the front of its tensors' names, one after the other.
+    where_it_fits : bool
+        Whether these two were said of another file, and count for this one only where it has such.
     """
 
     path: Path
@@ -87,6 +94,53 @@ class Located:
     sha256: str | None = None
     trusted: Promise | None = None
     server_hashes: tuple[str, ...] = ()
+    state_dict: str | None = None
+    strip_prefix: tuple[str, ...] = ()
+    where_it_fits: bool = False
+
+    def open(self, weights: Weights | None = "auto", *, unwrap: bool = True) -> Reader:
+        """Open it as it was asked for.
+
+        Parameters
+        ----------
+        weights : {"auto", "ema", "raw"}, optional
+            Which copy; ``auto`` takes the one that the entry's figures belong to. None takes the plain one.
+        unwrap : bool
+            Take what wrappers of a known model put before its names off: see
+            `ckptkit.families.wrappers.open_checkpoint`.
+
+        Raises
+        ------
+        CkptkitError
+            As `ckptkit.families.wrappers.open_checkpoint` raises it.
+        """
+        from ckptkit.families.binding import wanted_copy
+        from ckptkit.families.wrappers import open_checkpoint
+
+        reader = open_checkpoint(
+            self.path,
+            state_dict=self.state_dict,
+            weights=weights and wanted_copy(weights, self.entry),
+            strip_prefix=self.strip_prefix,
+            where_it_fits=self.where_it_fits,
+            unwrap=unwrap,
+        )
+        if self.state_dict and weights in ("ema", "raw") and reader.weights not in (None, weights):
+            reader.close()
+            raise UsageError(
+                f"{self.path}: {self.state_dict} holds the {reader.weights} weights, not the {weights} ones",
+                hint="give --state-dict or --weights, not both",
+            )
+        return reader
+
+    def chosen(self, state_dict: str | None, strip_prefix: str | Sequence[str] | None) -> Located:
+        """The same file, and what of it is meant."""
+        prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else tuple(strip_prefix or ())
+        return replace(self, state_dict=state_dict, strip_prefix=prefixes)
+
+    def like(self, other: Located) -> Located:
+        """The same file, with what is meant of another one where it has such."""
+        return replace(self, state_dict=other.state_dict, strip_prefix=other.strip_prefix, where_it_fits=True)
 
     @property
     def name(self) -> str:
@@ -150,7 +204,14 @@ class Workspace:
 
         return name in load_rows(tuple(self.registries), registry_families)
 
-    def locate(self, name: Named, *, fetch: bool = True) -> Located:
+    def locate(
+        self,
+        name: Named,
+        *,
+        fetch: bool = True,
+        state_dict: str | None = None,
+        strip_prefix: str | Sequence[str] | None = None,
+    ) -> Located:
         """Find a checkpoint by id or path; an entry that is not here yet is fetched.
 
         Parameters
@@ -160,6 +221,8 @@ class Workspace:
         fetch : bool
             False never downloads and changes nothing: the entry's file is taken as it lies in the cache,
             damaged or not, and one that is not there is an error.
+        state_dict, strip_prefix
+            What of it is meant: see `Located`.
 
         Raises
         ------
@@ -168,6 +231,9 @@ class Workspace:
         NetworkError, IntegrityError, StorageError
             As `ckptkit.store.fetch.fetch` raises them.
         """
+        return self._find(name, fetch).chosen(state_dict, strip_prefix)
+
+    def _find(self, name: Named, fetch: bool) -> Located:
         if isinstance(name, EntryFacts):
             return self.fetch(name) if fetch else self._as_it_lies(name)
         if name == STANDARD and self.standard_input is not None:

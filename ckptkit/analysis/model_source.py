@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.convert.whole import stem_of
+from ckptkit.errors import UsageError
 from ckptkit.families.base import Family, require_recognition
-from ckptkit.families.binding import Weights, wanted_copy
+from ckptkit.families.binding import Weights
 from ckptkit.families.settings import Size, parse_size
-from ckptkit.formats.detect import open_reader
 from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models import Framework, create_model
 from ckptkit.parity.files import said_resolution
@@ -98,6 +98,8 @@ class ModelSource:
             self.entry or self.variant,
             framework,
             checkpoint=self.located.path,
+            state_dict=self.located.state_dict,
+            strip_prefix=self.located.strip_prefix,
             workspace=self.workspace,
             **{
                 "resolution": self.preprocessing.size,
@@ -147,7 +149,7 @@ def open_source(
         Nothing there; damaged; of no family known here.
     """
     entry = located.entry
-    with open_reader(located.path, weights=wanted_copy(weights, entry)) as reader:
+    with located.open(weights) as reader:
         found = require_recognition(
             reader.path, reader.specs, variant=variant or (entry.variant if entry else None)
         )
@@ -180,7 +182,13 @@ def open_source(
 
 @contextmanager
 def named_source(
-    what: Named, workspace: Workspace, *, synthetic: bool = False, **options: Any
+    what: Named,
+    workspace: Workspace,
+    *,
+    synthetic: bool = False,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    **options: Any,
 ) -> Iterator[ModelSource]:
     """Open what a user names: an id (fetched when it is not here), a file, or synthetic weights of either.
 
@@ -193,11 +201,16 @@ def named_source(
     workspace : Workspace
     synthetic : bool
         Use random weights by recipe.
+    state_dict, strip_prefix
+        As in `ckptkit.workspace.Located`.
     **options
         More arguments of `open_source`.
     """
+    if synthetic and (state_dict is not None or strip_prefix):
+        raise UsageError("synthetic weights have one state dict, and no prefix", hint="leave --synthetic out")
     if not synthetic:
-        yield open_source(workspace.locate(what), workspace, **options)
+        located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
+        yield open_source(located, workspace, **options)
         return
     from ckptkit.parity import synthetic_checkpoint
     from ckptkit.synth import synthetic_stand_in

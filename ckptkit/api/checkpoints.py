@@ -84,7 +84,13 @@ def fetch(id: str | Entry) -> Path:
 
 @public
 def verify(
-    what: Named, *, deep: bool = False, weights: Weights = "auto", variant: str | None = None
+    what: Named,
+    *,
+    deep: bool = False,
+    weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    variant: str | None = None,
 ) -> VerifyReport:
     """Check a file against its checksum, its container, its architecture and common sense.
 
@@ -96,6 +102,8 @@ def verify(
         Also compare every tensor with the checksum stored beside it.
     weights : {"auto", "ema", "raw"}
         Which copy to set against the architecture.
+    state_dict, strip_prefix
+        As for `load`.
     variant : str, optional
         Overrides what the file is recognised as.
 
@@ -111,7 +119,9 @@ def verify(
     """
     from ckptkit.verify import verify_checkpoint
 
-    located = workspace_of_environment().locate(what, fetch=False)
+    located = workspace_of_environment().locate(
+        what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
+    )
     return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
 
 
@@ -147,6 +157,8 @@ def convert(
     layout: str | None = None,
     dtype: str | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     head: bool = True,
     allow_missing_bn: bool = False,
     variant: str | None = None,
@@ -171,6 +183,8 @@ def convert(
         Replace an existing output.
     layout, dtype, weights, head, allow_missing_bn, variant
         As in `ckptkit.convert.Options`.
+    state_dict, strip_prefix
+        As for `load`.
     resolution : int or (int, int), optional
         Resize MOAT's position tables for an input of this side, or height and width, in pixels.
     settings : mapping of str to Any, optional
@@ -212,7 +226,7 @@ def convert(
         resolution=None if resolution is None else parse_size(resolution, "resolution"),
         rules=_rules(rules, reverse=reverse),
     )
-    located = workspace.locate(what)
+    located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
     (path,) = planned_paths(
         [located], options, user_path(output) if output is not None else None, folder=folder
     )
@@ -243,7 +257,13 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
 
 @public
 def load(
-    what: Named, layout: str = "torch", *, weights: Weights = "auto", variant: str | None = None
+    what: Named,
+    layout: str = "torch",
+    *,
+    weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    variant: str | None = None,
 ) -> LoadedTensors:
     """Read a checkpoint of any format under the names of any layout; no framework is imported.
 
@@ -256,6 +276,12 @@ def load(
         ``as-is`` for the file's own names, of any model.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    state_dict : str, optional
+        Which state dict of a PyTorch file that holds several: the keys that lead to it, joined by dots
+        (``model.state_dict``). Where keys have dots themselves, the longest that fits is taken.
+    strip_prefix : str or sequence of str, optional
+        What to take off the front of every tensor's name, one after the other. What wrappers put before the
+        names of a known model is taken off anyway.
     variant : str, optional
         Overrides what the file is recognised as.
 
@@ -273,9 +299,8 @@ def load(
         Nothing there; damaged; the tensors do not fit, or cannot be read and no rule leaves them out.
     """
     from ckptkit.convert import load_tensors
-    from ckptkit.families.binding import wanted_copy
-    from ckptkit.formats.detect import open_reader
+    from ckptkit.convert.options import AS_IS
 
-    located = workspace_of_environment().locate(what)
-    with open_reader(located.path, weights=wanted_copy(weights, located.entry)) as reader:
+    located = workspace_of_environment().locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
+    with located.open(weights, unwrap=layout != AS_IS) as reader:
         return load_tensors(reader, layout, weights=weights, variant=variant, entry=located.entry)

@@ -31,6 +31,8 @@ def predict(
     batch_size: int = 8,
     resolution: int | tuple[int, int] | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> list[Prediction]:
@@ -54,6 +56,8 @@ def predict(
         Input (height, width); default the entry's test resolution.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    state_dict, strip_prefix
+        As for `ckptkit.load`.
     variant : str, optional
         Overrides what the file is recognised as.
     settings : mapping of str to Any, optional
@@ -86,6 +90,8 @@ def predict(
         synthetic=synthetic,
         resolution=resolution,
         weights=weights,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
         variant=variant,
         settings=settings,
     )
@@ -102,6 +108,8 @@ def cam(
     synthetic: bool = False,
     resolution: int | tuple[int, int] | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Heatmap:
@@ -126,6 +134,8 @@ def cam(
         Input (height, width); default the entry's test resolution.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    state_dict, strip_prefix
+        As for `ckptkit.load`.
     variant : str, optional
         Overrides what the file is recognised as.
     settings : mapping of str to Any, optional
@@ -152,8 +162,17 @@ def cam(
     find_method(method)
     workspace = workspace_of_environment()
     picture = read_picture(image, workspace)
-    options = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
-    with named_source(what, workspace, synthetic=synthetic, **options) as source:
+    with named_source(
+        what,
+        workspace,
+        synthetic=synthetic,
+        resolution=resolution,
+        weights=weights,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        variant=variant,
+        settings=settings,
+    ) as source:
         return Explainer(source).see(picture).heatmap(method, stage, target)
 
 
@@ -176,6 +195,8 @@ def evaluate(
     synthetic: bool = False,
     resolution: int | tuple[int, int] | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Evaluation:
@@ -215,7 +236,7 @@ def evaluate(
         Begin anew, whatever an earlier call left.
     synthetic : bool
         Use random weights by recipe; they are right by chance only.
-    resolution, weights, variant, settings
+    resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns
@@ -255,7 +276,14 @@ def evaluate(
         both_gates=both_gates,
     )
     require_packages(options.framework, "evaluate")
-    chosen = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    chosen: dict[str, Any] = {
+        "resolution": resolution,
+        "weights": weights,
+        "state_dict": state_dict,
+        "strip_prefix": strip_prefix,
+        "variant": variant,
+        "settings": settings,
+    }
     with (
         process_group(device, options.framework) as group,
         named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source,
@@ -280,6 +308,8 @@ def calibrate(
     synthetic: bool = False,
     resolution: int | tuple[int, int] | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -301,7 +331,7 @@ def calibrate(
         As for `evaluate`.
     force : bool
         Replace an existing output.
-    synthetic, resolution, weights, variant, settings
+    synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns
@@ -335,7 +365,14 @@ def calibrate(
     if not folder:  # before a download
         refuse_name(output)
         refuse_existing(Path(output), force=force)
-    chosen = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
+    chosen: dict[str, Any] = {
+        "resolution": resolution,
+        "weights": weights,
+        "state_dict": state_dict,
+        "strip_prefix": strip_prefix,
+        "variant": variant,
+        "settings": settings,
+    }
     with named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source:
         path = calibrated_path(source, Path(output), folder=folder)
         done = calibrate_source(source, options, path, force=force)

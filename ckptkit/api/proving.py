@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ def parity(
     seed: int | None = None,
     image: str | Path | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     dtype: str | None = None,
     converted: str | Path | None = None,
     backend: Backend | None = None,
@@ -55,6 +57,8 @@ def parity(
         A picture instead of random images.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    state_dict, strip_prefix
+        As for `ckptkit.load`.
     dtype : str, optional
         Round the conversion to ``float16`` or ``bfloat16``; the tolerance follows.
     converted : path, optional
@@ -97,7 +101,8 @@ def parity(
     asked = () if backend is None else (backend_named(backend),)
     (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=options["dtype"])
     if not synthetic:
-        return run_with(chosen, workspace.locate(what), **options, note=note)
+        located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
+        return run_with(chosen, located, **options, note=note)
     from ckptkit.synth import synthetic_stand_in
 
     entry, stand_in = synthetic_stand_in(what, workspace.registry)
@@ -122,6 +127,8 @@ def export(
     synthetic: bool = False,
     resolution: int | tuple[int, int] | None = None,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -157,6 +164,8 @@ def export(
         Input (height, width); default the entry's test resolution.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    state_dict, strip_prefix
+        As for `ckptkit.load`.
     variant : str, optional
         Overrides what the file is recognised as.
     settings : mapping of str to Any, optional
@@ -207,8 +216,17 @@ def export(
         synthetic_too=push_synthetic,
     )
     request.require(offline=workspace.offline, synthetic=synthetic)
-    named = {"resolution": resolution, "weights": weights, "variant": variant, "settings": settings}
-    with named_source(what, workspace, synthetic=synthetic, **named) as source:
+    with named_source(
+        what,
+        workspace,
+        synthetic=synthetic,
+        resolution=resolution,
+        weights=weights,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+        variant=variant,
+        settings=settings,
+    ) as source:
         if request.output is None:  # what is returned must still be there
             request = replace(request, output=place_of(source, request.target, None))
         exported = run_export(source, request).exported

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ckptkit.families.base import Recognition
     from ckptkit.formats.base import Reader
+    from ckptkit.workspace import Located
 
 _PIECE = 1 << 20
 
@@ -39,12 +40,12 @@ class CheckpointFacts:
     copies: bool
 
 
-def checkpoint_facts(path: Path, *, variant: str | None = None) -> CheckpointFacts:
+def checkpoint_facts(located: Located, *, variant: str | None = None) -> CheckpointFacts:
     """Recognise a file.
 
     Parameters
     ----------
-    path : Path
+    located : Located
         Any supported file, folder or prefix.
     variant : str, optional
         What the user says it is of.
@@ -60,9 +61,9 @@ def checkpoint_facts(path: Path, *, variant: str | None = None) -> CheckpointFac
     """
     from ckptkit.families.base import require_recognition
     from ckptkit.families.behaviour import said_settings
-    from ckptkit.formats.detect import open_reader
 
-    with open_reader(path) as reader:
+    path = located.path
+    with located.open(None) as reader:
         recognition = require_recognition(path, reader.specs, variant=variant)
         family = recognition.family
         recognised: dict[str, Any] = {

@@ -11,6 +11,8 @@ import typer
 from ckptkit.cli.completion import complete_ids_or_files, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
+    StateDictOption,
+    StripPrefixOption,
     WhichWeights,
     one_of_these,
     parse_resolution,
@@ -65,6 +67,8 @@ def convert(
         WhichWeights,
         typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
     ] = WhichWeights.AUTO,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
     no_head: Annotated[bool, typer.Option("--no-head", help="Leave the classification head out.")] = False,
     output: Annotated[
         str | None,
@@ -130,7 +134,8 @@ def convert(
         resolution=parse_resolution(resolution),
         rules=_rules(rules, reverse=reverse),
     )
-    sources = [workspace.locate(name) for name in what] if what else workspace.fetched()
+    found = [workspace.locate(name) for name in what] if what else workspace.fetched()
+    sources = [located.chosen(state_dict, strip_prefix) for located in found]
     if not sources:
         state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
     with where:

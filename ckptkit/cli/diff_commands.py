@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.cli.completion import complete_fetched_or_files
-from ckptkit.cli.options import WhichWeights
+from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.printable import printable
 from ckptkit.cli.state import state_of
@@ -60,11 +60,15 @@ def diff(
     weights_b: Annotated[
         WhichWeights | None, typer.Option("--weights-b", help="For B, where it is another copy.")
     ] = None,
-    state_dict: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which state dict of a PyTorch file with several.")
-    ] = None,
+    state_dict: StateDictOption = None,
     state_dict_b: Annotated[
-        str | None, typer.Option("--state-dict-b", metavar="NAME", help="For B, where it is another one.")
+        str | None,
+        typer.Option("--state-dict-b", metavar="KEY[.KEY…]", help="For B, where it is another one."),
+    ] = None,
+    strip_prefix: StripPrefixOption = None,
+    strip_prefix_b: Annotated[
+        list[str] | None,
+        typer.Option("--strip-prefix-b", metavar="PREFIX", help="For B, where it is another one."),
     ] = None,
     only: Annotated[
         str | None,
@@ -113,6 +117,8 @@ def diff(
         weights_b=weights_b.value if weights_b else None,
         state_dict=state_dict,
         state_dict_b=state_dict_b,
+        strip_prefix=strip_prefix,
+        strip_prefix_b=strip_prefix_b,
         only=only,
         everything=everything,
         metadata=metadata,

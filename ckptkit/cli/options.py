@@ -60,6 +60,22 @@ def _framework(text: str) -> str:
 WeightsOption = Annotated[
     WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema.")
 ]
+StateDictOption = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dict",
+        metavar="KEY[.KEY…]",
+        help="Which state dict of a PyTorch file with several: its key, or the keys to it with dots between.",
+    ),
+]
+StripPrefixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strip-prefix",
+        metavar="PREFIX",
+        help="Take PREFIX off the front of every tensor's name; may be repeated, one after the other.",
+    ),
+]
 FrameworkOption = Annotated[
     str, one_of_these(_framework, ("torch", "keras"), help="In which framework the model runs.")
 ]
@@ -171,6 +187,8 @@ def opened_source(
     synthetic: bool = False,
     resolution: str | None = None,
     weights: WhichWeights = WhichWeights.AUTO,
+    state_dict: str | None = None,
+    strip_prefix: Sequence[str] | None = None,
     variant: str | None = None,
     settings: Sequence[str] | None = None,
 ) -> Iterator[ModelSource]:
@@ -186,6 +204,8 @@ def opened_source(
         synthetic=synthetic,
         resolution=parse_resolution(resolution),
         weights=weights.value,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
         variant=variant,
         settings=parse_settings(settings),
     ) as source:

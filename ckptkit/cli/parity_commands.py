@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.cli.completion import complete_ids_or_files
-from ckptkit.cli.options import SettingOptions, WhichWeights, one_of_these, parse_resolution, parse_settings
+from ckptkit.cli.options import (
+    SettingOptions,
+    StateDictOption,
+    StripPrefixOption,
+    WhichWeights,
+    one_of_these,
+    parse_resolution,
+    parse_settings,
+)
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 from ckptkit.tensors import FLOAT_DTYPES, float_named
@@ -72,6 +80,8 @@ def parity(
         WhichWeights,
         typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
     ] = WhichWeights.AUTO,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
     dtype: Annotated[
         str | None,
         one_of_these(
@@ -140,7 +150,8 @@ def parity(
         for name in names:
             note = _prefixed(state.output, name)
             try:
-                with _located(workspace, name, synthetic=synthetic) as located:
+                with _located(workspace, name, synthetic=synthetic) as found:
+                    located = found.chosen(state_dict, strip_prefix)
                     for backend in with_each:
                         report = run_with(
                             backend,

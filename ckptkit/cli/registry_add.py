@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.cli.completion import complete_families, complete_ids, complete_values, complete_variants
-from ckptkit.cli.options import SettingOptions, parse_settings
+from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOption, parse_settings
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import State, state_of
 
@@ -46,6 +46,8 @@ def add_command(
             "--checkpoint", metavar="FILE", help="The file itself: what is not said is told from its tensors."
         ),
     ] = None,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
     family: Annotated[
         str | None, typer.Option(help="Architecture family.", autocompletion=complete_families)
     ] = None,
@@ -152,8 +154,10 @@ def add_command(
     facts = None
     if checkpoint is not None:
         from ckptkit.cli.checkpoint_facts import checkpoint_facts, observed_fields
+        from ckptkit.workspace import Located
 
-        facts = checkpoint_facts(checkpoint, variant=variant)
+        located = Located(checkpoint).chosen(state_dict, strip_prefix)
+        facts = checkpoint_facts(located, variant=variant)
         said = _with_recognised(facts, said)
     addition = preview_addition(target, id, urls, said, below=below, force=force)
     _check_model(addition.entry, told)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.cli.completion import complete_fetched_or_files
-from ckptkit.cli.options import WhichWeights
+from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.printable import printable
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.errors import CkptkitError
-    from ckptkit.families.binding import Weights
     from ckptkit.inspection import InspectedTensor, Inspection
     from ckptkit.verify import Check, VerifyReport
     from ckptkit.workspace import Workspace
@@ -56,6 +55,8 @@ def verify(
     weights: Annotated[
         WhichWeights, typer.Option(help="Which copy to set against the architecture; auto takes ema.")
     ] = WhichWeights.AUTO,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
     variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
     all_entries: Annotated[bool, typer.Option("--all", help="Verify every entry that was fetched.")] = False,
     as_json: Json = False,
@@ -68,6 +69,7 @@ def verify(
     """
     from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.errors import CkptkitError
+    from ckptkit.verify import verify_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
@@ -77,7 +79,13 @@ def verify(
     codes = {ExitCode.OK}
     for name in names:
         try:
-            report = _verify_one(state, workspace, name, deep, weights.value, variant)
+            report = verify_checkpoint(
+                workspace.locate(name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix),
+                deep=deep,
+                weights=weights.value,
+                variant=variant,
+                progress=state.output.progress,
+            )
         except CkptkitError as error:  # the others are verified all the same
             errors.append(error)
             codes.add(exit_code(error))
@@ -115,17 +123,6 @@ def _targets(workspace: Workspace, what: Sequence[str], all_entries: bool) -> li
     if not names:
         raise UsageError("nothing to verify", hint="name ids or files, or give --all")
     return names
-
-
-def _verify_one(
-    state: State, workspace: Workspace, name: str, deep: bool, weights: Weights, variant: str | None
-) -> VerifyReport:
-    from ckptkit.verify import verify_checkpoint
-
-    located = workspace.locate(name, fetch=False)
-    return verify_checkpoint(
-        located, deep=deep, weights=weights, variant=variant, progress=state.output.progress
-    )
 
 
 def print_report(state: State, report: VerifyReport) -> None:
@@ -169,9 +166,12 @@ def inspect(
     layout: Annotated[
         str | None, typer.Option(help="Show the names in this layout too: torch, deeplab2, openmixup, keras.")
     ] = None,
-    state_dict: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which state dict of a PyTorch file with several.")
+    weights: Annotated[
+        WhichWeights | None,
+        typer.Option(help="Which copy, where a file holds both in state dicts of their own."),
     ] = None,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
     summary: Annotated[bool, typer.Option("--summary", help="Leave the list of tensors out.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -186,12 +186,14 @@ def inspect(
     state = state_of(context)
     located = state.workspace().locate(what, fetch=False)
     inspection = inspect_file(
-        located.path,
+        located,
         pattern=pattern,
         sort=sort.value,
         stats=stats and not summary,
         layout=layout,
+        weights=weights.value if weights else None,
         state_dict=state_dict,
+        strip_prefix=strip_prefix,
         progress=state.output.progress,
     )
     if as_json:

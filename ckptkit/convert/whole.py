@@ -16,7 +16,6 @@ from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.provenance import Provenance
 from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
-from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, without_ending
@@ -80,10 +79,11 @@ def convert_located(
         As `plan` and `execute` raise them.
     """
     with (
-        open_reader(located.path, weights=wanted_copy(options.weights, located.entry)) as reader,
+        located.open(options.weights, unwrap=_is_of_a_family(options)) as reader,
         Provenance(located) as provenance,
     ):
-        conversion = _plan(reader, options, located.entry, provenance.placeholder)
+        said = {**_which(reader, located), **provenance.placeholder}
+        conversion = _plan(reader, options, located.entry, said)
         in_cache = located.entry is not None and output is None
         path = (
             _cache_path(located.entry, conversion, options, workspace)
@@ -111,6 +111,21 @@ def convert_located(
                 late=provenance.wait,
             )
         return Outcome(_settled(conversion, provenance), converted.path, converted)
+
+
+def _which(reader: Reader, located: Located) -> dict[str, str]:
+    """What of the source was converted, where it holds several state dicts or names were cut by hand."""
+    said = {}
+    if len(reader.state_dicts) > 1:
+        said["source_state_dict"] = str(reader.state_dict)
+    if located.strip_prefix:
+        said["source_prefix"] = " ".join(located.strip_prefix)
+    return said
+
+
+def _is_of_a_family(options: Options) -> bool:
+    """Whether the names are a family's, before which wrappers' prefixes say nothing."""
+    return options.rules is None and options.layout != AS_IS
 
 
 def _plan(reader: Reader, options: Options, entry: Entry | None, provenance: Mapping[str, str]) -> TensorPlan:

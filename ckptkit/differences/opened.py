@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.differences.report import Side
 from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Recognition, recognise
-from ckptkit.families.binding import Known, Match, Weights, match, wanted_copy
+from ckptkit.families.binding import Known, Match, Weights, match
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
@@ -109,26 +108,23 @@ class Opened(AbstractContextManager["Opened"]):
         return {**self.reader.metadata, **self.settings()}
 
 
-def open_side(what: str | Path | Located, state_dict: str | None, weights: Weights) -> Opened:
+def open_side(located: Located, weights: Weights, *, unwrap: bool = True) -> Opened:
     """Open one side of a comparison.
 
     Parameters
     ----------
-    what : str, Path or Located
-    state_dict : str or None
-        Which state dict of a PyTorch file.
+    located : Located
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
+    unwrap : bool
+        Take off what wrappers put before a known model's names.
 
     Raises
     ------
-    NotFoundError, FormatError
-        As `ckptkit.formats.detect.open_reader` raises them.
+    CkptkitError
+        As `Located.open` raises it.
     """
-    from ckptkit.formats.detect import open_reader
-
-    located = what if isinstance(what, Located) else Located(Path(what))
-    reader = open_reader(located.path, state_dict=state_dict, weights=wanted_copy(weights, located.entry))
+    reader = located.open(weights, unwrap=unwrap)
     try:
         return Opened(located, reader, recognise(reader.specs), weights)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -39,6 +39,8 @@ def compare_files(
     weights_b: Weights | None = None,
     state_dict: str | None = None,
     state_dict_b: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    strip_prefix_b: str | Sequence[str] | None = None,
     only: str | None = None,
     everything: bool = False,
     metadata: bool = False,
@@ -59,7 +61,10 @@ def compare_files(
     weights, weights_b : {"auto", "ema", "raw"}
         Which copy where a file holds both; ``weights_b`` for the second file where it is another.
     state_dict, state_dict_b : str, optional
-        Which state dict of a PyTorch file.
+        Which state dict of a PyTorch file. The first is the second file's too, where it has one of that name
+        and nothing else is said of it; ``""`` says the only one.
+    strip_prefix, strip_prefix_b : str or sequence of str, optional
+        What to take off the front of the tensors' names; the first counts for both files likewise.
     only : str, optional
         Look only at tensors whose name matches: a glob, or a part of the name.
     everything : bool
@@ -89,9 +94,14 @@ def compare_files(
         A tolerance that is none, or a copy of the weights that a file does not hold.
     """
     allowed = _tolerance(tolerance, relative, ignore_dtype)
+    first, second = (side if isinstance(side, Located) else Located(Path(side)) for side in (a, b))
+    first = first.chosen(state_dict, strip_prefix)
+    second = second.like(first)
+    if state_dict_b is not None or strip_prefix_b is not None:
+        second = second.chosen(state_dict_b, strip_prefix_b)
     with (
-        open_side(a, state_dict, weights) as one,
-        open_side(b, state_dict if state_dict_b is None else state_dict_b, weights_b or weights) as two,
+        open_side(first, weights, unwrap=layout == "auto") as one,
+        open_side(second, weights_b or weights, unwrap=layout == "auto") as two,
     ):
         pairing, matches = _paired(one, two, layout)
         sides = one.side(matches[0] if matches else None), two.side(matches[1] if matches else None)

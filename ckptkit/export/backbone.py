@@ -16,7 +16,6 @@ from ckptkit.export.model_card import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights
 from ckptkit.families.base import Structure
-from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.detect import open_reader
 from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_logits
 from ckptkit.parity.files import ModelFile, examine, lossy_precision
@@ -134,9 +133,7 @@ def compare_features(source: ModelSource, written: Path) -> tuple[StageCompariso
     entry = source.entry
     with ExitStack() as opened:
         original = examine(
-            opened.enter_context(
-                open_reader(source.located.path, weights=wanted_copy(source.weights, entry))
-            ),
+            opened.enter_context(source.located.open(source.weights)),
             weights=source.weights,
             variant=source.variant,
             entry=entry,

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from ckptkit.convert import Options, Plan, execute, plan
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.rounding import in_words
-from ckptkit.families.binding import wanted_copy
-from ckptkit.formats.detect import open_reader
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -98,7 +96,7 @@ def planned_weights(
         settings=source.settings,
     )
     with (
-        open_reader(located.path, weights=wanted_copy(source.weights, located.entry)) as reader,
+        located.open(source.weights) as reader,
         Provenance(located) as provenance,
     ):
         known = {} if source.synthetic else provenance.placeholder

@@ -301,6 +301,16 @@ def recognise(
     return Recognition(family, candidate, structure, family.table(layout_name, candidate, structure))
 
 
+def resembles_a_model(specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether the first tensor of any model known here is there, by name and shape: a quick look."""
+    return any(
+        _has_first_tensor(family, layout, variant, specs)
+        for family in map(get_family, _FAMILIES)
+        for layout in family.layouts
+        for variant in family.variants
+    )
+
+
 def _has_first_tensor(family: Family, layout: str, variant: str, specs: Mapping[str, TensorSpec]) -> bool:
     """Whether the architecture's first tensor is there, with the variant's shape."""
     first = family.definitions[:1]

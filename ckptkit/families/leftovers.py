@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ckptkit.formats.base import AVERAGING_COUNTERS
 from ckptkit.layouts import Ignore, Twin
 
 _STATE = "state of the optimizer"
@@ -61,6 +62,7 @@ TRAINING = (
         r"(.+/)?seed_generator(_\d+)?/(seed_generator_state|vars/0)",
         "of layers that act in training",
     ),
+    Ignore("averaging counter", "|".join(AVERAGING_COUNTERS), "counts the steps of averaging"),
     Ignore(
         "profiler counters", r"(.+\.)?total_(ops|params)", "operations and parameters as thop counted them"
     ),

@@ -19,6 +19,9 @@ Copy = Literal["ema", "raw"]
 Weights = Literal["auto", "ema", "raw"]
 """Which copy is wanted; ``auto`` leaves the choice to what is there."""
 
+AVERAGING_COUNTERS = ("n_averaged", "steps")
+"""What averaged models of torch.optim.swa_utils and of mmengine count with, beside the names ``module.…``."""
+
 Check = Callable[[Path], None]
 """Looks at a written checkpoint and raises when it is not what it should be."""
 

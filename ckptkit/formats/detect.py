@@ -6,7 +6,7 @@ To add a format: one file beside this one, and one row in `_RULES` (and one in `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +61,13 @@ def writer_for(format: str) -> WriterFactory:
     return factory
 
 
-def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Weights | None = None) -> Reader:
+def open_reader(
+    path: Path | str,
+    *,
+    state_dict: str | None = None,
+    weights: Weights | None = None,
+    as_saved: bool = False,
+) -> Reader:
     """Open a checkpoint of any format.
 
     Parameters
@@ -71,17 +77,26 @@ def open_reader(path: Path | str, *, state_dict: str | None = None, weights: Wei
     state_dict : str, optional
         For PyTorch files that hold several: which one.
     weights : {"auto", "ema", "raw"}, optional
-        For PyTorch files that hold moving averages in a state dict of their own: which copy; ``auto`` takes
-        the moving averages. Default: the plain state dict. Files with one copy open whatever is asked.
+        For PyTorch files that hold moving averages in a state dict of their own: which copy. Default: the
+        plain state dict. See `ckptkit.formats.torch_zip.TorchReader`.
+    as_saved : bool
+        Leave the prefix ``module.`` of PyTorch files on.
 
     Raises
     ------
     NotFoundError
-        Nothing of that name.
+        Nothing of that name, or no such state dict in it.
     FormatError
         Not a checkpoint, with what it is instead; or a damaged one.
     """
-    return _open(_Probe(Path(path), None, state_dict, weights))
+    reader = _open(_Probe(Path(path), None, state_dict, weights, as_saved=as_saved))
+    if state_dict and not reader.state_dicts:
+        reader.close()
+        raise NotFoundError(
+            f"{path}: no state dict {state_dict!r}: a {reader.format} file holds one, without a name",
+            hint="leave --state-dict out",
+        )
+    return reader
 
 
 def _open(probe: _Probe) -> Reader:
@@ -114,6 +129,7 @@ class _Probe(Sample):
 
     state_dict: str | None = None
     weights: Weights | None = None
+    as_saved: bool = False
     is_shard: bool = False
 
     @cached_property
@@ -133,11 +149,11 @@ class _Probe(Sample):
 
     def at(self, path: Path) -> Reader:
         """Open another path in the same way."""
-        return _open(_Probe(path, None, self.state_dict, self.weights))
+        return _open(replace(self, path=path, given=None))
 
     def shard(self, path: Path) -> Reader:
         """Open a file that is a part of this checkpoint."""
-        return _open(_Probe(path, None, self.state_dict, self.weights, is_shard=True))
+        return _open(replace(self, path=path, given=None, is_shard=True))
 
 
 _Open = Callable[[_Probe], Reader]
@@ -161,7 +177,9 @@ def _open_tf(probe: _Probe) -> Reader:
 def _open_torch(probe: _Probe) -> Reader:
     from ckptkit.formats.torch_zip import TorchReader
 
-    return TorchReader(probe.path, state_dict=probe.state_dict, weights=probe.weights)
+    return TorchReader(
+        probe.path, state_dict=probe.state_dict, weights=probe.weights, as_saved=probe.as_saved
+    )
 
 
 def _open_safetensors(probe: _Probe) -> Reader:

@@ -12,22 +12,23 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptkit.formats.restricted_pickle import PickleMachine
+    from ckptkit.formats.restricted_pickle import Blob, PickleMachine
 
 _MAX_INT_BYTES = 512
 _LONG_LINE = 1 << 20
 
 
-def _text(raw: bytes) -> str | bytes:
+def _text(raw: bytes | Blob) -> str | bytes | Blob:
     """Python 2 had one type for text and bytes; what is no UTF-8 stays bytes."""
     try:
-        return raw.decode()
+        return raw.decode() if isinstance(raw, bytes) else raw
     except UnicodeDecodeError:
         return raw
 
 
 def _utf8(machine: PickleMachine, width: int) -> None:
-    machine.push(_unicode(machine.take(machine.uint(width)).decode("utf-8", "surrogatepass")))
+    raw = machine.content(machine.uint(width), text=True)
+    machine.push(_unicode(raw.decode("utf-8", "surrogatepass")) if isinstance(raw, bytes) else raw)
 
 
 def _unicode(text: str) -> str:
@@ -63,7 +64,7 @@ def _quoted(machine: PickleMachine) -> None:
 
 
 def _bytearray(machine: PickleMachine) -> None:
-    machine.push(machine.take(machine.uint(8)))
+    machine.push(machine.content(machine.uint(8)))
 
 
 def _tuple_of(machine: PickleMachine, count: int) -> None:
@@ -176,11 +177,11 @@ _BY_CODE: dict[bytes, _Operation] = {
     b"F": lambda m: m.push(float(m.line())),
     b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
     b"S": _quoted,
-    b"T": lambda m: m.push(_text(m.take(m.uint(4)))),
+    b"T": lambda m: m.push(_text(m.content(m.uint(4)))),
     b"U": lambda m: m.push(_text(m.take(m.uint(1)))),
-    b"B": lambda m: m.push(m.take(m.uint(4))),
+    b"B": lambda m: m.push(m.content(m.uint(4))),
     b"C": lambda m: m.push(m.take(m.uint(1))),
-    b"\x8e": lambda m: m.push(m.take(m.uint(8))),
+    b"\x8e": lambda m: m.push(m.content(m.uint(8))),
     b"\x96": _bytearray,
     b"V": lambda m: m.push(_unicode(m.line(_LONG_LINE).decode("raw-unicode-escape"))),
     b"\x8c": lambda m: _utf8(m, 1),

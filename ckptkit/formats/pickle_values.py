@@ -9,20 +9,19 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ckptkit.formats.restricted_pickle import Inert
+from ckptkit.errors import FormatError
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
+from ckptkit.formats.restricted_pickle import Blob, Inert
+from ckptkit.tensors import DTYPES, Array, DType, swapped
 
 MAX_SHOWN_ELEMENTS = 16
 """Arrays of more elements are told by type and shape."""
 
 _MAX_PARTS = 100
 _MAX_PART = 1000
-_CODES = {
-    f"{kind}{size}": size
-    for kind, sizes in {"f": (2, 4, 8), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "b": (1,), "c": (8, 16)}.items()
-    for size in sizes
-}
 
 
 def known_text(value: Inert) -> str | None:
@@ -48,67 +47,185 @@ def known_text(value: Inert) -> str | None:
         return None
 
 
-def _numpy_code(dtype: object) -> str | None:
-    """Code and byte order of a pickled numpy dtype of plain numbers, such as ``<f8``."""
-    if not isinstance(dtype, Inert) or dtype.name != "numpy.dtype" or not dtype.args:
-        return None
-    code, state = dtype.args[0], dtype.state
-    if not isinstance(code, str) or code not in _CODES:
-        return None
-    swapped = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
-    return (">" if swapped else "<") + code
+@dataclass(frozen=True)
+class PickledArray:
+    """A numpy array or scalar inside a pickle.
+
+    Parameters
+    ----------
+    dtype : DType
+    shape : tuple of int
+    content : bytes or Blob
+        Its elements.
+    fortran : bool
+        Whether the first axis changes fastest.
+    big_endian : bool
+        Whether each element's bytes run the other way.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    content: bytes | Blob
+    fortran: bool = False
+    big_endian: bool = False
+
+    def plain(self, file: MappedFile) -> memoryview | None:
+        """Its bytes, where they are those of the tensor in C order."""
+        turned = self.fortran and sum(size != 1 for size in self.shape) > 1
+        if turned or (self.big_endian and self.dtype.itemsize > 1):
+            return None
+        if isinstance(self.content, bytes):
+            return memoryview(self.content)
+        return None if self.content.text else file.raw(self.content.offset, self.content.nbytes)
+
+    def release(self, file: MappedFile) -> None:
+        """Give back its memory pages."""
+        if isinstance(self.content, Blob):
+            file.release(self.content.offset, self.content.nbytes)
+
+    def read(self, file: MappedFile) -> Array:
+        """Read-only array: a view of the file where its bytes are in the file as they are.
+
+        Raises
+        ------
+        FormatError
+            Text that stands for other bytes than an array of that shape has.
+        """
+        import numpy
+
+        shape = self.shape[::-1] if self.fortran else self.shape
+        if 0 in shape or (isinstance(self.content, Blob) and not self.content.text):
+            array = file.view(self.content.offset if isinstance(self.content, Blob) else 0, self.dtype, shape)
+        else:
+            array = numpy.frombuffer(self._decoded(file), self.dtype.numpy).reshape(shape)
+        if self.big_endian:
+            array = swapped(array, self.dtype)
+        return array.T if self.fortran else array
+
+    def _decoded(self, file: MappedFile) -> bytes:
+        if isinstance(self.content, bytes):
+            return self.content
+        raw = file.data[self.content.offset : self.content.offset + self.content.nbytes]
+        try:
+            found = raw.decode().encode("latin-1")
+        except UnicodeError as error:
+            reason = f"the text of an array is damaged ({error})"
+            raise FormatError(file.path, reason, offset=self.content.offset) from error
+        if len(found) != math.prod(self.shape) * self.dtype.itemsize:
+            raise FormatError(
+                file.path,
+                f"{len(found)} bytes for an array of {self.dtype} {list(self.shape)}",
+                offset=self.content.offset,
+            )
+        return found
 
 
-def _numpy_scalar(value: Inert) -> str | None:
-    if len(value.args) != 2:
-        return None
-    code, raw = _numpy_code(value.args[0]), value.args[1]
-    if code is None or not isinstance(raw, bytes) or len(raw) != _CODES[code[1:]]:
-        return None
-    import numpy
+_CLASSES = frozenset({"numpy.ndarray", "numpy.memmap", "numpy.matrix"})
+_REBUILT = frozenset(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))
+_FROM_BUFFER = frozenset(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core"))
+_SCALARS = frozenset(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
+_ARRAYS = frozenset({*_REBUILT, *_FROM_BUFFER, "numpy.ma.core._mareconstruct"})
+_SIZES = {"float": (2, 4, 8), "int": (1, 2, 4, 8), "uint": (1, 2, 4, 8), "complex": (8, 16)}
+_CODES = {f"{kind[0]}{size}": f"{kind}{8 * size}" for kind, sizes in _SIZES.items() for size in sizes}
+"""numpy's letters for element types; a boolean is ``b1``."""
 
-    return str(numpy.frombuffer(raw, code)[0])
+
+def is_array(value: object) -> bool:
+    """Whether a value records a numpy array, of whatever elements."""
+    return isinstance(value, Inert) and value.name in _ARRAYS
 
 
-def _array(dtype: object, shape: object, raw: object, *, fortran: bool) -> str | None:
-    sizes = _sizes(shape)
+def is_scalar(value: object) -> bool:
+    """Whether a value records a number of numpy's."""
+    return isinstance(value, Inert) and value.name in _SCALARS
+
+
+def pickled_array(value: Inert) -> PickledArray | str:
+    """The array or number that a value records, or what it is where it cannot be read.
+
+    In numpy's ``__reduce__`` ``_reconstruct`` makes an empty array, whose state is (version, shape, dtype,
+    Fortran order, bytes); with protocol 5, ``_frombuffer`` gets (bytes, dtype, shape, order).
+
+    Raises
+    ------
+    ValueError
+        It is no such record.
+    """
+    if not value.args:
+        raise ValueError("an array of no class")
+    kind = str(value.args[0])
+    shape: object = ()
+    if value.name in _REBUILT and isinstance(value.state, tuple) and len(value.state) in (4, 5):
+        shape, dtype, fortran, content = value.state[-4:]
+    elif value.name in _FROM_BUFFER and len(value.args) == 4:
+        content, dtype, shape, order = value.args
+        kind, fortran = "numpy.ndarray", order == "F"
+    elif value.name in _SCALARS and len(value.args) == 2:
+        kind, fortran, (dtype, content) = "numpy.ndarray", False, value.args
+    else:
+        return f"an array of class {kind[:80]}"
+    sizes, element = _sizes(shape), _dtype_of(dtype)
     if sizes is None:
-        return None
-    import numpy
+        raise ValueError("an array of malformed shape")
+    if kind not in _CLASSES:
+        return f"an array of class {kind[:80]}"
+    if isinstance(element, str):
+        return f"an array of {element} {list(sizes)}"
+    if isinstance(content, str):
+        content = content.encode()  # Python 2 had one type for both
+    if not isinstance(content, (bytes, Blob)) or not _fits(content, math.prod(sizes) * element[0].itemsize):
+        raise ValueError("an array of other bytes than its shape says")
+    return PickledArray(element[0], sizes, content, fortran is True, element[1])
 
-    code = _numpy_code(dtype)
-    if code is None or not isinstance(raw, bytes):
-        return f"array {list(sizes)}"
-    kind = numpy.dtype(code)
-    if len(raw) != math.prod(sizes) * kind.itemsize:
-        return None
-    if math.prod(sizes) > MAX_SHOWN_ELEMENTS or 0 in sizes:
-        return f"array of {kind.name} {list(sizes)}"
-    values = numpy.frombuffer(raw, kind).reshape(sizes, order="F" if fortran else "C")
-    return str(values.tolist())
+
+def _fits(content: bytes | Blob, nbytes: int) -> bool:
+    if isinstance(content, Blob) and content.text:
+        return content.latin1 and nbytes <= len(content) <= 2 * nbytes
+    return len(content) == nbytes
+
+
+def _dtype_of(value: object) -> tuple[DType, bool] | str:
+    """Element type of a pickled numpy dtype, and whether it is big-endian; or what it is, in words."""
+    if not isinstance(value, Inert) or value.name != "numpy.dtype" or not value.args:
+        return "unknown elements"
+    code, state = value.args[0], value.state
+    name = (
+        {**_CODES, "b1": "bool"}.get(code) if isinstance(code, str) else str(code).removeprefix("ml_dtypes.")
+    )
+    if name is None or name not in DTYPES:
+        return {"O": "Python objects", "U": "texts", "S": "texts"}.get(str(code)[:1], str(code)[:80])
+    return DTYPES[name], isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
 
 
 def _sizes(shape: object) -> tuple[int, ...] | None:
-    if not isinstance(shape, tuple) or len(shape) > MAX_SHOWN_ELEMENTS:
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
         return None
     sizes = tuple(size for size in shape if isinstance(size, int) and 0 <= size < 1 << 62)
     return sizes if len(sizes) == len(shape) else None
 
 
-def _array_from_state(value: Inert) -> str | None:
-    """``_reconstruct`` makes an empty array; the state is (version, shape, dtype, Fortran order, bytes)."""
-    if not isinstance(value.state, tuple) or len(value.state) != 5:
-        return None
-    _, shape, dtype, fortran, raw = value.state
-    return _array(dtype, shape, raw, fortran=fortran is True)
+def _number(value: Inert) -> str | None:
+    found = pickled_array(value)
+    return None if isinstance(found, str) else str(_values(found)[()])
 
 
-def _array_from_buffer(value: Inert) -> str | None:
-    """``_frombuffer(bytes, dtype, shape, order)``: protocol 5."""
-    if len(value.args) != 4:
-        return None
-    raw, dtype, shape, order = value.args
-    return _array(dtype, shape, raw, fortran=order == "F")
+def _array(value: Inert) -> str:
+    """An array in text: its elements where they are few."""
+    found = pickled_array(value)
+    if isinstance(found, str):
+        return found.removeprefix("an ")
+    few = 0 < math.prod(found.shape) <= MAX_SHOWN_ELEMENTS
+    return str(_values(found).tolist()) if few else f"array of {found.dtype} {list(found.shape)}"
+
+
+def _values(array: PickledArray) -> Array:
+    """The elements of a small array, which are not left in the file."""
+    import numpy
+
+    if not isinstance(array.content, bytes):
+        raise ValueError("a small array of many bytes")
+    kind = array.dtype.numpy.newbyteorder(">") if array.big_endian else array.dtype.numpy
+    return numpy.frombuffer(array.content, kind).reshape(array.shape, order="F" if array.fortran else "C")
 
 
 def _moment(value: Inert) -> str | None:
@@ -164,18 +281,13 @@ def _device(value: Inert) -> str | None:
 
 
 def _dtype(value: Inert) -> str | None:
-    code = _numpy_code(value)
-    if code is None:
-        return None
-    import numpy
-
-    return f"numpy.{numpy.dtype(code).name}"
+    found = _dtype_of(value)
+    return None if isinstance(found, str) else f"numpy.{found[0]}"
 
 
 _READERS: Mapping[str, Callable[[Inert], str | None]] = {
-    **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray._reconstruct": _array_from_state for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _array_from_buffer for core in ("core", "_core")},
+    **dict.fromkeys(_SCALARS, _number),
+    **dict.fromkeys(_ARRAYS, _array),
     "numpy.dtype": _dtype,
     "datetime.datetime": _moment,
     "datetime.date": _day,

@@ -31,6 +31,9 @@ _MAX_KEY_PART = 1000
 _CALL_COST, _CONTAINER_COST = 6, 2
 """Objects cost more time and memory than the one opcode that makes them."""
 
+_LARGE_TEXT, _LARGE_BYTES = 1 << 20, 100_000
+"""Longer ones stay in the file: numpy's arrays are such."""
+
 _SMALL_INT = 1 << 60
 """Larger integers can be made to collide in a dictionary; their digits, being text, cannot."""
 
@@ -55,6 +58,29 @@ class Budget:
         self.left -= count
         if self.left < 0:
             raise ValueError(f"more than {self.total} steps, far beyond what a checkpoint needs")
+
+
+@dataclass(eq=False, slots=True)
+class Blob:
+    """Text or bytes of a pickle that were left in the file.
+
+    Parameters
+    ----------
+    offset, nbytes : int
+        Where they are.
+    text : bool
+        Whether they are UTF-8 that stands for text.
+    latin1 : bool
+        Whether that text stands for bytes, one character each: so protocols 0 to 2 write bytes.
+    """
+
+    offset: int
+    nbytes: int
+    text: bool = False
+    latin1: bool = False
+
+    def __len__(self) -> int:
+        return self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +183,9 @@ class PickleMachine:
         self._path = path
         self._data = data
         self.position = start
+        self._last = end
         self.end = min(end, start + MAX_PICKLE_BYTES)
-        self._too_long = end - start > MAX_PICKLE_BYTES
+        self._handled: dict[int, object] = {}
         self._handlers = handlers or {}
         self._persistent_load = persistent_load
         self._stack: list[Any] = []
@@ -200,10 +227,21 @@ class PickleMachine:
         stop = self.position + count
         if stop > self.end:
             limit = f"it is longer than {MAX_PICKLE_BYTES} bytes"
-            raise ValueError(limit if self._too_long else "it ends in the middle")
+            raise ValueError(limit if self.end < self._last else "it ends in the middle")
         taken: bytes = self._data[self.position : stop]
         self.position = stop
         return taken
+
+    def content(self, count: int, *, text: bool = False) -> bytes | Blob:
+        """Next ``count`` bytes, which are the content of a text or of bytes; long ones are not read."""
+        if count <= (_LARGE_TEXT if text else _LARGE_BYTES):
+            return self.take(count)
+        if count > self._last - self.position:
+            raise ValueError("it ends in the middle")
+        found = Blob(self.position, count, text)
+        self.position += count
+        self.end = min(self._last, self.end + count)
+        return found
 
     def uint(self, width: int) -> int:
         """Next little-endian unsigned integer of ``width`` bytes."""
@@ -280,8 +318,15 @@ class PickleMachine:
         handler = self._handlers.get(function.name)
         if handler is None:
             return Inert(function.name, args)
-        self._budget.spend(sum(len(a) for a in args if isinstance(a, (str, bytes, list, dict, tuple))))
+        self._budget.spend(sum(map(self._cost, args)))
         return handler(args)
+
+    def _cost(self, argument: object) -> int:
+        """What a handler may have to look through; the file's length pays for each text in it once."""
+        if isinstance(argument, (str, bytes, Blob)) and id(argument) not in self._handled:
+            self._handled[id(argument)] = argument
+            return 0
+        return len(argument) if isinstance(argument, (str, bytes, Blob, list, dict, tuple)) else 0
 
     def persistent(self, identifier: object) -> object:
         """What a persistent id stands for."""

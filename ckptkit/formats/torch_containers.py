@@ -48,11 +48,17 @@ class Extent:
 
 @dataclass(frozen=True)
 class TorchContents:
-    """What a file holds: the object that was saved, its storages by key, and our own metadata."""
+    """What a file holds: the object that was saved, its storages by key, and our own metadata.
+
+    ``big_endian`` says that each element's bytes in the storages run the other way, ``kind`` what the file is
+    where torch.save did not write it.
+    """
 
     root: object
     storages: Mapping[str, Extent]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    big_endian: bool = False
+    kind: str = ""
 
 
 def load_contents(file: MappedFile) -> TorchContents:
@@ -69,12 +75,8 @@ def load_contents(file: MappedFile) -> TorchContents:
         return _load_legacy(file, start)
     if is_tar(file):
         return _load_tar(file)
-    if file.data[:1] == b"\x80":
-        raise FormatError(
-            file.path,
-            "a plain Python pickle, not written by torch.save",
-            hint="save the state_dict with torch.save",
-        )
+    if file.data[:1] == b"\x80":  # of numpy arrays, or of no use here
+        return TorchContents(_Unpickler(file).load(0, file.size).value, {}, kind="a plain Python pickle")
     raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
 
 
@@ -100,8 +102,8 @@ def _load_zip(file: MappedFile) -> TorchContents:
             hint="load it with torch.jit.load and torch.save its state_dict()",
         )
     order = _record(file, entries.get(root + "byteorder"), 16)
-    if order not in (None, b"little"):
-        raise FormatError(file.path, f"byte order {order!r}", hint="save it again on a little-endian machine")
+    if order not in (None, b"little", b"big"):
+        raise FormatError(file.path, f"a byte order {order!r}, which is neither little nor big")
     prefix = root + "data/"
     storages = {
         name.removeprefix(prefix): _stored_extent(file, entry)
@@ -112,7 +114,7 @@ def _load_zip(file: MappedFile) -> TorchContents:
     unpickler = _Unpickler(file)
     value = unpickler.load(pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
     metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
-    return TorchContents(value, storages, metadata)
+    return TorchContents(value, storages, metadata, big_endian=order == b"big")
 
 
 def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
@@ -198,9 +200,9 @@ def _load_legacy(file: MappedFile, start: int) -> TorchContents:
     if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
         raise FormatError(
             file.path,
-            "saved on a big-endian machine, or damaged",
+            "saved on a machine of big-endian byte order, in the format before torch 1.6, or damaged",
             offset=protocol.stop,
-            hint="save it again on a little-endian machine",
+            hint="load it with torch and save it again",
         )
     sizes: dict[str, int] = {}
 

@@ -73,6 +73,8 @@ def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
             extras[name] = describe(GlobalName(value.name), 200)
         shown = 0
         for field, content in islice(fields, _MAX_ITEMS):
+            if f"{key}.{field}" in taken:
+                continue
             extras[f"{name}.{describe(field, 80)}"] = paragraphs.text(content)
             shown += 1
         rest = _count(value) - shown

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.formats.restricted_pickle import GlobalName, Handler, Inert, dictionary_key
+from ckptkit.formats.pickle_values import PickledArray, is_array, pickled_array
+from ckptkit.formats.restricted_pickle import Blob, GlobalName, Handler, Inert, dictionary_key
 from ckptkit.tensors import DTYPES, KNOWN
 
 _MAX_COUNT = 1 << 62
@@ -248,8 +249,10 @@ def _sequence(args: tuple[object, ...]) -> list[Any]:
 
 def _encoded(args: tuple[object, ...]) -> object:
     """``_codecs.encode(text, "latin1")`` is how protocol 2 writes bytes."""
-    if len(args) != 2 or args[1] not in ("latin1", "latin-1") or not isinstance(args[0], str):
+    if len(args) != 2 or args[1] not in ("latin1", "latin-1") or not isinstance(args[0], (str, Blob)):
         return Inert("_codecs.encode", args)
+    if isinstance(args[0], Blob):
+        return replace(args[0], latin1=True)
     return args[0].encode("latin-1")
 
 
@@ -264,6 +267,16 @@ def _complex(args: tuple[object, ...]) -> object:
 def _bytes(args: tuple[object, ...]) -> object:
     """Protocols 0 to 2 write empty bytes as a call without arguments."""
     return Inert("builtins.bytes", args) if args else b""
+
+
+def _of_another_device(args: tuple[object, ...]) -> object:
+    """(tensor of the CPU or numpy array, dtype, device, …): what a TPU's and others' tensors are saved as."""
+    if len(args) >= 2:
+        held, dtype = args[0], _torch_dtype(args[1])
+        found = pickled_array(held) if isinstance(held, Inert) and is_array(held) else held
+        if isinstance(found, (TensorRef, PickledArray)) and str(found.dtype) == dtype:
+            return held
+    return UnsupportedTensor("a tensor of a special device")
 
 
 def _unsupported(kind: str) -> Handler:
@@ -284,9 +297,9 @@ TORCH_HANDLERS: Mapping[str, Handler] = {
     "torch._utils._rebuild_nested_tensor": _unsupported("a nested tensor"),
     "torch._utils._rebuild_wrapper_subclass": _unsupported("a tensor of a wrapper class"),
     "torch._utils._rebuild_meta_tensor_no_storage": _unsupported("a meta tensor without data"),
-    "torch._utils._rebuild_device_tensor_from_numpy": _unsupported("a tensor of a special device"),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unsupported("a tensor of a special device"),
-    "torch._utils._rebuild_xla_tensor": _unsupported("a tensor of a special device"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _of_another_device,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _of_another_device,
+    "torch._utils._rebuild_xla_tensor": _of_another_device,
     "collections.OrderedDict": _dictionary,
     "collections.defaultdict": _default_dictionary,
     "builtins.dict": _dictionary,

@@ -13,18 +13,14 @@ from pathlib import Path
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
+from ckptkit.formats.pickle_values import PickledArray, is_array, is_scalar, pickled_array
 from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
-from ckptkit.formats.torch_pickle import TORCH_DTYPES, TensorRef, UnsupportedTensor
-from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
+from ckptkit.formats.torch_pickle import TORCH_DTYPES, StorageRef, TensorRef, UnsupportedTensor
+from ckptkit.formats.torch_state_dicts import find_state_dict
+from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 
-KNOWN_STATE_DICTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module")
-"""Where training code puts the weights, the usual choice first."""
-
-_MOVING_AVERAGES = {"state_dict": "state_dict_ema", "model": "model_ema"}
-"""Where timm-style code puts moving averages, by where it puts the weights they are of."""
-
-_MAX_STATE_DICTS = 1000
+_MAX_LOOKED_INTO = 1_000_000
 _MAX_BESIDE, _MAX_NOTED = 1000, 20
 """Values that are no tensors: how many are told by name, and how many of those of a state dict are noted."""
 
@@ -44,15 +40,18 @@ class TorchReader(MappedReader):
     path : str or Path
         The file.
     state_dict : str, optional
-        Which state dict to read where there are several: a name out of ``state_dicts``. Default: by
-        ``weights``, else the first.
+        Which state dict to read: the keys that lead to it, joined by dots. Default: the only one that can be
+        meant, see `ckptkit.formats.torch_state_dicts`.
     weights : {"auto", "ema", "raw"}, optional
-        Which copy to read where moving averages have a state dict of their own; ``auto`` takes them.
+        Which copy to read where moving averages have a state dict of their own; ``auto`` takes them where
+        published figures are known to belong to them, and else asks.
+    as_saved : bool
+        Leave ``module.``, which data parallel models put before every name, where it is.
 
     Attributes
     ----------
     state_dicts : tuple of str
-        Keys under which the file holds state dicts; ``""`` for a file that is one.
+        The state dicts of the file, each by the keys that lead to it; ``""`` for a file that is one.
     state_dict : str
         The one being read.
     weights : "ema", "raw" or None
@@ -64,12 +63,19 @@ class TorchReader(MappedReader):
         Damaged, hostile or unsupported file.
     NotFoundError
         No such file, or no state dict of that name.
+    UsageError
+        The file holds averages only, and ``weights`` asks for others.
     """
 
     format = "torch"
 
     def __init__(
-        self, path: str | Path, *, state_dict: str | None = None, weights: Weights | None = None
+        self,
+        path: str | Path,
+        *,
+        state_dict: str | None = None,
+        weights: Weights | None = None,
+        as_saved: bool = False,
     ) -> None:
         self.path = Path(path)
         file = MappedFile(self.path)
@@ -78,18 +84,22 @@ class TorchReader(MappedReader):
         self._met: dict[tuple[str, int], DType] = {}
         try:
             contents = load_contents(file)
-            found = _find_state_dicts(self.path, contents.root)
-            self.state_dicts: tuple[str, ...] = tuple(found)
-            copies = _copies(self.state_dicts)
-            wanted = (
-                state_dict if state_dict is not None else copies.get("ema" if weights == "auto" else weights)
+            found = find_state_dict(
+                self.path,
+                contents.root,
+                wanted=state_dict,
+                weights=weights,
+                said=lambda value: _described(value, 120),
+                kind=contents.kind,
             )
-            self.state_dict = _choose(self.path, self.state_dicts, wanted)
-            self.weights: Copy | None = next((c for c, n in copies.items() if n == self.state_dict), None)
+            self.state_dicts: tuple[str, ...] = found.names
+            self.state_dict: str | None = found.name
+            self.weights: Copy | None = found.copy
             self.metadata: Mapping[str, str] = contents.metadata
-            self._storages = contents.storages
-            named = _named_tensors(self.path, found[self.state_dict])
+            self._storages, self._big_endian = contents.storages, contents.big_endian
+            named = _named_tensors(self.path, found.table, as_saved=as_saved)
             self._tensors: dict[str, TensorRef] = {}
+            self._arrays: dict[str, PickledArray] = {}
             self.specs: Mapping[str, TensorSpec] = self._specs(named)
             self.left_out: Mapping[str, str] = named.left_out
             self.notes: Sequence[str] = named.notes
@@ -113,11 +123,15 @@ class TorchReader(MappedReader):
         """What else the file holds, one line for each key at the top or in the state dict."""
         others = dict.fromkeys(self._others, "another state dict")
         root = self._root if isinstance(self._root, dict) and "" not in self.state_dicts else {}
-        values = {
-            _described(key, 80): _described(value, 80)
-            for key, value in islice(root.items(), _MAX_BESIDE)
-            if key not in self.state_dicts
-        }
+        values: dict[str, str] = {}
+        for key, value in islice(root.items(), _MAX_BESIDE):
+            way = [name for name in self.state_dicts if f"{name}.".startswith(f"{key}.")]
+            inner = value.items() if way and isinstance(value, dict) else ()
+            if not way:
+                values[_described(key, 80)] = _described(value, 80)
+            for field_, held in islice(inner, _MAX_BESIDE) if key not in way else ():
+                if not any(f"{name}.".startswith(f"{key}.{field_}.") for name in way):
+                    values[_described(f"{key}.{field_}", 80)] = _described(held, 80)
         return {**self._in_state_dict(), **others, **values}
 
     def _in_state_dict(self) -> dict[str, str]:
@@ -160,7 +174,11 @@ class TorchReader(MappedReader):
         FormatError
             Its elements are not whole bytes.
         """
-        return self._view(name, whole_bytes(self.path, self._spec_of(name)))
+        dtype = whole_bytes(self.path, self._spec_of(name))
+        if name in self._arrays:
+            return self._arrays[name].read(self._file)
+        array = self._view(name, dtype)
+        return swapped(array, dtype) if self._big_endian else array
 
     def _view(self, name: str, dtype: DType) -> Array:
         tensor = self._tensors[name]
@@ -172,7 +190,13 @@ class TorchReader(MappedReader):
 
     def raw(self, name: str) -> RawTensor | None:
         """The bytes of one tensor, without numpy; None where they do not lie in C order."""
-        spec, tensor = self._spec_of(name), self._tensors[name]
+        spec = self._spec_of(name)
+        if name in self._arrays:
+            content = self._arrays[name].plain(self._file)
+            return None if content is None else RawTensor(spec.shape, content)
+        tensor = self._tensors[name]
+        if self._big_endian and spec.dtype.itemsize > 1:
+            return None
         if not _is_contiguous(tensor):
             if spec.dtype.itemsize:
                 return None
@@ -195,6 +219,8 @@ class TorchReader(MappedReader):
             The checksum differs.
         """
         self._spec_of(name)
+        if name in self._arrays:
+            return False
         key = self._tensors[name].storage.key
         if key not in self._checked:
             extent = self._storages.get(key)
@@ -213,8 +239,11 @@ class TorchReader(MappedReader):
     def release(self, name: str) -> None:
         """Give back the memory pages of one tensor."""
         self._spec_of(name)
-        start, stop = self._span(name)
-        self._file.release(start, stop - start)
+        if name in self._tensors:
+            start, stop = self._span(name)
+            self._file.release(start, stop - start)
+        else:
+            self._arrays[name].release(self._file)
 
     def _spec_of(self, name: str) -> TensorSpec:
         if name not in self.specs:
@@ -243,6 +272,10 @@ class TorchReader(MappedReader):
         """Check every tensor; one of a type that cannot be carried is left out."""
         specs = {}
         for name, tensor in named.tensors.items():
+            if isinstance(tensor, PickledArray):
+                specs[name] = TensorSpec(name, tensor.dtype, tensor.shape)
+                self._arrays[name] = tensor
+                continue
             spec = self._spec(name, tensor)
             if isinstance(spec, str):
                 named.left_out[name] = spec
@@ -279,6 +312,8 @@ class TorchReader(MappedReader):
                 f"which declares {held} and has {extent.nbytes}",
                 hint="the file is damaged: fetch it again",
             )
+        if self._big_endian and dtype.is_opaque and itemsize > 1:
+            return f"elements of type {dtype} in big-endian byte order"
         if dtype.bits is None:
             return TensorSpec(name, dtype, tensor.shape)
         return TensorSpec(name, dtype, (*tensor.shape[:-1], tensor.shape[-1] * 8 // dtype.bits))
@@ -298,7 +333,7 @@ class TorchReader(MappedReader):
     def _refuse_expansion(self, contents: TorchContents) -> None:
         """A few bytes seen through zero strides can pretend to be any amount of data."""
         real = sum(extent.nbytes for extent in contents.storages.values())
-        claimed = sum(spec.nbytes for spec in self.specs.values())
+        claimed = sum(self.specs[name].nbytes for name in self._tensors)
         if claimed > _FREE_EXPANSION + _MAX_EXPANSION * real:
             raise FormatError(self.path, f"tensors of {claimed} bytes in all, made of {real} bytes of data")
 
@@ -329,88 +364,71 @@ def _described(value: object, limit: int) -> str:
     return describe(value, limit)
 
 
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, dict) and any(
-        isinstance(v, (TensorRef, UnsupportedTensor)) for v in value.values()
-    )
+def _tensor(value: object, inside: _Inside) -> TensorRef | PickledArray | str | None:
+    """The tensor that a value of a state dict is, or why it cannot be carried; None where it is no tensor."""
+    if isinstance(value, TensorRef):
+        return value
+    if isinstance(value, UnsupportedTensor):
+        return value.kind
+    if isinstance(value, Inert) and (is_array(value) or is_scalar(value)):
+        try:
+            return pickled_array(value)
+        except ValueError as error:
+            return str(error)
+    return f"tensors in {_described(value, 80)}" if inside.holds_tensors(value) else None
 
 
-def _find_state_dicts(path: Path, root: object) -> dict[str, dict[object, object]]:
-    """Every state dict at the root or one level below, the well-known places first."""
-    if not isinstance(root, dict):
-        raise _no_state_dict(path, root)
-    # One value may stand under very many keys: each is looked through once.
-    tables = {id(value): value for value in root.values() if isinstance(value, dict)}
-    state_dicts = {key for key, value in tables.items() if _is_state_dict(value)}
-    order = [key for key in KNOWN_STATE_DICTS if key in root]
-    known = {key: root[key] for key in order if id(root[key]) in state_dicts}
-    if not known and _is_state_dict(root):
-        return {"": root}
-    others = {
-        key: value
-        for key, value in root.items()
-        if isinstance(key, str) and key not in known and id(value) in state_dicts
-    }
-    if len(others) > _MAX_STATE_DICTS:
-        raise FormatError(path, f"{len(others)} tables of tensors, more than {_MAX_STATE_DICTS}")
-    found = {**known, **others}
-    if not found:
-        raise _no_state_dict(path, root)
-    return found
+class _Inside:
+    """Looks into values that are no tensors themselves for tensors, such as packed parameters of a layer."""
 
+    def __init__(self) -> None:
+        self._left = _MAX_LOOKED_INTO
 
-def _copies(names: tuple[str, ...]) -> dict[Copy | None, str]:
-    """Where the moving averages and the weights they are of stand, if the file has both."""
-    plain = next((name for name in _MOVING_AVERAGES if {name, _MOVING_AVERAGES[name]} <= set(names)), None)
-    return {} if plain is None else {"raw": plain, "ema": _MOVING_AVERAGES[plain]}
-
-
-def _no_state_dict(path: Path, root: object) -> FormatError:
-    hint = "save model.state_dict() with torch.save"
-    if isinstance(root, Inert):
-        return FormatError(
-            path, f"a whole pickled object ({_described(root, 60)}), not a state dict", hint=hint
-        )
-    return FormatError(path, f"no state dict in it, only {_described(root, 120)}", hint=hint)
-
-
-def _choose(path: Path, names: tuple[str, ...], wanted: str | None) -> str:
-    if wanted is None:
-        if names[0] in KNOWN_STATE_DICTS or len(names) == 1:
-            return names[0]
-        listed = ", ".join(names)
-        raise FormatError(
-            path, f"several tables of tensors ({listed})", hint="say which one is the state dict"
-        )
-    if wanted not in names:
-        listed = ", ".join(repr(name) for name in names)
-        raise NotFoundError(f"{path}: no state dict {wanted!r}, it has {listed}")
-    return wanted
+    def holds_tensors(self, value: object) -> bool:
+        """Whether there are any in a value, or it is too large to be looked through."""
+        pending, seen = [value], set()
+        while pending:
+            inner = pending.pop()
+            if isinstance(inner, (TensorRef, UnsupportedTensor, StorageRef)) or is_array(inner):
+                return True
+            if not isinstance(inner, (dict, list, tuple, Inert)) or id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            self._left -= 1 if isinstance(inner, Inert) else 1 + len(inner)
+            if self._left < 0:
+                return True
+            if isinstance(inner, Inert):
+                pending += [*inner.args, inner.state, inner.content]
+            else:
+                pending += inner.values() if isinstance(inner, dict) else inner
+        return False
 
 
 @dataclass(frozen=True)
 class _Named:
     """What a state dict holds, by name."""
 
-    tensors: dict[str, TensorRef] = field(default_factory=dict)
+    tensors: dict[str, TensorRef | PickledArray] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     beside: dict[str, object] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def _named_tensors(path: Path, state: dict[object, object]) -> _Named:
+def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -> _Named:
     """Take the tensors out of a state dict, less the ``module.`` that DataParallel prefixes."""
     found = _Named()
     others = 0
+    inside = _Inside()
     for key, value in state.items():
         name = key if isinstance(key, str) else _described(key, 200)
-        if isinstance(value, (TensorRef, UnsupportedTensor)):
+        tensor = _tensor(value, inside)
+        if tensor is not None:
             if name in found.tensors or name in found.left_out:
                 raise FormatError(path, f"two tensors are called {name!r}")
-            if isinstance(value, TensorRef):
-                found.tensors[name] = value
-            elif value.kind.isprintable():
-                found.left_out[name] = value.kind
+            if not isinstance(tensor, str):
+                found.tensors[name] = tensor
+            elif tensor.isprintable():
+                found.left_out[name] = tensor
             else:
                 raise FormatError(path, f"tensor {name!r} is {_described(value, 200)}")
         else:
@@ -422,7 +440,7 @@ def _named_tensors(path: Path, state: dict[object, object]) -> _Named:
     if others > _MAX_NOTED:
         found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
     names = [*found.tensors, *found.left_out]
-    if all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in names):
+    if not as_saved and all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in names):
         return _Named(
             {name.removeprefix(_PREFIX): tensor for name, tensor in found.tensors.items()},
             {name.removeprefix(_PREFIX): why for name, why in found.left_out.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -19,10 +19,8 @@ from ckptkit.families.base import (
     require_recognition,
 )
 from ckptkit.families.behaviour import said_settings, settle
-from ckptkit.families.binding import wanted_copy
 from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
-from ckptkit.formats.detect import open_reader
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.query import EntryFacts
 from ckptkit.workspace import Located, Named, Workspace
@@ -78,6 +76,8 @@ def create_model(
     global_attention: bool | Unset = UNSET,
     attn_force_fp32: bool | Unset = UNSET,
     weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
     strict: bool = True,
     allow_missing_bn: bool = False,
     optimize: bool = False,
@@ -114,6 +114,8 @@ def create_model(
         Override the setting; see the family's model for what each does.
     weights : {"auto", "ema", "raw"}
         Which copy where the checkpoint holds both.
+    state_dict, strip_prefix
+        Which state dict of the checkpoint, and what to take off its names: as for `ckptkit.load`.
     strict : bool
         Refuse a checkpoint that lacks tensors, has others, or has them in other shapes, naming each of them,
         or that has no head where the model has one. False loads what fits, leaves the rest as initialised and
@@ -216,12 +218,15 @@ def create_model(
         _pos_emb(family, pos_emb, entry, None),
     )
     located = _checkpoint(checkpoint, entry, id_or_variant, workspace)
+    if located is None and (state_dict is not None or strip_prefix):
+        raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
     if located is None:
         settings = settle(family, said, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
         return _finished(_build(module, wanted, settings), record, family, speed)
     owner = entry or located.entry
-    with open_reader(located.path, weights=wanted_copy(weights, owner)) as reader:
+    located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
+    with located.open(weights) as reader:
         found = _recognised(reader, variant)
         said = said_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure

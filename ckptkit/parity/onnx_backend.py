@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import get_family
 from ckptkit.families.behaviour import unsaid
-from ckptkit.families.binding import Weights, wanted_copy
-from ckptkit.formats.detect import open_reader
+from ckptkit.families.binding import Weights
 from ckptkit.graphs.onnx_graph import write_onnx
 from ckptkit.graphs.onnx_runtime import OnnxGraph, open_onnx
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
@@ -104,7 +103,7 @@ def run_onnx_parity(
         get_family(entry.family)
     with ExitStack() as opened:
         source = examine(
-            opened.enter_context(open_reader(located.path, weights=wanted_copy(weights, entry))),
+            opened.enter_context(located.open(weights)),
             weights=weights,
             variant=variant,
             entry=entry,

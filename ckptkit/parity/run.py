@@ -14,7 +14,7 @@ from ckptkit.convert import Options, execute, plan
 from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.behaviour import unsaid
-from ckptkit.families.binding import Weights, wanted_copy
+from ckptkit.families.binding import Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
@@ -131,9 +131,10 @@ def run_parity(
         get_family(entry.family)
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
-        copy = _same_copy(weights, converted)
+        given = None if converted is None else Located(converted).like(located)
+        copy = _same_copy(weights, given)
         source = examine(
-            opened.enter_context(open_reader(located.path, weights=wanted_copy(copy, entry))),
+            opened.enter_context(located.open(copy)),
             weights=copy,
             variant=variant,
             entry=entry,
@@ -143,9 +144,12 @@ def run_parity(
         inputs = inputs_for(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
         images = inputs.array()
         prepared, left_out = compare_inputs(inputs)
-        path = converted or _convert(source, folder, entry, dtype=dtype, settings=settings, say=say)
         other = examine(
-            opened.enter_context(open_reader(path, weights=copy)),
+            opened.enter_context(
+                given.open(copy)
+                if given is not None
+                else open_reader(_convert(source, folder, entry, dtype=dtype, settings=settings, say=say))
+            ),
             variant=source.recognition.variant,
             allow_missing_bn=source.lacks_statistics,
         )
@@ -246,11 +250,11 @@ class _Both:
         return sides if self.reference.framework == "keras" else (sides[1], sides[0])
 
 
-def _same_copy(weights: Weights, converted: Path | None) -> Weights:
+def _same_copy(weights: Weights, converted: Located | None) -> Weights:
     """Take the copy that a converted file says it was made of, where nobody asked for one."""
     if weights != "auto" or converted is None:
         return weights
-    with open_reader(converted) as reader:
+    with converted.open(None) as reader:
         said = reader.metadata.get("weights")
     return "ema" if said == "ema" else "raw" if said == "raw" else "auto"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import FormatError
-from ckptkit.families.binding import Known, Weights, wanted_copy
+from ckptkit.families.binding import Known, Weights
 from ckptkit.formats.base import Reader
 from ckptkit.tensors import TensorSpec
 from ckptkit.verify.architecture import UNKNOWN, Fit, check_batch_norm, fit
@@ -68,10 +68,8 @@ def verify_checkpoint(
     StorageError
         When the file cannot be read.
     """
-    from ckptkit.formats.detect import open_reader
-
     show = progress or _silent
-    with open_reader(located.path, weights=wanted_copy(weights, located.entry)) as reader:
+    with located.open(weights) as reader:
         known = Known.of(reader, located.entry)
         fitted = fit(reader.specs, entry=located.entry, variant=variant, weights=weights, known=known)
         checksum = check_checksum(located, show)

@@ -66,7 +66,7 @@ ARRAY = np.arange(6, dtype="float32").reshape(2, 3)
         (np.array(2.5), "2.5"),
         (np.zeros((3, 40), "uint8"), "array of uint8 [3, 40]"),
         (np.zeros((0, 2)), "array of float64 [0, 2]"),
-        (np.array(["a"], dtype=object), "array [1]"),
+        (np.array(["a"], dtype=object), "array of Python objects [1]"),
         (np.dtype("float32"), "numpy.float32"),
         (datetime.datetime(2022, 11, 19, 3, 12, 45), "2022-11-19 03:12:45"),
         (datetime.datetime(2022, 11, 19, 3, 12, 45, 500, fold=1), "2022-11-19 03:12:45.000500"),

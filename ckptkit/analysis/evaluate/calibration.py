@@ -26,9 +26,8 @@ from ckptkit.convert.execution import check_written
 from ckptkit.convert.provenance import Provenance
 from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL
-from ckptkit.families.binding import wanted_copy
 from ckptkit.formats.base import Reader
-from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.staging import refuse_existing
 from ckptkit.tensors import DTYPES, Array, TensorSpec
@@ -154,7 +153,7 @@ def calibrate_source(
     refuse_existing(output, force=force)
     images = open_images(options.data, None).limited(options.images)
     with (
-        open_reader(located.path, weights=wanted_copy(source.weights, located.entry)) as reader,
+        located.open(source.weights) as reader,
         Provenance(located) as provenance,
     ):
         conversion = _plan(source, reader)

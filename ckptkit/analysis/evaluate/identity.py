@@ -38,6 +38,8 @@ def state_file(
     """
     choices = {
         "weights": source.weights,
+        "state dict": str(source.located.state_dict),
+        "prefixes": " ".join(source.located.strip_prefix),
         "settings": json.dumps(dict(settings), sort_keys=True),
         "preprocessing": str(source.preprocessing),
         "framework": options.framework,

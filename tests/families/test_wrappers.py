@@ -1,0 +1,215 @@
+"""What wrappers put into names is taken off a known model, and by hand off any; values stay the tensors'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ckptkit.errors import ConversionError, NotFoundError
+from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.wrappers import open_checkpoint
+from ckptkit.formats.detect import writer_for
+from ckptkit.tensors import DTYPES, TensorSpec
+from tests.support.tensors import specs_of, write_all
+
+TABLES = {
+    "torch": get_family("moganet").table("torch", "moganet-xt", Structure(pos_emb=False)),
+    "openmixup": get_family("moganet").table("openmixup", "moganet-xt", Structure(pos_emb=False)),
+    "moat": get_family("moat").table("torch", "tiny-moat0", Structure()),
+}
+
+
+def hollow(path: Path, specs: Mapping[str, TensorSpec]) -> Path:
+    """A safetensors file of the right size without bytes on the disk: only names and shapes count."""
+    header, end = {}, 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": spec.dtype.safetensors,
+            "shape": spec.shape,
+            "data_offsets": [end, end + spec.nbytes],
+        }
+        end += spec.nbytes
+    raw = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+    return path
+
+
+def specs(table: str, prefix: str = "", **others: tuple[int, ...]) -> dict[str, TensorSpec]:
+    named = {prefix + row.external: row.external_shape for row in TABLES[table].bindings}
+    return {name: TensorSpec(name, DTYPES["float32"], shape) for name, shape in (named | others).items()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "net.",
+        "network.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model._orig_mod.",
+        "model.module.",
+        "classifier.net._orig_mod.module.",
+        "_forward_module.model.",
+        "anything.at.all.",
+    ],
+)
+def test_prefixes_before_a_known_model_are_taken_off(tmp_path: Path, table: str, prefix: str) -> None:
+    path = hollow(tmp_path / "m.safetensors", specs(table, prefix))
+    with open_checkpoint(path) as reader:
+        assert list(reader.specs) == list(specs(table))
+        assert all(reader.specs[name].name == name for name in reader.specs)
+        (note,) = reader.notes
+        assert all(f"'{part}.'" in note for part in prefix.split(".")[:-1])
+    with open_checkpoint(path, unwrap=False) as reader:
+        assert list(reader.specs) == list(specs(table, prefix))
+
+
+@pytest.mark.parametrize(
+    "part", ["_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"]
+)
+def test_wrappers_around_a_part_of_a_known_model(tmp_path: Path, part: str) -> None:
+    """torch.compile of one block, activation checkpointing, FSDP: the wrapper stands in the middle."""
+    wanted = specs("torch")
+    wrapped = {name.replace("blocks1.0.", f"blocks1.0.{part}."): spec for name, spec in wanted.items()}
+    with open_checkpoint(hollow(tmp_path / "m.safetensors", wrapped)) as reader:
+        assert list(reader.specs) == list(wanted)
+
+
+@pytest.mark.parametrize("counter", ["n_averaged", "steps"])
+@pytest.mark.parametrize("prefix", ["module.", "module.model.", "_orig_mod.module."])
+def test_averaged_models_have_a_counter_beside(tmp_path: Path, counter: str, prefix: str) -> None:
+    path = hollow(tmp_path / "m.safetensors", specs("torch", prefix, **{counter: ()}))
+    with open_checkpoint(path) as reader:
+        assert set(reader.specs) == {*specs("torch"), counter}
+
+
+def test_what_stands_beside_a_wrapped_model_keeps_its_name(tmp_path: Path) -> None:
+    path = hollow(tmp_path / "m.safetensors", specs("torch", "model.", **{"criterion.weight": (3,)}))
+    with open_checkpoint(path) as reader:
+        assert set(reader.specs) == {*specs("torch"), "criterion.weight"}
+        assert "'model.', but for 1 without such a prefix" in reader.notes[0]
+
+
+LEFT_ALONE: dict[str, dict[str, TensorSpec]] = {
+    "a known model": specs("torch"),
+    "its prefix is the layout's": {
+        name: spec for name, spec in specs("openmixup").items() if name.startswith("backbone.")
+    },
+    "an unknown model": {f"model.{n}.weight": TensorSpec("", DTYPES["float32"], (2,)) for n in "abc"},
+    "two copies that would meet": specs("torch") | specs("torch", "module."),
+    "a student and a teacher": specs("torch", "student.") | specs("torch", "teacher."),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_names_that_are_left_alone(tmp_path: Path, case: str) -> None:
+    held = LEFT_ALONE[case]
+    with open_checkpoint(hollow(tmp_path / "m.safetensors", held)) as reader:
+        assert (list(reader.specs), list(reader.notes)) == (list(held), [])
+
+
+# -- by hand -------------------------------------------------------------------------------------------------
+
+FORMATS = ("safetensors", "torch", "npz", "tf")
+ARRAYS = {"a.b.weight": np.arange(6, dtype="float32").reshape(2, 3), "a.c.bias": np.ones(2, "int64")}
+
+
+def written(folder: Path, format: str, held: Mapping[str, Any]) -> Path:
+    path = folder / "m"
+    write_all(writer_for(format)(path, specs_of(held), {}), held)
+    return path
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("prefixes", "names"),
+    [
+        (["a."], ["b.weight", "c.bias"]),
+        (["a"], ["b.weight", "c.bias"]),
+        ([""], ["a.b.weight", "a.c.bias"]),
+        ([], ["a.b.weight", "a.c.bias"]),
+    ],
+)
+def test_a_prefix_is_taken_off_any_model_in_any_format(
+    tmp_path: Path, format: str, prefixes: list[str], names: list[str]
+) -> None:
+    path = written(tmp_path, format, ARRAYS)
+    with open_checkpoint(path, strip_prefix=prefixes) as reader:
+        assert set(reader.specs) == set(names)
+        for name, array in zip(names, ARRAYS.values(), strict=True):
+            assert reader.read(name).tobytes() == array.tobytes()
+            raw = reader.raw(name)
+            assert raw is None or bytes(raw.data) == array.tobytes()
+            del raw
+            reader.check(name)
+            reader.release(name)
+        with pytest.raises(NotFoundError, match="no tensor 'x'"):
+            reader.read("x")
+
+
+def test_prefixes_go_one_after_the_other(tmp_path: Path) -> None:
+    path = written(tmp_path, "safetensors", {"x.y.w": np.ones(1), "x.y.z.w": np.zeros(1)})
+    with open_checkpoint(path, strip_prefix=["x.", "y."]) as reader:
+        assert {name: reader.read(name)[0] for name in reader.specs} == {"w": 1, "z.w": 0}
+
+
+@pytest.mark.parametrize("prefixes", [["module."], ["module.net."], ["net."], ["module.", "net."], ["net"]])
+def test_module_is_taken_off_pytorch_files_with_or_without_being_said(
+    tmp_path: Path, prefixes: list[str]
+) -> None:
+    """``inspect`` does not show ``module.``, so what is read there must work when typed."""
+    path = written(tmp_path, "torch", {"module.net.a": np.ones(1), "module.net.b": np.ones(1)})
+    with open_checkpoint(path, strip_prefix=prefixes) as reader:
+        assert list(reader.specs) == (["net.a", "net.b"] if prefixes == ["module."] else ["a", "b"])
+
+
+def test_names_without_the_prefix_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, "safetensors", {f"{'a' if n else 'b'}.w{n}": np.ones(1) for n in range(6)})
+    with pytest.raises(ConversionError) as caught:
+        open_checkpoint(path, strip_prefix=["a."])
+    assert caught.value.message == f"{path}: 1 of 6 names do not begin with 'a.' (b.w0)"
+    with open_checkpoint(path, strip_prefix=["a."], where_it_fits=True) as reader:
+        assert len(reader.specs) == 6
+
+
+def test_counters_of_averaging_need_no_prefix(tmp_path: Path) -> None:
+    held = {"n_averaged": np.array(3), "module.w": np.ones(2)}
+    with open_checkpoint(written(tmp_path, "torch", held), strip_prefix=["module."]) as reader:
+        assert list(reader.specs) == ["n_averaged", "w"]
+
+
+def test_shared_tensors_are_told_by_their_new_names(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.arange(4.0)
+    torch.save({"a.x": weight, "a.y": weight, "a.z": weight[1:]}, tmp_path / "m.pth")
+    with open_checkpoint(tmp_path / "m.pth", strip_prefix=["a."]) as reader:
+        assert dict(reader.same) == {"y": "x"}
+        assert sorted(reader.overlapping) == ["y", "z"]
+
+
+def test_a_state_dict_that_is_not_there(tmp_path: Path) -> None:
+    path = written(tmp_path, "safetensors", ARRAYS)
+    with pytest.raises(
+        NotFoundError, match=r"no state dict 'ema': a safetensors file holds one, without a name"
+    ):
+        open_checkpoint(path, state_dict="ema")
+    with open_checkpoint(path, state_dict="ema", where_it_fits=True) as reader:
+        assert set(reader.specs) == set(ARRAYS)
+
+
+def test_recognition_is_what_it_would_be_without_wrappers(tmp_path: Path) -> None:
+    with open_checkpoint(hollow(tmp_path / "m.safetensors", specs("moat", "model.net."))) as reader:
+        found = recognise(reader.specs)
+    assert found is not None
+    assert (found.variant, found.layout) == ("tiny-moat0", "torch")
