@@ -371,7 +371,8 @@ def flock(fd: int, operation: int) -> None:
     if device not in _without_answer:
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
-        thread.join(_LOCK_SECONDS)
+        for _ in range(2):  # a process that was stopped meanwhile hears the answer in the second half
+            thread.join(_LOCK_SECONDS / 2)
     if not answer:
         _without_answer.add(device)
         raise OSError(errno.ENOLCK, "locks give no answer")
