@@ -153,7 +153,7 @@ class _Probe(Sample):
 
     def shard(self, path: Path) -> Reader:
         """Open a file that is a part of this checkpoint."""
-        return _open(replace(self, path=path, given=None, is_shard=True))
+        return _open(replace(self, path=path, given=None, is_shard=True, as_saved=True))
 
 
 _Open = Callable[[_Probe], Reader]
@@ -274,11 +274,23 @@ def _open_state(probe: _Probe) -> Reader:
 
 
 def _open_shards(probe: _Probe) -> Reader:
-    return ShardedReader(probe.path, probe.shard)
+    from ckptkit.formats.torch_zip import PREFIX
+
+    reader: Reader = ShardedReader(probe.path, probe.shard)
+    names = reader.specs.keys() | reader.left_out.keys()
+    if reader.format == "torch" and not probe.as_saved and all(name.startswith(PREFIX) for name in names):
+        from ckptkit.formats.renamed import Renamed
+
+        note = f"the prefix '{PREFIX}' of every name is left out"
+        return Renamed(reader, {name: name.removeprefix(PREFIX) for name in names}, note)
+    return reader
 
 
 def _open_folder(probe: _Probe) -> Reader:
-    from ckptkit.formats.folders import checkpoint_in
+    from ckptkit.formats.folders import checkpoint_in, is_unpacked_torch
+
+    if is_unpacked_torch(probe.path):
+        return _open_torch(probe)
 
     found = checkpoint_in(probe.path, _looks_like_checkpoint, _looks_like_pickle_or_archive)
     if found.parts[-2:] == ("variables", "variables"):
@@ -356,6 +368,13 @@ def _is_beside_index(probe: _Probe) -> bool:
     return prefix is not None and prefix.with_name(f"{prefix.name}.index").is_file()
 
 
+def _is_old_pickle(probe: _Probe) -> bool:
+    """Pickles of protocols 0 and 1 have no mark."""
+    from ckptkit.formats.torch_containers import MAX_PICKLE_HEAD, is_pickle
+
+    return is_pickle(probe.head[:MAX_PICKLE_HEAD], probe.tail)
+
+
 def _is_saved_model(probe: _Probe) -> bool:
     variables = probe.path.parent / "variables" / "variables.index"
     return probe.path.name == "saved_model.pb" and variables.is_file()
@@ -378,6 +397,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(_starts_with(_HDF5), _open_keras),
     _Rule(_starts_with(b"model_checkpoint_path:"), _open_state),
     _Rule(_is_shard_index, _open_shards),
+    _Rule(_is_old_pickle, _open_pickle),
 )
 
 

@@ -38,10 +38,70 @@ _SMALL_INT = 1 << 60
 """Larger integers can be made to collide in a dictionary; their digits, being text, cannot."""
 
 
+_RUNNING = """
+os subprocess _posixsubprocess popen2 commands pty shutil signal sys
+runpy importlib imp zipimport pkgutil pip ensurepip venv distutils setuptools site
+code codeop pdb bdb timeit cProfile profile trace pydoc doctest idlelib
+ctypes _ctypes cffi multiprocessing asyncio threading _thread
+socket webbrowser urllib http ftplib smtplib telnetlib xmlrpc requests httpx aiohttp paramiko
+pickle _pickle cPickle dill cloudpickle marshal joblib.load
+builtins.eval builtins.exec builtins.execfile builtins.compile builtins.apply builtins.__import__
+builtins.getattr builtins.setattr builtins.delattr builtins.globals builtins.locals builtins.vars
+builtins.open builtins.input builtins.breakpoint io.open io.FileIO _io.open _io.FileIO
+types.FunctionType types.CodeType operator.attrgetter operator.methodcaller
+torch.load torch.serialization.load torch.jit.load torch.hub torch.utils.cpp_extension
+torch.ops.load_library torch.classes.load_library torch.utils.collect_env
+pathlib.Path.touch pathlib.Path.unlink pathlib.Path.write_bytes pathlib.Path.write_text
+numpy.load numpy.f2py numpy.distutils numpy.testing pandas.read_pickle pandas.eval
+"""
+_RUNNING_NAMES = frozenset(_RUNNING.split())
+"""Modules and functions by which pickles are known to run code, or to reach what does."""
+
+_BUILDING_NAMES = """
+torch numpy collections copyreg copy_reg _codecs datetime builtins __builtin__ re functools argparse pathlib
+types enum uuid decimal fractions random omegaconf
+"""
+_BUILDING = frozenset(_BUILDING_NAMES.split())
+"""Modules whose functions build values and do no more."""
+
+_MAX_CALLS = 20
+
+
+def would_run(name: str) -> str | None:
+    """What a call of a name runs, where that can do more than build a value; None where it cannot.
+
+    Examples
+    --------
+    >>> would_run("posix.system"), would_run("__builtin__.eval"), would_run("collections.OrderedDict")
+    ('os.system', 'builtins.eval', None)
+    """
+    module, _, rest = name.partition(".")
+    module = {"posix": "os", "nt": "os", "__builtin__": "builtins"}.get(module, module)
+    steps = f"{module}.{rest}".split(".")
+    known = any(".".join(steps[:count]) in _RUNNING_NAMES for count in range(1, len(steps) + 1))
+    return ".".join(steps) if known else None
+
+
+def would_call(name: str) -> bool:
+    """Whether a name is that of somebody's function, and no class.
+
+    Examples
+    --------
+    >>> would_call("evil.helper"), would_call("my.Model"), would_call("copyreg._reconstructor")
+    (True, False, False)
+    """
+    return name.partition(".")[0] not in _BUILDING and name.rpartition(".")[2].lstrip("_")[:1].islower()
+
+
 class Budget:
     """Work that one file may cause: opcodes, and elements handled by them.
 
     All pickles of a file share one, however many there are.
+
+    Attributes
+    ----------
+    would_run : dict of str to None
+        What the pickles read so far would have Python run, the first few by name.
 
     Parameters
     ----------
@@ -52,6 +112,14 @@ class Budget:
     def __init__(self, work: int | None = None) -> None:
         self.total = MAX_WORK if work is None else work
         self.left = self.total
+        self.would_run: dict[str, None] = {}
+
+    def note(self, name: str, args: tuple[object, ...] = ()) -> None:
+        """Keep what a call that is not made here would run: the function, or one that it is given."""
+        for called in (name, *(argument.name for argument in args if isinstance(argument, GlobalName))):
+            running = would_run(called.removesuffix(_OF_A_CALL))
+            if running is not None and len(self.would_run) < _MAX_CALLS:
+                self.would_run[running] = None
 
     def spend(self, count: int) -> None:
         """Charge some work; ValueError when there is nothing left."""
@@ -312,11 +380,13 @@ class PickleMachine:
             raise ValueError("call arguments that are no tuple")
         self._budget.spend(_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
+            self._budget.note(function.name, args)
             return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
         if not isinstance(function, GlobalName):
             raise ValueError(f"a call of something that is no function ({type(function).__name__})")
         handler = self._handlers.get(function.name)
         if handler is None:
+            self._budget.note(function.name, args)
             return Inert(function.name, args)
         self._budget.spend(sum(map(self._cost, args)))
         return handler(args)
@@ -365,6 +435,7 @@ class PickleMachine:
         if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
             raise ValueError("a call of something that is no class")
         self._budget.spend(_CALL_COST)
+        self._budget.note(kind.name, args)
         return Inert(kind.name, args, state=names)
 
     def build(self, state: object) -> None:
@@ -372,6 +443,8 @@ class PickleMachine:
         target = self.top()
         if isinstance(target, Inert):
             target.state = state
+            if isinstance(state, tuple):
+                self._budget.note(target.name, state)
 
 
 def dictionary_key(key: object) -> object:

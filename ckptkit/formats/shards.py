@@ -155,6 +155,7 @@ class ShardedReader(MappedReader):
         self.left_out: Mapping[str, str] = {
             name: why for reader in self._readers for name, why in reader.left_out.items()
         }
+        self.optimizer = {name for reader in self._readers for name in reader.optimizer}
         self.metadata: Mapping[str, str] = {
             key: value for reader in reversed(self._readers) for key, value in reader.metadata.items()
         }

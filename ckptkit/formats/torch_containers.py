@@ -7,9 +7,13 @@ storage lies in the file. Sources: ``torch/serialization.py`` and ``caffe2/seria
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError
@@ -35,15 +39,21 @@ _TAR_BLOCK = 512
 _ZEROS_AT_ONCE = 1 << 20
 _MAX_RECORDS = 1_000_000
 _MAX_DIGITS = 30
+_MAX_FILES = 20_000  # a process may have 65,530 maps
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of one storage in the file; ``crc32`` where the container keeps one."""
+    """Bytes of one storage in the file; ``crc32`` where the container keeps one.
+
+    In an unpacked archive each storage is a ``file`` of its own, and offsets count as if all of them were one
+    file: it begins at ``offset``.
+    """
 
     offset: int
     nbytes: int
     crc32: int | None = None
+    file: MappedFile | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class TorchContents:
     """What a file holds: the object that was saved, its storages by key, and our own metadata.
 
     ``big_endian`` says that each element's bytes in the storages run the other way, ``kind`` what the file is
-    where torch.save did not write it.
+    where torch.save did not write it, ``would_run`` what loading it elsewhere runs.
     """
 
     root: object
@@ -59,31 +69,85 @@ class TorchContents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     big_endian: bool = False
     kind: str = ""
+    would_run: tuple[str, ...] = ()
+
+    def refusal(self, path: Path) -> FormatError:
+        """What is said of a file that holds no weights and runs code when it is loaded."""
+        return _running(path, self.would_run, "pickle" if self.kind else "torch")
 
 
-def load_contents(file: MappedFile) -> TorchContents:
+def load_contents(file: MappedFile, folder: Path | None = None) -> TorchContents:
     """Tell the container by its first bytes and read it.
+
+    Parameters
+    ----------
+    file : MappedFile
+    folder : Path, optional
+        The folder that ``file`` is the pickle of, where an archive has been unpacked.
 
     Raises
     ------
     FormatError
         No PyTorch file, or a damaged one.
     """
+    unpickler = _Unpickler(file)
+    try:
+        contents = _load(file, unpickler) if folder is None else _load_folder(folder, file, unpickler)
+    except FormatError as error:
+        if not unpickler.would_run:
+            raise
+        raise _running(file.path, unpickler.would_run, "torch") from error
+    return replace(contents, would_run=unpickler.would_run)
+
+
+def _load(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     if file.data[:2] == b"PK":
-        return _load_zip(file)
-    if file.data[:1] == b"\x80" and (start := _legacy_start(file)):
-        return _load_legacy(file, start)
+        return _load_zip(file, unpickler)
+    if file.data[:1] in (b"\x80", b"L") and (start := _legacy_start(file)):
+        return _load_legacy(file, start, unpickler)
     if is_tar(file):
-        return _load_tar(file)
-    if file.data[:1] == b"\x80":  # of numpy arrays, or of no use here
-        return TorchContents(_Unpickler(file).load(0, file.size).value, {}, kind="a plain Python pickle")
+        return _load_tar(file, unpickler)
+    if is_pickle(
+        file.data[:MAX_PICKLE_HEAD], file.data[file.size - 1 :]
+    ):  # of numpy arrays, or of no use here
+        return TorchContents(unpickler.load(0, file.size).value, {}, kind="a plain Python pickle")
     raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
+
+
+MAX_PICKLE_HEAD = 512
+_OLD_PICKLE = re.compile(
+    rb"L\d{9,30}L\n\.|\(dp\d+\n|\(lp\d+\n|[}\]]q.|\(?[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n", re.DOTALL
+)
+"""How pickles of protocols 0 and 1 begin, which have no mark: a number, a table, a list, a name."""
+
+
+def is_pickle(head: bytes, tail: bytes) -> bool:
+    r"""Whether a file begins as a pickle does, and, where that is mere text, ends as one.
+
+    Examples
+    --------
+    >>> is_pickle(b"cos\nsystem\n", b"."), is_pickle(b"cat\ndog\n", b"\n"), is_pickle(b"\x80\x02", b"?")
+    (True, False, True)
+    """
+    old = _OLD_PICKLE.match(head)
+    return head[:1] == b"\x80" or (old is not None and (tail[-1:] == b"." or old[0].endswith(b"L\n.")))
+
+
+def _running(path: Path, names: Sequence[str], loader: str) -> FormatError:
+    listed = (
+        " and ".join(names[:2]) if len(names) < 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+    )
+    return FormatError(
+        path,
+        f"is a pickle that would run {listed} when loaded by {loader}.load",
+        hint="ckptkit does not run it",
+    )
 
 
 # -- zip archive (torch >= 1.6) ------------------------------------------------------------------------------
 
 
-def _load_zip(file: MappedFile) -> TorchContents:
+def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     entries = read_directory(file).entries
     roots = [
         name.removesuffix("data.pkl")
@@ -96,11 +160,7 @@ def _load_zip(file: MappedFile) -> TorchContents:
         )
     root = roots[0]
     if root + "constants.pkl" in entries:
-        raise FormatError(
-            file.path,
-            "a TorchScript archive",
-            hint="load it with torch.jit.load and torch.save its state_dict()",
-        )
+        raise _torch_script(file.path)
     order = _record(file, entries.get(root + "byteorder"), 16)
     if order not in (None, b"little", b"big"):
         raise FormatError(file.path, f"a byte order {order!r}, which is neither little nor big")
@@ -111,10 +171,55 @@ def _load_zip(file: MappedFile) -> TorchContents:
         if name.startswith(prefix)
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
-    unpickler = _Unpickler(file)
     value = unpickler.load(pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
     metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
     return TorchContents(value, storages, metadata, big_endian=order == b"big")
+
+
+def _torch_script(path: Path) -> FormatError:
+    code = f"import torch; torch.save(torch.jit.load({json.dumps(str(path))}).state_dict(), "
+    code += f"{json.dumps(f'{path}.pth')})"
+    return FormatError(
+        path, "is a TorchScript archive", hint=f"save its weights: python -c {shlex.quote(code)}"
+    )
+
+
+def _load_folder(folder: Path, file: MappedFile, unpickler: _Unpickler) -> TorchContents:
+    """What unzipping an archive leaves: its records as files."""
+    if (folder / "constants.pkl").exists():
+        raise FormatError(folder, "is a TorchScript archive, unpacked", hint="give the archive itself")
+    order = _small_file(folder / "byteorder", 16)
+    if order not in (None, b"little", b"big"):
+        raise FormatError(folder, f"a byte order {order!r}, which is neither little nor big")
+    storages: dict[str, Extent] = {}
+    position = 0
+    try:
+        for path in sorted((folder / "data").iterdir()) if (folder / "data").is_dir() else []:
+            if path.is_symlink() or not path.is_file() or len(storages) == _MAX_FILES:
+                raise FormatError(
+                    folder, f"data{os.sep}{path.name} is not a file of its own, or one too many"
+                )
+            nbytes = path.stat().st_size
+            storages[path.name] = Extent(position, nbytes, file=MappedFile(path) if nbytes else None)
+            position += nbytes
+        value = unpickler.load(0, file.size, parse_storage).value
+    except BaseException:
+        for extent in storages.values():
+            if extent.file is not None:
+                extent.file.close()
+        raise
+    metadata = parse_metadata(file, _small_file(folder / METADATA_RECORD, _MAX_METADATA_BYTES))
+    return TorchContents(value, storages, metadata, big_endian=order == b"big")
+
+
+def _small_file(path: Path, limit: int) -> bytes | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as opened:
+        raw = opened.read(limit + 1)
+    if len(raw) > limit:
+        raise FormatError(path, f"more than {limit} bytes")
+    return raw
 
 
 def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
@@ -168,6 +273,11 @@ class _Unpickler:
         self._file = file
         self._budget = Budget()
 
+    @property
+    def would_run(self) -> tuple[str, ...]:
+        """What the pickles read so far would have Python run."""
+        return tuple(self._budget.would_run)
+
     def load(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> _Unpickled:
         options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
         machine = PickleMachine(
@@ -191,8 +301,7 @@ def _legacy_start(file: MappedFile) -> int | None:
     return head.stop if type(head.value) is int and head.value == LEGACY_MAGIC else None
 
 
-def _load_legacy(file: MappedFile, start: int) -> TorchContents:
-    unpickler = _Unpickler(file)
+def _load_legacy(file: MappedFile, start: int, unpickler: _Unpickler) -> TorchContents:
     protocol = unpickler.load(start, file.size)
     if protocol.value != _LEGACY_PROTOCOL:
         raise FormatError(file.path, "unknown version of the legacy PyTorch format", offset=start)
@@ -295,12 +404,11 @@ def tar_members(file: MappedFile) -> dict[str, Extent]:
     return members
 
 
-def _load_tar(file: MappedFile) -> TorchContents:
+def _load_tar(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     members = tar_members(file)
     missing = [name for name in ("pickle", "storages", "tensors") if name not in members]
     if missing:
         raise FormatError(file.path, f"a tar without {', '.join(missing)}: not a PyTorch checkpoint")
-    unpickler = _Unpickler(file)
     extents, objects = _tar_storages(file, unpickler, members["storages"])
     _tar_tensors(file, unpickler, members["tensors"], objects)
 

@@ -11,12 +11,13 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.pickle_values import is_array
-from ckptkit.formats.restricted_pickle import Inert
+from ckptkit.formats.restricted_pickle import Inert, would_call
 from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor
 
 Table = dict[object, object]
@@ -185,10 +186,24 @@ def _words(key: object) -> list[str]:
 
 def _no_state_dict(path: Path, root: object, said: Callable[[object], str], kind: str) -> FormatError:
     hint = "save model.state_dict() with torch.save"
+    called = next(_functions(root), None)
+    if called is not None:
+        loader = "pickle.load" if kind else "torch.load"
+        what = f"is a pickle that would call {called} when loaded by {loader}"
+        return FormatError(path, what, hint="ckptkit does not call it")
     if isinstance(root, Inert):
         return FormatError(path, f"is a whole pickled object ({said(root)}), not a state dict", hint=hint)
     what = f"is {kind} without tensors" if kind else "holds no state dict"
     return FormatError(path, f"{what}, only {said(root)}", hint=hint)
+
+
+def _functions(value: object, depth: int = 0) -> Iterator[str]:
+    """Names of functions whose results stand where a state dict or a tensor should."""
+    if isinstance(value, Inert) and would_call(value.name):
+        yield value.name
+    if isinstance(value, (dict, list, tuple)) and depth < 3:
+        for inner in islice(value.values() if isinstance(value, dict) else value, _MAX_ITEMS):
+            yield from _functions(inner, depth + 1)
 
 
 def _named(path: Path, root: object, found: Mapping[str, Table], wanted: str) -> tuple[str, Table]:

@@ -27,7 +27,8 @@ _MAX_BESIDE, _MAX_NOTED = 1000, 20
 _TYPE_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 _MAX_EXPANSION = 64
 _FREE_EXPANSION = 256 << 20
-_PREFIX = "module."
+PREFIX = "module."
+"""What data parallel models put before every name."""
 
 
 class TorchReader(MappedReader):
@@ -78,20 +79,27 @@ class TorchReader(MappedReader):
         as_saved: bool = False,
     ) -> None:
         self.path = Path(path)
-        file = MappedFile(self.path)
+        folder = self.path if self.path.is_dir() else None
+        file = MappedFile(self.path if folder is None else folder / "data.pkl")
         self._file, self._files = file, [file]
         self._checked: dict[str, bool] = {}
         self._met: dict[tuple[str, int], DType] = {}
         try:
-            contents = load_contents(file)
-            found = find_state_dict(
-                self.path,
-                contents.root,
-                wanted=state_dict,
-                weights=weights,
-                said=lambda value: _described(value, 120),
-                kind=contents.kind,
-            )
+            contents = load_contents(file, folder)
+            self._files += [extent.file for extent in contents.storages.values() if extent.file is not None]
+            try:
+                found = find_state_dict(
+                    self.path,
+                    contents.root,
+                    wanted=state_dict,
+                    weights=weights,
+                    said=lambda value: _described(value, 120),
+                    kind=contents.kind,
+                )
+            except FormatError as error:
+                if not contents.would_run:
+                    raise
+                raise contents.refusal(self.path) from error
             self.state_dicts: tuple[str, ...] = found.names
             self.state_dict: str | None = found.name
             self.weights: Copy | None = found.copy
@@ -102,7 +110,9 @@ class TorchReader(MappedReader):
             self._arrays: dict[str, PickledArray] = {}
             self.specs: Mapping[str, TensorSpec] = self._specs(named)
             self.left_out: Mapping[str, str] = named.left_out
-            self.notes: Sequence[str] = named.notes
+            warning = contents.refusal(self.path)
+            warned = [f"this {warning.reason}; {warning.hint}"] if contents.would_run else []
+            self.notes: Sequence[str] = [*warned, *named.notes]
             self._refuse_expansion(contents)
             self._root = contents.root
             self._others = [name for name in self.state_dicts if name != self.state_dict]
@@ -186,7 +196,8 @@ class TorchReader(MappedReader):
             step * dtype.itemsize if size > 1 else dtype.itemsize
             for size, step in zip(tensor.shape, tensor.strides, strict=True)
         ]
-        return self._file.view(self._span(name)[0], dtype, tensor.shape, strides)
+        file, start, _ = self._place(name)
+        return file.view(start, dtype, tensor.shape, strides)
 
     def raw(self, name: str) -> RawTensor | None:
         """The bytes of one tensor, without numpy; None where they do not lie in C order."""
@@ -202,8 +213,8 @@ class TorchReader(MappedReader):
                 return None
             packed = self._view(name, DTYPES["uint8"]).copy(order="C").reshape(-1)
             return RawTensor(spec.shape, packed.data)
-        start, stop = self._span(name)
-        return RawTensor(spec.shape, self._file.raw(start, stop - start))
+        file, start, stop = self._place(name)
+        return RawTensor(spec.shape, file.raw(start, stop - start))
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare the storage of a tensor with the CRC-32 of its zip entry.
@@ -240,8 +251,8 @@ class TorchReader(MappedReader):
         """Give back the memory pages of one tensor."""
         self._spec_of(name)
         if name in self._tensors:
-            start, stop = self._span(name)
-            self._file.release(start, stop - start)
+            file, start, stop = self._place(name)
+            file.release(start, stop - start)
         else:
             self._arrays[name].release(self._file)
 
@@ -259,6 +270,14 @@ class TorchReader(MappedReader):
                 self.path, f"tensor {name!r} needs storage {tensor.storage.key!r}, which is missing"
             )
         return extent
+
+    def _place(self, name: str) -> tuple[MappedFile, int, int]:
+        """The file that a checked tensor is in, and its first and last byte (exclusive) there."""
+        start, stop = self._span(name)
+        extent = self._storages.get(self._tensors[name].storage.key)
+        if extent is None or extent.file is None or start == stop:
+            return self._file, start, stop
+        return extent.file, start - extent.offset, stop - extent.offset
 
     def _span(self, name: str) -> tuple[int, int]:
         """First and last byte (exclusive) of the file that a checked tensor touches."""
@@ -440,11 +459,11 @@ def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -
     if others > _MAX_NOTED:
         found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
     names = [*found.tensors, *found.left_out]
-    if not as_saved and all(name.startswith(_PREFIX) and len(name) > len(_PREFIX) for name in names):
+    if not as_saved and all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in names):
         return _Named(
-            {name.removeprefix(_PREFIX): tensor for name, tensor in found.tensors.items()},
-            {name.removeprefix(_PREFIX): why for name, why in found.left_out.items()},
+            {name.removeprefix(PREFIX): tensor for name, tensor in found.tensors.items()},
+            {name.removeprefix(PREFIX): why for name, why in found.left_out.items()},
             found.beside,
-            [*found.notes, f"the prefix '{_PREFIX}' of every name is left out"],
+            [*found.notes, f"the prefix '{PREFIX}' of every name is left out"],
         )
     return found

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from tests.support.running import REPOSITORY, finish, start
 from tests.support.torch_files import (
     STORAGE,
     TENSOR,
+    call,
     legacy,
     storage,
     table,
@@ -291,6 +294,101 @@ def test_all_pickles_of_a_file_share_one_budget(tmp_path: Path, monkeypatch: pyt
         open_reader(path)
 
 
+# -- what is said of it --------------------------------------------------------------------------------------
+
+RUNS = {
+    "os.system": "os.system",
+    "posix.system": "os.system",
+    "subprocess list": "subprocess.check_call",
+    "nt.system": "os.system",
+    "python 2 eval": "builtins.eval",
+    "runpy": "runpy.run_path",
+    "pty": "pty.spawn",
+    "webbrowser": "webbrowser.open",
+    "torch.hub.load": "torch.hub.load",
+    "eval": "builtins.eval",
+    "compile and exec": "builtins.compile and builtins.exec",
+    "importlib": "importlib.import_module",
+    "__import__": "builtins.__import__",
+    "pydoc.locate": "pydoc.locate",
+    "partial": "os.system",
+    "__reduce__ by Python": "subprocess.getoutput",
+    "__reduce__ by Python, protocol 0": "subprocess.getoutput",
+    "torch.load's own way in": "pickle.Unpickler and subprocess.getoutput",
+    "attrgetter of globals": "operator.attrgetter, builtins.__import__ and 1 more",
+    "key of a dictionary": "subprocess.getoutput",
+}
+"""What some of the programs would run, as it is named."""
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@pytest.mark.parametrize("case", RUNS)
+def test_a_pickle_that_would_run_code_is_called_that(case: str, container: str, tmp_path: Path) -> None:
+    fragment = PROGRAMS[case].fragment
+    runs = f"is a pickle that would run {RUNS[case]} when loaded by torch.load; ckptkit does not run it"
+    with open_reader(
+        WRITERS[container](tmp_path / "with.pth", beside_weights(container, fragment))
+    ) as reader:
+        assert reader.notes[0] == f"this {runs}"
+    alone = whole(table(state_dict=table(w=fragment)))
+    for pickled in (alone, whole(fragment)):
+        path = WRITERS[container](tmp_path / "alone.pth", pickled)
+        with pytest.raises(FormatError) as caught:
+            open_reader(path)
+        assert str(caught.value) == f"{path} {runs}"
+
+
+_OF_THEIR_OWN = {
+    "import of a module",
+    "class with a side effect",
+    "BUILD with __setstate__",
+    "_reconstructor",
+}
+"""Programs of a module that nobody knows: nothing in the pickle tells them from a harmless class."""
+
+
+def test_every_known_way_to_run_code_is_noted(tmp_path: Path) -> None:
+    unnoted = set()
+    for case, hostile in PROGRAMS.items():
+        path = write_zip(tmp_path / "m.pth", beside_weights("zip", hostile.fragment))
+        if hostile.live and hostile.outcome == "inert":
+            with open_reader(path) as reader:
+                unnoted |= set() if any("that would run" in note for note in reader.notes) else {case}
+    assert unnoted == _OF_THEIR_OWN
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_plain_pickle_that_would_run_code(protocol: int, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("echo pwned",)
+
+    for name, value in {"root": Evil(), "table": {"model": {"w": Evil()}}, "list": [Evil()]}.items():
+        path = tmp_path / f"{name}.pkl"
+        path.write_bytes(pickle.dumps(value, protocol))
+        with pytest.raises(FormatError) as caught:
+            open_reader(path)
+        runs = "is a pickle that would run os.system when loaded by pickle.load; ckptkit does not run it"
+        assert str(caught.value) == f"{path} {runs}"
+
+
+def test_a_pickle_that_would_call_somebodys_function(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.pth", whole(table(state_dict=table(w=call("helpers.net", "download")))))
+    with pytest.raises(
+        FormatError, match=r"would call helpers\.net\.download when loaded by torch\.load; ckptkit d"
+    ):
+        open_reader(path)
+    model = write_zip(tmp_path / "m.pth", whole(call("my.package", "Model")))
+    with pytest.raises(FormatError, match=r"is a whole pickled object \(my\.package\.Model"):
+        open_reader(model)
+
+
+def test_texts_that_begin_like_old_pickles_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\nmouse\n")
+    with pytest.raises(FormatError, match="is a text file that begins with 'cat dog mouse'"):
+        open_reader(tmp_path / "labels.txt")
+
+
 # -- containers ----------------------------------------------------------------------------------------------
 
 
@@ -319,7 +417,8 @@ def test_inspect(case: str, container: str, trap: Path, tmp_path: Path) -> None:
     )
     assert not trap.exists()
     if outcome(hostile, container) == "inert":
-        assert (code, err) == (0, "")
+        runs = "this is a pickle that would run os.system when loaded by torch.load; ckptkit does not run it"
+        assert (code, err) == (0, f"note: {runs}\n" if case == "os.system" else "")
         assert "also holds  evil: " in out
     else:
         assert (code, out, err.count("\n")) == (5, "", 1)
@@ -332,7 +431,7 @@ def test_refusals_are_one_plain_line(case: str, tmp_path: Path, capsys: pytest.C
     ran = runner(capsys)("inspect", path)
     assert (ran.code, ran.out) == (5, "")
     assert ran.err.removesuffix("\n").isprintable()
-    assert ran.err.startswith(f"error: {path}: ")
+    assert ran.err.startswith(f"error: {path}")
 
 
 def _by_hand(name: str, key: int, array: np.ndarray) -> bytes:

@@ -125,6 +125,21 @@ def test_keras_writes_them(tmp_path: Path) -> None:
     open_reader(tmp_path / "1" / "w_00000.weights.h5").close()  # its index says that it is all there is
 
 
+@pytest.mark.parametrize("as_saved", [False, True])
+@pytest.mark.parametrize("others", [False, True])
+def test_the_prefix_of_data_parallel_models(tmp_path: Path, as_saved: bool, others: bool) -> None:
+    """It is that of every name only where all shards have it."""
+    names = ["module.a", "b" if others else "module.b"]
+    for number, name in enumerate(names):
+        write_zip(tmp_path / f"m-{number}.bin", whole(table(**{name: TENSOR})))
+    index = write_index(tmp_path / "m.bin.index.json", {name: f"m-{i}.bin" for i, name in enumerate(names)})
+    with open_reader(index, as_saved=as_saved) as reader:
+        assert [*reader.specs] == (names if as_saved or others else ["a", "b"])
+        assert reader.notes == (
+            [] if as_saved or others else ["the prefix 'module.' of every name is left out"]
+        )
+
+
 # -- sets that do not hold -----------------------------------------------------------------------------------
 
 

@@ -7,9 +7,11 @@ import collections
 import contextlib
 import json
 import pickle
+import shlex
 import tracemalloc
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.base import bytes_of
+from ckptkit.formats.detect import open_reader
 from ckptkit.formats.torch_zip import TorchReader
 from tests.support.damage import mutations, read_all, survives
 from tests.support.torch_files import (
@@ -39,6 +42,13 @@ from tests.support.torch_files import (
 from tests.support.torch_files import (
     name as global_name,
 )
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    """What ``unzip`` makes of an archive."""
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(folder)
+    return folder / opened.namelist()[0].partition("/")[0]
 
 
 @pytest.fixture(scope="module")
@@ -762,3 +772,72 @@ def test_tensors_that_share_memory_are_told(tmp_path: Path, zipped: bool) -> Non
     with TorchReader(tmp_path / "m.pth") as reader:
         assert reader.same == {"a again": "a"}
         assert sorted(reader.overlapping) == ["a again", "a turned", "across"]
+
+
+# -- an archive that somebody unpacked -----------------------------------------------------------------------
+
+
+def test_an_unpacked_archive_is_the_archive(torch: Any, tmp_path: Path) -> None:
+    held = tensors_of_every_kind(torch)
+    held["tied"] = held[next(iter(held))]
+    torch.save({"state_dict": held, "epoch": 3}, tmp_path / "m.pth")
+    folder = unpacked(tmp_path / "m.pth", tmp_path / "x")
+    with open_reader(tmp_path / "m.pth") as archive:
+        for opened in (folder, tmp_path / "x"):
+            with open_reader(opened) as reader:
+                assert reader.path == folder
+                assert reader.specs == archive.specs
+                assert reader.extras == archive.extras
+                assert reader.same == archive.same
+                assert reader.overlapping == archive.overlapping
+                for name in reader.specs:
+                    assert bytes_of(reader, name).data == bytes_of(archive, name).data
+                    assert reader.check(name) is False
+                    reader.release(name)
+
+
+def test_a_big_endian_archive_unpacked(tmp_path: Path) -> None:
+    write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)), records={"byteorder": b"big"})
+    with open_reader(unpacked(tmp_path / "m.pth", tmp_path)) as reader:
+        assert reader.read("w").tolist() == np.frombuffer(STORAGE, ">f4").tolist()
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a storage missing": (lambda f: (f / "data" / "0").unlink(), "needs storage '0', which is missing"),
+    "a storage cut": (lambda f: (f / "data" / "0").write_bytes(STORAGE[:4]), "and has 4"),
+    "a storage empty": (lambda f: (f / "data" / "0").write_bytes(b""), "and has 0"),
+    "a link": (
+        lambda f: ((f / "data" / "0").unlink(), (f / "data" / "0").symlink_to("/etc/passwd")),
+        "is not a file of its own",
+    ),
+    "a folder": (lambda f: (f / "data" / "x").mkdir(), "is not a file of its own"),
+    "no pickle": (lambda f: (f / "data.pkl").write_bytes(b""), "empty"),
+    "a damaged pickle": (lambda f: (f / "data.pkl").write_bytes(b"\x80\x02}"), "bad pickle"),
+    "another byte order": (lambda f: (f / "byteorder").write_bytes(b"middle"), "neither little nor big"),
+    "a long byte order": (lambda f: (f / "byteorder").write_bytes(b"big" * 9), "more than 16 bytes"),
+    "TorchScript": (lambda f: (f / "constants.pkl").write_bytes(b""), "is a TorchScript archive, unpacked"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FOLDERS)
+def test_bad_folders(tmp_path: Path, kind: str) -> None:
+    damage, said = BAD_FOLDERS[kind]
+    write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)), records={"version": b"3\n"})
+    folder = unpacked(tmp_path / "m.pth", tmp_path)
+    damage(folder)
+    with pytest.raises(FormatError) as caught:
+        open_reader(folder)
+    assert said in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_torch_script_archive_gives_its_weights(torch: Any, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 3)
+    torch.jit.script(model).save(str(tmp_path / "m.pt"))
+    with pytest.raises(FormatError, match="is a TorchScript archive") as caught:
+        open_reader(tmp_path / "m.pt")
+    *_, interpreter, flag, code = shlex.split(caught.value.hint or "")
+    assert (interpreter, flag) == ("python", "-c")
+    exec(code, {})
+    with open_reader(tmp_path / "m.pt.pth") as reader:
+        assert reader.read("weight").tolist() == model.weight.tolist()
