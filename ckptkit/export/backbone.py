@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -108,11 +109,15 @@ def _write(
     """Write the folder, check it, and give it its name if the check holds."""
     for note in weights.plan.notes:
         options.note(f"{weights.source.name}: {note}")
+    if rules := Counter(one.rule for one in weights.plan.ignored):
+        counts = ", ".join(f"{rule} {count:,}" for rule, count in rules.items())
+        options.note(f"{weights.source.name}: left out by rule: {counts}")
     with StagedFolder(output, force=options.force, owned=_owned(consumer)) as folder:
         weights.write(folder.path / consumer.file, options)
         _require_names(folder.path / consumer.file, weights)
         features = compare_features(weights.source, folder.path / consumer.file)
-        verdict, details = _verdict(weights, features), _details(features)
+        verdict = _verdict(weights, features)
+        details = {**_details(features), "left_out": weights.plan.left_out}
         if not all(stage.ok for stage in features):
             return Exported(output, (), verdict, ok=False, details=details)
         folder.write_text(NOTES, notes)

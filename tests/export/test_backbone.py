@@ -79,8 +79,11 @@ def test_the_backbone_of_a_detector(tmp_path):
     source = source_of(
         write_safetensors(tmp_path / "det.safetensors", whole), settings={"attn_force_fp32": False}
     )
-    done = export(source, tmp_path / "out", ExportOptions())
+    said: list[str] = []
+    done = export(source, tmp_path / "out", ExportOptions(note=said.append))
     assert done.ok
+    assert f"{source.name}: left out by rule: neck 1" in said
+    assert done.details["left_out"] == {"neck.convs.0.weight": "neck: part of a dense-prediction model"}
     import torch
 
     loaded = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True)

@@ -233,6 +233,53 @@ def test_object_based_checkpoints(tf: Any, tmp_path: Path) -> None:
     assert reader.keys["dense/kernel"] == "model/layer/kernel/.ATTRIBUTES/VARIABLE_VALUE"
 
 
+def test_a_sharded_variable_comes_as_one(tf: Any, tmp_path: Path) -> None:
+    from tensorflow.python.distribute.sharded_variable import ShardedVariable
+
+    whole = np.arange(20, dtype="float32").reshape(10, 2)
+    module = tf.Module()
+    module.table = ShardedVariable(
+        [tf.Variable(whole[:5], name="table/part_0"), tf.Variable(whole[5:], name="table/part_1")]
+    )
+    tf.train.Checkpoint(m=module).save(str(tmp_path / "ckpt"))
+    with TfBundleReader(tmp_path, verify=True) as reader:
+        assert [reader.read(name).tolist() for name, one in reader.specs.items() if one.shape] == [
+            whole.tolist()
+        ]
+        assert reader.left_out == {}
+
+
+def test_variables_of_one_name_are_all_there(tf: Any, tmp_path: Path) -> None:
+    """Also where their bytes are the same: nothing but what model.export copies is read once."""
+    module = tf.Module()
+    module.boxes = [tf.Module() for _ in range(3)]
+    for box, value in zip(module.boxes, (1.0, 2.0, 1.0), strict=True):
+        box.kernel = tf.Variable(value, name="kernel")
+    tf.train.Checkpoint(m=module).save(str(tmp_path / "ckpt"))
+    with TfBundleReader(tmp_path, verify=True) as reader:
+        found = {name: float(reader.read(name)) for name in reader.specs if name != "save_counter"}
+        assert found == {"kernel": 1.0, "m/boxes/1/kernel": 2.0, "m/boxes/2/kernel": 1.0}
+        assert reader.namesakes == {"m/boxes/1/kernel": "kernel", "m/boxes/2/kernel": "kernel"}
+
+
+def test_models_inside_models_keep_every_variable(tf: Any, tmp_path: Path) -> None:
+    keras = tf.keras
+
+    def inner(name: str) -> Any:
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, keras.layers.Dense(4, name="dense")(inputs), name=name)
+
+    inputs, outer = keras.Input((4,)), keras.Input((4,))
+    middle = keras.Model(inputs, inner("second")(inner("first")(inputs)), name="middle")
+    model = keras.Model(outer, keras.layers.Dense(4, name="dense")(middle(outer)))
+    for number, variable in enumerate(model.weights):
+        variable.assign(np.full(variable.shape, number, "float32"))
+    tf.train.Checkpoint(model=model).save(str(tmp_path / "ckpt"))
+    with TfBundleReader(tmp_path, verify=True) as reader:
+        found = sorted(float(reader.read(n).flat[0]) for n in reader.specs if n != "save_counter")
+    assert found == [*range(len(model.weights))]
+
+
 def test_saved_models(tf: Any, tmp_path: Path) -> None:
     module = _Net.build(tf)
     tf.saved_model.save(module, str(tmp_path / "saved"))
