@@ -20,8 +20,8 @@ _AROUND = frozenset(
 """Parts of names that wrappers put in, wherever they stand: data parallel and averaged models, torch.compile,
 Lightning Fabric, FSDP, activation checkpointing."""
 
-_MODELS = frozenset({"model", "net", "network"})
-"""What training modules call the model that they hold beside others."""
+_MODELS = frozenset({"model", "net", "network", "backbone"})
+"""What training modules, and detectors, call the model that they hold beside others."""
 
 _MAX_DEPTH = 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from ckptkit.errors import ConversionError, NotFoundError
 from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.binding import match
 from ckptkit.families.wrappers import open_checkpoint
 from ckptkit.formats.detect import writer_for
 from ckptkit.tensors import DTYPES, TensorSpec
@@ -213,3 +215,18 @@ def test_recognition_is_what_it_would_be_without_wrappers(tmp_path: Path) -> Non
         found = recognise(reader.specs)
     assert found is not None
     assert (found.variant, found.layout) == ("tiny-moat0", "torch")
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "model.backbone.", "module.backbone."])
+def test_the_backbone_of_a_detector_of_any_family(tmp_path: Path, prefix: str) -> None:
+    """MOAT has no layout of such names: the prefix is taken off, and the parts around it keep theirs."""
+    outer = prefix.removesuffix("backbone.")
+    named = {name: spec for name, spec in specs("moat").items() if name.split(".")[0] not in ("head", "norm")}
+    whole = {prefix + name: replace(spec, name=prefix + name) for name, spec in named.items()}
+    for part in ("neck.convs.0.weight", "decode_head.conv_seg.bias"):
+        whole[outer + part] = TensorSpec(outer + part, DTYPES["float32"], (3,))
+    with open_checkpoint(hollow(tmp_path / "seg.safetensors", whole)) as reader:
+        recognition = recognise(reader.specs)
+        assert (recognition.variant, recognition.layout) == ("tiny-moat0", "torch")
+        found = match(reader.specs, recognition)
+    assert (found.unexpected, found.missing, found.around) == ((), (), ("neck", "decode_head"))
