@@ -39,17 +39,21 @@ with steps."""
 
 def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
     """See `ckptkit.store.job.Fits`: the container must open, and hold what the registry says of the entry."""
-    from ckptkit.families.binding import refuse_another, wanted_copy
-    from ckptkit.formats.detect import open_reader
+    from ckptkit.families.binding import refuse_another
+    from ckptkit.formats.torch_state_dicts import AmbiguousError
     from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_stored
 
-    with open_reader(path, weights=wanted_copy("auto", entry)) as reader:
-        if reader.format != entry.format:
-            raise ConversionError(f"a checkpoint of the format {reader.format}, not of {entry.format}")
-        statistics = refuse_another(reader, entry)
-        for name in reader.specs if deep else ():
-            reader.check(name)
-            reader.release(name)
+    statistics = None
+    try:
+        with Located(path, entry).open() as reader:
+            if reader.format != entry.format:
+                raise ConversionError(f"a checkpoint of the format {reader.format}, not of {entry.format}")
+            statistics = refuse_another(reader, entry)
+            for name in reader.specs if deep else ():
+                reader.check(name)
+                reader.release(name)
+    except (AmbiguousError, UsageError):
+        pass  # several state dicts, or checkpoints in a folder: whoever opens it says which one is meant
     if deep and path.is_file():
         with path.open("rb") as file:
             is_zip = file.read(4) == LOCAL_MAGIC

@@ -166,6 +166,19 @@ def test_a_file_of_another_entry_is_refused(tmp_path):
         fits(xt, entry_of("https://a.org/m", **ANY_MODEL))
 
 
+def test_names_behind_wrappers_are_those_of_the_entry(tmp_path):
+    import torch
+
+    weights = torch.load(write_synthetic(Synthetic("moganet-xt"), tmp_path / "xt.pth"), weights_only=False)
+    plain = weights["state_dict"]
+    wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in plain.items()}
+    torch.save({"state_dict": wrapped}, tmp_path / "lightning.ckpt")
+    assert fits(tmp_path / "lightning.ckpt", published()["moganet-xt-256"], deep=False) is True
+    other = {name: tensor + 1 for name, tensor in plain.items()}
+    torch.save({"student": plain, "teacher": other}, tmp_path / "two.pth")
+    assert fits(tmp_path / "two.pth", published()["moganet-xt-256"]) is None  # which one, a person says
+
+
 def test_damage_inside_is_found_by_the_checksums_of_the_container(tmp_path):
     prefix = tmp_path / "m.ckpt"
     write_checkpoint(prefix, {"w": np.arange(100, dtype=np.float32)})

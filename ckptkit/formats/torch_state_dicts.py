@@ -367,8 +367,12 @@ def _main(found: Mapping[str, Table]) -> str | None:
 # -- questions -----------------------------------------------------------------------------------------------
 
 
+class AmbiguousError(FormatError):
+    """A sound file that holds several state dicts, and nothing says which one is meant."""
+
+
 def _ask(path: Path, names: list[str], *, or_weights: bool = False) -> FormatError:
-    return FormatError(
+    return AmbiguousError(
         path,
         f"holds {len(names)} state dicts: {_listed(names)}",
         hint=_choice(names[0]) + (", or --weights ema or raw" if or_weights else ""),
