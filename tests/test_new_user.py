@@ -64,7 +64,7 @@ def test_a_new_users_session(id, mirrors, tmp_path, monkeypatch, capsys):
     assert "fails" not in ckptkit("verify", id, "--deep")
     ckptkit("convert", id, "--to", to, "-o", converted)
     proof = ckptkit("parity", id, "--converted", converted, "--resolution", "96")
-    assert proof.splitlines()[-1].startswith(f"agree: {id} (float32)")
+    assert proof.splitlines()[-1].startswith(f"agree: {id} (synthetic weights, float32)")
 
     (predicted,) = json.loads(ckptkit("predict", id, "cat.jpg", "--json"))
     best = predicted["top"][0]

@@ -132,9 +132,11 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
     name = next((one for one in (held.external, *held.aliases) if one in reader.specs), None)
     if name is None or reader.specs[name].shape != first.external_shape:
         return False
-    recipe = next(tensor for tensor in stand_in.tensors() if tensor.spec.name == first.external).make()
     values = numpy.asarray(reader.read(name), dtype=numpy.float32)
-    return bool(numpy.allclose(values, recipe, rtol=_ROUNDING, atol=0))
+    return any(
+        numpy.allclose(values, recipe[first.external](), rtol=_ROUNDING, atol=0)
+        for recipe in (makers(stand_in.family, stand_in.table, raw=raw) for raw in (False, True))
+    )
 
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:

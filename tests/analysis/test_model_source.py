@@ -84,7 +84,7 @@ class TestOpening:
         source = opened(tiny)
         assert (source.name, source.family.name, source.variant) == (str(tiny), "moat", "tiny-moat0")
         assert (source.num_classes, source.entry, source.origin) == (1000, None, None)
-        assert (source.synthetic, source.preprocessing.size) == (False, (256, 256))
+        assert (source.synthetic, source.made, source.preprocessing.size) == (True, False, (256, 256))
 
     def test_a_conversion_remembers_its_entry(self, tiny, tmp_path):
         entry = load_registry()["tiny-moat0-256"]

@@ -60,7 +60,7 @@ def test_a_fresh_graph_agrees_stage_by_stage(folder: Path):
     assert [stage.name for stage in report.stages] == [*STAGES[MOAT], "logits"]
     assert [stage.shape[0] for stage in report.stages] == [3] * 6
     assert all(0 < stage.relative < 5e-6 for stage in report.stages), "two implementations, not one"
-    assert report.verdict.startswith("agree: toy with onnxruntime (float32)")
+    assert report.verdict.startswith("agree: toy with onnxruntime (synthetic weights, float32)")
     torch, graph = report.sides
     assert (torch.framework, torch.reads, torch.format, torch.layout) == (
         "torch",
