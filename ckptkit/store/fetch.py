@@ -185,12 +185,12 @@ def import_file(
         with url_opener(Policy()) as opener:
             try:
                 return job.take(origin, opener, Policy(), progress, IMPORTED)
-            except UnfitError as error:
-                run = command("import", entry.id, file, "--force")
-                hint = run.replace("Run", "To take it all the same", 1)
-                raise FormatError(file, str(error), hint=hint) from error
             except SourceError as error:
-                raise FormatError(file, str(error), hint="give the file as it was published") from error
+                hint = "give the file as it was published"
+                if isinstance(error, UnfitError) and error.can_be_kept:
+                    run = command("import", entry.id, file, "--force")
+                    hint = run.replace("Run", "To take it all the same", 1)
+                raise FormatError(file, str(error), hint=hint) from error
 
 
 def _download(

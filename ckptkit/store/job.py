@@ -95,13 +95,16 @@ class UnfitError(SourceError):
         Its temporary name, which the message leaves out.
     head : bytes
         Its first bytes.
+    can_be_kept : bool
+        Whether it could be taken all the same: not an archive that cannot be unpacked.
     """
 
-    def __init__(self, error: CkptkitError, path: Path, head: bytes) -> None:
+    def __init__(self, error: CkptkitError, path: Path, head: bytes, *, can_be_kept: bool = True) -> None:
         text = _text(head)
         super().__init__(_without_path(error, path) + (f": {text!r}" if text else ""))
         self.is_another = isinstance(error, ConversionError)
         self.is_text = bool(text)
+        self.can_be_kept = can_be_kept
 
 
 @dataclass
@@ -418,7 +421,7 @@ class Job:
                 except FormatError as error:
                     if known:
                         raise
-                    raise UnfitError(error, final, partial.head) from error
+                    raise UnfitError(error, final, partial.head, can_be_kept=False) from error
             if not known:
                 base = checkpoint_in(staged.temporary) if staged else partial.path
                 record = self._fitting(record, base, partial.head)

@@ -396,6 +396,16 @@ def test_import_then_fetch(server: FaultServer, store: Store, tmp_path: Path) ->
     assert file.read_bytes() == ARCHIVE
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_no_force_takes_an_archive_that_cannot_be_unpacked(store: Store, tmp_path: Path, force: bool) -> None:
+    entry = entry_of("https://a.org/m.tar.gz")
+    for body in (ARCHIVE[:-2000], tar_gz({"../m.index": b"x"}), b"cat"):
+        (tmp_path / "m.tar.gz").write_bytes(body)
+        with pytest.raises(FormatError, match=r"m\.tar\.gz: .*; give the file as it was published$"):
+            import_into(store, entry, tmp_path / "m.tar.gz", force=force)
+        assert store.files == [] and store.home.record(entry.id) is None
+
+
 def test_import_replaces_only_when_told_and_accepted(
     server: FaultServer, store: Store, tmp_path: Path, assert_only: AssertOnly
 ) -> None:
