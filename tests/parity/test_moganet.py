@@ -16,6 +16,7 @@ from tests.support.parity_cases import (
     require_frameworks,
 )
 
+pytestmark = pytest.mark.usefixtures("keras_built_once")
 SIDE = 64
 OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "logits")
 FAST = ("moganet-xt",)

@@ -27,6 +27,7 @@ from tests.support.parity_cases import (
     require_frameworks,
 )
 
+pytestmark = pytest.mark.usefixtures("keras_built_once")
 STATISTICS = ("moving_mean", "moving_variance")
 
 
