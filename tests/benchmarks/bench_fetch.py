@@ -45,6 +45,8 @@ ENTRY = """entries:
     layout: deeplab2
     format: tf
     sources: [{{url: "{url}"}}]
+    sha256: "{sha256}"
+    hash_provenance: {{observed_at: "2026-01-01T00:00:00Z", url: "{url}"}}
 """
 
 
@@ -120,7 +122,7 @@ def main() -> None:
 
 def compare(folder: Path, url: str, digest: str, arguments: argparse.Namespace) -> None:
     registry, target = folder / "registry.yaml", folder / "out" / "m.bin"
-    registry.write_text(ENTRY.format(url=url))
+    registry.write_text(ENTRY.format(url=url, sha256=digest))
     fetch = [
         sys.executable,
         "-m",

@@ -15,7 +15,6 @@ from typing import Any
 
 from ckptkit.registry import Entry
 from ckptkit.synth import Synthetic, write_checkpoint
-from tests.support.tf_files import entry, header, masked, table
 
 ANY_MODEL = {"family": "other", "variant": "any", "layout": "torch", "format": "safetensors"}
 """Fields of an entry for which there is no model code: its container must open."""
@@ -83,12 +82,6 @@ def published_tiny() -> bytes:
     """Make tiny-MOAT-0's archive as it would be published (12 MB)."""
     with tempfile.TemporaryDirectory() as folder:
         return write_checkpoint(Synthetic("tiny-moat0"), Path(folder) / "tiny.tar.gz").read_bytes()
-
-
-def a_bundle(data: bytes, prefix: str = "moat/m") -> dict[str, bytes]:
-    """Make a TensorFlow checkpoint whose data file has these bytes, as files of an archive."""
-    index = table([[(b"", header()), (b"w", entry(4, [len(data)], size=len(data), crc=masked(data)))]])
-    return {f"{prefix}.index": index, f"{prefix}.data-00000-of-00001": data}
 
 
 def tar_gz(files: dict[str, bytes], extra: list[tarfile.TarInfo] | None = None) -> bytes:
