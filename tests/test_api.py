@@ -58,6 +58,27 @@ def test_the_designed_parameters_are_there(name, parameters):
     assert parameters <= inspect.signature(getattr(ckptkit, name)).parameters.keys()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convert",
+        "load",
+        "verify",
+        "create_model",
+        "parity",
+        "export",
+        "predict",
+        "cam",
+        "evaluate",
+        "calibrate",
+    ],
+)
+def test_what_of_a_file_is_meant_has_one_name_everywhere(name):
+    parameters = inspect.signature(getattr(ckptkit, name)).parameters
+    assert {parameters[key].default for key in ("state_dict", "strip_prefix")} == {None}
+    assert parameters["weights"].default == "auto"
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'download'"):
         ckptkit.download  # noqa: B018
@@ -182,6 +203,34 @@ def test_an_unknown_id_is_said_so():
         ckptkit.fetch("moat2-383")
     with pytest.raises(NotFoundError, match="which goes by ids; take an id such as"):
         ckptkit.registry()[0]
+
+
+@pytest.fixture
+def two_models(tmp_path):
+    """A file of two models, and what each of its state dicts holds."""
+    torch = pytest.importorskip("torch")
+    held = {"student": {"net.w": torch.ones(2)}, "teacher": {"net.w": torch.zeros(2)}}
+    torch.save({"models": held}, tmp_path / "two.pth")
+    return tmp_path / "two.pth"
+
+
+def test_what_of_a_file_is_meant_can_be_said(two_models, tmp_path):
+    chosen = {"layout": "as-is", "state_dict": "models.teacher", "strip_prefix": "net."}
+    with pytest.raises(CkptkitError, match=r'choose one with state_dict="models.student"$'):
+        ckptkit.load(two_models, layout="as-is")
+    assert {name: array.tolist() for name, array in ckptkit.load(two_models, **chosen).items()} == {
+        "w": [0, 0]
+    }
+    path = ckptkit.convert(two_models, output=tmp_path / "t.npz", **chosen | {"strip_prefix": ["ne", "t"]})
+    with open_reader(path) as reader:
+        assert list(reader.specs) == ["w"]
+        assert reader.metadata["source_state_dict"] == "models.teacher"
+        assert reader.metadata["source_prefix"] == "ne t"
+    assert ckptkit.verify(two_models, state_dict="models.student").ok
+    with pytest.raises(UsageError, match="give checkpoint= too"):
+        ckptkit.create_model("tiny-moat0", state_dict="x")
+    with pytest.raises(UsageError, match="synthetic weights have one state dict"):
+        ckptkit.export("tiny-moat0-256", "hf", tmp_path / "o", synthetic=True, state_dict="x")
 
 
 def test_an_entry_is_taken_wherever_an_id_is(archive):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import ConversionError, NotFoundError
+from ckptkit.errors import ConversionError, NotFoundError, command
 from ckptkit.families.base import recognise, resembles_a_model
 from ckptkit.formats.base import AVERAGING_COUNTERS, Reader, Weights
 from ckptkit.formats.detect import open_reader
@@ -93,7 +93,7 @@ def _stripped(reader: Reader, prefix: str, *, where_it_fits: bool) -> Reader:
     shown = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
     raise ConversionError(
         f"{reader.path}: {len(lacking)} of {len(inner)} names do not begin with {prefix!r} ({shown})",
-        hint="'ckptkit inspect' shows the names; --rules FILE can rename some tensors and ignore others",
+        hint=f"A file of --rules can rename and ignore tensors one by one. {command('inspect', reader.path)}",
     )
 
 

@@ -71,13 +71,12 @@ def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
             continue
         if isinstance(value, Inert) and value.name not in _MERE_TABLES:
             extras[name] = describe(GlobalName(value.name), 200)
-        shown = 0
+        looked_at = 0
         for field, content in islice(fields, _MAX_ITEMS):
-            if f"{key}.{field}" in taken:
-                continue
-            extras[f"{name}.{describe(field, 80)}"] = paragraphs.text(content)
-            shown += 1
-        rest = _count(value) - shown
+            if f"{key}.{field}" not in taken:
+                extras[f"{name}.{describe(field, 80)}"] = paragraphs.text(content)
+            looked_at += 1
+        rest = _count(value) - looked_at
         if rest > 0:
             extras[f"{name}.…"] = f"{_values(rest)} more"
     return extras

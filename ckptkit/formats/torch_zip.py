@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from ckptkit.errors import FormatError, NotFoundError
-from ckptkit.formats.base import Copy, Weights
+from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.pickle_values import PickledArray, is_array, is_scalar, pickled_array
 from ckptkit.formats.restricted_pickle import Inert
@@ -47,7 +47,7 @@ class TorchReader(MappedReader):
         Which copy to read where moving averages have a state dict of their own; ``auto`` takes them where
         published figures are known to belong to them, and else asks.
     as_saved : bool
-        Leave ``module.``, which data parallel models put before every name, where it is.
+        Leave ``module.``, which data parallel and averaged models put before every name, where it is.
 
     Attributes
     ----------
@@ -434,7 +434,7 @@ class _Named:
 
 
 def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -> _Named:
-    """Take the tensors out of a state dict, less the ``module.`` that DataParallel prefixes."""
+    """Take the tensors out of a state dict, less the ``module.`` of data parallel and averaged models."""
     found = _Named()
     others = 0
     inside = _Inside()
@@ -458,12 +458,15 @@ def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -
                 found.beside[_described(name, 200)] = value
     if others > _MAX_NOTED:
         found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
-    names = [*found.tensors, *found.left_out]
-    if not as_saved and all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in names):
-        return _Named(
-            {name.removeprefix(PREFIX): tensor for name, tensor in found.tensors.items()},
-            {name.removeprefix(PREFIX): why for name, why in found.left_out.items()},
-            found.beside,
-            [*found.notes, f"the prefix '{PREFIX}' of every name is left out"],
-        )
-    return found
+    names = {*found.tensors, *found.left_out}
+    inner = names.difference(AVERAGING_COUNTERS)
+    if as_saved or not all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in inner):
+        return found
+    if not inner or any(PREFIX + counter in names for counter in names - inner):
+        return found
+    return _Named(
+        {name.removeprefix(PREFIX): tensor for name, tensor in found.tensors.items()},
+        {name.removeprefix(PREFIX): why for name, why in found.left_out.items()},
+        found.beside,
+        [*found.notes, f"the prefix '{PREFIX}' of every name is left out"],
+    )

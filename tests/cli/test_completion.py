@@ -334,6 +334,18 @@ def test_every_argument_that_takes_an_id_is_completed():
     assert incomplete == []
 
 
+def test_every_command_that_reads_a_checkpoint_lets_one_say_what_of_it_is_meant():
+    register_commands()
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in _leaves(typer.main.get_command(app))
+    }
+    assert {name for name, given in options.items() if {"--state-dict", "--strip-prefix"} <= given} == {
+        *("convert", "verify", "inspect", "diff", "parity", "export", "predict", "cam", "eval", "calibrate"),
+        "registry add",
+    }
+
+
 def _leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     below = getattr(command, "commands", None)
     if below is None:

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+import ckptkit
 from ckptkit.convert import Options, execute, plan
-from ckptkit.errors import UsageError
+from ckptkit.differences import compare_files
+from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
@@ -238,3 +240,92 @@ def test_bytes_that_do_not_change_are_moved_without_numpy(published, tmp_path):
         assert got.keys() == state.keys()
         for name, array in state.items():
             np.testing.assert_array_equal(got[name], array)
+
+
+# -- which tensors -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """Weights and their averages, which are one more, as trainers of three kinds save them."""
+    torch = pytest.importorskip("torch")
+    raw = {name: torch.from_numpy(array) for name, array in recipe_state("moganet-xt").items()}
+    ema = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in raw.items()}
+
+    def wrapped(state, prefix, **others):
+        return {**others, **{prefix + name: tensor for name, tensor in state.items()}}
+
+    count = torch.tensor(3)
+    files = {
+        "torch.compile": {
+            "model_state_dict": wrapped(raw, "_orig_mod.", total_ops=torch.zeros(1)),
+            "ema_model_state_dict": wrapped(ema, "module._orig_mod.", n_averaged=count),
+        },
+        "mmengine": {
+            "meta": {"mmengine_version": "0.10.7"},
+            "state_dict": dict(ema),
+            "ema_state_dict": wrapped(raw, "module.", steps=count),
+        },
+        "Lightning": {
+            "state_dict": wrapped(ema, "model."),
+            "current_model_state": wrapped(raw, "model."),
+            "averaging_state": {"n_averaged": count},
+        },
+    }
+    folder = tmp_path_factory.mktemp("copies")
+    for name, held in files.items():
+        torch.save(held, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in files}
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("trainer", ["torch.compile", "mmengine", "Lightning"])
+def test_the_copy_that_is_asked_for_is_converted(copies, tmp_path, trainer, weights):
+    """``raw`` is never the averages, wherever a hook saves them."""
+    target = ckptkit.convert(copies[trainer], output=tmp_path / "m.safetensors", weights=weights)
+    with open_reader(target) as reader:
+        assert reader.metadata["weights"] == weights
+        for name, array in recipe_state("moganet-xt").items():
+            wanted = array + 1 if weights == "ema" and array.dtype.kind == "f" else array
+            assert reader.read(name).tobytes() == wanted.tobytes(), name
+    assert ckptkit.verify(copies[trainer], weights=weights).weights == weights
+
+
+def test_which_copy_is_taken_unasked(copies):
+    """The averages where a hook makes them the checkpoint's weights; else nobody knows."""
+    head = recipe_state("moganet-xt")["head.bias"]
+    for trainer in ("mmengine", "Lightning"):
+        assert ckptkit.load(copies[trainer])["head.bias"].tobytes() == (head + 1).tobytes()
+    with pytest.raises(FormatError, match=r"holds 2 state dicts: model_state_dict, ema_model_state_dict"):
+        ckptkit.load(copies["torch.compile"])
+    chosen = ckptkit.load(copies["torch.compile"], state_dict="model_state_dict")
+    assert chosen["head.bias"].tobytes() == head.tobytes()
+    with pytest.raises(UsageError, match="model_state_dict holds the raw weights, not the ema ones"):
+        ckptkit.load(copies["torch.compile"], state_dict="model_state_dict", weights="ema")
+
+
+def test_copies_of_different_trainers_are_compared_tensor_by_tensor(copies):
+    found = compare_files(copies["torch.compile"], copies["mmengine"], weights="raw")
+    assert found.same
+    assert found.paired == len(recipe_state("moganet-xt"))
+    other = compare_files(copies["torch.compile"], copies["Lightning"], weights="raw", weights_b="ema")
+    floats = [array for array in recipe_state("moganet-xt").values() if array.dtype.kind == "f"]
+    assert len(other.changed) == len(floats)
+    assert all(one.values.max_abs == pytest.approx(1, abs=1e-6) for one in other.changed)
+
+
+def test_a_model_is_filled_with_the_copy_that_is_asked_for(copies):
+    pytest.importorskip("torch")
+    model = ckptkit.create_model(
+        "moganet-xt", checkpoint=copies["mmengine"], weights="raw", attn_force_fp32=False
+    )
+    assert model.loaded.weights == "raw"
+    assert model.head.bias.detach().numpy().tobytes() == recipe_state("moganet-xt")["head.bias"].tobytes()
+
+
+def test_what_stands_beside_a_wrapped_model_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {f"model.{name}": torch.from_numpy(array) for name, array in recipe_state("moganet-xt").items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(3)}}, tmp_path / "m.ckpt")
+    with pytest.raises(ConversionError, match=r"1 tensor \(criterion\.weight\) not known to moganet-xt"):
+        ckptkit.convert(tmp_path / "m.ckpt", output=tmp_path / "m.safetensors")

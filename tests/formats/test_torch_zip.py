@@ -143,6 +143,15 @@ def test_prefix_stays_where_not_every_name_has_it(torch: Any, tmp_path: Path) ->
     assert list(TorchReader(tmp_path / "m.pth").specs) == ["module.a", "b"]
 
 
+@pytest.mark.parametrize("counter", ["n_averaged", "steps"])
+def test_averaged_models_count_beside_their_prefix(torch: Any, tmp_path: Path, counter: str) -> None:
+    torch.save({counter: torch.tensor(3), "module.a": torch.ones(1)}, tmp_path / "m.pth")
+    assert list(TorchReader(tmp_path / "m.pth").specs) == [counter, "a"]
+    assert list(TorchReader(tmp_path / "m.pth", as_saved=True).specs) == [counter, "module.a"]
+    torch.save({counter: torch.tensor(3), f"module.{counter}": torch.ones(1)}, tmp_path / "m.pth")
+    assert list(TorchReader(tmp_path / "m.pth").specs) == [counter, f"module.{counter}"]
+
+
 def test_a_state_dict_with_its_metadata(torch: Any, tmp_path: Path) -> None:
     """``state_dict()`` gives an OrderedDict with an attribute, ``_metadata``, that pickles as BUILD."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
