@@ -100,7 +100,7 @@ def test_the_python_face_draws_the_registry_of_the_environment(
     overlay = tmp_path / "mine.yaml"
     overlay.write_text(
         "entries:\n"
-        "  - {id: mine, family: conv, variant: c, display_name: Mine, layout: torch, format: torch,\n"
+        "  - {id: mine, family: moat, variant: moat0, display_name: Mine, layout: deeplab2, format: tf,\n"
         "     published_params: 5M, published_top1: 80.0, sources: [{url: 'https://a.org/x.pth'}]}\n"
     )
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(overlay))
