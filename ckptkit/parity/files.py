@@ -23,6 +23,7 @@ from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.formats.renamed import Renamed
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
 from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
@@ -68,6 +69,7 @@ class ModelFile:
         found = self.recognition
         return (
             self.reader.format == "keras"
+            and not isinstance(self.reader, Renamed)
             and found.layout == found.family.default_layout["keras"]
             and self.reader.path.name.endswith(EXTENSIONS["keras"])
         )
