@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptkit.errors import ConversionError, NotFoundError, UsageError, command
+from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError, command
 from ckptkit.families import registry_families
 from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
@@ -54,6 +54,8 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
                 reader.release(name)
     except (AmbiguousError, UsageError):
         pass  # several state dicts, or checkpoints in a folder: whoever opens it says which one is meant
+    except NotFoundError as error:  # a part that an index names
+        raise FormatError(path, error.message) from error
     if deep and path.is_file():
         with path.open("rb") as file:
             is_zip = file.read(4) == LOCAL_MAGIC

@@ -221,13 +221,14 @@ def _download(
             except SourceError as error:
                 withheld |= planned.bn_statistics is not False and not _is_gone(error)
                 failures.append((planned.used_url, error))
-                job.notes(f"{without_secrets(planned.used_url)}: {error}")
+                if planned is not planned_sources[-1]:  # of the last one the error itself tells
+                    job.notes(f"{without_secrets(planned.used_url)}: {error}")
             except IntegrityError as error:
                 if job.accept_new or not job.is_tied(planned.file):
                     raise
                 wrong = error  # what is known from before decides whether another source has the right bytes
                 failures.append((planned.used_url, error))
-                if planned is not planned_sources[-1]:  # of the last one the error itself tells
+                if planned is not planned_sources[-1]:
                     job.notes(str(error))
     if wrong:
         raise wrong
