@@ -190,8 +190,9 @@ def export(
     Examples
     --------
     >>> import tempfile, ckptkit
-    >>> folder = ckptkit.export("moganet-xt-224", "hf", f"{tempfile.mkdtemp()}/moganet", synthetic=True)
-    >>> sorted(path.name for path in folder.iterdir())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = ckptkit.export("moganet-xt-224", "hf", f"{folder}/moganet", synthetic=True)
+    ...     sorted(path.name for path in made.iterdir())
     ['README.md', 'config.json', 'model.safetensors']
     """
     from ckptkit.analysis.model_source import named_source
