@@ -156,7 +156,7 @@ def match(
     known = known or Known()
     names = {b.canonical: _name_in_file(b, specs) for b in table.bindings}
     twins = _twins(specs, recognition, names)
-    if weights == "ema":
+    if weights == "ema" and not twins and "ema" not in (known.opened, known.held):
         _refuse_averages_of_optimizer(specs, table)
     copy = _choose_copy(recognition, bool(twins), weights, known)
     take_twins = bool(twins) and table.layout.twin is not None and table.layout.twin.holds == copy

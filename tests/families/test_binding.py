@@ -271,6 +271,9 @@ def test_what_cannot_be_read_is_left_out_by_rule_or_told():
 def test_averages_that_an_optimizer_keeps_are_not_said_to_be_absent():
     specs = plain() | {"adam/moat_stem_conv_0_kernel_average": spec("average")}
     assert matched(specs, weights="raw").unexpected == ()
+    beside = with_twins() | {"adam/moat_stem_conv_0_kernel_average": spec("average")}
+    assert matched(beside, weights="ema").weights == "ema"
+    assert matched(specs, weights="ema", known=Known(held="ema")).unexpected == ()
     with pytest.raises(UsageError, match=r"the optimizer's own \(adam/moat_stem.*finalize_variable_values"):
         matched(specs, weights="ema")
 
