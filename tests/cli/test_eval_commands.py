@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -102,6 +103,9 @@ def entry(tmp_path: Path, known: Known) -> tuple[Path, dict[str, object]]:
         "test_resolution": 64,
         "attn_force_fp32": True,
         "sources": [{"url": known.model.as_uri()}],
+        # pinned, for a file of ten classes fits no entry by itself
+        "sha256": hashlib.sha256(known.model.read_bytes()).hexdigest(),
+        "hash_provenance": {"observed_at": "2026-01-31T12:00:00Z", "url": known.model.as_uri()},
     }
     return tmp_path / "registry.yaml", values
 
