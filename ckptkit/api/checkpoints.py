@@ -215,7 +215,7 @@ def convert(
     workspace = workspace_of_environment()
     folder = output is not None and is_folder(output)
     options = Options(
-        to=format_to_write(to, None if folder else output),
+        to=format_to_write(to, None if folder else output, what),
         layout=layout,
         dtype=float_named(dtype) if dtype is not None else None,
         weights=weights,

@@ -122,7 +122,7 @@ def convert(
     count = len(what) if what else len(workspace.fetched())
     where = Place(output, force=force, results=count)
     options = Options(
-        to=format_to_write(to, where.file),
+        to=format_to_write(to, where.file, what[0] if what else "FILE"),
         layout=layout,
         dtype=dtype,
         weights=weights.value,

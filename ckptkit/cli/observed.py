@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import IntegrityError, NotFoundError, UsageError
+from ckptkit.errors import IntegrityError, NotFoundError, UsageError, command
 
 if TYPE_CHECKING:
     from ckptkit.cli.state import State
@@ -77,7 +77,7 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
         raise IntegrityError(
             f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
             f"{trusted.value}",
-            hint=f"run 'ckptkit fetch {entry.id}' to see which is right; --force pins the cached one",
+            hint="--force pins the cached one, if that is the right one",
         )
     return record
 
@@ -115,13 +115,14 @@ def _pin(entry: Entry, record: Record, force: bool) -> Pin:
     if entry.sha256 is not None and entry.sha256 != record.sha256 and not force:
         raise IntegrityError(
             f"{entry.id}: the fetched file has sha256 {record.sha256}, but {entry.sha256} is pinned",
-            hint="find out which is right before you give --force",
+            hint="--force pins the fetched one, if that is the right one",
         )
     if _is_lesser(entry, record) and not force:
         raise UsageError(
             f"{entry.id}: the cached file is the upload without BatchNorm statistics ({record.url}), "
             "and a checksum pinned from it would refuse the one with them",
-            hint="fetch that one first, or give --force",
+            hint="--force pins it all the same. "
+            + command("fetch", entry.id, "--force").replace("Run", "To have the better one first", 1),
         )
     came_from = record.used_url or record.url
     return Pin(entry.id, record.sha256, record.size, record.fetched_at, came_from, _note(record))

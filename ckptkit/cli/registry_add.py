@@ -197,7 +197,7 @@ def _with_recognised(facts: CheckpointFacts, said: Mapping[str, Any]) -> dict[st
         if said.get(name, found) != found:
             raise UsageError(
                 f"{facts.path}: its {name} is {_shown(found)}, not {_shown(said[name])}",
-                hint="say what the file at URL is, or leave --checkpoint out",
+                hint=f"leave --{name.replace('_', '-')} out: --checkpoint tells it",
             )
     return {**facts.recognised, **facts.settings, **said}
 

@@ -68,7 +68,7 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
     CkptkitError
         The source does not fit or is damaged; the disk refused.
     """
-    consumer = consumer_of(source.family.name)
+    consumer = consumer_of(source.family.name, source.name)
     if consumer.dtype is not None and options.dtype not in (None, consumer.dtype):
         raise UsageError(f"{consumer.name} takes {consumer.dtype} alone", hint="leave --dtype out")
     refuse_replacement(output, force=options.force, owned=_owned(consumer))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import UsageError, command
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 
 
@@ -78,8 +78,8 @@ class Consumer:
     remarks: Callable[[Backbone], list[str]]
 
 
-def consumer_of(family: str) -> Consumer:
-    """Return the code that loads a family's backbones.
+def consumer_of(family: str, source: object = "FILE") -> Consumer:
+    """Return the code that loads a family's backbones, those of ``source``.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def consumer_of(family: str) -> Consumer:
     if family not in _CONSUMERS:
         raise UsageError(
             f"no dense-prediction code is known for family {family}",
-            hint="'ckptkit convert --no-head' writes the weights alone",
+            hint=f"convert writes the weights alone. {command('convert', source, '--no-head')}",
         )
     return _CONSUMERS[family]
 

@@ -225,7 +225,7 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
             t for t in TARGETS.values() if not t.folder and str(output or "").lower().endswith(t.ending)
         ]
         if not fitting:
-            raise UsageError("nothing says what to export to", hint=f"--to {', '.join(TARGETS)}")
+            raise UsageError("nothing says what to export to", hint=f"choose --to {', '.join(TARGETS)}")
         return fitting[0]
     target = TARGETS[target_named(to)]
     target.refuse_name(output)

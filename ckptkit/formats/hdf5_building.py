@@ -220,12 +220,7 @@ class _Builder:
     def _dataset(self, spec: TensorSpec) -> int:
         kind = type_message(spec.dtype)
         if kind is None:
-            raise UsageError(
-                f"{self._path}: a Keras weights file cannot hold {spec.name!r} as {spec.dtype}",
-                hint="choose --dtype float32, float16 or bfloat16, or --to safetensors"
-                if spec.dtype.is_float
-                else None,
-            )
+            raise UsageError(f"{self._path}: a Keras weights file cannot hold {spec.name!r} as {spec.dtype}")
         shape = struct.pack(f"<BBB5x{len(spec.shape)}Q", 1, len(spec.shape), 0, *spec.shape)
         offset = self._offsets.get(spec.name, UNDEFINED)
         messages = [

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptkit.errors import UsageError, one_of
+from ckptkit.errors import UsageError, command, one_of
 from ckptkit.places import user_path
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
@@ -65,8 +65,8 @@ _NEVER: Mapping[str, tuple[str, str]] = {
 """Endings that no conversion is written under: what they say the file is, and the format to take instead."""
 
 
-def format_named(text: str) -> str:
-    """The format that a user names, by its own name or another one for it.
+def format_named(text: str, source: object = "FILE") -> str:
+    """The format that a user names for what becomes of ``source``, by its own name or another one for it.
 
     Raises
     ------
@@ -81,12 +81,12 @@ def format_named(text: str) -> str:
     if text.lower() in {"onnx", "saved-model", "saved_model", "savedmodel"}:
         raise UsageError(
             f"{text} is a graph, not a checkpoint format",
-            hint=f"ckptkit export FILE --to {'onnx' if text.lower() == 'onnx' else 'saved-model'}",
+            hint=command("export", source, "--to", "onnx" if text.lower() == "onnx" else "saved-model"),
         )
     return one_of("format", text, FORMATS, ALIASES)
 
 
-def format_to_write(to: str | None, output: str | Path | None) -> str:
+def format_to_write(to: str | None, output: str | Path | None, source: object = "FILE") -> str:
     """The format of a file to be written: as named, else as the ending of its name says.
 
     Parameters
@@ -95,6 +95,8 @@ def format_to_write(to: str | None, output: str | Path | None) -> str:
         As the user named it.
     output : str or Path, optional
         A file, or a prefix for ``tf``; None where the name is not the user's, as in a folder.
+    source : object
+        What is converted, for hints.
 
     Raises
     ------
@@ -110,13 +112,13 @@ def format_to_write(to: str | None, output: str | Path | None) -> str:
     ...
     ckptkit.errors.UsageError: m.pth is the name of a torch file, not of npz; give -o m.npz, or --to torch
     """
-    wanted = format_named(to) if to is not None else None
+    wanted = format_named(to, source) if to is not None else None
     if output is None:
         return wanted or DEFAULT_FORMAT
     name = Path(output).name
     found, ending = _by_ending(name)
     if found is None:
-        _refuse_never(str(output), wanted)
+        _refuse_never(str(output), wanted, source)
         if wanted is None:
             raise UsageError(
                 f"cannot tell the format from the name {str(output)!r}",
@@ -207,7 +209,7 @@ def _never(name: str) -> str:
     return max((ending for ending in _NEVER if lower.endswith(ending)), key=len, default="")
 
 
-def _refuse_never(output: str, wanted: str | None) -> None:
+def _refuse_never(output: str, wanted: str | None, source: object) -> None:
     ending = _never(output)
     if not ending:
         return
@@ -217,7 +219,7 @@ def _refuse_never(output: str, wanted: str | None) -> None:
     if ending == ".index.json":
         hint += " --max-shard-size 5GB"
     elif ending == ".onnx":
-        hint = f"ckptkit export FILE --to onnx -o {output}"
+        hint = command("export", source, "--to", "onnx", "-o", output)
     raise UsageError(f"{output} is the name of {what}", hint=hint)
 
 

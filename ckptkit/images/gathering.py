@@ -195,9 +195,7 @@ class Gatherer:
 
     def _read_stdin(self) -> Image:
         if self.stdin is None or self.stdin.isatty():
-            raise UsageError(
-                "no picture on standard input", hint="pipe one in: ckptkit predict ID - < cat.jpg"
-            )
+            raise UsageError("no picture on standard input", hint="send one into it: … < cat.jpg")
         return _read_stream(self.stdin, "stdin")
 
 

@@ -117,7 +117,7 @@ def preview_addition(
     if not force and pinned not in (None, wanted.get("sha256", pinned)):
         raise IntegrityError(
             f"{id}: the file has sha256 {wanted['sha256']}, but {pinned} is pinned",
-            hint="find out which is right before you give --force",
+            hint="--force replaces the pinned one, if the file is the right one",
         )
     edit_text = with_changed_entry if updates else with_new_entry
     edit = Edit(path, before, edit_text(start, id, wanted, path))

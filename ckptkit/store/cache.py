@@ -208,7 +208,7 @@ class Home:
         """
         name = f"{layout}-{dtype}.{ext.removeprefix('.')}" if ext else f"{layout}-{dtype}"
         if not is_safe_file_name(name):
-            raise UsageError(f"{name!r} cannot be a file name", hint="choose another layout or give --output")
+            raise UsageError(f"{name!r} cannot be a file name")
         return self.converted_folder(id) / name
 
     def record(self, id: str) -> Record | None:

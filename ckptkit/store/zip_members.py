@@ -102,8 +102,8 @@ def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMembe
     if entry.method not in (STORED, DEFLATED):
         raise FormatError(
             file.path,
-            f"member {shown} is packed by method {entry.method}, which is not supported",
-            hint="unpack it by hand and use 'ckptkit import'",
+            f"member {shown} is packed by method {entry.method}, which is not supported: unpack it with "
+            "another program, and give the checkpoint in it by its path",
         )
     name = names.claim(path, is_folder=is_folder)
     return SafeMember(name, entry.size, is_folder) if name else None

@@ -497,7 +497,7 @@ def test_the_ending_of_the_output_decides_the_format(ckptkit, foreign, output, o
         (["-o", "k.safetensors", "--to", "torch"], "give -o k.pth, or --to safetensors"),
         (["-o", "k.keras"], "give -o k.weights.h5"),
         (["-o", "k.h5", "--to", "keras"], "give -o k.weights.h5"),
-        (["-o", "k.onnx"], "ckptkit export FILE --to onnx -o k.onnx"),
+        (["-o", "k.onnx"], "net.npz --to onnx -o k.onnx"),
         (["-o", "k.gguf", "--to", "torch"], "give -o k.pth"),
         (["-o", "k.foo"], "or give --to"),
         (["-o", "k"], "or give --to"),

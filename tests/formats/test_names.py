@@ -128,12 +128,12 @@ def test_other_words_for_formats(alias):
     [
         ("pytroch", "did you mean torch? one of safetensors, torch, tf, keras, npz"),
         ("xyz", "one of safetensors, torch, tf, keras, npz"),
-        ("onnx", "ckptkit export FILE --to onnx"),
+        ("onnx", "Run: ckptkit export 'my model.pth' --to onnx"),
     ],
 )
 def test_words_for_no_format(word, hint):
     with pytest.raises(UsageError) as refused:
-        format_named(word)
+        format_named(word, "my model.pth")
     assert refused.value.hint == hint
 
 

@@ -48,7 +48,7 @@ def _framework(file: LogFile) -> Framework:
     if is_header(start):
         return "timm"
     if start.startswith(b"<"):
-        raise FormatError(file.path, "a web page, not a training log", hint="fetch it again with --refresh")
+        raise FormatError(file.path, "a web page, not a training log", hint="download it again")
     raise FormatError(
         file.path, "no training log: neither JSON lines of mmcv nor a CSV file with a column 'epoch'"
     )
