@@ -251,7 +251,8 @@ def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_pa
     pin_many(below, [Pin("one", SHA, 5, WHEN, URL)])
     words = ("--registry", below, "--registry", mine, "--checkpoint", moat, "--pin")
     done = run("registry", "add", "one", URL, *words)
-    assert (done.code, done.out) == (5, "") and f"but {SHA} is pinned; --force replaces the pinned one" in done.err
+    assert (done.code, done.out) == (5, "")
+    assert f"but {SHA} is pinned; --force replaces the pinned one" in done.err
     assert not mine.exists()
 
 
