@@ -751,6 +751,52 @@ SITUATIONS: Mapping[str, Situation] = {
     "an entry by number": Situation(
         "ckptkit.registry()[3]", then="ckptkit.registry()['moat0-224']", python=True
     ),
+    # -- one of several, or of a form
+    "a format": Situation("convert any.npz --to nosuch --layout as-is -o out/", wrong="nosuch"),
+    "a format, nearly": Situation("convert any.npz --to pytroch --layout as-is -o out/", wrong="pytroch"),
+    "a number type": Situation("convert moat.pth --dtype nosuch --to npz -o o.npz", wrong="nosuch"),
+    "a layout": Situation("convert moat.pth --layout nosuch --to npz -o o.npz", wrong="nosuch"),
+    "a variant, nearly": Situation("synth mogant-xt -o s.pth", wrong="mogant-xt"),
+    "an age": Situation("cache prune --older-than nosuch", wrong="nosuch"),
+    "a size of the cache": Situation("cache prune --max-size nosuch", wrong="nosuch"),
+    "a size of shards": Situation(
+        "convert moat.pth --to safetensors --max-shard-size nosuch -o out/", wrong="nosuch"
+    ),
+    "columns": Situation("list --columns nosuch", wrong="nosuch"),
+    "a setting without its value": Situation(
+        "convert moga.pth --set attn_force_fp32 --to npz -o o.npz",
+        then=f"convert moga.pth {GATE} --to npz -o o.npz",
+    ),
+    "an input size": Situation("convert moat.pth --resolution nosuch --to npz -o o.npz", wrong="nosuch"),
+    "a picture's size": Situation(
+        "plot --family moat --size nosuch -o p.png", wrong="nosuch", needs=("matplotlib",)
+    ),
+    "a count": Situation("list --min-params nosuch", wrong="nosuch"),
+    "a rate": Situation(f"fetch {ID} --limit-rate nosuch", wrong="nosuch"),
+    "a mirror": Situation(f"fetch {ID} --mirror nosuch", wrong="nosuch"),
+    "a repository": Situation(
+        "export moat.pth --to hf -o h --push nosuch --push-synthetic --dry-run",
+        arrange=lambda: _PATCHES.setenv("HF_TOKEN", "hf_x"),
+        wrong="nosuch",
+        needs=(*TORCH, "huggingface_hub"),
+    ),
+    "a device": Situation(
+        "eval moat.pth --data val --device nosuch", arrange=_pictures(PICTURE), wrong="nosuch", needs=IMAGES
+    ),
+    "a heat map's ending": Situation(
+        "cam moat.pth cat.png -o c.xyz", arrange=_pictures("cat.png"), wrong=".xyz", needs=(*IMAGES, "captum")
+    ),
+    "a picture's ending": Situation("plot --family moat -o p.xyz", wrong=".xyz", needs=("matplotlib",)),
+    "a measure": Situation("plot --family moat --x nosuch -o p.png"),
+    "a command, nearly": Situation("conver moat.pth --to npz -o o.npz", wrong="conver"),
+    "an option, nearly": Situation("list --famly moat", wrong="--famly"),
+    "an id, nearly": Situation("fetch tiny-moat0-25", wrong="tiny-moat0-25"),
+    "one of two state dicts": Situation(
+        "inspect two.pth",
+        arrange=_torch_file("two.pth", student={"w": np.zeros(2, "f4")}, teacher={"w": np.ones(2, "f4")}),
+        then="inspect two.pth --state-dict student",
+        needs=TORCH,
+    ),
 }
 
 CANNOT_ARISE_HERE: Mapping[str, str] = {
@@ -875,7 +921,7 @@ def advice(situation: Situation, hint: str) -> list[list[str]]:
     failed = shlex.split(situation.command)
     if situation.wrong is not None:
         right = re.search(
-            r"(?:one of|like|end it with|from|in|as|\bis|\bname it|did you mean) ([^\s,;?]+)", hint
+            r"(?:one of|like|end it with|choose from|the name in|name it|did you mean) ([^\s,;?]+)", hint
         )
         assert right, f"nothing to put in the place of {situation.wrong}: {hint}"
         assert any(situation.wrong in word for word in failed)

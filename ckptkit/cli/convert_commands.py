@@ -23,7 +23,7 @@ from ckptkit.cli.printable import printable
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.errors import listed
-from ckptkit.formats.names import FORMATS, format_named, format_to_write
+from ckptkit.formats.names import FORMATS, GRAPHS, format_named, format_to_write
 from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def convert(
     to: Annotated[
         str | None,
         one_of_these(
-            format_named,
+            lambda text: text if text.lower() in GRAPHS else format_named(text),  # refused with its source
             FORMATS,
             help="Format to write. Default: as the ending of --output says, else safetensors.",
         ),

@@ -64,6 +64,9 @@ _NEVER: Mapping[str, tuple[str, str]] = {
 }
 """Endings that no conversion is written under: what they say the file is, and the format to take instead."""
 
+GRAPHS = {"onnx": "onnx", **dict.fromkeys(("saved-model", "saved_model", "savedmodel"), "saved-model")}
+"""What is exported, not converted: each word for it, and the name of the target."""
+
 
 def format_named(text: str, source: object = "FILE") -> str:
     """The format that a user names for what becomes of ``source``, by its own name or another one for it.
@@ -78,10 +81,10 @@ def format_named(text: str, source: object = "FILE") -> str:
     >>> format_named("torch"), format_named("pytorch"), format_named("NumPy")
     ('torch', 'torch', 'npz')
     """
-    if text.lower() in {"onnx", "saved-model", "saved_model", "savedmodel"}:
+    if text.lower() in GRAPHS:
         raise UsageError(
             f"{text} is a graph, not a checkpoint format",
-            hint=command("export", source, "--to", "onnx" if text.lower() == "onnx" else "saved-model"),
+            hint=command("export", source, "--to", GRAPHS[text.lower()]),
         )
     return one_of("format", text, FORMATS, ALIASES)
 
