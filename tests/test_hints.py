@@ -38,6 +38,7 @@ from ckptkit.store.cache import Home
 from ckptkit.store.trust import TrustFile
 from tests.conftest import REPOSITORY
 from tests.support.commands import WHEN, runner
+from tests.support.evaluation import shard
 from tests.support.tensors import raw_safetensors
 from tests.support.training_logs import long_log
 
@@ -280,6 +281,16 @@ def _without_metadata() -> None:
     model = onnx.load("m.onnx")
     del model.metadata_props[:]
     onnx.save(model, "m.onnx")
+
+
+def _arrays(name: str, **arrays: np.ndarray) -> Arrange:
+    return lambda: np.savez(name, **arrays)
+
+
+def _two_shards() -> None:
+    _pictures("0.png")()
+    for number in range(2):
+        shard(Path(f"shard-{number}.tar"), {"0.png": Path("0.png").read_bytes(), "0.cls": b"7"})
 
 
 def _without_statistics() -> None:
@@ -797,11 +808,43 @@ SITUATIONS: Mapping[str, Situation] = {
         then="inspect two.pth --state-dict student",
         needs=TORCH,
     ),
+    # -- hints made of parts
+    "a range of shards": Situation(
+        "eval moat.pth --data 'shard-{9..1}.tar'",
+        arrange=_two_shards,
+        then="eval moat.pth --data 'shard-{0..1}.tar'",
+        needs=IMAGES,
+    ),
+    "tensors that cannot be read": Situation(
+        "convert objects.npz --layout as-is --to npz -o o.npz",
+        arrange=_together(
+            _arrays("objects.npz", a=np.ones(2, "f4"), b=np.array([None])),
+            _text(
+                "ignoring.yaml",
+                "rules: [{source: a, target: a, op: identity}]\nignore: [{name: b, pattern: b, reason: x}]\n",
+            ),
+        ),
+        then="convert objects.npz --rules ignoring.yaml --to npz -o o.npz",
+    ),
+    "a registry with remarks in it": Situation(
+        f"registry add {ID} https://example.org/m.tar.gz --file own.yaml --force",
+        arrange=_text(
+            "own.yaml",
+            f"entries:\n- id: {ID}\n  sources:\n  - url: https://example.org/a.tar.gz\n  # the slow one\n"
+            "  - url: https://example.org/b.tar.gz\n",
+        ),
+    ),
+    "imported, but of another model": Situation(f"import {ID} moga.pth"),
+    "imported, with other bytes than before": Situation(
+        f"import {ID} published.tar.gz",
+        arrange=_together(_ran(f"fetch {ID}", f"cache rm {ID}"), _publish_anew),
+    ),
 }
 
 CANNOT_ARISE_HERE: Mapping[str, str] = {
     "run the same command again with --force": "a store that keeps other bytes than were sent",
     "either may be the wrong one.": "another process that fetches other bytes in the same moment",
+    "write it like {scheme}://bucket/file": "a bucket to write to",
     "all need the same --data and --limit": "several processes that torchrun started",
     "try a smaller --batch": "memory that runs out",
     "choose another --opset, or update torch and onnxscript": "an exporter that makes another operator set",
@@ -973,23 +1016,52 @@ def test_every_hint_is_followed():
     assert not missing, "\n".join(missing)
 
 
+_CAN_BE_FOLLOWED = re.compile(
+    r"ckptkit (?!does)[a-z]|--[a-z]|pip install|command\("
+    "|one of [^t]|write it like|end it with|choose from|name it "
+)
+
+
 def hints_in_the_source() -> list[tuple[str, ast.expr]]:
-    """Every ``hint=…`` of the package that names a command or an option."""
+    """Every hint of the package that can be followed.
+
+    Those are each ``hint=…``, what is assigned to a variable that is given so, and every call of `command`.
+    """
     found = []
     for path in sorted((REPOSITORY / "ckptkit").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "hint":
-                text = ast.unparse(node.value)
-                if re.search(r"ckptkit (?!does)[a-z]|--[a-z]|pip install|command\(", text):
-                    found.append((f"{path.relative_to(REPOSITORY)}:{node.value.lineno}", node.value))
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        hints = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "hint"]
+        names = {hint.id for hint in hints if isinstance(hint, ast.Name)}
+        hints += [
+            node.value
+            for node in nodes
+            if isinstance(node, ast.Assign)
+            and names & {target.id for target in node.targets if isinstance(target, ast.Name)}
+        ]
+        inside = {id(part) for hint in hints for part in ast.walk(hint)}
+        hints += [
+            node
+            for node in nodes
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "command"
+            and path.name != "errors.py"
+            and id(node) not in inside
+        ]
+        found += [
+            (f"{path.relative_to(REPOSITORY)}:{hint.lineno}", hint)
+            for hint in hints
+            if _CAN_BE_FOLLOWED.search(ast.unparse(hint))
+        ]
     return found
 
 
 def patterns(value: ast.expr) -> list[str]:
     """Regular expressions for the texts that an expression can give."""
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "replace":
+        return patterns(value.func.value)
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "command":
         words = [str(w.value) if isinstance(w, ast.Constant) else None for w in value.args]
-        return ["Run: ckptkit " + " ".join(".*" if word is None else re.escape(word) for word in words)]
+        return ["[^:]*: ckptkit " + " ".join(".*" if word is None else re.escape(word) for word in words)]
     if isinstance(value, ast.IfExp):
         return [*patterns(value.body), *patterns(value.orelse)]
     if isinstance(value, ast.BinOp):

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ckptkit.errors import IntegrityError, RegistryError, UsageError
-from ckptkit.registry.entry_text import BY_HAND, row_of, with_changed_entry, with_new_entry
+from ckptkit.registry.entry_text import by_hand, row_of, with_changed_entry, with_new_entry
 from ckptkit.registry.loading import Registry, load_texts, read_text
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.writeback import EMPTY_OVERLAY, Edit, files_below
@@ -155,7 +155,9 @@ def _checked(
     except ValidationError:  # what was valid in the file is not with what was asked for, so it is not there
         as_asked = False
     if not as_asked or others != {key: entry for key, entry in old.items() if key != id}:
-        raise UsageError(f"{edit.path}: cannot be edited in place without changing more", hint=BY_HAND)
+        raise UsageError(
+            f"{edit.path}: cannot be edited in place without changing more", hint=by_hand(edit.path)
+        )
     return new[id]
 
 
@@ -164,7 +166,7 @@ def _explained(path: Path, id: str, error: RegistryError) -> UsageError:
     label = f"entry {id!r}: "
     elsewhere = next((fault for fault in error.faults if label not in fault), None)
     if elsewhere is not None:
-        return UsageError(f"{path}: cannot be edited in place: {elsewhere}", hint=BY_HAND)
+        return UsageError(f"{path}: cannot be edited in place: {elsewhere}", hint=by_hand(path))
     faults = [fault.partition(label)[2] for fault in error.faults]
     lacking = any(fault.endswith(" is missing") for fault in faults)
     hint = "say it, or give the file itself with --checkpoint FILE" if lacking else _SEE_SCHEMA

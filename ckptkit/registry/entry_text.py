@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ckptkit.errors import UsageError
+from ckptkit.errors import UsageError, command
 from ckptkit.registry.document import parse
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.spans import (
@@ -22,7 +22,11 @@ from ckptkit.registry.spans import (
     newline_of,
 )
 
-BY_HAND = "change the file by hand, then run 'ckptkit registry validate'"
+
+def by_hand(path: Path) -> str:
+    """What to do where a file cannot be edited in place."""
+    return f"change the file by hand, and check it. {command('registry', 'validate', path)}"
+
 
 _ORDER = {name: place for place, name in enumerate(Entry.model_fields)}
 
@@ -53,7 +57,7 @@ def with_new_entry(text: str, id: str, fields: Mapping[str, Any], path: Path) ->
     UsageError
         When the list cannot be edited in place.
     """
-    entries = entry_list(text, path, hint=BY_HAND)
+    entries = entry_list(text, path, hint=by_hand(path))
     inline = entries.flow and bool(entries.children)
     body = [_field("id", id, inline=inline)]
     for name in sorted(fields, key=_ORDER.__getitem__):
@@ -76,7 +80,7 @@ def with_changed_entry(text: str, id: str, fields: Mapping[str, Any], path: Path
         When one of them is written in a way that cannot be edited in place.
     """
     row = row_of(text, id) or {}
-    entry = entry_places(entry_list(text, path, hint=BY_HAND))[id]
+    entry = entry_places(entry_list(text, path, hint=by_hand(path)))[id]
     newline = newline_of(text)
     edits: list[Replacement] = []
     missing: dict[str, Any] = {}
@@ -196,7 +200,8 @@ def _changed_sources(
     end = _end_of_line(text, value.end)
     if any(line.lstrip().startswith("#") for line in text[value.start : end].splitlines()):
         raise UsageError(
-            f"{path}: line {value.line}: comments stand between the sources, and would be lost", hint=BY_HAND
+            f"{path}: line {value.line}: comments stand between the sources, and would be lost",
+            hint=by_hand(path),
         )
     lines = []
     for source in sources:
