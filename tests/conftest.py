@@ -58,8 +58,10 @@ DOCTESTS_NEED = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip them where the package is missing, as in a base install."""
+    """Skip examples whose package is missing; refuse names that differ by process, as pytest-xdist does."""
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"{item.nodeid} has an address in its name")
         package = DOCTESTS_NEED.get(item.name)
         if package is not None and importlib.util.find_spec(package) is None:
             item.add_marker(pytest.mark.skip(reason=f"{package} is not installed"))

@@ -191,7 +191,6 @@ def test_convert_refuses_what_a_name_contradicts(arrays, tmp_path, monkeypatch, 
         (lambda: ckptkit.parity("tiny-moat0", synthetic=True, backend="jax"), "no backend 'jax'"),
         (lambda: ckptkit.parity("tiny-moat0", synthetic=True, dtype="int8"), "no dtype 'int8'"),
     ],
-    ids=str,
 )
 def test_words_that_nothing_is_called(call, says):
     with pytest.raises(UsageError, match=says):
