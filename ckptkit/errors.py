@@ -24,6 +24,10 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+NAMED_REGISTRIES: ContextVar[tuple[str, ...]] = ContextVar("NAMED_REGISTRIES", default=())
+"""The files that ``--registry`` names: a command in a hint needs them too."""
+
+
 def command(*words: object) -> str:
     """A command for a hint, quoted so that it works when typed; it ends the hint.
 
@@ -32,7 +36,8 @@ def command(*words: object) -> str:
     >>> command("verify", "my model.pth")
     "Run: ckptkit verify 'my model.pth'"
     """
-    return "Run: " + shlex.join(["ckptkit", *map(str, words)])
+    registries = [word for file in NAMED_REGISTRIES.get() for word in ("--registry", file)]
+    return "Run: " + shlex.join(["ckptkit", *map(str, words), *registries])
 
 
 WHOLE_LISTS: ContextVar[bool] = ContextVar("WHOLE_LISTS", default=False)

@@ -659,6 +659,10 @@ SITUATIONS: Mapping[str, Situation] = {
         arrange=_two_of_one_name,
         then="convert both.safetensors --to safetensors -o o.safetensors --layout as-is",
     ),
+    "of a registry that is named": Situation(
+        f"inspect {ID} --registry other.yaml",
+        arrange=_together(_registry("other.yaml"), lambda: _PATCHES.delenv("CKPTKIT_REGISTRY")),
+    ),
     "of another entry": Situation(
         f"convert {ID} --to npz -o o.npz --registry other.yaml",
         arrange=_together(

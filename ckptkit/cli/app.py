@@ -163,9 +163,11 @@ def root(
         mirrors=tuple(mirror or ()),
     )
     context.call_on_close(context.obj.close)
-    from ckptkit.errors import WHOLE_LISTS
+    from ckptkit.errors import NAMED_REGISTRIES, WHOLE_LISTS
 
     WHOLE_LISTS.set(verbose)
+    NAMED_REGISTRIES.set(tuple(map(str, registry or ())))
+    context.call_on_close(lambda: NAMED_REGISTRIES.set(()))
 
 
 _MODULES = {

@@ -70,7 +70,7 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
     if record is None:
         raise NotFoundError(
             f"{entry.id} was never fetched here, so nothing is known of its file",
-            hint=f"run 'ckptkit fetch {entry.id}' first",
+            hint=command("fetch", entry.id),
         )
     trusted = trust.promise(entry.id, record.file)
     if trusted is not None and trusted.value != record.sha256 and not force:
