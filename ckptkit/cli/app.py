@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import difflib
 import gc
 import importlib
@@ -303,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         register_commands(command)
     try:
         try:
-            app(hoisted)
+            contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
         finally:
             gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
             sys.stdout.flush()

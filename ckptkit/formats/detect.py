@@ -362,6 +362,8 @@ def _is_shard_index(probe: _Probe) -> bool:
 
 def _is_beside_index(probe: _Probe) -> bool:
     """Data files and graphs have no mark of their own; the index beside them says what they are."""
+    if not probe.path.name.endswith((".index", ".meta")) and ".data-" not in probe.path.name:
+        return False
     from ckptkit.formats.tf_locate import prefix_of
 
     prefix = prefix_of(probe.path)

@@ -12,7 +12,6 @@ from ckptkit.errors import FormatError, UsageError, listed, storage_error
 from ckptkit.formats import foreign
 from ckptkit.formats.shards import INDEX_ENDINGS, index_of, numbered, shards_of
 from ckptkit.formats.staging import TEMPORARY
-from ckptkit.formats.tf_locate import prefixes_in
 
 _MAX_ENTRIES = 20_000
 _MAX_DEPTH = 3
@@ -125,6 +124,8 @@ def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[
         return [folder]
     indexes = [folder / name for name in names if name.endswith(INDEX_ENDINGS)]
     covered = {shard for index in indexes for shard in shards_of(index)}
+    from ckptkit.formats.tf_locate import prefixes_in  # not for those who write other formats
+
     found = {*prefixes_in(folder), *indexes}
     for name in names:
         of_training = any(fnmatchcase(name, pattern) for pattern in _TRAINING)

@@ -131,7 +131,7 @@ def format_to_write(to: str | None, output: str | Path | None, source: object = 
     if wanted in (None, found, _ALSO.get(ending)):
         return wanted or found
     raise UsageError(
-        f"{output} is the name of a {found} file, not of {wanted}",
+        f"{output} is the name of {'an' if found == 'npz' else 'a'} {found} file, not of {wanted}",
         hint=f"give -o {_renamed(str(output), ending, wanted)}, or --to {found}",
     )
 

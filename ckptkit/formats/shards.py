@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError
 from ckptkit.formats.base import Reader
+from ckptkit.formats.json_text import strict_json, utf8
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
-from ckptkit.formats.safetensors_header import strict_json, utf8
 from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 EXTENSION = ".safetensors"

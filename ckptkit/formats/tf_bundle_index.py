@@ -242,9 +242,13 @@ def _stored(
         )
         return StoredTensor(name, dtype, type_name, entry.shape, (whole,))
     parts = []
+    room = math.prod(entry.shape)
     for piece in entry.slices:
         part_key = slice_key(key, piece)
         box = _box(path, name, piece, entry.shape)
+        room -= math.prod(box[1])
+        if room < 0:  # whether they are there or not
+            raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
         stored = entries.get(part_key)
         if stored is None:
             continue

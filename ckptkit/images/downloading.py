@@ -15,6 +15,7 @@ from ckptkit.errors import FormatError, NetworkError, NotFoundError
 from ckptkit.store.coding import decoded
 from ckptkit.store.download import url_opener
 from ckptkit.store.transport import (
+    MissingFileError,
     Opener,
     PassingError,
     Policy,
@@ -79,6 +80,8 @@ def download_picture(
                     NotFoundError if is_local(url) or str(error).startswith(("404", "410")) else NetworkError
                 )
                 raise kind(f"{name}: {error}", hint="check the URL") from error
+            except MissingFileError as error:
+                raise NotFoundError(f"{name}: {error}", hint="check the path") from error
             except SourceError as error:
                 if is_local(url):
                     raise FormatError(name, str(error)) from error

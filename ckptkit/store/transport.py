@@ -216,6 +216,10 @@ class SourceGoneError(SourceError):
     """The source answered for good: no such file (404, 410), or not for the public (401, 403)."""
 
 
+class MissingFileError(SourceError):
+    """No such file on this machine; its disk may not be mounted."""
+
+
 class RefusedError(SourceError):
     """401 or 403 to more than the plain request for the file, which says nothing of the file itself.
 
@@ -283,7 +287,7 @@ def open_file(url: str) -> Generator[Response]:
                 raise SourceError("not a regular file")
             stream = stack.enter_context(path.open("rb", buffering=0))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise SourceError("no such file") from error
+            raise MissingFileError("no such file") from error
         except OSError as error:
             raise SourceError(f"cannot be read: {error.strerror}") from error
         size = os.fstat(stream.fileno()).st_size

@@ -64,7 +64,10 @@ def test_openmixup_to_torch_to_tf_to_openmixup_is_bit_for_bit(tmp_path, variant)
     source = write_torch(Synthetic(variant), tmp_path / "published.pth")
     as_torch = convert(source, tmp_path / "a.pth", "torch")
     as_tf = convert(as_torch, tmp_path / "b.ckpt", "tf")
+    as_torch.unlink()
     back = convert(as_tf, tmp_path / "c.pth", "torch", layout="openmixup")
+    for file in tmp_path.glob("b.ckpt.*"):
+        file.unlink()
     assert_same_bytes(back, source)
 
 

@@ -65,7 +65,7 @@ def test_the_target_is_named_or_said_by_the_ending(to, output, name):
         ("hf", "x.onnx", "--to hf writes a folder; give -o x, or --to onnx"),
         ("backbone", "x.pth", "--to backbone writes a folder; give -o x"),
         ("saved-model", "x.keras", "writes a folder; give -o x"),
-        (None, None, "nothing says what to export to; --to hf, onnx, saved-model, backbone"),
+        (None, None, "nothing says what to export to; choose --to hf, onnx, saved-model, backbone"),
         (None, "x.pb", "nothing says what to export to"),
     ],
     ids=str,

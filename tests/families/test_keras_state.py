@@ -82,7 +82,7 @@ def test_a_misfit_is_refused_and_changes_nothing(model, state, changes, message)
 
 
 def test_many_names_are_counted_and_the_first_few_shown(model):
-    with pytest.raises(ConversionError, match=r"5 unexpected \(x0, x1, x2 …\)"):
+    with pytest.raises(ConversionError, match=r"5 unexpected \(x0, x1, x2 and 2 more\)"):
         load_state(model, {f"x{i}": np.ones(1) for i in range(5)})
 
 

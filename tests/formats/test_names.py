@@ -76,7 +76,7 @@ def test_a_contradiction_is_refused_with_both_ways_out(format, other):
         if format == other or (format, ending) == ("torch", ".ckpt"):
             assert format_to_write(format, name) == format
             continue
-        says = f"m{re.escape(ending)} is the name of a {other} file"
+        says = f"m{re.escape(ending)} is the name of {'an' if other == 'npz' else 'a'} {other} file"
         with pytest.raises(UsageError, match=says) as refused:
             format_to_write(format, name)
         renamed = re.search(r"-o (\S+), or --to (\S+)", refused.value.hint)

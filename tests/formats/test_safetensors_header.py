@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ckptkit.errors import FormatError
+from ckptkit.formats.json_text import strict_json
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.formats.safetensors_header import Header, read_header, strict_json
+from ckptkit.formats.safetensors_header import Header, read_header
 
 
 def file_of(table: Any, data: bytes = b"", *, pad: int = 0) -> bytes:
