@@ -1,4 +1,4 @@
-"""Mounts that lack what file systems usually have, by a library that stands before the system's own calls.
+"""Mounts that lack what file systems usually have, by a preloaded library.
 
 Under the folder named by ``MOUNT`` each call in ``REFUSED`` (``name=errno``, separated by commas) fails with
 that error; with ``name=errno=2`` twice only, and ``name=hang`` gives no answer.
@@ -6,6 +6,7 @@ that error; with ``name=errno=2`` twice only, and ``name=hang`` gives no answer.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import subprocess
@@ -125,6 +126,7 @@ def library() -> Path:
     if compiler is None or not Path("/proc/self/fd").exists():
         pytest.skip("needs a C compiler and Linux")
     folder = Path(tempfile.mkdtemp(prefix="ckptkit-mounts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try:
         (folder / "mounts.c").write_text(_source())
         command = [
@@ -138,7 +140,6 @@ def library() -> Path:
         ]
         subprocess.run([*command, "-ldl"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
-        shutil.rmtree(folder)
         pytest.skip(f"this compiler does not compile it: {error.stderr[-200:]!r}")
     return folder / "mounts.so"
 
