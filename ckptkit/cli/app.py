@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
     prepare_streams()
     if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
-        os.environ.setdefault("KERAS_HOME", f"/tmp/keras-{os.getuid()}")  # noqa: S108
+        os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)

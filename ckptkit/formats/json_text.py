@@ -44,17 +44,17 @@ def strict_json(path: Path, text: str, *, surrogates: str = "strict") -> dict[st
     if sum(map(text.count, ",[{")) > _MAX_NODES:
         raise FormatError(path, f"JSON of more than {_MAX_NODES} values")
     if not re.match(r"[ \t\r\n]*\{", text):
-        raise FormatError(path, "the JSON is no object")
+        raise FormatError(path, "the JSON is not an object")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
             twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"the key {twice!r} stands there twice")
+            raise ValueError(f"the key {twice!r} occurs twice")
         return table
 
     def refused(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+        raise ValueError(f"{constant} is not JSON")
 
     try:
         parsed = json.loads(text, object_pairs_hook=unique, parse_constant=refused)

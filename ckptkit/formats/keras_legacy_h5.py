@@ -153,7 +153,7 @@ def _counted_weights(objects: Objects, attributes: Attributes, found: Contents) 
 def _count(objects: Objects, attributes: Attributes, group: Header, name: str, path: str) -> int:
     number = attributes.number(group, name)
     if number is None or number < 0:
-        raise objects.source.error(f"group {path}: its attribute {name} is no count")
+        raise objects.source.error(f"group {path}: its attribute {name} is not a count")
     return number
 
 

@@ -249,6 +249,8 @@ def test_a_user_without_a_home_gets_no_folder_called_tilde(tmp_path, monkeypatch
     assert (done.code, done.out) == (5, "")
     assert done.err.endswith("there is no place for the cache; set CKPTKIT_HOME to a folder\n")
     assert Path(os.environ["KERAS_HOME"]).is_absolute()
+    with pytest.raises(OSError):
+        Path(os.environ["KERAS_HOME"]).mkdir(parents=True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -440,9 +440,9 @@ def test_weights_of_the_first_keras(tmp_path: Path) -> None:
 COUNTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a layer missing": (lambda f: f.__delitem__("layer_1"), "no group layer_1 of the 2 layers"),
     "a weight missing": (lambda f: f.__delitem__("layer_0/param_1"), "no layer_0/param_1 of the 2"),
-    "no count of weights": (without("nb_params", "layer_1"), "group layer_1: its attribute nb_params is no"),
-    "a count that is a text": (attribute("nb_layers", "2"), "group /: its attribute nb_layers is no count"),
-    "a count below zero": (attribute("nb_params", -1, "layer_0"), "its attribute nb_params is no count"),
+    "no count of weights": (without("nb_params", "layer_1"), "group layer_1: its attribute nb_params is not"),
+    "a count that is a text": (attribute("nb_layers", "2"), "its attribute nb_layers is not a count"),
+    "a count below zero": (attribute("nb_params", -1, "layer_0"), "its attribute nb_params is not a count"),
     "a huge count": (attribute("nb_layers", np.uint64(1 << 63)), "no group layer_2 of the 92233"),
 }
 

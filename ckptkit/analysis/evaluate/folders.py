@@ -72,7 +72,7 @@ def class_labels(
             if len(names) == num_classes:
                 way = "add --class-order number (or text) where they are in the model's order"
             raise UsageError(
-                f"{folder}: {listed(strange, _NAMED)} of its {len(names)} folders are no classes of "
+                f"{folder}: {listed(strange, _NAMED)} of its {len(names)} folders are not classes of "
                 "ImageNet-1K",
                 hint=f"call each one by its WordNet id, like n02099601, or {way}",
             )

@@ -46,7 +46,7 @@ def test_wnids_of_imagenet(tmp_path: Path):
 
 def test_folders_that_are_no_wnids_are_named(tmp_path: Path):
     tree(tmp_path, f"{RETRIEVER}/a.jpg", "cats/b.jpg", "dogs/c.jpg")
-    with pytest.raises(UsageError, match=r"cats, dogs of its 3 folders are no classes of ImageNet-1K"):
+    with pytest.raises(UsageError, match=r"cats, dogs of its 3 folders are not classes of ImageNet-1K"):
         labels_of(tmp_path)
 
 
