@@ -167,8 +167,7 @@ def test_a_file_of_another_entry_is_refused(tmp_path):
 
 
 def test_names_behind_wrappers_are_those_of_the_entry(tmp_path):
-    import torch
-
+    torch = pytest.importorskip("torch")
     weights = torch.load(write_synthetic(Synthetic("moganet-xt"), tmp_path / "xt.pth"), weights_only=False)
     plain = weights["state_dict"]
     wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in plain.items()}
