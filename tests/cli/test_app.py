@@ -281,6 +281,7 @@ class TestPathsOfBytes:
         return place
 
     def test_every_command_takes_it(self, place, capsys):
+        pytest.importorskip("matplotlib")
         run = runner(capsys)
         for line in (
             "list --registry {}/registry.yaml -o {}/l[1].csv",
