@@ -13,6 +13,7 @@ from ckptkit.cli.options import (
     SettingOptions,
     StateDictOption,
     StripPrefixOption,
+    WeightsOption,
     WhichWeights,
     one_of_these,
     parse_resolution,
@@ -63,10 +64,7 @@ def convert(
     dtype: Annotated[
         str | None, one_of_these(float_named, FLOAT_DTYPES, help="Cast floating tensors.")
     ] = None,
-    weights: Annotated[
-        WhichWeights,
-        typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
-    ] = WhichWeights.AUTO,
+    weights: WeightsOption = WhichWeights.AUTO,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
     no_head: Annotated[bool, typer.Option("--no-head", help="Leave the classification head out.")] = False,

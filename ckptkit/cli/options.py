@@ -58,7 +58,8 @@ def _framework(text: str) -> str:
 
 
 WeightsOption = Annotated[
-    WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema.")
+    WhichWeights,
+    typer.Option(help="Copy to take where a file holds both; auto: the one the figures belong to, or ask."),
 ]
 StateDictOption = Annotated[
     str | None,

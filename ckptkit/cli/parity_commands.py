@@ -14,6 +14,7 @@ from ckptkit.cli.options import (
     SettingOptions,
     StateDictOption,
     StripPrefixOption,
+    WeightsOption,
     WhichWeights,
     one_of_these,
     parse_resolution,
@@ -76,10 +77,7 @@ def parity(
             metavar="FILE", help="One image instead of random inputs; how it is prepared is compared too."
         ),
     ] = None,
-    weights: Annotated[
-        WhichWeights,
-        typer.Option(help="Which copy where a file holds both; auto takes the entry's, else ema."),
-    ] = WhichWeights.AUTO,
+    weights: WeightsOption = WhichWeights.AUTO,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
     dtype: Annotated[
