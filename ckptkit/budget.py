@@ -1,7 +1,7 @@
 """What reading one foreign file may cost: steps, nodes, names and bytes, in proportion to the file's size.
 
-Every reader of something that others wrote (a checkpoint, an archive, a registry, rules, a log) spends from one
-`Budget` before it does the work. So a small file never costs much, and a large one may cost more.
+Every reader of something that others wrote (a checkpoint, an archive, a registry, rules, a log) spends from
+one `Budget` before it does the work. So a small file never costs much, and a large one may cost more.
 """
 
 from __future__ import annotations
