@@ -9,19 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from ckptkit.text import escaped
+
 _MAX_REASON = 1000
-
-
-def _one_line(text: str) -> str:
-    """Escape line breaks and whatever else a terminal would obey: messages quote names out of files."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 NAMED_REGISTRIES: ContextVar[tuple[str, ...]] = ContextVar("NAMED_REGISTRIES", default=())
@@ -37,7 +31,7 @@ def command(*words: object) -> str:
     "Run: ckptkit verify 'my model.pth'"
     """
     registries = [word for file in NAMED_REGISTRIES.get() for word in ("--registry", file)]
-    return "Run: " + shlex.join(["ckptkit", *map(str, words), *registries])
+    return " ".join(["Run:", *(escaped(str(word), "shell") for word in ("ckptkit", *words, *registries))])
 
 
 WHOLE_LISTS: ContextVar[bool] = ContextVar("WHOLE_LISTS", default=False)
@@ -79,14 +73,14 @@ class CkptkitError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = _one_line(message)
-        self.hint = hint
+        self.message = escaped(message)
+        self.hint = hint and escaped(hint)
         super().__init__(self.message)
 
     def reword(self, way: Callable[[str], str]) -> None:
         """Say the same in other words: those of the command line are not Python's."""
-        self.message = way(self.message)
-        self.hint = way(self.hint) if self.hint else None
+        self.message = escaped(way(self.message))
+        self.hint = escaped(way(self.hint)) if self.hint else None
         self.args = (self.message,)
 
     def __str__(self) -> str:

@@ -1,0 +1,235 @@
+r"""One sink for text of others: out of a file, a registry, a server, a name.
+
+`escaped` is the one way from there to a terminal or into a document; each target has one function in one
+table. None of them leaves anything in a text that a terminal obeys, that hides or turns what is shown, or
+that the target takes for more than text. A line that is escaped once stays as it is when it is escaped again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+Target = Literal["line", "paragraph", "figure", "html", "xml", "markdown", "code", "csv", "yaml", "shell"]
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0, DEL, C1, what turns the direction of writing, line separators, half surrogates: no part of any name."""
+
+_SHOWN = re.compile(
+    "[\U0001f000-\U0001faff]"  # emoji, also those newer than this Python
+    "|(?<=[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f])\u200d(?=[\u2190-\u27bf\U0001f000-\U0001faff])"
+    "|(?<=[\u0600-\u0dff])[\u200c\u200d](?=[\u0600-\u0dff])"
+)
+"""What `str.isprintable` does not count as printable, but belongs to ordinary writing."""
+
+
+def _code(sign: str) -> str:
+    return sign if sign.isprintable() or _SHOWN.fullmatch(sign) else sign.encode("unicode_escape").decode()
+
+
+def line(text: str) -> str:
+    r"""Escape what is not seen when it is printed: controls, line breaks, invisible and unassigned signs.
+
+    Examples
+    --------
+    >>> print(line("a\x1b[2J\nb\u202e"))
+    a\x1b[2J\nb\u202e
+    """
+    if text.isprintable():
+        return text
+    parts, done = [], 0
+    for kept in _SHOWN.finditer(text):
+        parts += [*map(_code, text[done : kept.start()]), kept[0]]
+        done = kept.end()
+    return "".join([*parts, *map(_code, text[done:])])
+
+
+def paragraph(text: str) -> str:
+    """As a line, but what separates words, line breaks among it, is one blank."""
+    return line(" ".join(text.split()))
+
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
+
+
+def _html(text: str) -> str:
+    return line(text).translate(_ENTITIES)
+
+
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]#|~$!]")
+_ADDRESS = re.compile(r"(?i)(?<=[a-z0-9]):(?=//)|(?<=\bmailto):|(?<=\bxmpp):|(?<=\bwww)\.")
+_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
+_BLOCK = re.compile(r"\A(?:[-+=]|\d+(?=[.)]))")
+
+
+def _markdown(text: str) -> str:
+    r"""Nothing in it is markup, HTML, a link, a formula, or ends a table's cell.
+
+    Examples
+    --------
+    >>> print(_markdown("a_b | [x](javascript:y) <b> https://e.org"))
+    a\_b \| \[x\](javascript:y) &lt;b&gt; https&#58;//e.org
+    """
+    parts, done = [], 0
+    plain = paragraph(text)
+    for mail in _MAIL.finditer(plain):
+        parts += [_markdown_words(plain[done : mail.start()]), f"`{mail[0]}`"]
+        done = mail.end()
+    whole = "".join([*parts, _markdown_words(plain[done:])])
+    return _BLOCK.sub(lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], whole)
+
+
+_MARKDOWN_ENTITIES = {sign: entity for sign, entity in _ENTITIES.items() if chr(sign) in "&<>"}
+
+
+def _markdown_words(text: str) -> str:
+    text = _MARKDOWN.sub(r"\\\g<0>", text).translate(_MARKDOWN_ENTITIES)
+    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def _code_span(text: str) -> str:
+    r"""As Markdown's code; a vertical bar is written as within a table.
+
+    Examples
+    --------
+    >>> print(_code_span("moat0-224"), _code_span("a`<b>"))
+    `moat0-224` `` a`<b> ``
+    """
+    said = line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    blank = " " if "`" in said or not said.strip() else ""
+    return fence + blank + said.replace("|", "\\|") + blank + fence
+
+
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|inf|nan)")
+_FORMULA = re.compile(r"""[\s"']*[=+\-@\t\r＝＋－＠]""")
+
+
+def _csv(text: str) -> str:
+    r"""One cell, quoted where it must be: one that a spreadsheet would run has an apostrophe before it.
+
+    Examples
+    --------
+    >>> print(_csv("-1.5"), _csv("=1+1"), _csv("a;b"), _csv('"=1'))
+    -1.5 '=1+1 "a;b" "'""=1"
+    """
+    cell = line(text)
+    if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
+        cell = "'" + cell
+    if any(sign in cell for sign in ',;"|') or cell != cell.strip():
+        return '"' + cell.replace('"', '""') + '"'
+    return cell
+
+
+def csv_text(rows: Iterable[Iterable[str]]) -> str:
+    """Lines of comma-separated values without the last line's end."""
+    return "\n".join(",".join(map(_csv, row)) or '""' for row in rows)
+
+
+def _yaml(text: str) -> str:
+    r"""A text as YAML on one line, quoted.
+
+    Examples
+    --------
+    >>> print(_yaml("a\x1b: b\u202e"))
+    "a\e: b\u202E"
+    """
+    import yaml
+
+    unicode = line(text) == text
+    said = yaml.safe_dump(text, default_style='"', allow_unicode=unicode, width=float("inf"))
+    return str(said).rstrip("\n")
+
+
+def _shell(text: str) -> str:
+    r"""A word for bash and zsh; one with controls in it works, too.
+
+    Examples
+    --------
+    >>> print(_shell("my model"), _shell("a\x1bb'c"))
+    'my model' $'a\x1bb\'c'
+    """
+    if line(text) == text:
+        return shlex.quote(text)
+    return "$'" + "".join(map(_shell_sign, text)) + "'"
+
+
+def _shell_sign(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # a byte that is no UTF-8
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    if sign in "'\\":
+        return "\\" + sign
+    coded = _code(sign)
+    return f"\\u{ord(sign):04x}" if coded.startswith("\\x") and ord(sign) > 0x7F else coded
+
+
+_TARGETS: Mapping[Target, Callable[[str], str]] = {
+    "line": line,  # of a terminal or a file of text
+    "paragraph": paragraph,
+    "figure": line,  # matplotlib, with parse_math off
+    "html": _html,  # within an element or a quoted attribute
+    "xml": line,  # for a writer of XML, which escapes what is markup
+    "markdown": _markdown,
+    "code": _code_span,  # in Markdown
+    "csv": _csv,
+    "yaml": _yaml,
+    "shell": _shell,
+}
+
+
+def escaped(text: str, target: Target = "line") -> str:
+    """A text of others, fit for where it goes."""
+    return _TARGETS[target](text)
+
+
+def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    r"""JSON in which nothing is hidden: controls, signs that turn the direction and the like are codes.
+
+    Examples
+    --------
+    >>> print(json_text({"a\x9b": "ä\u202e"}))
+    {"a\u009b": "ä\u202e"}
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "\n".join(
+        one if one.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in one)
+        for one in text.split("\n")
+    )
+
+
+def web_address(url: str) -> str | None:
+    """A URL that a document may link to, in plain ASCII; None for anything but http and https.
+
+    Examples
+    --------
+    >>> web_address("https://e.org/a b)<"), web_address("javascript:alert(1)")
+    ('https://e.org/a%20b%29%3C', None)
+    """
+    if not url.lower().startswith(("https://", "http://")):
+        return None
+    from urllib.parse import quote
+
+    return quote(url.encode(errors="surrogatepass"), safe=";/?:@&=+$,-_.!~*%#")
+
+
+_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
+_MOVES = re.compile(r"[\r\n]*(?:\x1b\[A)*")
+
+
+def printed(text: str, *, terminal: bool) -> str:
+    """What a stream lets through of anything that is written to it: lines, and colours on a terminal."""
+    if text.isprintable() or text == "\n":
+        return text
+    if not terminal:
+        return "".join(part if part in "\n\t" else line(part) for part in re.split("([\n\t])", text))
+    if _MOVES.fullmatch(text):  # of a bar that a library draws
+        return text
+    start = "\r" if text.startswith("\r") else ""
+    pieces = _COLOURS.split(text[len(start) :])
+    pieces[::2] = [printed(piece, terminal=False) for piece in pieces[::2]]
+    return start + "".join(pieces)
