@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.campaign import Plan, Tally, run, save, scratch_folder
-from tests.fuzz.seeds import FORMATS
-from tests.fuzz.target import case, examine
+from tests.fuzz.campaign import DAMAGED, Plan, Tally, again, run, save, scratch_folder
+
+VALID = "tests.fuzz.differential"
 
 
 def main() -> int:
     """Read the command line; the exit code is 1 where there is a fault."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--count", type=int, default=100_000, help="how many damaged files, over all formats")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--format", choices=FORMATS, action="append", help="only this one (again for more)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--save", type=Path, default=Path("fuzz-faults"), help="folder for faults found")
-    parser.add_argument("--case", type=int, help="see this one case of --format again")
-    chosen = parser.parse_args()
-    formats = tuple(chosen.format or FORMATS)
+    chosen = _parser().parse_args()
+    module = importlib.import_module(VALID if chosen.differential else DAMAGED)
+    formats = tuple(chosen.format or module.FORMATS)
+    if unknown := {*formats}.difference(module.FORMATS):
+        print(f"no format {', '.join(unknown)}; one of {', '.join(module.FORMATS)}", file=sys.stderr)
+        return 2
+    count = chosen.count if chosen.minutes is None else sys.maxsize
+    plan = Plan(formats, count, chosen.seed, chosen.first, module.__name__)
     if chosen.case is not None:
-        return _again(formats, chosen.seed, chosen.case)
+        return _again(plan, chosen.case)
     start = time.monotonic()
     tally = run(
-        Plan(formats, chosen.count, chosen.seed, chosen.first),
+        plan,
         jobs=chosen.jobs,
+        seconds=math.inf if chosen.minutes is None else 60 * chosen.minutes,
         tell=lambda tally: print(
             f"{tally.count} cases, {len(tally.faults)} faults", file=sys.stderr, flush=True
         ),
     )
     _print(tally, time.monotonic() - start)
     for fault in tally.faults[:50]:
-        print(f"{fault.outcome.kind}: {save(fault, chosen.seed, chosen.save)}")
+        print(f"{fault.outcome.kind}: {save(fault, plan, chosen.save)}\n  {again(fault, plan)}")
     return 1 if tally.faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--differential", action="store_true", help="valid files, against the real libraries")
+    parser.add_argument("--count", type=int, default=100_000, help="how many files, over all formats")
+    parser.add_argument("--minutes", type=float, help="run for so long instead")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--format", action="append", help="only this one (again for more)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--save", type=Path, default=Path("fuzz-faults"), help="folder for faults found")
+    parser.add_argument("--case", type=int, help="see this one case of --format again")
+    return parser
 
 
 def _print(tally: Tally, seconds: float) -> None:
@@ -46,7 +61,7 @@ def _print(tally: Tally, seconds: float) -> None:
         print(f"{format} ({sum(counter.values())}):")
         for kind, count in counter.most_common():
             print(f"  {count:7d}  {kind}")
-    print(f"{tally.count} damaged files in {seconds:.0f} s, {len(tally.faults)} faults")
+    print(f"{tally.count} files in {seconds:.0f} s, {len(tally.faults)} faults")
     print(
         f"slowest: {tally.slowest[0] * 1000:.0f} ms of processor time ({tally.slowest[1]} {tally.slowest[2]})"
     )
@@ -54,17 +69,18 @@ def _print(tally: Tally, seconds: float) -> None:
     print(f"biggest: {more:.1f} MiB more than before ({tally.biggest[1]} {tally.biggest[2]})")
 
 
-def _again(formats: tuple[str, ...], seed: int, number: int) -> int:
+def _again(plan: Plan, number: int) -> int:
     """Examine one case in this process and say everything."""
-    if len(formats) != 1:
+    if len(plan.formats) != 1:
         print("--case needs one --format", file=sys.stderr)
         return 2
-    name, files, opened, how = case(formats[0], seed, number)
+    (format,) = plan.formats
+    name, files, opened, how = plan.cases.case(format, plan.seed, number)
     with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
-        outcome = examine(formats[0], files, opened, Path(folder) / "case", how)
-    print(f"{formats[0]}/{name}, opened as {opened!r} ({how}): {outcome.kind}")
+        outcome = plan.cases.examine(format, files, opened, Path(folder) / "case", how)
+    print(f"{format}/{name}, opened as {opened!r} ({how}): {outcome.kind}")
     print(f"{outcome.seconds * 1000:.0f} ms, {outcome.nbytes / 2**20:.1f} MiB")
-    print(outcome.trace, end="")
+    print(outcome.trace)
     return int(outcome.is_fault)
 
 

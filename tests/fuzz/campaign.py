@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,14 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tests.fuzz.target import Outcome, case, examine, limit_memory
+from tests.fuzz.target import Outcome
 
+DAMAGED = "tests.fuzz.target"
+"""Where the damaged files are."""
 HANG_SECONDS = 30.0
 """Wall time without a word from a worker: it waits for something that will not come."""
-
-Examine = Callable[[str, dict[str, bytes], str, Path, int], Outcome]
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,21 @@ class Tally:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases to run: number i is of format i modulo their number."""
+    """Which cases to run, and in which module they are: number i is of format i modulo their number.
+
+    The module has ``case``, ``examine`` and ``warm_up`` as `tests.fuzz.target` has them.
+    """
 
     formats: Sequence[str]
     count: int
     seed: int
     first: int = 0
+    module: str = DAMAGED
+
+    @property
+    def cases(self) -> ModuleType:
+        """The module."""
+        return importlib.import_module(self.module)
 
     def format_of(self, number: int) -> str:
         """Format of a case."""
@@ -76,40 +87,16 @@ def scratch_folder() -> Path:
     return memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
 
 
-def find(target: str) -> Examine:
-    """The function that a text like ``package.module:function`` names."""
-    module, _, name = target.partition(":")
-    function: Examine = getattr(importlib.import_module(module), name)
-    return function
-
-
-EXAMINE = "tests.fuzz.target:examine"
-
-
-def _work(pipe: Any, plan: Plan, numbers: range, folder: Path, target: str) -> None:
+def _work(pipe: Any, plan: Plan, numbers: range, folder: Path) -> None:
     """Run in a worker process: examine cases, and tell of each."""
-    examine_one = find(target)
-    for format in plan.formats:
-        case(format, plan.seed, 0)  # imports and seeds come before the limit
-    _warm_up(plan.formats, folder)
-    limit_memory()
+    module = plan.cases
+    module.warm_up(plan.formats, plan.seed, folder)
     pipe.send((-1, "", Outcome("ready", 0.0, 0)))
     for number in numbers:
         format = plan.format_of(number)
-        seed_file, files, opened, how = case(format, plan.seed, number)
-        pipe.send((number, seed_file, examine_one(format, files, opened, folder, how)))
+        seed_file, files, opened, how = module.case(format, plan.seed, number)
+        pipe.send((number, seed_file, module.examine(format, files, opened, folder, how)))
     pipe.close()
-
-
-def _warm_up(formats: Sequence[str], folder: Path) -> None:
-    """Open every good file once, so that no case pays for an import."""
-    from tests.fuzz.seeds import seeds
-
-    for format in formats:
-        for seed in seeds(format):
-            outcome = examine(format, dict(seed.files), seed.opened, folder, 1)
-            if outcome.kind != "read":
-                raise RuntimeError(f"the seed {format}/{seed.name} is not good: {outcome}")
 
 
 @dataclass
@@ -127,7 +114,7 @@ def run(
     plan: Plan,
     *,
     jobs: int = 2,
-    target: str = EXAMINE,
+    seconds: float = math.inf,
     hang_seconds: float = HANG_SECONDS,
     tell: Callable[[Tally], None] = lambda tally: None,
 ) -> Tally:
@@ -138,8 +125,8 @@ def run(
     plan : Plan
     jobs : int
         Worker processes.
-    target : str
-        What examines a case, as ``module:function``.
+    seconds : float
+        When to stop, however many cases are left.
     hang_seconds : float
         When a silent worker is killed.
     tell : callable
@@ -147,12 +134,13 @@ def run(
     """
     context = multiprocessing.get_context("spawn")
     tally = Tally()
+    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(dir=scratch_folder(), prefix="ckptkit-fuzz-") as place:
 
         def start(rest: range) -> _Worker:
             ours, theirs = context.Pipe(duplex=False)
             folder = Path(place) / f"job-{rest.start % jobs}"
-            process = context.Process(target=_work, args=(theirs, plan, rest, folder, target), daemon=True)
+            process = context.Process(target=_work, args=(theirs, plan, rest, folder), daemon=True)
             process.start()
             theirs.close()
             return _Worker(process, ours, rest, time.monotonic() + hang_seconds)  # starting takes its time
@@ -163,7 +151,7 @@ def run(
             worker.process.join()
             workers.remove(worker)
             number = worker.rest.start
-            seed_file = case(plan.format_of(number), plan.seed, number)[0]
+            seed_file = plan.cases.case(plan.format_of(number), plan.seed, number)[0]
             tally.add(plan.format_of(number), number, seed_file, Outcome(kind, 0.0, 0))
             if len(worker.rest) > 1 and len(tally.faults) < 100:
                 workers.append(start(worker.rest[1:]))
@@ -171,7 +159,7 @@ def run(
         stop = plan.first + plan.count
         ranges = (range(plan.first + job, stop, jobs) for job in range(jobs))
         workers = [start(numbers) for numbers in ranges if numbers]
-        while workers:
+        while workers and time.monotonic() < end:
             ready = multiprocessing.connection.wait([worker.pipe for worker in workers], timeout=0.5)
             for worker in [*workers]:
                 if worker.pipe in ready:
@@ -198,6 +186,9 @@ def run(
                         tell(tally)
                 elif time.monotonic() - worker.heard > hang_seconds:
                     lost(worker, "fault: hangs")
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
     return tally
 
 
@@ -207,6 +198,7 @@ def minimised(fault: Fault, seed: int, budget: int = 400) -> dict[str, bytes]:
     Faults that kill or hang the process are given as they are: each try would need a process.
     """
     from tests.fuzz.seeds import seeds
+    from tests.fuzz.target import case, examine
 
     _, files, opened, how = case(fault.format, seed, fault.number)
     good = next(one for one in seeds(fault.format) if one.name == fault.seed_file).files
@@ -246,13 +238,25 @@ def _less_damage(
     return files
 
 
-def save(fault: Fault, seed: int, folder: Path) -> Path:
+def save(fault: Fault, plan: Plan, folder: Path) -> Path:
     """Keep a fault: its files, and how to see it again."""
     home = folder / f"{fault.format}-{fault.number}"
     home.mkdir(parents=True, exist_ok=True)
-    for name, raw in minimised(fault, seed).items():
+    damaged = plan.module == DAMAGED
+    if damaged:
+        files = minimised(fault, plan.seed)
+    else:
+        files = plan.cases.case(fault.format, plan.seed, fault.number)[1]
+    for name, raw in files.items():
         (home / name).write_bytes(raw)
-    command = f"python -m tests.fuzz --seed {seed} --format {fault.format} --case {fault.number}"
     with contextlib.suppress(OSError):
-        (home / "FAULT.txt").write_text(f"{fault.outcome.kind}\n{command}\n\n{fault.outcome.trace}")
+        (home / "FAULT.txt").write_text(
+            f"{fault.outcome.kind}\n{again(fault, plan)}\n\n{fault.outcome.trace}"
+        )
     return home
+
+
+def again(fault: Fault, plan: Plan) -> str:
+    """The command that shows a fault again."""
+    which = "" if plan.module == DAMAGED else " --differential"
+    return f"python -m tests.fuzz{which} --seed {plan.seed} --format {fault.format} --case {fault.number}"

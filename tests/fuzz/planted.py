@@ -9,7 +9,9 @@ from pathlib import Path
 from unittest import mock
 
 from tests.fuzz import target
-from tests.fuzz.target import Outcome
+from tests.fuzz.target import Outcome, case, warm_up
+
+__all__ = ["case", "examine", "warm_up"]
 
 
 def _endless(path: Path, opener: target.Opener) -> str:

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,16 +190,21 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
         Which of `readers` opens it.
     """
     place(files, folder)
+    openers = readers(format)
+    return measured(lambda: read_to_the_end(folder / opened, openers[how % len(openers)]), folder)
+
+
+def measured(work: Callable[[], str], folder: Path) -> Outcome:
+    """Do something under the bounds of one file: what it returns, or the fault."""
     scratch = folder.with_name(folder.name + "-scratch")
     scratch.mkdir(exist_ok=True)
     usual, tempfile.tempdir = tempfile.tempdir, str(scratch)
-    openers = readers(format)
     before = _restart_peak()
     start = time.process_time()
     kind, trace = "", ""
     try:
         with _time_limit():
-            kind = read_to_the_end(folder / opened, openers[how % len(openers)])
+            kind = work()
     except TooLong:
         kind, trace = "fault: too long", traceback.format_exc()
     except Exception as error:  # whatever it is, it is a fault
@@ -228,3 +233,16 @@ def case(format: str, seed: int, number: int) -> tuple[str, dict[str, bytes], st
     damaged = layer.wrap(mutate(source, layer.payload, foreign))
     how = source.choice((0, 0, 1, 1, 2))
     return chosen.name, {**chosen.files, layer.file: damaged}, chosen.opened, how
+
+
+def warm_up(formats: Sequence[str], seed: int, folder: Path) -> None:
+    """Open every good file once, so that no case pays for an import; then limit this process's memory."""
+    from tests.fuzz.seeds import seeds
+
+    for format in formats:
+        case(format, seed, 0)
+        for good in seeds(format):
+            outcome = examine(format, dict(good.files), good.opened, folder, 1)
+            if outcome.kind != "read":
+                raise RuntimeError(f"the seed {format}/{good.name} is not good: {outcome}")
+    limit_memory()

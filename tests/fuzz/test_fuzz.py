@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.fuzz import target
+from tests.fuzz import differential, target
 from tests.fuzz.campaign import Plan, Tally, minimised, run, save
 from tests.fuzz.planted import PLANTED
 from tests.fuzz.seeds import FORMATS, seeds
@@ -50,16 +50,65 @@ def test_cases_are_the_same_in_every_run() -> None:
     assert target.case("npz", 3, 77) != target.case("npz", 4, 77)
 
 
+LIGHT = tuple(format for format in differential.FORMATS if format != "keras" and "tf" not in format)
+
+
+@pytest.fixture(scope="module")
+def valid_run() -> Tally:
+    return run(Plan(LIGHT, 40 * len(LIGHT), seed=20, module=differential.__name__))
+
+
+def test_valid_files_are_read_as_the_real_libraries_read_them(valid_run: Tally) -> None:
+    assert [(fault.format, fault.number, fault.outcome) for fault in valid_run.faults] == []
+    assert valid_run.count == 40 * len(LIGHT)
+    refused = sum(
+        count for kinds in valid_run.kinds.values() for kind, count in kinds.items() if kind not in EQUAL
+    )
+    assert refused < valid_run.count // 20
+
+
+EQUAL = ("equal", "equal, some left out by name")
+
+
+@pytest.mark.parametrize("format", [format for format in differential.FORMATS if format not in LIGHT])
+def test_tensorflow_and_keras_read_the_same_values(format: str, tmp_path) -> None:
+    """In this process, which other tests have import them."""
+    found = [_examined(format, number, tmp_path) for number in range(4)]
+    assert [one for one in found if one.is_fault] == []
+    assert sum(one.kind in EQUAL for one in found) >= 2
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors", "to-npz"])
+def test_one_wrong_bit_is_noticed(format: str, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("safetensors")
+    true = differential._value
+    monkeypatch.setattr(differential, "_value", lambda array, kind=None: wrong(true(array, kind), kind))
+
+    def wrong(value: differential.Value, kind: str | None) -> differential.Value:
+        ours = kind is not None and value.raw
+        return value._replace(raw=bytes([value.raw[0] ^ 1]) + value.raw[1:]) if ours else value
+
+    number = 0
+    while b"wrong" not in (found := _examined(format, number, tmp_path)).kind.encode():
+        number += 1
+        assert number < 5, found
+
+
+def _examined(format: str, number: int, folder) -> target.Outcome:
+    _, files, opened, how = differential.case(format, 1, number)
+    return differential.examine(format, files, opened, folder / "case", how)
+
+
 def test_the_campaign_notices_every_kind_of_fault(tmp_path) -> None:
     count = len(PLANTED) + 4
-    plan = Plan(("safetensors",), count, seed=5)
-    tally = run(plan, target="tests.fuzz.planted:examine", hang_seconds=3)
+    plan = Plan(("safetensors",), count, seed=5, module="tests.fuzz.planted")
+    tally = run(plan, hang_seconds=3)
     assert {fault.number: fault.outcome.kind for fault in tally.faults} == dict(enumerate(PLANTED))
     assert tally.count == count, "the campaign went on behind lost workers"
     assert tally.slowest[0] > 0.9 * target.MAX_SECONDS
     fault = next(one for one in tally.faults if one.outcome.kind == "fault: ValueError")
     assert "not a refusal" in fault.outcome.trace
-    home = save(fault, plan.seed, tmp_path)
+    home = save(fault, Plan(plan.formats, count, plan.seed), tmp_path)
     assert f"--seed 5 --format safetensors --case {fault.number}" in (home / "FAULT.txt").read_text()
     assert (home / "m.safetensors").is_file()
 
@@ -88,7 +137,7 @@ def test_damage_is_undone_where_it_does_not_matter(monkeypatch) -> None:
     damaged[40:60] = b"\xff" * 20
     damaged[300:302] = b"!!"
     files = {"m.safetensors": bytes(damaged)}
-    monkeypatch.setattr("tests.fuzz.campaign.case", lambda *_: ("one file", files, "m.safetensors", 0))
+    monkeypatch.setattr(target, "case", lambda *_: ("one file", files, "m.safetensors", 0))
     from tests.fuzz.campaign import Fault
 
     fault = Fault("safetensors", 0, "one file", target.Outcome("fault: ValueError", 0, 0, "trace"))
