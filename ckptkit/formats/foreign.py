@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError, storage_error
 from ckptkit.formats.names import ENDINGS
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
@@ -159,8 +160,10 @@ def _web_page(sample: Sample) -> Foreign | None:
     marks = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")
     if not sample.text.startswith(marks):
         return None
-    title = re.search(rb"<title[^>]*>\s*(.{1,200}?)\s*</title>", sample.head, re.IGNORECASE | re.DOTALL)
-    said = f" ({_quote(title[1])})" if title else ""
+    lower = sample.head.lower()
+    begin = lower.find(b">", lower.find(b"<title")) + 1
+    end = lower.find(b"</title>", begin)
+    said = f" ({_quote(sample.head[begin:end])})" if b"<title" in lower and 0 < begin < end else ""
     return Foreign(
         f"an HTML page{said}", "the download gave a web page: fetch it again, or from another source"
     )
@@ -481,7 +484,8 @@ def is_tf_v1(path: Path) -> bool:
 
     file = MappedFile(path)
     try:
-        key, value = next(read_table(path, file.data), (b"?", b""))  # type: ignore[arg-type]
+        budget = Budget(file.size, lambda reason: FormatError(path, reason))
+        key, value = next(read_table(path, file.data, budget), (b"?", b""))  # type: ignore[arg-type]
     except FormatError:
         return False
     finally:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ckptkit.budget import Budget
 from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError
 from ckptkit.formats.protobuf_wire import WireError, read_varint, varint
@@ -22,16 +23,15 @@ BLOCK_BYTES = 256 << 10
 """A data block is closed when it reaches this size (TensorFlow's table::Options::block_size)."""
 RESTART_INTERVAL = 16
 
-MAX_ENTRIES = 250_000
-"""More tensors than any checkpoint has, few enough that listing them fits in memory."""
-MAX_DECODED_BYTES = 128 << 20
-"""Keys and values of a whole table, after snappy and prefix compression are undone."""
 MAX_BLOCK_BYTES = 64 << 20
 """One block after snappy is undone; writers close a block long before, unless one entry is that large."""
 
 _NO_COMPRESSION, _SNAPPY = 0, 1
+_ENTRY_STEPS, _ENTRY_NODES = 6, 2
 _SNAPPY_MAX_RATIO = 32  # the format's own limit: a 3-byte copy yields at most 64 bytes
 _MASK_DELTA = 0xA282EAD8
+_EMPTY = bytes([0, 0, 0, 0, 1, 0, 0, 0])
+"""The restart points of a block without entries."""
 
 
 def mask(crc: int) -> int:
@@ -56,8 +56,11 @@ def masked_crc32c(data: bytes) -> int:
     return mask(crc32c(data))
 
 
-def read_table(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def read_table(path: Path, data: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
     """Walk over a table's entries; keys are strictly increasing in byte order.
+
+    Its blocks follow each other from the first byte to the footer, as every writer puts them, and the keys of
+    its index separate them: whoever looks a key up finds what is read here.
 
     Parameters
     ----------
@@ -65,6 +68,8 @@ def read_table(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         What to call the file in an error.
     data : bytes
         The whole file.
+    budget : Budget
+        What reading it may cost: keys and values count as names, those of the index, too.
 
     Yields
     ------
@@ -76,26 +81,32 @@ def read_table(path: Path, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         When anything is out of place: magic, block range, checksum, compression, order of keys.
     """
     metaindex, index = _read_footer(path, data)
-    _read_block(path, data, *metaindex)  # holds nothing we need, but its checksum must hold
-    previous: bytes | None = None
-    block_end = entries = decoded = 0
-    for _, handle in _block_entries(path, _read_block(path, data, *index), index[0]):
+    _read_block(path, data, *metaindex, budget)  # holds nothing we need, but its checksum must hold
+    if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
+        raise FormatError(path, "the index block does not follow the one before it", offset=index[0])
+    if index[0] + index[1] + TRAILER_BYTES != len(data) - FOOTER_BYTES:
+        raise FormatError(path, "the index block does not end at the footer", offset=index[0])
+    previous = separator = None
+    block_end = 0
+    for limit, handle in _block_entries(path, _read_block(path, data, *index, budget), index[0], budget):
         offset, size = _read_handle(path, handle, index[0])
-        if offset < block_end:
-            raise FormatError(path, "blocks overlap or are out of order", offset=offset)
+        if offset != block_end:
+            what = "blocks overlap or are out of order" if offset < block_end else "bytes between two blocks"
+            raise FormatError(path, what, offset=min(offset, block_end))
         block_end = offset + size + TRAILER_BYTES
-        for key, value in _block_entries(path, _read_block(path, data, offset, size), offset):
+        for key, value in _block_entries(path, _read_block(path, data, offset, size, budget), offset, budget):
             if previous is not None and key <= previous:
                 what = "a key occurs twice" if key == previous else "keys are out of order"
                 raise FormatError(path, f"{what}: {_shown(key)}", offset=offset)
-            entries += 1
-            decoded += len(key) + len(value)
-            if entries > MAX_ENTRIES or decoded > MAX_DECODED_BYTES:
-                raise FormatError(
-                    path, f"more than {MAX_ENTRIES} entries or {MAX_DECODED_BYTES} bytes of them"
-                )
+            if separator is not None and key <= separator:
+                raise FormatError(path, f"the index hides the key {_shown(key)}", offset=offset)
             previous = key
             yield key, value
+        if previous is not None and limit < previous:
+            raise FormatError(path, f"the index hides the key {_shown(previous)}", offset=offset)
+        separator = limit
+    if block_end != metaindex[0]:
+        raise FormatError(path, "bytes between two blocks", offset=min(block_end, metaindex[0]))
 
 
 def _read_footer(path: Path, data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -113,6 +124,8 @@ def _read_footer(path: Path, data: bytes) -> tuple[tuple[int, int], tuple[int, i
         for _ in range(4):
             number, position = read_varint(footer[:-8], position)
             numbers.append(number)
+        if footer[position:-8].strip(b"\0"):
+            raise WireError("something behind its numbers")
     except WireError as error:
         raise FormatError(path, f"damaged footer: {error}", offset=start) from error
     return (numbers[0], numbers[1]), (numbers[2], numbers[3])
@@ -121,13 +134,15 @@ def _read_footer(path: Path, data: bytes) -> tuple[tuple[int, int], tuple[int, i
 def _read_handle(path: Path, handle: bytes, block: int) -> tuple[int, int]:
     try:
         offset, position = read_varint(handle)
-        size, _ = read_varint(handle, position)
+        size, position = read_varint(handle, position)
+        if position != len(handle):
+            raise WireError("something behind its numbers")
     except WireError as error:
         raise FormatError(path, f"damaged block handle: {error}", offset=block) from error
     return offset, size
 
 
-def _read_block(path: Path, data: bytes, offset: int, size: int) -> bytes:
+def _read_block(path: Path, data: bytes, offset: int, size: int, budget: Budget) -> bytes:
     """One block, its checksum compared and its compression undone."""
     end = offset + size
     if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
@@ -141,11 +156,11 @@ def _read_block(path: Path, data: bytes, offset: int, size: int) -> bytes:
     if compression == _NO_COMPRESSION:
         return block
     if compression == _SNAPPY:
-        return _undo_snappy(path, block, offset)
+        return _undo_snappy(path, block, offset, budget)
     raise FormatError(path, f"unknown block compression {compression}", offset=offset)
 
 
-def _undo_snappy(path: Path, block: bytes, offset: int) -> bytes:
+def _undo_snappy(path: Path, block: bytes, offset: int, budget: Budget) -> bytes:
     import cramjam
 
     try:
@@ -154,36 +169,46 @@ def _undo_snappy(path: Path, block: bytes, offset: int) -> bytes:
         raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
     if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
         raise FormatError(path, f"a snappy block of {len(block)} bytes claims to hold {size}", offset=offset)
+    budget.spend(nbytes=size)
     try:
         return bytes(cramjam.snappy.decompress_raw(block))
     except cramjam.DecompressionError as error:
         raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
 
 
-def _block_entries(path: Path, block: bytes, offset: int) -> Iterator[tuple[bytes, bytes]]:
-    """Undo the prefix compression of one block that begins at ``offset`` in the file."""
+def _block_entries(path: Path, block: bytes, offset: int, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
+    """Undo the prefix compression of one block that begins at ``offset`` in the file.
+
+    At every restart point a key is whole: readers search there.
+    """
     restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
     end = len(block) - 4 - 4 * restarts
     if restarts == 0 or end < 0:
         raise FormatError(
             path, f"a block of {len(block)} bytes claims {restarts} restart points", offset=offset
         )
-    starts = set(struct.unpack(f"<{restarts}I", block[end:-4]))
-    key, position = b"", 0
+    key, position, restart = b"", 0, end
     try:
         while position < end:
             at = position
+            is_start = restart < len(block) - 4 and at == int.from_bytes(
+                block[restart : restart + 4], "little"
+            )
+            restart += 4 * is_start
             shared, position = read_varint(block, position)
             unshared, position = read_varint(block, position)
             size, position = read_varint(block, position)
-            if shared > (0 if at in starts else len(key)) or unshared + size > end - position:
+            if shared > (0 if is_start else len(key)) or unshared + size > end - position:
                 raise FormatError(path, f"damaged entry at byte {at} of a block", offset=offset)
+            budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared + size)
             key = key[:shared] + block[position : position + unshared]
             position += unshared
             yield key, block[position : position + size]
             position += size
     except WireError as error:
         raise FormatError(path, f"damaged entry in a block: {error}", offset=offset) from error
+    if restart != len(block) - 4 and block[restart:] != _EMPTY:
+        raise FormatError(path, "a restart point of a block is no entry of it", offset=offset)
 
 
 def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOCK_BYTES) -> bytes:
@@ -209,7 +234,7 @@ def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOC
     Examples
     --------
     >>> table = build_table([(b"", b"header"), (b"w", b"entry")])
-    >>> list(read_table(Path("m.index"), table))
+    >>> list(read_table(Path("m.index"), table, Budget(len(table), ValueError)))
     [(b'', b'header'), (b'w', b'entry')]
     """
     table = bytearray()

@@ -1,19 +1,22 @@
 """The protocol-buffer wire format: as much of it as TensorFlow's checkpoint index needs.
 
 A message is a run of fields; each is a tag (field number and wire type) and a value. Only the wire is
-known here; what the numbers mean stands with the messages (``tf_bundle_proto``, ``tf_object_graph``).
+known here; what the numbers mean is with the messages (``tf_bundle_proto``, ``tf_object_graph``).
 Source: https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
+
+from ckptkit.budget import Budget
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 _VARINT_BYTES = 10
 _FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
+_FIELD_STEPS = 2
 
 
 class WireError(ValueError):
@@ -58,7 +61,7 @@ def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
     Parameters
     ----------
     data : bytes
-        What it stands in.
+        What it is in.
     position : int
         Where it begins.
 
@@ -90,8 +93,8 @@ def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
     raise WireError("a number has more than 64 bits")
 
 
-def fields(data: bytes) -> Iterator[Field]:
-    """Walk over the fields of a message in the order they stand.
+def fields(data: bytes, budget: Budget) -> Iterator[Field]:
+    """Walk over the fields of a message in their order, each at the cost of a few steps.
 
     Raises
     ------
@@ -100,12 +103,19 @@ def fields(data: bytes) -> Iterator[Field]:
 
     Examples
     --------
-    >>> list(fields(bytes([0x08, 0x96, 0x01])))
+    >>> list(fields(bytes([0x08, 0x96, 0x01]), Budget(3, ValueError)))
     [Field(number=1, wire=0, value=150)]
     """
     position = 0
     while position < len(data):
-        tag, position = read_varint(data, position)
+        budget.steps -= _FIELD_STEPS
+        if budget.steps < 0:
+            budget.spend()
+        tag = data[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = read_varint(data, position)
         number, wire = tag >> 3, tag & 7
         if number == 0:
             raise WireError("field number 0")
@@ -124,6 +134,42 @@ def fields(data: bytes) -> Iterator[Field]:
         payload = bytes(data[position : position + size])
         position += size
         yield Field(number, wire, payload if wire == LENGTH_DELIMITED else int.from_bytes(payload, "little"))
+
+
+def known_fields(
+    data: bytes, wires: Mapping[int, int], budget: Budget, *, repeated: Collection[int] = ()
+) -> Iterator[Field]:
+    """The fields of a message that its reader knows, as two readers must understand them alike.
+
+    Parameters
+    ----------
+    data : bytes
+        The message.
+    wires : mapping of int to int
+        Wire type of each field by its number; fields of other numbers are left out.
+    budget : Budget
+        What reading the file may still cost.
+    repeated : collection of int
+        Numbers of the fields that may occur more than once.
+
+    Raises
+    ------
+    WireError
+        A field of another wire type, which other readers skip, or twice, which others merge.
+    """
+    seen: set[int] = set()
+    for item in fields(data, budget):
+        wire = wires.get(item.number)
+        if wire is None:
+            continue
+        if item.wire != wire:
+            item.payload() if wire == LENGTH_DELIMITED else item.unsigned()  # says what does not belong
+            raise WireError(f"field {item.number} has the wire type {item.wire}, not {wire}")
+        if item.number not in repeated:
+            if item.number in seen:
+                raise WireError(f"field {item.number} occurs twice")
+            seen.add(item.number)
+        yield item
 
 
 def varint(value: int) -> bytes:

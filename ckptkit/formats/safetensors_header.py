@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
-from ckptkit.formats.json_text import is_count, strict_json, utf8
+from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.tensors import KNOWN, DType, TensorSpec
 
@@ -21,7 +22,8 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The reference library's own limit."""
 
-_MAX_NAME = 10_000
+MAX_NAME = 10_000
+"""Characters of a tensor's name: ours, so that one name does not fill a terminal."""
 METADATA_KEY = "__metadata__"
 _CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 """What a type that is not known here may be called."""
@@ -56,28 +58,39 @@ def read_header(file: MappedFile) -> Header:
         )
     if length > MAX_HEADER_BYTES:
         raise FormatError(path, f"header of {length} bytes, more than {MAX_HEADER_BYTES}", offset=0)
-    table = strict_json(path, utf8(file, LENGTH_BYTES, length))
-    return _Checked(path, LENGTH_BYTES + length, file.size).header(table)
+    budget = Budget(file.size, lambda reason: FormatError(path, reason))
+    walk = JsonWalk(utf8(file, LENGTH_BYTES, length), budget)
+    try:
+        return _Checked(path, LENGTH_BYTES + length, file.size, budget).header(walk)
+    except JsonError as error:
+        raise FormatError(path, str(error)) from error
 
 
 class _Checked:
-    """Turns the parsed table into specs, one check after the other."""
+    """Turns the table into specs, row by row."""
 
-    def __init__(self, path: Path, start: int, size: int) -> None:
+    def __init__(self, path: Path, start: int, size: int, budget: Budget) -> None:
         self._path = path
+        self._budget = budget
         self._start = start
         self._room = size - start
         self._dtypes = dict(BY_CODE)
 
-    def header(self, table: dict[str, Any]) -> Header:
-        metadata = self._metadata(table.pop(METADATA_KEY, {}))
-        ranges: list[tuple[int, int, str]] = []
+    def header(self, walk: JsonWalk) -> Header:
+        metadata: dict[str, str] | None = None
+        begins: dict[str, int] = {}
         specs: dict[str, TensorSpec] = {}
-        for name, row in table.items():
-            if len(name) > _MAX_NAME:
+        for name in walk.names():
+            if name == METADATA_KEY:
+                self._refuse_twice(name, metadata is not None)
+                metadata = self._metadata(walk)
+                continue
+            if len(name) > MAX_NAME:
                 raise self._error(f"a tensor has a name of {len(name)} characters: {name[:80]!r}…")
-            begin, end, shape, code = self._row(name, row)
-            ranges.append((begin, end, name))
+            self._refuse_twice(name, name in specs)
+            self._budget.spend(nodes=1)
+            begin, end, shape, code = self._row(name, walk.value())
+            begins[name] = begin
             dtype = self._dtypes.get(code)
             if dtype is None:
                 if not _CODE.fullmatch(code):
@@ -88,21 +101,28 @@ class _Checked:
             whole_bytes = spec.size * dtype.bits % 8 == 0 if dtype.bits else True
             if spec.nbytes != end - begin or not whole_bytes:
                 raise self._error(f"tensor {name!r} of {spec.nbytes} bytes has a range of {end - begin}")
-        ranges.sort()
-        self._refuse_gaps(ranges)
-        ordered = {name: specs[name] for _, _, name in ranges}
-        offsets = {name: self._start + begin for begin, _, name in ranges}
-        return Header(ordered, offsets, metadata)
+        walk.end()
+        ordered = self._in_order(specs, begins)
+        for name in begins:
+            begins[name] += self._start
+        return Header(ordered, begins, metadata or {})
 
     def _error(self, reason: str) -> FormatError:
         return FormatError(self._path, reason, hint="the file is damaged or truncated: fetch it again")
 
-    def _metadata(self, value: object) -> dict[str, str]:
-        if value is None:
-            return {}
-        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-            raise self._error(f"{METADATA_KEY} is no table of texts")
-        return value
+    def _refuse_twice(self, name: str, twice: bool) -> None:
+        if twice:
+            raise self._error(f"bad JSON: the key {name[:80]!r} occurs twice")
+
+    def _metadata(self, walk: JsonWalk) -> dict[str, str]:
+        table: dict[str, str] = {}
+        if walk.null():
+            return table
+        for key in walk.names():
+            self._refuse_twice(key, key in table)
+            table[key] = text = walk.string()
+            self._budget.spend(nodes=1, names=len(key) + len(text))
+        return table
 
     def _row(self, name: str, row: object) -> tuple[int, int, tuple[int, ...], str]:
         if not isinstance(row, dict) or not row.keys() >= {"dtype", "shape", "data_offsets"}:
@@ -119,12 +139,18 @@ class _Checked:
             raise self._error(f"tensor {name!r} lies at {begin}..{end} of {self._room} bytes of data")
         return begin, end, tuple(shape), code
 
-    def _refuse_gaps(self, ranges: list[tuple[int, int, str]]) -> None:
+    def _in_order(self, specs: dict[str, TensorSpec], begins: Mapping[str, int]) -> dict[str, TensorSpec]:
+        """The tensors in the order of their bytes, which belong to one each."""
+        ordered = specs
+        if any(one > other for one, other in pairwise(begins.values())):
+            ends = {name: (begins[name], begins[name] + spec.nbytes, name) for name, spec in specs.items()}
+            ordered = {name: specs[name] for name in sorted(specs, key=ends.__getitem__)}
         position = 0
-        for begin, end, name in ranges:
-            if begin != position:
-                what = "overlaps the one before it" if begin < position else "leaves a hole before it"
-                raise self._error(f"tensor {name!r} at {begin} {what}")
-            position = end
+        for name, spec in ordered.items():
+            if begins[name] != position:
+                what = "overlaps the one before it" if begins[name] < position else "leaves a hole before it"
+                raise self._error(f"tensor {name!r} at {begins[name]} {what}")
+            position += spec.nbytes
         if position != self._room:
             raise self._error(f"{self._room - position} bytes behind the last tensor belong to none")
+        return ordered

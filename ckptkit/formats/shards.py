@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ckptkit.budget import Budget
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import strict_json, utf8
@@ -83,7 +84,8 @@ def read_index(path: Path) -> dict[str, set[str]]:
         if file.size > _MAX_INDEX_BYTES:
             raise FormatError(path, f"index of {file.size} bytes, more than {_MAX_INDEX_BYTES}")
         # The name of a shard may be no UTF-8; then it has halves of surrogate pairs, as every path in Python.
-        table = strict_json(path, utf8(file, 0, file.size), surrogates="surrogateescape")
+        budget = Budget(file.size, lambda reason: FormatError(path, reason))
+        table = strict_json(path, utf8(file, 0, file.size), budget, surrogates="surrogateescape")
     finally:
         file.close()
     homes = table.get("weight_map")

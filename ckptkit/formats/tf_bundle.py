@@ -7,10 +7,13 @@ tensorflow/core/util/tensor_bundle/.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ckptkit.budget import Budget
 from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.leveldb_table import mask
@@ -91,17 +94,38 @@ class TfBundleReader(MappedReader):
         with translated(self.path):
             self.prefix, self._temporary = locate(self.path)
         try:
-            self._open()
+            with self._named():
+                self._open(Budget(self._size(), lambda reason: FormatError(index_path(self.prefix), reason)))
         except BaseException:  # Ctrl+C too: the temporary folder must go
             self.close()
             raise
 
-    def _open(self) -> None:
-        index = load_index(self.prefix)
+    def _size(self) -> int:
+        """Bytes of the checkpoint as it came: of the archive, or of the files of its prefix."""
+        if self._temporary is not None:
+            return self.path.stat().st_size
+        pattern = f"{glob.escape(self.prefix.name)}.data-*"
+        with translated(self.prefix):
+            files = [index_path(self.prefix), *self.prefix.parent.glob(pattern)]
+            return sum(file.stat().st_size for file in files if file.is_file())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Name the archive, and not the folder it is in for now, in what is said of its files."""
+        try:
+            yield
+        except FormatError as error:
+            if self._temporary is None:
+                raise
+            inside = Path(error.path).name
+            raise FormatError(self.path, f"{inside} in it: {error.reason}", hint=error.hint) from error
+
+    def _open(self, budget: Budget) -> None:
+        index = load_index(self.prefix, budget)
         self._num_shards = index.header.num_shards
         self.metadata: Mapping[str, str] = dict(index.header.metadata)
         readable = {key: tensor for key, tensor in index.tensors.items() if tensor.dtype is not None}
-        names = self._names(index.tensors, list(readable))
+        names = self._names(index.tensors, list(readable), budget)
         self._tensors: dict[str, StoredTensor] = {}
         specs: dict[str, TensorSpec] = {}
         unlisted = "parts of a variable that the index does not list"
@@ -131,7 +155,7 @@ class TfBundleReader(MappedReader):
         """Strings, variants and resources, by key."""
         return self._also
 
-    def _names(self, tensors: Mapping[str, StoredTensor], keys: list[str]) -> Names:
+    def _names(self, tensors: Mapping[str, StoredTensor], keys: list[str], budget: Budget) -> Names:
         graph = tensors.get(GRAPH_KEY)
         if graph is None:
             return Names({key: key for key in keys})
@@ -143,7 +167,7 @@ class TfBundleReader(MappedReader):
             text = decode_string_scalar(self._bytes(part).tobytes())
             if part.crc32c is not None and string_checksum(text) != part.crc32c:
                 raise WireError("its checksum (crc32c) differs")
-            return variable_names(keys, text, lambda key: tensors[key].fingerprint)
+            return variable_names(keys, text, budget, lambda key: tensors[key].fingerprint)
         except WireError as error:
             raise FormatError(path, f"damaged object graph {GRAPH_KEY}: {error}") from error
 

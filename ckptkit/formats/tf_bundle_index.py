@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError, NotFoundError, storage_error
 from ckptkit.formats.leveldb_table import read_table
 from ckptkit.formats.protobuf_wire import WireError
@@ -31,9 +32,9 @@ MAX_RANK = 32
 """What numpy 1 can hold."""
 MAX_SHARDS = 100_000
 """Data files are numbered with five digits."""
-MAX_CROSSED_PARTS = 1024
-"""Parts of a variable that is cut along more than one axis; each pair of them is compared."""
-
+_ENTRY_NODES, _PART_NODES = 3, 3
+_BOX_STEPS, _PAIR_STEPS = 8, 4
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _REFERENCE = 100  # DT_FLOAT_REF = DT_FLOAT + 100 and so on: how TF1 typed mutable variables
 _BY_NUMBER = {dtype.tf: dtype for dtype in KNOWN if dtype.tf is not None}
@@ -41,7 +42,7 @@ _NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
 """Types whose elements are of any length: no tensor of a model is made of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """Bytes of a tensor, or of one box of a partitioned one, in a data file.
 
@@ -63,7 +64,7 @@ class Part:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredTensor:
     """One tensor as the index describes it.
 
@@ -130,8 +131,8 @@ def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
     return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
 
 
-def load_index(prefix: Path) -> BundleIndex:
-    """Read ``<prefix>.index`` and check it against the data files beside it.
+def load_index(prefix: Path, budget: Budget) -> BundleIndex:
+    """Read ``<prefix>.index`` within a budget and check it against the data files beside it.
 
     Raises
     ------
@@ -141,14 +142,12 @@ def load_index(prefix: Path) -> BundleIndex:
         When the index is damaged or unsupported, a data file is missing, or a tensor does not fit in it.
     """
     path = index_path(prefix)
-    entries = dict(read_table(path, _read_bounded(path)))
-    header = _header(path, entries)
-    decoded = {key: _entry(path, key, value) for key, value in entries.items() if key}
+    header, decoded = _decoded(path, budget)
     assembled: set[bytes] = set()
     tensors = {}
     for key, entry in decoded.items():
         if not _is_part_key(key):
-            stored = _stored(path, key, entry, decoded, assembled)
+            stored = _stored(path, key, entry, decoded, assembled, budget=budget)
             tensors[stored.key] = stored
     spans = [
         (entry.shard, entry.offset, entry.size, key) for key, entry in decoded.items() if not entry.slices
@@ -158,6 +157,13 @@ def load_index(prefix: Path) -> BundleIndex:
         _name(path, sliced_name(key)) for key in decoded if _is_part_key(key) and key not in assembled
     )
     return BundleIndex(header, tensors, unused)
+
+
+def _decoded(path: Path, budget: Budget) -> tuple[BundleHeader, dict[bytes, BundleEntry]]:
+    table = read_table(path, _read_bounded(path), budget)
+    key, value = next(table, (b"?", b""))
+    header = _header(path, key, value, budget)
+    return header, {key: _entry(path, key, value, budget) for key, value in table}
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -175,11 +181,12 @@ def _read_bounded(path: Path) -> bytes:
     return data
 
 
-def _header(path: Path, entries: Mapping[bytes, bytes]) -> BundleHeader:
-    if b"" not in entries:
+def _header(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleHeader:
+    """What the first entry, which has the empty key, says of all."""
+    if key:
         raise FormatError(path, "has no header entry: a table, but not of a checkpoint")
     try:
-        header = decode_header(entries[b""])
+        header = decode_header(value, budget)
     except WireError as error:
         raise FormatError(path, f"damaged header: {error}") from error
     if header.big_endian:
@@ -197,9 +204,10 @@ def _header(path: Path, entries: Mapping[bytes, bytes]) -> BundleHeader:
     return header
 
 
-def _entry(path: Path, key: bytes, value: bytes) -> BundleEntry:
+def _entry(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleEntry:
+    budget.spend(nodes=_ENTRY_NODES)
     try:
-        entry = decode_entry(value)
+        entry = decode_entry(value, budget)
     except WireError as error:
         raise FormatError(path, f"entry {_shown(key)}: {error}") from error
     dtype = _dtype(entry.dtype % _REFERENCE)
@@ -230,7 +238,13 @@ def _dtype(number: int) -> DType | None:
 
 
 def _stored(
-    path: Path, key: bytes, entry: BundleEntry, entries: Mapping[bytes, BundleEntry], assembled: set[bytes]
+    path: Path,
+    key: bytes,
+    entry: BundleEntry,
+    entries: Mapping[bytes, BundleEntry],
+    assembled: set[bytes],
+    *,
+    budget: Budget,
 ) -> StoredTensor:
     name = _name(path, key)
     number = entry.dtype % _REFERENCE
@@ -244,6 +258,7 @@ def _stored(
     parts = []
     room = math.prod(entry.shape)
     for piece in entry.slices:
+        budget.spend(steps=_BOX_STEPS, nodes=_PART_NODES, names=len(key))
         part_key = slice_key(key, piece)
         box = _box(path, name, piece, entry.shape)
         room -= math.prod(box[1])
@@ -258,7 +273,7 @@ def _stored(
             )
         parts.append(Part(stored.shard, stored.offset, stored.size, stored.crc32c, *box))
         assembled.add(part_key)
-    gap = _gap(path, name, entry.shape, parts)
+    gap = _gap(path, name, entry.shape, parts, budget)
     return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts), gap)
 
 
@@ -279,27 +294,36 @@ def _box(
     return start, size
 
 
-def _gap(path: Path, name: str, shape: tuple[int, ...], parts: list[Part]) -> str:
+def _gap(path: Path, name: str, shape: tuple[int, ...], parts: list[Part], budget: Budget) -> str:
     """What the parts do not cover: nothing, where they are disjoint and together as large as the tensor."""
     boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
-    cut = [axis for axis, size in enumerate(shape) if any(box[1][axis] != size for box in boxes)]
-    if len(cut) == 1:  # TensorFlow's own partitioners cut one axis
-        runs = sorted((start[cut[0]], size[cut[0]]) for start, size in boxes)
-        overlap = any(a + length > b for (a, length), (b, _) in itertools.pairwise(runs))
-    elif len(boxes) > MAX_CROSSED_PARTS:
-        raise FormatError(path, f"partitioned variable {name!r}: {len(boxes)} parts cut along several axes")
-    else:
-        overlap = any(_meet(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-    if overlap:
+    if _overlap(boxes, len(shape), budget):
         raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
     total = sum(math.prod(size) for _, size in boxes)
     whole = math.prod(shape)
     return f"parts are missing: {total:,} of {whole:,} elements are there" if total < whole else ""
 
 
-def _meet(
-    first: tuple[tuple[int, ...], tuple[int, ...]], second: tuple[tuple[int, ...], tuple[int, ...]]
-) -> bool:
+_Box = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
+    """Whether boxes meet: of those that begin before one of them ends along the axis most cut, each pair."""
+    budget.spend(steps=axes * len(boxes))
+    cut = max(range(axes), key=lambda axis: len({start[axis] for start, _ in boxes}), default=0)
+    boxes = sorted(boxes, key=lambda box: box[0][cut : cut + 1])
+    for number, (start, size) in enumerate(boxes):
+        end = sum(start[cut : cut + 1]) + sum(size[cut : cut + 1])
+        for behind in range(number + 1, len(boxes)):
+            budget.spend(steps=_PAIR_STEPS + axes)
+            if boxes[behind][0][cut : cut + 1] >= (end,):
+                break
+            if _meet((start, size), boxes[behind]):
+                return True
+    return False
+
+
+def _meet(first: _Box, second: _Box) -> bool:
     axes = zip(*first, *second, strict=True)
     return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in axes)
 
@@ -348,7 +372,7 @@ def _name(path: Path, key: bytes) -> str:
         name = key.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(path, f"a tensor's name is not UTF-8: {_shown(key)}") from error
-    if any(character < " " or character == "\x7f" for character in name):
+    if _CONTROL.search(name):
         raise FormatError(path, f"a tensor's name has control characters: {_shown(key)}")
     return name
 

@@ -10,7 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckptkit.formats.protobuf_wire import Field, WireError, bytes_field, fields, fixed32_field, number_field
+from ckptkit.budget import Budget
+from ckptkit.formats.json_text import JsonError, parse_json
+from ckptkit.formats.protobuf_wire import (
+    FIXED32,
+    LENGTH_DELIMITED,
+    VARINT,
+    Field,
+    WireError,
+    bytes_field,
+    fixed32_field,
+    known_fields,
+    number_field,
+)
 
 BUNDLE_VERSION = 1
 """TensorFlow's kTensorBundleVersion: what is written, and the newest a file may ask for."""
@@ -33,7 +45,7 @@ class BundleHeader:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BundleEntry:
     """BundleEntryProto: what one tensor is and where its bytes lie.
 
@@ -60,29 +72,57 @@ class BundleEntry:
     slices: tuple[Slice, ...] = ()
 
 
-def decode_header(data: bytes) -> BundleHeader:
+_HEADER = {1: VARINT, 2: VARINT, 3: LENGTH_DELIMITED, METADATA_FIELD: LENGTH_DELIMITED}
+_VERSION = {2: VARINT}
+_ENTRY = {
+    1: VARINT,
+    2: LENGTH_DELIMITED,
+    3: VARINT,
+    4: VARINT,
+    5: VARINT,
+    6: FIXED32,
+    7: LENGTH_DELIMITED,
+}
+_SLICES = (7,)
+_SHAPE = {2: LENGTH_DELIMITED, 3: VARINT}
+_AXES = (2,)
+_AXIS = {1: VARINT}
+_SLICE = {1: LENGTH_DELIMITED}
+_EXTENTS = (1,)
+_EXTENT = {1: VARINT, 2: VARINT}
+
+
+def decode_header(data: bytes, budget: Budget) -> BundleHeader:
     """Read BundleHeaderProto; WireError when it is damaged."""
     shards = min_consumer = 0
     big_endian = False
     metadata: dict[str, str] = {}
-    for item in fields(data):
+    for item in known_fields(data, _HEADER, budget):
         if item.number == 1:
             shards = item.signed()
         elif item.number == 2:
             big_endian = item.unsigned() != 0
         elif item.number == 3:
-            min_consumer = next((f.signed() for f in fields(item.payload()) if f.number == 2), 0)
-        elif item.number == METADATA_FIELD:
-            metadata = _decode_metadata(item)
+            min_consumer = _only_number(item, _VERSION, budget)
+        else:
+            metadata = _decode_metadata(item, budget)
     return BundleHeader(shards, big_endian, min_consumer, metadata)
 
 
-def _decode_metadata(item: Field) -> dict[str, str]:
+def _only_number(message: Field, wires: Mapping[int, int], budget: Budget) -> int:
+    """The one field that is asked for of a message; 0 where it is not there."""
+    value = 0
+    for item in known_fields(message.payload(), wires, budget):
+        value = item.signed()
+    return value
+
+
+def _decode_metadata(item: Field, budget: Budget) -> dict[str, str]:
     try:
-        metadata = json.loads(item.text())
-    except (ValueError, RecursionError) as error:
+        metadata = parse_json(item.text(), budget)
+    except JsonError as error:
         raise WireError("the metadata is not JSON") from error
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not all(isinstance(value, str) for value in metadata.values()):
         raise WireError("the metadata is not a table of strings")
     return metadata
 
@@ -102,44 +142,50 @@ def encode_header(header: BundleHeader) -> bytes:
     return encoded
 
 
-def decode_entry(data: bytes) -> BundleEntry:
+def decode_entry(data: bytes, budget: Budget) -> BundleEntry:
     """Read BundleEntryProto; WireError when it is damaged. Ranges are the caller's to check."""
     numbers = {1: 0, 3: 0, 4: 0, 5: 0}
     shape: tuple[int, ...] = ()
     crc: int | None = None
     slices: list[Slice] = []
-    for item in fields(data):
+    for item in known_fields(data, _ENTRY, budget, repeated=_SLICES):
         if item.number in numbers:
             numbers[item.number] = item.signed()
         elif item.number == 2:
-            shape = _decode_shape(item.payload())
+            shape = _decode_shape(item.payload(), budget)
         elif item.number == 6:
             crc = item.unsigned()
-        elif item.number == 7:
-            slices.append(_decode_slice(item.payload()))
+        else:
+            budget.spend(nodes=1)
+            slices.append(_decode_slice(item.payload(), budget))
     return BundleEntry(numbers[1], shape, numbers[3], numbers[4], numbers[5], crc, tuple(slices))
 
 
-def _decode_shape(data: bytes) -> tuple[int, ...]:
+def _decode_shape(data: bytes, budget: Budget) -> tuple[int, ...]:
     shape = []
-    for item in fields(data):
+    for item in known_fields(data, _SHAPE, budget, repeated=_AXES):
         if item.number == 2:
-            shape.append(next((f.signed() for f in fields(item.payload()) if f.number == 1), 0))
-        elif item.number == 3 and item.unsigned():
+            budget.spend(nodes=1)
+            shape.append(_only_number(item, _AXIS, budget))
+        elif item.unsigned():
             raise WireError("the shape is unknown")
     return tuple(shape)
 
 
-def _decode_slice(data: bytes) -> Slice:
-    return tuple(_decode_extent(item.payload()) for item in fields(data) if item.number == 1)
+def _decode_slice(data: bytes, budget: Budget) -> Slice:
+    extents = []
+    for item in known_fields(data, _SLICE, budget, repeated=_EXTENTS):
+        budget.spend(nodes=1)
+        extents.append(_decode_extent(item.payload(), budget))
+    return tuple(extents)
 
 
-def _decode_extent(data: bytes) -> tuple[int, int]:
+def _decode_extent(data: bytes, budget: Budget) -> tuple[int, int]:
     start, length = 0, FULL
-    for item in fields(data):
+    for item in known_fields(data, _EXTENT, budget):
         if item.number == 1:
             start = item.signed()
-        elif item.number == 2:
+        else:
             length = item.signed()
             if length < 0:
                 raise WireError(f"a slice of {length} elements")

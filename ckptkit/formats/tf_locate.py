@@ -15,7 +15,9 @@ from ckptkit.formats.tar_members import iter_safe_members
 from ckptkit.formats.tf_bundle_index import index_path
 
 _SHARD_NAME = re.compile(r"\.data-\d{5}-of-\d{5}$")
-_STATE_PATH = re.compile(r'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
+_STATE_PATH = re.compile(
+    r'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"((?:[^"\\\n]|\\.){0,8192})"', re.MULTILINE
+)
 _STATE_FILE = "checkpoint"
 _MAX_NAME_BYTES = 255
 _STATE_BYTES = 1 << 20

@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ckptkit.budget import Budget
 from ckptkit.checksums import crc32c
 from ckptkit.formats.leveldb_table import mask
-from ckptkit.formats.protobuf_wire import WireError, fields, read_varint
+from ckptkit.formats.protobuf_wire import LENGTH_DELIMITED, VARINT, WireError, known_fields, read_varint
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MAX_GRAPH_BYTES = 256 << 20
@@ -22,7 +23,7 @@ VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _VALUE_ATTRIBUTE = "VARIABLE_VALUE"
 _SAVE_COUNTER = "save_counter"
 _SHOWN = 3
-
+_NODE_COST, _PART_COST = 2, 2
 
 _OPTIMIZER = frozenset({"_iterations", "_variables"})
 """What an optimizer of Keras 2.11 or later has; those before make slot variables."""
@@ -32,18 +33,15 @@ _COLLECTIONS = ("variables", "_all_variables")
 """What ``model.export`` lists variables under: the model's, and copies of those that its functions use."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Node:
     """One object: what it leads to, its variables' keys and names, and the slots it (an optimizer) made."""
 
-    children: list[tuple[str, int]] = field(default_factory=list)  # attribute, object
-    attributes: list[tuple[str, str, str]] = field(default_factory=list)  # attribute, variable name, key
-    slots: list[tuple[int, str, int]] = field(default_factory=list)  # variable's node, slot, slot's node
-
-    @property
-    def key(self) -> str:
-        """The key of the variable that it is; empty for other objects."""
-        return next((key for attribute, _, key in self.attributes if attribute == _VALUE_ATTRIBUTE), "")
+    children: Sequence[tuple[str, int]] = ()  # attribute, object
+    attributes: Sequence[tuple[str, str, str]] = ()  # attribute, variable name, key
+    slots: Sequence[tuple[int, str, int]] = ()  # variable's node, slot, slot's node
+    key: str = ""
+    """The key of the variable that it is; empty for other objects."""
 
 
 @dataclass
@@ -122,7 +120,10 @@ def _length_crc32c(size: int) -> int:
 
 
 def variable_names(
-    keys: Iterable[str], graph: bytes, fingerprint: Callable[[str], Hashable] = lambda key: None
+    keys: Iterable[str],
+    graph: bytes,
+    budget: Budget,
+    fingerprint: Callable[[str], Hashable] = lambda key: None,
 ) -> Names:
     """Give every key of an object-based checkpoint its variable's name.
 
@@ -132,6 +133,8 @@ def variable_names(
         Keys in the order of the index.
     graph : bytes
         TrackableObjectGraph, serialized.
+    budget : Budget
+        What reading it may still cost.
     fingerprint : callable
         Element type, shape and checksum of a key's tensor; None where it has no checksum.
 
@@ -141,10 +144,15 @@ def variable_names(
         When the graph is damaged.
     """
     keys = list(keys)
-    nodes = [_node(item.payload()) for item in fields(graph) if item.number == 1]
-    wanted = _wanted(nodes)
-    prints = {key: (wanted[key], found) for key in keys if key in wanted if (found := fingerprint(key))}
-    found = Names(twins=_twins(nodes, prints))
+    nodes = [_node(item.payload(), budget) for item in known_fields(graph, _GRAPH, budget, repeated=_NODES)]
+    wanted = _wanted(nodes, budget)
+    alike: dict[Hashable, int] = {}
+    prints = {
+        key: alike.setdefault((wanted[key], found), len(alike))
+        for key in keys
+        if key in wanted and (found := fingerprint(key))
+    }
+    found = Names(twins=_twins(nodes, prints, budget))
     taken: set[str] = set()
     for key in keys:
         if key in found.twins:
@@ -164,14 +172,15 @@ def variable_names(
     return found
 
 
-def _wanted(nodes: Sequence[_Node]) -> dict[str, str]:
+def _wanted(nodes: Sequence[_Node], budget: Budget) -> dict[str, str]:
     """Key -> variable name, as far as the graph knows it."""
     names = {key: name for node in nodes for _, name, key in node.attributes if name}
     for node in nodes:
         for variable, slot, slot_variable in node.slots:
             owner, key = _at(nodes, variable).key, _at(nodes, slot_variable).key
             if owner and key and slot:
-                names[key] = f"{names.get(owner) or owner.removesuffix(VALUE_SUFFIX)}/{slot}"
+                names[key] = name = f"{names.get(owner) or owner.removesuffix(VALUE_SUFFIX)}/{slot}"
+                budget.spend(names=len(name))
     return names
 
 
@@ -181,19 +190,19 @@ def _at(nodes: Sequence[_Node], number: int) -> _Node:
     return nodes[number]
 
 
-def _twins(nodes: Sequence[_Node], prints: Mapping[str, Hashable]) -> frozenset[str]:
+def _twins(nodes: Sequence[_Node], prints: Mapping[str, int], budget: Budget) -> frozenset[str]:
     """Keys of the copies that ``model.export`` makes, each the same as one of the model's own variables."""
     twins: set[str] = set()
     for node in nodes:
         lists = {name: child for name, child in node.children if name in _COLLECTIONS}
         if len(lists) < len(_COLLECTIONS):
             continue
-        own, copies = (
-            [_at(nodes, child).key for _, child in _at(nodes, lists[name]).children] for name in _COLLECTIONS
-        )
+        listed = [_at(nodes, lists[name]).children for name in _COLLECTIONS]
+        budget.spend(steps=_PART_COST * sum(map(len, listed)))  # many objects may share a long list
+        own, copies = ([_at(nodes, child).key for _, child in children] for children in listed)
         left = Counter(prints[key] for key in own if key in prints)
         for key in set(copies).difference(own):
-            if left[prints.get(key)] > 0:
+            if key in prints and left[prints[key]] > 0:
                 left[prints[key]] -= 1
                 twins.add(key)
     return frozenset(twins)
@@ -230,24 +239,32 @@ def _reached(nodes: Sequence[_Node], starts: Iterable[int], *, avoid: Collection
     return reached
 
 
-def _node(data: bytes) -> _Node:
-    node = _Node()
-    for item in fields(data):
+_GRAPH, _NODES = {1: LENGTH_DELIMITED}, (1,)
+_NODE, _NODE_PARTS = {1: LENGTH_DELIMITED, 2: LENGTH_DELIMITED, 3: LENGTH_DELIMITED}, (1, 2, 3)
+_CHILD = {1: VARINT, 2: LENGTH_DELIMITED}
+_ATTRIBUTE = {1: LENGTH_DELIMITED, 2: LENGTH_DELIMITED, 3: LENGTH_DELIMITED}
+_SLOT = {1: VARINT, 2: LENGTH_DELIMITED, 3: VARINT}
+
+
+def _node(data: bytes, budget: Budget) -> _Node:
+    children, attributes, slots = [], [], []
+    budget.spend(nodes=_NODE_COST)
+    for item in known_fields(data, _NODE, budget, repeated=_NODE_PARTS):
+        budget.spend(nodes=_PART_COST, names=len(item.payload()))
         if item.number == 1:
-            child = {f.number: f for f in fields(item.payload())}
-            node.children.append(
-                (child[2].text() if 2 in child else "", child[1].signed() if 1 in child else 0)
-            )
+            child = {f.number: f for f in known_fields(item.payload(), _CHILD, budget)}
+            children.append((child[2].text() if 2 in child else "", child[1].signed() if 1 in child else 0))
         elif item.number == 2:
-            texts = {f.number: f.text() for f in fields(item.payload()) if f.number in (1, 2, 3)}
-            node.attributes.append((texts.get(1, ""), texts.get(2, ""), texts.get(3, "")))
-        elif item.number == 3:
-            slot = {f.number: f for f in fields(item.payload())}
-            node.slots.append(
+            texts = {f.number: f.text() for f in known_fields(item.payload(), _ATTRIBUTE, budget)}
+            attributes.append((texts.get(1, ""), texts.get(2, ""), texts.get(3, "")))
+        else:
+            slot = {f.number: f for f in known_fields(item.payload(), _SLOT, budget)}
+            slots.append(
                 (
                     slot[1].signed() if 1 in slot else 0,
                     slot[2].text() if 2 in slot else "",
                     slot[3].signed() if 3 in slot else 0,
                 )
             )
-    return node
+    key = next((key for attribute, _, key in attributes if attribute == _VALUE_ATTRIBUTE), "")
+    return _Node(children or (), attributes or (), slots or (), key)

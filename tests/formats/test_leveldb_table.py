@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 import random
 import struct
 from pathlib import Path
 
 import pytest
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
 from ckptkit.formats import leveldb_table
 from ckptkit.formats.leveldb_table import build_table, mask, read_table
@@ -40,13 +42,13 @@ def test_mask_rotates_and_adds() -> None:
 def test_reads_tables_of_many_blocks(snappy: bool, per_block: int) -> None:
     entries = entries_of(200)
     blocks = [entries[i : i + per_block] for i in range(0, len(entries), per_block)]
-    assert list(read_table(NAME, tf_files.table(blocks, snappy=snappy))) == entries
+    assert list(read_table(NAME, tf_files.table(blocks, snappy=snappy), tf_files.plenty())) == entries
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100, 4096, 1 << 20])
 def test_reads_what_it_writes(block_bytes: int) -> None:
     entries = entries_of(300)
-    assert list(read_table(NAME, build_table(entries, block_bytes=block_bytes))) == entries
+    assert list(read_table(NAME, build_table(entries, block_bytes=block_bytes), tf_files.plenty())) == entries
 
 
 def test_prefix_compression_and_restart_points_as_in_the_format() -> None:
@@ -68,8 +70,8 @@ def test_index_keys_separate_the_blocks() -> None:
     entries = entries_of(100)
     written = build_table(entries, block_bytes=1)
     index_offset, index_size = leveldb_table._read_footer(NAME, written)[1]
-    index = leveldb_table._read_block(NAME, written, index_offset, index_size)
-    separators = [key for key, _ in leveldb_table._block_entries(NAME, index, 0)]
+    index = leveldb_table._read_block(NAME, written, index_offset, index_size, tf_files.plenty())
+    separators = [key for key, _ in leveldb_table._block_entries(NAME, index, 0, tf_files.plenty())]
     keys = [key for key, _ in entries]
     assert len(separators) == len(keys)
     for separator, key, following in zip(separators, keys, keys[1:], strict=False):
@@ -104,14 +106,14 @@ GOOD = tf_files.table([[(b"", b"x"), (b"a", b"1")]])
 )
 def test_damaged_tables_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
-        list(read_table(NAME, data))
+        list(read_table(NAME, data, tf_files.plenty()))
 
 
 def test_of_the_metaindex_only_the_checksum_matters() -> None:
     odd = tf_files.table([[(b"", b"x")]], metaindex=b"odd")
-    assert list(read_table(NAME, odd)) == [(b"", b"x")]
+    assert list(read_table(NAME, odd, tf_files.plenty())) == [(b"", b"x")]
     with pytest.raises(FormatError, match="checksum"):
-        list(read_table(NAME, odd.replace(b"odd", b"Odd")))
+        list(read_table(NAME, odd.replace(b"odd", b"Odd"), tf_files.plenty()))
 
 
 def single_block(block: bytes, kind: int = 0) -> bytes:
@@ -150,7 +152,7 @@ HUGE = tf_files.varint(2**63)
 )
 def test_damaged_blocks_are_refused_even_when_their_checksum_holds(block: bytes, kind: int) -> None:
     with pytest.raises(FormatError, match=r"^m\.index: "):
-        list(read_table(NAME, single_block(block, kind)))
+        list(read_table(NAME, single_block(block, kind), tf_files.plenty()))
 
 
 def test_a_block_listed_many_times_is_refused() -> None:
@@ -162,18 +164,19 @@ def test_a_block_listed_many_times_is_refused() -> None:
     footer = b"".join(map(tf_files.varint, (len(data), len(meta) - 5, len(data) + len(meta), len(index))))
     whole = data + meta + with_checksum(index) + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
     with pytest.raises(FormatError, match="overlap"):
-        list(read_table(NAME, whole))
+        list(read_table(NAME, whole, tf_files.plenty()))
 
 
-def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("what", "left", "reason"),
+    [("names", 1000, "bytes of names"), ("nodes", 99, "values and entries"), ("steps", 99, "steps of work")],
+)
+def test_limits_hold(what: str, left: int, reason: str) -> None:
     table = build_table([(b"k" * 50 + b"%03d" % number, b"") for number in range(100)])
-    monkeypatch.setattr(leveldb_table, "MAX_DECODED_BYTES", 1000)
-    with pytest.raises(FormatError, match="1000 bytes"):
-        list(read_table(NAME, table))
-    monkeypatch.undo()
-    monkeypatch.setattr(leveldb_table, "MAX_ENTRIES", 99)
-    with pytest.raises(FormatError, match="more than 99"):
-        list(read_table(NAME, table))
+    budget = Budget(len(table), functools.partial(FormatError, NAME))
+    setattr(budget, what, left)
+    with pytest.raises(FormatError, match=rf"^m\.index: more than [0-9,]+ {reason}"):
+        list(read_table(NAME, table, budget))
 
 
 def test_every_flipped_byte_is_refused_or_harmless() -> None:
@@ -184,7 +187,7 @@ def test_every_flipped_byte_is_refused_or_harmless() -> None:
         damaged = bytearray(good)
         damaged[position] ^= 0x55
         try:
-            assert list(read_table(NAME, bytes(damaged))) == entries
+            assert list(read_table(NAME, bytes(damaged), tf_files.plenty())) == entries
             harmless.append(position)
         except FormatError:
             pass

@@ -14,6 +14,7 @@ from ckptkit.formats.protobuf_wire import (
     read_varint,
     varint,
 )
+from tests.support.tf_files import plenty
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_endless_and_oversized_varints_are_refused(encoded: str) -> None:
 
 def test_fields_of_every_wire_type() -> None:
     encoded = bytes.fromhex("08 96 01 12 03 61 62 63 1d 01 00 00 80 21 02 00 00 00 00 00 00 00")
-    assert list(fields(encoded)) == [
+    assert list(fields(encoded, plenty())) == [
         Field(1, 0, 150),
         Field(2, 2, b"abc"),
         Field(3, 5, 0x80000001),
@@ -64,11 +65,11 @@ def test_fields_of_every_wire_type() -> None:
 )
 def test_damaged_messages_are_refused(encoded: str, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        list(fields(bytes.fromhex(encoded)))
+        list(fields(bytes.fromhex(encoded), plenty()))
 
 
 def test_a_value_of_the_wrong_kind_is_refused() -> None:
-    number, text = fields(bytes.fromhex("08 01 12 01 ff"))
+    number, text = fields(bytes.fromhex("08 01 12 01 ff"), plenty())
     with pytest.raises(WireError, match="where bytes belong"):
         number.payload()
     with pytest.raises(WireError, match="where a number belongs"):
@@ -82,7 +83,9 @@ def test_a_value_of_the_wrong_kind_is_refused() -> None:
 def test_what_is_encoded_is_decoded(number: int, payload: bytes, fixed: int) -> None:
     decoded = {
         f.number: f
-        for f in fields(number_field(1, number) + bytes_field(2000, payload) + fixed32_field(3, fixed))
+        for f in fields(
+            number_field(1, number) + bytes_field(2000, payload) + fixed32_field(3, fixed), plenty()
+        )
     }
     assert (decoded[1].signed() if 1 in decoded else 0) == number
     assert decoded[2000].payload() == payload

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
 from ckptkit.formats.json_text import strict_json
 from ckptkit.formats.mapped_file import MappedFile
@@ -150,7 +151,7 @@ def test_the_reference_library_refuses_them_too(tmp_path: Path, case: str) -> No
 
 
 def test_strict_json_is_plain_json_otherwise(tmp_path: Path) -> None:
-    assert strict_json(tmp_path, ' {"a": [1, {"b": null}], "\\u00e9": 1.5}') == {
+    assert strict_json(tmp_path, ' {"a": [1, {"b": null}], "\\u00e9": 1.5}', Budget(60, ValueError)) == {
         "a": [1, {"b": None}],
         "é": 1.5,
     }

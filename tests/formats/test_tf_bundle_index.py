@@ -9,7 +9,7 @@ from ckptkit.formats import tf_bundle_index
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.formats.tf_bundle_index import index_path, load_index, no_tensors, shard_path
-from tests.support.tf_files import entry, header, message, part_key, write_raw
+from tests.support.tf_files import entry, header, message, part_key, plenty, write_raw
 
 FLOAT, INT32, STRING = 1, 3, 7
 HUGE = 2**62
@@ -21,7 +21,7 @@ def load(
 ) -> tf_bundle_index.BundleIndex:
     whole = [(b"", header(len(shards)) if head is None else head), *entries]
     write_raw(tmp_path / "m", [sorted(whole)], *shards)
-    return load_index(tmp_path / "m")
+    return load_index(tmp_path / "m", plenty())
 
 
 def test_names_of_the_files() -> None:
@@ -106,12 +106,12 @@ def test_headers_that_are_refused(tmp_path: Path, head: bytes, reason: str) -> N
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
     write_raw(tmp_path / "m", [[(b"user1", b"x")]], b"")
     with pytest.raises(FormatError, match="no header entry"):
-        load_index(tmp_path / "m")
+        load_index(tmp_path / "m", plenty())
 
 
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"m\.index"):
-        load_index(tmp_path / "m")
+        load_index(tmp_path / "m", plenty())
 
 
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
@@ -119,14 +119,14 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     load(tmp_path, entries, bytes(16), bytes(16))
     shard_path(tmp_path / "m", 1, 2).unlink()
     with pytest.raises(FormatError, match=r"m\.index: its data file m\.data-00001-of-00002 is missing"):
-        load_index(tmp_path / "m")
+        load_index(tmp_path / "m", plenty())
 
 
 def test_an_index_of_unlikely_size_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "m.index").open("wb") as file:
         file.truncate(tf_bundle_index.MAX_INDEX_BYTES + 1)
     with pytest.raises(FormatError, match="no index of a checkpoint"):
-        load_index(tmp_path / "m")
+        load_index(tmp_path / "m", plenty())
 
 
 def rows(*runs: tuple[int, int]) -> Entries:
@@ -212,11 +212,20 @@ def test_what_is_missing_of_a_partitioned_variable_is_said(tmp_path: Path, case:
     assert tensor.fingerprint is None
 
 
-def test_many_parts_along_two_axes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tf_bundle_index, "MAX_CROSSED_PARTS", 3)
-    boxes = [((i, 2), (j, 2)) for i in (0, 2) for j in (0, 2)]
-    with pytest.raises(FormatError, match="4 parts cut along several axes"):
-        load(tmp_path, quarters(*boxes), bytes(100))
+def test_many_parts_along_two_axes_cost_steps(tmp_path: Path) -> None:
+    """Parts that meet along the axis that is cut most are compared by pairs: here all of them."""
+    side = 60  # bars along both axes: no two share a beginning on axis 0, and each reaches to the end
+    parts = [((i, side - i), (i, 1)) for i in range(side)]
+    entries: Entries = [(b"w", entry(FLOAT, (side, side), slices=parts))]
+    for number, ((i, rows), _) in enumerate(parts):
+        key = part_key(b"w", (i, rows), (i, 1))
+        entries.append((key, entry(FLOAT, (rows, 1), offset=4 * side * number, size=4 * rows)))
+    index = load(tmp_path, entries, bytes(4 * side * side))
+    assert index.tensors["w"].gap.startswith("parts are missing: 1,830 of 3,600")
+    budget = plenty()
+    budget.steps = 9_000
+    with pytest.raises(ValueError, match="steps of work"):
+        load_index(tmp_path / "m", budget)
 
 
 def test_parts_that_no_variable_lists_are_named(tmp_path: Path) -> None:

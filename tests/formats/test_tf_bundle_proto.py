@@ -16,17 +16,17 @@ from ckptkit.formats.tf_bundle_proto import (
     encode_header,
     slice_key,
 )
-from tests.support.tf_files import entry, header, message
+from tests.support.tf_files import entry, header, message, plenty
 
 
 def test_entry_with_every_field() -> None:
     data = entry(1, (3, 0, 7), offset=1 << 40, size=12, crc=0xFFFFFFFF, shard=3)
-    assert decode_entry(data) == BundleEntry(1, (3, 0, 7), 3, 1 << 40, 12, 0xFFFFFFFF, ())
+    assert decode_entry(data, plenty()) == BundleEntry(1, (3, 0, 7), 3, 1 << 40, 12, 0xFFFFFFFF, ())
 
 
 def test_entry_of_a_partitioned_variable() -> None:
     data = entry(1, (10, 4), slices=[[(0, 4), None], [(4, 6), (0, 4)]])
-    assert decode_entry(data).slices == (((0, 4), (0, FULL)), ((4, 6), (0, 4)))
+    assert decode_entry(data, plenty()).slices == (((0, 4), (0, FULL)), ((4, 6), (0, 4)))
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def test_entry_of_a_partitioned_variable() -> None:
 )
 def test_damaged_entries_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        decode_entry(data)
+        decode_entry(data, plenty())
 
 
 def test_header() -> None:
-    assert decode_header(header(5)) == BundleHeader(5, False, 0, {})
-    assert decode_header(header(1, (2, 1))).big_endian
-    assert decode_header(message((3, message((1, 2), (2, 2))))).min_consumer == 2
+    assert decode_header(header(5), plenty()) == BundleHeader(5, False, 0, {})
+    assert decode_header(header(1, (2, 1)), plenty()).big_endian
+    assert decode_header(message((3, message((1, 2), (2, 2)))), plenty()).min_consumer == 2
 
 
 def test_metadata_travels_in_an_unknown_field() -> None:
     metadata = {"layout": "torch", "a": "ä\n"}
-    assert decode_header(encode_header(BundleHeader(metadata=metadata))).metadata == metadata
+    assert decode_header(encode_header(BundleHeader(metadata=metadata)), plenty()).metadata == metadata
     reordered = dict(reversed(metadata.items()))
     assert encode_header(BundleHeader(metadata=reordered)) == encode_header(BundleHeader(metadata=metadata))
 
@@ -62,7 +62,7 @@ def test_metadata_travels_in_an_unknown_field() -> None:
 @pytest.mark.parametrize("text", [b"", b"[1]", b'{"a":1}', b"\xff", b"[" * 100_000])
 def test_metadata_that_is_no_table_of_strings_is_refused(text: bytes) -> None:
     with pytest.raises(WireError):
-        decode_header(header(1, (METADATA_FIELD, text)))
+        decode_header(header(1, (METADATA_FIELD, text)), plenty())
 
 
 @settings(max_examples=50)
@@ -74,7 +74,7 @@ def test_metadata_that_is_no_table_of_strings_is_refused(text: bytes) -> None:
 )
 def test_entries_written_are_read(shape: list[int], offset: int, size: int, crc: int) -> None:
     whole = BundleEntry(1, tuple(shape), 0, offset, size, crc)
-    assert decode_entry(encode_entry(whole)) == whole
+    assert decode_entry(encode_entry(whole), plenty()) == whole
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tf_object_graph import Names, decode_string_scalar, string_checksum, variable_names
-from tests.support.tf_files import masked, message, varint
+from tests.support.tf_files import masked, message, plenty, varint
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -28,14 +28,16 @@ def node(*children: tuple[str, int]) -> tuple[int, bytes]:
 
 
 def test_a_variable_is_called_what_the_graph_calls_it() -> None:
-    found = variable_names(["m/k" + VALUE], message((1, b""), variable("m/k" + VALUE, "moat/kernel")))
+    found = variable_names(
+        ["m/k" + VALUE], message((1, b""), variable("m/k" + VALUE, "moat/kernel")), plenty()
+    )
     assert found == Names({"m/k" + VALUE: "moat/kernel"})
     assert found.notes() == []
 
 
 def test_without_a_name_the_path_stands_in() -> None:
     keys = ["m/k" + VALUE, "unknown" + VALUE, "m/.ATTRIBUTES/OBJECT_CONFIG_JSON", "plain"]
-    names = variable_names(keys, message(variable("m/k" + VALUE))).by_key
+    names = variable_names(keys, message(variable("m/k" + VALUE)), plenty()).by_key
     assert list(names.values()) == ["m/k", "unknown", "m/.ATTRIBUTES/OBJECT_CONFIG_JSON", "plain"]
 
 
@@ -50,19 +52,19 @@ def test_slot_variables_are_called_after_their_variable() -> None:
         variable(bm),
         slots((0, "m", 2), (1, "m", 3)),
     )
-    names = variable_names([k, b, km, bm], graph).by_key
+    names = variable_names([k, b, km, bm], graph, plenty()).by_key
     assert names == {k: "dense/kernel", b: "m/b", km: "dense/kernel/m", bm: "m/b/m"}
 
 
 def test_the_save_counter_keeps_its_path() -> None:
     key = "save_counter" + VALUE
-    assert variable_names([key], message(variable(key, "Variable"))).by_key == {key: "save_counter"}
+    assert variable_names([key], message(variable(key, "Variable")), plenty()).by_key == {key: "save_counter"}
 
 
 def test_a_name_that_is_taken_gives_way_to_the_path() -> None:
     first, second, third = (f"{layer}/k{VALUE}" for layer in "abc")
     graph = message(variable(first, "kernel"), variable(second, "kernel"), variable(third, "kernel"))
-    found = variable_names([first, second, third], graph)
+    found = variable_names([first, second, third], graph, plenty())
     assert found.by_key == {first: "kernel", second: "b/k", third: "c/k"}
     assert found.namesakes == {"b/k": "kernel", "c/k": "kernel"}
     (note,) = found.notes()
@@ -72,7 +74,7 @@ def test_a_name_that_is_taken_gives_way_to_the_path() -> None:
 def test_a_path_that_is_taken_too_gives_way_to_the_key() -> None:
     first, second, third = (f"{layer}/k{VALUE}" for layer in "abc")
     graph = message(variable(first, "x"), variable(second, "c/k"), variable(third, "x"))
-    found = variable_names([first, second, third], graph)
+    found = variable_names([first, second, third], graph, plenty())
     assert found.by_key == {first: "x", second: "c/k", third: third}
     assert found.namesakes == {third: "x"}
 
@@ -109,7 +111,7 @@ def test_what_only_an_optimizer_leads_to_is_its_own() -> None:
         node(("_iterations", 12), ("_variables", 8)),
         variable(inner, "adam/iteration"),
     )
-    found = variable_names([kernel, average, inner, step, scale, loose], graph)
+    found = variable_names([kernel, average, inner, step, scale, loose], graph, plenty())
     assert found.by_key[kernel] == "kernel"
     assert found.optimizer == {"o/_variables/1", "adam/iteration", "o/_iterations", "scaled/dynamic_scale"}
 
@@ -120,7 +122,7 @@ def test_an_object_that_counts_something_is_no_optimizer(name: str) -> None:
     graph = message(
         node((name, 1), ("net", 2)), variable(step, "step"), node(("kernel", 3)), variable(kernel, "k")
     )
-    assert variable_names([step, kernel], graph).optimizer == frozenset()
+    assert variable_names([step, kernel], graph, plenty()).optimizer == frozenset()
 
 
 def test_an_optimizer_of_slots_has_scalars() -> None:
@@ -133,7 +135,7 @@ def test_an_optimizer_of_slots_has_scalars() -> None:
         variable(kernel, "kernel"),
         variable(slot, "kernel/Adam"),
     )
-    found = variable_names([kernel, slot, power], graph)
+    found = variable_names([kernel, slot, power], graph, plenty())
     assert list(found.by_key.values()) == ["kernel", "kernel/m", "beta1_power"]
     assert found.optimizer == {"beta1_power"}
 
@@ -159,7 +161,7 @@ def test_copies_with_the_same_bytes_are_one_variable() -> None:
     """Also where two variables of the model have one name, and the same bytes."""
     graph = exported(("kernel", "kernel"), ("bias", "bias"), ("bias", "bias"))
     prints = dict(zip([*OWN, *COPIES], "kbbkbb", strict=True))
-    found = variable_names([*COPIES, *OWN], graph, prints.get)
+    found = variable_names([*COPIES, *OWN], graph, plenty(), prints.get)
     assert found.by_key == dict(zip(OWN, ["kernel", "bias", "variables/2"], strict=True))
     assert found.twins == set(COPIES)
     assert "3 variables are in the file twice with the same bytes" in found.notes()[0]
@@ -169,7 +171,7 @@ def test_copies_with_the_same_bytes_are_one_variable() -> None:
 def test_copies_with_other_bytes_or_names_stay(prints: str) -> None:
     graph = exported(("kernel", "kernel"), ("bias", "bias"), ("gamma", "beta"))
     known = {key: sign for key, sign in zip([*OWN, *COPIES], prints, strict=False) if sign != "-"}
-    found = variable_names([*OWN, *COPIES], graph, known.get)
+    found = variable_names([*OWN, *COPIES], graph, plenty(), known.get)
     merged = sum(sign in "kb" for sign in prints[3:])
     assert len(found.twins) == merged
     assert len(found.by_key) == 6 - merged
@@ -181,7 +183,7 @@ def test_copies_with_other_bytes_or_names_stay(prints: str) -> None:
 def test_variables_of_one_name_elsewhere_stay_two() -> None:
     first, second = named("a/k"), named("b/k")
     graph = message(node(("a", 1), ("b", 2)), variable(first, "kernel"), variable(second, "kernel"))
-    assert variable_names([first, second], graph, lambda key: "same").twins == frozenset()
+    assert variable_names([first, second], graph, plenty(), lambda key: "same").twins == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_variables_of_one_name_elsewhere_stay_two() -> None:
 )
 def test_a_damaged_graph_is_refused(graph: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        variable_names(["k"], graph)
+        variable_names(["k"], graph, plenty())
 
 
 def stored(text: bytes) -> bytes:
