@@ -20,6 +20,7 @@ _LARGE_TEXT = 1 << 20
 _MAX_VALUE = 1 << 16
 _SHOWN = 80
 _MEMBER_STEPS, _ODD_VALUE_STEPS = 12, 40
+_SPACES = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OPEN = re.compile(r"[ \t\r\n]*\{[ \t\r\n]*")
 _PLAIN_NAME = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
@@ -56,6 +57,8 @@ def utf8(file: MappedFile, start: int, nbytes: int) -> str:
 
 
 def _refuse_wide(path: Path, part: memoryview) -> None:
+    if all(bytes(part[at : at + _LARGE_TEXT]).isascii() for at in range(0, len(part), _LARGE_TEXT)):
+        return
     width = 4 if re.search(rb"[\xf0-\xff]", part) else 2 if re.search(rb"[\xc4-\xef]", part) else 1
     if width * len(part) > MAX_TEXT_BYTES:
         raise FormatError(path, f"JSON text of {len(part):,} bytes, more than {MAX_TEXT_BYTES // width:,}")
@@ -161,7 +164,7 @@ class JsonWalk:
     """
 
     def __init__(self, text: str, budget: Budget) -> None:
-        self._text = text
+        self._text = text.rstrip(_SPACES)
         self._budget = budget
         self._at = 0
         self._escapes = r"\u" in text

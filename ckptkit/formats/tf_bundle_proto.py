@@ -28,6 +28,8 @@ BUNDLE_VERSION = 1
 """TensorFlow's kTensorBundleVersion: what is written, and the newest a file may ask for."""
 METADATA_FIELD = 21_001
 """Where ckptkit's own metadata travels in BundleHeaderProto; TensorFlow skips fields it does not know."""
+_MAX_AXES = 254
+"""TensorFlow's TensorShape::MaxDimensions()."""
 FULL = -1
 """Length of a slice that takes a whole axis."""
 
@@ -162,10 +164,11 @@ def decode_entry(data: bytes, budget: Budget) -> BundleEntry:
 
 
 def _decode_shape(data: bytes, budget: Budget) -> tuple[int, ...]:
-    shape = []
+    shape: list[int] = []
     for item in known_fields(data, _SHAPE, budget, repeated=_AXES):
         if item.number == 2:
-            budget.spend(nodes=1)
+            if len(shape) == _MAX_AXES:
+                raise WireError(f"more than {_MAX_AXES} axes")
             shape.append(_only_number(item, _AXIS, budget))
         elif item.unsigned():
             raise WireError("the shape is unknown")
