@@ -1,7 +1,7 @@
 """What a shell offers for the word under the cursor: ids, variants, columns, files.
 
 The shells call ckptkit with ``_CKPTKIT_COMPLETE`` and the line so far in the environment; typer finds the
-parameter under the cursor, and a function here says what fits. Ids come from the compiled rows of the
+parameter under the cursor, and a function here says what fits. Ids come from the light rows of the
 registry, so that an answer takes no longer than a short command. Where nothing fits, the shell offers files.
 
 Whatever goes wrong here means that nothing is offered: an error in the middle of somebody's command line

@@ -1,7 +1,7 @@
 """The registry: every published checkpoint, loaded from YAML, queried, and written back.
 
-The face of the package, loaded on first use: `load_rows` answers ``ckptkit list`` from a compiled copy and
-imports neither pydantic nor a YAML library; that holds only while importing this package costs nothing.
+The face of the package, loaded on first use: `load_rows` answers ``ckptkit list`` without importing pydantic;
+that holds only while importing this package costs nothing.
 
 Examples
 --------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.places import home_folders, listed_paths
+from ckptkit.places import listed_paths
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -35,8 +35,3 @@ def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:
         The ``--registry`` files, which come after those of ``CKPTKIT_REGISTRY``.
     """
     return [built_in_path(), *environment_files(), *overlays]
-
-
-def cache_folder() -> Path:
-    """Return the folder for the compiled rows: the cache folder that is written to."""
-    return home_folders()[0]

@@ -1,22 +1,18 @@
-"""The registry without its schema: light rows from a compiled copy, for commands that must start at once.
+"""The registry without its schema: light rows, for commands that must start at once.
 
-Importing pydantic and building its models takes longer than all of ``ckptkit list``. So the checked, merged
-entries are kept as JSON in the cache folder, bound to this version and to path, size and times of every
-registry file; when any of these changes, or the copy is damaged, the files are loaded and checked again.
+Importing pydantic and building its models takes longer than all of ``ckptkit list``. The built-in registry is
+a part of this package, which the tests check against the schema; so its rows are read without. As soon as
+there is another registry, all are loaded and checked. No copy of what was read is kept anywhere: whoever could
+write it would decide what the registry has.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit._version import __version__
-from ckptkit.registry.paths import cache_folder, registry_files
+from ckptkit.registry.paths import registry_files
 from ckptkit.registry.query import (
     ENTRY_FIELDS,
     Catalogue,
@@ -68,6 +64,11 @@ class Row(EntryFacts):
         self.__dict__.update(fields, sources=sources, hash_provenance=provenance, known_deviations=deviations)
 
 
+_FIELDS: dict[str, Any] = {**dict.fromkeys(ENTRY_FIELDS), "required": False, "known_deviations": []}
+_SOURCE: dict[str, Any] = {"url": None, "note": "", "bn_statistics": None, "manual": False}
+_PROVENANCE: dict[str, Any] = {"observed_at": None, "url": None, "note": None}
+
+
 def load_rows(overlays: Sequence[Path] = (), families: Callable[[], Families] = lambda: {}) -> Catalogue[Row]:
     """Return the entries of the built-in registry, ``CKPTKIT_REGISTRY`` and ``overlays`` as light rows.
 
@@ -82,65 +83,30 @@ def load_rows(overlays: Sequence[Path] = (), families: Callable[[], Families] = 
         As `ckptkit.registry.load_registry`.
     """
     files = registry_files(overlays)
-    identity = _identity(files)
-    compiled = _compiled_path(files)
-    rows = _read(compiled, identity) if identity else None
+    rows = _unchecked(files[0]) if len(files) == 1 else None
     if rows is None:
-        rows = _checked_rows(overlays, families)
-        # A file saved while it was being read must not be remembered under its new identity.
-        if identity and identity == _identity(files):
-            _write(compiled, identity, rows)
+        from ckptkit.registry.loading import load_registry
+
+        rows = [entry.model_dump(mode="json") for entry in load_registry(overlays, families).values()]
     return Catalogue(Row(fields) for fields in rows)
 
 
-def _checked_rows(overlays: Sequence[Path], families: Callable[[], Families]) -> list[dict[str, Any]]:
-    from ckptkit.registry.loading import load_registry
+def _unchecked(path: Path) -> list[dict[str, Any]] | None:
+    """Entries of the built-in registry; None where its text has a fault, which the full load explains."""
+    from ckptkit.registry.document import parse
 
-    return [entry.model_dump(mode="json") for entry in load_registry(overlays, families).values()]
-
-
-def _identity(files: Sequence[Path]) -> str:
-    """Everything the rows depend on; empty when a file is missing, which the full load then reports."""
-    parts = [__version__, ",".join(ENTRY_FIELDS)]
-    for path in files:
-        try:
-            stat = path.stat()
-        except OSError:
-            return ""
-        # The change time tells a file that was replaced by one of the same size and modification time.
-        parts += [str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(stat.st_ctime_ns)]
-    return "\n".join(parts)
-
-
-def _compiled_path(files: Sequence[Path]) -> Path:
-    """One name for one list of files: an edit replaces the copy instead of leaving another."""
-    names = "\n".join([__version__, *(str(path.absolute()) for path in files)])
-    return cache_folder() / f"registry-{zlib.crc32(os.fsencode(names)):08x}.json"
-
-
-def _read(path: Path, identity: str) -> list[dict[str, Any]] | None:
-    """Return the rows of the compiled copy; None when there is none for this identity, or it is damaged."""
     try:
-        head, _, body = path.read_text(encoding="utf-8").partition("\n")
-        if json.loads(head) != {"identity": identity, "crc32": zlib.crc32(body.encode())}:
-            return None
-        rows: list[dict[str, Any]] = json.loads(body)
-    except (OSError, ValueError, RecursionError):  # a damaged copy is made again
+        document = parse(path.read_text(encoding="utf-8"))
+        heads = document.value.get("families") or {}
+        rows = [_row({**heads.get(row.get("family"), {}), **row}) for row in document.value["entries"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return rows
+    return None if document.faults else rows
 
 
-def _write(path: Path, identity: str, rows: list[dict[str, Any]]) -> None:
-    """Keep the rows for the next start; where the folder cannot be written, do without."""
-    body = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-    head = json.dumps({"identity": identity, "crc32": zlib.crc32(body.encode())})
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
-    from ckptkit.formats.staging import move
-
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(f"{head}\n{body}", encoding="utf-8")
-            move(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+def _row(given: dict[str, Any]) -> dict[str, Any]:
+    row = {**_FIELDS, **given}
+    row["sources"] = [{**_SOURCE, **source} for source in row["sources"]]
+    if row["hash_provenance"]:
+        row["hash_provenance"] = {**_PROVENANCE, **row["hash_provenance"]}
+    return row

@@ -9,21 +9,15 @@ import pytest
 import yaml
 
 from tests.support.browser import Browser, browser
-from tests.support.commands import Runner, cache, runner, with_compiled_registry
+from tests.support.commands import Runner, cache, runner
 from tests.support.pages import HOSTILE, Page, check_page
 from tests.support.registries import published
 
 ALL = published()
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prepared")
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], prepared: Path) -> Runner:
-    with_compiled_registry(prepared)
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
     return runner(capsys)
 
 

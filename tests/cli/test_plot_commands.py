@@ -10,20 +10,12 @@ import pytest
 
 from ckptkit.cli.plot_commands import parse_size
 from ckptkit.errors import UsageError
-from tests.support.commands import Runner, cache, pip_install, runner, with_compiled_registry
+from tests.support.commands import Runner, cache, pip_install, runner
 from tests.support.pages import check_page
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prepared")
-
-
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Path
-) -> Runner:
-    with_compiled_registry(prepared)
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.chdir(tmp_path)
     return runner(capsys)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.cli.app import main
-from ckptkit.registry import load_registry, load_rows
+from ckptkit.registry import load_registry
 from ckptkit.store.cache import Home, Record, write_json
 from tests.conftest import REPOSITORY
 
@@ -61,12 +59,3 @@ def cache(id: str, *, sha256: str = SHA, bn_statistics: bool | None = True) -> R
     home.artefact(record).write_bytes(b"12345")
     write_json(home.artefact_folder(id) / f"{record.file}.json", record.to_json())
     return record
-
-
-def with_compiled_registry(prepared: Path) -> None:
-    """Give the test's cache folder a compiled registry: the prepared one, made by the first who asks."""
-    home = Path(os.environ["CKPTKIT_HOME"])
-    if not any(prepared.iterdir()):
-        load_rows()
-        shutil.copytree(home, prepared, dirs_exist_ok=True)
-    shutil.copytree(prepared, home, dirs_exist_ok=True)
