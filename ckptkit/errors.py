@@ -52,6 +52,35 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
     return f"{', '.join(every[:shown])} and {len(every) - shown:,} more"
 
 
+def faults_in_words(faults: Iterable[str]) -> str:
+    """Faults in one line: as many as a message has room for, and how many more there are.
+
+    Examples
+    --------
+    >>> faults_in_words(["line 1: no id", "line 3: " + "x" * 2000, "line 4: no id"])
+    'line 1: no id; and 2 more, which --verbose lists'
+    """
+    every = list(faults)
+    room, fitting = _MAX_REASON - 200, 0
+    while fitting < len(every) and (room := room - len(every[fitting]) - 2) > 0:
+        fitting += 1
+    if WHOLE_LISTS.get() or fitting == len(every) or len(every) == 1:
+        return "; ".join(every)
+    shown = every[: max(1, fitting)]
+    return "; ".join([*shown, f"and {len(every) - len(shown):,} more, which --verbose lists"])
+
+
+def _in_a_line(text: str) -> str:
+    """A message or hint, escaped; its middle is left out where it quotes something at length."""
+    if WHOLE_LISTS.get():
+        return escaped(text)
+    return _without_middle(escaped(_without_middle(text)))
+
+
+def _without_middle(text: str) -> str:
+    return text if len(text) <= _MAX_REASON + 200 else f"{text[:600]} … {text[-400:]}"
+
+
 class CkptkitError(Exception):
     r"""Anything ckptkit refuses or fails to do.
 
@@ -73,14 +102,14 @@ class CkptkitError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = escaped(message)
-        self.hint = hint and escaped(hint)
+        self.message = _in_a_line(message)
+        self.hint = hint and _in_a_line(hint)
         super().__init__(self.message)
 
     def reword(self, way: Callable[[str], str]) -> None:
         """Say the same in other words: those of the command line are not Python's."""
-        self.message = escaped(way(self.message))
-        self.hint = escaped(way(self.hint)) if self.hint else None
+        self.message = _in_a_line(way(self.message))
+        self.hint = _in_a_line(way(self.hint)) if self.hint else None
         self.args = (self.message,)
 
     def __str__(self) -> str:
@@ -183,7 +212,7 @@ class RegistryError(CkptkitError):
         self.faults = faults
         plural = "fault" if len(faults) == 1 else "faults"
         super().__init__(
-            f"{path}: {len(faults)} {plural}: " + "; ".join(faults),
+            f"{path}: {len(faults)} {plural}: {faults_in_words(faults)}",
             hint=f"see 'ckptkit registry validate {path}' and 'ckptkit registry schema'",
         )
 

@@ -18,6 +18,9 @@ _KINDS = {
 }
 
 
+_OF_THIS_PROCESS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
 def kind_of(mode: int) -> str:
     """What a path is, out of its ``st_mode``, as messages name it."""
     return _KINDS.get(stat.S_IFMT(mode), "a regular file")
@@ -52,6 +55,16 @@ def open_regular(path: str | Path, *, links: bool = True) -> BinaryIO:
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_named(path: str | Path) -> BinaryIO:
+    """Open a file that a user names: as `open_regular`, or what the user's shell made for this process.
+
+    That is standard input, and the pipe of ``<(command)``, which is called ``/dev/fd/63`` or so.
+    """
+    if os.fspath(path).startswith(_OF_THIS_PROCESS):
+        return open(path, "rb")  # noqa: PTH123 (a file name is what is meant)
+    return open_regular(path)
 
 
 def read_regular(path: str | Path, most: int, *, links: bool = True) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ckptkit.budget import Budget
 from ckptkit.convert.as_is import (
     carried_metadata,
     carried_notes,
@@ -19,11 +21,13 @@ from ckptkit.convert.as_is import (
 )
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options
-from ckptkit.convert.rules_file import NameRule, RuleFile
-from ckptkit.errors import ConversionError, UsageError, listed
+from ckptkit.convert.rules_file import IgnoreRule, NameRule, RuleFile, shape_of
+from ckptkit.convert.user_patterns import TooMuchError, fitting
+from ckptkit.errors import ConversionError, UsageError, faults_in_words, listed
 from ckptkit.families.binding import Ignored
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import IDENTITY, Binding, Ignore
+from ckptkit.layouts import IDENTITY, Binding
+from ckptkit.registry.document import short
 from ckptkit.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -119,15 +123,16 @@ class _Assigned:
 def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
     """Find the rule or ignore of every tensor; faults are collected."""
     assigned = _Assigned()
-    lookup = _Lookup(rules.rules)
+    budget = Budget(sum(spec.nbytes for spec in reader.specs.values()), partial(_refusal, reader, rules))
+    lookup = _Lookup(rules.rules, budget)
+    ignored = _ignored([*reader.specs, *reader.left_out], reader, rules, budget)
     for name in (*reader.specs, *reader.left_out):
         spec = reader.specs.get(name)
-        matches = lookup.matches(name)
+        matches, ignores = lookup.matches(name), ignored.get(name, [])
         assigned.used |= {id(rule) for rule, _ in matches}
-        ignores = [ignore for ignore in rules.ignores if ignore.matches(name, {})]
         if len(matches) + len(ignores) > 1:
             named = [_rule_in_words(rule) for rule, _ in matches] + [_ignore_in_words(i) for i in ignores]
-            assigned.faults.append(f"{name!r} fits {len(named)}: {', '.join(named)}")
+            assigned.faults.append(f"{name!r} fits {len(named)}: {listed(named)}")
         elif ignores:
             assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
         elif spec is None:
@@ -138,26 +143,58 @@ def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
             assigned.unmatched.append(name)
         else:
             rule, digits = matches[0]
-            _bind(assigned, rule, rule.target.fill(digits), spec)
+            target = rule.target.fill(digits)
+            budget.spend(names=len(target))
+            _bind(assigned, rule, target, spec)
     return assigned
+
+
+def _ignored(
+    names: Sequence[str], reader: Reader, rules: RuleFile, budget: Budget
+) -> dict[str, list[IgnoreRule]]:
+    """The ignores that each name fits, of names that fit one."""
+    budget.spend(steps=len(names) * len(rules.ignores))
+    try:
+        found = fitting([ignore.pattern for ignore in rules.ignores], names)
+    except TooMuchError as error:
+        ignore = rules.ignores[error.place]
+        raise UsageError(
+            f"{rules.path}: line {ignore.line}: the pattern {short(ignore.pattern)} takes too long on the "
+            f"names of {reader.path}",
+            hint="write it without repetitions inside each other",
+        ) from error
+    ignored: dict[str, list[IgnoreRule]] = {}
+    for ignore, places in zip(rules.ignores, found, strict=True):
+        for place in places:
+            ignored.setdefault(names[place], []).append(ignore)
+    return ignored
+
+
+def _refusal(reader: Reader, rules: RuleFile, reason: str) -> ConversionError:
+    return ConversionError(f"{reader.path}: {rules.path} has too many rules for its tensors: {reason}")
 
 
 class _Lookup:
     """Rules by name: most tables of rules written out have no placeholders, and need no search."""
 
-    def __init__(self, rules: Sequence[NameRule]) -> None:
+    def __init__(self, rules: Sequence[NameRule], budget: Budget) -> None:
+        self._budget = budget
         self._plain: dict[str, list[NameRule]] = {}
-        self._patterns = []
+        self._patterns: dict[str, list[NameRule]] = {}
         for rule in rules:
             if rule.source.placeholders:
-                self._patterns.append(rule)
+                self._patterns.setdefault(rule.source.shape, []).append(rule)
             else:
                 self._plain.setdefault(rule.source.fill({}), []).append(rule)
 
     def matches(self, name: str) -> list[tuple[NameRule, dict[str, str]]]:
         """Every rule that a name fits, with the digits in place of its placeholders."""
         found: list[tuple[NameRule, dict[str, str]]] = [(rule, {}) for rule in self._plain.get(name, ())]
-        for rule in self._patterns:
+        if not self._patterns:
+            return found
+        candidates = self._patterns.get(shape_of(name), ())
+        self._budget.spend(steps=len(candidates))
+        for rule in candidates:
             digits = rule.source.values(name)
             if digits is not None:
                 found.append((rule, digits))
@@ -192,7 +229,7 @@ def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None
         faults.append(f"{len(idle)} fit nothing: {listed([_rule_in_words(rule) for rule in idle], _SHOWN)}")
     if faults:
         raise ConversionError(
-            f"{reader.path}: does not fit {rules.path}: " + "; ".join(faults),
+            f"{reader.path}: does not fit {rules.path}: {faults_in_words(faults)}",
             hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
         )
 
@@ -224,5 +261,5 @@ def _rule_in_words(rule: NameRule) -> str:
     return f"the rule on line {rule.line} ({rule.source.text})"
 
 
-def _ignore_in_words(ignore: Ignore) -> str:
+def _ignore_in_words(ignore: IgnoreRule) -> str:
     return f"the ignore {ignore.name!r}"

@@ -30,9 +30,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ckptkit.axes import OPS, Op, Shape
-from ckptkit.errors import NotFoundError, UsageError, storage_error
-from ckptkit.layouts import Ignore
-from ckptkit.registry.document import Document, Location, parse
+from ckptkit.convert.user_patterns import compiled
+from ckptkit.errors import NotFoundError, UsageError, faults_in_words, storage_error
+from ckptkit.files import open_named
+from ckptkit.registry.document import Document, Location, bounded, parse, short
 
 MAX_FILE_SIZE = 4_000_000
 """Bytes; the largest table of this project, written out as rules, has 20,000."""
@@ -41,6 +42,11 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _SIDE = re.compile(r"\s*(?:(?:\([a-z](?: +[a-z])*\)|[a-z]|1)(?:\s+|$))*")
 _AXIS = re.compile(r"\([^)]*\)|[a-z]|1")
 _PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DIGITS = re.compile("[0-9]+")
+_MOST_PLACEHOLDERS = 50
+"""In one name."""
+_MOST_FAULTS = 500
+"""After so many a file is looked at no further."""
 
 
 class _RuleText(BaseModel):
@@ -92,23 +98,34 @@ class NamePattern:
     text: str
     regex: re.Pattern[str]
     placeholders: frozenset[str]
+    shape: str
+    """What every name that fits has in common with it, see `shape_of`."""
 
     @classmethod
     def parse(cls, text: str) -> NamePattern:
         """Read a pattern; raises ValueError when its braces make no placeholder."""
-        regex = ""
+        regex = shape = between = ""
         seen: set[str] = set()
+        count = 0
         for literal, field, spec, conversion in Formatter().parse(text):
-            if seen and not literal and field is not None and regex.endswith(")"):
-                raise ValueError(f"nothing stands between {{{field}}} and the placeholder before it")
             regex += re.escape(literal)
+            shape += literal
+            between += literal
             if field is None:
                 continue
+            if count and not between.strip("0123456789"):
+                what = "only digits stand" if between else "nothing stands"
+                raise ValueError(f"{what} between {{{field}}} and the placeholder before it")
             if not _PLACEHOLDER.fullmatch(field) or spec or conversion:
                 raise ValueError(f"{{{field}}} is no placeholder: write {{i}} or another plain name")
+            count += 1
+            if count > _MOST_PLACEHOLDERS:
+                raise ValueError(f"more than {_MOST_PLACEHOLDERS} placeholders")
             regex += f"(?P={field})" if field in seen else f"(?P<{field}>[0-9]+)"
+            shape += "0"
+            between = ""
             seen.add(field)
-        return cls(text, re.compile(regex), frozenset(seen))
+        return cls(text, re.compile(regex), frozenset(seen), shape_of(shape))
 
     def values(self, name: str) -> dict[str, str] | None:
         """Digits by placeholder; None where the name does not fit."""
@@ -118,6 +135,39 @@ class NamePattern:
     def fill(self, values: dict[str, str]) -> str:
         """The name with digits in place of its placeholders."""
         return self.text.format(**values)
+
+
+def shape_of(name: str) -> str:
+    """A name with each number in it replaced by one digit: rules of another shape need not be tried.
+
+    Examples
+    --------
+    >>> shape_of("block_12/conv3/w"), NamePattern.parse("block_{i}/conv3/w").shape
+    ('block_0/conv0/w', 'block_0/conv0/w')
+    """
+    return _DIGITS.sub("0", name)
+
+
+@dataclass(frozen=True)
+class IgnoreRule:
+    """Tensors that are left out.
+
+    Parameters
+    ----------
+    name : str
+        What they are, in a word.
+    pattern : str
+        Regular expression for the whole tensor name.
+    reason : str
+        Why leaving them out loses nothing.
+    line : int
+        Where its pattern stands in its file.
+    """
+
+    name: str
+    pattern: str
+    reason: str
+    line: int
 
 
 @dataclass(frozen=True)
@@ -171,7 +221,7 @@ class RuleFile:
     sha256 : str
         Of the file.
     rules : tuple of NameRule
-    ignores : tuple of Ignore
+    ignores : tuple of IgnoreRule
     direction : {"forward", "reverse"}
         Which way the rules are read.
     """
@@ -179,7 +229,7 @@ class RuleFile:
     path: Path
     sha256: str
     rules: tuple[NameRule, ...]
-    ignores: tuple[Ignore, ...]
+    ignores: tuple[IgnoreRule, ...]
     direction: Literal["forward", "reverse"] = "forward"
 
     @property
@@ -214,7 +264,7 @@ def load_rules(path: Path | str, *, reverse: bool = False) -> RuleFile:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             data = file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of rules", hint="check --rules") from error
@@ -240,21 +290,22 @@ class _Checked:
         self._document = document
         self._faults = list(document.faults)
         self.rules: tuple[NameRule, ...] = ()
-        self.ignores: tuple[Ignore, ...] = ()
+        self.ignores: tuple[IgnoreRule, ...] = ()
         self.direction = "forward"
         if not self._faults:
             self._check(document.value)
         if self._faults:
             faults = dict.fromkeys(sorted(self._faults, key=lambda fault: fault[0]))
             plural = "fault" if len(faults) == 1 else "faults"
+            listed = faults_in_words(f"line {line}: {bounded(what)}" for line, what in faults)
             raise UsageError(
-                f"{path}: {len(faults)} {plural}: "
-                + "; ".join(f"line {line}: {what}" for line, what in faults),
+                f"{path}: {len(faults)} {plural}: {listed}",
                 hint="the README shows what a file of rules looks like",
             )
 
     def _fault(self, location: Location, what: str) -> None:
-        self._faults.append((self._document.line(*location), what))
+        if len(self._faults) < _MOST_FAULTS:
+            self._faults.append((self._document.line(*location), what))
 
     def _check(self, value: Any) -> None:
         if not isinstance(value, dict):
@@ -270,12 +321,15 @@ class _Checked:
         self.rules = tuple(
             rule for i, row in enumerate(text.rules) if (rule := self._rule(("rules", i), row)) is not None
         )
-        self.ignores = tuple(Ignore(row.name, row.pattern, row.reason) for row in text.ignore)
+        self.ignores = tuple(
+            IgnoreRule(row.name, row.pattern, row.reason, self._document.line("ignore", i, "pattern"))
+            for i, row in enumerate(text.ignore)
+        )
         for i, row in enumerate(text.ignore):
             try:
-                re.compile(row.pattern)
-            except (re.error, OverflowError) as error:
-                self._fault(("ignore", i, "pattern"), f"{row.pattern!r} is no regular expression: {error}")
+                compiled(row.pattern)
+            except ValueError as error:
+                self._fault(("ignore", i, "pattern"), f"{short(row.pattern)}: {error}")
 
     def _rule(self, place: Location, row: _RuleText) -> NameRule | None:
         before = len(self._faults)

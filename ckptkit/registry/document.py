@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from ckptkit.budget import Budget
+
 Location = tuple[str | int, ...]
 
 MAX_DEPTH = 24
@@ -16,20 +18,29 @@ MAX_DEPTH = 24
 MAX_NODES = 50_000
 """Values after aliases are followed, so that a bomb of aliases ends early; 42 entries make about 1,000."""
 
+MAX_DIGITS = 400
+"""Of one number; Python reads longer ones in a time that grows with the square of their length."""
+
+_LONGEST_FAULT = 500
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
-_DECIMAL = re.compile(
-    r"[-+]?(0|[1-9][0-9]*)|[-+]?([0-9]+\.[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?|[-+]?\.(inf|nan)", re.IGNORECASE
-)
-_OTHER_NUMBERS = {
-    "a hexadecimal number": re.compile("[-+]?0x.*"),
-    "a binary number": re.compile("[-+]?0b.*"),
-    "a number in base 60": re.compile(".*:.*"),
-    "a number with underscores": re.compile(".*_.*"),
-    "an octal number": re.compile("[-+]?0.*"),
+_DECIMALS: dict[type[int] | type[float], re.Pattern[str]] = {
+    int: re.compile("[-+]?(?:0|[1-9][0-9]*)"),
+    float: re.compile(
+        r"[-+]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]+)?|\.inf|\.nan)", re.IGNORECASE
+    ),
 }
-"""What YAML 1.1 takes for a number too, and hardly anybody means."""
+_OTHER_NUMBERS = (
+    ("a hexadecimal number", re.compile("[-+]?0x")),
+    ("a binary number", re.compile("[-+]?0b")),
+    ("a number in base 60", re.compile("[^:]*:")),
+    ("a number with underscores", re.compile("[^_]*_")),
+    ("an octal number", re.compile("[-+]?0")),
+)
+"""How numbers begin that are some to YAML 1.1 too, and that hardly anybody means."""
+_BOOLS = yaml.constructor.SafeConstructor.bool_values
 _PLAIN = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
+_COLLECTIONS = {_TAG + "map", _TAG + "seq"}
 
 
 @dataclass
@@ -58,7 +69,7 @@ class Document:
 
 
 class _TooMuchError(Exception):
-    """The document is larger than any registry."""
+    """The document asks for more than any registry needs; the message says of what."""
 
 
 def parse(text: str) -> Document:
@@ -74,15 +85,20 @@ def parse(text: str) -> Document:
     except yaml.YAMLError as error:
         fault = (1, f"not YAML: {' '.join(str(error).split())}")
     if fault:
-        document.faults.append(fault)
+        document.faults.append((fault[0], bounded(fault[1])))
         return document
     if node is not None:
         try:
-            document.value = _Builder(document).build(node, ())
-        except _TooMuchError:
+            document.value = _Builder(document, len(text)).build(node, ())
+        except _TooMuchError as error:
             document.value = None
-            document.faults.append((1, f"more than {MAX_NODES:,} values once aliases are followed"))
+            document.faults.append((1, str(error)))
     return document
+
+
+def bounded(what: str) -> str:
+    """Cut a sentence that quotes a file at length."""
+    return what if len(what) <= _LONGEST_FAULT else what[: _LONGEST_FAULT - 1] + "…"
 
 
 def _excess(text: str) -> tuple[int, str] | None:
@@ -100,8 +116,10 @@ def _excess(text: str) -> tuple[int, str] | None:
     return None
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:39] + "…")
+def short(text: str, *, quoted: bool = True) -> str:
+    """The start of a text that a fault quotes."""
+    cut = text if len(text) <= 40 else text[:39] + "…"
+    return repr(cut) if quoted else cut
 
 
 def _line(place: yaml.Event | yaml.Node) -> int:
@@ -112,23 +130,25 @@ def _line(place: yaml.Event | yaml.Node) -> int:
 class _Builder:
     """Turns nodes into values."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, nbytes: int) -> None:
         self._document = document
-        self._scalars = yaml.constructor.SafeConstructor()
         self._open: set[int] = set()
         self._left = MAX_NODES
+        self._budget = Budget(nbytes, _TooMuchError)
 
     def build(self, node: yaml.Node, location: Location) -> Any:
         """Value of a node; its lines and faults go into the document."""
         self._left -= 1
         if self._left < 0:
-            raise _TooMuchError
+            raise _TooMuchError(f"more than {MAX_NODES:,} values once aliases are followed")
         if id(node) in self._open:
             self._fault(node, "an alias to something that contains it")
             return None
         self._document.lines.setdefault(location, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
+        if node.tag not in _COLLECTIONS:
+            return self._foreign_tag(node)
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.SequenceNode):
@@ -138,22 +158,35 @@ class _Builder:
             self._open.discard(id(node))
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if node.tag == _TAG + "timestamp":
-            return node.value  # times stay text: the schema checks them
-        if node.tag in (_TAG + "int", _TAG + "float") and not _DECIMAL.fullmatch(node.value):
-            kind = next((kind for kind, form in _OTHER_NUMBERS.items() if form.fullmatch(node.value)), None)
-            if kind is not None:
-                advice = "write it in decimal, or in quotes where it is text"
-                self._fault(node, f"{_short(node.value)} is {kind} in YAML; {advice}")
-                return None
-        if node.tag not in _PLAIN:
-            self._fault(node, f"the tag {node.tag.replace(_TAG, '!!')} has no place here")
+        text, tag = node.value, node.tag
+        self._budget.spend(names=len(text))  # again for every alias: whoever checks it reads it again
+        if tag == _TAG + "timestamp":
+            return text  # times stay text: the schema checks them
+        if tag not in _PLAIN:
+            return self._foreign_tag(node)
+        if tag in (_TAG + "int", _TAG + "float"):
+            return self._number(node, text, float if tag.endswith("float") else int)
+        if tag == _TAG + "null":
             return None
-        try:
-            return self._scalars.construct_object(node)
-        except (ValueError, KeyError, yaml.YAMLError):
-            self._fault(node, f"{_short(node.value)} cannot be read as {node.tag.replace(_TAG, '')}")
+        if tag == _TAG + "bool" and text.lower() not in _BOOLS:
+            self._fault(node, f"{short(text)} cannot be read as bool")
             return None
+        return _BOOLS[text.lower()] if tag == _TAG + "bool" else text
+
+    def _foreign_tag(self, node: yaml.Node) -> None:
+        self._fault(node, f"the tag {short(node.tag.replace(_TAG, '!!'), quoted=False)} has no place here")
+
+    def _number(self, node: yaml.ScalarNode, text: str, kind: type[int] | type[float]) -> int | float | None:
+        """Value of a decimal number; others are named but not read, which may take long."""
+        if len(text) <= MAX_DIGITS and _DECIMALS[kind].fullmatch(text):
+            return kind(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        other = next((other for other, start in _OTHER_NUMBERS if start.match(text)), None)
+        if other is None or _DECIMALS[kind].fullmatch(text):
+            self._fault(node, f"{short(text)} cannot be read as {kind.__name__}")
+        else:
+            advice = "write it in decimal, or in quotes where it is text"
+            self._fault(node, f"{short(text)} is {other} in YAML; {advice}")
+        return None
 
     def _mapping(self, node: yaml.Node, location: Location) -> dict[str, Any]:
         value: dict[str, Any] = {}
@@ -169,15 +202,19 @@ class _Builder:
                 self._fault(key_node, "a key must be text")
                 continue
             if key in first_lines:
-                self._fault(key_node, f"key {_short(key)} is given twice (first on line {first_lines[key]})")
+                self._fault(key_node, f"key {short(key)} is given twice (first on line {first_lines[key]})")
                 continue
             first_lines[key] = line
             self._document.lines[(*location, key)] = line
             value[key] = self.build(value_node, (*location, key))
-        for inherited in self._merged(merged):
-            built = self.build(inherited, (*location, "<<"))
-            value = {**(built if isinstance(built, dict) else {}), **value}
-        return value
+        bases = [self.build(base, (*location, "<<")) for base in self._merged(merged)]
+        if not bases:
+            return value
+        whole: dict[str, Any] = {}
+        for base in reversed(bases):
+            whole.update(base or {})  # None: an alias to something that contains it
+        whole.update(value)
+        return whole
 
     def _merged(self, nodes: list[yaml.Node]) -> Iterator[yaml.Node]:
         """Mappings behind ``<<``; the first named one wins, as YAML 1.1 has it."""

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ckptkit.errors import NotFoundError, RegistryError, storage_error
-from ckptkit.registry.document import Document, Location, parse
+from ckptkit.files import open_named
+from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.paths import registry_files
 from ckptkit.registry.query import Catalogue, EntryFacts, Families, nearest
 from ckptkit.registry.schema import NOT_SHARED, NULL_WHEN_SHARED, Entry, HashProvenance, Source
@@ -19,7 +20,9 @@ from ckptkit.registry.schema import NOT_SHARED, NULL_WHEN_SHARED, Entry, HashPro
 MAX_FILE_SIZE = 16_000_000
 """Bytes; the built-in registry has 40,000."""
 
-_LONGEST_FAULT = 500
+_MOST_FAULTS = 500
+"""After so many a file is looked at no further."""
+_LONGEST_NAME = 100
 _TOP_LEVEL = ("notes", "families", "entries")
 _KEYS_INSIDE = {"sources": Source.model_fields, "hash_provenance": HashProvenance.model_fields}
 
@@ -93,7 +96,7 @@ def read_text(path: Path) -> str:
         When the file is not there, cannot be read, or is too large or not UTF-8.
     """
     try:
-        with path.open("rb") as file:
+        with open_named(path) as file:
             data = file.read(MAX_FILE_SIZE + 1)
     except FileNotFoundError as error:
         raise NotFoundError(
@@ -150,10 +153,12 @@ class _Layer:
 
     def _refuse(self) -> NoReturn:
         unique = dict.fromkeys(sorted(self.faults, key=lambda fault: fault[0]))
-        raise RegistryError(self.path, [f"line {line}: {_bounded(what)}" for line, what in unique])
+        raise RegistryError(self.path, [f"line {line}: {bounded(what)}" for line, what in unique])
 
     def _fault(self, location: Location, what: str) -> None:
         self.faults.append((self.document.line(*location), what))
+        if len(self.faults) >= _MOST_FAULTS:
+            self._refuse()
 
     def _check_notes(self, notes: Any) -> None:
         if notes is not None and not isinstance(notes, dict):
@@ -300,7 +305,7 @@ def _sentence(detail: ErrorDetails) -> str:
     message = message[:1].lower() + message[1:]
     value = detail.get("input")
     if isinstance(value, (str, int, float)):
-        shown = repr(value)
+        shown = repr(value[:60] if isinstance(value, str) else value)
         return f"{message}, found {shown if len(shown) <= 60 else shown[:57] + '…'}"
     return message
 
@@ -309,11 +314,6 @@ def _one_of(known: Iterable[str]) -> str:
     return f" (one of {', '.join(known)})"
 
 
-def _bounded(what: str) -> str:
-    """Cut a sentence that quotes a file at length."""
-    return what if len(what) <= _LONGEST_FAULT else what[: _LONGEST_FAULT - 1] + "…"
-
-
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = nearest(name, known, count=1)
+    close = nearest(name, known, count=1) if len(name) <= _LONGEST_NAME else []
     return f" (did you mean {close[0]!r}?)" if close else ""

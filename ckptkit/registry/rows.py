@@ -2,8 +2,8 @@
 
 Importing pydantic and building its models takes longer than all of ``ckptkit list``. The built-in registry is
 a part of this package, which the tests check against the schema; so its rows are read without. As soon as
-there is another registry, all are loaded and checked. No copy of what was read is kept anywhere: whoever could
-write it would decide what the registry has.
+there is another registry, all are loaded and checked. No copy of what was read is kept anywhere: whoever can
+write it decides what the registry has.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _unchecked(path: Path) -> list[dict[str, Any]] | None:
 
     try:
         document = parse(path.read_text(encoding="utf-8"))
-        heads = document.value.get("families") or {}
+        heads = dict(document.value.get("families") or {})
         rows = [_row({**heads.get(row.get("family"), {}), **row}) for row in document.value["entries"]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None

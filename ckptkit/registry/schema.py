@@ -15,7 +15,7 @@ _CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=Fal
 
 
 def _checked_url(url: str) -> str:
-    if any(sign.isspace() or not sign.isprintable() for sign in url):
+    if " " in url or not url.isprintable():
         raise ValueError("a URL has no blanks or control characters")
     parts = urlsplit(url)
     if parts.scheme not in SOURCE_SCHEMES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from ckptkit.convert import Options, execute
 from ckptkit.convert.by_rules import plan_by_rules
 from ckptkit.convert.rules_file import load_rules
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.errors import ConversionError, NotFoundError, StorageError, UsageError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
@@ -336,3 +338,117 @@ def test_options_that_rules_leave_no_meaning_to(tmp_path, options, named):
     source = write(tmp_path / "net.ckpt", "tf", NET)
     with pytest.raises(UsageError, match=named):
         convert(source, tmp_path / "b.pth", "torch", load_rules(EXAMPLE), **options)
+
+
+class TestWhatItMayCost:
+    """A file of rules, and the names of a checkpoint, may both come from somebody else."""
+
+    IDENTITY = "rules:\n  - {source: w, target: w, op: identity, optional: true}\n"
+
+    def refused(self, tmp_path, rules, *names, kind=UsageError):
+        source = write(tmp_path / "m.safetensors", "safetensors", dict.fromkeys(["w", *names], random(1)))
+        started = time.process_time()
+        with open_reader(source) as reader, pytest.raises(kind) as caught:
+            plan_by_rules(reader, Options("npz"), rules_of(tmp_path, rules))
+        assert time.process_time() - started < 2
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
+        return str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("pattern", "name"),
+        [
+            ("(a+)+$", "a" * 40 + "!"),
+            ("(a|a)*b", "a" * 40 + "!"),
+            ("a?" * 40 + "a" * 40 + "[bc]", "a" * 60),
+            ("(?=(a+)+b)a", "a" * 40),
+        ],
+    )
+    def test_a_pattern_that_would_run_for_ever(self, tmp_path, pattern, name):
+        text = self.IDENTITY + f"ignore:\n  - name: x\n    pattern: {pattern!r}\n    reason: r\n"
+        told = self.refused(tmp_path, text, name)
+        assert "rules.yaml: line 5: the pattern " in told and "takes too long on the names of" in told
+
+    @pytest.mark.parametrize(
+        ("pattern", "what"),
+        [
+            ("(" * 5000 + ")" * 5000, "nested too deeply"),
+            ("a" * 10_001, "longer than 10,000 signs"),
+            ("a{1,99999999999}", "no regular expression"),
+            ("(?P<a>x)(?P<a>y)", "no regular expression"),
+        ],
+    )
+    def test_a_pattern_that_cannot_be_compiled(self, tmp_path, pattern, what):
+        text = self.IDENTITY + f"ignore:\n  - {{name: x, pattern: {pattern!r}, reason: r}}\n"
+        assert what in self.refused(tmp_path, text)
+
+    @pytest.mark.parametrize(
+        ("source", "what"),
+        [
+            ("{a}0{b}", "only digits stand between {b}"),
+            ("{a}{b}", "nothing stands between {b}"),
+            ("{a}0{a}", "only digits stand between {a}"),
+            (".".join(f"{{p{n}}}" for n in range(51)), "more than 50 placeholders"),
+        ],
+    )
+    def test_placeholders_that_could_be_split_in_several_ways(self, tmp_path, source, what):
+        text = f"rules:\n  - {{source: {source!r}, target: {source!r}, op: identity}}\n"
+        assert what in self.refused(tmp_path, text)
+
+    def test_what_stays_allowed(self, tmp_path):
+        names = ["w", "c2_1/k", "c2_12/k", "l3x0", "opt/m/v", "opt.v", "step", "head.1.w"]
+        source = write(tmp_path / "m.safetensors", "safetensors", dict.fromkeys(names, random(1)))
+        text = """
+            rules:
+              - {source: w, target: w, op: identity}
+              - {source: "c2_{i}/k", target: "conv.{i}.k", op: identity}
+              - {source: "l{i}x0", target: "l.{i}", op: identity}
+            ignore:
+              - {name: optimizer, pattern: "opt[/.].*", reason: r}
+              - {name: step, pattern: "step|epoch", reason: r}
+              - {name: others, pattern: '(?!w$|c2_|l[0-9]|opt|step)(head)[.]\\d+[.].*', reason: r}
+        """
+        with open_reader(source) as reader:
+            plan = plan_by_rules(reader, Options("npz"), rules_of(tmp_path, text))
+        assert {move.source: move.target.name for move in plan.moves} == {
+            "w": "w",
+            "c2_1/k": "conv.1.k",
+            "c2_12/k": "conv.12.k",
+            "l3x0": "l.3",
+        }
+        assert {one.name: one.rule for one in plan.ignored} == {
+            "opt/m/v": "optimizer",
+            "opt.v": "optimizer",
+            "step": "step",
+            "head.1.w": "others",
+        }
+
+    def test_many_rules_for_many_names(self, tmp_path):
+        rules = "rules:\n" + "".join(
+            f"  - {{source: 'a{{i}}.{n}', target: 'a.{{i}}.{n}', op: identity, optional: true}}\n"
+            for n in range(2000)
+        )
+        told = self.refused(tmp_path, rules, *(f"a{n}.{n}" for n in range(1000)), kind=ConversionError)
+        assert "rules.yaml has too many rules for its tensors: more than" in told
+
+    def test_a_target_that_is_the_same_digits_many_times(self, tmp_path):
+        many = ".".join(["{i}"] * 50)
+        rules = f"rules:\n  - {{source: 'a{{i}}', target: '{many}', op: identity}}\n"
+        names = (f"a{n}" + "7" * 2000 for n in range(50))
+        told = self.refused(tmp_path, rules, *names, kind=ConversionError)
+        assert "bytes of names" in told
+
+    def test_a_thousand_faults_are_one_line(self, tmp_path):
+        rules = "rules:\n" + "".join(f"  - {{source: '{{}}', target: {'x' * 300}}}\n" for n in range(1000))
+        assert "more, which --verbose lists" in self.refused(tmp_path, rules)
+
+    def test_a_pipe_is_refused_and_one_of_the_shell_is_read(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(StorageError, match="pipe: a named pipe where a regular file is needed"):
+            load_rules(tmp_path / "pipe")
+        read, write_end = os.pipe()
+        os.write(write_end, self.IDENTITY.encode())
+        os.close(write_end)
+        try:
+            assert len(load_rules(f"/dev/fd/{read}").rules) == 1
+        finally:
+            os.close(read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import yaml
@@ -171,6 +172,62 @@ def test_numbers_are_decimal(number: str, kind: str | None) -> None:
 
 def test_a_huge_number_is_a_fault() -> None:
     assert parse("a: " + "9" * 10_000).faults[0][1].endswith("cannot be read as int")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("!!int ''", "'' cannot be read as int"),
+        ("!!float ''", "'' cannot be read as float"),
+        ("!!int '+'", "'+' cannot be read as int"),
+        ("!!int '١٢'", "'١٢' cannot be read as int"),
+        ("!!int 1.5", "'1.5' cannot be read as int"),
+        ("!!float 1e5e5", "'1e5e5' cannot be read as float"),
+        ("!!bool maybe", "'maybe' cannot be read as bool"),
+        ("!!float " + "9" * 5000 + ".5", "cannot be read as float"),
+        ("9" * 401, "cannot be read as int"),
+        ("!!timestamp x", None),
+        ("!!null x", None),
+        ("!" + "t" * 5000 + " x", "has no place here"),
+        ("!!set {a, b}", "has no place here"),
+        ("!!omap [a: 1]", "has no place here"),
+        ("!!pairs [a: 1]", "has no place here"),
+        ("!!str [a]", "has no place here"),
+        ("!!int {a: 1}", "has no place here"),
+        ("*" + "n" * 5000, "not YAML: "),
+    ],
+)
+def test_tags_and_numbers_in_one_short_line(text: str, what: str | None) -> None:
+    faults = parse(f"a: {text}").faults
+    if what is None:
+        assert faults == []
+        return
+    assert what in faults[0][1] and len(faults[0][1]) <= 500
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        # Each merge would copy the long mapping again.
+        (
+            "a: &a {" + ", ".join(f"k{n}: 1" for n in range(3_000)) + "}\nb: &b {}\n"
+            "c: {<<: [" + "*b, " * 3_000 + "*a]}\n",
+            None,
+        ),
+        ("a: &a " + "x" * 10_000 + "\nb: [" + "*a, " * 1_000 + "]", "bytes of names in a file of"),
+        ("a: [" + "1" + ":00" * 50_000 + "]", "a number in base 60"),
+        ("? " + "k" * 50_000 + "\n: 1\n", None),
+        ("a: '" + "\\n" * 50_000 + "'", None),
+        ("a: " + "- " * 10_000, "not YAML"),
+        ("#" * 100_000, None),
+        ("&" + "a" * 50_000 + " b", None),
+    ],
+)
+def test_time_grows_with_the_length_only(text: str, what: str | None) -> None:
+    started = time.process_time()
+    faults = parse(text).faults
+    assert time.process_time() - started < 4
+    assert not faults if what is None else what in faults[0][1]
 
 
 def test_damaged_text_never_escapes_as_another_exception() -> None:

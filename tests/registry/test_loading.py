@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -299,10 +300,53 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     latin.write_bytes("entries: []\n# caf\xe9\n".encode("latin-1"))
     with pytest.raises(RegistryError, match="line 2: not UTF-8 text: byte 0xe9"):
         load_registry([latin])
-    endless = Path("/dev/zero")
-    if endless.exists():
-        with pytest.raises(RegistryError, match="larger than 16,000,000 bytes"):
-            load_registry([endless])
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as file:
+        file.truncate(16_000_001)
+    with pytest.raises(RegistryError, match="larger than 16,000,000 bytes"):
+        load_registry([large])
+    with pytest.raises(StorageError, match="/dev/zero: a device where a regular file is needed"):
+        load_registry([Path("/dev/zero")])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="pipe: a named pipe where a regular file is needed"):
+        load_registry([tmp_path / "pipe"])
+
+
+def test_a_pipe_of_the_shell_is_read() -> None:
+    read, write_end = os.pipe()
+    os.write(write_end, SMALL.encode())
+    os.close(write_end)
+    try:
+        assert load_registry([Path(f"/dev/fd/{read}")])["two"].variant == "moat1"
+    finally:
+        os.close(read)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "entries: [{" + ", ".join(f"k{n}: 1" for n in range(20_000)) + "}]",
+        "".join(f"unknown_key_{n}: 1\n" for n in range(20_000)) + "entries: []\n",
+        "entries: [" + "{}, " * 20_000 + "]",
+        "entries: [" + "5, " * 20_000 + "]",
+        "families: {moat: {" + ", ".join(f"train_resolutio{n}: 1" for n in range(20_000)) + "}}\nentries: []",
+        "u: &u https://e.org/"
+        + "x" * 100_000
+        + "\nentries: [{id: a, sources: ["
+        + "{url: *u}, " * 400
+        + "]}]",
+        "entries: [{id: a, family: " + "m" * 1_000_000 + "}]",
+        "k" * 1_000_000 + ": 1\nentries: []",
+        "entries: [{id: a, note: &n " + "9" * 4_000 + ", size: *n, train_resolution: *n}]",
+    ],
+)
+def test_many_or_long_faults_are_one_short_line_in_little_time(tmp_path: Path, text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(RegistryError) as caught:
+        load_registry([write(tmp_path, text)])
+    assert time.process_time() - started < 4
+    assert len(str(caught.value)) < 2000 and "\n" not in str(caught.value)
+    assert len(caught.value.faults) <= 500
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\n"])

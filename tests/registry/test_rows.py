@@ -49,11 +49,12 @@ def test_a_pinned_row_has_its_provenance(tmp_path: Path, monkeypatch: pytest.Mon
     alone = write(tmp_path, f"entries: [{{{pinned}, sources: [{{url: 'https://a.org/x'}}]}}]", "alone.yaml")
     with_overlay = rows.load_rows([overlay])["moat0-224"]
     monkeypatch.setattr(paths, "built_in_path", lambda: alone)
-    for row in (with_overlay, rows.load_rows()["moat0-224"]):
+    by_itself = rows.load_rows()["moat0-224"]
+    assert by_itself.sources[0].note == ""
+    for row in (with_overlay, by_itself):
         assert row.hash_provenance is not None
         assert row.hash_provenance.observed_at == "2026-01-02T03:04:05Z"
         assert row.hash_provenance.note is None
-        assert row.sources[0].note == ""
 
 
 def test_the_rows_follow_every_change_of_a_file(tmp_path: Path) -> None:
