@@ -104,6 +104,7 @@ def rm_command(
     home = Home.default()
     found = [id for single in home.homes for id in held_ids(single, ids) if home.at(id) is single]
     _note_others(state, home, ids)
+    _warn_of_links(state, home)
     _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
     removals = [remove(home, id, converted_only=converted, dry_run=dry_run) for id in found]
     freed = 0 if dry_run else sweep(home)
@@ -145,6 +146,7 @@ def prune_command(
     home = Home.default()
     age = None if older_than is None else parse_age(older_than)
     limit = None if max_size is None else parse_size(max_size)
+    _warn_of_links(state, home)
     swept = 0 if dry_run else sweep(home)
     sizes = {holding.id: holding.size for holding in own_holdings(home)}
     removals = list(prune(home, older_than=age, max_size=limit, by_hand=imported, dry_run=dry_run))
@@ -311,6 +313,14 @@ def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
     for single in home.homes:
         if ids := [id for id in held_ids(single, patterns) if home.at(id) is not single]:
             state.output.note(f"{', '.join(ids)}: left in {single.path}, which is only read")
+
+
+def _warn_of_links(state: State, home: Home) -> None:
+    from ckptkit.store.cache import KINDS, OTHER_DISK
+
+    for single in home.homes:
+        for said in single.links(kinds=(*KINDS, "locks")):
+            state.output.warn(f"{said}; left as it is: {OTHER_DISK}")
 
 
 def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool, as_json: bool) -> None:

@@ -253,6 +253,7 @@ def _cache_path(entry: Entry, conversion: TensorPlan, options: Options, workspac
         what += "-backbone"
     if options.resolution is not None:
         what += "-{}x{}".format(*options.resolution)
+    workspace.home.refuse_links(entry.id, ("converted",))
     return workspace.home.converted_path(
         entry.id, what, _dtype_in_words(conversion), EXTENSIONS[conversion.to]
     )

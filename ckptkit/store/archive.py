@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.errors import FormatError
+from ckptkit.files import Folder, files_below, open_regular, read_regular, regular_status
 from ckptkit.formats.staging import move, sync_file, sync_folder, translated
-from ckptkit.store.writers import is_gone, new_writer, release
+from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,7 +30,10 @@ if TYPE_CHECKING:
 MARKER = ".ckptkit-unpacked.json"
 """Hidden file in an unpacked folder: which archive it came from and what was in it."""
 
+_MARKER_BYTES = 64 << 20
 _PREFIX = ".ckptkit-unpacking-"
+_OLD_ORPHAN = re.compile(rf"{re.escape(_PREFIX)}.*-[0-9a-f]{{12}}")
+"""As ckptkit 0.1.0 called them."""
 _COPY = 1 << 20
 _ATTEMPTS = 10
 _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar", ".zip")
@@ -86,8 +92,8 @@ class StagedFolder:
         with translated(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             for orphan in folder.parent.glob(f"{_PREFIX}{folder.name}-*"):
-                if is_gone(orphan):
-                    shutil.rmtree(orphan, ignore_errors=True)
+                if (has_token(orphan) or _OLD_ORPHAN.fullmatch(orphan.name)) and is_gone(orphan):
+                    _remove(orphan)
             self._writer = new_writer()
             self.temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
             self.temporary.mkdir()
@@ -152,14 +158,14 @@ class StagedFolder:
                         raise
                     continue
                 finally:
-                    shutil.rmtree(old, ignore_errors=True)
+                    _remove(old)
                 break
             sync_folder(self.folder.parent)
         return self.folder
 
     def discard(self) -> None:
         """Remove what is not committed."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        _remove(self.temporary)
         release(self._writer)
 
     def __enter__(self) -> Self:
@@ -181,7 +187,7 @@ def archive_members(
     if source is not None:
         return iter_safe_members(archive, source=source)
     head = b""
-    with contextlib.suppress(OSError), archive.open("rb") as stream:  # the walker says what is wrong with it
+    with contextlib.suppress(OSError), open_regular(archive) as stream:  # the walker says what is wrong
         head = stream.read(4)
     return iter_safe_zip_members(archive) if is_zip(head) else iter_safe_members(archive)
 
@@ -200,16 +206,43 @@ def unpack(archive: Path, folder: Path, *, sha256: str = "") -> Path:
         return staged.commit()
 
 
-def is_unpacked(folder: Path, sha256: str) -> bool:
-    """Whether ``folder`` was unpacked from the archive with this checksum and has all its files still."""
+@dataclass(frozen=True)
+class Marker:
+    """What an unpacked folder says of itself: the archive's checksum, and the size of each file."""
+
+    sha256: str
+    files: Mapping[str, int]
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all the files are there."""
+        for name, size in self.files.items():
+            status = regular_status(folder / name)
+            if status is None or status.st_size != size:
+                return False
+        return True
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """What an unpacked folder says of itself; None where it says nothing sound."""
     try:
-        marker: Any = json.loads((folder / MARKER).read_bytes())
-        files = marker["files"]
-        return marker["sha256"] == sha256 and all(
-            (folder / name).stat().st_size == size for name, size in files.items()
+        value: Any = json.loads(read_regular(folder / MARKER, _MARKER_BYTES))
+        marker = Marker(value["sha256"], dict(value["files"]))
+        sound = isinstance(marker.sha256, str) and all(
+            type(size) is int and size >= 0 and _stays_inside(name) for name, size in marker.files.items()
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return False
+        return None
+    return marker if sound else None
+
+
+def _stays_inside(name: str) -> bool:
+    return not ({"", ".", ".."} & set(name.split("/"))) and "\\" not in name and "\0" not in name
+
+
+def is_unpacked(folder: Path, sha256: str) -> bool:
+    """Whether ``folder`` was unpacked from the archive with this checksum and has all its files still."""
+    marker = read_marker(folder)
+    return marker is not None and marker.sha256 == sha256 and marker.is_whole(folder)
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -220,7 +253,7 @@ def checkpoint_in(folder: Path) -> Path:
     Path
         The folder that holds the only ``.index`` file; else the only file; else ``folder`` itself.
     """
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
+    files = [Path(entry.path) for entry in files_below(folder) if entry.is_file() and entry.name != MARKER]
     indexes = [path for path in files if path.suffix == ".index" and not path.name.startswith(".")]
     if len(indexes) == 1:
         return indexes[0].parent
@@ -229,6 +262,13 @@ def checkpoint_in(folder: Path) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that belongs to an artefact no longer here."""
-    with translated(folder), contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+    """Remove a folder that belongs to an artefact no longer here, if it was unpacked here."""
+    if os.path.lexists(folder / MARKER):
+        with translated(folder), contextlib.suppress(FileNotFoundError):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; what refuses, and what a link in its place leads to, is left."""
+    with contextlib.suppress(OSError), Folder(folder.parent, below=folder.parent) as parent:
+        parent.remove(folder.name)

@@ -24,12 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import StorageError, UsageError
+from ckptkit.files import is_own_folder, read_regular, regular_status
 from ckptkit.places import NOWHERE, home_folders, is_writable
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
+_LONGEST = 1 << 16
+"""Characters of a text in a record."""
+_TIME = re.compile(r"[0-9T:.+Z -]{10,40}")
+_URL = re.compile(r"(?:https?|file|s3|gs|az|hf)://", re.IGNORECASE)
 KINDS = ("artefacts", "unpacked", "converted", "logs")
 """Folders that hold a folder for each entry."""
+OTHER_DISK = "move it away; to keep the cache on another disk, set CKPTKIT_HOME to a folder there"
+"""What to do about a link in the cache."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +110,29 @@ class Record:
         return record if record._is_sound() else None
 
     def _is_sound(self) -> bool:
-        required = (self.id, self.url, self.file, self.sha256, self.fetched_at, self.used_url, self.note)
+        texts = (self.id, self.url, self.file, self.sha256, self.fetched_at, self.used_url, self.note)
+        numbers = (self.size, self.mtime_ns)
         return (
-            all(isinstance(value, str) for value in required)
-            and all(isinstance(value, int) for value in (self.size, self.mtime_ns))
+            all(_is_text(value) for value in (*texts, self.ckptkit_version))
+            and all(value is None or _is_text(value) for value in (self.etag, self.generation))
+            and all(type(value) is int and abs(value) < 1 << 63 for value in numbers)
+            and self.size >= 0
             and isinstance(self.server_hashes, dict)
+            and all(map(_is_text, (*self.server_hashes, *self.server_hashes.values())))
+            and self.bn_statistics in (None, True, False)
+            and type(self.overruled) is bool
             and isinstance(self.previous, list)
             and all(isinstance(earlier, dict) for earlier in self.previous)
             and re.fullmatch(r"[0-9a-f]{64}", self.sha256) is not None
+            and _TIME.fullmatch(self.fetched_at) is not None
+            and all(_URL.match(url) for url in (self.url, self.used_url) if url)
+            and _SAFE_ID.fullmatch(self.id) is not None
             and is_safe_file_name(self.file)
-            and self.size >= 0
         )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 class Home:
@@ -198,6 +217,26 @@ class Home:
         """Folder of an entry's training log and what is known of where it came from."""
         return self._folder("logs", id)
 
+    def links(self, id: str = "", kinds: Sequence[str] = KINDS) -> list[str]:
+        """What is a link or a file where folders of a kind, or of an entry in them, belong; a line each."""
+        places = [self.path / kind for kind in kinds]
+        places += [place / id for place in places if id and is_own_folder(place)]
+        return [
+            f"{place} is {'a link' if place.is_symlink() else 'not a folder'}"
+            for place in places
+            if os.path.lexists(place) and not is_own_folder(place)
+        ]
+
+    def refuse_links(self, id: str, kinds: Sequence[str] = (*KINDS, "locks")) -> None:
+        """Refuse to write where a link leads: what is there belongs to others.
+
+        Raises
+        ------
+        StorageError
+        """
+        for said in self.at(id).links(safe_id(id), kinds):
+            raise StorageError(f"{said}; ckptkit writes only into folders of its own", hint=OTHER_DISK)
+
     def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
         """Where a conversion of an entry goes.
 
@@ -237,10 +276,8 @@ class Home:
         record = self.record(id)
         if record is None:
             return False
-        try:
-            return os.stat(self.artefact(record)).st_size == record.size  # noqa: PTH116
-        except OSError:
-            return False
+        status = regular_status(self.artefact(record))
+        return status is not None and status.st_size == record.size
 
     def fetched_ids(self) -> list[str]:
         """Ids of the entries that are cached, sorted."""
@@ -252,7 +289,10 @@ class Home:
 
     def touch(self, id: str) -> None:
         """Remember that an entry is used now; where that cannot be written, nothing is said."""
-        stamp = self._folder("used", id)
+        home = self.at(id)
+        stamp = home._folder("used", id)
+        if stamp.parent.is_symlink() or stamp.is_symlink():
+            return
         try:
             os.utime(stamp)
         except OSError:  # not there yet, or another user's
@@ -282,6 +322,8 @@ class Home:
         from ckptkit.store.locks import hold
 
         path = self.lock_path(id)
+        if is_writable(self.at(id).path):
+            self.refuse_links(id)
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(hold(path, waiting=waiting))
@@ -336,11 +378,9 @@ def is_safe_file_name(name: str) -> bool:
 def read_record(path: Path) -> Record | None:
     """Read a record file; None when it is missing, too large or damaged."""
     try:
-        with path.open("rb") as stream:
-            text = stream.read(_RECORD_BYTES + 1)
+        return Record.from_json(read_regular(path, _RECORD_BYTES))
     except OSError:
         return None
-    return Record.from_json(text) if len(text) <= _RECORD_BYTES else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -354,6 +394,9 @@ def write_json(path: Path, value: Any) -> None:
     from ckptkit.formats.staging import StagedFile
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
+    if path.is_symlink() or (regular_status(path) is None and os.path.lexists(path) and not path.is_dir()):
+        with contextlib.suppress(OSError):
+            path.unlink()  # a pipe or a link that somebody put there
     with StagedFile(path, force=True) as staged:
         staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
         staged.commit()

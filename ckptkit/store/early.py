@@ -15,6 +15,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ckptkit.files import open_regular
 from ckptkit.store.archive import StagedFolder, is_archive_name
 from ckptkit.store.download import Advance, Progress
 from ckptkit.store.partial import Partial
@@ -119,7 +120,7 @@ class _Growing(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stream: BinaryIO | io.FileIO = path.open("rb", buffering=0)
+        self._stream: BinaryIO | io.FileIO = open_regular(path, links=False, buffering=0)
         self._wake = threading.Event()
         self._complete = False
         self._dropped = False

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import IntegrityError
+from ckptkit.files import open_regular
 from ckptkit.formats.staging import translated
 
 _PIECE = 1 << 20
@@ -104,7 +105,7 @@ def hash_file(path: Path, *, advance: Callable[[int], None] | None = None) -> Di
         When it cannot be read.
     """
     hasher = StreamHasher()
-    with translated(path), path.open("rb") as stream:
+    with translated(path), open_regular(path) as stream:
         while piece := stream.read(_PIECE):
             hasher.update(piece)
             if advance:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
-import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ckptkit.errors import CkptkitError
+from ckptkit.files import Folder, files_below, is_own_folder, regular_status
 from ckptkit.formats.staging import TEMPORARY, is_held, is_temporary
-from ckptkit.store.archive import MARKER, is_archive_name
+from ckptkit.store.archive import MARKER, is_archive_name, read_marker
 from ckptkit.store.cache import KINDS, Home, Record, safe_id
 from ckptkit.store.writers import has_token, is_gone
 
@@ -27,6 +28,9 @@ State = Literal[
 REMOVING = f"{TEMPORARY}removing-"
 """What the name of a folder begins with while it is being removed."""
 _UNPACKING = f"{TEMPORARY}unpacking-"
+_CONVERSION = re.compile(r".+-(?:float(?:16|32|64)|bfloat16|float8\w+|mixed)(?:\.|-\d{5}-of-).*|.+-mixed")
+"""What `Home.converted_path` and its shards are called."""
+_RECORD_BYTES = 1 << 20
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<ending>\.safetensors)")
 _SILENT_SECONDS = 600.0
 """Where no lock can tell whether a file is being written, one that nobody wrote to for so long is not."""
@@ -124,13 +128,66 @@ def own_holdings(home: Home, patterns: Sequence[str] = ()) -> list[Holding]:
 
 
 def held_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
-    """Ids of which a single cache folder holds anything, sorted."""
-    names = {name for folder in KINDS for name in _names(home.path / folder)}
+    """Ids of which a single cache folder has a folder of its own, not a link, sorted."""
+    names = {
+        name
+        for kind in KINDS
+        if is_own_folder(home.path / kind)
+        for name in _names(home.path / kind)
+        if is_own_folder(home.path / kind / name)
+    }
     return sorted(
         name
         for name in names
         if _is_id(name) and (not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
     )
+
+
+def is_own(home: Home, kind: str, id: str) -> bool:
+    """Whether a single cache folder holds something of an entry that ckptkit put there, by no link."""
+    try:
+        with Folder(home.path / kind / id, below=home.path) as folder:
+            return bears_mark(folder, kind, id, locked=_was_locked(home, id))
+    except (OSError, ValueError):
+        return False
+
+
+def bears_mark(folder: Folder, kind: str, id: str, *, locked: bool) -> bool:
+    """Whether an entry's folder has what only ckptkit puts there: a record, a marker, a part of a file.
+
+    Where ckptkit has locked the entry before, a damaged record will do.
+    """
+    names = folder.names()
+    if kind == "unpacked":
+        return MARKER in names and _is_file(folder, MARKER)
+    if any(is_temporary(Path(name)) or (name.startswith(".") and has_token(Path(name))) for name in names):
+        return True
+    if kind == "converted":
+        return any(_CONVERSION.fullmatch(name) for name in names)
+    ending = ".record" if kind == "logs" else ".json"
+    records = [name for name in names if name.endswith(ending) and _is_file(folder, name)]
+    if kind == "logs":
+        return any(name.removesuffix(ending) in names for name in records)
+    return any(locked or _is_record(folder, name, id) for name in records)
+
+
+def _is_record(folder: Folder, name: str, id: str) -> bool:
+    try:
+        record = Record.from_json(folder.read(name, _RECORD_BYTES))
+    except OSError:
+        return False
+    return record is not None and record.id == id and f"{record.file}.json" == name
+
+
+def _is_file(folder: Folder, name: str) -> bool:
+    try:
+        return stat.S_ISREG(folder.status(name).st_mode)
+    except OSError:
+        return False
+
+
+def _was_locked(home: Home, id: str) -> bool:
+    return regular_status(home.lock_path(id)) is not None
 
 
 def last_used(home: Home, single: Home, id: str) -> float:
@@ -148,9 +205,13 @@ def leftovers(home: Home) -> list[Path]:
     """Folders of a single cache that were being removed or unpacked when their process ended."""
     return [
         path
-        for folder in KINDS
-        for path in _paths(home.path / folder)
-        if path.name.startswith((REMOVING, _UNPACKING)) and is_gone(path)
+        for kind in KINDS
+        if is_own_folder(home.path / kind)
+        for path in _paths(home.path / kind)
+        if path.name.startswith((REMOVING, _UNPACKING))
+        and has_token(path)
+        and is_own_folder(path)
+        and is_gone(path)
     ]
 
 
@@ -158,7 +219,7 @@ def is_being_written(path: Path) -> bool:
     """Whether a file is a temporary one that somebody writes right now."""
     if has_token(path):
         return not is_gone(path)
-    if not is_temporary(path):
+    if not is_temporary(path) or regular_status(path) is None:
         return False
     held = is_held(path)
     return time.time() - _mtime(path) < _SILENT_SECONDS if held is None else held
@@ -167,17 +228,21 @@ def is_being_written(path: Path) -> bool:
 def tree_size(path: Path) -> int:
     """Bytes of a file, or of all files under a folder; what cannot be seen counts nothing."""
     try:
-        if not path.is_dir() or path.is_symlink():
+        if not is_own_folder(path):
             return path.lstat().st_size
     except OSError:
         return 0
-    return sum(tree_size(inside) for inside in _paths(path))
+    total = 0
+    for entry in files_below(path):
+        with contextlib.suppress(OSError):
+            total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def _items(single: Home, home: Home, id: str, examine: bool) -> Iterator[Item]:
     yield from _artefacts(single, id)
     folder = single.unpacked_folder(id)
-    if folder.is_dir():
+    if is_own_folder(folder):
         yield Item("unpacked", folder, tree_size(folder), _state_of_unpacked(folder, home.records(id)))
     record = home.record(id)
     for path, files in _conversions(single.converted_folder(id)):
@@ -212,34 +277,21 @@ def unrecorded(home: Home, id: str, records: Sequence[Record]) -> list[Path]:
 
 
 def _seen(path: Path, record: Record) -> tuple[int, State]:
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, "missing"
+    status = regular_status(path)
+    if status is None:
+        return 0, "damaged" if os.path.lexists(path) else "missing"
     if status.st_size != record.size:
         return status.st_size, "damaged"
     return status.st_size, "intact" if status.st_mtime_ns == record.mtime_ns else "touched"
 
 
-def unpacked_from(folder: Path) -> str | None:
-    """sha256 of the archive that an unpacked folder says it came from; None where it does not say."""
-    try:
-        sha256: Any = json.loads((folder / MARKER).read_bytes())["sha256"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return sha256 if isinstance(sha256, str) else None
-
-
 def _state_of_unpacked(folder: Path, records: Sequence[Record]) -> State:
-    try:
-        marker: Any = json.loads((folder / MARKER).read_bytes())
-        sha256, files = marker["sha256"], dict(marker["files"])
-        whole = all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    marker = read_marker(folder)
+    if marker is None:
         return "damaged"
-    if sha256 not in {record.sha256 for record in records if is_archive_name(record.file)}:
+    if marker.sha256 not in {record.sha256 for record in records if is_archive_name(record.file)}:
         return "stale"
-    return "intact" if whole else "damaged"
+    return "intact" if marker.is_whole(folder) else "damaged"
 
 
 def _state_of_conversion(path: Path, record: Record | None) -> State:

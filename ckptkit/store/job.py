@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ckptkit._version import __version__
 from ckptkit.errors import CkptkitError, ConversionError, FormatError, IntegrityError, StorageError, command
+from ckptkit.files import regular_status
 from ckptkit.store.archive import (
     StagedFolder,
     checkpoint_in,
@@ -237,7 +238,9 @@ class Job:
 
     def _checked(self, artefact: Path, record: Record, *, verify: bool) -> Record:
         """Compare the artefact with its record, hashing it only if it was touched or ``verify`` asks."""
-        status = artefact.stat()
+        status = regular_status(artefact)
+        if status is None:
+            raise FileNotFoundError(artefact)
         if status.st_size != record.size:
             raise IntegrityError(f"{artefact}: {status.st_size:,} bytes, but {record.size:,} were fetched")
         if status.st_mtime_ns == record.mtime_ns and not verify:
@@ -525,8 +528,5 @@ def _record_path(artefact: Path) -> Path:
 
 
 def _is_untouched(artefact: Path, record: Record) -> bool:
-    try:
-        status = artefact.stat()
-    except OSError:
-        return False
-    return status.st_size == record.size and status.st_mtime_ns == record.mtime_ns
+    status = regular_status(artefact)
+    return status is not None and status.st_size == record.size and status.st_mtime_ns == record.mtime_ns

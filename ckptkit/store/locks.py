@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from ckptkit.files import kind_of
 from ckptkit.formats.staging import flock, translated
 
 try:
@@ -27,6 +29,8 @@ except ImportError:  # Windows
 Outcome = Literal["held", "taken", "no locks"]
 _CONTENDED = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
 _POLL_SECONDS = 0.05
+_SAFELY = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""No link is followed, no pipe waited for."""
 
 
 @contextlib.contextmanager
@@ -61,9 +65,13 @@ def hold(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = 
         return
     with translated(path):
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o666)
         except PermissionError:  # somebody else made it: to lock it, reading it is enough
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | _SAFELY)
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, f"{kind_of(mode)} where a lock file is needed; remove it")
     try:
         outcome = _try(fd)
         if outcome == "taken" and wait:

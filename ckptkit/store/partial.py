@@ -20,6 +20,7 @@ import json
 import mmap
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import takewhile
@@ -28,6 +29,7 @@ from typing import Any
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import StorageError, storage_error
+from ckptkit.files import read_regular, regular_status
 from ckptkit.formats.staging import TEMPORARY, move, sync_file, sync_folder, translated
 from ckptkit.store.behind import Worker
 from ckptkit.store.cache import write_json
@@ -37,10 +39,14 @@ from ckptkit.store.transport import Identity
 from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
+_MOST_MARKS = 256 << 20
+_HEADER = re.compile(r"[\x20-\x7e\x80-\xff]{0,8192}")
+"""What a header may hold."""
 _HEAD = 512
 _LONG_NAME = 140
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _O_BINARY = getattr(os, "O_BINARY", 0)
+_O_SAFELY = _O_BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _HAS_WRITEV = hasattr(os, "writev")
 _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work behind the receiving, so that little is left to wait for."""
@@ -127,7 +133,7 @@ class Partial:
             self._path, self.identity, self.promises = claimed, identity, promises
             self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
             with translated(claimed):
-                self._fd = os.open(claimed, os.O_RDWR | _O_BINARY)
+                self._fd = _open_own(claimed, os.O_RDWR)
                 # Of a whole file the last byte is asked for again: the answer tells whether it is still this.
                 kept = self._read_marked(marks, identity.size - 1)
                 with contextlib.suppress(OSError):  # what lies behind is written over
@@ -188,7 +194,7 @@ class Partial:
         }
         write_json(path, "".join([json.dumps(said), "\n", *(f"{end} {crc:08x}\n" for end, crc in marks)]))
         with translated(self.folder / self.name):
-            self._marks_fd = os.open(path, os.O_WRONLY | os.O_APPEND | _O_BINARY)
+            self._marks_fd = _open_own(path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, data: bytes | memoryview) -> None:
         """Put bytes at the end and hash them.
@@ -404,17 +410,25 @@ def _sync_data(fd: int) -> None:
     sync_file(fd, only_data=True)
 
 
+def _open_own(path: Path, flags: int) -> int:
+    """Open a regular file that has no other name, and is no link, to write to it."""
+    fd = os.open(path, flags | _O_SAFELY)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a file of its own", str(path))
+    return fd
+
+
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
-    except OSError:
-        return 0
+    status = None if path.is_symlink() else regular_status(path)
+    return status.st_size if status and status.st_nlink == 1 else 0
 
 
 def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str, list[tuple[int, int]]]:
     """Identity, promises, source digest and marks; no identity where the file is damaged."""
     try:
-        first, *lines = path.read_bytes().split(b"\n")
+        first, *lines = read_regular(path, _MOST_MARKS, links=False).split(b"\n")
         value: Any = json.loads(first)
         identity = Identity(**value["identity"])
         promises = tuple(Promise(**promise) for promise in value["promises"])
@@ -423,10 +437,12 @@ def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str
         return None, (), "", []
     texts = (identity.etag, identity.generation, identity.last_modified)
     sound = (
-        all(text is None or isinstance(text, str) for text in texts)
-        and isinstance(identity.size, int)
+        all(text is None or (isinstance(text, str) and _HEADER.fullmatch(text)) for text in texts)
+        and type(identity.size) is int
+        and 0 < identity.size < 1 << 63
         and all(isinstance(part, str) for promise in promises for part in asdict(promise).values())
         and all(promise.algorithm in ("sha256", "md5", "crc32c") for promise in promises)
+        and all(re.fullmatch("[0-9a-f]{8,64}", promise.value) for promise in promises)
     )
     marks = [(int(m[1]), int(m[2], 16)) for m in takewhile(bool, map(_MARK.fullmatch, lines)) if m]
     return (identity if sound else None), promises, str(source), marks

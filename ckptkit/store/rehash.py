@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from ckptkit.errors import CkptkitError, IntegrityError
+from ckptkit.files import is_own_folder, open_regular
 from ckptkit.formats.staging import translated
-from ckptkit.store.archive import archive_members
+from ckptkit.store.archive import archive_members, read_marker
 from ckptkit.store.cache import Home, Record
 from ckptkit.store.integrity import Promise
-from ckptkit.store.inventory import held_ids, unpacked_from, unrecorded
+from ckptkit.store.inventory import held_ids, unrecorded
 
 _PIECE = 1 << 20
 _MOST_THREADS = 8
@@ -93,7 +94,7 @@ def verify_cache(
             for path in unrecorded(single, id, records):
                 work.append(partial(_without_record, id, path, promises, reading))
             folder = single.unpacked_folder(id)
-            if folder.is_dir():
+            if is_own_folder(folder):
                 work.append(partial(_of_unpacked, home, id, folder, reading))
     with ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(job) for job in work]
@@ -116,8 +117,8 @@ class _Reading:
         """sha256 and size of a file."""
         digest, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(_PIECE))
-        with translated(path), path.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
+        with translated(path), open_regular(path, buffering=0) as stream:
+            while count := stream.readinto(buffer):  # type: ignore[attr-defined]
                 if self.stop.is_set():
                     break
                 digest.update(buffer[:count])
@@ -136,7 +137,7 @@ def _of_artefact(home: Home, record: Record, promises: Promises, reading: _Readi
             # It was fetched again meanwhile: the bytes are judged by the record that came with them.
             return _of_artefact(home, next(r for r in newer if r.file == record.file), promises, reading)
     except CkptkitError as error:
-        there = path.exists()
+        there = os.path.lexists(path)
         return Verdict(record.id, path, False, str(error) if there else "is recorded, but not there any more")
     said = "the sha256 of its record" + "".join(
         f" and of {p.origin.partition(' (')[0]}" for p in promises(record.id, record.file)
@@ -167,12 +168,12 @@ def _without_record(id: str, path: Path, promises: Promises, reading: _Reading) 
 
 def _of_unpacked(home: Home, id: str, folder: Path, reading: _Reading) -> Verdict:
     """Compare an unpacked folder with its archive, byte by byte: no checksum of its files is kept."""
-    source = unpacked_from(folder)
-    record = next((record for record in home.records(id) if record.sha256 == source), None)
-    if source is None:
+    marker = read_marker(folder)
+    if marker is None:
         return Verdict(
             id, folder, False, f"does not say what it was unpacked from; 'ckptkit fetch {id}' does it"
         )
+    record = next((record for record in home.records(id) if record.sha256 == marker.sha256), None)
     if record is None:
         return Verdict(id, folder, True, "stale: its archive is not here any more, so nothing uses it")
     archive, size = home.artefact(record), 0
@@ -181,7 +182,7 @@ def _of_unpacked(home: Home, id: str, folder: Path, reading: _Reading) -> Verdic
             if content is None:
                 continue
             path = folder.joinpath(*member.name.split("/"))
-            with translated(path), path.open("rb") as stream:
+            with translated(path), open_regular(path) as stream:
                 while piece := content.read(_PIECE):
                     if reading.stop.is_set():
                         return Verdict(record.id, folder, False, "was not read to its end")

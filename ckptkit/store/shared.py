@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptkit.files import regular_status
 from ckptkit.store.cache import Home, Record
 
 
@@ -83,9 +84,8 @@ def _worth(home: Home, id: str) -> int:
     record = home.record(id)
     if record is None:
         return 0
-    try:
-        status = home.artefact(record).stat()
-    except OSError:
+    status = regular_status(home.artefact(record))
+    if status is None:
         return 0
     return (status.st_size == record.size) + (
         status.st_size == record.size and status.st_mtime_ns == record.mtime_ns

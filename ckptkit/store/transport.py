@@ -7,9 +7,9 @@ that returns a `Response`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
-import stat
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +19,7 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
+from ckptkit.files import open_regular
 from ckptkit.store.credentials import Credentials
 from ckptkit.store.integrity import Promise
 from ckptkit.store.throttle import Throttle
@@ -281,14 +282,12 @@ def open_file(url: str) -> Generator[Response]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            path = file_path(url)
-            status = path.stat()  # before opening: to open a pipe would wait for somebody to write into it
-            if not stat.S_ISREG(status.st_mode):
-                raise SourceError("not a regular file")
-            stream = stack.enter_context(path.open("rb", buffering=0))
+            stream = stack.enter_context(open_regular(file_path(url), buffering=0))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingFileError("no such file") from error
         except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EISDIR):
+                raise SourceError("not a regular file") from error
             raise SourceError(f"cannot be read: {error.strerror}") from error
         size = os.fstat(stream.fileno()).st_size
         yield Response(url, Identity(size=size), _file_pieces(stream.read), length=size)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError, IntegrityError, command, storage_error
+from ckptkit.files import open_regular
 from ckptkit.places import home_folders, platform_folder, user_path
 from ckptkit.store.integrity import Promise
 
@@ -192,7 +193,7 @@ class TrustFile:
 
     def _load(self) -> dict[str, dict[str, Trusted]]:
         try:
-            with self.path.open("rb") as stream:
+            with open_regular(self.path) as stream:
                 text = stream.read(_MAX_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return {}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.training_logs.lines import MAX_BYTES
 from ckptkit.errors import NetworkError, NotFoundError
+from ckptkit.files import read_regular, regular_status
 from ckptkit.store.cache import write_json
 from ckptkit.store.download import Download, explain, url_opener
 from ckptkit.store.integrity import compare, hash_file
@@ -133,12 +134,13 @@ def _first_kept(paths: Sequence[Path], url: str) -> Path | None:
 def _is_log_of(path: Path, url: str) -> bool:
     """Whether the whole log that was fetched from this address lies here."""
     try:
-        with _record_path(path).open("rb") as stream:
-            record: Any = json.loads(stream.read(_RECORD_BYTES))
-        size = path.stat().st_size
+        record: Any = json.loads(read_regular(_record_path(path), _RECORD_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
-    if not isinstance(record, dict) or record.get("url") != url or record.get("size") != size:
+    status = regular_status(path)
+    if not isinstance(record, dict) or status is None:
+        return False
+    if record.get("url") != url or record.get("size") != status.st_size:
         return False
     return record.get("sha256") == hash_file(path).sha256
 
