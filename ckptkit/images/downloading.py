@@ -15,6 +15,7 @@ from ckptkit.errors import FormatError, NetworkError, NotFoundError
 from ckptkit.store.coding import decoded
 from ckptkit.store.download import url_opener
 from ckptkit.store.transport import (
+    Failures,
     MissingFileError,
     Opener,
     PassingError,
@@ -71,7 +72,7 @@ def download_picture(
         When it is too large, or a ``file://`` URL names something that is no file.
     """
     with url_opener(policy) as opener:
-        failures = 0
+        failures = Failures(policy)
         while True:
             try:
                 return _receive(opener, url, name, most_bytes, progress)
@@ -88,10 +89,10 @@ def download_picture(
                 hint = "download it yourself and give the file"
                 raise NetworkError(f"{name}: {error}", hint=hint) from error
             except PassingError as error:
-                failures += 1
-                if failures > policy.retries:
+                try:
+                    policy.sleep(failures.wait_for(error, progress=False))
+                except SourceError:
                     raise NetworkError(f"{name}: {error}", hint="try again later") from error
-                policy.sleep(policy.wait(failures) if error.retry_after is None else error.retry_after)
 
 
 def _receive(opener: Opener, url: str, name: str, most_bytes: int, progress: Progress | None) -> bytes:

@@ -31,8 +31,8 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
 _LONGEST = 1 << 16
 """Characters of a text in a record."""
-_TIME = re.compile(r"[0-9T:.+Z -]{10,40}")
-_URL = re.compile(r"(?:https?|file|s3|gs|az|hf)://", re.IGNORECASE)
+_TIME = re.compile(r"[0-9A-Za-z:.+ -]{1,40}")
+_URL = re.compile(r"(?:https?|file|s3|gs|az|hf)://|[^:]*$", re.IGNORECASE)
 KINDS = ("artefacts", "unpacked", "converted", "logs")
 """Folders that hold a folder for each entry."""
 OTHER_DISK = "move it away; to keep the cache on another disk, set CKPTKIT_HOME to a folder there"
@@ -218,14 +218,10 @@ class Home:
         return self._folder("logs", id)
 
     def links(self, id: str = "", kinds: Sequence[str] = KINDS) -> list[str]:
-        """What is a link or a file where folders of a kind, or of an entry in them, belong; a line each."""
+        """What is a link where the folder of a kind, or of an entry in it, belongs; a line each."""
         places = [self.path / kind for kind in kinds]
         places += [place / id for place in places if id and is_own_folder(place)]
-        return [
-            f"{place} is {'a link' if place.is_symlink() else 'not a folder'}"
-            for place in places
-            if os.path.lexists(place) and not is_own_folder(place)
-        ]
+        return [f"{place} is a link" for place in places if place.is_symlink()]
 
     def refuse_links(self, id: str, kinds: Sequence[str] = (*KINDS, "locks")) -> None:
         """Refuse to write where a link leads: what is there belongs to others.

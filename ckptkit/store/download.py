@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ckptkit.errors import IntegrityError
+from ckptkit.errors import IntegrityError, StorageError
 from ckptkit.store.coding import decoded
 from ckptkit.store.integrity import StreamHasher, compare
 from ckptkit.store.partial import Partial, require_space
 from ckptkit.store.ranges import Segments, may_be_split
 from ckptkit.store.remote import STORES, is_remote, open_remote
 from ckptkit.store.transport import (
+    Failures,
     Identity,
     Opener,
     PassingError,
@@ -38,6 +40,10 @@ Notes = Callable[[str], None]
 _WEB_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\b|!--|\?xml\b|(?:html|head|body|script|error)\b)", re.IGNORECASE
 )
+_LOOK_EVERY = 64 << 20
+"""Bytes of unknown number after which the disk is asked how much is free."""
+_SOON = 10.0
+"""Seconds within which any byte is progress."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -65,6 +71,8 @@ class Download:
     is_tied : bool
         Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
         carry: nodes of one server may give the same file different ETags.
+    may_begin : callable
+        Whether the file can begin with some bytes; asked where nobody says how many there will be.
     """
 
     url: str
@@ -75,6 +83,7 @@ class Download:
     progress: Progress | None = None
     notes: Notes = silent
     is_tied: bool = False
+    may_begin: Callable[[bytes], bool] = lambda _head: True
     _crowded: bool = field(default=False, init=False)
 
     def run(self) -> None:
@@ -92,11 +101,12 @@ class Download:
         with contextlib.ExitStack() as stack:
             shown = _Shown(self.progress, self.partial.name, stack)
             self.partial.pick_up()
-            failures = restarts = 0
+            failures, restarts = Failures(self.policy), Failures(self.policy)
+            began_anew = False
             in_parallel = may_be_split(self.url, self.policy)
             for _ in range(self.policy.max_attempts):
                 self.policy.account(0)
-                before = self.partial.size
+                before, began = self.partial.size, time.monotonic()
                 try:
                     if in_parallel:
                         if self._receive_in_parallel(shown):
@@ -109,18 +119,19 @@ class Download:
                 except RefusedError as error:
                     if not self._crowded:
                         raise
-                    failures += 1  # the server may still count the other connections
-                    self._wait_or_give_up(failures, str(error), None)
+                    # the server may still count the other connections
+                    self._wait(failures.wait_for(error, progress=False), str(error))
                 except RangeError as error:
                     self.partial.discard()
-                    restarts += 1
-                    at_once = 0.0 if restarts == 1 else None
-                    self._wait_or_give_up(restarts, f"{error}; beginning again", at_once)
+                    said = f"{error}; beginning again"
+                    wait = restarts.wait_for(RangeError(said), progress=False)
+                    self._wait(wait if began_anew else 0.0, said)
+                    began_anew = True
                 except PassingError as error:
                     if self.partial.size and not self._can_resume():
                         self.partial.discard()
-                    failures = 1 if self.partial.size > before else failures + 1
-                    self._wait_or_give_up(failures, str(error), error.retry_after)
+                    progress = self._is_progress(self.partial.size - before, time.monotonic() - began)
+                    self._wait(failures.wait_for(error, progress=progress), str(error))
             raise SourceError(f"still not complete after {self.policy.max_attempts} requests")
 
     def _receive_in_parallel(self, shown: _Shown) -> bool:
@@ -185,15 +196,16 @@ class Download:
         size = self.partial.identity.size if self.partial.identity else None
         return self.partial.size > 0 and (size is None or self.partial.size >= size)
 
-    def _wait_or_give_up(self, failures: int, reason: str, seconds: float | None) -> None:
-        if failures > self.policy.retries:
-            raise SourceError(f"{reason} ({failures} times)")
-        wait = self.policy.wait(failures) if seconds is None else seconds
+    def _is_progress(self, count: int, seconds: float) -> bool:
+        """Whether so many bytes in so many seconds are worth going on for."""
+        return count > 0 and (seconds < _SOON or count >= self.policy.slowest * seconds)
+
+    def _wait(self, seconds: float, reason: str) -> None:
         kept = f", {self.partial.size:,} bytes kept" if self.partial.size else ""
-        when = f"in {max(wait, 1):.0f} s" if wait else "now"
+        when = f"in {max(seconds, 1):.0f} s" if seconds else "now"
         self.notes(f"{host_of(self.url)}: {reason}{kept}; trying again {when}")
-        if wait:
-            self.policy.sleep(wait)
+        if seconds:
+            self.policy.sleep(seconds)
 
     def _receive(self, response: Response, shown: _Shown) -> None:
         partial = self.partial
@@ -231,15 +243,34 @@ class Download:
         return None if response.accounted or is_local(self.url) else self.policy.account
 
     def _store(self, pieces: Iterator[bytes | memoryview], response: Response, shown: _Shown) -> None:
-        seen = 0
+        seen, looked = 0, self.partial.size
+        is_known = self.expected_size is not None or (response.length is not None and not response.coding)
         for piece in decoded(pieces, self.partial.name) if response.coding else pieces:
             self.partial.append(piece)
             shown.advance(len(piece))
             if len(self.partial.head) > seen:
                 seen = len(self.partial.head)
                 self._refuse_page(self.partial.head)
+                if not (is_known or is_local(self.url) or self.may_begin(self.partial.head)):
+                    self.partial.discard()
+                    raise SourceError("sends something that is not the file, and not how much of it")
             if self.expected_size is not None and self.partial.size > self.expected_size:
                 self._refuse_size(self.partial.size)
+            if not is_known and self.partial.size - looked >= _LOOK_EVERY:
+                looked = self.partial.size
+                self._refuse_endless()
+
+    def _refuse_endless(self) -> None:
+        """Refuse a file of unknown size that grows beyond all measure, or that would leave the disk full."""
+        if self.partial.size > self.policy.most_unknown:
+            most = self.policy.most_unknown
+            self.partial.discard()
+            raise SourceError(f"sends more than {most:,} bytes without having said how many there are")
+        try:
+            require_space(self.partial.folder, _LOOK_EVERY, self.partial.name, keep=True)
+        except StorageError:
+            self.partial.discard()
+            raise
 
     def _refuse_size(self, size: int | None) -> None:
         if self.expected_size is not None and size is not None and size != self.expected_size:

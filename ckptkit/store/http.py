@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.client
-import io
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,6 +31,7 @@ from ckptkit.store.transport import (
     RangeError,
     RefusedError,
     Response,
+    SlowError,
     SourceError,
     SourceGoneError,
     without_secrets,
@@ -68,11 +69,14 @@ class HttpClient:
     def __init__(self, policy: Policy, notes: Callable[[str], None] = lambda _note: None) -> None:
         import requests
 
+        from ckptkit.store.wire import mount
+
         self._policy = policy
         self._notes = notes
         self._refused: dict[str, str] = {}
         self._session = requests.Session()
         self._session.headers.clear()
+        mount(self._session, policy)
 
     def close(self) -> None:
         """Close the connections."""
@@ -121,7 +125,10 @@ class HttpClient:
 
         promised: tuple[Promise, ...] = ()
         cookies: dict[str, RequestsCookieJar] = {}  # of each host that this way led through, to it alone
+        ends = time.monotonic() + 2 * self._policy.head_seconds
         for hop in range(self._policy.max_redirects + 1):
+            if time.monotonic() > ends:
+                raise SlowError(f"redirects for more than {2 * self._policy.head_seconds:g} s")
             kept = cookies.setdefault(_host(url), requests.cookies.RequestsCookieJar())
             answer = self._get(url, headers, kept)
             kept.update(answer.cookies)
@@ -180,6 +187,9 @@ class HttpClient:
         self, url: str, headers: dict[str, str], cookies: RequestsCookieJar, authorization: str | None
     ) -> requests.Response:
         import requests
+        import urllib3
+
+        from ckptkit.store.wire import limit_in
 
         timeout = (self._policy.connect_timeout, self._policy.read_timeout)
         # No proxy reaches this machine's loopback, but requests would ask one unless NO_PROXY forbids it. An
@@ -207,22 +217,27 @@ class HttpClient:
                 cert=settings["cert"],
                 proxies=settings["proxies"],
             )
-        except requests.exceptions.SSLError as error:
+        except (OSError, ValueError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+            raise (limit_in(error) or self._meaning(error, through, certificates)) from error
+
+    def _meaning(self, error: Exception, through: str, certificates: tuple[str, Path] | None) -> Exception:
+        """What an error of requests means for the source."""
+        import requests
+
+        if isinstance(error, requests.exceptions.SSLError):
             known = f"the certificates of {certificates[0]}" if certificates else "certifi's certificates"
-            why = f"the TLS connection is not to be trusted by {known}: {_brief(error)}"
-            raise SourceError(why) from error
-        except requests.exceptions.Timeout as error:
-            raise PassingError("no answer in time") from error
-        except ValueError as error:  # InvalidURL, InvalidSchema, UnicodeError and a bare one of urllib
+            return SourceError(f"the TLS connection is not to be trusted by {known}: {_brief(error)}")
+        if isinstance(error, requests.exceptions.Timeout):
+            return PassingError("no answer in time")
+        if isinstance(error, ValueError):  # InvalidURL, InvalidSchema, UnicodeError and a bare one of urllib
             if through and "socks support" in str(error).lower():
-                raise MissingDependencyError(through, "pysocks") from error
+                return MissingDependencyError(through, "pysocks")
             if through:
                 said = re.sub(r"\S*@", "", _brief(error))  # it may repeat the proxy's login
-                raise SourceError(f"{through} cannot be used: {said}") from error
-            raise SourceError(f"not a URL that can be fetched: {_brief(error)}") from error
-        except requests.exceptions.RequestException as error:
-            where = f" through {through}" if through else ""
-            raise PassingError(f"connection failed{where}: {_brief(error)}") from error
+                return SourceError(f"{through} cannot be used: {said}")
+            return SourceError(f"not a URL that can be fetched: {_brief(error)}")
+        where = f" through {through}" if through else ""
+        return PassingError(f"connection failed{where}: {_brief(error)}")
 
 
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -389,11 +404,11 @@ def _response(
     )
     if partial and known and not _same(identity, known):
         raise RangeError(known.change(identity) or "the server does not say which file the part is of")
-    chunked = _is_chunked(headers.get("Transfer-Encoding", ""))
+    chunked = _is_chunked(headers.get("Transfer-Encoding"))
     return Response(
         answer.url,
         identity,
-        _pieces(answer, None if chunked else length, step, kept),
+        _pieces(answer, None if chunked else length, chunked, step, kept),
         offset=offset,
         length=None if chunked else length,
         promises=tuple(dict.fromkeys(promised + server_promises(_header_lines(answer), partial=partial))),
@@ -457,12 +472,12 @@ def _coding(value: str) -> str:
     raise SourceError(f"the server packs the file as {', '.join(packed)!r}, although asked not to")
 
 
-def _is_chunked(value: str) -> bool:
-    """Whether the body comes in chunks, which http.client takes apart; no other framing is known."""
-    codings = value.strip().lower()
-    if codings not in ("", "identity", "chunked"):
-        raise SourceError(f"the server sends the file framed as {codings!r}, which is not understood")
-    return codings == "chunked"
+def _is_chunked(value: str | None) -> bool:
+    """Whether the body comes in chunks; no other framing is known."""
+    framing = (value or "").strip(" \t").lower()
+    if value is not None and framing not in ("chunked", "identity", ""):
+        raise SourceError(f"the server sends the file framed as {framing!r}, which is not understood")
+    return framing == "chunked"
 
 
 def _header_lines(answer: requests.Response) -> list[tuple[str, str]]:
@@ -472,44 +487,22 @@ def _header_lines(answer: requests.Response) -> list[tuple[str, str]]:
 
 
 def _pieces(
-    answer: requests.Response, length: int | None, step: int, kept: int
+    answer: requests.Response, length: int | None, chunked: bool, step: int, kept: int
 ) -> Iterator[bytes | memoryview]:
     """Yield the body as it arrives, so that a fault loses nothing of it."""
-    import urllib3
+    from ckptkit.store.wire import LimitError, body
 
-    raw = answer.raw
-    stream = getattr(getattr(raw, "_fp", None), "fp", None)
+    stream = getattr(getattr(answer.raw, "_fp", None), "fp", None)
+    if stream is None:
+        return  # an answer that cannot have a body
     try:
-        if length is not None and isinstance(stream, io.BufferedReader):
-            yield from _straight(stream, length, step, kept)
-        elif hasattr(raw, "read1"):  # urllib3 2: hands over what has arrived, so a fault loses none of it
-            while piece := raw.read1(step, decode_content=False):
-                yield piece
-        else:
-            yield from raw.stream(step, decode_content=False)
-    except (urllib3.exceptions.ReadTimeoutError, TimeoutError) as error:
+        yield from body(stream, length, chunked, step, kept)
+    except LimitError as error:
+        raise error.error from error
+    except TimeoutError as error:
         raise PassingError("the connection stalled") from error
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+    except (http.client.HTTPException, ValueError, OSError) as error:
         raise PassingError(f"the connection broke: {_brief(error)}") from error
-
-
-def _straight(stream: io.BufferedReader, length: int, step: int, kept: int) -> Iterator[memoryview]:
-    """Yield a body of known length from the socket, past urllib3, which copies each piece twice.
-
-    The buffers are used again, in turn: fresh memory for each piece took as long as receiving it.
-    """
-    buffers: list[memoryview] = []
-    number = 0
-    while length:
-        if number < kept + 2:
-            buffers.append(memoryview(bytearray(min(step, length))))
-        buffer = buffers[number % (kept + 2)]
-        number += 1
-        count = stream.readinto1(buffer[:length])
-        if not count:
-            return  # whoever counts says that it ended early
-        length -= count
-        yield buffer[:count]
 
 
 def _brief(error: BaseException) -> str:
@@ -520,7 +513,5 @@ def _brief(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         seen = inner
-    if isinstance(seen, http.client.IncompleteRead) and seen.expected is not None:
-        return f"the body ended {seen.expected:,} bytes early"
     text = " ".join(str(getattr(seen, "strerror", None) or seen).split())
     return text.rpartition(">: ")[2][:200] or type(seen).__name__

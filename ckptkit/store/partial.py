@@ -39,6 +39,8 @@ from ckptkit.store.transport import Identity
 from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
+_KEPT_FREE = 1 << 30
+"""Bytes that a file of unknown size leaves free on the disk, or a twentieth of it where that is less."""
 _MOST_MARKS = 256 << 20
 _HEADER = re.compile(r"[\x20-\x7e\x80-\xff]{0,8192}")
 """What a header may hold."""
@@ -350,8 +352,8 @@ class Partial:
         return f".{_stem(self.name)}.{hashlib.sha256(text.encode()).hexdigest()[:16]}."
 
 
-def require_space(folder: Path, needed: int, name: str) -> None:
-    """Refuse before the first byte what cannot fit.
+def require_space(folder: Path, needed: int, name: str, *, keep: bool = False) -> None:
+    """Refuse before the first byte what cannot fit; ``keep`` leaves others some space as well.
 
     Raises
     ------
@@ -365,6 +367,7 @@ def require_space(folder: Path, needed: int, name: str) -> None:
         existing = existing.parent
     with contextlib.suppress(OSError):
         total, _, free = shutil.disk_usage(existing)
+        needed += min(_KEPT_FREE, total // 20) if keep else 0
         if total and needed > free:  # some mounts do not say how large they are
             raise StorageError(
                 f"{folder / name}: needs {needed:,} more bytes, but {free:,} are free",

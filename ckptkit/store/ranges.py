@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ckptkit.store.transport import (
     KEPT,
+    Failures,
     Identity,
     Opener,
     PassingError,
@@ -77,6 +78,7 @@ class Segments:
         self._front = 0
         self._error: BaseException | None = None
         self._closed = False
+        self._waited = 0.0
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
 
@@ -87,9 +89,9 @@ class Segments:
         ------
         RangeError
             When an answer does not fit.
-        PassingError
+        SourceError
             When a segment failed too often in a row.
-        SourceError, StoppedError
+        PassingError, StoppedError
             As they came.
         """
         count = min(self._policy.connections, MOST, len(self._starts))
@@ -158,7 +160,7 @@ class Segments:
         except IndexError:
             buffer = bytearray(self._policy.segment)
         segment = _Segment(buffer, start, min(len(buffer), self._size - start))
-        failures = 0
+        failures = Failures(self._policy)
         while True:
             before = segment.filled
             begin, stop = start + segment.filled, start + segment.length
@@ -170,10 +172,12 @@ class Segments:
                 missing = segment.length - segment.filled
                 raise PassingError(f"the connection closed {missing:,} bytes before the end of a range")
             except PassingError as error:
-                failures = 1 if segment.filled > before else failures + 1
-                if failures > self._policy.retries:
-                    raise
-                self._sleep(self._policy.wait(failures) if error.retry_after is None else error.retry_after)
+                wait = failures.wait_for(error, progress=segment.filled > before)
+                with self._changed:
+                    self._waited += error.retry_after or 0.0
+                    if self._waited > self._policy.max_retry_after * self._policy.connections:
+                        raise
+                self._sleep(wait)
 
     def _fill(self, segment: _Segment, response: Response) -> None:
         """Copy a body into its place as it arrives, so that a fault loses nothing."""

@@ -47,7 +47,15 @@ class Policy:
         The first wait, doubled each time, and its bound. The wait is shortened by chance by up to a half, so
         that many clients do not come back together.
     max_retry_after : float
-        The longest ``Retry-After`` that is obeyed; a server that asks for more is given up.
+        How long waits that a server asks for (``Retry-After``) may take in all; it is given up for more.
+    head_seconds : float
+        How long a server may take to send the head of an answer, redirects and all twice as long.
+    slow_seconds, slowest : float, int
+        A body that comes with fewer than ``slowest`` bytes a second over so many seconds is given up, too.
+    slow_retries : int
+        How often an answer that was given up for being slow is asked for again.
+    most_unknown : int
+        The largest file that is taken where neither the server nor the registry says how large it is.
     max_redirects : int
         How many redirects in a row are followed.
     connections : int
@@ -70,6 +78,11 @@ class Policy:
     backoff: float = 1.0
     max_backoff: float = 60.0
     max_retry_after: float = 300.0
+    head_seconds: float = 30.0
+    slow_seconds: float = 60.0
+    slowest: int = 1000
+    slow_retries: int = 1
+    most_unknown: int = 2 << 30
     max_redirects: int = 10
     sleep: Callable[[float], object] = time.sleep
     chance: Callable[[], float] = random.random
@@ -253,12 +266,51 @@ class PassingError(Exception):
         self.retry_after = retry_after
 
 
+class SlowError(PassingError):
+    """An answer that nearly stands still: waiting for it again and again helps nobody."""
+
+
 class RangeError(Exception):
     """The rest of a file was asked for and the answer does not fit: begin again from the first byte."""
 
 
 class StoppedError(Exception):
     """Somebody asked the download to stop."""
+
+
+class Failures:
+    """What went wrong with one source so far, and whether it is worth another try.
+
+    Parameters
+    ----------
+    policy : Policy
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._in_a_row = 0
+        self._slow = 0
+        self._waited = 0.0
+
+    def wait_for(self, error: Exception, *, progress: bool) -> float:
+        """Seconds to wait before the next try; ``progress`` says whether this one brought anything.
+
+        Raises
+        ------
+        SourceError
+            When there should be none.
+        """
+        self._in_a_row = 1 if progress else self._in_a_row + 1
+        self._slow += isinstance(error, SlowError)
+        if self._in_a_row > self._policy.retries or self._slow > self._policy.slow_retries:
+            raise SourceError(f"{error} ({max(self._in_a_row, self._slow)} times)") from error
+        asked = error.retry_after if isinstance(error, PassingError) else None
+        if asked is None:
+            return self._policy.wait(self._in_a_row)
+        self._waited += asked
+        if self._waited > self._policy.max_retry_after:
+            raise SourceError(f"{error}: the server asks to wait {self._waited:.0f} s in all") from error
+        return asked
 
 
 class Opener(Protocol):

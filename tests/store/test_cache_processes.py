@@ -145,8 +145,7 @@ while True:
     child = os.fork()
     if child == 0:
         left = step
-        Path.rename = counted(Path.rename)
-        for name in ("unlink", "rmdir"):
+        for name in ("rename", "unlink", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
         remove(Home(home), "m")
         os._exit(0)

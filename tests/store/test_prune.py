@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+from ckptkit.files import Folder
 from ckptkit.formats.staging import StagedFile
 from ckptkit.store.cache import Home
 from ckptkit.store.prune import prune, remove, sweep
@@ -92,14 +92,14 @@ def test_a_folder_that_cannot_be_renamed_stays_whole(home: Home, monkeypatch: py
     """As on Windows, where a file in it is open elsewhere."""
     put_entry(home, "m", BODY)
     put_conversion(home, "m", "torch-float32.safetensors", "0" * 64)
-    rename = Path.rename
+    rename = Folder.rename
 
-    def refuse(path: Path, target: Path) -> Path:
-        if path.parent.name == "artefacts":
-            raise PermissionError(13, "the file is in use", str(path))
-        return rename(path, target)
+    def refuse(folder: Folder, old: str, new: str) -> None:
+        if folder.path.name == "artefacts":
+            raise PermissionError(13, "the file is in use", old)
+        rename(folder, old, new)
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Folder, "rename", refuse)
     removal = remove(home, "m")
     assert "artefacts" in removal.kept[0] and "left as it is" in removal.kept[0]
     assert [path.parent.name for path in removal.removed] == ["converted"] and home.is_cached("m")
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_renamed_stays_whole(home: Home, monkeypatch: py
 def test_what_cannot_be_deleted_is_said_and_swept_later(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     put_entry(home, "m", BODY)
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(Folder, "remove", lambda *_: None)
         removal = remove(home, "m")
     assert removal.freed == 0 and "could not be removed whole" in removal.kept[0]
     assert not home.artefact_folder("m").exists() and home.fetched_ids() == []
@@ -191,6 +191,8 @@ def test_a_training_log_goes_with_its_entry(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.logs_folder("test-entry").mkdir(parents=True)
     (home.logs_folder("test-entry") / "summary.csv").write_text("epoch,train_loss\n0,1\n")
+    assert not remove(home, "test-entry").removed  # nothing says that ckptkit fetched it
+    (home.logs_folder("test-entry") / "summary.csv.record").write_text("{}")
     removal = remove(home, "test-entry")
-    assert (removal.freed, removal.removed) == (21, (home.logs_folder("test-entry"),))
+    assert (removal.freed, removal.removed) == (23, (home.logs_folder("test-entry"),))
     assert not home.logs_folder("test-entry").exists()
