@@ -40,8 +40,8 @@ Notes = Callable[[str], None]
 _WEB_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\b|!--|\?xml\b|(?:html|head|body|script|error)\b)", re.IGNORECASE
 )
-_LOOK_EVERY = 64 << 20
-"""Bytes of unknown number after which the disk is asked how much is free."""
+_LOOK_EVERY = 16 << 20
+"""Bytes of unknown number after which it is asked what they are, and how much of the disk is free."""
 _SOON = 10.0
 """Seconds within which any byte is progress."""
 _LFS_POINTER = b"version https://git-lfs"
@@ -72,7 +72,7 @@ class Download:
         Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
         carry: nodes of one server may give the same file different ETags.
     may_begin : callable
-        Whether the file can begin with some bytes; asked where nobody says how many there will be.
+        Whether the file can begin with some bytes; asked of many whose number nobody says.
     """
 
     url: str
@@ -251,9 +251,6 @@ class Download:
             if len(self.partial.head) > seen:
                 seen = len(self.partial.head)
                 self._refuse_page(self.partial.head)
-                if not (is_known or is_local(self.url) or self.may_begin(self.partial.head)):
-                    self.partial.discard()
-                    raise SourceError("sends something that is not the file, and not how much of it")
             if self.expected_size is not None and self.partial.size > self.expected_size:
                 self._refuse_size(self.partial.size)
             if not is_known and self.partial.size - looked >= _LOOK_EVERY:
@@ -266,6 +263,9 @@ class Download:
             most = self.policy.most_unknown
             self.partial.discard()
             raise SourceError(f"sends more than {most:,} bytes without having said how many there are")
+        if not self.may_begin(self.partial.head):
+            self.partial.discard()
+            raise SourceError("sends something that is not the file, and does not say how much of it")
         try:
             require_space(self.partial.folder, _LOOK_EVERY, self.partial.name, keep=True)
         except StorageError:
