@@ -255,15 +255,15 @@ class Download:
                 self._refuse_size(self.partial.size)
             if not is_known and self.partial.size - looked >= _LOOK_EVERY:
                 looked = self.partial.size
-                self._refuse_endless()
+                self._refuse_endless(coded=bool(response.coding))
 
-    def _refuse_endless(self) -> None:
+    def _refuse_endless(self, *, coded: bool) -> None:
         """Refuse a file of unknown size that grows beyond all measure, or that would leave the disk full."""
         if self.partial.size > self.policy.most_unknown:
             most = self.policy.most_unknown
             self.partial.discard()
             raise SourceError(f"sends more than {most:,} bytes without having said how many there are")
-        if not self.may_begin(self.partial.head):
+        if not coded and not self.may_begin(self.partial.head):
             self.partial.discard()
             raise SourceError("sends something that is not the file, and does not say how much of it")
         try:
