@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from ckptkit.text import escaped
+from ckptkit.urls import scrubbed
 
 _MAX_REASON = 1000
 
@@ -71,7 +72,8 @@ def faults_in_words(faults: Iterable[str]) -> str:
 
 
 def _in_a_line(text: str) -> str:
-    """A message or hint, escaped; its middle is left out where it quotes something at length."""
+    """A message or hint, escaped, without secrets; its middle is left out where it quotes at length."""
+    text = scrubbed(text)
     if WHOLE_LISTS.get():
         return escaped(text)
     return _without_middle(escaped(_without_middle(text)))

@@ -112,7 +112,9 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
     if isinstance(state, State) and state.output.verbose:
         import traceback
 
-        traceback.print_exception(error)
+        from ckptkit.urls import scrubbed
+
+        typer.echo(scrubbed("".join(traceback.format_exception(error))), err=True, nl=False)
     typer.echo(f"error: {state.output.called(line) if isinstance(state, State) else line}", err=True)
 
 

@@ -293,6 +293,7 @@ def _print_plan(
     """Say what would be fetched, from where, to where."""
     from ckptkit.store.sources import plan_sources
     from ckptkit.store.trust import TrustFile
+    from ckptkit.urls import public_url
 
     trust = TrustFile.default()
     plans = []
@@ -307,7 +308,8 @@ def _print_plan(
             _Plan(
                 entry.id,
                 action,
-                [source.used_url for source in sources] or [source.url for source in entry.sources],
+                [public_url(source.used_url) for source in sources]
+                or [source.url for source in entry.sources],
                 str(folder / sources[0].file if sources else folder),
             )
         )

@@ -18,6 +18,7 @@ from ckptkit.registry.entry_text import by_hand, row_of, with_changed_entry, wit
 from ckptkit.registry.loading import Registry, load_texts, read_text
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.writeback import EMPTY_OVERLAY, Edit, files_below
+from ckptkit.urls import full_url
 
 _Texts = list[tuple[Path, str]]
 _SEE_SCHEMA = "see 'ckptkit registry schema'"
@@ -132,7 +133,12 @@ def preview_addition(
 def _wanted(id: str, urls: Sequence[str], fields: Mapping[str, Any], known: Entry | None) -> dict[str, Any]:
     """Every field to write: those given, and the sources."""
     noted = (
-        {source.url: source.model_dump(exclude_defaults=True) for source in known.sources} if known else {}
+        {
+            (url := full_url(source.url)): {**source.model_dump(exclude_defaults=True), "url": url}
+            for source in known.sources
+        }
+        if known
+        else {}
     )
     wanted = {**fields, "sources": [noted.get(url, {"url": url}) for url in dict.fromkeys(urls)]}
     if known is None:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
+from ckptkit.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
@@ -22,7 +23,7 @@ def _checked_url(url: str) -> str:
         raise ValueError(f"a URL begins with one of {', '.join(f'{name}://' for name in SOURCE_SCHEMES)}")
     if parts.scheme != "file" and not parts.hostname:
         raise ValueError("the URL names no host")
-    return url
+    return Url(url)
 
 
 def _checked_time(text: str) -> str:
@@ -37,7 +38,7 @@ def _checked_time(text: str) -> str:
 Text = Annotated[str, Field(min_length=1)]
 # An id also names a folder of the cache, so it ends in no dot.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$", max_length=100)]
-Url = Annotated[str, AfterValidator(_checked_url)]
+Address = Annotated[str, AfterValidator(_checked_url)]
 Figure = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBGT]?$", max_length=20)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
@@ -49,7 +50,7 @@ class Source(SourceFacts, BaseModel):
 
     model_config = _CONFIG
 
-    url: Url = Field(description="Where the file is.")
+    url: Address = Field(description="Where the file is.")
     note: str = Field("", description="What to know about this source.")
     bn_statistics: bool | None = Field(
         None, description="Whether the file holds the BatchNorm moving statistics; null: not known."
@@ -65,7 +66,7 @@ class HashProvenance(ProvenanceFacts, BaseModel):
     observed_at: Annotated[str, AfterValidator(_checked_time)] = Field(
         description="When the file was fetched, ISO 8601 with its zone."
     )
-    url: Url = Field(description="From where the file was fetched.")
+    url: Address = Field(description="From where the file was fetched.")
     note: str | None = Field(None, description="Anything else to know about it.")
 
 
@@ -145,8 +146,8 @@ class Entry(EntryFacts, BaseModel):
     hash_provenance: HashProvenance | None = Field(
         None, description="When and from where sha256 was observed.", validate_default=True
     )
-    config_url: Url | None = Field(None, description="The training configuration.")
-    log_url: Url | None = Field(None, description="The training log.")
+    config_url: Address | None = Field(None, description="The training configuration.")
+    log_url: Address | None = Field(None, description="The training log.")
     note: str | None = Field(None, description="What else to know.")
 
     @field_validator("known_deviations", mode="after")

@@ -26,6 +26,7 @@ from typing import Any
 from ckptkit.errors import StorageError, UsageError
 from ckptkit.files import is_own_folder, read_regular, regular_status
 from ckptkit.places import NOWHERE, home_folders, is_writable
+from ckptkit.urls import public_url
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
@@ -103,9 +104,10 @@ class Record:
         """Read a record file's text; None when it is damaged."""
         try:
             values = json.loads(text)
+            values |= {name: public_url(values[name]) for name in ("url", "used_url") if name in values}
             known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
             record = cls(**known)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
         return record if record._is_sound() else None
 

@@ -10,7 +10,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
 from ckptkit._version import __version__
 from ckptkit.errors import CkptkitError, ConversionError, FormatError, IntegrityError, StorageError, command
@@ -395,7 +394,7 @@ class Job:
             sha256=record.sha256,
             size=record.size,
             first_seen=record.fetched_at,
-            url=record.url if urlsplit(record.url).username is None else without_secrets(record.url),
+            url=record.url,
             used_url=record.used_url,
             how=_how(record),
             server_hashes=record.server_hashes,

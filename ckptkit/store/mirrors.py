@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptkit.errors import UsageError
+from ckptkit.urls import scrubbed
 
 ENVIRONMENT = "CKPTKIT_MIRROR"
 _RULE = re.compile(
@@ -75,7 +76,7 @@ def _parse(rule: str, where: str) -> Mirror:
     match = _RULE.fullmatch(rule)
     if not match:
         raise UsageError(
-            f"{where} {rule!r} is not FROM=TO with two URLs",
+            f"{where} {scrubbed(rule)!r} is not FROM=TO with two URLs",
             hint="write it like https://storage.googleapis.com=http://127.0.0.1:8000 "
             "(TO may be http://, https://, file://, s3://, gs://, az:// or hf://)",
         )

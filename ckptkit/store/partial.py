@@ -37,6 +37,7 @@ from ckptkit.store.hashing import BackgroundHasher
 from ckptkit.store.integrity import Digests, Promise, hash_file
 from ckptkit.store.transport import Identity
 from ckptkit.store.writers import has_token, is_gone, new_writer, release
+from ckptkit.urls import public_url
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
 _KEPT_FREE = 1 << 30
@@ -88,7 +89,7 @@ class Partial:
         self.promises: tuple[Promise, ...] = ()
         self.joined = False
         self.head = b""
-        self._source = hashlib.sha256(os.fsencode(source)).hexdigest()
+        self._source = hashlib.sha256(os.fsencode(public_url(source))).hexdigest()
         self._path: Path | None = None
         self._fd: int | None = None
         self._marks_fd: int | None = None

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from ckptkit.errors import UsageError
 from ckptkit.store.cache import is_safe_file_name
 from ckptkit.store.mirrors import Mirror, resolve
+from ckptkit.urls import full_url, public_url
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -23,9 +24,9 @@ class PlannedSource:
     Attributes
     ----------
     url : str
-        As published.
+        As published, without what is secret in it.
     used_url : str
-        Where it is fetched from: the same, or what a mirror rule makes of it.
+        Where it is fetched from: the same with its secrets, or what a mirror rule makes of it.
     file : str
         The artefact's name in the cache.
     bn_statistics : bool or None
@@ -42,8 +43,8 @@ def plan_sources(entry: Entry, mirrors: Sequence[Mirror] = ()) -> list[PlannedSo
     """Sources that can be downloaded, in the order they are tried."""
     return [
         PlannedSource(
-            source.url,
-            resolve(source.url, mirrors),
+            public_url(source.url),
+            resolve(full_url(source.url), mirrors),
             file_name_of(source.url, entry.id),
             source.bn_statistics,
         )

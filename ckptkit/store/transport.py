@@ -16,13 +16,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 from ckptkit.files import open_regular
 from ckptkit.store.credentials import Credentials
 from ckptkit.store.integrity import Promise
 from ckptkit.store.throttle import Throttle
+from ckptkit.urls import public_url
 
 PIECE = 1 << 19
 """Bytes asked for at a time; what has arrived is handed over at once, however little it is."""
@@ -394,5 +395,4 @@ def without_secrets(url: str) -> str:
     >>> without_secrets("https://me:secret@a.org:8443/m.pth?X-Amz-Signature=1")
     'https://a.org:8443/m.pth'
     """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return public_url(url).partition("#")[0].partition("?")[0]

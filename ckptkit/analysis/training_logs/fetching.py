@@ -23,6 +23,7 @@ from ckptkit.store.mirrors import parse_mirrors, resolve
 from ckptkit.store.partial import Partial
 from ckptkit.store.sources import file_name_of
 from ckptkit.store.transport import Policy, SourceError, is_local, without_secrets
+from ckptkit.urls import full_url, public_url
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -74,11 +75,12 @@ def fetch_log(
     if entry.log_url is None:
         hint = _instead(entry, workspace)
         raise NotFoundError(f"{entry.id}: no training log of it is published", hint=hint)
+    published = full_url(entry.log_url)
     home, name = workspace.home, file_name_of(entry.log_url, entry.id)
     kept = home.everywhere(home.logs_folder(entry.id) / name)
-    if not refresh and (there := _first_kept(kept, entry.log_url)):
+    if not refresh and (there := _first_kept(kept, published)):
         return there
-    url = resolve(entry.log_url, parse_mirrors(workspace.mirrors))
+    url = resolve(published, parse_mirrors(workspace.mirrors))
     if workspace.offline and not is_local(url):
         raise NetworkError(
             f"the training log of {entry.id} is not cached, and --offline forbids to fetch it",
@@ -86,9 +88,9 @@ def fetch_log(
         )
     waiting = f"{entry.id}: another process is at it; waiting"
     with home.lock(entry.id, waiting=lambda: workspace.note(waiting)):
-        if not refresh and (there := _first_kept(kept[:1], entry.log_url)):
+        if not refresh and (there := _first_kept(kept[:1], published)):
             return there
-        return _download(entry.log_url, url, kept[0], workspace, policy or Policy())
+        return _download(published, url, kept[0], workspace, policy or Policy())
 
 
 def _download(published: str, url: str, target: Path, workspace: Workspace, policy: Policy) -> Path:
@@ -105,7 +107,7 @@ def _download(published: str, url: str, target: Path, workspace: Workspace, poli
         compare(target.name, found, partial.promises, hint="it was damaged on the way; run it again")
         partial.sync()
         record = {
-            "url": published,
+            "url": public_url(published),
             "used_url": without_secrets(url),
             "size": found.size,
             "sha256": found.sha256,
@@ -140,7 +142,7 @@ def _is_log_of(path: Path, url: str) -> bool:
     status = regular_status(path)
     if not isinstance(record, dict) or status is None:
         return False
-    if record.get("url") != url or record.get("size") != status.st_size:
+    if public_url(str(record.get("url"))) != public_url(url) or record.get("size") != status.st_size:
         return False
     return record.get("sha256") == hash_file(path).sha256
 

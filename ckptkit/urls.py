@@ -1,0 +1,95 @@
+"""URLs without what nobody but their host may see: logins, and whatever in the query may be a token.
+
+What is stored and shown is `public_url`; only a request is made to the `full_url`. `scrubbed` takes the same
+out of text that others have put together, such as the errors of a library.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+_HARMLESS = frozenset(
+    {"alt", "dl", "download", "export", "ext", "file", "filename", "format", "fmt", "generation", "id"}
+    | {"inline", "lang", "name", "page", "path", "raw", "ref", "rev", "revision", "size", "type", "v", "ver"}
+    | {"version", "versionid"}
+)
+"""Names of a query's parameters that tell which file is meant; any other may carry a token."""
+_PARAMETER = re.compile(r"([?&])([^\s=&?#'\"<>]{1,80})=([^\s&#'\"<>)\],]*)")
+_LOGIN = re.compile(
+    r"""(?<=://)(?:
+        [^\s/?#'"<>]*@                                                # me:secret@
+      | [^\s/?#@:'"<>\[]+:(?!\d+(?:[^\w@]|$)|$)[^\s/?#'"<>)\],]+       # me:sec, where the rest was cut off
+    )""",
+    re.VERBOSE,
+)
+
+
+class Url(str):
+    """A URL that reads as its `public_url`, and keeps the whole for who makes the request.
+
+    Examples
+    --------
+    >>> url = Url("https://me:secret@a.org/m.pth?download=1&token=x")
+    >>> print(url, full_url(url))
+    https://a.org/m.pth?download=1 https://me:secret@a.org/m.pth?download=1&token=x
+    """
+
+    __slots__ = ("full",)
+    full: str
+
+    def __new__(cls, url: str) -> Url:
+        """Take the secrets out."""
+        self = super().__new__(cls, public_url(url))
+        self.full = full_url(url)
+        return self
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.full,)
+
+
+def full_url(url: str) -> str:
+    """The URL to ask for: the whole of a `Url`, any other as it is."""
+    return url.full if isinstance(url, Url) else url
+
+
+def public_url(url: str) -> str:
+    """URL without user name, password, and the parameters of its query that may be secret.
+
+    Examples
+    --------
+    >>> public_url("https://me:p%40ss@a.org:8443/m.pth?X-Amz-Signature=1&id=7")
+    'https://a.org:8443/m.pth?id=7'
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _LOGIN.sub("", url).partition("?")[0]
+    query = "&".join(one for one in parts.query.split("&") if is_harmless(one)) if parts.query else ""
+    fragment = "" if "=" in parts.fragment or "@" in parts.fragment else parts.fragment
+    if (query, fragment) == (parts.query, parts.fragment) and "@" not in parts.netloc:
+        return str(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, fragment))
+
+
+def is_harmless(parameter: str) -> bool:
+    """Whether a parameter of a query says which file is meant, and nothing else."""
+    name, _, value = parameter.partition("=")
+    return name.lower() in _HARMLESS and len(value) <= 200
+
+
+def scrubbed(text: str) -> str:
+    """Text without logins and tokens in the URLs that it quotes.
+
+    Examples
+    --------
+    >>> scrubbed("refused: http://me:secret@a.org/m?token=x&id=7 (url: /m?sig=y)")
+    'refused: http://a.org/m?token=…&id=7 (url: /m?sig=…)'
+    """
+    if "://" in text:
+        text = _LOGIN.sub("", text)
+    if "=" not in text:
+        return text
+    return _PARAMETER.sub(
+        lambda found: found[0] if found[2].lower() in _HARMLESS else f"{found[1]}{found[2]}=…", text
+    )
