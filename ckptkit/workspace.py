@@ -41,7 +41,7 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
     """See `ckptkit.store.job.Fits`: the container must open, and hold what the registry says of the entry."""
     from ckptkit.families.binding import refuse_another
     from ckptkit.formats.torch_state_dicts import AmbiguousError
-    from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_stored
+    from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_members
 
     statistics = None
     try:
@@ -60,7 +60,7 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
         with path.open("rb") as file:
             is_zip = file.read(4) == LOCAL_MAGIC
         if is_zip:  # what lies in it beside these tensors
-            check_stored(path)
+            check_members(path)
     return statistics
 
 

@@ -97,15 +97,15 @@ class Reader(Protocol):
     def read(self, name: str) -> Array:
         """Read-only view of one tensor, zero-copy from a memory map where its bytes are contiguous.
 
-        Elements of an opaque type come as ml_dtypes has them, else as numpy void; FormatError where they are
-        not whole bytes.
+        A checksum that the container keeps of them has been compared, once. Elements of an opaque type come
+        as ml_dtypes has them, else as numpy void; FormatError where they are not whole bytes.
         """
         ...
 
     def raw(self, name: str) -> RawTensor | None:
         """The bytes of one tensor without numpy; None where they do not lie in C order in one piece.
 
-        Never None for elements that are not whole bytes.
+        Checked as by `read`. Never None for elements that are not whole bytes.
         """
         ...
 
@@ -116,6 +116,10 @@ class Reader(Protocol):
         stores a crc32c need not do it again, others have no use for it. Returns True when it matches, False
         when the container stores none; a difference raises FormatError.
         """
+        ...
+
+    def check_rest(self) -> None:
+        """Check what else the container keeps checksums for; FormatError where it is damaged."""
         ...
 
     def release(self, name: str) -> None:

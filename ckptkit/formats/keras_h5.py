@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.errors import FormatError
 from ckptkit.formats.base import Check
 from ckptkit.formats.foreign import quoted, told
 from ckptkit.formats.hdf5_attributes import Attributes, single
@@ -27,11 +27,13 @@ from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.shards import index_beside, shards_of
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
-from ckptkit.formats.zip_directory import STORED, read_directory
+from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
 from ckptkit.tensors import Array, Piece, TensorSpec
 
 KERAS_MEMBER = "model.weights.h5"
 """The weights file in a ``.keras`` archive."""
+
+_TEXTS, _MAX_TEXT = ("metadata.json", "config.json"), 16 << 20
 
 _ATTRIBUTE = "ckptkit"
 _VARIABLES = "vars"
@@ -77,7 +79,8 @@ class KerasH5Reader(MappedReader):
         self._file = MappedFile(self.path)
         self._files = [self._file]
         try:
-            self._source = _part_of(self._file)
+            self._archive = _Archive(self._file) if self._file.data[:2] == b"PK" else None
+            self._source = Hdf5Bytes(self._file) if self._archive is None else self._archive.weights()
             objects = Objects(self._source)
             root = objects.header(objects.root)
             attributes = Attributes(self._source)
@@ -158,24 +161,11 @@ class KerasH5Reader(MappedReader):
             raise FormatError(self.path, "ckptkit's metadata is no table of texts")
         return found
 
-    def _dataset(self, name: str) -> Dataset:
-        if name not in self._datasets:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-        return self._datasets[name]
-
-    def read(self, name: str) -> Array:
-        """Read-only array: a view of the file, or a copy where it is in chunks or big-endian.
-
-        Raises
-        ------
-        FormatError
-            Damaged chunks.
-        NotFoundError
-            No tensor of that name.
-        """
+    def _read(self, name: str) -> Array:
+        """A view of the file, or a copy where it is in chunks or big-endian."""
         import numpy
 
-        dataset = self._dataset(name)
+        dataset = self._datasets[name]
         if dataset.nbytes == 0 or dataset.address is not None:
             offset = self._source.start + (dataset.address or 0)
             array = self._file.view(offset, dataset.dtype, dataset.shape)
@@ -188,15 +178,26 @@ class KerasH5Reader(MappedReader):
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Whether a tensor has checksums and they match; one that does not raises FormatError."""
-        dataset = self._dataset(name)
-        if not dataset.is_checked:
-            return False
-        read_chunks(self._source, dataset, name)
-        return True
+        self._require(name)
+        self._check_bytes(name)
+        dataset = self._datasets[name]
+        if dataset.is_checked:
+            read_chunks(self._source, dataset, name)
+        return dataset.is_checked or self._archive is not None
+
+    def check_rest(self) -> None:
+        """Check every member of an archive that has not been checked."""
+        if self._archive is not None:
+            self._archive.members.require_all()
+
+    def _check_bytes(self, _name: str) -> None:
+        if self._archive is not None:
+            self._archive.members.require(self._archive.held)
 
     def release(self, name: str) -> None:
         """Give back the memory pages of one tensor."""
-        dataset = self._dataset(name)
+        self._require(name)
+        dataset = self._datasets[name]
         if dataset.address is not None:
             self._file.release(self._source.start + dataset.address, dataset.nbytes)
 
@@ -317,18 +318,28 @@ def unloadable(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _part_of(file: MappedFile) -> Hdf5Bytes:
-    """The HDF5 file that a file is, or, in a ``.keras`` archive, holds."""
-    if not file.data[:4].startswith(b"PK"):
-        return Hdf5Bytes(file)
-    member = read_directory(file).entries.get(KERAS_MEMBER)
-    if member is None:
-        raise FormatError(file.path, f"a zip archive without {KERAS_MEMBER}")
-    if member.method != STORED:
-        raise FormatError(
-            file.path, f"its {KERAS_MEMBER} is compressed", hint=f"unpack the archive and give {KERAS_MEMBER}"
-        )
-    return Hdf5Bytes(file, member.offset, member.size)
+class _Archive:
+    """A ``.keras`` archive, whose short members are checked at once and the weights before they are read."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self._file = file
+        directory = read_directory(file)
+        held = directory.entries.get(KERAS_MEMBER)
+        if held is None:
+            raise FormatError(file.path, f"a zip archive without {KERAS_MEMBER}")
+        if held.method != STORED:
+            hint = f"unpack the archive and give {KERAS_MEMBER}"
+            raise FormatError(file.path, f"its {KERAS_MEMBER} is compressed", hint=hint)
+        self.held = held
+        self.members = CheckedMembers(file, directory)
+        for name in _TEXTS:
+            text = directory.entries.get(name)
+            if text is not None and text.size <= _MAX_TEXT and text.method in (STORED, DEFLATED):
+                self.members.require(text)
+
+    def weights(self) -> Hdf5Bytes:
+        """The HDF5 file in it."""
+        return Hdf5Bytes(self._file, self.held.offset, self.held.size)
 
 
 class KerasH5Writer(PlacedWriter):

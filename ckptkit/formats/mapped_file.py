@@ -7,6 +7,7 @@ import math
 import mmap
 import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, overload
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError, NotFoundError, storage_error
 from ckptkit.formats.base import Copy
-from ckptkit.tensors import Array, DType, RawTensor, TensorSpec, array_dtype
+from ckptkit.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,14 +120,15 @@ class MappedFile:
             return memoryview(self.data[offset : offset + nbytes])
         return memoryview(self.data)[offset : offset + nbytes]
 
-    def crc32(self, offset: int, nbytes: int) -> int:
-        """CRC-32 of a range, computed window by window with the pages given back behind it."""
+    def crc32(self, offset: int, nbytes: int, *, keep: bool = False) -> int:
+        """CRC-32 of a range, computed window by window with the pages given back behind it, or kept."""
         crc = 0
         for start in range(offset, offset + nbytes, _CRC_WINDOW):
             stop = min(start + _CRC_WINDOW, offset + nbytes)
             with self.raw(start, stop - start) as window:
                 crc = crc32(window, crc)
-            self.release(start, stop - start)
+            if not keep:
+                self.release(start, stop - start)
         return crc
 
     def release(self, offset: int, nbytes: int) -> None:
@@ -217,8 +219,13 @@ def _strides(shape: Sequence[int], itemsize: int) -> list[int]:
 
 
 class MappedReader:
-    """What readers of mapped files share: what most containers lack, closing by hand or by ``with``."""
+    """What readers of mapped files share: what most containers lack, closing by hand or by ``with``.
 
+    And the one way to a tensor: `read` and `raw` hand out nothing before the checksum that covers it held.
+    """
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
     left_out: Mapping[str, str] = MappingProxyType({})
     state_dicts: tuple[str, ...] = ()
     state_dict: str | None = None
@@ -247,9 +254,53 @@ class MappedReader:
         """Tensors whose bytes touch those of one before them."""
         return ()
 
+    def read(self, name: str) -> Array:
+        """Read-only array of one tensor.
+
+        Raises
+        ------
+        FormatError
+            Its checksum does not hold, or it is damaged in another way.
+        NotFoundError
+            No tensor of that name.
+        """
+        self._hold(name)
+        return self._read(name)
+
     def raw(self, name: str) -> RawTensor | None:
-        """None: the bytes are to be had by `read` only."""
+        """The bytes of one tensor, without numpy; None where they do not lie in C order. Raises as `read`."""
+        self._hold(name)
+        return self._raw(name)
+
+    def check_rest(self) -> None:
+        """Check what else the container keeps checksums for; FormatError where it is damaged."""
+
+    def _read(self, name: str) -> Array:
+        raise NotImplementedError
+
+    def _raw(self, _name: str) -> RawTensor | None:
         return None
+
+    def _check_bytes(self, name: str) -> None:
+        """Compare the stored checksum of a tensor's bytes, where reading them does not do it."""
+
+    def _require(self, name: str) -> None:
+        if name not in self.specs:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+
+    @cached_property
+    def _held(self) -> set[str]:
+        return set()
+
+    def _hold(self, name: str) -> None:
+        """Check a tensor before it is handed out for the first time."""
+        if name in self._held:
+            return
+        self._require(name)
+        self._check_bytes(name)
+        if self.specs[name].dtype.kind == "bool":
+            refuse_odd_bools(self.path, name, self._raw(name) or self._read(name))
+        self._held.add(name)
 
     def close(self) -> None:
         """Unmap and close; views handed out must not be used after."""
@@ -263,6 +314,17 @@ class MappedReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def refuse_odd_bools(path: Path, name: str, stored: Array | RawTensor) -> None:
+    """Raise FormatError for a byte other than 0 and 1, which is true for some programs and 2 for others."""
+    for piece in byte_pieces(stored):
+        if odd := bytes(piece).translate(None, b"\0\1"):
+            raise FormatError(
+                path,
+                f"bool tensor {name!r} holds byte {odd[0]:#04x}, which is neither false nor true",
+                hint="write it again with bools of 0 and 1",
+            )
 
 
 def whole_bytes(path: Path, spec: TensorSpec) -> DType:

@@ -9,10 +9,28 @@ from pathlib import Path
 from ckptkit.errors import FormatError
 
 _MAX_NAME = 1024
+_MAX_MEMBER = 60_000  # bytes; the length is a number below 65,536
 _MAX_COMPONENT = 255  # bytes; what common file systems hold
 _DRIVE = re.compile(r"[A-Za-z]:")
 # Windows drops dots and blanks at the end, keeps streams behind a colon, and has devices in every folder.
 _WINDOWS = re.compile(r'.*[. ]|.*[<>:"|?*].*|(?:con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(?:\..*)?', re.I)
+
+
+def unsafe_name(name: str) -> str | None:
+    """Why a name that only leads to a member would be unsafe as a path; None where it is not.
+
+    Examples
+    --------
+    >>> unsafe_name("block/0/../kernel"), unsafe_name("block.0/kernel:0")
+    ("leaves its folder ('..')", None)
+    """
+    if ".." in name.replace("\\", "/").split("/"):
+        return "leaves its folder ('..')"
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name):
+        return "has an absolute name"
+    if "\0" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
+        return "has a zero byte or half a character in its name"
+    return "has too long a name" if len(name.encode()) > _MAX_MEMBER else None
 
 
 class MemberNames:

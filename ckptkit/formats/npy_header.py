@@ -98,11 +98,13 @@ def parse_header(raw: bytes) -> NpyHeader:
     if length > MAX_HEADER_BYTES or start + length > len(raw):
         raise ValueError(f".npy header of {length} bytes")
     try:
-        table = ast.literal_eval(
-            raw[start : start + length].decode("utf-8" if version == 3 else "latin-1").strip()
-        )
+        text = raw[start : start + length].decode("utf-8" if version == 3 else "latin-1")
+        tree = ast.parse(text.strip(), mode="eval")
+        table = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(".npy header is no table of plain values") from error
+    if isinstance(tree.body, ast.Dict) and isinstance(table, dict) and len(tree.body.keys) != len(table):
+        raise ValueError(".npy header says something twice")
     return _checked(table, start + length)
 
 

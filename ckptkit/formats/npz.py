@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from ckptkit.checksums import crc32
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.budget import Budget
+from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.member_names import unsafe_name
 from ckptkit.formats.npy_header import MAX_HEADER_BYTES, NpyHeader, descr, header_bytes, parse_header
 from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
-from ckptkit.formats.zip_directory import DEFLATED, STORED, ZipEntry, read_directory
+from ckptkit.formats.zip_directory import (
+    DEFLATED,
+    STORED,
+    CheckedMembers,
+    ZipEntry,
+    damaged,
+    inflated,
+    plain_name,
+    read_directory,
+)
 from ckptkit.formats.zip_writer import ZipWriter
 from ckptkit.tensors import Array, Piece, RawTensor, TensorSpec
 
 _EXTENSION = ".npy"
 _COMMENT_PREFIX = b"ckptkit:"
 _MAX_COMMENT = 0xFFFF
-MAX_INFLATED = 4 << 30
-"""A compressed array has to be unpacked into memory; larger ones are refused."""
-
 _HEAD_BYTES = MAX_HEADER_BYTES + 12
-_MAX_DEFLATE_RATIO = 1032
-"""What zlib can reach at best; an entry that promises more lies."""
 
 
 class NpzReader(MappedReader):
@@ -51,12 +57,14 @@ class NpzReader(MappedReader):
         self.path = Path(path)
         self._file = MappedFile(self.path)
         self._files = [self._file]
-        self._members: dict[str, tuple[ZipEntry, NpyHeader]] = {}
+        self._budget = Budget(self._file.size, partial(FormatError, self.path))
+        self._arrays: dict[str, tuple[ZipEntry, NpyHeader]] = {}
         specs: dict[str, TensorSpec] = {}
         left_out: dict[str, str] = {}
         also: dict[str, str] = {}
         try:
             directory = read_directory(self._file)
+            self._members = CheckedMembers(self._file, directory)
             for entry in directory.entries.values():
                 if not entry.name.endswith(_EXTENSION):
                     also[entry.name] = f"a file of {entry.size:,} bytes"
@@ -70,7 +78,7 @@ class NpzReader(MappedReader):
                     left_out[name] = _unreadable(header)
                     continue
                 specs[name] = TensorSpec(name, header.dtype, header.shape)
-                self._members[name] = (entry, header)
+                self._arrays[name] = (entry, header)
             self.metadata: Mapping[str, str] = self._metadata(directory.comment)
         except BaseException:
             self.close()
@@ -85,34 +93,22 @@ class NpzReader(MappedReader):
         """Members that are no arrays, and arrays of texts."""
         return self._also
 
-    def read(self, name: str) -> Array:
-        """Read-only array: a view of the file, or a copy where it is compressed or big-endian.
-
-        Raises
-        ------
-        FormatError
-            A compressed array whose bytes are damaged.
-        NotFoundError
-            No array of that name.
-        """
-        import numpy
-
-        entry, header = self._member(name)
+    def _read(self, name: str) -> Array:
+        """A view of the file, or a copy where it is compressed or big-endian."""
+        entry, header = self._arrays[name]
         assert header.dtype is not None
         shape = header.shape[::-1] if header.fortran else header.shape
         if entry.method == STORED:
             array = self._file.view(entry.offset + header.start, header.dtype, shape)
         else:
-            flat = numpy.frombuffer(self._inflate(entry), header.dtype.numpy, offset=header.start)
-            array = flat.reshape(shape)
+            array = self._inflated(entry)[header.start :].view(header.dtype.numpy).reshape(shape)
         if header.big_endian:
-            array = array.byteswap()
+            array = array.byteswap(inplace=entry.method != STORED)
         array.flags.writeable = False
         return array.T if header.fortran else array
 
-    def raw(self, name: str) -> RawTensor | None:
-        """The bytes of an array, without numpy; None where they do not lie as they should be written."""
-        entry, header = self._member(name)
+    def _raw(self, name: str) -> RawTensor | None:
+        entry, header = self._arrays[name]
         turned = header.fortran and sum(size != 1 for size in header.shape) > 1
         if entry.method != STORED or header.big_endian or turned:
             return None
@@ -120,64 +116,54 @@ class NpzReader(MappedReader):
         return RawTensor(header.shape, self._file.raw(entry.offset + header.start, nbytes))
 
     def check(self, name: str, known: int | None = None) -> bool:
-        """Compare an array with the CRC-32 of its zip entry; True, or FormatError."""
-        entry, _ = self._member(name)
-        if entry.method == STORED:
-            found = self._file.crc32(entry.offset, entry.packed)
-            if found != entry.crc32:
-                raise self._error(entry, f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}")
-        else:
-            self._inflate(entry)
-        return True
+        """Compare an array with the CRC-32 of its zip entry, once; True, or FormatError."""
+        self._require(name)
+        return self._members.require(self._arrays[name][0])
+
+    def check_rest(self) -> None:
+        """Check every member that has not been checked."""
+        self._members.require_all()
+
+    def _check_bytes(self, name: str) -> None:
+        self._members.require(self._arrays[name][0])
 
     def release(self, name: str) -> None:
         """Give back the memory pages of one array."""
-        entry, _ = self._member(name)
+        self._require(name)
+        entry, _ = self._arrays[name]
         self._file.release(entry.offset, entry.packed)
-
-    def _member(self, name: str) -> tuple[ZipEntry, NpyHeader]:
-        if name not in self._members:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-        return self._members[name]
-
-    def _error(self, entry: ZipEntry, reason: str) -> FormatError:
-        hint = "the file is damaged: fetch it again"
-        return FormatError(self.path, f"{entry.name}: {reason}", offset=entry.offset, hint=hint)
 
     def _header(self, entry: ZipEntry) -> NpyHeader:
         if entry.method == STORED:
             raw = self._file.data[entry.offset : entry.offset + min(entry.size, _HEAD_BYTES)]
         elif entry.method == DEFLATED:
-            if entry.size > _MAX_DEFLATE_RATIO * entry.packed + _HEAD_BYTES or entry.size > MAX_INFLATED:
-                raise self._error(entry, f"{entry.packed} bytes that claim to unpack to {entry.size}")
+            self._budget.spend(nbytes=entry.size)
             packed = self._file.data[entry.offset : entry.offset + min(entry.packed, 2 * _HEAD_BYTES)]
-            raw = self._unpacked(entry, packed, _HEAD_BYTES)
+            try:
+                raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _HEAD_BYTES)
+            except zlib.error as error:
+                raise damaged(self._file, entry, f"damaged compressed data ({error})") from error
         else:
-            raise self._error(entry, f"packed by method {entry.method}, which numpy does not use")
+            raise damaged(self._file, entry, f"packed by method {entry.method}, which numpy does not use")
         try:
             header = parse_header(raw)
         except ValueError as error:
-            raise self._error(entry, str(error)) from error
+            raise damaged(self._file, entry, str(error)) from error
+        self._budget.spend(nodes=1, steps=header.start)
         if header.dtype is not None and header.nbytes != entry.size:
-            raise self._error(entry, f"an array of {header.nbytes} bytes in an entry of {entry.size}")
+            reason = f"an array of {header.nbytes} bytes in an entry of {entry.size}"
+            raise damaged(self._file, entry, reason)
         return header
 
-    def _unpacked(self, entry: ZipEntry, packed: bytes, limit: int) -> bytes:
-        try:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, limit)
-        except zlib.error as error:
-            raise self._error(entry, f"damaged compressed data ({error})") from error
+    def _inflated(self, entry: ZipEntry) -> Array:
+        """The bytes of a whole entry, unpacked piece by piece into their place."""
+        import numpy
 
-    def _inflate(self, entry: ZipEntry) -> bytes:
-        """Unpack a whole entry, no further than its promised size, and compare its CRC-32."""
-        data = self._unpacked(
-            entry, self._file.data[entry.offset : entry.offset + entry.packed], entry.size + 1
-        )
-        if len(data) != entry.size:
-            raise self._error(entry, f"unpacks to other than {entry.size} bytes")
-        found = crc32(data)
-        if found != entry.crc32:
-            raise self._error(entry, f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}")
+        data = numpy.empty(entry.size, numpy.uint8)
+        position = 0
+        for piece in inflated(self._file, entry):
+            data[position : position + len(piece)] = numpy.frombuffer(piece, numpy.uint8)
+            position += len(piece)
         return data
 
     def _metadata(self, comment: bytes) -> dict[str, str]:
@@ -218,7 +204,7 @@ class NpzWriter(PlacedWriter):
         The file exists and ``force`` is false; bfloat16 or float8, which numpy has no name for; or metadata
         longer than a zip comment (65535 bytes).
     ConversionError
-        Two arrays of one name.
+        Two arrays of one name, or of one path; a name that leads out of the archive's folder.
     StorageError
         The disk refuses.
     """
@@ -235,6 +221,7 @@ class NpzWriter(PlacedWriter):
                     if spec.dtype.is_float
                     else None,
                 )
+        self._refuse_names()
         length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
         if length > _MAX_COMMENT:
             raise UsageError(f"{self.path}: metadata of {length} bytes, npz holds {_MAX_COMMENT}")
@@ -244,6 +231,18 @@ class NpzWriter(PlacedWriter):
             name: self._zip.reserve(name + _EXTENSION, len(header_bytes(spec)) + spec.nbytes)
             for name, spec in self._specs.items()
         }
+
+    def _refuse_names(self) -> None:
+        """A member's name is a tensor's, and programs that unpack archives make paths of them."""
+        seen: dict[str, str] = {}
+        for name in self._specs:
+            other = seen.setdefault(plain_name(name), name)
+            why = unsafe_name(name) or (f"is the path of {other!r} too" if other != name else None)
+            if why is not None:
+                raise ConversionError(
+                    f"{self.path}: npz cannot hold a tensor called {name[:200]!r}: as a member it {why}",
+                    hint="choose --to safetensors, or rename it by rules (--rules)",
+                )
 
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))

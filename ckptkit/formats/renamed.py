@@ -79,6 +79,10 @@ class Renamed:
         """Compare one tensor with the checksum the container stores for it."""
         return self._reader.check(self._own.get(name, name), known)
 
+    def check_rest(self) -> None:
+        """Check what the container keeps checksums for beside its tensors."""
+        self._reader.check_rest()
+
     def release(self, name: str) -> None:
         """Say that a tensor's pages are not needed for now."""
         self._reader.release(self._own.get(name, name))

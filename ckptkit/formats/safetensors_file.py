@@ -45,21 +45,11 @@ class SafetensorsReader(MappedReader):
         self.specs: Mapping[str, TensorSpec] = header.specs
         self.metadata: Mapping[str, str] = header.metadata
 
-    def read(self, name: str) -> Array:
-        """Read-only view of one tensor.
-
-        Raises
-        ------
-        NotFoundError
-            No tensor of that name.
-        FormatError
-            Its elements are not whole bytes.
-        """
+    def _read(self, name: str) -> Array:
         spec = self._spec(name)
         return self._file.view(self._offsets[name], whole_bytes(self.path, spec), spec.shape)
 
-    def raw(self, name: str) -> RawTensor:
-        """The bytes of one tensor, without numpy."""
+    def _raw(self, name: str) -> RawTensor:
         spec = self._spec(name)
         return RawTensor(spec.shape, self._file.raw(self._offsets[name], spec.nbytes))
 

@@ -217,6 +217,11 @@ class ShardedReader(MappedReader):
         """Compare one tensor with the checksum its file stores for it."""
         return self._home(name).check(name, known)
 
+    def check_rest(self) -> None:
+        """Check what the files keep checksums for beside their tensors."""
+        for reader in self._readers:
+            reader.check_rest()
+
     def release(self, name: str) -> None:
         """Give back the memory pages of one tensor."""
         self._home(name).release(name)

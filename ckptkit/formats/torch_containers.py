@@ -27,7 +27,7 @@ from ckptkit.formats.torch_pickle import (
     storage_dtype,
     whole_number,
 )
-from ckptkit.formats.zip_directory import STORED, ZipEntry, read_directory
+from ckptkit.formats.zip_directory import STORED, CheckedMembers, ZipEntry, read_directory
 from ckptkit.tensors import DTYPES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -44,7 +44,7 @@ _MAX_FILES = 20_000  # a process may have 65,530 maps
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of one storage in the file; ``crc32`` where the container keeps one.
+    """Bytes of one storage in the file; the ``member`` that they are of a zip archive.
 
     In an unpacked archive each storage is a ``file`` of its own, and offsets count as if all of them were one
     file: it begins at ``offset``.
@@ -52,13 +52,15 @@ class Extent:
 
     offset: int
     nbytes: int
-    crc32: int | None = None
+    member: ZipEntry | None = None
     file: MappedFile | None = None
 
 
 @dataclass(frozen=True)
 class TorchContents:
     """What a file holds: the object that was saved, its storages by key, and our own metadata.
+
+    ``members`` checks the storages of a zip archive.
 
     ``big_endian`` says that each element's bytes in the storages run the other way, ``kind`` what the file is
     where torch.save did not write it, ``would_run`` what loading it elsewhere runs.
@@ -70,6 +72,7 @@ class TorchContents:
     big_endian: bool = False
     kind: str = ""
     would_run: tuple[str, ...] = ()
+    members: CheckedMembers | None = None
 
     def refusal(self, path: Path) -> FormatError:
         """What is said of a file that holds no weights and runs code when it is loaded."""
@@ -148,7 +151,10 @@ def _running(path: Path, names: Sequence[str], loader: str) -> FormatError:
 
 
 def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
-    entries = read_directory(file).entries
+    directory = read_directory(file)
+    entries = directory.entries
+    if len({name.lower() for name in entries}) < len(entries):
+        raise FormatError(file.path, "two zip entries that are one to torch, which ignores letter case")
     roots = [
         name.removesuffix("data.pkl")
         for name in entries
@@ -159,21 +165,29 @@ def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
             file.path, f"a zip archive with {len(roots)} data.pkl records: not a PyTorch checkpoint"
         )
     root = roots[0]
+    if not next(iter(entries)).startswith(root):  # which is where torch takes the folder's name from
+        raise FormatError(file.path, f"a zip archive whose first entry is not in {root!r}, as torch expects")
     if root + "constants.pkl" in entries:
         raise _torch_script(file.path)
+    prefix = root + "data/"
+    members = CheckedMembers(file, directory, may_lack=True)
+    for name, entry in entries.items():
+        is_storage = name.startswith(prefix)
+        if entry.method == STORED and not is_storage and entry.size <= _MAX_METADATA_BYTES:
+            members.require(entry)
     order = _record(file, entries.get(root + "byteorder"), 16)
     if order not in (None, b"little", b"big"):
         raise FormatError(file.path, f"a byte order {order!r}, which is neither little nor big")
-    prefix = root + "data/"
     storages = {
         name.removeprefix(prefix): _stored_extent(file, entry)
         for name, entry in entries.items()
         if name.startswith(prefix)
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
+    members.require(entries[root + "data.pkl"])
     value = unpickler.load(pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
     metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
-    return TorchContents(value, storages, metadata, big_endian=order == b"big")
+    return TorchContents(value, storages, metadata, big_endian=order == b"big", members=members)
 
 
 def _torch_script(path: Path) -> FormatError:
@@ -229,9 +243,7 @@ def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
             f"zip entry {entry.name!r} is compressed, which torch.load refuses too",
             hint="unpack it and save the state_dict with torch.save",
         )
-    # torch.serialization.set_crc32_options(False) writes 0 for every entry.
-    stored = entry.crc32 != 0 or entry.size == 0
-    return Extent(entry.offset, entry.size, entry.crc32 if stored else None)
+    return Extent(entry.offset, entry.size, entry)
 
 
 def _record(file: MappedFile, entry: ZipEntry | None, limit: int) -> bytes | None:

@@ -10,7 +10,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.budget import LIMITS
+from ckptkit.errors import FormatError
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.pickle_values import PickledArray, is_array, is_scalar, pickled_array
@@ -25,8 +26,6 @@ _MAX_BESIDE, _MAX_NOTED = 1000, 20
 """Values that are no tensors: how many are told by name, and how many of those of a state dict are noted."""
 
 _TYPE_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
-_MAX_EXPANSION = 64
-_FREE_EXPANSION = 256 << 20
 PREFIX = "module."
 """What data parallel models put before every name."""
 
@@ -82,7 +81,6 @@ class TorchReader(MappedReader):
         folder = self.path if self.path.is_dir() else None
         file = MappedFile(self.path if folder is None else folder / "data.pkl")
         self._file, self._files = file, [file]
-        self._checked: dict[str, bool] = {}
         self._met: dict[tuple[str, int], DType] = {}
         try:
             contents = load_contents(file, folder)
@@ -105,6 +103,7 @@ class TorchReader(MappedReader):
             self.weights: Copy | None = found.copy
             self.metadata: Mapping[str, str] = contents.metadata
             self._storages, self._big_endian = contents.storages, contents.big_endian
+            self._members = contents.members
             named = _named_tensors(self.path, found.table, as_saved=as_saved)
             self._tensors: dict[str, TensorRef] = {}
             self._arrays: dict[str, PickledArray] = {}
@@ -174,17 +173,9 @@ class TorchReader(MappedReader):
             reached = max(reached, stop)
         return overlapping
 
-    def read(self, name: str) -> Array:
-        """Read-only view of one tensor with the strides it was saved with.
-
-        Raises
-        ------
-        NotFoundError
-            No tensor of that name.
-        FormatError
-            Its elements are not whole bytes.
-        """
-        dtype = whole_bytes(self.path, self._spec_of(name))
+    def _read(self, name: str) -> Array:
+        """A view with the strides the tensor was saved with."""
+        dtype = whole_bytes(self.path, self.specs[name])
         if name in self._arrays:
             return self._arrays[name].read(self._file)
         array = self._view(name, dtype)
@@ -199,9 +190,8 @@ class TorchReader(MappedReader):
         file, start, _ = self._place(name)
         return file.view(start, dtype, tensor.shape, strides)
 
-    def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor, without numpy; None where they do not lie in C order."""
-        spec = self._spec_of(name)
+    def _raw(self, name: str) -> RawTensor | None:
+        spec = self.specs[name]
         if name in self._arrays:
             content = self._arrays[name].plain(self._file)
             return None if content is None else RawTensor(spec.shape, content)
@@ -229,37 +219,30 @@ class TorchReader(MappedReader):
         FormatError
             The checksum differs.
         """
-        self._spec_of(name)
+        self._require(name)
         if name in self._arrays:
             return False
-        key = self._tensors[name].storage.key
-        if key not in self._checked:
-            extent = self._storages.get(key)
-            if extent is not None and extent.crc32 is not None:
-                found = self._file.crc32(extent.offset, extent.nbytes)
-                if found != extent.crc32:
-                    raise FormatError(
-                        self.path,
-                        f"tensor {name!r}: CRC-32 is {found:08x}, the archive says {extent.crc32:08x}",
-                        offset=extent.offset,
-                        hint="the file is damaged: fetch it again",
-                    )
-            self._checked[key] = extent is not None and extent.crc32 is not None
-        return self._checked[key]
+        extent = self._storages.get(self._tensors[name].storage.key)
+        if extent is None or extent.member is None or self._members is None:
+            return False
+        return self._members.require(extent.member, f"tensor {name!r}")
+
+    def check_rest(self) -> None:
+        """Check every member of a zip archive that has not been checked."""
+        if self._members is not None:
+            self._members.require_all()
+
+    def _check_bytes(self, name: str) -> None:
+        self.check(name)
 
     def release(self, name: str) -> None:
         """Give back the memory pages of one tensor."""
-        self._spec_of(name)
+        self._require(name)
         if name in self._tensors:
             file, start, stop = self._place(name)
             file.release(start, stop - start)
         else:
             self._arrays[name].release(self._file)
-
-    def _spec_of(self, name: str) -> TensorSpec:
-        if name not in self.specs:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-        return self.specs[name]
 
     def _extent(self, name: str, tensor: TensorRef) -> Extent:
         extent = self._storages.get(tensor.storage.key)
@@ -353,7 +336,7 @@ class TorchReader(MappedReader):
         """A few bytes seen through zero strides can pretend to be any amount of data."""
         real = sum(extent.nbytes for extent in contents.storages.values())
         claimed = sum(self.specs[name].nbytes for name in self._tensors)
-        if claimed > _FREE_EXPANSION + _MAX_EXPANSION * real:
+        if claimed > LIMITS["nbytes"].of(real):
             raise FormatError(self.path, f"tensors of {claimed} bytes in all, made of {real} bytes of data")
 
 

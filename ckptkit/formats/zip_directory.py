@@ -7,12 +7,18 @@ Source of the layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to 4.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import posixpath
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias
 
+from ckptkit.budget import Budget
+from ckptkit.checksums import crc32
 from ckptkit.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 
@@ -28,10 +34,21 @@ END = struct.Struct("<4s4H2IH")
 END64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR64 = struct.Struct("<4sIQI")
 
+DESCRIPTOR_MAGIC = b"PK\x07\x08"
+_DESCRIPTORS = {12: "<0s3I", 16: "<4s3I", 20: "<0sI2Q", 24: "<4sI2Q"}
+"""What may follow a member's data, by its length: a mark perhaps, CRC-32, sizes of 32 or 64 bits."""
+
 STORED, DEFLATED = 0, 8
 MAX_ENTRIES = 200_000
 _MAX_COMMENT = 0xFFFF
+_WIDE = 0xFFFFFFFF
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
+_STREAMED, _UTF8 = 0x8, 0x800
+_SAME_FLAGS = _ENCRYPTED | _UTF8
+_ZIP64, _OTHER_NAME = 1, 0x7075
+_KEPT_PAGES = 32 << 20
+_INFLATED_AT_ONCE = 256 << 10
+_DAMAGED = "the file is damaged: fetch it again"
 
 
 @dataclass(frozen=True)
@@ -71,9 +88,117 @@ class ZipDirectory:
     comment: bytes
 
 
+class CheckedMembers:
+    """Compares members with their CRC-32, each once: nothing of a member is to be used before `require`.
+
+    Parameters
+    ----------
+    file : MappedFile
+    directory : ZipDirectory
+    may_lack : bool
+        Whether an archive may have 0 in place of every checksum, as PyTorch's
+        ``torch.serialization.set_crc32_options(False)`` writes it.
+    """
+
+    def __init__(self, file: MappedFile, directory: ZipDirectory, *, may_lack: bool = False) -> None:
+        self._file = file
+        self._directory = directory
+        self._checked: set[str] = set()
+        self._lock = Lock()
+        self._lacks = may_lack and not any(entry.crc32 for entry in directory.entries.values())
+
+    def require(self, entry: ZipEntry, what: str = "") -> bool:
+        """Whether a member has a checksum, which holds; ``what`` is in it, for errors.
+
+        Raises
+        ------
+        FormatError
+            It does not, or the member does not unpack to its size.
+        """
+        if entry.name in self._checked:
+            return True
+        if self._lacks and entry.size:
+            return False
+        if entry.packed <= _KEPT_PAGES:  # so that threads need not wait for each other
+            self._compare(entry, what)
+        else:
+            with self._lock:
+                if entry.name not in self._checked:
+                    self._compare(entry, what)
+        self._checked.add(entry.name)
+        return True
+
+    def require_all(self) -> None:
+        """Check every member that has not been checked; FormatError for the first that is damaged."""
+        for entry in self._directory.entries.values():
+            if entry.method in (STORED, DEFLATED):
+                self.require(entry)
+                self._file.release(entry.offset, entry.packed)
+
+    def _compare(self, entry: ZipEntry, what: str) -> None:
+        if entry.method == STORED:
+            found = self._file.crc32(entry.offset, entry.packed, keep=entry.packed <= _KEPT_PAGES)
+        else:
+            found = 0
+            for piece in inflated(self._file, entry):
+                found = crc32(piece, found)
+        if found != entry.crc32:
+            reason = f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}"
+            raise damaged(self._file, entry, reason, what)
+
+
+def check_members(path: Path) -> None:
+    """Compare every member of a zip archive with its CRC-32, where checksums were kept.
+
+    Raises
+    ------
+    FormatError
+        When the archive is damaged.
+    """
+    with contextlib.closing(MappedFile(path)) as file:
+        CheckedMembers(file, read_directory(file), may_lack=True).require_all()
+
+
+def damaged(file: MappedFile, entry: ZipEntry, reason: str, what: str = "") -> FormatError:
+    """What is said of a member that is not as the archive says; ``what`` is in it."""
+    what = what or f"damaged member {entry.name[:200]!r}"
+    return FormatError(file.path, f"{what}: {reason}", offset=entry.offset, hint=_DAMAGED)
+
+
+def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
+    """Unpack a deflated member piece by piece, no further than the size it should have.
+
+    Raises
+    ------
+    FormatError
+        It does not unpack, or not to that size.
+    """
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    position, stop, left = entry.offset, entry.offset + entry.packed, entry.size
+    packed = b""
+    while not unpacker.eof:
+        if not packed:
+            packed = file.data[position : min(position + _INFLATED_AT_ONCE, stop)]
+            position += len(packed)
+        try:
+            piece = unpacker.decompress(packed, _INFLATED_AT_ONCE)
+        except zlib.error as error:
+            raise damaged(file, entry, f"damaged compressed data ({error})") from error
+        if not packed and not piece:
+            break
+        packed = unpacker.unconsumed_tail
+        left -= len(piece)
+        if left < 0:
+            break
+        if piece:
+            yield piece
+    if left or not unpacker.eof or packed or position < stop or unpacker.unused_data:
+        raise damaged(file, entry, f"unpacks to other than {entry.size} bytes")
+
+
 @dataclass(frozen=True)
 class _End:
-    """What the records at the end of an archive say."""
+    """What the records at the end of an archive say, and where they begin."""
 
     count: int
     size: int
@@ -82,55 +207,66 @@ class _End:
     comment: bytes
 
 
-def check_stored(path: Path) -> None:
-    """Compare every member of a zip archive that is stored as it is with its CRC-32.
-
-    A checksum of 0 says that none was kept, as ``torch.serialization.set_crc32_options(False)`` writes it.
-
-    Raises
-    ------
-    FormatError
-        When the archive is damaged.
-    """
-    with contextlib.closing(MappedFile(path)) as file:
-        for entry in read_directory(file).entries.values():
-            if entry.method != STORED or not entry.crc32:
-                continue
-            found = file.crc32(entry.offset, entry.packed)
-            file.release(entry.offset, entry.packed)
-            if found != entry.crc32:
-                raise FormatError(
-                    path,
-                    f"damaged member {entry.name[:200]!r}: CRC-32 is {found:08x}, not {entry.crc32:08x}",
-                    offset=entry.offset,
-                )
-
-
 def read_directory(file: MappedFile) -> ZipDirectory:
     """Read and check the directory of an archive.
 
+    Every byte of the file must belong to a member, to the directory or to the comment: some programs look for
+    members from the beginning, some from the end, and all of them shall find the same.
+
     Raises
     ------
     FormatError
-        Truncated, damaged, encrypted, spread over several disks, with duplicate names or members that overlap
-        or reach outside the file.
+        Truncated, damaged, encrypted, spread over several disks; with bytes before, between or behind the
+        members; with names that are the same or become so; with members that overlap, reach outside the file
+        or are described in two ways.
     """
     end = _find_end(file)
     if end.count > MAX_ENTRIES:
         raise FormatError(file.path, f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
     if end.offset + end.size > end.stop or end.count * CENTRAL.size > end.size:
         raise FormatError(file.path, "zip directory does not fit into the file", offset=end.offset)
+    budget = Budget(file.size, partial(FormatError, file.path))
     entries: dict[str, ZipEntry] = {}
-    spans: list[tuple[int, int, str]] = []
+    plain: set[str] = set()
+    spans: list[_Span] = []
     position = end.offset
     for _ in range(end.count):
-        entry, header, position = _central_entry(file, position, end)
-        if entry.name in entries:
-            raise FormatError(file.path, f"two zip entries are called {entry.name!r}")
+        row = _CentralRow.read(file, position, end)
+        entry, span = _member(file, row, end)
+        budget.spend(nodes=1, names=len(entry.name), steps=8)
+        for name, seen in ((entry.name, entries), (plain_name(entry.name), plain)):
+            if name in seen:
+                raise FormatError(file.path, f"two zip entries are called {name!r}")
         entries[entry.name] = entry
-        spans.append((header, entry.offset + entry.packed, entry.name))
-    _refuse_overlap(file, sorted(spans))
+        plain.add(plain_name(entry.name))
+        spans.append(span)
+        position = row.following
+    if position != end.offset + end.size or position != end.stop:
+        raise FormatError(
+            file.path, f"{end.stop - position} bytes between the zip directory and its end", offset=position
+        )
+    _refuse_other_bytes(file, sorted(spans), end)
     return ZipDirectory(entries, end.comment)
+
+
+def ends_as_zip(tail: bytes, size: int) -> bool:
+    """Whether a file of so many bytes that ends with ``tail`` ends as a zip archive does."""
+    position = len(tail)
+    while (position := tail.rfind(END_MAGIC, 0, position)) >= 0:
+        if _is_end(tail, position, size - len(tail)):
+            return True
+    return False
+
+
+def _is_end(data: bytes, position: int, base: int) -> bool:
+    """Whether an end record could be meant, rather than four bytes that look like its mark."""
+    if position + END.size > len(data):
+        return False
+    _, disk, first_disk, here, count, size, offset, length = END.unpack_from(data, position)
+    one_disk = disk in (0, 0xFFFF) and first_disk in (0, 0xFFFF) and here == count
+    fits = position + END.size + length <= len(data)
+    wide = _WIDE in (size, offset) or count == 0xFFFF
+    return bool(one_disk and fits and (wide or offset + size <= base + position))
 
 
 def _find_end(file: MappedFile) -> _End:
@@ -141,9 +277,15 @@ def _find_end(file: MappedFile) -> _End:
             *_, length = fields = END.unpack(data[position : position + END.size])
             if position + END.size + length == file.size:
                 comment = data[position + END.size : file.size]
+                if ends_as_zip(comment, file.size):
+                    raise FormatError(
+                        file.path, "a zip archive with a second end in its comment", offset=position
+                    )
                 return _end_of(file, position, fields, comment)
     raise FormatError(
-        file.path, "a zip archive without its end: the file is truncated", hint="fetch or copy it again"
+        file.path,
+        "a zip archive without its end: the file is truncated, or something follows it",
+        hint="fetch or copy it again",
     )
 
 
@@ -152,88 +294,186 @@ def _end_of(file: MappedFile, position: int, fields: tuple[Any, ...], comment: b
     if disk in (0, 0xFFFF) and first_disk in (0, 0xFFFF):
         locator = position - LOCATOR64.size
         if locator >= 0 and file.data[locator : locator + 4] == LOCATOR64_MAGIC:
-            return _end64_of(file, locator, comment)
+            return _end64_of(file, locator, (here, count, size, offset), comment)
         if here == count:
             return _End(count, size, offset, position, comment)
     raise FormatError(file.path, "a zip archive in several parts", offset=position)
 
 
-def _end64_of(file: MappedFile, locator: int, comment: bytes) -> _End:
+def _end64_of(file: MappedFile, locator: int, narrow: tuple[int, int, int, int], comment: bytes) -> _End:
     _, disk, position, disks = LOCATOR64.unpack(file.data[locator : locator + LOCATOR64.size])
-    if position + END64.size > locator or file.data[position : position + 4] != END64_MAGIC:
+    # Some programs follow the locator, some look right before it.
+    if position + END64.size != locator or file.data[position : position + 4] != END64_MAGIC:
         raise FormatError(file.path, "zip64 end record not where it should be", offset=locator)
-    _, _, _, _, disk_here, first_disk, here, count, size, offset = END64.unpack(
-        file.data[position : position + END64.size]
-    )
+    _, length, _, _, disk_here, first_disk, *wide = END64.unpack(file.data[position:locator])
+    here, count, size, offset = wide
     if disk or disks > 1 or disk_here or first_disk or here != count:
         raise FormatError(file.path, "a zip archive in several parts", offset=position)
+    limits = (0xFFFF, 0xFFFF, _WIDE, _WIDE)
+    if length != END64.size - 12 or any(
+        one not in (other, limit) for one, other, limit in zip(narrow, wide, limits, strict=True)
+    ):
+        raise FormatError(file.path, "a zip archive with two ends that disagree", offset=position)
     return _End(count, size, offset, position, comment)
 
 
-def _central_entry(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry, int, int]:
-    """One directory record: the entry, where its local header starts, where the next record starts."""
-    stop = end.offset + end.size
-    if position + CENTRAL.size > stop:
-        raise FormatError(file.path, "zip directory is cut off", offset=position)
-    fields = CENTRAL.unpack(file.data[position : position + CENTRAL.size])
-    magic, _, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length = fields[
-        :13
-    ]
-    header = fields[16]
-    names = position + CENTRAL.size
-    following = names + name_length + extra_length + comment_length
-    if magic != CENTRAL_MAGIC or following > stop:
-        raise FormatError(file.path, "damaged record in the zip directory", offset=position)
-    name = _decoded(file, file.data[names : names + name_length], position)
-    if flags & _ENCRYPTED:
-        raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=position)
-    extra = file.data[names + name_length : names + name_length + extra_length]
-    size, packed, header = _zip64_values(file, name, extra, (size, packed, header))
-    offset = _data_offset(file, name, header, names_raw=file.data[names : names + name_length])
-    if offset + packed > end.offset or (method == STORED and packed != size):
-        raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
-    return ZipEntry(name, method, crc, packed, size, offset, fields[15]), header, following
+class _CentralRow(NamedTuple):
+    """One record of the directory."""
+
+    flags: int
+    method: int
+    crc32: int
+    packed: int
+    size: int
+    name: bytes
+    extra: bytes
+    attributes: int
+    header: int
+    position: int
+    following: int
+
+    @classmethod
+    def read(cls, file: MappedFile, position: int, end: _End) -> _CentralRow:
+        stop = end.offset + end.size
+        if position + CENTRAL.size > stop:
+            raise FormatError(file.path, "zip directory is cut off", offset=position)
+        fields = CENTRAL.unpack(file.data[position : position + CENTRAL.size])
+        magic, _, _, flags, method, _, _, crc, packed, size, name, extra, comment, disk = fields[:14]
+        names = position + CENTRAL.size
+        following = names + name + extra + comment
+        if magic != CENTRAL_MAGIC or following > stop or disk not in (0, 0xFFFF):
+            raise FormatError(file.path, "damaged record in the zip directory", offset=position)
+        raw = file.data[names : names + name + extra]
+        return cls(
+            flags,
+            method,
+            crc,
+            packed,
+            size,
+            raw[:name],
+            raw[name:],
+            fields[15],
+            fields[16],
+            position,
+            following,
+        )
 
 
-def _decoded(file: MappedFile, raw: bytes, position: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(file.path, "zip entry name is not UTF-8", offset=position) from error
+_Span: TypeAlias = "tuple[int, int, str, _CentralRow, ZipEntry]"
+"""Where a member begins and its data ends, and the member."""
 
 
-def _zip64_values(
-    file: MappedFile, name: str, extra: bytes, values: tuple[int, int, int]
-) -> tuple[int, int, int]:
-    """Replace each of (size, packed, header offset) that does not fit 32 bits by its zip64 value."""
-    if 0xFFFFFFFF not in values:
-        return values
-    field, position = b"", 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, position)
-        if kind == 1:
-            field = extra[position + 4 : position + 4 + length]
-        position += 4 + length
-    wide = list(values)
-    for index, value in enumerate(values):
-        if value == 0xFFFFFFFF:
-            if len(field) < 8:
-                raise FormatError(file.path, f"zip entry {name!r} lacks its 64-bit sizes")
-            wide[index], field = int.from_bytes(field[:8], "little"), field[8:]
-    return wide[0], wide[1], wide[2]
-
-
-def _data_offset(file: MappedFile, name: str, header: int, *, names_raw: bytes) -> int:
+def _member(file: MappedFile, row: _CentralRow, end: _End) -> tuple[ZipEntry, _Span]:
+    """Bring a record and what stands before its data together."""
+    name = _decoded(file, row.name, row.position)
+    if row.flags & _ENCRYPTED:
+        raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=row.position)
+    size, packed, header = _wide_values(file, name, row.extra, (row.size, row.packed, row.header))
     if header + LOCAL.size > file.size:
         raise FormatError(file.path, f"zip entry {name!r} lies outside the file", offset=header)
     fields = LOCAL.unpack(file.data[header : header + LOCAL.size])
     start = header + LOCAL.size
-    if fields[0] != LOCAL_MAGIC or file.data[start : start + fields[9]] != names_raw:
+    offset = start + fields[9] + fields[10]
+    raw = file.data[start:offset]
+    if fields[0] != LOCAL_MAGIC or raw[: fields[9]] != row.name:
         raise FormatError(file.path, f"zip entry {name!r} is not where the directory says", offset=header)
-    return int(start + fields[9] + fields[10])
+    entry = ZipEntry(name, row.method, row.crc32, packed, size, offset, row.attributes)
+    if offset + packed > end.offset or (row.method == STORED and packed != size):
+        raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
+    _compare_headers(file, entry, row, fields, raw[fields[9] :])
+    return entry, (header, offset + packed, name, row, entry)
 
 
-def _refuse_overlap(file: MappedFile, spans: list[tuple[int, int, str]]) -> None:
-    for (_, stop, name), (start, _, other) in itertools.pairwise(spans):
-        if start < stop:
-            raise FormatError(file.path, f"zip entries {name!r} and {other!r} overlap", offset=start)
+def _compare_headers(
+    file: MappedFile, entry: ZipEntry, row: _CentralRow, local: tuple[Any, ...], extra: bytes
+) -> None:
+    """Refuse a member that its own header describes in another way than the directory."""
+    _, _, flags, method, _, _, crc, packed, size, *_ = local
+    size, packed, _ = _wide_values(file, entry.name, extra, (size, packed, 0), is_local=True)
+    later = bool(flags & row.flags & _STREAMED)  # what was not known yet stands behind the data, or as zero
+    found = ((crc, entry.crc32), (packed, entry.packed), (size, entry.size))
+    differs = any(one != other and not (later and one in (0, _WIDE)) for one, other in found)
+    if differs or method != row.method or (flags ^ row.flags) & _SAME_FLAGS:
+        raise FormatError(
+            file.path,
+            f"zip entry {entry.name!r}: its own header and the directory disagree",
+            offset=entry.offset,
+        )
+
+
+def _decoded(file: MappedFile, raw: bytes, position: int) -> str:
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(file.path, "zip entry name is not UTF-8", offset=position) from error
+    if "\0" in name:
+        raise FormatError(file.path, "zip entry name with a zero byte, where some end it", offset=position)
+    return name
+
+
+def plain_name(name: str) -> str:
+    """A name as a file system would take it."""
+    if "\\" not in name and "." not in name and "//" not in name:
+        return name
+    return posixpath.normpath("/" + name.replace("\\", "/")).lstrip("/") or name
+
+
+def _extra_fields(extra: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, position)
+        yield kind, extra[position + 4 : position + 4 + length]
+        position += 4 + length
+
+
+def _wide_values(
+    file: MappedFile, name: str, extra: bytes, values: tuple[int, int, int], *, is_local: bool = False
+) -> tuple[int, int, int]:
+    """Replace each of (size, packed, header offset) that does not fit 32 bits by its zip64 value."""
+    if not extra and _WIDE not in values:
+        return values
+    fields = list(_extra_fields(extra))
+    if any(kind == _OTHER_NAME and field[5:] != name.encode() for kind, field in fields):
+        raise FormatError(file.path, f"zip entry {name!r} has another name in an extra field")
+    found = [field for kind, field in fields if kind == _ZIP64]
+    if not found and (_WIDE not in values or is_local):
+        return values
+    if len(found) != 1:
+        raise FormatError(file.path, f"zip entry {name!r} lacks its 64-bit sizes, or has them twice")
+    numbers = [int.from_bytes(found[0][at : at + 8], "little") for at in range(0, len(found[0]) // 8 * 8, 8)]
+    wide = [index for index, value in enumerate(values) if value == _WIDE]
+    if not wide and numbers[:3] == list(values[: len(numbers[:3])]):  # said twice, and alike
+        return values
+    if len(numbers) < len(wide) or (not is_local and len(numbers) > len(wide)):
+        raise FormatError(file.path, f"zip entry {name!r}: its sizes of 32 and of 64 bits disagree")
+    result = list(values)
+    for index, number in zip(wide, numbers, strict=False):
+        result[index] = number
+    return result[0], result[1], result[2]
+
+
+def _refuse_other_bytes(file: MappedFile, spans: list[_Span], end: _End) -> None:
+    """Members must follow each other from the first byte of the file to the directory."""
+    reached, before = 0, ""
+    for start, stop, name, *_ in spans:
+        if start < reached:
+            raise FormatError(file.path, f"zip entries {before!r} and {name!r} overlap", offset=start)
+        reached, before = stop, name
+    reached, last = 0, None
+    for start, stop, name, row, entry in [*spans, (end.offset, 0, "", None, None)]:
+        if start != reached and not (last and _is_descriptor(file, last, reached, start)):
+            where = f"before the zip entry {name!r}" if row else "before the zip directory"
+            raise FormatError(
+                file.path, f"{start - reached} bytes that belong to no zip entry {where}", offset=reached
+            )
+        reached = stop
+        last = entry if row and row.flags & _STREAMED else None
+
+
+def _is_descriptor(file: MappedFile, entry: ZipEntry, start: int, stop: int) -> bool:
+    """Whether bytes say once more, behind a member's data, what the directory says of it."""
+    form = _DESCRIPTORS.get(stop - start)
+    if form is None:
+        return False
+    mark, *fields = struct.unpack(form, file.data[start:stop])
+    return mark in (b"", DESCRIPTOR_MAGIC) and fields == [entry.crc32, entry.packed, entry.size]

@@ -153,7 +153,7 @@ class ZipWriter:
                 )
             )
             self._file.append(LOCATOR64.pack(LOCATOR64_MAGIC, 0, where, 1))
-        few = min(count, _WIDE_COUNT)
+        few = 0xFFFF if count >= _WIDE_COUNT else count
         self._file.append(
             END.pack(END_MAGIC, 0, 0, few, few, _narrow(size), _narrow(start), len(comment)) + comment
         )

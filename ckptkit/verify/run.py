@@ -157,6 +157,11 @@ def _read_once(
             passed.damaged[name] = str(error)
         reader.release(name)
         advance(spec.nbytes)
+    if deep and not passed.damaged:
+        try:
+            reader.check_rest()
+        except FormatError as error:
+            passed.damaged[""] = str(error)
     return passed
 
 

@@ -194,29 +194,29 @@ def test_damage_of_compressed_arrays_is_found_by_reading(tmp_path: Path) -> None
 
 
 def sized(raw: bytes, size: int) -> bytes:
-    """The same archive with another uncompressed size in its directory."""
+    """The same archive with another uncompressed size, in its directory and before its data."""
     changed = bytearray(raw)
+    struct.pack_into("<I", changed, 22, size)
     struct.pack_into("<I", changed, raw.index(b"PK\x01\x02") + 24, size)
     return bytes(changed)
 
 
-def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs(tmp_path: Path) -> None:
     bomb = npy(np.zeros(1_000_000, np.float32))
     raw = archive(tmp_path / "m.npz", bomb, zipfile.ZIP_DEFLATED)
     assert len(raw) < 10_000
     with NpzReader(tmp_path / "m.npz") as reader:  # honest zeros are fine
         assert not reader.read("w").any()
     (tmp_path / "m.npz").write_bytes(sized(raw, 1 << 31))
-    with pytest.raises(FormatError, match="claim to unpack"):
+    with pytest.raises(FormatError, match="bytes unpacked in a file of"):
         NpzReader(tmp_path / "m.npz")
     header = npy(np.zeros(10, np.float32))[:128]
     lying = archive(tmp_path / "m.npz", header + bytes(10_000_000), zipfile.ZIP_DEFLATED)
     (tmp_path / "m.npz").write_bytes(sized(lying, 168))
     with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match="other than 168 bytes"):
         reader.read("w")
-    (tmp_path / "m.npz").write_bytes(raw)
-    monkeypatch.setattr(npz, "MAX_INFLATED", 1_000_000)
-    with pytest.raises(FormatError, match="claim to unpack"):
+    archive(tmp_path / "m.npz", npy(np.zeros(20_000_000, np.float32)), zipfile.ZIP_DEFLATED)
+    with pytest.raises(FormatError, match="bytes unpacked in a file of"):
         NpzReader(tmp_path / "m.npz")
 
 
