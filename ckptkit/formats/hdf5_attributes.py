@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from ckptkit.formats.hdf5_bytes import UNDEFINED, Hdf5Bytes, Piece
-from ckptkit.formats.hdf5_dense import ATTRIBUTE_BY_NAME, dense_messages
+from ckptkit.formats.hdf5_dense import ATTRIBUTE_BY_NAME, dense_messages, require_hash
 from ckptkit.formats.hdf5_objects import ATTRIBUTE, ATTRIBUTE_INFO, Header
 from ckptkit.formats.hdf5_types import ElementType, parse_type
 
@@ -95,7 +95,9 @@ class Attributes:
             info.raw(2 * (info.number(1) & 1))
             heap, tree = info.number(8), info.number(8)
             if heap != UNDEFINED:
-                yield from dense_messages(self._source, heap, tree, ATTRIBUTE_BY_NAME)
+                for stored, body in dense_messages(self._source, heap, tree, ATTRIBUTE_BY_NAME):
+                    require_hash(self._name(body.anew()), stored, body)
+                    yield body
 
     def _attribute(self, body: Piece) -> tuple[str, Texts]:
         name, element, shape = self._head(body)
@@ -106,6 +108,7 @@ class Attributes:
         version, flags = body.number(1), body.number(1)
         if version not in (1, 2, 3):
             raise body.error(f"an attribute of version {version}")
+        self._source.budget.spend(nodes=1, steps=8)
         sizes = [body.number(2) for _ in range(3)]
         body.raw(1 if version == 3 else 0)
         name, kind, space = (self._padded(body, size, 8 if version == 1 else 1) for size in sizes)
@@ -113,6 +116,14 @@ class Attributes:
         if version > 1 and flags & 3:
             return text, None, None
         return text, parse_type(kind), parse_shape(space)
+
+    @staticmethod
+    def _name(body: Piece) -> bytes:
+        """The name as it is stored, without the zeros behind it."""
+        version = body.raw(2)[0]
+        length = body.number(2)
+        body.raw(5 if version == 3 else 4)
+        return body.raw(length).partition(b"\0")[0]
 
     @staticmethod
     def _padded(body: Piece, size: int, to: int) -> Piece:

@@ -7,6 +7,10 @@ of every structure: the HDF5 File Format Specification, version 3.0.
 
 from __future__ import annotations
 
+import struct
+from functools import partial
+
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 
@@ -37,6 +41,7 @@ class Hdf5Bytes:
         self.start = start
         self.size = file.size - start if size is None else size
         self._allowance = 2 * self.size
+        self.budget = Budget(file.size, partial(FormatError, file.path))
 
     def piece(self, address: int, length: int, what: str) -> Piece:
         """A range that holds a structure, named ``what`` in errors.
@@ -48,8 +53,36 @@ class Hdf5Bytes:
         """
         self.require(address, length, what)
         self._spend(address, length)
+        self.budget.spend(steps=2)
         first = self.start + address
         return Piece(self, address, self.file.data[first : first + length])
+
+    def claim(self, nbytes: int, name: str) -> None:
+        """Count what a dataset becomes in memory that is not in the file as it is."""
+        if nbytes > self.budget.nbytes:
+            raise self.error(
+                f"{name}: {nbytes:,} bytes when unpacked, too many for a file of {self.file.size:,} bytes",
+                hint="write the dataset anew, in one piece",
+            )
+        self.budget.spend(nbytes=nbytes)
+
+    def require_checksum(self, address: int, length: int, what: str, hole: int | None = None) -> None:
+        """Compare the checksum behind a structure of so many bytes, or in a ``hole`` of it, with its bytes.
+
+        Raises
+        ------
+        FormatError
+            It does not hold, or it is outside of the file.
+        """
+        at = address + length if hole is None else address + hole
+        self.require(address, max(length, at + 4 - address), what)
+        self.budget.spend(steps=length // 4)
+        first, place = self.start + address, self.start + at
+        raw, stored = self.file.data[first : first + length], self.file.data[place : place + 4]
+        if hole is not None:
+            raw = raw[:hole] + bytes(4) + raw[hole + 4 :]
+        if lookup3(raw) != int.from_bytes(stored, "little"):
+            raise self.error(f"the checksum of {what} does not match", address)
 
     def text(self, address: int, limit: int) -> bytes:
         """Bytes up to the next zero, which must come before ``limit`` (an address)."""
@@ -74,6 +107,41 @@ class Hdf5Bytes:
         """Make the error that names the file and the place."""
         offset = None if address is None else self.start + address
         return FormatError(self.file.path, reason, offset=offset, hint=hint)
+
+
+def lookup3(raw: bytes) -> int:
+    """Checksum of HDF5's newer structures: Bob Jenkins' hash of 2006, ``hashlittle`` with 0 to begin with.
+
+    Examples
+    --------
+    >>> hex(lookup3(b"Four score and seven years ago"))  # from the source of the hash
+    '0x17770551'
+    """
+    mask = 0xFFFFFFFF
+    a = b = c = 0xDEADBEEF + len(raw) & mask
+    whole = max(len(raw) - 1, 0) // 12 * 12
+    x: int
+    y: int
+    z: int
+    for x, y, z in struct.iter_unpack("<3I", raw[:whole]):
+        a, b, c = a + x & mask, b + y & mask, c + z & mask
+        a, c = (a - c & mask) ^ (c << 4 & mask | c >> 28), c + b & mask
+        b, a = (b - a & mask) ^ (a << 6 & mask | a >> 26), a + c & mask
+        c, b = (c - b & mask) ^ (b << 8 & mask | b >> 24), b + a & mask
+        a, c = (a - c & mask) ^ (c << 16 & mask | c >> 16), c + b & mask
+        b, a = (b - a & mask) ^ (a << 19 & mask | a >> 13), a + c & mask
+        c, b = (c - b & mask) ^ (b << 4 & mask | b >> 28), b + a & mask
+    if whole == len(raw):
+        return c
+    x, y, z = struct.unpack("<3I", raw[whole:].ljust(12, b"\0"))
+    a, b, c = a + x & mask, b + y & mask, c + z & mask
+    c = (c ^ b) - (b << 14 & mask | b >> 18) & mask
+    a = (a ^ c) - (c << 11 & mask | c >> 21) & mask
+    b = (b ^ a) - (a << 25 & mask | a >> 7) & mask
+    c = (c ^ b) - (b << 16 & mask | b >> 16) & mask
+    a = (a ^ c) - (c << 4 & mask | c >> 28) & mask
+    b = (b ^ a) - (a << 14 & mask | a >> 18) & mask
+    return (c ^ b) - (b << 24 & mask | b >> 8) & mask
 
 
 class Piece:
@@ -113,6 +181,11 @@ class Piece:
     def number(self, width: int) -> int:
         """Read an unsigned number of ``width`` bytes."""
         return int.from_bytes(self.raw(width), "little")
+
+    def until_zero(self) -> bytes:
+        """Read the next bytes up to a zero, and the zero."""
+        end = self._raw.find(b"\0", self._position)
+        return self.raw(end + 1 - self._position if end >= 0 else self.left + 1)[:-1]
 
     def part(self, length: int) -> Piece:
         """Read the next bytes as a piece of their own."""

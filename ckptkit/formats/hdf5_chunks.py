@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable, Iterator
 
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
-from ckptkit.formats.hdf5_datasets import FLETCHER32, SHUFFLE, Chunk, Dataset
+from ckptkit.formats.hdf5_datasets import DEFLATE, FLETCHER32, SHUFFLE, Chunk, Dataset
 from ckptkit.tensors import Array
 
 
@@ -32,46 +33,107 @@ def read_chunks(source: Hdf5Bytes, dataset: Dataset, name: str) -> Array:
     )
     if dataset.fill:
         whole[...] = numpy.frombuffer(dataset.fill, stored)[0]
+    if not dataset.chunks:
+        return whole
+    block = whole if dataset.chunk == dataset.shape else numpy.empty(dataset.chunk, stored)
+    target = block.reshape(-1).view(numpy.uint8)
     for chunk in dataset.chunks:
-        raw = _unpacked(source, dataset, chunk, name)
-        block = numpy.frombuffer(raw, stored).reshape(dataset.chunk)
-        place = tuple(
-            slice(start, min(start + step, length))
-            for start, step, length in zip(chunk.corner, dataset.chunk, dataset.shape, strict=True)
-        )
-        whole[place] = block[tuple(slice(0, one.stop - one.start) for one in place)]
+        _unpack(source, dataset, chunk, name, target)
+        if block is not whole:
+            place = tuple(
+                slice(start, min(start + step, length))
+                for start, step, length in zip(chunk.corner, dataset.chunk, dataset.shape, strict=True)
+            )
+            whole[place] = block[tuple(slice(0, one.stop - one.start) for one in place)]
     return whole
 
 
-def _unpacked(source: Hdf5Bytes, dataset: Dataset, chunk: Chunk, name: str) -> bytes:
-    """Bytes of a chunk's elements, no more than it may have."""
-    size = math.prod(dataset.chunk) * dataset.dtype.itemsize
-    first = source.start + chunk.address
-    raw = source.file.data[first : first + chunk.packed]
+def _unpack(source: Hdf5Bytes, dataset: Dataset, chunk: Chunk, name: str, target: Array) -> None:
+    """Unpack a chunk's elements into the bytes of ``target``, which is as long as they should be."""
     applied = [number for index, number in enumerate(dataset.filters) if not chunk.skipped >> index & 1]
-    for position, number in reversed(list(enumerate(applied))):
+    start, nbytes = source.start + chunk.address, chunk.packed
+
+    def check(raw: bytes) -> None:
+        if len(raw) < 4 or not _fletcher32_agrees(raw[:-4], int.from_bytes(raw[-4:], "little")):
+            raise source.error(f"{name}: a chunk's checksum does not match", chunk.address)
+
+    if applied[-1:] == [FLETCHER32]:
+        applied.pop()
+        raw = source.file.data[start : start + nbytes]
+        check(raw)
+        nbytes -= 4
+    pieces: Iterator[bytes]
+    if applied[-1:] == [DEFLATE]:
+        applied.pop()
+        pieces = source.file.inflated(start, nbytes)
+    else:
+        pieces = iter((source.file.data[start : start + nbytes],))
+    width = 1
+    try:
+        if applied == [SHUFFLE]:
+            width = dataset.dtype.itemsize
+        elif applied:  # an order of filters that h5py does not choose
+            pieces = iter((_taken_back(dataset, applied, pieces, check),))
+        written = _scatter(pieces, target, width)
+    except ValueError:
+        written = False
+    if not written:
+        raise source.error(f"{name}: a chunk does not unpack to {target.size} bytes", chunk.address)
+
+
+def _taken_back(
+    dataset: Dataset, applied: list[int], pieces: Iterator[bytes], check: Callable[[bytes], None]
+) -> bytes:
+    """What further filters were given, all of it in memory."""
+    limit = math.prod(dataset.chunk) * dataset.dtype.itemsize + 4
+    raw = _joined(pieces, limit)
+    for number in reversed(applied):
         if number == FLETCHER32:
-            raw, stored = raw[:-4], raw[-4:]
-            if len(stored) < 4 or not _fletcher32_agrees(raw, int.from_bytes(stored, "little")):
-                raise source.error(f"{name}: a chunk's checksum does not match", chunk.address)
+            check(raw)
+            raw = raw[:-4]
         elif number == SHUFFLE:
             raw = _unshuffled(raw, dataset.dtype.itemsize)
         else:
-            limit = size + (4 if FLETCHER32 in applied[:position] else 0)
-            raw = _inflated(raw, limit)
-    if len(raw) != size:
-        raise source.error(f"{name}: a chunk does not unpack to {size} bytes", chunk.address)
+            unpacker = zlib.decompressobj()
+            try:
+                raw = unpacker.decompress(raw, limit + 1)
+            except zlib.error as error:
+                raise ValueError("damaged compressed data") from error
+            if not unpacker.eof:
+                raise ValueError("compressed data that ends early, or is too long")
     return raw
 
 
-def _inflated(raw: bytes, limit: int) -> bytes:
-    """Unpacked bytes; nothing where they are damaged or more than ``limit``."""
-    unpacker = zlib.decompressobj()
-    try:
-        unpacked = unpacker.decompress(raw, limit + 1)
-    except zlib.error:
-        return b""
-    return unpacked if unpacker.eof and len(unpacked) <= limit else b""
+def _joined(pieces: Iterator[bytes], limit: int) -> bytes:
+    raw = bytearray()
+    for piece in pieces:
+        raw += piece
+        if len(raw) > limit:
+            raise ValueError("more than a chunk can hold")
+    return bytes(raw)
+
+
+def _scatter(pieces: Iterator[bytes], target: Array, width: int) -> bool:
+    """Put bytes into their places: the first bytes of all elements come first, then the second, and so on.
+
+    False where they are not as many as there are places.
+    """
+    import numpy
+
+    planes = target.reshape(-1, width)
+    count = len(planes)
+    position = 0
+    for piece in pieces:
+        if position + len(piece) > target.size:
+            return False
+        data = numpy.frombuffer(piece, numpy.uint8)
+        while data.size:
+            plane, row = divmod(position, count)
+            part = data[: count - row]
+            planes[row : row + part.size, plane] = part
+            position += part.size
+            data = data[part.size :]
+    return position == target.size
 
 
 def _unshuffled(raw: bytes, itemsize: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,6 @@ from ckptkit.formats.hdf5_objects import (
 from ckptkit.formats.hdf5_types import BRAIN_FLOAT, ElementType, parse_type
 from ckptkit.formats.mapped_file import MAX_DIMS
 from ckptkit.tensors import DTYPES, DType
-
-MAX_UNPACKED = 4 << 30
-"""A dataset in chunks has to be put together in memory; larger ones are refused."""
-
-_MAX_DEFLATE_RATIO = 1032
-"""What zlib can reach at best; a dataset that promises more lies."""
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
@@ -178,7 +173,7 @@ class _Storage:
         if nbytes == 0:
             return Dataset(dtype, element.big_endian, shape, None)
         if address == UNDEFINED:
-            self._refuse_expansion(nbytes, 0)
+            self._source.claim(nbytes, self._name)
             return Dataset(dtype, element.big_endian, shape, None, fill=self._fill(dtype.itemsize))
         self._source.require(address, nbytes, self._name)
         return Dataset(dtype, element.big_endian, shape, address)
@@ -192,9 +187,10 @@ class _Storage:
         *chunk, itemsize = (body.number(4) for _ in range(max(axes, 1)))
         if len(chunk) != len(shape) or itemsize != dtype.itemsize or 0 in chunk:
             raise body.error(f"{self._name}: chunks of {axes} axes in a dataset of {len(shape)}")
-        self._refuse_expansion(math.prod(shape) * itemsize, math.prod(chunk) * itemsize)
         filters = _parse_filters(self._source, self._header.body(FILTERS), self._name)
         chunks = [] if tree == UNDEFINED else self._chunks(objects, tree, shape, tuple(chunk))
+        unpacked = max(math.prod(shape), max(len(chunks), 1) * math.prod(chunk)) * itemsize
+        self._source.claim(unpacked, self._name)
         if not filters and any(one.packed != math.prod(chunk) * itemsize for one in chunks):
             raise body.error(f"{self._name}: chunks of the wrong size")
         fill = self._fill(itemsize)
@@ -217,29 +213,26 @@ class _Storage:
             raise self._body.error(f"{self._name}: a fill value of {len(value)} bytes")
         return value if value.strip(b"\0") else b""
 
-    def _refuse_expansion(self, nbytes: int, chunk_bytes: int) -> None:
-        limit = min(_MAX_DEFLATE_RATIO * self._source.size, MAX_UNPACKED)
-        if max(nbytes, chunk_bytes) > limit:
-            raise self._body.error(
-                f"{self._name}: {max(nbytes, chunk_bytes)} bytes claimed, more than the file can hold packed"
-            )
-
     def _chunks(
         self, objects: Objects, tree: int, shape: tuple[int, ...], chunk: tuple[int, ...]
     ) -> list[Chunk]:
-        """Every chunk, each at its own place of the grid."""
-        found: dict[tuple[int, ...], Chunk] = {}
-        for key, address in objects.keyed_leaves(tree, kind=1, key_bytes=8 * (len(shape) + 2)):
-            packed, skipped = key.number(4), key.number(4)
-            corner = tuple(key.number(8) for _ in shape)
-            on_grid = all(
-                c % step == 0 and c < length for c, step, length in zip(corner, chunk, shape, strict=True)
-            )
-            if not on_grid or corner in found:
-                raise key.error(f"{self._name}: a chunk where none belongs, or two at one place")
-            self._source.require(address, packed, f"{self._name}: a chunk")
-            found[corner] = Chunk(corner, address, packed, skipped)
-        return list(found.values())
+        """Every chunk, each at its own place of the grid; in a sorted tree no two are at one place."""
+        numbers = struct.Struct(f"<{len(shape) + 1}Q")
+
+        def rank(key: Piece) -> tuple[int, ...]:
+            return numbers.unpack(key.raw(8 + numbers.size)[8:])
+
+        found: list[Chunk] = []
+        for leaf in objects.leaves(tree, kind=1, key_bytes=8 + numbers.size, rank=rank):
+            packed, skipped = leaf.key.number(4), leaf.key.number(4)
+            *corner, byte = leaf.low
+            places = zip(corner, chunk, shape, strict=True)
+            if byte or not all(first % step == 0 and first < size for first, step, size in places):
+                raise leaf.key.error(f"{self._name}: a chunk where none belongs")
+            self._source.budget.spend(steps=12)
+            self._source.require(leaf.address, packed, f"{self._name}: a chunk")
+            found.append(Chunk(tuple(corner), leaf.address, packed, skipped))
+        return found
 
 
 def _parse_filters(source: Hdf5Bytes, body: Piece | None, name: str) -> tuple[int, ...]:

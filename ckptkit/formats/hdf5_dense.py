@@ -9,21 +9,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
-from ckptkit.formats.hdf5_bytes import UNDEFINED, Hdf5Bytes, Piece
+from ckptkit.formats.hdf5_bytes import UNDEFINED, Hdf5Bytes, Piece, lookup3
 
 LINK_BY_NAME, ATTRIBUTE_BY_NAME = 5, 8
 """Kinds of trees: how they sort their records."""
 
 _HUGE_OBJECT = 1
 _RECORD_BYTES = {_HUGE_OBJECT: 24, LINK_BY_NAME: 11, ATTRIBUTE_BY_NAME: 17}
-_LINK_HASH_BYTES = 4  # before the place in the heap, which comes first in an attribute's record
 _MAX_DEPTH = 8
 _MANAGED, _HUGE = 0, 1
 _SHARED = 2
+_CHECKED_BLOCKS = 2
 
 
-def dense_messages(source: Hdf5Bytes, heap: int, tree: int, kind: int) -> Iterator[Piece]:
-    """The messages in a heap, in the order of a tree of links or attributes.
+def dense_messages(source: Hdf5Bytes, heap: int, tree: int, kind: int) -> Iterator[tuple[int, Piece]]:
+    """The messages in a heap, in the order of a tree of links or attributes, each behind its name's hash.
 
     Raises
     ------
@@ -31,13 +31,25 @@ def dense_messages(source: Hdf5Bytes, heap: int, tree: int, kind: int) -> Iterat
         Damaged, or packed or shared in a way that is not supported.
     """
     messages = _Heap(source, heap)
+    before = 0
     for record in _records(source, tree, kind):
-        if kind == LINK_BY_NAME:
-            record.raw(_LINK_HASH_BYTES)
+        found = record.number(4) if kind == LINK_BY_NAME else 0
         place = record.part(messages.place_bytes)
-        if kind == ATTRIBUTE_BY_NAME and record.number(1) & _SHARED:
-            raise record.error("an attribute that several objects share: not supported")
-        yield messages.message(place)
+        if kind == ATTRIBUTE_BY_NAME:
+            if record.number(1) & _SHARED:
+                raise record.error("an attribute that several objects share: not supported")
+            record.raw(4)  # when it was made
+            found = record.number(4)
+        if found < before:
+            raise record.error("a tree that is not in order")
+        before = found
+        yield found, messages.message(place)
+
+
+def require_hash(name: bytes, stored: int, message: Piece) -> None:
+    """Raise FormatError unless a name has the hash by which HDF5 looks it up."""
+    if lookup3(name) != stored:
+        raise message.error(f"{name[:80]!r} is listed under the hash of another name")
 
 
 def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
@@ -50,22 +62,30 @@ def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
     if found != kind or record_bytes != _RECORD_BYTES[kind] or depth > _MAX_DEPTH:
         raise head.error("a tree of another kind, or deeper than any group needs")
     most, pointers = _node_limits(node_bytes, record_bytes, depth)
-    waiting = [] if root == UNDEFINED else [(root, records, depth)]
+    source.require_checksum(tree, 34, "the head of a tree")
+    # Records of nodes stand between those of the nodes below them.
+    waiting: list[tuple[int, int, int] | Piece] = [] if root == UNDEFINED else [(root, records, depth)]
     seen = 0
     while waiting:
-        address, count, level = waiting.pop()
+        one = waiting.pop()
+        if isinstance(one, Piece):
+            seen += 1
+            yield one
+            continue
+        address, count, level = one
         if count > most[level]:
             raise head.error(f"a node of {count} records in a tree of at most {most[level]}")
-        below = (count + 1) * sum(pointers[level])
-        node = source.piece(address, 6 + count * record_bytes + below, "a node of a tree")
+        length = 6 + count * record_bytes + (count + 1) * sum(pointers[level])
+        source.require_checksum(address, length, "a node of a tree")
+        source.budget.spend(nodes=count)
+        node = source.piece(address, length, "a node of a tree")
         node.expect(b"BTIN\0" if level else b"BTLF\0", "node of a tree")
         node.raw(1)
-        seen += count
-        for _ in range(count):
-            yield node.part(record_bytes)
-        while node.left:
+        parts: list[tuple[int, int, int] | Piece] = [node.part(record_bytes) for _ in range(count)]
+        for place in range(0, 2 * count + 1, 2) if level else ():
             child, held, _ = (node.number(width) for width in pointers[level])
-            waiting.append((child, held, level - 1))
+            parts.insert(place, (child, held, level - 1))
+        waiting += reversed(parts)
     if seen != total:
         raise head.error(f"a tree of {seen} records that should have {total}")
 
@@ -101,6 +121,7 @@ class _Heap:
         self.place_bytes, filters, self._flags, largest = (head.number(width) for width in (2, 2, 1, 4))
         if filters:
             raise source.error("links or attributes in a packed heap: not supported", address)
+        source.require_checksum(address, 142, "the head of a heap")
         head.raw(8)
         self._huge_tree = head.number(8)
         head.raw(80)  # how full it is
@@ -129,6 +150,7 @@ class _Heap:
             length = 13 + self._offset_bytes + 8 * rows * self._width
             block = self._source.piece(address, length, "a block of a heap")
             block.expect(b"FHIB\0", "block of a heap")
+            self._source.require_checksum(address, length, "a block of a heap")
             block.raw(8 + self._offset_bytes)
             for row in range(rows):
                 size = self._first << max(0, row - 1)
@@ -158,12 +180,15 @@ class _Heap:
         index = bisect_right(self._starts, offset) - 1
         if index < 0 or offset + length > self._starts[index] + self._blocks[index][1]:
             raise place.error("a message outside of its heap")
-        start, _, address = self._blocks[index]
+        start, size, address = self._blocks[index]
         if address not in self._checked:
             block = self._source.piece(address, 13, "a block of a heap")
             block.expect(b"FHDB\0", "block of a heap")
             if block.number(8) != self._address:
                 raise block.error("a block of another heap")
+            if self._flags & _CHECKED_BLOCKS:
+                hole = 13 + self._offset_bytes
+                self._source.require_checksum(address, size, "a block of a heap", hole)
             self._checked.add(address)
         return self._source.piece(address + offset - start, length, "a message of a heap")
 

@@ -6,11 +6,12 @@ links in a heap (many members, with ``track_order`` or ``libver="latest"``). Lin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ckptkit.formats.hdf5_bytes import MAX_NAME, UNDEFINED, Hdf5Bytes, Piece
-from ckptkit.formats.hdf5_dense import LINK_BY_NAME, dense_messages
+from ckptkit.formats.hdf5_dense import LINK_BY_NAME, dense_messages, require_hash
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
@@ -27,7 +28,7 @@ DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
 ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0C, 0x10, 0x11, 0x15
 _SHARED = 2
 _HARD, _SOFT, _EXTERNAL = 0, 1, 64
-_CACHED_SOFT_LINK = 2
+_CACHED_TABLE, _CACHED_SOFT_LINK = 1, 2
 
 _ANEW = "write it anew with Keras, or with h5py's defaults"
 _NO_LINKS = "copy what it links to into one file, for example with h5py's File.copy"
@@ -91,6 +92,19 @@ class Link:
     target: str = ""
 
 
+_Rank = TypeVar("_Rank", bytes, "tuple[int, ...]")
+
+
+@dataclass(frozen=True)
+class Leaf(Generic[_Rank]):
+    """What the lowest level of a B-tree points to, the key before it, and what it is sorted between."""
+
+    key: Piece
+    address: int
+    low: _Rank
+    high: _Rank
+
+
 class Objects:
     """Walks over an HDF5 file.
 
@@ -111,6 +125,7 @@ class Objects:
 
     def __init__(self, source: Hdf5Bytes) -> None:
         self.source = source
+        self._noted: tuple[int, int] | None = None  # where the superblock says that the root's members are
         self.root = self._superblock()
 
     def _superblock(self) -> int:
@@ -118,11 +133,12 @@ class Objects:
         head.expect(MAGIC, "HDF5 superblock")
         version = head.number(1)
         if version in (0, 1):
-            body = self.source.piece(9, 71 + 4 * version, "the superblock")
+            body = self.source.piece(9, 87 + 4 * version, "the superblock")
             body.raw(4)
             widths = body.raw(2)
             body.raw(9 + 4 * version)
         elif version in (2, 3):
+            self.source.require_checksum(0, 44, "the superblock")
             body = self.source.piece(9, 39, "the superblock")
             widths = body.raw(2)
             body.raw(1)
@@ -137,9 +153,18 @@ class Objects:
             raise self.source.error(
                 f"truncated: {self.source.size} bytes of {end}", hint="fetch or write it again"
             )
-        if version < 2:
-            body.raw(16)  # of the driver, and of the root's name
-        return body.number(8)
+        if end < self.source.size:
+            raise self.source.error(
+                f"{self.source.size - end} bytes behind the end of the HDF5 file", end, "fetch it again"
+            )
+        if version >= 2:
+            return body.number(8)
+        body.raw(16)  # of the driver, and of the root's name
+        root = body.number(8)
+        if body.number(4) == _CACHED_TABLE:
+            body.raw(4)
+            self._noted = (body.number(8), body.number(8))
+        return root
 
     # -- object headers --------------------------------------------------------------------------------------
 
@@ -162,6 +187,7 @@ class Objects:
         messages: list[Message] = []
         for block in blocks:  # grows while it is walked over
             while block.left >= 8:
+                self.source.budget.spend(steps=2)
                 kind, length, flags = block.number(2), block.number(2), block.number(1)
                 block.raw(3)
                 self._take(messages, Message(kind, flags, block.part(length)), blocks, newer=False)
@@ -175,10 +201,13 @@ class Objects:
         times, limits, width = 16 * (flags >> 5 & 1), 4 * (flags >> 4 & 1), 1 << (flags & 3)
         sizes = self.source.piece(address + 2, times + limits + width, "an object header")
         sizes.raw(times + limits)
-        blocks = [self.source.piece(sizes.address + width, sizes.number(width), "an object header")]
+        first, size = sizes.address + width, sizes.number(width)
+        self.source.require_checksum(address - 4, first + size - (address - 4), "an object header")
+        blocks = [self.source.piece(first, size, "an object header")]
         messages: list[Message] = []
         for block in blocks:
             while block.left >= 4 + 2 * (flags >> 2 & 1):
+                self.source.budget.spend(steps=2)
                 kind, length, marks = block.number(1), block.number(2), block.number(1)
                 block.raw(2 * (flags >> 2 & 1))
                 self._take(messages, Message(kind, marks, block.part(length)), blocks, newer=True)
@@ -193,7 +222,8 @@ class Objects:
         block = self.source.piece(address, length, "the rest of an object header")
         if newer:
             block.expect(b"OCHK", "rest of an object header")
-            block = block.part(max(0, block.left - 4))  # less its checksum
+            self.source.require_checksum(address, max(0, length - 4), "the rest of an object header")
+            block = block.part(max(0, block.left - 4))
         blocks.append(block)
 
     # -- groups ----------------------------------------------------------------------------------------------
@@ -223,6 +253,8 @@ class Objects:
         table = header.body(SYMBOL_TABLE)
         if table is not None:
             tree, heap = table.number(8), table.number(8)
+            if header.address == self.root and self._noted not in (None, (tree, heap)):
+                raise table.error("the root group has its members at two places")
             yield from self._symbols(tree, heap)
             return
         bodies = list(header.bodies(LINK))
@@ -232,7 +264,9 @@ class Objects:
             info.raw(8 * (info.number(1) & 1))
             heap, tree = info.number(8), info.number(8)
             if heap != UNDEFINED:
-                bodies += dense_messages(self.source, heap, tree, LINK_BY_NAME)
+                for stored, body in dense_messages(self.source, heap, tree, LINK_BY_NAME):
+                    require_hash(self._link(body.anew())[1], stored, body)
+                    bodies.append(body)
         links = [self._link(body) for body in bodies]
         for _, name, address, target in sorted(links):  # by their order, and by name where none was tracked
             yield name, address, target
@@ -269,7 +303,11 @@ class Objects:
                 raise row.error("a name outside of its heap")
             return self.source.text(names + offset, names + size)
 
-        for address in self.leaves(tree, kind=0, key_bytes=8):
+        def rank(key: Piece) -> bytes:
+            return text(key, key.number(8))
+
+        for leaf in self.leaves(tree, kind=0, key_bytes=8, rank=rank):
+            before, address = leaf.low, leaf.address
             table = self.source.piece(address, 8, "a group's table")
             table.expect(b"SNOD\1", "table of a group")
             table.raw(1)
@@ -277,18 +315,19 @@ class Objects:
             while rows.left:
                 row = rows.part(40)
                 name, target, cached = text(row, row.number(8)), row.number(8), row.number(4)
+                if not before < name <= leaf.high:  # HDF5 looks names up by their order
+                    raise row.error(f"a group whose members are not in order, at {name[:80]!r}")
+                before = name
                 if cached == _CACHED_SOFT_LINK:
                     row.raw(4)
                     yield name, None, text(row, row.number(4))
                 else:
                     yield name, target, b""
 
-    def leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[int]:
-        """What the lowest nodes of a B-tree point to; of a tree of chunks use `keyed_leaves`."""
-        return (address for _, address in self.keyed_leaves(tree, kind=kind, key_bytes=key_bytes))
-
-    def keyed_leaves(self, tree: int, *, kind: int, key_bytes: int) -> Iterator[tuple[Piece, int]]:
-        """The key before each thing that the lowest nodes of a B-tree point to, and its address.
+    def leaves(
+        self, tree: int, *, kind: int, key_bytes: int, rank: Callable[[Piece], _Rank]
+    ) -> Iterator[Leaf[_Rank]]:
+        """What the lowest nodes of a B-tree point to, in order.
 
         Parameters
         ----------
@@ -298,25 +337,39 @@ class Objects:
             0 for a tree of a group, 1 for one of chunks.
         key_bytes : int
             Length of a key.
+        rank : callable
+            What keys are sorted by.
 
         Raises
         ------
         FormatError
+            Damaged, or not in order: HDF5 would find another part of it than whoever walks over it.
         """
-        waiting: list[tuple[int, int | None]] = [(tree, None)]
+        waiting: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = [(tree, None, None)]
         while waiting:
-            address, expected = waiting.pop()
+            address, expected, around = waiting.pop()
             node = self.source.piece(address, 24, "a node of a tree")
             node.expect(b"TREE", "node of a tree")
             found, level, count = node.number(1), node.number(1), node.number(2)
             if found != kind or expected not in (None, level):
                 raise node.error("a node of another tree")
-            rows = self.source.piece(address + 24, count * (key_bytes + 8), "a node of a tree")
-            below: list[tuple[int, int | None]] = []
+            if not count:
+                continue
+            rows = self.source.piece(address + 24, count * (key_bytes + 8) + key_bytes, "a node of a tree")
+            self.source.budget.spend(nodes=count, steps=4 * count)
+            key = rows.part(key_bytes)
+            low = rank(key.anew())
+            if around and low < around[0]:
+                raise rows.error("a tree that is not in order")
+            below: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = []
             for _ in range(count):
-                key, child = rows.part(key_bytes), rows.number(8)
+                child, following = rows.number(8), rows.part(key_bytes)
+                high = rank(following.anew())
+                if not low < high or (around and around[1] < high):
+                    raise rows.error("a tree that is not in order")
                 if level:
-                    below.append((child, level - 1))
+                    below.append((child, level - 1, (low, high)))
                 else:
-                    yield key, child
+                    yield Leaf(key, child, low, high)
+                key, low = following, high
             waiting += reversed(below)

@@ -210,9 +210,7 @@ _NESTED: Mapping[int, Callable[[Piece, int, int, int, int], ElementType]] = {
 
 def _member_name(piece: Piece, version: int) -> bytes:
     """A name that a zero ends; before version 3 more zeros fill it up to a multiple of eight bytes."""
-    name = b""
-    while (byte := piece.raw(1)) != b"\0":
-        name += byte
+    name = piece.until_zero()
     piece.raw(-(len(name) + 1) % 8 if version < 3 else 0)
     return name
 

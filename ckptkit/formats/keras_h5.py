@@ -49,7 +49,6 @@ _DATASETS = (
     "lambda n, d: found.update({n: d[()]} if isinstance(d, h5py.Dataset) else {})); "
     "numpy.savez({npz}, **found)"
 )
-_MAX_OBJECTS = 100_000
 
 
 class KerasH5Reader(MappedReader):
@@ -222,7 +221,6 @@ class _Walk:
         self._links: dict[int, dict[str, Link]] = {}
         self._parsed: dict[int, Dataset | NotRead] = {}
         self._followed: dict[tuple[int, str], int | None] = {}
-        self._names = 0
 
     def contents(self) -> Contents:
         """Walk from the root, depth first."""
@@ -259,9 +257,7 @@ class _Walk:
 
     def _count(self, path: str, address: int) -> None:
         """Links can lead to one group by very many ways."""
-        self._names += 1
-        if self._names > _MAX_OBJECTS:
-            raise self._objects.source.error(f"more than {_MAX_OBJECTS} names of objects", address)
+        self._objects.source.budget.spend(nodes=1, names=len(path), steps=8)
         if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
             raise self._objects.source.error("groups inside each other deeper than any model's", address)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -159,10 +158,19 @@ def _count(objects: Objects, attributes: Attributes, group: Header, name: str, p
 
 def _whole_name(weight: _Weight) -> str:
     """A weight's name, behind its layer's where that is not in it."""
-    scoped = weight.layer == _OUTSIDE_LAYERS or re.search(
-        rf"(?:^|/){re.escape(weight.layer)}(?:[/_:]|$)", weight.name
-    )
+    scoped = weight.layer == _OUTSIDE_LAYERS or _is_scoped(weight)
     return weight.name if scoped else f"{weight.layer}/{weight.name}"
+
+
+def _is_scoped(weight: _Weight) -> bool:
+    """Whether its layer's name is a step of a weight's name, whole or up to ``_`` or ``:``."""
+    layer, name = weight.layer, weight.name
+    at = name.find(layer)
+    while at >= 0:
+        if (at == 0 or name[at - 1] == "/") and name[at + len(layer) :][:1] in ("", "/", "_", ":"):
+            return True
+        at = name.find(layer, at + 1)
+    return False
 
 
 def _layers_of_bfloat16(config: str) -> set[str]:

@@ -6,7 +6,8 @@ import contextlib
 import math
 import mmap
 import os
-from collections.abc import Collection, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -130,6 +131,32 @@ class MappedFile:
             if not keep:
                 self.release(start, stop - start)
         return crc
+
+    def inflated(self, offset: int, nbytes: int, wbits: int = zlib.MAX_WBITS) -> Iterator[bytes]:
+        """Unpack a deflated range in pieces of at most 256 KB.
+
+        Raises
+        ------
+        ValueError
+            It does not unpack, or something follows what does.
+        """
+        unpacker = zlib.decompressobj(wbits)
+        stop, packed = offset + nbytes, b""
+        while not unpacker.eof:
+            if not packed:
+                packed = self.data[offset : min(offset + _WINDOW, stop)]
+                offset += len(packed)
+            try:
+                piece = unpacker.decompress(packed, _WINDOW)
+            except zlib.error as error:
+                raise ValueError(f"damaged compressed data ({error})") from error
+            if piece:
+                yield piece
+            elif not packed:
+                raise ValueError("compressed data that ends early")
+            packed = unpacker.unconsumed_tail
+        if offset < stop or unpacker.unused_data:
+            raise ValueError("something behind the compressed data")
 
     def release(self, offset: int, nbytes: int) -> None:
         """Tell the kernel that the whole pages inside a range are not needed for now."""

@@ -47,7 +47,6 @@ _STREAMED, _UTF8 = 0x8, 0x800
 _SAME_FLAGS = _ENCRYPTED | _UTF8
 _ZIP64, _OTHER_NAME = 1, 0x7075
 _KEPT_PAGES = 32 << 20
-_INFLATED_AT_ONCE = 256 << 10
 _DAMAGED = "the file is damaged: fetch it again"
 
 
@@ -173,26 +172,16 @@ def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
     FormatError
         It does not unpack, or not to that size.
     """
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    position, stop, left = entry.offset, entry.offset + entry.packed, entry.size
-    packed = b""
-    while not unpacker.eof:
-        if not packed:
-            packed = file.data[position : min(position + _INFLATED_AT_ONCE, stop)]
-            position += len(packed)
-        try:
-            piece = unpacker.decompress(packed, _INFLATED_AT_ONCE)
-        except zlib.error as error:
-            raise damaged(file, entry, f"damaged compressed data ({error})") from error
-        if not packed and not piece:
-            break
-        packed = unpacker.unconsumed_tail
-        left -= len(piece)
-        if left < 0:
-            break
-        if piece:
+    left = entry.size
+    try:
+        for piece in file.inflated(entry.offset, entry.packed, -zlib.MAX_WBITS):
+            left -= len(piece)
+            if left < 0:
+                break
             yield piece
-    if left or not unpacker.eof or packed or position < stop or unpacker.unused_data:
+    except ValueError as error:
+        raise damaged(file, entry, str(error)) from error
+    if left:
         raise damaged(file, entry, f"unpacks to other than {entry.size} bytes")
 
 

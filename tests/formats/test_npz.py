@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError
-from ckptkit.formats import npz
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.npz import NpzReader, NpzWriter
 from ckptkit.tensors import DTYPES, TensorSpec
