@@ -298,6 +298,7 @@ def _inspected(
 ) -> InspectedTensor:
     figures = None
     if stats:
+        reader.check(spec.name)
         figures = None if spec.dtype.is_opaque else statistics(reader.read(spec.name))
         reader.release(spec.name)
         advance(spec.nbytes)

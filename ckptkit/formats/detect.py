@@ -5,6 +5,7 @@ To add a format: one file beside this one, and one row in `_RULES` (and one in `
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,8 @@ from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, n
 from ckptkit.tensors import TensorSpec
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_ZIP_REACH = 0xFFFF + 22
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
@@ -102,6 +105,8 @@ def open_reader(
 def _open(probe: _Probe) -> Reader:
     for rule in _RULES:
         if rule.matches(probe):
+            if rule.one_file:
+                _refuse_second_kind(probe)
             reader = rule.open(probe)
             break
     else:
@@ -147,6 +152,27 @@ class _Probe(Sample):
         length = int.from_bytes(self.head[26:28], "little")
         return self.head[30 : 30 + length].decode("utf-8", "replace")
 
+    @cached_property
+    def hdf5_places(self) -> list[int]:
+        """Where an HDF5 file could begin that is in this one: programs look at powers of two for it."""
+        places = [0, *(512 << power for power in range(40) if 512 << power < self.size - len(_HDF5))]
+        return [at for at in places if self.around(at).startswith(_HDF5)]
+
+    @property
+    def ends_as_zip(self) -> bool:
+        """Whether an end of a zip archive is within the reach of programs that look for it from behind."""
+        tail = self.read(max(0, self.size - _ZIP_REACH), _ZIP_REACH)
+        if _ZIP[1] not in tail:
+            return False
+        from ckptkit.formats.zip_directory import ends_as_zip
+
+        return ends_as_zip(tail, self.size)
+
+    def around(self, offset: int) -> bytes:
+        """A few bytes from some place on."""
+        end = offset + len(_HDF5)
+        return self.head[offset:end] if end <= len(self.head) else self.read(offset, len(_HDF5))
+
     def at(self, path: Path) -> Reader:
         """Open another path in the same way."""
         return _open(replace(self, path=path, given=None))
@@ -163,6 +189,7 @@ _Open = Callable[[_Probe], Reader]
 class _Rule:
     matches: Callable[[_Probe], bool]
     open: _Open
+    one_file: bool = False  # told from what is in the file, which may be something else as well
 
 
 # -- how to open ---------------------------------------------------------------------------------------------
@@ -343,6 +370,46 @@ def _refuse_special(probe: _Probe) -> Reader:
     raise FormatError(probe.path, "neither a file nor a folder")
 
 
+def _refuse_user_block(probe: _Probe) -> Reader:
+    raise FormatError(
+        probe.path,
+        f"is an HDF5 file behind a user block of {probe.hdf5_places[0]} bytes: not supported",
+        hint="write it anew without one",
+    )
+
+
+def _refuse_second_kind(probe: _Probe) -> None:
+    """Refuse a file that other programs could take for something else than what it begins as."""
+    head = probe.head
+    is_zip = head.startswith(_ZIP)
+    is_tar = head[257:262] == b"ustar"
+    kinds = {
+        "a zip archive": is_zip or (not is_tar and probe.ends_as_zip),
+        "a tar archive": is_tar,
+        "an HDF5 file": not is_tar and bool(probe.hdf5_places),  # a tar's first member lies at such a place
+        "a TensorFlow index": probe.tail == TABLE_MAGIC,
+        "a safetensors file": _is_safetensors(probe) and int.from_bytes(head[:8], "little") < probe.size,
+        "a pickle": head[:1] == b"\x80" and _LEGACY_TORCH in head[:64],
+    }
+    found = [kind for kind, is_one in kinds.items() if is_one]
+    if len(found) > 1 and not (is_zip and len(found) == 2 and probe.hdf5_places and _are_members(probe)):
+        raise FormatError(
+            probe.path,
+            f"is at once {' and '.join(found)}, and other programs may read the other",
+            hint="fetch it again, or from another source",
+        )
+
+
+def _are_members(probe: _Probe) -> bool:
+    """Whether each HDF5 file in a zip archive is a member of it, as the weights of a Keras model are."""
+    from ckptkit.formats.mapped_file import MappedFile
+    from ckptkit.formats.zip_directory import read_directory
+
+    with contextlib.closing(MappedFile(probe.path)) as file:
+        offsets = {entry.offset for entry in read_directory(file).entries.values()}
+    return offsets.issuperset(probe.hdf5_places)
+
+
 # -- how to tell ---------------------------------------------------------------------------------------------
 
 
@@ -390,16 +457,19 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(_is_beside_index, _open_tf),
     _Rule(_is_saved_model, lambda probe: probe.at(probe.path.parent)),
     _Rule(lambda probe: probe.path.suffix == ".distcp", _refuse_distcp),
-    _Rule(_is_safetensors, _open_safetensors),  # before the others: its first bytes are a length, so anything
-    _Rule(lambda probe: probe.tail == TABLE_MAGIC, _open_table),
-    _Rule(_starts_with(b"PK\x03\x04", b"PK\x05\x06"), _open_zip),
-    _Rule(_starts_with(b"\x80"), _open_pickle),
+    _Rule(
+        _is_safetensors, _open_safetensors, one_file=True
+    ),  # before the others: its first bytes are a length, so anything
+    _Rule(lambda probe: probe.tail == TABLE_MAGIC, _open_table, one_file=True),
+    _Rule(_starts_with(*_ZIP), _open_zip, one_file=True),
+    _Rule(_starts_with(b"\x80"), _open_pickle, one_file=True),
     _Rule(_starts_with(*_PACKED), _open_packed),
-    _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar),
-    _Rule(_starts_with(_HDF5), _open_keras),
+    _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar, one_file=True),
+    _Rule(_starts_with(_HDF5), _open_keras, one_file=True),
     _Rule(_starts_with(b"model_checkpoint_path:"), _open_state),
     _Rule(_is_shard_index, _open_shards),
-    _Rule(_is_old_pickle, _open_pickle),
+    _Rule(_is_old_pickle, _open_pickle, one_file=True),
+    _Rule(lambda probe: bool(probe.hdf5_places), _refuse_user_block),
 )
 
 

@@ -17,7 +17,7 @@ from ckptkit.budget import Budget
 from ckptkit.checksums import crc32c
 from ckptkit.errors import FormatError, NotFoundError
 from ckptkit.formats.leveldb_table import mask
-from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
+from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.staging import translated
 from ckptkit.formats.tf_bundle_index import (
@@ -231,6 +231,8 @@ class TfBundleReader(MappedReader):
                     offset=part.offset,
                     hint="fetch it again",
                 )
+            if self.specs[name].dtype.kind == "bool":
+                refuse_odd_bools(self.path, name, self._bytes(part))
         self._checked.add(name)
         return all(part.crc32c is not None for part in tensor.parts)
 
