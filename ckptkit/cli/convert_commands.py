@@ -112,8 +112,8 @@ def convert(
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
     from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located, planned_paths, standing
-    from ckptkit.formats.staging import refuse_existing
+    from ckptkit.convert.whole import convert_located, planned_paths
+    from ckptkit.formats.replacing import refuse_standing
 
     state = state_of(context)
     workspace = state.workspace()
@@ -142,7 +142,7 @@ def convert(
         planned = planned_paths(sources, options, where.path, folder=where.folder)
         for path in planned:
             if path is not None and not dry_run:  # of all, before the first is written
-                refuse_existing(standing(path), force=force)
+                refuse_standing(path, force=force)
         for located, path in zip(sources, planned, strict=True):
             if not dry_run:
                 where.refuse_existing()

@@ -320,7 +320,7 @@ def calibrate(
         refuse_name,
     )
     from ckptkit.analysis.evaluate.running import require_packages
-    from ckptkit.formats.staging import refuse_existing
+    from ckptkit.formats.replacing import refuse_standing
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
@@ -330,7 +330,7 @@ def calibrate(
         if where.file is not None:  # before a download
             refuse_name(where.file)
             where.refuse_existing()
-            refuse_existing(where.path, force=force)
+            refuse_standing(where.path, force=force)
         source = stack.enter_context(
             opened_source(
                 state.workspace(),

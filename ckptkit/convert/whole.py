@@ -19,7 +19,8 @@ from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, without_ending
-from ckptkit.formats.staging import refuse_existing
+from ckptkit.formats.replacing import files_at, refuse_standing
+from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
 from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:
@@ -98,8 +99,10 @@ def convert_located(
                 return Outcome(conversion, candidate, None, reused=True)
         if dry_run:
             return Outcome(conversion, path, None)
+        if in_cache and path.is_symlink():  # the cache's own names lead nowhere else
+            path.unlink()
         if not in_cache:
-            refuse_existing(standing(path), force=force)  # before a progress bar is shown
+            refuse_standing(path, force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", conversion.nbytes) as advance:
             converted = execute(
                 conversion,
@@ -206,6 +209,19 @@ def planned_paths(
     return planned
 
 
+def refuse_source(path: Path, located: Located) -> None:
+    """Refuse to write where that would replace or remove a file of the source.
+
+    Raises
+    ------
+    UsageError
+        It would.
+    """
+    inputs = dict.fromkeys(_identities(_files_of(located.path)), located)
+    if next(_identities(files_at(path), among=inputs), None) is not None:
+        raise UsageError(f"{path} is the source itself", hint="give another --output")
+
+
 def _default_name(located: Located, to: str) -> str:
     return (located.entry.id if located.entry else stem_of(located.path)) + EXTENSIONS[to]
 
@@ -218,13 +234,13 @@ def _files_of(path: Path) -> Iterator[Path]:
     yield path
     prefix = path.with_suffix("") if path.suffix == ".index" else path
     yield from path.parent.glob(f"{glob.escape(prefix.name)}.*")
-    if path.name.endswith(".index.json"):
-        yield from (file for file in path.parent.iterdir() if "-of-" in file.name)
+    if path.name.endswith(INDEX_ENDINGS):
+        yield from (path.with_name(shard) for shard in shards_of(path))
 
 
 def _files_at(path: Path, options: Options) -> Iterator[Path]:
     """The files that writing to a path may replace."""
-    yield path
+    yield from files_at(path)
     if options.to == "tf":
         yield from path.parent.glob(f"{glob.escape(path.name)}.index")
         yield from path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*")

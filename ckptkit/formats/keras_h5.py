@@ -24,8 +24,8 @@ from ckptkit.formats.hdf5_datasets import Dataset, NotRead, parse_dataset, refus
 from ckptkit.formats.hdf5_objects import Header, Link, Objects
 from ckptkit.formats.keras_legacy_h5 import NEITHER, Contents, is_legacy, legacy_weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.shards import index_beside, shards_of
-from ckptkit.formats.staging import StagedFile
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
 from ckptkit.tensors import Array, Piece, TensorSpec
@@ -371,7 +371,7 @@ class KerasH5Writer(PlacedWriter):
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         self._plan = self._blueprint()
-        self._file = StagedFile(self.path, force=force)
+        self._file = staged_checkpoint(self.path, force=force)
 
     def _blueprint(self) -> Blueprint:
         attribute = (_ATTRIBUTE, metadata_json(self._metadata))
@@ -388,7 +388,7 @@ class KerasH5Writer(PlacedWriter):
         self._file.write_at(self._plan.head, 0)
         self._file.skip_to(self._plan.tail_offset)
         self._file.append(self._plan.tail)
-        return [self._file.commit_checked(check)]
+        return commit_checkpoint(self._file, check)
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""

@@ -14,7 +14,7 @@ from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.member_names import unsafe_name
 from ckptkit.formats.npy_header import MAX_HEADER_BYTES, NpyHeader, descr, header_bytes, parse_header
-from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.zip_directory import (
     DEFLATED,
@@ -225,7 +225,7 @@ class NpzWriter(PlacedWriter):
         length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
         if length > _MAX_COMMENT:
             raise UsageError(f"{self.path}: metadata of {length} bytes, npz holds {_MAX_COMMENT}")
-        self._file = StagedFile(self.path, force=force)
+        self._file = staged_checkpoint(self.path, force=force)
         self._zip = ZipWriter(self._file)
         self._arrays = {
             name: self._zip.reserve(name + _EXTENSION, len(header_bytes(spec)) + spec.nbytes)
@@ -249,7 +249,7 @@ class NpzWriter(PlacedWriter):
 
     def _commit(self, check: Check | None) -> list[Path]:
         self._zip.close(_COMMENT_PREFIX + metadata_json(self._metadata))
-        return [self._file.commit_checked(check)]
+        return commit_checkpoint(self._file, check)
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.errors import CkptkitError, ConversionError, UsageError
+from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats.base import Check
+from ckptkit.formats.replacing import put_in_place, refuse_standing
 from ckptkit.formats.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     METADATA_KEY,
 )
-from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX, read_index
-from ckptkit.formats.staging import StagedFile, refuse_existing, sync_checked
+from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
+from ckptkit.formats.staging import StagedFile, refuse_existing, refuse_streams, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.tensors import Piece, TensorSpec
 
@@ -79,8 +79,11 @@ class SafetensorsWriter(PlacedWriter):
         self._shards = _shards(list(self._specs.values()), max_shard_size)
         self._paths = self._shard_paths(max_shard_size)
         self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
-        for target in [*self._paths, *([self._index] if len(self._shards) > 1 else [])]:
-            refuse_existing(target, force=force)
+        refuse_standing(self.path, force=force)
+        if len(self._shards) > 1:
+            refuse_streams(self.path)
+            for target in [*self._paths, self._index]:
+                refuse_existing(target, force=force)
         self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
         self._places = {
             spec.name: (number, offset)
@@ -111,7 +114,9 @@ class SafetensorsWriter(PlacedWriter):
     def _start_shard(self, number: int) -> None:
         header = header_bytes(self.path, self._shards[number], self._metadata)
         # named like a shard while it is temporary, so that the whole can be opened before it is renamed
-        self._staged.append(StagedFile(self._paths[number], force=self._force, ending=EXTENSION))
+        several = len(self._shards) > 1
+        file = StagedFile(self._paths[number], force=self._force, ending=EXTENSION, plain=several)
+        self._staged.append(file)
         self._staged[-1].append(header)
         self._data_starts.append(len(header))
 
@@ -127,23 +132,12 @@ class SafetensorsWriter(PlacedWriter):
     def _commit(self, check: Check | None) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""
         if len(self._shards) == 1:
-            return [self._staged[0].commit_checked(check)]
+            sync_checked(self._staged, check, self._staged[0].temporary)
+            return put_in_place(self._staged, self.path)
         self._sync_shards(check)
         index = self._stage_index([path.name for path in self._paths])
         index.sync()
-        old = _shards_named_by(self._index)
-        self._index.unlink(missing_ok=True)  # it must never name shards of two checkpoints
-        done: list[Path] = []
-        try:
-            for file in self._staged:
-                done.append(file.rename())
-        except BaseException:
-            for path in done:
-                path.unlink(missing_ok=True)
-            raise
-        for path in old - set(done):
-            path.unlink(missing_ok=True)
-        return done
+        return put_in_place(self._staged, self.path)
 
     def _sync_shards(self, check: Check | None) -> None:
         """Sync the shards, and check the whole meanwhile, through an index of their temporary names."""
@@ -153,7 +147,7 @@ class SafetensorsWriter(PlacedWriter):
 
     def _stage_index(self, homes: Sequence[str]) -> StagedFile:
         """Write the index, with the names of the shards as given, under a temporary name."""
-        index = StagedFile(self._index, force=self._force, ending=INDEX_SUFFIX)
+        index = StagedFile(self._index, force=self._force, ending=INDEX_SUFFIX, plain=True)
         self._staged.append(index)
         index.append(self._index_bytes(homes))
         return index
@@ -230,11 +224,3 @@ def _offsets(shard: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, int]]:
     for spec in shard:
         yield spec, offset
         offset += spec.nbytes
-
-
-def _shards_named_by(index: Path) -> set[Path]:
-    """Shards of an earlier checkpoint of the same name, as far as its index is readable."""
-    with contextlib.suppress(CkptkitError):  # whatever is wrong with the old index, it is about to go
-        stem = index.name.removesuffix(INDEX_SUFFIX)
-        return {index.parent / name for name in read_index(index) if name.startswith(f"{stem}-")}
-    return set()

@@ -1,8 +1,18 @@
-"""Files that either stand whole under their final name or do not exist.
+"""The one way to write a file: it either stands whole under its final name or does not exist.
 
 Bytes go to a temporary name beside the target, are synced, and renamed. The temporary file is held under
 an advisory lock while its writer lives, so the next run can tell an orphan (its writer was killed) from a
 file that somebody is writing right now, and sweeps the orphans away.
+
+What the target is decides how it is written, whatever option named it:
+
+* nothing yet, or a regular file (with ``force``): the rename puts the new file there; other hard links of
+  the old one keep the old bytes, and its mode is not taken over;
+* a link: followed, so that it stays a link and the file that it leads to is replaced; one that leads
+  nowhere, and any for a checkpoint of several files, is refused;
+* a character device, a named pipe, an open file of this process (``/dev/stdout``): the finished bytes are
+  written into it, with no ``force``, for nothing is replaced;
+* a folder, a block device, a socket: refused.
 """
 
 from __future__ import annotations
@@ -11,16 +21,21 @@ import contextlib
 import errno
 import os
 import re
+import select
 import shutil
+import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError, storage_error
+from ckptkit.errors import StorageError, UsageError, storage_error
+from ckptkit.files import kind_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,7 +52,14 @@ _WRITE_BYTES = 1 << 20
 TEMPORARY = ".ckptkit-"
 """Names of temporary files begin so: they are nobody's checkpoints."""
 _SUFFIX = ".part"
-_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{12}}-.*{re.escape(_SUFFIX)}.*", re.DOTALL)
+_TOKEN = "[0-9a-f]" * 12
+_ASIDE = ".old"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}{_TOKEN}-.*(?:\.part.*|\.old)", re.DOTALL)
+_LONG_NAME = 140
+"""Bytes of a name, beyond which a digest stands for the final one in it: eCryptfs takes 143, others 255."""
+_CREATING = 5
+"""How often a temporary file is made anew when others sweep it before its lock is held."""
+_SWEEPING = (0.002, 0.01, 0.02)
 
 
 class StagedFile:
@@ -46,7 +68,7 @@ class StagedFile:
     Parameters
     ----------
     final : Path
-        Where the file will stand. Its folder is created.
+        Where the file will stand, or what it is written into. Its folder is created.
     force : bool
         Whether an existing file may be replaced.
     ending : str
@@ -54,6 +76,10 @@ class StagedFile:
     token : str
         From `new_token`; files with the same one, and final names that differ in ``ending`` only, make one
         checkpoint that can be opened by its prefix before it is renamed.
+    plain : bool
+        Take nothing but a regular file or nothing at all: for one of several files, or what is read back.
+    own : bool
+        The name is ckptkit's own, in a folder of its own: plain, but a link there is replaced.
 
     Attributes
     ----------
@@ -63,20 +89,39 @@ class StagedFile:
     Raises
     ------
     UsageError
-        When ``final`` exists and ``force`` is false.
+        When ``final`` exists and ``force`` is false, or is of a kind that is not written to.
     StorageError
-        When the disk refuses: full, read-only, not permitted.
+        When the disk refuses: full, read-only, not permitted. When nobody reads a named pipe.
     """
 
-    def __init__(self, final: Path, *, force: bool = False, ending: str = "", token: str = "") -> None:
+    def __init__(
+        self,
+        final: Path,
+        *,
+        force: bool = False,
+        ending: str = "",
+        token: str = "",
+        plain: bool = False,
+        own: bool = False,
+    ) -> None:
         self.final = final
-        refuse_existing(final, force=force)
+        self._plain, self._own = plain or own, own
+        self._place = _allowed(final, force=force, plain=self._plain, own=own)
+        self._into: int | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         with translated(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_orphans(final, ending)
-            self.temporary = temporary_path(final, ending, token or new_token())
-            self._fd = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY, 0o666)
-            _lock(self._fd)
+            place = self._place.path
+            if self._place.stream:
+                self._into = _open_stream(self._place)
+                self._scratch = tempfile.TemporaryDirectory(prefix="ckptkit-through-")
+                place = Path(self._scratch.name, "whole" + ending)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _sweep_orphans(place, ending)
+                self.temporary, self._fd = _create(place, ending, token)
+            except BaseException:
+                self._leave_stream()
+                raise
         self._position = 0
         self._syncer = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
@@ -123,8 +168,9 @@ class StagedFile:
         """Bring the bytes to the disk."""
         self._await_sync()
         self.trim()
-        with translated(self.final):
-            sync_file(self._fd)
+        if self._into is None:
+            with translated(self.final):
+                sync_file(self._fd)
 
     def trim(self) -> None:
         """Give a file that ends in a hole its whole length."""
@@ -138,29 +184,29 @@ class StagedFile:
                     _pwrite(self._fd, memoryview(b"\0"), self._position - 1)
 
     def rename(self) -> Path:
-        """Give the file its final name (call `sync` first)."""
+        """Give the file its final name (call `sync` first), or write it into what stands there."""
         with translated(self.final):
+            if self._into is not None:
+                _pour(self._fd, self._into)
+                self.discard()
+                return self.final
+            if not self._own:  # long work may lie between: it must be a regular file still
+                _allowed(self._place.path, force=True, plain=True)
             if os.name == "nt":  # an open file cannot be renamed there
                 self._close()
-            move(self.temporary, self.final)
+            move(self.temporary, self._place.path)
             self._close()
-            sync_folder(self.final.parent)
+            sync_folder(self._place.path.parent)
         return self.final
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the file is written into a device or a pipe, and replaces nothing."""
+        return self._into is not None
 
     def commit(self) -> Path:
         """Sync and rename."""
         self.sync()
-        return self.rename()
-
-    def commit_checked(self, check: Callable[[Path], None] | None) -> Path:
-        """Sync, have the result checked under its temporary name meanwhile, and rename.
-
-        Parameters
-        ----------
-        check : callable, optional
-            Given the temporary path; what it raises keeps the file from its final name.
-        """
-        sync_checked([self], check, self.temporary)
         return self.rename()
 
     def discard(self) -> None:
@@ -168,6 +214,7 @@ class StagedFile:
         if self._open:
             self._close()
             self.temporary.unlink(missing_ok=True)
+            self._leave_stream()
 
     def _await_sync(self) -> None:
         """Wait for the sync under way, and raise its error: the system tells of it only once."""
@@ -175,6 +222,13 @@ class StagedFile:
             syncing, self._syncing = self._syncing, None
             with translated(self.final):
                 syncing.result()
+
+    def _leave_stream(self) -> None:
+        if self._into is not None:
+            into, self._into = self._into, None
+            os.close(into)
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     def _close(self) -> None:
         if self._open:
@@ -227,7 +281,29 @@ def temporary_path(final: Path, ending: str, token: str) -> Path:
     >>> temporary_path(Path("m.index"), ".index", "0a1b2c3d4e5f").name
     '.ckptkit-0a1b2c3d4e5f-m.part.index'
     """
-    return final.parent / f"{TEMPORARY}{token}-{final.name.removesuffix(ending)}{_SUFFIX}{ending}"
+    return final.parent / f"{TEMPORARY}{token}-{_in_temporary(final, _SUFFIX + ending, ending)}"
+
+
+def aside_path(final: Path, token: str) -> Path:
+    """Where an earlier file lies from its removal's beginning to its end."""
+    return final.parent / f"{TEMPORARY}{token}-{_in_temporary(final, _ASIDE)}"
+
+
+def aside_paths(final: Path) -> list[Path]:
+    """The files of that name whose removal was begun."""
+    import glob
+
+    return sorted(final.parent.glob(f"{TEMPORARY}{_TOKEN}-{glob.escape(_in_temporary(final, _ASIDE))}"))
+
+
+def _in_temporary(final: Path, last: str, ending: str = "") -> str:
+    """What a temporary name says of the final one, and how it ends."""
+    stem = final.name.removesuffix(ending)
+    if len(os.fsencode(f"{TEMPORARY}{'0' * 12}-{stem}{last}")) > _LONG_NAME:
+        import hashlib
+
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
+    return stem + last
 
 
 def is_temporary(path: Path) -> bool:
@@ -236,9 +312,27 @@ def is_temporary(path: Path) -> bool:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise UsageError when ``path`` exists and ``force`` is false."""
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already", hint="give --force to replace it, or another --output")
+    """Refuse, before any work, what `StagedFile` would.
+
+    Raises
+    ------
+    UsageError
+        When ``path`` exists and ``force`` is false, or is of a kind that is not written to.
+    StorageError
+        When it cannot be looked at.
+    """
+    _allowed(path, force=force)
+
+
+def refuse_streams(path: Path) -> None:
+    """Refuse a device, a pipe or a link for a checkpoint of several files.
+
+    Raises
+    ------
+    UsageError
+        ``path`` is one.
+    """
+    _allowed(path, force=True, plain=True)
 
 
 def refuse_not_utf8(path: Path, by: str) -> None:
@@ -279,6 +373,120 @@ def _pwrite(fd: int, view: memoryview, offset: int) -> int:
         return os.write(fd, view)
 
 
+# -- what a target is ----------------------------------------------------------------------------------------
+
+_READER_SECONDS = 2.0
+"""How long a named pipe may be without its reader, which a shell may start at the same time."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes go: the path that a rename replaces, or the stream that they are written into.
+
+    Attributes
+    ----------
+    path : Path
+    stream : bool
+        Whether it is written into.
+    descriptor : int or None
+        Of the open file of this process that it is.
+    """
+
+    path: Path
+    stream: bool = False
+    descriptor: int | None = None
+
+
+def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False) -> _Place:
+    """What a target is, see the top of this file; raises UsageError where it may not be written."""
+    with translated(path):
+        try:
+            itself = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return _Place(path)
+        is_link = stat.S_ISLNK(itself.st_mode)
+        if is_link and own:
+            return _Place(path)
+        if is_link and plain:
+            raise UsageError(f"{path} is a link", hint="remove it, or name another file")
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise UsageError(f"{path} is a link that leads nowhere", hint="remove it") from None
+        place = _Place(path)
+        if is_link:
+            place = _Place(Path(os.path.realpath(path)), descriptor=_descriptor(path))
+        if not plain and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or place.descriptor is not None):
+            return _Place(path, True, place.descriptor)
+        if not stat.S_ISREG(mode) or (is_link and not path.samefile(place.path)):
+            what = "a block device" if stat.S_ISBLK(mode) else kind_of(mode)
+            what = "a link to a file without a name" if stat.S_ISREG(mode) else what
+            raise UsageError(f"{path} is {what}", hint="name another file")
+    if not force:
+        raise UsageError(f"{path} exists already", hint="give --force to replace it, or another --output")
+    return place
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file of this process that a path names, as ``/dev/stdout`` does."""
+    own = re.compile(rf"(?:/proc/{os.getpid()}(?:/task/\d+)?|/dev)/fd")
+    for _ in range(40):
+        folder = os.path.realpath(path.parent)
+        if own.fullmatch(folder) and path.name.isdecimal():
+            return int(path.name)
+        try:
+            path = Path(folder, os.readlink(Path(folder, path.name)))  # noqa: PTH115
+        except OSError:
+            return None
+    return None
+
+
+def _open_stream(place: _Place) -> int:
+    """Open a device or a pipe to write, and never wait for more than some seconds."""
+    if place.descriptor is not None:
+        return os.dup(place.descriptor)
+    flags = os.O_WRONLY | _O_BINARY
+    for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"):
+        flags |= getattr(os, name, 0)
+    end = time.monotonic() + _READER_SECONDS
+    while True:
+        try:
+            fd = os.open(place.path, flags)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(place.path.stat().st_mode):
+                raise
+            if time.monotonic() > end:
+                raise StorageError(
+                    f"{place.path} is a named pipe that nobody reads", hint="start its reader first"
+                ) from error
+            time.sleep(0.02)
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        os.close(fd)
+        raise OSError(errno.EBUSY, "was replaced meanwhile", str(place.path))
+    if os.name != "nt":
+        os.set_blocking(fd, True)
+    return fd
+
+
+def _pour(source: int, into: int) -> None:
+    """Write all of a file into a stream."""
+    offset = 0
+    while True:
+        os.lseek(source, offset, os.SEEK_SET)
+        piece = os.read(source, _WRITE_BYTES)
+        if not piece:
+            return
+        offset += len(piece)
+        view = memoryview(piece)
+        while view:
+            try:
+                view = view[os.write(into, view) :]
+            except BlockingIOError:  # somebody who shares it made it so
+                select.select([], [into], [])
+
+
 # -- what some mounts cannot do ------------------------------------------------------------------------------
 
 UNSUPPORTED = frozenset(
@@ -310,8 +518,12 @@ def move(source: Path, target: Path) -> None:
     """Give a file or a folder another name; a file in the target's place is replaced.
 
     One rename wherever that works. Where it does not, a file is linked or, at worst, copied, and a folder
-    file by file: then a process that is killed may leave a part of it.
+    file by file: then a process that is killed may leave a part of it. No device, pipe or socket is replaced.
     """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = target.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise FileExistsError(errno.EEXIST, f"{kind_of(mode)} is there", str(target))
     for seconds in (*_BUSY_SECONDS, 0.0):
         try:
             (source.rename if source.is_dir() else source.replace)(target)
@@ -380,10 +592,64 @@ def flock(fd: int, operation: int) -> None:
         raise answer[0]
 
 
-def _lock(fd: int) -> None:
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks
-            flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+_CONTENDED = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
+
+
+def _try_lock(fd: int) -> bool | None:
+    """Take a lock: whether it is ours now; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in _CONTENDED else None
+    return True
+
+
+def _create(final: Path, ending: str, token: str) -> tuple[Path, int]:
+    """Make a temporary file that no sweep takes: it is locked, and then seen to be there still."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_CLOEXEC", 0)
+    for left in reversed(range(_CREATING)):
+        path = temporary_path(final, ending, token or new_token())
+        fd = os.open(path, flags, 0o666)
+        try:
+            held = _try_lock(fd)
+            for seconds in _SWEEPING:
+                if held is False:  # by a sweep, which ends at once, or where every lock is said to be held
+                    time.sleep(seconds)
+                    held = _try_lock(fd)
+            if (held is not False or token or not left) and os.path.lexists(path):
+                return path, fd
+            path.unlink(missing_ok=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise FileNotFoundError(errno.ENOENT, "its temporary file is taken away again and again", str(final))
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether an open file still has that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except OSError:
+        return False
+
+
+def _unlink_if(fd: int, path: Path) -> None:
+    if _is_at(fd, path):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _open_temporary(path: Path, flags: int) -> int:
+    """Open what has the name of a temporary file, which others may have put there."""
+    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return fd
 
 
 def is_held(path: Path) -> bool | None:
@@ -391,7 +657,7 @@ def is_held(path: Path) -> bool | None:
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
+        fd = _open_temporary(path, os.O_RDONLY)
         try:
             flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -406,21 +672,42 @@ def _sweep_orphans(final: Path, ending: str) -> None:
     """Remove temporary files of ``final`` whose writer is gone."""
     if fcntl is None:
         return
-    stem = _escape_glob(final.name.removesuffix(ending))
-    for path in final.parent.glob(f"{TEMPORARY}*-{stem}{_SUFFIX}{_escape_glob(ending)}"):
+    import glob
+
+    said = glob.escape(_in_temporary(final, _SUFFIX + ending, ending))
+    for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}-{said}"):
         with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_RDWR)
+            fd = _open_temporary(path, os.O_RDWR)
             try:
-                flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                if _try_lock(fd):
+                    _unlink_if(fd, path)
             finally:
                 os.close(fd)
 
 
-def _escape_glob(name: str) -> str:
-    import glob
+_ALONE_SECONDS = 10.0
+"""How long to wait for another commit in the folder: it takes milliseconds, or its process was stopped."""
 
-    return glob.escape(name)
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Keep other commits of several files out of a folder; yields whether that is sure."""
+    if fcntl is None:
+        yield False
+        return
+    held: bool | None = None
+    try:
+        fd = os.open(folder, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:  # may be written to, but not read
+        yield False
+        return
+    try:
+        end = time.monotonic() + _ALONE_SECONDS
+        while (held := _try_lock(fd)) is False and time.monotonic() < end:
+            time.sleep(0.005)
+        yield bool(held)
+    finally:
+        os.close(fd)
 
 
 def sync_folder(folder: Path) -> None:

@@ -159,6 +159,20 @@ def load_index(prefix: Path, budget: Budget) -> BundleIndex:
     return BundleIndex(header, tensors, unused)
 
 
+def count_of_data_files(index: Path) -> int:
+    """How many data files an index says that there are.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        When there is no index, or it is damaged.
+    """
+    data = _read_bounded(index)
+    budget = Budget(len(data), lambda reason: FormatError(index, reason))
+    key, value = next(read_table(index, data, budget), (b"?", b""))
+    return _header(index, key, value, budget).num_shards
+
+
 def _decoded(path: Path, budget: Budget) -> tuple[BundleHeader, dict[bytes, BundleEntry]]:
     table = read_table(path, _read_bounded(path), budget)
     key, value = next(table, (b"?", b""))

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from ckptkit.errors import ConversionError, storage_error
+from ckptkit.errors import ConversionError
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
-from ckptkit.formats.staging import StagedFile, new_token, sync_checked
+from ckptkit.formats.replacing import put_in_place, refuse_standing
+from ckptkit.formats.staging import StagedFile, new_token, refuse_streams, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
@@ -56,11 +57,15 @@ class TfBundleWriter(PlacedWriter):
         sizes = [self._specs[name].nbytes for name in self.order]
         self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
         self._checksums: dict[str, int] = {}
+        refuse_standing(self.prefix, force=force)
+        refuse_streams(self.prefix)
         with contextlib.ExitStack() as stack:
             token = new_token()
             self._index, self._data = (
                 stack.enter_context(
-                    StagedFile(path, force=force, ending=path.name[len(self.prefix.name) :], token=token)
+                    StagedFile(
+                        path, force=force, ending=path.name[len(self.prefix.name) :], token=token, plain=True
+                    )
                 )
                 for path in (index_path(self.prefix), shard_path(self.prefix, 0, 1))
             )
@@ -92,18 +97,7 @@ class TfBundleWriter(PlacedWriter):
         sync_checked(
             [self._data, self._index], check, temporary.with_name(temporary.name.removesuffix(".index"))
         )
-        try:
-            # an old index must not point into the new data for even a moment
-            index_path(self.prefix).unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(error, index_path(self.prefix)) from error
-        data = self._data.rename()
-        try:
-            files = [data, self._index.rename()]
-        except BaseException:  # Ctrl+C too: data without an index is of no use to anybody
-            data.unlink(missing_ok=True)
-            raise
-        return files
+        return put_in_place([self._data, self._index], self.prefix)
 
     def discard(self) -> None:
         """Remove the temporary files; harmless after `finish`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptkit.errors import ConversionError
 from ckptkit.formats.base import Check
-from ckptkit.formats.staging import StagedFile
+from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
@@ -71,7 +71,7 @@ class TorchWriter(PlacedWriter):
             if not holds(spec):
                 raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
         self.order = [name for name in self.order if name not in (shared or {})]
-        self._file = StagedFile(self.path, force=force)
+        self._file = staged_checkpoint(self.path, force=force)
         try:
             self._zip = ZipWriter(self._file)
             self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree, shared))
@@ -95,7 +95,7 @@ class TorchWriter(PlacedWriter):
         self._zip.fill(self._record, [metadata_json(self._metadata)])
         self._zip.add(f"{_ROOT}/version", b"3\n")
         self._zip.close()
-        return [self._file.commit_checked(check)]
+        return commit_checkpoint(self._file, check)
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""

@@ -24,12 +24,13 @@ from ckptkit.analysis.model_source import ModelSource
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.convert.execution import check_written
 from ckptkit.convert.provenance import Provenance
+from ckptkit.convert.whole import refuse_source
 from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
-from ckptkit.formats.staging import refuse_existing
+from ckptkit.formats.replacing import refuse_standing
 from ckptkit.tensors import DTYPES, Array, TensorSpec
 
 RECALIBRATED = "recalibrated"
@@ -148,9 +149,8 @@ def calibrate_source(
     """
     refuse_name(output)
     located = source.located
-    if output.exists() and located.path.is_file() and output.samefile(located.path):
-        raise UsageError(f"{output} is the source itself", hint="give another --output")
-    refuse_existing(output, force=force)
+    refuse_source(output, located)
+    refuse_standing(output, force=force)
     images = open_images(options.data, None).limited(options.images)
     with (
         located.open(source.weights) as reader,

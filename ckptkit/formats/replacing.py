@@ -1,0 +1,229 @@
+"""What an earlier result of the same name consists of, and how it makes room for a new one.
+
+``m.safetensors`` may be one file, or an index and its shards; a TensorFlow prefix an index and any number of
+data files. Whatever leads to a checkpoint of the name is set aside before the new one gets its names, and
+what went with it is removed afterwards. So what opens is the old one, nothing, or the new one: never a
+mixture, and never the old one once the new one stands. A removal that was cut off is ended by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ckptkit.errors import CkptkitError
+from ckptkit.formats.base import Check
+from ckptkit.formats.staging import (
+    StagedFile,
+    alone_in,
+    aside_path,
+    aside_paths,
+    move,
+    new_token,
+    refuse_existing,
+    sync_checked,
+    sync_folder,
+    translated,
+)
+
+_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
+"""How every table of LevelDB ends, the index of a TensorFlow checkpoint among them."""
+
+
+def refuse_standing(path: Path, *, force: bool) -> None:
+    """Refuse, before any work, to write a checkpoint where one of that name stands.
+
+    Raises
+    ------
+    UsageError
+        One stands and ``force`` is false, or something there is not written to.
+    """
+    refuse_existing(path, force=force)
+    for leader in _leaders(path):
+        if leader != path:
+            refuse_existing(leader, force=force)
+
+
+def files_at(path: Path) -> Iterator[Path]:
+    """Every file that a checkpoint written to a path replaces or removes."""
+    yield path
+    for leader in _leaders(path):
+        yield leader
+        yield from _followers(leader, leader)
+
+
+def staged_checkpoint(path: Path, *, force: bool) -> StagedFile:
+    """Begin a checkpoint of one file; `commit_checkpoint` ends it."""
+    refuse_standing(path, force=force)
+    return StagedFile(path, force=force)
+
+
+def commit_checkpoint(file: StagedFile, check: Check | None) -> list[Path]:
+    """Sync a checkpoint of one file, have it checked, and put it in place."""
+    sync_checked([file], check, file.temporary)
+    return put_in_place([file], file.final)
+
+
+def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:
+    """Give the synced files of one checkpoint their names, what leads to the others last.
+
+    Parameters
+    ----------
+    files : sequence of StagedFile
+    path : Path
+        What the checkpoint goes by: a file, or a prefix.
+    """
+    (*_, last) = files
+    if last.is_stream:
+        return [last.rename()]
+    if len(files) == 1 and not _others(path, last.final) and not _begun(path):
+        done = [last.rename()]
+        if not _others(path, last.final):
+            return done
+        with alone_in(path.parent):  # another writer's came at the same moment: the later one stays
+            if path.exists():
+                _remove(_set_aside(_others(path, last.final)))
+        return done
+    with translated(path), alone_in(path.parent) as alone:
+        if alone:
+            _remove([(aside, leader) for leader, aside in _begun(path)])
+        old = _set_aside(_others(path, None if len(files) > 1 else last.final))
+        done = _renamed(files, old)
+        _remove(old)
+    return done
+
+
+def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Rename all files or none; where none, the old ones stand again unless a part of them is gone."""
+    done: list[Path] = []
+    lost = {follower.name for aside, leader in old for follower in _followers(aside, leader)}
+    try:
+        for file in files:
+            done.append(file.rename())
+    except BaseException:  # Ctrl+C too
+        for path in done:
+            path.unlink(missing_ok=True)
+        if lost.isdisjoint(path.name for path in done):
+            for aside, leader in old:
+                move(aside, leader)
+        raise
+    return done
+
+
+def _leaders(path: Path) -> list[Path]:
+    """The files by which a checkpoint of that name is opened, as far as they stand."""
+    from ckptkit.formats.shards import EXTENSION, INDEX_ENDINGS, KERAS_INDEX, KERAS_SHARD, shards_of
+
+    name = path.name
+    indexes = [name + ending for ending in (".index.json", EXTENSION + ".index.json")]
+    found = [path.with_name(index) for index in indexes if index.endswith(INDEX_ENDINGS)]
+    found = [index for index in found if os.path.lexists(index)]
+    keras = path.with_name(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
+    if name.endswith(KERAS_SHARD) and keras.is_file() and shards_of(keras):
+        found.append(keras)
+    table = path.with_name(name + ".index")
+    if _is_table(table):
+        found.append(table)
+    return [*found, path] if path.is_file() else found
+
+
+def _others(path: Path, final: Path | None) -> list[Path]:
+    """The leaders but for the one that the new file replaces."""
+    return [leader for leader in _leaders(path) if leader != final]
+
+
+def _followers(index: Path, leader: Path) -> list[Path]:
+    """The files of an index that are its own; ``index`` is where the leader lies now."""
+    if leader.name.endswith(".json"):
+        return _shards(index, leader)
+    if leader.name.endswith(".index"):
+        return _data_files(index, leader)
+    return []
+
+
+def _shards(index: Path, leader: Path) -> list[Path]:
+    """The shards that an index names, are called after it, and no other index in the folder names."""
+    from ckptkit.formats.shards import INDEX_ENDINGS, KERAS_INDEX, index_of, numbered, shards_of
+
+    stem = leader.name.removesuffix(KERAS_INDEX)
+    own = {
+        name
+        for name in shards_of(index)
+        if index_of(name) == leader.name or (numbered(name) and name[: -len("_00000.weights.h5")] == stem)
+    }
+    if own:
+        for other in leader.parent.iterdir():
+            if other.name.endswith(INDEX_ENDINGS) and other not in (index, leader):
+                own -= shards_of(other)
+        if index != leader and leader.is_file():  # a new checkpoint stands already
+            own -= shards_of(leader)
+    return [leader.with_name(name) for name in sorted(own)]
+
+
+def _data_files(index: Path, leader: Path) -> list[Path]:
+    """The data files that the index of a TensorFlow prefix names."""
+    from ckptkit.formats.tf_bundle_index import count_of_data_files
+
+    prefix = leader.name.removesuffix(".index")
+    try:
+        counts = {count_of_data_files(index)}
+        if index != leader and leader.is_file():  # a new checkpoint stands already
+            counts.discard(count_of_data_files(leader))
+    except CkptkitError:  # whatever is wrong with it, nothing is known to be its own
+        return []
+    wanted = re.compile(rf"{re.escape(prefix)}\.data-\d{{5}}-of-(\d{{5}})")
+    found = ((path, wanted.fullmatch(path.name)) for path in leader.parent.iterdir())
+    return sorted(path for path, match in found if match and int(match[1]) in counts)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is the index of a TensorFlow checkpoint, by its end."""
+    from ckptkit.files import open_regular
+
+    try:
+        with open_regular(path) as file:
+            file.seek(-len(_TABLE_MAGIC), os.SEEK_END)
+            return file.read() == _TABLE_MAGIC
+    except OSError:
+        return False
+
+
+def _begun(path: Path) -> list[tuple[Path, Path]]:
+    """Leaders of that name whose removal was begun: what they were called, and where they lie."""
+    from ckptkit.formats.shards import EXTENSION, KERAS_INDEX, KERAS_SHARD
+
+    name = path.name
+    ends = ("", ".index", ".index.json", EXTENSION + ".index.json")
+    names = [name + end for end in ends] + [name.removesuffix(KERAS_SHARD) + KERAS_INDEX]
+    return [(leader, aside) for leader in map(path.with_name, names) for aside in aside_paths(leader)]
+
+
+def _set_aside(leaders: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Take the names of earlier results away; returns where each lies, and what it was called."""
+    old: list[tuple[Path, Path]] = []
+    try:
+        for leader in leaders:
+            refuse_existing(leader, force=True)
+            aside = aside_path(leader, new_token())
+            move(leader, aside)
+            old.append((aside, leader))
+    except BaseException:
+        for aside, leader in old:
+            move(aside, leader)
+        raise
+    if old:
+        sync_folder(old[0][1].parent)
+    return old
+
+
+def _remove(old: Sequence[tuple[Path, Path]]) -> None:
+    """Remove earlier results: first what went with them."""
+    for aside, leader in old:
+        for path in (*_followers(aside, leader), aside):
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISREG(path.lstat().st_mode) or path.is_symlink():
+                    path.unlink()
