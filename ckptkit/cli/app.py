@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import contextvars
 import difflib
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -49,6 +53,43 @@ def _refused(error: Any, root: Any = None) -> BaseException:
     hint = f"did you mean {meant}" if meant else command(*names, "--help")
     typer.echo(f"error: {UsageError(text[:1].lower() + text[1:].rstrip('.'), hint=hint)}", err=True)
     return typer.Exit(error.exit_code)
+
+
+_ended_by: list[int] = []
+"""The signal that ended the command."""
+
+
+def _end_by_it() -> None:
+    """Let whoever started the process see the signal, when all else is cleaned up."""
+    if _ended_by:
+        os.kill(os.getpid(), _ended_by[0])
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the command as Ctrl+C does: its temporary files go."""
+    process = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() != process:  # a child that was forked ends as it would
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        _ended_by.append(number)
+        raise KeyboardInterrupt
+
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        wanted = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        taken = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores
+    for number in taken:
+        signal.signal(number, end)
+    if taken:
+        atexit.register(_end_by_it)  # the first to be registered runs last
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Command(TyperCommand):
@@ -92,7 +133,8 @@ class Root(TyperGroup):
             _explain(error, str(error), ctx)
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            if not _ended_by:
+                typer.echo("interrupted", err=True)
             raise typer.Exit(130) from error
         except OSError as error:
             raise typer.Exit(_system_refused(error, ctx)) from error
@@ -306,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         register_commands(command)
     try:
         try:
-            contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
+            with _ending_in_order():
+                contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
         finally:
             gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
             sys.stdout.flush()

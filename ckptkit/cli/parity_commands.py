@@ -281,7 +281,9 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
     if junit is None:
         return None
     from ckptkit.formats.staging import StagedFile
+    from ckptkit.parity.junit import refuse_other_file
 
+    refuse_other_file(junit)
     return stack.enter_context(StagedFile(junit, force=True))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.errors import UsageError, storage_error
 from ckptkit.formats.names import is_folder
+from ckptkit.formats.staging import open_file_of
 from ckptkit.places import user_path
 from ckptkit.workspace import STANDARD
 
@@ -56,7 +57,7 @@ class Place:
     def __init__(self, text: str | None, *, force: bool = False, results: int = 1) -> None:
         self._force = force
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._standard = text == STANDARD
+        self._standard = text == STANDARD or (text is not None and open_file_of(Path(text)) == 1)
         self.url = _checked(text) if text is not None and "://" in text else None
         self.path = None if text is None or self.url or self._standard else user_path(text)
         self.folder = self._standard or (text is not None and is_folder(text, results=results))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Collection
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _SHOWN = 3
+_LONG_NAME = 120
 _NEW = f"{TEMPORARY}new-"
 _OLD = f"{TEMPORARY}old-"
 
@@ -60,7 +62,7 @@ class StagedFolder:
         with translated(final):
             self._place.parent.mkdir(parents=True, exist_ok=True)
             self._writer = new_writer()
-            self.path = self._place.with_name(f"{_NEW}{self._writer}+{self._place.name}")
+            self.path = self._place.with_name(f"{_NEW}{self._writer}+{_short(self._place.name)}")
             self.path.mkdir()
 
     def write_text(self, name: str, text: str) -> None:
@@ -77,7 +79,7 @@ class StagedFolder:
         """
         with translated(self.final):
             sync_folder(self.path)
-            old = self._place.with_name(f"{_OLD}{self._writer}+{self._place.name}")
+            old = self._place.with_name(f"{_OLD}{self._writer}+{_short(self._place.name)}")
             moved = False
             with contextlib.suppress(FileNotFoundError):
                 move(self._place, old)
@@ -106,10 +108,15 @@ class StagedFolder:
         self.discard()
 
 
+def _short(name: str) -> str:
+    """A folder's name, or a digest of it where a temporary one with it would be too long."""
+    return name if len(os.fsencode(name)) <= _LONG_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
 def _sweep(place: Path) -> None:
     """Remove what writers of this folder left that live no more."""
     for orphan in place.parent.glob(f"{TEMPORARY}*"):
-        if not (orphan.name.startswith((_NEW, _OLD)) and orphan.name.endswith(f"+{place.name}")):
+        if not (orphan.name.startswith((_NEW, _OLD)) and orphan.name.endswith(f"+{_short(place.name)}")):
             continue
         if not is_gone(orphan):
             continue

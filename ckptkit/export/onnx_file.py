@@ -16,6 +16,7 @@ from ckptkit.formats.staging import (
     move,
     refuse_existing,
     refuse_not_utf8,
+    refuse_streams,
     sync_file,
     sync_folder,
     translated,
@@ -73,6 +74,7 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
     refuse_not_utf8(output, "onnx")
     for path in (output, data_path(output)):
         refuse_existing(path, force=options.force)
+        refuse_streams(path)
     with planned_weights(source, "safetensors", layout=CANONICAL) as weights:
         metadata = _metadata(weights)
         large = weights.plan.nbytes > SINGLE_FILE_BYTES

@@ -24,7 +24,6 @@ import re
 import select
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +37,8 @@ from ckptkit.errors import StorageError, UsageError, storage_error
 from ckptkit.files import kind_of
 
 if TYPE_CHECKING:
+    import tempfile
+
     from typing_extensions import Self
 
 try:
@@ -113,6 +114,8 @@ class StagedFile:
             place = self._place.path
             if self._place.stream:
                 self._into = _open_stream(self._place)
+                import tempfile
+
                 self._scratch = tempfile.TemporaryDirectory(prefix="ckptkit-through-")
                 place = Path(self._scratch.name, "whole" + ending)
             try:
@@ -415,7 +418,7 @@ def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False)
             raise UsageError(f"{path} is a link that leads nowhere", hint="remove it") from None
         place = _Place(path)
         if is_link:
-            place = _Place(Path(os.path.realpath(path)), descriptor=_descriptor(path))
+            place = _Place(Path(os.path.realpath(path)), descriptor=open_file_of(path))
         if not plain and (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or place.descriptor is not None):
             return _Place(path, True, place.descriptor)
         if not stat.S_ISREG(mode) or (is_link and not path.samefile(place.path)):
@@ -427,7 +430,7 @@ def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False)
     return place
 
 
-def _descriptor(path: Path) -> int | None:
+def open_file_of(path: Path) -> int | None:
     """The number of the open file of this process that a path names, as ``/dev/stdout`` does."""
     own = re.compile(rf"(?:/proc/{os.getpid()}(?:/task/\d+)?|/dev)/fd")
     for _ in range(40):

@@ -6,16 +6,38 @@ and GitLab's and GitHub's readers have in common.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 
+from ckptkit.errors import UsageError
+from ckptkit.files import open_regular
 from ckptkit.parity.comparison import StageComparison
 from ckptkit.parity.report import FRAMEWORK_NAMES, Failure, ParityReport
 
+_HEAD_BYTES = 4096
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped; a file name can."""
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuse to replace what is no JUnit report; an older report is replaced by the next, as CI wants it.
+
+    Raises
+    ------
+    UsageError
+        Something else is there.
+    """
+    with (
+        contextlib.suppress(OSError),
+        open_regular(path) as file,
+    ):  # nothing there, or a device: see StagedFile
+        head = file.read(_HEAD_BYTES)
+        if head and b"<testsuite" not in head:
+            raise UsageError(f"{path} exists and is no JUnit report", hint="name another file")
 
 
 def junit_document(results: Sequence[ParityReport | Failure]) -> str:

@@ -7,14 +7,12 @@ what was loaded before: nothing but the pinned fields may have changed.
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.errors import NotFoundError, RegistryError, UsageError, storage_error
-from ckptkit.formats.staging import copy_mode, move, sync_file
+from ckptkit.errors import NotFoundError, RegistryError, UsageError
+from ckptkit.formats.staging import StagedFile, copy_mode
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
@@ -66,24 +64,14 @@ class Edit:
             When the file cannot be written; it is then as it was.
         """
         path = self.path
-        temporary = path.with_name(f".ckptkit-{secrets.token_hex(6)}-{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("x", encoding="utf-8", newline="") as file:
-                    file.write(self.after)
-                    file.flush()
-                    sync_file(file.fileno())
-                if path.exists():
-                    copy_mode(path, temporary)
-                if (read_text(path) if path.exists() else "") != self.before:
-                    raise UsageError(f"{path}: was changed by someone else meanwhile", hint="run it again")
-                move(temporary, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-        except OSError as error:
-            raise storage_error(error, path) from error
+        with StagedFile(path, force=True, plain=True) as file:
+            file.append(self.after.encode())
+            if path.exists():
+                copy_mode(path, file.temporary)
+            file.sync()
+            if (read_text(path) if path.exists() else "") != self.before:
+                raise UsageError(f"{path}: was changed by someone else meanwhile", hint="run it again")
+            file.rename()
 
 
 def pin(

@@ -395,6 +395,6 @@ def write_json(path: Path, value: Any) -> None:
     if path.is_symlink() or (regular_status(path) is None and os.path.lexists(path) and not path.is_dir()):
         with contextlib.suppress(OSError):
             path.unlink()  # a pipe or a link that somebody put there
-    with StagedFile(path, force=True) as staged:
+    with StagedFile(path, force=True, own=True) as staged:
         staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
         staged.commit()

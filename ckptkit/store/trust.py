@@ -236,7 +236,7 @@ class TrustFile:
         if there and not os.access(path, os.W_OK):  # renaming would replace even a file made read-only
             raise storage_error(PermissionError(errno.EACCES, "read-only"), self.path)
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        with StagedFile(path, force=True) as staged:
+        with StagedFile(path, force=True, plain=True) as staged:
             staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
             if there:
                 copy_mode(path, staged.temporary)

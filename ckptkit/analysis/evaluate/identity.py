@@ -60,7 +60,12 @@ def state_file(
         "the data set": images.identity,
         "ckptkit": __version__,
     }
-    return StateFile(path, identity, len(images), part)
+    if path.is_symlink():  # it stays a link to the written file
+        path = Path(os.path.realpath(path))
+    state = StateFile(path, identity, len(images), part)
+    if options.state is not None:
+        state.refuse_other_file()
+    return state
 
 
 def checkpoint_stamp(source: ModelSource) -> str:

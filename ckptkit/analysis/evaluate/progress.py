@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
+import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,15 @@ from typing import Any
 
 import numpy
 
-from ckptkit.errors import StorageError, storage_error
-from ckptkit.formats.staging import StagedFile
+from ckptkit.errors import CkptkitError, StorageError, UsageError, storage_error
+from ckptkit.files import open_regular, read_regular
+from ckptkit.formats.staging import StagedFile, refuse_streams
 from ckptkit.tensors import Array
 
 SAVE_EVERY_S = 5.0
 _FORMAT = 1
 _MAX_BYTES = 64 << 20
+_HEAD_BYTES = 4096
 _FLAGS = ("done", "top1", "top5")
 _PART = ".rank"
 
@@ -118,7 +121,7 @@ class StateFile:
 
     Attributes
     ----------
-    refused : StorageError or None
+    refused : CkptkitError or None
         What the disk said to the last attempt to write it.
     """
 
@@ -128,7 +131,28 @@ class StateFile:
         self._images = images
         self._own = path if part is None else path.with_name(f"{path.name}{_PART}{part}")
         self._saved = time.monotonic()
-        self.refused: StorageError | None = None
+        self.refused: CkptkitError | None = None
+
+    def refuse_other_file(self) -> None:
+        """Refuse a path at which something else lies: it would be replaced, and removed in the end.
+
+        Raises
+        ------
+        UsageError
+            It is no regular file, or no state file.
+        StorageError
+            It cannot be read.
+        """
+        refuse_streams(self.path)
+        try:
+            with open_regular(self.path) as file:
+                head = file.read(_HEAD_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        if head and not (head.startswith(b'{"format": ') and b'"identity": ' in head):
+            raise UsageError(f"{self.path} exists and is no state of an evaluation", hint="name another file")
 
     def load(self) -> tuple[Progress | None, str]:
         """Read what earlier runs left.
@@ -155,9 +179,7 @@ class StateFile:
 
     def _read(self, path: Path) -> tuple[Progress | None, str]:
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                return None, "the state file is no such file"
-            values = json.loads(path.read_bytes())
+            values = json.loads(read_regular(path, _MAX_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             return None, ""
         except OSError as error:
@@ -179,12 +201,12 @@ class StateFile:
         """Write progress, whole or not at all; ``try_only`` finds out whether that would be possible."""
         values = {"format": _FORMAT, "identity": self._identity, "progress": progress.to_json()}
         try:
-            with StagedFile(self._own, force=True) as file:
+            with StagedFile(self._own, force=True, own=True) as file:
                 file.append(json.dumps(values).encode())
                 if not try_only:
                     file.commit()
             self.refused = None
-        except StorageError as error:
+        except (StorageError, UsageError) as error:
             self.refused = error
         self._saved = time.monotonic()
 
@@ -209,7 +231,8 @@ class StateFile:
 def _unlink(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):  # a state file that stays is found out of date by the next run
-            path.unlink()
+            if stat.S_ISREG(path.lstat().st_mode):
+                path.unlink()
 
 
 def default_state_path(folder: Path, name: str, choices: Mapping[str, str]) -> Path:
