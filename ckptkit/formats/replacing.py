@@ -42,10 +42,8 @@ def refuse_standing(path: Path, *, force: bool) -> None:
     UsageError
         One stands and ``force`` is false, or something there is not written to.
     """
-    refuse_existing(path, force=force)
-    for leader in _leaders(path):
-        if leader != path:
-            refuse_existing(leader, force=force)
+    for leader in dict.fromkeys((path, path.with_name(path.name + ".index"), *_leaders(path))):
+        refuse_existing(leader, force=force)
 
 
 def files_at(path: Path) -> Iterator[Path]:
