@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz.campaign import DAMAGED, Plan, Tally, again, run, save, scratch_folder
+from tests.fuzz.seeds import FORMATS
 
 VALID = "tests.fuzz.differential"
 
@@ -19,9 +20,10 @@ def main() -> int:
     """Read the command line; the exit code is 1 where there is a fault."""
     chosen = _parser().parse_args()
     module = importlib.import_module(VALID if chosen.differential else DAMAGED)
-    formats = tuple(chosen.format or module.FORMATS)
-    if unknown := {*formats}.difference(module.FORMATS):
-        print(f"no format {', '.join(unknown)}; one of {', '.join(module.FORMATS)}", file=sys.stderr)
+    known = module.FORMATS if chosen.differential else FORMATS
+    formats = tuple(chosen.format or known)
+    if unknown := {*formats}.difference(known):
+        print(f"no format {', '.join(unknown)}; one of {', '.join(known)}", file=sys.stderr)
         return 2
     count = chosen.count if chosen.minutes is None else sys.maxsize
     plan = Plan(formats, count, chosen.seed, chosen.first, module.__name__)

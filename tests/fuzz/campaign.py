@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tests.fuzz.target import Outcome
+from tests.fuzz.target import Outcome, place
 
 DAMAGED = "tests.fuzz.target"
 """Where the damaged files are."""
@@ -241,14 +241,12 @@ def _less_damage(
 def save(fault: Fault, plan: Plan, folder: Path) -> Path:
     """Keep a fault: its files, and how to see it again."""
     home = folder / f"{fault.format}-{fault.number}"
-    home.mkdir(parents=True, exist_ok=True)
     damaged = plan.module == DAMAGED
     if damaged:
         files = minimised(fault, plan.seed)
     else:
         files = plan.cases.case(fault.format, plan.seed, fault.number)[1]
-    for name, raw in files.items():
-        (home / name).write_bytes(raw)
+    place(files, home)
     with contextlib.suppress(OSError):
         (home / "FAULT.txt").write_text(
             f"{fault.outcome.kind}\n{again(fault, plan)}\n\n{fault.outcome.trace}"

@@ -6,6 +6,8 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from tests.fuzz.grammars import GRAMMARS
+
 _BYTES = (0x00, 0xFF, 0x7F, 0x80)
 _EXTREMES = (
     0,
@@ -133,12 +135,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     _near_number, _near_number, _set_varint, _set_text_number, _splice, _transplant,
 )  # fmt: skip
 
+_BY_GRAMMAR = 0.7
 LONGEST = 1 << 20
 """Damaged files stay small, so that what they cost is the reader's doing."""
 
 
-def mutate(source: random.Random, payload: bytes, foreign: Sequence[bytes]) -> bytes:
-    """A damaged copy: one to four mutations, drawn from ``source``."""
+def mutate(source: random.Random, payload: bytes, foreign: Sequence[bytes], grammar: str = "") -> bytes:
+    """A damaged copy, drawn from ``source``: by the payload's grammar once or twice, or one to four times."""
+    if grammar and payload and source.random() < _BY_GRAMMAR:
+        for _ in range(source.choice((1, 1, 2))):
+            payload = GRAMMARS[grammar](source, payload, foreign) or b"\0"
+        return payload[:LONGEST]
     data = bytearray(payload)
     for _ in range(source.choice((1, 1, 1, 2, 2, 3, 4))):
         if not data:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import functools
 import gzip
-import importlib.util
+import importlib
 import io
 import json
 import lzma
+import pickletools
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from tests.fuzz.hdf5_seeds import keras_seeds
 from tests.fuzz.layers import (
     Layer,
     Seed,
@@ -23,10 +28,15 @@ from tests.fuzz.layers import (
     raw_layers,
     stored_zip,
     tar,
+    tar_layers,
     whole,
+    with_zip64_end,
     written,
+    zip64_end_layers,
+    zip_layers,
     zipped,
 )
+from tests.fuzz.text_seeds import TEXTS
 from tests.fuzz.tf_seeds import DATA, table_of_blocks, tf_items, tf_seeds
 from tests.support import tf_files, torch_files
 
@@ -38,18 +48,27 @@ def _tar_gz() -> Iterator[Seed]:
     def gz(raw: bytes) -> bytes:
         return gzip.compress(raw, 1, mtime=0)
 
-    archive, first = tar(members), 3 * 512  # the first member's headers
-    packed = gz(archive)
-    inner = [
-        Layer("m.tar.gz", archive, gz),
-        Layer("m.tar.gz", archive[:first], lambda damaged: gz(damaged + archive[first:])),
-    ]
-    layers = [*raw_layers({"m.tar.gz": packed}), *inner]
-    layers += member_layers("m.tar.gz", members, lambda changed: gz(tar(changed)))
-    yield Seed("tar.gz", "gzip", {"m.tar.gz": packed}, "m.tar.gz", layers)
-    others = {"m.tar": archive, "m.tar.bz2": bz2.compress(archive), "m.tar.xz": lzma.compress(archive)}
-    for name, raw in others.items():
-        yield Seed("tar.gz", name, {name: raw}, name, raw_layers({name: raw}))
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "m.tar.gz": gz, "m.tar": whole, "m.tar.bz2": bz2.compress, "m.tar.xz": lzma.compress
+    }  # fmt: skip
+    with contextlib.suppress(ImportError):
+        packers["m.tar.zst"] = importlib.import_module("backports.zstd").compress
+    forms = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
+    for (name, pack), form in zip(packers.items(), forms * 2, strict=False):
+        held = {f"{'x' * 120 * (form == tarfile.GNU_FORMAT)}{path}": raw for path, raw in members.items()}
+        archive = tar(held, form)
+        packed = pack(archive)
+
+        def around(changed: Mapping[str, bytes], pack: Any = pack, form: int = form) -> bytes:
+            return bytes(pack(tar(changed, form)))
+
+        layers = [
+            *raw_layers({name: packed}),
+            Layer(name, archive, pack),
+            *tar_layers(name, archive, pack),
+            *member_layers(name, held, around),
+        ]
+        yield Seed("tar.gz", name, {name: packed}, name, layers)
 
 
 # -- PyTorch -------------------------------------------------------------------------------------------------
@@ -89,33 +108,64 @@ def _pickles() -> dict[str, bytes]:
 
 
 def _torch_zip() -> Iterator[Seed]:
-    for name, pickled in _pickles().items():
+    for number, (name, pickled) in enumerate(_pickles().items()):
         members = {
             "archive/data.pkl": pickled,
             "archive/byteorder": b"little",
             "archive/data/0": torch_files.STORAGE,
             "archive/version": b"3\n",
         }
-        files = {"m.pth": stored_zip(members)}
-        layers = [*raw_layers(files), *member_layers("m.pth", members, stored_zip)]
-        layers.append(layers[1])  # the pickle, once more: most can go wrong there
-        yield Seed("torch-zip", name, files, "m.pth", layers)
+        pack = _ZIPS[number % len(_ZIPS)]
+        raw = pack(members)
+        layers = member_layers("m.pth", members, pack, {"archive/data.pkl": "pickle"})
+        layers += [layers[0]] * 3  # the pickle, once more: most can go wrong there
+        layers += [*zip_layers("m.pth", raw), *raw_layers({"m.pth": raw})]
+        yield Seed("torch-zip", name, {"m.pth": raw}, "m.pth", layers)
+    raw = with_zip64_end(stored_zip(members))
+    layers = [*zip64_end_layers("m.pth", raw), *raw_layers({"m.pth": raw})]
+    yield Seed("torch-zip", "64-bit end", {"m.pth": raw}, "m.pth", layers)
     held = {name: array for name, array in arrays().items() if array.dtype.name != "bool"}
     ours = written("torch", held, "m.pth")
-    yield Seed("torch-zip", "written by ckptkit", ours, "m.pth", raw_layers(ours))
+    layers = [*raw_layers(ours), *zip_layers("m.pth", ours["m.pth"])]
+    yield Seed("torch-zip", "written by ckptkit", ours, "m.pth", layers)
+
+
+_ZIPS: tuple[Callable[[Mapping[str, bytes]], bytes], ...] = (
+    stored_zip,
+    functools.partial(zipped, method=zipfile.ZIP_STORED, zip64=True),
+    stored_zip,
+    functools.partial(zipped, method=zipfile.ZIP_STORED, streamed=True),
+)
 
 
 def _torch_legacy() -> Iterator[Seed]:
     for name, pickled in _pickles().items():
         files = {"m.pth": torch_files.legacy(pickled)}
-        layers = [*raw_layers(files), Layer("m.pth", pickled, torch_files.legacy)]
+        layers = [*raw_layers(files), Layer("m.pth", pickled, torch_files.legacy, "pickle")]
+        rest = files["m.pth"]
+        place = 0
+        for _ in range(5):  # magic number, version, the system, the object, the keys of storages
+            stop = place + _pickle_length(rest[place:])
+
+            def wrap(damaged: bytes, place: int = place, stop: int = stop, rest: bytes = rest) -> bytes:
+                return rest[:place] + damaged + rest[stop:]
+
+            layers.append(Layer("m.pth", rest[place:stop], wrap, "pickle"))
+            place = stop
+        layers.append(Layer("m.pth", rest[place:], functools.partial(bytes.__add__, rest[:place])))
         yield Seed("torch-legacy", name, files, "m.pth", layers)
+
+
+def _pickle_length(raw: bytes) -> int:
+    return max(place for _, _, place in pickletools.genops(raw) if place is not None) + 1
 
 
 def _torch_tar() -> Iterator[Seed]:
     members = torch_files.tar_members()
     files = {"m.pth": tar(members)}
-    layers = [*raw_layers(files), *member_layers("m.pth", members, tar)]
+    pickles = {"pickle": "pickle", "sys_info": "pickle"}
+    layers = [*raw_layers(files), *member_layers("m.pth", members, tar, pickles)]
+    layers += tar_layers("m.pth", files["m.pth"], whole)
     yield Seed("torch-tar", "by hand", files, "m.pth", layers)
 
 
@@ -130,7 +180,7 @@ def _safetensors() -> Iterator[Seed]:
     def wrap(damaged: bytes) -> bytes:
         return len(damaged).to_bytes(8, "little") + damaged + raw[start:]
 
-    layers = [*raw_layers(files), Layer("m.safetensors", raw[8:start].rstrip(), wrap)]
+    layers = [*raw_layers(files), Layer("m.safetensors", raw[8:start].rstrip(), wrap, "json")]
     layers.append(Layer("m.safetensors", raw[:start], lambda damaged: damaged + raw[start:]))
     yield Seed("safetensors", "one file", files, "m.safetensors", [*layers, layers[1]])
 
@@ -138,7 +188,7 @@ def _safetensors() -> Iterator[Seed]:
 def _sharded() -> Iterator[Seed]:
     files = written("safetensors", arrays(), "m.safetensors", max_shard_size=100)
     index = "m.safetensors.index.json"
-    layers = [*raw_layers(files), *[Layer(index, files[index], whole)] * 3]
+    layers = [*raw_layers(files), *[Layer(index, files[index], whole, "json")] * 3]
     for opened in (index, "."):
         yield Seed("sharded", f"opened by {opened}", files, opened, layers)
     yield from _sharded_elsewhere()
@@ -150,14 +200,16 @@ def _sharded_elsewhere() -> Iterator[Seed]:
     files = {f"m-{number}.bin": stored_zip({"a/data.pkl": pickled, "a/data/0": torch_files.STORAGE})
              for number, pickled in enumerate((first, second))}  # fmt: skip
     files["m.bin.index.json"] = json.dumps({"weight_map": {"a": "m-0.bin", "b": "m-1.bin"}}).encode()
-    yield Seed("sharded", "PyTorch", files, "m.bin.index.json", raw_layers(files))
+    layers = [*raw_layers(files), Layer("m.bin.index.json", files["m.bin.index.json"], whole, "json")]
+    yield Seed("sharded", "PyTorch", files, "m.bin.index.json", layers)
     homes = {f"/layers/d{number}/vars": [f"w_0000{number}.weights.h5"] for number in range(2)}
     files = {}
     for group, (file,) in homes.items():
         held = {f"{group[1:]}/0": np.arange(3, dtype="float32")}
         files[file] = written("keras", held, file)[file]
     files["w.weights.json"] = json.dumps({"weight_map": homes}).encode()
-    yield Seed("sharded", "Keras", files, "w.weights.json", raw_layers(files))
+    layers = [*raw_layers(files), Layer("w.weights.json", files["w.weights.json"], whole, "json")]
+    yield Seed("sharded", "Keras", files, "w.weights.json", layers)
 
 
 # -- npz and Keras -------------------------------------------------------------------------------------------
@@ -172,80 +224,44 @@ def _npz() -> Iterator[Seed]:
         file = io.BytesIO()
         np.lib.format.write_array(file, array)
         members[f"{name}.npy"] = file.getvalue()
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    ways = ({"method": 0}, {"method": 8}, {"method": 8, "zip64": True}, {"method": 8, "streamed": True})
+    for options in ways:
 
-        def pack(changed: Mapping[str, bytes], method: int = method) -> bytes:
-            return zipped(changed, method, b'ckptkit:{"layout":"torch"}')
+        def pack(changed: Mapping[str, bytes], options: Any = options) -> bytes:
+            return zipped(changed, comment=b'ckptkit:{"layout":"torch"}', **options)
 
         files = {"m.npz": pack(members)}
-        layers = [*raw_layers(files) * 4, *member_layers("m.npz", members, pack)]
-        yield Seed("npz", f"method {method}", files, "m.npz", layers)
+        layers = [
+            *raw_layers(files) * 4,
+            *member_layers("m.npz", members, pack),
+            *_npy_headers(members, pack),
+        ]
+        layers += zip_layers("m.npz", files["m.npz"])
+        yield Seed("npz", f"{options}", files, "m.npz", layers)
+    raw = with_zip64_end(pack(members))
+    layers = [*zip64_end_layers("m.npz", raw), *raw_layers({"m.npz": raw})]
+    yield Seed("npz", "64-bit end", {"m.npz": raw}, "m.npz", layers)
 
 
-def _keras() -> Iterator[Seed]:
-    held = {
-        f"layers/{name.replace('/', '_')}/vars/{number}": array
-        for number, (name, array) in enumerate(arrays().items())
-        if array.dtype.name != "bool"
-    }
-    files = written("keras", held, "m.weights.h5")
-    yield Seed("keras", "written by ckptkit", files, "m.weights.h5", raw_layers(files))
-    (raw,) = files.values()
-    members = {"metadata.json": b'{"keras_version": "3.5.0"}', "config.json": b"{}", "model.weights.h5": raw}
-    packed = {"m.keras": stored_zip(members)}
-    layers = [*raw_layers(packed), *member_layers("m.keras", members, stored_zip)]
-    yield Seed("keras", "model", packed, "m.keras", layers)
-    if importlib.util.find_spec("h5py") is not None:
-        for track in (False, True):
-            other = {"m.weights.h5": _by_h5py(track)}
-            yield Seed("keras", f"h5py, track={track}", other, "m.weights.h5", raw_layers(other))
-        for fixed in (False, True):
-            old = {"m.h5": _by_keras_2(fixed)}
-            yield Seed("keras", f"Keras 2, fixed={fixed}", old, "m.h5", raw_layers(old))
+def _npy_headers(
+    members: Mapping[str, bytes], pack: Callable[[Mapping[str, bytes]], bytes]
+) -> Iterator[Layer]:
+    """The header of each array, with its length right, in either version of it."""
+    for number, (name, raw) in enumerate(members.items()):
+        size = 10 + int.from_bytes(raw[8:10], "little")
 
-
-def _by_h5py(track: bool) -> bytes:
-    """Groups, attributes, links, contiguous, chunked and compressed datasets as libhdf5 writes them."""
-    import h5py
-
-    file = io.BytesIO()
-    with h5py.File(file, "w", track_order=track) as root:
-        root.attrs["note"] = "a text"
-        root["tied"] = h5py.SoftLink("/layers/dense_0/vars/0")
-        many = root.create_group("many/vars", track_order=track)
-        for number in range(12):
-            many[str(number)] = np.float32(number)
-            many.attrs[f"a{number}"] = "x" * number**3
-        for number in range(3):
-            variables = root.create_group(f"layers/dense_{number}/vars")
-            variables.attrs["name"] = f"dense_{number}"
-            variables.create_dataset("0", data=np.arange(12, dtype="float32").reshape(3, 4))
-            variables.create_dataset(
-                "1", data=np.arange(64, dtype="float32"), chunks=(16,), compression="gzip"
+        def wrap(
+            damaged: bytes, name: str = name, raw: bytes = raw, size: int = size, new: int = number % 2
+        ) -> bytes:
+            length = (
+                len(damaged).to_bytes(4 if new else 2, "little")
+                if len(damaged) < 65536 or new
+                else b"\xff\xff"
             )
-            variables.create_dataset("2", data=np.float64(3), track_times=False)
-    return file.getvalue()
+            head = b"\x93NUMPY" + bytes([2 if new else 1, 0]) + length + damaged
+            return pack({**members, name: head + raw[size:]})
 
-
-def _by_keras_2(fixed: bool) -> bytes:
-    """A whole model with its lists in either spelling, the long one in parts."""
-    import h5py
-
-    from tests.support.hdf5_files import legacy_weights
-
-    layers = {
-        layer: {
-            f"{layer}/kernel:0": np.arange(12, dtype="float32").reshape(3, 4),
-            f"{layer}/bias:0": np.ones(4),
-        }
-        for layer in ("b/conv", "a", "top_level_model_weights")
-    }
-    file = io.BytesIO()
-    with h5py.File(file, "w") as root:
-        root.attrs["model_config"] = "{}"
-        legacy_weights(root.create_group("model_weights"), layers, fixed=fixed, split=2 * fixed)
-        root["optimizer_weights/iter:0"] = np.int64(1)
-    return file.getvalue()
+        yield Layer("m.npz", raw[10:size], wrap, "python")
 
 
 _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
@@ -257,7 +273,8 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "safetensors": _safetensors,
     "sharded": _sharded,
     "npz": _npz,
-    "keras": _keras,
+    "keras": keras_seeds,
+    **TEXTS,
 }
 FORMATS = tuple(_MAKERS)
 

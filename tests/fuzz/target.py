@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.errors import CkptkitError, FormatError, NotFoundError, RegistryError, UsageError
+from tests.fuzz.text_seeds import USES
 
 MAX_SECONDS = 1.0
 """Processor time for one file: wall time would blame the file for what else the machine does."""
@@ -97,6 +98,15 @@ def read_to_the_end(path: Path, opener: Opener) -> str:
     return "opened, a tensor refused" if damaged else "read"
 
 
+def _used(use: Callable[[Path], str], path: Path) -> str:
+    """Use a text; what happened, in two words."""
+    try:
+        return use(path)
+    except (RegistryError, *_DOCUMENTED) as error:
+        _judge_message(error)
+        return f"refused ({type(error).__name__})"
+
+
 @functools.lru_cache(maxsize=1000)
 def _recognise(specs: tuple[Any, ...]) -> None:
     """Recognise a table of tensors, once: that of a good file comes again and again, and takes long."""
@@ -171,7 +181,9 @@ def place(files: Mapping[str, bytes], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, raw in files.items():
-        (folder / name).write_bytes(raw)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
 
 
 def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, how: int) -> Outcome:
@@ -190,6 +202,8 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
         Which of `readers` opens it.
     """
     place(files, folder)
+    if format in USES:
+        return measured(lambda: _used(USES[format], folder / opened), folder)
     openers = readers(format)
     return measured(lambda: read_to_the_end(folder / opened, openers[how % len(openers)]), folder)
 
@@ -230,9 +244,9 @@ def case(format: str, seed: int, number: int) -> tuple[str, dict[str, bytes], st
     chosen = source.choice(seeds(format))
     layer = source.choice(chosen.layers)
     foreign = [other.payload for one in seeds(format) for other in one.layers]
-    damaged = layer.wrap(mutate(source, layer.payload, foreign))
+    damaged = layer.files(mutate(source, layer.payload, foreign, layer.grammar))
     how = source.choice((0, 0, 1, 1, 2))
-    return chosen.name, {**chosen.files, layer.file: damaged}, chosen.opened, how
+    return chosen.name, {**chosen.files, **damaged}, chosen.opened, how
 
 
 def warm_up(formats: Sequence[str], seed: int, folder: Path) -> None:
@@ -243,6 +257,6 @@ def warm_up(formats: Sequence[str], seed: int, folder: Path) -> None:
         case(format, seed, 0)
         for good in seeds(format):
             outcome = examine(format, dict(good.files), good.opened, folder, 1)
-            if outcome.kind != "read":
+            if outcome.kind != good.kind:
                 raise RuntimeError(f"the seed {format}/{good.name} is not good: {outcome}")
     limit_memory()

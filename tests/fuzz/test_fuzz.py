@@ -40,9 +40,9 @@ def test_undamaged_layers_make_good_files(format: str, tmp_path) -> None:
     """A mutation is then the only thing wrong with a damaged file."""
     for seed in seeds(format):
         for layer in seed.layers:
-            files = {**seed.files, layer.file: layer.wrap(layer.payload)}
+            files = {**seed.files, **layer.files(layer.payload)}
             found = target.examine(format, files, seed.opened, tmp_path / "good", 1)
-            assert found.kind == "read", (seed.name, layer.payload[:20], found)
+            assert found.kind == seed.kind, (seed.name, layer.payload[:20], found)
 
 
 def test_cases_are_the_same_in_every_run() -> None:

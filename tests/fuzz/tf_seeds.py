@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,7 +59,10 @@ def _index_layers(items: _Items, index: str, kind: int) -> list[Layer]:
     raw = tf_files.block(items)
     handles = tf_files.block([(b"\x01", varint(0) + varint(len(raw)))])
     return [
-        *(Layer(index, value, _replaced(items, number, 1)) for number, (_, value) in enumerate(items)),
+        *(
+            Layer(index, value, _replaced(items, number, 1), "protobuf")
+            for number, (_, value) in enumerate(items)
+        ),
         *(Layer(index, key, _replaced(items, number, 0)) for number, (key, _) in enumerate(items) if key),
         Layer(index, _stored(raw, kind), lambda damaged: table_of_blocks([damaged], kind)),
         Layer(index, raw, lambda damaged: table_of_blocks([_stored(damaged, kind)], kind)),
@@ -107,7 +112,7 @@ def _graph_index(graph: bytes) -> bytes:
 
 def tf_seeds() -> Iterator[Seed]:
     items, data = tf_items(arrays())
-    yield _tf_seed("plain", items, data)
+    yield _tf_seed("plain", items, data, more=[Layer(DATA, data, whole, around=_with_values)] * 3)
     yield _tf_seed("snappy", items, data, kind=1)
     ours = written("tf", arrays(), "m")
     yield Seed("tf", "written by ckptkit", ours, "m", raw_layers(ours))
@@ -125,7 +130,11 @@ def tf_seeds() -> Iterator[Seed]:
     graph += message((1, message((2, _attribute(b"net/bias", b"m/b")))))
     with_graph, held = _object_graph(graph)
     yield _tf_seed("objects", with_graph, held)
-    yield Seed("tf", "graph", {"m.index": _graph_index(graph), DATA: held}, "m", [_graph_layer(graph)])
+    files = {"m.index": _graph_index(graph), DATA: held}
+    layers = [Layer(DATA, graph, whole, "protobuf", _with_graph)] * 3
+    yield Seed("tf", "graph", files, "m", layers)
+    yield _shared_keys()
+    yield _version_1()
 
 
 def _tf_folder() -> Seed:
@@ -133,21 +142,71 @@ def _tf_folder() -> Seed:
     items, data = tf_items(arrays())
     state = b'model_checkpoint_path: "m"\nall_model_checkpoint_paths: "m"\n'
     files = {"checkpoint": state, "m.index": table_of_blocks([tf_files.block(items)], 0), DATA: data}
-    return Seed("tf", "folder", files, ".", [Layer("checkpoint", state, whole)])
+    return Seed("tf", "folder", files, ".", [Layer("checkpoint", state, whole, "lines")])
 
 
 DATA = "m.data-00000-of-00001"
 
 
-def _graph_layer(graph: bytes) -> Layer:
-    """The object graph with its own checksum right: a data file whose size stays that of the index."""
-
-    def wrap(damaged: bytes) -> bytes:
-        fixed = damaged[: len(graph)].ljust(len(graph), b"\0")
-        return _object_graph(fixed)[1]
-
-    return Layer(DATA, graph, wrap)
-
-
 def _attribute(name: bytes, path: bytes) -> bytes:
     return message((1, b"VARIABLE_VALUE"), (2, name), (3, path + b"/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def _with_graph(damaged: bytes) -> dict[str, bytes]:
+    """Index and data for another object graph, all checksums right."""
+    return {"m.index": _graph_index(damaged), DATA: _object_graph(damaged)[1]}
+
+
+def _with_values(damaged: bytes) -> dict[str, bytes]:
+    """Other values, and the index with their checksums."""
+    held, place = {}, 0
+    for name, array in sorted(arrays().items()):
+        raw = damaged[place : place + array.nbytes].ljust(array.nbytes, b"\1")
+        place += array.nbytes
+        held[name] = np.frombuffer(raw, array.dtype).reshape(array.shape)
+    items, data = tf_items(held)
+    return {"m.index": table_of_blocks([tf_files.block(items)], 0), DATA: data}
+
+
+def _shared_keys() -> Seed:
+    """Several blocks whose keys share their beginnings, as TensorFlow writes them."""
+    items, data = tf_items({f"net/block_{number}/kernel": np.float32([number]) for number in range(40)})
+    blocks = [_compressed_block(items[start : start + 14]) for start in range(0, len(items), 14)]
+    handles, place = [], 0
+    for block, start in zip(blocks, range(0, len(items), 14), strict=True):
+        handles.append((items[min(start + 13, len(items) - 1)][0], varint(place) + varint(len(block))))
+        place += len(block) + 5
+    index = tf_files.block(handles)
+
+    def wrap(number: int, damaged: bytes) -> bytes:
+        """The handles then lead to where the block was: of the same length nothing else is wrong."""
+        return table_of_blocks([damaged if n == number else block for n, block in enumerate(blocks)], 0, None)
+
+    files = {"m.index": table_of_blocks(blocks, 0, index), DATA: data}
+    layers = [Layer("m.index", block, functools.partial(wrap, number)) for number, block in enumerate(blocks)]
+    return Seed("tf", "shared keys", files, "m", [*raw_layers(files), *layers])
+
+
+def _compressed_block(items: _Items) -> bytes:
+    """A block in which a key says how much it shares with the one before it; a restart every four."""
+    body, starts, before = b"", [], b""
+    for number, (key, value) in enumerate(items):
+        shared = 0
+        if number % 4 == 0:
+            starts.append(len(body))
+        else:
+            shared = len(os.path.commonprefix([before, key]))
+        body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        before = key
+    return body + struct.pack(f"<{len(starts) + 1}I", *starts, len(starts))
+
+
+def _version_1() -> Seed:
+    """A checkpoint of TensorFlow's older format, which is refused: one file, a table of SavedTensorSlices."""
+    shape = message((2, message((1, 2))))
+    meta = message((1, message((1, message((1, b"w"), (2, shape), (3, 1), (4, b""))))))
+    values = message((2, message((1, b"w"), (2, b""), (3, message((1, 1), (2, shape), (5, bytes(8)))))))
+    items = [(b"", meta), (b"\0w\0\1\1\1\x80\x80", values)]
+    files = {"m.ckpt": table_of_blocks([tf_files.block(items)], 0)}
+    layers = [*raw_layers(files), *_index_layers(items, "m.ckpt", 0)]
+    return Seed("tf", "V1", files, "m.ckpt", layers, "refused (FormatError)")
