@@ -311,3 +311,25 @@ def test(n):
     print("drew", n)
     assert n < 300
 """
+
+
+def test_each_security_promise_names_tests_that_exist():
+    text = (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 80
+    promised = text.partition("## What is promised")[2].partition("\n## ")[0].strip()
+    for promise in promised.split("\n\n"):
+        named = re.findall(r"`(tests/[\w/]+\.py)`", promise)
+        assert promise.startswith("**") and named, promise
+        assert [file for file in named if not (REPOSITORY / file).is_file()] == []
+
+
+def test_security_reports_go_to_the_repository():
+    assert f"<{ADDRESS}>" in (REPOSITORY / "SECURITY.md").read_text(encoding="utf-8")
+
+
+def test_the_source_distribution_has_every_page():
+    include = re.search(
+        r"^include = (\[.*\])", (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    pages = {f"/{path.name}" for path in REPOSITORY.glob("*.md")}
+    assert pages <= {*ast.literal_eval(include[1])}

@@ -14,14 +14,18 @@ from typing import Any
 import yaml
 
 NUMBERS = (
-    0, 1, -1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63,
+    0, 1, -1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1,
+    2**63,
     2**64 - 1, -(2**31), -(2**63),
 )  # fmt: skip
 
 TEXTS = (
-    "", "\0", "../x", "/etc/passwd", "x" * 5000, "\x1b[31m", "\u202e\u2066", "\u2028", "\x9b2J", "[red]", "=1+1",
-    "é", "e\u0301", "1" * 5000, "0x" + "f" * 5000, "1:" * 3000 + "1", "{i}" * 50, "(a+)+$", "(" * 3000, "nan", "~",
-    "\\", "'", '"', "`$(x)`", "a/b", ".", "..", "CON", "-1", "1e999", "__proto__", "<b>&amp;", "|", "\t", "\ud800",
+    "", "\0", "../x", "/etc/passwd", "x" * 5000, "\x1b[31m", "\u202e\u2066", "\u2028", "\x9b2J",
+    "[red]", "=1+1",
+    "é", "e\u0301", "1" * 5000, "0x" + "f" * 5000, "1:" * 3000 + "1", "{i}" * 50, "(a+)+$",
+    "(" * 3000, "nan", "~",
+    "\\", "'",
+    '"', "`$(x)`", "a/b", ".", "..", "CON", "-1", "1e999", "__proto__", "<b>&amp;", "|", "\t", "\ud800",
 )  # fmt: skip
 
 Mutate = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
@@ -159,15 +163,21 @@ def protobuf(source: random.Random, raw: bytes, foreign: Sequence[bytes]) -> byt
 # -- pickles -------------------------------------------------------------------------------------------------
 
 _GLOBALS = (
-    b"cos\nsystem\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"cbuiltins\neval\n",
-    b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n", b"ctorch\nSize\n", b"ctorch._utils\n_rebuild_parameter\n",
+    b"cos\nsystem\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n",
+    b"cbuiltins\neval\n",
+    b"ctorch\nFloatStorage\n", b"cnumpy\ndtype\n", b"ctorch\nSize\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
     b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n", b"ctorch\nBFloat16Storage\n",
 )  # fmt: skip
 _OPCODES = (
-    b"0", b"1", b"2", b"N", b"}", b"]", b")", b"(", b"t", b"d", b"l", b"e", b"a", b"s", b"u", b"R", b"b", b"o", b"Q",
-    b"\x81", b"\x85", b"\x86", b"\x87", b"\x88", b"\x89", b"\x8f", b"\x90", b"\x91", b"\x92", b"\x93", b"\x94",
-    b"h\x00", b"q\x00", b"j\xff\xff\xff\xff", b"r\xff\xff\xff\xff", b"\x95" + b"\xff" * 8, b"I99999999999999999999\n",
-    b"L" + b"9" * 5000 + b"L\n", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\xff" * 255, b"F1e999\n", b"S'\\x'\n",
+    b"0", b"1", b"2", b"N", b"}", b"]", b")", b"(", b"t", b"d", b"l", b"e", b"a", b"s", b"u", b"R",
+    b"b", b"o", b"Q",
+    b"\x81", b"\x85", b"\x86", b"\x87", b"\x88", b"\x89", b"\x8f", b"\x90", b"\x91", b"\x92", b"\x93",
+    b"\x94",
+    b"h\x00", b"q\x00", b"j\xff\xff\xff\xff", b"r\xff\xff\xff\xff", b"\x95" + b"\xff" * 8,
+    b"I99999999999999999999\n",
+    b"L" + b"9" * 5000 + b"L\n", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff" + b"\xff" * 255, b"F1e999\n",
+    b"S'\\x'\n",
 )  # fmt: skip
 
 
@@ -305,8 +315,10 @@ def python_literal(source: random.Random, raw: bytes, foreign: Sequence[bytes]) 
 
 
 _YAML = (
-    "&a [*a, *a]", "!!python/object/apply:os.system [x]", "!!binary x", "0x" + "f" * 5000, "1:" * 2000 + "1", "*b",
-    "<<: *a", "2001-99-99", "[" * 500, "{" * 500, "? x", "- - - -", "|2-", "%TAG ! x", "---", "!!set {a}", "0b" + "1" * 5000,
+    "&a [*a, *a]", "!!python/object/apply:os.system [x]", "!!binary x", "0x" + "f" * 5000,
+    "1:" * 2000 + "1", "*b",
+    "<<: *a", "2001-99-99", "[" * 500, "{" * 500, "? x", "- - - -", "|2-", "%TAG ! x", "---",
+    "!!set {a}", "0b" + "1" * 5000,
     "0o7777777", "1_000", ".inf", "!!float 1:1:1.5", "!!int '9'", "&x 1",
 )  # fmt: skip
 

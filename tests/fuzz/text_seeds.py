@@ -50,7 +50,7 @@ _RULES = b"""rules:
   - source: "net/block_{i}/conv/bias"
     target: "blocks.{i}.conv.bias"
     axes: "c -> c"
-  - {source: "head/{a}_{b}/w", target: "head.{b}.{a}", axes: "(h d) o -> o h d", sizes: {h: 2}, optional: true}
+  - {source: "head/{a}_{b}/w", target: "head.{b}.{a}", axes: "(h d) o -> o h d", sizes: {h: 2}}
 ignore:
   - {name: step, pattern: "global_.*|(step)+", reason: "counts training steps"}
 direction: forward
@@ -123,12 +123,16 @@ def _cache() -> Iterator[Seed]:
     weights = written("safetensors", {"w": np.zeros(3, "float32")}, _FILE)[_FILE]
     known = {"sha256": hashlib.sha256(weights).hexdigest(), "size": len(weights)}
     url, when = f"https://example.org/{_FILE}", "2026-01-02T03:04:05+00:00"
-    record = {"id": _ID, "url": url, "file": _FILE, **known, "fetched_at": when, "used_url": url, "mtime_ns": 5,
-              "etag": '"x"', "generation": None, "server_hashes": {"md5": "00" * 16}, "ckptkit_version": "0.3",
+    record = {"id": _ID, "url": url, "file": _FILE, **known, "fetched_at": when, "used_url": url,
+    "mtime_ns": 5,
+              "etag": '"x"', "generation": None, "server_hashes": {"md5": "00" * 16},
+              "ckptkit_version": "0.3",
               "note": "", "bn_statistics": True, "overruled": False,
               "previous": [{**known, "fetched_at": when, "used_url": url}]}  # fmt: skip
-    lock = {"ckptkit_lock": 1, "entries": {_ID: {_FILE: {**known, "url": url, "first_seen": when, "how": "download",
-            "history": [{**known, "url": url, "first_seen": when, "how": "import", "replaced_at": when}]}}}}  # fmt: skip
+    lock = {"ckptkit_lock": 1, "entries": {_ID: {_FILE: {**known, "url": url, "first_seen": when,
+    "how": "download",
+            "history": [{**known, "url": url, "first_seen": when, "how": "import",
+            "replaced_at": when}]}}}}  # fmt: skip
     marker = {"archive": "m.tar.gz", "sha256": known["sha256"], "files": {"a/b": 3}}
     files = {
         f"artefacts/{_ID}/{_FILE}": weights,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import cramjam
@@ -195,7 +195,8 @@ def _compressed_block(items: _Items) -> bytes:
         if number % 4 == 0:
             starts.append(len(body))
         else:
-            shared = len(os.path.commonprefix([before, key]))
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(before, key, strict=False))
+            shared = sum(1 for _ in same)
         body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
     return body + struct.pack(f"<{len(starts) + 1}I", *starts, len(starts))
