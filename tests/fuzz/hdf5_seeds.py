@@ -228,7 +228,7 @@ def _chunks() -> Seed:
                 made = group.create_dataset(name, values.shape, "<i4", chunks=(5, 3), **options)
                 made[5:] = values[5:]
                 for place in ((0, 0), (0, 3)):
-                    made.id.write_direct_chunk(place, changed[name])
+                    made.id.write_direct_chunk(place, changed[name] or b"\0")  # none is not taken
         return file.getvalue()
 
     def layer(name: str, payload: bytes, encode: Callable[[bytes], bytes]) -> Layer:

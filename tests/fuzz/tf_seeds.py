@@ -21,8 +21,13 @@ from tests.support.tf_files import entry, header, masked, message, varint
 _Items = Sequence[tuple[bytes, bytes]]
 
 
-def table_of_blocks(blocks: Sequence[bytes], kind: int, index: bytes | None = None) -> bytes:
-    """A table of stored blocks, each with a right checksum; ``index`` stands in for the right index block."""
+def table_of_blocks(
+    blocks: Sequence[bytes], kind: int, index: bytes | None = None, keys: Sequence[bytes] = ()
+) -> bytes:
+    """A table of stored blocks, each with a right checksum; ``index`` stands in for the right index block.
+
+    ``keys`` are the last ones of the blocks; without them each is said to be behind any name.
+    """
     file, handles = b"", []
 
     def append(stored: bytes, kind: int) -> bytes:
@@ -33,7 +38,7 @@ def table_of_blocks(blocks: Sequence[bytes], kind: int, index: bytes | None = No
         return handle
 
     for number, stored in enumerate(blocks):
-        handles.append((b"%c" % (number + 1), append(stored, kind)))
+        handles.append((keys[number] if keys else b"\xff%c" % number, append(stored, kind)))
     footer = append(tf_files.block([]), 0)
     footer += append(tf_files.block(handles) if index is None else index, 0)
     return file + footer + bytes(40 - len(footer)) + struct.pack("<Q", tf_files.MAGIC)
@@ -57,7 +62,7 @@ def _stored(raw: bytes, kind: int) -> bytes:
 def _index_layers(items: _Items, index: str, kind: int) -> list[Layer]:
     """Values, keys, blocks (compressed or not) and the index block of a table."""
     raw = tf_files.block(items)
-    handles = tf_files.block([(b"\x01", varint(0) + varint(len(raw)))])
+    handles = tf_files.block([(b"\xff", varint(0) + varint(len(raw)))])
     return [
         *(
             Layer(index, value, _replaced(items, number, 1), "protobuf")
@@ -171,18 +176,13 @@ def _with_values(damaged: bytes) -> dict[str, bytes]:
 def _shared_keys() -> Seed:
     """Several blocks whose keys share their beginnings, as TensorFlow writes them."""
     items, data = tf_items({f"net/block_{number}/kernel": np.float32([number]) for number in range(40)})
-    blocks = [_compressed_block(items[start : start + 14]) for start in range(0, len(items), 14)]
-    handles, place = [], 0
-    for block, start in zip(blocks, range(0, len(items), 14), strict=True):
-        handles.append((items[min(start + 13, len(items) - 1)][0], varint(place) + varint(len(block))))
-        place += len(block) + 5
-    index = tf_files.block(handles)
+    parts = [items[start : start + 14] for start in range(0, len(items), 14)]
+    blocks, keys = [_compressed_block(part) for part in parts], [part[-1][0] for part in parts]
 
     def wrap(number: int, damaged: bytes) -> bytes:
-        """The handles then lead to where the block was: of the same length nothing else is wrong."""
-        return table_of_blocks([damaged if n == number else block for n, block in enumerate(blocks)], 0, None)
+        return table_of_blocks([*blocks[:number], damaged, *blocks[number + 1 :]], 0, keys=keys)
 
-    files = {"m.index": table_of_blocks(blocks, 0, index), DATA: data}
+    files = {"m.index": table_of_blocks(blocks, 0, keys=keys), DATA: data}
     layers = [Layer("m.index", block, functools.partial(wrap, number)) for number, block in enumerate(blocks)]
     return Seed("tf", "shared keys", files, "m", [*raw_layers(files), *layers])
 
