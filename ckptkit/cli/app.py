@@ -318,13 +318,13 @@ def hoist_global_options(arguments: Sequence[str]) -> list[str]:
     return front + rest
 
 
-def _complete(command: str | None) -> None:
-    """Let typer tell a shell what fits, given the command that stands on the line."""
+def _line_of(command: str | None) -> Any:
+    """The command line's root, with the command that is on the line (None where there is none yet)."""
     if command is None:
         list_commands()
     else:
         register_commands(command)
-    app([])
+    return typer.main.get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.environ.get(_COMPLETION):
         from ckptkit.cli.completion import answer
 
-        answer(_complete, _ALL_COMMANDS)
+        answer(_line_of, _ALL_COMMANDS)
     if command is None:
         list_commands()
     else:

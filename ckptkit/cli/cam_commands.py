@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     JsonOption,
     ResolutionOption,
@@ -93,7 +93,7 @@ def cam(
         str,
         typer.Argument(
             metavar="ID|FILE",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
             help="An entry, or a checkpoint; with --synthetic an id or a variant.",
         ),
     ],

@@ -1,8 +1,12 @@
-"""What a shell offers for the word under the cursor: ids, variants, columns, files.
+"""What a shell offers for the word under the cursor: ids, variants, columns.
 
 The shells call ckptkit with ``_CKPTKIT_COMPLETE`` and the line so far in the environment; typer finds the
 parameter under the cursor, and a function here says what fits. Ids come from the light rows of the
-registry, so that an answer takes no longer than a short command. Where nothing fits, the shell offers files.
+registry, so that an answer takes no longer than a short command. File names are left to the shell, which
+offers its own where nothing fits: it knows how to quote them.
+
+An answer becomes part of a command line, and zsh evaluates it. So nothing is offered that holds more than
+`PLAIN` characters, and a description is quoted for the shell.
 
 Whatever goes wrong here means that nothing is offered: an error in the middle of somebody's command line
 helps nobody.
@@ -12,16 +16,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ckptkit.registry.query import Catalogue
     from ckptkit.registry.rows import Row
+
+PLAIN = re.compile(r"[A-Za-z0-9@%+,./=_-]+")
+"""What no shell takes for anything but itself, typed without quotes."""
+
+VARIABLE = "_CKPTKIT_COMPLETE"
+"""Of the environment: what a shell asks for."""
+
+_DESCRIPTION = 200
 
 
 def complete_ids(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -37,19 +50,8 @@ def complete_fetched(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def complete_logs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of the entries of which a training log is published, and files."""
-    ids = [id for id, row in _rows(ctx).items() if row.log_url and id.startswith(incomplete)]
-    return _with_files(ids, incomplete)
-
-
-def complete_ids_or_files(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of the registry, and files."""
-    return _with_files(complete_ids(ctx, incomplete), incomplete)
-
-
-def complete_fetched_or_files(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of the entries that are in the cache, and files."""
-    return _with_files(complete_fetched(ctx, incomplete), incomplete)
+    """Ids of the entries of which a training log is published."""
+    return [id for id, row in _rows(ctx).items() if row.log_url and id.startswith(incomplete)]
 
 
 def complete_ids_or_variants(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -134,33 +136,78 @@ def _distinct(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
-def _with_files(ids: list[str], incomplete: str) -> list[str]:
-    """Add the files that fit beside ids; none where no id fits, for then the shell adds its own."""
-    if not ids or not incomplete:
-        return ids
-    with contextlib.suppress(OSError):
-        fitting = sorted(path for path in Path().iterdir() if path.name.startswith(incomplete))
-        return [*ids, *(f"{path}/" if path.is_dir() else str(path) for path in fitting)]
-    return ids
-
-
-def answer(run: Callable[[str | None], object], commands: Iterable[str]) -> None:
-    """Answer a shell, whatever happens without a word on stderr.
+def answer(root: Callable[[str | None], Any], commands: Iterable[str]) -> None:
+    """Answer a shell and end the process, whatever happens without a word on stderr.
 
     Parameters
     ----------
-    run : callable
-        Given the command that stands on the line (None where there is none yet), lets typer answer.
+    root : callable
+        Given the command that is on the line (None where there is none yet), makes the command line's root.
     commands : iterable of str
         Names of all commands.
     """
     with _silenced():
-        try:  # typer ends the process with the answer
+        try:
             join_assignments(os.environ)
             known = frozenset(commands)
-            run(next((word for word in words_before_cursor() if word in known), None))
+            line = root(next((word for word in words_before_cursor() if word in known), None))
+            what, _, shell = os.environ[VARIABLE].partition("_")
+            if what != "complete":
+                line([])  # typer prints the script that a shell sources
+            offers = _offers(shell, line)
+            if shell == "fish" and os.environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args":
+                sys.exit(0 if offers else 1)
+            typer.echo(_SHELLS[shell](offers))
         except Exception:  # a shell in the middle of a line has no use for an error
             sys.exit(1)
+    sys.exit(0)
+
+
+def _offers(shell: str, line: Any) -> dict[str, str]:
+    """What fits under the cursor, by typer's search, with its description."""
+    from typer import _completion_classes as classes
+
+    kinds = {"bash": classes.BashComplete, "zsh": classes.ZshComplete, "fish": classes.FishComplete}
+    kind: Any = kinds.get(shell, classes.PowerShellComplete)
+    asked = kind(line, {}, "ckptkit", VARIABLE)
+    found = asked.get_completions(*asked.get_completion_args())
+    return {item.value: _described(item.help) for item in found if PLAIN.fullmatch(item.value)}
+
+
+def _described(text: str | None) -> str:
+    """A description as one line of printable text."""
+    whole = " ".join((text or "").replace("\\[", "[").split())
+    return "".join(c for c in whole if c.isprintable())[:_DESCRIPTION]
+
+
+def _for_bash(offers: dict[str, str]) -> str:
+    return "\n".join(offers)
+
+
+def _for_zsh(offers: dict[str, str]) -> str:
+    """What typer's script evaluates, with all its line breaks made spaces."""
+    if not offers:
+        return "_files"
+    texts = (f"{value}:{text}" if text else value for value, text in offers.items())
+    words = " ".join("'" + text.replace("'", "'\\''") + "'" for text in texts)
+    return f"local -a offers; offers=({words}); compset -P '--*='; _describe ckptkit offers"
+
+
+def _for_fish(offers: dict[str, str]) -> str:
+    return "\n".join(f"{value}\t{text}" if text else value for value, text in offers.items())
+
+
+def _for_powershell(offers: dict[str, str]) -> str:
+    return "\n".join(f"{value}:::{text.replace(':::', ' ') or ' '}" for value, text in offers.items())
+
+
+_SHELLS: dict[str, Callable[[dict[str, str]], str]] = {
+    "bash": _for_bash,
+    "zsh": _for_zsh,
+    "fish": _for_fish,
+    "powershell": _for_powershell,
+    "pwsh": _for_powershell,
+}
 
 
 @contextlib.contextmanager

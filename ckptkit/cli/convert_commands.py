@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files, complete_ids_or_variants
+from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
     StateDictOption,
@@ -43,7 +43,7 @@ def convert(
             metavar="[WHAT…]",
             help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …), or - for standard "
             "input; none: all fetched ones.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ] = None,
     to: Annotated[

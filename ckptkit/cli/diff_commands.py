@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.completion import complete_fetched_or_files
+from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.printable import printable
@@ -39,7 +39,7 @@ def diff(
         typer.Argument(
             metavar="A",
             help="Id of a fetched entry, or a file, folder or prefix, or - for standard input.",
-            autocompletion=complete_fetched_or_files,
+            autocompletion=complete_fetched,
         ),
     ],
     b: Annotated[
@@ -47,7 +47,7 @@ def diff(
         typer.Argument(
             metavar="B",
             help="The same; figures are relative to A.",
-            autocompletion=complete_fetched_or_files,
+            autocompletion=complete_fetched,
         ),
     ],
     layout: Annotated[

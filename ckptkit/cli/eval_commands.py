@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
     JsonOption,
@@ -70,7 +70,7 @@ def evaluate(
         typer.Argument(
             metavar="ID|FILE",
             help="An entry's id, or a checkpoint.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ],
     data: DataOption,
@@ -273,7 +273,7 @@ def calibrate(
         typer.Argument(
             metavar="ID|FILE",
             help="An entry's id, or a checkpoint.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ],
     data: DataOption,

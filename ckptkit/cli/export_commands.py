@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     JsonOption,
     ResolutionOption,
@@ -40,7 +40,7 @@ def export(
         typer.Argument(
             metavar="ID|FILE",
             help="An entry's id or a file; with --synthetic a variant too.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ],
     to: Annotated[

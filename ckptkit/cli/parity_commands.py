@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     SettingOptions,
     StateDictOption,
@@ -43,7 +43,7 @@ def parity(
         typer.Argument(
             metavar="WHAT…",
             help="Ids (fetched when they are not here) or files; with --synthetic ids or variants.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ] = None,
     synthetic: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.completion import complete_ids_or_files
+from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
     JsonOption,
@@ -48,7 +48,7 @@ def predict(
         typer.Argument(
             metavar="ID|FILE",
             help="An id (fetched when it is not here), or a checkpoint file.",
-            autocompletion=complete_ids_or_files,
+            autocompletion=complete_ids,
         ),
     ],
     images: Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.completion import complete_fetched_or_files
+from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.printable import printable
@@ -46,7 +46,7 @@ def verify(
         typer.Argument(
             metavar="WHAT…",
             help="Ids of fetched entries, or files, folders, prefixes, or - for standard input.",
-            autocompletion=complete_fetched_or_files,
+            autocompletion=complete_fetched,
         ),
     ] = None,
     deep: Annotated[
@@ -152,7 +152,7 @@ def inspect(
         str,
         typer.Argument(
             help="Id of a fetched entry, or a file, folder or prefix, or - for standard input.",
-            autocompletion=complete_fetched_or_files,
+            autocompletion=complete_fetched,
         ),
     ],
     pattern: Annotated[

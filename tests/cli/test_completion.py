@@ -123,7 +123,7 @@ def test_ids_variants_families_and_columns(bash):
 
 
 def test_files_where_files_are_meant(bash):
-    """An empty answer makes bash offer files; ids come with the files that fit."""
+    """An empty answer makes bash offer files; ckptkit itself offers none."""
     assert bash(
         "ckptkit convert moganet-xt-",
         "ckptkit convert moganet-o",
@@ -133,7 +133,7 @@ def test_files_where_files_are_meant(bash):
         "ckptkit show --registry ''",
         "ckptkit --registry ''",
     ) == [
-        [*(id for id in IDS if id.startswith("moganet-xt-")), "moganet-xt-folder/"],
+        [id for id in IDS if id.startswith("moganet-xt-")],
         *[[] for _ in range(6)],
     ]
 
@@ -184,15 +184,16 @@ def test_whatever_is_wrong_is_not_said(bash, tmp_path: Path):
 @pytest.mark.parametrize(
     ("shell", "line", "wanted"),
     [
-        ("zsh", "ckptkit show moganet-xt-22", 'moganet-xt-224"'),
+        ("zsh", "ckptkit show moganet-xt-22", "('moganet-xt-224' 'moganet-xt-224-timm')"),
         ("zsh", "ckptkit list --format=ma", "markdown"),
         ("zsh", "ckptkit ", "convert"),
         ("zsh", "ckptkit fetch nothing-like-it", "_files"),
-        ("zsh", 'ckptkit show "mog', 'moganet-xt-224"'),
+        ("zsh", 'ckptkit show "mog', "'moganet-xt-224'"),
         ("fish", "ckptkit show moganet-xt-22", "moganet-xt-224\n"),
         ("fish", "ckptkit list --columns id,to", "id,top1\n"),
         ("fish", "ckptkit conv", "convert\tConvert"),
-        ("powershell", "ckptkit show moganet-xt-224", "moganet-xt-224-timm:::"),
+        ("powershell", "ckptkit show moganet-xt-224", "moganet-xt-224-timm::: "),
+        ("pwsh", "ckptkit conv", "convert:::Convert"),
     ],
 )
 def test_the_protocols_of_other_shells(shell: str, line: str, wanted: str):
@@ -246,6 +247,153 @@ def test_ids_need_no_pydantic():
     )
     assert "moganet-xt-224\n" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]", done.stdout
+
+
+EVIL = [
+    *("$(touch PWNED)", "\\\\$(touch PWNED)", "`touch PWNED`", "'; touch PWNED; '", '"; touch PWNED; "'),
+    *(
+        "a b",
+        "a\\ttouch",
+        "x\\ntouch PWNED",
+        "*",
+        "[a-z]",
+        "~",
+        "a:b",
+        "{a,b}",
+        "a;touch",
+        "a|b",
+        "\x1b[2J",
+        "é",
+    ),
+    *("!!", "a#", "<(touch PWNED)", "$HOME", "(evil)", "a&", "%USERPROFILE%x^y", ""),
+]
+"""What an id of somebody's registry, or a file, may be called."""
+
+OFFER_EVIL = f"""
+import sys, typer
+from ckptkit.cli import completion
+app = typer.Typer()
+def evil(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, f"help {{name}}") for name in ["x-good.id_1", *{EVIL!r}]]
+@app.command()
+def show(id: str = typer.Argument(autocompletion=evil)) -> None: ...
+@app.command()
+def other() -> None: ...
+sys.argv = ["ckptkit"]
+completion.answer(lambda _command: typer.main.get_command(app), ["show"])
+"""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_only_what_no_shell_reads_otherwise_is_offered(shell: str, tmp_path: Path):
+    variables = {
+        **os.environ,
+        "_CKPTKIT_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "ckptkit\nshow\n",
+        "COMP_CWORD": "2",
+        "_TYPER_COMPLETE_ARGS": "ckptkit show ",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", OFFER_EVIL], env=variables, capture_output=True, text=True, check=True
+    )
+    answer = done.stdout.removesuffix("\n")
+    if shell == "zsh":  # is evaluated; its arrays are written as bash's are
+        code = (
+            f'f() {{ {answer}; }}; compset() {{ :; }}; _describe() {{ printf "%s\\n" "${{offers[@]}}"; }}; f'
+        )
+        for program in filter(None, (BASH, shutil.which("zsh"))):
+            said = subprocess.run(
+                [program, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+            ).stdout
+            assert said == "x-good.id_1:help x-good.id_1\n"
+        assert not list(tmp_path.iterdir())
+        return
+    between = {"bash": None, "fish": "\t", "powershell": ":::"}[shell]
+    assert answer == "x-good.id_1" + (f"{between}help x-good.id_1" if between else "")
+
+
+def test_a_description_is_one_line_that_zsh_does_not_evaluate(tmp_path: Path):
+    if BASH is None:
+        pytest.skip("needs bash")
+    from ckptkit.cli.completion import _described, _for_zsh
+
+    text = "It's `touch PWNED` $(touch PWNED)\\n\t\x1b]0;x\x07\u202e \\\\[torch] a:b " + "long " * 100
+    answer = _for_zsh({"x": _described(text.replace("\\n", "\n"))})
+    assert "\n" not in answer and "\x1b" not in answer
+    code = f'f() {{ {answer}; }}; compset() {{ :; }}; _describe() {{ printf "%s" "${{offers[0]}}"; }}; f'
+    said = subprocess.run([BASH, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(r"x:It's `touch PWNED` $(touch PWNED) ]0;x \[torch] a:b long")
+    assert not list(tmp_path.iterdir())
+
+
+NAMES = [f"moat{name}" for name in EVIL if "/" not in name] + ["moat.pth", "-moat", "moat\\"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "name"), [("zsh", "moat"), ("zsh", "qq"), ("fish", "moat"), ("powershell", "qq")]
+)
+def test_a_name_of_a_file_is_in_no_answer(shell: str, name: str, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    for file in NAMES:
+        (tmp_path / file.replace("moat", name)).touch()
+    done = ask(shell, f"ckptkit convert {name}", _TYPER_COMPLETE_WORD_TO_COMPLETE=name)
+    offered = re.findall(rf"{name}[^\s':]*", done.stdout)
+    assert set(offered) == {id for id in IDS if id.startswith(name)}
+    assert name != "qq" or done.stdout == ("_files\n" if shell == "zsh" else "\n")
+
+
+def test_odd_file_names_at_a_real_prompt(tmp_path: Path, monkeypatch: Any):
+    """Each is completed by bash alone, which quotes it: the program gets its name, and nothing runs."""
+    if BASH is None:
+        pytest.skip("needs bash")
+    monkeypatch.chdir(tmp_path)
+    rc = tmp_path / "rc"
+    rc.write_text(
+        f"PATH={PROGRAM.parent}:$PATH\nPS1='ready> '\nbind 'set enable-bracketed-paste off'\n"
+        "source <(_CKPTKIT_COMPLETE=source_bash ckptkit)\n"
+        "ckptkit() { if [ $# = 0 ]; then command ckptkit; else printf '%s' \"$2\" > got; echo done.; fi; }\n"
+    )
+    names = [
+        r"qa\$(touch PWNED)",
+        "qb`touch PWNED`",
+        "qc'; touch PWNED; '",
+        'qd"; touch PWNED; "',
+        "qe f g",
+        "qf$HOME",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    child, terminal = pty.fork()
+    if child == 0:  # pragma: no cover (another process)
+        os.environ["TERM"] = "dumb"
+        os.execv(BASH, [BASH, "--noprofile", "--rcfile", str(rc), "-i"])
+    try:
+        _read_until(terminal, b"ready> ")
+        for name in names:
+            os.write(terminal, f"ckptkit convert {name[:2]}\t".encode())
+            _read_until(terminal, name[-1].encode())
+            os.write(terminal, b"\n")
+            _read_until(terminal, b"done.\r\nready> ")
+            assert (tmp_path / "got").read_text() == name
+        os.write(terminal, b"exit\n")
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"),
+    [
+        *(("zsh", words) for words in ("'", '"moat', "\\", "-- moat", "--registry", "a" * 50_000)),
+        *(("fish", "$("), ("powershell", "'"), ("powershell", "=")),
+    ],
+    ids=lambda text: text[:6],
+)
+def test_odd_lines_end_without_a_word(shell: str, words: str):
+    done = ask(shell, f"ckptkit convert {words}", _TYPER_COMPLETE_WORD_TO_COMPLETE=words)
+    assert done.stderr == "" and done.returncode in (0, 1)
 
 
 def test_at_a_real_prompt(tmp_path: Path):
