@@ -327,12 +327,25 @@ def _line_of(command: str | None) -> Any:
     return typer.main.get_command(app)
 
 
+def _in_one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning of ckptkit's own, as `Output.warn` writes it."""
+    if not category.__module__.startswith("ckptkit."):
+        return _format_warning(message, category, *place, **line)
+    from ckptkit.errors import CkptkitError
+
+    return f"warning: {CkptkitError(str(message))}\n"
+
+
+_format_warning = warnings.formatwarning
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
     prepare_streams()
     if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
         os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
+    warnings.formatwarning = _in_one_line
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in hoisted if word in _ALL_COMMANDS), None)

@@ -147,8 +147,11 @@ def _rows(half_rows: int) -> int:
 
 
 def _png(picture: Image, width: int, half_rows: int) -> bytes:
-    small = picture.copy()
-    small.thumbnail((width * _PIXELS_PER_COLUMN, half_rows * _PIXELS_PER_COLUMN))
+    box = (width * _PIXELS_PER_COLUMN, half_rows * _PIXELS_PER_COLUMN)
+    if picture.width > box[0] or picture.height > box[1]:
+        from PIL import ImageOps
+
+        picture = ImageOps.contain(picture, box)
     buffer = io.BytesIO()
-    small.save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -7,6 +7,7 @@ takes the memory of one batch.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ ENDINGS = frozenset(
     }
 )
 """File names, in lower case, that are taken for pictures when a folder is looked through."""
+
+_DEEPEST, _WAYS = 100, 64
 
 _URL_SCHEMES = ("http", "https", "file")
 
@@ -224,7 +227,11 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def files_below(
-    folder: Path, circle: Callable[[Path], None] = lambda _link: None, above: Sequence[Path] = ()
+    folder: Path,
+    circle: Callable[[Path], None] = lambda _link: None,
+    above: Sequence[Path] = (),
+    *,
+    ways: Counter[tuple[int, int]] | None = None,
 ) -> Iterator[Path]:
     """Files in a folder and all below it, hidden ones apart. Links to folders are followed.
 
@@ -235,22 +242,33 @@ def files_below(
         Takes each link that leads back to a folder on the way to it; it is not followed.
     above : sequence of Path
         Folders on the way to this one.
+    ways : Counter, optional
+        How often each folder was looked through already: links can lead to one by very many ways.
 
     Raises
     ------
     NotFoundError, StorageError
         As `entries_of`.
+    FormatError
+        When folders are nested very deep, or links lead to one by very many ways.
     """
+    ways = Counter() if ways is None else ways
     try:
+        status = folder.stat()
         again = any(folder.samefile(other) for other in above)
     except OSError as error:
         raise storage_error(error, folder) from error
+    ways[status.st_dev, status.st_ino] += 1
+    if len(above) > _DEEPEST:
+        raise FormatError(folder, f"more than {_DEEPEST} folders deep")
+    if ways[status.st_dev, status.st_ino] > _WAYS:
+        raise FormatError(folder, f"links lead to it by more than {_WAYS} ways", hint="remove some of them")
     if again:
         circle(folder)
         return
     for entry in entries_of(folder):
         if entry.is_dir():
-            yield from files_below(Path(entry.path), circle, [*above, folder])
+            yield from files_below(Path(entry.path), circle, [*above, folder], ways=ways)
         else:
             yield Path(entry.path)
 

@@ -27,8 +27,8 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 DEFAULT_INTERPOLATION = "bicubic"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
-MOST_PIXELS = 89_478_485
-"""Pixels that a resized picture may have: as many as Pillow bears of a decoded one (0.36 GB in memory)."""
+MOST_PIXELS = 24_000_000
+"""Pixels that a resized picture may have: 96 MB, and as much again while it is made."""
 
 
 @dataclass(frozen=True)

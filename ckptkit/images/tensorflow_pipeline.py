@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.images.skipped import NEAREST, NoEquivalentError
+from ckptkit.images.skipped import NEAREST, ROWS_AT_ONCE, NoEquivalentError
 from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
@@ -48,11 +48,13 @@ def prepare(pixels: Array, wanted: Preprocessing) -> Array:
 
     rows, columns = wanted.size
     with tf.device("CPU:0"):
-        image = tf.cast(tf.constant(pixels), tf.float32)
         height, width = pixels.shape[:2]
         new_height, new_width = _resized_sides(height, width, wanted)
-        image = _resize(image, (height, new_width), wanted.interpolation)
-        image = _resize(image, (new_height, new_width), wanted.interpolation)
+        across = []  # in strips: as float32 a large picture takes three times what it took
+        for top in range(0, height, ROWS_AT_ONCE):
+            strip = tf.cast(tf.constant(pixels[top : top + ROWS_AT_ONCE]), tf.float32)
+            across.append(_resize(strip, (strip.shape[0], new_width), wanted.interpolation))
+        image = _resize(tf.concat(across, axis=0), (new_height, new_width), wanted.interpolation)
         top, left = (_before(excess) for excess in (new_height - rows, new_width - columns))
         image = tf.image.crop_to_bounding_box(image, top, left, rows, columns)
         mean, scale = _MEAN_AND_SCALE[wanted.normalization]

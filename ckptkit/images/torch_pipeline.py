@@ -10,7 +10,7 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.images.skipped import NEAREST, NoEquivalentError
+from ckptkit.images.skipped import NEAREST, ROWS_AT_ONCE, NoEquivalentError
 from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ def prepare(pixels: Array, wanted: Preprocessing) -> Array:
     import torch
 
     rows, columns = wanted.size
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(torch.float32)
-    height, width = _resized_sides(image.shape[-2], image.shape[-1], wanted)
-    image = _resize(image, (image.shape[-2], width), wanted.interpolation)
-    image = _resize(image, (height, width), wanted.interpolation)
+    height, width = _resized_sides(pixels.shape[0], pixels.shape[1], wanted)
+    across = []  # in strips: as float32 a large picture takes three times what it took
+    for top in range(0, pixels.shape[0], ROWS_AT_ONCE):
+        strip = torch.from_numpy(pixels[top : top + ROWS_AT_ONCE].copy()).permute(2, 0, 1)[None]
+        across.append(_resize(strip.to(torch.float32), (strip.shape[-2], width), wanted.interpolation))
+    image = _resize(torch.cat(across, dim=-2), (height, width), wanted.interpolation)
     image = image.narrow(2, _margin(height, rows), rows).narrow(3, _margin(width, columns), columns)
     mean, deviation = (
         torch.tensor(values).reshape(1, 3, 1, 1) for values in _MEANS_AND_DEVIATIONS[wanted.normalization]

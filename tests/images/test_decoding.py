@@ -138,7 +138,7 @@ def test_many_threads_decode_at_once_and_each_fault_is_its_own(monkeypatch):
     with ThreadPoolExecutor(8) as pool, pytest.warns(image.DecompressionBombWarning):
         found = list(pool.map(load, range(300)))
     assert found[0::3] == [(8, 8)] * 100
-    assert found[1::3] == ["too many pixels for an input image"] * 100
+    assert found[1::3] == ["11x11 pixels (RGB PNG) are too many for an input image"] * 100
     assert all(reason.startswith("damaged image") for reason in found[2::3])
 
 

@@ -16,7 +16,7 @@ import numpy
 
 from ckptkit.analysis.evaluate.samples import ImageSet, Sample
 from ckptkit.errors import FormatError
-from ckptkit.images.decoding import open_image
+from ckptkit.images.decoding import opened_image
 from ckptkit.images.preprocessing import Preprocessing
 from ckptkit.tensors import Array
 
@@ -89,7 +89,8 @@ def load_batches(
 def _load(sample: Sample, preprocessing: Preprocessing) -> Array | str:
     """One image, or what is wrong with it."""
     try:
-        return preprocessing(open_image(sample.read(), sample.name))
+        with opened_image(sample.read(), sample.name) as picture:
+            return preprocessing(picture)
     except FormatError as error:
         return error.reason
 

@@ -10,9 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptkit.errors import FormatError, storage_error
+from ckptkit.files import open_regular
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 """File name endings of images, whatever their letter case: those of torchvision's ImageFolder."""
+
+MOST_BYTES = 256 << 20
+"""Of one image: as large as the largest that may be decoded is without compression."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,20 @@ class Sample:
         Raises
         ------
         FormatError
-            When the file ends before the image does.
+            When the file ends before the image does, or the image is larger than any.
         StorageError
             When it cannot be read.
         """
+        if self.size > MOST_BYTES:
+            raise FormatError(self.name, f"{self.size:,} bytes, too large for a picture")
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(self.offset)
-                body = file.read(self.size)
+                body = file.read(MOST_BYTES + 1 if self.size < 0 else self.size)
         except OSError as error:
             raise storage_error(error, self.path) from error
+        if len(body) > MOST_BYTES:
+            raise FormatError(self.name, f"more than {MOST_BYTES:,} bytes, too large for a picture")
         if self.size >= 0 and len(body) != self.size:
             raise FormatError(self.path, f"{self.name}: the shard ends inside the image")
         return body

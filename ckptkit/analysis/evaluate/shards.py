@@ -10,6 +10,7 @@ offsets, in any order and by several threads, and nothing is unpacked.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,14 @@ from typing import BinaryIO
 from ckptkit.analysis.evaluate.folders import class_index
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.files import open_regular
 from ckptkit.formats.tar_stream import TAR_BLOCK, tar_entries
 
 _HEADER_BYTES = 1 << 20
 """More than any member's headers take: whatever asks for more at once is no shard."""
 _LABEL_BYTES = 1 << 16
+_NAME_BYTES, _BLOCKS_A_NAME = 4 << 20, 8
+"""Names are kept: so many bytes of them, and an eighth of the file's size, where each member takes 512."""
 _MEMBERS = 10_000_000
 _MAX_SHARDS = 100_000
 _IMAGES = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
@@ -144,8 +148,12 @@ class _Parts:
 def _samples_of(path: Path, name: str, num_classes: int | None) -> Iterator[Sample]:
     found: dict[str, _Parts] = {}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            names = os.fstat(file.fileno()).st_size // _BLOCKS_A_NAME + _NAME_BYTES
             for member in members(path, file):
+                names -= len(member.name)
+                if names < 0:
+                    raise FormatError(path, "its members' names take more than the images could")
                 if member.name.rpartition("/")[2].startswith("."):
                     continue  # what macOS adds
                 key, ending = _split(member.name)
