@@ -93,7 +93,9 @@ def opened_image(source: Path | bytes | BinaryIO, name: str | None = None) -> It
                 raise NotFoundError(f"{called}: no such image", hint="check the path") from error
             except UnidentifiedImageError as error:
                 raise FormatError(
-                    called, "not an image of a format that is read", hint=", ".join(bounds.FORMATS)
+                    called,
+                    "not an image of a format that is read",
+                    hint="one of " + ", ".join(bounds.FORMATS),
                 ) from error
         yield decoded
 

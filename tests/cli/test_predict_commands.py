@@ -126,7 +126,7 @@ class TestFaults:
         ("arguments", "code", "message"),
         [
             (("none.png",), 3, "error: none.png: no such image"),
-            (("text.png",), 5, "error: text.png: not an image that Pillow knows"),
+            (("text.png",), 5, "error: text.png: not an image of a format that is read"),
             (("empty",), 3, "error: empty: no image in this folder"),
             (
                 ("https://pictures.invalid/cat.png", "--offline"),
@@ -153,7 +153,7 @@ class TestFaults:
         found = run("tiny-moat0", *SMALL, "cat.png", "text.png", "none.png", "dog.png", "--top", "1")
         assert found.code == 5
         assert [line for line in found.out.splitlines() if line.endswith(".png")] == ["cat.png", "dog.png"]
-        assert "warning: text.png: not an image that Pillow knows" in found.err
+        assert "warning: text.png: not an image of a format that is read" in found.err
         assert "warning: none.png: no such image" in found.err
 
     def test_of_all(self, run):

@@ -29,7 +29,7 @@ def test_batches_in_order_with_bad_ones_named(tmp_path: Path, workers: int):
     assert [batch.positions for batch in found] == [[0, 1, 2], [3], [5, 6, 7], []]
     assert [list(batch.bad) for batch in found] == [[], [4], [], [8]]
     assert "damaged image" in found[1].bad[4]
-    assert found[3].bad[8] == "not an image that Pillow knows"
+    assert found[3].bad[8] == "not an image of a format that is read"
     for batch in found:
         assert batch.images.dtype == np.float32
         assert batch.images.shape == (len(batch.positions), SIDE, SIDE, 3)
