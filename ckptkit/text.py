@@ -18,12 +18,19 @@ Target = Literal["line", "paragraph", "figure", "html", "xml", "markdown", "code
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0, DEL, C1, what turns the direction of writing, line separators, half surrogates: no part of any name."""
 
+_LONGEST_DRAWN = 400
+
 _SHOWN = re.compile(
     "[\U0001f000-\U0001faff]"  # emoji, also those newer than this Python
     "|(?<=[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f])\u200d(?=[\u2190-\u27bf\U0001f000-\U0001faff])"
     "|(?<=[\u0600-\u0dff])[\u200c\u200d](?=[\u0600-\u0dff])"
 )
 """What `str.isprintable` does not count as printable, but belongs to ordinary writing."""
+
+
+_MARK = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+_FLOOD = re.compile(f"({_MARK}{{8}})({_MARK}+)")
+"""More marks on one letter than any language has; they would cover the lines around it."""
 
 
 def _code(sign: str) -> str:
@@ -38,6 +45,8 @@ def line(text: str) -> str:
     >>> print(line("a\x1b[2J\nb\u202e"))
     a\x1b[2J\nb\u202e
     """
+    if not text.isascii():
+        text = _FLOOD.sub(lambda found: found[1] + ascii(found[2])[1:-1], text)
     if text.isprintable():
         return text
     parts, done = [], 0
@@ -47,22 +56,36 @@ def line(text: str) -> str:
     return "".join([*parts, *map(_code, text[done:])])
 
 
+def _is_shown(text: str) -> bool:
+    return line(text) == text
+
+
 def paragraph(text: str) -> str:
     """As a line, but what separates words, line breaks among it, is one blank."""
     return line(" ".join(text.split()))
 
 
+def _figure(text: str) -> str:
+    """A line as long as a picture may have room for; drawing tries it in several sizes."""
+    shown = line(text[:_LONGEST_DRAWN])
+    return shown if len(text) <= _LONGEST_DRAWN else shown[: _LONGEST_DRAWN - 1] + "…"
+
+
+_SEPARATORS = frozenset("\u2028\u2029")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 
 
 def _html(text: str) -> str:
-    return line(text).translate(_ENTITIES)
+    parts = re.split("([\u2028\u2029])", text)  # blanks to a browser
+    return "".join(
+        f"&#{ord(part)};" if part in _SEPARATORS else line(part).translate(_ENTITIES) for part in parts
+    )
 
 
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]#|~$!]")
+_MARKDOWN = re.compile(r"[\\`*_{[#|~$!<&]")
 _ADDRESS = re.compile(r"(?i)(?<=[a-z0-9]):(?=//)|(?<=\bmailto):|(?<=\bxmpp):|(?<=\bwww)\.")
-_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
-_BLOCK = re.compile(r"\A(?:[-+=]|\d+(?=[.)]))")
+_MAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
+_BLOCK = re.compile(r"\A(?:>|[-+=](?=[\s=-]|\Z)|\d{1,9}(?=[.)](?:\s|\Z)))")
 
 
 def _markdown(text: str) -> str:
@@ -71,7 +94,7 @@ def _markdown(text: str) -> str:
     Examples
     --------
     >>> print(_markdown("a_b | [x](javascript:y) <b> https://e.org"))
-    a\_b \| \[x\](javascript:y) &lt;b&gt; https&#58;//e.org
+    a\_b \| \[x](javascript:y) \<b> https&#58;//e.org
     """
     parts, done = [], 0
     plain = paragraph(text)
@@ -82,12 +105,8 @@ def _markdown(text: str) -> str:
     return _BLOCK.sub(lambda found: found[0] + "\\" if found[0].isdigit() else "\\" + found[0], whole)
 
 
-_MARKDOWN_ENTITIES = {sign: entity for sign, entity in _ENTITIES.items() if chr(sign) in "&<>"}
-
-
 def _markdown_words(text: str) -> str:
-    text = _MARKDOWN.sub(r"\\\g<0>", text).translate(_MARKDOWN_ENTITIES)
-    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", text)
+    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", _MARKDOWN.sub(r"\\\g<0>", text))
 
 
 def _code_span(text: str) -> str:
@@ -137,11 +156,18 @@ def _yaml(text: str) -> str:
     >>> print(_yaml("a\x1b: b\u202e"))
     "a\e: b\u202E"
     """
+    return yaml_text(text, default_style='"').rstrip("\n")
+
+
+def yaml_text(value: Any, **style: Any) -> str:
+    """YAML in which nothing is hidden; ``style`` as PyYAML's ``safe_dump`` takes it."""
     import yaml
 
-    unicode = line(text) == text
-    said = yaml.safe_dump(text, default_style='"', allow_unicode=unicode, width=float("inf"))
-    return str(said).rstrip("\n")
+    style = {"width": float("inf"), **style}
+    said = str(yaml.safe_dump(value, allow_unicode=True, **style))
+    if all(map(_is_shown, said.split("\n"))):
+        return said
+    return str(yaml.safe_dump(value, allow_unicode=False, **style))
 
 
 def _shell(text: str) -> str:
@@ -152,7 +178,7 @@ def _shell(text: str) -> str:
     >>> print(_shell("my model"), _shell("a\x1bb'c"))
     'my model' $'a\x1bb\'c'
     """
-    if line(text) == text:
+    if _is_shown(text):
         return shlex.quote(text)
     return "$'" + "".join(map(_shell_sign, text)) + "'"
 
@@ -169,7 +195,7 @@ def _shell_sign(sign: str) -> str:
 _TARGETS: Mapping[Target, Callable[[str], str]] = {
     "line": line,  # of a terminal or a file of text
     "paragraph": paragraph,
-    "figure": line,  # matplotlib, with parse_math off
+    "figure": _figure,  # matplotlib with parse_math off, and Pillow
     "html": _html,  # within an element or a quoted attribute
     "xml": line,  # for a writer of XML, which escapes what is markup
     "markdown": _markdown,
@@ -185,7 +211,9 @@ def escaped(text: str, target: Target = "line") -> str:
     return _TARGETS[target](text)
 
 
-def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+def json_text(
+    value: Any, *, indent: int | None = None, ascii_only: bool = False, compact: bool = False
+) -> str:
     r"""JSON in which nothing is hidden: controls, signs that turn the direction and the like are codes.
 
     Examples
@@ -193,7 +221,13 @@ def json_text(value: Any, *, indent: int | None = None, ascii_only: bool = False
     >>> print(json_text({"a\x9b": "ä\u202e"}))
     {"a\u009b": "ä\u202e"}
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    text = json.dumps(
+        value,
+        indent=indent,
+        ensure_ascii=ascii_only,
+        allow_nan=not compact,
+        separators=(",", ":") if compact else None,
+    )
     if text.replace("\n", "").isprintable():
         return text
     return "\n".join(
@@ -217,19 +251,33 @@ def web_address(url: str) -> str | None:
     return quote(url.encode(errors="surrogatepass"), safe=";/?:@&=+$,-_.!~*%#")
 
 
-_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
+_ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d{1,2})?|[a-z-]{2,20}(?:\.[A-Z]{2})?/\d{7})", re.ASCII)
+
+
+def arxiv_id(paper: str | None) -> str | None:
+    """Read the id out of a registry's ``paper`` field; None where it is something else.
+
+    Examples
+    --------
+    >>> arxiv_id("arXiv:2210.01820"), arxiv_id("arXiv:1](javascript:alert(1))")
+    ('2210.01820', None)
+    """
+    found = _ARXIV.fullmatch(paper or "")
+    return found and found[1]
+
+
 _MOVES = re.compile(r"[\r\n]*(?:\x1b\[A)*")
+_OBEYED: Mapping[str, str] = {
+    "file": r"([\n\t])",
+    "terminal": r"([\n\t]|\A\r|\x1b\[[0-9;]*m)",  # colours, and the start of a bar that a library draws
+    "drawing": r"([\n\t\r]|\x1b\[[0-9;?]*[A-Za-z])",  # rich: colours, and steps on the screen
+}
 
 
-def printed(text: str, *, terminal: bool) -> str:
-    """What a stream lets through of anything that is written to it: lines, and colours on a terminal."""
-    if text.isprintable() or text == "\n":
+def printed(text: str, stream: Literal["file", "terminal", "drawing"]) -> str:
+    """What a stream lets through of anything that is written to it: the rest is written as codes."""
+    if text.replace("\n", "").isprintable() or (stream == "terminal" and _MOVES.fullmatch(text)):
         return text
-    if not terminal:
-        return "".join(part if part in "\n\t" else line(part) for part in re.split("([\n\t])", text))
-    if _MOVES.fullmatch(text):  # of a bar that a library draws
-        return text
-    start = "\r" if text.startswith("\r") else ""
-    pieces = _COLOURS.split(text[len(start) :])
-    pieces[::2] = [printed(piece, terminal=False) for piece in pieces[::2]]
-    return start + "".join(pieces)
+    pieces = re.split(_OBEYED[stream], text)
+    pieces[::2] = map(line, pieces[::2])
+    return "".join(pieces)

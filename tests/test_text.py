@@ -143,11 +143,11 @@ def test_a_stream_lets_lines_through_and_colours_on_a_terminal_alone() -> None:
     """Whoever writes: a library's logger, a traceback, a plug-in."""
     text = "\x1b[1mbold\x1b[0m C:\\temp\ta\x1b[2Jb\x9b31m\u202e\x1b]0;x\x07\n"
     plain = "C:\\temp\ta\\x1b[2Jb\\x9b31m\\u202e\\x1b]0;x\\x07\n"
-    assert printed(text, terminal=True) == "\x1b[1mbold\x1b[0m " + plain
-    assert printed(text, terminal=False) == "\\x1b[1mbold\\x1b[0m " + plain
-    assert printed("a\r\x1b[Ab\n", terminal=True) == "a\\r\\x1b[Ab\n"
-    assert printed("\r 50%", terminal=True) == "\r 50%"
-    assert printed("\n\x1b[A", terminal=True) == "\n\x1b[A"
+    assert printed(text, "terminal") == "\x1b[1mbold\x1b[0m " + plain
+    assert printed(text, "file") == "\\x1b[1mbold\\x1b[0m " + plain
+    assert printed("a\r\x1b[Ab\n", "terminal") == "a\\r\\x1b[Ab\n"
+    assert printed("\r 50%", "terminal") == "\r 50%"
+    assert printed("\n\x1b[A", "terminal") == "\n\x1b[A"
 
 
 def test_names_hold_no_controls() -> None:

@@ -24,6 +24,7 @@ from ckptkit._version import __version__
 from ckptkit.cli.examples import help_of
 from ckptkit.cli.output import Output, prepare_streams
 from ckptkit.cli.state import State
+from ckptkit.text import escaped
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
 _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
@@ -156,8 +157,9 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
 
         from ckptkit.urls import scrubbed
 
-        typer.echo(scrubbed("".join(traceback.format_exception(error))), err=True, nl=False)
-    typer.echo(f"error: {state.output.called(line) if isinstance(state, State) else line}", err=True)
+        for text in scrubbed("".join(traceback.format_exception(error))).rstrip("\n").split("\n"):
+            typer.echo(state.output.line(text), err=True)
+    typer.echo(f"error: {state.output.line(line) if isinstance(state, State) else escaped(line)}", err=True)
 
 
 _RICH = sys.stdout is not None and sys.stdout.isatty()  # no boxes in a pipe
@@ -327,16 +329,9 @@ def _line_of(command: str | None) -> Any:
     return typer.main.get_command(app)
 
 
-def _in_one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
-    """A warning of ckptkit's own, as `Output.warn` writes it."""
-    if not category.__module__.startswith("ckptkit."):
-        return _format_warning(message, category, *place, **line)
-    from ckptkit.errors import CkptkitError
-
-    return f"warning: {CkptkitError(str(message))}\n"
-
-
-_format_warning = warnings.formatwarning
+def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning of Python's as one line."""
+    return f"warning: {escaped(str(message))}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -345,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
         os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
-    warnings.formatwarning = _in_one_line
+    warnings.formatwarning = _warning
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in hoisted if word in _ALL_COMMANDS), None)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ckptkit.cli.output import Advance, Output
+from ckptkit.cli.output import Advance, Output, drawn
 from ckptkit.errors import CkptkitError
 
 Result = TypeVar("Result")
@@ -109,7 +109,7 @@ def one_voice(output: Output) -> Iterator[Voice]:
     from rich import progress as bars
     from rich.console import Console
 
-    console = Console(file=output.stderr)
+    console = Console(file=drawn(output.stderr))
     shown = bars.Progress(
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
@@ -121,11 +121,11 @@ def one_voice(output: Output) -> Iterator[Voice]:
     )
 
     def say(text: str) -> None:
-        shown.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        shown.console.print(output.line(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def progress(description: str, total: int | None) -> Iterator[Advance]:
-        task = shown.add_task(description, total=total)
+        task = shown.add_task(output.line(description), total=total)
         try:
             yield lambda steps: shown.advance(task, steps)
         finally:

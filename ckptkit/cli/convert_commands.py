@@ -20,7 +20,6 @@ from ckptkit.cli.options import (
     parse_settings,
 )
 from ckptkit.cli.output import Column, human_bytes
-from ckptkit.cli.printable import printable
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.errors import listed
@@ -171,7 +170,7 @@ def _report(
 ) -> None:
     plan = outcome.plan
     for note in (*plan.notes, *_left_out_in_words(plan)):
-        state.output.note(printable(f"{located.name}: {note}"))
+        state.output.note(f"{located.name}: {note}")
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
     if dry_run:

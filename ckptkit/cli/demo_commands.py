@@ -51,7 +51,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="ckptkit-demo-") as scratch:
         folder = keep or Path(scratch)
         with serve_synthetic(entry, folder / "server") as served:
-            say("\n1. A server on this machine stands in for the published URL, by the rule")
+            say("", "1. A server on this machine stands in for the published URL, by the rule")
             say(f"   --mirror {served.mirror}")
             workspace = demo_workspace(folder, served, base)
             located = _fetch(state, workspace, entry.id, served.published)
@@ -60,11 +60,11 @@ def demo(
         _prove(state, located, converted)
     if keep:
         settings = f"CKPTKIT_HOME={keep / 'home'} CKPTKIT_TRUST={keep / 'ckptkit.lock'}"
-        say(f"\nEverything is in {keep}; {settings} let the other commands see it.")
+        say("", f"Everything is in {keep}; {settings} let the other commands see it.")
 
 
 def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Located:
-    state.output.result(f"\n2. ckptkit fetch {id}\n   {published}")
+    state.output.result("", f"2. ckptkit fetch {id}", f"   {published}")
     located = workspace.fetch(workspace.registry[id])
     record = workspace.home.record(id)
     if record is not None:
@@ -79,7 +79,7 @@ def _verify(state: State, located: Located) -> None:
     from ckptkit.cli.verify_commands import print_report
     from ckptkit.verify import verify_checkpoint
 
-    state.output.result(f"\n3. ckptkit verify {located.name} --deep")
+    state.output.result("", f"3. ckptkit verify {located.name} --deep")
     report = verify_checkpoint(located, deep=True)
     print_report(state, report)
     if not report.ok:
@@ -92,12 +92,13 @@ def _convert(state: State, workspace: Workspace, located: Located) -> Path:
 
     written: dict[str, Path] = {}
     for step, to in (("4.", "safetensors"), ("  ", "torch")):
-        state.output.result(f"\n{step} ckptkit convert {located.name} --to {to}")
+        state.output.result("", f"{step} ckptkit convert {located.name} --to {to}")
         outcome = convert_located(located, Options(to), workspace)
         plan = outcome.plan
         state.output.result(
             f"   {plan.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
-            f"written, read back and compared\n   {outcome.path}"
+            "written, read back and compared",
+            f"   {outcome.path}",
         )
         written[to] = outcome.path
     return written["safetensors"]
@@ -108,7 +109,7 @@ def _prove(state: State, located: Located, converted: Path) -> None:
     from ckptkit.errors import MissingDependencyError
     from ckptkit.parity import run_parity
 
-    state.output.result(f"\n5. ckptkit parity {located.name} --converted {converted.name}")
+    state.output.result("", f"5. ckptkit parity {located.name} --converted {converted.name}")
     try:
         report = run_parity(located, converted=converted, synthetic=True, note=state.output.note)
     except MissingDependencyError:
@@ -118,7 +119,7 @@ def _prove(state: State, located: Located, converted: Path) -> None:
     if not report.ok:
         raise typer.Exit(1)
     state.output.result(
-        "\nThe conversion computes the same function in both frameworks. The weights were synthetic."
+        "", "The conversion computes the same function in both frameworks. The weights were synthetic."
     )
 
 

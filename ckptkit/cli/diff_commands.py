@@ -12,7 +12,6 @@ import typer
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, Output
-from ckptkit.cli.printable import printable
 from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def diff(
 def print_difference(output: Output, found: Difference, *, tensors: bool = True) -> None:
     """Print what was compared, a table for each kind of difference, the notes and the verdict."""
     for heading, text in _head_lines(found):
-        output.result(f"{heading:<10}{printable(text)}")
+        output.result(f"{heading:<10}{text}")
     if tensors:
         _print_lone(output, "only in A", found.only_a)
         _print_lone(output, "only in B", found.only_b)
@@ -153,7 +152,7 @@ def print_difference(output: Output, found: Difference, *, tensors: bool = True)
             _print_lone(output, "left out by rule, in B", found.left_out_b)
     _print_metadata(output, found.metadata)
     for note in found.notes:
-        output.note(printable(f"note: {note}"))
+        output.note(f"note: {note}")
     output.result(found.verdict)
 
 
@@ -250,7 +249,7 @@ def _print_table(
         return
     output.result("")
     output.result(f"{heading} ({len(rows):,})")
-    shown = [[printable(cell) for cell in row] for row in (rows if output.verbose else rows[:_SHOWN_ROWS])]
+    shown = rows if output.verbose else rows[:_SHOWN_ROWS]
     filled = [i for i, _ in enumerate(columns) if any(row[i] for row in shown)]
     columns = [columns[i] for i in filled]
     shown = [[row[i] for i in filled] for row in shown]
@@ -271,7 +270,7 @@ def _fits(output: Output, columns: Sequence[Column], rows: Sequence[Sequence[str
     if not output.stdout.isatty():
         return True
     cells = zip((column.heading for column in columns), *rows, strict=True)
-    width = sum(max(map(len, column)) + _COLUMN_GAP for column in cells)
+    width = sum(max(len(output.line(cell)) for cell in column) + _COLUMN_GAP for column in cells)
     return width <= shutil.get_terminal_size().columns
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import textwrap
 from typing import TYPE_CHECKING
 
 import typer
 
 from ckptkit.cli.options import JsonOption
 from ckptkit.cli.output import Output
-from ckptkit.cli.printable import printable
 from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
@@ -52,22 +49,21 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def print_examination(output: Output, found: Examination) -> None:
     """Print every finding under its heading, then what it comes to."""
-    coloured = output.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = max(len(finding.name) for finding in found.findings)
     for section in found.sections:
-        output.result(typer.style(section, bold=True) if coloured else section)
+        output.result(section, marked=section, bold=True)
         for finding in found.findings:
             if finding.section == section:
-                _print_finding(output, finding, width, coloured=coloured)
+                _print_finding(output, finding, width)
     output.result(_verdict(found))
 
 
-def _print_finding(output: Output, finding: Finding, width: int, *, coloured: bool) -> None:
+def _print_finding(output: Output, finding: Finding, width: int) -> None:
     mark = f"{finding.verdict:<{_MARGIN - 4}}"
-    shown = typer.style(mark, fg=_COLOURS[finding.verdict]) if coloured else mark
-    output.result(f"  {shown}  {printable(finding.name):<{width}}  {printable(finding.said)}")
+    shown = f"  {mark}  {finding.name:<{width}}  {finding.said}"
+    output.result(shown, marked=mark, fg=_COLOURS[finding.verdict])
     if finding.advice:
-        output.result(textwrap.indent(printable(finding.advice), " " * (_MARGIN + width + 2)))
+        output.result(" " * (_MARGIN + width + 2) + finding.advice)
 
 
 def _verdict(found: Examination) -> str:

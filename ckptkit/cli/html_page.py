@@ -6,14 +6,16 @@ Without JavaScript it is a plain table with links. The page's parts lie in ``tem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ckptkit.analysis.plotting.page import escaped, link, links_of, page, template
+from ckptkit.analysis.plotting.page import link, links_of, page, template
 from ckptkit.analysis.plotting.points import family_indices, family_name
 from ckptkit.analysis.plotting.theme import LIGHT
 from ckptkit.cli.listing import Field, Listed, field_named
+from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row
@@ -24,6 +26,7 @@ _UNKNOWN = "–"
 _URLS = frozenset({"url", "config", "log"})
 _LONG = 60
 """Letters from which a cell is broken into lines."""
+_html = partial(escaped, target="html")
 
 
 def list_page(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
@@ -39,8 +42,8 @@ def list_page(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
     fields = list(chosen or [field_named(key) for key in _KEYS])
     families = family_indices(item.row.family for item in items)
     body = Template(template("list.html", _TEMPLATES)).substitute(
-        title=escaped(_title(list(families))),
-        lead=escaped(_lead(items)),
+        title=_html(_title(list(families))),
+        lead=_html(_lead(items)),
         families="\n".join(_option(family, family_name(family)) for family in families),
         flags="\n".join(_flag(field) for field in fields if _is_flag(field, items)),
         head=_head(fields, with_links=chosen is None),
@@ -65,7 +68,7 @@ def _lead(items: Sequence[Listed]) -> str:
 
 
 def _option(value: str, text: str) -> str:
-    return f'<option value="{escaped(value)}">{escaped(text)}</option>'
+    return f'<option value="{_html(value)}">{_html(text)}</option>'
 
 
 def _is_flag(field: Field, items: Sequence[Listed]) -> bool:
@@ -75,15 +78,13 @@ def _is_flag(field: Field, items: Sequence[Listed]) -> bool:
 
 def _flag(field: Field) -> str:
     choices = "".join(_option(value, text) for value, text in (("", "any"), ("yes", "yes"), ("no", "no")))
-    key = escaped(field.key)
-    return (
-        f'<label>{escaped(field.heading)} <select name="{key}" data-flag="{key}">{choices}</select></label>'
-    )
+    key = _html(field.key)
+    return f'<label>{_html(field.heading)} <select name="{key}" data-flag="{key}">{choices}</select></label>'
 
 
 def _head(fields: Sequence[Field], *, with_links: bool) -> str:
     cells = [
-        f'<th scope="col" class="{_kind(field)}" data-key="{field.key}">{escaped(field.heading)}</th>'
+        f'<th scope="col" class="{_kind(field)}" data-key="{field.key}">{_html(field.heading)}</th>'
         for field in fields
     ]
     if with_links:
@@ -100,13 +101,13 @@ def _row(item: Listed, fields: Sequence[Field], families: dict[str, int], *, wit
     cells = [_cell(field, item) for field in fields]
     if with_links:
         cells.append(f'<td class="links">{_links(row)}</td>')
-    command = escaped(f"ckptkit fetch {row.id}")
+    command = _html(f"ckptkit fetch {row.id}")
     cells.append(
         f'<td class="get" hidden><button type="button" class="copy" data-copy="{command}" title="{command}" '
         f'aria-label="copy the command {command}">copy</button></td>'
     )
     colour = families[row.family] % len(LIGHT.families)
-    return f'<tr class="f{colour}" data-family="{escaped(row.family)}">{"".join(cells)}</tr>'
+    return f'<tr class="f{colour}" data-family="{_html(row.family)}">{"".join(cells)}</tr>'
 
 
 def _links(row: Row) -> str:
@@ -120,5 +121,5 @@ def _cell(field: Field, item: Listed) -> str:
     kind = _kind(field) + (" long" if len(text) > _LONG else "")
     # Numbers are sorted by what they are, not by how they are written.
     number = f' data-v="{value!r}"' if field.numeric and isinstance(value, (int, float)) else ""
-    inside = link(text, text) if field.key in _URLS else escaped(text)
+    inside = link(text, text) if field.key in _URLS else _html(text)
     return f'<td class="{kind}"{number}>{inside}</td>'

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.cli.output import Column, Output
 from ckptkit.errors import UsageError
+from ckptkit.text import csv_text, escaped
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row
@@ -249,11 +250,11 @@ def _fitted(fields: Sequence[Field], items: Sequence[Listed], room: int) -> tupl
 
 
 def _width(fields: Sequence[Field], items: Sequence[Listed], *, brief: bool) -> int:
-    cells = (
-        max([len(field.headed(brief=brief)), *(len(field.shown(item, brief=brief)) for item in items)])
-        for field in fields
-    )
-    return sum(cells) + _BETWEEN * (len(fields) - 1) + _EDGES
+    cells = 0
+    for field in fields:
+        texts = [field.headed(brief=brief), *(escaped(field.shown(item, brief=brief)) for item in items)]
+        cells += max(map(len, texts))
+    return cells + _BETWEEN * (len(fields) - 1) + _EDGES
 
 
 def as_json(items: Sequence[Listed], chosen: Sequence[Field] | None) -> list[dict[str, Any]]:
@@ -268,16 +269,9 @@ def as_json(items: Sequence[Listed], chosen: Sequence[Field] | None) -> list[dic
 
 def as_csv(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
     """Return the list as CSV: every column, or the chosen ones; what is not known is empty."""
-    import csv
-    import io
-
     fields = list(chosen or _FIELDS)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.key for field in fields])
-    for item in items:
-        writer.writerow([_csv_cell(field.value(item)) for field in fields])
-    return text.getvalue().rstrip("\n")
+    rows = [[_csv_cell(field.value(item)) for field in fields] for item in items]
+    return csv_text([[field.key for field in fields], *rows])
 
 
 def _csv_cell(value: Any) -> str:

@@ -12,6 +12,7 @@ import typer
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
+from ckptkit.text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +96,7 @@ def logs(
     if as_json or form is LogForm.JSON:
         state.output.json(log.to_json(metric))
     elif form is LogForm.CSV:
-        state.output.result(as_csv(log, rows or log.epochs))
+        state.output.document(as_csv(log, rows or log.epochs))
     else:
         print_log(state.output, log, rows, metric)
     if output is not None and picture is not None:
@@ -191,17 +192,12 @@ def _cell(name: str, value: float | None, absent: str = "–") -> str:
 
 def as_csv(log: TrainingLog, epochs: Sequence[Epoch]) -> str:
     """Rows of every figure the log has, for a spreadsheet; a figure that is not there is empty."""
-    import csv
-    import io
-
     names = log.figures()
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["epoch", *names])
+    rows = [["epoch", *names]]
     for epoch in epochs:
         figures = (epoch.figure(name) for name in names)
-        writer.writerow([epoch.number, *("" if value is None else repr(value) for value in figures)])
-    return buffer.getvalue().rstrip("\n")
+        rows.append([str(epoch.number), *("" if value is None else repr(value) for value in figures)])
+    return csv_text(rows)
 
 
 def register(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ckptkit.cli.listing import UNKNOWN, Field, Listed, field_named
+from ckptkit.text import escaped, web_address
 
 _PUBLISHED = ("name", "id", "setting", "pretrain", "resolution", "params", "flops", "top1", "top5")
 _Group = tuple[str, str | None, bool | None, str]
@@ -52,7 +53,7 @@ def _heading(key: _Group, items: Sequence[Listed]) -> str:
     title = next((part for part in parts if part.lower() == family), family)
     embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
     said = ", ".join(part for part in (title, group, embedding) if part)
-    return f"{_escaped(said)} ({_escaped(layout)} layout)"
+    return f"{escaped(said, 'markdown')} ({escaped(layout, 'markdown')} layout)"
 
 
 def _capital(field: Field) -> str:
@@ -61,10 +62,10 @@ def _capital(field: Field) -> str:
 
 def _cell(field: Field) -> Callable[[Listed], str]:
     if field.key == "id":
-        return lambda item: f"`{item.row.id}`"
+        return lambda item: escaped(item.row.id, "code")
     if field.key in {"url", "config", "log"}:
         return lambda item: _link(field.key, field.value(item))
-    return lambda item: _escaped(field.shown(item))
+    return lambda item: escaped(field.shown(item), "markdown")
 
 
 def _links(item: Listed) -> str:
@@ -77,16 +78,8 @@ def _links(item: Listed) -> str:
 def _link(name: str, url: str | None) -> str:
     if not url:
         return UNKNOWN
-    for sign, code in (("|", "%7C"), ("(", "%28"), (")", "%29"), ("<", "%3C"), (">", "%3E")):
-        url = url.replace(sign, code)
-    return f"[{name}]({url})"
-
-
-def _escaped(text: str) -> str:
-    """Keep a cell one cell, and free of accidental mark-up."""
-    for sign in ("\\", "|", "*", "`", "<", "["):
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(text.split())
+    address = web_address(url)
+    return escaped(url, "code") if address is None else f"[{name}]({address})"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """The one sink all commands write to: results to stdout, everything else to stderr.
 
-On a terminal tables have colour and lines and long work shows a progress bar; in a pipe there is plain,
-aligned text and no bar. rich is imported only when something is really drawn with it.
+What is text becomes a line here, whatever it quotes; no command escapes by itself. On a terminal tables have
+colour and lines and long work shows a progress bar; in a pipe there is plain, aligned text and no bar. rich
+is imported only when something is really drawn with it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import json
 import os
 import select
 import sys
@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
+
+from ckptkit.text import escaped, json_text, printed
 
 Advance = Callable[[int], None]
 
@@ -68,25 +70,52 @@ class Output:
             text = before.replace(path, name) + run + line.replace(path, "-")
         return text
 
-    def result(self, text: str) -> None:
-        """Print one line of result on stdout."""
-        print(self.called(text), file=self.stdout)
+    def line(self, text: str) -> str:
+        """A text as it is printed: one line, in which nothing is hidden."""
+        return escaped(self.called(text))
+
+    def result(self, *lines: str, marked: str = "", **style: Any) -> None:
+        """Print lines of result on stdout.
+
+        Parameters
+        ----------
+        *lines : str
+        marked : str
+            Words of ours in them that a terminal shows in a ``style``, as `typer.style` names it.
+        **style
+        """
+        shown = marked
+        if marked and self.stdout.isatty() and not os.environ.get("NO_COLOR"):
+            import typer
+
+            shown = typer.style(marked, **style)
+        for text in map(self.line, lines):
+            print(text.replace(marked, shown, 1) if marked else text, file=self.stdout)
+
+    def document(self, text: str) -> None:
+        """Print a page or a table of values as it is: escaped by whoever wrote it, for what it is."""
+        print(text, file=self.stdout)
+
+    def picture(self, codes: str) -> None:
+        """Print what a terminal draws a picture from."""
+        write = self.stdout.write_codes if isinstance(self.stdout, _Guarded) else self.stdout.write
+        write(f"{codes}\n")
 
     def json(self, value: Any) -> None:
-        """Print a result as JSON on stdout, escaped where it cannot be encoded or terminals would obey."""
-        text = json.dumps(value, indent=2, ensure_ascii=False)
-        if not (text.replace("\n", "").isprintable() and _can_encode(self.stdout, text)):
-            text = json.dumps(value, indent=2)
-        print(self.called(text), file=self.stdout)
+        """Print a result as JSON on stdout, with codes for what cannot be encoded or shown."""
+        text = self.called(json_text(value, indent=2))
+        if not _can_encode(self.stdout, text):
+            text = self.called(json_text(value, indent=2, ascii_only=True))
+        print(text, file=self.stdout)
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless quiet."""
         if not self.quiet:
-            print(self.called(text), file=self.stderr)
+            print(self.line(text), file=self.stderr)
 
     def warn(self, text: str) -> None:
         """Say something on stderr that even ``--quiet`` shows."""
-        print(f"warning: {self.called(text)}", file=self.stderr)
+        print(f"warning: {self.line(text)}", file=self.stderr)
 
     def table(
         self,
@@ -108,7 +137,8 @@ class Output:
         styles : sequence of str or None, optional
             A rich style per row (``"red"``), for the terminal only.
         """
-        rows = [[self.called(cell) for cell in row] for row in rows] if self._names else rows
+        columns = [Column(self.line(column.heading), column.numeric) for column in columns]
+        rows = [[self.line(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
             self._draw(columns, rows, title, styles)
             return
@@ -139,13 +169,13 @@ class Output:
         from rich.table import Table
         from rich.text import Text
 
-        shown = Text(title, "table.title") if title is not None else None
+        shown = Text(self.line(title), "table.title") if title is not None else None
         table = Table(box=box.SIMPLE_HEAD, title=shown, title_justify="left", pad_edge=False)
         for column in columns:
             table.add_column(Text(column.heading), justify="right" if column.numeric else "left")
         for index, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[index] if styles else None)
-        Console(file=self.stdout).print(table)
+        Console(file=drawn(self.stdout)).print(table)
 
     @contextmanager
     def progress(self, description: str, total: int | None, *, unit: str = "bytes") -> Iterator[Advance]:
@@ -160,7 +190,7 @@ class Output:
         unit : str
             ``bytes`` shows sizes, speed and time left; anything else counts steps.
         """
-        description = self.called(description)
+        description = self.line(description)
         if self.quiet or not self.stderr.isatty():
             if not self.quiet:
                 print(f"{description} …", file=self.stderr)
@@ -179,7 +209,7 @@ class Output:
             bars.BarColumn(),
             bars.TaskProgressColumn(),
             *middle,
-            console=Console(file=self.stderr),
+            console=Console(file=drawn(self.stderr)),
         )
         with shown:
             task = shown.add_task(description, total=total)
@@ -231,7 +261,7 @@ def _fill(fd: int) -> None:
 
 def _prepared(stream: TextIO | None, fd: int, name: str) -> TextIO:
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(_Standard(fd, name)), "utf-8", _PLAIN_LETTERS)
+        return _Guarded(io.BufferedWriter(_Standard(fd, name)), "utf-8", _PLAIN_LETTERS)
     if not isinstance(stream, io.TextIOWrapper):  # a test's, a notebook's
         return stream
     buffer: Any = stream.buffer
@@ -240,13 +270,44 @@ def _prepared(stream: TextIO | None, fd: int, name: str) -> TextIO:
         stream.reconfigure(errors=_PLAIN_LETTERS)
         return stream
     stream.flush()
-    return io.TextIOWrapper(
+    return _Guarded(
         _Standard(fd, name) if buffer is raw else io.BufferedWriter(_Standard(fd, name)),
         stream.encoding,
         _PLAIN_LETTERS,
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+class _Guarded(io.TextIOWrapper):
+    """A stream that shows what is hidden, whoever writes: a library's logger, a traceback, a plug-in."""
+
+    def write(self, text: str, /) -> int:
+        super().write(printed(text, "terminal" if self.isatty() else "file"))
+        return len(text)
+
+    def write_drawn(self, text: str) -> int:
+        """Write what rich draws."""
+        super().write(printed(text, "drawing"))
+        return len(text)
+
+    def write_codes(self, text: str) -> int:
+        """Write codes of ours, whatever they do."""
+        return super().write(text)
+
+
+class _Drawn:
+    def __init__(self, stream: _Guarded) -> None:
+        self._stream = stream
+        self.write = stream.write_drawn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def drawn(stream: TextIO) -> TextIO:
+    """The same stream for rich."""
+    return cast(TextIO, _Drawn(stream)) if isinstance(stream, _Guarded) else stream
 
 
 class _Standard(io.FileIO):

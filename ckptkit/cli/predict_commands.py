@@ -23,7 +23,6 @@ from ckptkit.cli.options import (
     opened_source,
 )
 from ckptkit.cli.output import Column, Output
-from ckptkit.cli.printable import printable
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class _Run:
         elif synthetic:
             self.output.result(f"note: {_NO_KNOWLEDGE}")
         for fault in self.faults:  # now, when no bar is in the way and nothing scrolls them off
-            self.output.warn(printable(str(fault.error)))
+            self.output.warn(str(fault.error))
         if self.faults:
             raise typer.Exit(int(ExitCode.DAMAGED))
         if not self.checks_hold:
@@ -254,9 +253,9 @@ def _renderer(output: Output) -> Renderer | None:
 
 def print_prediction(output: Output, prediction: Prediction, thumbnail: str | None = None) -> None:
     """Print one picture: its name, the picture where the terminal shows it, the table of classes."""
-    output.result(printable(prediction.image))
+    output.result(prediction.image)
     if thumbnail is not None:
-        output.result(thumbnail)
+        output.picture(thumbnail)
     columns = [
         Column("rank", numeric=True),
         Column("probability", numeric=True),

@@ -246,7 +246,7 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
 
 def _show(state: State, target: Path, addition: Addition) -> None:
     if addition.edit.changes:
-        state.output.result(addition.edit.diff().rstrip("\n"))
+        state.output.result(*addition.edit.diff().rstrip("\n").split("\n"))
     else:
         state.output.note(f"{target}: would stay as it is")
 

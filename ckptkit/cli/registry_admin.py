@@ -134,7 +134,7 @@ def pin_command(
     edit = preview_pins(target, pins, below=below)
     if dry_run:
         if edit.changes:
-            state.output.result(edit.diff().rstrip("\n"))
+            state.output.result(*edit.diff().rstrip("\n").split("\n"))
         else:
             state.output.note(f"{target}: would stay as it is")
         return

@@ -171,16 +171,16 @@ def _print(output: Output, items: list[Listed], chosen: list[Field] | None, form
     if form is Form.JSON:
         output.json(listing.as_json(items, chosen))
     elif form is Form.CSV:
-        output.result(listing.as_csv(items, chosen))
+        output.document(listing.as_csv(items, chosen))
     elif form is Form.MARKDOWN:
         from ckptkit.cli.markdown import tables
 
-        output.result(tables(items, chosen))
+        output.document(tables(items, chosen))
     elif form is Form.HTML:
         from ckptkit.cli.html_page import list_page
 
         page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
-        output.result(page.encode("ascii", "xmlcharrefreplace").decode())
+        output.document(page.encode("ascii", "xmlcharrefreplace").decode())
     else:
         listing.print_table(output, items, chosen)
 
@@ -206,6 +206,5 @@ def show_command(
     if as_json:
         state.output.json([showing.as_json(row, record, cached=cached) for row, record, cached in shown])
         return
-    state.output.result(
-        "\n\n".join(showing.as_text(row, record, cached=cached) for row, record, cached in shown)
-    )
+    for place, (row, record, cached) in enumerate(shown):
+        state.output.result(*[""] * bool(place), *showing.as_lines(row, record, cached=cached))

@@ -35,14 +35,14 @@ def as_json(row: Row, record: Record | None, *, cached: bool) -> dict[str, Any]:
     return {**row.fields, **derived, "cached": cached, "observed": observed}
 
 
-def as_text(row: Row, record: Record | None, *, cached: bool) -> str:
+def as_lines(row: Row, record: Record | None, *, cached: bool) -> list[str]:
     """Return the entry for people."""
     facts = [*_facts(row), *_file(row, record, cached=cached)]
     lines = [f"{row.id}: {row.display_name}"]
     lines += [f"  {label:<{_LABEL_WIDTH}}{text}" for label, text in facts]
     lines += ["", "Sources, best first", *_sources(row)]
     lines += ["", "Next", *(f"  {command}" for command in _next(row, cached=cached))]
-    return "\n".join(lines)
+    return lines
 
 
 def _facts(row: Row) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
         ("known deviation", f"{known.figure} {known.published}: {known.reason}")
         for known in row.known_deviations
     ]
-    notes = [("note", row.note)] if row.note else []
+    notes = [("note", " ".join(row.note.split()))] if row.note else []
     return [
         ("architecture", f"{row.variant} ({_joined(row.family, row.group)})"),
         ("training", _joined(row.pretrain_data, row.setting, _pixels(row.train_resolution))),

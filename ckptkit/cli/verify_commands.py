@@ -11,7 +11,6 @@ import typer
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
 from ckptkit.cli.output import Column, human_bytes
-from ckptkit.cli.printable import printable
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -129,13 +128,13 @@ def print_report(state: State, report: VerifyReport) -> None:
     rows: list[list[str]] = []
     styles: list[str | None] = []
     for check in report.checks:
-        lines = [[check.name, check.status, printable(check.detail)]]
-        lines += [["", "", printable(item)] for item in _shown_items(check, everything=state.output.verbose)]
+        lines = [[check.name, check.status, check.detail]]
+        lines += [["", "", item] for item in _shown_items(check, everything=state.output.verbose)]
         rows += lines
         styles += [_STYLES[check.status]] * len(lines)
     state.output.table([Column("check"), Column("status"), Column("found")], rows, styles=styles)
     for note in report.notes:
-        state.output.note(printable(f"{report.name}: {note}"))
+        state.output.note(f"{report.name}: {note}")
     state.output.result(report.verdict)
 
 
@@ -200,12 +199,12 @@ def inspect(
         state.output.json(inspection.to_json(tensors=not summary))
         return
     for heading, text in _head_lines(inspection, everything=state.output.verbose):
-        state.output.result(f"{heading:<12}{printable(text)}")
+        state.output.result(f"{heading:<12}{text}")
     if not summary:
         state.output.result("")
         _print_tensors(state, inspection.tensors, stats=stats, renamed_to=layout)
     for note in inspection.notes:
-        state.output.note(printable(f"note: {note}"))
+        state.output.note(f"note: {note}")
 
 
 def _head_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
@@ -279,7 +278,7 @@ def _print_tensors(
     rows = []
     for tensor in tensors:
         row = [
-            printable(tensor.name),
+            tensor.name,
             "×".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype,
             human_bytes(tensor.nbytes),
@@ -300,7 +299,8 @@ def _fits(state: State, columns: Sequence[Column], rows: Sequence[Sequence[str]]
     if not state.output.stdout.isatty():
         return True
     widths = [
-        max(len(cell) for cell in cells) for cells in zip((c.heading for c in columns), *rows, strict=True)
+        max(len(state.output.line(cell)) for cell in cells)
+        for cells in zip((c.heading for c in columns), *rows, strict=True)
     ]
     return sum(widths) + _COLUMN_GAP * len(widths) <= shutil.get_terminal_size().columns
 

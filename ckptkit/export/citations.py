@@ -49,19 +49,6 @@ PAPERS = {
 g3doc/projects/moat_imagenet_pretrained_checkpoints.md; Westlake-AI/MogaNet, README.md)."""
 
 
-def arxiv_id(paper: str | None) -> str | None:
-    """Read the id out of a registry's ``paper`` field; None where it is something else.
-
-    Examples
-    --------
-    >>> arxiv_id("arXiv:2210.01820")
-    '2210.01820'
-    """
-    if paper is None or not paper.startswith("arXiv:"):
-        return None
-    return paper.removeprefix("arXiv:") or None
-
-
 def bibtex(id: str, key: str) -> str:
     """Return an entry for a bibliography; without title and authors for a paper not known here.
 

@@ -6,12 +6,14 @@ the publisher's and is called so; nothing that was not published and nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, REPOSITORY
-from ckptkit.export.citations import arxiv_id, bibtex
+from ckptkit.export.citations import bibtex
 from ckptkit.families.base import get_family
 from ckptkit.images.classes import imagenet_classes
+from ckptkit.text import arxiv_id, escaped, json_text, web_address, yaml_text
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -68,11 +70,9 @@ def model_card(source: ModelSource, config: ModelConfig, *, repository: str | No
     str
         Markdown with a YAML head.
     """
-    import yaml
-
-    head = yaml.safe_dump(front_matter(source, config), sort_keys=False, allow_unicode=True)
+    head = yaml_text(front_matter(source, config), sort_keys=False)
     parts = [
-        f"# {title(source, config)}",
+        f"# {escaped(title(source, config), 'markdown')}",
         _introduction(source, config),
         _use(repository),
         _input(source, config),
@@ -168,16 +168,17 @@ def _introduction(source: ModelSource, config: ModelConfig) -> str:
     if config.synthetic:
         return f"> **Synthetic weights.** {SYNTHETIC}\n\nThe architecture is {kind}."
     if source.entry is not None:
-        origin = f"the published checkpoint `{source.entry.id}`"
+        origin = f"the published checkpoint {escaped(source.entry.id, 'code')}"
     elif source.origin is not None:
-        origin = f"a conversion of the published checkpoint `{source.origin.id}`"
+        origin = f"a conversion of the published checkpoint {escaped(source.origin.id, 'code')}"
     else:
         origin = "a checkpoint"
     made = f"The weights are those of {origin}, converted by ckptkit to safetensors under PyTorch names; "
     made += "nothing was trained anew."
     statistics = config.provenance.get("bn_statistics", "present")
     if statistics != "present":
-        made += f" Their BatchNorm statistics are {statistics}: not those that were published."
+        which = escaped(str(statistics), "markdown")
+        made += f" Their BatchNorm statistics are {which}: not those that were published."
     if config.torch_dtype not in (None, "float32"):
         made += f" Their floating type is {config.torch_dtype}."
     return f"{config.variant} is {kind}.\n\n{made}"
@@ -191,7 +192,7 @@ def _use(repository: str | None) -> str:
         "import ckptkit",
         "from huggingface_hub import snapshot_download",
         "",
-        f'folder = snapshot_download("{repository or "ORG/NAME"}")  # or the path of this folder',
+        f"folder = snapshot_download({json_text(repository or 'ORG/NAME')})  # or the path of this folder",
         "model = ckptkit.create_model(folder)           # PyTorch: takes float32 images (N, 3, H, W)",
         'model = ckptkit.create_model(folder, "keras")  # Keras: takes (N, H, W, 3)',
         "```",
@@ -215,12 +216,11 @@ def _input(source: ModelSource, config: ModelConfig) -> str:
         ("interpolation", pictures.interpolation + chosen),
         ("mean", ", ".join(map(str, pictures.mean))),
         ("standard deviation", ", ".join(map(str, pictures.std))),
-        *((f"`{key}`", str(value)) for key, value in config.settings.items()),
+        *((escaped(key, "code"), str(value)) for key, value in config.settings.items()),
     ]
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows)
     behaviour = ", ".join(f"`{key}`" for key in get_family(config.model_type).behaviour)
     return (
-        f"## Input and settings\n\n| | |\n|---|---|\n{table}\n\n"
+        f"## Input and settings\n\n| | |\n|---|---|\n{_table(rows)}\n\n"
         f"Mean and standard deviation are of RGB in [0, 1]. The settings ({behaviour}) change what the model "
         "computes and no tensor's shape."
     )
@@ -240,7 +240,7 @@ def _figures(source: ModelSource, config: ModelConfig) -> list[str]:
         ("training recipe", entry.setting),
         ("evaluated at", f"{entry.test_resolution} pixels" if entry.test_resolution else None),
     ]
-    table = "\n".join(f"| {what} | {value} |" for what, value in rows if value is not None)
+    table = _table([(what, value) for what, value in rows if value is not None])
     page = _page(entry)
     where = f" ([{page[0]}]({page[1]}))" if page is not None else ""
     return [
@@ -264,8 +264,17 @@ def _provenance(source: ModelSource, config: ModelConfig) -> str:
         "ckptkit_version": "ckptkit",
     }
     said = config.provenance
-    rows = "\n".join(f"| {what} | {said[key]} |" for key, what in names.items() if key in said)
-    return f"## Provenance\n\n| | |\n|---|---|\n{rows}"
+    table = _table([(what, str(said[key])) for key, what in names.items() if key in said])
+    return f"## Provenance\n\n| | |\n|---|---|\n{table}"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    """Rows of Markdown and text; an address is a link."""
+    cells = []
+    for what, text in rows:
+        address = web_address(text)
+        cells.append((what, f"<{address}>" if address is not None else escaped(text, "markdown")))
+    return "\n".join(f"| {what} | {cell} |" for what, cell in cells)
 
 
 def _citation(source: ModelSource, config: ModelConfig) -> list[str]:

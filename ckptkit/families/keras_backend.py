@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ckptkit.errors import UsageError
+from ckptkit.text import printed
 
 BACKEND = "tensorflow"
 _STDERR = 2
@@ -54,7 +55,8 @@ def stderr_aside() -> Iterator[None]:
             yield
         except BaseException:
             aside.seek(0)
-            os.write(terminal, aside.read())
+            text = aside.read().decode(errors="backslashreplace")
+            os.write(terminal, printed(text, "file").encode(errors="backslashreplace"))
             raise
         finally:
             os.dup2(terminal, _STDERR)

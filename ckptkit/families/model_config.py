@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.families.base import Recognition, family_of_variant, require_recognition
 from ckptkit.formats.detect import open_reader
+from ckptkit.text import json_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -65,7 +66,7 @@ class ModelConfig(BaseModel):
         for labels in ("id2label", "label2id"):  # of a head that is not ImageNet's nobody knows them
             if said[labels] is None:
                 del said[labels]
-        return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+        return json_text(said, indent=2) + "\n"
 
 
 @dataclass(frozen=True)

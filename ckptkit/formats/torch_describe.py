@@ -8,6 +8,7 @@ from itertools import chain, islice
 from ckptkit.formats.pickle_values import attributes, items, known_text
 from ckptkit.formats.restricted_pickle import GlobalName, Inert
 from ckptkit.formats.torch_pickle import StorageRef, TensorRef, UnsupportedTensor
+from ckptkit.text import escaped
 
 MAX_EXTRAS = 1000
 _MAX_TEXT = 1000
@@ -124,13 +125,6 @@ def _is_bulky(value: object) -> bool:
     )
 
 
-def _plain(text: str) -> str:
-    """Escape what a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class _Paragraphs:
     """Texts of several lines keep them, until so many characters are used up."""
 
@@ -142,7 +136,7 @@ class _Paragraphs:
             return describe(value)
         cut = value[:_MAX_PARAGRAPH]
         self._left -= len(cut)
-        lines = [_plain(line.removesuffix("\r").expandtabs(4)) for line in cut.strip("\n").split("\n")]
+        lines = [escaped(line.removesuffix("\r").expandtabs(4)) for line in cut.strip("\n").split("\n")]
         return "\n".join(lines) + ("…" if len(cut) < len(value) else "")
 
 
@@ -165,7 +159,7 @@ class _Describer:
         if said is None:
             assert isinstance(value, Inert)
             return self._call(value, depth)
-        said = _plain(said[: max(self._left, 0) + 1])
+        said = escaped(said[: max(self._left, 0) + 1])
         self._left -= len(said)
         return said
 
@@ -203,7 +197,7 @@ class _Describer:
         yield "", f"… {_values(len(value))} in all"
 
     def _call(self, value: Inert, depth: int) -> str:
-        name = _plain(value.name[:200])
+        name = escaped(value.name[:200])
         self._left -= len(name)
         if depth == 0:
             return f"{name}(…)"

@@ -9,7 +9,6 @@ for files of higher-level libraries, which TensorFlow itself leaves alone
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from ckptkit.errors import ConversionError, FormatError
 from ckptkit.formats.staging import translated
 from ckptkit.tensors import Array
+from ckptkit.text import json_text
 
 INPUT = "images"
 LOGITS = "logits"
@@ -86,7 +86,7 @@ def write_saved_model(
             raise ConversionError(f"{folder}: TensorFlow cannot write the model: {error.message}") from error
         path = folder / FACTS
         path.parent.mkdir()
-        path.write_text(json.dumps(dict(facts or {}), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json_text(dict(facts or {}), indent=2) + "\n", encoding="utf-8")
     return tuple(names)
 
 

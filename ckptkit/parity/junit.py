@@ -17,10 +17,9 @@ from ckptkit.errors import UsageError
 from ckptkit.files import open_regular
 from ckptkit.parity.comparison import StageComparison
 from ckptkit.parity.report import FRAMEWORK_NAMES, Failure, ParityReport
+from ckptkit.text import escaped
 
 _HEAD_BYTES = 4096
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, not even escaped; a file name can."""
 
 
 def refuse_other_file(path: Path) -> None:
@@ -85,7 +84,7 @@ def _suite(report: ParityReport) -> ElementTree.Element:
         suite.append(_case(report, stage, seconds))
     output = ElementTree.SubElement(suite, "system-out")
     answers = [f"same answers: {report.top}"] if report.top else []
-    output.text = _clean("\n".join((report.verdict, *answers, *report.notes)))
+    output.text = "\n".join(escaped(text, "xml") for text in (report.verdict, *answers, *report.notes))
     return suite
 
 
@@ -125,7 +124,7 @@ def _error(failure: Failure) -> ElementTree.Element:
     suite = _element("testsuite", name=name, tests="1", failures="0", errors="1", skipped="0", time="0.000")
     case = _element("testcase", classname=_class_name(failure.name), name="comparison", time="0.000")
     error = _element("error", message=failure.error, type=failure.kind)
-    error.text = _clean(failure.error)
+    error.text = escaped(failure.error, "xml")
     case.append(error)
     suite.append(case)
     return suite
@@ -137,8 +136,4 @@ def _class_name(name: str) -> str:
 
 
 def _element(tag: str, **attributes: str) -> ElementTree.Element:
-    return ElementTree.Element(tag, {name: _clean(value) for name, value in attributes.items()})
-
-
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)
+    return ElementTree.Element(tag, {name: escaped(value, "xml") for name, value in attributes.items()})

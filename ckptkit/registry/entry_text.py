@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ckptkit.errors import UsageError, command
 from ckptkit.registry.document import parse
 from ckptkit.registry.schema import Entry
@@ -21,6 +19,7 @@ from ckptkit.registry.spans import (
     entry_places,
     newline_of,
 )
+from ckptkit.text import escaped, yaml_text
 
 
 def by_hand(path: Path) -> str:
@@ -126,25 +125,17 @@ def written(value: Any, *, inline: bool = True) -> str:
         return "{" + ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(written, value)) + "]"
-    text = _dumped([value], default_flow_style=True)[1:-2] if inline else _dumped({"k": value})[3:-1]
-    return _quoted(value) if isinstance(value, str) and text != value else text
-
-
-def _quoted(text: str) -> str:
-    return _dumped(text, default_style='"').rstrip("\n")
+    text = yaml_text([value], default_flow_style=True)[1:-2] if inline else yaml_text({"k": value})[3:-1]
+    return escaped(value, "yaml") if isinstance(value, str) and text != value else text
 
 
 def _value(name: str, value: Any, *, inline: bool) -> str:
     """Text of a field's value; a checksum is always quoted, for one without a letter would be a number."""
-    return _quoted(value) if name == "sha256" else written(value, inline=inline)
+    return escaped(value, "yaml") if name == "sha256" else written(value, inline=inline)
 
 
 def _field(name: str, value: Any, *, inline: bool) -> str:
     return f"{name}: {_value(name, value, inline=inline)}"
-
-
-def _dumped(value: Any, **style: Any) -> str:
-    return str(yaml.safe_dump(value, allow_unicode=True, width=float("inf"), **style))
 
 
 def _dashed(source: Mapping[str, Any], indent: int) -> list[str]:

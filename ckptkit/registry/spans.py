@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from ckptkit.errors import UsageError
+from ckptkit.text import escaped
 
 PINNED_FIELDS = ("sha256", "size", "hash_provenance")
 
@@ -51,12 +51,12 @@ class Pin:
         return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
 
     def written(self) -> dict[str, str]:
-        """Return the three fields as YAML text; a JSON string is a YAML string."""
-        when, where = json.dumps(self.observed_at), json.dumps(self.url, ensure_ascii=False)
-        note = f", note: {json.dumps(self.note, ensure_ascii=False)}" if self.note else ""
+        """Return the three fields as YAML text."""
+        when, where = escaped(self.observed_at, "yaml"), escaped(self.url, "yaml")
+        note = f", note: {escaped(self.note, 'yaml')}" if self.note else ""
         return {
             # Quoted: 64 digits without a letter would be a number.
-            "sha256": json.dumps(self.sha256),
+            "sha256": escaped(self.sha256, "yaml"),
             "size": str(self.size),
             "hash_provenance": f"{{observed_at: {when}, url: {where}{note}}}",
         }
@@ -153,7 +153,7 @@ def pinned_text(text: str, pins: Sequence[Pin], path: Path) -> str:
 
 def _body(pin: Pin) -> list[str]:
     """Lines of an entry that holds a pin alone."""
-    return [f"id: {json.dumps(pin.id)}", *(f"{name}: {value}" for name, value in pin.written().items())]
+    return [f"id: {escaped(pin.id, 'yaml')}", *(f"{name}: {value}" for name, value in pin.written().items())]
 
 
 def newline_of(text: str) -> str:

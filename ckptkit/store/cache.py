@@ -26,6 +26,7 @@ from typing import Any
 from ckptkit.errors import StorageError, UsageError
 from ckptkit.files import is_own_folder, read_regular, regular_status
 from ckptkit.places import NOWHERE, home_folders, is_writable
+from ckptkit.text import CONTROLS, json_text
 from ckptkit.urls import public_url
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
@@ -97,7 +98,7 @@ class Record:
 
     def to_json(self) -> str:
         """Text of the record file."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json_text(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record | None:
@@ -369,7 +370,8 @@ def is_safe_file_name(name: str) -> bool:
         0 < len(name.encode("utf-8", "surrogatepass")) <= 200
         and not name.startswith(".")
         and not name.endswith((".", " "))
-        and not any(ord(letter) < 32 or letter in '/\\:*?"<>|' for letter in name)
+        and not CONTROLS.search(name)
+        and not any(letter in '/\\:*?"<>|' for letter in name)
     )
 
 

@@ -31,6 +31,7 @@ from ckptkit.errors import FormatError, IntegrityError, command, storage_error
 from ckptkit.files import open_regular
 from ckptkit.places import home_folders, platform_folder, user_path
 from ckptkit.store.integrity import Promise
+from ckptkit.text import json_text
 
 ENVIRONMENT = "CKPTKIT_TRUST"
 FILE_NAME = "ckptkit.lock"
@@ -235,7 +236,7 @@ class TrustFile:
         there = path.exists()
         if there and not os.access(path, os.W_OK):  # renaming would replace even a file made read-only
             raise storage_error(PermissionError(errno.EACCES, "read-only"), self.path)
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        text = json_text(value, indent=2) + "\n"
         with StagedFile(path, force=True, plain=True) as staged:
             staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
             if there:

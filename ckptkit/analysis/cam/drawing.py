@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.analysis.cam.colours import COLORMAPS, colour_table
 from ckptkit.errors import UsageError
 from ckptkit.tensors import Array
+from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -240,7 +241,7 @@ class _Writer:
     def wrap(self, text: str, width: int) -> list[str]:
         """Break a text into lines of at most this many pixels, at blanks where there are any."""
         lines: list[str] = []
-        for word in _in_letters_there_are(text).split():
+        for word in _in_letters_there_are(escaped(text, "figure")).split():
             first, *rest = self._pieces(word, width)
             joined = f"{lines[-1]} {first}" if lines else first
             if lines and self.font.getlength(joined) <= width:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.plotting.theme import Theme, marker_of
+from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from ckptkit.analysis.plotting.points import Series
@@ -63,6 +64,7 @@ class Canvas:
         """Width and height of a line as it will be drawn."""
         from matplotlib.text import Text
 
+        text = escaped(text, "figure")
         asked = (text, size, weight)
         if asked not in self._extents:
             line = Text(0, 0, text, fontsize=size, weight=weight, parse_math=False, figure=self.figure)
@@ -93,6 +95,7 @@ class Canvas:
         **look: Any,
     ) -> Any:
         """Write a line; where it is wider than ``room`` it becomes smaller, and is cut in the end."""
+        text = escaped(text, "figure")
         while room and self.extent(text, size, weight)[0] > room and len(text) > 1:
             if size > _LEAST_TEXT:
                 size -= 0.5

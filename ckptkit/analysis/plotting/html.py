@@ -7,10 +7,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.plotting.axes import X_MEASURES, Y_MEASURES
-from ckptkit.analysis.plotting.page import escaped, is_linked, link, links_of, page, template
+from ckptkit.analysis.plotting.page import link, links_of, page, template
 from ckptkit.analysis.plotting.points import Series, collect, series_of, short_names
 from ckptkit.analysis.plotting.theme import LIGHT, marker_of
 from ckptkit.analysis.plotting.titles import families_of, published_by
+from ckptkit.text import escaped, web_address
 
 if TYPE_CHECKING:
     from ckptkit.analysis.plotting.figure import FigureOptions
@@ -35,8 +36,8 @@ def plot_page(entries: Sequence[EntryFacts], *, x: str, y: str, options: FigureO
     points = collect(entries, _MEASURES[x], _MEASURES[y])
     title = options.title or f"{families_of(points)}: accuracy and cost"
     body = Template(template("plot.html")).substitute(
-        title=escaped(title),
-        sources=escaped(published_by(points) + "."),
+        title=escaped(title, "html"),
+        sources=escaped(published_by(points) + ".", "html"),
         table=_table(entries),
     )
     data = {
@@ -72,7 +73,9 @@ def _series_and_entries(entries: Sequence[EntryFacts]) -> dict[str, Any]:
                 **{name: one.value(entry) for name, one in _MEASURES.items()},
                 "text": {name: one.text(entry) for name, one in _MEASURES.items()},
                 "facts": _facts(entry),
-                "links": [[one.name, one.url, one.note, is_linked(one.url)] for one in links_of(entry)],
+                "links": [
+                    [one.name, one.url, one.note, web_address(one.url) is not None] for one in links_of(entry)
+                ],
             }
             for entry in entries
         ],
@@ -107,8 +110,8 @@ def _table(entries: Sequence[EntryFacts]) -> str:
     )
     rows = []
     for entry in entries:
-        cells = [escaped(entry.id), escaped(entry.display_name)]
-        cells += [escaped(one.text(entry) or _UNKNOWN) for one in _MEASURES.values()]
+        cells = [escaped(entry.id, "html"), escaped(entry.display_name, "html")]
+        cells += [escaped(one.text(entry) or _UNKNOWN, "html") for one in _MEASURES.values()]
         cells.append(" · ".join(link(one.url, one.name) for one in links_of(entry)))
         rows.append("".join(f"<td{_number(place)}>{cell}</td>" for place, cell in enumerate(cells)))
     lines = "\n".join(f"<tr>{row}</tr>" for row in rows)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.plotting.theme import DARK, LIGHT, Theme
+from ckptkit.text import arxiv_id, escaped, json_text, web_address
 
 if TYPE_CHECKING:
     from ckptkit.registry import EntryFacts
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_LINKED = ("https://", "http://")
 
 _PAGE = """<!doctype html>
 <html lang="en"{theme}>
@@ -81,7 +79,7 @@ def page(title: str, body: str, *, style: str, script: str, data: Any = None, da
     return _PAGE.format(
         theme=' data-theme="dark"' if dark else "",
         policy=policy,
-        title=escaped(title),
+        title=escaped(title, "html"),
         style=whole_style,
         body=body,
         data=embedded,
@@ -93,11 +91,6 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def escaped(text: str) -> str:
-    """Make text safe within an element and within a quoted attribute."""
-    return html.escape(text, quote=True)
-
-
 def embedded_json(value: Any) -> str:
     r"""Write JSON that may stand in a script element: nothing in it can end the element or open a comment.
 
@@ -106,20 +99,24 @@ def embedded_json(value: Any) -> str:
     >>> print(embedded_json({"name": "</script><!-- & more"}))
     {"name":"\u003c/script\u003e\u003c!-- \u0026 more"}
     """
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json_text(_shown(value), ascii_only=True, compact=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def is_linked(url: str) -> bool:
-    """Whether a page may link to a URL; others (a path, a store's) are shown as text."""
-    return url.lower().startswith(_LINKED)
+def _shown(value: Any) -> Any:
+    """The same with every text as it is shown."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def link(url: str, text: str) -> str:
-    """Return a link in HTML, or the text alone where the URL is none for a browser."""
-    if not is_linked(url):
-        return f"<span>{escaped(text)}: {escaped(url)}</span>"
-    return f'<a href="{escaped(url)}" rel="noreferrer">{escaped(text)}</a>'
+    """Return a link in HTML, or the text alone where the URL is none for a browser: a path, a store's."""
+    if web_address(url) is None:
+        return f"<span>{escaped(text, 'html')}: {escaped(url, 'html')}</span>"
+    return f'<a href="{escaped(url, "html")}" rel="noreferrer">{escaped(text, "html")}</a>'
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,8 @@ def links_of(entry: EntryFacts) -> list[Link]:
         found.append(Link("config", entry.config_url))
     if entry.log_url:
         found.append(Link("log", entry.log_url))
-    if entry.paper and entry.paper.startswith("arXiv:"):
-        found.append(Link("paper", f"https://arxiv.org/abs/{entry.paper.removeprefix('arXiv:')}"))
+    if (paper := arxiv_id(entry.paper)) is not None:
+        found.append(Link("paper", f"https://arxiv.org/abs/{paper}"))
     return found
 
 

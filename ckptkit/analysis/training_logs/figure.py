@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.analysis.plotting.figure import require_matplotlib
 from ckptkit.analysis.training_logs.records import TrainingLog
 from ckptkit.errors import UsageError
+from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +120,7 @@ _SETTINGS: Mapping[str, Any] = {
 
 
 def _title(log: TrainingLog) -> str:
-    name = log.name.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
+    name = escaped(log.name, "figure")
     name = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
     return f"{name}: training log, {len(log.epochs)} epoch{'s' if len(log.epochs) != 1 else ''}"
 
@@ -136,7 +137,7 @@ def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, 
 def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -> None:
     numbers = [epoch.number for epoch in log.epochs]
     for name in names:
-        text, colour = _LABELS.get(name, (name, _BLUE))
+        text, colour = _LABELS.get(name, (escaped(name, "figure"), _BLUE))
         values = [value if value is not None else math.nan for value in map(_figure(name), log.epochs)]
         marker = "." if sum(not math.isnan(value) for value in values) < 40 else ""
         ax.plot(*_without_gaps(numbers, values), color=colour, label=text, linewidth=1.4, marker=marker)
@@ -155,7 +156,7 @@ def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -
                 fontsize=8,
                 color=_GREY,
             )
-    ax.set_ylabel(label)
+    ax.set_ylabel(escaped(label, "figure"))
     ax.margins(y=0.09)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
