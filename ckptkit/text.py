@@ -124,7 +124,7 @@ def _code_span(text: str) -> str:
 
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|inf|nan)")
-_FORMULA = re.compile(r"""[\s"']*[=+\-@\t\r＝＋－＠]""")
+_FORMULA = re.compile(r"""(\A|[;|])(?=[\s"']*[=+\-@\t\r＝＋－＠])""")  # other separators, too
 
 
 def _csv(text: str) -> str:
@@ -135,9 +135,7 @@ def _csv(text: str) -> str:
     >>> print(_csv("-1.5"), _csv("=1+1"), _csv("a;b"), _csv('"=1'))
     -1.5 '=1+1 "a;b" "'""=1"
     """
-    cell = line(text)
-    if _FORMULA.match(text) and not _NUMBER.fullmatch(text):
-        cell = "'" + cell
+    cell = line(text if _NUMBER.fullmatch(text) else _FORMULA.sub(r"\1'", text))
     if any(sign in cell for sign in ',;"|') or cell != cell.strip():
         return '"' + cell.replace('"', '""') + '"'
     return cell
