@@ -73,13 +73,12 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
         found = found or _below(folder, names, kind)
     if not found:
         raise _nothing(folder, shown, names)
+    indexes = {index_of(path.name) for path in found}
+    if None not in indexes:
+        missing = ", ".join(sorted(filter(None, indexes)))
+        shards = "a shard without its" if len(found) == 1 else f"{len(found)} shards without their"
+        raise FormatError(shown, f"holds {shards} index", hint=f"fetch {missing}, too")
     if len(found) > 1:
-        indexes = {index_of(path.name) for path in found}
-        if None not in indexes:
-            missing = ", ".join(sorted(filter(None, indexes)))
-            raise FormatError(
-                shown, f"holds {len(found)} shards without their index", hint=f"fetch {missing}, too"
-            )
         choices = [path.relative_to(folder).as_posix() for path in found]
         raise UsageError(
             f"{shown} holds {len(found)} checkpoints", hint=f"name one: {listed(choices, _SHOWN)}"

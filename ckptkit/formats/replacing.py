@@ -18,6 +18,7 @@ from pathlib import Path
 from ckptkit.errors import CkptkitError
 from ckptkit.formats.base import Check
 from ckptkit.formats.staging import (
+    TEMPORARY,
     StagedFile,
     alone_in,
     aside_path,
@@ -155,7 +156,8 @@ def _shards(index: Path, leader: Path) -> list[Path]:
     }
     if own:
         for other in leader.parent.iterdir():
-            if other.name.endswith(INDEX_ENDINGS) and other not in (index, leader):
+            temporary = other.name.startswith(TEMPORARY)
+            if other.name.endswith(INDEX_ENDINGS) and not temporary and other != leader:
                 own -= shards_of(other)
         if index != leader and leader.is_file():  # a new checkpoint stands already
             own -= shards_of(leader)

@@ -413,7 +413,7 @@ def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False)
         if is_link and plain:
             raise UsageError(f"{path} is a link", hint="remove it, or name another file")
         try:
-            mode = path.stat().st_mode
+            mode = path.stat().st_mode if is_link else itself.st_mode
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(f"{path} is a link that leads nowhere", hint="remove it") from None
         place = _Place(path)

@@ -188,6 +188,15 @@ def test_a_folder_of_hugging_faces_cache(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
+def test_a_shard_without_its_index_is_a_part(tmp_path: Path) -> None:
+    write("safetensors", "model-00001-of-00002.safetensors")(tmp_path)
+    with pytest.raises(
+        FormatError, match=r"/ holds a shard without its index; fetch model\.safetensors\.index"
+    ):
+        open_reader(tmp_path)
+    open_reader(tmp_path / "model-00001-of-00002.safetensors").close()
+
+
 def test_shards_without_their_index(tmp_path: Path) -> None:
     for number in (1, 2):
         write("safetensors", f"model-0000{number}-of-00002.safetensors")(tmp_path)
