@@ -3,13 +3,21 @@
 ``python -m tests.fuzz --differential --count 10000``. The kinds of files are those of `tests.fuzz.valid`:
 what a real library wrote, and (``to-…``) what ckptkit wrote. A refusal counts as one where `LIMITS` has its
 reason, a tensor left out by name where the reader lists it; everything else that differs is a fault.
+
+``damaged-…`` are the files of `tests.fuzz.target`, whose checksums are right again. Where both sides read
+one, no tensor that both have may differ: else a file means one thing here and another there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import os
 import pickle
 import re
+import resource
+import signal
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,16 +27,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.fuzz import target
+from tests.fuzz.seeds import seeds
 from tests.fuzz.target import Outcome, measured, place
 from tests.fuzz.valid import EXPECTED, MAKERS, Draw, installed
 
-FORMATS = tuple(format for format, (package, _) in MAKERS.items() if installed(package))
+DAMAGED = {
+    "damaged-npz": "numpy",
+    "damaged-safetensors": "safetensors",
+    "damaged-torch-zip": "torch",
+    "damaged-torch-legacy": "torch",
+    "damaged-keras": "h5py",
+    "damaged-tf": "tensorflow",
+}
+_PACKAGES = {**{format: package for format, (package, _) in MAKERS.items()}, **DAMAGED}
+FORMATS = tuple(format for format, package in _PACKAGES.items() if installed(package))
 
 LIMITS: Mapping[str, str] = {
     "chunks with one of HDF5's newer indexes": "only libver='latest' writes them, which Keras never does",
     "packed by filter '(lzf|szip|scaleoffset)'": "filters of h5py and of HDF5 that Keras never uses",
     "is a link to another file: not followed": "a file that is read leads to no other one",
-    "it starts with 00 00 00 00 00 00 00 00": "a user block: HDF5 behind something else, as a polyglot is",
+    "is an HDF5 file behind a user block": "HDF5 behind something else, as a polyglot is",
     "is a TensorFlow V1 checkpoint": "TensorFlow's older format: refused by name, with what converts it",
     "a storage of QInt8, which cannot be skipped over": "a legacy file: what follows cannot be found",
 }
@@ -65,10 +84,10 @@ def _by_numpy(path: Path) -> dict[str, Table]:
     return {"": {name: _value(array) for name, array in arrays.items() if array.dtype.kind not in "US"}}
 
 
-def _by_torch(path: Path) -> dict[str, Table]:
+def _by_torch(path: Path, *, weights_only: bool = False) -> dict[str, Table]:
     import torch
 
-    root = torch.load(path, map_location="cpu", weights_only=False)
+    root = torch.load(path, map_location="cpu", weights_only=weights_only)
     return {".".join(way): _of_torch(table) for way, table in _tables(root) if _of_torch(table)}
 
 
@@ -156,6 +175,8 @@ _LIBRARIES: Mapping[str, Callable[[Path], dict[str, Table]]] = {
     "keras": _by_h5py,
     "tensorflow": _by_tensorflow,
 }
+_OF_DAMAGED = {**_LIBRARIES, "torch": functools.partial(_by_torch, weights_only=True)}
+"""The same for damaged files, whose pickles may call anything."""
 
 
 # -- what ckptkit reads --------------------------------------------------------------------------------------
@@ -168,39 +189,51 @@ class Read(NamedTuple):
     left_out: set[str]
 
 
-def _by_ckptkit(path: Path, choices: Sequence[str]) -> dict[str, Read]:
-    """Everything in a file, by state dict; ``choices`` are those that may be in it."""
+def _by_ckptkit(path: Path, choices: Sequence[str], *, damaged: bool = False) -> dict[str, Read]:
+    """Everything in a file, by state dict; ``choices`` are those that may be in it.
+
+    In a ``damaged`` one tensors may be refused.
+    """
     from ckptkit.formats.detect import open_reader
     from ckptkit.formats.torch_state_dicts import AmbiguousError
 
     try:
         with open_reader(path, as_saved=True) as reader:
             first, names = reader.state_dict, reader.state_dicts
-            found = {first or "": _all_of(reader)}
+            found = {first or "": _all_of(reader, damaged=damaged)}
     except AmbiguousError:
         first, names, found = None, tuple(choices), {}
     for name in names:
         if name != first:
             with open_reader(path, as_saved=True, state_dict=name) as reader:
-                found[name] = _all_of(reader)
+                found[name] = _all_of(reader, damaged=damaged)
     return found
 
 
-def _all_of(reader: Any) -> Read:
+def _all_of(reader: Any, *, damaged: bool) -> Read:
+    from ckptkit.errors import FormatError
+
     tensors = {}
     keys = getattr(reader, "keys", None) if reader.format == "tf" else None
-    for name, spec in reader.specs.items():
-        reader.check(name)
-        raw = reader.raw(name)
-        kind = spec.dtype.safetensors if reader.format == "safetensors" else spec.dtype.name
-        if spec.dtype.bits is None:
-            array = reader.read(name)
-            assert raw is None or bytes(raw.data) == array.tobytes(), f"{name}: raw and read differ"
-            value = _value(array, kind if reader.format != "npz" or not spec.dtype.is_opaque else "")
-        else:
-            value = Value(kind, spec.shape, bytes(raw.data))
-        tensors[keys[name] if keys else name] = value
+    for name in reader.specs:
+        try:
+            tensors[keys[name] if keys else name] = _one_of(reader, name)
+        except FormatError:
+            if not damaged:
+                raise
     return Read(tensors, {*reader.left_out, *reader.also})
+
+
+def _one_of(reader: Any, name: str) -> Value:
+    spec = reader.specs[name]
+    reader.check(name)
+    raw = reader.raw(name)
+    kind = spec.dtype.safetensors if reader.format == "safetensors" else spec.dtype.name
+    if spec.dtype.bits is not None:
+        return Value(kind, spec.shape, bytes(raw.data))
+    array = reader.read(name)
+    assert raw is None or bytes(raw.data) == array.tobytes(), f"{name}: raw and read differ"
+    return _value(array, kind if reader.format != "npz" or not spec.dtype.is_opaque else "")
 
 
 # -- the comparison ------------------------------------------------------------------------------------------
@@ -208,6 +241,8 @@ def _all_of(reader: Any) -> Read:
 
 def case(format: str, seed: int, number: int) -> tuple[str, dict[str, bytes], str, int]:
     """Case ``number`` of a campaign, as `tests.fuzz.target.case`: a valid file, by chance."""
+    if format in DAMAGED:
+        return target.case(format.removeprefix("damaged-"), seed, number)
     draw = Draw(f"{seed}/{format}/{number}")
     with tempfile.TemporaryDirectory(prefix="ckptkit-valid-") as folder:
         opened = MAKERS[format][1](draw, Path(folder))
@@ -221,6 +256,8 @@ def case(format: str, seed: int, number: int) -> tuple[str, dict[str, bytes], st
 
 def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, how: int) -> Outcome:
     """Read a valid file by both, and compare; the bounds of `tests.fuzz.target` are for ckptkit's part."""
+    if format in DAMAGED:
+        return _examine_damaged(format, files, opened, folder)
     from ckptkit.errors import CkptkitError
 
     expected = pickle.loads(files[EXPECTED]) if EXPECTED in files else None
@@ -252,6 +289,61 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
             return replace(outcome, kind=f"fault: {difference.kind}", trace=str(difference))
         return replace(outcome, kind="equal, some left out by name") if left else outcome
     return outcome
+
+
+def _examine_damaged(format: str, files: Mapping[str, bytes], opened: str, folder: Path) -> Outcome:
+    """Compare what both sides read of a damaged file; a library that it ends is in a process of its own."""
+    from ckptkit.errors import CkptkitError
+
+    place(files, folder)
+    found: dict[str, Read] = {}
+
+    def read() -> str:
+        try:
+            found.update(_by_ckptkit(folder / opened, [], damaged=True))
+        except CkptkitError:
+            return "refused"
+        return "read by both, and equal"
+
+    outcome = measured(read, folder)
+    if outcome.kind == "refused":
+        return outcome
+    theirs = _in_a_child(_OF_DAMAGED[DAMAGED[format]], folder / opened)
+    if theirs is None:
+        return replace(outcome, kind="read by ckptkit, not by the library")
+    for name, one in found.items():
+        table = theirs.get(name, {})
+        for key, mine in one.tensors.items():
+            value = table.get(key, mine)
+            if value.raw != b"?" and (mine.shape, mine.raw) != (value.shape, value.raw):
+                what = f"{name!r}, {key!r}: {mine[:2]} {mine.raw[:40]!r}, {value[:2]} {value.raw[:40]!r}"
+                return replace(outcome, kind="fault: wrong values", trace=what)
+    return outcome
+
+
+_SECONDS = 10
+"""How long a library may take to read a damaged file."""
+
+
+def _in_a_child(read: Callable[[Path], dict[str, Table]], path: Path) -> dict[str, Table] | None:
+    """What a function reads in a forked process; None where it fails, takes too long or ends the process."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(_SECONDS)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with os.fdopen(theirs, "wb") as pipe:
+                pickle.dump(read(path), pipe)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as pipe:
+        raw = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return pickle.loads(raw) if status == 0 and raw else None
 
 
 class Differs(Exception):
@@ -299,6 +391,11 @@ def _compare(theirs: Mapping[str, Table], ours: Mapping[str, Read], *, types: bo
 def warm_up(formats: Sequence[str], seed: int, folder: Path) -> None:
     """Have both sides import what they need, so that no case pays for it."""
     for format in formats:
+        if format in DAMAGED:  # here, of a good file, that no child need import it
+            good = seeds(format.removeprefix("damaged-"))[0]
+            place(good.files, folder)
+            with contextlib.suppress(Exception):
+                _OF_DAMAGED[DAMAGED[format]](folder / good.opened)
         for number in range(-3, 0):
             _, files, opened, how = case(format, seed, number)
             examine(format, files, opened, folder, how)

@@ -198,6 +198,9 @@ def _by_h5py(**options: Any) -> bytes:
             if not new:  # its index of chunks is one that ckptkit does not read
                 chunked = {"chunks": (16,), "compression": "gzip", "shuffle": True, "fletcher32": number == 2}
                 variables.create_dataset("1", data=np.arange(64, dtype="float32"), **chunked)
+                variables.create_dataset("3", data=np.array([True, False, True]))
+                partly = variables.create_dataset("4", (6, 4), ">i2", chunks=(2, 3), fillvalue=7)
+                partly[:2] = 1
             variables.create_dataset("2" if not new else "1", data=np.float64(3), track_times=False)
     return file.getvalue()
 

@@ -124,9 +124,11 @@ def _torch_zip() -> Iterator[Seed]:
     raw = with_zip64_end(stored_zip(members))
     layers = [*zip64_end_layers("m.pth", raw), *raw_layers({"m.pth": raw})]
     yield Seed("torch-zip", "64-bit end", {"m.pth": raw}, "m.pth", layers)
-    held = {name: array for name, array in arrays().items() if array.dtype.name != "bool"}
-    ours = written("torch", held, "m.pth")
+    ours = written("torch", arrays(), "m.pth")
+    with zipfile.ZipFile(io.BytesIO(ours["m.pth"])) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
     layers = [*raw_layers(ours), *zip_layers("m.pth", ours["m.pth"])]
+    layers += member_layers("m.pth", members, stored_zip, {"archive/data.pkl": "pickle"})
     yield Seed("torch-zip", "written by ckptkit", ours, "m.pth", layers)
 
 
@@ -139,7 +141,8 @@ _ZIPS: tuple[Callable[[Mapping[str, bytes]], bytes], ...] = (
 
 
 def _torch_legacy() -> Iterator[Seed]:
-    for name, pickled in _pickles().items():
+    for name, made in _pickles().items():
+        pickled = made.replace(b"tQ", b"NtQ")  # a storage there also says of which other it is a view
         files = {"m.pth": torch_files.legacy(pickled)}
         layers = [*raw_layers(files), Layer("m.pth", pickled, torch_files.legacy, "pickle")]
         rest = files["m.pth"]
