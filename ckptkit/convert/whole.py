@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -282,7 +283,7 @@ def _dtype_in_words(conversion: TensorPlan) -> str:
 
 def stem_of(path: Path) -> str:
     """A checkpoint's name without its ending."""
-    name = path.resolve().name
+    name = os.path.basename(os.path.realpath(path))  # noqa: PTH119 (resolve() raises for a link to itself)
     stem = without_ending(name)
     return stem if stem != name else path.stem or name
 

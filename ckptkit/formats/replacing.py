@@ -43,8 +43,10 @@ def refuse_standing(path: Path, *, force: bool) -> None:
     UsageError
         One stands and ``force`` is false, or something there is not written to.
     """
-    for leader in dict.fromkeys((path, path.with_name(path.name + ".index"), *_leaders(path))):
-        refuse_existing(leader, force=force)
+    refuse_existing(path, force=force)
+    for leader in (path.with_name(path.name + ".index"), *_leaders(path)):
+        if leader != path and os.path.lexists(leader):  # not where that name would be too long
+            refuse_existing(leader, force=force)
 
 
 def files_at(path: Path) -> Iterator[Path]:
@@ -122,12 +124,16 @@ def _leaders(path: Path) -> list[Path]:
     found = [path.with_name(index) for index in indexes if index.endswith(INDEX_ENDINGS)]
     found = [index for index in found if os.path.lexists(index)]
     keras = path.with_name(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
-    if name.endswith(KERAS_SHARD) and keras.is_file() and shards_of(keras):
+    if name.endswith(KERAS_SHARD) and _is_file(keras) and shards_of(keras):
         found.append(keras)
     table = path.with_name(name + ".index")
     if _is_table(table):
         found.append(table)
-    return [*found, path] if path.is_file() else found
+    return [*found, path] if _is_file(path) else found
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 (pathlib's raises where the name is too long)
 
 
 def _others(path: Path, final: Path | None) -> list[Path]:
@@ -221,9 +227,10 @@ def _set_aside(leaders: Sequence[Path]) -> list[tuple[Path, Path]]:
 
 
 def _remove(old: Sequence[tuple[Path, Path]]) -> None:
-    """Remove earlier results: first what went with them."""
+    """Remove earlier results, first what went with them; what stays for now opens no more."""
     for aside, leader in old:
-        for path in (*_followers(aside, leader), aside):
-            with contextlib.suppress(FileNotFoundError):
-                if stat.S_ISREG(path.lstat().st_mode) or path.is_symlink():
+        with contextlib.suppress(OSError):
+            for path in (*_followers(aside, leader), aside):
+                mode = path.lstat().st_mode if os.path.lexists(path) else 0
+                if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
                     path.unlink()
