@@ -36,7 +36,7 @@ from tests.fuzz.layers import (
     zip_layers,
     zipped,
 )
-from tests.fuzz.text_seeds import TEXTS
+from tests.fuzz.other_seeds import OTHERS
 from tests.fuzz.tf_seeds import DATA, table_of_blocks, tf_items, tf_seeds
 from tests.support import tf_files, torch_files
 
@@ -277,7 +277,7 @@ _MAKERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "sharded": _sharded,
     "npz": _npz,
     "keras": keras_seeds,
-    **TEXTS,
+    **OTHERS,
 }
 FORMATS = tuple(_MAKERS)
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, RegistryError, UsageError
-from tests.fuzz.text_seeds import USES
+from tests.fuzz.other_seeds import USES
 
 MAX_SECONDS = 1.0
 """Processor time for one file: wall time would blame the file for what else the machine does."""

@@ -1,16 +1,35 @@
-"""Text files to damage, and how ckptkit uses each: registries, rules, logs, what is in the cache."""
+"""Files to damage that are no checkpoints, and how ckptkit uses each: texts, records, archives, pictures."""
 
 from __future__ import annotations
 
+import functools
+import gzip
 import hashlib
+import importlib.util
+import io
 import json
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tests.conftest import REPOSITORY
-from tests.fuzz.layers import Layer, Seed, raw_layers, whole, written
+from tests.fuzz.layers import (
+    Layer,
+    Seed,
+    member_layers,
+    raw_layers,
+    tar,
+    tar_layers,
+    whole,
+    written,
+    zip_layers,
+    zipped,
+)
 from tests.support.training_logs import PLAIN, THREE_EPOCHS, summary
 
 
@@ -163,16 +182,109 @@ def use_cache(path: Path) -> str:
     return "read"
 
 
-TEXTS: Mapping[str, Callable[[], Iterator[Seed]]] = {
+# -- archives to unpack --------------------------------------------------------------------------------------
+
+
+def _archives() -> Iterator[Seed]:
+    members = {"m/a.index": b"index" * 9, "m/b.data-00000-of-00001": bytes(range(200)), "c.txt": b"x"}
+    raw = tar(members)
+    for name, pack in (("a.tar", whole), ("a.tar.gz", functools.partial(gzip.compress, mtime=0))):
+        layers = [*raw_layers({name: pack(raw)}), Layer(name, raw, pack), *tar_layers(name, raw, pack)]
+        yield Seed("archive", name, {name: pack(raw)}, name, layers)
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raw = zipped(members, method)
+        layers = [*raw_layers({"a.zip": raw}), *zip_layers("a.zip", raw)]
+        layers += member_layers("a.zip", members, functools.partial(zipped, method=method))
+        yield Seed("archive", f"zip, method {method}", {"a.zip": raw}, "a.zip", layers)
+
+
+def use_archive(path: Path) -> str:
+    """Unpack, as ``fetch`` does: into its folder, or not at all."""
+    from ckptkit.errors import CkptkitError
+    from ckptkit.store.archive import unpack
+
+    folder = path.parent / "here" / "out"
+    around = {*path.parent.parent.iterdir()}
+    try:
+        unpack(path, folder)
+    except CkptkitError:
+        if folder.exists() or (folder.parent.exists() and [*folder.parent.iterdir()]):
+            raise AssertionError("something is left of an archive that was refused") from None
+        raise
+    finally:
+        assert {*path.parent.iterdir()} <= {path, folder.parent}
+        assert {*path.parent.parent.iterdir()} == around
+    for one in folder.rglob("*"):
+        assert (one.is_file() or one.is_dir()) and not one.is_symlink()
+    return "read"
+
+
+# -- pictures ------------------------------------------------------------------------------------------------
+
+
+def _pictures() -> Iterator[Seed]:
+    from PIL import Image
+
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 255, (24, 16, 3), "uint8"))
+    ways: Mapping[str, Mapping[str, Any]] = {
+        "png": {}, "jpeg": {}, "webp": {"lossless": True}, "bmp": {}, "gif": {},
+        "tiff": {"compression": "tiff_deflate"},
+    }  # fmt: skip
+    for kind, options in ways.items():
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        raw, name = file.getvalue(), f"a.{kind}"
+        layers = raw_layers({name: raw})
+        if kind == "png":
+            layers += _png_layers(name, raw)
+        yield Seed("picture", kind, {name: raw}, name, layers)
+
+
+def _png_layers(name: str, raw: bytes) -> Iterator[Layer]:
+    """Every chunk of a PNG with its length and checksum right, and the pixels before they are packed."""
+    place = 8
+    while place < len(raw):
+        size = int.from_bytes(raw[place : place + 4], "big")
+        kind = raw[place + 4 : place + 8]
+        stop = place + 12 + size
+
+        def wrap(damaged: bytes, kind: bytes = kind, place: int = place, stop: int = stop) -> bytes:
+            crc = zlib.crc32(kind + damaged).to_bytes(4, "big")
+            return raw[:place] + len(damaged).to_bytes(4, "big") + kind + damaged + crc + raw[stop:]
+
+        yield Layer(name, raw[place + 8 : stop - 4], wrap)
+        if kind == b"IDAT":
+            pixels = zlib.decompress(raw[place + 8 : stop - 4])
+            yield Layer(name, pixels, lambda damaged, wrap=wrap: wrap(zlib.compress(damaged)))
+        place = stop
+
+
+def use_picture(path: Path) -> str:
+    """Decode, as ``predict`` does."""
+    from ckptkit.images.decoding import open_image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = open_image(path)
+    assert picture.mode == "RGB"
+    picture.resize((8, 8))
+    return "read"
+
+
+OTHERS: Mapping[str, Callable[[], Iterator[Seed]]] = {
     "registry": _registry,
     "rules": _rules,
     "log": _logs,
     "cache": _cache,
+    "archive": _archives,
+    **({"picture": _pictures} if importlib.util.find_spec("PIL") else {}),
 }
 USES: Mapping[str, Callable[[Path], str]] = {
     "registry": use_registry,
     "rules": use_rules,
     "log": use_log,
     "cache": use_cache,
+    "archive": use_archive,
+    "picture": use_picture,
 }
-"""Of each kind of text: what reads a file of it, and says what came of it."""
+"""Of each kind: what uses a file of it, and says what came of it."""
