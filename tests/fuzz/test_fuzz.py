@@ -7,12 +7,14 @@ import io
 import random
 import sys
 import tarfile
+import time
 import zipfile
 
 import pytest
 
 from tests.fuzz import differential, target
-from tests.fuzz.campaign import Plan, Tally, minimised, run, save
+from tests.fuzz.__main__ import main as command
+from tests.fuzz.campaign import Fault, Plan, Tally, again, minimised, run, save
 from tests.fuzz.grammars import GRAMMARS
 from tests.fuzz.hdf5_seeds import checked_spans, lookup3
 from tests.fuzz.layers import tar, tar_layers, zip_layers, zipped
@@ -176,6 +178,25 @@ def test_the_campaign_notices_every_kind_of_fault(tmp_path) -> None:
     assert (home / "m.safetensors").is_file()
 
 
+def test_a_campaign_ends_when_its_time_is_up() -> None:
+    start = time.monotonic()
+    tally = run(Plan(("log",), sys.maxsize, seed=5), jobs=1, seconds=0.2)
+    assert time.monotonic() - start < 20
+    assert tally.faults == []
+
+
+def test_the_command_says_what_shows_a_fault_again(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(target, "_used", lambda use, path: "fault: planted")
+    arguments = ["x", "--format", "log", "--seed", "7", "--case", "3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert command() == 1
+    assert "fault: planted" in capsys.readouterr().out
+    fault = Fault("log", 3, "mmcv", target.Outcome("fault: planted", 0, 0))
+    said = again(fault, Plan(FORMATS, 1, 7)).split()
+    assert said[3:] == ["--seed", "7", "--format", "log", "--case", "3"]
+    assert "--differential" in again(fault, Plan(FORMATS, 1, 7, module=differential.__name__))
+
+
 def test_memory_is_measured(tmp_path, monkeypatch) -> None:
     def use(path, opener):
         return f"read {len(bytearray(b'x' * (40 << 20)))}"
@@ -201,8 +222,6 @@ def test_damage_is_undone_where_it_does_not_matter(monkeypatch) -> None:
     damaged[300:302] = b"!!"
     files = {"m.safetensors": bytes(damaged)}
     monkeypatch.setattr(target, "case", lambda *_: ("one file", files, "m.safetensors", 0))
-    from tests.fuzz.campaign import Fault
-
     fault = Fault("safetensors", 0, "one file", target.Outcome("fault: ValueError", 0, 0, "trace"))
     (left,) = minimised(fault, 0).values()
     differing = [place for place in range(len(good)) if left[place] != good[place]]
