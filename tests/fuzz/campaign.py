@@ -23,6 +23,8 @@ DAMAGED = "tests.fuzz.target"
 """Where the damaged files are."""
 HANG_SECONDS = 30.0
 """Wall time without a word from a worker: it waits for something that will not come."""
+START_SECONDS = 300.0
+"""Until its first word: imports of three frameworks, where others want the processor too."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def run(
             process = context.Process(target=_work, args=(theirs, plan, rest, folder), daemon=True)
             process.start()
             theirs.close()
-            return _Worker(process, ours, rest, time.monotonic() + hang_seconds)  # starting takes its time
+            return _Worker(process, ours, rest, time.monotonic() + START_SECONDS)
 
         def lost(worker: _Worker, kind: str) -> None:
             """Note the case at which a worker was lost, and have another go on behind it."""
@@ -176,7 +178,7 @@ def run(
                         else:
                             workers.remove(worker)
                         continue
-                    worker.heard = max(worker.heard, time.monotonic())
+                    worker.heard = time.monotonic()
                     if number < 0:
                         worker.started = True
                         continue
