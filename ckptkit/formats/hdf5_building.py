@@ -100,7 +100,7 @@ def _tree(path: Path, specs: Iterable[TensorSpec]) -> _Group:
     root: _Group = {}
     for spec in specs:
         *folders, last = spec.name.split("/")
-        parts_fit = all(part not in ("", ".") and "\0" not in part for part in (*folders, last))
+        parts_fit = all(part not in ("", ".", "..") and "\0" not in part for part in (*folders, last))
         if not parts_fit or len(spec.name) > MAX_NAME or len(folders) >= MAX_DEPTH:
             raise ConversionError(f"{path}: HDF5 cannot hold a tensor called {spec.name!r}")
         if len(spec.shape) > MAX_DIMS:

@@ -242,7 +242,7 @@ class Objects:
                 name = raw.decode()
             except UnicodeDecodeError as error:
                 raise self.source.error("a name that is not UTF-8", header.address) from error
-            if not name or "/" in name or name == "." or name in found:
+            if not name or "/" in name or "\0" in name or name == "." or name in found:
                 raise self.source.error(
                     f"a group with two members, or none, of name {name!r}", header.address
                 )

@@ -97,6 +97,7 @@ class KerasH5Reader(MappedReader):
             self.close()
             raise
         self._datasets: Mapping[str, Dataset] = found.datasets
+        self._whole: set[str] = set()  # datasets whose chunks have been unpacked, and so compared
         self.specs: Mapping[str, TensorSpec] = {
             name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
         }
@@ -172,6 +173,7 @@ class KerasH5Reader(MappedReader):
                 array = array.byteswap()
         else:
             array = read_chunks(self._source, dataset, name).astype(dataset.dtype.numpy, copy=False)
+            self._whole.add(name)
         array.flags.writeable = False
         return numpy.asarray(array)
 
@@ -180,8 +182,9 @@ class KerasH5Reader(MappedReader):
         self._require(name)
         self._check_bytes(name)
         dataset = self._datasets[name]
-        if dataset.is_checked:
+        if dataset.is_checked and name not in self._whole:
             read_chunks(self._source, dataset, name)
+            self._whole.add(name)
         return dataset.is_checked or self._archive is not None
 
     def check_rest(self) -> None:
@@ -278,6 +281,7 @@ class _Walk:
         self._followed[group, link.name] = None
         at = self._objects.root if link.target.startswith("/") else group
         for step in link.target.split("/"):
+            self._objects.source.budget.spend(steps=1)
             if step in ("", "."):
                 continue
             following = self._members(at).get(step) if self._header(at).is_group else None

@@ -28,8 +28,8 @@ def unsafe_name(name: str) -> str | None:
         return "leaves its folder ('..')"
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name):
         return "has an absolute name"
-    if "\0" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
-        return "has a zero byte or half a character in its name"
+    if "\0" in name:
+        return "has a zero byte in its name"
     return "has too long a name" if len(name.encode()) > _MAX_MEMBER else None
 
 

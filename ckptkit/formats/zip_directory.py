@@ -10,6 +10,7 @@ import contextlib
 import posixpath
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -137,13 +138,9 @@ class CheckedMembers:
     def _compare(self, entry: ZipEntry, what: str) -> None:
         if entry.method == STORED:
             found = self._file.crc32(entry.offset, entry.packed, keep=entry.packed <= _KEPT_PAGES)
+            _require_crc32(self._file, entry, found, what)
         else:
-            found = 0
-            for piece in inflated(self._file, entry):
-                found = crc32(piece, found)
-        if found != entry.crc32:
-            reason = f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}"
-            raise damaged(self._file, entry, reason, what)
+            deque(inflated(self._file, entry), 0)
 
 
 def check_members(path: Path) -> None:
@@ -170,19 +167,27 @@ def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
     Raises
     ------
     FormatError
-        It does not unpack, or not to that size.
+        It does not unpack, or not to that size, or, behind the last piece, its CRC-32 is another.
     """
-    left = entry.size
+    left, found = entry.size, 0
     try:
         for piece in file.inflated(entry.offset, entry.packed, -zlib.MAX_WBITS):
             left -= len(piece)
             if left < 0:
                 break
+            found = crc32(piece, found)
             yield piece
     except ValueError as error:
         raise damaged(file, entry, str(error)) from error
     if left:
         raise damaged(file, entry, f"unpacks to other than {entry.size} bytes")
+    _require_crc32(file, entry, found)
+
+
+def _require_crc32(file: MappedFile, entry: ZipEntry, found: int, what: str = "") -> None:
+    if found != entry.crc32:
+        reason = f"CRC-32 is {found:08x}, the archive says {entry.crc32:08x}"
+        raise damaged(file, entry, reason, what)
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,13 @@ def read_directory(file: MappedFile) -> ZipDirectory:
         raise FormatError(file.path, f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
     if end.offset + end.size > end.stop or end.count * CENTRAL.size > end.size:
         raise FormatError(file.path, "zip directory does not fit into the file", offset=end.offset)
+    if end.offset + end.size != end.stop:
+        raise FormatError(
+            file.path,
+            f"{end.stop - end.offset - end.size} bytes that the end of the zip archive does not account for: "
+            "something was put into the file",
+            offset=end.offset,
+        )
     budget = Budget(file.size, partial(FormatError, file.path))
     entries: dict[str, ZipEntry] = {}
     plain: set[str] = set()
@@ -223,14 +235,15 @@ def read_directory(file: MappedFile) -> ZipDirectory:
         row = _CentralRow.read(file, position, end)
         entry, span = _member(file, row, end)
         budget.spend(nodes=1, names=len(entry.name), steps=8)
-        for name, seen in ((entry.name, entries), (plain_name(entry.name), plain)):
-            if name in seen:
-                raise FormatError(file.path, f"two zip entries are called {name!r}")
+        path = plain_name(entry.name)
+        if path in plain:
+            what = f"are called {path!r}" if entry.name in entries else f"have the path {path!r}"
+            raise FormatError(file.path, f"two zip entries {what}")
         entries[entry.name] = entry
-        plain.add(plain_name(entry.name))
+        plain.add(path)
         spans.append(span)
         position = row.following
-    if position != end.offset + end.size or position != end.stop:
+    if position != end.stop:
         raise FormatError(
             file.path, f"{end.stop - position} bytes between the zip directory and its end", offset=position
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.formats.detect import open_reader
+import ckptkit
+from ckptkit.differences.run import compare_files
+from ckptkit.errors import FormatError
+from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.inspection import inspect_file
+from ckptkit.tensors import RawTensor
 from tests.support.carrying import carry
 from tests.support.damage import no_maps
+from tests.support.tensors import same_bits, specs_of, write_all
 
 Arrays = dict[str, Any]
 
@@ -250,3 +257,110 @@ def test_from_each_library_into_each(source: str, tmp_path: Path, monkeypatch: p
 def _read(path: Path, name: str) -> Any:
     with open_reader(path) as reader:
         return np.array(reader.read(name))
+
+
+# -- damage --------------------------------------------------------------------------------------------------
+
+MARK = values((32,), seed=5)
+
+
+def keras_archive(path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        file["layers/dense/vars/0"] = MARK
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", '{"name": "MARK"}')
+        archive.write(path.with_suffix(".h5"), "model.weights.h5")
+
+
+def chunked_weights(path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("dense/vars/0", data=MARK, chunks=(32,), fletcher32=True)
+
+
+CHECKED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "m.npz": (lambda path: np.savez(path, w=MARK), "m.npz"),
+    "m.pth": (lambda path: write_checkpoint(path, "torch"), "m.pth"),
+    "m.keras": (keras_archive, "m.keras"),
+    "m.weights.h5": (chunked_weights, "m.weights.h5"),
+    "m": (lambda path: write_checkpoint(path, "tf"), "m.data-00000-of-00001"),
+}
+
+
+def write_checkpoint(path: Path, format: str) -> None:
+    write_all(writer_for(format)(path, specs_of({"w": MARK}), {}), {"w": MARK})
+
+
+@pytest.mark.parametrize("kind", CHECKED)
+def test_no_command_takes_a_value_whose_checksum_does_not_hold(tmp_path: Path, kind: str) -> None:
+    make, file = CHECKED[kind]
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    for folder in (good, bad):
+        folder.mkdir()
+        make(folder / kind)
+    raw = bytearray((bad / file).read_bytes())
+    place = raw.index(MARK.tobytes())
+    raw[place + 6] ^= 1
+    (bad / file).write_bytes(raw)
+    uses: dict[str, Callable[[], object]] = {
+        "inspect": lambda: inspect_file(bad / kind, stats=True),
+        "load": lambda: ckptkit.load(bad / kind, "as-is"),
+        "convert": lambda: ckptkit.convert(bad / kind, "safetensors", tmp_path / "x", layout="as-is"),
+        "diff": lambda: compare_files(good / kind, bad / kind),
+    }
+    for use in uses.values():
+        with pytest.raises(FormatError, match=r"CRC-32|checksum"):
+            use()
+    assert not (tmp_path / "x").exists()
+    report = ckptkit.verify(bad / kind, deep=True)
+    assert report.damaged
+    assert not ckptkit.verify(good / kind, deep=True).damaged
+
+
+TOLD = {
+    "m.keras": (keras_archive, b'{"name": "MARK"}'),
+    "m.pth": (lambda path: write_checkpoint(path, "torch"), b"little"),
+    "pickle.pth": (lambda path: write_checkpoint(path, "torch"), b"FloatStorage"),
+    "version.pth": (lambda path: write_checkpoint(path, "torch"), b"3\n"),
+}
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_what_an_archive_says_beside_its_tensors_is_checked_too(tmp_path: Path, kind: str) -> None:
+    make, text = TOLD[kind]
+    make(tmp_path / kind)
+    raw = bytearray((tmp_path / kind).read_bytes())
+    raw[raw.index(text) + len(text) // 2] ^= 1
+    (tmp_path / kind).write_bytes(raw)
+    with pytest.raises(FormatError, match="CRC-32"):
+        open_reader(tmp_path / kind)
+
+
+def test_a_long_member_beside_the_weights_is_checked_by_a_deep_look(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", w=MARK)
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as archive:
+        archive.writestr("readme.txt", "weights of a model", zipfile.ZIP_DEFLATED)
+        archive.writestr("notes.txt", "epoch 90")
+    raw = (tmp_path / "m.npz").read_bytes()
+    assert not ckptkit.verify(tmp_path / "m.npz", deep=True).damaged
+    (tmp_path / "m.npz").write_bytes(raw.replace(b"epoch 90", b"epoch 91"))
+    report = ckptkit.verify(tmp_path / "m.npz", deep=True)
+    assert report.damaged
+
+
+@pytest.mark.parametrize("format", EXTENSIONS)
+def test_bools_of_other_bytes_are_refused(tmp_path: Path, format: str) -> None:
+    held = {"w/vars/0": np.array([True, False, True] * 20)}
+    path = tmp_path / f"m{EXTENSIONS[format]}"
+    write_all(writer_for(format)(path, specs_of(held), {}), held)
+    with open_reader(path) as reader:
+        assert same_bits(reader.read("w/vars/0"), held["w/vars/0"])
+    odd = {"w/vars/0": RawTensor((60,), memoryview(bytes([1, 0, 2] * 20)))}
+    with writer_for(format)(path, specs_of(held), {}, force=True) as writer:
+        writer.write("w/vars/0", odd["w/vars/0"])
+        writer.finish()
+    with open_reader(path) as reader, pytest.raises(FormatError, match="holds byte 0x02"):
+        reader.check("w/vars/0")
+        reader.read("w/vars/0")

@@ -249,3 +249,73 @@ def test_index_of_shards_needs_its_shards(tmp_path: Path) -> None:
     index = raw(tmp_path, json.dumps({"weight_map": {"w": "a.safetensors"}}).encode(), "x.json")
     with pytest.raises(FormatError, match=r"a\.safetensors is missing"):
         open_reader(index)
+
+
+# -- files of two kinds --------------------------------------------------------------------------------------
+
+
+def npz_bytes(**options: Any) -> bytes:
+    raw = io.BytesIO()
+    np.savez(raw, **{"w": np.ones(300, np.float32), **options})
+    return raw.getvalue()
+
+
+def safetensors_around(inner: bytes) -> bytes:
+    head = json.dumps({"w": {"dtype": "U8", "shape": [len(inner)], "data_offsets": [0, len(inner)]}}).encode()
+    return len(head).to_bytes(8, "little") + head + inner
+
+
+def tar_that_is_a_zip() -> bytes:
+    info = zipfile.ZipInfo("w.npy")
+    info.extra = b"xx" + (400).to_bytes(2, "little") + bytes(257 - 39) + b"ustar" + bytes(400 - 223)
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as made:
+        made.writestr(info, b"")
+    return raw.getvalue()
+
+
+def hdf5_in_a_zip() -> bytes:
+    """A stored member that has the mark of HDF5 where programs look for it behind a user block."""
+    mark = b"\x89HDF\r\n\x1a\n"
+    raw = npz_bytes(w=np.zeros(400, np.uint8), v=np.zeros(2000, np.uint8))
+    at = 512 - raw.index(bytes(300))
+    data = bytearray(400)
+    data[at : at + 8] = mark
+    return npz_bytes(w=np.frombuffer(bytes(data), np.uint8), v=np.zeros(2000, np.uint8))
+
+
+TWO_KINDS: dict[str, tuple[bytes, str]] = {
+    "safetensors, zip": (safetensors_around(npz_bytes()), "a zip archive and a safetensors file"),
+    "legacy torch, zip": (legacy(table(w=TENSOR)) + npz_bytes(), "a zip archive and a pickle"),
+    "zip, index": (npz_bytes()[:-2] + b"\x08\x00" + bytes.fromhex("57fb808b247547db"), "a TensorFlow index"),
+    "tar, zip": (tar_that_is_a_zip(), "a zip archive and a tar archive"),
+    "zip, HDF5": (hdf5_in_a_zip(), "a zip archive and an HDF5 file"),
+}
+
+
+@pytest.mark.parametrize("kind", TWO_KINDS)
+def test_files_of_two_kinds_are_refused(tmp_path: Path, kind: str) -> None:
+    content, said = TWO_KINDS[kind]
+    with pytest.raises(FormatError, match=r"is at once") as caught:
+        open_reader(raw(tmp_path, content, "m.bin"))
+    assert said in str(caught.value)
+
+
+def test_an_hdf5_file_behind_a_user_block(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "m.h5", "w", userblock_size=1024) as file:
+        file["dense/vars/0"] = np.ones(3)
+    with pytest.raises(FormatError, match="behind a user block of 1024 bytes"):
+        open_reader(tmp_path / "m.h5")
+
+
+def test_weights_of_a_keras_model_may_lie_where_hdf5_is_looked_for(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3)
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as made:
+        made.writestr("config.json", " " * (1024 - 30 - 11 - 30 - len("model.weights.h5")))
+        made.write(tmp_path / "x.h5", "model.weights.h5")
+    assert (tmp_path / "m.keras").read_bytes()[1024:1028] == b"\x89HDF"
+    with open_reader(tmp_path / "m.keras") as reader:
+        assert reader.read("layers/dense/vars/0").tolist() == [1, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.npz import NpzReader, NpzWriter
 from ckptkit.tensors import DTYPES, TensorSpec
@@ -284,3 +285,56 @@ def test_types_numpy_cannot_name(tmp_path: Path, name: str) -> None:
 def test_metadata_too_long(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="metadata"):
         NpzWriter(tmp_path / "m.npz", [], {"a": "x" * 66_000})
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../../x", "leaves its folder"),
+        ("a/../../x", "leaves its folder"),
+        ("..\\x", "leaves its folder"),
+        ("/etc/x", "absolute"),
+        ("\\\\server\\x", "absolute"),
+        ("C:\\x", "absolute"),
+        ("a\0b", "zero byte"),
+        ("a\ud800", "no valid Unicode"),
+        ("x" * 70_000, "too long"),
+        ("b//c", "is the path of 'b/c' too"),
+        ("b/./c", "is the path of 'b/c' too"),
+    ],
+)
+def test_names_that_are_no_paths_in_an_archive_are_refused(tmp_path: Path, name: str, why: str) -> None:
+    specs = [TensorSpec(one, DTYPES["float32"], (2,)) for one in ("b/c", name)]
+    with pytest.raises(ConversionError, match=re.escape(why)) as caught:
+        NpzWriter(tmp_path / "m.npz", specs, {})
+    assert len(str(caught.value)) < 500
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_with_the_marks_of_frameworks(tmp_path: Path) -> None:
+    held = {name: np.ones(2, np.float32) for name in ("a/b:0", "a.b", "a..b", "A.B", "ü/w", "a b\\c")}
+    write_all(NpzWriter(tmp_path / "m.npz", specs_of(held), {}), held)
+    with np.load(tmp_path / "m.npz") as loaded:
+        assert set(loaded.files) == set(held)
+
+
+def test_a_header_that_says_something_twice(tmp_path: Path) -> None:
+    text = "{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (2,)}".ljust(117) + "\n"
+    raw = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + bytes(16)
+    archive(tmp_path / "m.npz", raw, zipfile.ZIP_STORED)
+    with pytest.raises(FormatError, match="says something twice"):
+        NpzReader(tmp_path / "m.npz")
+
+
+def test_long_headers_are_on_a_budget(tmp_path: Path) -> None:
+    fields = ",".join(f"('{number:x}','<f4')" for number in range(600))
+    text = f"{{'descr':[{fields}],'fortran_order':False,'shape':(0,)}}"
+    raw = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+    with zipfile.ZipFile(tmp_path / "m.npz", "w", zipfile.ZIP_DEFLATED) as made:
+        for number in range(300):
+            made.writestr(f"{number}.npy", raw)
+    with pytest.raises(FormatError, match="steps of work"):
+        NpzReader(tmp_path / "m.npz")

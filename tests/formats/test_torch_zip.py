@@ -7,6 +7,7 @@ import collections
 import contextlib
 import json
 import pickle
+import re
 import shlex
 import tracemalloc
 import warnings
@@ -850,3 +851,56 @@ def test_a_torch_script_archive_gives_its_weights(torch: Any, tmp_path: Path) ->
     exec(code, {})
     with open_reader(tmp_path / "m.pt.pth") as reader:
         assert reader.read("weight").tolist() == model.weight.tolist()
+
+
+# -- archives that torch would read in another way -----------------------------------------------------------
+
+
+def test_checksums_of_an_archive_that_has_none(torch: Any, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.ones(3)}, tmp_path / "m.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.check("w") is False
+        assert reader.read("w").tolist() == [1, 1, 1]
+
+
+def test_one_checksum_of_zero_among_others_is_compared(torch: Any, tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(50.0)}, tmp_path / "m.pth")
+    raw = bytearray((tmp_path / "m.pth").read_bytes())
+    with zipfile.ZipFile(tmp_path / "m.pth") as archive:
+        (info,) = (one for one in archive.infolist() if one.filename.endswith("data/0"))
+    for start in (m.start() for m in re.finditer(re.escape(info.CRC.to_bytes(4, "little")), bytes(raw))):
+        raw[start : start + 4] = bytes(4)
+    (tmp_path / "m.pth").write_bytes(raw)
+    with TorchReader(tmp_path / "m.pth") as reader, pytest.raises(FormatError, match="CRC-32"):
+        reader.read("w")
+
+
+def test_records_that_are_one_to_torch(tmp_path: Path) -> None:
+    """It looks for records without regard to letter case."""
+    path = write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)), records={"DATA/0": bytes(8)})
+    with pytest.raises(FormatError, match="which ignores letter case"):
+        TorchReader(path)
+
+
+def test_a_first_entry_of_another_folder(tmp_path: Path) -> None:
+    """Torch takes the folder of the first entry for that of all records."""
+    path = write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)))
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "n.pth", "w") as new:
+        new.writestr("other/version", "3\n")
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(FormatError, match="whose first entry is not in"):
+        TorchReader(tmp_path / "n.pth")
+
+
+def test_views_of_few_bytes_are_bounded_by_the_file(torch: Any, tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(1 << 22)}, tmp_path / "m.pth")
+    with TorchReader(tmp_path / "m.pth") as reader:
+        assert reader.read("w").strides == (0,)
+    torch.save({"w": torch.zeros(1).expand(1 << 26)}, tmp_path / "m.pth")
+    with pytest.raises(FormatError, match="made of 4 bytes of data"):
+        TorchReader(tmp_path / "m.pth")
