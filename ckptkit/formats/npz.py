@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.member_names import unsafe_name
-from ckptkit.formats.npy_header import MAX_HEADER_BYTES, NpyHeader, descr, header_bytes, parse_header
+from ckptkit.formats.npy_header import MAGIC, MAX_HEADER_BYTES, NpyHeader, descr, header_bytes, parse_header
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.zip_directory import (
@@ -68,10 +69,16 @@ class NpzReader(MappedReader):
             directory = read_directory(self._file)
             self._members = CheckedMembers(self._file, directory)
             for entry in directory.entries.values():
-                if not entry.name.endswith(_EXTENSION):
+                if not entry.name.endswith(_EXTENSION) and not self._begins_as_array(entry):
                     also[entry.name] = f"a file of {entry.size:,} bytes"
                     continue
                 name = entry.name.removesuffix(_EXTENSION)
+                if not entry.is_utf8:
+                    raise FormatError(
+                        self.path, f"zip entry {entry.name!r} does not say how its name is coded"
+                    )
+                if name != entry.name and name in directory.entries:
+                    raise FormatError(self.path, f"zip entries {entry.name!r} and {name!r} are one to numpy")
                 header = self._header(entry)
                 if header.is_text:
                     also[name] = f"texts {list(header.shape)}"
@@ -136,6 +143,14 @@ class NpzReader(MappedReader):
         self._require(name)
         entry, _ = self._arrays[name]
         self._file.release(entry.offset, entry.packed)
+
+    def _begins_as_array(self, entry: ZipEntry) -> bool:
+        """Whether numpy takes a member for an array, whatever it is called."""
+        start = self._file.data[entry.offset : entry.offset + min(entry.packed, 64)]
+        if entry.method == DEFLATED:
+            with contextlib.suppress(zlib.error):
+                start = zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, len(MAGIC))
+        return start.startswith(MAGIC)
 
     def _header(self, entry: ZipEntry) -> NpyHeader:
         if entry.method == STORED:

@@ -69,6 +69,8 @@ class ZipEntry:
         Where the member's data starts in the file.
     attributes : int
         The directory's external attributes: where Unix wrote them, its mode stands in the upper 16 bits.
+    is_utf8 : bool
+        Whether the archive says that its name is UTF-8, or it is ASCII; else programs guess.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ZipEntry:
     size: int
     offset: int
     attributes: int = 0
+    is_utf8: bool = True
 
 
 @dataclass(frozen=True)
@@ -379,7 +382,8 @@ def _member(file: MappedFile, row: _CentralRow, end: _End) -> tuple[ZipEntry, _S
     raw = file.data[start:offset]
     if fields[0] != LOCAL_MAGIC or raw[: fields[9]] != row.name:
         raise FormatError(file.path, f"zip entry {name!r} is not where the directory says", offset=header)
-    entry = ZipEntry(name, row.method, row.crc32, packed, size, offset, row.attributes)
+    is_utf8 = bool(row.flags & _UTF8) or name.isascii()
+    entry = ZipEntry(name, row.method, row.crc32, packed, size, offset, row.attributes, is_utf8)
     if offset + packed > end.offset or (row.method == STORED and packed != size):
         raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
     _compare_headers(file, entry, row, fields, raw[fields[9] :])

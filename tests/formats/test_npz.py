@@ -338,3 +338,30 @@ def test_long_headers_are_on_a_budget(tmp_path: Path) -> None:
             made.writestr(f"{number}.npy", raw)
     with pytest.raises(FormatError, match="steps of work"):
         NpzReader(tmp_path / "m.npz")
+
+
+def test_members_that_numpy_takes_for_arrays(tmp_path: Path) -> None:
+    """It strips the ending from names, and looks for arrays under any name."""
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        with zipfile.ZipFile(tmp_path / "m.npz", "w", method) as made:
+            made.writestr("w", npy(np.ones(3)))
+            made.writestr("text", "no array")
+        with NpzReader(tmp_path / "m.npz") as reader:
+            assert reader.read("w").tolist() == np.load(tmp_path / "m.npz")["w"].tolist()
+            assert list(reader.also) == ["text"]
+    with zipfile.ZipFile(tmp_path / "m.npz", "a") as made:
+        made.writestr("w.npy", npy(np.zeros(3)))
+    with pytest.raises(FormatError, match="'w' are one to numpy"):
+        NpzReader(tmp_path / "m.npz")
+
+
+def test_a_name_in_an_unknown_coding(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", **{"é": np.ones(3)})
+    raw = bytearray((tmp_path / "m.npz").read_bytes())
+    for place, mark in ((6, b"PK\x03\x04"), (8, b"PK\x01\x02")):
+        at = raw.index(mark) + place
+        raw[at : at + 2] = (int.from_bytes(raw[at : at + 2], "little") & ~0x800).to_bytes(2, "little")
+    (tmp_path / "m.npz").write_bytes(raw)
+    assert np.load(tmp_path / "m.npz").files != ["é"]
+    with pytest.raises(FormatError, match="does not say how its name is coded"):
+        NpzReader(tmp_path / "m.npz")
