@@ -15,7 +15,7 @@ from ckptkit.families.binding import Weights
 from ckptkit.families.settings import Size, parse_size
 from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models import Framework, create_model
-from ckptkit.parity.files import said_resolution
+from ckptkit.parity.files import said_normalization, said_resolution
 from ckptkit.synth import is_synthetic
 from ckptkit.workspace import Located, Named, Workspace
 
@@ -261,11 +261,12 @@ def preprocessing_of(
     size = usual_size if resolution is None else parse_size(resolution, "resolution")
     resize = entry.test_resize if entry else None
     if resize is not None and size != usual_size:
-        resize = round(resize * min(size) / min(usual_size))
+        resize = max(1, round(resize * min(size) / min(usual_size)))
+        parse_size(resize, "the shorter side before the crop")
     return Preprocessing(
         size,
         (entry.normalization if entry else None)
-        or metadata.get("normalization")
+        or said_normalization(metadata, path or Path())
         or family.normalization(variant),
         resize,
         (entry.interpolation if entry else None) or DEFAULT_INTERPOLATION,

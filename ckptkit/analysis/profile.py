@@ -17,9 +17,6 @@ from ckptkit.families.settings import Size, parse_num_classes, parse_size
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-MAX_SIDE = 16384
-"""Pixels; the registry's limit too."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -141,8 +138,6 @@ def subject_of(
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
     size = parse_size(resolution, "resolution")
-    if max(size) > MAX_SIDE:
-        raise UsageError(f"resolution is {size[0]}x{size[1]}", hint=f"at most {MAX_SIDE} pixels a side")
     if pos_emb is not None and not family.has_pos_emb:
         raise UsageError(f"family {family.name} has no position embedding", hint="leave pos_emb out")
     if family.has_pos_emb and pos_emb is None:

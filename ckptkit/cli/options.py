@@ -150,9 +150,11 @@ def _parse_setting(text: str) -> tuple[str, Any]:
             return key, lower == "1"
         given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
         return key, TypeAdapter(kind).validate_python(given, strict=True)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError, ValidationError) as error:
         takes = "yes or no (true, false, on, off, 1, 0)" if is_switch else "a whole number above 0, or none"
-        raise UsageError(f"--set {text}: {key} cannot be {value!r}", hint=f"{key} takes {takes}") from error
+        raise UsageError(
+            f"--set {text[:80]}: {key} cannot be {value!r}", hint=f"{key} takes {takes}"
+        ) from error
 
 
 def parse_resolution(text: str | None) -> tuple[int, int] | None:
@@ -173,11 +175,15 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
     import re
 
     from ckptkit.errors import UsageError
+    from ckptkit.families.settings import MAX_SIDE
 
     found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
     if found is None:
         raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
-    return int(found[1]), int(found[2] or found[1])
+    size = int(found[1]), int(found[2] or found[1])
+    if max(size) > MAX_SIDE:
+        raise UsageError(f"--resolution {text!r} is no size", hint=f"at most {MAX_SIDE} pixels a side")
+    return size
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ckptkit.errors import (
     UsageError,
     command,
 )
+from ckptkit.families.settings import shown
 from ckptkit.layouts import Definition, Layout, Site, Table, expand
 from ckptkit.registry.query import FamilyFacts
 from ckptkit.tensors import Array, TensorSpec
@@ -105,6 +106,17 @@ class Family(ABC):
         """What an entry of the registry may say."""
         formats = {layout: (*own, *_HOLD_ANY_NAMES) for layout, own in self.containers.items()}
         return FamilyFacts(self.variants, formats)
+
+    def check_setting(self, key: str, value: object) -> None:
+        """Refuse a value that a behaviour setting cannot have; by default each is true or false.
+
+        Raises
+        ------
+        UsageError
+            It cannot have it; names the setting, and in the hint what it can have.
+        """
+        if not isinstance(value, bool):
+            raise UsageError(f"{key} is {shown(value)}", hint="it is true or false")
 
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""

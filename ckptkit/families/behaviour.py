@@ -43,9 +43,9 @@ def said_settings(
     Raises
     ------
     UsageError
-        When the family has no setting that is told.
+        When the family has no setting that is told, or one cannot have the value.
     FormatError
-        When the file's metadata cannot be read.
+        When the file's metadata give a value that the setting cannot have.
     """
     told, metadata = told or {}, metadata or {}
     for key in told:
@@ -62,15 +62,28 @@ def said_settings(
         elif by_entry is not None:
             said[key] = by_entry
         elif key in metadata:
-            said[key] = _parsed(metadata[key], key, path)
+            said[key] = setting_of_file(family, key, metadata[key], path)
+            continue
+        else:
+            continue
+        family.check_setting(key, said[key])
     return said
 
 
-def _parsed(text: str, key: str, path: str | Path) -> Any:
+def setting_of_file(family: Family, key: str, text: str, path: str | Path) -> Any:
+    """A setting that a file's metadata give as JSON.
+
+    Raises
+    ------
+    FormatError
+        When it is no value that the setting can have.
+    """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(text)
+        family.check_setting(key, value)
+    except (ValueError, RecursionError, UsageError) as error:
         raise FormatError(path, f"its metadata says {key} is {text[:40]!r}, which is no setting") from error
+    return value
 
 
 def unsaid(family: Family, said: Mapping[str, Any]) -> list[str]:

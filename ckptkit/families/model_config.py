@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.families.base import Recognition, family_of_variant, require_recognition
+from ckptkit.families.settings import MAX_SIDE
+from ckptkit.files import open_regular
 from ckptkit.formats.detect import open_reader
 from ckptkit.text import json_text
 
@@ -24,7 +26,7 @@ WEIGHTS = "model.safetensors"
 _MAX_BYTES = 4 << 20
 """A config of 1,000 classes has about 100 kB."""
 
-_Side = Annotated[int, Field(ge=1, le=16384)]
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Channels = tuple[float, float, float]
 
 
@@ -132,9 +134,11 @@ def read_config(folder: Path) -> ModelConfig:
             "checkpoint=",
         )
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        with open_regular(path) as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
             raise FormatError(path, f"larger than {_MAX_BYTES} bytes, so no config of a model")
-        said = json.loads(path.read_bytes())
+        said = json.loads(text)
     except OSError as error:
         raise storage_error(error, path) from error
     except (ValueError, RecursionError) as error:
@@ -169,6 +173,11 @@ def _require_known(path: Path, config: ModelConfig) -> None:
     if unknown or missing:
         what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
         raise FormatError(path, f"its settings do not fit family {family.name}: {what}")
+    for key, value in config.settings.items():
+        try:
+            family.check_setting(key, value)
+        except UsageError as error:
+            raise FormatError(path, f"its setting {error.message}", hint=error.hint) from error
 
 
 def _require_fit(folder: Path, config: ModelConfig, found: Recognition) -> None:

@@ -10,6 +10,10 @@ Size: TypeAlias = tuple[int, int]
 """Height and width."""
 
 
+MAX_SIDE = 16384
+"""Pixels of a side, for whatever takes a size; no model here has been trained at a tenth of it."""
+
+
 def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an integer and no truth value, which Python counts among them."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -27,7 +31,7 @@ def parse_size(value: object, what: str) -> Size:
     Raises
     ------
     UsageError
-        When it is anything else or not positive.
+        When it is anything else, not positive, or more than any input has.
 
     Examples
     --------
@@ -35,9 +39,20 @@ def parse_size(value: object, what: str) -> Size:
     ((224, 224), (192, 256))
     """
     pair = [value, value] if is_int(value) else value
-    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(is_int(side) and side > 0 for side in pair):
-        return pair[0], pair[1]
-    raise UsageError(f"{what} is {value!r}", hint="give a positive integer or (height, width)")
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(is_int(s) and s > 0 for s in pair):
+        raise UsageError(f"{what} is {shown(value)}", hint="give a positive integer or (height, width)")
+    if max(pair) > MAX_SIDE:
+        raise UsageError(f"{what} is {shown(value)}", hint=f"at most {MAX_SIDE} pixels a side")
+    return pair[0], pair[1]
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: Python writes no integer of thousands of digits, nor deep nesting."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "too long to be shown"
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def parse_num_classes(value: object) -> int | None:
@@ -56,5 +71,5 @@ def parse_num_classes(value: object) -> int | None:
     if value is None:
         return None
     if not is_int(value) or value < 0:
-        raise UsageError(f"num_classes is {value!r}", hint="give a positive number, or None for no head")
+        raise UsageError(f"num_classes is {shown(value)}", hint="give a positive number, or None for no head")
     return value or None

@@ -21,9 +21,11 @@ from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
+from ckptkit.families.settings import MAX_SIDE
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.renamed import Renamed
+from ckptkit.images.preprocessing import NORMALIZATIONS
 from ckptkit.layouts import Binding
 from ckptkit.parity.comparison import TOLERANCES
 from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
@@ -250,10 +252,33 @@ def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int,
     text = metadata.get("resolution")
     if text is None:
         return None
-    found = re.fullmatch(r"([1-9][0-9]{0,8})(?:x([1-9][0-9]{0,8}))?", text)
-    if found is None:
-        raise FormatError(path, f"its metadata says resolution is {text[:40]!r}, which is no number")
-    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
+    found = re.fullmatch("([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    sides = [int(side) for side in found.groups() if side] if found else []
+    if not sides or max(sides) > MAX_SIDE:
+        raise FormatError(
+            path,
+            f"its metadata says resolution is {text[:40]!r}, which is no size of an input",
+            hint=f"at most {MAX_SIDE} pixels a side",
+        )
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def said_normalization(metadata: Mapping[str, str], path: Path) -> str | None:
+    """Input normalization that the metadata of a file give; None where they say nothing.
+
+    Raises
+    ------
+    FormatError
+        When what it says is none that is known.
+    """
+    text = metadata.get("normalization")
+    if text is not None and text not in NORMALIZATIONS:
+        raise FormatError(
+            path,
+            f"its metadata says normalization is {text[:40]!r}, which is not known",
+            hint="one of " + ", ".join(NORMALIZATIONS),
+        )
+    return text
 
 
 def inputs_for(
@@ -273,7 +298,7 @@ def inputs_for(
         return random_inputs(batch, size, seed)
     normalization = (
         (entry.normalization if entry else None)
-        or source.reader.metadata.get("normalization")
+        or said_normalization(source.reader.metadata, source.reader.path)
         or family.normalization(variant)
     )
     return image_inputs(

@@ -6,7 +6,6 @@ publish. TensorFlow takes no part and need not be installed.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError, FormatError, UsageError
+from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import get_family
-from ckptkit.families.behaviour import unsaid
+from ckptkit.families.behaviour import setting_of_file, unsaid
 from ckptkit.families.binding import Weights
 from ckptkit.graphs.onnx_graph import write_onnx
 from ckptkit.graphs.onnx_runtime import OnnxGraph, open_onnx
@@ -161,15 +160,12 @@ def _silent(_sentence: str) -> None:
 
 def _settings_in(graph: OnnxGraph, source: ModelFile) -> dict[str, Any]:
     """Behaviour settings that a graph says it was made with."""
-    found = {}
-    for key in source.recognition.family.behaviour.keys() & graph.metadata.keys():
-        text = graph.metadata[key]
-        try:
-            found[key] = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = f"its metadata says {key} is {text[:40]!r}, which is no setting"
-            raise FormatError(graph.path, reason) from error
-    return found
+    family = source.recognition.family
+    return {
+        key: setting_of_file(family, key, graph.metadata[key], graph.path)
+        for key in family.behaviour
+        if key in graph.metadata
+    }
 
 
 def _run(

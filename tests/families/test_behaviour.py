@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ckptkit.errors import FormatError, UsageError
@@ -58,5 +60,50 @@ def test_settings_of_another_family_are_refused():
 
 @pytest.mark.parametrize("text", ["yes", "[" * 100_000, ""])
 def test_metadata_that_is_no_json_is_the_files_fault(text):
-    with pytest.raises(FormatError, match="which is no setting"):
+    with pytest.raises(FormatError, match="no setting"):
         said_settings(MOGANET, metadata={"attn_force_fp32": text}, path="f.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(
+            ("pool_size", text)
+            for text in ('"x"', "true", "0", "4", "2.0", "[2]", "null", "9" * 5000, "NaN", "1e999")
+        ),
+        *(("global_attention", text) for text in ("1", "null", '"true"', "{}", "[" * 900 + "]" * 900)),
+        *(
+            ("window_size", text)
+            for text in (
+                "-1",
+                "0",
+                "16385",
+                "true",
+                '{"4": 1}',
+                "[1, 2, 3]",
+                "[[1, 2], [3]]",
+                '{"2": {}}',
+                '"a"',
+            )
+        ),
+    ],
+)
+def test_a_value_that_a_setting_cannot_have(key, text):
+    """It would go into config.json, and from there into a model."""
+    with pytest.raises(FormatError, match=f"f.safetensors: its metadata says {key} is .* no setting"):
+        said_settings(MOAT, metadata={key: text}, path="f.safetensors")
+    if text[0] not in "9[N{":
+        with pytest.raises(UsageError, match=key):
+            said_settings(MOAT, told={key: json.loads(text)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("pool_size", 3),
+        ("global_attention", True),
+        *(("window_size", value) for value in (None, 14, [14, 7], [[14, 14], None], {"2": 14, "3": [7, 7]})),
+    ],
+)
+def test_values_that_a_setting_can_have(key, value):
+    assert said_settings(MOAT, metadata={key: json.dumps(value)}) == {key: value}

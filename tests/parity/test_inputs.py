@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.parity.files import said_normalization, said_resolution
 from ckptkit.parity.inputs import image_inputs, parse_resolution, random_inputs
 from tests.support.moat_reference import golden_input
 
@@ -134,3 +135,35 @@ def test_an_image_is_one_input():
 def test_an_unknown_normalization_is_refused():
     with pytest.raises(UsageError, match="no normalization 'zscore'"):
         image_inputs(Path("a.png"), None, (32, 32), "zscore")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "x",
+        "224x",
+        "x224",
+        "224x224x3",
+        "16385",
+        "224x16385",
+        "99999999x99999999",
+        "9" * 5000,
+        "-1",
+        "２２４",
+    ],
+)
+def test_a_file_says_no_size_that_no_input_has(text):
+    with pytest.raises(FormatError, match=r"its metadata says resolution is '.{0,40}', which is no size"):
+        said_resolution({"resolution": text}, Path("f.pth"))
+
+
+def test_what_a_file_says_of_its_inputs():
+    path = Path("f.pth")
+    assert said_resolution({}, path) is None
+    assert said_resolution({"resolution": "224"}, path) == 224
+    assert said_resolution({"resolution": "192x16384"}, path) == (192, 16384)
+    assert said_normalization({"normalization": "half"}, path) == "half"
+    with pytest.raises(FormatError, match=r"its metadata says normalization is 'x{40}', which is not"):
+        said_normalization({"normalization": "x" * 5000}, path)

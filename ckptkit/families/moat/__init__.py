@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ckptkit.errors import UsageError
 from ckptkit.families.base import Family, Structure, TableSizes
-from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
+from ckptkit.families.moat.config import (
+    MOAT_CONFIGS,
+    MOAT_DEFINITIONS,
+    POOL_SIZES,
+    POSITION_TABLE,
+    moat_sites,
+)
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
+from ckptkit.families.moat.windows import parse_window_size
+from ckptkit.families.settings import is_int, shown
 from ckptkit.layouts import Site
 from ckptkit.tensors import Array, TensorSpec
 
@@ -58,6 +67,16 @@ class Moat(Family):
         from ckptkit.families.moat.resizing import resize_table
 
         return resize_table(table, size)
+
+    def check_setting(self, key: str, value: object) -> None:
+        """Refuse a pool, a window or a switch that no model has."""
+        if key == "window_size":
+            parse_window_size(value)  # type: ignore[arg-type]  # it says what it cannot read
+        elif key == "pool_size":
+            if not is_int(value) or value not in POOL_SIZES:
+                raise UsageError(f"pool_size is {shown(value)}", hint="MOAT has 2 or 3")
+        else:
+            super().check_setting(key, value)
 
     def read_table_sizes(
         self, layout: str, variant: str, specs: Mapping[str, TensorSpec]

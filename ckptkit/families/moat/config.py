@@ -18,6 +18,7 @@ LAYER_NORM_EPSILON = 1e-5
 FIRST_ATTENTION_STAGE = 2
 """Stages before this one are MBConv blocks, from here on MOAT blocks."""
 
+POOL_SIZES = (2, 3)
 POSITION_TABLE_SIZE = {2: 27, 3: 13}
 """Side of the relative position table by stage, the same at every resolution: 2·14 − 1 and 2·7 − 1."""
 

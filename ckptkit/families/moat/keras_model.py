@@ -17,6 +17,7 @@ from ckptkit.families.keras_state import assign, load_state, misfit, refuse, var
 from ckptkit.families.moat.config import (
     FIRST_ATTENTION_STAGE,
     MOAT_CONFIGS,
+    POOL_SIZES,
     POSITION_TABLE_SIZE,
     PUBLISHED_TABLE_SIZES,
 )
@@ -35,7 +36,6 @@ from ckptkit.tensors import Array
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
 """The five feature maps: the stem's, then one for each stage of blocks, at strides 2, 4, 8, 16 and 32."""
 
-POOL_SIZES = (2, 3)
 
 __all__ = [
     "STAGES",

@@ -22,6 +22,7 @@ from ckptkit.families.moat.config import (
     HEAD_SIZE,
     LAYER_NORM_EPSILON,
     MOAT_CONFIGS,
+    POOL_SIZES,
     MoatConfig,
     moat_sites,
 )
@@ -38,8 +39,6 @@ from ckptkit.families.torch_state import load_state
 from ckptkit.layouts import Site
 
 __all__ = ["MoatModel", "build", "load_state"]
-
-POOL_SIZES = (2, 3)
 
 
 class SameConv2d(nn.Conv2d):
