@@ -44,6 +44,10 @@ def expanded(value: Any) -> Any:
     return value
 
 
+_MOST_PARTS = 16
+"""Between separators, of one path."""
+
+
 def listed_paths(variable: str) -> list[Path]:
     """Paths that an environment variable lists as ``PATH`` does, each once.
 
@@ -53,7 +57,7 @@ def listed_paths(variable: str) -> list[Path]:
     parts = os.environ.get(variable, "").split(os.pathsep)
     paths = []
     while parts:
-        count = next((n for n in range(len(parts), 1, -1) if _is_one(parts[:n])), 1)
+        count = next((n for n in range(min(len(parts), _MOST_PARTS), 1, -1) if _is_one(parts[:n])), 1)
         paths.append(os.pathsep.join(parts[:count]).strip())
         del parts[:count]
     return list(dict.fromkeys(user_path(path) for path in paths if path))
