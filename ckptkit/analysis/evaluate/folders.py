@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
 from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.files import open_named
 from ckptkit.images.classes import imagenet_classes
 from ckptkit.images.gathering import entries_of, files_below
 
@@ -105,7 +107,7 @@ def _with_numbers(name: str) -> list[str | int]:
     >>> _with_numbers("class10a")
     ['class', 10, 'a']
     """
-    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", name)]
+    return [int(part) if part[:1] in set("0123456789") else part for part in re.split("([0-9]+)", name)]
 
 
 def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
@@ -147,16 +149,18 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
     return image_set(samples, stamps, str(folder), rule, tuple(remarks))
 
 
-def _encoding(path: Path) -> str:
-    """UTF-8, or UTF-16 where the file begins so (PowerShell writes it), with or without the mark."""
-    with path.open("rb") as file:
-        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+def _encoding(start: bytes) -> str:
+    """UTF-8, or UTF-16 where a file begins so (PowerShell writes it), with or without the mark."""
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
     seen: set[str] = set()
+    encoding = "utf-8"
     try:
-        with path.open(encoding=_encoding(path), errors="surrogateescape") as lines:
+        with cast(io.BufferedReader, open_named(path)) as file:
+            encoding = _encoding(file.peek(2))
+            lines = io.TextIOWrapper(file, encoding, errors="surrogateescape")
             for number, line in enumerate(iter(lambda: lines.readline(_LINE_BYTES), ""), start=1):
                 if not line.strip() or line.startswith("#"):
                     continue
@@ -175,9 +179,7 @@ def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
                 seen.add(name)
                 yield name, class_index(label, num_classes, f"{path}: line {number}")
     except UnicodeError as error:
-        raise FormatError(
-            path, f"damaged {_encoding(path).upper()} text", hint="write it in UTF-8"
-        ) from error
+        raise FormatError(path, f"damaged {encoding.upper()} text", hint="write it in UTF-8") from error
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such file of labels", hint="check --labels") from error
     except OSError as error:

@@ -32,7 +32,8 @@ _NAME_BYTES, _BLOCKS_A_NAME = 4 << 20, 8
 _MEMBERS = 10_000_000
 _MAX_SHARDS = 100_000
 _IMAGES = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{([0-9]{1,12})\.\.([0-9]{1,12})\}")
+_MOST_BRACES = 50
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -59,7 +60,9 @@ def shard_paths(pattern: str) -> list[Path] | None:
     """
     if Path(pattern).exists():
         return None
-    if _BRACES.search(pattern):
+    if (ranges := len(_BRACES.findall(pattern))) > _MOST_BRACES:
+        raise UsageError(f"{pattern}: more than {_MOST_BRACES} ranges", hint="write a range for each level")
+    if ranges:
         paths = [Path(text) for text in _expanded(pattern)]
         absent = [path for path in paths if not path.is_file()]
         if absent:

@@ -21,12 +21,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptkit.analysis.training_logs.lines import MAX_EPOCH, Line, LogFile
+from ckptkit.analysis.training_logs.lines import MAX_EPOCH, Line, LogFile, short
 from ckptkit.analysis.training_logs.records import Epoch
 
 _NOT_FIGURES = frozenset({"mode", "epoch", "iter", "lr", "time", "data_time", "memory", "loss"})
 _MOST_ITERATIONS = 10**9
-_TOP = re.compile(r"(?:head(?P<head>\d+)_)?(?:top|acc(?:uracy)?(?:_top)?)[-_@]?(?P<rank>[15])", re.IGNORECASE)
+_TOP = re.compile(
+    r"(?:head(?P<head>[0-9]{1,9})_)?(?:top|acc(?:uracy)?(?:_top)?)[-_@]?(?P<rank>[15])", re.IGNORECASE
+)
 _LOSS = re.compile(r"(?:val_|head0_)?loss", re.IGNORECASE)
 
 
@@ -75,6 +77,7 @@ def _record(file: LogFile, line: Line) -> dict[str, Any] | None:
         raise file.fault(line.number, "no JSON") from error
     if not isinstance(record, dict):
         raise file.fault(line.number, "no JSON object")
+    file.budget.spend(nodes=2 * len(record))
     return record
 
 
@@ -92,7 +95,7 @@ class _Run:
         """Add a line to its epoch."""
         mode = record["mode"]
         if mode not in ("train", "val"):
-            raise self.file.fault(line, f"mode is {str(mode)[:40]!r}, neither train nor val")
+            raise self.file.fault(line, f"mode is {short(mode)}, neither train nor val")
         if "epoch" not in record:
             raise self.file.fault(line, "no epoch")
         number = self.file.whole(record["epoch"], line, "epoch", MAX_EPOCH)

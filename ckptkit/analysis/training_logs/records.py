@@ -130,7 +130,7 @@ class TrainingLog:
     def figures(self) -> list[str]:
         """Names of the figures that some epoch has: those of `FIGURES` first, then the log's own."""
         own = dict.fromkeys(name for epoch in self.epochs for name in epoch.others)
-        return [name for name in (*FIGURES, *own) if self.has(name)]
+        return [*(name for name in FIGURES if self.has(name)), *own]
 
     def best(self, metric: str | None = None) -> Epoch | None:
         """The epoch with the best value of a figure, the earliest of equals; None where there is none.

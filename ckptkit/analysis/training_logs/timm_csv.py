@@ -53,6 +53,7 @@ def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
             raise file.fault(line.number, f"{len(cells)} cells, but the header has {len(header)}")
         if not line.ended:
             remarks.append(f"line {line.number}, the last, has no end: its last figure may be cut off")
+        file.budget.spend(nodes=2 * len(cells))
         epoch = _epoch(file, line.number, header, cells)
         if epochs and epochs[-1].number >= epoch.number:
             remarks.append(file.resumed(epoch.number, line.number, len(remarks) + 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,83 @@ def test_what_cannot_be_read(tmp_path: Path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(StorageError):
         parse_log(tmp_path / "loop")
+
+
+TRAIN = '{"mode": "train", "epoch": 1, "iter": 50, "loss": 1.0}\n'
+
+WIDE = "".join(
+    f'{{"mode": "val", "epoch": {n}, '
+    + ", ".join(f'"{k}": 1' for k in range(n * 3000, n * 3000 + 3000))
+    + "}\n"
+    for n in range(60)
+)
+WIDE_TABLE = (
+    "epoch," + ",".join(map(str, range(9_000))) + "\n" + "".join(f"{n}{',1' * 9_000}\n" for n in range(60))
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (TRAIN + "\n" * 5_000_000, "steps of work in a file of"),
+        (TRAIN + '{"a": [' + "[]," * 1_000_000 + "[]]}\n", "line 2: longer than 1,048,576 bytes"),
+        (TRAIN + '{"a": "' + "x" * 20_000_000, "line 2: longer than"),
+        (TRAIN.replace(": 1,", ": " + "[" * 950 + "]" * 950 + ",", 1), "epoch is"),
+        (TRAIN.replace('"train"', "[" * 950 + "]" * 950), "mode is"),
+        (TRAIN.replace('"train"', '"' + "t" * 500_000 + '"'), "mode is 'ttt"),
+        (TRAIN.replace(": 1,", ": 1e400,", 1), "epoch is inf"),
+        (TRAIN.replace(": 1,", ": NaN,", 1), "epoch is nan"),
+        (TRAIN.replace(": 1,", ": " + "9" * 4000 + ",", 1), "epoch is a very long number"),
+        (TRAIN.replace(": 1,", ": " + "9" * 5000 + ",", 1), "no JSON"),
+        (TRAIN + "[" * 100_000 + "\n", "line 2: no JSON"),
+        (TRAIN + "x" * 1_000_000 + "\n", "line 2: no JSON"),
+        (WIDE_TABLE, "values and entries in a file of"),
+        ("epoch,train_loss\n" + '"' * 1_000_000 + "\n", "line 2: "),
+        ("epoch,train_loss\n1e400,1\n", "epoch is '1e400'"),
+        ("epoch,train_loss\n" + "9" * 5000 + ",1\n", "epoch is '999"),
+        ("epoch,train_loss\n" + "1,1\n" * 1000, "epochs go back more than"),
+    ],
+)  # fmt: skip
+def test_what_a_log_may_cost(tmp_path: Path, text: str, what: str):
+    path = tmp_path / "hostile.log"
+    path.write_text(text, newline="")
+    started = time.process_time()
+    with pytest.raises(FormatError, match=what) as caught:
+        parse_log(path)
+    assert time.process_time() - started < 5
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_the_time_for_many_figures_grows_with_their_number(tmp_path: Path):
+    path = tmp_path / "log.json"
+    path.write_text(WIDE)
+    started = time.process_time()
+    assert len(parse_log(path).figures()) == 60 * 3000
+    assert time.process_time() - started < 8
+
+
+def test_a_head_of_any_number_of_digits(tmp_path: Path):
+    path = tmp_path / "log.json"
+    path.write_text(TRAIN + '{"mode": "val", "epoch": 1, "head' + "1" * 5000 + '_top1": 5.0}\n')
+    assert "1" * 5000 in parse_log(path).figures()[-1]
+
+
+def test_lines_are_those_of_python(tmp_path: Path):
+    path = tmp_path / "log.json"
+    path.write_bytes(
+        TRAIN.encode().replace(b"\n", b"\r") + b"\r\r\n" + TRAIN.replace("50", "60").strip().encode()
+    )
+    assert parse_log(path).last.number == 1
+
+
+def test_a_pipe_is_refused_and_one_of_the_shell_is_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="pipe: a named pipe where a regular file is needed"):
+        parse_log(tmp_path / "pipe")
+    read, write_end = os.pipe()
+    os.write(write_end, TRAIN.encode())
+    os.close(write_end)
+    try:
+        assert parse_log(Path(f"/dev/fd/{read}")).last.number == 1
+    finally:
+        os.close(read)
