@@ -17,6 +17,7 @@ from ckptkit.text import escaped
 from ckptkit.urls import scrubbed
 
 _MAX_REASON = 1000
+_LONGEST_HINT = 600
 
 
 NAMED_REGISTRIES: ContextVar[tuple[str, ...]] = ContextVar("NAMED_REGISTRIES", default=())
@@ -71,16 +72,16 @@ def faults_in_words(faults: Iterable[str]) -> str:
     return "; ".join([*shown, f"and {len(every) - len(shown):,} more, which --verbose lists"])
 
 
-def _in_a_line(text: str) -> str:
+def _in_a_line(text: str, most: int = _MAX_REASON + 200) -> str:
     """A message or hint, escaped, without secrets; its middle is left out where it quotes at length."""
     text = scrubbed(text)
     if WHOLE_LISTS.get():
         return escaped(text)
-    return _without_middle(escaped(_without_middle(text)))
+    return _without_middle(escaped(_without_middle(text, most)), most)
 
 
-def _without_middle(text: str) -> str:
-    return text if len(text) <= _MAX_REASON + 200 else f"{text[:600]} … {text[-400:]}"
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"
 
 
 class CkptkitError(Exception):
@@ -105,13 +106,13 @@ class CkptkitError(Exception):
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         self.message = _in_a_line(message)
-        self.hint = hint and _in_a_line(hint)
+        self.hint = hint and _in_a_line(hint, _LONGEST_HINT)
         super().__init__(self.message)
 
     def reword(self, way: Callable[[str], str]) -> None:
         """Say the same in other words: those of the command line are not Python's."""
         self.message = _in_a_line(way(self.message))
-        self.hint = _in_a_line(way(self.hint)) if self.hint else None
+        self.hint = _in_a_line(way(self.hint), _LONGEST_HINT) if self.hint else None
         self.args = (self.message,)
 
     def __str__(self) -> str:

@@ -29,6 +29,7 @@ _KINDS = {
 }
 
 
+_MOST_FOLDERS = 250
 _OF_THIS_PROCESS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -69,6 +70,32 @@ def open_regular(
     except BaseException:
         os.close(fd)
         raise
+
+
+def make_folders(path: Path) -> None:
+    """Make a folder and those that it is in, where they are not there; pathlib does it by recursion.
+
+    Raises
+    ------
+    OSError
+        Of the system; with ``ENAMETOOLONG`` where more are missing than anybody means.
+    """
+    missing = [path]
+    while not os.path.lexists(missing[-1].parent) and missing[-1].parent != missing[-1]:
+        missing.append(missing[-1].parent)
+        if len(missing) > _MOST_FOLDERS:
+            what = f"more than {_MOST_FOLDERS} folders to make, each in the other"
+            raise OSError(errno.ENAMETOOLONG, what, str(path))
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+
+
+def resolved(path: Path) -> Path:
+    """Where a path leads, through links; as it stands where they lead round in a circle."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, RecursionError):
+        return path.absolute()
 
 
 def open_named(path: str | Path) -> BinaryIO:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError, command
 from ckptkit.families import registry_families
+from ckptkit.files import resolved
 from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
@@ -293,11 +294,11 @@ class Workspace:
 
     def _of_cache(self, path: Path) -> Located | None:
         """A path that lies in the cache belongs to an entry."""
-        resolved = path.resolve()
-        home = next((h for h in self.home.homes if resolved.is_relative_to(h.path.resolve())), None)
+        place = resolved(path)
+        home = next((h for h in self.home.homes if place.is_relative_to(resolved(h.path))), None)
         if home is None:
             return None
-        parts = resolved.relative_to(home.path.resolve()).parts
+        parts = place.relative_to(resolved(home.path)).parts
         if len(parts) < 2 or parts[0] not in ("artefacts", "unpacked") or parts[1] not in self.registry:
             return None
         record = home.record(parts[1])

@@ -245,7 +245,7 @@ def _bytes(text: str | None) -> int | None:
 
     from ckptkit.errors import UsageError
 
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMG]?)B?", text.strip())
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kMG]?)B?", text.strip())
     if not found or float(found[1]) <= 0:
         raise UsageError(f"--max-shard-size {text!r} is no size", hint="write it like 500MB or 2GB")
     return int(float(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]])

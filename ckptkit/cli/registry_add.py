@@ -12,6 +12,7 @@ from ckptkit.cli.completion import complete_families, complete_ids, complete_val
 from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOption, parse_settings
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import State, state_of
+from ckptkit.files import resolved
 
 if TYPE_CHECKING:
     from ckptkit.cli.checkpoint_facts import CheckpointFacts
@@ -177,7 +178,7 @@ def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
     if file is None and len(registry_files(state.registries)) == 1:
         raise UsageError("no registry file is named to hold the entry", hint=hint)
     target, below = target_registry(state, file)
-    if target.resolve() == built_in_path().resolve() and not in_source_tree():
+    if resolved(target) == resolved(built_in_path()) and not in_source_tree():
         raise UsageError("the registry inside the installed package is not for editing", hint=hint)
     return target, below
 
@@ -261,5 +262,5 @@ def _write(state: State, target: Path, addition: Addition) -> None:
     if not addition.edit.changes:
         state.output.note(f"{target}: holds all of this already")
         return
-    in_use = target.resolve() in [path.resolve() for path in registry_files(state.registries)]
+    in_use = resolved(target) in [resolved(path) for path in registry_files(state.registries)]
     state.output.note(f"{target}: written" + ("" if in_use else f"; use it with --registry {target}"))

@@ -11,6 +11,7 @@ from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.registry_add import add_command
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import state_of
+from ckptkit.files import resolved
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
 
@@ -59,7 +60,7 @@ def _check(file: Path) -> dict[str, Any]:
     from ckptkit.registry import built_in_path
 
     built_in = built_in_path()
-    alone = file.resolve() == built_in.resolve()
+    alone = resolved(file) == resolved(built_in)
     return _check_chain([file] if alone else [built_in, file])[-1]
 
 

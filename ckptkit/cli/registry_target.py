@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptkit.cli.state import State
+from ckptkit.files import resolved
 
 
 def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
@@ -31,7 +32,7 @@ def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
             hint="name one of your own with --file FILE (made if need be), then use it with --registry",
         )
     target = file or files[-1]
-    resolved = [path.resolve() for path in files]
-    if target.resolve() in resolved:
-        return target, files[: resolved.index(target.resolve())]
+    there = [resolved(path) for path in files]
+    if resolved(target) in there:
+        return target, files[: there.index(resolved(target))]
     return target, [built_in_path()]

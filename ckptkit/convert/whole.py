@@ -17,6 +17,7 @@ from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.provenance import Provenance
 from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
+from ckptkit.files import resolved
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, without_ending
@@ -283,7 +284,7 @@ def _dtype_in_words(conversion: TensorPlan) -> str:
 
 def stem_of(path: Path) -> str:
     """A checkpoint's name without its ending."""
-    name = os.path.basename(os.path.realpath(path))  # noqa: PTH119 (resolve() raises for a link to itself)
+    name = resolved(path).name
     stem = without_ending(name)
     return stem if stem != name else path.stem or name
 

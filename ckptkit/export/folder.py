@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptkit.errors import StorageError, UsageError, listed
+from ckptkit.files import make_folders
 from ckptkit.formats.staging import TEMPORARY, move, refuse_existing, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
@@ -60,7 +61,7 @@ class StagedFolder:
             _sweep(self._place)
         refuse_replacement(final, force=force, owned=owned)
         with translated(final):
-            self._place.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(self._place.parent)
             self._writer = new_writer()
             self.path = self._place.with_name(f"{_NEW}{self._writer}+{_short(self._place.name)}")
             self.path.mkdir()

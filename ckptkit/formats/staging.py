@@ -34,7 +34,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.errors import StorageError, UsageError, storage_error
-from ckptkit.files import kind_of
+from ckptkit.files import kind_of, make_folders
 
 if TYPE_CHECKING:
     import tempfile
@@ -119,7 +119,7 @@ class StagedFile:
                 self._scratch = tempfile.TemporaryDirectory(prefix="ckptkit-through-")
                 place = Path(self._scratch.name, "whole" + ending)
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
+                make_folders(place.parent)
                 _sweep_orphans(place, ending)
                 self.temporary, self._fd = _create(place, ending, token)
             except BaseException:

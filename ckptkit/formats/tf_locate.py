@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.files import make_folders
 from ckptkit.formats import foreign
 from ckptkit.formats.staging import TEMPORARY, translated
 from ckptkit.formats.tar_members import iter_safe_members
@@ -112,7 +113,7 @@ def _copy_members(archive: Path, folder: Path) -> list[str]:
             continue
         target = folder.joinpath(*PurePosixPath(member.name).parts)
         with translated(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             with target.open("xb") as file:
                 shutil.copyfileobj(stream, file, _COPY_BYTES)
     return names

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ckptkit.errors import IntegrityError, RegistryError, UsageError
+from ckptkit.files import resolved
 from ckptkit.registry.entry_text import by_hand, row_of, with_changed_entry, with_new_entry
 from ckptkit.registry.loading import Registry, load_texts, read_text
 from ckptkit.registry.schema import Entry
@@ -104,7 +105,7 @@ def preview_addition(
     IntegrityError
         When another checksum is pinned for the entry.
     """
-    path = path.resolve()  # a link stays a link to the edited file
+    path = resolved(path)  # a link stays a link to the edited file
     before = read_text(path) if path.exists() else ""
     start = before or EMPTY_OVERLAY
     base = [(file, read_text(file)) for file in files_below(path, below)]

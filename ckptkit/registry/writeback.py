@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.errors import NotFoundError, RegistryError, UsageError
+from ckptkit.files import resolved
 from ckptkit.formats.staging import StagedFile, copy_mode
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
@@ -127,7 +128,7 @@ def pin_many(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = 
 
 def preview_pins(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None) -> Edit:
     """Return what `pin_many` would do, checked in the same way, without writing."""
-    path = path.resolve()  # a link stays a link to the edited file
+    path = resolved(path)  # a link stays a link to the edited file
     before = read_text(path) if path.exists() else ""
     base = [(file, read_text(file)) for file in files_below(path, below)]
     start = before or EMPTY_OVERLAY
@@ -156,7 +157,7 @@ def files_below(path: Path, below: Sequence[Path] | None) -> Sequence[Path]:
     """Return the registry files that one stands on: as told, else the built-in one, unless it is that."""
     if below is not None:
         return below
-    return [] if path == built_in_path().resolve() else [built_in_path()]
+    return [] if path == resolved(built_in_path()) else [built_in_path()]
 
 
 __all__ = ["PINNED_FIELDS", "Edit", "Pin", "pin", "pin_many", "preview_pins"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.files import kind_of
+from ckptkit.files import kind_of, make_folders
 from ckptkit.formats.staging import flock, translated
 
 try:
@@ -58,7 +58,7 @@ def hold(path: Path, *, wait: bool = True, waiting: Callable[[], None] | None = 
         When the lock file cannot be made.
     """
     with translated(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
     if fcntl is None:
         with _hold_on_windows(path, wait, waiting) as outcome:
             yield outcome

@@ -29,7 +29,7 @@ from typing import Any
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import StorageError, storage_error
-from ckptkit.files import read_regular, regular_status
+from ckptkit.files import make_folders, read_regular, regular_status
 from ckptkit.formats.staging import TEMPORARY, move, sync_file, sync_folder, translated
 from ckptkit.store.behind import Worker
 from ckptkit.store.cache import write_json
@@ -175,7 +175,7 @@ class Partial:
         self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
         path = self._own_path(identity)
         with translated(self.folder / self.name):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folders(self.folder)
         self._path = path
         try:
             if identity.can_resume:

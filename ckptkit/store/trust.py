@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import FormatError, IntegrityError, command, storage_error
-from ckptkit.files import open_regular
+from ckptkit.files import open_regular, resolved
 from ckptkit.places import home_folders, platform_folder, user_path
 from ckptkit.store.integrity import Promise
 from ckptkit.text import json_text
@@ -218,14 +218,14 @@ class TrustFile:
         """Let one process at a time read, change and write."""
         from ckptkit.store.locks import hold
 
-        path = self.path.resolve()
+        path = resolved(self.path)
         with hold(path.with_name(f".{path.name}.guard")):
             yield
 
     def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
         from ckptkit.formats.staging import StagedFile, copy_mode
 
-        path = self.path.resolve()  # a link stays a link to the written file
+        path = resolved(self.path)  # a link stays a link to the written file
         value = {
             "ckptkit_lock": _VERSION,
             "entries": {
