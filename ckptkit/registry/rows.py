@@ -21,6 +21,7 @@ from ckptkit.registry.query import (
     ProvenanceFacts,
     SourceFacts,
 )
+from ckptkit.urls import Url
 
 if TYPE_CHECKING:
     from ckptkit.registry.query import Families
@@ -105,8 +106,12 @@ def _unchecked(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _row(given: dict[str, Any]) -> dict[str, Any]:
-    row = {**_FIELDS, **given}
-    row["sources"] = [{**_SOURCE, **source} for source in row["sources"]]
+    row = _with_urls({**_FIELDS, **given}, "config_url", "log_url")
+    row["sources"] = [_with_urls({**_SOURCE, **source}, "url") for source in row["sources"]]
     if row["hash_provenance"]:
-        row["hash_provenance"] = {**_PROVENANCE, **row["hash_provenance"]}
+        row["hash_provenance"] = _with_urls({**_PROVENANCE, **row["hash_provenance"]}, "url")
     return row
+
+
+def _with_urls(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return fields | {name: Url(fields[name]) for name in names if fields[name] is not None}

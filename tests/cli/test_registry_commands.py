@@ -242,7 +242,6 @@ def test_show_of_an_entry_that_only_a_person_can_fetch(run: Runner, tmp_path: Pa
 
 LEAVES_OUT = (
     "pydantic",
-    "yaml",
     "numpy",
     "requests",
     "rich",
@@ -255,7 +254,6 @@ LEAVES_OUT = (
 
 
 def test_list_loads_nothing_heavy() -> None:
-    """From the second run on; the first one compiles the rows."""
     code = (
         "import sys; from ckptkit.cli.app import main\n"
         "try: main(['list'])\n"
