@@ -18,7 +18,7 @@ Target = Literal["line", "paragraph", "figure", "html", "xml", "markdown", "code
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0, DEL, C1, what turns the direction of writing, line separators, half surrogates: no part of any name."""
 
-_LONGEST_DRAWN = 400
+_LONGEST_DRAWN = 200
 
 _SHOWN = re.compile(
     "[\U0001f000-\U0001faff]"  # emoji, also those newer than this Python

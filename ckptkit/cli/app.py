@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
         os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
-    warnings.formatwarning = _warning
+    as_before, warnings.formatwarning = warnings.formatwarning, _warning
     gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in hoisted if word in _ALL_COMMANDS), None)
@@ -359,6 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with _ending_in_order():
                 contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
         finally:
+            warnings.formatwarning = as_before
             gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
             sys.stdout.flush()
     except OSError as error:  # of what was printed last, or of the help
