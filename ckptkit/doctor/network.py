@@ -22,10 +22,14 @@ from ckptkit.store.credentials import Credentials
 from ckptkit.store.http import CA_VARIABLES, HttpClient
 from ckptkit.store.mirrors import Mirror, resolve
 from ckptkit.store.transport import PassingError, Policy, RangeError, SourceError, SourceGoneError, is_local
+from ckptkit.urls import full_url
 
 GITHUB_API = "https://api.github.com"
 PATIENCE = Policy(
-    connect_timeout=5.0, read_timeout=5.0, credentials=Credentials({"NETRC": os.devnull}, token_hosts={})
+    connect_timeout=5.0,
+    read_timeout=5.0,
+    head_seconds=5.0,
+    credentials=Credentials({"NETRC": os.devnull}, token_hosts={}),
 )
 """For a front page nobody needs to say who they are, so no token and no password is sent."""
 SECONDS = 12.0
@@ -74,6 +78,7 @@ def hosts_of(entries: Mapping[str, EntryFacts], mirrors: Sequence[Mirror] = ()) 
     hosts: dict[str, Host] = {}
     for what, url in _addresses(entries):
         # A person goes to a page by hand, and nobody is asked for a configuration: no mirror counts there.
+        url = full_url(url)
         used = resolve(url, mirrors) if what in ("file", "log") else url
         parts = urlsplit(used)
         origin = (

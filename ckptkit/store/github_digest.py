@@ -15,20 +15,18 @@ import json
 import re
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ckptkit.store.credentials import Credentials, is_loopback
 from ckptkit.store.integrity import Promise
-from ckptkit.store.transport import Policy
+from ckptkit.store.transport import PassingError, Policy, SourceError
 
 if TYPE_CHECKING:
     import requests
 
 _MAX_ANSWER = 8 << 20
 """Bytes: an asset takes some 2 kB there, and a release has at most 1000."""
-_FEW_BYTES = 64
 _MAX_SECONDS = 30.0
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 307, 308)
@@ -107,17 +105,24 @@ class GitHub:
         import requests
         import urllib3
 
+        from ckptkit.store.wire import mount
+
         ends = time.monotonic() + _MAX_SECONDS
         try:
             with requests.Session() as session:
+                mount(session, policy)
                 for _ in range(_MAX_REDIRECTS + 1):
                     with self._get(session, url, policy) as answer:
+                        if time.monotonic() > ends:
+                            raise NoDigestError(f"no whole answer within {_MAX_SECONDS:.0f} s")
                         if answer.status_code not in _REDIRECTS:
                             _refuse_status(answer)
                             return json.loads(_body(answer, ends))
                         url = _checked(urljoin(url, answer.headers.get("Location", "")), self.api)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise NoDigestError(f"no answer ({type(error).__name__})") from error
+        except (SourceError, PassingError) as error:
+            raise NoDigestError(str(error)) from error
         except (ValueError, RecursionError) as error:  # not JSON, not a URL, nested beyond all measure
             raise NoDigestError("the answer cannot be read") from error
         raise NoDigestError("redirects in a circle")
@@ -172,10 +177,10 @@ def _refuse_status(answer: requests.Response) -> None:
 
 
 def _body(answer: requests.Response, ends: float) -> bytes:
+    from ckptkit.store.http import body_of
+
     body = bytearray()
-    # read1 gives what has arrived, so that the clock is looked at; urllib3 1 has none: a few bytes at a time
-    read = getattr(answer.raw, "read1", None) or partial(answer.raw.read, _FEW_BYTES)
-    while piece := read(decode_content=False):
+    for piece in body_of(answer):
         body += piece
         if len(body) > _MAX_ANSWER:
             raise NoDigestError(f"the answer is larger than {_MAX_ANSWER:,} bytes")

@@ -486,6 +486,19 @@ def _header_lines(answer: requests.Response) -> list[tuple[str, str]]:
     return [(str(name), str(value)) for name, value in lines.items()]
 
 
+def body_of(answer: requests.Response) -> Iterator[bytes | memoryview]:
+    """The body of a small answer, of whatever length and framing.
+
+    Raises
+    ------
+    SourceError, PassingError
+        When it never ends, stands still or breaks off.
+    """
+    chunked = _is_chunked(answer.headers.get("Transfer-Encoding"))
+    length = None if chunked else _length(answer.headers.get("Content-Length"))
+    yield from _pieces(answer, length, chunked, 1 << 16, 0)
+
+
 def _pieces(
     answer: requests.Response, length: int | None, chunked: bool, step: int, kept: int
 ) -> Iterator[bytes | memoryview]:

@@ -13,8 +13,12 @@ import contextlib
 import errno
 import importlib
 import inspect
-from collections.abc import Generator, Iterator, Mapping
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,12 +36,18 @@ from ckptkit.store.transport import (
     PassingError,
     RangeError,
     Response,
+    SlowError,
     SourceError,
     SourceGoneError,
     without_secrets,
 )
 
 _PIECE = 8 << 20  # each is one request to the store; a fault loses at most this
+_FIRST_PIECE = 64 << 10  # a store that sends next to nothing is noticed after so much
+_ANSWER_SECONDS = 60.0
+_SLOWEST = 1000
+"""Seconds for an answer of a store, and bytes a second at least; its package has no such bounds."""
+_QUICK = 5.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ def open_remote(
     """
     files, path = _connect(url)
     with _translated():
-        info = _info(files, path)
+        info = _in_time(partial(_info, files, path), _ANSWER_SECONDS)
         identity = _identity(info)
         size = identity.size
         if size is None or info.get("type") != "file":
@@ -99,16 +109,23 @@ def open_remote(
         end = size if stop is None else stop
         if ranged and (identity != known or not start < end <= size):
             raise RangeError("the object in the store has changed")
-        stream = files.open(path, "rb", block_size=_PIECE, cache_type="none")
+        stream = _in_time(
+            partial(files.open, path, "rb", block_size=_PIECE, cache_type="none"), _ANSWER_SECONDS
+        )
 
     def pieces() -> Iterator[bytes]:
         with _translated():
             stream.seek(start)
-            left = end - start
-            while piece := stream.read(min(_PIECE, left)):
+            left, step = end - start, _FIRST_PIECE
+            while left:
+                began, asked = time.monotonic(), min(step, left)
+                piece = _in_time(partial(stream.read, asked), _ANSWER_SECONDS + asked / _SLOWEST)
+                if not piece or len(piece) > asked:
+                    break
                 left -= len(piece)
                 yield piece
-            if _identity(_info(files, path)) != identity:
+                step = min(2 * step, _PIECE) if time.monotonic() - began < _QUICK else step
+            if _identity(_in_time(partial(_info, files, path), _ANSWER_SECONDS)) != identity:
                 raise RangeError("the object in the store changed while it was read")
 
     with stream:
@@ -233,6 +250,26 @@ def _connect(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingDependencyError(f"an address of {scheme}://", store.package) from error
     return files, path
+
+
+def _in_time(call: Callable[[], Any], seconds: float) -> Any:
+    """What a call into a store's package gives, if it comes in time; it cannot be ended otherwise."""
+    answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put((call(), None))
+        except BaseException as error:  # raised again by who waits
+            answer.put((None, error))
+
+    threading.Thread(target=ask, name="ckptkit-store", daemon=True).start()
+    try:
+        value, error = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise SlowError(f"no answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return value
 
 
 def _info(files: Any, path: str) -> Mapping[str, Any]:

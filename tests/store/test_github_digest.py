@@ -134,7 +134,7 @@ UNHELPFUL: dict[str, tuple[list[Fault], str]] = {
     "no JSON": ([whole(b"<html>")], "cannot be read"),
     "nested": ([deep], "cannot be read"),
     "cut": ([cut(50)], "cannot be read"),
-    "stall": ([stall(50)], "no answer (ReadTimeoutError)"),
+    "stall": ([stall(50)], "the connection stalled"),
     "elsewhere": ([redirect("https://evil.org/x")], "redirects to another host"),
     "another port": ([redirect("http://127.0.0.1:9/x")], "redirects to another host"),
     "another scheme": ([redirect("file:///etc/passwd")], "redirects to another host"),
