@@ -76,9 +76,9 @@ class Host:
 def hosts_of(entries: Mapping[str, EntryFacts], mirrors: Sequence[Mirror] = ()) -> list[Host]:
     """The places that the addresses of entries lead to, after the mirror rules."""
     hosts: dict[str, Host] = {}
-    for what, url in _addresses(entries):
+    for what, address in _addresses(entries):
         # A person goes to a page by hand, and nobody is asked for a configuration: no mirror counts there.
-        url = full_url(url)
+        url = full_url(address)
         used = resolve(url, mirrors) if what in ("file", "log") else url
         parts = urlsplit(used)
         origin = (

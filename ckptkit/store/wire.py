@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
 import re
 import socket
 import time
@@ -27,7 +28,7 @@ _MOST_INTERIM = 8
 _MOST_HEAD = 256 << 10
 _MOST_TRAILERS = 32 << 10
 _LONGEST_CHUNK_LINE = 4096
-_FRAMING = 4 << 20
+_FRAMING = 1 << 20
 _FRAMING_RATIO = 64
 """Bytes of the file for each of framing, beyond the first `_FRAMING`: chunks of a few hundred bytes."""
 _ENOUGH = 1 << 16
@@ -120,6 +121,8 @@ class _Answer(http.client.HTTPResponse):
         framing = self.headers.get_all("Transfer-Encoding", [])
         if framing and self.version == 10:
             raise LimitError(SourceError("the server frames an HTTP/1.0 answer, which has no framing"))
+        if any("\n" in value for value in framing):
+            raise LimitError(SourceError("the server frames the file in a header of several lines"))
         rest = self.msg.get_payload() if self.msg.defects else ""
         if isinstance(rest, str) and _HIDDEN.search(rest):
             raise LimitError(SourceError("the server sends headers that cannot be understood"))
@@ -157,28 +160,42 @@ class _Watched(io.RawIOBase):
         """From now on it is the body."""
         self._ends, self._count, self._waited = None, 0, 0.0
 
-    def readinto(self, buffer: Any, /) -> int | None:
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._receive(buffer)
+        self._count += count
+        if self._ends is not None and self._count > _MOST_HEAD:
+            raise LimitError(SourceError(f"the server sends more than {_MOST_HEAD:,} bytes of headers"))
+        return count
+
+    def _receive(self, buffer: Any) -> int:
+        """Wait for bytes as long as the read timeout, the head's deadline and the rate allow."""
         began = time.monotonic()
-        most = self._policy.slow_seconds - self._waited if self._ends is None else self._ends - began
-        if most <= 0:
-            raise self._too_slow()
-        bounded = self._patience is None or most < self._patience
-        self._sock.settimeout(max(most, 0.001) if bounded else self._patience)
-        try:
-            count = self._raw.readinto(buffer)
-        except TimeoutError as error:
-            raise (self._too_slow() if bounded else error) from error
-        self._count += count or 0
+        stalls_at = math.inf if self._patience is None else began + self._patience
+        while True:
+            most = self._left(began)
+            bounded = began + most < stalls_at
+            self._sock.settimeout(max(most if bounded else stalls_at - began, 0.001))
+            try:
+                return self._sock.recv_into(buffer)
+            except TimeoutError:
+                if not bounded:
+                    raise
+            finally:
+                now = time.monotonic()
+                self._waited, began = self._waited + now - began, now
+
+    def _left(self, now: float) -> float:
+        """Seconds until the head must be here, or until the rate of the body is looked at again."""
         if self._ends is not None:
-            if self._count > _MOST_HEAD:
-                raise LimitError(SourceError(f"the server sends more than {_MOST_HEAD:,} bytes of headers"))
-            return count
-        self._waited += time.monotonic() - began
+            left = self._ends - now
+            if left <= 0:
+                raise self._too_slow()
+            return left
         if self._waited >= self._policy.slow_seconds:
             if self._count < self._policy.slowest * self._waited:
                 raise self._too_slow()
             self._count, self._waited = 0, 0.0
-        return count
+        return self._policy.slow_seconds - self._waited
 
     def _too_slow(self) -> LimitError:
         policy = self._policy
