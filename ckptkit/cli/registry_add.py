@@ -13,6 +13,7 @@ from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOpti
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import State, state_of
 from ckptkit.files import resolved
+from ckptkit.urls import scrubbed
 
 if TYPE_CHECKING:
     from ckptkit.cli.checkpoint_facts import CheckpointFacts
@@ -247,7 +248,7 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
 
 def _show(state: State, target: Path, addition: Addition) -> None:
     if addition.edit.changes:
-        state.output.result(*addition.edit.diff().rstrip("\n").split("\n"))
+        state.output.result(*scrubbed(addition.edit.diff()).rstrip("\n").split("\n"))
     else:
         state.output.note(f"{target}: would stay as it is")
 

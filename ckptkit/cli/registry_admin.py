@@ -12,6 +12,7 @@ from ckptkit.cli.registry_add import add_command
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import state_of
 from ckptkit.files import resolved
+from ckptkit.urls import scrubbed
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
 
@@ -135,7 +136,7 @@ def pin_command(
     edit = preview_pins(target, pins, below=below)
     if dry_run:
         if edit.changes:
-            state.output.result(*edit.diff().rstrip("\n").split("\n"))
+            state.output.result(*scrubbed(edit.diff()).rstrip("\n").split("\n"))
         else:
             state.output.note(f"{target}: would stay as it is")
         return
