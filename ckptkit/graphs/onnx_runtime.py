@@ -8,12 +8,12 @@ its outputs by a few bytes at the end of the file: the weights are neither parse
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.formats.protobuf_wire import bytes_field
 from ckptkit.formats.staging import refuse_not_utf8, translated
 from ckptkit.graphs.onnx_graph import LOGITS
@@ -53,13 +53,18 @@ class OnnxGraph:
     versions: str
     _session: Any = field(repr=False)
 
-    def run(self, images: Array) -> dict[str, Array]:
+    def run(
+        self, images: Array, like: Mapping[str, Array] | None = None, seconds: float = 0.0
+    ) -> dict[str, Array]:
         """Run the graph.
 
         Parameters
         ----------
         images : numpy.ndarray
             (N, H, W, 3) float32.
+        like : mapping of str to numpy.ndarray, optional
+            What PyTorch's model gave for them, in ``seconds`` of processor time: a graph that is run apart may
+            not take many times as much.
 
         Returns
         -------
@@ -82,11 +87,25 @@ class OnnxGraph:
                 hint="leave --resolution and --batch as the file has them, or export another one",
             )
         planes = numpy.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=numpy.float32)
+        if hasattr(self._session, "get_inputs"):
+            arrays = self.on_planes(list(self.outputs), planes)
+        else:
+            arrays = self._session.run(list(self.outputs), planes, like or {}, seconds)
+        return {name: _channels_last(array) for name, array in zip(self.outputs, arrays, strict=True)}
+
+    def on_planes(self, outputs: list[str], planes: Array) -> list[Any]:
+        """Run ONNX Runtime's session on (N, 3, H, W) float32.
+
+        Raises
+        ------
+        FormatError
+            When the graph cannot be run.
+        """
         try:
-            arrays = self._session.run(list(self.outputs), {self._session.get_inputs()[0].name: planes})
+            arrays: list[Any] = self._session.run(outputs, {self._session.get_inputs()[0].name: planes})
         except Exception as error:  # ONNX Runtime's exceptions have no base class but this
             raise FormatError(self.path, f"ONNX Runtime cannot run it: {_first_line(error)}") from error
-        return {name: _channels_last(array) for name, array in zip(self.outputs, arrays, strict=True)}
+        return arrays
 
 
 def _in_words(batch: int | None, size: tuple[int, int] | None) -> str:
@@ -98,8 +117,10 @@ def _channels_last(array: Array) -> Array:
     return array.transpose(0, 2, 3, 1) if array.ndim == _IMAGE_DIMENSIONS else array
 
 
-def open_onnx(path: Path) -> OnnxGraph:
-    """Check an ONNX file and load it into ONNX Runtime, on the CPU.
+def open_onnx(path: Path, check: Callable[[Path, Any], None] | None = None) -> OnnxGraph:
+    """Check an ONNX file that we made and load it into ONNX Runtime, on the CPU.
+
+    One that others made is for `ckptkit.graphs.onnx_apart.open_foreign_onnx`; ``check`` is its first look.
 
     Raises
     ------
@@ -113,7 +134,7 @@ def open_onnx(path: Path) -> OnnxGraph:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
     refuse_not_utf8(path, "onnx")
-    opset, names = _checked_outline(path)
+    opset, names = _checked_outline(path, check)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(
@@ -140,13 +161,23 @@ def open_onnx(path: Path) -> OnnxGraph:
     )
 
 
-def _checked_outline(path: Path) -> tuple[int, list[str]]:
+def is_stage(name: str) -> bool:
+    """Whether a value is one stage's output."""
+    return _STAGE.fullmatch(name) is not None
+
+
+def _checked_outline(path: Path, check: Callable[[Path, Any], None] | None) -> tuple[int, list[str]]:
     """Have onnx check a file; gives its operator set, and the stages in it that are no outputs of it yet."""
     import onnx
 
     try:
-        onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, OSError
+        raise FormatError(path, f"no valid ONNX file: {_first_line(error)}") from error
+    if check is not None:
+        check(path, model)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # protobuf's DecodeError, onnx' ValidationError and InferenceError, OSError
         raise FormatError(path, f"no valid ONNX file: {_first_line(error)}") from error
     inputs = [
@@ -162,7 +193,7 @@ def _checked_outline(path: Path) -> tuple[int, list[str]]:
     outputs = {value.name for value in model.graph.output}
     inside = {name for node in model.graph.node for name in node.output if _STAGE.fullmatch(name)}
     if not outputs & {LOGITS} and not any(map(_STAGE.fullmatch, outputs)):
-        raise FormatError(path, f"its graph gives {', '.join(sorted(outputs))}, neither {LOGITS} nor stages")
+        raise FormatError(path, f"its graph gives {listed(sorted(outputs))}, neither {LOGITS} nor stages")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     opset = max(versions, default=0)
     return opset, sorted(inside - outputs)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.errors import ConversionError, UsageError, listed
 from ckptkit.families.base import get_family
 from ckptkit.families.behaviour import setting_of_file, unsaid
 from ckptkit.families.binding import Weights
+from ckptkit.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.graphs.onnx_graph import write_onnx
 from ckptkit.graphs.onnx_runtime import OnnxGraph, open_onnx
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
@@ -109,7 +110,7 @@ def run_onnx_parity(
             allow_missing_bn=allow_missing_bn,
             settings=settings,
         )
-        given = None if graph is None else open_onnx(graph)
+        given = None if graph is None else open_foreign_onnx(graph)
         if given is not None:
             batch, resolution = batch or given.batch, resolution or given.size
         inputs = inputs_for(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
@@ -190,7 +191,10 @@ def _run(
             model = filled_torch(
                 Model(found.family, found.variant, found.structure, settings), source.fill_torch
             )
-            ours.outputs |= {name + label: output for name, output in run_torch(model, images).items()}
+            used = time.process_time()
+            outputs = run_torch(model, images)
+            used = time.process_time() - used
+            ours.outputs |= {name + label: output for name, output in outputs.items()}
             ran = time.perf_counter()
             graph = given
             if graph is None:
@@ -200,7 +204,8 @@ def _run(
                 graph = open_onnx(path)
             del model
             say("running the graph by ONNX Runtime")
-            theirs.outputs |= {name + label: output for name, output in graph.run(images).items()}
+            given_by = graph.run(images, outputs, used)
+            theirs.outputs |= {name + label: output for name, output in given_by.items()}
             theirs.versions, theirs.layout = graph.versions, f"opset {graph.opset}"
             ours.seconds += ran - begun
             theirs.seconds += time.perf_counter() - ran
@@ -219,8 +224,8 @@ def _in_both(torch: _Part, onnx: _Part, source: ModelFile, graph: Path | None) -
     others = [name for name in onnx.outputs if name not in torch.outputs]
     if others or not common:
         raise ConversionError(
-            f"{graph or 'its graph'} gives {', '.join(onnx.outputs)}, "
-            f"{source.reader.path} gives {', '.join(torch.outputs)}",
+            f"{graph or 'its graph'} gives {listed(onnx.outputs)}, "
+            f"{source.reader.path} gives {listed(torch.outputs)}",
             hint="give a graph of this very checkpoint",
         )
     return common
