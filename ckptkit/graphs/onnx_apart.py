@@ -7,15 +7,18 @@ soon as the file is parsed; the rest gets as much processor time and memory as i
 model of the same checkpoint suggest, many times over. The process ends when its standard input does, so it
 never outlives this one.
 
-Limits are those of the system (``setrlimit``): Linux keeps both, macOS that of time; Windows has only the time
-on the clock.
+Limits are those of the system (``setrlimit``): Linux keeps both, macOS that of time; on Windows only the
+clock counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -37,7 +40,7 @@ _LARGEST_FILE = (1 << 31) - 1
 """A protocol-buffer message has less than 2 GB; larger weights are in a file beside."""
 
 _NODES, _DEPTH, _OUTPUTS = 100_000, 8, 100
-_LARGEST_INPUT = 1 << 28  # numbers: 1 GB
+_RANK, _LARGEST = 4, 1 << 28  # dimensions, numbers: 1 GB
 _DOMAINS = ("", "ai.onnx")
 _REFUSED = frozenset(
     {
@@ -47,7 +50,9 @@ _REFUSED = frozenset(
         *("RegexFullMatch", "TfIdfVectorizer"),
     }
 )
-_REASON = 300
+_OUT_OF_TIME, _KILLED = getattr(signal, "SIGXCPU", 24), getattr(signal, "SIGKILL", 9)
+_REASON = 200
+_NO_MEMORY = re.compile(r"bad_alloc|bfc_arena|[Ff]ailed to allocate|more than \d+ bytes")
 _HEADER_BYTES = 1 << 20
 
 
@@ -69,16 +74,13 @@ class Allowance:
     @classmethod
     def to_load(cls, nbytes: int) -> Allowance:
         """For a file of so many bytes, its weights included."""
-        return cls(4 + nbytes / (16 * _MB), 256 * _MB + 6 * nbytes)
+        return cls(2 + nbytes / (16 * _MB), 256 * _MB + 6 * nbytes)
 
     @classmethod
     def to_run(cls, images: Array, like: Mapping[str, Array], seconds: float) -> Allowance:
         """For what PyTorch computed in so much processor time: inside are larger maps than those it gives."""
         largest = max((array.nbytes for array in like.values()), default=0)
-        return cls(3 + 20 * seconds, 256 * _MB + 4 * images.nbytes + 128 * largest)
-
-    def __str__(self) -> str:
-        return f"{math.ceil(self.seconds)} s of processor time or {self.nbytes // _MB:,} MB of memory"
+        return cls(2 + 20 * seconds, 256 * _MB + 4 * images.nbytes + 128 * largest)
 
 
 def open_foreign_onnx(path: Path) -> OnnxGraph:
@@ -145,7 +147,8 @@ class _Apart:
         import numpy
 
         allowance = Allowance.to_run(planes, like, seconds)
-        request = {"outputs": outputs, "shape": planes.shape}
+        most = 64 * _MB + 4 * sum(array.nbytes for array in like.values())
+        request = {"outputs": outputs, "shape": planes.shape, "most": most}
         answer, content = self.ask(request, planes.tobytes(), allowance, "run")
         arrays = []
         for shape in answer["shapes"]:
@@ -170,17 +173,29 @@ class _Apart:
         patience.start()
         try:
             _send(self._process.stdin, {**request, **vars(allowance)}, content)
-            answer, content = _receive(self._process.stdout, 2 * allowance.nbytes)
+            answer, content = _receive(self._process.stdout, request.get("most", 0))
         except (EOFError, OSError, ValueError) as error:
-            self.end()
-            raise FormatError(
-                self._path, f"takes more than {allowance} to {what}, or ONNX Runtime failed on it"
-            ) from error
+            raise FormatError(self._path, self._why_it_ended(allowance, what)) from error
         finally:
             patience.cancel()
+        if answer.get("no_memory"):
+            raise FormatError(
+                self._path, f"takes more than {allowance.nbytes // _MB:,} MB of memory to {what}"
+            )
         if "error" in answer:
-            raise FormatError(self._path, str(answer["error"])[:_REASON])
+            raise FormatError(self._path, str(answer["error"])[:_REASON], hint=answer.get("hint"))
         return answer, content
+
+    def _why_it_ended(self, allowance: Allowance, what: str) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self.end()
+        status = self._process.returncode
+        if status == -_OUT_OF_TIME:
+            return f"takes more than {math.ceil(allowance.seconds)} s of processor time to {what}"
+        if status == -_KILLED:
+            return f"takes too long to {what}"
+        return f"ONNX Runtime ended with status {status} while it was asked to {what} it"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -188,10 +203,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            try:
+            with contextlib.suppress(OSError):  # of what it did not take any more
                 stream.close()
-            except OSError:
-                continue  # of what it did not take any more
 
 
 def _send(stream: BinaryIO | Any, header: dict[str, Any], content: bytes = b"") -> None:
@@ -252,11 +265,13 @@ def serve(name: str) -> None:
             else:
                 _answer(stdout, graph, request, content)
         except FormatError as error:
-            _send(stdout, {"error": error.reason})
+            _send(
+                stdout, {"error": error.reason, "hint": error.hint, "no_memory": _is_no_memory(error.reason)}
+            )
         except CkptkitError as error:
             _send(stdout, {"error": str(error)})
         except MemoryError:
-            _send(stdout, {"error": f"takes more than {request['nbytes'] // _MB:,} MB of memory"})
+            _send(stdout, {"no_memory": True})
 
 
 def _listen(stdin: BinaryIO, requests: Any) -> None:
@@ -292,6 +307,11 @@ def _set_limit(what: int, value: int) -> None:
     resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
+def _is_no_memory(reason: str) -> bool:
+    """Whether ONNX Runtime says, in one of its ways, that it got no memory."""
+    return _NO_MEMORY.search(reason) is not None
+
+
 def _described(graph: OnnxGraph) -> dict[str, Any]:
     metadata = {key[:100]: value[:10_000] for key, value in list(graph.metadata.items())[:100]}
     return {
@@ -312,6 +332,8 @@ def _answer(stdout: BinaryIO, graph: OnnxGraph, request: dict[str, Any], content
     for name, array in zip(request["outputs"], arrays, strict=True):
         if not isinstance(array, numpy.ndarray) or array.dtype != numpy.float32:
             raise FormatError(graph.path, f"its {name} is no tensor of float32")
+    if sum(array.nbytes for array in arrays) > request["most"]:
+        raise FormatError(graph.path, f"its outputs have more than {request['most'] // _MB:,} MB")
     _send(
         stdout,
         {"shapes": [array.shape for array in arrays]},
@@ -351,9 +373,8 @@ def _faults(model: Any) -> Iterator[str]:
         yield f"its graph gives {_short(others)}, neither {LOGITS} nor stages"
     for value in (*graph.input, *graph.output):
         shape = [max(extent.dim_value, 1) for extent in value.type.tensor_type.shape.dim]
-        if len(shape) > 4 or math.prod(shape) > _LARGEST_INPUT:
-            shown = "x".join(f"{extent:,}" for extent in shape[:8])
-            yield f"its {_short([value.name])} is {shown}: too large"
+        if len(shape) > _RANK or math.prod(shape) > _LARGEST:
+            yield f"its {_short([value.name])} of {'x'.join(map(str, shape[:_RANK]))} is too large"
 
 
 def _faults_of_nodes(graph: Any) -> Iterator[str]:

@@ -63,8 +63,8 @@ class OnnxGraph:
         images : numpy.ndarray
             (N, H, W, 3) float32.
         like : mapping of str to numpy.ndarray, optional
-            What PyTorch's model gave for them, in ``seconds`` of processor time: a graph that is run apart may
-            not take many times as much.
+            What PyTorch's model gave for them, in ``seconds`` of processor time: a graph that is run apart
+            may not take many times as much.
 
         Returns
         -------
