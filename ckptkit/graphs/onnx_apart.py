@@ -350,7 +350,7 @@ def check_foreign(path: Path, model: Any) -> None:
     """
     reason = next(_faults(model), None)
     if reason is not None:
-        raise FormatError(path, reason, hint="'ckptkit export ID --to onnx' makes one that is taken")
+        raise FormatError(path, reason, hint="export the model anew")
 
 
 def _faults(model: Any) -> Iterator[str]:
