@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.errors import StorageError, UsageError, listed
 from ckptkit.files import make_folders
-from ckptkit.formats.staging import TEMPORARY, move, refuse_existing, sync_file, sync_folder, translated
+from ckptkit.formats.staging import TEMPORARY, alone_in, move, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 3
 _LONG_NAME = 120
+_THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 _NEW = f"{TEMPORARY}new-"
 _OLD = f"{TEMPORARY}old-"
 
@@ -78,22 +80,30 @@ class StagedFolder:
 
         Two renames replace an earlier folder: between them there is none, but never a mixture.
         """
-        with translated(self.final):
+        with translated(self.final), alone_in(self._place.parent):
             sync_folder(self.path)
-            old = self._place.with_name(f"{_OLD}{self._writer}+{_short(self._place.name)}")
-            moved = False
-            with contextlib.suppress(FileNotFoundError):
-                move(self._place, old)
-                moved = True
-            try:
-                move(self.path, self._place)
-            except OSError:
-                if moved:
-                    move(old, self._place)
-                raise
+            while not self._took_the_place():
+                pass  # where locks do not exclude, another writer's came between the two renames
             sync_folder(self._place.parent)
-            shutil.rmtree(old, ignore_errors=True)
         return self.final
+
+    def _took_the_place(self) -> bool:
+        old = self._place.with_name(f"{_OLD}{self._writer}+{_short(self._place.name)}")
+        moved = False
+        with contextlib.suppress(FileNotFoundError):
+            move(self._place, old)
+            moved = True
+        try:
+            move(self.path, self._place)
+        except OSError as error:
+            if error.errno in _THERE:
+                shutil.rmtree(old, ignore_errors=True)
+                return False
+            if moved:
+                move(old, self._place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        return True
 
     def discard(self) -> None:
         """Remove what was not committed; harmless afterwards."""
@@ -122,7 +132,8 @@ def _sweep(place: Path) -> None:
         if not is_gone(orphan):
             continue
         if orphan.name.startswith(_OLD) and not place.exists():  # killed between the two renames
-            move(orphan, place)
+            with contextlib.suppress(FileNotFoundError):  # somebody else did it
+                move(orphan, place)
         else:
             shutil.rmtree(orphan, ignore_errors=True)
 
@@ -139,17 +150,21 @@ def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> N
     """
     if final.is_dir() and not final.is_symlink():
         try:
-            strangers = sorted(path.name for path in final.iterdir() if path.name not in owned)
+            names = sorted(path.name for path in final.iterdir())
+        except FileNotFoundError:  # another writer is about to replace it
+            names = []
         except OSError as error:
             raise StorageError(f"{final}: {error.strerror}") from error
-        empty = not strangers and not any(final.iterdir())
+        strangers = [name for name in names if name not in owned]
         if strangers:
             shown = listed(strangers, _SHOWN)
             raise UsageError(
                 f"{final} exists and holds {shown}, which ckptkit did not write",
                 hint="give another --output, or move those away",
             )
-        if not empty:
-            refuse_existing(final, force=force)
+        if names and not force:
+            raise UsageError(
+                f"{final} exists already", hint="give --force to replace it, or another --output"
+            )
     elif final.exists() or final.is_symlink():
         raise UsageError(f"{final} exists already and is no folder", hint="give another --output")

@@ -215,8 +215,9 @@ def _set_aside(leaders: Sequence[Path]) -> list[tuple[Path, Path]]:
         for leader in leaders:
             refuse_existing(leader, force=True)
             aside = aside_path(leader, new_token())
-            move(leader, aside)
-            old.append((aside, leader))
+            with contextlib.suppress(FileNotFoundError):  # without locks another writer may be quicker
+                move(leader, aside)
+                old.append((aside, leader))
     except BaseException:
         for aside, leader in old:
             move(aside, leader)

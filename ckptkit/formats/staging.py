@@ -411,11 +411,11 @@ def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False)
         if is_link and own:
             return _Place(path)
         if is_link and plain:
-            raise UsageError(f"{path} is a link", hint="remove it, or name another file")
+            raise UsageError(f"{path} is a link", hint="name another file")
         try:
             mode = path.stat().st_mode if is_link else itself.st_mode
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"{path} is a link that leads nowhere", hint="remove it") from None
+            raise UsageError(f"{path} is a link that leads nowhere", hint="name another file") from None
         place = _Place(path)
         if is_link:
             place = _Place(Path(os.path.realpath(path)), descriptor=open_file_of(path))

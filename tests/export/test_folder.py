@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -142,3 +143,34 @@ def test_a_living_writer_of_the_same_folder_is_left_alone(tmp_path):
             second.commit()
         assert (first.path / "a.txt").read_text() == "first"
     assert (tmp_path / "out" / "a.txt").read_text() == "second"
+
+
+def test_writers_at_once_leave_one_whole_folder(tmp_path):
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                for _ in range(10):
+                    with StagedFolder(tmp_path / "f", force=True, owned={"a", "b"}) as folder:
+                        folder.write_text("a", str(number))
+                        folder.write_text("b", str(number))
+                        folder.commit()
+                os._exit(0)
+            os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    assert (tmp_path / "f" / "a").read_text() == (tmp_path / "f" / "b").read_text()
+
+
+@pytest.mark.parametrize("name", ["f" * 255, "ü" * 127, "a\nb"])
+def test_a_folder_of_any_name_replaces_an_older_one(tmp_path, name):
+    for text in ("old", "new"):
+        with StagedFolder(tmp_path / name, force=True, owned={"a"}) as folder:
+            folder.write_text("a", text)
+            folder.commit()
+        with pytest.raises(UsageError, match="exists already"):
+            StagedFolder(tmp_path / name, owned={"a"})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "a").read_text() == "new"
