@@ -23,7 +23,6 @@ from ckptkit.formats.zip_directory import (
     CheckedMembers,
     ZipEntry,
     damaged,
-    inflated,
     plain_name,
     read_directory,
 )
@@ -180,7 +179,7 @@ class NpzReader(MappedReader):
 
         data = numpy.empty(entry.size, numpy.uint8)
         position = 0
-        for piece in inflated(self._file, entry):
+        for piece in self._members.inflated(entry):
             data[position : position + len(piece)] = numpy.frombuffer(piece, numpy.uint8)
             position += len(piece)
         return data

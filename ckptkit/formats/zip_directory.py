@@ -131,6 +131,11 @@ class CheckedMembers:
         self._checked.add(entry.name)
         return True
 
+    def inflated(self, entry: ZipEntry) -> Iterator[bytes]:
+        """Unpack a deflated member piece by piece; it is checked at its end, raising as `require`."""
+        yield from inflated(self._file, entry)
+        self._checked.add(entry.name)
+
     def require_all(self) -> None:
         """Check every member that has not been checked; FormatError for the first that is damaged."""
         for entry in self._directory.entries.values():
