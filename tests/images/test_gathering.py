@@ -47,6 +47,24 @@ class TestFilesAndFolders:
         found = ["a.jpg", "b.PNG", "c.webp", "d.png", "e.png"]
         assert names(Gatherer(recursive=True).gather([folder])) == found
 
+    def test_links_that_lead_to_one_folder_by_very_many_ways_are_refused(self, tmp_path):
+        """Two links a folder to the next: 2**30 ways to the last."""
+        for number in range(30):
+            (tmp_path / f"{number}").mkdir()
+        for number in range(29):
+            for name in ("a", "b"):
+                (tmp_path / f"{number}" / name).symlink_to(tmp_path / f"{number + 1}")
+        (fault,) = Gatherer(recursive=True).gather([tmp_path / "0"]).faults
+        assert "links lead to it by more than 64 ways" in str(fault.error)
+
+    def test_folders_nested_very_deep_are_refused(self, tmp_path):
+        deepest = tmp_path
+        for _ in range(150):
+            deepest = deepest / "d"
+        deepest.mkdir(parents=True)
+        (fault,) = Gatherer(recursive=True).gather([tmp_path]).faults
+        assert "more than 100 folders deep" in str(fault.error)
+
     def test_order_and_repetitions_stay_as_named(self, folder):
         given = [folder / "c.webp", folder / "a.jpg", folder / "c.webp"]
         assert names(Gatherer().gather(given)) == ["c.webp", "a.jpg", "c.webp"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from ckptkit.analysis.evaluate.opening import open_images
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.analysis.evaluate.samples import MOST_BYTES, Sample
+from ckptkit.analysis.evaluate.shards import read_shards
+from ckptkit.errors import FormatError, NotFoundError, StorageError, UsageError
 from tests.support.evaluation import shard
 
 
@@ -183,3 +186,31 @@ def test_no_shard_at_all(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(b"")
     with pytest.raises(FormatError):
         found(tmp_path / "a.tar")
+
+
+def test_names_that_outweigh_the_images_are_refused(tmp_path: Path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(8):
+            archive.addfile(tarfile.TarInfo(f"{number}" + "n" * 900_000 + ".jpg"), io.BytesIO())
+    with pytest.raises(FormatError, match="its members' names take more than the images could"):
+        read_shards([path], None, "x")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(StorageError, match="named pipe"):
+        read_shards([tmp_path / "x.tar"], None, "x")
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(StorageError, match="named pipe"):
+        Sample("x", tmp_path / "x.jpg").read()
+
+
+def test_an_image_larger_than_any_is_refused_unread(tmp_path: Path):
+    path = tmp_path / "x.jpg"
+    path.touch()
+    os.truncate(path, MOST_BYTES + 1)
+    for sample in (Sample("x", path), Sample("x", path, size=MOST_BYTES + 1)):
+        with pytest.raises(FormatError, match=r"x: .*too large for a picture"):
+            sample.read()
