@@ -107,7 +107,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "absolute by a backslash": (backslashed({"\\evil": b"x"}), "absolute"),
     "share": (backslashed({"\\\\host\\share\\evil": b"x"}), "absolute"),
     "drive and backslash": (backslashed({"C:\\evil": b"x"}), "absolute"),
-    "same name by a backslash": (backslashed({"a/b": b"1", "a\\b": b"2"}), "letter case"),
+    "same name by a backslash": (backslashed({"a/b": b"1", "a\\b": b"2"}), "two zip entries have the path"),
     "file as folder by a backslash": (backslashed({"a": b"1", "A\\b": b"2"}), "letter case"),
     "folder with bytes by a backslash": (backslashed({"a\\": b"x"}), "neither a file nor a folder"),
     "escape sequence": (zipped({"a\x1b[31m": b"x"}), "unsafe characters"),
@@ -145,6 +145,12 @@ def patched(at: Callable[[bytes], int], form: str, *values: int) -> Callable[[by
     return change
 
 
+def both(offset: int, local: int, value: int, data: bytes) -> bytes:
+    """The first member's record in the directory and its own header say the same thing, which is wrong."""
+    changed = patched(lambda d: directory_record(d) + offset, "<I", value)(data)
+    return patched(lambda _: local, "<I", value)(changed)
+
+
 def encrypted(data: bytes) -> bytes:
     return patched(lambda d: directory_record(d) + 8, "<H", 1)(data)
 
@@ -160,15 +166,19 @@ def overlapping(data: bytes) -> bytes:
 
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "encrypted": (encrypted(zipped({"a": b"x"})), "is encrypted"),
-    "overlap": (overlapping(zipped({"a": b"x", "b": b"y"})), "overlap|two zip entries"),
-    "crc": (patched(lambda d: directory_record(d) + 16, "<I", 7)(zipped({"a": b"x"})), "CRC-32"),
+    "overlap": (overlapping(zipped({"a": b"x", "b": b"x"})), "overlap|two zip entries"),
+    "crc": (both(16, 14, 7, zipped({"a": b"x"})), "CRC-32"),
     "longer": (
-        patched(lambda d: directory_record(d) + 24, "<I", 999)(zipped({"a": b"x" * 1000})),
+        both(24, 22, 999, zipped({"a": b"x" * 1000})),
         "longer than",
     ),
     "shorter": (
-        patched(lambda d: directory_record(d) + 24, "<I", 9999)(zipped({"a": b"x" * 1000})),
+        both(24, 22, 9999, zipped({"a": b"x" * 1000})),
         "ends early",
+    ),
+    "two sizes": (
+        patched(lambda d: directory_record(d) + 24, "<I", 999)(zipped({"a": b"x" * 1000})),
+        "its own header and the directory disagree",
     ),
     "truncated": (zipped(CONTENT)[:-10], "truncated"),
     "nothing in it": (zipped({}), "holds no file"),
@@ -201,7 +211,7 @@ def test_limits(tmp_path: Path, limits: TarLimits, reason: str) -> None:
 
 
 def test_a_bomb_that_lies_about_its_size_gives_no_more_than_it_says(tmp_path: Path) -> None:
-    bomb = patched(lambda d: directory_record(d) + 24, "<I", 1000)(zipped({"zeros": bytes(64 << 20)}))
+    bomb = both(24, 22, 1000, zipped({"zeros": bytes(64 << 20)}))
     with pytest.raises(FormatError, match="longer than its size says"):
         walk(tmp_path / "x", bomb)
 
