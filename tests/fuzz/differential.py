@@ -48,6 +48,11 @@ LIMITS: Mapping[str, str] = {
     "packed by filter '(lzf|szip|scaleoffset)'": "filters of h5py and of HDF5 that Keras never uses",
     "is a link to another file: not followed": "a file that is read leads to no other one",
     "is an HDF5 file behind a user block": "HDF5 behind something else, as a polyglot is",
+    "a virtual dataset, put together from others": "as a link to another file",
+    "its data is kept in another file; not followed": "as a link to another file",
+    "a message of kind 0x3 that several objects share": "a type with a name, which Keras never writes",
+    "holds no state dict, only": "tensors without names, or none at all",
+    "two tensors are called": "keys that differ in kind alone, as 1 and '1' do",
     "is a TensorFlow V1 checkpoint": "TensorFlow's older format: refused by name, with what converts it",
     "a storage of QInt8, which cannot be skipped over": "a legacy file: what follows cannot be found",
 }
@@ -94,15 +99,16 @@ def _by_torch(path: Path, *, weights_only: bool = False) -> dict[str, Table]:
 def _tables(value: Any, way: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     if isinstance(value, dict):
         yield way, value
-        for key, inner in value.items():
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _tables(inner, (*way, str(key)))
 
 
 def _of_torch(table: Mapping[Any, Any]) -> dict[str, Value]:
     import torch
 
-    tensors = {name: _tensor(one) for name, one in table.items() if isinstance(one, torch.Tensor)}
-    arrays = {name: _value(one) for name, one in table.items() if isinstance(one, np.ndarray)}
+    tensors = {str(name): _tensor(one) for name, one in table.items() if isinstance(one, torch.Tensor)}
+    arrays = {str(name): _value(one) for name, one in table.items() if isinstance(one, np.ndarray)}
     return {**tensors, **arrays} if tensors else {}
 
 
@@ -142,8 +148,11 @@ def _by_h5py(path: Path) -> dict[str, Table]:
             one = group.get(name)
             if isinstance(one, h5py.Group) and depth:
                 walk(one, f"{prefix}{name}/", depth - 1)
-            elif isinstance(one, h5py.Dataset) and one.shape is not None and one.dtype.kind in "iufcb":
-                found[prefix + name] = _value(one[()])
+            elif isinstance(one, h5py.Dataset) and one.shape is not None and one.dtype.kind in "iufcbV":
+                array = np.asarray(one[()])  # a record's bytes are carried as they are in the file
+                found[prefix + name] = _value(
+                    array.view(f"V{array.itemsize}") if array.dtype.names else array
+                )
 
     with h5py.File(file, "r") as root:
         walk(root, "", 8)
@@ -224,6 +233,10 @@ def _all_of(reader: Any, *, damaged: bool) -> Read:
     return Read(tensors, {*reader.left_out, *reader.also})
 
 
+_UNNAMED = ("npz", "keras")
+"""Containers whose opaque types have no name that both sides use."""
+
+
 def _one_of(reader: Any, name: str) -> Value:
     spec = reader.specs[name]
     reader.check(name)
@@ -233,7 +246,7 @@ def _one_of(reader: Any, name: str) -> Value:
         return Value(kind, spec.shape, bytes(raw.data))
     array = reader.read(name)
     assert raw is None or bytes(raw.data) == array.tobytes(), f"{name}: raw and read differ"
-    return _value(array, kind if reader.format != "npz" or not spec.dtype.is_opaque else "")
+    return _value(array, kind if reader.format not in _UNNAMED or not spec.dtype.is_opaque else "")
 
 
 # -- the comparison ------------------------------------------------------------------------------------------

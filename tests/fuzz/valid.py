@@ -160,7 +160,14 @@ def _training_state(draw: Draw, types: Sequence[str] = TORCH_TYPES) -> Any:
     weights = _state_dict(draw, types)
     kind = draw.choice(("flat", "flat", "flat", "wrapped", "averaged", "nested", "module"))
     if kind == "flat":
-        return weights
+        if draw.often(0.05):
+            return draw.choice(([*weights.values()], next(iter(weights.values())), {}))
+        if draw.often(0.05):
+            return {
+                draw.choice((number, (name, number))): one
+                for number, (name, one) in enumerate(weights.items())
+            }
+        return {"model": [weights]} if draw.often(0.05) else weights
     beside = {"epoch": draw.randint(0, 300), "arch": "moganet", "args": {"lr": 1e-3, "betas": (0.9, 0.999)},
               "best": float("nan"), "losses": [1.5, None, True, -(2**70)]}  # fmt: skip
     if kind == "wrapped":
@@ -191,7 +198,9 @@ def torch_zip(draw: Draw, folder: Path) -> str:
     import torch
 
     torch.manual_seed(draw.randint(0, 1 << 30))
+    torch.serialization.set_crc32_options(draw.often(0.8))
     torch.save(_training_state(draw), folder / "m.pth", pickle_protocol=draw.choice((2, 2, 3, 4, 5)))
+    torch.serialization.set_crc32_options(True)
     return "m.pth"
 
 
@@ -277,7 +286,35 @@ def h5py(draw: Draw, folder: Path) -> str:
             first.attrs[f"a{number}"] = draw.choice(("text", 3, np.arange(number + 1), "x" * 3000))
         if draw.often(0.1):
             root.create_group("empty")
+        if draw.often(0.1):
+            _odd_dataset(draw, root, first, rare=rare)
     return "m.weights.h5"
+
+
+def _odd_dataset(draw: Draw, root: Any, group: Any, *, rare: bool) -> None:
+    """One that is no table of plain numbers, or whose numbers are elsewhere."""
+    import h5py
+
+    def virtual() -> None:
+        layout = h5py.VirtualLayout((3,), "<f4")
+        layout[:1] = h5py.VirtualSource(".", f"{group.name}/0", (3,))[:1]
+        group.create_virtual_dataset("odd", layout)
+
+    def named() -> None:
+        root["type"] = np.dtype("<f4")
+        group.create_dataset("odd", data=np.arange(3.0), dtype=root["type"])
+
+    makers: list[Callable[[], Any]] = [
+        lambda: group.create_dataset("odd", data=draw.array([("a", "<f4"), ("b", ">i2")])),
+        lambda: group.create_dataset("odd", data=draw.array("V7")),
+        lambda: group.create_dataset("odd", (2,), h5py.vlen_dtype("f4")),
+        lambda: group.create_dataset("odd", data=draw.array("i1"), dtype=h5py.enum_dtype({"A": 0}, "i1")),
+        lambda: group.create_dataset("odd", data=[group.ref], dtype=h5py.ref_dtype),
+        lambda: group.create_dataset("odd", data=draw.array("<c8")),
+    ]
+    if rare:
+        makers += [virtual, named, lambda: group.create_dataset("odd", (3,), "f4", external=[("raw", 0, 12)])]
+    draw.choice(makers)()
 
 
 def _dataset(draw: Draw, group: Any, name: str, *, rare: bool) -> None:
