@@ -618,6 +618,11 @@ SITUATIONS: Mapping[str, Situation] = {
         python=True,
         needs=TORCH,
     ),
+    "a name that leads out of an archive": Situation(
+        "convert upwards.safetensors --layout as-is --to npz -o o.npz",
+        arrange=lambda: save_file({"../w": np.ones(2, "f4")}, "upwards.safetensors"),
+        then="convert upwards.safetensors --layout as-is --to safetensors -o o.safetensors",
+    ),
     "a file of nothing": Situation(
         "convert empty.safetensors --layout as-is --to npz -o o.npz",
         arrange=lambda: save_file({}, "empty.safetensors"),

@@ -259,7 +259,7 @@ class NpzWriter(PlacedWriter):
             if why is not None:
                 raise ConversionError(
                     f"{self.path}: npz cannot hold a tensor called {name[:200]!r}: as a member it {why}",
-                    hint="choose --to safetensors, or rename it by rules (--rules)",
+                    hint="choose --to safetensors",
                 )
 
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:

@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.errors import ConversionError, FormatError
 from ckptkit.formats.hdf5_bytes import lookup3
-from ckptkit.formats.keras_h5 import KerasH5Reader
+from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
+from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import survives
 from tests.support.hdf5_files import h5py, keras_file
 from tests.support.tensors import same_bits
@@ -341,3 +342,10 @@ def test_random_files_are_read_as_h5py_reads_them(tmp_path: Path, seed: int) -> 
             found = reader.read(name)
             assert found.shape == np.shape(values), name
             assert found.tobytes() == np.asarray(values).astype(found.dtype).tobytes(), name
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/../vars/0", "a//b", "./a", "a\0b"])
+def test_names_that_lead_elsewhere_are_not_written(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConversionError, match="HDF5 cannot hold a tensor called"):
+        KerasH5Writer(tmp_path / "m.weights.h5", [TensorSpec(name, DTYPES["float32"], (2,))], {})
+    assert not list(tmp_path.iterdir())
