@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from ckptkit.errors import UsageError
+from ckptkit.files import make_folders, resolved
 from ckptkit.places import NOWHERE, home_folders, is_writable, listed_paths
 
 
@@ -117,3 +119,30 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         monkeypatch.setenv("CKPTKIT_HOME", value)
         with pytest.raises(UsageError, match="no home folder is known for ~"):
             home_folders()
+
+
+def test_a_list_of_thousands_of_folders_is_read_at_once(monkeypatch):
+    monkeypatch.setenv("MANY", ":".join(f"/nowhere/{n}" for n in range(5000)))
+    started = time.process_time()
+    assert len(listed_paths("MANY")) == 5000
+    assert time.process_time() - started < 4
+
+
+def test_folders_are_made_one_by_one_and_not_without_end(tmp_path):
+    deep = tmp_path.joinpath(*["d"] * 200)
+    make_folders(deep)
+    make_folders(deep)
+    assert deep.is_dir()
+    with pytest.raises(OSError, match="more than 250 folders to make"):
+        make_folders(tmp_path.joinpath(*["e"] * 300))
+    assert not (tmp_path / "e").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        make_folders(tmp_path / "file" / "x")
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert resolved(tmp_path / "loop") == tmp_path / "loop"
+    (tmp_path / "link").symlink_to("file")
+    assert resolved(tmp_path / "link") == (tmp_path / "file").resolve()

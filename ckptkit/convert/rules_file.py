@@ -40,7 +40,7 @@ MAX_FILE_SIZE = 4_000_000
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _SIDE = re.compile(r"\s*(?:(?:\([a-z](?: +[a-z])*\)|[a-z]|1)(?:\s+|$))*")
-_AXIS = re.compile(r"\([^)]*\)|[a-z]|1")
+_AXIS = re.compile(r"\([^()]*\)|[a-z]|1")
 _PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGITS = re.compile("[0-9]+")
 _MOST_PLACEHOLDERS = 50

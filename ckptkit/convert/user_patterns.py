@@ -98,7 +98,7 @@ def fitting(expressions: Sequence[str], names: Sequence[str]) -> list[list[int]]
 
 def _is_quick(expression: str) -> bool:
     """Whether it has one repetition at the most, of a single sign, and one group: there is little to try."""
-    signs = re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", expression, flags=re.DOTALL)
+    signs = re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)", "x", expression, flags=re.DOTALL)
     repetitions = sum(map(signs.count, "*+?{\\"))
     return repetitions <= 1 and signs.count("(") <= 1 and not re.search(r"\)[*+?{]", signs)
 

@@ -13,7 +13,9 @@ _MAX_MEMBER = 60_000  # bytes; the length is a number below 65,536
 _MAX_COMPONENT = 255  # bytes; what common file systems hold
 _DRIVE = re.compile(r"[A-Za-z]:")
 # Windows drops dots and blanks at the end, keeps streams behind a colon, and has devices in every folder.
-_WINDOWS = re.compile(r'.*[. ]|.*[<>:"|?*].*|(?:con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(?:\..*)?', re.I)
+_WINDOWS = re.compile(
+    r'.*[. ]|.*[<>:"|?*].*|(?:con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(?:\..*)?', re.I | re.S
+)
 
 
 def unsafe_name(name: str) -> str | None:

@@ -233,7 +233,7 @@ class HttpClient:
             if through and "socks support" in str(error).lower():
                 return MissingDependencyError(through, "pysocks")
             if through:
-                said = re.sub(r"\S*@", "", _brief(error))  # it may repeat the proxy's login
+                said = re.sub(r"(?<!\S)\S*@", "", _brief(error))  # it may repeat the proxy's login
                 return SourceError(f"{through} cannot be used: {said}")
             return SourceError(f"not a URL that can be fetched: {_brief(error)}")
         where = f" through {through}" if through else ""

@@ -23,7 +23,7 @@ from ckptkit.formats.staging import translated
 _PIECE = 1 << 20
 _DIGEST_BYTES = {"sha256": 32, "md5": 16, "crc32c": 4}
 _REPR_DIGEST_NAMES = {"sha-256": "sha256", "md5": "md5", "crc32c": "crc32c"}
-_REPR_DIGEST = re.compile(r"([A-Za-z0-9*_.-]+)\s*=\s*:([A-Za-z0-9+/=]*):")
+_REPR_DIGEST = re.compile(r"(?<![A-Za-z0-9*_.-])([A-Za-z0-9*_.-]+)\s*=\s*:([A-Za-z0-9+/=]*):")
 
 
 @dataclass(frozen=True)
