@@ -85,8 +85,10 @@ def __dir__() -> list[str]:
 sys.modules[__name__].__class__ = _Package
 
 for _folder in strangers():
+    from ckptkit.text import escaped as _escaped
+
     warnings.warn(
-        f"{_folder}: another project called ckptkit is installed, with the same files as {DISTRIBUTION}. "
-        f"Run: pip uninstall ckptkit; then install {DISTRIBUTION} again",
+        f"{_escaped(str(_folder))}: another project called ckptkit is installed, with the same files as "
+        f"{DISTRIBUTION}. Run: pip uninstall ckptkit; then install {DISTRIBUTION} again",
         stacklevel=2,
     )

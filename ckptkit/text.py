@@ -11,7 +11,10 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import logging
 
 Target = Literal["line", "paragraph", "figure", "html", "xml", "markdown", "code", "csv", "yaml", "shell"]
 
@@ -20,21 +23,39 @@ CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 
 _LONGEST_DRAWN = 200
 
-_SHOWN = re.compile(
-    "[\U0001f000-\U0001faff]"  # emoji, also those newer than this Python
-    "|(?<=[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f])\u200d(?=[\u2190-\u27bf\U0001f000-\U0001faff])"
-    "|(?<=[\u0600-\u0dff])[\u200c\u200d](?=[\u0600-\u0dff])"
+_STRAY = re.compile(
+    "(?!(?<=[\u2600-\u27bf\U0001f000-\U0001faff\ufe0f])\u200d(?=[\u2190-\u27bf\U0001f000-\U0001faff])"
+    "|(?<=[\u0600-\u0dff])[\u200c\u200d](?=[\u0600-\u0dff]))[\u200c\u200d]"
 )
-"""What `str.isprintable` does not count as printable, but belongs to ordinary writing."""
-
+"""Joiners that are between no emoji and no letters that are joined; those are invisible."""
 
 _MARK = "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
 _FLOOD = re.compile(f"({_MARK}{{8}})({_MARK}+)")
 """More marks on one letter than any language has; they would cover the lines around it."""
 
 
+class _Codes(dict[int, str]):
+    """What to write for each sign, for `str.translate`; a bounded number is kept."""
+
+    def __init__(self, code: Callable[[str], str], **signs: str) -> None:
+        super().__init__({ord(sign): text for sign, text in signs.items()})
+        self._code = code
+
+    def __missing__(self, number: int) -> str:
+        sign = chr(number)
+        known = "\U0001f000" <= sign <= "\U0001faff" or sign in "\u200c\u200d"  # emoji newer than this Python
+        text = sign if sign.isprintable() or known else self._code(sign)
+        if len(self) < _MOST_KEPT:
+            self[number] = text
+        return text
+
+
 def _code(sign: str) -> str:
-    return sign if sign.isprintable() or _SHOWN.fullmatch(sign) else sign.encode("unicode_escape").decode()
+    return sign.encode("unicode_escape").decode()
+
+
+_MOST_KEPT = 4096
+_LINE = _Codes(_code)
 
 
 def line(text: str) -> str:
@@ -49,11 +70,7 @@ def line(text: str) -> str:
         text = _FLOOD.sub(lambda found: found[1] + ascii(found[2])[1:-1], text)
     if text.isprintable():
         return text
-    parts, done = [], 0
-    for kept in _SHOWN.finditer(text):
-        parts += [*map(_code, text[done : kept.start()]), kept[0]]
-        done = kept.end()
-    return "".join([*parts, *map(_code, text[done:])])
+    return _STRAY.sub(lambda found: _code(found[0]), text).translate(_LINE)
 
 
 def _is_shown(text: str) -> bool:
@@ -82,7 +99,7 @@ def _html(text: str) -> str:
     )
 
 
-_MARKDOWN = re.compile(r"[\\`*_{[#|~$!<&]")
+_MARKDOWN = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_{[#|~$!<&"})
 _ADDRESS = re.compile(r"(?i)(?<=[a-z0-9]):(?=//)|(?<=\bmailto):|(?<=\bxmpp):|(?<=\bwww)\.")
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.ASCII)
 _BLOCK = re.compile(r"\A(?:>|[-+=](?=[\s=-]|\Z)|\d{1,9}(?=[.)](?:\s|\Z)))")
@@ -106,7 +123,7 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_words(text: str) -> str:
-    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", _MARKDOWN.sub(r"\\\g<0>", text))
+    return _ADDRESS.sub(lambda found: f"&#{ord(found[0])};", text.translate(_MARKDOWN))
 
 
 def _code_span(text: str) -> str:
@@ -178,16 +195,17 @@ def _shell(text: str) -> str:
     """
     if _is_shown(text):
         return shlex.quote(text)
-    return "$'" + "".join(map(_shell_sign, text)) + "'"
+    return f"$'{text.translate(_SHELL)}'"
 
 
-def _shell_sign(sign: str) -> str:
+def _shell_code(sign: str) -> str:
     if "\udc80" <= sign <= "\udcff":  # a byte that is no UTF-8
         return f"\\x{ord(sign) - 0xDC00:02x}"
-    if sign in "'\\":
-        return "\\" + sign
-    coded = _code(sign)
-    return f"\\u{ord(sign):04x}" if coded.startswith("\\x") and ord(sign) > 0x7F else coded
+    return f"\\u{ord(sign):04x}" if "\x7f" < sign < "\u0100" else _code(sign)
+
+
+_JOINERS = {sign: _code(sign) for sign in "\u200c\u200d"}
+_SHELL = _Codes(_shell_code, **{"'": "\\'", "\\": "\\\\", **_JOINERS})
 
 
 _TARGETS: Mapping[Target, Callable[[str], str]] = {
@@ -228,10 +246,24 @@ def json_text(
     )
     if text.replace("\n", "").isprintable():
         return text
-    return "\n".join(
-        one if one.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in one)
-        for one in text.split("\n")
-    )
+    return text.translate(_JSON)
+
+
+_JSON = _Codes(lambda sign: json.dumps(sign)[1:-1], **{"\n": "\n", **_JOINERS})
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    record.msg, record.args = line(record.getMessage()), ()
+    return True
+
+
+def library_logger() -> logging.Logger:
+    """Where the Python face says what a command would print."""
+    import logging  # which takes as long as a short command's own work
+
+    logger = logging.getLogger("ckptkit")
+    logger.addFilter(_in_one_line)
+    return logger
 
 
 def web_address(url: str) -> str | None:

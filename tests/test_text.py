@@ -8,11 +8,12 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 import yaml
 
-from ckptkit.text import CONTROLS, csv_text, escaped, json_text, printed, web_address
+from ckptkit.text import CONTROLS, csv_text, escaped, json_text, library_logger, printed, web_address
 
 HIDDEN = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x61C, *range(0x200B, 0x2010))]
 HIDDEN += [chr(code) for code in (0xAD, *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF, 0xE0001)]
@@ -157,3 +158,35 @@ def test_names_hold_no_controls() -> None:
         CONTROLS.search(sign) for sign in "\0\x1f\x7f\x80\x9f\u061c\u200e\u202a\u202e\u2066\u2069\u2028\ud800"
     )
     assert not any(CONTROLS.search(text) for text in KEPT)
+
+
+def test_a_long_text_of_anything_is_quick() -> None:
+    """Each target spends a time in proportion to the text; PyYAML is slower by itself."""
+    length = 1 << 15
+    texts = [
+        "\x1b",
+        "\u202e",
+        "e\u0301\u0301",
+        "a",
+        ";",
+        ';"',
+        "; ",
+        "www.",
+        "a@",
+        "a@b.c",
+        "`",
+        "\N{GRINNING FACE}\u200d",
+    ]
+    for text in [*texts, "1", "\n", "\t", "a:", "\x1b[0;", "|= ", '"', "-", "](", "\udc80", "\u200c"]:
+        long = text * (length // len(text))
+        for target in ("line", "paragraph", "figure", "html", "markdown", "code", "csv", "shell"):
+            begun = time.process_time()
+            escaped(long, target)  # type: ignore[arg-type]
+            assert time.process_time() - begun < 1, (text, target)
+
+
+def test_what_the_python_face_logs_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """As a command would print it."""
+    with caplog.at_level("INFO", logger="ckptkit"):
+        library_logger().warning("%s: %s", "a\x1b[2J", "b\nc")
+    assert caplog.messages == ["a\\x1b[2J: b\\nc"]

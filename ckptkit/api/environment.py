@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 from collections.abc import Callable
 from functools import partial, wraps
@@ -11,9 +10,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from ckptkit.errors import CkptkitError
 from ckptkit.places import expanded
+from ckptkit.text import library_logger
 from ckptkit.workspace import Workspace
 
-logger = logging.getLogger("ckptkit")
+logger = library_logger()
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.errors import CkptkitError, FormatError, MissingDependencyError, NotFoundError
 from ckptkit.images import bounds
+from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +156,7 @@ def _fitted(picture: Any, called: str, *, several_scans: bool = False, may_reduc
     if picture.size != full:
         whole, half = (f"{width}x{height}" for width, height in (full, picture.size))
         said = f"{whole} pixels are too many to decode whole; decoded at {half}, which rounds once more"
-        warnings.warn(f"{called}: {said}", ReducedPictureWarning, stacklevel=2)
+        warnings.warn(escaped(f"{called}: {said}"), ReducedPictureWarning, stacklevel=2)
     return needed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +22,14 @@ from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.query import EntryFacts
+from ckptkit.text import library_logger
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.families.model_config import ExportedModel
     from ckptkit.registry import Entry
 
-_logger = logging.getLogger("ckptkit")
+_logger = library_logger()
 
 Size = int | tuple[int, int]
 
