@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MAX_INT_BYTES = 512
 _LONG_LINE = 1 << 20
+_MAX_MEMO = 1 << 32
+"""Larger keys than the opcodes have can be made to collide in a dictionary."""
 
 
 def _text(raw: bytes | Blob) -> str | bytes | Blob:
@@ -28,13 +30,16 @@ def _text(raw: bytes | Blob) -> str | bytes | Blob:
 
 def _utf8(machine: PickleMachine, width: int) -> None:
     raw = machine.content(machine.uint(width), text=True)
-    machine.push(_unicode(raw.decode("utf-8", "surrogatepass")) if isinstance(raw, bytes) else raw)
+    if not isinstance(raw, bytes):
+        machine.push(raw)
+    elif raw.isascii():
+        machine.push(raw.decode("ascii"))
+    else:
+        machine.push(_unicode(machine.wide(raw.decode("utf-8", "surrogatepass"))))
 
 
 def _unicode(text: str) -> str:
     """Escape lone surrogates, which pickle writes and which no file or terminal takes as text."""
-    if text.isascii():
-        return text
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -104,6 +109,8 @@ def _drop_to_mark(machine: PickleMachine) -> None:
 
 
 def _put(machine: PickleMachine, key: int) -> None:
+    if not 0 <= key < _MAX_MEMO:
+        raise ValueError("a place in the memo that no opcode has")
     machine.memo[key] = machine.top()
 
 
@@ -183,14 +190,14 @@ _BY_CODE: dict[bytes, _Operation] = {
     b"C": lambda m: m.push(m.take(m.uint(1))),
     b"\x8e": lambda m: m.push(m.content(m.uint(8))),
     b"\x96": _bytearray,
-    b"V": lambda m: m.push(_unicode(m.line(_LONG_LINE).decode("raw-unicode-escape"))),
+    b"V": lambda m: m.push(_unicode(m.wide(m.line(_LONG_LINE).decode("raw-unicode-escape")))),
     b"\x8c": lambda m: _utf8(m, 1),
     b"X": lambda m: _utf8(m, 4),
     b"\x8d": lambda m: _utf8(m, 8),
     b"N": lambda m: m.push(None),
     b"\x88": lambda m: m.push(True),
     b"\x89": lambda m: m.push(False),
-    b"]": lambda m: m.container([]),
+    b"]": lambda m: m.push([]),
     b"l": lambda m: m.push(m.pop_to_mark()),
     b"a": _append,
     b"e": _extend_to_mark,
@@ -199,11 +206,11 @@ _BY_CODE: dict[bytes, _Operation] = {
     b"\x85": lambda m: _tuple_of(m, 1),
     b"\x86": lambda m: _tuple_of(m, 2),
     b"\x87": lambda m: _tuple_of(m, 3),
-    b"}": lambda m: m.container({}),
+    b"}": lambda m: m.push({}),
     b"d": _dict_to_mark,
     b"s": _set_item,
     b"u": _set_items_to_mark,
-    b"\x8f": lambda m: m.container([]),  # sets are kept as lists: nothing here asks what they contain
+    b"\x8f": lambda m: m.push([]),  # sets are kept as lists: nothing here asks what they contain
     b"\x90": _extend_to_mark,
     b"\x91": lambda m: m.push(m.pop_to_mark()),
     b"0": lambda m: m.drop(),
@@ -236,5 +243,15 @@ _BY_CODE: dict[bytes, _Operation] = {
     b"\x98": _foreign_buffer,
 }
 
-OPERATIONS: dict[int, _Operation] = {code[0]: operation for code, operation in _BY_CODE.items()}
-"""What each opcode does."""
+_STEPS = {
+    **dict.fromkeys(b"ILJM\x8a\x8bFG", 2),  # numbers
+    **dict.fromkeys(b"STUBC\x8e\x96V\x8cX\x8d", 3),  # texts
+    **dict.fromkeys(b"]l)t\x85\x86\x87}d\x8f\x91", 3),  # containers
+    **dict.fromkeys(b"pqr\x94", 4),  # entries of the memo
+}
+"""Steps of opcodes that make what takes more than 30 bytes."""
+
+OPERATIONS: dict[int, tuple[_Operation, int]] = {
+    code[0]: (operation, _STEPS.get(code[0], 1)) for code, operation in _BY_CODE.items()
+}
+"""What each opcode does, and how many steps it costs."""

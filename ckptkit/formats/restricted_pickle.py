@@ -16,20 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
 from ckptkit.formats.pickle_opcodes import OPERATIONS
 
 MAX_PICKLE_BYTES = 64 << 20
 """A checkpoint's pickle has some 400 bytes per tensor; the tensors themselves lie outside."""
 
-MAX_WORK = 4_000_000
-"""Opcodes plus elements handled by them. MogaNet-XL with its optimizer needs less than a tenth."""
-
 _MAX_LINE = 4096
 _MAX_NAME = 1000
 _MAX_KEY_PART = 1000
-_CALL_COST, _CONTAINER_COST = 6, 2
-"""Objects cost more time and memory than the one opcode that makes them."""
+_CALL_COST, _NAME_COST, _ITEM_COST, _COPY_COST = 6, 4, 3, 4
+"""Steps: each pays for about 30 bytes of memory, and for less than a microsecond."""
 
 _LARGE_TEXT, _LARGE_BYTES = 1 << 20, 100_000
 """Longer ones stay in the file: numpy's arrays are such."""
@@ -91,41 +89,6 @@ def would_call(name: str) -> bool:
     (True, False, False)
     """
     return name.partition(".")[0] not in _BUILDING and name.rpartition(".")[2].lstrip("_")[:1].islower()
-
-
-class Budget:
-    """Work that one file may cause: opcodes, and elements handled by them.
-
-    All pickles of a file share one, however many there are.
-
-    Attributes
-    ----------
-    would_run : dict of str to None
-        What the pickles read so far would have Python run, the first few by name.
-
-    Parameters
-    ----------
-    work : int, optional
-        Default `MAX_WORK`.
-    """
-
-    def __init__(self, work: int | None = None) -> None:
-        self.total = MAX_WORK if work is None else work
-        self.left = self.total
-        self.would_run: dict[str, None] = {}
-
-    def note(self, name: str, args: tuple[object, ...] = ()) -> None:
-        """Keep what a call that is not made here would run: the function, or one that it is given."""
-        for called in (name, *(argument.name for argument in args if isinstance(argument, GlobalName))):
-            running = would_run(called.removesuffix(_OF_A_CALL))
-            if running is not None and len(self.would_run) < _MAX_CALLS:
-                self.would_run[running] = None
-
-    def spend(self, count: int) -> None:
-        """Charge some work; ValueError when there is nothing left."""
-        self.left -= count
-        if self.left < 0:
-            raise ValueError(f"more than {self.total} steps, far beyond what a checkpoint needs")
 
 
 @dataclass(eq=False, slots=True)
@@ -197,6 +160,7 @@ Handler = Callable[[tuple[object, ...]], object]
 PersistentLoad = Callable[[object], object]
 _MARK: Final = object()
 _STOP: Final = ord(".")
+_FEW: Final = 16
 _OF_A_CALL: Final = "(…)"
 _LEAVES = (str, bytes, int, float, bool, type(None), GlobalName)
 
@@ -222,7 +186,10 @@ class PickleMachine:
     persistent_load : callable
         Meaning of persistent ids; raises ValueError likewise.
     budget : Budget, optional
-        What is left of the work that the file may cause; one for this pickle alone by default.
+        What reading the file may still cost: opcodes and what they handle are steps. One for this pickle
+        alone by default.
+    would_run : dict of str to None, optional
+        Filled with what the pickle would have Python run, the first few by name.
 
     Attributes
     ----------
@@ -247,6 +214,7 @@ class PickleMachine:
         handlers: Mapping[str, Handler] | None = None,
         persistent_load: PersistentLoad = _no_persistent_ids,
         budget: Budget | None = None,
+        would_run: dict[str, None] | None = None,
     ) -> None:
         self._path = path
         self._data = data
@@ -259,7 +227,8 @@ class PickleMachine:
         self._stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self._globals: dict[str, GlobalName] = {}
-        self._budget = budget or Budget()
+        self._budget = budget or Budget(end - start, ValueError)
+        self._would_run = {} if would_run is None else would_run
 
     def run(self) -> object:
         """Interpret up to the STOP opcode and return the value built.
@@ -275,14 +244,15 @@ class PickleMachine:
             try:
                 code = data[start] if start < self.end else self.take(1)[0]
                 self.position = start + 1
-                budget.left -= 1  # as spend does; this loop is most of the time of opening a file
-                if budget.left < 0:
-                    budget.spend(0)
                 if code == _STOP:
                     return self.pop()
-                operation = operations.get(code)
-                if operation is None:
+                found = operations.get(code)
+                if found is None:
                     raise ValueError(f"opcode {code:#04x} has no place in a checkpoint")
+                operation, steps = found
+                budget.steps -= steps  # as spend does; this loop is most of the time of opening a file
+                if budget.steps < 0:
+                    budget.spend()
                 operation(self)
             except (ValueError, IndexError, KeyError, struct.error) as error:
                 reason = str(error) if type(error) is ValueError else f"malformed ({error})"
@@ -303,6 +273,7 @@ class PickleMachine:
     def content(self, count: int, *, text: bool = False) -> bytes | Blob:
         """Next ``count`` bytes, which are the content of a text or of bytes; long ones are not read."""
         if count <= (_LARGE_TEXT if text else _LARGE_BYTES):
+            self._budget.names -= count
             return self.take(count)
         if count > self._last - self.position:
             raise ValueError("it ends in the middle")
@@ -320,6 +291,7 @@ class PickleMachine:
         stop = self._data.find(b"\n", self.position, min(self.end, self.position + limit))
         if stop < 0:
             raise ValueError("a line without end")
+        self._budget.names -= stop - self.position
         line: bytes = self.take(stop - self.position)
         self.position += 1
         return line
@@ -372,23 +344,39 @@ class PickleMachine:
         if len(module) + len(attribute) > _MAX_NAME:
             raise ValueError(f"a global whose name is longer than {_MAX_NAME} characters")
         dotted = f"{module}.{attribute}"
-        return self._globals.setdefault(dotted, GlobalName(dotted))
+        known = self._globals.get(dotted)
+        if known is None:
+            self._budget.spend(steps=_NAME_COST, names=len(dotted))
+            known = self._globals[dotted] = GlobalName(dotted)
+        return known
+
+    def wide(self, text: str) -> str:
+        """Charge a text with characters beyond ASCII, which takes up to four times its bytes."""
+        self._budget.spend(names=4 * len(text))
+        return text
+
+    def note(self, name: str, args: tuple[object, ...] = ()) -> None:
+        """Keep what a call that is not made here would run: the function, or one that it is given."""
+        for called in (name, *(argument.name for argument in args if isinstance(argument, GlobalName))):
+            running = would_run(called.removesuffix(_OF_A_CALL))
+            if running is not None and len(self._would_run) < _MAX_CALLS:
+                self._would_run[running] = None
 
     def call(self, function: object, args: object) -> object:
         """Record a call, or let the handler of that name answer it."""
         if not isinstance(args, tuple):
             raise ValueError("call arguments that are no tuple")
-        self._budget.spend(_CALL_COST)
+        self._budget.spend(steps=_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
-            self._budget.note(function.name, args)
+            self.note(function.name, args)
             return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
         if not isinstance(function, GlobalName):
             raise ValueError(f"a call of something that is no function ({type(function).__name__})")
         handler = self._handlers.get(function.name)
         if handler is None:
-            self._budget.note(function.name, args)
+            self.note(function.name, args)
             return Inert(function.name, args)
-        self._budget.spend(sum(map(self._cost, args)))
+        self._budget.spend(steps=sum(map(self._cost, args)))
         return handler(args)
 
     def _cost(self, argument: object) -> int:
@@ -396,22 +384,20 @@ class PickleMachine:
         if isinstance(argument, (str, bytes, Blob)) and id(argument) not in self._handled:
             self._handled[id(argument)] = argument
             return 0
-        return len(argument) if isinstance(argument, (str, bytes, Blob, list, dict, tuple)) else 0
+        if isinstance(argument, (list, dict, tuple)):
+            return len(argument) if len(argument) <= _FEW else _COPY_COST * len(argument)
+        return len(argument) if isinstance(argument, (str, bytes, Blob)) else 0
 
     def persistent(self, identifier: object) -> object:
         """What a persistent id stands for."""
-        self._budget.spend(_CALL_COST)
+        self._budget.spend(steps=_CALL_COST)
         return self._persistent_load(identifier)
-
-    def container(self, empty: list[object] | dict[object, object]) -> None:
-        """Put a new container on the stack."""
-        self._budget.spend(_CONTAINER_COST)
-        self._stack.append(empty)
 
     def set_items(self, target: object, flat: list[Any]) -> None:
         """Put keys and values, alternating in ``flat``, into a dictionary."""
         if len(flat) % 2:
             raise ValueError("a key without a value")
+        self._budget.spend(steps=_ITEM_COST * len(flat) // 2)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         if isinstance(target, dict):
             for key, value in pairs:
@@ -434,8 +420,8 @@ class PickleMachine:
         """Record a construction with keyword arguments."""
         if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
             raise ValueError("a call of something that is no class")
-        self._budget.spend(_CALL_COST)
-        self._budget.note(kind.name, args)
+        self._budget.spend(steps=_CALL_COST)
+        self.note(kind.name, args)
         return Inert(kind.name, args, state=names)
 
     def build(self, state: object) -> None:
@@ -444,7 +430,7 @@ class PickleMachine:
         if isinstance(target, Inert):
             target.state = state
             if isinstance(state, tuple):
-                self._budget.note(target.name, state)
+                self.note(target.name, state)
 
 
 def dictionary_key(key: object) -> object:

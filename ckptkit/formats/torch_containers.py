@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
-from ckptkit.formats.restricted_pickle import Budget, PersistentLoad, PickleMachine
+from ckptkit.formats.restricted_pickle import PersistentLoad, PickleMachine
 from ckptkit.formats.torch_pickle import (
     TORCH_HANDLERS,
     StorageRef,
@@ -113,7 +114,7 @@ def _load(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     if is_pickle(
         file.data[:MAX_PICKLE_HEAD], file.data[file.size - 1 :]
     ):  # of numpy arrays, or of no use here
-        return TorchContents(unpickler.load(0, file.size).value, {}, kind="a plain Python pickle")
+        return TorchContents(unpickler.whole(0, file.size), {}, kind="a plain Python pickle")
     raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
 
 
@@ -185,7 +186,7 @@ def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
     members.require(entries[root + "data.pkl"])
-    value = unpickler.load(pickle.offset, pickle.offset + pickle.nbytes, parse_storage).value
+    value = unpickler.whole(pickle.offset, pickle.offset + pickle.nbytes, parse_storage)
     metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
     return TorchContents(value, storages, metadata, big_endian=order == b"big", members=members)
 
@@ -216,7 +217,7 @@ def _load_folder(folder: Path, file: MappedFile, unpickler: _Unpickler) -> Torch
             nbytes = path.stat().st_size
             storages[path.name] = Extent(position, nbytes, file=MappedFile(path) if nbytes else None)
             position += nbytes
-        value = unpickler.load(0, file.size, parse_storage).value
+        value = unpickler.whole(0, file.size, parse_storage)
     except BaseException:
         for extent in storages.values():
             if extent.file is not None:
@@ -283,12 +284,13 @@ class _Unpickler:
 
     def __init__(self, file: MappedFile) -> None:
         self._file = file
-        self._budget = Budget()
+        self._budget = Budget(file.size, lambda reason: FormatError(file.path, reason))
+        self._would_run: dict[str, None] = {}
 
     @property
     def would_run(self) -> tuple[str, ...]:
         """What the pickles read so far would have Python run."""
-        return tuple(self._budget.would_run)
+        return tuple(self._would_run)
 
     def load(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> _Unpickled:
         options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
@@ -299,9 +301,23 @@ class _Unpickler:
             end,
             handlers=TORCH_HANDLERS,
             budget=self._budget,
+            would_run=self._would_run,
             **options,
         )
         return _Unpickled(machine.run(), machine.position)
+
+    def whole(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> Any:
+        """The value of a pickle that ends where it should."""
+        found = self.load(start, end, persistent_load)
+        self.ends(found.stop, end)
+        return found.value
+
+    def ends(self, stop: int, end: int) -> None:
+        """Refuse what is behind the last thing that a reader takes: another may take that."""
+        if stop != end:
+            raise FormatError(
+                self._file.path, f"{end - stop:,} bytes behind its end belong to nothing", offset=stop
+            )
 
 
 def _legacy_start(file: MappedFile) -> int | None:
@@ -341,12 +357,14 @@ def _load_legacy(file: MappedFile, start: int, unpickler: _Unpickler) -> TorchCo
     keys = unpickler.load(content.stop, file.size)
     if not isinstance(keys.value, list) or not all(isinstance(key, (str, int)) for key in keys.value):
         raise FormatError(file.path, "the list of storages is damaged", offset=content.stop)
-    return TorchContents(content.value, _raw_storages(file, [str(k) for k in keys.value], sizes, keys.stop))
+    storages, stop = _raw_storages(file, [str(k) for k in keys.value], sizes, keys.stop)
+    unpickler.ends(stop, file.size)
+    return TorchContents(content.value, storages)
 
 
 def _raw_storages(
     file: MappedFile, keys: list[str], sizes: Mapping[str, int], start: int
-) -> dict[str, Extent]:
+) -> tuple[dict[str, Extent], int]:
     """Walk over the storages behind the pickles: an 8-byte count, then the elements."""
     storages: dict[str, Extent] = {}
     position = start
@@ -357,7 +375,7 @@ def _raw_storages(
             )
         storages[key] = extent = _counted_storage(file, position, file.size, sizes[key])
         position = extent.offset + extent.nbytes
-    return storages
+    return storages, position
 
 
 def _counted_storage(file: MappedFile, position: int, end: int, itemsize: int) -> Extent:
@@ -435,7 +453,7 @@ def _load_tar(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
         return objects[key]
 
     body = members["pickle"]
-    return TorchContents(unpickler.load(body.offset, body.offset + body.nbytes, load).value, extents)
+    return TorchContents(unpickler.whole(body.offset, body.offset + body.nbytes, load), extents)
 
 
 def _tar_key(value: object) -> int:
@@ -473,7 +491,7 @@ def _tar_storages(
             extents[str(_tar_key(key))] = extent
             objects[_tar_key(key)] = StorageRef(str(key), dtype.name, extent.nbytes // dtype.itemsize)
             position = extent.offset + extent.nbytes
-        views = unpickler.load(position, end).value
+        views = unpickler.whole(position, end)
         for view in views if isinstance(views, list) else []:
             target, root, offset, count = (
                 whole_number(v, "a view") for v in _fields(file, view, 4, position)
@@ -500,6 +518,7 @@ def _tar_tensors(file: MappedFile, unpickler: _Unpickler, member: Extent, object
                 raise ValueError(f"tensor {number} has no storage")
             tensor, position = _tar_tensor(file, record.stop, end, base)
             objects[number] = tensor
+        unpickler.ends(position, end)
     except (KeyError, ValueError, struct.error) as error:
         raise FormatError(file.path, f"damaged list of tensors: {error}", offset=position) from error
 

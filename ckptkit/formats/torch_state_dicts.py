@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -48,6 +49,8 @@ _MAX_ITEMS = 1000
 _MAX_STATE_DICTS = 1000
 _MAX_LISTED = 20
 _MAX_COMPARED = 16
+_MAX_PATH = 1000
+"""Characters of the keys that lead to a state dict; words are looked for in no more of a key."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _candidates(path: Path, root: object, said: Callable[[object], str], kind: s
 
     Arrays of numpy count where there are no tensors; beside tensors they are constants of somebody's.
     """
-    places: list[tuple[tuple[str, ...], Table]] = []
+    places: list[tuple[tuple[object, ...], Table]] = []
     for counts in (_is_tensor, is_array):
         walk = _Walk(counts)
         walk.look(root, (), 0)
@@ -129,8 +132,15 @@ def _candidates(path: Path, root: object, said: Callable[[object], str], kind: s
         raise FormatError(path, f"{len(places)} tables of tensors, more than {_MAX_STATE_DICTS}")
     found: dict[str, Table] = {}
     for keys, table in sorted(places, key=lambda place: len(place[0])):
-        found.setdefault(".".join(keys), table)  # {"a.b": …} comes before {"a": {"b": …}}
+        found.setdefault(_joined(path, keys), table)  # {"a.b": …} comes before {"a": {"b": …}}
     return {name: found[name] for name in sorted(found, key=_rank)}
+
+
+def _joined(path: Path, keys: tuple[object, ...]) -> str:
+    """Name of the state dict that keys lead to."""
+    if sum(len(key) for key in keys if isinstance(key, (str, bytes))) > _MAX_PATH:
+        raise FormatError(path, f"a state dict under keys of more than {_MAX_PATH} characters")
+    return ".".join(map(str, keys))
 
 
 def _is_tensor(value: object) -> bool:
@@ -151,37 +161,41 @@ class _Walk:
     """
 
     def __init__(self, counts: Callable[[object], bool]) -> None:
-        self.found: list[tuple[tuple[str, ...], Table]] = []
+        self.found: list[tuple[tuple[object, ...], Table]] = []
         self._counts = counts
         self._seen: set[int] = set()
 
-    def look(self, value: object, keys: tuple[str, ...], depth: int) -> int:
+    def look(self, value: object, keys: tuple[object, ...], depth: int) -> int:
         """Look into one value; returns the number of tensors of the largest table found there."""
         if not isinstance(value, (dict, list, tuple)) or depth > _MAX_DEPTH or id(value) in self._seen:
             return 0
         self._seen.add(id(value))
         if not isinstance(value, dict):
             items = enumerate(value[:_MAX_ITEMS])
-            return max((self.look(inner, (*keys, str(i)), depth + 1) for i, inner in items), default=0)
+            return max((self.look(inner, (*keys, i), depth + 1) for i, inner in items), default=0)
         if not _SLOTS.isdisjoint(value):
             return 0
         own = sum(self._counts(v) for k, v in value.items() if isinstance(k, str) or not depth)
         before, largest, named = len(self.found), 0, False
         for key, inner in value.items():
             if isinstance(inner, (dict, list, tuple)) and not _OTHER_STATE.intersection(_words(key)):
-                inside = self.look(inner, (*keys, str(key)), depth + 1)
-                largest, named = (
-                    max(largest, inside),
-                    named or (inside > 0 and _role(str(key)) == ((), False)),
-                )
+                inside = self.look(inner, (*keys, key), depth + 1)
+                largest = max(largest, inside)
+                named = named or (inside > 0 and isinstance(key, str) and _role(key) == ((), False))
         if own and own >= largest and not named:
             self.found[before:] = [(keys, value)]
             return own
         return largest
 
 
-def _words(key: object) -> list[str]:
-    return [word.lower() for word in _WORD.findall(key)] if isinstance(key, str) else []
+def _words(key: object) -> tuple[str, ...]:
+    return _words_of(key[:_MAX_PATH]) if isinstance(key, str) else ()
+
+
+@lru_cache(maxsize=1024)
+def _words_of(text: str) -> tuple[str, ...]:
+    """The words of a key, which many tables may have."""
+    return tuple(word.lower() for word in _WORD.findall(text))
 
 
 def _no_state_dict(path: Path, root: object, said: Callable[[object], str], kind: str) -> FormatError:

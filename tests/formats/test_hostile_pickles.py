@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckptkit.budget import LIMITS, Limit
 from ckptkit.errors import FormatError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
@@ -282,7 +283,7 @@ _FEW_BOMBS = (
 
 def test_all_pickles_of_a_file_share_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A legacy file is four pickles and the old tar layout any number: each alone may be small enough."""
-    monkeypatch.setattr("ckptkit.formats.restricted_pickle.MAX_WORK", 3000)
+    monkeypatch.setitem(LIMITS, "steps", Limit("steps", 3000, 0, 3000))
     idle = b"N0" * 1000
     path = tmp_path / "m.pth"
     path.write_bytes(legacy(whole(idle + table(w=TENSOR))))
@@ -291,7 +292,7 @@ def test_all_pickles_of_a_file_share_one_budget(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(
         legacy(whole(idle + table(w=TENSOR))).replace(b"\x80\x02]q\x00X\x01\x00\x00\x000q\x01a.", listed)
     )
-    with pytest.raises(FormatError, match="more than 3000 steps"):
+    with pytest.raises(FormatError, match="more than 3,000 steps"):
         open_reader(path)
 
 

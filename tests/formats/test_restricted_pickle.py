@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.budget import LIMITS, Limit
 from ckptkit.errors import FormatError
 from ckptkit.formats import restricted_pickle
 from ckptkit.formats.restricted_pickle import GlobalName, Inert, PickleMachine, dictionary_key
@@ -175,9 +176,9 @@ def test_bombs_end_quickly_and_stay_small(case: str) -> None:
 
 
 def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restricted_pickle, "MAX_WORK", 1000)
+    monkeypatch.setitem(LIMITS, "steps", Limit("steps", 1000, 0, 1000))
     assert load(whole(b"N0" * 490 + b"N")) is None
-    with pytest.raises(FormatError, match="more than 1000 steps"):
+    with pytest.raises(FormatError, match="more than 1,000 steps"):
         load(whole(b"N0" * 510 + b"N"))
 
 

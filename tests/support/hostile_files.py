@@ -276,7 +276,7 @@ def bombs() -> dict[str, Hostile]:
         + b"q\x050("
         + b"h\x05Q" * 1_900_000
         + b"t",
-        "millions of steps": b"N0" * 2_100_000 + b"N",
+        "millions of steps": b"N0" * 4_200_000 + b"N",
     }
     return {case: Hostile(f, "inert") for case, f in inert.items()} | {
         case: Hostile(f, "refused") for case, f in stopped.items()
