@@ -246,7 +246,7 @@ _BY_CODE: dict[bytes, _Operation] = {
 _STEPS = {
     **dict.fromkeys(b"ILJM\x8a\x8bFG", 2),  # numbers
     **dict.fromkeys(b"STUBC\x8e\x96V\x8cX\x8d", 3),  # texts
-    **dict.fromkeys(b"]l)t\x85\x86\x87}d\x8f\x91", 3),  # containers
+    **dict.fromkeys(b"]lt\x85\x86\x87}d\x8f\x91", 3),  # containers
     **dict.fromkeys(b"pqr\x94", 4),  # entries of the memo
 }
 """Steps of opcodes that make what takes more than 30 bytes."""
