@@ -101,8 +101,8 @@ class MemberNames:
         folded = [_folded(part) for part in parts]
         above = {"/".join(folded[:depth]) for depth in range(1, len(folded))}
         name = "/".join(folded)
-        taken = self._files if is_folder else self._files | self._folders
-        if name in taken or not above.isdisjoint(self._files):
+        taken = name in self._files or (name in self._folders and not is_folder)
+        if taken or not above.isdisjoint(self._files):
             raise FormatError(
                 self._path, f"two members want the name {'/'.join(parts)!r} (letter case aside)"
             )
