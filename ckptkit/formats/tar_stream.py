@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
+import re
 import sys
 import tarfile
 import zlib
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from ckptkit.budget import MAX_RATIO, Budget
 from ckptkit.errors import FormatError, MissingDependencyError, storage_error
 from ckptkit.formats.foreign import Foreign, Sample
 
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512
+_HEADER_STEPS, _BYTES_A_STEP = 50, 2
 _XZ_MEMORY = 256 << 20  # the largest preset of xz asks for 65 MB to decompress
 _ZSTD_WINDOW_LOG = 27  # 128 MiB, what zstd itself takes unless told to take more
 _MAGICS = (
@@ -42,13 +46,16 @@ class TarLimits:
         been produced (weights hardly compress at all; a small file of zeros is harmless).
     header_bytes : int
         What one member may spend on its headers (long names, pax records).
+    padding_bytes : int
+        Zeros behind the end mark; tar pads to the size of a record, which is 10 kB.
     """
 
     members: int = 20_000
     total_bytes: int = 256 << 30
-    ratio: int = 100
+    ratio: int = MAX_RATIO
     ratio_from_bytes: int = 256 << 20
     header_bytes: int = 1 << 20
+    padding_bytes: int = 64 << 20
 
 
 DEFAULT_LIMITS = TarLimits()
@@ -221,6 +228,10 @@ class TarStream:
         self._returned = memoryview(b"")
         self.budget = 0
         self.last_header = b""
+        self._steps = Budget(_size_of(raw), self._refused)
+
+    def _refused(self, reason: str) -> FormatError:
+        return FormatError(self._path, reason)
 
     def tell(self) -> int:
         """Bytes produced so far."""
@@ -231,6 +242,7 @@ class TarStream:
         if not 0 <= size <= self.budget:
             raise FormatError(self._path, f"a member's headers claim {size} bytes", offset=self._position)
         self.budget -= size
+        self._steps.spend(steps=_HEADER_STEPS if size == TAR_BLOCK else size // _BYTES_A_STEP)
         self.last_header = self.read_exactly(size)
         return self.last_header
 
@@ -249,7 +261,14 @@ class TarStream:
 
     def begins_again(self) -> bool:
         """Skip the zeros behind an end mark; whether anything follows them."""
+        begin = self._position
         while piece := self.read_exactly(READ_BYTES):
+            if self._position - begin > self._limits.padding_bytes:
+                raise FormatError(
+                    self._path,
+                    f"more than {self._limits.padding_bytes:,} zeros behind its end mark",
+                    offset=begin,
+                )
             if rest := piece.lstrip(b"\0"):
                 at = (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
                 self._returned = memoryview(piece)[at:]
@@ -295,6 +314,14 @@ class TarStream:
                 self._path, f"expands more than {self._limits.ratio} times: a decompression bomb"
             )
         return piece
+
+
+def _size_of(raw: BinaryIO) -> int:
+    """Bytes of an archive as it came; more than any has where it is still coming."""
+    try:
+        return os.fstat(raw.fileno()).st_size
+    except (OSError, AttributeError):
+        return sys.maxsize
 
 
 class Headers(Protocol):
@@ -353,6 +380,8 @@ def _entries_to_end_mark(path: Path, headers: Headers, errors: str) -> Iterator[
             raise FormatError(path, f"damaged tar header: {error}", offset=headers.tell()) from error
         if entry is None:
             break
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them, with their headers
+        _refuse_two_meanings(path, entry, archive, headers.last_header)
         yield entry
     last = headers.last_header
     if begin and empty:
@@ -361,3 +390,29 @@ def _entries_to_end_mark(path: Path, headers: Headers, errors: str) -> Iterator[
         raise FormatError(path, "damaged tar header", offset=headers.tell() - len(last))
     if len(last) < TAR_BLOCK:
         raise FormatError(path, "truncated: the archive has no end mark", offset=headers.tell())
+
+
+def _refuse_two_meanings(path: Path, entry: tarfile.TarInfo, archive: tarfile.TarFile, header: bytes) -> None:
+    """Refuse a member that programs take for different ones: its records or its header have two readings."""
+    shown = repr(entry.name[:200])
+    if not archive.pax_headers.keys().isdisjoint(_OF_ONE_MEMBER):
+        raise FormatError(path, f"member {shown}: a global header with a name or size of its own")
+    if len(header) != TAR_BLOCK:
+        return
+    stored = header[124:136].strip(b" \0")
+    size = int(stored, 8) if re.fullmatch(rb"[0-7]+", stored) else None
+    if "size" in entry.pax_headers and entry.size < _LARGEST_OCTAL and size != entry.size:
+        raise FormatError(path, f"member {shown}: two sizes, {entry.size} and {size}")
+    if header[257:263] != b"ustar\0" and header[345:500].strip(b"\0"):
+        raise FormatError(path, f"member {shown}: half of a name where its kind of header has none")
+    if entry.isdir() and entry.size:
+        raise FormatError(path, f"member {shown}: a folder of {entry.size} bytes")
+    if entry.type == tarfile.REGTYPE and entry.name.endswith("/"):
+        raise FormatError(path, f"member {shown}: a file with the name of a folder")
+
+
+_OF_ONE_MEMBER = frozenset(
+    {"path", "linkpath", "size", "GNU.sparse.name", "GNU.sparse.size", "GNU.sparse.realsize"}
+)
+_LARGEST_OCTAL = 1 << 33
+"""Sizes that do not fit in a header, which has then any number."""
