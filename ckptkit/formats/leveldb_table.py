@@ -27,7 +27,7 @@ MAX_BLOCK_BYTES = 64 << 20
 """One block after snappy is undone; writers close a block long before, unless one entry is that large."""
 
 _NO_COMPRESSION, _SNAPPY = 0, 1
-_ENTRY_STEPS, _ENTRY_NODES = 6, 1
+_ENTRY_STEPS, _ENTRY_NODES = 2, 1
 _SNAPPY_MAX_RATIO = 32  # the format's own limit: a 3-byte copy yields at most 64 bytes
 _MASK_DELTA = 0xA282EAD8
 _EMPTY = bytes([0, 0, 0, 0, 1, 0, 0, 0])

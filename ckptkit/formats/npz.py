@@ -227,6 +227,8 @@ class NpzWriter(PlacedWriter):
         The disk refuses.
     """
 
+    most = 150_000
+
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:

@@ -12,6 +12,7 @@ from ckptkit.formats.replacing import put_in_place, refuse_standing
 from ckptkit.formats.safetensors_header import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
+    MAX_NAME,
     METADATA_KEY,
 )
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
@@ -21,6 +22,8 @@ from ckptkit.tensors import Piece, TensorSpec
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500
+_MAX_TENSORS = 600_000
+"""Of one file; more would use up the budget of `read_header`."""
 
 
 class SafetensorsWriter(PlacedWriter):
@@ -69,6 +72,10 @@ class SafetensorsWriter(PlacedWriter):
         super().__init__(Path(path), specs, {"format": "pt", **metadata})
         self._force = force
         for spec in self._specs.values():
+            if len(spec.name) > MAX_NAME:
+                raise ConversionError(
+                    f"{self.path}: a name of {len(spec.name):,} characters: {spec.name[:80]!r}…"
+                )
             if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
                 what = (
                     f"no name for {spec.dtype}"
@@ -77,6 +84,8 @@ class SafetensorsWriter(PlacedWriter):
                 )
                 raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
         self._shards = _shards(list(self._specs.values()), max_shard_size)
+        if max(map(len, self._shards)) > _MAX_TENSORS:
+            raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
         self._paths = self._shard_paths(max_shard_size)
         self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
         refuse_standing(self.path, force=force)

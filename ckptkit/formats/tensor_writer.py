@@ -39,11 +39,13 @@ class TensorWriter(ABC):
     Raises
     ------
     ConversionError
-        Two specs of one name, or a name that is no valid Unicode.
+        Two specs of one name, a name that is no valid Unicode, or more tensors than can be read back.
     """
 
     order: Sequence[str]
     concurrent: bool
+    most = 1 << 62
+    """Tensors of one file that ckptkit's own reader takes within its budget."""
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
         self.path = path
@@ -55,6 +57,11 @@ class TensorWriter(ABC):
             if not is_unicode(spec.name):
                 raise ConversionError(f"{path}: the tensor name {spec.name!r} is no valid Unicode")
             self._specs[spec.name] = spec
+        if len(self._specs) > self.most:
+            raise ConversionError(
+                f"{path}: {len(self._specs):,} tensors; such a file is read with {self.most:,} at most",
+                hint="choose safetensors",
+            )
         self.order = list(self._specs)
         self._written = 0
 

@@ -56,6 +56,8 @@ class TorchWriter(PlacedWriter):
         The disk refuses.
     """
 
+    most = 100_000
+
     def __init__(
         self,
         path: Path,

@@ -193,3 +193,47 @@ def test_every_flipped_byte_is_refused_or_harmless() -> None:
             pass
     footer_padding = range(len(good) - 48 + 4, len(good) - 8)
     assert set(harmless) <= set(footer_padding)
+
+
+def put_together(*stored: bytes, index: list[tuple[bytes, bytes]], padding: bytes = b"") -> bytes:
+    """A table of checked blocks one after the other, with an index as given."""
+    file = b"".join(map(with_checksum, stored))
+    meta, block = tf_files.block([]), tf_files.block(index)
+    places = (len(file), len(meta), len(file) + len(meta) + 5, len(block))
+    footer = b"".join(map(tf_files.varint, places)) + padding
+    file += with_checksum(meta) + with_checksum(block)
+    return file + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+
+
+A, C = tf_files.block([(b"a", b"")]), tf_files.block([(b"c", b"")])
+AT_A = tf_files.varint(0) + tf_files.varint(len(A))
+AT_C = tf_files.varint(len(A) + 5) + tf_files.varint(len(C))
+TWO_READINGS = {
+    "right": (put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)]), None),
+    "prefix": (b"x" * 9 + put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)]), "checksum"),
+    "block that the index leaves out": (put_together(A, C, index=[(b"b", AT_A)]), "bytes between"),
+    "block before the first": (put_together(A, C, index=[(b"d", AT_C)]), "bytes between"),
+    "key above its separator": (put_together(A, C, index=[(b"b", AT_A), (b"b2", AT_C)]), "hides the key 'c'"),
+    "key below the separator": (put_together(A, C, index=[(b"c", AT_A), (b"d", AT_C)]), "hides the key 'c'"),
+    "bytes behind a handle": (put_together(A, C, index=[(b"b", AT_A + b"x"), (b"d", AT_C)]), "handle"),
+    "bytes in the footer": (put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)], padding=b"x"), "footer"),
+    "two tables": (put_together(A, index=[(b"b", AT_A)]) * 2, "does not"),
+    "restart point inside an entry": (
+        single_block(b"\x00\x01\x00a\x00\x01\x00b" + struct.pack("<III", 0, 2, 2)),
+        "restart point",
+    ),
+    "restart points out of order": (
+        single_block(b"\x00\x01\x00a\x00\x01\x00b" + struct.pack("<III", 4, 0, 2)),
+        "restart point",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TWO_READINGS)
+def test_what_two_readers_would_find_differently_is_refused(case: str) -> None:
+    table, reason = TWO_READINGS[case]
+    if reason is None:
+        assert list(read_table(NAME, table, tf_files.plenty())) == [(b"a", b""), (b"c", b"")]
+        return
+    with pytest.raises(FormatError, match=reason):
+        list(read_table(NAME, table, tf_files.plenty()))

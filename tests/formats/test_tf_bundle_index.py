@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import struct
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,8 @@ from ckptkit.formats import tf_bundle_index
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.formats.tf_bundle_index import index_path, load_index, no_tensors, shard_path
-from tests.support.tf_files import entry, header, message, part_key, plenty, write_raw
+from ckptkit.formats.tf_bundle_proto import METADATA_FIELD
+from tests.support.tf_files import entry, header, masked, message, part_key, plenty, varint, write_raw
 
 FLOAT, INT32, STRING = 1, 3, 7
 HUGE = 2**62
@@ -258,3 +262,103 @@ def test_parts_of_an_opaque_type_are_put_together(tmp_path: Path) -> None:
     load(tmp_path, entries, bytes(range(12)))
     with TfBundleReader(tmp_path / "m") as reader:
         assert bytes(bytes_of(reader, "w").data) == bytes(range(12))
+
+
+MIB = b"w" * (1 << 20)
+CRC = 0x12345678
+
+
+def graph_of(graph: bytes) -> tuple[Entries, bytes]:
+    """Entries of a checkpoint with an object graph of any bytes, and their data."""
+    length = len(graph).to_bytes(4, "little")
+    raw = varint(len(graph)) + struct.pack("<I", masked(length)) + graph
+    name = b"_CHECKPOINTABLE_OBJECT_GRAPH"
+    return [
+        (name, entry(STRING, (), size=len(raw))),
+        (b"w", entry(FLOAT, (), offset=len(raw), size=4)),
+    ], raw + b"xxxx"
+
+
+def _node(*fields: tuple[int, bytes]) -> tuple[int, bytes]:
+    return (1, message(*fields))
+
+
+def _child(name: bytes, number: int) -> tuple[int, bytes]:
+    return (1, message((1, number), (2, name)))
+
+
+def _slots_of_slots() -> bytes:
+    """Names that grow with every slot variable of a slot variable."""
+    variables = [_node((2, message((1, b"VARIABLE_VALUE"), (2, b"n"), (3, b"k%d" % n)))) for n in range(3000)]
+    slots = [(3, message((1, n), (2, b"s" * 2000), (3, n + 1))) for n in range(2999)]
+    return message(*variables, _node(*slots))
+
+
+def _long_lists_shared() -> bytes:
+    """Many objects whose lists of variables are the same long one."""
+    long_list = _node(*(_child(b"", 0) for _ in range(8000)))
+    owners = [_node(_child(b"variables", 0), _child(b"_all_variables", 0)) for _ in range(8000)]
+    return message(long_list, *owners)
+
+
+def _whole_axis_parts(count: int) -> Entries:
+    return [(b"w", entry(FLOAT, (0,), slices=[[None]] * count)), (b"\0w\0\1\1\1\x80\x7f", entry(FLOAT, (0,)))]
+
+
+BOMBS: dict[str, tuple[Entries, bytes]] = {
+    "a scalar in many parts": ([(b"w", entry(FLOAT, ()) + b"\x3a\x00" * 300_000)], b""),
+    "parts under a long name": ([(MIB, entry(FLOAT, (0,)) + b"\x3a\x02\x0a\x00" * 500)], b""),
+    "parts of a whole axis": (_whole_axis_parts(60_000), b""),
+    "axes by the million": ([(b"w", b"\x12" + varint(2 << 20) + b"\x12\x00" * (1 << 20))], b""),
+    "extents of one part": ([(b"w", message((1, 1), (7, b"\x0a\x00" * 300_000)))], b""),
+    "metadata of empty tables": ([(b"w", entry(FLOAT, ()))], b""),
+    "objects without content": graph_of(b"\x0a\x00" * 300_000),
+    "children by the thousand": graph_of(message((1, b"\x0a\x00" * 150_000))),
+    "names that grow": graph_of(_slots_of_slots()),
+    "long lists shared": graph_of(_long_lists_shared()),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_small_files_that_ask_for_much_are_refused_soon(case: str, tmp_path: Path) -> None:
+    entries, data = BOMBS[case]
+    head = (
+        header(1, (METADATA_FIELD, b'{"a":[' + b"{}," * 400_000 + b"{}]}"))
+        if "metadata" in case
+        else header(1)
+    )
+    write_raw(tmp_path / "m", [sorted([(b"", head), *entries])], data)
+    started = time.process_time()
+    with pytest.raises(
+        FormatError, match=r"m\.index: (.*axes|more than [0-9,]+ .* in a file of [0-9,]+ bytes)"
+    ):
+        TfBundleReader(tmp_path / "m")
+    assert time.process_time() - started < 10  # a second where nothing else runs
+
+
+def test_an_archive_buys_no_more_than_its_own_size(tmp_path: Path) -> None:
+    """A few kilobytes unpack to megabytes of objects."""
+    entries, data = graph_of(b"\x0a\x00" * 1_000_000)
+    write_raw(tmp_path / "m", [[(b"", header(1)), *entries]], data)
+    path = tmp_path / "m.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in ("m.index", "m.data-00000-of-00001"):
+            archive.add(tmp_path / name, name)
+    with pytest.raises(FormatError) as caught:
+        TfBundleReader(path)
+    assert str(caught.value).startswith(f"{path}: m.index in it: more than ")
+    assert f"in a file of {path.stat().st_size:,} bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("twice", "reason"),
+    [
+        (entry(FLOAT, (2,), size=8) + message((1, 3)), "field 1 occurs twice"),
+        (entry(FLOAT, (1,), size=8) + message((2, message((2, message((1, 2)))))), "field 2 occurs twice"),
+        (entry(FLOAT, (), size=4) + bytes([6 * 8]) + varint(CRC), "field 6 has the wire type 0"),
+        (message((1, 1), (2, message((2, message((1, 1), (1, 2))))), (5, 8)), "field 1 occurs twice"),
+    ],
+)
+def test_what_two_readers_would_merge_or_skip_is_refused(twice: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=reason):
+        load(tmp_path, [(b"w", twice)], bytes(8))
