@@ -29,7 +29,7 @@ class Limit:
 
 
 LIMITS = {
-    "steps": Limit("steps of work", 1_000_000, 3, 8_000_000),
+    "steps": Limit("steps of work", 1_200_000, 4, 7_000_000),
     "nodes": Limit("values and entries", 100_000, 0.25, 1_500_000),
     "names": Limit("bytes of names", 4 << 20, 8, 64 << 20),
     "nbytes": Limit("bytes unpacked", 64 << 20, MAX_RATIO, 1 << 62),

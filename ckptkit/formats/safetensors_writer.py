@@ -22,7 +22,7 @@ from ckptkit.tensors import Piece, TensorSpec
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500
-_MAX_TENSORS = 600_000
+_MAX_TENSORS = 580_000
 """Of one file; more would use up the budget of `read_header`."""
 
 

@@ -47,7 +47,7 @@ class TfBundleWriter(PlacedWriter):
         When the disk refuses.
     """
 
-    most = 240_000
+    most = 220_000
 
     def __init__(
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False

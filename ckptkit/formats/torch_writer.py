@@ -56,7 +56,7 @@ class TorchWriter(PlacedWriter):
         The disk refuses.
     """
 
-    most = 100_000
+    most = 80_000
 
     def __init__(
         self,
