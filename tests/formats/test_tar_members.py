@@ -386,3 +386,53 @@ def test_zstd_without_its_package_names_it(tmp_path, monkeypatch):
     monkeypatch.delattr("backports.zstd")
     with pytest.raises(MissingDependencyError, match=r"pip install 'backports\.zstd>=1,<2'"):
         list(iter_safe_members(path))
+
+
+def raw_header(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0, **changed: bytes) -> bytes:
+    """A ustar header; ``at_N`` puts bytes at byte N, under a right checksum."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    for place, found in changed.items():
+        at = int(place.removeprefix("at_"))
+        header[at : at + len(found)] = found
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def records(kind: bytes, text: bytes) -> bytes:
+    return raw_header("x", kind, len(text)) + text + bytes(-len(text) % 512)
+
+
+BODY = b"x" * 600 + bytes(424)
+TWO_MEANINGS = {
+    "a size of its own": (
+        records(b"x", b"9 size=3\n") + raw_header("f", size=600) + BODY,
+        "two sizes, 3 and 600",
+    ),
+    "the same size twice": (records(b"x", b"12 size=600\n") + raw_header("f", size=600) + BODY, None),
+    "a global name": (records(b"g", b"10 path=e\n") + raw_header("f", size=600) + BODY, "a global header"),
+    "a global comment": (records(b"g", b"13 comment=e\n") + raw_header("f", size=600) + BODY, None),
+    "a folder with bytes": (raw_header("d", tarfile.DIRTYPE, 600) + BODY, "a folder of 600 bytes"),
+    "a file called as a folder": (raw_header("d/"), "a file with the name of a folder"),
+    "a prefix in GNU's header": (raw_header("f", at_257=b"ustar  \0", at_345=b"e"), "half of a name"),
+    "a negative size": (raw_header("f", at_124=b"\xff" * 12), "negative size"),
+    "endless zeros": (raw_header("f") + bytes(70 << 20), "zeros behind its end mark"),
+    "records by the million": (
+        b"".join(records(b"x", b"5 a=\n" * 200_000) + raw_header(f"f{n}") for n in range(20)),
+        "steps of work",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TWO_MEANINGS)
+def test_a_member_has_one_meaning(case: str, tmp_path: Path) -> None:
+    raw, reason = TWO_MEANINGS[case]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(raw + bytes(1024), 1))
+    if reason is None:
+        assert [found.name for found, _ in iter_safe_members(path)] == ["f"]
+        return
+    with pytest.raises(FormatError, match=reason):
+        list(iter_safe_members(path))

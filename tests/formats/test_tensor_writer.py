@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
+from ckptkit.errors import ConversionError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Writer
 from ckptkit.formats.npz import NpzWriter
@@ -106,4 +107,15 @@ def test_late_metadata_without_a_place_is_refused(
         writer.write("a", held["a"])
         with pytest.raises(ValueError, match="late metadata"):
             writer.finish(None, late)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", [TorchWriter, TfBundleWriter, NpzWriter])
+def test_more_than_can_be_read_back_is_refused_before_it_is_written(
+    writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "most", 2)
+    specs = specs_of({name: np.zeros(1, "float32") for name in "abc"})
+    with pytest.raises(ConversionError, match=r"m: 3 tensors; such a file is read with 2 at most"):
+        writer(tmp_path / "m", specs, {})
     assert list(tmp_path.iterdir()) == []

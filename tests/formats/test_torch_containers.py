@@ -159,3 +159,28 @@ def test_tar_mutations(tmp_path: Path) -> None:
         survives(tmp_path / "m.pth", damaged, TorchReader) for damaged in mutations(raw, 1500, seed=4)
     )
     assert 0 < opened < 1500
+
+
+BEHIND = {
+    "legacy": legacy(GOOD) + b"x",
+    "two legacy files": legacy(GOOD) * 2,
+    "plain pickle": pickle.dumps({"w": 1}) + b"x",
+}
+
+
+@pytest.mark.parametrize("case", BEHIND)
+def test_bytes_behind_the_end_are_refused(case: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="behind its end belong to nothing"):
+        open_raw(tmp_path, BEHIND[case])
+
+
+def test_keys_of_the_memo_that_collide_are_refused(tmp_path: Path) -> None:
+    colliding = b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 9))
+    with pytest.raises(FormatError, match="no opcode has"):
+        open_raw(tmp_path, legacy(whole(b"N" + colliding)))
+
+
+def test_a_state_dict_under_endless_keys_is_refused(tmp_path: Path) -> None:
+    long = text("k" * 600)
+    with pytest.raises(FormatError, match="under keys of more than 1000 characters"):
+        open_raw(tmp_path, legacy(whole(b"}" + long + b"}" + long + table(w=TENSOR) + b"ss")))
