@@ -17,6 +17,7 @@ from ckptkit.formats.staging import StagedFile, copy_mode
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
+from ckptkit.urls import Url
 
 EMPTY_OVERLAY = (
     "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"
@@ -146,6 +147,8 @@ def preview_pins(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | Non
     expected = {key: entry.model_dump() for key, entry in old.items()}
     for wanted in pins:
         expected[wanted.id].update(wanted.fields())
+        seen = expected[wanted.id]["hash_provenance"]
+        expected[wanted.id]["hash_provenance"] = {**seen, "url": Url(seen["url"])}  # as the registry reads it
     if {key: entry.model_dump() for key, entry in new.items()} != expected:
         raise UsageError(
             f"{path}: cannot be edited in place without changing more", hint="write the checksum by hand"

@@ -20,6 +20,7 @@ from ckptkit.registry import (
     pin_many,
     preview_pins,
 )
+from ckptkit.urls import full_url
 from tests.support.registries import SMALL, write
 
 SHA = "0123456789abcdef" * 4
@@ -42,7 +43,7 @@ def check(path: Path, *pins: Pin, below: list[Path] | None = None) -> None:
         entry = registry[wanted.id]
         assert entry.hash_provenance is not None
         assert (entry.sha256, entry.size) == (wanted.sha256, wanted.size)
-        assert (entry.hash_provenance.observed_at, entry.hash_provenance.url) == (
+        assert (entry.hash_provenance.observed_at, full_url(entry.hash_provenance.url)) == (
             wanted.observed_at,
             wanted.url,
         )
