@@ -20,7 +20,10 @@ UNDEFINED = (1 << 64) - 1
 MAX_DEPTH, MAX_NAME = 64, 1024
 """Groups inside each other, and characters of a whole path: no file of weights comes near."""
 
+ANEW = "write it anew with Keras, or with h5py's defaults"
+"""What to do with a sound file of a kind that is not read."""
 _DAMAGED = "the file is damaged: fetch or write it again"
+_TOO_SHORT = "a structure is shorter than what it should hold"
 
 
 class Hdf5Bytes:
@@ -123,14 +126,14 @@ def lookup3(raw: bytes) -> int:
     x: int
     y: int
     z: int
-    for x, y, z in struct.iter_unpack("<3I", raw[:whole]):
-        a, b, c = a + x & mask, b + y & mask, c + z & mask
-        a, c = (a - c & mask) ^ (c << 4 & mask | c >> 28), c + b & mask
-        b, a = (b - a & mask) ^ (a << 6 & mask | a >> 26), a + c & mask
-        c, b = (c - b & mask) ^ (b << 8 & mask | b >> 24), b + a & mask
-        a, c = (a - c & mask) ^ (c << 16 & mask | c >> 16), c + b & mask
-        b, a = (b - a & mask) ^ (a << 19 & mask | a >> 13), a + c & mask
-        c, b = (c - b & mask) ^ (b << 4 & mask | b >> 28), b + a & mask
+    for x, y, z in struct.iter_unpack("<3I", raw[:whole]):  # cut to 32 bits where a value is shifted next
+        a, b, c = a + x, b + y, c + z & mask
+        a, c = (a - c ^ c << 4 ^ c >> 28) & mask, c + b
+        b, a = (b - a ^ a << 6 ^ a >> 26) & mask, a + c
+        c, b = (c - b ^ b << 8 ^ b >> 24) & mask, b + a
+        a, c = (a - c ^ c << 16 ^ c >> 16) & mask, c + b
+        b, a = (b - a ^ a << 19 ^ a >> 13) & mask, a + c
+        c, b = (c - b ^ b << 4 ^ b >> 28) & mask, b + a
     if whole == len(raw):
         return c
     x, y, z = struct.unpack("<3I", raw[whole:].ljust(12, b"\0"))
@@ -173,14 +176,21 @@ class Piece:
 
     def raw(self, length: int) -> bytes:
         """Read the next bytes."""
-        if length > self.left:
-            raise self.error("a structure is shorter than what it should hold")
-        self._position += length
-        return self._raw[self._position - length : self._position]
+        start = self._position
+        end = start + length
+        if end > len(self._raw):
+            raise self.error(_TOO_SHORT)
+        self._position = end
+        return self._raw[start:end]
 
     def number(self, width: int) -> int:
         """Read an unsigned number of ``width`` bytes."""
-        return int.from_bytes(self.raw(width), "little")
+        start = self._position  # as `raw`: this is what reading a file of many objects consists of
+        end = start + width
+        if end > len(self._raw):
+            raise self.error(_TOO_SHORT)
+        self._position = end
+        return int.from_bytes(self._raw[start:end], "little")
 
     def until_zero(self) -> bytes:
         """Read the next bytes up to a zero, and the zero."""
@@ -211,3 +221,7 @@ class Piece:
     def error(self, reason: str) -> FormatError:
         """Make the error that names the file and this place."""
         return self._source.error(reason, self.address)
+
+    def unsupported(self, reason: str) -> FormatError:
+        """Make the error of something sound that is not read."""
+        return self._source.error(reason, self.address, ANEW)

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptkit.formats.hdf5_attributes import Attributes, parse_shape
-from ckptkit.formats.hdf5_bytes import UNDEFINED, Hdf5Bytes, Piece
+from ckptkit.formats.hdf5_bytes import ANEW, UNDEFINED, Hdf5Bytes, Piece
 from ckptkit.formats.hdf5_objects import (
     DATASPACE,
-    DATATYPE,
     EXTERNAL_FILES,
     FILL_VALUE,
     FILTERS,
@@ -27,7 +26,6 @@ from ckptkit.tensors import DTYPES, DType
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 """Filters that chunks can go through: zlib, bytes sorted by their place in an element, a checksum behind."""
-_ANEW = "write it anew with Keras, or with h5py's defaults"
 _PLAIN = "write the dataset anew, plain or packed by gzip"
 
 
@@ -113,7 +111,8 @@ def parse_dataset(objects: Objects, attributes: Attributes, header: Header, name
     source = objects.source
     if any(True for _ in header.bodies(EXTERNAL_FILES)):
         raise source.error(f"{name}: its data is kept in another file", header.address, "not followed")
-    space, kind, layout = (header.body(what) for what in (DATASPACE, DATATYPE, LAYOUT))
+    space, layout = (header.body(what) for what in (DATASPACE, LAYOUT))
+    kind = objects.datatype(header)
     if space is None or kind is None or layout is None:
         raise source.error(f"{name}: a dataset without shape, type or place", header.address)
     element = parse_type(kind)
@@ -142,7 +141,7 @@ class _Storage:
         version = body.number(1)
         if version not in (3, 4):
             raise source.error(
-                f"{name}: a data layout of version {version}: not supported", body.address, _ANEW
+                f"{name}: a data layout of version {version}: not supported", body.address, ANEW
             )
         self._kind = body.number(1)
         if self._kind == _VIRTUAL:
@@ -151,7 +150,7 @@ class _Storage:
             )
         if self._kind == _CHUNKED and version == 4:
             raise source.error(
-                f"{name}: chunks with one of HDF5's newer indexes: not supported", body.address, _ANEW
+                f"{name}: chunks with one of HDF5's newer indexes: not supported", body.address, ANEW
             )
         if self._kind not in (_COMPACT, _CONTIGUOUS, _CHUNKED):
             raise body.error(f"{name}: a data layout of class {self._kind}")

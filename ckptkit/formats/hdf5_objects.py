@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ckptkit.formats.hdf5_bytes import MAX_NAME, UNDEFINED, Hdf5Bytes, Piece
+from ckptkit.formats.hdf5_bytes import ANEW, MAX_NAME, UNDEFINED, Hdf5Bytes, Piece
 from ckptkit.formats.hdf5_dense import LINK_BY_NAME, dense_messages, require_hash
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -27,10 +27,11 @@ DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
 )
 ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0C, 0x10, 0x11, 0x15
 _SHARED = 2
+_NAMED_TYPES = ((2, 0), (2, 2), (3, 2))
+"""Version and kind of a shared message that is in the header of another object."""
 _HARD, _SOFT, _EXTERNAL = 0, 1, 64
 _CACHED_TABLE, _CACHED_SOFT_LINK = 1, 2
 
-_ANEW = "write it anew with Keras, or with h5py's defaults"
 _NO_LINKS = "copy what it links to into one file, for example with h5py's File.copy"
 
 
@@ -65,8 +66,13 @@ class Header:
         if len(found) > 1:
             raise body.error(f"an object with two messages of kind {kind:#x}")
         if found[0].flags & _SHARED:
-            raise body.error(f"a message of kind {kind:#x} that several objects share: not supported")
+            raise body.unsupported(f"a message of kind {kind:#x} that several objects share: not supported")
         return body
+
+    def shared(self, kind: int) -> Piece | None:
+        """Where the only message of a kind is, when that is in another object."""
+        found = [message for message in self.messages if message.kind == kind]
+        return found[0].body.anew() if len(found) == 1 and found[0].flags & _SHARED else None
 
     def bodies(self, kind: int) -> Iterator[Piece]:
         """The bodies of all messages of a kind."""
@@ -143,7 +149,7 @@ class Objects:
             widths = body.raw(2)
             body.raw(1)
         else:
-            raise self.source.error(f"an HDF5 superblock of version {version}", 8, _ANEW)
+            raise self.source.error(f"an HDF5 superblock of version {version}", 8, ANEW)
         if widths != b"\x08\x08":
             raise body.error("an HDF5 file with addresses of other than 8 bytes")
         base, _, end = body.number(8), body.number(8), body.number(8)
@@ -192,6 +198,21 @@ class Objects:
                 block.raw(3)
                 self._take(messages, Message(kind, flags, block.part(length)), blocks, newer=False)
         return Header(address, messages)
+
+    def datatype(self, header: Header) -> Piece | None:
+        """The type of a dataset's elements: in its own header, or in that of a type with a name.
+
+        Raises
+        ------
+        FormatError
+            In neither, or in a heap of messages.
+        """
+        shared = header.shared(DATATYPE)
+        if shared is None:
+            return header.body(DATATYPE)
+        if (shared.number(1), shared.number(1)) not in _NAMED_TYPES:
+            raise shared.unsupported("an element type that several objects share: not supported")
+        return self.header(shared.number(8)).body(DATATYPE)
 
     def _newer_messages(self, address: int) -> list[Message]:
         start = self.source.piece(address, 2, "an object header")

@@ -33,8 +33,6 @@ _EXTENSION = ".npy"
 _COMMENT_PREFIX = b"ckptkit:"
 _MAX_COMMENT = 0xFFFF
 _HEAD_BYTES = MAX_HEADER_BYTES + 12
-_USUAL_HEAD = 256
-"""Records alone have longer ones, whose many fields take time."""
 
 
 class NpzReader(MappedReader):
@@ -167,7 +165,7 @@ class NpzReader(MappedReader):
             header = parse_header(raw)
         except ValueError as error:
             raise damaged(self._file, entry, str(error)) from error
-        self._budget.spend(nodes=1, steps=8 + 4 * max(0, header.start - _USUAL_HEAD))
+        self._budget.spend(nodes=1, steps=header.steps)
         if header.dtype is not None and header.nbytes != entry.size:
             reason = f"an array of {header.nbytes} bytes in an entry of {entry.size}"
             raise damaged(self._file, entry, reason)

@@ -228,6 +228,7 @@ class PickleMachine:
         self.memo: dict[int, Any] = {}
         self._globals: dict[str, GlobalName] = {}
         self._budget = budget or Budget(end - start, ValueError)
+        self._looked_at: set[str] = set()
         self._would_run = {} if would_run is None else would_run
 
     def run(self) -> object:
@@ -358,6 +359,9 @@ class PickleMachine:
     def note(self, name: str, args: tuple[object, ...] = ()) -> None:
         """Keep what a call that is not made here would run: the function, or one that it is given."""
         for called in (name, *(argument.name for argument in args if isinstance(argument, GlobalName))):
+            if called in self._looked_at:
+                continue
+            self._looked_at.add(called)
             running = would_run(called.removesuffix(_OF_A_CALL))
             if running is not None and len(self._would_run) < _MAX_CALLS:
                 self._would_run[running] = None

@@ -57,6 +57,42 @@ def test_chunks_are_put_together(
         reader.release("dense/vars/1")
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("place", ["before it", "behind it", "without a name"])
+def test_an_element_type_with_a_name_is_followed(tmp_path: Path, libver: str, place: str) -> None:
+    path = tmp_path / "m.weights.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        if place == "behind it":
+            file.create_group("dense/vars")
+        file["kind"] = np.dtype(">f8")
+        file["dense/vars/0"] = KERNEL
+        file.create_dataset("dense/vars/1", data=KERNEL, dtype=file["kind"])
+        if place == "without a name":
+            del file["kind"]
+    with KerasH5Reader(path) as reader:
+        got = reader.read("dense/vars/1")
+    assert got.dtype == np.float64
+    assert got.tolist() == KERNEL.tolist()
+
+
+def test_a_named_type_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["kind"] = np.dtype("<f4")
+        address = h5py.h5o.get_info(file["kind"].id).addr.to_bytes(8, "little")
+        made = file.create_dataset("dense/vars/0", data=KERNEL, dtype=file["kind"])
+        itself = h5py.h5o.get_info(made.id).addr.to_bytes(8, "little")
+    raw = path.read_bytes()
+    place = raw.rindex(b"\2\2" + address)
+    for there in (itself, bytes(8), b"\xff" * 8):
+        path.write_bytes(raw[: place + 2] + there + raw[place + 10 :])
+        with pytest.raises(FormatError, match="at byte"):
+            KerasH5Reader(path)
+    path.write_bytes(raw[:place] + b"\3\1" + raw[place + 2 :])
+    with pytest.raises(FormatError, match="several objects share: not supported; write it anew"):
+        KerasH5Reader(path)
+
+
 @pytest.mark.parametrize("dtype", ["<f2", ">f8", "<i1", ">i8", "<u2", "bfloat16"])
 def test_element_types(tmp_path: Path, dtype: str) -> None:
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)

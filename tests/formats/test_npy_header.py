@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import struct
 from typing import Any
@@ -97,6 +98,33 @@ BAD = {
 def test_names_of_types_are_plain_text_or_none(code: str) -> None:
     dtype = parse_header(text(f"{{'descr': {code}, {REST}}}")).dtype
     assert dtype is None or dtype.name.isprintable()
+
+
+def test_a_header_that_numpy_would_not_write_costs_more() -> None:
+    usual = parse_header(saved(np.zeros((2, 3), ">f4", order="F")))
+    other = parse_header(text("{'shape': (2, 3), 'fortran_order': True, 'descr': '>f4'}" + " " * 60 + "\n"))
+    assert (usual.dtype, usual.shape, usual.fortran) == (other.dtype, other.shape, other.fortran)
+    assert usual.big_endian
+    assert other.big_endian
+    assert usual.steps < 20
+    assert other.steps > 500
+
+
+@pytest.mark.parametrize(
+    "shape", ["(1)", "(01,)", "(1,2)", "(1, 2,)", "( 1,)", "(1,, 2)", "(99999999999999999999,)"]
+)
+def test_shapes_mean_what_python_takes_them_for(shape: str) -> None:
+    raw = text(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n")
+    try:
+        wanted = ast.literal_eval(shape)
+        wanted = wanted if isinstance(wanted, tuple) and max(wanted) < 1 << 62 else None
+    except SyntaxError:
+        wanted = None
+    if wanted is None:
+        with pytest.raises(ValueError, match="npy"):
+            parse_header(raw)
+    else:
+        assert parse_header(raw).shape == wanted
 
 
 @pytest.mark.parametrize("case", BAD)

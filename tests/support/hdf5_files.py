@@ -120,13 +120,6 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda f: f.create_dataset("dense/vars/1", data=np.zeros(64, "i4"), scaleoffset=0),
         "not supported",
     ),
-    "shared type": (
-        lambda f: (
-            f.__setitem__("type", np.dtype("f4")),
-            f.create_dataset("dense/vars/1", data=np.zeros(4), dtype=f["type"]),
-        ),
-        "that several objects share",
-    ),
     "deep": (lambda f: f.create_group("/".join("x" * 80)), "deeper than any model's"),
     "long name": (lambda f: f.create_group("x" * 2000), "longer than any layer's"),
     "Keras 2 without lists of weights": (
