@@ -144,6 +144,14 @@ def is_own_folder(path: str | Path) -> bool:
         return False
 
 
+def is_own_file(path: str | Path) -> bool:
+    """Whether a path is a regular file itself, not a link to one."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def files_below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
     """Everything in a folder and its folders but those themselves, by name; no link is followed."""
     waiting = [str(folder)]

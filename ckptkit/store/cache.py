@@ -18,13 +18,14 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ckptkit.errors import StorageError, UsageError
-from ckptkit.files import is_own_folder, read_regular, regular_status
+from ckptkit.files import is_own_file, is_own_folder, kind_of, read_regular, regular_status
 from ckptkit.places import NOWHERE, home_folders, is_writable
 from ckptkit.text import CONTROLS, json_text
 from ckptkit.urls import public_url
@@ -290,7 +291,7 @@ class Home:
         """Remember that an entry is used now; where that cannot be written, nothing is said."""
         home = self.at(id)
         stamp = home._folder("used", id)
-        if stamp.parent.is_symlink() or stamp.is_symlink():
+        if stamp.parent.is_symlink() or (os.path.lexists(stamp) and not is_own_file(stamp)):
             return
         try:
             os.utime(stamp)
@@ -383,20 +384,31 @@ def read_record(path: Path) -> Record | None:
         return None
 
 
+def refuse_planted(path: Path) -> None:
+    """Refuse to write where there is something else than a file, or a link, which is replaced.
+
+    Raises
+    ------
+    StorageError
+    """
+    with contextlib.suppress(OSError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise StorageError(f"{path} is {kind_of(mode)}", hint="move it away")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON file so that it is either the old one or the new one, never half of it.
 
     Raises
     ------
     StorageError
-        When the disk refuses.
+        When the disk refuses, or something else than a file has its name.
     """
     from ckptkit.formats.staging import StagedFile
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
-    if path.is_symlink() or (regular_status(path) is None and os.path.lexists(path) and not path.is_dir()):
-        with contextlib.suppress(OSError):
-            path.unlink()  # a pipe or a link that somebody put there
+    refuse_planted(path)
     with StagedFile(path, force=True, own=True) as staged:
         staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
         staged.commit()

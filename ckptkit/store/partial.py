@@ -29,10 +29,10 @@ from typing import Any
 
 from ckptkit.checksums import crc32c
 from ckptkit.errors import StorageError, storage_error
-from ckptkit.files import make_folders, read_regular, regular_status
+from ckptkit.files import is_own_file, make_folders, read_regular, regular_status
 from ckptkit.formats.staging import TEMPORARY, move, sync_file, sync_folder, translated
 from ckptkit.store.behind import Worker
-from ckptkit.store.cache import write_json
+from ckptkit.store.cache import refuse_planted, write_json
 from ckptkit.store.hashing import BackgroundHasher
 from ckptkit.store.integrity import Digests, Promise, hash_file
 from ckptkit.store.transport import Identity
@@ -121,7 +121,15 @@ class Partial:
         return hash_file(self.path)
 
     def pick_up(self) -> None:
-        """Continue what an earlier run left of this source, if it left anything sound; hashes those bytes."""
+        """Continue what an earlier run left of this source, if it left anything sound; hashes those bytes.
+
+        Raises
+        ------
+        StorageError
+            When something else than a file has the final name, or the record's.
+        """
+        for final in (self.folder / self.name, self.folder / f"{self.name}.json"):
+            refuse_planted(final)
         for sidecar in self.folder.glob(f".{glob.escape(_stem(self.name))}.*.part.json"):
             identity, promises, source, marks = _read_sidecar(sidecar)
             path = sidecar.with_suffix("")
@@ -321,7 +329,8 @@ class Partial:
         for pattern in (".*.part", ".*.part.json"):
             for left in self.folder.glob(pattern):
                 # A record that another writer is about to rename has no token; `StagedFile` sweeps those.
-                if is_gone(left) and (has_token(left) or not left.name.startswith(TEMPORARY)):
+                ours = has_token(left) or not left.name.startswith(TEMPORARY)
+                if ours and is_own_file(left) and is_gone(left):
                     with contextlib.suppress(OSError):
                         left.unlink()
         return final

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -330,16 +331,43 @@ def test_nothing_is_waited_for(
             os.close(OPEN.pop())
 
 
-def test_a_fetch_takes_the_place_of_what_is_no_file(home: Home, store: Store, server: FaultServer) -> None:
+def test_a_fetch_takes_the_place_of_links_alone(home: Home, store: Store, server: FaultServer) -> None:
     store.home = home
     entry = entry_of(server.serve("/m.pth", BODY), id=ID)
     folder = home.artefact_folder(ID)
     folder.mkdir(parents=True)
-    os.mkfifo(folder / "m.pth")
-    (folder / "m.pth.json").symlink_to("/dev/zero")
+    for name in ("m.pth", "m.pth.json"):
+        (folder / name).symlink_to("/dev/zero")
     with in_time():
         assert store.fetch(entry).artefact.read_bytes() == BODY
     assert read_record(folder / "m.pth.json") is not None and Path("/dev/zero").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.pth.json"])
+@pytest.mark.parametrize("kind", ["a named pipe", "a socket", "a device", "a folder"])
+def test_what_is_no_file_is_left_and_nothing_is_asked_for(
+    kind: str, name: str, store: Store, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.home.artefact_folder(ID)
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)  # a socket's path is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            {
+                "a named pipe": os.mkfifo, "a socket": made.bind, "a folder": os.mkdir,
+                "a device": lambda name: os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(1, 3)),
+            }[kind](name)  # fmt: skip
+    except PermissionError:
+        pytest.skip("making devices takes root")
+    before = os.lstat(name)
+    for _ in range(2):
+        with in_time(), pytest.raises(StorageError, match=f"{name} is {kind}; move it away"):
+            store.fetch(entry_of(server.serve("/m.pth", BODY), id=ID))
+    assert (
+        os.path.samestat(os.lstat(name), before)
+        and list(folder.iterdir()) == [folder / name]
+        and not server.requests
+    )
 
 
 def test_a_lock_file_that_is_none(tmp_path: Path) -> None:
