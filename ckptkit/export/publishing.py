@@ -159,7 +159,9 @@ def _explained(error: BaseException, repository: str, endpoint: str) -> NetworkE
     for one in chain:
         status = getattr(getattr(one, "response", None), "status_code", None)
         if isinstance(status, int):
-            reason, hint = _REFUSALS.get(status, (f"the hub answered {status}", "try again later"))
+            passing = status >= 500 or status in {408, 425}
+            helps = "try again later" if passing else "check the name, the token and the endpoint"
+            reason, hint = _REFUSALS.get(status, (f"the hub answered {status}", helps))
             said = getattr(one, "server_message", None)
             return NetworkError(
                 f"{repository}: {reason}" + (f" ({_short(str(said))})" if said else ""), hint=hint

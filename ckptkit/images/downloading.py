@@ -15,6 +15,7 @@ from ckptkit.errors import FormatError, NetworkError, NotFoundError
 from ckptkit.store.coding import decoded
 from ckptkit.store.download import url_opener
 from ckptkit.store.transport import (
+    BusyError,
     Failures,
     MissingFileError,
     Opener,
@@ -29,6 +30,7 @@ from ckptkit.store.transport import (
 if TYPE_CHECKING:
     from ckptkit.store.download import Progress
 
+_BY_HAND = "download it yourself and give the file"
 MOST_BYTES = 50_000_000
 """Largest picture that is taken from the network or a pipe."""
 
@@ -86,13 +88,14 @@ def download_picture(
             except SourceError as error:
                 if is_local(url):
                     raise FormatError(name, str(error)) from error
-                hint = "download it yourself and give the file"
+                hint = "try again later" if isinstance(error, BusyError) else _BY_HAND
                 raise NetworkError(f"{name}: {error}", hint=hint) from error
             except PassingError as error:
                 try:
                     policy.sleep(failures.wait_for(error, progress=False))
-                except SourceError:
-                    raise NetworkError(f"{name}: {error}", hint="try again later") from error
+                except SourceError as last:
+                    hint = "try again later" if isinstance(last, BusyError) else _BY_HAND
+                    raise NetworkError(f"{name}: {error}", hint=hint) from error
 
 
 def _receive(opener: Opener, url: str, name: str, most_bytes: int, progress: Progress | None) -> bytes:

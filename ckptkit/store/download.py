@@ -6,7 +6,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from ckptkit.store.partial import Partial, require_space
 from ckptkit.store.ranges import Segments, may_be_split
 from ckptkit.store.remote import STORES, is_remote, open_remote
 from ckptkit.store.transport import (
+    BusyError,
     Failures,
     Identity,
     Opener,
@@ -132,7 +133,7 @@ class Download:
                         self.partial.discard()
                     progress = self._is_progress(self.partial.size - before, time.monotonic() - began)
                     self._wait(failures.wait_for(error, progress=progress), str(error))
-            raise SourceError(f"still not complete after {self.policy.max_attempts} requests")
+            raise BusyError(f"still not complete after {self.policy.max_attempts} requests")
 
     def _receive_in_parallel(self, shown: _Shown) -> bool:
         """Receive over several connections where that is sound; returns whether the file is complete.
@@ -284,7 +285,7 @@ class Download:
         said = "" if is_local(self.url) else "answered with "
         if _WEB_PAGE.match(head):
             self.partial.discard()
-            raise SourceError(f"{said}a web page instead of the file (a login, a quota or an error page)")
+            raise BusyError(f"{said}a web page instead of the file (a login, a quota or an error page)")
         if head.startswith(_LFS_POINTER):
             self.partial.discard()
             raise SourceError(f"{said}a Git LFS pointer instead of the file")
@@ -325,6 +326,16 @@ def _counted(
             account(len(piece))
     if response.length is not None and received != response.length:
         raise PassingError(f"the connection closed after {received:,} of {response.length:,} bytes")
+
+
+LATER = "try again later, or give a --mirror"
+
+
+def what_helps(errors: Iterable[Exception]) -> str:
+    """What to do where no source gave a file: waiting helps only against some faults."""
+    return (
+        LATER if any(isinstance(error, (BusyError, RefusedError)) for error in errors) else "give a --mirror"
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ckptkit.errors import (
     command,
 )
 from ckptkit.store.cache import Home
-from ckptkit.store.download import Notes, Progress, explain, silent, url_opener
+from ckptkit.store.download import LATER, Notes, Progress, explain, silent, url_opener, what_helps
 from ckptkit.store.github_digest import GitHub
 from ckptkit.store.integrity import hash_file
 from ckptkit.store.job import IMPORTED, Fetched, Fits, Job, UnfitError, came
@@ -278,4 +278,6 @@ def _what_helps(errors: Sequence[Exception]) -> str:
         return "correct the sources in the registry, or give a --mirror"
     if all(isinstance(error, UnfitError) and not error.is_text for error in errors):
         return "nothing was kept; run the same command again, or give a --mirror"
-    return "try again later, or give a --mirror"
+    if any(isinstance(error, UnfitError) and error.is_text for error in errors):  # "too many requests"
+        return LATER
+    return what_helps(errors)

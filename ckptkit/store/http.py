@@ -25,6 +25,8 @@ from ckptkit.store.integrity import Promise, redirect_promises, server_promises
 from ckptkit.store.transport import (
     KEPT,
     PIECE,
+    BusyError,
+    FramingError,
     Identity,
     PassingError,
     Policy,
@@ -47,6 +49,7 @@ _REFUSED = (401, 403)
 _EXPIRED = (400, 401, 403)
 """What storage services answer to a signed address whose time is over: 403 most, 400 and 401 some."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
+_LASTING = (501, 505, 511)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 _PACKED = frozenset(
@@ -237,7 +240,12 @@ class HttpClient:
                 return SourceError(f"{through} cannot be used: {said}")
             return SourceError(f"not a URL that can be fetched: {_brief(error)}")
         where = f" through {through}" if through else ""
-        return PassingError(f"connection failed{where}: {_brief(error)}")
+        inner = _innermost(error)
+        broken = isinstance(inner, http.client.HTTPException) and not isinstance(
+            inner, (http.client.IncompleteRead, http.client.RemoteDisconnected)
+        )
+        kind = FramingError if broken else PassingError
+        return kind(f"connection failed{where}: {_brief(error)}")
 
 
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -355,9 +363,9 @@ def _refuse_status(answer: requests.Response, policy: Policy) -> None:
     if status in (*_PASSING, *_REFUSED):
         wait = retry_after(answer.headers.get("Retry-After"), policy.clock())
         if wait is not None and wait > policy.max_retry_after:
-            raise SourceError(f"{said}: the server asks to come back in {wait:.0f} s")
+            raise BusyError(f"{said}: the server asks to come back in {wait:.0f} s")
         raise PassingError(said, wait)
-    raise SourceError(said)
+    raise (SourceError if status < 500 or status in _LASTING else BusyError)(said)
 
 
 def retry_after(value: str | None, now: float) -> float | None:
@@ -518,13 +526,17 @@ def _pieces(
         raise PassingError(f"the connection broke: {_brief(error)}") from error
 
 
-def _brief(error: BaseException) -> str:
-    """The innermost reason of requests' nested errors, on one line."""
-    seen: BaseException = error
+def _innermost(error: BaseException) -> BaseException:
     for _ in range(8):
-        inner = getattr(seen, "reason", None) or seen.__cause__ or seen.__context__
+        inner = getattr(error, "reason", None) or error.__cause__ or error.__context__
         if not isinstance(inner, BaseException):
             break
-        seen = inner
+        error = inner
+    return error
+
+
+def _brief(error: BaseException) -> str:
+    """The innermost reason of requests' nested errors, on one line."""
+    seen = _innermost(error)
     text = " ".join(str(getattr(seen, "strerror", None) or seen).split())
     return text.rpartition(">: ")[2][:200] or type(seen).__name__

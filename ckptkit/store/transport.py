@@ -227,6 +227,10 @@ class SourceError(Exception):
     """A source will not give the file; another may."""
 
 
+class BusyError(SourceError):
+    """A source did not give the file this time; it may do so later."""
+
+
 class SourceGoneError(SourceError):
     """The source answered for good: no such file (404, 410), or not for the public (401, 403)."""
 
@@ -267,6 +271,10 @@ class PassingError(Exception):
         self.retry_after = retry_after
 
 
+class FramingError(PassingError):
+    """An answer that breaks HTTP: something on the way may have done it once, but waiting helps nobody."""
+
+
 class SlowError(PassingError):
     """An answer that nearly stands still: waiting for it again and again helps nobody."""
 
@@ -304,13 +312,15 @@ class Failures:
         self._in_a_row = 1 if progress else self._in_a_row + 1
         self._slow += isinstance(error, SlowError)
         if self._in_a_row > self._policy.retries or self._slow > self._policy.slow_retries:
-            raise SourceError(f"{error} ({max(self._in_a_row, self._slow)} times)") from error
+            lasting = isinstance(error, (FramingError, RangeError))
+            kind = SourceError if lasting else BusyError
+            raise kind(f"{error} ({max(self._in_a_row, self._slow)} times)") from error
         asked = error.retry_after if isinstance(error, PassingError) else None
         if asked is None:
             return self._policy.wait(self._in_a_row)
         self._waited += asked
         if self._waited > self._policy.max_retry_after:
-            raise SourceError(f"{error}: the server asks to wait {self._waited:.0f} s in all") from error
+            raise BusyError(f"{error}: the server asks to wait {self._waited:.0f} s in all") from error
         return asked
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from requests.adapters import HTTPAdapter
 
-from ckptkit.store.transport import PassingError, Policy, SlowError, SourceError
+from ckptkit.store.transport import FramingError, PassingError, Policy, SlowError, SourceError
 
 if TYPE_CHECKING:
     import requests
@@ -321,4 +321,4 @@ def _broken() -> LimitError:
 
 
 def _misframed() -> LimitError:
-    return LimitError(PassingError("the server sends chunks that are not framed as HTTP says"))
+    return LimitError(FramingError("the server sends chunks that are not framed as HTTP says"))

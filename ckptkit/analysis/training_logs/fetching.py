@@ -17,7 +17,7 @@ from ckptkit.analysis.training_logs.lines import MAX_BYTES
 from ckptkit.errors import NetworkError, NotFoundError
 from ckptkit.files import read_regular, regular_status
 from ckptkit.store.cache import write_json
-from ckptkit.store.download import Download, explain, url_opener
+from ckptkit.store.download import Download, explain, url_opener, what_helps
 from ckptkit.store.integrity import compare, hash_file
 from ckptkit.store.mirrors import parse_mirrors, resolve
 from ckptkit.store.partial import Partial
@@ -101,7 +101,7 @@ def _download(published: str, url: str, target: Path, workspace: Workspace, poli
         except SourceError as error:
             raise NetworkError(
                 f"the training log could not be fetched: {explain([(url, error)])}",
-                hint="try again later, or give a --mirror",
+                hint=what_helps([error]),
             ) from error
         found = partial.digests()
         compare(target.name, found, partial.promises, hint="it was damaged on the way; run it again")
