@@ -9,8 +9,11 @@ appear in no record, message or log.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
+import io
 import ipaddress
+import locale
 import netrc
 import os
 import re
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ckptkit.files import open_named
 from ckptkit.places import user_path
 
 TOKEN_HOSTS: Mapping[str, str] = {
@@ -28,6 +32,7 @@ TOKEN_HOSTS: Mapping[str, str] = {
 }
 """Host → environment variable. Not its subdomains: others' files are served from some of them."""
 
+_MOST_NETRC = 1 << 20
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -86,8 +91,9 @@ class Credentials:
         found: dict[str, tuple[str, str]] = {}
         for path in self._netrc_files():
             try:
-                hosts = netrc.netrc(path).hosts
-            except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+                with open_named(path) as file:
+                    hosts = _Netrc(file.read(_MOST_NETRC + 1)).hosts
+            except (OSError, ValueError, netrc.NetrcParseError):
                 continue
             for host, (login, account, password) in hosts.items():
                 if host != "default" and (login or account or password):
@@ -103,6 +109,20 @@ class Credentials:
             return [path for name in (".netrc", "_netrc") if (path := Path.home() / name).is_file()]
         except (RuntimeError, OSError):  # no home folder
             return []
+
+
+class _Netrc(netrc.netrc):
+    """A file that was read already: the library would wait for a pipe, and read a device without end."""
+
+    def __init__(self, content: bytes) -> None:
+        if len(content) > _MOST_NETRC:
+            raise ValueError(f"more than {_MOST_NETRC:,} bytes")
+        self.hosts, self.macros = {}, {}
+        for encoding in ("utf-8", locale.getpreferredencoding(False)):
+            with contextlib.suppress(UnicodeDecodeError):
+                text = io.TextIOWrapper(io.BytesIO(content), encoding)
+                self._parse("netrc", text, False)  # type: ignore[attr-defined]
+                return
 
 
 def _basic(login: str, password: str) -> str:

@@ -197,7 +197,7 @@ class HttpClient:
         timeout = (self._policy.connect_timeout, self._policy.read_timeout)
         # No proxy reaches this machine's loopback, but requests would ask one unless NO_PROXY forbids it. An
         # empty mapping, not None: only into a mapping does requests put the environment's proxies.
-        direct: Any = {"http": None, "https": None} if is_loopback(url) else {}
+        direct: Any = {"http": None, "https": None, "all": None} if is_loopback(url) else {}
         certificates = ca_bundle() if urlsplit(url).scheme.lower() == "https" else None
         through = self._through(url)
         try:

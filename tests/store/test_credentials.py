@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +84,21 @@ def test_a_netrc_that_cannot_be_read_says_nothing(tmp_path: Path, text: str | No
     if text is not None:
         path.write_text(text, encoding="latin-1")
     assert Credentials({"NETRC": str(path)}).authorization("https://a.org/") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_netrc_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"machine a.org login me password x\n" * 100_000)
+    for path in (tmp_path / "pipe", tmp_path / "large", Path("/dev/zero"), Path("/dev/full"), tmp_path):
+        began = time.process_time()
+        assert Credentials({"NETRC": str(path)}).authorization("https://a.org/") is None
+        assert time.process_time() - began < 1
+    reader, writer = os.pipe()  # as of a shell's <(pass show netrc)
+    os.write(writer, b"machine a.org login me password x\n")
+    os.close(writer)
+    assert Credentials({"NETRC": f"/dev/fd/{reader}"}).authorization("https://a.org/") == basic("me", "x")
+    os.close(reader)
 
 
 def test_the_file_in_the_home_folder(login_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

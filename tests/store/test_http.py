@@ -303,6 +303,15 @@ def proxy_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     return monkeypatch.setenv
 
 
+@pytest.mark.parametrize("value", ["http://127.0.0.1:1", "http://[::1", ":::", "socks5://127.0.0.1:1"])
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "http_proxy"])
+def test_no_proxy_is_asked_for_this_machine(
+    store: Store, server: FaultServer, proxy_of: Callable[[str, str], None], variable: str, value: str
+) -> None:
+    proxy_of(variable, value)
+    assert store.fetch(entry_of(server.serve(PATH, BODY))).artefact.read_bytes() == BODY
+
+
 @pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "socks4a"])
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "https_proxy"])
 def test_a_socks_proxy_needs_a_package(
