@@ -15,14 +15,25 @@ _HARMLESS = frozenset(
     | {"version", "versionid"}
 )
 """Names of a query's parameters that tell which file is meant; any other may carry a token."""
-_PARAMETER = re.compile(r"([?&])([^\s=&?#'\"<>]{1,80})=([^\s&#'\"<>)\],]*)")
+_PARAMETER = re.compile(
+    r"([?&]|[#;](?=\w{0,20}(?:token|sig|key|secret)))([^\s=&?#'\"<>]{1,80})=([^\s&#'\"<>)\],]*)"
+)
+_MATRIX = re.compile(r";([^/;=]{1,80})=[^/;]*")
+_SEPARATOR = re.compile("%26|%3B|;", re.IGNORECASE)
 _LOGIN = re.compile(
     r"""(?<=://)(?:
         [^\s/?#'"<>]*@                                                # me:secret@
+      | [^\s/?#@:'"<>\[]{1,99}:(?!\d+(?:[^\w@]|$)|$)[^\s'"<>@]{0,99}@    # me:se/cret@, not encoded
       | [^\s/?#@:'"<>\[]+:(?!\d+(?:[^\w@]|$)|$)[^\s/?#'"<>)\],]+       # me:sec, where the rest was cut off
     )""",
     re.VERBOSE,
 )
+_BARE_LOGIN = re.compile(r"(\bhttps?:/?)[^\s/:@'\"]{1,100}:[^\s/:@'\"]{1,200}@", re.IGNORECASE)
+"""me:secret@host, of a URL without one of its slashes."""
+_ENCODED_LOGIN = re.compile(
+    r"(%(?:25){0,3}3a(?:%(?:25){0,3}2f){2})[^\s/?#&'\"]{1,300}?%(?:25){0,3}40", re.IGNORECASE
+)
+_HEADER = re.compile(r"(\bBearer |\bAuthorization['\"]?: ?b?['\"]?(?:Basic|token) )[^\s'\"]+")
 
 
 class Url(str):
@@ -65,17 +76,25 @@ def public_url(url: str) -> str:
         parts = urlsplit(url)
     except ValueError:
         return _LOGIN.sub("", url).partition("?")[0]
+    if "@" in url and "@" not in parts.netloc and (whole := _LOGIN.sub("", url)) != url:
+        return public_url(whole)  # a password with a sign that ends the host
     query = "&".join(one for one in parts.query.split("&") if is_harmless(one)) if parts.query else ""
     fragment = "" if "=" in parts.fragment or "@" in parts.fragment else parts.fragment
-    if (query, fragment) == (parts.query, parts.fragment) and "@" not in parts.netloc:
+    path = _MATRIX.sub(_harmless, parts.path) if ";" in parts.path else parts.path
+    kept = (path, query, fragment) == (parts.path, parts.query, parts.fragment)
+    if kept and "@" not in parts.netloc:
         return str(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, fragment))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, query, fragment))
+
+
+def _harmless(found: re.Match[str]) -> str:
+    return found[0] if found[1].lower() in _HARMLESS else ""
 
 
 def is_harmless(parameter: str) -> bool:
     """Whether a parameter of a query says which file is meant, and nothing else."""
     name, _, value = parameter.partition("=")
-    return name.lower() in _HARMLESS and len(value) <= 200
+    return name.lower() in _HARMLESS and len(value) <= 200 and not _SEPARATOR.search(value)
 
 
 def scrubbed(text: str) -> str:
@@ -86,10 +105,16 @@ def scrubbed(text: str) -> str:
     >>> scrubbed("refused: http://me:secret@a.org/m?token=x&id=7 (url: /m?sig=y)")
     'refused: http://a.org/m?token=…&id=7 (url: /m?sig=…)'
     """
+    if "@" in text and "http" in text:
+        text = _BARE_LOGIN.sub(r"\1", text)
     if "://" in text:
         text = _LOGIN.sub("", text)
+    if "%" in text:
+        text = _ENCODED_LOGIN.sub(r"\1", text)
+    if "Bearer " in text or "Authorization" in text:
+        text = _HEADER.sub(r"\1…", text)
     if "=" not in text:
         return text
     return _PARAMETER.sub(
-        lambda found: found[0] if found[2].lower() in _HARMLESS else f"{found[1]}{found[2]}=…", text
+        lambda found: found[0] if is_harmless(f"{found[2]}={found[3]}") else f"{found[1]}{found[2]}=…", text
     )

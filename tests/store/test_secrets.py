@@ -216,6 +216,10 @@ def test_the_whole_url_is_kept_for_the_request() -> None:
         ("file:///srv/a%20b.pth", "file:///srv/a%20b.pth"),
         ("http://me:x@[::1]:80/m", "http://[::1]:80/m"),
         ("http://me:x@[::1/m?a=b", "http://[::1/m"),
+        ("http://me:se/cr?e#t@a.org/x", "http://a.org/x"),
+        ("https://a.org:80/x@y:z@", "https://a.org:80/x@y:z@"),
+        ("https://a.org/m;token=x/n;v=2", "https://a.org/m/n;v=2"),
+        ("https://a.org/m?id=7;token=x&v=1%26sig=x", "https://a.org/m"),
     ],
 )
 def test_what_is_shown_of_a_url(text: str, shown: str) -> None:
@@ -233,6 +237,18 @@ def test_what_is_shown_of_a_url(text: str, shown: str) -> None:
         ("url: /m.pth?token=a&id=7 (x)", "url: /m.pth?token=…&id=7 (x)"),
         ("http://[::1]:80/x is there", "http://[::1]:80/x is there"),
         ("a = b? c=d", "a = b? c=d"),
+        ("http://me:se/cret@a.org/x", "http://a.org/x"),
+        ("http:me:secret@a.org, https:/me:secret@a.org", "http:a.org, https:/a.org"),
+        ("?url=x /r/https%3A%2F%2Fme%3Asec%40a.org", "?url=… /r/https%3A%2F%2Fa.org"),
+        ("to http%253A%252F%252Fme%253Asec%2540a.org", "to http%253A%252F%252Fa.org"),
+        ("Invalid header value b'Bearer secret'", "Invalid header value b'Bearer …'"),
+        (
+            "{'Authorization': 'Basic bWU6eA==', 'a': 1} Authorization: Basic bWU6eA==",
+            "{'Authorization': 'Basic …', 'a': 1} Authorization: Basic …",
+        ),
+        ("/m?id=7;token=x", "/m?id=…"),
+        ("https://a.org/cb#access_token=x&v=1", "https://a.org/cb#access_token=…&v=1"),
+        ("Basic training of a;b=c, layer#a=b, x:y@z", "Basic training of a;b=c, layer#a=b, x:y@z"),
     ],
 )
 def test_what_is_left_of_the_text_of_others(text: str, shown: str) -> None:
