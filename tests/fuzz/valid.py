@@ -137,15 +137,17 @@ def _odd_tensor(draw: Draw) -> Any:
 
 
 def _state_dict(draw: Draw, types: Sequence[str]) -> dict[Any, Any]:
+    import torch
+
     table: dict[Any, Any] = draw.choice((dict, OrderedDict))()
     for name in draw.names(10):
         table[name] = _odd_tensor(draw) if draw.often(0.06) else _tensor(draw, types)
+    if not any(isinstance(one, torch.Tensor) for one in table.values()):
+        table["weight"] = _tensor(draw, types)  # a table of numpy's arrays alone is none of torch's
     tensors = list(table.values())
     if draw.often(0.4):
         table["tied"] = draw.choice(tensors)
     if draw.often(0.2):
-        import torch
-
         shared = torch.arange(24, dtype=torch.float32)
         table.update(first=shared[:12].view(3, 4), second=shared[6:18], third=shared.view(4, 6).t())
     if draw.often(0.2):
