@@ -21,6 +21,8 @@ from ckptkit.formats.foreign import Foreign, Sample
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512
 _HEADER_STEPS, _BYTES_A_STEP = 50, 2
+_DIGITS = re.compile(rb"[0-9]{20,}")
+_MOST_DIGITS = 255  # as a file's name may have
 _XZ_MEMORY = 256 << 20  # the largest preset of xz asks for 65 MB to decompress
 _ZSTD_WINDOW_LOG = 27  # 128 MiB, what zstd itself takes unless told to take more
 _MAGICS = (
@@ -244,6 +246,7 @@ class TarStream:
         self.budget -= size
         self._steps.spend(steps=_HEADER_STEPS if size == TAR_BLOCK else size // _BYTES_A_STEP)
         self.last_header = self.read_exactly(size)
+        self._steps.spend(steps=search_steps(self._path, self.last_header))
         return self.last_header
 
     def seek(self, target: int) -> int:
@@ -322,6 +325,26 @@ def _size_of(raw: BinaryIO) -> int:
         return os.fstat(raw.fileno()).st_size
     except (OSError, AttributeError):
         return sys.maxsize
+
+
+def search_steps(path: Path, header: bytes) -> int:
+    """Steps that `tarfile` may take to search the records of a header, beyond one for some of its bytes.
+
+    Before Python 3.11.10 and 3.12.6 it looks for numbers in a time that is the square of the longest one
+    (CVE-2024-6232).
+
+    Raises
+    ------
+    FormatError
+        A number is longer than any in the headers of an archive.
+    """
+    steps = 0
+    for found in _DIGITS.finditer(header):
+        length = found.end() - found.start()
+        if length > _MOST_DIGITS:
+            raise FormatError(path, f"a member's headers hold a number of {length:,} digits")
+        steps += length * length // 128
+    return steps
 
 
 class Headers(Protocol):

@@ -9,6 +9,7 @@ offsets, in any order and by several threads, and nothing is unpacked.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -20,9 +21,10 @@ from typing import BinaryIO
 
 from ckptkit.analysis.evaluate.folders import class_index
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
 from ckptkit.files import open_regular
-from ckptkit.formats.tar_stream import TAR_BLOCK, tar_entries
+from ckptkit.formats.tar_stream import TAR_BLOCK, search_steps, tar_entries
 
 _HEADER_BYTES = 1 << 20
 """More than any member's headers take: whatever asks for more at once is no shard."""
@@ -236,6 +238,7 @@ class _Headers:
         self._path = path
         self._file = file
         self._position = 0
+        self._steps = Budget(file.seek(0, os.SEEK_END), functools.partial(FormatError, path))
         self.last_header = b""
 
     def read(self, size: int, /) -> bytes:
@@ -243,6 +246,7 @@ class _Headers:
             raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
         self._file.seek(self._position)
         self.last_header = self._file.read(size)
+        self._steps.spend(steps=search_steps(self._path, self.last_header))
         self._position += len(self.last_header)
         return self.last_header
 

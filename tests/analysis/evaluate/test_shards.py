@@ -165,6 +165,17 @@ def test_a_header_that_asks_for_everything_is_refused(tmp_path: Path):
         found(path)
 
 
+def test_a_header_with_an_endless_number_is_refused(tmp_path: Path):
+    """Python's tarfile may search it in a time that is the square of the number's length."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("0.jpg")
+        info.pax_headers = {"comment": "1" * 900_000}
+        archive.addfile(info)
+    with pytest.raises(FormatError, match="a number of 900,000 digits"):
+        found(path)
+
+
 def test_long_names_and_pax_headers_work(tmp_path: Path):
     name = "d" * 150 + "/" + "ü" * 60
     path = tmp_path / "val.tar"
