@@ -6,8 +6,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from ckptkit.budget import Budget
 from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
 from ckptkit.files import make_folders
 from ckptkit.formats import foreign
@@ -23,6 +25,8 @@ _STATE_FILE = "checkpoint"
 _MAX_NAME_BYTES = 255
 _STATE_BYTES = 1 << 20
 _SAVED_MODEL = Path("variables", "variables")
+_FILE_STEPS = 600
+"""What making a file, and looking at it, costs of a budget."""
 _COPY_BYTES = 1 << 20
 _SHOWN = 5
 _DEPTHS = ("*/", "*/*/", "*/*/*/")  # how deep in a folder a checkpoint is looked for
@@ -104,6 +108,7 @@ def _in_archive(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
 def _copy_members(archive: Path, folder: Path) -> list[str]:
     """Copy an archive's checkpoint files, and nothing else, into a folder; the names of all members."""
     names = []
+    budget = Budget(archive.stat().st_size, partial(FormatError, archive))
     for member, stream in iter_safe_members(archive):
         name = PurePosixPath(member.name).name
         if stream is None:
@@ -111,6 +116,7 @@ def _copy_members(archive: Path, folder: Path) -> list[str]:
         names.append(member.name)
         if not (name == _STATE_FILE or _is_index(name) or _SHARD_NAME.search(name)):
             continue
+        budget.spend(steps=_FILE_STEPS)
         target = folder.joinpath(*PurePosixPath(member.name).parts)
         with translated(target):
             make_folders(target.parent)

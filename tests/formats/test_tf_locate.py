@@ -163,6 +163,14 @@ def test_archived_saved_model(tmp_path: Path) -> None:
     temporary.cleanup()
 
 
+def test_an_archive_pays_for_the_files_that_it_becomes(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "m.tar.gz", "w:gz") as tar:
+        for number in range(2_500):
+            tar.addfile(tarfile.TarInfo(f"d/m-{number}.index"))
+    with pytest.raises(FormatError, match="steps of work in a file of"):
+        locate(tmp_path / "m.tar.gz")
+
+
 @pytest.mark.parametrize("names", [(), ("a.index", "b.index")])
 def test_an_archive_that_is_refused_leaves_nothing(
     tmp_path: Path, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
