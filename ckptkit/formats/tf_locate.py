@@ -25,7 +25,7 @@ _STATE_FILE = "checkpoint"
 _MAX_NAME_BYTES = 255
 _STATE_BYTES = 1 << 20
 _SAVED_MODEL = Path("variables", "variables")
-_FILE_STEPS = 600
+_FILE_STEPS = 1_500
 """What making a file, and looking at it, costs of a budget."""
 _COPY_BYTES = 1 << 20
 _SHOWN = 5
