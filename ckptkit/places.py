@@ -98,13 +98,14 @@ def home_folders() -> list[Path]:
     first that can be written is, and it is read before all others, so that what was fetched anew counts. The
     others keep their order. Where none can be written the first stays first, and writing says why it fails.
     """
-    folders = listed_paths(ENVIRONMENT) or [platform_folder("cache")]
+    given = listed_paths(ENVIRONMENT)
+    folders = given or [platform_folder("cache")]
     if (
         depth := max(len(folder.parts) for folder in folders)
     ) > _DEEPEST:  # pathlib makes folders by recursion
         raise UsageError(
-            f"{ENVIRONMENT} names a path of {depth:,} folders, each in the other",
-            hint="set it to a shorter path",
+            f"{ENVIRONMENT if given else 'HOME'} names a path of {depth:,} folders, each in the other",
+            hint=f"set {ENVIRONMENT} to a shorter path",
         )
     if len(folders) > 1:
         chosen = next((folder for folder in folders if is_writable(folder)), folders[0])

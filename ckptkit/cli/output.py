@@ -11,6 +11,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ class Output:
 
     def line(self, text: str) -> str:
         """A text as it is printed: one line, in which nothing is hidden."""
-        return escaped(self.called(text))
+        return _without_commands(escaped(self.called(text)))
 
     def result(self, *lines: str, marked: str = "", **style: Any) -> None:
         """Print lines of result on stdout.
@@ -214,6 +215,16 @@ class Output:
         with shown:
             task = shown.add_task(description, total=total)
             yield lambda steps: shown.advance(task, steps)
+
+
+_CI = ("GITHUB_ACTIONS", "TF_BUILD")
+
+
+def _without_commands(line: str) -> str:
+    """A line that a CI service, which obeys what a job prints, takes for no command."""
+    if not any(map(os.environ.get, _CI)):
+        return line
+    return re.sub(r"##(?=(?:vso)?\[)", r"#\\x23", re.sub(r"^(\s*):(?=:)", r"\1\\x3a", line))
 
 
 def human_bytes(count: int | float) -> str:

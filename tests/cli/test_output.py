@@ -162,6 +162,24 @@ def test_nothing_in_a_name_is_taken_for_markup():
     assert "name[/x]" in terminal.getvalue()
 
 
+@pytest.mark.parametrize("service", ["GITHUB_ACTIONS", "TF_BUILD", ""])
+def test_no_line_is_a_command_to_a_ci_service(monkeypatch, service):
+    for name in ("GITHUB_ACTIONS", "TF_BUILD"):
+        monkeypatch.delenv(name, raising=False)
+    if service:
+        monkeypatch.setenv(service, "true")
+    names = ["::error::x", " ::stop-commands::x", "a ##[add-mask]b", "##vso[task.setvariable variable=a]b"]
+    output = Output(stdout=io.StringIO(), stderr=io.StringIO())
+    output.result(*names)
+    output.note(names[0])
+    output.table([Column("name")], [[name] for name in names])
+    lines = (output.stdout.getvalue() + output.stderr.getvalue()).splitlines()
+    obeyed = [line for line in lines if line.lstrip().startswith("::") or "##[" in line or "##vso[" in line]
+    assert len(lines) == 10 and len(obeyed) == (0 if service else 9)
+    output.json(names)
+    assert json.loads(output.stdout.getvalue().split("b\n")[-1]) == names
+
+
 def test_the_streams_of_others_are_left_alone(monkeypatch):
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
