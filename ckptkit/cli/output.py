@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 from ckptkit.text import escaped, json_text, printed
 
@@ -173,7 +173,8 @@ class Output:
         shown = Text(self.line(title), "table.title") if title is not None else None
         table = Table(box=box.SIMPLE_HEAD, title=shown, title_justify="left", pad_edge=False)
         for column in columns:
-            table.add_column(Text(column.heading), justify="right" if column.numeric else "left")
+            side: Literal["right", "left"] = "right" if column.numeric else "left"
+            table.add_column(Text(column.heading), justify=side, overflow="fold")  # a hash is never cut
         for index, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[index] if styles else None)
         Console(file=drawn(self.stdout)).print(table)

@@ -162,6 +162,15 @@ def test_nothing_in_a_name_is_taken_for_markup():
     assert "name[/x]" in terminal.getvalue()
 
 
+def test_a_table_on_a_narrow_terminal_cuts_nothing(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    output = Output(stdout=Terminal())
+    digest = "0123456789abcdef" * 4
+    output.table([Column("check"), Column("found")], [["checksum " * 4, digest]], styles=[None])
+    shown = "".join(line[30:].strip() for line in output.stdout.getvalue().splitlines())
+    assert "…" not in output.stdout.getvalue() and sum(map(shown.count, "0123456789abcdef")) >= 64
+
+
 @pytest.mark.parametrize("service", ["GITHUB_ACTIONS", "TF_BUILD", ""])
 def test_no_line_is_a_command_to_a_ci_service(monkeypatch, service):
     for name in ("GITHUB_ACTIONS", "TF_BUILD"):
