@@ -117,7 +117,7 @@ def fetch(
         job.refuse_unknown([*(planned.file for planned in plan_sources(entry)), *records])
     if not force and not verify and (there := job.untouched()):
         return there
-    with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
+    with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
         if not force and (there := job.intact(verify=verify, offline=offline)):
             return there
         return _download(job, offline, mirrors, progress, policy or Policy())
@@ -172,7 +172,7 @@ def import_file(
     trust = trust or TrustFile.default(home.path)
     job = Job(entry, home, accept_new, notes, warn or notes, trust, fits, overrule=force)
     job.trust.files(entry.id)
-    with home.lock(entry.id, waiting=lambda: notes(f"{entry.id}: another process is at it; waiting")):
+    with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
         there = None if force or accept_new else job.intact(verify=False, offline=True, quiet=True)
         if there is not None:
             if there.record.sha256 == hash_file(file).sha256:
@@ -263,6 +263,10 @@ def _nothing(
         )
     where = f" from {manual[0].url}" if manual else ""
     return NetworkError(f"{entry.id} can only be downloaded by hand{where}", hint=f"then run '{by_hand}'")
+
+
+def _waiting(entry: Entry) -> str:
+    return f"waiting for another process that is fetching {entry.id}"
 
 
 def _is_gone(error: Exception) -> bool:

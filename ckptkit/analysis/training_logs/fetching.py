@@ -86,7 +86,7 @@ def fetch_log(
             f"the training log of {entry.id} is not cached, and --offline forbids to fetch it",
             hint="run without --offline",
         )
-    waiting = f"{entry.id}: another process is at it; waiting"
+    waiting = f"waiting for another process that is fetching {entry.id}"
     with home.lock(entry.id, waiting=lambda: workspace.note(waiting)):
         if not refresh and (there := _first_kept(kept[:1], published)):
             return there
