@@ -15,6 +15,8 @@ _HARMLESS = frozenset(
     | {"version", "versionid"}
 )
 """Names of a query's parameters that tell which file is meant; any other may carry a token."""
+_SHARED_FOLDER = "//pan.baidu.com/"
+"""Links to folders of this host end in the code that opens them, ``?pwd=``, and are published so."""
 _PARAMETER = re.compile(
     r"([?&]|[#;](?=\w{0,20}(?:token|sig|key|secret)))([^\s=&?#'\"<>]{1,80})=([^\s&#'\"<>)\],]*)"
 )
@@ -78,7 +80,10 @@ def public_url(url: str) -> str:
         return _LOGIN.sub("", url).partition("?")[0]
     if "@" in url and "@" not in parts.netloc and (whole := _LOGIN.sub("", url)) != url:
         return public_url(whole)  # a password with a sign that ends the host
-    query = "&".join(one for one in parts.query.split("&") if is_harmless(one)) if parts.query else ""
+    shared = _SHARED_FOLDER in f"//{parts.netloc}/"
+    query = "&".join(
+        one for one in parts.query.split("&") if is_harmless(one) or (shared and one[:4] == "pwd=")
+    )
     fragment = "" if "=" in parts.fragment or "@" in parts.fragment else parts.fragment
     path = _MATRIX.sub(_harmless, parts.path) if ";" in parts.path else parts.path
     kept = (path, query, fragment) == (parts.path, parts.query, parts.fragment)
@@ -115,6 +120,13 @@ def scrubbed(text: str) -> str:
         text = _HEADER.sub(r"\1…", text)
     if "=" not in text:
         return text
-    return _PARAMETER.sub(
-        lambda found: found[0] if is_harmless(f"{found[2]}={found[3]}") else f"{found[1]}{found[2]}=…", text
+    return _PARAMETER.sub(_scrubbed_parameter, text)
+
+
+def _scrubbed_parameter(found: re.Match[str]) -> str:
+    before = found.string[max(0, found.start() - 100) : found.start()]
+    shared = (
+        found[2] == "pwd" and _SHARED_FOLDER in before and not re.search(r"\s", before.rpartition("//")[2])
     )
+    kept = shared or is_harmless(f"{found[2]}={found[3]}")
+    return found[0] if kept else f"{found[1]}{found[2]}=…"

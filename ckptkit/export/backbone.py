@@ -95,7 +95,8 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
             return Exported(output, (*files, size), f"{len(weights.plan.moves)} tensors")
         done = _write(weights, consumer, output, notes, options)
     if done.ok:
-        options.note(notes.rstrip())
+        for line in notes.rstrip().split("\n"):
+            options.note(line)
     return replace(done, details={**done.details, "config": consumer.config(backbone)})
 
 

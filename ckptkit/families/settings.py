@@ -42,7 +42,8 @@ def parse_size(value: object, what: str) -> Size:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(is_int(s) and s > 0 for s in pair):
         raise UsageError(f"{what} is {shown(value)}", hint="give a positive integer or (height, width)")
     if max(pair) > MAX_SIDE:
-        raise UsageError(f"{what} is {shown(value)}", hint=f"at most {MAX_SIDE} pixels a side")
+        size = shown(value) if is_int(value) else "x".join(map(shown, pair))
+        raise UsageError(f"{what} is {size}", hint=f"at most {MAX_SIDE} pixels a side")
     return pair[0], pair[1]
 
 

@@ -73,7 +73,9 @@ class TestPreprocessing:
         family = get_family("moat")
         with pytest.raises(FormatError, match=r"its metadata says resolution is '-3'"):
             preprocessing_of(family, "moat2", None, {"resolution": "-3"}, path=tmp_path)
-        with pytest.raises(UsageError, match="no normalization 'loud'"):
+        with pytest.raises(
+            FormatError, match="its metadata says normalization is 'loud', which is not known"
+        ):
             preprocessing_of(family, "moat2", None, {"normalization": "loud"})
         with pytest.raises(UsageError, match="resolution is 0"):
             preprocessing_of(family, "moat2", None, {}, 0)

@@ -198,13 +198,18 @@ def _archives() -> Iterator[Seed]:
         yield Seed("archive", f"zip, method {method}", {"a.zip": raw}, "a.zip", layers)
 
 
+def _others(folder: Path) -> set[Path]:
+    """What is in the campaign's folder but the folders of its jobs, which come while a case runs."""
+    return {one for one in folder.iterdir() if not one.name.startswith("job-")}
+
+
 def use_archive(path: Path) -> str:
     """Unpack, as ``fetch`` does: into its folder, or not at all."""
     from ckptkit.errors import CkptkitError
     from ckptkit.store.archive import unpack
 
     folder = path.parent / "here" / "out"
-    around = {*path.parent.parent.iterdir()}
+    around = _others(path.parent.parent)
     try:
         unpack(path, folder)
     except CkptkitError:
@@ -213,7 +218,7 @@ def use_archive(path: Path) -> str:
         raise
     finally:
         assert {*path.parent.iterdir()} <= {path, folder.parent}
-        assert {*path.parent.parent.iterdir()} == around
+        assert _others(path.parent.parent) == around
     for one in folder.rglob("*"):
         assert (one.is_file() or one.is_dir()) and not one.is_symlink()
     return "read"

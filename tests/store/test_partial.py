@@ -12,6 +12,7 @@ import pytest
 
 from ckptkit.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.registry import Entry
+from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file
 from ckptkit.store.partial import Partial
 from ckptkit.store.transport import Identity
@@ -82,9 +83,10 @@ def test_a_damaged_part_never_becomes_a_file(
 
 
 def test_a_part_that_was_whole_is_confirmed_by_its_last_byte(
-    server: FaultServer, store: Store, assert_only: AssertOnly
+    server: FaultServer, store: Store, assert_only: AssertOnly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = entry_of(server.serve(PATH, BODY, headers=goog_hash(BODY)))
+    monkeypatch.setattr(partial, "refuse_planted", lambda path: None)  # as if it came while the bytes did
     in_the_way = store.home.artefact_folder(entry.id) / "model.pth.json"
     in_the_way.mkdir(parents=True)
     with pytest.raises(StorageError):
