@@ -49,7 +49,7 @@ def open_regular(
     Raises
     ------
     OSError
-        Of the system; with ``EINVAL`` and what it is where it is no regular file.
+        Of the system; with ``EINVAL`` and what it is where it is not a regular file.
 
     Examples
     --------
@@ -190,7 +190,7 @@ class Folder:
     Raises
     ------
     OSError
-        ``ENOTDIR`` or ``ELOOP`` where something on the way is no folder, or a link.
+        ``ENOTDIR`` or ``ELOOP`` where something on the way is a link, or not a folder.
     """
 
     def __init__(self, path: Path, *, below: Path) -> None:

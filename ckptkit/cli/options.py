@@ -182,7 +182,7 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
     size = int(found[1]), int(found[2] or found[1])
     if max(size) > MAX_SIDE:
-        raise UsageError(f"--resolution {text!r} is no size", hint=f"at most {MAX_SIDE} pixels a side")
+        raise UsageError(f"--resolution {text!r} is too large", hint=f"at most {MAX_SIDE} pixels a side")
     return size
 
 

@@ -208,7 +208,7 @@ def _block_entries(path: Path, block: bytes, offset: int, budget: Budget) -> Ite
     except WireError as error:
         raise FormatError(path, f"damaged entry in a block: {error}", offset=offset) from error
     if restart != len(block) - 4 and block[restart:] != _EMPTY:
-        raise FormatError(path, "a restart point of a block is no entry of it", offset=offset)
+        raise FormatError(path, "a restart point of a block is not one of its entries", offset=offset)
 
 
 def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOCK_BYTES) -> bytes:

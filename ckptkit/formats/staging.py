@@ -187,7 +187,7 @@ class StagedFile:
                     _pwrite(self._fd, memoryview(b"\0"), self._position - 1)
 
     def rename(self) -> Path:
-        """Give the file its final name (call `sync` first), or write it into what stands there."""
+        """Give the file its final name (call `sync` first), or write it into the device or pipe there."""
         with translated(self.final):
             if self._into is not None:
                 _pour(self._fd, self._into)
@@ -599,7 +599,7 @@ _CONTENDED = frozenset({errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK})
 
 
 def _try_lock(fd: int) -> bool | None:
-    """Take a lock: whether it is ours now; None where there are no locks."""
+    """Take a lock; whether we hold it now, None where there are no locks."""
     if fcntl is None:
         return None
     try:

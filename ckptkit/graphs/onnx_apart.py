@@ -331,7 +331,7 @@ def _answer(stdout: BinaryIO, graph: OnnxGraph, request: dict[str, Any], content
     arrays = graph.on_planes(request["outputs"], planes)
     for name, array in zip(request["outputs"], arrays, strict=True):
         if not isinstance(array, numpy.ndarray) or array.dtype != numpy.float32:
-            raise FormatError(graph.path, f"its {name} is no tensor of float32")
+            raise FormatError(graph.path, f"its {name} is not a float32 tensor")
     if sum(array.nbytes for array in arrays) > request["most"]:
         raise FormatError(graph.path, f"its outputs have more than {request['most'] // _MB:,} MB")
     _send(

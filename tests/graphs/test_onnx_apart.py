@@ -279,7 +279,7 @@ def test_outputs_of_other_types_and_files_that_are_none(tmp_path: Path):
     path = tmp_path / "x.onnx"
     info = helper.make_tensor_value_info("logits", TensorProto.INT64, OPEN)
     onnx.save(graph(node("Cast", "images", "logits", to=TensorProto.INT64), outs=[info]), path)
-    with pytest.raises(FormatError, match="logits is no tensor of float32"):
+    with pytest.raises(FormatError, match="logits is not a float32 tensor"):
         open_foreign_onnx(path).run(IMAGES, LIKE, 0.1)
     path.write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(FormatError, match="no valid ONNX file"):

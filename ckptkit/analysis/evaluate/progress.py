@@ -152,7 +152,9 @@ class StateFile:
         except OSError as error:
             raise storage_error(error, self.path) from error
         if head and not (head.startswith(b'{"format": ') and b'"identity": ' in head):
-            raise UsageError(f"{self.path} exists and is no state of an evaluation", hint="name another file")
+            raise UsageError(
+                f"{self.path} exists and is not a state file of an evaluation", hint="name another file"
+            )
 
     def load(self) -> tuple[Progress | None, str]:
         """Read what earlier runs left.
