@@ -226,7 +226,7 @@ def test_a_state_is_kept_in_a_file_alone(place: Path, kind: str) -> None:
 @pytest.mark.parametrize("text", ["my thesis", "{}", '{"format": 1}', "\0" * 100, '[{"identity": 1}]'])
 def test_a_state_replaces_no_other_file(place: Path, text: str) -> None:
     (place / "x.json").write_text(text)
-    with pytest.raises(UsageError, match="no state of an evaluation"):
+    with pytest.raises(UsageError, match="is not a state file of an evaluation"):
         StateFile(place / "x.json", {}, 5).refuse_other_file()
     (place / "x.json").write_text("")
     state = StateFile(place / "x.json", {}, 5)
