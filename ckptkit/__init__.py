@@ -85,7 +85,7 @@ def __dir__() -> list[str]:
 sys.modules[__name__].__class__ = _Package
 
 for _folder in strangers():
-    from ckptkit.text import escaped as _escaped
+    from ckptkit.base.text import escaped as _escaped
 
     warnings.warn(
         f"{_escaped(str(_folder))}: another project called ckptkit is installed, with the same files as "

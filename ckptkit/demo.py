@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ckptkit.models.synth import synthetic_for, write_checkpoint
 from ckptkit.registry import Entry
 from ckptkit.store.integrity import hash_file
-from ckptkit.synth import synthetic_for, write_checkpoint
 from ckptkit.workspace import Workspace
 
 DEMO_ENTRY = "tiny-moat0-256"

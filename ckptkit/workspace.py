@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError, command
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, command
+from ckptkit.base.files import resolved
+from ckptkit.base.home import user_path
 from ckptkit.families import registry_families
-from ckptkit.files import resolved
-from ckptkit.places import user_path
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
 

@@ -51,7 +51,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 DOCTESTS_NEED = {
     "ckptkit.analysis.audit.profile_model": "torch",
-    "ckptkit.images.preprocessing.Preprocessing": "PIL",
+    "ckptkit.models.images.preprocessing.Preprocessing": "PIL",
     "ckptkit.models.create.create_model": "torch",
 }
 """Examples that run an optional package, in modules that can be imported without it."""

@@ -12,11 +12,11 @@ import pytest
 
 import ckptkit
 from ckptkit.api.environment import in_python
-from ckptkit.errors import CkptkitError, NotFoundError, UsageError
+from ckptkit.base.errors import CkptkitError, NotFoundError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.synth import Synthetic, synthetic_tensor, write_archive
 from ckptkit.store.cache import Home
-from ckptkit.synth import Synthetic, synthetic_tensor, write_archive
 from tests.support.caches import put_entry
 
 NAMES = ("registry", "fetch", "verify", "convert", "load", "create_model", "parity")

@@ -28,8 +28,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptkit
+from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.app import main
-from ckptkit.errors import CkptkitError
 from ckptkit.export import dense_prediction
 from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.registry import load_registry
@@ -299,7 +299,7 @@ def _two_shards() -> None:
 
 
 def _without_statistics() -> None:
-    from ckptkit.synth import synthetic_for, write_checkpoint
+    from ckptkit.models.synth import synthetic_for, write_checkpoint
 
     synthetic = dataclasses.replace(synthetic_for(load_registry()[ID]), bn_statistics=False)
     write_checkpoint(synthetic, Path("lesser.tar.gz").absolute())
@@ -899,7 +899,7 @@ _PRINTED: set[str] = set()
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
     """One folder with small checkpoints of both families, made once."""
-    from ckptkit.synth import Synthetic, synthetic_for, write_checkpoint
+    from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
 
     folder = tmp_path_factory.mktemp("hints")
     write_checkpoint(Synthetic("tiny-moat0"), folder / "moat.ckpt")

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ckptkit.base.errors import ConversionError, FormatError, NetworkError, NotFoundError
 from ckptkit.demo import demo_workspace, serve_synthetic
-from ckptkit.errors import ConversionError, FormatError, NetworkError, NotFoundError
-from ckptkit.synth import Synthetic, write_bundle
-from ckptkit.synth import write_checkpoint as write_synthetic
+from ckptkit.models.synth import Synthetic, write_bundle
+from ckptkit.models.synth import write_checkpoint as write_synthetic
 from ckptkit.workspace import Workspace, fits
 from tests.support.entries import ANY_MODEL, a_checkpoint, entry_of, random_bytes
 from tests.support.moat_files import Tensors, flip_byte, write_tiny

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from ckptkit.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError
 
 Shape = tuple[int, ...]
 

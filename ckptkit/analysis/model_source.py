@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.base.errors import UsageError
 from ckptkit.convert.whole import stem_of
-from ckptkit.errors import UsageError
 from ckptkit.families.base import Family, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import Size, parse_size
-from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models import Framework, create_model
+from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
+from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.files import said_normalization, said_resolution
-from ckptkit.synth import is_synthetic
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ def named_source(
         located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
         yield open_source(located, workspace, **options)
         return
+    from ckptkit.models.synth import synthetic_stand_in
     from ckptkit.parity import synthetic_checkpoint
-    from ckptkit.synth import synthetic_stand_in
 
     entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:

@@ -9,14 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import CkptkitError, FormatError, UsageError, command
-from ckptkit.images.classes import imagenet_classes
-from ckptkit.images.gathering import Fault, Gatherer, NamedPicture
+from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
+from ckptkit.base.tensors import Array
 from ckptkit.models import Framework, framework_named
+from ckptkit.models.images.classes import imagenet_classes
+from ckptkit.models.images.gathering import Fault, Gatherer, NamedPicture
+from ckptkit.models.synth import NOTE
 from ckptkit.parity.packages import require_installed
 from ckptkit.store.mirrors import parse_mirrors
-from ckptkit.synth import NOTE
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,17 +8,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import logger, public, workspace_of_environment
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.home import user_path
+from ckptkit.base.tensors import float_named
 from ckptkit.formats.names import format_to_write, is_folder
-from ckptkit.places import user_path
-from ckptkit.tensors import float_named
 
 if TYPE_CHECKING:
+    from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert import LoadedTensors, TensorPlan
-    from ckptkit.convert.rules_file import RuleFile
     from ckptkit.families.binding import Weights
     from ckptkit.registry import Entry, Registry
-    from ckptkit.verify import VerifyReport
+    from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Named
 
     _Path = Path
@@ -117,7 +117,7 @@ def verify(
     NotFoundError, FormatError
         Nothing there; the container itself is damaged.
     """
-    from ckptkit.verify import verify_checkpoint
+    from ckptkit.compare.verify import verify_checkpoint
 
     located = workspace_of_environment().locate(
         what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
@@ -250,7 +250,7 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
         raise UsageError("reverse=True has no meaning without rules", hint="give rules=FILE too")
     if path is None:
         return None
-    from ckptkit.convert.rules_file import load_rules
+    from ckptkit.rules.file import load_rules
 
     return load_rules(path, reverse=reverse)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from ckptkit.errors import CkptkitError
-from ckptkit.places import expanded
-from ckptkit.text import library_logger
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.home import expanded
+from ckptkit.base.text import library_logger
 from ckptkit.workspace import Workspace
 
 logger = library_logger()

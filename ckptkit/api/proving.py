@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.api.environment import note, public, warn, workspace_of_environment
-from ckptkit.places import user_path
-from ckptkit.tensors import float_named
+from ckptkit.base.home import user_path
+from ckptkit.base.tensors import float_named
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.training_logs import TrainingLog
+    from ckptkit.analysis.logs import TrainingLog
     from ckptkit.families.binding import Weights
     from ckptkit.parity import ParityReport
     from ckptkit.parity.report import Backend
@@ -103,7 +103,7 @@ def parity(
     if not synthetic:
         located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
         return run_with(chosen, located, **options, note=note)
-    from ckptkit.synth import synthetic_stand_in
+    from ckptkit.models.synth import synthetic_stand_in
 
     entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:
@@ -196,7 +196,7 @@ def export(
     ['README.md', 'config.json', 'model.safetensors']
     """
     from ckptkit.analysis.model_source import named_source
-    from ckptkit.errors import IntegrityError
+    from ckptkit.base.errors import IntegrityError
     from ckptkit.export.publishing import Destination
     from ckptkit.export.run import ExportRequest, place_of, run_export
     from ckptkit.export.targets import ExportOptions, get_target
@@ -298,7 +298,7 @@ def plot(
     ...     page.name, page.stat().st_size > 0
     ('tiny.html', True)
     """
-    from ckptkit.analysis.plotting import FigureOptions, save_plot
+    from ckptkit.analysis.plot import FigureOptions, save_plot
 
     chosen = list(workspace_of_environment().registry.values() if entries is None else entries)
     options = FigureOptions(log=log, labels=labels, pareto=pareto, dark=dark, size=size, dpi=dpi, title=title)
@@ -330,6 +330,6 @@ def logs(what: Named, *, refresh: bool = False) -> TrainingLog:
     NetworkError, FormatError, StorageError
         The log cannot be had; it is damaged; the disk refused.
     """
-    from ckptkit.analysis.training_logs import read_log
+    from ckptkit.analysis.logs import read_log
 
     return read_log(what, workspace_of_environment(), refresh=refresh)

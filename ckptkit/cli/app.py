@@ -21,10 +21,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ckptkit._version import __version__
+from ckptkit.base.text import escaped
 from ckptkit.cli.examples import help_of
 from ckptkit.cli.output import Output, prepare_streams
 from ckptkit.cli.state import State
-from ckptkit.text import escaped
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
 _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
@@ -39,7 +39,7 @@ def _refused(error: Any, root: Any = None) -> BaseException:
     """Say what is wrong with the line as every other error is said."""
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
         return cast(BaseException, error)
-    from ckptkit.errors import UsageError, command
+    from ckptkit.base.errors import UsageError, command
 
     text, _, meant = error.format_message().partition(" Did you mean ")
     if hasattr(error, "possibilities"):
@@ -98,7 +98,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        from ckptkit.places import expanded
+        from ckptkit.base.home import expanded
 
         ctx.params.update({name: expanded(value) for name, value in ctx.params.items()})
         return super().invoke(ctx)
@@ -120,8 +120,8 @@ class Root(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see `ckptkit.cli.exit_codes` for what each error returns."""
-        from ckptkit.errors import CkptkitError
-        from ckptkit.places import expanded
+        from ckptkit.base.errors import CkptkitError
+        from ckptkit.base.home import expanded
 
         try:
             ctx.params["registry"] = expanded(ctx.params["registry"])
@@ -143,8 +143,8 @@ class Root(TyperGroup):
 
 def _system_refused(error: OSError, context: Any = None) -> int:
     """Explain what the system refused; returns the exit status."""
+    from ckptkit.base.errors import storage_error
     from ckptkit.cli.exit_codes import ExitCode
-    from ckptkit.errors import storage_error
 
     _explain(error, str(storage_error(error, error.filename or "disk")), context)
     return int(ExitCode.DAMAGED)
@@ -155,7 +155,7 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
     if isinstance(state, State) and state.output.verbose:
         import traceback
 
-        from ckptkit.urls import scrubbed
+        from ckptkit.base.urls import scrubbed
 
         for text in scrubbed("".join(traceback.format_exception(error))).rstrip("\n").split("\n"):
             typer.echo(state.output.line(text), err=True)
@@ -210,7 +210,7 @@ def root(
         mirrors=tuple(mirror or ()),
     )
     context.call_on_close(context.obj.close)
-    from ckptkit.errors import NAMED_REGISTRIES, WHOLE_LISTS
+    from ckptkit.base.errors import NAMED_REGISTRIES, WHOLE_LISTS
 
     WHOLE_LISTS.set(verbose)
     NAMED_REGISTRIES.set(tuple(map(str, registry or ())))

@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.output import Advance, Output, drawn
-from ckptkit.errors import CkptkitError
 
 Result = TypeVar("Result")
 

@@ -133,7 +133,7 @@ def prune_command(
 
     Examples: ckptkit cache prune --older-than 30d · ckptkit cache prune --max-size 20GB --dry-run
     """
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
     from ckptkit.store.cache import Home
     from ckptkit.store.inventory import own_holdings
     from ckptkit.store.prune import prune, sweep
@@ -235,7 +235,7 @@ def parse_age(text: str) -> float:
     >>> parse_age("30d"), parse_age("1.5h")
     (2592000.0, 5400.0)
     """
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip().lower())
     if found is None:
@@ -256,7 +256,7 @@ def parse_size(text: str) -> int:
     >>> parse_size("20GB"), parse_size("1.5 MiB"), parse_size("0")
     (20000000000, 1572864, 0)
     """
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     if found is None or (found[3] and not found[2]):
@@ -284,7 +284,7 @@ class _Known:
 
 
 def _checkpoint_path(home: Home, id: str) -> str:
-    from ckptkit.errors import NotFoundError, command
+    from ckptkit.base.errors import NotFoundError, command
     from ckptkit.store.archive import checkpoint_in, is_unpacked
 
     record = home.record(id)
@@ -300,7 +300,7 @@ def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
     """Refuse an id or a glob of which the cache has nothing."""
     import fnmatch
 
-    from ckptkit.errors import NotFoundError
+    from ckptkit.base.errors import NotFoundError
 
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(id, pattern) for id in found):

@@ -31,8 +31,8 @@ from ckptkit.cli.state import State, state_of
 if TYPE_CHECKING:
     from ckptkit.analysis.cam import Explainer, Heatmap, SeenPicture, Style
     from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.errors import CkptkitError
-    from ckptkit.images.gathering import Gathering, NamedPicture
+    from ckptkit.base.errors import CkptkitError
+    from ckptkit.models.images.gathering import Gathering, NamedPicture
 
 
 class WhichMethod(str, Enum):
@@ -200,7 +200,7 @@ def _request(
     method: WhichMethod | None, stage: str | None, targets: Sequence[str] | None, compare: Compare | None
 ) -> _Request:
     """Check that the choices go together."""
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     if compare is Compare.METHODS and method:
         raise UsageError("--compare methods shows all methods", hint="leave --method out")
@@ -217,7 +217,7 @@ def _request(
 
 def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gathering:
     """Look for the pictures; when none is there, that is the error."""
-    from ckptkit.images.gathering import Gatherer
+    from ckptkit.models.images.gathering import Gatherer
     from ckptkit.store.mirrors import parse_mirrors
 
     gathering = Gatherer(
@@ -234,8 +234,8 @@ def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gatherin
 def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
     """Find out where every picture goes, and whether it may be written there, before any work is done."""
     from ckptkit.analysis.cam import require_ending
-    from ckptkit.errors import UsageError
-    from ckptkit.formats.staging import refuse_existing
+    from ckptkit.base.errors import UsageError
+    from ckptkit.base.staging import refuse_existing
 
     pictures, target = gathering.pictures, Path(output)
     if output.endswith("/") or target.is_dir() or not target.suffix:
@@ -288,7 +288,7 @@ class _Run:
     def look(self, plan: _Planned) -> None:
         """Make one picture's heat maps and write them."""
         from ckptkit.analysis.cam import compose, save_picture
-        from ckptkit.errors import CkptkitError
+        from ckptkit.base.errors import CkptkitError
 
         try:
             seen = self.explainer.see(plan.picture.read())

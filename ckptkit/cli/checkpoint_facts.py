@@ -109,7 +109,7 @@ def observed_fields(
     import hashlib
     from datetime import datetime, timezone
 
-    from ckptkit.errors import UsageError, storage_error
+    from ckptkit.base.errors import UsageError, storage_error
 
     if not path.is_file():
         raise UsageError(

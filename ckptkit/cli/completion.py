@@ -110,7 +110,7 @@ def complete_columns(incomplete: str) -> list[str]:
 
 def _rows(ctx: typer.Context) -> Catalogue[Row]:
     """The entries, with the overlays that stand on the line; without those where one cannot be read."""
-    from ckptkit.errors import CkptkitError
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.families import registry_families
     from ckptkit.registry.rows import load_rows
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.errors import listed
+from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
@@ -22,15 +24,13 @@ from ckptkit.cli.options import (
 from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
-from ckptkit.errors import listed
 from ckptkit.formats.names import FORMATS, GRAPHS, format_named, format_to_write
-from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
     from ckptkit.convert import Options, TensorPlan
-    from ckptkit.convert.rules_file import RuleFile
     from ckptkit.convert.whole import Outcome
-    from ckptkit.synth import Synthetic
+    from ckptkit.models.synth import Synthetic
+    from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Located
 
 
@@ -228,11 +228,11 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
 def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
     if path is None:
         if reverse:
-            from ckptkit.errors import UsageError
+            from ckptkit.base.errors import UsageError
 
             raise UsageError("--reverse has no meaning without --rules", hint="give --rules FILE too")
         return None
-    from ckptkit.convert.rules_file import load_rules
+    from ckptkit.rules.file import load_rules
 
     return load_rules(path, reverse=reverse)
 
@@ -243,7 +243,7 @@ def _bytes(text: str | None) -> int | None:
         return None
     import re
 
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kMG]?)B?", text.strip())
     if not found or float(found[1]) <= 0:
@@ -291,7 +291,7 @@ def synth(
 
     Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
-    from ckptkit.synth import NOTE, published_ending, refuse_unpublished, write_checkpoint
+    from ckptkit.models.synth import NOTE, published_ending, refuse_unpublished, write_checkpoint
 
     state = state_of(context)
     synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
@@ -318,8 +318,8 @@ def _synthetic(
 ) -> Synthetic:
     from dataclasses import replace
 
-    from ckptkit.errors import UsageError
-    from ckptkit.synth import synthetic_stand_in
+    from ckptkit.base.errors import UsageError
+    from ckptkit.models.synth import synthetic_stand_in
 
     _, chosen = synthetic_stand_in(what, state.registry())
     family = chosen.family

@@ -33,8 +33,8 @@ def demo(
     """
     import tempfile
 
+    from ckptkit.base.errors import UsageError
     from ckptkit.demo import demo_workspace, serve_synthetic
-    from ckptkit.errors import UsageError
 
     state = state_of(context)
     if keep is not None and keep.exists() and not (keep.is_dir() and not any(keep.iterdir())):
@@ -77,7 +77,7 @@ def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Locat
 
 def _verify(state: State, located: Located) -> None:
     from ckptkit.cli.verify_commands import print_report
-    from ckptkit.verify import verify_checkpoint
+    from ckptkit.compare.verify import verify_checkpoint
 
     state.output.result("", f"3. ckptkit verify {located.name} --deep")
     report = verify_checkpoint(located, deep=True)
@@ -105,8 +105,8 @@ def _convert(state: State, workspace: Workspace, located: Located) -> Path:
 
 
 def _prove(state: State, located: Located, converted: Path) -> None:
+    from ckptkit.base.errors import MissingDependencyError
     from ckptkit.cli.parity_commands import print_report
-    from ckptkit.errors import MissingDependencyError
     from ckptkit.parity import run_parity
 
     state.output.result("", f"5. ckptkit parity {located.name} --converted {converted.name}")

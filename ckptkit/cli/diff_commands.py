@@ -15,7 +15,7 @@ from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
-    from ckptkit.differences import Changed, Difference, Lone, OtherMetadata, Side
+    from ckptkit.compare.diff import Changed, Difference, Lone, OtherMetadata, Side
 
 _SHOWN_ROWS = 20
 """Rows shown per table; --verbose and --json give all."""
@@ -104,7 +104,7 @@ def diff(
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'
     """
     from ckptkit.cli.exit_codes import ExitCode
-    from ckptkit.differences import compare_files
+    from ckptkit.compare.diff import compare_files
 
     state = state_of(context)
     workspace = state.workspace()

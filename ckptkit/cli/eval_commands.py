@@ -197,8 +197,8 @@ def _first_speaks(state: State) -> Iterator[State]:
         return
     import os
 
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.exit_codes import ExitCode, exit_code
-    from ckptkit.errors import CkptkitError
 
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         state.output = Output(quiet=True, stdout=nowhere, stderr=nowhere)

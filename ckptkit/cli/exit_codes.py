@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ckptkit import errors
+from ckptkit.base import errors
 
 
 class ExitCode(IntEnum):

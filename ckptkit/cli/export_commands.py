@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     JsonOption,
@@ -27,7 +28,6 @@ from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
-from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
     from ckptkit.export.run import ExportOutcome, ExportRequest
@@ -98,8 +98,8 @@ def export(
     Examples: ckptkit export tiny-moat0-256 --synthetic --to hf -o moat-hf
     · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone
     """
+    from ckptkit.base.errors import UsageError
     from ckptkit.cli.exit_codes import ExitCode
-    from ckptkit.errors import UsageError
     from ckptkit.export.publishing import Destination
     from ckptkit.export.run import ExportRequest, run_export
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from ckptkit.analysis.plotting.page import link, links_of, page, template
-from ckptkit.analysis.plotting.points import family_indices, family_name
-from ckptkit.analysis.plotting.theme import LIGHT
+from ckptkit.analysis.plot.page import link, links_of, page, template
+from ckptkit.analysis.plot.points import family_indices, family_name
+from ckptkit.analysis.plot.theme import LIGHT
+from ckptkit.base.text import escaped
 from ckptkit.cli.listing import Field, Listed, field_named
-from ckptkit.text import escaped
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row

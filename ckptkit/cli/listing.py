@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.base.errors import UsageError
+from ckptkit.base.text import csv_text, escaped
 from ckptkit.cli.output import Column, Output
-from ckptkit.errors import UsageError
-from ckptkit.text import csv_text, escaped
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row

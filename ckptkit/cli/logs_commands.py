@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.text import csv_text
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
-from ckptkit.text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ckptkit.analysis.training_logs import Epoch, TrainingLog
+    from ckptkit.analysis.logs import Epoch, TrainingLog
 
 _HEADINGS = {
     "train_loss": "training loss",
@@ -79,10 +79,10 @@ def logs(
 
     Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
     """
-    from ckptkit.analysis.plotting.figure import require_matplotlib
-    from ckptkit.analysis.training_logs import read_log
-    from ckptkit.analysis.training_logs.figure import PURPOSE, picture_format
-    from ckptkit.formats.staging import refuse_existing
+    from ckptkit.analysis.logs import read_log
+    from ckptkit.analysis.logs.figure import PURPOSE, picture_format
+    from ckptkit.analysis.plot.figure import require_matplotlib
+    from ckptkit.base.staging import refuse_existing
 
     state = state_of(context)
     picture = None
@@ -108,8 +108,8 @@ def logs(
 
 
 def _draw(log: TrainingLog, output: Path, form: str, metric: str | None, *, force: bool) -> None:
-    from ckptkit.analysis.training_logs.figure import draw_log
-    from ckptkit.formats.staging import StagedFile
+    from ckptkit.analysis.logs.figure import draw_log
+    from ckptkit.base.staging import StagedFile
 
     picture = draw_log(log, form, metric=metric)
     with StagedFile(output, force=force) as staged:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from ckptkit.base.text import escaped, web_address
 from ckptkit.cli.listing import UNKNOWN, Field, Listed, field_named
-from ckptkit.text import escaped, web_address
 
 _PUBLISHED = ("name", "id", "setting", "pretrain", "resolution", "params", "flops", "top1", "top5")
 _Group = tuple[str, str | None, bool | None, str]

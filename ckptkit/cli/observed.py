@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import IntegrityError, NotFoundError, UsageError, command
+from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
 
 if TYPE_CHECKING:
     from ckptkit.cli.state import State

@@ -132,7 +132,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
     from pydantic import TypeAdapter, ValidationError
 
-    from ckptkit.errors import UsageError, one_of
+    from ckptkit.base.errors import UsageError, one_of
     from ckptkit.families.base import families, get_family
     from ckptkit.registry.schema import Entry
 
@@ -174,7 +174,7 @@ def parse_resolution(text: str | None) -> tuple[int, int] | None:
         return None
     import re
 
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
     from ckptkit.families.settings import MAX_SIDE
 
     found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
-from ckptkit.text import escaped, json_text, printed
+from ckptkit.base.text import escaped, json_text, printed
 
 Advance = Callable[[int], None]
 

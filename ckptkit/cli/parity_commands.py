@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     SettingOptions,
@@ -22,10 +23,9 @@ from ckptkit.cli.options import (
 )
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
-from ckptkit.tensors import FLOAT_DTYPES, float_named
 
 if TYPE_CHECKING:
-    from ckptkit.formats.staging import StagedFile
+    from ckptkit.base.staging import StagedFile
     from ckptkit.parity import Failure, ParityReport, Side
     from ckptkit.workspace import Located, Workspace
 
@@ -115,8 +115,8 @@ def parity(
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml
     · ckptkit parity tiny-moat0-256 --synthetic --with onnxruntime --resolution 64
     """
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.exit_codes import ExitCode, exit_code
-    from ckptkit.errors import CkptkitError
     from ckptkit.parity import Failure, backend_named, chosen_backends, require_packages, run_with
 
     state = state_of(context)
@@ -185,7 +185,7 @@ def _targets(
     synthetic: bool,
     converted: Path | None,
 ) -> list[str]:
-    from ckptkit.errors import NotFoundError, UsageError
+    from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families.base import families
 
     names = list(dict.fromkeys(what))
@@ -206,8 +206,8 @@ def _targets(
 def _located(workspace: Workspace, name: str, *, synthetic: bool) -> Iterator[Located]:
     """Find a checkpoint, fetching an entry that is not here; or make a synthetic one for the time being."""
     from ckptkit.families.base import get_family
+    from ckptkit.models.synth import synthetic_stand_in
     from ckptkit.parity import synthetic_checkpoint
-    from ckptkit.synth import synthetic_stand_in
 
     if not synthetic:
         if not workspace.is_path(name) and name in workspace.registry:
@@ -280,7 +280,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
     """Open the report file before the long work, so that a wrong path is found at once."""
     if junit is None:
         return None
-    from ckptkit.formats.staging import StagedFile
+    from ckptkit.base.staging import StagedFile
     from ckptkit.parity.junit import refuse_other_file
 
     refuse_other_file(junit)

@@ -88,7 +88,7 @@ def plot(
     Examples: ckptkit plot -o accuracy.png · ckptkit plot --family moganet --x flops -o moganet.svg
     · ckptkit plot -o accuracy.html
     """
-    from ckptkit.analysis.plotting import FigureOptions, save_plot
+    from ckptkit.analysis.plot import FigureOptions, save_plot
 
     state = state_of(context)
     options = FigureOptions(
@@ -148,7 +148,7 @@ def parse_size(text: str) -> tuple[float, float]:
     """
     import re
 
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)[x×](\d{1,4}(?:\.\d{1,4})?)", text.strip().lower())
     if found is None:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.analysis.predict import Predicted, Prediction, Predictor
     from ckptkit.cli.thumbnails import Renderer
-    from ckptkit.images.gathering import Fault, Gathering
     from ckptkit.models import Framework
+    from ckptkit.models.images.gathering import Fault, Gathering
     from ckptkit.parity.preparation import PreparationReport
 
 _NO_KNOWLEDGE = "the weights are synthetic, random numbers: these predictions mean nothing"
@@ -212,7 +212,7 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
     """Look for the pictures; the fault of a single one is the command's."""
     import sys
 
-    from ckptkit.images.gathering import Gatherer
+    from ckptkit.models.images.gathering import Gatherer
     from ckptkit.store.mirrors import parse_mirrors
 
     # Two bars at once do not go together: among many pictures, the one that counts them is enough.

@@ -56,8 +56,8 @@ def profile(
     · ckptkit profile --all --check
     """
     from ckptkit.analysis import profile_model
+    from ckptkit.base.errors import UsageError
     from ckptkit.cli.exit_codes import ExitCode
-    from ckptkit.errors import UsageError
 
     state = state_of(context)
     if (what is None) != all_entries:

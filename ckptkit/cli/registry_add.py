@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.files import resolved
+from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import complete_families, complete_ids, complete_values, complete_variants
 from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOption, parse_settings
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import State, state_of
-from ckptkit.files import resolved
-from ckptkit.urls import scrubbed
 
 if TYPE_CHECKING:
     from ckptkit.cli.checkpoint_facts import CheckpointFacts
@@ -130,7 +130,7 @@ def add_command(
     state = state_of(context)
     target, below = _own_registry(state, file)
     if pin and checkpoint is None:
-        from ckptkit.errors import UsageError
+        from ckptkit.base.errors import UsageError
 
         raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
     told = parse_settings(settings)
@@ -172,7 +172,7 @@ def add_command(
 
 def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
     """Return the registry to write and those below; the built-in one only in a source tree, and named."""
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
     from ckptkit.registry import built_in_path, in_source_tree, registry_files
 
     hint = "name one of your own with --file FILE (made if need be), then use it with --registry"
@@ -193,7 +193,7 @@ def _family_of(variant: str | None) -> str | None:
 
 def _with_recognised(facts: CheckpointFacts, said: Mapping[str, Any]) -> dict[str, Any]:
     """Add what a file tells of itself to what is said, which it must not contradict."""
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     for name, found in facts.recognised.items():
         if said.get(name, found) != found:
@@ -210,7 +210,7 @@ def _shown(value: object) -> str:
 
 def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
     """Refuse what the family does not have: the variant, its layout in this format, a setting."""
-    from ckptkit.errors import NotFoundError, UsageError
+    from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families import registry_families
     from ckptkit.families.base import get_family
     from ckptkit.families.behaviour import said_settings

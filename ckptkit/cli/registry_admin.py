@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ckptkit.base.files import resolved
+from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.registry_add import add_command
 from ckptkit.cli.registry_target import target_registry
 from ckptkit.cli.state import state_of
-from ckptkit.files import resolved
-from ckptkit.urls import scrubbed
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
 
@@ -67,7 +67,7 @@ def _check(file: Path) -> dict[str, Any]:
 
 def _check_chain(files: list[Path]) -> list[dict[str, Any]]:
     """Load files on top of each other: how many entries each has, or the faults of the first that has any."""
-    from ckptkit.errors import RegistryError
+    from ckptkit.base.errors import RegistryError
     from ckptkit.families import registry_families
     from ckptkit.registry.loading import load_texts, read_text
 

@@ -155,8 +155,8 @@ def _write(path: Path, items: list[Listed], chosen: list[Field] | None, form: Fo
     """Write to a file what would be printed in a pipe."""
     import io
 
+    from ckptkit.base.staging import StagedFile
     from ckptkit.cli.output import Output
-    from ckptkit.formats.staging import StagedFile
 
     text = io.StringIO()
     _print(Output(stdout=text), items, chosen, form)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckptkit.base.files import resolved
 from ckptkit.cli.state import State
-from ckptkit.files import resolved
 
 
 def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
@@ -22,7 +22,7 @@ def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
     UsageError
         When that is the registry inside an installed package.
     """
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
     from ckptkit.registry import built_in_path, in_source_tree, registry_files
 
     files = registry_files(state.registries)

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import UsageError, storage_error
+from ckptkit.base.errors import UsageError, storage_error
+from ckptkit.base.home import user_path
+from ckptkit.base.staging import open_file_of
 from ckptkit.formats.names import is_folder
-from ckptkit.formats.staging import open_file_of
-from ckptkit.places import user_path
 from ckptkit.workspace import STANDARD
 
 if TYPE_CHECKING:

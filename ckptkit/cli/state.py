@@ -63,7 +63,7 @@ class State:
         StorageError
             The disk refuses.
         """
-        from ckptkit.errors import UsageError, storage_error
+        from ckptkit.base.errors import UsageError, storage_error
 
         if self._spool is not None:
             raise UsageError("standard input can be read once only", hint="give '-' in one place")

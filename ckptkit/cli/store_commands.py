@@ -16,9 +16,9 @@ from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.at_once import Voice
     from ckptkit.cli.output import Output
-    from ckptkit.errors import CkptkitError
     from ckptkit.registry import Entry
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
@@ -95,9 +95,9 @@ def fetch_command(
     """
     import threading
 
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.at_once import Works, one_voice
     from ckptkit.cli.exit_codes import exit_code
-    from ckptkit.errors import CkptkitError
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.mirrors import parse_mirrors
@@ -210,7 +210,7 @@ def import_command(
 
 
 def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
-    from ckptkit.errors import UsageError
+    from ckptkit.base.errors import UsageError
 
     if bool(ids) == all_entries:
         both = ", not both" if ids else ""
@@ -223,7 +223,7 @@ def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
 def _outcome(
     entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output
 ) -> Fetched | CkptkitError:
-    from ckptkit.errors import CkptkitError
+    from ckptkit.base.errors import CkptkitError
 
     try:
         return _fetch_one(entry, fetching, policy, output)
@@ -291,9 +291,9 @@ def _print_plan(
     as_json: bool,
 ) -> None:
     """Say what would be fetched, from where, to where."""
+    from ckptkit.base.urls import public_url
     from ckptkit.store.sources import plan_sources
     from ckptkit.store.trust import TrustFile
-    from ckptkit.urls import public_url
 
     trust = TrustFile.default()
     plans = []

@@ -14,9 +14,9 @@ from ckptkit.cli.output import Column, human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
-    from ckptkit.errors import CkptkitError
-    from ckptkit.inspection import InspectedTensor, Inspection
-    from ckptkit.verify import Check, VerifyReport
+    from ckptkit.base.errors import CkptkitError
+    from ckptkit.compare.inspection import InspectedTensor, Inspection
+    from ckptkit.compare.verify import Check, VerifyReport
     from ckptkit.workspace import Workspace
 
 _SHOWN_ITEMS = 8
@@ -66,9 +66,9 @@ def verify(
 
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.exit_codes import ExitCode, exit_code
-    from ckptkit.errors import CkptkitError
-    from ckptkit.verify import verify_checkpoint
+    from ckptkit.compare.verify import verify_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
@@ -107,7 +107,7 @@ def verify(
 
 
 def _targets(workspace: Workspace, what: Sequence[str], all_entries: bool) -> list[str]:
-    from ckptkit.errors import NotFoundError, UsageError
+    from ckptkit.base.errors import NotFoundError, UsageError
 
     names = list(what)
     if all_entries:
@@ -180,7 +180,7 @@ def inspect(
 
     Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
     """
-    from ckptkit.inspection import inspect_file
+    from ckptkit.compare.inspection import inspect_file
 
     state = state_of(context)
     located = state.workspace().locate(what, fetch=False)

@@ -5,6 +5,7 @@ A conversion may change the container (format), the names and axis order (layout
 and reads the result back.
 """
 
+from ckptkit.base.tensors import FLOAT_DTYPES
 from ckptkit.convert.execution import (
     Converted,
     LoadedTensors,
@@ -18,7 +19,6 @@ from ckptkit.convert.options import Options
 from ckptkit.convert.planning import Plan, plan
 from ckptkit.convert.rounding import RoundingLoss
 from ckptkit.formats.names import FORMATS
-from ckptkit.tensors import FLOAT_DTYPES
 
 __all__ = [
     "FLOAT_DTYPES",

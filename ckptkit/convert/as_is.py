@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit._version import __version__
+from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command
+from ckptkit.base.tensors import DTYPES, DType, TensorSpec
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
-from ckptkit.errors import WHOLE_LISTS, ConversionError, UsageError, command
 from ckptkit.families.binding import Ignored
 from ckptkit.families.leftovers import OPTIMIZER, slot_rule
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import FORMATS
-from ckptkit.layouts import IDENTITY, Binding
-from ckptkit.tensors import DTYPES, DType, TensorSpec
+from ckptkit.rules.language import IDENTITY, Binding
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

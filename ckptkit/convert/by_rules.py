@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ckptkit.budget import Budget
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import ConversionError, UsageError, faults_in_words, listed
+from ckptkit.base.tensors import TensorSpec
 from ckptkit.convert.as_is import (
     carried_metadata,
     carried_notes,
@@ -21,14 +23,12 @@ from ckptkit.convert.as_is import (
 )
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options
-from ckptkit.convert.rules_file import IgnoreRule, NameRule, RuleFile, shape_of
-from ckptkit.convert.user_patterns import TooMuchError, fitting
-from ckptkit.errors import ConversionError, UsageError, faults_in_words, listed
 from ckptkit.families.binding import Ignored
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import IDENTITY, Binding
 from ckptkit.registry.document import short
-from ckptkit.tensors import TensorSpec
+from ckptkit.rules.file import IgnoreRule, NameRule, RuleFile, shape_of
+from ckptkit.rules.language import IDENTITY, Binding
+from ckptkit.rules.user_patterns import TooMuchError, fitting
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

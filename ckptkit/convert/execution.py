@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.checksums import crc32c
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import ConversionError, IntegrityError
+from ckptkit.base.tensors import Array, RawTensor, TensorSpec, array_dtype, byte_pieces, dtype_of
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.rounding import RoundingLoss, rounding_loss
-from ckptkit.errors import ConversionError, IntegrityError
 from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.formats.base import Reader, Writer, bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.tensors import Array, RawTensor, TensorSpec, array_dtype, byte_pieces, dtype_of
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ckptkit.base.errors import ConversionError, command
+from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.convert.as_is import counted
 from ckptkit.convert.as_is import in_words as reasons_in_words
 from ckptkit.convert.execution import read_moves
 from ckptkit.convert.moves import Move
-from ckptkit.errors import ConversionError, command
 from ckptkit.families.base import Recognition, Structure, recognise
 from ckptkit.families.binding import Known, Match, Weights, match
 from ckptkit.formats.base import Copy, Reader
-from ckptkit.layouts import Binding, Table
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.rules.language import Binding, Table
 
 Fault = Literal["missing", "unexpected", "misshaped"]
 

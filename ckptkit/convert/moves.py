@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.binding import Ignored
-from ckptkit.layouts import IDENTITY, Binding
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.rules.language import IDENTITY, Binding
 
 Resize: TypeAlias = "Callable[[Array, tuple[int, int]], Array]"
 """Takes a canonical tensor and the rows and columns wanted, its last axes."""

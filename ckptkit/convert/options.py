@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import FLOAT_DTYPES
 from ckptkit.formats.base import Weights
 from ckptkit.formats.names import FORMATS
-from ckptkit.tensors import FLOAT_DTYPES
 
 if TYPE_CHECKING:
-    from ckptkit.convert.rules_file import RuleFile
+    from ckptkit.rules.file import RuleFile
 
 AS_IS = "as-is"
 """What stands in place of a layout where only the container changes: see `ckptkit.convert.as_is`."""
@@ -48,7 +48,7 @@ class Options:
         time (bilinear, half-pixel centres, no antialias, edges clamped, in float32), so that code that does
         not resize can use them.
     rules : RuleFile, optional
-        A user's own names and axis orders, instead of a layout: see `ckptkit.convert.rules_file`.
+        A user's own names and axis orders, instead of a layout: see `ckptkit.rules.file`.
     """
 
     to: str

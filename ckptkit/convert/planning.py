@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
+from ckptkit.base.errors import ConversionError, UsageError, command, listed
+from ckptkit.base.tensors import DTYPES, DType, TensorSpec
 from ckptkit.convert.as_is import in_words, refuse_left_out
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
-from ckptkit.errors import ConversionError, UsageError, command, listed
 from ckptkit.families.base import Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import said_settings, unsaid
 from ckptkit.families.binding import Ignored, Known, Match, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
-from ckptkit.layouts import Binding, Ignore, Table
-from ckptkit.tensors import DTYPES, DType, TensorSpec
+from ckptkit.rules.language import Binding, Ignore, Table
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import storage_error
+from ckptkit.base.errors import storage_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

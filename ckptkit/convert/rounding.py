@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.tensors import Array, DType, contiguous_chunks
+from ckptkit.base.tensors import Array, DType, contiguous_chunks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +73,7 @@ def rounding_loss(name: str, array: Array, source: DType, target: DType) -> Roun
     Examples
     --------
     >>> import numpy
-    >>> from ckptkit.tensors import DTYPES
+    >>> from ckptkit.base.tensors import DTYPES
     >>> values = numpy.array([1.0, 1e6, -1e6, 1e-9, 0.0, numpy.inf], "float32")
     >>> str(rounding_loss("w", values, DTYPES["float32"], DTYPES["float16"]))
     'w (2 to infinity, 1 to zero)'

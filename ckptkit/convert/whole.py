@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptkit.base.errors import FormatError, UnknownModelError, UsageError, command
+from ckptkit.base.files import resolved
 from ckptkit.convert.execution import Converted, execute
 from ckptkit.convert.moves import TensorPlan
 from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.provenance import Provenance
-from ckptkit.errors import FormatError, UnknownModelError, UsageError, command
-from ckptkit.files import resolved
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, without_ending

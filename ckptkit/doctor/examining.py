@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from ckptkit.base.errors import CkptkitError
 from ckptkit.doctor import devices, folders, network, packages, settings, system
 from ckptkit.doctor.findings import Examination, Finding
-from ckptkit.errors import CkptkitError
 from ckptkit.store.mirrors import Mirror, parse_mirrors
 
 Advance = Callable[[int], object]

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptkit.base.errors import CkptkitError, storage_error
+from ckptkit.base.home import NOWHERE, home_folders, is_writable
+from ckptkit.base.staging import TEMPORARY
 from ckptkit.doctor.findings import Finding, Verdict
-from ckptkit.errors import CkptkitError, storage_error
-from ckptkit.formats.staging import TEMPORARY
-from ckptkit.places import NOWHERE, home_folders, is_writable
 from ckptkit.store.cache import KINDS
 from ckptkit.store.locks import hold
 from ckptkit.store.trust import TrustFile

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.urls import full_url
 from ckptkit.doctor.findings import Finding, Verdict
-from ckptkit.errors import CkptkitError
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.credentials import Credentials
 from ckptkit.store.http import CA_VARIABLES, HttpClient
 from ckptkit.store.mirrors import Mirror, resolve
 from ckptkit.store.transport import PassingError, Policy, RangeError, SourceError, SourceGoneError, is_local
-from ckptkit.urls import full_url
 
 GITHUB_API = "https://api.github.com"
 PATIENCE = Policy(

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ckptkit._version import DISTRIBUTION, __version__, strangers
+from ckptkit.base.extras import Requirement, requirements
 from ckptkit.doctor.findings import Finding
-from ckptkit.requirements import Requirement, requirements
 
 
 def examine_versions() -> list[Finding]:

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.extras import install_command
 from ckptkit.doctor.findings import Finding
-from ckptkit.errors import CkptkitError
-from ckptkit.requirements import install_command
 from ckptkit.store.credentials import TOKEN_HOSTS
 from ckptkit.store.http import CA_VARIABLES
 from ckptkit.store.mirrors import ENVIRONMENT as MIRROR

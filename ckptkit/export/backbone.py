@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import IntegrityError, UsageError
+from ckptkit.base.errors import IntegrityError, UsageError
 from ckptkit.export.dense_prediction import Backbone, Consumer, consumer_of
 from ckptkit.export.description import settings_of
 from ckptkit.export.folder import StagedFolder, refuse_replacement
@@ -26,7 +26,7 @@ from ckptkit.parity.packages import require_installed
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.tensors import Array
+    from ckptkit.base.tensors import Array
 
 NOTES = "USE.txt"
 

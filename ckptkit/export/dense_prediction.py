@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import UsageError, command
+from ckptkit.base.errors import UsageError, command
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 from ckptkit.families.behaviour import said_settings, settle
 from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
-from ckptkit.images.classes import imagenet_classes
-from ckptkit.images.preprocessing import NORMALIZATIONS
+from ckptkit.models.images.classes import imagenet_classes
+from ckptkit.models.images.preprocessing import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.export.weights import PlannedWeights
-    from ckptkit.images.preprocessing import Preprocessing
+    from ckptkit.models.images.preprocessing import Preprocessing
 
 
 def describe(weights: PlannedWeights) -> ModelConfig:

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import StorageError, UsageError, listed
-from ckptkit.files import make_folders
-from ckptkit.formats.staging import TEMPORARY, alone_in, move, sync_file, sync_folder, translated
+from ckptkit.base.errors import StorageError, UsageError, listed
+from ckptkit.base.files import make_folders
+from ckptkit.base.staging import TEMPORARY, alone_in, move, sync_file, sync_folder, translated
 from ckptkit.store.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.base.tensors import Array
 from ckptkit.parity.comparison import LOGITS, TOLERANCES, StageComparison, compare
 from ckptkit.parity.forward import run_torch
 from ckptkit.parity.inputs import Inputs, random_inputs
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

@@ -13,7 +13,7 @@ from ckptkit.export.weights import PlannedWeights, planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.model_config import CONFIG, WEIGHTS, open_exported
 from ckptkit.formats.safetensors_writer import file_bytes
-from ckptkit.synth import NOTE
+from ckptkit.models.synth import NOTE
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

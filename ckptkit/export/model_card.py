@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, REPOSITORY
+from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
 from ckptkit.export.citations import bibtex
 from ckptkit.families.base import get_family
-from ckptkit.images.classes import imagenet_classes
-from ckptkit.text import arxiv_id, escaped, json_text, web_address, yaml_text
+from ckptkit.models.images.classes import imagenet_classes
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

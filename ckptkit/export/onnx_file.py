@@ -6,13 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.export.description import describe
-from ckptkit.export.folder import StagedFolder
-from ckptkit.export.graph_check import check_graph, reference_of
-from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
-from ckptkit.export.weights import PlannedWeights, planned_weights
-from ckptkit.families.base import CANONICAL
-from ckptkit.formats.staging import (
+from ckptkit.base.staging import (
     move,
     refuse_existing,
     refuse_not_utf8,
@@ -21,7 +15,13 @@ from ckptkit.formats.staging import (
     sync_folder,
     translated,
 )
-from ckptkit.graphs.onnx_graph import (
+from ckptkit.export.description import describe
+from ckptkit.export.folder import StagedFolder
+from ckptkit.export.graph_check import check_graph, reference_of
+from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.weights import PlannedWeights, planned_weights
+from ckptkit.families.base import CANONICAL
+from ckptkit.models.graphs.onnx_graph import (
     DEFAULT_OPSET,
     SINGLE_FILE_BYTES,
     OnnxFiles,
@@ -29,9 +29,9 @@ from ckptkit.graphs.onnx_graph import (
     require_opset,
     write_onnx,
 )
-from ckptkit.graphs.onnx_runtime import open_onnx
+from ckptkit.models.graphs.onnx_runtime import open_onnx
+from ckptkit.models.synth import NOTE
 from ckptkit.parity.packages import ONNX, require_installed
-from ckptkit.synth import NOTE
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -58,7 +58,7 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
         Its preprocessing gives the resolution, which the graph is fixed to.
     output : Path
         The file; it appears when it was found to agree. Weights beyond 2 GB stand beside it, see
-        `ckptkit.graphs.onnx_graph.data_path`.
+        `ckptkit.models.graphs.onnx_graph.data_path`.
     options : ExportOptions
         ``features`` and ``opset``.
 

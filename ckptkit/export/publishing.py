@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.errors import CkptkitError, MissingDependencyError, NetworkError, UsageError
+from ckptkit.base.errors import CkptkitError, MissingDependencyError, NetworkError, UsageError
 
 if TYPE_CHECKING:
     from ckptkit.export.targets import ExportedFile

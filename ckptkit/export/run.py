@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.home import user_path
 from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.formats.names import is_folder
-from ckptkit.places import user_path
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

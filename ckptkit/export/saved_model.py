@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptkit.base.staging import refuse_not_utf8
 from ckptkit.export.description import describe
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.graph_check import check_graph, reference_of
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import planned_weights
 from ckptkit.families.base import CANONICAL
-from ckptkit.formats.staging import refuse_not_utf8
-from ckptkit.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
+from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
+from ckptkit.models.synth import NOTE
 from ckptkit.parity.packages import FRAMEWORKS, require_installed
-from ckptkit.synth import NOTE
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

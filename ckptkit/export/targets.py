@@ -3,7 +3,7 @@
 To add a target is to add one row here and one module with two functions:
 
 * ``require(options)`` asks for the packages it needs, before anything slow is done, and raises
-  `ckptkit.errors.MissingDependencyError`;
+  `ckptkit.base.errors.MissingDependencyError`;
 * ``export(source, output, options)`` writes it, checks what it wrote, and returns an `Exported`.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import UsageError, one_of
+from ckptkit.base.errors import UsageError, one_of
 from ckptkit.formats.names import file_ending, is_folder
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from ckptkit.errors import (
+from ckptkit.base.errors import (
     ConversionError,
     MissingDependencyError,
     NotFoundError,
@@ -23,10 +23,10 @@ from ckptkit.errors import (
     UsageError,
     command,
 )
+from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.settings import shown
-from ckptkit.layouts import Definition, Layout, Site, Table, expand
 from ckptkit.registry.query import FamilyFacts
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""

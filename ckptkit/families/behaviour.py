@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import MUST_BE_TOLD, Family
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.tensors import TensorSpec
 from ckptkit.families.base import Recognition, Structure, families, get_family, recognise
 from ckptkit.families.leftovers import OPTIMIZER, OPTIMIZER_AVERAGES
 from ckptkit.formats.base import Copy, Reader, Weights
-from ckptkit.layouts import Binding, Ignore, Table
-from ckptkit.tensors import TensorSpec
+from ckptkit.rules.language import Binding, Ignore, Table
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

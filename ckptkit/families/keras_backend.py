@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckptkit.errors import UsageError
-from ckptkit.text import printed
+from ckptkit.base.errors import UsageError
+from ckptkit.base.text import printed
 
 BACKEND = "tensorflow"
 _STDERR = 2

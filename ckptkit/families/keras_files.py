@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ckptkit.layouts import Ignore, Rule
+from ckptkit.rules.language import Ignore, Rule
 
 _NUMBERS = {
     "kernel": 0,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError, listed
-from ckptkit.tensors import dtype_of
+from ckptkit.base.errors import ConversionError, listed
+from ckptkit.base.tensors import dtype_of
 
 if TYPE_CHECKING:
-    from ckptkit.tensors import Array
+    from ckptkit.base.tensors import Array
 
 _NAMES_SHOWN = 3
 

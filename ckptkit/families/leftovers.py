@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ckptkit.formats.base import AVERAGING_COUNTERS
-from ckptkit.layouts import Ignore, Twin
+from ckptkit.rules.language import Ignore, Twin
 
 _STATE = "state of the optimizer"
 _SLOT = "per-variable state of the optimizer"

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.base.files import open_regular
+from ckptkit.base.text import json_text
 from ckptkit.families.base import Recognition, family_of_variant, require_recognition
 from ckptkit.families.settings import MAX_SIDE
-from ckptkit.files import open_regular
 from ckptkit.formats.detect import open_reader
-from ckptkit.text import json_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias, TypeGuard
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""

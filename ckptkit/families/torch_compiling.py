@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 
 def require_compiler() -> None:

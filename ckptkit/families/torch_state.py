@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError
-from ckptkit.tensors import dtype_of
+from ckptkit.base.errors import ConversionError
+from ckptkit.base.tensors import dtype_of
 
 if TYPE_CHECKING:
-    from ckptkit.tensors import Array
+    from ckptkit.base.tensors import Array
 
 _COUNTER = ".num_batches_tracked"
 """BatchNorm's count of training steps, which no published file needs and evaluation does not use."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import ConversionError, NotFoundError, command
+from ckptkit.base.errors import ConversionError, NotFoundError, command
 from ckptkit.families.base import recognise, resembles_a_model
 from ckptkit.formats.base import AVERAGING_COUNTERS, Reader, Weights
 from ckptkit.formats.detect import open_reader

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ckptkit.tensors import Array, RawTensor, TensorSpec
+from ckptkit.base.tensors import Array, RawTensor, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.base import Reader, Weights, Writer
 from ckptkit.formats.foreign import (
     TABLE_MAGIC,
@@ -26,7 +27,6 @@ from ckptkit.formats.foreign import (
     tf_v1,
 )
 from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, numbered
-from ckptkit.tensors import TensorSpec
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")

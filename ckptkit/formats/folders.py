@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptkit.errors import FormatError, UsageError, listed, storage_error
+from ckptkit.base.errors import FormatError, UsageError, listed, storage_error
+from ckptkit.base.staging import TEMPORARY
 from ckptkit.formats import foreign
 from ckptkit.formats.shards import INDEX_ENDINGS, index_of, numbered, shards_of
-from ckptkit.formats.staging import TEMPORARY
 
 _MAX_ENTRIES = 20_000
 _MAX_DEPTH = 3

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError, storage_error
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError, storage_error
 from ckptkit.formats.names import ENDINGS
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
 

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, UNDEFINED
 from ckptkit.formats.hdf5_objects import ATTRIBUTE, DATASPACE, DATATYPE, LAYOUT, MAGIC, SYMBOL_TABLE
 from ckptkit.formats.hdf5_types import BRAIN_FLOAT, VARIABLE_TEXT, fixed_text_message, type_message
 from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.tensors import TensorSpec
 
 ALIGNMENT = 64
 """Of each tensor's first byte: whole cache lines, and any vector load."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from functools import partial
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 
 UNDEFINED = (1 << 64) - 1

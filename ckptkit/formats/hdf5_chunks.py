@@ -6,9 +6,9 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 
+from ckptkit.base.tensors import Array
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_datasets import DEFLATE, FLETCHER32, SHUFFLE, Chunk, Dataset
-from ckptkit.tensors import Array
 
 
 def read_chunks(source: Hdf5Bytes, dataset: Dataset, name: str) -> Array:

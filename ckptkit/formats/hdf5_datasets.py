@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ckptkit.base.tensors import DTYPES, DType
 from ckptkit.formats.hdf5_attributes import Attributes, parse_shape
 from ckptkit.formats.hdf5_bytes import ANEW, UNDEFINED, Hdf5Bytes, Piece
 from ckptkit.formats.hdf5_objects import (
@@ -21,7 +22,6 @@ from ckptkit.formats.hdf5_objects import (
 )
 from ckptkit.formats.hdf5_types import BRAIN_FLOAT, ElementType, parse_type
 from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.tensors import DTYPES, DType
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ckptkit.base.tensors import DTYPES, DType
 from ckptkit.formats.hdf5_bytes import Piece
-from ckptkit.tensors import DTYPES, DType
 
 _INTEGER, _FLOAT, _TIME, _STRING, _BITS, _OPAQUE, _RECORD, _REFERENCE, _ENUM, _VARIABLE, _ARRAY, _COMPLEX = (
     range(12)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 
 MAX_TEXT_BYTES = 100_000_000

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import Array, Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.foreign import quoted, told
 from ckptkit.formats.hdf5_attributes import Attributes, single
@@ -28,7 +29,6 @@ from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.shards import index_beside, shards_of
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
 from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
-from ckptkit.tensors import Array, Piece, TensorSpec
 
 KERAS_MEMBER = "model.weights.h5"
 """The weights file in a ``.keras`` archive."""

@@ -21,13 +21,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES
 from ckptkit.formats.hdf5_attributes import Attributes, Texts, single
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_datasets import Dataset, NotRead
 from ckptkit.formats.hdf5_objects import Header, Objects
 from ckptkit.formats.hdf5_types import BRAIN_FLOAT, VOID16
-from ckptkit.tensors import DTYPES
 
 NEITHER = NotRead("neither a group nor a dataset")
 """Other objects, which hold no values."""

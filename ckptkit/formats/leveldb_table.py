@@ -11,9 +11,9 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ckptkit.budget import Budget
-from ckptkit.checksums import crc32c
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.protobuf_wire import WireError, read_varint, varint
 
 FOOTER_BYTES = 48

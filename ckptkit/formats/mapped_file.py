@@ -13,10 +13,10 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, overload
 
-from ckptkit.checksums import crc32
-from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.checksums import crc32
+from ckptkit.base.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 from ckptkit.formats.base import Copy
-from ckptkit.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 
 _MAX_NAME = 1024
 _MAX_MEMBER = 60_000  # bytes; the length is a number below 65,536
@@ -71,7 +71,7 @@ class MemberNames:
         >>> names.claim("A/B", is_folder=False)
         Traceback (most recent call last):
             ...
-        ckptkit.errors.FormatError: a.tar: two members want the name 'A/B' (letter case aside)
+        ckptkit.base.errors.FormatError: a.tar: two members want the name 'A/B' (letter case aside)
         """
         parts = self._parts(name)
         if parts:

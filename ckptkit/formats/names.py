@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptkit.errors import UsageError, command, one_of
-from ckptkit.places import user_path
+from ckptkit.base.errors import UsageError, command, one_of
+from ckptkit.base.home import user_path
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
@@ -113,7 +113,7 @@ def format_to_write(to: str | None, output: str | Path | None, source: object = 
     >>> format_to_write("npz", "m.pth")
     Traceback (most recent call last):
     ...
-    ckptkit.errors.UsageError: m.pth is the name of a torch file, not of npz; give -o m.npz, or --to torch
+    ckptkit...UsageError: m.pth is the name of a torch file, not of npz; give -o m.npz, or --to torch
     """
     wanted = format_named(to, source) if to is not None else None
     if output is None:

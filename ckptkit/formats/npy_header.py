@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, DType, TensorSpec
 from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.tensors import DTYPES, NOT_IN_NUMPY, DType, TensorSpec
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000
@@ -70,7 +70,7 @@ class NpyHeader:
     start : int
         Where the elements start, counted from the magic bytes.
     steps : int
-        What reading it cost, for `ckptkit.budget`.
+        What reading it cost, for `ckptkit.base.budget`.
     """
 
     dtype: DType | None

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from ckptkit.budget import Budget
-from ckptkit.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.tensors import Array, Piece, RawTensor, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.member_names import unsafe_name
@@ -27,7 +28,6 @@ from ckptkit.formats.zip_directory import (
     read_directory,
 )
 from ckptkit.formats.zip_writer import ZipWriter
-from ckptkit.tensors import Array, Piece, RawTensor, TensorSpec
 
 _EXTENSION = ".npy"
 _COMMENT_PREFIX = b"ckptkit:"

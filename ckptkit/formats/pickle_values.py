@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES, Array, DType, swapped
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.restricted_pickle import Blob, Inert
-from ckptkit.tensors import DTYPES, Array, DType, swapped
 
 MAX_SHOWN_ELEMENTS = 16
 """Arrays of more elements are told by type and shape."""

@@ -7,8 +7,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ckptkit.base.tensors import Array, RawTensor, TensorSpec
 from ckptkit.formats.base import Reader
-from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,9 +15,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ckptkit.errors import CkptkitError
-from ckptkit.formats.base import Check
-from ckptkit.formats.staging import (
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.staging import (
     TEMPORARY,
     StagedFile,
     alone_in,
@@ -30,6 +29,7 @@ from ckptkit.formats.staging import (
     sync_folder,
     translated,
 )
+from ckptkit.formats.base import Check
 
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """How every table of LevelDB ends, the index of a TensorFlow checkpoint among them."""
@@ -188,7 +188,7 @@ def _data_files(index: Path, leader: Path) -> list[Path]:
 
 def _is_table(path: Path) -> bool:
     """Whether a file is the index of a TensorFlow checkpoint, by its end."""
-    from ckptkit.files import open_regular
+    from ckptkit.base.files import open_regular
 
     try:
         with open_regular(path) as file:

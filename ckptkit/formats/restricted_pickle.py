@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.pickle_opcodes import OPERATIONS
 
 MAX_PICKLE_BYTES = 64 << 20

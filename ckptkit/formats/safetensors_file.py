@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError
+from ckptkit.base.tensors import Array, RawTensor, TensorSpec
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.safetensors_header import read_header
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
-from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 __all__ = ["SafetensorsReader", "SafetensorsWriter"]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import KNOWN, DType, TensorSpec
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
-from ckptkit.tensors import KNOWN, DType, TensorSpec
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000

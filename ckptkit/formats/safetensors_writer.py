@@ -6,7 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.staging import StagedFile, refuse_existing, refuse_streams, sync_checked
+from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.replacing import put_in_place, refuse_standing
 from ckptkit.formats.safetensors_header import (
@@ -16,9 +18,7 @@ from ckptkit.formats.safetensors_header import (
     METADATA_KEY,
 )
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
-from ckptkit.formats.staging import StagedFile, refuse_existing, refuse_streams, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
-from ckptkit.tensors import Piece, TensorSpec
 
 _ALIGNMENT = 8
 _MAX_SHARDS = 500

@@ -13,12 +13,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ckptkit.budget import Budget
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError
+from ckptkit.base.tensors import Array, RawTensor, TensorSpec
 from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import strict_json, utf8
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
-from ckptkit.tensors import Array, RawTensor, TensorSpec
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.errors import FormatError, NotFoundError, storage_error
 from ckptkit.formats.member_names import MemberNames
 from ckptkit.formats.tar_stream import (
     DEFAULT_LIMITS,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ckptkit.budget import MAX_RATIO, Budget
-from ckptkit.errors import FormatError, MissingDependencyError, storage_error
+from ckptkit.base.budget import MAX_RATIO, Budget
+from ckptkit.base.errors import FormatError, MissingDependencyError, storage_error
 from ckptkit.formats.foreign import Foreign, Sample
 
 READ_BYTES = 256 << 10

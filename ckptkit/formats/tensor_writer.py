@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.checksums import crc32c
-from ckptkit.errors import ConversionError
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import ConversionError
+from ckptkit.base.staging import StagedFile
+from ckptkit.base.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
 from ckptkit.formats.base import Check
-from ckptkit.formats.staging import StagedFile
-from ckptkit.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.budget import Budget
-from ckptkit.checksums import crc32c
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.budget import Budget
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.staging import translated
+from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
 from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
-from ckptkit.formats.staging import translated
 from ckptkit.formats.tf_bundle_index import (
     Part,
     StoredTensor,
@@ -38,7 +39,6 @@ from ckptkit.formats.tf_object_graph import (
     string_checksum,
     variable_names,
 )
-from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
 
 __all__ = ["TfBundleReader", "TfBundleWriter"]
 

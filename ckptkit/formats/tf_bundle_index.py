@@ -9,8 +9,9 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.tensors import KNOWN, DType
 from ckptkit.formats.leveldb_table import read_table
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tf_bundle_proto import (
@@ -24,7 +25,6 @@ from ckptkit.formats.tf_bundle_proto import (
     slice_key,
     sliced_name,
 )
-from ckptkit.tensors import KNOWN, DType
 
 MAX_INDEX_BYTES = 64 << 20
 """An index has about 100 bytes a tensor; this is room for more than any checkpoint has."""

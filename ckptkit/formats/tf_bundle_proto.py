@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckptkit.budget import Budget
+from ckptkit.base.budget import Budget
 from ckptkit.formats.json_text import JsonError, parse_json
 from ckptkit.formats.protobuf_wire import (
     FIXED32,

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
+from ckptkit.base.staging import StagedFile, new_token, refuse_streams, sync_checked
+from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask
 from ckptkit.formats.replacing import put_in_place, refuse_standing
-from ckptkit.formats.staging import StagedFile, new_token, refuse_streams, sync_checked
 from ckptkit.formats.tensor_writer import PlacedWriter, put_at
 from ckptkit.formats.tf_bundle_index import index_path, shard_path
 from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
-from ckptkit.tensors import Piece, TensorSpec
 
 
 class TfBundleWriter(PlacedWriter):

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
-from ckptkit.files import make_folders
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.base.files import make_folders
+from ckptkit.base.staging import TEMPORARY, translated
 from ckptkit.formats import foreign
-from ckptkit.formats.staging import TEMPORARY, translated
 from ckptkit.formats.tar_members import iter_safe_members
 from ckptkit.formats.tf_bundle_index import index_path
 

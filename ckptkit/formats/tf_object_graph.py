@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckptkit.budget import Budget
-from ckptkit.checksums import crc32c
+from ckptkit.base.budget import Budget
+from ckptkit.base.checksums import crc32c
 from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.protobuf_wire import LENGTH_DELIMITED, VARINT, WireError, known_fields, read_varint
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.restricted_pickle import PersistentLoad, PickleMachine
 from ckptkit.formats.torch_pickle import (
@@ -29,7 +30,6 @@ from ckptkit.formats.torch_pickle import (
     whole_number,
 )
 from ckptkit.formats.zip_directory import STORED, CheckedMembers, ZipEntry, read_directory
-from ckptkit.tensors import DTYPES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_HEAD_BYTES = 64

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+from ckptkit.base.text import escaped
 from ckptkit.formats.pickle_values import attributes, items, known_text
 from ckptkit.formats.restricted_pickle import GlobalName, Inert
 from ckptkit.formats.torch_pickle import StorageRef, TensorRef, UnsupportedTensor
-from ckptkit.text import escaped
 
 MAX_EXTRAS = 1000
 _MAX_TEXT = 1000

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckptkit.base.tensors import DTYPES, KNOWN
 from ckptkit.formats.mapped_file import MAX_DIMS
 from ckptkit.formats.pickle_values import PickledArray, is_array, pickled_array
 from ckptkit.formats.restricted_pickle import Blob, GlobalName, Handler, Inert, dictionary_key
-from ckptkit.tensors import DTYPES, KNOWN
 
 _MAX_COUNT = 1 << 62
 _MAX_KEY = 255

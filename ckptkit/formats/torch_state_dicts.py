@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.pickle_values import is_array
 from ckptkit.formats.restricted_pickle import Inert, would_call

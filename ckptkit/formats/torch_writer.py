@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
+from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
-from ckptkit.tensors import Piece, TensorSpec
 
 _ROOT = "archive"
 _BATCH = 1000
@@ -124,7 +124,7 @@ def checkpoint_pickle(
     Examples
     --------
     >>> import pickletools
-    >>> from ckptkit.tensors import DTYPES
+    >>> from ckptkit.base.tensors import DTYPES
     >>> raw = checkpoint_pickle([TensorSpec("w", DTYPES["float32"], (2, 3))])
     >>> [arg for op, arg, _ in pickletools.genops(raw) if op.name == "GLOBAL"]
     ['collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage']

@@ -10,8 +10,9 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from ckptkit.budget import LIMITS
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import LIMITS
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.pickle_values import PickledArray, is_array, is_scalar, pickled_array
@@ -19,7 +20,6 @@ from ckptkit.formats.restricted_pickle import Inert
 from ckptkit.formats.torch_containers import Extent, TorchContents, load_contents
 from ckptkit.formats.torch_pickle import TORCH_DTYPES, StorageRef, TensorRef, UnsupportedTensor
 from ckptkit.formats.torch_state_dicts import find_state_dict
-from ckptkit.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 
 _MAX_LOOKED_INTO = 1_000_000
 _MAX_BESIDE, _MAX_NOTED = 1000, 20

@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
 
-from ckptkit.budget import Budget
-from ckptkit.checksums import crc32
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.checksums import crc32
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 
 LOCAL_MAGIC = b"PK\x03\x04"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ckptkit.checksums import crc32, crc32c
-from ckptkit.formats.staging import StagedFile
+from ckptkit.base.checksums import crc32, crc32c
+from ckptkit.base.staging import StagedFile
 from ckptkit.formats.zip_directory import (
     CENTRAL,
     CENTRAL_MAGIC,

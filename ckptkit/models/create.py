@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.text import library_logger
 from ckptkit.families.base import (
     Family,
     Recognition,
@@ -22,7 +23,6 @@ from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.query import EntryFacts
-from ckptkit.text import library_logger
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
@@ -334,7 +334,7 @@ def _exported(
 
 
 def _is_variant(name: str) -> bool:
-    from ckptkit.errors import NotFoundError
+    from ckptkit.base.errors import NotFoundError
 
     try:
         family_of_variant(name)

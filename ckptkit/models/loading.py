@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from ckptkit.base.errors import one_of
 from ckptkit.convert.filling import Filling, Misfit, filling_of, in_words, other_misfits, require_filled
-from ckptkit.errors import one_of
 from ckptkit.families.base import CANONICAL, Recognition, Structure
 from ckptkit.families.binding import Known
 from ckptkit.formats.base import Copy, Reader, Weights
 
 if TYPE_CHECKING:
+    from ckptkit.base.tensors import Array
     from ckptkit.registry import Entry
-    from ckptkit.tensors import Array
 
 Framework = Literal["torch", "keras"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ckptkit.errors import UsageError, one_of
+from ckptkit.base.errors import UsageError, one_of
 from ckptkit.parity.onnx_backend import run_onnx_parity
 from ckptkit.parity.report import Backend, ParityReport
 from ckptkit.parity.run import run_parity

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ckptkit.tensors import Array
+from ckptkit.base.tensors import Array
 
 Verdict = Literal["agrees", "differs", "not finite", "degenerate"]
 

@@ -16,8 +16,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert import Options, Plan, plan
-from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
@@ -25,11 +26,10 @@ from ckptkit.families.settings import MAX_SIDE
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.renamed import Renamed
-from ckptkit.images.preprocessing import NORMALIZATIONS
-from ckptkit.layouts import Binding
+from ckptkit.models.images.preprocessing import NORMALIZATIONS
 from ckptkit.parity.comparison import TOLERANCES
 from ckptkit.parity.inputs import Inputs, image_inputs, parse_resolution, random_inputs
-from ckptkit.tensors import DTYPES, Array
+from ckptkit.rules.language import Binding
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
 from ckptkit.families.base import Family, Structure
-from ckptkit.tensors import Array
 
 Fill = Callable[[Any, Any], None]
 """Loads weights: takes the family's model module and the model."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.errors import UsageError
-from ckptkit.images.decoding import open_image
-from ckptkit.images.preprocessing import DEFAULT_INTERPOLATION, NORMALIZATIONS, Preprocessing
-from ckptkit.tensors import Array
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
+from ckptkit.models.images.decoding import open_image
+from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, NORMALIZATIONS, Preprocessing
 
 DEFAULT_SEED = 20260101
 """Seed of the inputs that the reference outputs of the published code were recorded with."""

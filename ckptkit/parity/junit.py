@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ckptkit.errors import UsageError
-from ckptkit.files import open_regular
+from ckptkit.base.errors import UsageError
+from ckptkit.base.files import open_regular
+from ckptkit.base.text import escaped
 from ckptkit.parity.comparison import StageComparison
 from ckptkit.parity.report import FRAMEWORK_NAMES, Failure, ParityReport
-from ckptkit.text import escaped
 
 _HEAD_BYTES = 4096
 

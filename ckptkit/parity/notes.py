@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckptkit.base.tensors import Array
 from ckptkit.parity.files import ModelFile
 from ckptkit.parity.inputs import Inputs
-from ckptkit.tensors import Array
 
 NO_STATISTICS = (
     "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.errors import ConversionError, UsageError, listed
+from ckptkit.base.errors import ConversionError, UsageError, listed
+from ckptkit.base.tensors import Array
 from ckptkit.families.base import get_family
 from ckptkit.families.behaviour import setting_of_file, unsaid
 from ckptkit.families.binding import Weights
-from ckptkit.graphs.onnx_apart import open_foreign_onnx
-from ckptkit.graphs.onnx_graph import write_onnx
-from ckptkit.graphs.onnx_runtime import OnnxGraph, open_onnx
+from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
+from ckptkit.models.graphs.onnx_graph import write_onnx
+from ckptkit.models.graphs.onnx_runtime import OnnxGraph, open_onnx
+from ckptkit.models.synth import NOTE, is_synthetic
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import ModelFile, examine, inputs_for, modes_of, settings_of
 from ckptkit.parity.forward import Model, filled_torch, run_torch
@@ -29,8 +31,6 @@ from ckptkit.parity.notes import source_notes
 from ckptkit.parity.packages import require_packages
 from ckptkit.parity.preparation import compare_inputs
 from ckptkit.parity.report import FRAMEWORK_NAMES, ParityReport, Side
-from ckptkit.synth import NOTE, is_synthetic
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from ckptkit.workspace import Located

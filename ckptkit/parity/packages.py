@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from ckptkit.errors import MissingDependencyError
+from ckptkit.base.errors import MissingDependencyError
+from ckptkit.base.extras import Requirement
 from ckptkit.parity.report import Backend
-from ckptkit.requirements import Requirement
 
 FRAMEWORKS = ("torch", "tensorflow")
 ONNX = ("torch", "onnx", "onnxruntime", "onnxscript")

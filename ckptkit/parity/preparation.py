@@ -1,6 +1,6 @@
 """The preparation of a picture set against itself: by Pillow, by PyTorch alone, by TensorFlow alone.
 
-Every model sees what Pillow prepared (`ckptkit.images.preprocessing`). The other two are written from the
+Every model sees what Pillow prepared (`models.images.preprocessing`). The other two are written from the
 same description without it, so that a wrong filter, crop, order of channels or normalization of any of the
 three shows.
 """
@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckptkit.images.decoding import open_image
-from ckptkit.images.preprocessing import NORMALIZATIONS, Preprocessing
-from ckptkit.images.skipped import NoEquivalentError
+from ckptkit.base.tensors import Array
+from ckptkit.models.images.decoding import open_image
+from ckptkit.models.images.preprocessing import NORMALIZATIONS, Preprocessing
+from ckptkit.models.images.skipped import NoEquivalentError
 from ckptkit.parity.comparison import INPUT, Limit, StageComparison, compare_output
 from ckptkit.parity.inputs import Inputs
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -176,9 +176,9 @@ def compare_inputs(
 
 def _pipeline(framework: PreparedBy) -> Callable[[Array, Preprocessing], Array]:
     if framework == "torch":
-        from ckptkit.images.torch_pipeline import prepare
+        from ckptkit.models.images.torch_pipeline import prepare
     else:
-        from ckptkit.images.tensorflow_pipeline import prepare
+        from ckptkit.models.images.tensorflow_pipeline import prepare
     return prepare
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
 from ckptkit.convert import Options, execute, plan
-from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.behaviour import unsaid
 from ckptkit.families.binding import Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.synth import NOTE, Synthetic, is_synthetic, write_checkpoint
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import (
     ModelFile,
@@ -33,8 +35,6 @@ from ckptkit.parity.notes import source_notes
 from ckptkit.parity.packages import require_packages
 from ckptkit.parity.preparation import compare_inputs
 from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
-from ckptkit.synth import NOTE, Synthetic, is_synthetic, write_checkpoint
-from ckptkit.tensors import Array
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ckptkit.errors import IntegrityError, RegistryError, UsageError
-from ckptkit.files import resolved
+from ckptkit.base.errors import IntegrityError, RegistryError, UsageError
+from ckptkit.base.files import resolved
+from ckptkit.base.urls import full_url
 from ckptkit.registry.entry_text import by_hand, row_of, with_changed_entry, with_new_entry
 from ckptkit.registry.loading import Registry, load_texts, read_text
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.writeback import EMPTY_OVERLAY, Edit, files_below
-from ckptkit.urls import full_url
 
 _Texts = list[tuple[Path, str]]
 _SEE_SCHEMA = "see 'ckptkit registry schema'"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ckptkit.budget import Budget
+from ckptkit.base.budget import Budget
 
 Location = tuple[str | int, ...]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import UsageError, command
+from ckptkit.base.errors import UsageError, command
+from ckptkit.base.text import escaped, yaml_text
 from ckptkit.registry.document import parse
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.spans import (
@@ -19,7 +20,6 @@ from ckptkit.registry.spans import (
     entry_places,
     newline_of,
 )
-from ckptkit.text import escaped, yaml_text
 
 
 def by_hand(path: Path) -> str:

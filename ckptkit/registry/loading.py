@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ckptkit.errors import NotFoundError, RegistryError, storage_error
-from ckptkit.files import open_named
+from ckptkit.base.errors import NotFoundError, RegistryError, storage_error
+from ckptkit.base.files import open_named
 from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.paths import registry_files
 from ckptkit.registry.query import Catalogue, EntryFacts, Families, nearest

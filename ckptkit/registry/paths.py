@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.places import listed_paths
+from ckptkit.base.home import listed_paths
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.base.urls import Url
 from ckptkit.registry.paths import registry_files
 from ckptkit.registry.query import (
     ENTRY_FIELDS,
@@ -21,7 +22,6 @@ from ckptkit.registry.query import (
     ProvenanceFacts,
     SourceFacts,
 )
-from ckptkit.urls import Url
 
 if TYPE_CHECKING:
     from ckptkit.registry.query import Families

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from ckptkit.base.urls import Url
 from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
-from ckptkit.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ckptkit.errors import UsageError
-from ckptkit.text import escaped
+from ckptkit.base.errors import UsageError
+from ckptkit.base.text import escaped
 
 PINNED_FIELDS = ("sha256", "size", "hash_provenance")
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.errors import NotFoundError, RegistryError, UsageError
-from ckptkit.files import resolved
-from ckptkit.formats.staging import StagedFile, copy_mode
+from ckptkit.base.errors import NotFoundError, RegistryError, UsageError
+from ckptkit.base.files import resolved
+from ckptkit.base.staging import StagedFile, copy_mode
+from ckptkit.base.urls import Url
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
-from ckptkit.urls import Url
 
 EMPTY_OVERLAY = (
     "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"

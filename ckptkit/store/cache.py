@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import StorageError, UsageError
-from ckptkit.files import is_own_file, is_own_folder, kind_of, read_regular, regular_status
-from ckptkit.places import NOWHERE, home_folders, is_writable
-from ckptkit.text import CONTROLS, json_text
-from ckptkit.urls import public_url
+from ckptkit.base.errors import StorageError, UsageError
+from ckptkit.base.files import is_own_file, is_own_folder, kind_of, read_regular, regular_status
+from ckptkit.base.home import NOWHERE, home_folders, is_writable
+from ckptkit.base.text import CONTROLS, json_text
+from ckptkit.base.urls import public_url
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}(?<!\.)")
 _RECORD_BYTES = 1 << 20
@@ -405,7 +405,7 @@ def write_json(path: Path, value: Any) -> None:
     StorageError
         When the disk refuses, or something else than a file has its name.
     """
-    from ckptkit.formats.staging import StagedFile
+    from ckptkit.base.staging import StagedFile
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
     refuse_planted(path)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ckptkit.files import open_named
-from ckptkit.places import user_path
+from ckptkit.base.files import open_named
+from ckptkit.base.home import user_path
 
 TOKEN_HOSTS: Mapping[str, str] = {
     "github.com": "GITHUB_TOKEN",

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from ckptkit.errors import IntegrityError, StorageError
+from ckptkit.base.errors import IntegrityError, StorageError
 from ckptkit.store.coding import decoded
 from ckptkit.store.integrity import StreamHasher, compare
 from ckptkit.store.partial import Partial, require_space

@@ -15,7 +15,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckptkit.files import open_regular
+from ckptkit.base.files import open_regular
 from ckptkit.store.archive import StagedFolder, is_archive_name
 from ckptkit.store.download import Advance, Progress
 from ckptkit.store.partial import Partial

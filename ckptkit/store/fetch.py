@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.errors import (
+from ckptkit.base.errors import (
     CkptkitError,
     FormatError,
     IntegrityError,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 
-from ckptkit.checksums import crc32c
+from ckptkit.base.checksums import crc32c
 from ckptkit.store.behind import Worker
 from ckptkit.store.integrity import Digests
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from ckptkit._version import __version__
-from ckptkit.errors import MissingDependencyError, UsageError
-from ckptkit.places import user_path
+from ckptkit.base.errors import MissingDependencyError, UsageError
+from ckptkit.base.home import user_path
 from ckptkit.store.credentials import is_loopback
 from ckptkit.store.integrity import Promise, redirect_promises, server_promises
 from ckptkit.store.transport import (

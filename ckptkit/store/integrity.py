@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.checksums import crc32c
-from ckptkit.errors import IntegrityError
-from ckptkit.files import open_regular
-from ckptkit.formats.staging import translated
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import IntegrityError
+from ckptkit.base.files import open_regular
+from ckptkit.base.staging import translated
 
 _PIECE = 1 << 20
 _DIGEST_BYTES = {"sha256": 32, "md5": 16, "crc32c": 4}
@@ -186,7 +186,7 @@ def compare(name: str, found: Digests, promises: Sequence[Promise], *, hint: str
     >>> compare("a.pth", found, [Promise("md5", "00", "x-goog-hash")], hint="fetch again")
     Traceback (most recent call last):
         ...
-    ckptkit.errors.IntegrityError: a.pth: md5 is cd, but x-goog-hash says 00; fetch again
+    ckptkit.base.errors.IntegrityError: a.pth: md5 is cd, but x-goog-hash says 00; fetch again
     """
     for promise in promises:
         actual = found.of(promise.algorithm)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.errors import CkptkitError
-from ckptkit.files import Folder, files_below, is_own_folder, regular_status
-from ckptkit.formats.staging import TEMPORARY, is_held, is_temporary
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.files import Folder, files_below, is_own_folder, regular_status
+from ckptkit.base.staging import TEMPORARY, is_held, is_temporary
 from ckptkit.store.archive import MARKER, is_archive_name, read_marker
 from ckptkit.store.cache import KINDS, Home, Record, safe_id
 from ckptkit.store.writers import has_token, is_gone

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptkit._version import __version__
-from ckptkit.errors import CkptkitError, ConversionError, FormatError, IntegrityError, StorageError, command
-from ckptkit.files import regular_status
+from ckptkit.base.errors import (
+    CkptkitError,
+    ConversionError,
+    FormatError,
+    IntegrityError,
+    StorageError,
+    command,
+)
+from ckptkit.base.files import regular_status
 from ckptkit.store.archive import (
     StagedFolder,
     checkpoint_in,

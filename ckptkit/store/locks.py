@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.files import kind_of, make_folders
-from ckptkit.formats.staging import flock, translated
+from ckptkit.base.files import kind_of, make_folders
+from ckptkit.base.staging import flock, translated
 
 try:
     import fcntl

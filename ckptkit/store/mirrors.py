@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptkit.errors import UsageError
-from ckptkit.urls import scrubbed
+from ckptkit.base.errors import UsageError
+from ckptkit.base.urls import scrubbed
 
 ENVIRONMENT = "CKPTKIT_MIRROR"
 _RULE = re.compile(

@@ -27,17 +27,17 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ckptkit.checksums import crc32c
-from ckptkit.errors import StorageError, storage_error
-from ckptkit.files import is_own_file, make_folders, read_regular, regular_status
-from ckptkit.formats.staging import TEMPORARY, move, sync_file, sync_folder, translated
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import StorageError, storage_error
+from ckptkit.base.files import is_own_file, make_folders, read_regular, regular_status
+from ckptkit.base.staging import TEMPORARY, move, sync_file, sync_folder, translated
+from ckptkit.base.urls import public_url
 from ckptkit.store.behind import Worker
 from ckptkit.store.cache import refuse_planted, write_json
 from ckptkit.store.hashing import BackgroundHasher
 from ckptkit.store.integrity import Digests, Promise, hash_file
 from ckptkit.store.transport import Identity
 from ckptkit.store.writers import has_token, is_gone, new_writer, release
-from ckptkit.urls import public_url
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
 _KEPT_FREE = 1 << 30

@@ -3,7 +3,7 @@
 The entry's lock is held, what somebody writes is left, and each folder gets another name before the first
 file of it goes: under its final name it is there whole or not at all, whenever the process is killed. Only
 what ckptkit put there goes, and nothing that a link leads to: each folder is held open from the look at what
-is in it until it is gone (`ckptkit.files.Folder`).
+is in it until it is gone (`ckptkit.base.files.Folder`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptkit.errors import storage_error
-from ckptkit.files import Folder, is_own_folder, regular_status
-from ckptkit.formats.staging import UNSUPPORTED
-from ckptkit.places import is_writable
+from ckptkit.base.errors import storage_error
+from ckptkit.base.files import Folder, is_own_folder, regular_status
+from ckptkit.base.home import is_writable
+from ckptkit.base.staging import UNSUPPORTED
 from ckptkit.store.cache import KINDS, Home
 from ckptkit.store.inventory import (
     REMOVING,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ckptkit.errors import (
+from ckptkit.base.errors import (
     CkptkitError,
     IntegrityError,
     MissingDependencyError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ckptkit.files import regular_status
+from ckptkit.base.files import regular_status
 from ckptkit.store.cache import Home, Record
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.urls import full_url, public_url
 from ckptkit.store.cache import is_safe_file_name
 from ckptkit.store.mirrors import Mirror, resolve
-from ckptkit.urls import full_url, public_url
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

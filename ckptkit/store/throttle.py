@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 _RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(?:([kmg])(i?)b?|b)?(?:/s)?", re.IGNORECASE)
 _SMALLEST_PIECE, _LARGEST_PIECE = 1 << 10, 1 << 18

@@ -19,11 +19,11 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
-from ckptkit.files import open_regular
+from ckptkit.base.files import open_regular
+from ckptkit.base.urls import public_url
 from ckptkit.store.credentials import Credentials
 from ckptkit.store.integrity import Promise
 from ckptkit.store.throttle import Throttle
-from ckptkit.urls import public_url
 
 PIECE = 1 << 19
 """Bytes asked for at a time; what has arrived is handed over at once, however little it is."""

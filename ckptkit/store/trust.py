@@ -27,11 +27,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptkit.errors import FormatError, IntegrityError, command, storage_error
-from ckptkit.files import open_regular, resolved
-from ckptkit.places import home_folders, platform_folder, user_path
+from ckptkit.base.errors import FormatError, IntegrityError, command, storage_error
+from ckptkit.base.files import open_regular, resolved
+from ckptkit.base.home import home_folders, platform_folder, user_path
+from ckptkit.base.text import json_text
 from ckptkit.store.integrity import Promise
-from ckptkit.text import json_text
 
 ENVIRONMENT = "CKPTKIT_TRUST"
 FILE_NAME = "ckptkit.lock"
@@ -223,7 +223,7 @@ class TrustFile:
             yield
 
     def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
-        from ckptkit.formats.staging import StagedFile, copy_mode
+        from ckptkit.base.staging import StagedFile, copy_mode
 
         path = resolved(self.path)  # a link stays a link to the written file
         value = {

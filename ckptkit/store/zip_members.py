@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ckptkit.checksums import crc32
-from ckptkit.errors import FormatError
+from ckptkit.base.checksums import crc32
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.member_names import MemberNames
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ckptkit.analysis import audit, audit_registry, profile_model
-from ckptkit.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError
 from ckptkit.registry import Entry, load_registry
 
 KNOWN = [{"figure": "flops", "published": "0.80G", "reason": "a slip"}]

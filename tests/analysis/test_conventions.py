@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from ckptkit.analysis.conventions import FREE, MMCV, PRODUCTS, TENSORFLOW_GRAPH, Call, convention_of
-from ckptkit.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError
 
 MAP = (1, 6, 4, 5)  # 120 elements, 20 places of 6 channels
 

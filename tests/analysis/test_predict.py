@@ -11,18 +11,18 @@ import pytest
 import ckptkit
 from ckptkit.analysis.model_source import named_source
 from ckptkit.analysis.predict import Predictor, rank, require_packages
-from ckptkit.convert import Options, execute, plan
-from ckptkit.errors import (
+from ckptkit.base.errors import (
     ConversionError,
     FormatError,
     MissingDependencyError,
     NotFoundError,
     UsageError,
 )
+from ckptkit.convert import Options, execute, plan
 from ckptkit.formats.detect import open_reader
-from ckptkit.images.gathering import Gatherer, NamedPicture
-from ckptkit.images.preprocessing import Preprocessing
-from ckptkit.synth import Synthetic, write_checkpoint
+from ckptkit.models.images.gathering import Gatherer, NamedPicture
+from ckptkit.models.images.preprocessing import Preprocessing
+from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.workspace import Workspace
 from tests.support.commands import pip_install
 from tests.support.moat_files import write_tiny

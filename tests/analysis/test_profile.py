@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ckptkit.analysis.profile import profile, subject_of
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.families.base import family_of_variant
 from ckptkit.registry import load_registry
 

@@ -17,7 +17,7 @@ CKPTKIT = [sys.executable, "-m", "ckptkit.cli.app", "--quiet"]
 SYNTHETIC_BUNDLE = """
 import sys
 from pathlib import Path
-from ckptkit.synth import Synthetic, write_bundle
+from ckptkit.models.synth import Synthetic, write_bundle
 
 write_bundle(Synthetic(sys.argv[1]), Path(sys.argv[2]))
 """

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ckptkit.families.base import family_of_variant
 from ckptkit.models import create_model
-from ckptkit.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 
 PLAIN = "plain"
 

@@ -18,8 +18,8 @@ import safetensors.numpy as safetensors_numpy
 import typer
 from safetensors.numpy import save_file
 
-from ckptkit import errors
 from ckptkit._version import __version__
+from ckptkit.base import errors
 from ckptkit.cli.app import _MODULES, hoist_global_options
 from ckptkit.cli.exit_codes import ExitCode, exit_code
 from ckptkit.cli.options import parse_settings

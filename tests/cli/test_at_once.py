@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.errors import NetworkError
 from ckptkit.cli.app import main
 from ckptkit.cli.at_once import Works
-from ckptkit.errors import NetworkError
 from ckptkit.store.cache import Home
 from tests.support.entries import final_files, pinned, random_bytes
 from tests.support.http_server import Answer, FaultServer, Request, goog_hash, slowly, stall, status

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.errors import UsageError
 from ckptkit.cli.cache_commands import parse_age, parse_size
-from ckptkit.errors import UsageError
 from ckptkit.store.cache import Home
 from tests.support.caches import put_conversion, put_entry
 from tests.support.commands import Runner, runner

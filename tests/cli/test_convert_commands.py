@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ckptkit.formats.detect import open_reader
-from ckptkit.synth import Synthetic, synthetic_tensor, write_archive, write_bundle
+from ckptkit.models.synth import Synthetic, synthetic_tensor, write_archive, write_bundle
 from tests.support.commands import Runner, runner
 
 COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]

@@ -177,9 +177,9 @@ def test_the_python_face(here: Path):
     folder = ckptkit.export("moganet-xt-224", "hf", synthetic=True)
     assert folder == Path("moganet-xt-224-hf")
     assert (folder / "config.json").is_file()
-    with pytest.raises(ckptkit.errors.UsageError, match="exists already"):
+    with pytest.raises(ckptkit.base.errors.UsageError, match="exists already"):
         ckptkit.export("moganet-xt-224", "hf", synthetic=True)
-    with pytest.raises(ckptkit.errors.UsageError, match="synthetic"):
+    with pytest.raises(ckptkit.base.errors.UsageError, match="synthetic"):
         ckptkit.export("moganet-xt-224", "hf", "other", synthetic=True, push="me/moga")
 
 

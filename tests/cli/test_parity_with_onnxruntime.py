@@ -72,7 +72,7 @@ def test_a_graph_about_to_be_published_is_proven_by_its_name_alone(run: Run, tmp
     need(*PACKAGES)
     import onnx
 
-    from ckptkit.graphs.onnx_graph import write_onnx
+    from ckptkit.models.graphs.onnx_graph import write_onnx
     from tests.support.toys import toy_file, toy_model
 
     source = toy_file(tmp_path, MOAT)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.errors import UsageError
 from ckptkit.cli.plot_commands import parse_size
-from ckptkit.errors import UsageError
 from tests.support.commands import Runner, cache, pip_install, runner
 from tests.support.pages import check_page
 

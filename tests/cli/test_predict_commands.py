@@ -224,7 +224,7 @@ class TestPreprocessingCheck:
         ]
 
     def test_disagreement_returns_1(self, run, monkeypatch):
-        from ckptkit.images import tensorflow_pipeline
+        from ckptkit.models.images import tensorflow_pipeline
 
         monkeypatch.setitem(tensorflow_pipeline._METHODS, "bicubic", "bilinear")
         found = run("tiny-moat0", "cat.png", *SMALL, "--check-preprocessing")

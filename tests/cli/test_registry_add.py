@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from ckptkit.cli import completion
+from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.registry import Pin, paths, pin_many
-from ckptkit.synth import Synthetic, write_checkpoint
 from tests.support.commands import SHA, WHEN, Runner, runner
 from tests.support.http_server import FaultServer, Served
 from tests.support.registries import SMALL, write

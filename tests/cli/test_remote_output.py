@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckptkit.base.errors import UsageError
 from ckptkit.cli.remote_output import Place
-from ckptkit.errors import UsageError
+from ckptkit.models.synth import Synthetic, write_bundle
 from ckptkit.store import remote
 from ckptkit.store.remote import Store
-from ckptkit.synth import Synthetic, write_bundle
 from tests.support.commands import Runner, pip_install, runner
 from tests.support.s3_server import BUCKET, s3_server
 

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from ckptkit.analysis.evaluate.progress import Progress, StateFile
+from ckptkit.base import staging
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.app import main
-from ckptkit.errors import UsageError
-from ckptkit.formats import staging
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.parity import Failure
 from ckptkit.parity.junit import junit_document
-from ckptkit.tensors import DTYPES, TensorSpec
-from tests.formats.test_staging import TARGETS
+from tests.base.test_staging import TARGETS
 from tests.support.running import finish, start, wait_until
 
 LINES = {
@@ -289,7 +289,7 @@ def test_a_signal_leaves_no_copy_of_standard_input(
 def test_a_scheduler_that_ends_a_conversion_finds_nothing_left(place: Path) -> None:
     prelude = """
 import signal, os
-from ckptkit.formats import staging
+from ckptkit.base import staging
 real = staging.StagedFile.sync
 def sync(self):
     os.kill(os.getpid(), signal.SIGTERM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.synth import Synthetic, write_bundle
+from ckptkit.models.synth import Synthetic, write_bundle
 
 
 @pytest.fixture(scope="package")

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.convert import Options, execute, load_tensors
 from ckptkit.convert.as_is import plan_as_is
-from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.keras_h5 import unloadable

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ckptkit.base.errors import ConversionError
 from ckptkit.convert import Options, execute
 from ckptkit.convert.as_is import plan_as_is
-from ckptkit.errors import ConversionError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, FORMATS

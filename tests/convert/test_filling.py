@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.convert.filling import filling_of, require_filled
-from ckptkit.errors import ConversionError, UsageError
 from ckptkit.families.base import Structure, get_family, require_recognition
 from ckptkit.formats.detect import open_reader
-from ckptkit.tensors import DTYPES, TensorSpec
 
 XT = get_family("moganet").table("torch", "moganet-xt", Structure(False, 1000))
 

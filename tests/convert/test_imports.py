@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.synth import Synthetic, write_checkpoint
+from ckptkit.models.synth import Synthetic, write_checkpoint
 
 HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "h5py", "requests"}
 FOREIGN = {

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import ckptkit
+from ckptkit.base.errors import UsageError
 from ckptkit.convert import Options, execute, load_tensors, plan
-from ckptkit.errors import UsageError
 from ckptkit.formats.detect import open_reader
-from ckptkit.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from tests.support.moganet_weights import recipe_state
 
 CASES = {

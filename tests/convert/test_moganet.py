@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import ckptkit
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.compare.diff import compare_files
 from ckptkit.convert import Options, execute, plan
-from ckptkit.differences import compare_files
-from ckptkit.errors import ConversionError, FormatError, UsageError
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.synth import Synthetic, write_torch
 from ckptkit.registry import load_registry
-from ckptkit.synth import Synthetic, write_torch
 from tests.support.moganet_weights import recipe_state
 
 VARIANTS = get_family("moganet").variants

@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.base.tensors import DTYPES, OPAQUE, TensorSpec
 from ckptkit.convert import Options, plan
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
-from ckptkit.tensors import DTYPES, OPAQUE, TensorSpec
 
 
 class Altered(MappedReader):

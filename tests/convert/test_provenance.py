@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from ckptkit.base.errors import StorageError
 from ckptkit.convert import Options
 from ckptkit.convert import provenance as module
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.whole import convert_located
-from ckptkit.errors import StorageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.synth import Synthetic, write_bundle, write_checkpoint
 from ckptkit.store.cache import Home
-from ckptkit.synth import Synthetic, write_bundle, write_checkpoint
 from ckptkit.workspace import Located, Workspace
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import ckptkit
+from ckptkit.base.tensors import DTYPES, byte_pieces, dtype_of
 from ckptkit.convert import Options, execute, plan
 from ckptkit.convert.rounding import RoundingLoss, in_words, rounding_loss
 from ckptkit.formats.detect import open_reader
-from ckptkit.tensors import DTYPES, byte_pieces, dtype_of
 from tests.support.commands import runner
 from tests.support.moat_files import write_tiny
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ckptkit.base.tensors import TensorSpec, dtype_of
 from ckptkit.convert import check_written
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.tensors import TensorSpec, dtype_of
 from tests.support.carrying import carry
 
 FORMATS = tuple(EXTENSIONS)
@@ -146,8 +146,8 @@ def test_a_ring_through_all_ends_where_it_began(held: dict[str, Any]) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_table_is_whole(format: str, tmp_path: Path) -> None:
     """A type that a writer takes and the table above lacks would go untested."""
-    from ckptkit.errors import CkptkitError
-    from ckptkit.tensors import DTYPES
+    from ckptkit.base.errors import CkptkitError
+    from ckptkit.base.tensors import DTYPES
 
     taken = set()
     for name, dtype in DTYPES.items():

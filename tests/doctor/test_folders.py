@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.home import NOWHERE
 from ckptkit.doctor import folders
 from ckptkit.doctor.findings import Finding
 from ckptkit.doctor.folders import examine_folders, examine_registries, examine_trust
-from ckptkit.places import NOWHERE
 from tests.support.running import finish, start
 
 Usage = namedtuple("Usage", "total used free")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from ckptkit._version import __version__
+from ckptkit.base.extras import Requirement
 from ckptkit.doctor.findings import Finding
 from ckptkit.doctor.packages import examine_packages, examine_versions
-from ckptkit.requirements import Requirement
 from tests.conftest import REPOSITORY
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import IntegrityError, MissingDependencyError, UsageError
+from ckptkit.base.errors import IntegrityError, MissingDependencyError, UsageError
 from ckptkit.export import backbone as module
 from ckptkit.export.backbone import NOTES, export, require
 from ckptkit.export.dense_prediction import Backbone, consumer_of, deeplab2_name

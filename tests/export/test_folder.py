@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import StorageError, UsageError
+from ckptkit.base.errors import StorageError, UsageError
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 
 OWNED = frozenset({"a.txt", "b.txt"})

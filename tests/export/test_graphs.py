@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.staging import TEMPORARY
 from ckptkit.export import graph_check, onnx_file, saved_model
 from ckptkit.export.targets import ExportOptions, get_target
-from ckptkit.formats.staging import TEMPORARY
 from tests.support.exporting import source_of
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, STAGES, toy_file, toy_variants
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.export.hub import export
 from ckptkit.export.targets import ExportOptions
 from ckptkit.models import create_model

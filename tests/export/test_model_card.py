@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from ckptkit._version import REPOSITORY
+from ckptkit.base.text import arxiv_id
 from ckptkit.export.citations import PAPERS, bibtex
 from ckptkit.export.model_card import model_card
 from ckptkit.families.base import families, get_family
 from ckptkit.families.model_config import ModelConfig
 from ckptkit.registry import load_registry
-from ckptkit.text import arxiv_id
 from tests.support.exporting import source_of, trained, write_safetensors
 
 REGISTRY = load_registry()

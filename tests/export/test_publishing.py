@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
+from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.cli.exit_codes import ExitCode, exit_code
-from ckptkit.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.export.run import ExportRequest, run_export
 from ckptkit.export.targets import ExportedFile, ExportOptions, get_target
@@ -185,7 +185,7 @@ def test_an_export_is_pushed_and_leaves_nothing_here(server, tmp_path, monkeypat
 
 
 def test_synthetic_weights_need_consent(server, tmp_path):
-    from ckptkit.synth import Synthetic, write_torch
+    from ckptkit.models.synth import Synthetic, write_torch
 
     file = write_torch(Synthetic("moganet-xt"), tmp_path / "moga.pth")
     source = source_of(file, load_registry()["moganet-xt-224"])

@@ -10,8 +10,8 @@ import pytest
 import ckptkit
 from ckptkit.export.run import ExportRequest, run_export
 from ckptkit.export.targets import ExportOptions, get_target
+from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from ckptkit.registry import load_registry
-from ckptkit.synth import Synthetic, write_bundle, write_torch
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
 
 IDS = {MOAT: "tiny-moat0-256", MOGANET: "moganet-xt-224"}

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.errors import ConversionError, NotFoundError
+from ckptkit.base.errors import ConversionError, NotFoundError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Structure, family_of_variant, get_family, recognise, require_recognition
-from ckptkit.tensors import DTYPES, TensorSpec
 
 MOAT = get_family("moat")
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import get_family
 from ckptkit.families.behaviour import said_settings, settle, unsaid
 from ckptkit.registry import load_registry

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Structure, family_of_variant, get_family, require_recognition
 from ckptkit.families.binding import Known, match
 from ckptkit.families.leftovers import whole_model
-from ckptkit.tensors import DTYPES, TensorSpec
 
 TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
 EMA = "/ExponentialMovingAverage"

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.errors import MissingDependencyError, UsageError
+from ckptkit.base.errors import MissingDependencyError, UsageError
 from ckptkit.families import keras_backend
 from ckptkit.families.base import get_family
 from tests.support.commands import pip_install

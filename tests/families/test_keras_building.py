@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.families.keras_building import build_chain, require_images
 
 

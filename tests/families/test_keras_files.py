@@ -6,7 +6,7 @@ import pytest
 
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.keras_files import rules_of_keras_file
-from ckptkit.layouts import Rule
+from ckptkit.rules.language import Rule
 
 PLACES = {"net/fc": "layers/dense", "net/head": "head"}
 

@@ -9,7 +9,7 @@ pytest.importorskip("tensorflow")
 
 import ml_dtypes
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
 from ckptkit.families.keras_backend import keras
 from ckptkit.families.keras_state import load_state, variables_by_name
 from ckptkit.families.moat import keras_model

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.export.hub import export
 from ckptkit.export.targets import ExportOptions
 from ckptkit.families.model_config import open_exported, read_config

@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.errors import UsageError  # noqa: E402
+from ckptkit.base.errors import UsageError  # noqa: E402
 from ckptkit.families.torch_compiling import require_compiler  # noqa: E402
 from ckptkit.models import create_model  # noqa: E402
 
 WITHOUT_COMPILER = """
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.models import create_model
 
 try:

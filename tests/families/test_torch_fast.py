@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.errors import UsageError  # noqa: E402
+from ckptkit.base.errors import UsageError  # noqa: E402
 from ckptkit.families.base import get_family  # noqa: E402
 from tests.support import moat_torch, moganet_torch  # noqa: E402
 from tests.support.moat_reference import philox_normal  # noqa: E402

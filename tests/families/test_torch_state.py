@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.errors import ConversionError  # noqa: E402
+from ckptkit.base.errors import ConversionError  # noqa: E402
 from ckptkit.families.torch_state import load_state  # noqa: E402
 
 

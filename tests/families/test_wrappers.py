@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import ConversionError, NotFoundError
+from ckptkit.base.errors import ConversionError, NotFoundError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Structure, get_family, recognise
 from ckptkit.families.binding import match
 from ckptkit.families.wrappers import open_checkpoint
 from ckptkit.formats.detect import writer_for
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import specs_of, write_all
 
 TABLES = {

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.differences.run import compare_files
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import RawTensor
+from ckptkit.compare.diff.run import compare_files
+from ckptkit.compare.inspection import inspect_file
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.inspection import inspect_file
-from ckptkit.tensors import RawTensor
 from tests.support.carrying import carry
 from tests.support.damage import no_maps
 from tests.support.tensors import same_bits, specs_of, write_all

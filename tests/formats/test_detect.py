@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import specs_of, write_all
 from tests.support.torch_files import TENSOR, legacy, table, tar_members, whole, write_tar, write_zip
 

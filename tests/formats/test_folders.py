@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import CkptkitError, FormatError, UsageError
+from ckptkit.base.errors import CkptkitError, FormatError, UsageError
 from ckptkit.formats import folders
 from ckptkit.formats.detect import open_reader, writer_for
 from tests.support.tensors import specs_of, write_all

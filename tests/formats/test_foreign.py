@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.foreign import Foreign, Sample, packed
 from ckptkit.formats.protobuf_wire import bytes_field, number_field

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.hdf5_attributes import Attributes
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes
 from ckptkit.formats.hdf5_objects import Objects

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.hdf5_bytes import MAX_NAME, UNDEFINED, Hdf5Bytes
 from ckptkit.formats.mapped_file import MappedFile
 

@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import ConversionError, FormatError
+from ckptkit.base.errors import ConversionError, FormatError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.hdf5_bytes import lookup3
 from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import survives
 from tests.support.hdf5_files import h5py, keras_file
 from tests.support.tensors import same_bits

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES
 from ckptkit.formats.hdf5_bytes import Hdf5Bytes, Piece
 from ckptkit.formats.hdf5_types import VARIABLE_TEXT, ElementType, parse_type, type_message
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.tensors import DTYPES
 from tests.support.hdf5_files import h5py, keras_file
 
 _ENCODING = 2

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.budget import LIMITS, Limit
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import LIMITS, Limit
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from tests.support.commands import runner
@@ -224,7 +224,7 @@ import json, resource, sys, time
 from pathlib import Path
 
 import numpy
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.torch_zip import TorchReader
 

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import HOSTILE, KERNEL, compact, h5py, keras_file
 from tests.support.tensors import arrays, same_bits, specs_of, write_all
@@ -513,9 +513,9 @@ WRITE = """
     import resource, signal, sys, time
     from pathlib import Path
     import numpy as np
-    from ckptkit.errors import StorageError
+    from ckptkit.base.errors import StorageError
     from ckptkit.formats.keras_h5 import KerasH5Writer
-    from ckptkit.tensors import DTYPES, TensorSpec
+    from ckptkit.base.tensors import DTYPES, TensorSpec
     if sys.argv[2] == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ckptkit.base.errors import FormatError
 from ckptkit.cli.exit_codes import ExitCode
-from ckptkit.errors import FormatError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Reader

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
 from ckptkit.formats import leveldb_table
 from ckptkit.formats.leveldb_table import build_table, mask, read_table
 from tests.support import tf_files

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.tensors import DTYPES
 from ckptkit.formats import mapped_file
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.tensors import DTYPES
 from tests.support.damage import no_maps
 
 VALUES = np.arange(5000, dtype="<f4")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.formats.names import (
     ALIASES,
     ENDINGS,

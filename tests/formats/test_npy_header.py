@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.npy_header import CODES, header_bytes, parse_header
-from ckptkit.tensors import DTYPES, TensorSpec
 
 
 def saved(array: Any, version: tuple[int, int] | None = None) -> bytes:

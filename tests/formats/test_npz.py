@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.npz import NpzReader, NpzWriter
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
 

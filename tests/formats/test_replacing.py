@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import CkptkitError, UsageError
+from ckptkit.base.errors import CkptkitError, UsageError
+from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats import replacing
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.formats.staging import TEMPORARY
-from ckptkit.tensors import DTYPES, TensorSpec
 
 Write = Callable[[Path, int], None]
 """Writes a checkpoint whose tensors have a value to a name."""
@@ -51,7 +51,7 @@ def torch_in_shards(path: Path, value: int) -> None:
 def tf_of_three_files(path: Path, value: int) -> None:
     """As a saver with three data files would: the index names their number."""
     write("tf", path, value)
-    from ckptkit.checksums import crc32c
+    from ckptkit.base.checksums import crc32c
     from ckptkit.formats.leveldb_table import build_table, mask
     from ckptkit.formats.tf_bundle_index import index_path, shard_path
     from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header

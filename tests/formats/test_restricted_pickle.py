@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.budget import LIMITS, Limit
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import LIMITS, Limit
+from ckptkit.base.errors import FormatError
 from ckptkit.formats import restricted_pickle
 from ckptkit.formats.restricted_pickle import GlobalName, Inert, PickleMachine, dictionary_key
 from ckptkit.formats.torch_pickle import TORCH_HANDLERS, parse_storage

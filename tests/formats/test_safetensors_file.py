@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.safetensors_file import SafetensorsReader, SafetensorsWriter
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.damage import mutations, survives
 from tests.support.tensors import same_bits
 

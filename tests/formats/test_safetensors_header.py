@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.json_text import strict_json
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.safetensors_header import Header, read_header

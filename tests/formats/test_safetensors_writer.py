@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.staging import StagedFile
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats import safetensors_writer
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.safetensors_file import SafetensorsReader
 from ckptkit.formats.safetensors_writer import SafetensorsWriter, file_bytes
-from ckptkit.formats.staging import StagedFile
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
 
 WITHOUT = frozenset({"complex128", "float8_e4m3b11fnuz"})

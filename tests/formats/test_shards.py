@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.detect import open_reader
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import h5py

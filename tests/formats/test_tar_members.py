@@ -18,7 +18,7 @@ if sys.version_info >= (3, 14):
 else:
     zstd = pytest.importorskip("backports.zstd")
 
-from ckptkit.errors import FormatError, MissingDependencyError, NotFoundError
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
 
 CONTENT = {

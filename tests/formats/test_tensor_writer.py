@@ -12,7 +12,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras_h5 import KerasH5Writer
 from ckptkit.formats.npz import NpzWriter

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from tests.support.tf_files import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.formats import tf_bundle_index
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.tf_bundle import TfBundleReader

@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import ConversionError, FormatError
+from ckptkit.base.errors import ConversionError, FormatError
+from ckptkit.base.tensors import DTYPES, TensorSpec, dtype_of
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
-from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
 from tests.convert.test_element_types import TF as ELEMENT_TYPES
 
 RANDOM = np.random.default_rng(9)

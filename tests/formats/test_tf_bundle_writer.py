@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckptkit.errors import ConversionError, IntegrityError, StorageError, UsageError
+from ckptkit.base.errors import ConversionError, IntegrityError, StorageError, UsageError
+from ckptkit.base.tensors import DTYPES, DType, TensorSpec, dtype_of
 from ckptkit.formats.base import Writer
 from ckptkit.formats.tf_bundle import TfBundleReader, TfBundleWriter
 from ckptkit.formats.tf_locate import locate
-from ckptkit.tensors import DTYPES, DType, TensorSpec, dtype_of
 from tests.support.tf_files import write_checkpoint
 
 RANDOM = np.random.default_rng(5)
@@ -199,9 +199,9 @@ CHILD = """
 import resource, sys, time
 from pathlib import Path
 import numpy as np
-from ckptkit.errors import StorageError
+from ckptkit.base.errors import StorageError
 from ckptkit.formats.tf_bundle import TfBundleWriter
-from ckptkit.tensors import DTYPES, TensorSpec
+from ckptkit.base.tensors import DTYPES, TensorSpec
 
 prefix, what = Path(sys.argv[1]), sys.argv[2]
 ones = np.ones(1 << 18, "float32")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError
 from ckptkit.formats.tf_locate import locate
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.torch_zip import TorchReader
 from tests.support.damage import mutations, survives
 from tests.support.torch_files import (

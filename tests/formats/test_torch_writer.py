@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from ckptkit.errors import ConversionError, UsageError
+from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.tensors import DTYPES, OPAQUE, DType, RawTensor, TensorSpec
 from ckptkit.formats import torch_writer, zip_writer
 from ckptkit.formats.torch_writer import TorchWriter, checkpoint_pickle
 from ckptkit.formats.torch_zip import TorchReader
-from ckptkit.tensors import DTYPES, OPAQUE, DType, RawTensor, TensorSpec
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
 
 WITHOUT = frozenset({"float8_e4m3b11fnuz"})

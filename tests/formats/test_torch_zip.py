@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.torch_zip import TorchReader

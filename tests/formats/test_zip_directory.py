@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError
+from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.zip_directory import ZipDirectory, read_directory
 from tests.support.damage import mutations

@@ -220,7 +220,7 @@ def _by_ckptkit(path: Path, choices: Sequence[str], *, damaged: bool = False) ->
 
 
 def _all_of(reader: Any, *, damaged: bool) -> Read:
-    from ckptkit.errors import FormatError
+    from ckptkit.base.errors import FormatError
 
     tensors = {}
     keys = getattr(reader, "keys", None) if reader.format == "tf" else None
@@ -271,7 +271,7 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
     """Read a valid file by both, and compare; the bounds of `tests.fuzz.target` are for ckptkit's part."""
     if format in DAMAGED:
         return _examine_damaged(format, files, opened, folder)
-    from ckptkit.errors import CkptkitError
+    from ckptkit.base.errors import CkptkitError
 
     expected = pickle.loads(files[EXPECTED]) if EXPECTED in files else None
     place({name: raw for name, raw in files.items() if name != EXPECTED}, folder)
@@ -306,7 +306,7 @@ def examine(format: str, files: Mapping[str, bytes], opened: str, folder: Path, 
 
 def _examine_damaged(format: str, files: Mapping[str, bytes], opened: str, folder: Path) -> Outcome:
     """Compare what both sides read of a damaged file; a library that it ends is in a process of its own."""
-    from ckptkit.errors import CkptkitError
+    from ckptkit.base.errors import CkptkitError
 
     place(files, folder)
     found: dict[str, Read] = {}

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ckptkit.base.tensors import DTYPES, TensorSpec, dtype_of
 from ckptkit.formats.detect import writer_for
-from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
 
 
 @dataclass(frozen=True)

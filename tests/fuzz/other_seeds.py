@@ -87,11 +87,11 @@ def _rules() -> Iterator[Seed]:
 
 def use_rules(path: Path) -> str:
     """Plan a conversion by them, there and back."""
+    from ckptkit.base.errors import ConversionError
     from ckptkit.convert.by_rules import plan_by_rules
     from ckptkit.convert.options import Options
-    from ckptkit.convert.rules_file import load_rules
-    from ckptkit.errors import ConversionError
     from ckptkit.formats.detect import open_reader
+    from ckptkit.rules.file import load_rules
 
     with open_reader(path.parent / "w.safetensors") as reader:
         try:
@@ -125,7 +125,7 @@ def _logs() -> Iterator[Seed]:
 
 def use_log(path: Path) -> str:
     """Read a log, and say all it has."""
-    from ckptkit.analysis.training_logs.parsing import parse_log
+    from ckptkit.analysis.logs.parsing import parse_log
 
     log = parse_log(path)
     json.dumps([epoch.to_json() for epoch in log.epochs], allow_nan=False)
@@ -205,7 +205,7 @@ def _others(folder: Path) -> set[Path]:
 
 def use_archive(path: Path) -> str:
     """Unpack, as ``fetch`` does: into its folder, or not at all."""
-    from ckptkit.errors import CkptkitError
+    from ckptkit.base.errors import CkptkitError
     from ckptkit.store.archive import unpack
 
     folder = path.parent / "here" / "out"
@@ -266,7 +266,7 @@ def _png_layers(name: str, raw: bytes) -> Iterator[Layer]:
 
 def use_picture(path: Path) -> str:
     """Decode, as ``predict`` does."""
-    from ckptkit.images.decoding import open_image
+    from ckptkit.models.images.decoding import open_image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

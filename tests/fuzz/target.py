@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError, RegistryError, UsageError
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, RegistryError, UsageError
 from tests.fuzz.other_seeds import USES
 
 MAX_SECONDS = 1.0
@@ -116,7 +116,7 @@ def _recognise(specs: tuple[Any, ...]) -> None:
 
 
 def _touch(array: Any, spec: Any) -> None:
-    from ckptkit.tensors import byte_pieces
+    from ckptkit.base.tensors import byte_pieces
 
     sized = spec.dtype.itemsize or not spec.dtype.is_opaque  # else the file alone says how long an element is
     assert array.shape == spec.shape and array.nbytes == spec.nbytes, "not what its spec says"

@@ -11,7 +11,7 @@ from typing import Any
 import cramjam
 import numpy as np
 
-from ckptkit.tensors import DTYPES
+from ckptkit.base.tensors import DTYPES
 from tests.fuzz.layers import Layer, Seed, arrays, raw_layers, whole, written
 from tests.support import tf_files
 from tests.support.tf_files import entry, header, masked, message, varint

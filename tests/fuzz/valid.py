@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptkit.tensors import DTYPES, dtype_of
+from ckptkit.base.tensors import DTYPES, dtype_of
 from tests.fuzz.layers import written
 
 NAMES = ("weight", "bias", "running_mean", "a b", "größe", "重み", "x" * 90, "0", "q.k.v", "UPPER", "e\u0301")

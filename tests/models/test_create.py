@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ckptkit.analysis.model_source import open_source
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.convert import Options, execute, plan
-from ckptkit.errors import NotFoundError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.convert import Options, execute, load_tensors, plan
-from ckptkit.errors import ConversionError, UsageError
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
-from ckptkit.synth import Synthetic, write_bundle
+from ckptkit.models.synth import Synthetic, write_bundle
 from tests.support.exporting import write_safetensors
 from tests.support.moat_reference import golden_input, variable_shapes
 from tests.support.models import FRAMEWORKS, need, run

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ckptkit.models.synth import synthetic_for
 from ckptkit.parity import run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
-from ckptkit.synth import synthetic_for
 
 REGISTRY = load_registry()
 QUICK = ("tiny-moat0-256-noposemb", "moganet-xt-256-deit3")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.parity import backends, chosen_backends, run_with
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
 from ckptkit.families import base
-from ckptkit.layouts import OPS, Op
 from ckptkit.parity import run_parity
+from ckptkit.rules.language import OPS, Op
 from ckptkit.workspace import Located
 from tests.support.parity_cases import SIDE, require_frameworks
 

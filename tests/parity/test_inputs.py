@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.parity.files import said_normalization, said_resolution
 from ckptkit.parity.inputs import image_inputs, parse_resolution, random_inputs
 from tests.support.moat_reference import golden_input

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.families.base import get_family
+from ckptkit.models.synth import Synthetic, write_torch
 from ckptkit.parity import TOLERANCES, run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
-from ckptkit.synth import Synthetic, write_torch
 from ckptkit.workspace import Located
 from tests.support.parity_cases import (
     convert_to,

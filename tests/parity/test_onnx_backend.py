@@ -15,8 +15,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from ckptkit.errors import ConversionError, FormatError, UsageError  # noqa: E402
-from ckptkit.graphs.onnx_graph import write_onnx  # noqa: E402
+from ckptkit.base.errors import ConversionError, FormatError, UsageError  # noqa: E402
+from ckptkit.models.graphs.onnx_graph import write_onnx  # noqa: E402
 from ckptkit.parity import junit_document, run_onnx_parity  # noqa: E402
 from ckptkit.workspace import Located  # noqa: E402
 from tests.support.toys import (  # noqa: E402

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from ckptkit.errors import MissingDependencyError
+from ckptkit.base.errors import MissingDependencyError
 from ckptkit.parity.packages import require_packages
 from tests.support.commands import pip_install
 

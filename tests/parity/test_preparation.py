@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ckptkit.images import preprocessing, tensorflow_pipeline, torch_pipeline
-from ckptkit.images.preprocessing import Preprocessing
+from ckptkit.models.images import preprocessing, tensorflow_pipeline, torch_pipeline
+from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.parity.comparison import INPUT, LOGITS
 from ckptkit.parity.inputs import image_inputs, random_inputs
 from ckptkit.parity.preparation import (

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.models.synth import Synthetic, synthetic_for
 from ckptkit.parity import ParityReport, run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
-from ckptkit.synth import Synthetic, synthetic_for
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
 from tests.support.moat_files import data_offset, flip_byte, write_tiny

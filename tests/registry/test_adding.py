@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ckptkit.errors import IntegrityError, RegistryError, StorageError, UsageError
+from ckptkit.base.errors import IntegrityError, RegistryError, StorageError, UsageError
 from ckptkit.registry import (
     Pin,
     add_entry,

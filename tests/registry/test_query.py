@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.registry import Registry, load_registry, parse_count
 from tests.support.entries import entry_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import RegistryError
+from ckptkit.base.errors import RegistryError
 from ckptkit.registry import loading, paths, rows
 from ckptkit.registry.query import DEVIATION_FIELDS, ENTRY_FIELDS, SOURCE_FIELDS
 from tests.support.registries import SMALL, write

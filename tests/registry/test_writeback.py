@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import NotFoundError, RegistryError, StorageError, UsageError
+from ckptkit.base.errors import NotFoundError, RegistryError, StorageError, UsageError
+from ckptkit.base.urls import full_url
 from ckptkit.registry import (
     Pin,
     built_in_path,
@@ -20,7 +21,6 @@ from ckptkit.registry import (
     pin_many,
     preview_pins,
 )
-from ckptkit.urls import full_url
 from tests.support.registries import SMALL, write
 
 SHA = "0123456789abcdef" * 4

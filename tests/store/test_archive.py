@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError, StorageError
+from ckptkit.base.errors import FormatError, StorageError
 from ckptkit.store.archive import checkpoint_in, is_archive_name, is_unpacked, unpack
 from tests.support.entries import random_bytes, tar_gz
 

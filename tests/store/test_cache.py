@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import NetworkError, StorageError, UsageError
+from ckptkit.base.errors import NetworkError, StorageError, UsageError
 from ckptkit.store.cache import Home, Record, is_safe_file_name, safe_id, write_json
 from tests.store.conftest import Store
 from tests.support.entries import entry_of, random_bytes

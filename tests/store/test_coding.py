@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckptkit.errors import IntegrityError, NetworkError
+from ckptkit.base.errors import IntegrityError, NetworkError
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes, tar_gz
 from tests.support.http_server import (

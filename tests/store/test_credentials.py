@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import NetworkError
+from ckptkit.base.errors import NetworkError
 from ckptkit.store.credentials import TOKEN_HOSTS, Credentials, is_loopback
 from ckptkit.store.http import checked_redirect
 from ckptkit.store.transport import SourceError

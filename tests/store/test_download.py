@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckptkit.errors import CkptkitError, IntegrityError, NetworkError, StorageError
+from ckptkit.base.errors import CkptkitError, IntegrityError, NetworkError, StorageError
 from ckptkit.store.download import Download
 from ckptkit.store.partial import Partial
 from ckptkit.store.transport import PIECE, Identity, Response, SourceError

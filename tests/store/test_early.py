@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import FormatError, IntegrityError
+from ckptkit.base.errors import FormatError, IntegrityError
 from ckptkit.store import early, job
 from ckptkit.store.early import _Growing
 from tests.store.conftest import Store

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import CkptkitError, IntegrityError, NetworkError, StorageError
+from ckptkit.base.errors import CkptkitError, IntegrityError, NetworkError, StorageError
 from tests.store.conftest import Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import CkptkitError
+from ckptkit.base.errors import CkptkitError
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch
 from tests.store.conftest import AssertOnly, Store

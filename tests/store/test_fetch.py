@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
 from ckptkit.registry import Entry
 from ckptkit.store.fetch import Fetched, fetch, import_file
 from ckptkit.store.mirrors import parse_mirrors

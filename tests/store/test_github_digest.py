@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import IntegrityError
+from ckptkit.base.errors import IntegrityError
 from ckptkit.store.credentials import Credentials
 from ckptkit.store.github_digest import Asset, GitHub
 from tests.store.conftest import AssertOnly, Store

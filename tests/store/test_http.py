@@ -14,7 +14,7 @@ import certifi
 import pytest
 import requests
 
-from ckptkit.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
+from ckptkit.base.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
 from ckptkit.store.http import CA_VARIABLES
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import IntegrityError, StorageError
+from ckptkit.base.errors import IntegrityError, StorageError
 from ckptkit.store.integrity import (
     Digests,
     Promise,

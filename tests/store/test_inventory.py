@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.formats.staging import StagedFile
+from ckptkit.base.staging import StagedFile
 from ckptkit.store.cache import Home
 from ckptkit.store.inventory import holdings, is_being_written, leftovers, tree_size
 from ckptkit.store.shared import SharedHome

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import StorageError
+from ckptkit.base.errors import StorageError
 from ckptkit.store.cache import Home
 from ckptkit.store.locks import hold
 

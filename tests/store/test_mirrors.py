@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.store.mirrors import Mirror, parse_mirrors, resolve
 
 

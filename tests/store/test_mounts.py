@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.errors import StorageError
-from ckptkit.formats import staging
+from ckptkit.base import staging
+from ckptkit.base.errors import StorageError
+from ckptkit.base.staging import StagedFile
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.staging import StagedFile
 from ckptkit.store.inventory import is_being_written
 from ckptkit.store.partial import require_space
 from tests.support.entries import tar_gz
@@ -48,7 +48,7 @@ cache rm mine
 """
 SCRIPT = f"""
 import sys
-from ckptkit.formats import staging
+from ckptkit.base import staging
 staging._LOCK_SECONDS = 0.3
 from ckptkit.cli.app import main
 for line in {LINES!r}.strip().splitlines():
@@ -175,7 +175,7 @@ def test_such_a_mount_really_refuses(tmp_path: Path) -> None:
 
 
 class TestStaging:
-    """What `ckptkit.formats.staging` does where something is refused, call by call."""
+    """What `ckptkit.base.staging` does where something is refused, call by call."""
 
     @pytest.fixture
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckptkit.errors import NetworkError
+from ckptkit.base.errors import NetworkError
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import Answer, Fault, FaultServer, Request, cut, gzipped, header, whole

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import IntegrityError, NetworkError, StorageError
+from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.registry import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import StorageError
-from ckptkit.files import HAS_DIR_FD, Folder, files_below
+from ckptkit.base.errors import StorageError
+from ckptkit.base.files import HAS_DIR_FD, Folder, files_below
 from ckptkit.store.archive import MARKER, checkpoint_in, is_unpacked
 from ckptkit.store.cache import KINDS, Home, Record, read_record
 from ckptkit.store.fetch import fetch
@@ -490,7 +490,7 @@ def test_a_folder_is_opened_by_names_that_are_no_links(tmp_path: Path) -> None:
 
 
 def test_the_store_opens_nothing_by_a_plain_open() -> None:
-    """`ckptkit.files` opens what others may have put there."""
+    """`ckptkit.base.files` opens what others may have put there."""
     room = Path(__file__).parents[2] / "ckptkit" / "store"
     allowed = {("writers.py", "read_text"), ("archive.py", "open"), ("remote.py", "open")}
     found = set()

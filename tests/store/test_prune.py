@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.files import Folder
-from ckptkit.formats.staging import StagedFile
+from ckptkit.base.files import Folder
+from ckptkit.base.staging import StagedFile
 from ckptkit.store.cache import Home
 from ckptkit.store.prune import prune, remove, sweep
 from ckptkit.store.shared import SharedHome

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from ckptkit.errors import IntegrityError, NetworkError
+from ckptkit.base.errors import IntegrityError, NetworkError
 from ckptkit.store.transport import StoppedError
 from ckptkit.store.trust import Trusted, TrustFile
 from tests.store.conftest import AssertOnly, Store

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
+from ckptkit.base.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
 from ckptkit.store import remote
 from ckptkit.store.mirrors import parse_mirrors
 from ckptkit.store.remote import Store as Reached

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.store.throttle import Throttle, parse_rate
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import NetworkError
+from ckptkit.base.errors import NetworkError
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 

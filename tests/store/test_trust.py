@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import FormatError, IntegrityError, StorageError
-from ckptkit.places import platform_folder
+from ckptkit.base.errors import FormatError, IntegrityError, StorageError
+from ckptkit.base.home import platform_folder
 from ckptkit.store.trust import Trusted, TrustFile
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -238,7 +238,7 @@ def test_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from ckptkit.errors import IntegrityError
+from ckptkit.base.errors import IntegrityError
 from ckptkit.store.trust import Trusted, TrustFile
 
 trust, me = TrustFile(Path(sys.argv[1])), int(sys.argv[2])

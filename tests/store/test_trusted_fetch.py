@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.errors import FormatError, IntegrityError, UsageError
+from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.registry import Entry
 from ckptkit.store.cache import Home, Record
 from ckptkit.store.fetch import import_file

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import CkptkitError, NetworkError
-from ckptkit.images.downloading import download_picture
+from ckptkit.base.errors import CkptkitError, NetworkError
+from ckptkit.models.images.downloading import download_picture
 from ckptkit.store import download
 from ckptkit.store.github_digest import GitHub, NoDigestError
 from ckptkit.store.transport import Policy

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.errors import FormatError, NotFoundError
+from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits
 from ckptkit.store.archive import checkpoint_in, unpack
 from ckptkit.store.zip_members import iter_safe_zip_members

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ckptkit.errors import CkptkitError, FormatError, NotFoundError
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError
 
 
 def no_maps(*_arguments: object, **_options: object) -> NoReturn:

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.registry import Entry
-from ckptkit.synth import Synthetic, write_checkpoint
 
 ANY_MODEL = {"family": "other", "variant": "any", "layout": "torch", "format": "safetensors"}
 """Fields of an entry for which there is no model code: its container must open."""

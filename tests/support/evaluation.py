@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import ckptkit
-from ckptkit.synth import Synthetic, write_checkpoint
+from ckptkit.models.synth import Synthetic, write_checkpoint
 
 if TYPE_CHECKING:
     from PIL import Image

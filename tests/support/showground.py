@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 import ckptkit
+from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
 from ckptkit.registry import Entry, load_registry
-from ckptkit.synth import Synthetic, synthetic_for, write_checkpoint
 from tests.conftest import REPOSITORY
 from tests.support.http_server import FaultServer, Served, goog_hash
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies
 
-from ckptkit.tensors import DTYPES, TensorSpec, dtype_of
+from ckptkit.base.tensors import DTYPES, TensorSpec, dtype_of
 
 Array = Any
 

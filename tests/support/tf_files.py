@@ -14,7 +14,7 @@ import cramjam
 import google_crc32c
 import numpy as np
 
-from ckptkit.budget import Budget
+from ckptkit.base.budget import Budget
 
 MAGIC = 0xDB4775248B80FB57
 TF_NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int64": 9, "bool": 10, "bfloat16": 14}

@@ -11,7 +11,7 @@ from typing import Any
 from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 from ckptkit.models import create_model
-from ckptkit.synth import Synthetic, write_checkpoint
+from ckptkit.models.synth import Synthetic, write_checkpoint
 
 MOAT, MOGANET = "toy-moat", "toy-moganet"
 SIDE = 64

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from ckptkit.errors import UsageError
-from ckptkit.tensors import Array
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
 
 _LIGHTNESS = (12.0, 96.0)
 """L* of the values 0 and 1: enough below white and above black to show on either."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.cam.colours import COLORMAPS, colour_table
-from ckptkit.errors import UsageError
-from ckptkit.tensors import Array
-from ckptkit.text import escaped
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
+from ckptkit.base.text import escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,9 +10,9 @@ from ckptkit.analysis.cam.heatmap import Heatmap
 from ckptkit.analysis.cam.layers import Pass, find_stage, run_once
 from ckptkit.analysis.cam.methods import Question, find_method
 from ckptkit.analysis.cam.targets import HeadClasses
-from ckptkit.errors import FormatError, UsageError, command
+from ckptkit.base.errors import FormatError, UsageError, command
+from ckptkit.base.tensors import Array
 from ckptkit.parity.packages import require_installed
-from ckptkit.tensors import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,7 @@ def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
     UsageError, NotFoundError, NetworkError, FormatError
         A folder of several; nothing there; not to be had; damaged.
     """
-    from ckptkit.images.gathering import Gatherer
+    from ckptkit.models.images.gathering import Gatherer
     from ckptkit.store.mirrors import parse_mirrors
 
     found = Gatherer(offline=workspace.offline, mirrors=parse_mirrors(workspace.mirrors)).gather([named])

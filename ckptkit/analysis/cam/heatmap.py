@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.cam.methods import METHODS
-from ckptkit.images.classes import ImageClass
-from ckptkit.tensors import Array
+from ckptkit.base.tensors import Array
+from ckptkit.models.images.classes import ImageClass
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -6,7 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 
 @dataclass(frozen=True)

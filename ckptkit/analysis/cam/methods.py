@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ckptkit.analysis.plotting.figure import require_matplotlib
-from ckptkit.errors import UsageError
+from ckptkit.analysis.plot.figure import require_matplotlib
+from ckptkit.base.errors import UsageError
 
 _ABLATIONS_AT_ONCE = 16
 """Channels ablated in one forward pass of Ablation-CAM."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.errors import UsageError
-from ckptkit.formats.staging import StagedFile
+from ckptkit.base.errors import UsageError
+from ckptkit.base.staging import StagedFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptkit.errors import UsageError
-from ckptkit.images.classes import ImageClass, find_class, imagenet_classes
+from ckptkit.base.errors import UsageError
+from ckptkit.models.images.classes import ImageClass, find_class, imagenet_classes
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ from ckptkit.analysis.evaluate.samples import ImageSet, stamp_of
 from ckptkit.analysis.evaluate.scoring import ProgressBar, no_bar
 from ckptkit.analysis.evaluate.statistics import Moments, even_groups, gathered_moments
 from ckptkit.analysis.model_source import ModelSource
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.convert.execution import check_written
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.whole import refuse_source
-from ckptkit.errors import UsageError
 from ckptkit.families.base import CANONICAL
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.replacing import refuse_standing
-from ckptkit.tensors import DTYPES, Array, TensorSpec
 
 RECALIBRATED = "recalibrated"
 """What the metadata says of ``bn_statistics``."""

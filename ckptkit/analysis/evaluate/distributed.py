@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckptkit import errors
-from ckptkit.errors import CkptkitError, UsageError
+from ckptkit.base import errors
+from ckptkit.base.errors import CkptkitError, UsageError
 
 if TYPE_CHECKING:
     from ckptkit.analysis.evaluate.progress import Progress

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
-from ckptkit.errors import FormatError, NotFoundError, UsageError, listed, storage_error
-from ckptkit.files import open_named
-from ckptkit.images.classes import imagenet_classes
-from ckptkit.images.gathering import entries_of, files_below
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.base.files import open_named
+from ckptkit.models.images.classes import imagenet_classes
+from ckptkit.models.images.gathering import entries_of, files_below
 
 ClassOrder = Literal["text", "number"]
 

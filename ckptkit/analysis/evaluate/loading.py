@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy
 
 from ckptkit.analysis.evaluate.samples import ImageSet, Sample
-from ckptkit.errors import FormatError
-from ckptkit.images.decoding import opened_image
-from ckptkit.images.preprocessing import Preprocessing
-from ckptkit.tensors import Array
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import Array
+from ckptkit.models.images.decoding import opened_image
+from ckptkit.models.images.preprocessing import Preprocessing
 
 _BATCHES_AHEAD = 2
 

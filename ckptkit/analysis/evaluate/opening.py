@@ -14,7 +14,7 @@ from ckptkit.analysis.evaluate.folders import (
 )
 from ckptkit.analysis.evaluate.samples import ImageSet
 from ckptkit.analysis.evaluate.shards import read_shards, shard_paths
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 
 
 def open_images(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.analysis.evaluate.folders import ClassOrder
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.models import Framework
 
 _MAX_THREADS = 8

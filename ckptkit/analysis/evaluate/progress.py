@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy
 
-from ckptkit.errors import CkptkitError, StorageError, UsageError, storage_error
-from ckptkit.files import open_regular, read_regular
-from ckptkit.formats.staging import StagedFile, refuse_streams
-from ckptkit.tensors import Array
+from ckptkit.base.errors import CkptkitError, StorageError, UsageError, storage_error
+from ckptkit.base.files import open_regular, read_regular
+from ckptkit.base.staging import StagedFile, refuse_streams
+from ckptkit.base.tensors import Array
 
 SAVE_EVERY_S = 5.0
 _FORMAT = 1

@@ -19,7 +19,7 @@ from ckptkit.analysis.evaluate.running import Predictor, keras_predictor, torch_
 from ckptkit.analysis.evaluate.samples import ImageSet, stratified
 from ckptkit.analysis.evaluate.scoring import ProgressBar, no_bar, score
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import MUST_BE_TOLD
 from ckptkit.families.behaviour import said_settings, unsaid
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
 from ckptkit.models import Framework
 from ckptkit.parity.packages import require_installed
-from ckptkit.tensors import Array
 
 _PACKAGES = {"torch": "torch", "keras": "tensorflow"}
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptkit.errors import FormatError, storage_error
-from ckptkit.files import open_regular
+from ckptkit.base.errors import FormatError, storage_error
+from ckptkit.base.files import open_regular
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 """File name endings of images, whatever their letter case: those of torchvision's ImageFolder."""

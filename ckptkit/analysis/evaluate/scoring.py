@@ -14,8 +14,8 @@ from ckptkit.analysis.evaluate.progress import Progress, StateFile
 from ckptkit.analysis.evaluate.running import Predictor
 from ckptkit.analysis.evaluate.samples import ImageSet
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.errors import FormatError, command
-from ckptkit.tensors import Array
+from ckptkit.base.errors import FormatError, command
+from ckptkit.base.tensors import Array
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for (description, images); its context gives a function to call with steps."""

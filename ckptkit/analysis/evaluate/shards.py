@@ -21,9 +21,9 @@ from typing import BinaryIO
 
 from ckptkit.analysis.evaluate.folders import class_index
 from ckptkit.analysis.evaluate.samples import IMAGE_ENDINGS, ImageSet, Sample, image_set, stamp_of
-from ckptkit.budget import Budget
-from ckptkit.errors import FormatError, NotFoundError, UsageError, storage_error
-from ckptkit.files import open_regular
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, storage_error
+from ckptkit.base.files import open_regular
 from ckptkit.formats.tar_stream import TAR_BLOCK, search_steps, tar_entries
 
 _HEADER_BYTES = 1 << 20

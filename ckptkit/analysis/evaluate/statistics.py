@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy
 
-from ckptkit.tensors import Array
+from ckptkit.base.tensors import Array
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.base import Family, Structure, TableSizes
 from ckptkit.families.moat.config import (
     MOAT_CONFIGS,
@@ -17,8 +18,7 @@ from ckptkit.families.moat.config import (
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
 from ckptkit.families.settings import is_int, shown
-from ckptkit.layouts import Site
-from ckptkit.tensors import Array, TensorSpec
+from ckptkit.rules.language import Site
 
 
 class Moat(Family):

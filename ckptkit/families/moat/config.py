@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ckptkit.layouts import Definition, Site
+from ckptkit.rules.language import Definition, Site
 
 HEAD_SIZE = 32
 EXPANSION = 4

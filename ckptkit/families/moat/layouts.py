@@ -7,7 +7,7 @@ from dataclasses import replace
 from ckptkit.families.keras_files import rules_of_keras_file
 from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
 from ckptkit.families.moat.config import FIRST_ATTENTION_STAGE
-from ckptkit.layouts import Ignore, Layout, Rule
+from ckptkit.rules.language import Ignore, Layout, Rule
 
 _BLOCK = "stages.{stage}.{block}"
 _TF_BLOCK = "moat/block_{stage:02d}_{block:02d}"

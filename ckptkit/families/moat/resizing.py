@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
+from ckptkit.base.tensors import Array
 from ckptkit.families.base import TableSizes
 from ckptkit.families.moat.config import POSITION_TABLE_SIZE
 from ckptkit.families.moat.windows import parse_window_size
 from ckptkit.families.settings import Size
-from ckptkit.tensors import Array
 
 SIDES = (32, 4096)
 """Least and greatest side of an input in pixels: below the total stride there is no whole last map."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.families.base import TableSizes
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
@@ -36,7 +36,7 @@ from ckptkit.families.moat.windows import (
 )
 from ckptkit.families.settings import Size, parse_size
 from ckptkit.families.torch_state import load_state
-from ckptkit.layouts import Site
+from ckptkit.rules.language import Site
 
 __all__ = ["MoatModel", "build", "load_state"]
 

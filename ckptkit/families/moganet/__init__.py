@@ -8,7 +8,7 @@ from typing import Any
 from ckptkit.families.base import MUST_BE_TOLD, Family, Structure
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MOGANET_DEFINITIONS, moganet_sites
 from ckptkit.families.moganet.layouts import MOGANET_LAYOUTS
-from ckptkit.layouts import Site
+from ckptkit.rules.language import Site
 
 
 class MogaNet(Family):

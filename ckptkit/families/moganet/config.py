@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptkit.layouts import Definition, Site
+from ckptkit.rules.language import Definition, Site
 
 BATCH_NORM_EPSILON = 1e-5
 

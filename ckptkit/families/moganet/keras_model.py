@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.families.keras_backend import keras
 from ckptkit.families.keras_building import build_chain, require_images, track
 from ckptkit.families.keras_state import load_state, variables_by_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckptkit.families.keras_files import STEP_COUNTERS, rules_of_keras_file
 from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
-from ckptkit.layouts import Layout, Rule, Twin
+from ckptkit.rules.language import Layout, Rule, Twin
 
 _BLOCK = "blocks{stage}.{block}"
 _KERAS_BLOCK = "moganet/blocks{stage}_{block}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, MOGANET_CONFIGS, MogaNetConfig, value_split
 from ckptkit.families.settings import Size, parse_num_classes, parse_size
 from ckptkit.families.torch_state import load_state

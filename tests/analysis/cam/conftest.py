@@ -11,7 +11,7 @@ import pytest
 
 from ckptkit.analysis.cam import Explainer
 from ckptkit.analysis.model_source import named_source
-from ckptkit.images.preprocessing import Preprocessing
+from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.workspace import Workspace
 
 FAMILIES = ("tiny-moat0", "moganet-xt-224")

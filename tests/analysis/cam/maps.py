@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from ckptkit.analysis.cam import Heatmap
-from ckptkit.images.classes import imagenet_classes
+from ckptkit.models.images.classes import imagenet_classes
 from tests.support.pictures import drawn
 
 

@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from ckptkit.analysis.cam.colours import COLORMAPS, colour_table
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 
 def lightness(colours: numpy.ndarray) -> numpy.ndarray:

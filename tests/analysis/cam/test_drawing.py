@@ -9,7 +9,7 @@ import pytest
 
 from ckptkit.analysis.cam.colours import colour_table
 from ckptkit.analysis.cam.drawing import Style, _Writer, caption_of, compose
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from tests.analysis.cam.maps import heatmap
 
 pytest.importorskip("PIL")

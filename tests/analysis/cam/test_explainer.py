@@ -20,9 +20,9 @@ from ckptkit.analysis.cam import (
     read_picture,
     require_packages,
 )
-from ckptkit.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
-from ckptkit.images.classes import imagenet_classes
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
 from ckptkit.models import create_model
+from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.workspace import Workspace
 from tests.support.commands import pip_install
 from tests.support.patterns import corner_of_noise, noise

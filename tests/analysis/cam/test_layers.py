@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ckptkit.analysis.cam.layers import Pass, find_stage, run_once
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.models import create_model
 
 torch = pytest.importorskip("torch")

@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from ckptkit.analysis.cam.methods import METHODS, Question, find_method
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")

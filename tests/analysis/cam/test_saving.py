@@ -10,7 +10,7 @@ import pytest
 
 from ckptkit._version import __version__
 from ckptkit.analysis.cam.saving import save_picture
-from ckptkit.errors import StorageError, UsageError
+from ckptkit.base.errors import StorageError, UsageError
 from tests.analysis.cam.maps import heatmap
 
 Image = pytest.importorskip("PIL.Image")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.analysis.cam.targets import HeadClasses
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 
 @pytest.mark.parametrize("named", [207, "207", "n02099601", "Golden Retriever"])

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import ckptkit
 from ckptkit.analysis.evaluate.calibration import CalibrationOptions
-from ckptkit.errors import ConversionError, FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError
 from tests.support.evaluation import class_tree, order_of_classes, pictures, pixels, png, shard, small_model
 
 FIRST = {"moganet-xt": "patch_embed1.projection.1", "tiny-moat0": "stem.norm_0"}

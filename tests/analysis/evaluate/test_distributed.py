@@ -14,7 +14,7 @@ import pytest
 
 from ckptkit.analysis.evaluate.distributed import Group, process_group, world_of_environment
 from ckptkit.analysis.evaluate.progress import Progress, StateFile
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from tests.support.evaluation import IMAGES, Known, class_tree
 from tests.support.running import REPOSITORY
 
@@ -149,7 +149,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_by_the_first(known: Known,
     """The disk of the second process refuses."""
     prelude = (
         "from ckptkit.analysis.evaluate.samples import Sample\n"
-        "from ckptkit.errors import StorageError\n"
+        "from ckptkit.base.errors import StorageError\n"
         "def read(self): raise StorageError(f'{self.path}: input/output error')\n"
         "Sample.read = read\n"
     )
@@ -165,7 +165,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_by_the_first(known: Known,
 def test_an_error_of_the_first_process_ends_the_others_quietly(known: Known):
     prelude = (
         "from ckptkit.analysis.evaluate.samples import Sample\n"
-        "from ckptkit.errors import StorageError\n"
+        "from ckptkit.base.errors import StorageError\n"
         "def read(self): raise StorageError('disk gone')\n"
         "Sample.read = read\n"
     )

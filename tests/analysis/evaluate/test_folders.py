@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ckptkit.analysis.evaluate.opening import open_images
-from ckptkit.errors import FormatError, NotFoundError, StorageError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, StorageError, UsageError
 
 GOLDFISH, RETRIEVER = "n01443537", "n02099601"  # classes 1 and 207
 

@@ -10,8 +10,8 @@ import pytest
 
 from ckptkit.analysis.evaluate.folders import any_images
 from ckptkit.analysis.evaluate.loading import load_batches
-from ckptkit.errors import StorageError
-from ckptkit.images.preprocessing import Preprocessing
+from ckptkit.base.errors import StorageError
+from ckptkit.models.images.preprocessing import Preprocessing
 from tests.support.evaluation import SIDE, pictures, pixels, png
 
 PREPROCESSING = Preprocessing((SIDE, SIDE), "imagenet")

@@ -11,7 +11,7 @@ import pytest
 
 from ckptkit.analysis.evaluate import progress as module
 from ckptkit.analysis.evaluate.progress import Progress, StateFile, default_state_path
-from ckptkit.errors import StorageError
+from ckptkit.base.errors import StorageError
 
 IDENTITY = {"the data set": "abc", "the settings": "{}"}
 

@@ -19,7 +19,7 @@ from ckptkit.analysis.evaluate import run, scoring
 from ckptkit.analysis.evaluate.options import EvaluationOptions
 from ckptkit.analysis.evaluate.run import evaluate_source
 from ckptkit.analysis.model_source import open_source
-from ckptkit.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.registry import load_registry
 from ckptkit.workspace import Located, Workspace
 from tests.support.evaluation import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.analysis.evaluate.running import out_of_memory_in_words, torch_device
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 
 torch = pytest.importorskip("torch")
 

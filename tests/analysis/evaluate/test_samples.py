@@ -11,7 +11,7 @@ import pytest
 
 from ckptkit.analysis.evaluate.folders import any_images
 from ckptkit.analysis.evaluate.samples import Sample, image_set, stratified
-from ckptkit.errors import FormatError, StorageError
+from ckptkit.base.errors import FormatError, StorageError
 
 SIZES = {0: 1, 1: 5, 2: 9, 3: 30}
 

@@ -12,7 +12,7 @@ import pytest
 from ckptkit.analysis.evaluate.opening import open_images
 from ckptkit.analysis.evaluate.samples import MOST_BYTES, Sample
 from ckptkit.analysis.evaluate.shards import read_shards
-from ckptkit.errors import FormatError, NotFoundError, StorageError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, StorageError, UsageError
 from tests.support.evaluation import shard
 
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.errors import ConversionError
+from ckptkit.base.errors import ConversionError
 from ckptkit.families.keras_backend import tf
 from ckptkit.families.moat import keras_model
 from tests.support.moat_keras import GOLDEN_TOLERANCE, logits_departure

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.moat import keras_layers, keras_model

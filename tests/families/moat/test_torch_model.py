@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
+from ckptkit.base.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
 from ckptkit.families.base import Structure, get_family  # noqa: E402
 from ckptkit.families.moat import torch_model  # noqa: E402
 from ckptkit.families.moat.config import MOAT_CONFIGS  # noqa: E402

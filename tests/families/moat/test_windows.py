@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptkit.errors import UsageError
+from ckptkit.base.errors import UsageError
 from ckptkit.families.moat.windows import join_windows, parse_window_size, split_windows
 
 

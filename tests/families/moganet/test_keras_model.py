@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.errors import ConversionError, NotFoundError, UsageError
+from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.moganet import keras_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Structure, get_family, recognise
-from ckptkit.tensors import DTYPES, TensorSpec
 from tests.support.moganet_weights import tensor_rows
 
 FAMILY = get_family("moganet")

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
+from ckptkit.base.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
 from ckptkit.families.base import Structure, get_family  # noqa: E402
 from ckptkit.families.moganet import torch_model  # noqa: E402
 from tests.support.moganet_torch import (  # noqa: E402

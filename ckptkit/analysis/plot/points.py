@@ -1,0 +1,226 @@
+"""Entries as points of a picture: which series each belongs to, and what its label says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.analysis.plot.axes import Measure
+
+if TYPE_CHECKING:
+    from ckptkit.registry import EntryFacts
+
+FILLS = ("full", "open", "tint", "dot")
+"""How the subgroups of a family differ: filled, hollow, filled lightly, hollow with a dot."""
+
+_KNOWN_FILLS: dict[tuple[str, str | None, bool | None, str | None, str], str] = {
+    ("moat", "strong", True, None, "deeplab2"): "full",
+    ("moat", "strong", False, None, "deeplab2"): "open",
+    ("moat", "tiny", True, None, "deeplab2"): "tint",
+    ("moat", "tiny", False, None, "deeplab2"): "dot",
+    ("moganet", None, None, "DeiT", "openmixup"): "full",
+    ("moganet", None, None, "DeiT III", "openmixup"): "tint",
+    ("moganet", None, None, "RSB A3", "openmixup"): "open",
+    ("moganet", None, None, "DeiT", "torch"): "dot",
+}
+"""Fixed for what the built-in registry has, so that a subgroup looks the same in every picture."""
+
+_FAMILY_NAMES = {"moat": "MOAT", "moganet": "MogaNet"}
+_LAYOUT_WORDS = {"torch": "timm-style files", "openmixup": "OpenMixup", "deeplab2": "DeepLab2"}
+
+_BRIEF = (
+    ("without position embedding", "no pos-emb"),
+    ("with position embedding", "pos-emb"),
+    ("timm-style files", "timm-style"),
+)
+
+
+def family_name(family: str) -> str:
+    """Return a family as its authors write it.
+
+    Examples
+    --------
+    >>> family_name("moganet"), family_name("another")
+    ('MogaNet', 'another')
+    """
+    return _FAMILY_NAMES.get(family, family)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Entries that are drawn alike.
+
+    Parameters
+    ----------
+    family : str
+    family_index : int
+        Which colour and marker: the place of the family among those drawn and known.
+    fill : str
+        One of `FILLS`.
+    words : str
+        What tells it from the family's other series; empty where the family has one.
+    """
+
+    family: str
+    family_index: int
+    fill: str
+    words: str
+
+    @property
+    def family_name(self) -> str:
+        """The family's own spelling."""
+        return family_name(self.family)
+
+    def said(self, *, brief: bool = False) -> str:
+        """Return the words, or fewer."""
+        words = self.words
+        for long, short in _BRIEF if brief else ():
+            words = words.replace(long, short)
+        return words
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place in the picture, with every entry that lies there.
+
+    Parameters
+    ----------
+    x, y : float
+        Figures of the two axes.
+    series : tuple of Series
+        Of its entries, each once; the marker is that of the first.
+    entries : tuple of entries
+    label : str
+    """
+
+    x: float
+    y: float
+    series: tuple[Series, ...]
+    entries: tuple[EntryFacts, ...]
+    label: str
+
+
+@dataclass(frozen=True)
+class Points:
+    """What a picture shows.
+
+    Parameters
+    ----------
+    points : tuple of Point
+        In the order of the entries.
+    series : tuple of Series
+        Those that occur, family by family.
+    missing : tuple of entries
+        Those that cannot be shown: one of the two figures is not published.
+    """
+
+    points: tuple[Point, ...]
+    series: tuple[Series, ...]
+    missing: tuple[EntryFacts, ...]
+
+
+def collect(entries: Sequence[EntryFacts], x: Measure, y: Measure) -> Points:
+    """Put entries at their places; those at the very same place become one point."""
+    series = series_of(entries)
+    names = short_names(entries)
+    places: dict[tuple[float, float], list[EntryFacts]] = {}
+    missing = []
+    for entry in entries:
+        at_x, at_y = x.value(entry), y.value(entry)
+        if at_x is None or at_y is None or at_x <= 0:
+            missing.append(entry)
+        else:
+            places.setdefault((at_x, at_y), []).append(entry)
+    points = tuple(
+        Point(
+            *place,
+            series=_once(series[entry.id] for entry in members),
+            entries=tuple(members),
+            label=" / ".join(_once(names[entry.id] for entry in members)),
+        )
+        for place, members in places.items()
+    )
+    shown = _once(one for point in points for one in point.series)
+    ordered = sorted(shown, key=lambda one: one.family_index)
+    return Points(points, tuple(ordered), tuple(missing))
+
+
+def _once(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _facts(entry: EntryFacts) -> tuple[str | None, bool | None, str | None, str]:
+    return entry.group, entry.pos_emb, entry.setting, entry.layout
+
+
+def series_of(entries: Sequence[EntryFacts]) -> dict[str, Series]:
+    """Return the series of each id: by family, group, position embedding, training setting and layout."""
+    found: dict[str, Series] = {}
+    for family, index in family_indices(entry.family for entry in entries).items():
+        members = [entry for entry in entries if entry.family == family]
+        kinds = _once(_facts(entry) for entry in members)
+        fills = _fills(family, kinds)
+        said = [_words(kind, kinds) for kind in kinds]
+        made = {
+            kind: Series(family, index, fill, words)
+            for kind, fill, words in zip(kinds, fills, said, strict=True)
+        }
+        found.update((entry.id, made[_facts(entry)]) for entry in members)
+    return found
+
+
+def family_indices(families: Iterable[str]) -> dict[str, int]:
+    """Return the index of each family, which chooses its colour and marker: the known ones keep theirs.
+
+    Examples
+    --------
+    >>> family_indices(["moganet", "another"])
+    {'moganet': 1, 'another': 2}
+    """
+    present = _once(families)
+    known = list(_FAMILY_NAMES)
+    order = [*known, *(family for family in present if family not in known)]
+    return {family: index for index, family in enumerate(order) if family in present}
+
+
+def _fills(family: str, kinds: Sequence[tuple[Any, ...]]) -> list[str]:
+    fixed = [_KNOWN_FILLS.get((family, *kind)) for kind in kinds]
+    free = [fill for fill in FILLS if fill not in fixed] or list(FILLS)
+    others = iter(range(len(kinds)))
+    return [fill or free[next(others) % len(free)] for fill in fixed]
+
+
+def _words(kind: tuple[Any, ...], kinds: Sequence[tuple[Any, ...]]) -> str:
+    """Name of a subgroup: those of its facts that are not the same in the whole family."""
+    group, pos_emb, setting, layout = kind
+    parts = [
+        group,
+        None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding",
+        setting,
+        _LAYOUT_WORDS.get(layout, layout),
+    ]
+    return ", ".join(
+        part for place, part in enumerate(parts) if part and len({other[place] for other in kinds}) > 1
+    )
+
+
+def short_names(entries: Sequence[EntryFacts]) -> dict[str, str]:
+    """Return what each entry's label says: its published name, and the resolution where that tells more.
+
+    The resolution is added where entries of one family have the same name and are drawn at several.
+    """
+    resolutions: dict[tuple[str, str], set[Any]] = {}
+    for entry in entries:
+        resolutions.setdefault((entry.family, _bare(entry)), set()).add(entry.test_resolution)
+    return {
+        entry.id: f"{_bare(entry)} @{entry.test_resolution}"
+        if len(resolutions[entry.family, _bare(entry)]) > 1 and entry.test_resolution
+        else _bare(entry)
+        for entry in entries
+    }
+
+
+def _bare(entry: EntryFacts) -> str:
+    # The star of a published table refers to a footnote that a picture has not; the marker tells the setting.
+    return " ".join(entry.display_name.rstrip("*").split()) or entry.id

@@ -1,0 +1,143 @@
+"""From entries to a file: a picture by matplotlib, or a page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptkit.analysis.plot.axes import X_MEASURES, Y_MEASURES
+from ckptkit.analysis.plot.figure import FORMATS, FigureOptions, render, require_matplotlib
+from ckptkit.analysis.plot.points import collect
+from ckptkit.analysis.plot.titles import missing_note
+from ckptkit.base.errors import NotFoundError, UsageError
+
+if TYPE_CHECKING:
+    from ckptkit.analysis.plot.axes import Measure
+    from ckptkit.registry import EntryFacts
+
+_PAGES = ("html", "htm")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written, or would be.
+
+    Parameters
+    ----------
+    path : Path
+    points : int
+        Places with a marker.
+    entries : int
+        Entries at these places.
+    missing : str
+        Which entries are not shown, and why; empty where all are.
+    unlabelled : int
+        Points for whose label there was no room.
+    """
+
+    path: Path
+    points: int
+    entries: int
+    missing: str
+    unlabelled: int = 0
+
+
+def save_plot(
+    entries: Sequence[EntryFacts],
+    output: Path,
+    *,
+    x: str = "params",
+    y: str = "top1",
+    options: FigureOptions | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Saved:
+    """Draw accuracy against cost; the ending of ``output`` says how.
+
+    Parameters
+    ----------
+    entries : sequence of entries
+    output : Path
+        ``.png``, ``.svg``, ``.pdf`` or ``.html``.
+    x : {"params", "flops"}
+    y : {"top1", "top5"}
+    options : FigureOptions, optional
+    force : bool
+        Replace an existing file.
+    dry_run : bool
+        Write nothing.
+
+    Raises
+    ------
+    NotFoundError
+        When ``entries`` is empty.
+    UsageError
+        When the ending is none of these, there is nothing to draw, or the file exists already.
+    MissingDependencyError
+        When a picture is wanted and matplotlib is not installed.
+    """
+    from ckptkit.base.staging import StagedFile, refuse_existing
+
+    options = options or FigureOptions()
+    form = form_of(output)
+    across, up = measure(x, X_MEASURES), measure(y, Y_MEASURES)
+    if form in FORMATS:
+        require_matplotlib()
+    points = collect(entries, across, up)
+    if not entries:
+        raise NotFoundError(
+            "no entry to draw", hint="'ckptkit list' with the same filters says what there is"
+        )
+    if not points.points:
+        raise UsageError(
+            f"nothing to draw: none of {len(entries)} entries has published {across.short} and {up.short}",
+            hint="choose other entries, --x or --y",
+        )
+    drawn = sum(len(point.entries) for point in points.points)
+    saved = Saved(output, len(points.points), drawn, missing_note(points, across, up))
+    if dry_run:
+        return saved
+    refuse_existing(output, force=force)
+    if form in FORMATS:
+        data, unlabelled = render(points, across, up, options, form)
+        saved = Saved(output, saved.points, drawn, saved.missing, unlabelled)
+    else:
+        from ckptkit.analysis.plot.html import plot_page
+
+        data = plot_page(entries, x=across.name, y=up.name, options=options).encode()
+    with StagedFile(output, force=force) as file:
+        file.append(data)
+        file.commit()
+    return saved
+
+
+def form_of(output: Path) -> str:
+    """Return what the ending of a name asks for: png, svg, pdf or html.
+
+    Raises
+    ------
+    UsageError
+        When it is none of them.
+    """
+    ending = output.suffix.lower().removeprefix(".")
+    if ending not in (*FORMATS, *_PAGES):
+        raise UsageError(
+            f"{output}: no picture ends in {output.suffix or 'nothing'}",
+            hint="name it .png, .svg, .pdf or .html",
+        )
+    return "html" if ending in _PAGES else ending
+
+
+def measure(name: str, measures: dict[str, Measure]) -> Measure:
+    """Return what an axis shows.
+
+    Raises
+    ------
+    UsageError
+        When there is no such measure.
+    """
+    if name not in measures:
+        raise UsageError(f"no axis {name!r}", hint=f"choose from {', '.join(measures)}")
+    return measures[name]

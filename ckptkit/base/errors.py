@@ -1,0 +1,298 @@
+"""What can go wrong, said so that a person knows what to do next.
+
+Each message is one line: the real file or id, what was found, and (as ``hint``) the next step.
+The command line maps each class to one exit code (``ckptkit/cli/exit_codes.py``); nothing else does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+from ckptkit.base.text import escaped
+from ckptkit.base.urls import scrubbed
+
+_MAX_REASON = 1000
+_LONGEST_HINT = 600
+
+
+NAMED_REGISTRIES: ContextVar[tuple[str, ...]] = ContextVar("NAMED_REGISTRIES", default=())
+"""The files that ``--registry`` names: a command in a hint needs them too."""
+
+
+def command(*words: object) -> str:
+    """A command for a hint, quoted so that it works when typed; it ends the hint.
+
+    Examples
+    --------
+    >>> command("verify", "my model.pth")
+    "Run: ckptkit verify 'my model.pth'"
+    """
+    registries = [word for file in NAMED_REGISTRIES.get() for word in ("--registry", file)]
+    return " ".join(["Run:", *(escaped(str(word), "shell") for word in ("ckptkit", *words, *registries))])
+
+
+WHOLE_LISTS: ContextVar[bool] = ContextVar("WHOLE_LISTS", default=False)
+"""Whether messages name everything, as ``--verbose`` promises."""
+
+
+def listed(names: Iterable[str], shown: int = 8) -> str:
+    """The first of some names, and how many more there are; all of them with ``--verbose``.
+
+    Examples
+    --------
+    >>> listed(["epoch", "arch", "optimizer"], 2)
+    'epoch, arch and 1 more'
+    """
+    every = list(names)
+    if WHOLE_LISTS.get() or len(every) <= shown:
+        return ", ".join(every)
+    return f"{', '.join(every[:shown])} and {len(every) - shown:,} more"
+
+
+def faults_in_words(faults: Iterable[str]) -> str:
+    """Faults in one line: as many as a message has room for, and how many more there are.
+
+    Examples
+    --------
+    >>> faults_in_words(["line 1: no id", "line 3: " + "x" * 2000, "line 4: no id"])
+    'line 1: no id; and 2 more, which --verbose lists'
+    """
+    every = list(faults)
+    room, fitting = _MAX_REASON - 200, 0
+    while fitting < len(every) and (room := room - len(every[fitting]) - 2) > 0:
+        fitting += 1
+    if WHOLE_LISTS.get() or fitting == len(every) or len(every) == 1:
+        return "; ".join(every)
+    shown = every[: max(1, fitting)]
+    return "; ".join([*shown, f"and {len(every) - len(shown):,} more, which --verbose lists"])
+
+
+def _in_a_line(text: str, most: int = _MAX_REASON + 200) -> str:
+    """A message or hint, escaped, without secrets; its middle is left out where it quotes at length."""
+    text = scrubbed(text)
+    if WHOLE_LISTS.get():
+        return escaped(text)
+    return _without_middle(escaped(_without_middle(text, most)), most)
+
+
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 3 :]}"
+
+
+class CkptkitError(Exception):
+    r"""Anything ckptkit refuses or fails to do.
+
+    Parameters
+    ----------
+    message : str
+        What was found, naming the file, id or URL.
+    hint : str, optional
+        What to do next.
+
+    Examples
+    --------
+    >>> str(CkptkitError("a.index: empty file", hint="download it again"))
+    'a.index: empty file; download it again'
+    >>> str(CkptkitError("tiny-moat0-256 is not in the cache", hint=command("fetch", "tiny-moat0-256")))
+    'tiny-moat0-256 is not in the cache. Run: ckptkit fetch tiny-moat0-256'
+    >>> print(CkptkitError("no tensor called a\x1b[2Jb"))
+    no tensor called a\x1b[2Jb
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        self.message = _in_a_line(message)
+        self.hint = hint and _in_a_line(hint, _LONGEST_HINT)
+        super().__init__(self.message)
+
+    def reword(self, way: Callable[[str], str]) -> None:
+        """Say the same in other words: those of the command line are not Python's."""
+        self.message = _in_a_line(way(self.message))
+        self.hint = _in_a_line(way(self.hint), _LONGEST_HINT) if self.hint else None
+        self.args = (self.message,)
+
+    def __str__(self) -> str:
+        if not self.hint:
+            return self.message
+        return f"{self.message}{'. ' if self.hint[0].isupper() else '; '}{self.hint}"
+
+
+class UsageError(CkptkitError):
+    """The request itself makes no sense, or would overwrite something without ``--force``."""
+
+
+def one_of(what: str, text: str, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> str:
+    """The one of several names that a user means, by itself or by another word for it.
+
+    Raises
+    ------
+    UsageError
+        It is none of them.
+
+    Examples
+    --------
+    >>> one_of("framework", "PyTorch", ("torch", "keras"), {"pytorch": "torch"})
+    'torch'
+    """
+    lower = text.lower()
+    name = (aliases or {}).get(lower, lower)
+    if name in names:
+        return name
+    import difflib
+
+    close = difflib.get_close_matches(lower, [*names, *(aliases or {})], 1)
+    meant = f"did you mean {(aliases or {}).get(close[0], close[0])}? " if close else ""
+    raise UsageError(f"no {what} {text!r}", hint=f"{meant}one of {', '.join(names)}")
+
+
+class NotFoundError(CkptkitError):
+    """No such entry, file or tensor."""
+
+
+class NetworkError(CkptkitError):
+    """Every source failed, or the network is needed and ``--offline`` forbids it."""
+
+
+class FormatError(CkptkitError):
+    """A damaged, hostile or unsupported file.
+
+    The reason may quote the file: it is cut to 1000 characters. One that begins with "is" or "holds" makes a
+    sentence with the path.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    reason : str
+        What is wrong with it.
+    offset : int, optional
+        Where in the file, in bytes.
+    hint : str, optional
+        What to do next.
+
+    Examples
+    --------
+    >>> str(FormatError("m.index", "bad table magic", offset=40))
+    'm.index: at byte 40: bad table magic'
+    >>> str(FormatError("m.onnx", "is an ONNX model"))
+    'm.onnx is an ONNX model'
+    """
+
+    def __init__(
+        self, path: str | Path, reason: str, *, offset: int | None = None, hint: str | None = None
+    ) -> None:
+        self.path = path
+        self.reason = reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
+        self.offset = offset
+        if offset is not None:
+            where = f"{path}: at byte {offset}: "
+        else:
+            where = f"{path} " if reason.startswith(("is ", "holds ")) else f"{path}: "
+        super().__init__(where + self.reason, hint=hint)
+
+
+class IntegrityError(CkptkitError):
+    """The bytes are not the ones that were promised: checksum, size or identity differ."""
+
+
+class RegistryError(CkptkitError):
+    """A registry file breaks its schema.
+
+    Parameters
+    ----------
+    path : str or Path
+        The registry file.
+    faults : list of str
+        Every fault found, each as ``line N: what``.
+    """
+
+    def __init__(self, path: str | Path, faults: list[str]) -> None:
+        self.path = path
+        self.faults = faults
+        plural = "fault" if len(faults) == 1 else "faults"
+        super().__init__(
+            f"{path}: {len(faults)} {plural}: {faults_in_words(faults)}",
+            hint=f"see 'ckptkit registry validate {path}' and 'ckptkit registry schema'",
+        )
+
+
+class ConversionError(CkptkitError):
+    """The tensors of a file do not fit the layout they should have."""
+
+
+class UnknownModelError(ConversionError):
+    """The tensors of a file are of no family known here."""
+
+
+class StorageError(CkptkitError):
+    """The disk said no: full, read-only, not permitted."""
+
+
+_OS_REASONS = {
+    errno.ENOSPC: ("no space left on the disk", "free some space or {}"),
+    errno.EDQUOT: ("disk quota used up", "free some space or {}"),
+    errno.EFBIG: ("file too large for this file system or process limit", "{}"),
+    errno.EROFS: ("read-only file system", "{}"),
+    errno.EACCES: ("permission denied", "check who may write there, or {}"),
+    errno.EPERM: ("operation not permitted", "check who may write there, or {}"),
+}
+
+
+def storage_error(error: OSError, path: str | Path) -> StorageError:
+    """Turn an operating-system error about ``path`` into one line that says what to do.
+
+    Examples
+    --------
+    >>> import errno
+    >>> str(storage_error(OSError(errno.ENOSPC, "x"), "out.safetensors"))
+    'out.safetensors: no space left on the disk; free some space or choose another place'
+    """
+    reason, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+    name = os.fspath(path)
+    if error.errno in {errno.EACCES, errno.EPERM} and _is_unreadable_file(name):
+        hint = "check who may read it"
+    elif error.errno == errno.ENOENT and not Path(name).absolute().parent.is_dir():
+        reason, hint = "its folder is not there and cannot be created", "{}"
+    return StorageError(f"{path}: {reason}", hint=hint and hint.format(_another_place(name)))
+
+
+def _is_unreadable_file(name: str) -> bool:
+    with contextlib.suppress(OSError):  # in a folder that may not be looked into
+        return Path(name).is_file() and not os.access(name, os.R_OK)
+    return False
+
+
+def _another_place(path: str) -> str:
+    from ckptkit.base.home import ENVIRONMENT, home_folders
+
+    try:
+        cached = any(Path(path).is_relative_to(folder) for folder in home_folders())
+    except UsageError:
+        cached = False
+    return f"set {ENVIRONMENT} to another folder" if cached else "choose another place"
+
+
+class MissingDependencyError(CkptkitError):
+    """Optional packages are needed.
+
+    Parameters
+    ----------
+    purpose : str
+        What they are needed for.
+    *packages : str
+        The distributions that are not installed.
+
+    Examples
+    --------
+    >>> str(MissingDependencyError("the PyTorch forward pass", "torch"))
+    "the PyTorch forward pass needs torch; pip install 'torch>=2.6,<2.14'"
+    """
+
+    def __init__(self, purpose: str, *packages: str) -> None:
+        from ckptkit.base.extras import install_command
+
+        super().__init__(f"{purpose} needs {' and '.join(packages)}", hint=install_command(*packages))

@@ -1,0 +1,92 @@
+"""The classes of ImageNet-1K: what the logits of a 1000-class head stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ckptkit.base.errors import UsageError
+
+_TABLE = Path(__file__).with_name("imagenet_classes.tsv")
+
+
+@dataclass(frozen=True)
+class ImageClass:
+    """One class.
+
+    Parameters
+    ----------
+    index : int
+        Place among the logits.
+    wnid : str
+        WordNet id: the name of the class's folder in an ImageNet tree.
+    words : tuple of str
+        WordNet's words for it, the usual one first.
+    """
+
+    index: int
+    wnid: str
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The usual word. Two of them stand for two classes each: a crane, and a maillot."""
+        return self.words[0]
+
+
+@cache
+def imagenet_classes() -> tuple[ImageClass, ...]:
+    """The 1,000 classes, in the order of the logits.
+
+    Examples
+    --------
+    >>> imagenet_classes()[207]
+    ImageClass(index=207, wnid='n02099601', words=('golden retriever',))
+    """
+    lines = [line for line in _TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return tuple(
+        ImageClass(index, wnid, tuple(words.split(", ")))
+        for index, (wnid, _, words) in enumerate(line.partition("\t") for line in lines)
+    )
+
+
+def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageClass:
+    """Read a class given by index, WordNet id or one of its words.
+
+    Parameters
+    ----------
+    text : str
+        ``207``, ``n02099601`` or ``golden retriever``; case does not count.
+    classes : sequence of ImageClass, optional
+        Default ImageNet-1K's.
+
+    Raises
+    ------
+    UsageError
+        When there is no such class, or a word means several.
+
+    Examples
+    --------
+    >>> find_class("Golden Retriever").index
+    207
+    """
+    classes = imagenet_classes() if classes is None else classes
+    wanted = text.strip().casefold()
+    if wanted.isascii() and wanted.isdigit():
+        if int(wanted) < len(classes):
+            return classes[int(wanted)]
+        raise UsageError(f"no class {text}", hint=f"the classes are 0 to {len(classes) - 1}")
+    found = [c for c in classes if wanted == c.wnid or wanted in (word.casefold() for word in c.words)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{text!r} means {len(found)} classes", hint=" or ".join(f"{c.wnid} ({c.index})" for c in found)
+        )
+    near = [c.words[0] for c in classes if any(wanted in word.casefold() for word in c.words)][:5]
+    hint = (
+        "do you mean " + ", ".join(near) if near else "give an index, a WordNet id or a word of ImageNet-1K"
+    )
+    raise UsageError(f"no class {text!r}", hint=hint)

@@ -1,0 +1,139 @@
+"""From a picture to a model's input, as the published evaluation of a checkpoint does it.
+
+Resize the shorter side, keep the centre, normalize. Pillow resizes (as torchvision's and OpenMixup's
+evaluation does), so that both frameworks' models see the same numbers. Sizes and offsets are rounded as
+torchvision's ``Resize`` and ``CenterCrop`` round them. `ckptkit.models.images.torch_pipeline` and
+`ckptkit.models.images.tensorflow_pipeline` do the same once more, each with its framework alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.tensors import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation of each channel, for RGB in [0, 1]."""
+
+DEFAULT_INTERPOLATION = "bicubic"
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+MOST_PIXELS = 24_000_000
+"""Pixels that a resized picture may have: 96 MB, and as much again while it is made."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its pictures.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width of the input, pixels.
+    normalization : {"imagenet", "half"}
+    resize : int or None
+        Shorter side before the centre crop, pixels, where the published evaluation has one; else the picture
+        is resized just so far that it covers the input.
+    interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}
+
+    Raises
+    ------
+    UsageError
+        When the normalization or the interpolation is unknown.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Preprocessing((224, 224), "imagenet", resize=248)(Image.new("RGB", (640, 480))).shape
+    (224, 224, 3)
+    """
+
+    size: tuple[int, int]
+    normalization: str
+    resize: int | None = None
+    interpolation: str = DEFAULT_INTERPOLATION
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("normalization", self.normalization, tuple(NORMALIZATIONS)),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"no {what} {value!r}", hint="one of " + ", ".join(known))
+
+    def __call__(self, picture: Image) -> Array:
+        """Prepare one picture: (height, width, 3) float32."""
+        return self.normalized(self.cut(picture))
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Size (width, height) to which a picture of this size is resized before the crop.
+
+        One side is given, the other follows in proportion, cut off to whole pixels.
+
+        Examples
+        --------
+        >>> Preprocessing((224, 224), "imagenet", resize=248).resized(500, 333)
+        (372, 248)
+        >>> Preprocessing((192, 256), "imagenet").resized(500, 333)
+        (288, 192)
+        """
+        rows, columns = self.size
+        if self.resize is not None and self.resize >= max(rows, columns):
+            shorter = min(width, height)
+            return self.resize * width // shorter, self.resize * height // shorter
+        if columns * height >= rows * width:
+            return columns, columns * height // width
+        return rows * width // height, rows
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the centre crop in a resized picture of this size."""
+        rows, columns = self.size
+        left, top = round((width - columns) / 2), round((height - rows) / 2)
+        return left, top, left + columns, top + rows
+
+    def cut(self, picture: Image) -> Image:
+        """Resize the shorter side, then keep the centre: what the model sees, before normalization.
+
+        Raises
+        ------
+        FormatError
+            When the picture is so long and narrow that resizing it would take gigabytes.
+        """
+        from PIL import Image
+
+        filters = Image.Resampling[self.interpolation.upper()]
+        resized = self.resized(picture.width, picture.height)
+        if math.prod(resized) > MOST_PIXELS:
+            raise FormatError(
+                "image",
+                f"{picture.width}x{picture.height} pixels are too long and narrow: resized they would be "
+                f"{resized[0]:,}x{resized[1]:,}",
+                hint="cut out the part that matters",
+            )
+        # Across, then down, as one call of Pillow did up to version 12; later ones resize tall pictures down
+        # first, which rounds some pixels differently, by 13 levels of 255 at hard edges.
+        across = picture.resize((resized[0], picture.height), filters)
+        return across.resize(resized, filters).crop(self.box(*resized))
+
+    def normalized(self, picture: Image) -> Array:
+        """Normalize a picture of the input's size: (height, width, 3) float32."""
+        import numpy
+
+        mean, std = (numpy.array(rgb, numpy.float32) for rgb in NORMALIZATIONS[self.normalization])
+        pixels = numpy.asarray(picture, dtype=numpy.float32) / numpy.float32(255)
+        normalized: Array = (pixels - mean) / std
+        return normalized
+
+    def __str__(self) -> str:
+        rows, columns = self.size
+        before = f"shorter side to {self.resize}" if self.resize else "resized to cover"
+        return f"{before}, {self.interpolation}, centre {rows}x{columns}, normalization {self.normalization}"

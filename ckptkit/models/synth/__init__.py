@@ -1,0 +1,102 @@
+"""Deterministic synthetic checkpoints in the published formats.
+
+The weights are random numbers by a fixed recipe (`recipes`), so every machine makes the same file, no
+download is needed, and forward passes have a healthy scale. They predict nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptkit.base.errors import UsageError
+from ckptkit.formats.names import format_to_write, without_ending
+from ckptkit.models.synth.checkpoint import (
+    Synthetic,
+    SyntheticTensor,
+    is_synthetic,
+    synthetic_for,
+    synthetic_stand_in,
+)
+from ckptkit.models.synth.recipes import moganet_tensor, synthetic_tensor
+from ckptkit.models.synth.tensorflow_files import write_archive, write_bundle
+from ckptkit.models.synth.torch_files import NOTE, write_torch
+
+__all__ = [
+    "NOTE",
+    "Synthetic",
+    "SyntheticTensor",
+    "is_synthetic",
+    "moganet_tensor",
+    "published_ending",
+    "refuse_unpublished",
+    "synthetic_for",
+    "synthetic_stand_in",
+    "synthetic_tensor",
+    "write_archive",
+    "write_bundle",
+    "write_checkpoint",
+    "write_torch",
+]
+
+_ENDINGS = {"deeplab2": ".tar.gz", "openmixup": ".pth", "torch": ".pth.tar"}
+_ARCHIVES = (".tar.gz", ".tgz")
+
+
+def published_ending(synthetic: Synthetic) -> str:
+    """How the names of such files end where they are published.
+
+    Examples
+    --------
+    >>> published_ending(Synthetic("moganet-xt", layout="torch"))
+    '.pth.tar'
+    """
+    return _ENDINGS[synthetic.table.layout.name]
+
+
+def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
+    """Write a synthetic checkpoint in the format its family is published in.
+
+    Parameters
+    ----------
+    synthetic : Synthetic
+    path : Path
+        For TensorFlow's families a ``.tar.gz`` as published, or the prefix of a bare checkpoint; for
+        PyTorch's a file.
+    force : bool
+        Replace existing files.
+
+    Returns
+    -------
+    Path
+        What to open: the file, or the prefix.
+
+    Raises
+    ------
+    UsageError
+        When the name says another format.
+    """
+    refuse_unpublished(synthetic, path)
+    if synthetic.table.layout.name != "deeplab2":
+        return write_torch(synthetic, path, force=force)
+    if path.name.lower().endswith(_ARCHIVES):
+        return write_archive(synthetic, path, force=force)
+    write_bundle(synthetic, path, force=force)
+    return path
+
+
+def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
+    """Raise UsageError for a name that says another format than the one its family is published in."""
+    published = "tf" if synthetic.table.layout.name == "deeplab2" else "torch"
+    folder, slash, name = str(output).rpartition("/")
+    if published == "tf" and name.lower().endswith(_ARCHIVES):
+        return
+    try:
+        format_to_write(published, name)
+    except UsageError as error:
+        ending = ".ckpt" if published == "tf" else published_ending(synthetic)
+        better = f"{folder}{slash}{without_ending(name)}{ending}"
+        raise UsageError(
+            f"{output}: synth writes {synthetic.variant} as it is published, "
+            + ("a TensorFlow checkpoint" if published == "tf" else "a PyTorch file"),
+            hint=f"give -o {better}; 'ckptkit convert' changes the format",
+        ) from error
