@@ -18,24 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EntryAudit:
-    """The figures of one entry set against the counts of its model.
-
-    Parameters
-    ----------
-    id, variant : str
-    resolution : tuple of int
-        Height and width that the FLOPs are for.
-    checks : tuple of FigureCheck
-        Of parameters, then of FLOPs.
-    uncounted : mapping of str to int
-        See `Profile`.
-    """
+    """The figures of one entry set against the counts of its model."""
 
     id: str
     variant: str
-    resolution: Size
-    checks: tuple[FigureCheck, FigureCheck]
-    uncounted: Mapping[str, int]
+    resolution: Size  # height and width that the FLOPs are for
+    checks: tuple[FigureCheck, FigureCheck]  # of parameters, then of FLOPs
+    uncounted: Mapping[str, int]  # see `Profile`
 
     @property
     def ok(self) -> bool:
@@ -56,23 +45,12 @@ class EntryAudit:
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """A profile beside the figures that were published of the same model.
+    """A profile beside the figures that were published of the same model."""
 
-    Parameters
-    ----------
-    name : str
-        The id or variant it was asked for by.
-    profile : Profile
-    entry : Entry or None
-        Whose figures stand beside it; None when no entry is of this variant.
-    checks : tuple of FigureCheck
-        Of parameters, then of FLOPs.
-    """
-
-    name: str
+    name: str  # the id or variant it was asked for by
     profile: Profile
-    entry: Entry | None
-    checks: tuple[FigureCheck, FigureCheck]
+    entry: Entry | None  # whose figures stand beside it
+    checks: tuple[FigureCheck, FigureCheck]  # of parameters, then of FLOPs
 
     @property
     def ok(self) -> bool:
@@ -101,32 +79,6 @@ def profile_model(
 ) -> ProfileReport:
     """Count a model's parameters and multiply-adds and set them beside the published figures.
 
-    Parameters
-    ----------
-    name : str
-        Id of an entry, or a variant. A variant is compared with the first entry that fits it.
-    registry : Registry, optional
-        Default the built-in one.
-    resolution : int or (int, int), optional
-        Side, or height and width, in pixels; default the one of the published figures.
-    num_classes : int or None
-        Outputs of the head; None or 0 for no head.
-    pos_emb : bool, optional
-        Overrides whether attention has position tables.
-    settings : mapping of str to Any, optional
-        Overrides behaviour settings: ``{"window_size": 14}``.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such entry or variant, or no model code for its family.
-    UsageError
-        When an argument makes no sense.
-    MissingDependencyError
-        When torch is not installed.
-
-    Examples
-    --------
     >>> report = profile_model("moganet-xt-224")
     >>> report.profile.parameters, f"{float(report.profile.multiply_adds):,.0f}"
     (2956066, '799,674,138')
@@ -182,13 +134,6 @@ def audit_registry(
     """Set the published parameters and FLOPs of entries against what their models cost.
 
     Entries of the same model at the same resolution are counted once.
-
-    Parameters
-    ----------
-    entries : iterable of Entry
-        Of families there are models for.
-    advance : callable, optional
-        Called with 1 after each entry.
     """
     counted: dict[Subject, Profile] = {}
     audits = []

@@ -24,24 +24,12 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a tensor operation, as far as its cost depends on it.
+    """One call of a tensor operation, as far as its cost depends on it."""
 
-    Parameters
-    ----------
-    operation : str
-        PyTorch's name of it without overload and in-place mark: ``convolution``, ``add``.
-    inputs : tuple of (tuple of int or None)
-        Shape of each positional argument, None for one that is no tensor.
-    arguments : tuple
-        The positional arguments that are no tensors, None for one that is.
-    output : tuple of int
-        Shape of the (first) result.
-    """
-
-    operation: str
-    inputs: tuple[Shape | None, ...]
-    arguments: tuple[Any, ...]
-    output: Shape
+    operation: str  # pyTorch's name of it without overload and in-place mark: ``convolution``, ``add``
+    inputs: tuple[Shape | None, ...]  # shape of each positional argument, None for one that is no tensor
+    arguments: tuple[Any, ...]  # the positional arguments that are no tensors, None for one that is
+    output: Shape  # shape of the (first) result
 
     def input(self, position: int) -> Shape:
         """Shape of a positional argument that must be a tensor."""
@@ -111,32 +99,17 @@ FREE = frozenset(
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to count.
-
-    Parameters
-    ----------
-    name : str
-    counts : str
-        What it counts, in a phrase.
-    weight : Fraction
-        Multiply-adds that one operation of the table is worth.
-    operations : mapping of str to callable
-        What an operation costs beside its products.
-    free : frozenset of str
-        Operations that compute something but cost nothing by this convention.
-    activates_stage_outputs : bool
-        Whether the graph that was counted also activates the output of each stage, for those who
-        want features.
-    indifferent : mapping of str to Any
-        Settings without default that this count does not depend on, with the value to build with.
-    """
+    """One way to count."""
 
     name: str
-    counts: str
-    weight: Fraction
-    operations: Mapping[str, Cost]
-    free: frozenset[str]
+    counts: str  # what it counts, in a phrase
+    weight: Fraction  # multiply-adds that one operation of the table is worth
+    operations: Mapping[str, Cost]  # what an operation costs beside its products
+    free: frozenset[str]  # operations that compute something but cost nothing by this convention
+    # Whether the graph that was counted also activates the output of each stage, for those who want
+    # features
     activates_stage_outputs: bool = False
+    # Settings without default that this count does not depend on, with the value to build with
     indifferent: Mapping[str, Any] = field(default_factory=dict)
 
     def cost(self, call: Call) -> tuple[Fraction, Fraction] | None:
@@ -251,13 +224,6 @@ CONVENTIONS: Mapping[str, Convention] = {"moat": TENSORFLOW_GRAPH, "moganet": MM
 def convention_of(family: str) -> Convention:
     """Return how a family's publication counts.
 
-    Raises
-    ------
-    NotFoundError
-        When it is not known.
-
-    Examples
-    --------
     >>> convention_of("moganet").name
     'mmcv'
     """

@@ -13,20 +13,11 @@ from ckptkit.analysis.conventions import Call, Convention, Shape
 
 @dataclass
 class Count:
-    """Calls of one operation in one module, and their multiply-adds.
-
-    Parameters
-    ----------
-    calls : int
-    products : Fraction
-        Of convolutions, linear layers and attention products alone.
-    multiply_adds : Fraction
-        All of them by the convention; exact, since some conventions have halves and eighths.
-    """
+    """Calls of one operation in one module, and their multiply-adds."""
 
     calls: int = 0
-    products: Fraction = Fraction(0)
-    multiply_adds: Fraction = Fraction(0)
+    products: Fraction = Fraction(0)  # of convolutions, linear layers and attention products alone
+    multiply_adds: Fraction = Fraction(0)  # all of them by the convention
 
     def add(self, other: Count) -> None:
         """Add another count to this one."""
@@ -37,19 +28,12 @@ class Count:
 
 @dataclass
 class Tally:
-    """What a forward pass of one image costs.
+    """What a forward pass of one image costs."""
 
-    Parameters
-    ----------
-    counts : dict
-        By module, as ``named_modules`` calls it, and operation: what runs in the module itself and in none
-        of the modules within it.
-    uncounted : dict of str to int
-        Calls of operations that the convention says nothing about.
-    """
-
+    # By module, as ``named_modules`` calls it, and operation: what runs in the module itself and in none of
+    # the modules within it
     counts: dict[tuple[str, str], Count]
-    uncounted: dict[str, int]
+    uncounted: dict[str, int]  # calls of operations that the convention says nothing about
 
     def record(self, module: str, call: Call, convention: Convention) -> None:
         """Add one call."""
@@ -62,21 +46,7 @@ class Tally:
 
 
 def count_forward(model: Any, size: tuple[int, int], convention: Convention) -> Tally:
-    """Run a model of this package once and count.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A family's PyTorch model, on the meta device.
-    size : tuple of int
-        Height and width of the image in pixels.
-    convention : Convention
-
-    Raises
-    ------
-    UsageError
-        When the model does not take this size.
-    """
+    """Run a model of this package once and count."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 

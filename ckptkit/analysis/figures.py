@@ -22,28 +22,13 @@ FAILING = frozenset({"off", "stale"})
 
 @dataclass(frozen=True)
 class FigureCheck:
-    """One counted figure set against the published one.
-
-    Parameters
-    ----------
-    figure : {"params", "flops"}
-    counted : float
-    published : str or None
-        As published; None where nothing is published that it could be compared with.
-    verdict : str
-        ``exact``: it rounds to the published figure, at that figure's precision. ``close``: it does not, but
-        differs by no more than 2%. ``known``: it does not, and the registry lists the deviation.
-        ``off``: it differs by more, or the exact count of the published code is another. ``stale``: the
-        registry lists a deviation that is none. ``not compared``: nothing to compare with.
-    reason : str
-        What there is to say about the verdict; may be empty.
-    """
+    """One counted figure set against the published one."""
 
     figure: FigureName
     counted: float
-    published: str | None
-    verdict: Verdict
-    reason: str = ""
+    published: str | None  # as published
+    verdict: Verdict  # ``exact``: it rounds to the published figure, at that figure's precision
+    reason: str = ""  # what there is to say about the verdict
 
     @property
     def ok(self) -> bool:
@@ -73,17 +58,6 @@ def check_figure(
 ) -> FigureCheck:
     """Set a count against a published figure.
 
-    Parameters
-    ----------
-    figure : {"params", "flops"}
-    counted : float
-    published : str
-        As published: ``27.8M``.
-    known : KnownDeviation, optional
-        What the registry says about this figure of this entry.
-
-    Examples
-    --------
     >>> check_figure("params", 27846892, "27.8M").verdict
     'exact'
     >>> check_figure("params", 2956066, "2.97M").verdict

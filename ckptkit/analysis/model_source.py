@@ -25,43 +25,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A checkpoint that was opened for use, before any framework is loaded.
+    """A checkpoint that was opened for use, before any framework is loaded."""
 
-    Parameters
-    ----------
-    name : str
-        What to call it: the id, the path, or what was asked for with synthetic weights.
-    located : Located
-        The file. With synthetic weights it is there only while the context that opened it lasts.
-    family : Family
-    variant : str
-    num_classes : int or None
-        Outputs of the file's head; None where it has none.
-    settings : mapping of str to Any
-        Behaviour settings that were told; the entry and the file's metadata say the rest.
-    weights : {"auto", "ema", "raw"}
-    preprocessing : Preprocessing
-        As the published evaluation has it, at the resolution asked for.
-    synthetic : bool
-        Whether the weights are random numbers by recipe, made for the occasion or found in the file.
-    metadata : mapping of str to str
-        What the file says of itself.
-    made : bool
-        Whether the file was made for the occasion.
-    """
-
-    name: str
-    located: Located
+    name: str  # what to call it: the id, the path, or what was asked for with synthetic weights
+    located: Located  # the file
     family: Family
     variant: str
-    num_classes: int | None
-    settings: Mapping[str, Any]
+    num_classes: int | None  # outputs of the file's head
+    settings: Mapping[str, Any]  # behaviour settings that were told
     weights: Weights
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing  # as the published evaluation has it, at the resolution asked for
     workspace: Workspace = field(repr=False)
+    # Whether the weights are random numbers by recipe, made for the occasion or found in the file
     synthetic: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
-    made: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # what the file says of itself
+    made: bool = False  # whether the file was made for the occasion
 
     @property
     def stem(self) -> str:
@@ -81,19 +59,7 @@ class ModelSource:
         return self.located.entry
 
     def model(self, framework: Framework = "torch", **options: Any) -> Any:
-        """Build the model and load its weights.
-
-        Parameters
-        ----------
-        framework : {"torch", "keras"}
-        **options
-            More arguments of `ckptkit.models.create_model`.
-
-        Returns
-        -------
-        torch.nn.Module or keras.Model
-            In inference mode; takes NCHW (torch) or NHWC (keras) float32.
-        """
+        """Build the model and load its weights."""
         return create_model(
             self.entry or self.variant,
             framework,
@@ -122,32 +88,7 @@ def open_source(
     synthetic: bool = False,
     name: str | None = None,
 ) -> ModelSource:
-    """Recognise a checkpoint and find out how it wants its pictures; no framework is imported.
-
-    Parameters
-    ----------
-    located : Located
-        From `Workspace.locate`, or from `ckptkit.parity.run.synthetic_checkpoint`.
-    workspace : Workspace
-    resolution : int or (int, int), optional
-        Input size; default the entry's test resolution, else what the file's metadata says, else the one
-        the variant was published for.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both.
-    variant : str, optional
-        Overrides what the file is recognised as.
-    settings : mapping of str to Any, optional
-        Behaviour settings where no entry says them.
-    synthetic : bool
-        Whether the file was made for the occasion, with synthetic weights; others are looked at.
-    name : str, optional
-        What to call it.
-
-    Raises
-    ------
-    NotFoundError, FormatError, ConversionError
-        Nothing there; damaged; of no family known here.
-    """
+    """Recognise a checkpoint and find out how it wants its pictures; no framework is imported."""
     entry = located.entry
     with located.open(weights) as reader:
         found = require_recognition(
@@ -193,18 +134,6 @@ def named_source(
     """Open what a user names: an id (fetched when it is not here), a file, or synthetic weights of either.
 
     Synthetic weights lie in a temporary folder, there while the block lasts.
-
-    Parameters
-    ----------
-    what : str, Path or Entry
-        Id, entry or path; with ``synthetic`` an id or a variant.
-    workspace : Workspace
-    synthetic : bool
-        Use random weights by recipe.
-    state_dict, strip_prefix
-        As in `ckptkit.workspace.Located`.
-    **options
-        More arguments of `open_source`.
     """
     if synthetic and (state_dict is not None or strip_prefix):
         raise UsageError("synthetic weights have one state dict, and no prefix", hint="leave --synthetic out")
@@ -239,17 +168,8 @@ def preprocessing_of(
 ) -> Preprocessing:
     """How a checkpoint wants its pictures: as its entry, its metadata or its variant says.
 
-    Raises
-    ------
-    FormatError
-        When the metadata (of the file ``path``) says something that is no resolution.
-
-    Notes
-    -----
     At another resolution than the entry's, the shorter side before the crop keeps its ratio to the input's.
 
-    Examples
-    --------
     >>> import ckptkit
     >>> from ckptkit.families.base import get_family
     >>> entry = ckptkit.registry()["moganet-xt-224"]

@@ -15,28 +15,15 @@ REST = "(rest)"
 
 @dataclass(frozen=True)
 class ModuleProfile:
-    """One module with everything inside it.
+    """One module with everything inside it."""
 
-    Parameters
-    ----------
-    name : str
-        As ``named_modules`` calls it.
-    type : str
-        Its class; for a list of one class ``3 × MBConvBlock``.
-    parameters : int
-    products, multiply_adds : Fraction
-        For one image, all modules inside included.
-    children : tuple of ModuleProfile
-        The modules inside, and, where the module has parameters or does something itself, a last one called
-        ``(rest)``: so children always add up to their parent. A list of lists of modules is no
-        level of its own.
-    """
-
-    name: str
-    type: str
+    name: str  # as ``named_modules`` calls it
+    type: str  # its class
     parameters: int
-    products: Fraction
+    products: Fraction  # for one image, all modules inside included
     multiply_adds: Fraction
+    # The modules inside, and, where the module has parameters or does something itself, a last one called
+    # ``(rest)``: so children always add up to their parent
     children: tuple[ModuleProfile, ...] = field(default=())
 
     def rows(self, depth: int, level: int = 0) -> Iterator[tuple[int, ModuleProfile]]:
@@ -64,8 +51,6 @@ class ModuleProfile:
 def number(value: Fraction) -> int | float:
     """Plain number of a count: an integer where it is one.
 
-    Examples
-    --------
     >>> number(Fraction(6, 2)), number(Fraction(5, 2))
     (3, 2.5)
     """
@@ -73,13 +58,7 @@ def number(value: Fraction) -> int | float:
 
 
 def module_tree(model: Any, tally: Tally) -> ModuleProfile:
-    """Distribute a tally over a model's modules.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    tally : Tally
-    """
+    """Distribute a tally over a model's modules."""
     own: dict[str, Count] = {}
     for (module, _), count in tally.counts.items():
         own.setdefault(module, Count()).add(count)

@@ -37,57 +37,28 @@ ONLY_NUMBERS = (
 
 
 def require_packages(*frameworks: Framework) -> None:
-    """Look for Pillow and the frameworks without importing them, before anything slow is begun.
-
-    Raises
-    ------
-    MissingDependencyError
-        When any is missing; one error names all of them, and one command installs them.
-    """
+    """Look for Pillow and the frameworks without importing them, before anything slow is begun."""
     require_installed([*(_PACKAGES[name] for name in frameworks), "pillow"], "predict")
 
 
 @dataclass(frozen=True)
 class Guess:
-    """One class that a picture may show.
+    """One class that a picture may show."""
 
-    Parameters
-    ----------
-    rank : int
-        1 for the likeliest.
-    index : int
-        Place among the logits.
-    probability : float
-        Of the softmax over all classes.
-    wnid, name : str or None
-        WordNet id and usual word; None where the head is not ImageNet-1K's.
-    """
-
-    rank: int
-    index: int
-    probability: float
-    wnid: str | None = None
+    rank: int  # 1 for the likeliest
+    index: int  # place among the logits
+    probability: float  # of the softmax over all classes
+    wnid: str | None = None  # wordNet id and usual word
     name: str | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """What a model says of one picture."""
 
-    Parameters
-    ----------
-    image : str
-        What the picture is called.
-    top : tuple of Guess
-        Likeliest first.
-    source : ModelSource
-        The checkpoint, with the preprocessing.
-    framework : {"torch", "keras"}
-    """
-
-    image: str
-    top: tuple[Guess, ...]
-    source: ModelSource = field(repr=False)
+    image: str  # what the picture is called
+    top: tuple[Guess, ...]  # likeliest first
+    source: ModelSource = field(repr=False)  # the checkpoint, with the preprocessing
     framework: Framework
 
     @property
@@ -124,27 +95,12 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A checkpoint's classifier in one framework; the model is built when the first pictures have been read.
-
-    Parameters
-    ----------
-    source : ModelSource
-    framework : {"torch", "keras"}
-    top : int
-        How many classes to give; all, where there are fewer.
-    batch_size : int
-        Pictures that go through the model at once.
-
-    Raises
-    ------
-    UsageError
-        When top or batch size is less than one, or the checkpoint has no head.
-    """
+    """A checkpoint's classifier in one framework, built when the first pictures have been read."""
 
     source: ModelSource
     framework: Framework = "torch"
-    top: int = DEFAULT_TOP
-    batch_size: int = DEFAULT_BATCH_SIZE
+    top: int = DEFAULT_TOP  # how many classes to give
+    batch_size: int = DEFAULT_BATCH_SIZE  # pictures that go through the model at once
 
     def __post_init__(self) -> None:
         for what, value in (("top", self.top), ("batch size", self.batch_size)):
@@ -167,24 +123,7 @@ class Predictor:
         on_fault: Callable[[Fault], None] | None = None,
         aside: Callable[[Image], Any] | None = None,
     ) -> Iterator[Predicted]:
-        """Predict pictures, a batch at a time, in their order.
-
-        Parameters
-        ----------
-        pictures : iterable of NamedPicture
-        on_fault : callable, optional
-            Takes each picture that cannot be read; the others go on. Without it the first one ends all.
-        aside : callable, optional
-            Makes something of each decoded picture that comes back beside its prediction: the pictures
-            themselves are not kept.
-
-        Raises
-        ------
-        NotFoundError, FormatError, NetworkError
-            When a picture cannot be had, without ``on_fault``.
-        ConversionError, MissingDependencyError
-            When the model cannot be built.
-        """
+        """Predict pictures, a batch at a time, in their order."""
         readable = (_read(picture, self.source, aside, on_fault) for picture in pictures)
         prepared = (one for one in readable if one is not None)
         while batch := list(islice(prepared, self.batch_size)):
@@ -230,21 +169,7 @@ def predict_images(
     batch_size: int = DEFAULT_BATCH_SIZE,
     **options: Any,
 ) -> list[Prediction]:
-    """Predict everything that is named; the first image that cannot be had ends it.
-
-    Parameters
-    ----------
-    what, images, framework, top, batch_size
-        As in `ckptkit.predict`.
-    workspace : Workspace
-    **options
-        More arguments of `ckptkit.analysis.model_source.named_source`.
-
-    Raises
-    ------
-    MissingDependencyError, UsageError, NotFoundError, NetworkError, FormatError
-        As `ckptkit.predict` raises them.
-    """
+    """Predict everything that is named; the first image that cannot be had ends it."""
     from ckptkit.analysis.model_source import named_source
 
     builder = framework_named(framework)
@@ -263,14 +188,8 @@ def predict_images(
 def rank(logits: Array, top: int) -> tuple[Guess, ...]:
     """Turn one picture's logits into the likeliest classes.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (classes,); 1,000 of them are ImageNet-1K's.
-    top : int
+    ``logits``: (classes,); 1,000 of them are ImageNet-1K's.
 
-    Examples
-    --------
     >>> import numpy
     >>> [(guess.index, round(guess.probability, 3)) for guess in rank(numpy.array([0.0, 2.0, 1.0]), 2)]
     [(1, 0.665), (2, 0.245)]

@@ -20,26 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is counted: everything that the numbers of a profile depend on.
-
-    Parameters
-    ----------
-    family, variant : str
-    resolution : tuple of int
-        Height and width in pixels.
-    num_classes : int or None
-        Outputs of the head, None for none.
-    pos_emb : bool or None
-        Whether attention has position tables; None in families without any.
-    settings : tuple of (str, Any)
-        The family's behaviour settings, except those the family's convention does not see.
-    """
+    """What is counted: everything that the numbers of a profile depend on."""
 
     family: str
     variant: str
-    resolution: Size
-    num_classes: int | None
-    pos_emb: bool | None
+    resolution: Size  # height and width in pixels
+    num_classes: int | None  # outputs of the head, None for none
+    pos_emb: bool | None  # whether attention has position tables
+    # The family's behaviour settings, except those the family's convention does not see
     settings: tuple[tuple[str, Any], ...]
 
     @property
@@ -50,23 +38,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a model costs.
-
-    Parameters
-    ----------
-    subject : Subject
-    root : ModuleProfile
-        The whole model, with its modules inside.
-    operations : mapping of str to Count
-        Of the whole model by PyTorch operation, those that cost something; dearest first.
-    uncounted : mapping of str to int
-        Calls of operations that the convention says nothing about; empty unless PyTorch has changed.
-    """
+    """What a model costs."""
 
     subject: Subject
-    root: ModuleProfile
-    operations: Mapping[str, Count]
-    uncounted: Mapping[str, int]
+    root: ModuleProfile  # the whole model, with its modules inside
+    operations: Mapping[str, Count]  # of the whole model by PyTorch operation, those that cost something
+    uncounted: Mapping[str, int]  # calls of operations that the convention says nothing about
 
     @property
     def parameters(self) -> int:
@@ -120,15 +97,7 @@ def subject_of(
     pos_emb: bool | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Put together what is to be counted: as asked, else the entry's, else a classifier's.
-
-    Raises
-    ------
-    UsageError
-        When an argument makes no sense for the family, or a setting must be told.
-    NotFoundError
-        When it is not known how the family's figures were counted.
-    """
+    """Put together what is to be counted: as asked, else the entry's, else a classifier's."""
     from ckptkit.families.behaviour import said_settings, settle
 
     indifferent = convention_of(family.name).indifferent
@@ -156,13 +125,6 @@ def profile(subject: Subject) -> Profile:
     """Count one model.
 
     The model is built and run on PyTorch's meta device, so this takes neither weights nor memory for them.
-
-    Raises
-    ------
-    MissingDependencyError
-        When torch is not installed.
-    UsageError
-        When a setting makes no sense at this resolution.
     """
     model = _build(subject)
     tally = count_forward(model, subject.resolution, subject.convention)

@@ -35,13 +35,7 @@ _SIDE = 64
 
 
 def require(options: ExportOptions) -> None:
-    """Ask for PyTorch, which the check runs in, whatever the backbone is for.
-
-    Raises
-    ------
-    MissingDependencyError
-        torch is not installed.
-    """
+    """Ask for PyTorch, which the check runs in, whatever the backbone is for."""
     if not options.dry_run:
         require_installed(["torch"], "the check of an exported backbone")
 
@@ -51,22 +45,6 @@ def export(source: ModelSource, output: Path, options: ExportOptions) -> Exporte
 
     Before it gets its name, the names and shapes are compared with what the headless architecture has, and
     the features that PyTorch computes from the written file with those from the source.
-
-    Parameters
-    ----------
-    source : ModelSource
-    output : Path
-        The folder.
-    options : ExportOptions
-        ``dtype`` rounds the weights.
-
-    Raises
-    ------
-    UsageError
-        ``output`` exists; no code is known that loads this family's backbones, or it does not take that
-        ``dtype``, or these position tables; or a setting that has no default is not known.
-    CkptkitError
-        The source does not fit or is damaged; the disk refused.
     """
     consumer = consumer_of(source.family.name, source.name)
     if consumer.dtype is not None and options.dtype not in (None, consumer.dtype):
@@ -129,13 +107,7 @@ def _write(
 
 
 def compare_features(source: ModelSource, written: Path) -> tuple[StageComparison, ...]:
-    """Set the features PyTorch computes from the written file against those from the source, at 64 pixels.
-
-    Raises
-    ------
-    CkptkitError
-        A file does not fit or is damaged.
-    """
+    """Set the features PyTorch computes from the written file against those from the source, at 64 pixels."""
     entry = source.entry
     with ExitStack() as opened:
         original = examine(
@@ -165,13 +137,7 @@ def _features(file: ModelFile, settings: dict[str, object], images: Array) -> di
 
 
 def _require_names(written: Path, weights: PlannedWeights) -> None:
-    """Refuse a file whose tensors are not the headless architecture's, all of them and no other.
-
-    Raises
-    ------
-    IntegrityError
-        When it is so.
-    """
+    """Refuse a file whose tensors are not the headless architecture's, all of them and no other."""
     found = weights.plan.recognition
     structure = Structure(found.structure.pos_emb, None, found.structure.table_sizes)
     table = found.family.table(weights.plan.layout, found.variant, structure)

@@ -50,15 +50,7 @@ g3doc/projects/moat_imagenet_pretrained_checkpoints.md; Westlake-AI/MogaNet, REA
 
 
 def bibtex(id: str, key: str) -> str:
-    """Return an entry for a bibliography; without title and authors for a paper not known here.
-
-    Parameters
-    ----------
-    id : str
-        On arXiv.
-    key : str
-        What the text cites it by.
-    """
+    """Return an entry for a bibliography; without title and authors for a paper not known here."""
     fields = {"eprint": id, "archivePrefix": "arXiv"}
     paper = PAPERS.get(id)
     if paper is not None:

@@ -24,70 +24,32 @@ from ckptkit.families.moganet.config import MOGANET_CONFIGS
 
 @dataclass(frozen=True)
 class Backbone:
-    """A headless model, as far as its user must know it.
-
-    Parameters
-    ----------
-    variant : str
-    pos_emb : bool
-    settings : mapping of str to Any
-        Behaviour settings.
-    normalization : str
-    weights : Path
-        What the config has to name: a file, or the prefix of a TensorFlow checkpoint.
-    """
+    """A headless model, as far as its user must know it."""
 
     variant: str
     pos_emb: bool
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # behaviour settings
     normalization: str
-    weights: Path
+    weights: Path  # what the config has to name: a file, or the prefix of a TensorFlow checkpoint
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """Code that loads a family's backbones.
+    """Code that loads a family's backbones."""
 
-    Parameters
-    ----------
-    name : str
-        What people call it.
-    to : str
-        Format of its weights.
-    layout : str
-        Names of the tensors.
-    file : str
-        What the weights are called here.
-    files : tuple of str
-        Every file that is written under that name.
-    dtype : str or None
-        The one floating type it takes; None: any, it casts.
-    config : callable
-        The lines of a config that name a backbone.
-    remarks : callable
-        What else its user must know, a sentence each.
-    """
-
-    name: str
-    to: str
-    layout: str
-    file: str
-    files: tuple[str, ...]
-    dtype: str | None
-    config: Callable[[Backbone], str]
-    remarks: Callable[[Backbone], list[str]]
+    name: str  # what people call it
+    to: str  # format of its weights
+    layout: str  # names of the tensors
+    file: str  # what the weights are called here
+    files: tuple[str, ...]  # every file that is written under that name
+    dtype: str | None  # the one floating type it takes
+    config: Callable[[Backbone], str]  # the lines of a config that name a backbone
+    remarks: Callable[[Backbone], list[str]]  # what else its user must know, a sentence each
 
 
 def consumer_of(family: str, source: object = "FILE") -> Consumer:
     """Return the code that loads a family's backbones, those of ``source``.
 
-    Raises
-    ------
-    UsageError
-        When none is known.
-
-    Examples
-    --------
     >>> consumer_of("moat").to
     'tf'
     """
@@ -115,8 +77,6 @@ _DEEPLAB2_ENDINGS = {
 def deeplab2_name(variant: str, *, pos_emb: bool) -> str:
     """What deeplab2's ``moat.get_model`` calls a backbone.
 
-    Examples
-    --------
     >>> deeplab2_name("tiny-moat0", pos_emb=False)
     'tiny_moat0_pretrain_256_no_pe_1k'
     """

@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def describe(weights: PlannedWeights) -> ModelConfig:
-    """Say what the model of these weights is; waits for the source's checksum.
-
-    Raises
-    ------
-    UsageError
-        When a behaviour setting that has no default is not known.
-    """
+    """Say what the model of these weights is; waits for the source's checksum."""
     source, found = weights.source, weights.plan.recognition
     structure = found.structure
     config = ModelConfig(
@@ -48,13 +42,7 @@ def describe(weights: PlannedWeights) -> ModelConfig:
 
 
 def settings_of(source: ModelSource) -> dict[str, Any]:
-    """Every behaviour setting of a source's model, said or by default, as JSON has it.
-
-    Raises
-    ------
-    UsageError
-        When a setting that has no default is not known.
-    """
+    """Every behaviour setting of a source's model, said or by default, as JSON has it."""
     said = said_settings(
         source.family,
         told=source.settings,
@@ -87,8 +75,6 @@ def class_names() -> list[str]:
 
     WordNet's usual word; where that stands for two classes, all of its words, or else the WordNet id too.
 
-    Examples
-    --------
     >>> names = class_names()
     >>> len(set(names)), names[0], names[134], names[639]
     (1000, 'tench', 'crane (n02012849)', 'maillot, tank suit')

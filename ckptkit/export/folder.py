@@ -32,28 +32,6 @@ class StagedFolder:
 
     Leaving the ``with`` block without `commit` removes it. What a killed writer left is swept away, or put
     back where it had moved it, by the next writer of the same folder.
-
-    Parameters
-    ----------
-    final : Path
-        Where the folder will stand. Its parent is created.
-    force : bool
-        Whether an earlier one may be replaced.
-    owned : collection of str
-        Names that an earlier one may hold (files and folders at its top): it is not replaced when it holds
-        anything else, so that no folder of the user's own is lost by a wrong ``--output``.
-
-    Attributes
-    ----------
-    path : Path
-        Where to write until `commit`.
-
-    Raises
-    ------
-    UsageError
-        When ``final`` exists and ``force`` is false, or it is no folder, or holds something else.
-    StorageError
-        When the disk refuses.
     """
 
     def __init__(self, final: Path, *, force: bool = False, owned: Collection[str]) -> None:
@@ -139,15 +117,7 @@ def _sweep(place: Path) -> None:
 
 
 def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> None:
-    """Refuse to write a folder where something stands that must not be replaced.
-
-    Raises
-    ------
-    UsageError
-        As `StagedFolder` says.
-    StorageError
-        The folder cannot be read.
-    """
+    """Refuse to write a folder where something stands that must not be replaced."""
     if final.is_dir() and not final.is_symlink():
         try:
             names = sorted(path.name for path in final.iterdir())

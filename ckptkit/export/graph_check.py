@@ -20,35 +20,19 @@ _BATCH = 3
 
 @dataclass(frozen=True)
 class Reference:
-    """What the PyTorch model gives.
-
-    Parameters
-    ----------
-    inputs : Inputs
-    outputs : dict of str to numpy.ndarray
-        Channels last.
-    """
+    """What the PyTorch model gives."""
 
     inputs: Inputs
-    outputs: dict[str, Array]
+    outputs: dict[str, Array]  # channels last
 
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """Outcome of a comparison.
+    """Outcome of a comparison."""
 
-    Parameters
-    ----------
-    backend : str
-        What ran the graph, with its version.
-    inputs : Inputs
-    together, alone : tuple of StageComparison
-        All inputs as one batch, and the first one by itself.
-    """
-
-    backend: str
+    backend: str  # what ran the graph, with its version
     inputs: Inputs
-    together: tuple[StageComparison, ...]
+    together: tuple[StageComparison, ...]  # all inputs as one batch, and the first one by itself
     alone: tuple[StageComparison, ...]
 
     @property
@@ -81,13 +65,7 @@ class GraphCheck:
 
 
 def reference_of(source: ModelSource, model: Any) -> Reference:
-    """Run the PyTorch model on seeded inputs of its source's resolution.
-
-    Raises
-    ------
-    UsageError
-        When there is not enough memory, or a window does not divide its map.
-    """
+    """Run the PyTorch model on seeded inputs of its source's resolution."""
     inputs = random_inputs(_BATCH, source.preprocessing.size, None)
     return Reference(inputs, run_torch(model, inputs.array()))
 
@@ -95,23 +73,7 @@ def reference_of(source: ModelSource, model: Any) -> Reference:
 def check_graph(
     reference: Reference, run: Callable[[Array], dict[str, Array]], *, features: bool, backend: str
 ) -> GraphCheck:
-    """Compare what a graph gives.
-
-    Parameters
-    ----------
-    reference : Reference
-    run : callable
-        Takes images (N, H, W, 3), gives the graph's outputs by name, channels last.
-    features : bool
-        Whether the graph was made to give stages and no logits.
-    backend : str
-        What runs it, with its version.
-
-    Raises
-    ------
-    FormatError
-        When the graph cannot be run.
-    """
+    """Compare what a graph gives."""
     images = reference.inputs.array()
     wanted = {name for name in reference.outputs if not (features and name == LOGITS)}
 

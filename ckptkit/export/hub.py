@@ -28,23 +28,7 @@ def require(_options: ExportOptions) -> None:
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
-    """Write the folder.
-
-    Parameters
-    ----------
-    source : ModelSource
-    output : Path
-        The folder; it appears when all of it is written and was read back.
-    options : ExportOptions
-        ``dtype`` rounds the weights.
-
-    Raises
-    ------
-    UsageError
-        ``output`` exists; or a setting that has no default is not known.
-    CkptkitError
-        The source does not fit or is damaged; the disk refused.
-    """
+    """Write the folder."""
     refuse_replacement(output, force=options.force, owned=OWNED)
     with planned_weights(source, "safetensors", layout=CANONICAL, dtype=options.dtype) as weights:
         texts = _texts(weights, options.repository)

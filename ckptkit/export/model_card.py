@@ -55,21 +55,7 @@ SYNTHETIC = (
 
 
 def model_card(source: ModelSource, config: ModelConfig, *, repository: str | None = None) -> str:
-    """Write the card of an exported model.
-
-    Parameters
-    ----------
-    source : ModelSource
-    config : ModelConfig
-        From `ckptkit.export.description.describe`.
-    repository : str, optional
-        Name on the hub, where it is known already.
-
-    Returns
-    -------
-    str
-        Markdown with a YAML head.
-    """
+    """Write the card of an exported model."""
     head = yaml_text(front_matter(source, config), sort_keys=False)
     parts = [
         f"# {escaped(title(source, config), 'markdown')}",

@@ -38,39 +38,13 @@ if TYPE_CHECKING:
 
 
 def require(options: ExportOptions) -> None:
-    """Ask for PyTorch and the packages of the extra ``onnx``, and for a sensible operator set.
-
-    Raises
-    ------
-    MissingDependencyError, UsageError
-        Any is missing; an operator set that nothing is known of.
-    """
+    """Ask for PyTorch and the packages of the extra ``onnx``, and for a sensible operator set."""
     require_opset(options.opset or DEFAULT_OPSET)
     require_installed(ONNX, "export --to onnx")
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
-    """Write the graph, run it by ONNX Runtime, and compare it with the PyTorch model.
-
-    Parameters
-    ----------
-    source : ModelSource
-        Its preprocessing gives the resolution, which the graph is fixed to.
-    output : Path
-        The file; it appears when it was found to agree. Weights beyond 2 GB stand beside it, see
-        `ckptkit.models.graphs.onnx_graph.data_path`.
-    options : ExportOptions
-        ``features`` and ``opset``.
-
-    Raises
-    ------
-    UsageError
-        ``output`` exists; or a setting that has no default is not known.
-    ConversionError
-        The source does not fit; PyTorch's exporter fails.
-    FormatError
-        The source is damaged; ONNX Runtime cannot run the graph.
-    """
+    """Write the graph, run it by ONNX Runtime, and compare it with the PyTorch model."""
     refuse_not_utf8(output, "onnx")
     for path in (output, data_path(output)):
         refuse_existing(path, force=options.force)

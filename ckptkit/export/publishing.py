@@ -35,18 +35,10 @@ _REFUSALS = {
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to push.
+    """Where to push."""
 
-    Parameters
-    ----------
-    repository : str
-        ``ORG/NAME``.
-    private : bool
-        Whether a repository that has to be created is private.
-    """
-
-    repository: str
-    private: bool = False
+    repository: str  # ``ORG/NAME``
+    private: bool = False  # whether a repository that has to be created is private
 
     def __post_init__(self) -> None:
         owner, slash, name = self.repository.partition("/")
@@ -58,15 +50,7 @@ class Destination:
 
 
 def require_hub(*, offline: bool) -> None:
-    """Ask for the package and a token before any work is done.
-
-    Raises
-    ------
-    MissingDependencyError
-        huggingface_hub is not installed.
-    NetworkError
-        There is no token, or the network must not be used.
-    """
+    """Ask for the package and a token before any work is done."""
     if offline:
         raise NetworkError("--push needs the network, which --offline forbids", hint="leave one of them out")
     try:
@@ -88,28 +72,6 @@ def push(
     """Create the repository where it does not exist, and send the files in one commit.
 
     Files of the repository that the export has not stay as they are.
-
-    Parameters
-    ----------
-    folder : Path
-        An exported folder.
-    files : sequence of ExportedFile
-        Its files.
-    destination : Destination
-    message : str
-        First line of the commit.
-    bars : bool
-        Whether huggingface_hub may draw its progress bars.
-
-    Returns
-    -------
-    str
-        URL of the commit.
-
-    Raises
-    ------
-    NetworkError
-        The hub cannot be reached, or refuses.
     """
     hub: Any = importlib.import_module("huggingface_hub")
     utils: Any = importlib.import_module("huggingface_hub.utils")

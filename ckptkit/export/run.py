@@ -23,42 +23,18 @@ PUSHED = "hf"
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What the user asked for.
-
-    Parameters
-    ----------
-    target : Target
-    options : ExportOptions
-    output : str or Path, optional
-        Default: a name by the source's, in the current folder; of what is pushed, none that stays. A graph
-        that is one file gets that name in a folder, too.
-    destination : Destination, optional
-        Where on the hub to push it.
-    synthetic_too : bool
-        Push synthetic weights: as a rule nobody should find them where weights are looked for.
-    bars : bool
-        Whether huggingface_hub may draw progress bars.
-    """
+    """What the user asked for."""
 
     target: Target
     options: ExportOptions
-    output: str | Path | None = None
-    destination: Destination | None = None
+    output: str | Path | None = None  # default: a name by the source's, in the current folder
+    destination: Destination | None = None  # where on the hub to push it
+    # Push synthetic weights: as a rule nobody should find them where weights are looked for
     synthetic_too: bool = False
-    bars: bool = False
+    bars: bool = False  # whether huggingface_hub may draw progress bars
 
     def require(self, *, offline: bool, synthetic: bool) -> None:
-        """Refuse what makes no sense, and ask for packages, before anything is fetched or made.
-
-        Raises
-        ------
-        UsageError
-            The options contradict each other.
-        MissingDependencyError
-            A package is not installed.
-        NetworkError
-            Something is to be pushed without a token, or offline.
-        """
+        """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
         if self.destination is not None:
             if self.target.name != PUSHED:
                 raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
@@ -68,13 +44,7 @@ class ExportRequest:
         self.target.require(self.options)
 
     def require_consent(self, *, synthetic: bool) -> None:
-        """Refuse to push synthetic weights unless they are meant to be.
-
-        Raises
-        ------
-        UsageError
-            When they are not.
-        """
+        """Refuse to push synthetic weights unless they are meant to be."""
         if synthetic and self.destination is not None and not self.synthetic_too:
             raise UsageError(
                 "these weights are synthetic: on the hub somebody may take them for trained ones",
@@ -84,20 +54,11 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class ExportOutcome:
-    """What became of a request.
-
-    Parameters
-    ----------
-    exported : Exported
-    pushed : str or None
-        URL of the commit on the hub.
-    kept : bool
-        Whether ``exported.path`` is still there.
-    """
+    """What became of a request."""
 
     exported: Exported
-    pushed: str | None = None
-    kept: bool = True
+    pushed: str | None = None  # URL of the commit on the hub
+    kept: bool = True  # whether ``exported.path`` is still there
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as ``--json`` prints it."""
@@ -113,19 +74,7 @@ class ExportOutcome:
 
 
 def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
-    """Export a source, and push it where that is asked for.
-
-    Parameters
-    ----------
-    source : ModelSource
-    request : ExportRequest
-        `ExportRequest.require` was called already.
-
-    Raises
-    ------
-    CkptkitError
-        As `Target.export` and `ckptkit.export.publishing.push` raise them.
-    """
+    """Export a source, and push it where that is asked for."""
     request.require_consent(synthetic=source.synthetic)
     destination, options = request.destination, request.options
     with ExitStack() as stack:

@@ -29,37 +29,12 @@ _FILES = (
 
 
 def require(_options: ExportOptions) -> None:
-    """Ask for both frameworks: PyTorch's model is what the SavedModel is compared with.
-
-    Raises
-    ------
-    MissingDependencyError
-        Any is missing.
-    """
+    """Ask for both frameworks: PyTorch's model is what the SavedModel is compared with."""
     require_installed(FRAMEWORKS, "export --to saved-model, which is checked against PyTorch,")
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
-    """Write the Keras model, load it again by TensorFlow alone, and compare it with the PyTorch model.
-
-    Parameters
-    ----------
-    source : ModelSource
-        Its preprocessing gives the resolution, which the signature is fixed to.
-    output : Path
-        The folder; it appears when it was found to agree.
-    options : ExportOptions
-        ``features``.
-
-    Raises
-    ------
-    UsageError
-        ``output`` exists; or a setting that has no default is not known.
-    ConversionError
-        The source does not fit; TensorFlow cannot write it.
-    FormatError
-        The source is damaged; TensorFlow cannot load what was written.
-    """
+    """Write the Keras model, load it again by TensorFlow alone, and compare it with the PyTorch model."""
     refuse_not_utf8(output, "TensorFlow")
     refuse_replacement(output, force=options.force, owned=CONTENTS)
     with planned_weights(source, "safetensors", layout=CANONICAL) as weights:

@@ -29,102 +29,50 @@ def _silent(_text: str) -> None:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export should make.
+    """What an export should make."""
 
-    Parameters
-    ----------
-    dtype : str, optional
-        ``float32``, ``float16`` or ``bfloat16`` for all floating tensors; default: as they are.
-    features : bool
-        The stages' outputs instead of logits (graphs only).
-    opset : int, optional
-        Of the ONNX operators; default: the exporter's.
-    force : bool
-        Replace an existing output.
-    dry_run : bool
-        Say what would be written, write nothing.
-    verbose : bool
-        Whether other packages may print what they like.
-    repository : str, optional
-        Where on the Hugging Face hub it will be, for what it says of its use.
-    note, warn : callable
-        Take each sentence that the user may want to see, or must see.
-    """
-
-    dtype: str | None = None
-    features: bool = False
-    opset: int | None = None
-    force: bool = False
-    dry_run: bool = False
-    verbose: bool = False
-    repository: str | None = None
+    dtype: str | None = None  # ``float32``, ``float16`` or ``bfloat16`` for all floating tensors
+    features: bool = False  # the stages' outputs instead of logits (graphs only)
+    opset: int | None = None  # of the ONNX operators
+    force: bool = False  # replace an existing output
+    dry_run: bool = False  # say what would be written, write nothing
+    verbose: bool = False  # whether other packages may print what they like
+    repository: str | None = None  # where on the Hugging Face hub it will be, for what it says of its use
+    # Take each sentence that the user may want to see, or must see
     note: Callable[[str], None] = field(default=_silent, repr=False)
+    # Take each sentence that the user may want to see, or must see
     warn: Callable[[str], None] = field(default=_silent, repr=False)
 
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file of an export.
+    """One file of an export."""
 
-    Parameters
-    ----------
-    name : str
-        Relative to the export's folder, with slashes; the file's own name where the export is one file.
-    nbytes : int or None
-        None where only writing it would tell.
-    """
-
-    name: str
-    nbytes: int | None
+    name: str  # relative to the export's folder, with slashes
+    nbytes: int | None  # none where only writing it would tell
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, or would write.
+    """What an export wrote, or would write."""
 
-    Parameters
-    ----------
-    path : Path
-        The file or folder.
-    files : tuple of ExportedFile
-    verdict : str
-        One sentence: what was checked and what came of it.
-    ok : bool
-        Whether the check held; where it did not, nothing stands at ``path``.
-    details : mapping of str to Any
-        More for ``--json``; what ``json.dumps`` takes.
-    """
-
-    path: Path
+    path: Path  # the file or folder
     files: tuple[ExportedFile, ...]
-    verdict: str
-    ok: bool = True
-    details: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str  # one sentence: what was checked and what came of it
+    ok: bool = True  # whether the check held
+    details: Mapping[str, Any] = field(default_factory=dict)  # more for ``--json``
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing a checkpoint can be exported to.
+    """One thing a checkpoint can be exported to."""
 
-    Parameters
-    ----------
-    name : str
-        After ``--to``.
-    module : str
-        Where ``require`` and ``export`` are; imported when they are needed.
-    ending : str
-        Of the default output's name.
-    takes : frozenset of str
-        Options of `ExportOptions` that mean something to it, apart from those all targets take.
-    folder : bool
-        Whether it is a folder; else a file.
-    """
-
-    name: str
-    module: str
-    ending: str
+    name: str  # after ``--to``
+    module: str  # where ``require`` and ``export`` are
+    ending: str  # of the default output's name
+    # Options of `ExportOptions` that mean something to it, apart from those all targets take
     takes: frozenset[str] = frozenset()
-    folder: bool = True
+    folder: bool = True  # whether it is a folder
 
     def refuse_name(self, output: str | Path | None) -> None:
         """Raise UsageError for a name that says something else than this target writes."""
@@ -149,30 +97,14 @@ class Target:
             )
 
     def require(self, options: ExportOptions) -> None:
-        """Refuse options that mean nothing to this target, and ask for the packages it needs.
-
-        Raises
-        ------
-        UsageError
-            An option that is another target's.
-        MissingDependencyError
-            A package is not installed.
-        """
+        """Refuse options that mean nothing to this target, and ask for the packages it needs."""
         for option in ("dtype", "features", "opset"):
             if option not in self.takes and getattr(options, option):
                 raise UsageError(f"--{option} means nothing to --to {self.name}", hint="leave it out")
         importlib.import_module(self.module).require(options)
 
     def export(self, source: ModelSource, output: Path, options: ExportOptions) -> Exported:
-        """Write it (or, in a dry run, say what would be written); see `Exported`.
-
-        Raises
-        ------
-        UsageError
-            ``output`` exists and ``options.force`` is false.
-        CkptkitError
-            The source is damaged; the disk refused.
-        """
+        """Write it (or, in a dry run, say what would be written); see `Exported`."""
         exported: Exported = importlib.import_module(self.module).export(source, output, options)
         return exported
 
@@ -194,13 +126,6 @@ _ALIASES = {"huggingface": "hf", "hub": "hf", "saved_model": "saved-model", "sav
 def target_named(text: str) -> str:
     """The name of the target that a user means.
 
-    Raises
-    ------
-    UsageError
-        When there is none of that name.
-
-    Examples
-    --------
     >>> target_named("SavedModel")
     'saved-model'
     """
@@ -210,13 +135,6 @@ def target_named(text: str) -> str:
 def get_target(to: str | None, output: str | Path | None = None) -> Target:
     """Look up a target by its name, else by the ending of what is to be written.
 
-    Raises
-    ------
-    UsageError
-        When there is none of that name, or the output's name says another one, or nothing.
-
-    Examples
-    --------
     >>> get_target("hf").ending, get_target(None, "moat.onnx").name
     ('-hf', 'onnx')
     """

@@ -22,17 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedWeights:
-    """A conversion that is decided; its source is open.
-
-    Parameters
-    ----------
-    source : ModelSource
-    plan : Plan
-        Its provenance is filled with zeros of the right length until `write` is done.
-    """
+    """A conversion that is decided; its source is open."""
 
     source: ModelSource
-    plan: Plan
+    plan: Plan  # its provenance is filled with zeros of the right length until `write` is done
     _reader: Reader
     _provenance: Provenance
 
@@ -45,13 +38,7 @@ class PlannedWeights:
         return {} if self.source.synthetic else dict(self._provenance.wait())
 
     def write(self, path: Path, options: ExportOptions) -> Converted:
-        """Convert, read back and compare.
-
-        Raises
-        ------
-        CkptkitError
-            As `ckptkit.convert.execute` raises them; nothing is left then.
-        """
+        """Convert, read back and compare."""
         with self.source.workspace.progress(f"exporting {self.source.name}", self.plan.nbytes) as advance:
             converted = execute(self.plan, self._reader, path, progress=advance, late=self._late)
         if converted.losses:
@@ -67,23 +54,6 @@ def planned_weights(
 
     The file's metadata name the resolution the source was opened for. Synthetic weights say so there, and
     nothing says whose they are.
-
-    Parameters
-    ----------
-    source : ModelSource
-    to : str
-        Format.
-    dtype, layout
-        As in `ckptkit.convert.Options`.
-    head : bool
-        False leaves the classification head out; a file that has none is exported without in any case.
-
-    Raises
-    ------
-    ConversionError
-        Tensors are missing, unexpected or of another shape.
-    FormatError
-        The source is damaged.
     """
     located = source.located
     options = Options(

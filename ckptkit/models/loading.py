@@ -26,13 +26,6 @@ _ALIASES = {"pytorch": "torch", "pt": "torch", "tf": "keras", "tf2": "keras", "t
 def framework_named(text: str) -> Framework:
     """The framework that a user names, by its own name or another one for it.
 
-    Raises
-    ------
-    UsageError
-        When it is another one.
-
-    Examples
-    --------
     >>> framework_named("pytorch"), framework_named("tf")
     ('torch', 'keras')
     """
@@ -41,55 +34,27 @@ def framework_named(text: str) -> Framework:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a model was made of: its attribute ``loaded``.
-
-    Parameters
-    ----------
-    variant : str
-    settings : mapping of str to Any
-        Every behaviour setting as the model has it, whoever said it.
-    entry : str or None
-        Id of the registry entry it belongs to.
-    path : Path or None
-        The checkpoint; None where nothing was loaded.
-    weights : "ema", "raw" or None
-        Which copy was taken where the file holds both.
-    tensors : int
-        How many were loaded.
-    initialised : tuple of str
-        The model's tensors that the file did not fill, by the names of the framework's layout.
-    misfits : tuple of Misfit
-        Why, other than a new head; empty unless loaded with ``strict=False`` or ``allow_missing_bn``.
-    """
+    """What a model was made of: its attribute ``loaded``."""
 
     variant: str
-    settings: Mapping[str, Any]
-    entry: str | None = None
-    path: Path | None = None
-    weights: Copy | None = None
-    tensors: int = 0
+    settings: Mapping[str, Any]  # every behaviour setting as the model has it, whoever said it
+    entry: str | None = None  # id of the registry entry it belongs to
+    path: Path | None = None  # the checkpoint
+    weights: Copy | None = None  # which copy was taken where the file holds both
+    tensors: int = 0  # how many were loaded
+    # The model's tensors that the file did not fill, by the names of the framework's layout
     initialised: tuple[str, ...] = ()
-    misfits: tuple[Misfit, ...] = field(default=(), repr=False)
+    misfits: tuple[Misfit, ...] = field(default=(), repr=False)  # why, other than a new head
 
 
 @dataclass(frozen=True)
 class Target:
-    """A built model that waits for its weights.
-
-    Parameters
-    ----------
-    model : torch.nn.Module or keras.Model
-    module : module
-        The family's, of its framework.
-    framework : {"torch", "keras"}
-    structure : Structure
-        The model's.
-    """
+    """A built model that waits for its weights."""
 
     model: Any
-    module: Any
+    module: Any  # the family's, of its framework
     framework: Framework
-    structure: Structure
+    structure: Structure  # the model's
 
     def layout(self, found: Recognition) -> str:
         """Name the layout of the model's tensors."""
@@ -115,15 +80,7 @@ def fill(
     allow_missing_bn: bool,
     warn: Callable[[str], None],
 ) -> Filling:
-    """Fill a model from an open file, and warn of what it does not fill.
-
-    Raises
-    ------
-    ConversionError
-        When ``strict`` and the file does not fill it wholly: see `require_filled`.
-    UsageError
-        When the copy asked for is not there.
-    """
+    """Fill a model from an open file, and warn of what it does not fill."""
     filling = filling_of(
         reader,
         found,

@@ -35,13 +35,6 @@ _XYZ_TO_RGB = (
 def colour_table(name: str) -> Array:
     """256 colours from no heat to most, (256, 3) uint8 sRGB.
 
-    Raises
-    ------
-    UsageError
-        When there is no table of this name.
-
-    Examples
-    --------
     >>> colour_table("grey")[[0, 255]].tolist()
     [[31, 31, 31], [243, 243, 243]]
     """

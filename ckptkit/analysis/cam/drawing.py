@@ -31,25 +31,11 @@ _TEXT_SIZES = (13, 20)
 
 @dataclass(frozen=True)
 class Style:
-    """How heat is shown.
-
-    Parameters
-    ----------
-    layout : {"overlay", "side-by-side", "heat"}
-    alpha : float
-        Share of the heat's colours in an overlay, 0 to 1.
-    colormap : str
-        One of `COLORMAPS`.
-
-    Raises
-    ------
-    UsageError
-        When any of them is none of these.
-    """
+    """How heat is shown."""
 
     layout: str = "overlay"
-    alpha: float = 0.5
-    colormap: str = COLORMAPS[0]
+    alpha: float = 0.5  # share of the heat's colours in an overlay, 0 to 1
+    colormap: str = COLORMAPS[0]  # one of `COLORMAPS`
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -101,12 +87,6 @@ def compose(heatmaps: Sequence[Heatmap], style: Style) -> Image:
 
     A single overlay, or the heat alone, stays as it is, at the size of the model's input. Everything else
     becomes a sheet with a caption: what all maps have in common below, what tells them apart under each.
-
-    Parameters
-    ----------
-    heatmaps : sequence of Heatmap
-        At least one; of the same picture.
-    style : Style
     """
     if len(heatmaps) == 1 and style.layout != "side-by-side":
         return _drawn(heatmaps[0], style)
@@ -220,8 +200,6 @@ def _write_below(
 def _in_letters_there_are(text: str) -> str:
     """Spell a text in ASCII, all that Pillow's own font has.
 
-    Examples
-    --------
     >>> _in_letters_there_are("chô-chô (1×7)")
     'cho-cho (1?7)'
     """

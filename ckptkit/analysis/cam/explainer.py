@@ -24,24 +24,12 @@ _PACKAGES = ("torch", "captum", "pillow")
 
 
 def require_packages() -> None:
-    """Look for all that a heat map needs without importing it.
-
-    Raises
-    ------
-    MissingDependencyError
-        When any is missing; one error names all of them, and one command installs them.
-    """
+    """Look for all that a heat map needs without importing it."""
     require_installed(_PACKAGES, "a heat map")
 
 
 def head_classes(source: ModelSource) -> HeadClasses:
-    """Return the classes of a checkpoint's head.
-
-    Raises
-    ------
-    UsageError
-        When the file has no head.
-    """
+    """Return the classes of a checkpoint's head."""
     if not source.num_classes:
         raise UsageError(
             f"{source.name}: weights without a classification head",
@@ -51,13 +39,7 @@ def head_classes(source: ModelSource) -> HeadClasses:
 
 
 def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
-    """Read one picture: a file, a URL, or a picture that was decoded already.
-
-    Raises
-    ------
-    UsageError, NotFoundError, NetworkError, FormatError
-        A folder of several; nothing there; not to be had; damaged.
-    """
+    """Read one picture: a file, a URL, or a picture that was decoded already."""
     from ckptkit.models.images.gathering import Gatherer
     from ckptkit.store.mirrors import parse_mirrors
 
@@ -70,20 +52,7 @@ def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
 
 
 class Explainer:
-    """A checkpoint's model, ready to be asked where it looks.
-
-    Parameters
-    ----------
-    source : ModelSource
-        From `ckptkit.analysis.model_source.open_source`. Its head must give classes.
-
-    Raises
-    ------
-    MissingDependencyError
-        When torch, captum or Pillow is not installed.
-    UsageError
-        When the file has no head.
-    """
+    """A checkpoint's model, ready to be asked where it looks."""
 
     def __init__(self, source: ModelSource) -> None:
         require_packages()
@@ -93,15 +62,7 @@ class Explainer:
         self.model.requires_grad_(False)  # only the maps' gradients are wanted
 
     def see(self, picture: Image) -> SeenPicture:
-        """Show the model a picture, prepared as its checkpoint wants it.
-
-        Raises
-        ------
-        FormatError
-            When what the model makes of it is not finite: the weights are damaged.
-        UsageError
-            When the picture is too long and narrow.
-        """
+        """Show the model a picture, prepared as its checkpoint wants it."""
         import torch
 
         prepare = self.source.preprocessing
@@ -119,23 +80,12 @@ class Explainer:
 
 @dataclass(frozen=True, eq=False)
 class SeenPicture:
-    """A picture the model has seen.
-
-    Parameters
-    ----------
-    explainer : Explainer
-    picture : PIL.Image.Image
-        As the model saw it, before normalization.
-    images : torch.Tensor
-        The model's input, (1, 3, H, W).
-    seen : Pass
-        Logits, stages and their modules.
-    """
+    """A picture the model has seen."""
 
     explainer: Explainer
-    picture: Image
-    images: Any
-    seen: Pass
+    picture: Image  # as the model saw it, before normalization
+    images: Any  # the model's input, (1, 3, H, W)
+    seen: Pass  # logits, stages and their modules
 
     @property
     def predicted(self) -> int:
@@ -154,24 +104,7 @@ class SeenPicture:
     def heatmap(
         self, method: str = "gradcam", stage: str | int | None = None, target: int | str | None = None
     ) -> Heatmap:
-        """Find where the evidence for a class lies.
-
-        Parameters
-        ----------
-        method : str
-            One of `METHODS`.
-        stage : str or int, optional
-            ``stage1`` … or its number; default the last.
-        target : int or str, optional
-            Index, WordNet id or name of a class; default the predicted one.
-
-        Raises
-        ------
-        UsageError
-            When there is no such method, stage or class.
-        FormatError
-            When the map is not finite.
-        """
+        """Find where the evidence for a class lies."""
         asked = find_method(method)
         where = find_stage(stage, self.seen)
         index = self.predicted if target is None else self.explainer.classes.find(target)

@@ -19,27 +19,17 @@ _COLUMNS = ("left", "centre", "right")
 
 @dataclass(frozen=True)
 class Spot:
-    """A place in the picture as the model saw it.
+    """A place in the picture as the model saw it."""
 
-    Parameters
-    ----------
-    x, y : float
-        Pixels from the left and from the top edge.
-    width, height : int
-        Size of the picture, pixels.
-    """
-
-    x: float
+    x: float  # pixels from the left and from the top edge
     y: float
-    width: int
+    width: int  # size of the picture, pixels
     height: int
 
     @property
     def words(self) -> str:
         """In which ninth of the picture it lies.
 
-        Examples
-        --------
         >>> Spot(200, 20, 224, 224).words
         'top right'
         """
@@ -54,45 +44,22 @@ class Spot:
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """Where in a picture the evidence for a class lies, as one method tells it from one stage.
+    """Where in a picture the evidence for a class lies, as one method tells it from one stage."""
 
-    Parameters
-    ----------
-    name : str
-        The entry's id, or the file: whose weights.
-    picture : PIL.Image.Image
-        The picture as the model saw it: resized and cut, before normalization.
-    heat : numpy.ndarray
-        ``(h, w)`` float32 at the stage's resolution, 0 (no evidence, or evidence against) to 1 (most).
-        Read-only. Zero everywhere when no place speaks for the class.
-    strength : float
-        The largest value before the map was scaled to 1, in units of the class's logit (of the map itself
-        for ``eigencam``).
-    index : int
-        The class, by its place among the logits.
-    image_class : ImageClass or None
-        The same with its names; None where the model's classes are not ImageNet-1K's.
-    probability : float
-        The model's, of this class.
-    predicted : bool
-        Whether it is the class the model finds most probable.
-    method, stage : str
-        ``gradcam`` …, ``stage1`` ….
-    synthetic : bool
-        Whether the weights are random numbers: the heat means nothing then.
-    """
-
-    name: str
-    picture: Image
+    name: str  # the entry's id, or the file: whose weights
+    picture: Image  # the picture as the model saw it: resized and cut, before normalization
+    # ``(h, w)`` float32 at the stage's resolution, 0 (no evidence, or evidence against) to 1 (most)
     heat: Array
+    # The largest value before the map was scaled to 1, in units of the class's logit (of the map itself for
+    # ``eigencam``)
     strength: float
-    index: int
-    image_class: ImageClass | None
-    probability: float
-    predicted: bool
-    method: str
+    index: int  # the class, by its place among the logits
+    image_class: ImageClass | None  # the same with its names
+    probability: float  # the model's, of this class
+    predicted: bool  # whether it is the class the model finds most probable
+    method: str  # ``gradcam`` …, ``stage1`` …
     stage: str
-    synthetic: bool = False
+    synthetic: bool = False  # whether the weights are random numbers: the heat means nothing then
     preprocessing: str = field(default="", repr=False)
 
     @property
@@ -154,21 +121,7 @@ class Heatmap:
         return larger
 
     def overlay(self, alpha: float = 0.5, colormap: str = "ember") -> Image:
-        """Lay the heat over the picture.
-
-        Parameters
-        ----------
-        alpha : float
-            Share of the heat's colours; the rest is the picture. It is the same everywhere: the picture
-            darkens where there is no evidence.
-        colormap : str
-            One of `ckptkit.analysis.cam.COLORMAPS`.
-
-        Returns
-        -------
-        PIL.Image.Image
-            RGB, of the picture's size.
-        """
+        """Lay the heat over the picture."""
         from ckptkit.analysis.cam.drawing import Style, overlay
 
         return overlay(self, Style(alpha=alpha, colormap=colormap))
@@ -182,25 +135,7 @@ class Heatmap:
         colormap: str = "ember",
         force: bool = False,
     ) -> Path:
-        """Write a picture of it: PNG, JPEG or WebP by the name's ending.
-
-        Parameters
-        ----------
-        path : path
-        layout : {"overlay", "side-by-side", "heat"}
-            Side by side are the picture, the heat and the overlay, with a caption.
-        alpha, colormap
-            As for `overlay`.
-        force : bool
-            Replace an existing file.
-
-        Raises
-        ------
-        UsageError
-            When the file exists, or an option or the ending is unknown.
-        StorageError
-            When the disk refuses.
-        """
+        """Write a picture of it: PNG, JPEG or WebP by the name's ending."""
         from ckptkit.analysis.cam.drawing import Style, compose
         from ckptkit.analysis.cam.saving import require_ending, save_picture
 

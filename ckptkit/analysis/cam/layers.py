@@ -11,21 +11,11 @@ from ckptkit.base.errors import UsageError
 
 @dataclass(frozen=True)
 class Pass:
-    """What one forward pass showed.
+    """What one forward pass showed."""
 
-    Parameters
-    ----------
-    logits : torch.Tensor
-        ``(N, classes)``.
-    layers : dict of str to torch.nn.Module
-        By stage (``stage1`` …), the module that gives the stage's output.
-    grids : dict of str to (int, int)
-        Rows and columns of each stage's map.
-    """
-
-    logits: Any
-    layers: dict[str, Any]
-    grids: dict[str, tuple[int, int]]
+    logits: Any  # ``(N, classes)``
+    layers: dict[str, Any]  # by stage (``stage1`` …), the module that gives the stage's output
+    grids: dict[str, tuple[int, int]]  # rows and columns of each stage's map
 
     @property
     def last(self) -> str:
@@ -39,12 +29,7 @@ def run_once(model: Any, images: Any) -> Pass:
     A module makes a stage's output when it returns that very tensor, so no name of any architecture has to be
     known here; where several return it, one inside the other, the outermost is taken.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        With ``forward_stages`` (see `ckptkit.families`).
-    images : torch.Tensor
-        ``(N, 3, H, W)``.
+    ``images``: ``(N, 3, H, W)``.
     """
     import torch
 
@@ -72,13 +57,6 @@ def run_once(model: Any, images: Any) -> Pass:
 def find_stage(text: str | int | None, seen: Pass) -> str:
     """Read a stage given by number or name; None is the last.
 
-    Raises
-    ------
-    UsageError
-        When the model has no such stage.
-
-    Examples
-    --------
     >>> seen = Pass(None, {"stage1": None, "stage2": None}, {})
     >>> find_stage(None, seen), find_stage("1", seen), find_stage("stage2", seen)
     ('stage2', 'stage1', 'stage2')

@@ -28,26 +28,13 @@ def _captum() -> Any:
 
 @dataclass(frozen=True)
 class Question:
-    """What a map is asked for.
+    """What a map is asked for."""
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Gives logits (N, classes).
-    layer : torch.nn.Module
-        The module whose output is the stage's, (N, C, h, w).
-    images : torch.Tensor
-        One prepared picture, (1, 3, H, W).
-    index : int
-        The class, by its place among the logits.
-    after : callable, optional
-        From the stage's output straight to the logits, where that is a function of its own (the head).
-    """
-
-    model: Any
-    layer: Any
-    images: Any
-    index: int
+    model: Any  # gives logits (N, classes)
+    layer: Any  # the module whose output is the stage's, (N, C, h, w)
+    images: Any  # one prepared picture, (1, 3, H, W)
+    index: int  # the class, by its place among the logits
+    # From the stage's output straight to the logits, where that is a function of its own (the head)
     after: Callable[[Any], Any] | None = None
 
     def activation(self) -> Any:
@@ -133,27 +120,14 @@ def ablation_cam(question: Question) -> Any:
 
 @dataclass(frozen=True)
 class Method:
-    """One kind of class activation map.
+    """One kind of class activation map."""
 
-    Parameters
-    ----------
-    name : str
-        As options have it.
-    title : str
-        As its authors call it.
-    signed_map : callable
-        From a `Question` to the map (h, w) before negative evidence is cut off.
-    of_class : bool
-        Whether the map depends on the class at all.
-    many_passes : bool
-        Whether it takes a forward pass a few channels, and not one or two in all.
-    """
-
-    name: str
-    title: str
+    name: str  # as options have it
+    title: str  # as its authors call it
+    # From a `Question` to the map (h, w) before negative evidence is cut off
     signed_map: Callable[[Question], Any]
-    of_class: bool = True
-    many_passes: bool = False
+    of_class: bool = True  # whether the map depends on the class at all
+    many_passes: bool = False  # whether it takes a forward pass a few channels, and not one or two in all
 
 
 METHODS: dict[str, Method] = {
@@ -172,13 +146,6 @@ METHODS: dict[str, Method] = {
 def find_method(name: str) -> Method:
     """Look a method up.
 
-    Raises
-    ------
-    UsageError
-        When there is none of this name.
-
-    Examples
-    --------
     >>> find_method("gradcam").title
     'Grad-CAM'
     """

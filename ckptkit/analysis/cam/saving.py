@@ -26,13 +26,6 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 def require_ending(path: Path) -> str:
     """Which kind of picture a name asks for.
 
-    Raises
-    ------
-    UsageError
-        When it is none that can be written.
-
-    Examples
-    --------
     >>> require_ending(Path("out.JPG"))
     'JPEG'
     """
@@ -61,25 +54,7 @@ def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
 
 
 def save_picture(picture: Image, heatmaps: Sequence[Heatmap], path: Path, *, force: bool = False) -> Path:
-    """Write a picture whole or not at all; PNG, JPEG or WebP by the name's ending.
-
-    Parameters
-    ----------
-    picture : PIL.Image.Image
-        From `ckptkit.analysis.cam.compose`.
-    heatmaps : sequence of Heatmap
-        What it shows. PNG tells it in tEXt chunks (iTXt for what is not Latin-1), the others in EXIF.
-    path : Path
-    force : bool
-        Replace an existing file.
-
-    Raises
-    ------
-    UsageError
-        When the file exists, or its ending is unknown.
-    StorageError
-        When the disk refuses.
-    """
+    """Write a picture whole or not at all; PNG, JPEG or WebP by the name's ending."""
     kind = require_ending(path)
     with StagedFile(path, force=force) as staged:
         staged.append(encoded(picture, describe(heatmaps), kind))

@@ -10,26 +10,13 @@ from ckptkit.models.images.classes import ImageClass, find_class, imagenet_class
 
 @dataclass(frozen=True)
 class HeadClasses:
-    """The classes that a head of some size tells apart.
+    """The classes that a head of some size tells apart."""
 
-    Parameters
-    ----------
-    count : int
-        Outputs of the head. 1,000 are ImageNet-1K's, as in every published checkpoint; others have no names.
-    """
-
-    count: int
+    count: int  # outputs of the head
 
     def find(self, target: int | str) -> int:
         """Place among the logits of a class given by index, WordNet id or name.
 
-        Raises
-        ------
-        UsageError
-            When there is no such class, or it is given by name and the classes have none.
-
-        Examples
-        --------
         >>> HeadClasses(1000).find("golden retriever"), HeadClasses(10).find(7)
         (207, 7)
         """

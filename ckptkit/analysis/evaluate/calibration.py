@@ -43,26 +43,12 @@ _FORMAT = "safetensors"
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How statistics are recomputed.
+    """How statistics are recomputed."""
 
-    Parameters
-    ----------
-    data : sequence of path
-        A folder of images, with or without class folders, or shards; classes do not matter.
-    images : int
-        How many are taken, the same ones each time; all where there are fewer.
-    batch_size : int
-        At most so many images pass together; each layer is normalized by the batch's own statistics.
-    workers : int or None
-        As in `EvaluationOptions`.
-    device : str
-        As in `EvaluationOptions`.
-    """
-
-    data: Sequence[str | Path]
-    images: int = DEFAULT_IMAGES
-    batch_size: int = 32
-    workers: int | None = None
+    data: Sequence[str | Path]  # A folder of images, with or without class folders, or shards
+    images: int = DEFAULT_IMAGES  # how many are taken, the same ones each time
+    batch_size: int = 32  # at most so many images pass together
+    workers: int | None = None  # as in `EvaluationOptions`
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -73,29 +59,14 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What a calibration wrote, or would write.
-
-    Parameters
-    ----------
-    path : Path
-    layers : int
-        BatchNorm layers whose statistics were recomputed.
-    images : int
-        Images that passed through the model.
-    metadata : mapping of str to str
-        Of the file.
-    bad : tuple of BadImage
-        Left out because they cannot be decoded.
-    tensors : int
-        In the file.
-    """
+    """What a calibration wrote, or would write."""
 
     path: Path
-    layers: int
-    images: int
-    metadata: Mapping[str, str]
-    bad: tuple[BadImage, ...]
-    tensors: int
+    layers: int  # batchNorm layers whose statistics were recomputed
+    images: int  # images that passed through the model
+    metadata: Mapping[str, str]  # of the file
+    bad: tuple[BadImage, ...]  # left out because they cannot be decoded
+    tensors: int  # in the file
 
 
 def refuse_name(output: str | Path) -> None:
@@ -125,27 +96,6 @@ def calibrate_source(
     """Recompute a checkpoint's BatchNorm statistics from images and write it anew; see `statistics`.
 
     All other tensors are written as they are, under canonical names.
-
-    Parameters
-    ----------
-    source : ModelSource
-        Statistics may be missing in it.
-    options : CalibrationOptions
-    output : Path
-        A ``.safetensors`` file.
-    force : bool
-        Replace an existing one.
-    dry_run : bool
-        Look at the checkpoint and the images only.
-    bar : callable
-        See `ProgressBar`.
-
-    Raises
-    ------
-    UsageError
-        When the output exists, or there are fewer than two images.
-    NotFoundError, FormatError, ConversionError, StorageError, IntegrityError
-        No images; a damaged or incomplete checkpoint; the disk refuses; what was written reads otherwise.
     """
     refuse_name(output)
     located = source.located

@@ -29,13 +29,7 @@ _FAILURE, _SAID = "failure", "said"
 
 
 def world_of_environment() -> tuple[int, int]:
-    """Rank and number of processes, as ``torchrun`` tells by RANK and WORLD_SIZE; (0, 1) where it does not.
-
-    Raises
-    ------
-    UsageError
-        When these say nonsense.
-    """
+    """Rank and number of processes from ``torchrun``'s RANK and WORLD_SIZE; (0, 1) without them."""
     texts = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not all(text.isdigit() for text in texts) or int(texts[0]) >= int(texts[1]):
         raise UsageError(f"RANK is {texts[0]!r} and WORLD_SIZE {texts[1]!r}", hint="let torchrun set them")
@@ -43,16 +37,7 @@ def world_of_environment() -> tuple[int, int]:
 
 
 class Group:
-    """One process among those that evaluate together; alone by default.
-
-    Parameters
-    ----------
-    rank, world : int
-    store : torch.distributed.Store, optional
-        Where all can leave words.
-    device : str
-        Where the sums are made.
-    """
+    """One process among those that evaluate together; alone by default."""
 
     def __init__(self, rank: int = 0, world: int = 1, store: Any = None, device: str = "cpu") -> None:
         self.rank = rank
@@ -184,21 +169,6 @@ def _rebuilt(said: dict[str, Any]) -> BaseException:
 def process_group(device: str = "auto", framework: Framework = "torch") -> Iterator[Group]:
     """Join the processes that the environment tells of, while the block runs.
 
-    Parameters
-    ----------
-    device : str
-        As in `torch_device`; decides between nccl and gloo.
-    framework : {"torch", "keras"}
-        Several processes are for PyTorch.
-
-    Raises
-    ------
-    UsageError
-        When the environment says nonsense, there is no such device, the framework is another one, or a group
-        exists already.
-
-    Notes
-    -----
     A process that is killed can say nothing: torchrun then ends the others, without it they wait.
     """
     rank, world = world_of_environment()

@@ -22,25 +22,7 @@ _NAMED = 3
 
 
 def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = None) -> ImageSet:
-    """Read a folder that has one folder for each class.
-
-    Parameters
-    ----------
-    folder : Path
-    num_classes : int
-        Of the model: with ImageNet-1K's 1,000 the folders are called by WordNet ids, else the order of their
-        names is that of the classes.
-    order : {"text", "number"}, optional
-        That of the names: as text 10 comes before 2 (torchvision's ImageFolder), as a number after it (timm).
-        Not given, it is that of the text, with a remark where the other one differs.
-
-    Raises
-    ------
-    UsageError
-        When a folder is no class of ImageNet-1K, or the model has another number of classes.
-    NotFoundError
-        When there are no images.
-    """
+    """Read a folder that has one folder for each class."""
     names = [entry.name for entry in entries_of(folder) if entry.is_dir()]
     labels, rule, remarks = class_labels(names, num_classes, folder, order)
     samples = [
@@ -59,13 +41,7 @@ def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = Non
 def class_labels(
     names: list[str], num_classes: int, folder: Path, order: ClassOrder | None = None
 ) -> tuple[dict[str, int], str, list[str]]:
-    """Tell each class folder's index, by which rule, and what to know about it, in words.
-
-    Raises
-    ------
-    UsageError
-        When the folders do not fit the model.
-    """
+    """Tell each class folder's index, by which rule, and what to know about it, in words."""
     wnids = {one.wnid: one.index for one in imagenet_classes()}
     if num_classes == len(wnids) and order is None:
         strange = [name for name in names if name not in wnids]
@@ -102,8 +78,6 @@ def class_labels(
 def _with_numbers(name: str) -> list[str | int]:
     """Text and numbers in turn.
 
-    Examples
-    --------
     >>> _with_numbers("class10a")
     ['class', 10, 'a']
     """
@@ -111,24 +85,7 @@ def _with_numbers(name: str) -> list[str | int]:
 
 
 def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
-    """Read a folder whose images' classes stand in a file.
-
-    Parameters
-    ----------
-    folder : Path
-    labels : Path
-        Lines of an image's path in the folder and its class: an index from 0, or a WordNet id of ImageNet-1K
-        where the model has its classes. Blank lines, and what follows a ``#`` at a line's start, say nothing.
-    num_classes : int
-        Of the model.
-
-    Raises
-    ------
-    FormatError
-        When a line cannot be read, names an image twice or a class that the model has not.
-    NotFoundError
-        When an image of the file is not in the folder, or there is no such file.
-    """
+    """Read a folder whose images' classes stand in a file."""
     found = dict(_label_lines(labels, num_classes))
     remarks: list[str] = []
     there = {path.relative_to(folder).as_posix(): path for path in images_below(folder, remarks.append)}
@@ -189,13 +146,6 @@ def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
 def class_index(text: str, num_classes: int, where: str) -> int:
     """Read a class's index, or its WordNet id where the model has ImageNet-1K's classes.
 
-    Raises
-    ------
-    FormatError
-        When it is neither, or the model has fewer classes.
-
-    Examples
-    --------
     >>> class_index("207", 1000, "x"), class_index("n02099601", 1000, "x")
     (207, 207)
     """
@@ -213,13 +163,7 @@ def class_index(text: str, num_classes: int, where: str) -> int:
 
 
 def any_images(folder: Path) -> ImageSet:
-    """Read every image below a folder, without labels.
-
-    Raises
-    ------
-    NotFoundError
-        When there are none.
-    """
+    """Read every image below a folder, without labels."""
     remarks: list[str] = []
     found = images_below(folder, remarks.append)
     samples = [Sample(path.relative_to(folder).as_posix(), path) for path in found]

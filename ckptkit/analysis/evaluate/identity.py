@@ -23,19 +23,7 @@ def state_file(
     *,
     part: int | None,
 ) -> StateFile:
-    """Where the progress of an evaluation is kept, and what it depends on.
-
-    Parameters
-    ----------
-    source : ModelSource
-    options : EvaluationOptions
-    images : ImageSet
-        Those chosen.
-    settings : mapping of str to Any
-        Of the model.
-    part : int or None
-        As in `StateFile`.
-    """
+    """Where the progress of an evaluation is kept, and what it depends on."""
     choices = {
         "weights": source.weights,
         "state dict": str(source.located.state_dict),

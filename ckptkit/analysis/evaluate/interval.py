@@ -17,26 +17,12 @@ _DECIMALS = 1
 def wilson_interval(hits: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval for the share of hits that so many drawn images are compatible with.
 
-    Parameters
-    ----------
-    hits, images : int
-    confidence : float
-
-    Returns
-    -------
-    (float, float)
-        Between 0 and 1.
-
-    Notes
-    -----
     The score interval of E. B. Wilson, "Probable inference, the law of succession, and statistical
     inference", J. Amer. Stat. Assoc. 22 (1927): with p = hits / n and z the normal quantile of
     (1 + confidence) / 2 it is (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n). It takes the images for
     independent draws from all that could be taken, so it is a little too wide for a sample spread evenly
     over the classes.
 
-    Examples
-    --------
     >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
@@ -52,24 +38,13 @@ def wilson_interval(hits: int, images: int, confidence: float = CONFIDENCE) -> t
 
 @dataclass(frozen=True)
 class Score:
-    """How many images had their class among the best guesses.
+    """How many images had their class among the best guesses."""
 
-    Parameters
-    ----------
-    best : int
-        How many guesses count: 1 or 5.
-    hits, images : int
-    published : float or None
-        What the publication says, percent.
-    reason : str
-        Why the published figure is not compared; empty where it is.
-    """
-
-    best: int
+    best: int  # how many guesses count: 1 or 5
     hits: int
     images: int
-    published: float | None = None
-    reason: str = ""
+    published: float | None = None  # what the publication says, percent
+    reason: str = ""  # why the published figure is not compared
 
     @property
     def percent(self) -> float:
@@ -112,8 +87,6 @@ class Score:
 def rounding_of(published: float) -> float:
     """How far the true value may lie from a published one: half a unit of its last decimal, or of 0.1.
 
-    Examples
-    --------
     >>> rounding_of(76.5), rounding_of(77.0), rounding_of(79.25)
     (0.05, 0.05, 0.005)
     """
@@ -127,8 +100,6 @@ def sign_test(one: int, other: int) -> float:
     On the images that only one of two models gets right this is the exact form of McNemar's test (Q. McNemar,
     Psychometrika 12, 1947).
 
-    Examples
-    --------
     >>> sign_test(0, 6), sign_test(3, 3)
     (0.03125, 1.0)
     """

@@ -25,47 +25,18 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ready for a model.
+    """Images ready for a model."""
 
-    Parameters
-    ----------
-    positions : list of int
-        Which images of the set they are.
-    images : numpy.ndarray
-        (N, H, W, 3) float32.
-    bad : dict of int to str
-        Position → what is wrong, for images that cannot be decoded: they are not in ``images``.
-    """
-
-    positions: list[int]
-    images: Array
+    positions: list[int]  # which images of the set they are
+    images: Array  # (N, H, W, 3) float32
+    # Position → what is wrong, for images that cannot be decoded: they are not in ``images``
     bad: dict[int, str]
 
 
 def load_batches(
     images: ImageSet, groups: Sequence[Sequence[int]], preprocessing: Preprocessing, *, workers: int
 ) -> Generator[Batch, None, None]:
-    """Load images batch by batch.
-
-    Parameters
-    ----------
-    images : ImageSet
-    groups : sequence of sequence of int
-        The positions of each batch's images.
-    preprocessing : Preprocessing
-    workers : int
-        Threads; 0 loads each batch when it is asked for.
-
-    Yields
-    ------
-    Batch
-        In the order of ``groups``.
-
-    Raises
-    ------
-    StorageError
-        When a file cannot be read: that is no property of the image.
-    """
+    """Load images batch by batch."""
     if workers == 0:
         for group in groups:
             yield _batch(group, [_load(images.samples[p], preprocessing) for p in group], preprocessing)

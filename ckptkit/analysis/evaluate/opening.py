@@ -24,24 +24,7 @@ def open_images(
     labels: Path | None = None,
     class_order: ClassOrder | None = None,
 ) -> ImageSet:
-    """Find test images; see `class_folders`, `labelled_folder` and `read_shards` for the forms they may have.
-
-    Parameters
-    ----------
-    data : sequence of path
-        One folder of images, or any number of shards: tar files, folders of them, patterns.
-    num_classes : int or None
-        Of the model; None takes images without asking for their classes.
-    labels : Path, optional
-        File of classes, for a flat folder.
-    class_order : {"text", "number"}, optional
-        Of class folders, as in `class_folders`.
-
-    Raises
-    ------
-    NotFoundError, UsageError, FormatError, StorageError
-        Nothing there; it does not fit the model; damaged; not readable.
-    """
+    """Find test images, in any form `class_folders`, `labelled_folder` and `read_shards` know."""
     if not data:
         raise UsageError("no test images", hint="name them with --data")
     folder = _folder_of_images(data)

@@ -16,50 +16,24 @@ _MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated, and how.
+    """What is evaluated, and how."""
 
-    Parameters
-    ----------
-    data : sequence of path
-        A folder of images, or shards; see `open_images`.
-    labels : Path, optional
-        File of classes, for a flat folder.
-    class_order : {"text", "number"}, optional
-        Of class folders; see `class_folders`.
-    limit : int, optional
-        Take a sample of so many images, spread over the classes, the same one each time.
-    framework : {"torch", "keras"}
-    batch_size : int
-    workers : int or None
-        Threads that load images; None takes one for each core, eight at most.
-    amp : bool
-        Compute in half precision where autocast thinks it safe; PyTorch only.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    state : Path, optional
-        Where to keep what is done over an interruption; default a file in the cache.
-    fresh : bool
-        Begin anew, whatever an earlier run left.
-    both_gates : bool
-        Evaluate all images with the other value of a setting that no tensor tells, too (MogaNet's
-        attn_force_fp32). Without it a sample is tried when the result is below the published figure.
-    check : bool
-        Refuse to begin where there is no published figure to compare with.
-    """
-
-    data: Sequence[str | Path]
-    labels: Path | None = None
-    class_order: ClassOrder | None = None
+    data: Sequence[str | Path]  # A folder of images, or shards
+    labels: Path | None = None  # file of classes, for a flat folder
+    class_order: ClassOrder | None = None  # of class folders
+    # Take a sample of so many images, spread over the classes, the same one each time
     limit: int | None = None
     framework: Framework = "torch"
     batch_size: int = 32
-    workers: int | None = None
-    amp: bool = False
-    device: str = "auto"
-    state: Path | None = None
-    fresh: bool = False
+    workers: int | None = None  # threads that load images
+    amp: bool = False  # compute in half precision where autocast thinks it safe
+    device: str = "auto"  # ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
+    state: Path | None = None  # where to keep what is done over an interruption
+    fresh: bool = False  # begin anew, whatever an earlier run left
+    # Evaluate all images with the other value of a setting that no tensor tells, too (MogaNet's
+    # attn_force_fp32)
     both_gates: bool = False
-    check: bool = False
+    check: bool = False  # refuse to begin where there is no published figure to compare with
 
     def __post_init__(self) -> None:
         for what, value, least in (

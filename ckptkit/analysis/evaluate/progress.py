@@ -32,20 +32,12 @@ _PART = ".rank"
 
 @dataclass
 class Progress:
-    """Which images of a set are done, and which of them were hit.
+    """Which images of a set are done, and which of them were hit."""
 
-    Parameters
-    ----------
-    done, top1, top5 : numpy.ndarray
-        One bool for each image.
-    bad : dict of int to str
-        Images that cannot be decoded, and why; they are done too.
-    """
-
-    done: Array
+    done: Array  # one bool for each image
     top1: Array
     top5: Array
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)  # images that cannot be decoded, and why
 
     @classmethod
     def of(cls, images: int) -> Progress:
@@ -107,23 +99,7 @@ def _unpacked(text: str, images: int) -> Array:
 
 
 class StateFile:
-    """Where progress is kept between two runs. Where the disk refuses, it is not, and `refused` says why.
-
-    Parameters
-    ----------
-    path : Path
-    identity : mapping of str to str
-        Everything the results depend on, by what it is called; a file with another one is not gone on from.
-    images : int
-    part : int or None
-        Number of the process, where several of them evaluate together: each keeps a file of its own beside
-        ``path``, and the first one gathers them at the next start.
-
-    Attributes
-    ----------
-    refused : CkptkitError or None
-        What the disk said to the last attempt to write it.
-    """
+    """Where progress is kept between two runs. Where the disk refuses, it is not, and `refused` says why."""
 
     def __init__(self, path: Path, identity: Mapping[str, str], images: int, part: int | None = None) -> None:
         self.path = path
@@ -134,15 +110,7 @@ class StateFile:
         self.refused: CkptkitError | None = None
 
     def refuse_other_file(self) -> None:
-        """Refuse a path at which something else lies: it would be replaced, and removed in the end.
-
-        Raises
-        ------
-        UsageError
-            It is no regular file, or no state file.
-        StorageError
-            It cannot be read.
-        """
+        """Refuse a path at which something else lies: it would be replaced, and removed in the end."""
         refuse_streams(self.path)
         try:
             with open_regular(self.path) as file:
@@ -157,13 +125,7 @@ class StateFile:
             )
 
     def load(self) -> tuple[Progress | None, str]:
-        """Read what earlier runs left.
-
-        Returns
-        -------
-        (Progress or None, str)
-            None where there is nothing to go on from; and why not, where there is something.
-        """
+        """Read what earlier runs left."""
         found, why = self._read(self.path)
         for part in self._parts():
             other, _ = self._read(part)

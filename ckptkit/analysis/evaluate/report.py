@@ -13,13 +13,7 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that could not be decoded: in no count.
-
-    Parameters
-    ----------
-    name : str
-    reason : str
-    """
+    """An image that could not be decoded: in no count."""
 
     name: str
     reason: str
@@ -27,28 +21,14 @@ class BadImage:
 
 @dataclass(frozen=True)
 class SettingComparison:
-    """The same images with the other value of a setting that no tensor tells.
+    """The same images with the other value of a setting that no tensor tells."""
 
-    Parameters
-    ----------
-    setting : str
-        ``attn_force_fp32``.
-    value : bool
-        The one evaluated; the other one is its contrary.
-    images : int
-        Compared: all, or a sample spread over the classes.
-    hits, other_hits : int
-        Top-1 hits among them with the one value and with the other.
-    only_this, only_other : int
-        Images that only the one of them got right.
-    """
-
-    setting: str
-    value: bool
-    images: int
-    hits: int
+    setting: str  # ``attn_force_fp32``
+    value: bool  # the one evaluated
+    images: int  # compared: all, or a sample spread over the classes
+    hits: int  # top-1 hits among them with the one value and with the other
     other_hits: int
-    only_this: int
+    only_this: int  # images that only the one of them got right
     only_other: int
 
     @property
@@ -82,60 +62,27 @@ class SettingComparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy of a checkpoint on labelled images.
-
-    Parameters
-    ----------
-    name : str
-    entry : str or None
-        The registry's entry whose published figures stand beside the measured ones.
-    variant : str
-    settings : mapping of str to Any
-        Behaviour settings that were said.
-    preprocessing : str
-    framework : {"torch", "keras"}
-    versions, device, precision : str
-    processes : int
-    data : str
-        Where the images are from.
-    rule : str
-        How their classes were read.
-    in_set : int
-        Images there are.
-    images : int
-        Images evaluated; bad ones apart.
-    classes : int
-        Classes among those chosen.
-    resumed : int
-        Images that earlier, interrupted runs had done.
-    bad : tuple of BadImage
-    scores : tuple of Score
-        Top-1, then top-5 (where there are at least five classes).
-    seconds : float
-        That this run took over its images.
-    other_setting : SettingComparison or None
-    notes : tuple of str
-    """
+    """Accuracy of a checkpoint on labelled images."""
 
     name: str
-    entry: str | None
+    entry: str | None  # the registry's entry whose published figures stand beside the measured ones
     variant: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # behaviour settings that were said
     preprocessing: str
     framework: str
     versions: str
     device: str
     precision: str
     processes: int
-    data: str
-    rule: str
-    in_set: int
-    images: int
-    classes: int
-    resumed: int
+    data: str  # where the images are from
+    rule: str  # how their classes were read
+    in_set: int  # images there are
+    images: int  # images evaluated
+    classes: int  # classes among those chosen
+    resumed: int  # images that earlier, interrupted runs had done
     bad: tuple[BadImage, ...]
-    scores: tuple[Score, ...]
-    seconds: float
+    scores: tuple[Score, ...]  # top-1, then top-5 (where there are at least five classes)
+    seconds: float  # that this run took over its images
     other_setting: SettingComparison | None = None
     notes: tuple[str, ...] = ()
 

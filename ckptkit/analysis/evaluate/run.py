@@ -52,35 +52,7 @@ def evaluate_source(
     warn: Callable[[str], None] = lambda _sentence: None,
     bar: ProgressBar = no_bar,
 ) -> Evaluation:
-    """Measure the accuracy of a checkpoint.
-
-    Parameters
-    ----------
-    source : ModelSource
-    options : EvaluationOptions
-    group : Group, optional
-        The processes that share the work; see `process_group`. Alone where not given.
-    note : callable
-        Takes each sentence that the user may want to see meanwhile.
-    warn : callable
-        Takes each sentence that the user should see before the work is done.
-    bar : callable
-        See `ProgressBar`.
-
-    Returns
-    -------
-    Evaluation
-        In every process of the group.
-
-    Raises
-    ------
-    UsageError
-        When images, options and model do not fit each other.
-    NotFoundError, FormatError, StorageError
-        No images; shards that are damaged, or no image that can be decoded; the disk refuses to be read.
-    ConversionError
-        When the weights do not fit the model, or its BatchNorm statistics are missing.
-    """
+    """Measure the accuracy of a checkpoint."""
     run = _Run(source, options, group or Group(), note, warn, bar)
     if source.num_classes is None:
         raise UsageError(f"{source.name}: no classification head, so there is nothing to score")

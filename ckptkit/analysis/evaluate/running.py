@@ -22,50 +22,21 @@ _PACKAGES = {"torch": "torch", "keras": "tensorflow"}
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model on its device.
+    """A model on its device."""
 
-    Parameters
-    ----------
-    run : callable
-        Takes (N, H, W, 3) float32, gives logits (N, classes) float32.
-    device : str
-        ``cpu``, ``cuda:0`` …
-    precision : str
-        ``float32``, or the type that autocast computes in.
-    versions : str
-    """
-
-    run: Callable[[Array], Array]
-    device: str
-    precision: str
+    run: Callable[[Array], Array]  # takes (N, H, W, 3) float32, gives logits (N, classes) float32
+    device: str  # ``cpu``, ``cuda:0`` …
+    precision: str  # ``float32``, or the type that autocast computes in
     versions: str
 
 
 def require_packages(framework: Framework, purpose: str) -> None:
-    """Look for the framework and Pillow before any slow work, without importing them.
-
-    Raises
-    ------
-    MissingDependencyError
-        When any is missing; names all of them.
-    """
+    """Look for the framework and Pillow before any slow work, without importing them."""
     require_installed([_PACKAGES[framework], "pillow"], purpose)
 
 
 def torch_device(wanted: str = "auto") -> str:
-    """Choose the device of this process.
-
-    Parameters
-    ----------
-    wanted : str
-        ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``. Under torchrun ``auto`` and
-        ``cuda`` mean the GPU of this process' ``LOCAL_RANK``.
-
-    Raises
-    ------
-    UsageError
-        When there is no such device.
-    """
+    """Choose the device of this process."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -86,18 +57,7 @@ def torch_device(wanted: str = "auto") -> str:
 
 
 def torch_predictor(source: ModelSource, device: str, *, amp: bool, **options: Any) -> Predictor:
-    """Load a PyTorch model onto a device.
-
-    Parameters
-    ----------
-    source : ModelSource
-    device : str
-        From `torch_device`.
-    amp : bool
-        Compute in bfloat16, or in float16 on GPUs without it, where autocast thinks it safe.
-    **options
-        Of `ModelSource.model`.
-    """
+    """Load a PyTorch model onto a device."""
     import torch
 
     kind = device.partition(":")[0]
@@ -124,13 +84,7 @@ def torch_predictor(source: ModelSource, device: str, *, amp: bool, **options: A
 
 
 def keras_predictor(source: ModelSource, device: str, **options: Any) -> Predictor:
-    """Load a Keras model.
-
-    Raises
-    ------
-    UsageError
-        When the device is neither ``auto`` (TensorFlow chooses) nor ``cpu``.
-    """
+    """Load a Keras model."""
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device} is for --framework torch", hint="say cpu, or leave it out")
     source.family.keras_module()

@@ -21,36 +21,16 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, in a file of its own or in a shard.
+    """One image, in a file of its own or in a shard."""
 
-    Parameters
-    ----------
-    name : str
-        Unique in its set: relative path, or shard and key.
-    path : Path
-        The image's file, or the shard.
-    label : int or None
-        Class index; None in sets that are read without labels.
-    offset, size : int
-        Where in the shard it lies, bytes; a size of -1 stands for the whole file.
-    """
-
-    name: str
-    path: Path
-    label: int | None = None
-    offset: int = 0
+    name: str  # unique in its set: relative path, or shard and key
+    path: Path  # the image's file, or the shard
+    label: int | None = None  # class index
+    offset: int = 0  # where in the shard it lies, bytes
     size: int = -1
 
     def read(self) -> bytes:
-        """Read the image's bytes.
-
-        Raises
-        ------
-        FormatError
-            When the file ends before the image does, or the image is larger than any.
-        StorageError
-            When it cannot be read.
-        """
+        """Read the image's bytes."""
         if self.size > MOST_BYTES:
             raise FormatError(self.name, f"{self.size:,} bytes, too large for a picture")
         try:
@@ -68,26 +48,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, in the order of their names.
-
-    Parameters
-    ----------
-    samples : tuple of Sample
-    what : str
-        Where they are from, for people.
-    rule : str
-        How their labels were read, for people; empty for a set without labels.
-    identity : str
-        Digest of every name, label, size and time of change: another one means another set.
-    remarks : tuple of str
-        What the user should know of how they were found.
-    """
+    """Images, in the order of their names."""
 
     samples: tuple[Sample, ...]
-    what: str
-    rule: str
-    identity: str
-    remarks: tuple[str, ...] = ()
+    what: str  # where they are from, for people
+    rule: str  # how their labels were read, for people
+    identity: str  # digest of every name, label, size and time of change: another one means another set
+    remarks: tuple[str, ...] = ()  # what the user should know of how they were found
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -112,21 +79,7 @@ def image_set(
     rule: str = "",
     remarks: tuple[str, ...] = (),
 ) -> ImageSet:
-    """Make a set of images.
-
-    Parameters
-    ----------
-    samples : iterable of Sample
-    stamps : iterable of str
-        What tells each file's content from another one's without reading it: size and time of change.
-    what, rule, remarks
-        As in `ImageSet`.
-
-    Raises
-    ------
-    FormatError
-        When two images have one name: one of them would stand in for both.
-    """
+    """Make a set of images."""
     ordered = tuple(sorted(samples, key=lambda sample: sample.name))
     twice = [name for name, count in Counter(sample.name for sample in ordered).items() if count > 1]
     if twice:
@@ -144,13 +97,7 @@ def image_set(
 
 
 def stamp_of(path: Path) -> str:
-    """What tells a file's content from another one's without reading it.
-
-    Raises
-    ------
-    StorageError
-        When it cannot be looked at.
-    """
+    """What tells a file's content from another one's without reading it."""
     try:
         status = path.stat()
     except OSError as error:
@@ -164,8 +111,6 @@ def stratified(samples: Sequence[Sample], limit: int) -> list[int]:
     Names are shuffled by their digests, so the choice depends on nothing but the names and labels; then
     every class gives its first image, every class its second one, and so on.
 
-    Examples
-    --------
     >>> labels = [0, 0, 0, 0, 1, 1, 2]
     >>> images = [Sample(str(n), Path(str(n)), label) for n, label in enumerate(labels)]
     >>> [labels[position] for position in stratified(images, 5)]

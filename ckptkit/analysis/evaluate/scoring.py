@@ -39,25 +39,7 @@ def score(
     state: StateFile | None = None,
     doing: str = "evaluating",
 ) -> None:
-    """Take this process' share of the images that are not done yet, and note the results in ``progress``.
-
-    Parameters
-    ----------
-    source : ModelSource
-    options : EvaluationOptions
-    images : ImageSet
-    positions : sequence of int
-        Which of its images are wanted.
-    predictor : Predictor
-    progress : Progress
-    group : Group
-    bar : callable
-        See `ProgressBar`.
-    state : StateFile, optional
-        Where progress is kept now and then.
-    doing : str
-        What the progress display calls it.
-    """
+    """Take this process' share of the images that are not done yet, and note the results in ``progress``."""
     rest = group.share([position for position in positions if not progress.done[position]])
     size = options.batch_size
     groups = [rest[start : start + size] for start in range(0, len(rest), size)]
@@ -81,15 +63,8 @@ def score(
 def ranks_of(logits: Array, labels: Array) -> Array:
     """How many classes come before each image's own; among equal logits the lower index comes first.
 
-    Parameters
-    ----------
-    logits : numpy.ndarray
-        (N, classes).
-    labels : numpy.ndarray
-        (N,) of int.
+    ``logits``: (N, classes). ``labels``: (N,) of int.
 
-    Examples
-    --------
     >>> ranks_of(numpy.array([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), numpy.array([2, 1]))
     array([1, 1])
     """

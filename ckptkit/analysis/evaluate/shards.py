@@ -42,21 +42,6 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5":
 def shard_paths(pattern: str) -> list[Path] | None:
     """Expand a pattern to the paths of shards; None where it is a plain path.
 
-    Parameters
-    ----------
-    pattern : str
-        With ``{000000..000049}`` every number in between, each of which must be there; with ``*``, ``?`` or
-        ``[…]`` whatever there is.
-
-    Raises
-    ------
-    NotFoundError
-        When one is missing, or nothing fits.
-    UsageError
-        When it means too many.
-
-    Examples
-    --------
     >>> shard_paths("folder") is None
     True
     """
@@ -105,24 +90,7 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def read_shards(paths: Sequence[Path], num_classes: int | None, what: str) -> ImageSet:
-    """Index shards.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-    num_classes : int or None
-        Of the model; None reads images without labels.
-    what : str
-        What to call them all.
-
-    Raises
-    ------
-    FormatError
-        When one is compressed, damaged or truncated, has a link among its members, or a sample without an
-        image or class.
-    NotFoundError
-        When one is not there, or holds no images.
-    """
+    """Index shards."""
     names = shard_names(paths)
     samples = [
         sample
@@ -149,6 +117,14 @@ class _Parts:
     image: tuple[int, int] | None = None
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def add(self, path: Path, key: str, ending: str, place: tuple[int, int]) -> None:
+        if ending in _IMAGES:
+            if self.image is not None:
+                raise FormatError(path, f"sample {key} has two images")
+            self.image = place
+        elif ending in ("cls", "json"):
+            self.labels[ending] = place
+
 
 def _samples_of(path: Path, name: str, num_classes: int | None) -> Iterator[Sample]:
     found: dict[str, _Parts] = {}
@@ -162,21 +138,13 @@ def _samples_of(path: Path, name: str, num_classes: int | None) -> Iterator[Samp
                 if member.name.rpartition("/")[2].startswith("."):
                     continue  # what macOS adds
                 key, ending = _split(member.name)
-                parts = found.setdefault(key, _Parts())
-                place = (member.offset_data, member.size)
-                if ending in _IMAGES:
-                    if parts.image is not None:
-                        raise FormatError(path, f"sample {key} has two images")
-                    parts.image = place
-                elif ending in ("cls", "json"):
-                    parts.labels[ending] = place
+                found.setdefault(key, _Parts()).add(path, key, ending, (member.offset_data, member.size))
             for key, parts in found.items():
-                if parts.image is None:
-                    if "cls" in parts.labels:
-                        raise FormatError(path, f"sample {key} has a class but no image")
-                    continue
-                label = None if num_classes is None else _label(path, file, key, parts, num_classes)
-                yield Sample(f"{name}/{key}", path, label, *parts.image)
+                if parts.image is not None:
+                    label = None if num_classes is None else _label(path, file, key, parts, num_classes)
+                    yield Sample(f"{name}/{key}", path, label, *parts.image)
+                elif "cls" in parts.labels:
+                    raise FormatError(path, f"sample {key} has a class but no image")
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such shard", hint="check the path") from error
     except OSError as error:
@@ -186,8 +154,6 @@ def _samples_of(path: Path, name: str, num_classes: int | None) -> Iterator[Samp
 def _split(name: str) -> tuple[str, str]:
     """Key and kind of a member.
 
-    Examples
-    --------
     >>> _split("val/n01440764.x/0001.seg.PNG")
     ('val/n01440764.x/0001', 'seg.png')
     """
@@ -197,21 +163,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Walk over the files of an uncompressed tar archive from header to header.
-
-    Parameters
-    ----------
-    path : Path
-        For errors.
-    file : BinaryIO
-        Open, seekable; may be read elsewhere between two members.
-
-    Raises
-    ------
-    FormatError
-        When it is compressed or no tar archive, is damaged or ends without its end mark, or has a link, a
-        sparse file or a device in it.
-    """
+    """Walk over the files of an uncompressed tar archive from header to header."""
     head = file.read(512)
     kind = next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
     if kind is not None:

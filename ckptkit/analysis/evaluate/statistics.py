@@ -23,20 +23,11 @@ from ckptkit.base.tensors import Array
 
 @dataclass
 class Moments:
-    """Mean and variance of a growing number of values for each channel.
+    """Mean and variance of a growing number of values for each channel."""
 
-    Parameters
-    ----------
-    values : int
-        For each channel.
-    mean : numpy.ndarray
-        (C,) float64.
-    squares : numpy.ndarray
-        Sum of squared distances from the mean, (C,) float64.
-    """
-
-    values: int = 0
-    mean: Array = field(default_factory=lambda: numpy.zeros(1))
+    values: int = 0  # for each channel
+    mean: Array = field(default_factory=lambda: numpy.zeros(1))  # (C,) float64
+    # Sum of squared distances from the mean, (C,) float64
     squares: Array = field(default_factory=lambda: numpy.zeros(1))
 
     def add(self, values: int, mean: Array, squares: Array) -> None:
@@ -56,18 +47,7 @@ class Moments:
 
 @contextmanager
 def gathered_moments(model: Any) -> Iterator[dict[str, Moments]]:
-    """Gather what every BatchNorm layer sees of the images that pass while the block runs.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In inference mode. Its statistics are overwritten, batch by batch.
-
-    Yields
-    ------
-    dict of str to Moments
-        By the layer's name.
-    """
+    """Gather what every BatchNorm layer sees of the images that pass while the block runs."""
     import torch
 
     layers = {
@@ -112,8 +92,6 @@ def even_groups(images: int, batch_size: int) -> list[range]:
 
     A last batch of a single image would weigh like any other value but be normalized by itself.
 
-    Examples
-    --------
     >>> even_groups(9, 4)
     [range(0, 3), range(3, 6), range(6, 9)]
     """

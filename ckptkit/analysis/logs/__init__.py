@@ -20,25 +20,7 @@ __all__ = ["FIGURES", "Epoch", "TrainingLog", "fetch_log", "parse_log", "read_lo
 
 
 def read_log(what: Named, workspace: Workspace, *, refresh: bool = False) -> TrainingLog:
-    """Read the training log of an entry, or one that lies on this machine.
-
-    Parameters
-    ----------
-    what : str, Path or Entry
-        Id or entry, or path of a ``.log.json`` or ``summary.csv``.
-    workspace : Workspace
-    refresh : bool
-        Fetch the log of an entry again, even if it is cached.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such entry or file, or no log of the entry is published.
-    NetworkError, StorageError
-        As `fetch_log`.
-    FormatError
-        When it is damaged.
-    """
+    """Read the training log of an entry, or one that lies on this machine."""
     if isinstance(what, EntryFacts):
         return _of_entry(what, workspace, refresh=refresh)
     named_like_a_file = "/" in str(what) or Path(what).suffix in (".json", ".csv")

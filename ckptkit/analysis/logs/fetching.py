@@ -46,32 +46,7 @@ class _Bounded(Partial):
 def fetch_log(
     entry: Entry, workspace: Workspace, *, refresh: bool = False, policy: Policy | None = None
 ) -> Path:
-    """Have the training log of an entry in the cache.
-
-    Parameters
-    ----------
-    entry : Entry
-    workspace : Workspace
-        Its cache folder, mirrors and ``offline`` count as for checkpoints.
-    refresh : bool
-        Fetch again what is there.
-    policy : Policy, optional
-        Timeouts and retries.
-
-    Returns
-    -------
-    Path
-        Of the log.
-
-    Raises
-    ------
-    NotFoundError
-        When no log of the entry is published; the hint says what there is instead.
-    NetworkError
-        When it cannot be had.
-    StorageError
-        When the disk refuses.
-    """
+    """Have the training log of an entry in the cache."""
     if entry.log_url is None:
         hint = _instead(entry, workspace)
         raise NotFoundError(f"{entry.id}: no training log of it is published", hint=hint)

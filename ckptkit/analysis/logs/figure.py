@@ -43,13 +43,6 @@ _PANELS = (
 def picture_format(path: Path) -> str:
     """Which kind of picture a file's name asks for.
 
-    Raises
-    ------
-    UsageError
-        When it is none of `FORMATS`.
-
-    Examples
-    --------
     >>> picture_format(Path("log.SVG"))
     'svg'
     """
@@ -60,27 +53,7 @@ def picture_format(path: Path) -> str:
 
 
 def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) -> bytes:
-    """Draw a log; the same log gives the same bytes.
-
-    Parameters
-    ----------
-    log : TrainingLog
-    form : {"png", "svg", "pdf"}
-    metric : str, optional
-        The figure that tells which epoch is marked as best; a name of ``log.figures()``.
-
-    Returns
-    -------
-    bytes
-        The picture file.
-
-    Raises
-    ------
-    MissingDependencyError
-        When matplotlib is not installed.
-    UsageError
-        When the log has no such figure.
-    """
+    """Draw a log; the same log gives the same bytes."""
     require_matplotlib(PURPOSE)
     import matplotlib
     from matplotlib.figure import Figure

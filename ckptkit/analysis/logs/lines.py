@@ -26,39 +26,15 @@ _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 @dataclass(frozen=True)
 class Line:
-    """One line that is not blank.
+    """One line that is not blank."""
 
-    Attributes
-    ----------
-    number : int
-        From 1.
-    text : str
-        Without its end.
-    ended : bool
-        Whether it has an end: a file that was cut off stops in the middle of a line.
-    """
-
-    number: int
-    text: str
-    ended: bool
+    number: int  # from 1
+    text: str  # without its end
+    ended: bool  # whether it has an end: a file that was cut off stops in the middle of a line
 
 
 class LogFile:
-    """A log on this disk, read whole.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    FormatError
-        When it is too large, empty, or no text.
-    StorageError
-        When it cannot be read.
-    """
+    """A log on this disk, read whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,13 +78,7 @@ class LogFile:
         return FormatError(self.path, f"line {number}: {reason}", hint="fetch it again, or check the file")
 
     def number(self, value: object, line: int, name: str) -> float:
-        """Return a figure as a float.
-
-        Raises
-        ------
-        FormatError
-            When it is none.
-        """
+        """Return a figure as a float."""
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 return float(value)
@@ -117,26 +87,14 @@ class LogFile:
         raise self.fault(line, f"{name} is {short(value)}, not a number")
 
     def whole(self, value: object, line: int, name: str, most: int) -> int:
-        """Return a count.
-
-        Raises
-        ------
-        FormatError
-            When it is no whole number from 0 to ``most``.
-        """
+        """Return a count."""
         number = self.number(value, line, name)
         if not 0 <= number <= most or number != int(number):
             raise self.fault(line, f"{name} is {short(value)}, not a whole number from 0 to {most:,}")
         return int(number)
 
     def resumed(self, epoch: int, line: int, times: int) -> str:
-        """Return the remark on a run that goes back to an epoch, for the ``times``-th time.
-
-        Raises
-        ------
-        FormatError
-            When that is more often than any run is resumed.
-        """
+        """Return the remark on a run that goes back to an epoch, for the ``times``-th time."""
         if times > MAX_RESUMED:
             raise self.fault(line, f"the epochs go back more than {MAX_RESUMED} times")
         return f"resumed at epoch {epoch} (line {line}): what was logged from there on before is left out"

@@ -43,18 +43,7 @@ class _Gathered:
 
 
 def parse_mmcv(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
-    """Read a log of mmcv.
-
-    Returns
-    -------
-    epochs : tuple of Epoch
-    remarks : tuple of str
-
-    Raises
-    ------
-    FormatError
-        When a line is no JSON object, or has no figures where they belong; names the line.
-    """
+    """Read a log of mmcv."""
     run = _Run(file)
     for line in file.lines():
         record = _record(file, line)

@@ -14,24 +14,7 @@ _READERS = {"mmcv": parse_mmcv, "timm": parse_timm}
 
 
 def parse_log(path: Path, *, name: str | None = None) -> TrainingLog:
-    """Read a training log.
-
-    Parameters
-    ----------
-    path : Path
-        A ``.log.json`` of mmcv or a ``summary.csv`` of timm, under whatever name.
-    name : str, optional
-        What to call it; the path where not given.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    FormatError
-        When it is neither, or damaged; the message has the number of the line.
-    StorageError
-        When it cannot be read.
-    """
+    """Read a training log."""
     file = LogFile(path)
     framework = _framework(file)
     epochs, remarks = _READERS[framework](file)

@@ -18,43 +18,23 @@ FIGURES = ("train_loss", "val_loss", "top1", "top5", "ema_val_loss", "ema_top1",
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch. A figure that the log does not have is None; one that was not a number is a NaN.
+    """One epoch. A figure that the log does not have is None; one that was not a number is a NaN."""
 
-    Attributes
-    ----------
-    number : int
-        As the log counts: mmcv from 1, timm from 0.
-    train_loss : float or None
-        Mean over what the log has of the epoch.
-    val_loss, top1, top5 : float or None
-        On the validation images; accuracies in percent.
-    ema_val_loss, ema_top1, ema_top5 : float or None
-        The same of the averaged weights, where the log has both.
-    lr : float or None
-        Learning rate at the end of the epoch, of the first group of parameters.
-    seconds : float or None
-        What the training iterations that were logged took.
-    others : Mapping of str to float
-        Every other figure, under the log's own name.
-    """
-
-    number: int
-    train_loss: float | None = None
-    val_loss: float | None = None
+    number: int  # as the log counts: mmcv from 1, timm from 0
+    train_loss: float | None = None  # mean over what the log has of the epoch
+    val_loss: float | None = None  # on the validation images
     top1: float | None = None
     top5: float | None = None
-    ema_val_loss: float | None = None
+    ema_val_loss: float | None = None  # the same of the averaged weights, where the log has both
     ema_top1: float | None = None
     ema_top5: float | None = None
-    lr: float | None = None
-    seconds: float | None = None
-    others: Mapping[str, float] = field(default_factory=dict)
+    lr: float | None = None  # learning rate at the end of the epoch, of the first group of parameters
+    seconds: float | None = None  # what the training iterations that were logged took
+    others: Mapping[str, float] = field(default_factory=dict)  # every other figure, under the log's own name
 
     def figure(self, name: str) -> float | None:
         """One figure by its name here, or by the log's own.
 
-        Examples
-        --------
         >>> epoch = Epoch(3, top1=71.5, others={"head1_top1": 70.0})
         >>> epoch.figure("top1"), epoch.figure("head1_top1"), epoch.figure("lr")
         (71.5, 70.0, None)
@@ -74,37 +54,18 @@ class Epoch:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """A training log.
+    """A training log."""
 
-    Attributes
-    ----------
-    name : str
-        The entry's id, or the path.
-    path : Path
-        Where it lies on this machine.
-    framework : {"mmcv", "timm"}
-        Whose form it has.
-    epochs : tuple of Epoch
-        In the order of their numbers, at least one.
-    remarks : tuple of str
-        What to know about the file: that training was resumed, that it is cut off.
-    url : str or None
-        Where it is published.
-    published_top1, published_top5 : float or None
-        What the registry has of the entry, in percent.
-    weights : str or None
-        Which copy these figures belong to, where there are two: ``ema`` or ``raw``.
-    """
-
-    name: str
-    path: Path
-    framework: Framework
-    epochs: tuple[Epoch, ...]
+    name: str  # the entry's id, or the path
+    path: Path  # where it lies on this machine
+    framework: Framework  # whose form it has
+    epochs: tuple[Epoch, ...]  # in the order of their numbers, at least one
+    # What to know about the file: that training was resumed, that it is cut off
     remarks: tuple[str, ...] = ()
-    url: str | None = None
-    published_top1: float | None = None
+    url: str | None = None  # where it is published
+    published_top1: float | None = None  # what the registry has of the entry, in percent
     published_top5: float | None = None
-    weights: str | None = None
+    weights: str | None = None  # which copy these figures belong to, where there are two: ``ema`` or ``raw``
 
     @property
     def last(self) -> Epoch:
@@ -133,19 +94,7 @@ class TrainingLog:
         return [*(name for name in FIGURES if self.has(name)), *own]
 
     def best(self, metric: str | None = None) -> Epoch | None:
-        """The epoch with the best value of a figure, the earliest of equals; None where there is none.
-
-        Parameters
-        ----------
-        metric : str, optional
-            A name of `figures`; of a loss (and of the learning rate and the time) the least is best, of
-            everything else the greatest.
-
-        Raises
-        ------
-        UsageError
-            When the log has no such figure.
-        """
+        """The epoch with the best value of a figure, the earliest of equals; None where there is none."""
         name = metric or self.metric
         if name is None:
             return None
@@ -203,8 +152,6 @@ class TrainingLog:
 def is_better_low(name: str) -> bool:
     """Whether the least value of a figure is the best.
 
-    Examples
-    --------
     >>> is_better_low("val_loss"), is_better_low("head0_top1")
     (True, False)
     """

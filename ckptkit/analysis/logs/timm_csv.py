@@ -24,18 +24,7 @@ _VALIDATION = frozenset({"eval", "val", "valid", "validation", "test"})
 
 
 def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
-    """Read a ``summary.csv``.
-
-    Returns
-    -------
-    epochs : tuple of Epoch
-    remarks : tuple of str
-
-    Raises
-    ------
-    FormatError
-        When there is no header with a column ``epoch``, or a row does not fit it; names the line.
-    """
+    """Read a ``summary.csv``."""
     header: list[str] = []
     epochs: list[Epoch] = []
     remarks: list[str] = []
@@ -67,8 +56,6 @@ def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
 def is_header(start: bytes) -> bool:
     """Whether a file that begins so has a first line with a column ``epoch``.
 
-    Examples
-    --------
     >>> is_header(b"epoch,train_loss"), is_header(b"epochs passed")
     (True, False)
     """
@@ -113,8 +100,6 @@ def _epoch(file: LogFile, line: int, header: Sequence[str], cells: Sequence[str]
 def figure_of(column: str) -> str | None:
     """What a column is called among the `FIGURES` of `Epoch`; None where it is none of them.
 
-    Examples
-    --------
     >>> [figure_of(name) for name in ("eval_top1", "eval_top1_ema", "ema_eval_loss", "train_loss", "time")]
     ['top1', 'ema_top1', 'ema_val_loss', 'train_loss', None]
     """

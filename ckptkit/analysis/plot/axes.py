@@ -17,27 +17,13 @@ _TICK_ROOM = 28.0
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure that an axis can show.
+    """A figure that an axis can show."""
 
-    Parameters
-    ----------
-    name : str
-        What options call it.
-    short : str
-        In a sentence.
-    title : str
-        Of the axis, with its unit.
-    value : callable
-        The figure of an entry; None where none is published.
-    text : callable
-        The same as published.
-    """
-
-    name: str
-    short: str
-    title: str
-    value: Callable[[EntryFacts], float | None]
-    text: Callable[[EntryFacts], str | None]
+    name: str  # what options call it
+    short: str  # in a sentence
+    title: str  # of the axis, with its unit
+    value: Callable[[EntryFacts], float | None]  # the figure of an entry
+    text: Callable[[EntryFacts], str | None]  # the same as published
 
 
 def _percent(value: float | None) -> str | None:
@@ -81,8 +67,6 @@ Y_MEASURES = {
 def human(value: float) -> str:
     """Write a count as people do.
 
-    Examples
-    --------
     >>> [human(value) for value in (0, 800, 2_500_000, 5e6, 1e9, 2e12)]
     ['0', '800', '2.5M', '5M', '1B', '2T']
     """
@@ -115,15 +99,6 @@ def cost_limits(values: list[float]) -> tuple[float, float]:
 def log_ticks(low: float, high: float, room: float = 500.0) -> list[float]:
     """Return round numbers within two bounds: 1, 2 and 5 of each decade, fewer or more as it fits.
 
-    Parameters
-    ----------
-    low, high : float
-        Ends of the axis.
-    room : float
-        Its length, points.
-
-    Examples
-    --------
     >>> [human(tick) for tick in log_ticks(2.5e6, 6e8)]
     ['5M', '10M', '20M', '50M', '100M', '200M', '500M']
     >>> [human(tick) for tick in log_ticks(2.5e6, 6e8, room=150)]
@@ -152,17 +127,6 @@ def _within_decades(low: float, high: float, steps: Sequence[float]) -> list[flo
 def linear_ticks(low: float, high: float, room: float = 250.0, each: float = _TICK_ROOM) -> list[float]:
     """Return evenly spaced round numbers within two bounds, none negative.
 
-    Parameters
-    ----------
-    low, high : float
-        Ends of the axis.
-    room : float
-        Its length, points.
-    each : float
-        What one tick takes of it.
-
-    Examples
-    --------
     >>> linear_ticks(72.1, 89.9, room=260, each=26)
     [74.0, 76.0, 78.0, 80.0, 82.0, 84.0, 86.0, 88.0]
     """
@@ -176,8 +140,6 @@ def linear_ticks(low: float, high: float, room: float = 250.0, each: float = _TI
 def percent_texts(ticks: Sequence[float]) -> list[str]:
     """Write ticks with as many decimals as the one that needs most.
 
-    Examples
-    --------
     >>> percent_texts([97.0, 97.5])
     ['97.0', '97.5']
     """

@@ -21,21 +21,7 @@ _LEAST_TEXT = 5.0
 
 
 class Canvas:
-    """The sheet.
-
-    Parameters
-    ----------
-    size : (float, float)
-        Inches.
-    dpi : int
-    theme : Theme
-
-    Attributes
-    ----------
-    figure : matplotlib.figure.Figure
-    width, height : float
-        Points.
-    """
+    """The sheet."""
 
     def __init__(self, size: tuple[float, float], dpi: int, theme: Theme) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

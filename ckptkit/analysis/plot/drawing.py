@@ -63,21 +63,7 @@ def draw(points: Points, x: Measure, y: Measure, options: FigureOptions) -> tupl
 
 
 class Drawing:
-    """One picture in the making.
-
-    Parameters
-    ----------
-    points : Points
-    x, y : Measure
-    options : FigureOptions
-    numbered : set of int
-        Points, by their place, at which a number stands for the name.
-
-    Attributes
-    ----------
-    numbers : dict of int to int
-        The number of each.
-    """
+    """One picture in the making."""
 
     def __init__(
         self, points: Points, x: Measure, y: Measure, options: FigureOptions, numbered: set[int]

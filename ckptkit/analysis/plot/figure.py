@@ -41,38 +41,15 @@ _MOST_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """How a picture looks.
+    """How a picture looks."""
 
-    Parameters
-    ----------
-    log : bool
-        Logarithmic horizontal axis.
-    labels : bool
-        Names at the points.
-    pareto : bool
-        The line through the points that no other beats at no greater cost.
-    dark : bool
-        Light on dark.
-    size : (float, float)
-        Width and height, inches: 2.5 to 60.
-    dpi : int
-        Pixels per inch of a PNG: 30 to 1200.
-    title : str or None
-        None makes one; an empty one leaves it out.
-
-    Raises
-    ------
-    UsageError
-        When the size is none that can be drawn.
-    """
-
-    log: bool = True
-    labels: bool = True
-    pareto: bool = True
-    dark: bool = False
-    size: tuple[float, float] = (9.0, 5.6)
-    dpi: int = 200
-    title: str | None = None
+    log: bool = True  # logarithmic horizontal axis
+    labels: bool = True  # names at the points
+    pareto: bool = True  # the line through the points that no other beats at no greater cost
+    dark: bool = False  # light on dark
+    size: tuple[float, float] = (9.0, 5.6)  # width and height, inches: 2.5 to 60
+    dpi: int = 200  # pixels per inch of a PNG: 30 to 1200
+    title: str | None = None  # none makes one
 
     def __post_init__(self) -> None:
         width, height = self.size
@@ -89,13 +66,7 @@ class FigureOptions:
 
 
 def require_matplotlib(purpose: str = "a PNG, SVG or PDF picture") -> None:
-    """Import matplotlib, also where ``MPLBACKEND`` names a backend that is not installed: none is needed.
-
-    Raises
-    ------
-    MissingDependencyError
-        When it is not installed.
-    """
+    """Import matplotlib, also where ``MPLBACKEND`` names a backend that is not installed: none is needed."""
     backend = os.environ.get("MPLBACKEND")
     try:
         if backend and "matplotlib" not in sys.modules:
@@ -112,22 +83,7 @@ def require_matplotlib(purpose: str = "a PNG, SVG or PDF picture") -> None:
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:
-    """Draw the picture; return the bytes of its file, and how many points found no room for a label.
-
-    Parameters
-    ----------
-    points : Points
-        At least one.
-    x, y : Measure
-        Of the two axes.
-    options : FigureOptions
-    form : {"png", "svg", "pdf"}
-
-    Raises
-    ------
-    MissingDependencyError
-        When matplotlib is not installed.
-    """
+    """Draw the picture; return the bytes of its file, and how many points found no room for a label."""
     require_matplotlib()
     import matplotlib as mpl
 

@@ -20,8 +20,6 @@ _TINY = 1e-12
 def boxes_overlap(first: Floats, second: Floats, gap: float = 0.0) -> Truths:
     """Whether boxes overlap, or come nearer than ``gap``.
 
-    Examples
-    --------
     >>> a, b = np.array([0.0, 0, 2, 2]), np.array([2.5, 0, 3, 1])
     >>> bool(boxes_overlap(a, b)), bool(boxes_overlap(a, b, gap=1.0))
     (False, True)
@@ -58,8 +56,6 @@ def nearest_in_boxes(points: Floats, boxes: Floats) -> Floats:
 def segments_hit_boxes(segments: Floats, boxes: Floats) -> Truths:
     """Whether segments have a point inside boxes.
 
-    Examples
-    --------
     >>> bool(segments_hit_boxes(np.array([0.0, 0, 4, 4]), np.array([1.0, 1, 2, 2])))
     True
     >>> bool(segments_hit_boxes(np.array([0.0, 0, 4, 0]), np.array([1.0, 1, 2, 2])))
@@ -88,8 +84,6 @@ def segments_near_points(segments: Floats, points: Floats, distance: float | Flo
 def segments_cross(first: Floats, second: Floats) -> Truths:
     """Whether segments cross, their ends apart.
 
-    Examples
-    --------
     >>> bool(segments_cross(np.array([0.0, 0, 2, 2]), np.array([0.0, 2, 2, 0])))
     True
     """

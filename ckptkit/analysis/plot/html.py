@@ -22,17 +22,7 @@ _UNKNOWN = "–"
 
 
 def plot_page(entries: Sequence[EntryFacts], *, x: str, y: str, options: FigureOptions) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    entries : sequence of entries
-        All of them are in the page; each is in the picture where the figures of both axes are published.
-    x, y : str
-        What the axes show first.
-    options : FigureOptions
-        ``log``, ``labels``, ``pareto``, ``dark`` and ``title``; the rest is for pictures.
-    """
+    """Return the page."""
     points = collect(entries, _MEASURES[x], _MEASURES[y])
     title = options.title or f"{families_of(points)}: accuracy and cost"
     body = Template(template("plot.html")).substitute(

@@ -63,39 +63,21 @@ _EDGE = 0.2
 
 @dataclass(frozen=True)
 class Wanted:
-    """A label to place.
+    """A label to place."""
 
-    Parameters
-    ----------
-    x, y : float
-        Centre of its marker.
-    radius : float
-        Of the marker.
-    width, height : float
-        Of the text as it will be drawn.
-    """
-
-    x: float
+    x: float  # centre of its marker
     y: float
-    radius: float
-    width: float
+    radius: float  # of the marker
+    width: float  # of the text as it will be drawn
     height: float
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a label stands.
+    """Where a label stands."""
 
-    Parameters
-    ----------
-    box : tuple of float
-        Left, lower, right and upper edge.
-    leader : tuple of float or None
-        From the marker to the label; None where it touches.
-    """
-
-    box: tuple[float, float, float, float]
-    leader: tuple[float, float, float, float] | None
+    box: tuple[float, float, float, float]  # left, lower, right and upper edge
+    leader: tuple[float, float, float, float] | None  # from the marker to the label
 
 
 class _Candidates:
@@ -117,23 +99,7 @@ def place_labels(
     markers: Sequence[tuple[float, float, float]] = (),
     lines: Sequence[tuple[float, float, float, float]] = (),
 ) -> list[Place | None]:
-    """Find a place for each label.
-
-    Parameters
-    ----------
-    wanted : sequence of Wanted
-    bounds : box
-        Within which labels must lie.
-    markers : sequence of (x, y, radius)
-        Every marker of the picture, those of the labels too.
-    lines : sequence of segment
-        On which a label lies only where it has to.
-
-    Returns
-    -------
-    list of Place or None
-        In the order of ``wanted``; None where there is no room.
-    """
+    """Find a place for each label."""
     circles = np.array(markers, dtype=np.float64).reshape(-1, 3)
     candidates = [
         _candidates_of(

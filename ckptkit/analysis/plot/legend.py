@@ -10,19 +10,11 @@ from ckptkit.analysis.plot.points import Points, Series
 
 @dataclass(frozen=True)
 class Row:
-    """One line beside the plot.
-
-    Parameters
-    ----------
-    text : str
-    kind : {"heading", "series", "joined", "front", "key", "more"}
-    series : Series, optional
-        Whose marker stands in front.
-    """
+    """One line beside the plot."""
 
     text: str
     kind: str
-    series: Series | None = None
+    series: Series | None = None  # whose marker stands in front
 
     @property
     def indented(self) -> bool:
@@ -31,19 +23,7 @@ class Row:
 
 
 def legend_rows(points: Points, *, front: bool, brief: bool) -> list[Row]:
-    """Return a heading for each family and a row for each of its series.
-
-    Parameters
-    ----------
-    points : Points
-    front : bool
-        Whether the Pareto front is drawn.
-    brief : bool
-        In few words, for narrow pictures.
-
-    A series all of whose points lie on those of other series has no marker of its own in the picture: it is
-    named below the series whose marker it shares.
-    """
+    """Return a heading for each family and a row for each of its series."""
     leading = {point.series[0] for point in points.points}
     rows: list[Row] = []
     family = None
@@ -77,8 +57,6 @@ def key_row(number: int | str, label: str) -> Row:
 def fitted(rows: Sequence[Row], room: int) -> list[Row]:
     """Return the rows, or as many as there is room for and one that says how many more there are.
 
-    Examples
-    --------
     >>> [row.text for row in fitted([key_row(1, "a"), key_row(2, "b"), key_row(3, "c")], room=2)]
     ['1  a', '… and 2 more']
     """
@@ -91,20 +69,6 @@ def fitted(rows: Sequence[Row], room: int) -> list[Row]:
 def in_columns(rows: Sequence[Row], height: int, columns: int) -> list[Row | None]:
     """Lay rows out column by column, so that no heading is left at the foot of one where there is room.
 
-    Parameters
-    ----------
-    rows : sequence of Row
-    height : int
-        Rows of a column.
-    columns : int
-
-    Returns
-    -------
-    list of Row or None
-        None for a place that stays empty.
-
-    Examples
-    --------
     >>> heading, row = Row("MOAT", "heading"), Row("strong", "series")
     >>> [one and one.text for one in in_columns([row, heading, row], 2, 2)]
     ['strong', None, 'MOAT', 'strong']

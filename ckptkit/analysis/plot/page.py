@@ -46,21 +46,7 @@ def template(name: str, folder: Path = _TEMPLATES) -> str:
 
 
 def page(title: str, body: str, *, style: str, script: str, data: Any = None, dark: bool = False) -> str:
-    """Return a page.
-
-    Parameters
-    ----------
-    title : str
-        Plain text.
-    body : str
-        HTML.
-    style, script : str
-        CSS and JavaScript; the common style and the colours are added.
-    data : optional
-        For the script, as JSON in the element with the id ``data``.
-    dark : bool
-        Dark whatever the reader's system prefers.
-    """
+    """Return a page."""
     whole_style = "\n" + colours() + template("page.css") + style
     whole_script = "\n" + script
     policy = "; ".join(
@@ -94,8 +80,6 @@ def _hash(text: str) -> str:
 def embedded_json(value: Any) -> str:
     r"""Write JSON that may stand in a script element: nothing in it can end the element or open a comment.
 
-    Examples
-    --------
     >>> print(embedded_json({"name": "</script><!-- & more"}))
     {"name":"\u003c/script\u003e\u003c!-- \u0026 more"}
     """

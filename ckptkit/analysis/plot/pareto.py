@@ -10,17 +10,6 @@ XY = tuple[float, float]
 def pareto_front(points: Iterable[XY]) -> list[XY]:
     """Return the points that no other reaches with less cost and as much accuracy, or more for as much.
 
-    Parameters
-    ----------
-    points : iterable of (cost, accuracy)
-
-    Returns
-    -------
-    list of (cost, accuracy)
-        By rising cost, each once; accuracy rises strictly.
-
-    Examples
-    --------
     >>> pareto_front([(5, 80.0), (3, 76.0), (5, 79.0), (9, 80.0), (9, 83.0)])
     [(3, 76.0), (5, 80.0), (9, 83.0)]
     """

@@ -39,8 +39,6 @@ _BRIEF = (
 def family_name(family: str) -> str:
     """Return a family as its authors write it.
 
-    Examples
-    --------
     >>> family_name("moganet"), family_name("another")
     ('MogaNet', 'another')
     """
@@ -49,23 +47,12 @@ def family_name(family: str) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """Entries that are drawn alike.
-
-    Parameters
-    ----------
-    family : str
-    family_index : int
-        Which colour and marker: the place of the family among those drawn and known.
-    fill : str
-        One of `FILLS`.
-    words : str
-        What tells it from the family's other series; empty where the family has one.
-    """
+    """Entries that are drawn alike."""
 
     family: str
-    family_index: int
-    fill: str
-    words: str
+    family_index: int  # which colour and marker: the place of the family among those drawn and known
+    fill: str  # one of `FILLS`
+    words: str  # what tells it from the family's other series
 
     @property
     def family_name(self) -> str:
@@ -82,42 +69,22 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One place in the picture, with every entry that lies there.
+    """One place in the picture, with every entry that lies there."""
 
-    Parameters
-    ----------
-    x, y : float
-        Figures of the two axes.
-    series : tuple of Series
-        Of its entries, each once; the marker is that of the first.
-    entries : tuple of entries
-    label : str
-    """
-
-    x: float
+    x: float  # figures of the two axes
     y: float
-    series: tuple[Series, ...]
+    series: tuple[Series, ...]  # of its entries, each once
     entries: tuple[EntryFacts, ...]
     label: str
 
 
 @dataclass(frozen=True)
 class Points:
-    """What a picture shows.
+    """What a picture shows."""
 
-    Parameters
-    ----------
-    points : tuple of Point
-        In the order of the entries.
-    series : tuple of Series
-        Those that occur, family by family.
-    missing : tuple of entries
-        Those that cannot be shown: one of the two figures is not published.
-    """
-
-    points: tuple[Point, ...]
-    series: tuple[Series, ...]
-    missing: tuple[EntryFacts, ...]
+    points: tuple[Point, ...]  # in the order of the entries
+    series: tuple[Series, ...]  # those that occur, family by family
+    missing: tuple[EntryFacts, ...]  # those that cannot be shown: one of the two figures is not published
 
 
 def collect(entries: Sequence[EntryFacts], x: Measure, y: Measure) -> Points:
@@ -173,8 +140,6 @@ def series_of(entries: Sequence[EntryFacts]) -> dict[str, Series]:
 def family_indices(families: Iterable[str]) -> dict[str, int]:
     """Return the index of each family, which chooses its colour and marker: the known ones keep theirs.
 
-    Examples
-    --------
     >>> family_indices(["moganet", "another"])
     {'moganet': 1, 'another': 2}
     """

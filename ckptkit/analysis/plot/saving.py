@@ -22,26 +22,13 @@ _PAGES = ("html", "htm")
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written, or would be.
-
-    Parameters
-    ----------
-    path : Path
-    points : int
-        Places with a marker.
-    entries : int
-        Entries at these places.
-    missing : str
-        Which entries are not shown, and why; empty where all are.
-    unlabelled : int
-        Points for whose label there was no room.
-    """
+    """What was written, or would be."""
 
     path: Path
-    points: int
-    entries: int
-    missing: str
-    unlabelled: int = 0
+    points: int  # places with a marker
+    entries: int  # entries at these places
+    missing: str  # which entries are not shown, and why
+    unlabelled: int = 0  # points for whose label there was no room
 
 
 def save_plot(
@@ -54,30 +41,7 @@ def save_plot(
     force: bool = False,
     dry_run: bool = False,
 ) -> Saved:
-    """Draw accuracy against cost; the ending of ``output`` says how.
-
-    Parameters
-    ----------
-    entries : sequence of entries
-    output : Path
-        ``.png``, ``.svg``, ``.pdf`` or ``.html``.
-    x : {"params", "flops"}
-    y : {"top1", "top5"}
-    options : FigureOptions, optional
-    force : bool
-        Replace an existing file.
-    dry_run : bool
-        Write nothing.
-
-    Raises
-    ------
-    NotFoundError
-        When ``entries`` is empty.
-    UsageError
-        When the ending is none of these, there is nothing to draw, or the file exists already.
-    MissingDependencyError
-        When a picture is wanted and matplotlib is not installed.
-    """
+    """Draw accuracy against cost; the ending of ``output`` says how."""
     from ckptkit.base.staging import StagedFile, refuse_existing
 
     options = options or FigureOptions()
@@ -114,13 +78,7 @@ def save_plot(
 
 
 def form_of(output: Path) -> str:
-    """Return what the ending of a name asks for: png, svg, pdf or html.
-
-    Raises
-    ------
-    UsageError
-        When it is none of them.
-    """
+    """Return what the ending of a name asks for: png, svg, pdf or html."""
     ending = output.suffix.lower().removeprefix(".")
     if ending not in (*FORMATS, *_PAGES):
         raise UsageError(
@@ -131,13 +89,7 @@ def form_of(output: Path) -> str:
 
 
 def measure(name: str, measures: dict[str, Measure]) -> Measure:
-    """Return what an axis shows.
-
-    Raises
-    ------
-    UsageError
-        When there is no such measure.
-    """
+    """Return what an axis shows."""
     if name not in measures:
         raise UsageError(f"no axis {name!r}", hint=f"choose from {', '.join(measures)}")
     return measures[name]

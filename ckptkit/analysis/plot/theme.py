@@ -14,22 +14,14 @@ MARKERS = ("circle", "diamond", "triangle", "square", "down")
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one picture.
+    """Colours of one picture."""
 
-    Parameters
-    ----------
-    background, text, muted, grid, front : str
-        ``#rrggbb``: paper, words, lesser words and leader lines, grid, Pareto front.
-    families : tuple of str
-        Of each family, by its index.
-    """
-
-    background: str
+    background: str  # ``#rrggbb``: paper, words, lesser words and leader lines, grid, Pareto front
     text: str
     muted: str
     grid: str
     front: str
-    families: tuple[str, ...]
+    families: tuple[str, ...]  # of each family, by its index
 
     def family(self, index: int) -> str:
         """Colour of a family; they come round again after the last."""
@@ -38,8 +30,6 @@ class Theme:
     def tint(self, colour: str) -> str:
         """Return a colour two fifths of the way from the background.
 
-        Examples
-        --------
         >>> LIGHT.tint("#000000")
         '#999999'
         """

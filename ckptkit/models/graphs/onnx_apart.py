@@ -58,18 +58,10 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a step in the other process may take beyond what it has.
+    """What a step in the other process may take beyond what it has."""
 
-    Parameters
-    ----------
-    seconds : float
-        Of processor time, all cores together.
-    nbytes : int
-        Of memory.
-    """
-
-    seconds: float
-    nbytes: int
+    seconds: float  # of processor time, all cores together
+    nbytes: int  # of memory
 
     @classmethod
     def to_load(cls, nbytes: int) -> Allowance:
@@ -84,15 +76,7 @@ class Allowance:
 
 
 def open_foreign_onnx(path: Path) -> OnnxGraph:
-    """Check an ONNX file and load it into ONNX Runtime, in another process.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    FormatError
-        When it is none, is damaged, asks for too much, or is not a graph from images to logits or stages.
-    """
+    """Check an ONNX file and load it into ONNX Runtime, in another process."""
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
     if path.stat().st_size > _LARGEST_FILE:
@@ -162,13 +146,7 @@ class _Apart:
     def ask(
         self, request: dict[str, Any], content: bytes, allowance: Allowance, what: str
     ) -> tuple[dict[str, Any], bytes]:
-        """Send a request; gives the answer.
-
-        Raises
-        ------
-        FormatError
-            What the other process found; or that it ended.
-        """
+        """Send a request; gives the answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
         patience = threading.Timer(60 + 20 * allowance.seconds, self._process.kill)  # of a busy machine
         patience.daemon = True
@@ -216,13 +194,7 @@ def _send(stream: BinaryIO | Any, header: dict[str, Any], content: bytes = b"") 
 
 
 def _receive(stream: BinaryIO | Any, most: int) -> tuple[dict[str, Any], bytes]:
-    """Read what `_send` wrote.
-
-    Raises
-    ------
-    EOFError, ValueError
-        When there is nothing more; when it is more than it may be.
-    """
+    """Read what `_send` wrote."""
     length = int.from_bytes(_exactly(stream, 8), "big")
     if length > _HEADER_BYTES:
         raise ValueError("too long")
@@ -344,12 +316,7 @@ def _answer(stdout: BinaryIO, graph: OnnxGraph, request: dict[str, Any], content
 
 
 def check_foreign(path: Path, model: Any) -> None:
-    """Refuse what no graph from images to logits has, before anything looks closer at the file.
-
-    Raises
-    ------
-    FormatError
-    """
+    """Refuse what no graph from images to logits has, before anything looks closer at the file."""
     reason = next(_faults(model), None)
     if reason is not None:
         raise FormatError(path, reason, hint="export the model anew")

@@ -47,20 +47,11 @@ _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """What was written.
-
-    Parameters
-    ----------
-    graph : Path
-    data : Path or None
-        The weights' file, where they are too large for the graph's.
-    outputs : tuple of str
-        What the graph gives.
-    """
+    """What was written."""
 
     graph: Path
-    data: Path | None
-    outputs: tuple[str, ...]
+    data: Path | None  # the weights' file, where they are too large for the graph's
+    outputs: tuple[str, ...]  # what the graph gives
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -71,13 +62,6 @@ class OnnxFiles:
 def require_opset(opset: int) -> None:
     """Refuse an operator set that nothing is known of.
 
-    Raises
-    ------
-    UsageError
-        When it is not within `OPSETS`.
-
-    Examples
-    --------
     >>> require_opset(20)
     """
     lowest, highest = OPSETS
@@ -88,8 +72,6 @@ def require_opset(opset: int) -> None:
 def data_path(graph: Path) -> Path:
     """Where the weights stand that are too large for the graph's own file.
 
-    Examples
-    --------
     >>> data_path(Path("moat4.onnx")).name
     'moat4.onnx.data'
     """
@@ -112,34 +94,6 @@ def write_onnx(
     The same model gives the same bytes, and nothing of this machine is in them: the exporter's stack traces
     and notes are taken out. Weights keep the names of the canonical layout where the exporter kept them; it
     folds a BatchNorm into the convolution before it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Of one of the families, in inference mode, as `ckptkit.models.create_model` builds it.
-    path : Path
-        Must not exist yet; not staged, the caller does that.
-    size : (int, int)
-        Height and width of the input, pixels.
-    features : bool
-        Give the stages' outputs instead of logits; a model without head gives them anyway.
-    opset : int
-        Version of the ONNX operators.
-    metadata : mapping of str to str, optional
-        For the file's ``metadata_props``.
-    single_file_bytes : int
-        Weights larger than this go to a file beside, see `data_path`.
-    verbose : bool
-        Let the exporter print what it likes.
-
-    Raises
-    ------
-    UsageError
-        When the installed exporter does not make this operator set.
-    ConversionError
-        When the exporter fails.
-    StorageError
-        When the disk refuses.
     """
     require_opset(opset)
     with _said_aside(verbose):

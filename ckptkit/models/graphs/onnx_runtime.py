@@ -27,29 +27,15 @@ _ERRORS_ONLY = 4
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An open ONNX file.
-
-    Parameters
-    ----------
-    path : Path
-    opset : int
-    outputs : tuple of str
-        What `run` gives: the stages that have names in the graph, then the graph's own other outputs.
-    batch : int or None
-        Fixed size of a batch; None where it is open.
-    size : (int, int) or None
-        Height and width of the input; None where they are open.
-    metadata : mapping of str to str
-        The file's ``metadata_props``.
-    versions : str
-    """
+    """An open ONNX file."""
 
     path: Path
     opset: int
+    # What `run` gives: the stages that have names in the graph, then the graph's own other outputs
     outputs: tuple[str, ...]
-    batch: int | None
-    size: tuple[int, int] | None
-    metadata: dict[str, str]
+    batch: int | None  # fixed size of a batch
+    size: tuple[int, int] | None  # height and width of the input
+    metadata: dict[str, str]  # the file's ``metadata_props``
     versions: str
     _session: Any = field(repr=False)
 
@@ -58,25 +44,7 @@ class OnnxGraph:
     ) -> dict[str, Array]:
         """Run the graph.
 
-        Parameters
-        ----------
-        images : numpy.ndarray
-            (N, H, W, 3) float32.
-        like : mapping of str to numpy.ndarray, optional
-            What PyTorch's model gave for them, in ``seconds`` of processor time: a graph that is run apart
-            may not take many times as much.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray
-            Outputs by name; maps channels last.
-
-        Raises
-        ------
-        UsageError
-            When the graph is for inputs of another size.
-        FormatError
-            When the graph cannot be run.
+        ``images``: (N, H, W, 3) float32.
         """
         import numpy
 
@@ -94,13 +62,7 @@ class OnnxGraph:
         return {name: _channels_last(array) for name, array in zip(self.outputs, arrays, strict=True)}
 
     def on_planes(self, outputs: list[str], planes: Array) -> list[Any]:
-        """Run ONNX Runtime's session on (N, 3, H, W) float32.
-
-        Raises
-        ------
-        FormatError
-            When the graph cannot be run.
-        """
+        """Run ONNX Runtime's session on (N, 3, H, W) float32."""
         try:
             arrays: list[Any] = self._session.run(outputs, {self._session.get_inputs()[0].name: planes})
         except Exception as error:  # ONNX Runtime's exceptions have no base class but this
@@ -121,13 +83,6 @@ def open_onnx(path: Path, check: Callable[[Path, Any], None] | None = None) -> O
     """Check an ONNX file that we made and load it into ONNX Runtime, on the CPU.
 
     One that others made is for `onnx_apart.open_foreign_onnx`; ``check`` is its first look.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    FormatError
-        When it is none, is damaged, or is not a graph from images to logits or stages.
     """
     import onnxruntime
 

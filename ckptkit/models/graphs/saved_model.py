@@ -36,35 +36,7 @@ def write_saved_model(
     features: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
-    """Write a model as a SavedModel.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Of one of the families, as `ckptkit.models.create_model` builds it.
-    variables : mapping of str to keras.Variable
-        All its variables under their names of the ``keras`` layout.
-    folder : Path
-        An empty folder; not staged, the caller does that.
-    size : (int, int)
-        Height and width of the input, pixels.
-    features : bool
-        Give the stages' outputs instead of logits; a model without head gives them anyway.
-    facts : mapping of str to Any, optional
-        For `FACTS`; what ``json.dumps`` takes.
-
-    Returns
-    -------
-    tuple of str
-        Names of the outputs.
-
-    Raises
-    ------
-    ConversionError
-        When TensorFlow cannot write it.
-    StorageError
-        When the disk refuses.
-    """
+    """Write a model as a SavedModel."""
     from ckptkit.families.keras_backend import stderr_aside, tf
 
     names: list[str] = []
@@ -105,23 +77,7 @@ def _named(variables: Mapping[str, Any], tf: Any) -> Any:
 
 
 def load_saved_model(folder: Path) -> Callable[[Array], dict[str, Array]]:
-    """Load a SavedModel as any TensorFlow program would, on the CPU.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Returns
-    -------
-    callable
-        Takes images (N, H, W, 3) float32; gives what `SIGNATURE` gives, stages by number, then logits,
-        channels last.
-
-    Raises
-    ------
-    FormatError
-        When it cannot be loaded, or has no such signature; the callable too, when it cannot be run.
-    """
+    """Load a SavedModel as any TensorFlow program would, on the CPU."""
     from ckptkit.families.keras_backend import stderr_aside, tf
 
     try:

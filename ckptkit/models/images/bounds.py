@@ -53,13 +53,7 @@ class CostlyError(Exception):
 
 
 def check_outline(file: BinaryIO) -> bool:
-    """Look through what Pillow obeys while it opens a file; tells whether it is a JPEG of several scans.
-
-    Raises
-    ------
-    CostlyError
-        When its metadata would take too much.
-    """
+    """Look through what Pillow obeys while it opens a file; tells whether it is a JPEG of several scans."""
     file.seek(0)
     head = file.read(16)
     several = False

@@ -14,21 +14,11 @@ _TABLE = Path(__file__).with_name("imagenet_classes.tsv")
 
 @dataclass(frozen=True)
 class ImageClass:
-    """One class.
+    """One class."""
 
-    Parameters
-    ----------
-    index : int
-        Place among the logits.
-    wnid : str
-        WordNet id: the name of the class's folder in an ImageNet tree.
-    words : tuple of str
-        WordNet's words for it, the usual one first.
-    """
-
-    index: int
-    wnid: str
-    words: tuple[str, ...]
+    index: int  # place among the logits
+    wnid: str  # wordNet id: the name of the class's folder in an ImageNet tree
+    words: tuple[str, ...]  # wordNet's words for it, the usual one first
 
     @property
     def name(self) -> str:
@@ -40,8 +30,6 @@ class ImageClass:
 def imagenet_classes() -> tuple[ImageClass, ...]:
     """The 1,000 classes, in the order of the logits.
 
-    Examples
-    --------
     >>> imagenet_classes()[207]
     ImageClass(index=207, wnid='n02099601', words=('golden retriever',))
     """
@@ -55,20 +43,6 @@ def imagenet_classes() -> tuple[ImageClass, ...]:
 def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageClass:
     """Read a class given by index, WordNet id or one of its words.
 
-    Parameters
-    ----------
-    text : str
-        ``207``, ``n02099601`` or ``golden retriever``; case does not count.
-    classes : sequence of ImageClass, optional
-        Default ImageNet-1K's.
-
-    Raises
-    ------
-    UsageError
-        When there is no such class, or a word means several.
-
-    Examples
-    --------
     >>> find_class("Golden Retriever").index
     207
     """

@@ -46,27 +46,7 @@ class ReducedPictureWarning(UserWarning):
 
 
 def open_image(source: Path | bytes | BinaryIO, name: str | None = None) -> Image:
-    """Decode an image to RGB, the right way up.
-
-    Parameters
-    ----------
-    source : Path, bytes or binary file
-        Of one of the formats in `ckptkit.models.images.bounds.FORMATS`.
-    name : str, optional
-        What to call it in messages; default the path.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Of mode RGB, turned as its EXIF data says.
-
-    Raises
-    ------
-    MissingDependencyError
-        When Pillow is not installed.
-    NotFoundError, FormatError
-        When there is no such file; when it is no image, damaged, or too large.
-    """
+    """Decode an image to RGB, the right way up."""
     with opened_image(source, name) as picture:
         return picture
 
@@ -133,13 +113,7 @@ class _Metered:
 
 
 def _fitted(picture: Any, called: str, *, several_scans: bool = False, may_reduce: bool = True) -> int:
-    """Bytes that decoding takes, of a large JPEG at half its size; see the top of this file.
-
-    Raises
-    ------
-    FormatError
-        When that is more than may be.
-    """
+    """Bytes that decoding takes, of a large JPEG at half its size; see the top of this file."""
     from PIL import Image
 
     bounds.check_exif(picture.info.get("exif") or b"")
@@ -169,20 +143,7 @@ def _raw_profile(text: str) -> bytes:
 
 
 def upright_rgb(picture: Image, called: str) -> Image:
-    """Turn a picture upright and give it three channels of 8 bits, by the rules above.
-
-    Parameters
-    ----------
-    picture : PIL.Image.Image
-        Of any mode, perhaps not read yet; stays as it is.
-    called : str
-        Its name in messages.
-
-    Raises
-    ------
-    FormatError
-        When its file is damaged, or its values do not say what is white.
-    """
+    """Turn a picture upright and give it three channels of 8 bits, by the rules above."""
     with _faults_in_words(called):
         if getattr(picture, "tile", None):  # opened by somebody, and not decoded yet
             if getattr(picture, "format", None) in _PROGRAMS:

@@ -45,34 +45,7 @@ def download_picture(
     most_bytes: int = MOST_BYTES,
     progress: Progress | None = None,
 ) -> bytes:
-    """Fetch a picture.
-
-    Parameters
-    ----------
-    url : str
-        ``http://``, ``https://`` or ``file://``, after mirror rules.
-    name : str
-        What messages call it: a URL without secrets.
-    policy : Policy
-        Timeouts and retries.
-    most_bytes : int
-        Refuse anything larger, as soon as that is known.
-    progress : Progress, optional
-
-    Returns
-    -------
-    bytes
-        Whatever lies there; nobody has looked whether it is a picture.
-
-    Raises
-    ------
-    NotFoundError
-        When there is nothing at that URL.
-    NetworkError
-        When the server or the way to it fails.
-    FormatError
-        When it is too large, or a ``file://`` URL names something that is no file.
-    """
+    """Fetch a picture."""
     with url_opener(policy) as opener:
         failures = Failures(policy)
         while True:

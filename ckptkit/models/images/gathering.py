@@ -61,29 +61,15 @@ _URL_SCHEMES = ("http", "https", "file")
 
 @dataclass(frozen=True)
 class NamedPicture:
-    """A picture that has not been read yet.
+    """A picture that has not been read yet."""
 
-    Parameters
-    ----------
-    name : str
-        What messages and results call it; of a URL without its secrets.
-    read : callable
-        Reads and decodes it: gives an RGB picture, or raises one of ckptkit's errors.
-    """
-
-    name: str
-    read: Callable[[], Image]
+    name: str  # what messages and results call it
+    read: Callable[[], Image]  # reads and decodes it: gives an RGB picture, or raises one of ckptkit's errors
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A picture that cannot be had.
-
-    Parameters
-    ----------
-    name : str
-    error : CkptkitError
-    """
+    """A picture that cannot be had."""
 
     name: str
     error: CkptkitError
@@ -91,13 +77,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Gathering:
-    """What was named, in order, and what of it is not there.
-
-    Parameters
-    ----------
-    pictures : tuple of NamedPicture
-    faults : tuple of Fault
-    """
+    """What was named, in order, and what of it is not there."""
 
     pictures: tuple[NamedPicture, ...]
     faults: tuple[Fault, ...] = ()
@@ -110,41 +90,16 @@ class Gathering:
 
 @dataclass(frozen=True)
 class Gatherer:
-    """Finds pictures.
+    """Finds pictures."""
 
-    Parameters
-    ----------
-    recursive : bool
-        Look into folders' folders too.
-    offline : bool
-        Refuse URLs that need the network.
-    mirrors : sequence of Mirror
-        Rules for URLs.
-    stdin : binary file
-        What ``-`` stands for.
-    progress : Progress, optional
-        Shows how far a download is.
-    """
-
-    recursive: bool = False
-    offline: bool = False
-    mirrors: tuple[Mirror, ...] = ()
-    stdin: BinaryIO | None = None
-    progress: Progress | None = None
+    recursive: bool = False  # look into folders' folders too
+    offline: bool = False  # refuse URLs that need the network
+    mirrors: tuple[Mirror, ...] = ()  # rules for URLs
+    stdin: BinaryIO | None = None  # what ``-`` stands for
+    progress: Progress | None = None  # shows how far a download is
 
     def gather(self, named: Iterable[str | Path | Image]) -> Gathering:
-        """Look for every picture, without reading one.
-
-        Parameters
-        ----------
-        named : iterable of str, Path or PIL.Image.Image
-            Files, folders (their pictures, sorted by name), URLs, ``-``, decoded pictures.
-
-        Raises
-        ------
-        UsageError
-            When standard input is named more than once.
-        """
+        """Look for every picture, without reading one."""
         pictures: list[NamedPicture] = []
         faults: list[Fault] = []
         names = list(named)
@@ -203,15 +158,7 @@ class Gatherer:
 
 
 def entries_of(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name; hidden files and folders apart.
-
-    Raises
-    ------
-    NotFoundError
-        When a link leads nowhere: what it stood for would be missing silently.
-    StorageError
-        When the folder cannot be read.
-    """
+    """What is in a folder, by name; hidden files and folders apart."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
@@ -233,25 +180,7 @@ def files_below(
     *,
     ways: Counter[tuple[int, int]] | None = None,
 ) -> Iterator[Path]:
-    """Files in a folder and all below it, hidden ones apart. Links to folders are followed.
-
-    Parameters
-    ----------
-    folder : Path
-    circle : callable
-        Takes each link that leads back to a folder on the way to it; it is not followed.
-    above : sequence of Path
-        Folders on the way to this one.
-    ways : Counter, optional
-        How often each folder was looked through already: links can lead to one by very many ways.
-
-    Raises
-    ------
-    NotFoundError, StorageError
-        As `entries_of`.
-    FormatError
-        When folders are nested very deep, or links lead to one by very many ways.
-    """
+    """Files in a folder and all below it, hidden ones apart. Links to folders are followed."""
     ways = Counter() if ways is None else ways
     try:
         status = folder.stat()
@@ -276,8 +205,6 @@ def files_below(
 def is_url(name: str) -> bool:
     """Whether a name is a URL of a kind that is fetched.
 
-    Examples
-    --------
     >>> is_url("https://a.org/cat.jpg"), is_url("cat.jpg"), is_url("https-cats/1.jpg")
     (True, False, False)
     """

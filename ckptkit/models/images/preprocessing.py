@@ -35,30 +35,14 @@ MOST_PIXELS = 24_000_000
 class Preprocessing:
     """How a checkpoint wants its pictures.
 
-    Parameters
-    ----------
-    size : (int, int)
-        Height and width of the input, pixels.
-    normalization : {"imagenet", "half"}
-    resize : int or None
-        Shorter side before the centre crop, pixels, where the published evaluation has one; else the picture
-        is resized just so far that it covers the input.
-    interpolation : {"nearest", "bilinear", "bicubic", "lanczos"}
-
-    Raises
-    ------
-    UsageError
-        When the normalization or the interpolation is unknown.
-
-    Examples
-    --------
     >>> from PIL import Image
     >>> Preprocessing((224, 224), "imagenet", resize=248)(Image.new("RGB", (640, 480))).shape
     (224, 224, 3)
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the input, pixels
     normalization: str
+    # Shorter side before the centre crop, pixels, where the published evaluation has one
     resize: int | None = None
     interpolation: str = DEFAULT_INTERPOLATION
 
@@ -79,8 +63,6 @@ class Preprocessing:
 
         One side is given, the other follows in proportion, cut off to whole pixels.
 
-        Examples
-        --------
         >>> Preprocessing((224, 224), "imagenet", resize=248).resized(500, 333)
         (372, 248)
         >>> Preprocessing((192, 256), "imagenet").resized(500, 333)
@@ -101,13 +83,7 @@ class Preprocessing:
         return left, top, left + columns, top + rows
 
     def cut(self, picture: Image) -> Image:
-        """Resize the shorter side, then keep the centre: what the model sees, before normalization.
-
-        Raises
-        ------
-        FormatError
-            When the picture is so long and narrow that resizing it would take gigabytes.
-        """
+        """Resize the shorter side, then keep the centre: what the model sees, before normalization."""
         from PIL import Image
 
         filters = Image.Resampling[self.interpolation.upper()]

@@ -28,21 +28,7 @@ _MEAN_AND_SCALE = {
 def prepare(pixels: Array, wanted: Preprocessing) -> Array:
     """Prepare decoded pixels.
 
-    Parameters
-    ----------
-    pixels : numpy.ndarray
-        (height, width, 3) uint8, RGB.
-    wanted : Preprocessing
-
-    Returns
-    -------
-    numpy.ndarray
-        (rows, columns, 3) float32.
-
-    Raises
-    ------
-    NoEquivalentError
-        When TensorFlow does this interpolation otherwise (nearest).
+    ``pixels``: (height, width, 3) uint8, RGB. Returns (rows, columns, 3) float32.
     """
     from ckptkit.families.keras_backend import tf
 

@@ -26,21 +26,7 @@ _MEANS_AND_DEVIATIONS = {
 def prepare(pixels: Array, wanted: Preprocessing) -> Array:
     """Prepare decoded pixels.
 
-    Parameters
-    ----------
-    pixels : numpy.ndarray
-        (height, width, 3) uint8, RGB.
-    wanted : Preprocessing
-
-    Returns
-    -------
-    numpy.ndarray
-        (rows, columns, 3) float32.
-
-    Raises
-    ------
-    NoEquivalentError
-        When this PyTorch has no such interpolation (Lanczos came with 2.12), or does it otherwise (nearest).
+    ``pixels``: (height, width, 3) uint8, RGB. Returns (rows, columns, 3) float32.
     """
     import torch
 

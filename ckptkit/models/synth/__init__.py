@@ -45,8 +45,6 @@ _ARCHIVES = (".tar.gz", ".tgz")
 def published_ending(synthetic: Synthetic) -> str:
     """How the names of such files end where they are published.
 
-    Examples
-    --------
     >>> published_ending(Synthetic("moganet-xt", layout="torch"))
     '.pth.tar'
     """
@@ -54,27 +52,7 @@ def published_ending(synthetic: Synthetic) -> str:
 
 
 def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
-    """Write a synthetic checkpoint in the format its family is published in.
-
-    Parameters
-    ----------
-    synthetic : Synthetic
-    path : Path
-        For TensorFlow's families a ``.tar.gz`` as published, or the prefix of a bare checkpoint; for
-        PyTorch's a file.
-    force : bool
-        Replace existing files.
-
-    Returns
-    -------
-    Path
-        What to open: the file, or the prefix.
-
-    Raises
-    ------
-    UsageError
-        When the name says another format.
-    """
+    """Write a synthetic checkpoint in the format its family is published in."""
     refuse_unpublished(synthetic, path)
     if synthetic.table.layout.name != "deeplab2":
         return write_torch(synthetic, path, force=force)

@@ -23,47 +23,23 @@ STATE_DICT, STATE_DICT_EMA = "state_dict", "state_dict_ema"
 
 @dataclass(frozen=True)
 class SyntheticTensor:
-    """One tensor of a synthetic checkpoint.
+    """One tensor of a synthetic checkpoint."""
 
-    Parameters
-    ----------
-    spec : TensorSpec
-        Name, type and shape in the file.
-    make : callable
-        Gives its values.
-    state_dict : str
-        Which state dict of a PyTorch file it stands in.
-    """
-
-    spec: TensorSpec
-    make: Make
-    state_dict: str = STATE_DICT
+    spec: TensorSpec  # name, type and shape in the file
+    make: Make  # gives its values
+    state_dict: str = STATE_DICT  # which state dict of a PyTorch file it stands in
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Which synthetic checkpoint.
-
-    Parameters
-    ----------
-    variant : str
-    pos_emb : bool
-        With relative position tables; means nothing in families that have none.
-    twins : bool
-        Both copies of the weights, where the published code puts them; the moving averages then have the
-        recipe's values. Without twins the one copy has them.
-    bn_statistics : bool
-        False leaves the BatchNorm moving statistics out, as MOAT's first uploads did.
-    layout : str, optional
-        Published layout, default the family's first: ``deeplab2`` for MOAT; ``openmixup``, or ``torch`` for
-        the timm-style release, for MogaNet.
-    """
+    """Which synthetic checkpoint."""
 
     variant: str
-    pos_emb: bool = True
-    twins: bool = False
+    pos_emb: bool = True  # with relative position tables
+    twins: bool = False  # both copies of the weights, where the published code puts them
+    # False leaves the BatchNorm moving statistics out, as MOAT's first uploads did
     bn_statistics: bool = True
-    layout: str | None = None
+    layout: str | None = None  # published layout, default the family's first: ``deeplab2`` for MOAT
 
     @cached_property
     def family(self) -> Family:
@@ -116,11 +92,6 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
 
     A synthetic file does not tell: it is shaped as the published ones are, and `write_checkpoint` makes them
     for mirrors, too. What is said of its predictions must say it all the same.
-
-    Raises
-    ------
-    FormatError
-        The file is damaged.
     """
     import numpy
 
@@ -140,13 +111,7 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
 
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:
-    """What stands in for a variant or an entry of that name, or for an entry itself.
-
-    Raises
-    ------
-    NotFoundError
-        When there is neither.
-    """
+    """What stands in for a variant or an entry of that name, or for an entry itself."""
     if isinstance(name, EntryFacts):
         return name, synthetic_for(name)
     name = str(name)
@@ -157,13 +122,7 @@ def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, S
 
 
 def synthetic_for(entry: Entry) -> Synthetic:
-    """The synthetic stand-in of a registry entry.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no model code for its family.
-    """
+    """The synthetic stand-in of a registry entry."""
     family = get_family(entry.family)
     layout = entry.layout if entry.layout in family.published_layouts else None
     return Synthetic(entry.variant, pos_emb=bool(entry.pos_emb), layout=layout)

@@ -48,22 +48,6 @@ def _normal(key: str, shape: tuple[int, ...]) -> Array:
 def synthetic_tensor(name: str, shape: tuple[int, ...], *, key: str | None = None) -> Array:
     """One tensor of MOAT by the recipe.
 
-    Parameters
-    ----------
-    name : str
-        Published (deeplab2) name; decides the scale.
-    shape : tuple of int
-        Published shape.
-    key : str, optional
-        What seeds the generator, default the name.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32.
-
-    Examples
-    --------
     >>> synthetic_tensor("moat/stem/norm_0/gamma", (32,))[:2].round(4).tolist()
     [1.1377999782562256, 1.0569000244140625]
     """
@@ -98,24 +82,6 @@ def _fan_in(name: str, shape: tuple[int, ...]) -> int:
 def moganet_tensor(name: str, shape: tuple[int, ...], *, is_norm: bool, key: str | None = None) -> Array:
     """One tensor of MogaNet by the recipe.
 
-    Parameters
-    ----------
-    name : str
-        Canonical name; its end decides the scale.
-    shape : tuple of int
-        Canonical shape.
-    is_norm : bool
-        Whether it belongs to a BatchNorm.
-    key : str, optional
-        What seeds the generator, default the name.
-
-    Returns
-    -------
-    numpy.ndarray
-        float32; int64 for a step counter.
-
-    Examples
-    --------
     >>> moganet_tensor("norm1.weight", (32,), is_norm=True)[:2].round(4).tolist()
     [0.9458000063896179, 0.9781000018119812]
     """
@@ -141,16 +107,7 @@ Make = Callable[[], Array]
 
 
 def makers(family: Family, table: Table, *, raw: bool) -> dict[str, Make]:
-    """Name in the published layout → function that makes the tensor, in the architecture's order.
-
-    Parameters
-    ----------
-    family : Family
-    table : Table
-        Of one of the published layouts, which all have canonical or deeplab2 axis order.
-    raw : bool
-        Make the second set of numbers, those of raw weights beside their moving averages.
-    """
+    """Name in the published layout → function that makes the tensor, in the architecture's order."""
     end = "#raw" if raw else ""
     if family.name == "moat":
         return {

@@ -17,21 +17,7 @@ _STEP = TensorSpec("global_step", DTYPES["int64"], ())
 
 
 def write_bundle(synthetic: Synthetic, prefix: Path, *, force: bool = False) -> list[Path]:
-    """Write a synthetic TensorFlow checkpoint, with a ``global_step`` of 0, as the published code would.
-
-    Parameters
-    ----------
-    synthetic : Synthetic
-    prefix : Path
-        Of the files to write.
-    force : bool
-        Replace existing files.
-
-    Returns
-    -------
-    list of Path
-        The files written.
-    """
+    """Write a synthetic TensorFlow checkpoint, with a ``global_step`` of 0, as the published code would."""
     import numpy
 
     from ckptkit.formats.tf_bundle import TfBundleWriter
@@ -49,19 +35,6 @@ def write_archive(synthetic: Synthetic, path: Path, *, force: bool = False) -> P
     """Write a synthetic checkpoint as the ``.tar.gz`` that is published: a folder with the files in it.
 
     The same arguments give the same bytes: times, owners and order in the archive are fixed.
-
-    Parameters
-    ----------
-    synthetic : Synthetic
-    path : Path
-        The archive to write.
-    force : bool
-        Replace an existing file.
-
-    Returns
-    -------
-    Path
-        The archive.
     """
     folder = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
     with (

@@ -18,19 +18,6 @@ def write_torch(synthetic: Synthetic, path: Path, *, force: bool = False) -> Pat
     ``openmixup`` has ``meta`` and ``state_dict``; the timm style ``epoch``, ``arch``, ``state_dict``,
     ``args`` (an `argparse.Namespace`, for which ``torch.load(weights_only=True)`` refuses such files) and
     ``state_dict_ema`` where there are both copies.
-
-    Parameters
-    ----------
-    synthetic : Synthetic
-    path : Path
-        The file to write.
-    force : bool
-        Replace an existing file.
-
-    Returns
-    -------
-    Path
-        The file.
     """
     tensors = list(synthetic.tensors())
     # Two state dicts may hold tensors of one name; in the writer's list each has a name of its own.
