@@ -1,0 +1,65 @@
+"""What other packages add to ckptkit: objects found through the entry points of installed packages.
+
+A package names its objects in its own ``pyproject.toml``. Who asks here knows the built-in objects and asks for
+others only: looking through the installed packages takes longer than a short command's own work.
+A plug-in that does not load, or is not what its group holds, is a warning that names its package.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any
+
+from ckptkit.base.text import escaped
+
+
+class PluginWarning(UserWarning):
+    """An installed plug-in cannot be used."""
+
+
+@lru_cache
+def load(group: str, kind: type = object, taken: Collection[str] = ()) -> dict[str, Any]:
+    """The usable plug-ins of a group by name, looked up once in a process; ``taken`` names are not theirs.
+
+    >>> load("ckptkit.no_such_group")
+    {}
+    """
+    found: dict[str, Any] = {}
+    for point in sorted(importlib.metadata.entry_points(group=group), key=_place):
+        try:
+            plugin = point.load()
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            _warn(point, f"cannot be loaded ({reason})")
+            continue
+        own = getattr(plugin, "name", None)
+        if not isinstance(plugin, kind):
+            _warn(point, f"is of type {type(plugin).__name__!r}, not {kind.__name__},")
+        elif own != point.name:
+            _warn(point, f"calls itself {own!r}")
+        elif own in taken or own in found:
+            _warn(point, "has a name that is taken")
+        else:
+            found[own] = plugin
+    return found
+
+
+def package_of(point: importlib.metadata.EntryPoint) -> str:
+    """The package that an entry point belongs to, with its version."""
+    try:
+        assert point.dist is not None
+        return f"{point.dist.name} {point.dist.version}"
+    except Exception:  # a folder of metadata that is damaged raises KeyError, TypeError or AssertionError
+        return f"the package of {point.value}"
+
+
+def _place(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return point.name, package_of(point)
+
+
+def _warn(point: importlib.metadata.EntryPoint, what: str) -> None:
+    text = f"the plug-in {point.name!r} of {package_of(point)} ({point.group}) {what} and is left out"
+    warnings.warn(escaped(text), PluginWarning, stacklevel=3)
