@@ -1,7 +1,7 @@
 """What other packages add to ckptkit: objects found through the entry points of installed packages.
 
-A package names its objects in its own ``pyproject.toml``. Who asks here knows the built-in objects and asks for
-others only: looking through the installed packages takes longer than a short command's own work.
+A package names its objects in its own ``pyproject.toml``. Who asks here knows the built-in objects and asks
+for others only: looking through the installed packages takes longer than a short command's own work.
 A plug-in that does not load, or is not what its group holds, is a warning that names its package.
 """
 
