@@ -98,12 +98,12 @@ def subject_of(
     settings: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Put together what is to be counted: as asked, else the entry's, else a classifier's."""
-    from ckptkit.families.behaviour import said_settings, settle
+    from ckptkit.families.behaviour import known_settings, resolve_settings
 
     indifferent = convention_of(family.name).indifferent
-    said = said_settings(family, told=settings, entry=entry)
+    said = known_settings(family, told=settings, entry=entry)
     unseen = {key: value for key, value in indifferent.items() if family.behaviour[key] is MUST_BE_TOLD}
-    settled = settle(family, {**unseen, **said}, name=entry.id if entry else variant)
+    settled = resolve_settings(family, {**unseen, **said}, name=entry.id if entry else variant)
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
     size = parse_size(resolution, "resolution")

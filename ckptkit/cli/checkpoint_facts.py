@@ -60,7 +60,7 @@ def checkpoint_facts(located: Located, *, variant: str | None = None) -> Checkpo
         A file of no known family, or unlike the variant.
     """
     from ckptkit.families.base import require_recognition
-    from ckptkit.families.behaviour import said_settings
+    from ckptkit.families.behaviour import known_settings
 
     path = located.path
     with located.open(None) as reader:
@@ -74,14 +74,14 @@ def checkpoint_facts(located: Located, *, variant: str | None = None) -> Checkpo
         }
         if family.has_pos_emb:
             recognised["pos_emb"] = recognition.structure.pos_emb
-        settings = said_settings(family, metadata=reader.metadata, path=path)
+        settings = known_settings(family, metadata=reader.metadata, path=path)
         return CheckpointFacts(path, recognised, settings, _has_two_copies(reader, recognition))
 
 
 def _has_two_copies(reader: Reader, recognition: Recognition) -> bool:
     if reader.weights is not None:  # a PyTorch file with a state dict for each
         return True
-    twin = recognition.table.layout.twin
+    twin = recognition.table.layout.second_copy
     return twin is not None and any(twin.of(name) in reader.specs for name in recognition.table.by_external)
 
 

@@ -213,18 +213,18 @@ def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
     from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families import registry_families
     from ckptkit.families.base import get_family
-    from ckptkit.families.behaviour import said_settings
+    from ckptkit.families.behaviour import known_settings
     from ckptkit.registry.loading import family_faults
 
     for name, what in family_faults(entry, registry_families()):
         raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
-    said_settings(get_family(entry.family), told=told)
+    known_settings(get_family(entry.family), told=told)
 
 
 def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: CheckpointFacts | None) -> None:
     """Say what follows from the entry that the options do not show."""
     from ckptkit.families.base import get_family
-    from ckptkit.families.behaviour import said_settings, unsaid
+    from ckptkit.families.behaviour import known_settings, missing_settings
 
     entry = addition.entry
     if addition.overrides and not addition.updates:
@@ -239,7 +239,7 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
             "accuracy belongs to: --weights ema or raw says it; ema is taken meanwhile"
         )
     family = get_family(entry.family)
-    for key in unsaid(family, said_settings(family, entry=entry)):
+    for key in missing_settings(family, known_settings(family, entry=entry)):
         state.output.note(
             f"{entry.id}: {key} is not said, so every command that runs the model will ask for it; "
             f"--set {key}=true or false"

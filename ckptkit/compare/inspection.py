@@ -326,8 +326,8 @@ def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> di
         for plain in (row.external, *row.aliases):
             other = target.by_canonical[row.canonical].external
             names[plain] = other
-            if recognition.table.layout.twin:
-                names[recognition.table.layout.twin.of(plain)] = other
+            if recognition.table.layout.second_copy:
+                names[recognition.table.layout.second_copy.of(plain)] = other
     return {name: names[name] for name in reader.specs if name in names}
 
 
@@ -335,7 +335,7 @@ def _copies(reader: Reader, recognition: Recognition | None) -> dict[str, int]:
     """How many tensors there are of each copy, where there are two."""
     if (opened := reader.weights) is not None:
         return {opened: len(reader.specs)}
-    twin = recognition.table.layout.twin if recognition else None
+    twin = recognition.table.layout.second_copy if recognition else None
     if recognition is None or twin is None:
         return {}
     plain = [name for name in reader.specs if name in recognition.table.by_external]

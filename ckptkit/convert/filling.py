@@ -16,7 +16,7 @@ from ckptkit.convert.as_is import in_words as reasons_in_words
 from ckptkit.convert.execution import read_moves
 from ckptkit.convert.moves import Move
 from ckptkit.families.base import Recognition, Structure, recognise
-from ckptkit.families.binding import Known, Match, Weights, match
+from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.formats.base import Copy, Reader
 from ckptkit.rules.language import Binding, Table
 
@@ -100,7 +100,7 @@ def filling_of(
     structure: Structure,
     *,
     weights: Weights = "auto",
-    known: Known | None = None,
+    known: FileFacts | None = None,
 ) -> Filling:
     """Decide which tensors of a file fill a model of its variant; refuses nothing yet.
 
@@ -115,7 +115,7 @@ def filling_of(
     structure : Structure
         The model's. A head of another number of classes stays in the file.
     weights : {"auto", "ema", "raw"}
-    known : Known, optional
+    known : FileFacts, optional
         What is known of the file's copies.
 
     Raises

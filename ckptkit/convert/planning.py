@@ -15,8 +15,8 @@ from ckptkit.convert.as_is import in_words, refuse_left_out
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.families.base import Recognition, Structure, require_recognition
-from ckptkit.families.behaviour import said_settings, unsaid
-from ckptkit.families.binding import Ignored, Known, Match, match
+from ckptkit.families.behaviour import known_settings, missing_settings
+from ckptkit.families.binding import FileFacts, Ignored, Match, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
 from ckptkit.rules.language import Binding, Ignore, Table
@@ -80,12 +80,12 @@ def plan(
     recognition = require_recognition(
         reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
     )
-    known = Known.of(reader, entry)
+    known = FileFacts.of(reader, entry)
     found = match(reader.specs, recognition, weights=options.weights, known=known, head=options.head)
     structure = (
         replace(recognition.structure, num_classes=None) if not options.head else recognition.structure
     )
-    settings = said_settings(
+    settings = known_settings(
         recognition.family,
         told=options.settings,
         entry=entry,
@@ -119,7 +119,7 @@ def plan(
             **_metadata(reader, found, layout, structure, entry),
             **_resizing_in_words(options, moves),
             **{key: json.dumps(value) for key, value in settings.items()},
-            **({"weights": copy} if (copy := found.weights or known.held) else {}),
+            **({"weights": copy} if (copy := found.weights or known.available_copy) else {}),
             **(provenance or {}),
         },
         notes=(*_notes(reader, found, settings), *_keras_note(layout, recognition, options)),
@@ -287,7 +287,7 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
     notes = list(reader.notes)
     if found.weights is not None:
         notes.append(f"the file holds raw weights and moving averages; taking {found.weights}")
-    twin = found.recognition.table.layout.twin
+    twin = found.recognition.table.layout.second_copy
     if found.weights == "raw" and twin is not None and twin.holds == "raw":
         notes.append("its BatchNorm statistics are those of the moving averages, there are no others")
     if found.lacks_bn_statistics:
@@ -295,7 +295,7 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
     notes += [
         f"{key} is not known, so the result does not say it and models built from it must be told "
         f"(--set {key}=true or =false writes it in)"
-        for key in unsaid(found.recognition.family, settings)
+        for key in missing_settings(found.recognition.family, settings)
     ]
     return notes
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.families.behaviour import said_settings, settle
+from ckptkit.families.behaviour import known_settings, resolve_settings
 from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.preprocessing import NORMALIZATIONS
@@ -43,14 +43,14 @@ def describe(weights: PlannedWeights) -> ModelConfig:
 
 def settings_of(source: ModelSource) -> dict[str, Any]:
     """Every behaviour setting of a source's model, said or by default, as JSON has it."""
-    said = said_settings(
+    said = known_settings(
         source.family,
         told=source.settings,
         entry=source.entry,
         metadata=source.metadata,
         path=source.located.path,
     )
-    settled = settle(source.family, said, name=source.name)
+    settled = resolve_settings(source.family, said, name=source.name)
     plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
 
-def said_settings(
+def known_settings(
     family: Family,
     *,
     told: Mapping[str, Any] | None = None,
@@ -86,19 +86,19 @@ def setting_of_file(family: Family, key: str, text: str, path: str | Path) -> An
     return value
 
 
-def unsaid(family: Family, said: Mapping[str, Any]) -> list[str]:
+def missing_settings(family: Family, said: Mapping[str, Any]) -> list[str]:
     """Settings that have no default and that nobody has said."""
     return [key for key, default in family.behaviour.items() if default is MUST_BE_TOLD and key not in said]
 
 
-def settle(family: Family, said: Mapping[str, Any], *, name: object) -> dict[str, Any]:
+def resolve_settings(family: Family, said: Mapping[str, Any], *, name: object) -> dict[str, Any]:
     """Every setting of a model to build: as said, else the default.
 
     Parameters
     ----------
     family : Family
     said : mapping of str to Any
-        See `said_settings`.
+        See `known_settings`.
     name : object
         What the model is of, for errors.
 
@@ -107,7 +107,7 @@ def settle(family: Family, said: Mapping[str, Any], *, name: object) -> dict[str
     UsageError
         When a setting that has no default is not said.
     """
-    for key in unsaid(family, said):
+    for key in missing_settings(family, said):
         raise UsageError(
             f"{name}: {key} is not known, and it changes what the model computes",
             hint=f"name the registry entry, or give --set {key}=true or =false; "

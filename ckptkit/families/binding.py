@@ -20,7 +20,7 @@ from ckptkit.rules.language import Binding, Ignore, Table
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-__all__ = ["Ignored", "Known", "Match", "Weights", "match", "refuse_another", "wanted_copy"]
+__all__ = ["FileFacts", "Ignored", "Match", "Weights", "match", "refuse_another", "wanted_copy"]
 
 _NOT_CHOSEN: dict[Copy, Ignore] = {
     "ema": Ignore("moving averages", "", "the raw weights were chosen"),
@@ -30,36 +30,22 @@ _IN_WORDS: dict[Copy, str] = {"ema": "moving averages (EMA)", "raw": "raw weight
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known, from outside of the tensors, of the copies in a file.
+class FileFacts:
+    """What is known of a file besides its tensors' names and shapes."""
 
-    Parameters
-    ----------
-    usual : "ema", "raw" or None
-        What the published figures belong to, as the registry entry says.
-    opened : "ema", "raw" or None
-        Which copy the tensors are, where the file holds each in a state dict of its own.
-    held : "ema", "raw" or None
-        Which copy the tensors are, where the file holds one.
-    optimizer : collection of str
-        Tensors that the file says are an optimizer's.
-    unread : mapping of str to str
-        Tensors of the file that cannot be read, and why not.
-    """
-
-    usual: Copy | None = None
-    opened: Copy | None = None
-    held: Copy | None = None
-    optimizer: Collection[str] = frozenset()
-    unread: Mapping[str, str] = field(default_factory=dict)
+    default_copy: Copy | None = None  # which copy the entry's published figures belong to
+    selected_copy: Copy | None = None  # which one was opened, where each has a state dict of its own
+    available_copy: Copy | None = None  # which one the tensors are, where the file holds one
+    optimizer: Collection[str] = frozenset()  # tensors that the file says are an optimizer's
+    unread: Mapping[str, str] = field(default_factory=dict)  # tensors that cannot be read, and why not
 
     @classmethod
-    def of(cls, reader: Reader, entry: Entry | None) -> Known:
-        """Gather it from an open file and its registry entry."""
-        usual = entry.weights if entry is not None else None
-        said = reader.metadata.get("weights")
-        held: Copy | None = "ema" if said == "ema" else "raw" if said == "raw" else usual
-        return cls(usual, reader.weights, held, reader.optimizer, reader.left_out)
+    def of(cls, reader: Reader, entry: Entry | None) -> FileFacts:
+        """Gather them from an open file and its registry entry."""
+        default = entry.weights if entry is not None else None
+        copy = reader.metadata.get("weights")
+        available: Copy | None = "ema" if copy == "ema" else "raw" if copy == "raw" else default
+        return cls(default, reader.weights, available, reader.optimizer, reader.left_out)
 
 
 def wanted_copy(weights: Weights, entry: Entry | None) -> Weights:
@@ -83,38 +69,17 @@ class Ignored:
 
 @dataclass(frozen=True)
 class Match:
-    """A file's tensors set against an architecture's.
-
-    Parameters
-    ----------
-    recognition : Recognition
-        What the file was taken for.
-    weights : "ema", "raw" or None
-        Which copy is taken where the file holds both, None where it holds one.
-    sources : mapping of str to str
-        Canonical name → name in the file.
-    ignored : tuple of Ignored
-    unexpected : tuple of str
-        Tensors of the file that nothing explains.
-    missing : tuple of Binding
-        Tensors of the architecture that the file lacks.
-    wrong_shape : tuple of (Binding, TensorSpec)
-        Tensors that are there with another shape.
-    unread : mapping of str to str
-        Tensors of the file that cannot be read and that no rule leaves out, and why not.
-    around : tuple of str
-        Parts of a larger model that are left out: a detector's neck and heads.
-    """
+    """A file's tensors set against an architecture's."""
 
     recognition: Recognition
-    weights: Copy | None
-    sources: Mapping[str, str]
+    weights: Copy | None  # which copy is taken where the file holds both, None where it holds one
+    sources: Mapping[str, str]  # canonical name → name in the file
     ignored: tuple[Ignored, ...]
-    unexpected: tuple[str, ...]
+    unexpected: tuple[str, ...]  # tensors of the file that nothing explains
     missing: tuple[Binding, ...]
     wrong_shape: tuple[tuple[Binding, TensorSpec], ...]
-    unread: Mapping[str, str] = field(default_factory=dict)
-    around: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)  # cannot be read, and no rule leaves them out
+    around: tuple[str, ...] = ()  # parts of a larger model that are left out: a detector's neck and heads
 
     @property
     def lacks_bn_statistics(self) -> bool:
@@ -129,63 +94,36 @@ def match(
     recognition: Recognition,
     *,
     weights: Weights = "auto",
-    known: Known | None = None,
+    known: FileFacts | None = None,
     head: bool = True,
 ) -> Match:
     """Set a file's tensors against the architecture it was recognised as.
 
-    Parameters
-    ----------
-    specs : mapping of str to TensorSpec
-    recognition : Recognition
-    weights : {"auto", "ema", "raw"}
-        Which copy to take where a file holds both; ``auto`` takes the usual one, else the moving averages.
-    known : Known, optional
-        What is known of the file besides the tensors' names and shapes.
-    head : bool
-        Whether the head is wanted. Where not, or where there is none, what is around a backbone is left out.
-
-    Raises
-    ------
-    UsageError
-        When a copy is asked for that the file does not hold.
-    ConversionError
-        When only some of the parameters have the copy that is taken.
+    ``weights`` says which copy to take where a file holds both: ``auto`` takes the entry's, else the
+    averages. Without ``head``, or where the file has none, what is around a backbone is left out. Raises
+    UsageError when the copy asked for is not there, ConversionError when only some parameters have it.
     """
     table = recognition.table
-    known = known or Known()
+    known = known or FileFacts()
     names = {b.canonical: _name_in_file(b, specs) for b in table.bindings}
-    twins = _twins(specs, recognition, names)
-    if weights == "ema" and not twins and "ema" not in (known.opened, known.held):
+    seconds = _second_copies(specs, recognition, names)
+    if weights == "ema" and not seconds and "ema" not in (known.selected_copy, known.available_copy):
         _refuse_averages_of_optimizer(specs, table)
-    copy = _choose_copy(recognition, bool(twins), weights, known)
-    take_twins = bool(twins) and table.layout.twin is not None and table.layout.twin.holds == copy
-    if take_twins:
-        _require_whole(recognition, names, twins)
+    copy = _choose_copy(recognition, bool(seconds), weights, known)
+    naming = table.layout.second_copy
     left_out: dict[str, Ignore] = {}
-    if table.layout.twin is not None and not take_twins:
-        twin = table.layout.twin
-        seconds = (twin.of(names[b.canonical] or b.external) for b in table.bindings)
-        left_out = dict.fromkeys(seconds, _NOT_CHOSEN[twin.holds])
-    sources: dict[str, str] = {}
-    missing: list[Binding] = []
-    wrong_shape: list[tuple[Binding, TensorSpec]] = []
-    for binding in table.bindings:
-        name = names[binding.canonical]
-        if take_twins and binding.canonical in twins:
-            if name is not None:
-                left_out[name] = _not_chosen(copy)
-            name = twins[binding.canonical]
-        if name is None:
-            if binding.part != "counter":
-                missing.append(binding)
-            continue
-        sources[binding.canonical] = name
-        if specs[name].shape != binding.external_shape:
-            wrong_shape.append((binding, specs[name]))
+    if seconds and naming is not None and naming.holds == copy:
+        _require_whole(recognition, names, seconds)
+        left_out = {name: _NOT_CHOSEN[naming.plain] for c in seconds if (name := names[c]) is not None}
+        names = {**names, **seconds}
+    elif naming is not None:
+        others = (naming.of(names[b.canonical] or b.external) for b in table.bindings)
+        left_out = dict.fromkeys(others, _NOT_CHOSEN[naming.holds])
+    sources = {canonical: name for canonical, name in names.items() if name is not None}
+    found = [(b, specs[sources[b.canonical]]) for b in table.bindings if b.canonical in sources]
+    headless = recognition.structure.num_classes is None or not head
+    rest = _Rest(table, table.layout.around if headless else (), left_out, known)
     used = set(sources.values())
-    around = table.layout.around if recognition.structure.num_classes is None or not head else ()
-    rest = _Rest(table, around, left_out, known)
     for name in (*specs, *known.unread):
         if name not in used:
             rest.add(name)
@@ -195,10 +133,10 @@ def match(
         sources,
         tuple(rest.ignored),
         tuple(rest.unexpected),
-        tuple(missing),
-        tuple(wrong_shape),
-        rest.unread,
-        tuple(rest.parts),
+        missing=tuple(b for b in table.bindings if b.canonical not in sources and b.part != "counter"),
+        wrong_shape=tuple((b, spec) for b, spec in found if spec.shape != b.external_shape),
+        unread=rest.unread,
+        around=tuple(rest.parts),
     )
 
 
@@ -209,7 +147,7 @@ class _Rest:
     table: Table
     around: tuple[Ignore, ...]
     left_out: Mapping[str, Ignore]
-    known: Known
+    known: FileFacts
     ignored: list[Ignored] = field(default_factory=list)
     parts: dict[str, None] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
@@ -239,12 +177,7 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     """Refuse a file of another architecture than its entry's; says whether BatchNorm's statistics are in it.
 
     None where the architecture has no such statistics, or there is no model code for it. Tensors beyond those
-    of the architecture are no fault here.
-
-    Raises
-    ------
-    ConversionError
-        With what the file is instead; the message does not name the file.
+    of the architecture are accepted here. The ConversionError does not name the file.
     """
     if entry.family not in families() or entry.variant not in get_family(entry.family).variants:
         return None
@@ -268,7 +201,7 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
             f"{entry.variant} with {head}, but {entry.id} has {Structure().num_classes:,} classes"
         )
     try:
-        matched = match(reader.specs, found, known=Known.of(reader, entry))
+        matched = match(reader.specs, found, known=FileFacts.of(reader, entry))
     except ConversionError:  # only some parameters have moving averages: the others tell
         matched = match(reader.specs, found, weights="raw")
     statistics = [row for row in found.table.bindings if row.part == "bn_statistics"]
@@ -280,26 +213,20 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     return not matched.lacks_bn_statistics if statistics else None
 
 
-def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: Known) -> Copy | None:
-    """Which copy is taken of a file that holds both; None where it holds one.
-
-    Raises
-    ------
-    UsageError
-        When the only copy is known, or must be taken, to be another one than is asked for.
-    """
+def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: FileFacts) -> Copy | None:
+    """Which copy is taken of a file that holds both; None where it holds one."""
     if both:
-        return (known.usual or "ema") if weights == "auto" else weights
-    if known.opened is not None:
-        return known.opened
-    if weights in ("auto", known.held):
+        return (known.default_copy or "ema") if weights == "auto" else weights
+    if known.selected_copy is not None:
+        return known.selected_copy
+    if weights in ("auto", known.available_copy):
         return None
-    if weights == "raw" and known.held is None:
+    if weights == "raw" and known.available_copy is None:
         return None  # a file that says nothing of averages holds plain weights
-    other = _IN_WORDS[known.held] if known.held else f"no {_IN_WORDS['ema']}"
+    other = _IN_WORDS[known.available_copy] if known.available_copy else f"no {_IN_WORDS['ema']}"
     raise UsageError(
-        f"this file holds {other}" + (" only" if known.held else ""),
-        hint=f"leave --weights out, or say {known.held or 'raw'}",
+        f"this file holds {other}" + (" only" if known.available_copy else ""),
+        hint=f"leave --weights out, or say {known.available_copy or 'raw'}",
     )
 
 
@@ -315,42 +242,34 @@ def _refuse_averages_of_optimizer(specs: Mapping[str, TensorSpec], table: Table)
         )
 
 
-def _not_chosen(copy: Copy | None) -> Ignore:
-    return _NOT_CHOSEN["raw" if copy == "ema" else "ema"]
-
-
 def _name_in_file(binding: Binding, specs: Mapping[str, TensorSpec]) -> str | None:
     return next((name for name in (binding.external, *binding.aliases) if name in specs), None)
 
 
-def _twins(
+def _second_copies(
     specs: Mapping[str, TensorSpec], recognition: Recognition, names: Mapping[str, str | None]
 ) -> dict[str, str]:
     """Canonical name → name of its second copy in the file, for those that have one."""
-    twin = recognition.table.layout.twin
-    if twin is None:
+    naming = recognition.table.layout.second_copy
+    if naming is None:
         return {}
-    found = {}
-    for binding in recognition.table.bindings:
-        second = twin.of(names[binding.canonical] or binding.external)
-        if second in specs:
-            found[binding.canonical] = second
-    return found
+    seconds = {b.canonical: naming.of(names[b.canonical] or b.external) for b in recognition.table.bindings}
+    return {canonical: second for canonical, second in seconds.items() if second in specs}
 
 
 def _require_whole(
-    recognition: Recognition, names: Mapping[str, str | None], twins: Mapping[str, str]
+    recognition: Recognition, names: Mapping[str, str | None], seconds: Mapping[str, str]
 ) -> None:
     """Refuse to mix two copies of the weights in one model."""
-    twin = recognition.table.layout.twin
+    naming = recognition.table.layout.second_copy
     lacking = [
         b.external
         for b in recognition.table.bindings
-        if b.trainable and b.canonical not in twins and names[b.canonical] is not None
+        if b.trainable and b.canonical not in seconds and names[b.canonical] is not None
     ]
-    if lacking and twin is not None:
-        what = "moving average" if twin.holds == "ema" else "raw copy"
+    if lacking and naming is not None:
+        what = "moving average" if naming.holds == "ema" else "raw copy"
         raise ConversionError(
             f"{len(lacking)} parameters have no {what} while others have one ({lacking[0]} …)",
-            hint=f"--weights {twin.plain} takes the {_IN_WORDS[twin.plain]}",
+            hint=f"--weights {naming.plain} takes the {_IN_WORDS[naming.plain]}",
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ckptkit.formats.base import AVERAGING_COUNTERS
-from ckptkit.rules.language import Ignore, Twin
+from ckptkit.rules.language import CopyNaming, Ignore
 
 _STATE = "state of the optimizer"
 _SLOT = "per-variable state of the optimizer"
@@ -20,7 +20,7 @@ _AVERAGE = "ExponentialMovingAverage"
 
 OPTIMIZER_AVERAGES = "moving averages of the optimizer"
 
-TF_AVERAGES = Twin("ema", suffix=f"/{_AVERAGE}")
+TF_AVERAGES = CopyNaming("ema", suffix=f"/{_AVERAGE}")
 """How TensorFlow's ``tf.train.ExponentialMovingAverage`` calls its copy of a variable."""
 
 TRAINING = (

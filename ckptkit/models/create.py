@@ -18,7 +18,7 @@ from ckptkit.families.base import (
     recognise,
     require_recognition,
 )
-from ckptkit.families.behaviour import said_settings, settle
+from ckptkit.families.behaviour import known_settings, resolve_settings
 from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
@@ -208,7 +208,7 @@ def create_model(
     }
     if exported is not None:
         told = {**exported.config.settings, **told}
-    said = said_settings(family, told=told, entry=entry)
+    said = known_settings(family, told=told, entry=entry)
     wanted = _Wanted(
         family,
         variant,
@@ -221,14 +221,14 @@ def create_model(
     if located is None and (state_dict is not None or strip_prefix):
         raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
     if located is None:
-        settings = settle(family, said, name=variant)
+        settings = resolve_settings(family, said, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
         return _finished(_build(module, wanted, settings), record, family, speed)
     owner = entry or located.entry
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
         found = _recognised(reader, variant)
-        said = said_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
+        said = known_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure
         classes = has.num_classes or (None if features_only else 1000)
         wanted = replace(
@@ -239,7 +239,7 @@ def create_model(
         )
         if strict:
             _require_same_pos_emb(located, wanted, found)
-        settings = settle(family, said, name=located.path)
+        settings = resolve_settings(family, said, name=located.path)
         target = Target(_build(module, wanted, settings), module, framework, wanted.structure)
         filling = fill(
             target,

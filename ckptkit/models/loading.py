@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from ckptkit.base.errors import one_of
 from ckptkit.convert.filling import Filling, Misfit, filling_of, in_words, other_misfits, require_filled
 from ckptkit.families.base import CANONICAL, Recognition, Structure
-from ckptkit.families.binding import Known
+from ckptkit.families.binding import FileFacts
 from ckptkit.formats.base import Copy, Reader, Weights
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fill(
         target.layout(found),
         target.structure,
         weights=weights,
-        known=Known.of(reader, entry),
+        known=FileFacts.of(reader, entry),
     )
     if strict:
         require_filled(reader, found, filling, allow_missing_bn=allow_missing_bn)

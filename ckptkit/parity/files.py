@@ -20,7 +20,7 @@ from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
-from ckptkit.families.behaviour import unsaid
+from ckptkit.families.behaviour import missing_settings
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import MAX_SIDE
 from ckptkit.formats.base import Reader
@@ -109,7 +109,7 @@ class ModelFile:
             module.load_state(model, state | neutral)
             self._release()
             return
-        twin = self.recognition.table.layout.twin
+        twin = self.recognition.table.layout.second_copy
         module.load_deeplab2(
             model,
             neutral.keys() | self.reader.specs.keys(),
@@ -316,7 +316,7 @@ def modes_of(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[s
 
     One, where every setting is said or has a default; else one for either value of each that is not.
     """
-    open_keys = unsaid(family, said)
+    open_keys = missing_settings(family, said)
     for values in product((False, True), repeat=len(open_keys)):
         chosen = dict(zip(open_keys, values, strict=True))
         label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())

@@ -15,7 +15,7 @@ NO_STATISTICS = (
 
 
 def source_notes(
-    source: ModelFile, inputs: Inputs, outputs: Mapping[str, Array], *, unsaid: Sequence[str]
+    source: ModelFile, inputs: Inputs, outputs: Mapping[str, Array], *, unknown: Sequence[str]
 ) -> Iterator[str]:
     """Tell what limits a comparison, whatever the source is compared with.
 
@@ -25,7 +25,7 @@ def source_notes(
     inputs : Inputs
     outputs : mapping of str to numpy.ndarray
         Of the side that is the reference, channels last.
-    unsaid : sequence of str
+    unknown : sequence of str
         Behaviour settings that nobody said, so that either function was compared.
     """
     usual = source.recognition.family.default_resolution(source.recognition.variant)
@@ -35,7 +35,7 @@ def source_notes(
         yield "the file has no classification head: the stages are compared, there are no logits"
     if source.plan.weights is not None:
         yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
-    for key in unsaid:
+    for key in unknown:
         yield f"{key} is not known of this file: both functions it may stand for were compared"
     unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
     if unread and min(inputs.height, inputs.width) < usual:

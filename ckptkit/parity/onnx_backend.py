@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import ConversionError, UsageError, listed
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import get_family
-from ckptkit.families.behaviour import setting_of_file, unsaid
+from ckptkit.families.behaviour import missing_settings, setting_of_file
 from ckptkit.families.binding import Weights
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.models.graphs.onnx_graph import write_onnx
@@ -149,7 +149,7 @@ def run_onnx_parity(
                 *_notes(
                     graph, said, travelled, [output for output in torch.outputs if output not in compared]
                 ),
-                *source_notes(source, inputs, torch.outputs, unsaid=unsaid(found.family, chosen)),
+                *source_notes(source, inputs, torch.outputs, unknown=missing_settings(found.family, chosen)),
             ),
             seconds=time.perf_counter() - started,
         )
@@ -180,7 +180,8 @@ def _run(
     if given is not None and len(modes) > 1:
         raise UsageError(
             f"{given.path} computes one function, and which of {len(modes)} is not known",
-            hint="say " + " ".join(f"--set {key}=true or =false" for key in unsaid(found.family, chosen)),
+            hint="say "
+            + " ".join(f"--set {key}=true or =false" for key in missing_settings(found.family, chosen)),
         )
     images = inputs.array()
     ours, theirs = _Part(versions=f"torch {torch.__version__}", layout=found.layout), _Part()
@@ -242,7 +243,7 @@ def _sides(
 ) -> tuple[Side, Side]:
     """Both sides as the report has them."""
     family = source.recognition.family
-    settings = {**family.behaviour, **chosen, **dict.fromkeys(unsaid(family, chosen), "both")}
+    settings = {**family.behaviour, **chosen, **dict.fromkeys(missing_settings(family, chosen), "both")}
     return (
         Side(
             framework="torch",

@@ -14,7 +14,7 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import Array
 from ckptkit.convert import Options, execute, plan
 from ckptkit.families.base import CANONICAL, get_family
-from ckptkit.families.behaviour import unsaid
+from ckptkit.families.behaviour import missing_settings
 from ckptkit.families.binding import Weights
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
@@ -313,15 +313,15 @@ def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Ar
         model = Model(found.family, found.variant, found.structure, settings)
         ran, versions = stages(model, fill, images)
         outputs |= {name + label: output for name, output in ran.items()}
-    settings = modes[0][1] | dict.fromkeys(unsaid(found.family, said), "both")
+    settings = modes[0][1] | dict.fromkeys(missing_settings(found.family, said), "both")
     return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
 
 
 def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
     """What a reader must know to judge the result."""
     source = ran.reference.file
-    open_keys = unsaid(source.recognition.family, settings_of(source))
-    yield from source_notes(source, inputs, ran.reference.outputs, unsaid=open_keys)
+    open_keys = missing_settings(source.recognition.family, settings_of(source))
+    yield from source_notes(source, inputs, ran.reference.outputs, unknown=open_keys)
     for key, value in ran.candidate.settings.items():
         ours = ran.reference.settings[key]
         if value != ours:

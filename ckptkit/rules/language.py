@@ -21,6 +21,7 @@ __all__ = [
     "IDENTITY",
     "OPS",
     "Binding",
+    "CopyNaming",
     "Definition",
     "Ignore",
     "Layout",
@@ -29,7 +30,6 @@ __all__ = [
     "Shape",
     "Site",
     "Table",
-    "Twin",
     "expand",
 ]
 
@@ -122,7 +122,7 @@ class Ignore:
 
 
 @dataclass(frozen=True)
-class Twin:
+class CopyNaming:
     """How a layout calls the second copy of a tensor that stands beside the first.
 
     Parameters
@@ -137,7 +137,7 @@ class Twin:
 
     Examples
     --------
-    >>> Twin("raw", prefix="ema_", separator="_").of("backbone.norm1.weight")
+    >>> CopyNaming("raw", prefix="ema_", separator="_").of("backbone.norm1.weight")
     'ema_backbone_norm1_weight'
     """
 
@@ -170,7 +170,7 @@ class Layout:
         What else such files hold.
     around : tuple of Ignore
         What files hold around a backbone: left out where there is no head, or it is not wanted.
-    twin : Twin or None
+    second_copy : CopyNaming or None
         How files call a second copy of the weights.
     headless : str or None
         Layout whose names a file without head has, where that is another one: code for dense prediction
@@ -187,7 +187,7 @@ class Layout:
     rules: tuple[Rule, ...]
     ignores: tuple[Ignore, ...] = ()
     around: tuple[Ignore, ...] = ()
-    twin: Twin | None = None
+    second_copy: CopyNaming | None = None
     headless: str | None = None
     lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)
     renames: tuple[tuple[str, str], ...] = ()

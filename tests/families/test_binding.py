@@ -7,7 +7,7 @@ import pytest
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Structure, family_of_variant, get_family, require_recognition
-from ckptkit.families.binding import Known, match
+from ckptkit.families.binding import FileFacts, match
 from ckptkit.families.leftovers import whole_model
 
 TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
@@ -118,7 +118,7 @@ def test_every_layout_leaves_out_the_same_leftovers(family):
 def test_what_the_file_says_is_an_optimizers_needs_no_telling_name():
     specs = plain() | {"adafactor/kernel": spec("adafactor/kernel")}
     assert matched(specs).unexpected == ("adafactor/kernel",)
-    (one,) = matched(specs, known=Known(optimizer={"adafactor/kernel"})).ignored
+    (one,) = matched(specs, known=FileFacts(optimizer={"adafactor/kernel"})).ignored
     assert (one.name, one.rule) == ("adafactor/kernel", "optimizer")
 
 
@@ -258,7 +258,7 @@ def test_a_classifier_keeps_what_is_around_it_unless_the_backbone_is_wanted():
 def test_what_cannot_be_read_is_left_out_by_rule_or_told():
     lost = {KERNEL: "torn", KERNEL + "/Adagrad": "torn", KERNEL + EMA: "torn", "mystery": "torn"}
     specs = {name: one for name, one in plain().items() if name != KERNEL}
-    found = matched(specs, known=Known(unread=lost))
+    found = matched(specs, known=FileFacts(unread=lost))
     assert {one.name: one.rule for one in found.ignored} == {
         KERNEL + "/Adagrad": "optimizer slots",
         KERNEL + EMA: "moving averages",
@@ -273,7 +273,7 @@ def test_averages_that_an_optimizer_keeps_are_not_said_to_be_absent():
     assert matched(specs, weights="raw").unexpected == ()
     beside = with_twins() | {"adam/moat_stem_conv_0_kernel_average": spec("average")}
     assert matched(beside, weights="ema").weights == "ema"
-    assert matched(specs, weights="ema", known=Known(held="ema")).unexpected == ()
+    assert matched(specs, weights="ema", known=FileFacts(available_copy="ema")).unexpected == ()
     with pytest.raises(UsageError, match=r"the optimizer's own \(adam/moat_stem.*finalize_variable_values"):
         matched(specs, weights="ema")
 
@@ -291,9 +291,9 @@ def averaged(table=MIXUP):
         ("auto", None, "ema"),
         ("ema", None, "ema"),
         ("raw", None, "raw"),
-        ("auto", Known(usual="raw"), "raw"),
-        ("auto", Known(usual="ema"), "ema"),
-        ("ema", Known(usual="raw"), "ema"),
+        ("auto", FileFacts(default_copy="raw"), "raw"),
+        ("auto", FileFacts(default_copy="ema"), "ema"),
+        ("ema", FileFacts(default_copy="raw"), "ema"),
     ],
 )
 def test_openmixup_keeps_averages_under_the_plain_names(weights, known, taken):
@@ -318,9 +318,9 @@ def test_raw_buffers_of_some_parameters_only():
 @pytest.mark.parametrize(
     ("known", "weights", "says"),
     [
-        (Known(held="ema"), "raw", r"moving averages \(EMA\) only"),
-        (Known(held="raw"), "ema", "raw weights only"),
-        (Known(usual="ema", held="ema"), "raw", r"moving averages \(EMA\) only"),
+        (FileFacts(available_copy="ema"), "raw", r"moving averages \(EMA\) only"),
+        (FileFacts(available_copy="raw"), "ema", "raw weights only"),
+        (FileFacts(default_copy="ema", available_copy="ema"), "raw", r"moving averages \(EMA\) only"),
         (None, "ema", "no moving averages"),
     ],
 )
@@ -334,7 +334,7 @@ def test_a_copy_that_is_not_there_is_not_passed_off_as_it(known, weights, says):
 @pytest.mark.parametrize("copy", ["ema", "raw"])
 def test_a_copy_opened_from_a_state_dict_of_its_own_is_named(copy):
     specs = {b.external: spec(b.external, b.external_shape) for b in MIXUP.bindings}
-    assert matched(specs, weights="auto", known=Known(opened=copy)).weights == copy
+    assert matched(specs, weights="auto", known=FileFacts(selected_copy=copy)).weights == copy
 
 
 def test_step_counters_may_be_absent_and_are_used_when_there():

@@ -21,7 +21,7 @@ from ckptkit.analysis.evaluate.scoring import ProgressBar, no_bar, score
 from ckptkit.analysis.model_source import ModelSource
 from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import MUST_BE_TOLD
-from ckptkit.families.behaviour import said_settings, unsaid
+from ckptkit.families.behaviour import known_settings, missing_settings
 
 GATE_SAMPLE = 1000
 """Images on which the other value of an untold setting is tried: enough to see 2% of accuracy."""
@@ -95,7 +95,7 @@ def not_comparable(source: ModelSource) -> str:
 def _settings(run: _Run) -> dict[str, Any]:
     """Behaviour settings as they are said; with both values asked for, the untold one is taken as true."""
     source = run.source
-    said = said_settings(
+    said = known_settings(
         source.family,
         told=source.settings,
         entry=source.entry,
@@ -107,7 +107,7 @@ def _settings(run: _Run) -> dict[str, Any]:
             raise UsageError(
                 f"--both-gates: family {source.family.name} has no such setting", hint="leave it out"
             )
-        for key in unsaid(source.family, said):
+        for key in missing_settings(source.family, said):
             run.notes.append(f"{key} is not known: evaluated as true, then as false")
             said[key] = True
     return said

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.compare.diff.report import Side
 from ckptkit.families.base import Recognition, recognise
-from ckptkit.families.binding import Known, Match, Weights, match
+from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Opened(AbstractContextManager["Opened"]):
         ConversionError
             When it holds that copy of some parameters only.
         """
-        specs, known = self.reader.specs, Known.of(self.reader, self.located.entry)
+        specs, known = self.reader.specs, FileFacts.of(self.reader, self.located.entry)
         try:
             return match(specs, recognition, weights=self.weights, known=known)
         except UsageError as error:
@@ -64,7 +64,7 @@ class Opened(AbstractContextManager["Opened"]):
             if self.weights != "auto":
                 raise ConversionError(f"{self.name}: {error.message}", hint=error.hint) from error
             # Nobody asked for that copy; what is there whole can be compared.
-            twin = recognition.table.layout.twin
+            twin = recognition.table.layout.second_copy
             return match(specs, recognition, weights=twin.plain if twin else "raw", known=known)
 
     def refuse_weights(self) -> None:

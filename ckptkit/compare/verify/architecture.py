@@ -11,7 +11,7 @@ from ckptkit.base.errors import ConversionError, listed
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.compare.verify.report import BATCH_NORM, NAMES, Check, counted
 from ckptkit.families.base import Recognition, Structure, families, family_of_variant, recognise
-from ckptkit.families.binding import Known, Match, Weights, match
+from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.rules.language import Binding
 
@@ -51,7 +51,7 @@ class Fit:
         if self.match is None:
             return {}
         table = self.match.recognition.table
-        twin = table.layout.twin
+        twin = table.layout.second_copy
         return {
             name: row
             for row in table.bindings
@@ -67,7 +67,7 @@ def fit(
     entry: Entry | None = None,
     variant: str | None = None,
     weights: Weights = "auto",
-    known: Known | None = None,
+    known: FileFacts | None = None,
 ) -> Fit:
     """Set a file's tensors against the architecture of its entry, of ``variant``, or as recognised.
 
@@ -81,7 +81,7 @@ def fit(
         Overrides the entry's variant and any recognition.
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both; ``auto`` takes what the entry says, else the moving averages.
-    known : Known, optional
+    known : FileFacts, optional
         What is known of the copies besides the tensors' names.
 
     Raises
@@ -101,11 +101,11 @@ def fit(
     if found is None:
         return Fit(_unrecognised(specs, wanted, likeliest))
     found = _settled(found, specs, entry if variant is None else None)
-    known = known or Known(usual=entry.weights if entry else None)
+    known = known or FileFacts(default_copy=entry.weights if entry else None)
     try:
         matched = match(specs, found, weights=weights, known=known)
     except ConversionError as error:  # only some parameters have the copy that is to be taken
-        twin = found.table.layout.twin
+        twin = found.table.layout.second_copy
         matched = match(specs, found, weights=twin.plain if twin else "raw", known=known)
         check = _check_names(matched, specs, likeliest)
         return Fit(

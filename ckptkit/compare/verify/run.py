@@ -15,7 +15,7 @@ from ckptkit.compare.verify.checksum import check_checksum
 from ckptkit.compare.verify.parameters import check_parameters
 from ckptkit.compare.verify.report import CONTAINER, PARAMETERS, Check, VerifyReport, counted
 from ckptkit.compare.verify.values import ValueRange, check_values, has_values, value_range
-from ckptkit.families.binding import Known, Weights
+from ckptkit.families.binding import FileFacts, Weights
 from ckptkit.formats.base import Reader
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def verify_checkpoint(
     """
     show = progress or _silent
     with located.open(weights) as reader:
-        known = Known.of(reader, located.entry)
+        known = FileFacts.of(reader, located.entry)
         fitted = fit(reader.specs, entry=located.entry, variant=variant, weights=weights, known=known)
         checksum = check_checksum(located, show)
         roles = fitted.roles(reader.specs)

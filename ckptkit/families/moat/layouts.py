@@ -86,7 +86,7 @@ DEEPLAB2 = Layout(
     _tensorflow_rules("depthwise_kernel"),
     ignores=TRAINING,
     around=AROUND_DEEPLAB2,
-    twin=TF_AVERAGES,
+    second_copy=TF_AVERAGES,
 )
 
 KERAS = replace(DEEPLAB2, name="keras", rules=_tensorflow_rules("kernel"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckptkit.families.keras_files import STEP_COUNTERS, rules_of_keras_file
 from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
-from ckptkit.rules.language import Layout, Rule, Twin
+from ckptkit.rules.language import CopyNaming, Layout, Rule
 
 _BLOCK = "blocks{stage}.{block}"
 _KERAS_BLOCK = "moganet/blocks{stage}_{block}"
@@ -48,7 +48,7 @@ OPENMIXUP = Layout(
     around=AROUND,
     # The EMA hook swaps the copies before it saves: the plain names then hold the moving averages, and its
     # own buffers, named with underscores because a buffer's name has no dots, the weights being trained.
-    twin=Twin("raw", prefix="ema_", separator="_"),
+    second_copy=CopyNaming("raw", prefix="ema_", separator="_"),
     headless="torch",
 )
 """OpenMixup's release: a classifier around a backbone. Dense-prediction code loads the backbone alone."""
@@ -84,7 +84,7 @@ KERAS = Layout(
     ),
     ignores=TRAINING,
     around=AROUND_DEEPLAB2,
-    twin=TF_AVERAGES,
+    second_copy=TF_AVERAGES,
 )
 """ckptkit's Keras model. BatchNorm's step counters, which Keras has not, ride along as int64 scalars."""
 

@@ -59,7 +59,7 @@ class Synthetic:
             yield from self._copy(recipe)
             return
         raw = makers(self.family, self.table, raw=True)
-        twin = self.table.layout.twin
+        twin = self.table.layout.second_copy
         if twin is None:  # the timm style keeps the copies apart, statistics and all
             yield from self._copy(raw)
             yield from self._copy(recipe, STATE_DICT_EMA)

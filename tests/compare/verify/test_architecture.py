@@ -8,7 +8,7 @@ from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.compare.verify.architecture import check_batch_norm, fit
 from ckptkit.compare.verify.values import ValueRange
-from ckptkit.families.binding import Known
+from ckptkit.families.binding import FileFacts
 from tests.support.entries import entry_of
 from tests.support.moat_files import AVERAGE
 from tests.support.moat_reference import variable_shapes
@@ -79,7 +79,7 @@ def test_what_fits(specs, arguments, detail):
         (without(specs_of(), EXPAND), {}, {f"missing: {EXPAND}"}),
         (
             without(specs_of(), EXPAND),
-            {"known": Known(unread={EXPAND: "torn"})},
+            {"known": FileFacts(unread={EXPAND: "torn"})},
             {f"cannot be read: {EXPAND}: torn"},
         ),
         (extra(specs_of(), "moat/extra", (2, 3)), {}, {"unexpected: moat/extra [2, 3]"}),

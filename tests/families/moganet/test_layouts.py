@@ -83,7 +83,7 @@ def test_every_variant_and_layout_is_recognised(variant, layout, num_classes):
 
 
 def test_trained_averages_are_named_as_buffers_are():
-    twin = FAMILY.layouts["openmixup"].twin
+    twin = FAMILY.layouts["openmixup"].second_copy
     assert twin.holds == "raw"
     assert (
         twin.of("backbone.blocks1.0.attn.value.DW_conv0.weight")
