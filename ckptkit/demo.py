@@ -8,6 +8,7 @@ published file. Only the weights are synthetic, and every step says so.
 from __future__ import annotations
 
 import base64
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from ckptkit.store.integrity import hash_file
 from ckptkit.workspace import Workspace
 
 DEMO_ENTRY = "tiny-moat0-256"
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,14 @@ def _handler(file: Path, path: str) -> type[BaseHTTPRequestHandler]:
                 return
             start = self._first_byte()
             self.send_response(206 if start else 200)
-            for name, value in headers.items():
+            ranged = {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
+            for name, value in {**headers, **ranged, "Content-Length": str(size - start)}.items():
                 self.send_header(name, value)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-            self.send_header("Content-Length", str(size - start))
             self.end_headers()
             if body:
                 with file.open("rb") as content:
                     content.seek(start)
-                    while piece := content.read(_PIECE):
-                        self.wfile.write(piece)
+                    shutil.copyfileobj(content, self.wfile)
 
         def _first_byte(self) -> int:
             """Offset asked for by ``Range: bytes=N-``; 0 when the whole file is wanted."""

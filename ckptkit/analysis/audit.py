@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.analysis.figures import FigureCheck, FigureName, check_figure
 from ckptkit.analysis.profile import Profile, Subject, profile, subject_of
 from ckptkit.base.errors import NotFoundError
+from ckptkit.base.parse import Size
 from ckptkit.families.base import Family, family_of_variant, get_family
-from ckptkit.families.settings import Size
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry, Registry

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckptkit.base.parse import parse_count
 from ckptkit.compare.verify.parameters import rounds_to
-from ckptkit.registry.query import parse_count
 
 if TYPE_CHECKING:
     from ckptkit.registry import DeviationFacts

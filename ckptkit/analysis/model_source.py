@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.parse import Size, parse_size
 from ckptkit.convert.whole import stem_of
 from ckptkit.families.base import Family, require_recognition
 from ckptkit.families.binding import Weights
-from ckptkit.families.settings import Size, parse_size
 from ckptkit.models import Framework, create_model
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models.synth import is_synthetic

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
+from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework, framework_named
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.gathering import Fault, Gatherer, NamedPicture
 from ckptkit.models.synth import NOTE
-from ckptkit.parity.packages import require_installed
 from ckptkit.store.mirrors import parse_mirrors
 
 if TYPE_CHECKING:

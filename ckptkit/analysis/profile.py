@@ -11,8 +11,8 @@ from ckptkit.analysis.conventions import Convention, convention_of
 from ckptkit.analysis.counting import Count, count_forward
 from ckptkit.analysis.modules import ModuleProfile, module_tree, number
 from ckptkit.base.errors import UsageError
+from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.base import MUST_BE_TOLD, Family, get_family
-from ckptkit.families.settings import Size, parse_num_classes, parse_size
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

@@ -208,9 +208,9 @@ def convert(
         The options make no sense or the output exists; tensors do not fit; the source is damaged; the
         disk refused; the result read back differs.
     """
+    from ckptkit.base.parse import parse_size
     from ckptkit.convert import Options
     from ckptkit.convert.whole import convert_located, planned_paths
-    from ckptkit.families.settings import parse_size
 
     workspace = workspace_of_environment()
     folder = output is not None and is_folder(output)

@@ -7,12 +7,14 @@ the operators and markers that such a list uses are understood here; of anything
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptkit._version import DISTRIBUTION
+from ckptkit.base.errors import MissingDependencyError
 
 NOT_FOR_USERS = frozenset({"all", "dev"})
 """Extras that only gather others, or are for ckptkit's own developers."""
@@ -104,6 +106,26 @@ def install_command(*packages: str) -> str:
         ranges = {}
     words = [Requirement(name, ranges.get(_normal(name), "")).install_word for name in packages]
     return f"pip install {' '.join(words)}"
+
+
+def require_installed(needed: Sequence[str], purpose: str) -> None:
+    """Refuse a work for which packages are missing, naming all of them; none is imported.
+
+    Examples
+    --------
+    >>> require_installed(["numpy"], "counting")
+    """
+    missing = [package for package in needed if not is_installed(package)]
+    if missing:
+        raise MissingDependencyError(purpose, *missing)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a distribution's module would be found."""
+    try:
+        return importlib.util.find_spec(Requirement(package, "").module) is not None
+    except (ImportError, ValueError):  # hidden by an import hook, or by None in sys.modules
+        return False
 
 
 def _normal(name: str) -> str:

@@ -281,6 +281,21 @@ def web_address(url: str) -> str | None:
     return quote(url.encode(errors="surrogatepass"), safe=";/?:@&=+$,-_.!~*%#")
 
 
+def human_bytes(count: int | float) -> str:
+    """Size for people, in powers of 1000.
+
+    Examples
+    --------
+    >>> human_bytes(13_539_672)
+    '13.5 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d{1,2})?|[a-z-]{2,20}(?:\.[A-Z]{2})?/\d{7})", re.ASCII)
 
 

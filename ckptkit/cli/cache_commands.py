@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.parse import parse_age, parse_bytes
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.holdings import holding_cells, holdings_json, total_cells
-from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.output import Column
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ Ids = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def register(app: typer.Typer) -> None:
@@ -145,7 +142,7 @@ def prune_command(
         )
     home = Home.default()
     age = None if older_than is None else parse_age(older_than)
-    limit = None if max_size is None else parse_size(max_size)
+    limit = None if max_size is None else parse_bytes(max_size, example="20GB, 500MB or 1.5GiB")
     _warn_of_links(state, home)
     swept = 0 if dry_run else sweep(home)
     sizes = {holding.id: holding.size for holding in own_holdings(home)}
@@ -220,48 +217,6 @@ def path_command(
         return
     for path in paths:
         state.output.result(path)
-
-
-def parse_age(text: str) -> float:
-    """Seconds in an age.
-
-    Raises
-    ------
-    UsageError
-        When it is none.
-
-    Examples
-    --------
-    >>> parse_age("30d"), parse_age("1.5h")
-    (2592000.0, 5400.0)
-    """
-    from ckptkit.base.errors import UsageError
-
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip().lower())
-    if found is None:
-        raise UsageError(f"{text!r} is no age", hint="write it like 30d, 12h or 2w (s, m, h, d, w)")
-    return float(found[1]) * _SECONDS[found[2]]
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size; kB, MB, GB and TB in powers of 1000, KiB, MiB, GiB and TiB of 1024.
-
-    Raises
-    ------
-    UsageError
-        When it is none.
-
-    Examples
-    --------
-    >>> parse_size("20GB"), parse_size("1.5 MiB"), parse_size("0")
-    (20000000000, 1572864, 0)
-    """
-    from ckptkit.base.errors import UsageError
-
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None or (found[3] and not found[2]):
-        raise UsageError(f"{text!r} is no size", hint="write it like 20GB, 500MB or 1.5GiB")
-    return int(float(found[1]) * (_BINARY if found[3] else _BYTES)[found[2]])
 
 
 class _Known:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.base.errors import listed
+from ckptkit.base.errors import UsageError, listed
+from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
@@ -18,10 +20,9 @@ from ckptkit.cli.options import (
     WeightsOption,
     WhichWeights,
     one_of_these,
-    parse_resolution,
     parse_settings,
 )
-from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.formats.names import FORMATS, GRAPHS, format_named, format_to_write
@@ -126,7 +127,7 @@ def convert(
         head=not no_head,
         allow_missing_bn=allow_missing_bn,
         variant=variant,
-        max_shard_size=_bytes(max_shard_size),
+        max_shard_size=_shard_size(max_shard_size),
         settings=parse_settings(settings),
         resolution=parse_resolution(resolution),
         rules=_rules(rules, reverse=reverse),
@@ -228,8 +229,6 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
 def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
     if path is None:
         if reverse:
-            from ckptkit.base.errors import UsageError
-
             raise UsageError("--reverse has no meaning without --rules", hint="give --rules FILE too")
         return None
     from ckptkit.rules.file import load_rules
@@ -237,18 +236,12 @@ def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
     return load_rules(path, reverse=reverse)
 
 
-def _bytes(text: str | None) -> int | None:
-    """Size in bytes from ``500MB``, ``2GB`` or a plain number."""
+def _shard_size(text: str | None) -> int | None:
     if text is None:
         return None
-    import re
-
-    from ckptkit.base.errors import UsageError
-
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kMG]?)B?", text.strip())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"--max-shard-size {text!r} is no size", hint="write it like 500MB or 2GB")
-    return int(float(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]])
+    if (size := parse_bytes(text, "--max-shard-size")) > 0:
+        return size
+    raise UsageError(f"--max-shard-size: invalid size {text!r}", hint="write it like 500MB or 2GB")
 
 
 def synth(
@@ -318,7 +311,6 @@ def _synthetic(
 ) -> Synthetic:
     from dataclasses import replace
 
-    from ckptkit.base.errors import UsageError
     from ckptkit.models.synth import synthetic_stand_in
 
     _, chosen = synthetic_stand_in(what, state.registry())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.output import human_bytes
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:

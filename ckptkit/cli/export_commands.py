@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     JsonOption,
@@ -24,7 +25,7 @@ from ckptkit.cli.options import (
     one_of_these,
     opened_source,
 )
-from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.cli.output import human_bytes
+from ckptkit.base.text import human_bytes
 
 if TYPE_CHECKING:
     from ckptkit.store.cache import Home

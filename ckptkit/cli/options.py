@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_variants
 
 if TYPE_CHECKING:
@@ -155,35 +156,6 @@ def _parse_setting(text: str) -> tuple[str, Any]:
         raise UsageError(
             f"--set {text[:80]}: {key} cannot be {value!r}", hint=f"{key} takes {takes}"
         ) from error
-
-
-def parse_resolution(text: str | None) -> tuple[int, int] | None:
-    """Read height and width in pixels; None where nothing was given.
-
-    Raises
-    ------
-    UsageError
-        When it is no size.
-
-    Examples
-    --------
-    >>> parse_resolution("224"), parse_resolution("192x256")
-    ((224, 224), (192, 256))
-    """
-    if text is None:
-        return None
-    import re
-
-    from ckptkit.base.errors import UsageError
-    from ckptkit.families.settings import MAX_SIDE
-
-    found = re.fullmatch(r"(\d{1,6})(?:[x×](\d{1,6}))?", text.strip().lower())
-    if found is None:
-        raise UsageError(f"--resolution {text!r} is no size", hint="write it like 224 or 192x256")
-    size = int(found[1]), int(found[2] or found[1])
-    if max(size) > MAX_SIDE:
-        raise UsageError(f"--resolution {text!r} is too large", hint=f"at most {MAX_SIDE} pixels a side")
-    return size
 
 
 @contextmanager

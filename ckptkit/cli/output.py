@@ -228,21 +228,6 @@ def _without_commands(line: str) -> str:
     return re.sub(r"##(?=(?:vso)?\[)", r"#\\x23", re.sub(r"^(\s*):(?=:)", r"\1\\x3a", line))
 
 
-def human_bytes(count: int | float) -> str:
-    """Size for people, in powers of 1000.
-
-    Examples
-    --------
-    >>> human_bytes(13_539_672)
-    '13.5 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def prepare_streams() -> None:
     """Make standard output and error take any text, and fail in one way only; `main` begins with it.
 

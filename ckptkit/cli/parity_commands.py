@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
@@ -18,7 +19,6 @@ from ckptkit.cli.options import (
     WeightsOption,
     WhichWeights,
     one_of_these,
-    parse_resolution,
     parse_settings,
 )
 from ckptkit.cli.output import Column, Output

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ckptkit.base.parse import parse_inches
 from ckptkit.cli.filters import (
     AtLeastOption,
     AtMostOption,
@@ -96,7 +97,7 @@ def plot(
         labels=not no_labels,
         pareto=not no_pareto,
         dark=dark,
-        size=parse_size(size),
+        size=parse_inches(size),
         dpi=dpi,
         title=title,
     )
@@ -131,26 +132,3 @@ def plot(
     else:
         state.output.note(shown)
         state.output.result(str(saved.path))
-
-
-def parse_size(text: str) -> tuple[float, float]:
-    """Read width and height in inches.
-
-    Raises
-    ------
-    UsageError
-        When it is no size.
-
-    Examples
-    --------
-    >>> parse_size("9x5.6")
-    (9.0, 5.6)
-    """
-    import re
-
-    from ckptkit.base.errors import UsageError
-
-    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,4})?)[x×](\d{1,4}(?:\.\d{1,4})?)", text.strip().lower())
-    if found is None:
-        raise UsageError(f"--size {text!r} is no size", hint="write width and height in inches, like 9x5.6")
-    return float(found[1]), float(found[2])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_ids_or_variants
-from ckptkit.cli.options import SettingOptions, parse_resolution, parse_settings
+from ckptkit.cli.options import SettingOptions, parse_settings
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import State, state_of
 

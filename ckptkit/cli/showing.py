@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.cli.output import human_bytes
+from ckptkit.base.text import human_bytes
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.output import Column
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -96,12 +97,13 @@ def fetch_command(
     import threading
 
     from ckptkit.base.errors import CkptkitError
+    from ckptkit.base.parse import parse_rate
     from ckptkit.cli.at_once import Works, one_voice
     from ckptkit.cli.exit_codes import exit_code
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.mirrors import parse_mirrors
-    from ckptkit.store.throttle import Throttle, parse_rate
+    from ckptkit.store.throttle import Throttle
     from ckptkit.store.transport import Policy
     from ckptkit.workspace import fits
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
-from ckptkit.cli.output import Column, human_bytes
+from ckptkit.cli.output import Column
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:

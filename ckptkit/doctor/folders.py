@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckptkit.base.errors import CkptkitError, storage_error
 from ckptkit.base.home import NOWHERE, home_folders, is_writable
 from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.text import human_bytes
 from ckptkit.doctor.findings import Finding, Verdict
 from ckptkit.store.cache import KINDS
 from ckptkit.store.locks import hold
@@ -172,18 +173,3 @@ def examine_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registr
         entries = "1 entry" if added == 1 else f"{added} entries"
         findings.append(Finding("registry", path.name, "ok", f"{path}, {entries} of its own"))
     return findings, registry
-
-
-def human_bytes(count: float) -> str:
-    """Size for people, in powers of 1000.
-
-    Examples
-    --------
-    >>> human_bytes(13_539_672)
-    '13.5 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from ckptkit.base.text import human_bytes
 from ckptkit.doctor.findings import Finding
-from ckptkit.doctor.folders import human_bytes
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")
 _LEAST_COLUMNS = 80

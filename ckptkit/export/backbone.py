@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import IntegrityError, UsageError
+from ckptkit.base.extras import require_installed
 from ckptkit.export.dense_prediction import Backbone, Consumer, consumer_of
 from ckptkit.export.description import settings_of
 from ckptkit.export.folder import StagedFolder, refuse_replacement
@@ -22,7 +23,6 @@ from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_l
 from ckptkit.parity.files import ModelFile, examine, lossy_precision
 from ckptkit.parity.forward import Model, torch_stages
 from ckptkit.parity.inputs import random_inputs
-from ckptkit.parity.packages import require_installed
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

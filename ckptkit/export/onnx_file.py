@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptkit.base.extras import require_installed
 from ckptkit.base.staging import (
     move,
     refuse_existing,
@@ -31,7 +32,7 @@ from ckptkit.models.graphs.onnx_graph import (
 )
 from ckptkit.models.graphs.onnx_runtime import open_onnx
 from ckptkit.models.synth import NOTE
-from ckptkit.parity.packages import ONNX, require_installed
+from ckptkit.parity.packages import ONNX
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ckptkit.base.extras import require_installed
 from ckptkit.base.staging import refuse_not_utf8
 from ckptkit.export.description import describe
 from ckptkit.export.folder import StagedFolder, refuse_replacement
@@ -14,7 +15,7 @@ from ckptkit.export.weights import planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
 from ckptkit.models.synth import NOTE
-from ckptkit.parity.packages import FRAMEWORKS, require_installed
+from ckptkit.parity.packages import FRAMEWORKS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

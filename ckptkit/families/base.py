@@ -23,8 +23,8 @@ from ckptkit.base.errors import (
     UsageError,
     command,
 )
+from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
-from ckptkit.families.settings import shown
 from ckptkit.registry.query import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptkit.base.errors import UsageError
-from ckptkit.families.settings import Size
+from ckptkit.base.parse import Size
 
 if TYPE_CHECKING:
     from typing_extensions import Self

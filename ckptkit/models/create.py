@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ckptkit.base.errors import ConversionError, UsageError
+from ckptkit.base.parse import parse_num_classes
 from ckptkit.base.text import library_logger
 from ckptkit.families.base import (
     Family,
@@ -19,7 +20,6 @@ from ckptkit.families.base import (
     require_recognition,
 )
 from ckptkit.families.behaviour import known_settings, resolve_settings
-from ckptkit.families.settings import parse_num_classes
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.query import EntryFacts

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
 from ckptkit.families.behaviour import missing_settings
 from ckptkit.families.binding import Weights
-from ckptkit.families.settings import MAX_SIDE
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.renamed import Renamed

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
-
-from ckptkit.base.errors import MissingDependencyError
-from ckptkit.base.extras import Requirement
+from ckptkit.base.extras import is_installed, require_installed
 from ckptkit.parity.report import Backend
 
 FRAMEWORKS = ("torch", "tensorflow")
@@ -31,37 +27,6 @@ def require_packages(*, image: bool = False, backend: Backend = "keras") -> None
     """
     frameworks = FRAMEWORKS if backend == "keras" else ONNX
     purpose = "parity, which runs both frameworks," if backend == "keras" else "parity --with onnxruntime"
-    only_images = all(_installed(package) for package in frameworks)
+    only_images = all(is_installed(package) for package in frameworks)
     needed = [*frameworks, "pillow"] if image else frameworks
     require_installed(needed, "parity --image" if only_images else purpose)
-
-
-def require_installed(needed: Sequence[str], purpose: str) -> None:
-    """Look for packages without importing them.
-
-    Parameters
-    ----------
-    needed : sequence of str
-        Distributions.
-    purpose : str
-        What they are needed for.
-
-    Raises
-    ------
-    MissingDependencyError
-        When any is missing; names all of them.
-
-    Examples
-    --------
-    >>> require_installed(["numpy"], "counting")
-    """
-    missing = [package for package in needed if not _installed(package)]
-    if missing:
-        raise MissingDependencyError(purpose, *missing)
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(Requirement(package, "").module) is not None
-    except (ImportError, ValueError):  # hidden by an import hook, or by None in sys.modules
-        return False

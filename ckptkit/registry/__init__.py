@@ -29,7 +29,6 @@ if TYPE_CHECKING:
         Families,
         FamilyFacts,
         SourceFacts,
-        parse_count,
     )
     from ckptkit.registry.rows import Row, load_rows
     from ckptkit.registry.schema import Entry, HashProvenance, KnownDeviation, Source, json_schema
@@ -57,7 +56,6 @@ _HOMES = {
     "load_registry": "loading",
     "load_rows": "rows",
     "load_texts": "loading",
-    "parse_count": "query",
     "pin": "writeback",
     "pin_many": "writeback",
     "preview_addition": "adding",
@@ -87,7 +85,6 @@ __all__ = [
     "load_registry",
     "load_rows",
     "load_texts",
-    "parse_count",
     "pin",
     "pin_many",
     "preview_addition",

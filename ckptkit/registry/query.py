@@ -6,18 +6,15 @@ light rows of ``ckptkit list``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError
+from ckptkit.base.parse import parse_count
 
 Number = float | int | str
 Texts = str | Sequence[str]
-
-_COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
-_POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 
@@ -33,34 +30,6 @@ ENTRY_FIELDS = (
     *("normalization", "test_resize", "interpolation"),
     *("sources", "sha256", "size", "hash_provenance", "config_url", "log_url", "note"),
 )
-
-
-def parse_count(value: Number) -> float:
-    """Turn a figure as people write it into a number.
-
-    Parameters
-    ----------
-    value : float, int or str
-        A number, or text with an optional K, M, B (= G) or T behind it.
-
-    Raises
-    ------
-    UsageError
-        When the text is no such figure.
-
-    Examples
-    --------
-    >>> parse_count("27.8M"), parse_count("4.97G"), parse_count("5.7B"), parse_count(30e6)
-    (27800000.0, 4970000000.0, 5700000000.0, 30000000.0)
-    """
-    if not isinstance(value, str):
-        return float(value)
-    match = _COUNT.fullmatch(value.strip().replace("_", ""))
-    if match is None:
-        raise UsageError(f"{value!r} is not a number", hint="write it like 30M, 5.7B, 4.97G or 30000000")
-    digits, exponent, suffix = match.groups()
-    # One decimal literal rather than a product: 27.8 * 1e6 need not round to what 27800000 does.
-    return float(f"{digits}e{int(exponent or 0) + _POWERS[suffix.upper()]}")
 
 
 class SourceFacts:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable
 
 from ckptkit.base.errors import UsageError
 
-_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(?:([kmg])(i?)b?|b)?(?:/s)?", re.IGNORECASE)
 _SMALLEST_PIECE, _LARGEST_PIECE = 1 << 10, 1 << 18
 
 
@@ -65,27 +63,3 @@ class Throttle:
             wait = -self._level / self.rate
         if wait > 0:
             self._sleep(wait)
-
-
-def parse_rate(text: str) -> float:
-    """Bytes a second from what a person writes: ``10MB``, ``500k``, ``1.5 MiB/s``.
-
-    Raises
-    ------
-    UsageError
-        When it is no such thing, or zero.
-
-    Examples
-    --------
-    >>> parse_rate("10MB"), parse_rate("500k"), parse_rate("1.5MiB/s")
-    (10000000.0, 500000.0, 1572864.0)
-    """
-    match = _RATE.fullmatch(text.strip())
-    rate = 0.0
-    if match:
-        step = 1024 if match[3] else 1000
-        power = " kmg".index((match[2] or " ").lower())
-        rate = float(match[1]) * step**power
-    if not rate > 0:
-        raise UsageError(f"{text!r} is no bandwidth", hint="write it like 500kB, 10MB or 1.5MiB (a second)")
-    return rate

@@ -94,7 +94,7 @@ def test_a_failure_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["-j", "0"], "-j"),
         (["-j", "17"], "-j"),
         (["--connections", "9"], "--connections"),
-        (["--limit-rate", "fast"], "'fast' is no bandwidth"),
+        (["--limit-rate", "fast"], "invalid rate 'fast'"),
     ],
 )
 def test_numbers_that_are_out_of_range(

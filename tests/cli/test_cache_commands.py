@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base.errors import UsageError
-from ckptkit.cli.cache_commands import parse_age, parse_size
 from ckptkit.store.cache import Home
 from tests.support.caches import put_conversion, put_entry
 from tests.support.commands import Runner, runner
@@ -175,8 +173,8 @@ def test_several_folders(run: Runner, home: Home, tmp_path: Path, monkeypatch: p
         (["path", "nobody"], 3, "ckptkit fetch nobody"),
         (["path", "../x"], 2, "cannot be an entry id"),
         (["prune"], 2, "give --older-than 30d, --max-size 20GB, or both"),
-        (["prune", "--older-than", "soon"], 2, "'soon' is no age"),
-        (["prune", "--max-size", "-1"], 2, "'-1' is no size"),
+        (["prune", "--older-than", "soon"], 2, "invalid age 'soon'"),
+        (["prune", "--max-size", "-1"], 2, "invalid size '-1'"),
     ],
 )
 def test_errors_are_one_line_and_a_code(
@@ -185,32 +183,3 @@ def test_errors_are_one_line_and_a_code(
     result = run("cache", *arguments)
     assert (result.code, result.out) == (code, "") and said in result.err
     assert home.fetched_ids() == ["test-a", "test-b"]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("5m", 300), ("12h", 43200), ("30d", 2592000), ("2W", 1209600), ("0d", 0)],
-)
-def test_ages(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("0", 0), ("12", 12), ("12B", 12), ("3k", 3000), ("20GB", 20 * 10**9), ("20 gb", 20 * 10**9),
-     ("1.5GiB", 1610612736), ("2Mi", 2097152), ("1TB", 10**12)],
-)  # fmt: skip
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "d", "30", "-3d", "1e3d", "3y", "30d x", "nan", "9" * 30 + "d"])
-def test_no_ages(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_age(text)
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "1iB", "1XB", "1 2GB", "inf", "9" * 30])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_size(text)

@@ -135,7 +135,7 @@ class TestFaults:
             ),
             (("cat.png", "--top", "0"), 2, "error: a top of 0"),
             (("cat.png", "--batch-size", "0"), 2, "error: a batch size of 0"),
-            (("cat.png", "--resolution", "wide"), 2, "error: --resolution 'wide' is no size"),
+            (("cat.png", "--resolution", "wide"), 2, "error: --resolution: invalid size 'wide'"),
             (("-", "-"), 2, "error: - is named twice"),
             (("line.png",), 5, "error: line.png: 100000x1 pixels are too long and narrow"),
         ],

@@ -157,7 +157,7 @@ def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_
         ([], 2, "nothing to count; name one or --all"),
         (["moat0", "--all"], 2, "--all is for no id"),
         (["--all", "--no-head"], 2, "--all counts every entry as it was published"),
-        (["moat0", "--resolution", "big"], 2, "'big' is no size"),
+        (["moat0", "--resolution", "big"], 2, "invalid size 'big'"),
         (["moat0", "--resolution", "224x99999"], 2, "at most 16384 pixels a side"),
         (["moat0", "--depth", "-1"], 2, "-1 is not in the range"),
         (["moganet-xt", "--no-pos-emb"], 2, "family moganet has no position embedding"),

@@ -265,7 +265,7 @@ class TestCommand:
     @pytest.mark.parametrize("text", ["big", "96x", "-3", "1e3"])
     def test_no_size(self, source, capsys, text):
         run = runner(capsys)("convert", source, f"--resolution={text}")
-        assert run.code == 2 and "no size" in run.err
+        assert run.code == 2 and "invalid size" in run.err
 
     def test_too_small(self, source, capsys):
         run = runner(capsys)("convert", source, "--resolution", "16")

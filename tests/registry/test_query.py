@@ -4,36 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.registry import Registry, load_registry, parse_count
+from ckptkit.base.errors import NotFoundError
+from ckptkit.registry import Registry, load_registry
 from tests.support.entries import entry_of
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("27.8M", 27_800_000),
-        ("0.80G", 800_000_000),
-        ("271.0B", 271_000_000_000),
-        ("2.97m", 2_970_000),
-        ("12K", 12_000),
-        ("1.5T", 1_500_000_000_000),
-        (" 30 M ", 30_000_000),
-        ("30e6", 30_000_000),
-        ("30_000_000", 30_000_000),
-        (".5M", 500_000),
-        (3e7, 30_000_000),
-        (30_000_000, 30_000_000),
-    ],
-)
-def test_counts_are_exact(text: object, number: int) -> None:
-    assert parse_count(text) == number
-
-
-@pytest.mark.parametrize("text", ["", "M", "30X", "-3M", "3M0", "1e9999", "nan", "inf", "٣M", "3 0M", "0x10"])
-def test_what_is_no_count_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a number; write it like 30M"):
-        parse_count(text)
 
 
 @pytest.fixture(scope="module")

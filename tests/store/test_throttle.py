@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from ckptkit.base.errors import UsageError
-from ckptkit.store.throttle import Throttle, parse_rate
+from ckptkit.store.throttle import Throttle
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import FaultServer
@@ -84,19 +83,3 @@ def test_a_download_takes_as_long_as_the_rate_says(
     store.fetch(entry_of(server.serve("/m.pth", BODY)), policy=replace(store.policy, **changes))
     assert_only(store, BODY)
     assert max(slept) == pytest.approx((300_000 - 25_000) / 100_000)
-
-
-@pytest.mark.parametrize(
-    ("text", "rate"),
-    [("1", 1), ("10MB", 1e7), ("10 mb/s", 1e7), ("1k", 1000), ("2KiB", 2048), ("0.5G", 5e8), ("3B", 3)],
-)
-def test_rates(text: str, rate: float) -> None:
-    assert parse_rate(text) == rate
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0", "0MB", "-1", "MB", "1TB", "ten", "1e6", "nan", "inf", "1 2", "1.2.3"]
-)
-def test_no_rates(text: str) -> None:
-    with pytest.raises(UsageError, match="is no bandwidth"):
-        parse_rate(text)

@@ -11,8 +11,8 @@ from ckptkit.analysis.cam.layers import Pass, find_stage, run_once
 from ckptkit.analysis.cam.methods import Question, find_method
 from ckptkit.analysis.cam.targets import HeadClasses
 from ckptkit.base.errors import FormatError, UsageError, command
+from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
-from ckptkit.parity.packages import require_installed
 
 if TYPE_CHECKING:
     from PIL.Image import Image

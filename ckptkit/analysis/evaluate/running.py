@@ -13,9 +13,9 @@ from typing import Any
 
 from ckptkit.analysis.model_source import ModelSource
 from ckptkit.base.errors import UsageError
+from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework
-from ckptkit.parity.packages import require_installed
 
 _PACKAGES = {"torch": "torch", "keras": "tensorflow"}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.parse import is_int, shown
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.base import Family, Structure, TableSizes
 from ckptkit.families.moat.config import (
@@ -17,7 +18,6 @@ from ckptkit.families.moat.config import (
 )
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
-from ckptkit.families.settings import is_int, shown
 from ckptkit.rules.language import Site
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ckptkit.base.parse import Size, parse_size
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.keras_building import build_chain
 from ckptkit.families.moat.config import (
@@ -19,7 +20,6 @@ from ckptkit.families.moat.config import (
     LAYER_NORM_EPSILON,
     SE_RATIO,
 )
-from ckptkit.families.settings import Size, parse_size
 
 Tensor = Any
 Window = tuple[int, int] | None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.tensors import Array
 from ckptkit.families.keras_backend import keras
 from ckptkit.families.keras_building import build_chain, require_images, track
@@ -31,7 +32,6 @@ from ckptkit.families.moat.keras_layers import (
     layer_norm,
 )
 from ckptkit.families.moat.windows import WindowSize, parse_window_size, require_whole_windows
-from ckptkit.families.settings import parse_num_classes, parse_size
 
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
 """The five feature maps: the stem's, then one for each stage of blocks, at strides 2, 4, 8, 16 and 32."""

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.parse import Size
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import TableSizes
 from ckptkit.families.moat.config import POSITION_TABLE_SIZE
 from ckptkit.families.moat.windows import parse_window_size
-from ckptkit.families.settings import Size
 
 SIDES = (32, 4096)
 """Least and greatest side of an input in pixels: below the total stride there is no whole last map."""

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ckptkit.base.parse import Size
 from ckptkit.families.moat.config import HEAD_SIZE
 from ckptkit.families.moat.torch_model import (
     Attention,
@@ -39,7 +40,6 @@ from ckptkit.families.moat.torch_model import (
 )
 from ckptkit.families.moat.torch_ops import position_bias
 from ckptkit.families.moat.windows import join_windows, split_windows
-from ckptkit.families.settings import Size
 from ckptkit.families.torch_folding import (
     Kernel,
     affine_of,

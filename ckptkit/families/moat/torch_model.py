@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.parse import Size, parse_size
 from ckptkit.families.base import TableSizes
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
@@ -34,7 +35,6 @@ from ckptkit.families.moat.windows import (
     require_whole_windows,
     split_windows,
 )
-from ckptkit.families.settings import Size, parse_size
 from ckptkit.families.torch_state import load_state
 from ckptkit.rules.language import Site
 

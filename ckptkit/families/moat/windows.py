@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.parse import Size, is_int, parse_size
 from ckptkit.families.moat.config import POSITION_TABLE_SIZE
-from ckptkit.families.settings import Size, is_int, parse_size
 
 if TYPE_CHECKING:
     from torch import Tensor

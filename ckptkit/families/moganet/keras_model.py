@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.families.keras_backend import keras
 from ckptkit.families.keras_building import build_chain, require_images, track
 from ckptkit.families.keras_state import load_state, variables_by_name
@@ -23,7 +24,6 @@ from ckptkit.families.moganet.keras_layers import (
     Tensor,
     batch_norm,
 )
-from ckptkit.families.settings import parse_num_classes, parse_size
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 """The four feature maps, normalized, at strides 4, 8, 16 and 32."""

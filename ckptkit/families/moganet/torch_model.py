@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
 from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, MOGANET_CONFIGS, MogaNetConfig, value_split
-from ckptkit.families.settings import Size, parse_num_classes, parse_size
 from ckptkit.families.torch_state import load_state
 
 __all__ = ["MogaNetModel", "build", "load_state"]

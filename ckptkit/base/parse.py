@@ -1,0 +1,171 @@
+"""Sizes, ages, resolutions and counts as people write them: one parser each, for options and arguments."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeAlias, TypeGuard
+
+from ckptkit.base.errors import UsageError
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width."""
+
+MAX_SIDE = 16384
+"""Pixels of a side, for whatever takes a size; no model here has been trained at a tenth of it."""
+
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i)?)?b?", re.ASCII)
+_AGE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SIDES = re.compile(r"(\d{1,6})(?:[x×](\d{1,6}))?", re.ASCII)
+_INCHES = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)[x×](\d{1,4}(?:\.\d{1,4})?)", re.ASCII)
+_COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
+_POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
+
+
+def parse_bytes(text: str, option: str = "", *, example: str = "500MB or 2GB") -> int:
+    """Read a size in bytes; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024.
+
+    Examples
+    --------
+    >>> parse_bytes("20GB"), parse_bytes("1.5 MiB"), parse_bytes("0")
+    (20000000000, 1572864, 0)
+    """
+    found = _BYTES.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"{_named(option)}invalid size {text!r}", hint=f"write it like {example}")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+
+def parse_rate(text: str) -> float:
+    """Read bytes a second: ``10MB``, ``500k``, ``1.5 MiB/s``.
+
+    Examples
+    --------
+    >>> parse_rate("10MB"), parse_rate("500k"), parse_rate("1.5MiB/s")
+    (10000000.0, 500000.0, 1572864.0)
+    """
+    try:
+        rate = parse_bytes(text.strip().removesuffix("/s"))
+    except UsageError:
+        rate = 0
+    if not 0 < rate < 10**12:
+        raise UsageError(f"invalid rate {text!r}", hint="write it like 500kB, 10MB or 1.5MiB (a second)")
+    return float(rate)
+
+
+def parse_age(text: str) -> float:
+    """Read an age in seconds.
+
+    Examples
+    --------
+    >>> parse_age("30d"), parse_age("1.5h")
+    (2592000.0, 5400.0)
+    """
+    found = _AGE.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"invalid age {text!r}", hint="write it like 30d, 12h or 2w (s, m, h, d, w)")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_inches(text: str, option: str = "--size") -> tuple[float, float]:
+    """Read the width and height of a picture in inches.
+
+    Examples
+    --------
+    >>> parse_inches("9x5.6")
+    (9.0, 5.6)
+    """
+    found = _INCHES.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(
+            f"{_named(option)}invalid size {text!r}", hint="write width and height in inches, like 9x5.6"
+        )
+    return float(found[1]), float(found[2])
+
+
+def parse_resolution(text: str | None, option: str = "--resolution") -> Size | None:
+    """Read a side, or height and width, in pixels; None where nothing was given.
+
+    Examples
+    --------
+    >>> parse_resolution("224"), parse_resolution("192x256")
+    ((224, 224), (192, 256))
+    """
+    if text is None:
+        return None
+    found = _SIDES.fullmatch(text.strip().lower())
+    if found is None:
+        raise UsageError(f"{_named(option)}invalid size {text!r}", hint="write it like 224 or 192x256")
+    size = int(found[1]), int(found[2] or found[1])
+    if max(size) > MAX_SIDE:
+        raise UsageError(f"{option} {text!r} is too large", hint=f"at most {MAX_SIDE} pixels a side")
+    return size
+
+
+def parse_size(value: object, what: str) -> Size:
+    """Read a height and width, given as one integer for both or as a pair.
+
+    Examples
+    --------
+    >>> parse_size(224, "resolution"), parse_size([192, 256], "resolution")
+    ((224, 224), (192, 256))
+    """
+    pair = [value, value] if is_int(value) else value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(is_int(s) and s > 0 for s in pair):
+        raise UsageError(f"{what} is {shown(value)}", hint="give a positive integer or (height, width)")
+    if max(pair) > MAX_SIDE:
+        size = shown(value) if is_int(value) else "x".join(map(shown, pair))
+        raise UsageError(f"{what} is {size}", hint=f"at most {MAX_SIDE} pixels a side")
+    return pair[0], pair[1]
+
+
+def parse_count(value: float | int | str) -> float:
+    """Read a figure as people write it: a number, or one with K, M, B (= G) or T behind it.
+
+    Examples
+    --------
+    >>> parse_count("27.8M"), parse_count("4.97G"), parse_count("5.7B"), parse_count(30e6)
+    (27800000.0, 4970000000.0, 5700000000.0, 30000000.0)
+    """
+    if not isinstance(value, str):
+        return float(value)
+    match = _COUNT.fullmatch(value.strip().replace("_", ""))
+    if match is None:
+        raise UsageError(f"{value!r} is not a number", hint="write it like 30M, 5.7B, 4.97G or 30000000")
+    digits, exponent, suffix = match.groups()
+    # One decimal literal rather than a product: 27.8 * 1e6 need not round to what 27800000 does.
+    return float(f"{digits}e{int(exponent or 0) + _POWERS[suffix.upper()]}")
+
+
+def parse_num_classes(value: object) -> int | None:
+    """Read the number of a head's outputs; 0 and None both mean no head.
+
+    Examples
+    --------
+    >>> parse_num_classes(10), parse_num_classes(0), parse_num_classes(None)
+    (10, None, None)
+    """
+    if value is None:
+        return None
+    if not is_int(value) or value < 0:
+        raise UsageError(f"num_classes is {shown(value)}", hint="give a positive number, or None for no head")
+    return value or None
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer and no truth value, which Python counts among them."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: Python writes no integer of thousands of digits, nor deep nesting."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return "too long to be shown"
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _named(option: str) -> str:
+    return f"{option}: " if option else ""
