@@ -39,13 +39,6 @@ LIMITS = {
 class Budget:
     """What is left of the cost that one file may cause; all parts of the file spend from the same.
 
-    Parameters
-    ----------
-    nbytes : int
-        Size of the file as it came: of the archive, where it came in one.
-    refuse : callable
-        Makes the error to raise out of a reason, as ``functools.partial(FormatError, path)`` does.
-
     Examples
     --------
     >>> from ckptkit.base.errors import FormatError
@@ -68,13 +61,7 @@ class Budget:
         self.nbytes = LIMITS["nbytes"].of(nbytes)
 
     def spend(self, *, steps: int = 0, nodes: int = 0, names: int = 0, nbytes: int = 0) -> None:
-        """Take from what is left; a hot loop may subtract from an attribute itself, and call this below zero.
-
-        Raises
-        ------
-        Exception
-            That of ``refuse``, where nothing is left.
-        """
+        """Take from what is left; a hot loop may subtract from an attribute, and call this below zero."""
         self.steps -= steps
         self.nodes -= nodes
         self.names -= names

@@ -235,7 +235,7 @@ def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
     """Find out where every picture goes, and whether it may be written there, before any work is done."""
     from ckptkit.analysis.cam import require_ending
     from ckptkit.base.errors import UsageError
-    from ckptkit.base.staging import refuse_existing
+    from ckptkit.base.files import refuse_existing
 
     pictures, target = gathering.pictures, Path(output)
     if output.endswith("/") or target.is_dir() or not target.suffix:

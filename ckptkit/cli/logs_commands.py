@@ -82,7 +82,7 @@ def logs(
     from ckptkit.analysis.logs import read_log
     from ckptkit.analysis.logs.figure import PURPOSE, picture_format
     from ckptkit.analysis.plot.figure import require_matplotlib
-    from ckptkit.base.staging import refuse_existing
+    from ckptkit.base.files import refuse_existing
 
     state = state_of(context)
     picture = None
@@ -109,7 +109,7 @@ def logs(
 
 def _draw(log: TrainingLog, output: Path, form: str, metric: str | None, *, force: bool) -> None:
     from ckptkit.analysis.logs.figure import draw_log
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
 
     picture = draw_log(log, form, metric=metric)
     with StagedFile(output, force=force) as staged:

@@ -25,7 +25,7 @@ from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
     from ckptkit.parity import Failure, ParityReport, Side
     from ckptkit.workspace import Located, Workspace
 
@@ -280,7 +280,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
     """Open the report file before the long work, so that a wrong path is found at once."""
     if junit is None:
         return None
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
     from ckptkit.parity.junit import refuse_other_file
 
     refuse_other_file(junit)

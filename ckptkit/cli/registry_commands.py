@@ -155,7 +155,7 @@ def _write(path: Path, items: list[Listed], chosen: list[Field] | None, form: Fo
     """Write to a file what would be printed in a pipe."""
     import io
 
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
     from ckptkit.cli.output import Output
 
     text = io.StringIO()

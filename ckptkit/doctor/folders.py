@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import CkptkitError, storage_error
+from ckptkit.base.files import TEMPORARY
 from ckptkit.base.home import NOWHERE, home_folders, is_writable
-from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.locks import hold
 from ckptkit.base.text import human_bytes
 from ckptkit.doctor.findings import Finding, Verdict
 from ckptkit.store.cache import KINDS
-from ckptkit.store.locks import hold
 from ckptkit.store.trust import TrustFile
 
 if TYPE_CHECKING:

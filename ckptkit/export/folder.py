@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import StorageError, UsageError, listed
-from ckptkit.base.files import make_folders
-from ckptkit.base.staging import TEMPORARY, alone_in, move, sync_file, sync_folder, translated
-from ckptkit.store.writers import is_gone, new_writer, release
+from ckptkit.base.files import TEMPORARY, alone_in, make_folders, move, sync_file, sync_folder, translated
+from ckptkit.base.locks import is_gone, new_writer, release
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.base.extras import require_installed
-from ckptkit.base.staging import (
+from ckptkit.base.files import (
     move,
     refuse_existing,
     refuse_not_utf8,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.base.extras import require_installed
-from ckptkit.base.staging import refuse_not_utf8
+from ckptkit.base.files import refuse_not_utf8
 from ckptkit.export.description import describe
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.graph_check import check_graph, reference_of

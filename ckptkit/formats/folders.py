@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptkit.base.errors import FormatError, UsageError, listed, storage_error
-from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.files import TEMPORARY
 from ckptkit.formats import foreign
 from ckptkit.formats.shards import INDEX_ENDINGS, index_of, numbered, shards_of
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckptkit.base.errors import CkptkitError
-from ckptkit.base.staging import (
+from ckptkit.base.files import (
     TEMPORARY,
     StagedFile,
     alone_in,

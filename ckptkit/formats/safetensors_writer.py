@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.staging import StagedFile, refuse_existing, refuse_streams, sync_checked
+from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
 from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.replacing import put_in_place, refuse_standing

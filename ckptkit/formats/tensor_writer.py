@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import ConversionError
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
 from ckptkit.formats.base import Check
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import FormatError, NotFoundError
-from ckptkit.base.staging import translated
+from ckptkit.base.files import translated
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
 from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from ckptkit.base.errors import ConversionError
-from ckptkit.base.staging import StagedFile, new_token, refuse_streams, sync_checked
+from ckptkit.base.files import StagedFile, new_token, refuse_streams, sync_checked
 from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.leveldb_table import build_table, mask

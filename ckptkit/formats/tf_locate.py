@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
-from ckptkit.base.files import make_folders
-from ckptkit.base.staging import TEMPORARY, translated
+from ckptkit.base.files import TEMPORARY, make_folders, translated
 from ckptkit.formats import foreign
 from ckptkit.formats.tar_members import iter_safe_members
 from ckptkit.formats.tf_bundle_index import index_path

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.base.checksums import crc32, crc32c
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from ckptkit.formats.zip_directory import (
     CENTRAL,
     CENTRAL_MAGIC,

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.base.errors import NotFoundError, RegistryError, UsageError
-from ckptkit.base.files import resolved
-from ckptkit.base.staging import StagedFile, copy_mode
+from ckptkit.base.files import StagedFile, copy_mode, resolved
 from ckptkit.base.urls import Url
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path

@@ -19,9 +19,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.base.errors import FormatError
-from ckptkit.base.files import Folder, files_below, open_regular, read_regular, regular_status
-from ckptkit.base.staging import move, sync_file, sync_folder, translated
-from ckptkit.store.writers import has_token, is_gone, new_writer, release
+from ckptkit.base.files import (
+    Folder,
+    files_below,
+    move,
+    open_regular,
+    read_regular,
+    regular_status,
+    sync_file,
+    sync_folder,
+    translated,
+)
+from ckptkit.base.locks import has_token, is_gone, new_writer, release
 
 if TYPE_CHECKING:
     from typing_extensions import Self

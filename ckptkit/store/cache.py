@@ -319,7 +319,7 @@ class Home:
         StorageError
             When the lock file cannot be made.
         """
-        from ckptkit.store.locks import hold
+        from ckptkit.base.locks import hold
 
         path = self.lock_path(id)
         if is_writable(self.at(id).path):
@@ -405,7 +405,7 @@ def write_json(path: Path, value: Any) -> None:
     StorageError
         When the disk refuses, or something else than a file has its name.
     """
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
     refuse_planted(path)

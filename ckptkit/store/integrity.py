@@ -17,8 +17,7 @@ from pathlib import Path
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import IntegrityError
-from ckptkit.base.files import open_regular
-from ckptkit.base.staging import translated
+from ckptkit.base.files import open_regular, translated
 
 _PIECE = 1 << 20
 _DIGEST_BYTES = {"sha256": 32, "md5": 16, "crc32c": 4}

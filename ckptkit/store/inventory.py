@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import Literal
 
 from ckptkit.base.errors import CkptkitError
-from ckptkit.base.files import Folder, files_below, is_own_folder, regular_status
-from ckptkit.base.staging import TEMPORARY, is_held, is_temporary
+from ckptkit.base.files import (
+    TEMPORARY,
+    Folder,
+    files_below,
+    is_held,
+    is_own_folder,
+    is_temporary,
+    regular_status,
+)
+from ckptkit.base.locks import has_token, is_gone
 from ckptkit.store.archive import MARKER, is_archive_name, read_marker
 from ckptkit.store.cache import KINDS, Home, Record, safe_id
-from ckptkit.store.writers import has_token, is_gone
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
 State = Literal[

@@ -3,7 +3,7 @@
 Beside the final name stand ``.<file>.<tag>.<writer>.part`` and ``….part.json``. The tag is drawn from the
 source and its identity, and the JSON says what that identity is, so that bytes of two different files can
 never be joined. Only the holder of the entry's lock touches them; where locks do not exclude, the writer's
-token (`ckptkit.store.writers`) keeps two of them from ever writing to one file.
+token (`ckptkit.base.locks`) keeps two of them from ever writing to one file.
 
 Below its first line the JSON file has a mark for each write, made before it: the part's length after that
 write, and its crc32c up to there. After a power cut a part may have its length, and zeros where bytes were
@@ -29,15 +29,24 @@ from typing import Any
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import StorageError, storage_error
-from ckptkit.base.files import is_own_file, make_folders, read_regular, regular_status
-from ckptkit.base.staging import TEMPORARY, move, sync_file, sync_folder, translated
+from ckptkit.base.files import (
+    TEMPORARY,
+    is_own_file,
+    make_folders,
+    move,
+    read_regular,
+    regular_status,
+    sync_file,
+    sync_folder,
+    translated,
+)
+from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.base.urls import public_url
 from ckptkit.store.behind import Worker
 from ckptkit.store.cache import refuse_planted, write_json
 from ckptkit.store.hashing import BackgroundHasher
 from ckptkit.store.integrity import Digests, Promise, hash_file
 from ckptkit.store.transport import Identity
-from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
 _KEPT_FREE = 1 << 30

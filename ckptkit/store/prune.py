@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.base.errors import storage_error
-from ckptkit.base.files import Folder, is_own_folder, regular_status
+from ckptkit.base.files import UNSUPPORTED, Folder, is_own_folder, regular_status
 from ckptkit.base.home import is_writable
-from ckptkit.base.staging import UNSUPPORTED
+from ckptkit.base.locks import hold, new_writer, release
 from ckptkit.store.cache import KINDS, Home
 from ckptkit.store.inventory import (
     REMOVING,
@@ -30,8 +30,6 @@ from ckptkit.store.inventory import (
     own_holdings,
     tree_size,
 )
-from ckptkit.store.locks import hold
-from ckptkit.store.writers import new_writer, release
 
 
 @dataclass(frozen=True)

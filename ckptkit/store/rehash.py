@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptkit.base.errors import CkptkitError, IntegrityError
-from ckptkit.base.files import is_own_folder, open_regular
-from ckptkit.base.staging import translated
+from ckptkit.base.files import is_own_folder, open_regular, translated
 from ckptkit.store.archive import archive_members, read_marker
 from ckptkit.store.cache import Home, Record
 from ckptkit.store.integrity import Promise

@@ -216,14 +216,14 @@ class TrustFile:
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
         """Let one process at a time read, change and write."""
-        from ckptkit.store.locks import hold
+        from ckptkit.base.locks import hold
 
         path = resolved(self.path)
         with hold(path.with_name(f".{path.name}.guard")):
             yield
 
     def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
-        from ckptkit.base.staging import StagedFile, copy_mode
+        from ckptkit.base.files import StagedFile, copy_mode
 
         path = resolved(self.path)  # a link stays a link to the written file
         value = {

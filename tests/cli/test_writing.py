@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from ckptkit.analysis.evaluate.progress import Progress, StateFile
-from ckptkit.base import staging
+from ckptkit.base import files
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.app import main
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.parity import Failure
 from ckptkit.parity.junit import junit_document
-from tests.base.test_staging import TARGETS
+from tests.base.test_files import TARGETS
 from tests.support.running import finish, start, wait_until
 
 LINES = {
@@ -55,7 +55,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(staging, "_READER_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
     monkeypatch.setattr(sys.modules["ckptkit.parity"], "require_packages", lambda **_: None)  # none is used
     return tmp_path
 
@@ -289,12 +289,12 @@ def test_a_signal_leaves_no_copy_of_standard_input(
 def test_a_scheduler_that_ends_a_conversion_finds_nothing_left(place: Path) -> None:
     prelude = """
 import signal, os
-from ckptkit.base import staging
-real = staging.StagedFile.sync
+from ckptkit.base import files
+real = files.StagedFile.sync
 def sync(self):
     os.kill(os.getpid(), signal.SIGTERM)
     real(self)
-staging.StagedFile.sync = sync
+files.StagedFile.sync = sync
 """
     for target in ("x.npz", "x.ckpt", "x.safetensors --max-shard-size 100"):
         line = f"convert {place}/m.safetensors --layout as-is -o {place}/{target}"

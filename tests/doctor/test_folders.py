@@ -108,7 +108,7 @@ def test_little_space(home: Path, monkeypatch: pytest.MonkeyPatch, free: int, ve
 
 
 def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch):
-    from ckptkit.store import locks
+    from ckptkit.base import locks
 
     home.mkdir()
     monkeypatch.setattr(locks, "_try", lambda _fd: "no locks")

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.files import TEMPORARY
 from ckptkit.export import graph_check, onnx_file, saved_model
 from ckptkit.export.targets import ExportOptions, get_target
 from tests.support.exporting import source_of

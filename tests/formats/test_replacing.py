@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import CkptkitError, UsageError
-from ckptkit.base.staging import TEMPORARY
+from ckptkit.base.files import TEMPORARY
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats import replacing
 from ckptkit.formats.detect import open_reader, writer_for

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats import safetensors_writer
 from ckptkit.formats.detect import open_reader

@@ -34,7 +34,7 @@ WITHOUT_LOCKS = {
     "none there": "import errno, fcntl\n"
     "def refuse(*_): raise OSError(errno.ENOLCK, 'no locks')\n"
     "fcntl.flock = refuse",
-    "that exclude nobody": "import ckptkit.store.locks\nckptkit.store.locks._try = lambda fd: 'held'",
+    "that exclude nobody": "import ckptkit.base.locks\nckptkit.base.locks._try = lambda fd: 'held'",
 }
 """As on Lustre without -o flock, or NFS without its lock service; as with NFS's nolock on two machines."""
 

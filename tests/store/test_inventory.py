@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
+from ckptkit.base.locks import new_writer, release
 from ckptkit.store.cache import Home
 from ckptkit.store.inventory import holdings, is_being_written, leftovers, tree_size
 from ckptkit.store.shared import SharedHome
-from ckptkit.store.writers import new_writer, release
 from tests.support.caches import put_conversion, put_entry
 from tests.support.entries import tar_gz
 

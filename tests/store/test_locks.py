@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import StorageError
+from ckptkit.base.locks import hold
 from ckptkit.store.cache import Home
-from ckptkit.store.locks import hold
 
 
 def test_taken_and_free_again(tmp_path: Path) -> None:

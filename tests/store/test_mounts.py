@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ckptkit.base import staging
+from ckptkit.base import files
 from ckptkit.base.errors import StorageError
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from ckptkit.formats.detect import open_reader
 from ckptkit.store.inventory import is_being_written
 from ckptkit.store.partial import require_space
@@ -48,8 +48,8 @@ cache rm mine
 """
 SCRIPT = f"""
 import sys
-from ckptkit.base import staging
-staging._LOCK_SECONDS = 0.3
+from ckptkit.base import files
+files._LOCK_SECONDS = 0.3
 from ckptkit.cli.app import main
 for line in {LINES!r}.strip().splitlines():
     try:
@@ -175,7 +175,7 @@ def test_such_a_mount_really_refuses(tmp_path: Path) -> None:
 
 
 class TestStaging:
-    """What `ckptkit.base.staging` does where something is refused, call by call."""
+    """What `ckptkit.base.files` does where something is refused, call by call."""
 
     @pytest.fixture
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
@@ -211,7 +211,7 @@ class TestStaging:
         os.utime(tmp_path / "a" / "other", ns=(5, 1_600_000_000_123_456_789))
         refuse("rename", errno.EXDEV)
         refuse("link", errno.EPERM)
-        staging.move(tmp_path / "a", tmp_path / "c")
+        files.move(tmp_path / "a", tmp_path / "c")
         assert not (tmp_path / "a").exists()
         assert (tmp_path / "c" / "b" / "file").read_bytes() == b"1"
         status = (tmp_path / "c" / "other").stat()
@@ -225,7 +225,7 @@ class TestStaging:
         refuse("link", errno.EPERM)
         refuse("fsync", errno.EIO)
         with pytest.raises(OSError, match="Input/output"):
-            staging.move(tmp_path / "a", tmp_path / "b")
+            files.move(tmp_path / "a", tmp_path / "b")
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
     def test_a_name_that_stays_busy_is_an_error(
@@ -236,8 +236,8 @@ class TestStaging:
         (tmp_path / "a").write_bytes(b"new")
         refuse("replace", errno.EBUSY)
         with pytest.raises(OSError, match="busy"):
-            staging.move(tmp_path / "a", tmp_path / "b")
-        assert waited == list(staging._BUSY_SECONDS)
+            files.move(tmp_path / "a", tmp_path / "b")
+        assert waited == list(files._BUSY_SECONDS)
 
     def test_a_size_that_the_mount_does_not_know_is_enough(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,6 +254,6 @@ class TestStaging:
             (tmp_path / name).touch()
             assert not is_being_written(tmp_path / name)
         staged = StagedFile(tmp_path / "m.safetensors.index.json", ending=".index.json")
-        assert staging.is_temporary(staged.temporary)
+        assert files.is_temporary(staged.temporary)
         assert is_being_written(staged.temporary)
         staged.discard()

@@ -19,13 +19,13 @@ import pytest
 
 from ckptkit.base.errors import StorageError
 from ckptkit.base.files import HAS_DIR_FD, Folder, files_below
+from ckptkit.base.locks import new_writer, release
 from ckptkit.store.archive import MARKER, checkpoint_in, is_unpacked
 from ckptkit.store.cache import KINDS, Home, Record, read_record
 from ckptkit.store.fetch import fetch
 from ckptkit.store.inventory import held_ids, holdings, leftovers, tree_size
 from ckptkit.store.prune import prune, remove, sweep
 from ckptkit.store.trust import TrustFile
-from ckptkit.store.writers import new_writer, release
 from tests.store.conftest import Store
 from tests.support.caches import put_conversion, put_entry
 from tests.support.commands import Runner, runner

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base.files import Folder
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import Folder, StagedFile
+from ckptkit.base.locks import new_writer, release
 from ckptkit.store.cache import Home
 from ckptkit.store.prune import prune, remove, sweep
 from ckptkit.store.shared import SharedHome
-from ckptkit.store.writers import new_writer, release
 from tests.support.caches import put_conversion, put_entry
 from tests.support.entries import tar_gz
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.locks import hold
 from ckptkit.store.archive import MARKER
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch
 from ckptkit.store.inventory import own_holdings
-from ckptkit.store.locks import hold
 from ckptkit.store.prune import remove
 from ckptkit.store.shared import SharedHome
 from ckptkit.workspace import Workspace

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.store.partial import Partial
 from ckptkit.store.transport import Identity
-from ckptkit.store.writers import has_token, is_gone, new_writer, release
 
 OTHER_PROCESS = """
 import sys, time
-from ckptkit.store.writers import new_writer
+from ckptkit.base.locks import new_writer
 print(new_writer(), flush=True)
 time.sleep(60)
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
 from ckptkit.base.errors import UsageError
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,8 +18,7 @@ from typing import Any
 import numpy
 
 from ckptkit.base.errors import CkptkitError, StorageError, UsageError, storage_error
-from ckptkit.base.files import open_regular, read_regular
-from ckptkit.base.staging import StagedFile, refuse_streams
+from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams
 from ckptkit.base.tensors import Array
 
 SAVE_EVERY_S = 5.0

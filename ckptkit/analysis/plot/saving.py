@@ -42,7 +42,7 @@ def save_plot(
     dry_run: bool = False,
 ) -> Saved:
     """Draw accuracy against cost; the ending of ``output`` says how."""
-    from ckptkit.base.staging import StagedFile, refuse_existing
+    from ckptkit.base.files import StagedFile, refuse_existing
 
     options = options or FigureOptions()
     form = form_of(output)

@@ -23,7 +23,7 @@ from typing import Any
 
 from ckptkit._version import __version__
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.staging import translated
+from ckptkit.base.files import translated
 
 INPUT = "images"
 LOGITS = "logits"

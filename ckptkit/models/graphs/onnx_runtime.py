@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
-from ckptkit.base.staging import refuse_not_utf8, translated
+from ckptkit.base.files import refuse_not_utf8, translated
 from ckptkit.base.tensors import Array
 from ckptkit.formats.protobuf_wire import bytes_field
 from ckptkit.models.graphs.onnx_graph import LOGITS

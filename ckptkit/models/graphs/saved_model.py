@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base.errors import ConversionError, FormatError
-from ckptkit.base.staging import translated
+from ckptkit.base.files import translated
 from ckptkit.base.tensors import Array
 from ckptkit.base.text import json_text
 

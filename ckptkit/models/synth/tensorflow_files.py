@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.models.synth.checkpoint import Synthetic
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base import staging
+from ckptkit.base import files
 from ckptkit.base.errors import StorageError, UsageError
-from ckptkit.base.staging import StagedFile
+from ckptkit.base.files import StagedFile
 from tests.support.mounts import refusing
 
 
@@ -87,7 +87,7 @@ def run_child(code, *arguments, **options):
 WRITE_AND_WAIT = """
     import sys, time
     from pathlib import Path
-    from ckptkit.base.staging import StagedFile
+    from ckptkit.base.files import StagedFile
     with StagedFile(Path(sys.argv[1])) as staged:
         staged.append(b"half")
         print("half", flush=True)
@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         import sys, signal, resource
         from pathlib import Path
         from ckptkit.base.errors import StorageError
-        from ckptkit.base.staging import StagedFile
+        from ckptkit.base.files import StagedFile
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
@@ -178,7 +178,7 @@ TARGETS = {
 def test_what_is_no_file_is_written_into_or_refused(tmp_path, monkeypatch, name, force):
     make, said = TARGETS[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(staging, "_READER_SECONDS", 0.1)
+    monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
     target = tmp_path / "x.bin"
     make(target)
     before = target.lstat()
@@ -297,7 +297,7 @@ def test_what_comes_while_the_file_is_written_is_not_replaced(tmp_path, monkeypa
     (tmp_path / "source").write_bytes(b"1")
     if not stat.S_ISLNK(before.st_mode):
         with pytest.raises(OSError, match=r"x\.bin"):
-            staging.move(tmp_path / "source", target)
+            files.move(tmp_path / "source", target)
     assert target.lstat().st_ino == before.st_ino
 
 
@@ -315,7 +315,7 @@ def test_any_name_is_written_and_swept(tmp_path, name, ending):
     lost._close()  # as if it had been killed
     assert len(leftovers(tmp_path)) == 1
     with StagedFile(target, ending=ending) as staged:
-        assert len(leftovers(tmp_path)) == 1 and staging.is_temporary(staged.temporary)
+        assert len(leftovers(tmp_path)) == 1 and files.is_temporary(staged.temporary)
         staged.append(b"abc")
         staged.commit()
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
@@ -346,7 +346,7 @@ def test_what_is_planted_under_a_temporary_name_does_no_harm(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "kept").write_bytes(b"kept")
     make(tmp_path / ".ckptkit-0123456789ab-x.bin.part")
-    staging.is_held(tmp_path / ".ckptkit-0123456789ab-x.bin.part")
+    files.is_held(tmp_path / ".ckptkit-0123456789ab-x.bin.part")
     with StagedFile(tmp_path / "x.bin") as staged:
         staged.commit()
     assert (tmp_path / "kept").read_bytes() == b"kept"
@@ -357,18 +357,18 @@ def test_what_is_planted_under_a_temporary_name_does_no_harm(tmp_path, monkeypat
 MANY = """
     import sys
     from pathlib import Path
-    from ckptkit.base import staging
-    real = staging.os.open
+    from ckptkit.base import files
+    real = files.os.open
     def slowly(path, flags, *mode, **more):
         fd = real(path, flags, *mode, **more)
-        if flags & staging.os.O_EXCL:
-            staging.time.sleep(0.0005)  # between its creation and its lock
+        if flags & files.os.O_EXCL:
+            files.time.sleep(0.0005)  # between its creation and its lock
         return fd
-    staging.os.open = slowly
+    files.os.open = slowly
     bad = 0
     for number in range(int(sys.argv[2])):
         try:
-            with staging.StagedFile(Path(sys.argv[1]), force=True) as staged:
+            with files.StagedFile(Path(sys.argv[1]), force=True) as staged:
                 staged.append(b"x" * 5000)
                 staged.rename()
         except Exception as error:
@@ -397,10 +397,10 @@ def test_a_writer_that_was_stopped_before_its_lock_begins_again(tmp_path, monkey
         fd = real(path, flags, *more, **named)
         if flags & os.O_EXCL and len(swept) < 2:
             swept.append(path)
-            staging._sweep_orphans(target, "")
+            files._sweep_orphans(target, "")
         return fd
 
-    monkeypatch.setattr(staging.os, "open", stopped)
+    monkeypatch.setattr(files.os, "open", stopped)
     with StagedFile(target) as staged:
         staged.append(b"abc")
         staged.commit()
