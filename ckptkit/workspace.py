@@ -7,7 +7,6 @@ face both stand on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
 from ckptkit.base.home import user_path
+from ckptkit.base.progress import Progress, no_progress
 from ckptkit.families import registry_families
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
@@ -32,10 +32,6 @@ STANDARD = "-"
 
 Named: TypeAlias = "str | Path | Entry"
 """What users name a checkpoint by: an id, a path, or the registry's entry itself."""
-
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
-"""Opens a progress display for (description, total bytes); its context gives a function to call
-with steps."""
 
 
 def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
@@ -63,10 +59,6 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
         if is_zip:  # what lies in it beside these tensors
             check_members(path)
     return statistics
-
-
-def _silent(_description: str, _total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda _steps: None)
 
 
 @dataclass(frozen=True)
@@ -185,7 +177,7 @@ class Workspace:
     mirrors: Sequence[str] = ()
     note: Callable[[str], None] = print
     warn: Callable[[str], None] = print
-    progress: Progress = _silent
+    progress: Progress = no_progress
     trust: TrustFile | None = None
     standard_input: Callable[[], Path] | None = None
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.parse import parse_count
-from ckptkit.compare.verify.parameters import rounds_to
+from ckptkit.compare.verify import rounds_to
 
 if TYPE_CHECKING:
     from ckptkit.registry import DeviationFacts

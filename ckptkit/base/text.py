@@ -311,6 +311,17 @@ def arxiv_id(paper: str | None) -> str | None:
     return found and found[1]
 
 
+def counted(count: int, noun: str) -> str:
+    """Count with its noun.
+
+    Examples
+    --------
+    >>> counted(1, "tensor"), counted(1200, "tensor")
+    ('1 tensor', '1,200 tensors')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 _MOVES = re.compile(r"[\r\n]*(?:\x1b\[A)*")
 _OBEYED: Mapping[str, str] = {
     "file": r"([\n\t])",

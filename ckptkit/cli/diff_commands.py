@@ -15,7 +15,7 @@ from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
-    from ckptkit.compare.diff import Changed, Difference, Lone, OtherMetadata, Side
+    from ckptkit.compare.diff import Changed, Difference, OnlyInOne, OtherMetadata, Side
 
 _SHOWN_ROWS = 20
 """Rows shown per table; --verbose and --json give all."""
@@ -179,7 +179,7 @@ def _described(side: Side) -> str:
     return f"{side.name}: {', '.join(parts)}, {side.tensors:,} tensor{'' if side.tensors == 1 else 's'}"
 
 
-def _print_lone(output: Output, heading: str, lone: Sequence[Lone]) -> None:
+def _print_lone(output: Output, heading: str, lone: Sequence[OnlyInOne]) -> None:
     columns = [Column("tensor"), Column("shape"), Column("dtype"), Column("remark")]
     rows = [[one.name, _shape(one.shape), one.dtype, one.remark] for one in lone]
     _print_table(output, heading, columns, rows)

@@ -16,7 +16,7 @@ from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.compare.inspection import InspectedTensor, Inspection
+    from ckptkit.compare.inspect import InspectedTensor, Inspection
     from ckptkit.compare.verify import Check, VerifyReport
     from ckptkit.workspace import Workspace
 
@@ -181,7 +181,7 @@ def inspect(
 
     Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
     """
-    from ckptkit.compare.inspection import inspect_file
+    from ckptkit.compare.inspect import inspect_file
 
     state = state_of(context)
     located = state.workspace().locate(what, fetch=False)

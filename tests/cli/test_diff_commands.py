@@ -202,8 +202,8 @@ def test_an_entry_is_compared_as_it_was_fetched(run, moat, tmp_path):
         (["MODEL", "DAMAGED"], (5, f"tensor '{KERNEL}': checksum (crc32c) differs: damaged")),
         (["MODEL", "MODEL", "--only", "nothing"], (3, "no tensor of")),
         (["MODEL", "MODEL", "--weights", "ema"], (2, "no moving averages")),
-        (["MODEL", "MODEL", "--tolerance", "-1"], (2, "--tolerance -1.0 is no tolerance")),
-        (["MODEL", "MODEL", "--relative", "nan"], (2, "--relative nan is no tolerance")),
+        (["MODEL", "MODEL", "--tolerance", "-1"], (2, "--tolerance -1.0 is not a tolerance")),
+        (["MODEL", "MODEL", "--relative", "nan"], (2, "--relative nan is not a tolerance")),
         (["MODEL"], (2, "B")),
     ],
 )

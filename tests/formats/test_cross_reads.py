@@ -20,8 +20,8 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import RawTensor
-from ckptkit.compare.diff.run import compare_files
-from ckptkit.compare.inspection import inspect_file
+from ckptkit.compare.diff import compare_files
+from ckptkit.compare.inspect import inspect_file
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.carrying import carry

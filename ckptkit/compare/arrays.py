@@ -1,10 +1,8 @@
-"""Two tensors against each other: first their bits, then, where those differ, figures over the elements.
+"""Figures over tensors: what differs between two, and the extremes and statistics of one.
 
-Both are walked over in the same order piece by piece, so memory stays bounded by a piece and not by a
-float64 copy of the largest tensor.
+A tensor is walked over piece by piece, so memory stays bounded by a piece and not by a float64 copy of the
+largest tensor. Two are first compared bit by bit; figures are computed only where bits differ.
 
-What counts as a differing element
-----------------------------------
 Between tensors of one type every bit counts: 0.0 and −0.0 differ, NaN of other bits differ. Between types
 the values count, widened to float64 (complex numbers to complex128; integers among themselves are exact):
 0.0 equals −0.0, NaN equals NaN.
@@ -31,21 +29,11 @@ _REST_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far values may be apart.
+    """How far values may be apart."""
 
-    Parameters
-    ----------
-    absolute : float
-        Largest absolute difference allowed.
-    relative : float
-        The same, as a share of the largest absolute value of the first tensor. Either one suffices.
-    ignore_dtype : bool
-        Whether another element type alone is no difference.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    ignore_dtype: bool = False
+    absolute: float = 0.0  # largest absolute difference allowed
+    relative: float = 0.0  # as a share of the first tensor's largest absolute value; either one suffices
+    ignore_dtype: bool = False  # another element type alone is not a difference
 
     @property
     def is_exact(self) -> bool:
@@ -55,46 +43,20 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class ValueDifference:
-    """How the elements of two tensors of one shape differ.
-
-    Parameters
-    ----------
-    elements : int
-        How many there are.
-    differing : int
-        How many differ, for whatever reason.
-    max_abs : float or int
-        Largest absolute difference of two finite elements; of complex ones, the modulus.
-    scale : float or int
-        Largest absolute value of a finite element of the first tensor.
-    at : tuple of int or None
-        Index of the largest difference.
-    values : tuple of two numbers, or None
-        The two elements there.
-    nan_only_a, nan_only_b : int
-        Elements that are NaN in one tensor only.
-    infinities : int
-        Elements that are infinite in one tensor and something else, but not NaN, in the other.
-    nan_bits : int
-        Elements that are NaN in both, of other bits.
-    zero_signs : int
-        Elements that are 0.0 in one tensor and −0.0 in the other.
-    in_bytes : bool
-        Whether ``elements`` and ``differing`` count bytes, of a type that has no numbers to compare.
-    """
+    """How the elements of two tensors of one shape differ."""
 
     elements: int
-    differing: int = 0
-    max_abs: float = 0.0
-    scale: float = 0.0
-    at: tuple[int, ...] | None = None
-    values: tuple[Number, Number] | None = None
+    differing: int = 0  # for whatever reason
+    max_abs: float = 0.0  # largest absolute difference of two finite elements; of complex ones, the modulus
+    scale: float = 0.0  # largest absolute value of a finite element of the first tensor
+    at: tuple[int, ...] | None = None  # index of the largest difference
+    values: tuple[Number, Number] | None = None  # the two elements there
     nan_only_a: int = 0
     nan_only_b: int = 0
-    infinities: int = 0
-    nan_bits: int = 0
-    zero_signs: int = 0
-    in_bytes: bool = False
+    infinities: int = 0  # infinite in one tensor and something else, but not NaN, in the other
+    nan_bits: int = 0  # NaN in both, of other bits
+    zero_signs: int = 0  # 0.0 in one tensor and −0.0 in the other
+    in_bytes: bool = False  # `elements` and `differing` count bytes: the type has no numbers to compare
 
     @property
     def same(self) -> bool:
@@ -154,19 +116,7 @@ def _finite(number: float | None) -> float | None:
 
 
 def compare_arrays(a: Array, b: Array, *, rest: Callable[[], None] | None = None) -> ValueDifference:
-    """Compare two tensors of one shape, of any strides and element types.
-
-    Parameters
-    ----------
-    a, b : numpy.ndarray
-        Of one shape.
-    rest : callable, optional
-        Called every few tens of megabytes: the moment to give memory pages back.
-
-    Raises
-    ------
-    ValueError
-        When the shapes differ.
+    """Compare two tensors of one shape, of any strides and types; ``rest`` may give memory pages back.
 
     Examples
     --------
@@ -179,7 +129,7 @@ def compare_arrays(a: Array, b: Array, *, rest: Callable[[], None] | None = None
     """
     if a.shape != b.shape:
         raise ValueError(f"shapes {list(a.shape)} and {list(b.shape)} differ")
-    pause = rest or _go_on
+    pause = rest or (lambda: None)
     if a.dtype == b.dtype and _same_bits(a, b, pause):
         return ValueDifference(a.size)
     tally = _Tally(same_type=a.dtype == b.dtype)
@@ -204,10 +154,6 @@ def compare_bytes(a: memoryview, b: memoryview) -> ValueDifference:
         left, right = (numpy.frombuffer(side[start : start + _BITS_BYTES], numpy.uint8) for side in (a, b))
         differing += int(numpy.count_nonzero(left != right))
     return ValueDifference(a.nbytes, differing, in_bytes=True)
-
-
-def _go_on() -> None:
-    pass
 
 
 def _side_by_side(
@@ -341,3 +287,115 @@ def _other_bits(a: Array, b: Array) -> Array:
     words = numpy.not_equal(a.view(word).reshape(a.size, -1), b.view(word).reshape(a.size, -1))
     differs: Array = words.any(axis=1)
     return differs
+
+
+# -- one tensor ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """Extremes of one tensor."""
+
+    lowest: float  # over the finite elements, as is `highest`; NaN when there are none
+    highest: float
+    nans: int = 0
+    infinities: int = 0
+    not_positive: int = 0
+
+    def is_constant(self, value: float) -> bool:
+        """Whether every element is ``value``."""
+        return not (self.nans or self.infinities) and self.lowest == self.highest == value
+
+
+def value_range(array: Array) -> ValueRange:
+    """Extremes of a tensor of any strides; of a complex one, of its real and imaginary parts together.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> value_range(numpy.array([[1.0, -2.0], [numpy.nan, 0.0]], "float32"))
+    ValueRange(lowest=-2.0, highest=1.0, nans=1, infinities=0, not_positive=2)
+    """
+    import numpy
+
+    lowest, highest = math.inf, -math.inf
+    nans = infinities = not_positive = 0
+    with numpy.errstate(all="ignore"):
+        for chunk in contiguous_chunks(array):
+            numbers = as_numbers(chunk)
+            low, high = float(numbers.min()), float(numbers.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                nans += int(numpy.isnan(numbers).sum())
+                infinities += int(numpy.isinf(numbers).sum())
+                numbers = numbers[numpy.isfinite(numbers)]
+                if not numbers.size:
+                    continue
+                low, high = float(numbers.min()), float(numbers.max())
+            if low <= 0:
+                not_positive += int((numbers <= 0).sum())
+            lowest, highest = min(lowest, low), max(highest, high)
+    if lowest > highest:
+        lowest = highest = math.nan
+    return ValueRange(lowest, highest, nans, infinities, not_positive)
+
+
+def as_numbers(chunk: Array) -> Array:
+    """View or cast a 1-d piece to something numpy computes with natively: float32 or float64."""
+    if chunk.dtype.kind == "c":
+        return chunk.view(chunk.real.dtype)
+    return chunk if chunk.dtype.kind == "f" and chunk.dtype.itemsize >= 4 else chunk.astype("float32")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Figures over one tensor's finite elements, computed in float64."""
+
+    minimum: float | None  # as the next three, None when no element is finite, or the value exceeds float64
+    maximum: float | None
+    mean: float | None
+    std: float | None  # divides by the number of elements
+    zeros: int
+    nans: int
+    infinities: int
+
+
+def statistics(array: Array) -> Statistics | None:
+    """Figures over a tensor; None for complex numbers.
+
+    Mean and squared deviations of the pieces are merged pairwise (Chan, Golub and LeVeque, 1983), which
+    keeps the digits that a plain sum of squares would lose.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> statistics(numpy.array([0.0, 3.0, numpy.nan, 6.0], "float32"))
+    Statistics(minimum=0.0, maximum=6.0, mean=3.0, std=2.449489742783178, zeros=1, nans=1, infinities=0)
+    """
+    import numpy
+
+    if array.dtype.kind == "c":
+        return None
+    low, high, mean, squares = math.inf, -math.inf, 0.0, 0.0
+    count = zeros = nans = infinities = 0
+    with numpy.errstate(all="ignore"):
+        for chunk in contiguous_chunks(array):
+            numbers = chunk.astype("float64")
+            finite = numbers[numpy.isfinite(numbers)]
+            nans += int(numpy.isnan(numbers).sum())
+            infinities += int(numpy.isinf(numbers).sum())
+            if not finite.size:
+                continue
+            zeros += int(finite.size - numpy.count_nonzero(finite))
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            piece_mean = float(finite.mean())
+            gap = piece_mean - mean
+            total = count + finite.size
+            squares += (
+                float(numpy.square(finite - piece_mean).sum()) + gap * gap * count * finite.size / total
+            )
+            mean += gap * finite.size / total
+            count = total
+    if not count:
+        return Statistics(None, None, None, None, 0, nans, infinities)
+    std = math.sqrt(squares / count) if math.isfinite(squares) else None  # float64's own range can be left
+    return Statistics(low, high, mean if math.isfinite(mean) else None, std, zeros, nans, infinities)

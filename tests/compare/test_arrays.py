@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptkit.base.tensors import DTYPES
-from ckptkit.compare.diff import Tolerance, ValueDifference, compare_arrays, values
+from ckptkit.compare import arrays
+from ckptkit.compare.arrays import Tolerance, ValueDifference, compare_arrays
 
 RANDOM = np.random.default_rng(11)
 NAN, INF = math.nan, math.inf
@@ -196,8 +197,8 @@ MOVES = {
 @pytest.fixture
 def small_pieces(monkeypatch) -> None:
     """Cut into many pieces what would be one."""
-    monkeypatch.setattr(values, "_BITS_BYTES", 48 << 10)
-    monkeypatch.setattr(values, "_FIGURES_BYTES", 10_000)
+    monkeypatch.setattr(arrays, "_BITS_BYTES", 48 << 10)
+    monkeypatch.setattr(arrays, "_FIGURES_BYTES", 10_000)
 
 
 @pytest.mark.usefixtures("small_pieces")

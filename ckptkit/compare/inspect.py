@@ -5,120 +5,36 @@ Any supported file of any model can be inspected; nothing here fails because the
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.base.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.tensors import TensorSpec
+from ckptkit.compare.arrays import Statistics, statistics
 from ckptkit.families.base import Recognition, recognise
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
     from ckptkit.formats.base import Reader, Weights
-    from ckptkit.workspace import Progress
 
 Sort = Literal["file", "name", "size"]
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Figures over one tensor's finite elements, computed in float64.
-
-    Parameters
-    ----------
-    minimum, maximum, mean, std : float or None
-        ``std`` divides by the number of elements; None when no element is finite, or too large to compute.
-    zeros, nans, infinities : int
-        How many elements are exactly zero, and how many are not finite.
-    """
-
-    minimum: float | None
-    maximum: float | None
-    mean: float | None
-    std: float | None
-    zeros: int
-    nans: int
-    infinities: int
-
-
-def statistics(array: Array) -> Statistics | None:
-    """Figures over a tensor, taken piece by piece so that memory stays bounded; None for complex numbers.
-
-    Mean and squared deviations of the pieces are merged pairwise (Chan, Golub and LeVeque, 1983), which
-    keeps the digits that a plain sum of squares would lose.
-
-    Parameters
-    ----------
-    array : numpy.ndarray
-        Any shape, any strides.
-
-    Examples
-    --------
-    >>> import numpy
-    >>> statistics(numpy.array([0.0, 3.0, numpy.nan, 6.0], "float32"))
-    Statistics(minimum=0.0, maximum=6.0, mean=3.0, std=2.449489742783178, zeros=1, nans=1, infinities=0)
-    """
-    import numpy
-
-    if array.dtype.kind == "c":
-        return None
-    low, high, mean, squares = math.inf, -math.inf, 0.0, 0.0
-    count = zeros = nans = infinities = 0
-    with numpy.errstate(all="ignore"):
-        for chunk in contiguous_chunks(array):
-            numbers = chunk.astype("float64")
-            finite = numbers[numpy.isfinite(numbers)]
-            nans += int(numpy.isnan(numbers).sum())
-            infinities += int(numpy.isinf(numbers).sum())
-            if not finite.size:
-                continue
-            zeros += int(finite.size - numpy.count_nonzero(finite))
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-            piece_mean = float(finite.mean())
-            gap = piece_mean - mean
-            total = count + finite.size
-            squares += (
-                float(numpy.square(finite - piece_mean).sum()) + gap * gap * count * finite.size / total
-            )
-            mean += gap * finite.size / total
-            count = total
-    if not count:
-        return Statistics(None, None, None, None, 0, nans, infinities)
-    std = math.sqrt(squares / count) if math.isfinite(squares) else None  # float64's own range can be left
-    return Statistics(low, high, mean if math.isfinite(mean) else None, std, zeros, nans, infinities)
-
-
-@dataclass(frozen=True)
 class InspectedTensor:
-    """One tensor of a file.
-
-    Parameters
-    ----------
-    name : str
-        As the file has it.
-    shape : tuple of int
-    dtype : str
-    size : int
-        Elements.
-    nbytes : int
-    renamed : str or None
-        Name in the layout asked for, None where it has none there.
-    statistics : Statistics or None
-        None when not asked for, or not defined.
-    """
+    """One tensor of a file."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    size: int
+    size: int  # number of elements
     nbytes: int
-    renamed: str | None = None
+    renamed: str | None = None  # its name in the layout asked for
     statistics: Statistics | None = None
 
 
@@ -134,53 +50,28 @@ class Totals:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is in a file.
-
-    Parameters
-    ----------
-    path : Path
-    format : str
-        The container.
-    family, variant, layout : str or None
-        What the tensors were recognised as.
-    pos_emb : bool or None
-        Whether there are position tables; None in families without, and in files not recognised.
-    num_classes : int or None
-        Outputs of the head; None where there is none, or in files not recognised.
-    parameters : int or None
-        Trainable parameters of what it was recognised as.
-    copies : mapping of str to int
-        Where the file holds both copies of the weights, ``ema`` and ``raw``: tensors of each.
-    state_dicts : tuple of str
-        Where a PyTorch file holds state dicts; ``""`` is the top.
-    metadata, extras : mapping of str to str
-        What the container says about itself, and what else it holds that is no tensor.
-    left_out : mapping of str to str
-        Tensors that cannot be read, and why not.
-    notes : tuple of str
-        What is unusual.
-    totals : Totals
-        Over the whole file, whatever ``tensors`` shows of it.
-    tensors : tuple of InspectedTensor
-        Those that match, sorted as asked.
-    """
+    """What is in a file."""
 
     path: Path
-    format: str
+    format: str  # the container
     family: str | None
     variant: str | None
     layout: str | None
+    # Whether there are position tables; None in families without, and in files not recognised
     pos_emb: bool | None
-    num_classes: int | None
-    parameters: int | None
+    num_classes: int | None  # outputs of the head; None where there is none, or in files not recognised
+    parameters: int | None  # trainable parameters of what it was recognised as
+    # Where the file holds both copies of the weights, `ema` and `raw`: tensors of each
     copies: Mapping[str, int]
-    state_dicts: tuple[str, ...]
+    state_dicts: tuple[str, ...]  # where a PyTorch file holds state dicts; `""` is the top
+    # What the container says about itself, and what else it holds that is no tensor
     metadata: Mapping[str, str]
+    # What the container says about itself, and what else it holds that is no tensor
     extras: Mapping[str, str]
-    left_out: Mapping[str, str]
-    notes: tuple[str, ...]
-    totals: Totals
-    tensors: tuple[InspectedTensor, ...]
+    left_out: Mapping[str, str]  # tensors that cannot be read, and why not
+    notes: tuple[str, ...]  # what is unusual
+    totals: Totals  # over the whole file, whatever `tensors` shows of it
+    tensors: tuple[InspectedTensor, ...]  # those that match, sorted as asked
 
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes; ``tensors=False`` leaves the list of tensors out."""
@@ -203,44 +94,14 @@ def inspect_file(
     strip_prefix: str | Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
-    """Look into a file.
-
-    Parameters
-    ----------
-    what : str, Path or Located
-        Any supported file, folder or prefix.
-    pattern : str, optional
-        List only tensors whose name matches: a glob, or a part of the name.
-    sort : {"file", "name", "size"}
-        Order of the list; ``size`` puts the largest first.
-    stats : bool
-        Compute `Statistics` of each tensor listed.
-    layout : str, optional
-        Give each tensor's name in this layout too.
-    weights : {"auto", "ema", "raw"}, optional
-        Which copy, where the file holds both in state dicts of their own; default the plain one.
-    state_dict, strip_prefix
-        As for `ckptkit.load`.
-    progress : Progress, optional
-        Opens a display for (description, total bytes).
-
-    Raises
-    ------
-    NotFoundError
-        No such file, no such layout, or no tensor that matches.
-    FormatError
-        A damaged or unsupported file.
-    UsageError
-        When names in a layout are asked for and the file is of no known architecture.
-    """
+    """Look into a file."""
     located = what if isinstance(what, Located) else Located(Path(what))
     with located.chosen(state_dict, strip_prefix).open(weights) as reader:
         recognition = recognise(reader.specs)
         renamed = _renamed(reader, recognition, layout) if layout is not None else {}
         chosen = _chosen(reader, pattern, sort)
-        show = progress or _silent
-        nbytes = sum(spec.nbytes for spec in chosen)
-        with show(f"reading {reader.path}", nbytes) if stats else nullcontext(_ignore) as advance:
+        show = (stats and progress) or no_progress
+        with show(f"reading {reader.path}", sum(spec.nbytes for spec in chosen)) as advance:
             tensors = tuple(_inspected(reader, spec, renamed, stats, advance) for spec in chosen)
         return Inspection(
             path=reader.path,
@@ -260,14 +121,6 @@ def inspect_file(
             totals=_totals(reader.specs),
             tensors=tensors,
         )
-
-
-def _ignore(_steps: int) -> None:
-    return None
-
-
-def _silent(_description: str, _total: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(_ignore)
 
 
 def _chosen(reader: Reader, pattern: str | None, sort: Sort) -> list[TensorSpec]:
