@@ -1,4 +1,4 @@
-"""What a classifier says of pictures: the likeliest classes, from either framework."""
+"""What a classifier says of pictures: the likeliest classes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
-from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework, framework_named
 from ckptkit.models.images.classes import imagenet_classes
@@ -27,18 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_TOP = 5
 DEFAULT_BATCH_SIZE = 8
 
-FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
-
-_PACKAGES: dict[Framework, str] = {"torch": "torch", "keras": "tensorflow"}
-
 ONLY_NUMBERS = (
     "the head has {} classes, not ImageNet's 1,000: what they are called is not known, only their numbers"
 )
-
-
-def require_packages(*frameworks: Framework) -> None:
-    """Look for Pillow and the frameworks without importing them, before anything slow is begun."""
-    require_installed([*(_PACKAGES[name] for name in frameworks), "pillow"], "predict")
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class Guess:
     rank: int  # 1 for the likeliest
     index: int  # place among the logits
     probability: float  # of the softmax over all classes
-    wnid: str | None = None  # wordNet id and usual word
+    wnid: str | None = None  # WordNet id and usual word
     name: str | None = None
 
 
@@ -113,8 +104,8 @@ class Predictor:
             )
 
     @cached_property
-    def _model(self) -> Any:
-        return self.source.model(self.framework)
+    def _runner(self) -> Runner:
+        return open_runner(self.source, self.framework, "cpu")
 
     def predict(
         self,
@@ -123,7 +114,12 @@ class Predictor:
         on_fault: Callable[[Fault], None] | None = None,
         aside: Callable[[Image], Any] | None = None,
     ) -> Iterator[Predicted]:
-        """Predict pictures, a batch at a time, in their order."""
+        """Predict pictures, a batch at a time, in their order.
+
+        ``on_fault`` takes each picture that cannot be read, and the others go on; without it the first one
+        ends all. ``aside`` makes something of each decoded picture that comes back beside its prediction:
+        the pictures themselves are not kept.
+        """
         readable = (_read(picture, self.source, aside, on_fault) for picture in pictures)
         prepared = (one for one in readable if one is not None)
         while batch := list(islice(prepared, self.batch_size)):
@@ -132,7 +128,7 @@ class Predictor:
     def _predict(self, batch: Sequence[_Prepared]) -> Iterator[Predicted]:
         import numpy
 
-        logits = self._logits(numpy.stack([one.pixels for one in batch]))
+        logits = self._runner.run(numpy.stack([one.pixels for one in batch]))
         for one, values in zip(batch, logits, strict=True):
             if not numpy.isfinite(values).all():
                 raise FormatError(
@@ -142,21 +138,6 @@ class Predictor:
                 )
             top = rank(values, self.top)
             yield Predicted(Prediction(one.name, top, self.source, self.framework), one.aside)
-
-    def _logits(self, images: Array) -> Array:
-        """(N, height, width, 3) float32 → (N, classes) float32, on the CPU."""
-        answer: Array
-        if self.framework == "keras":
-            from ckptkit.families.keras_backend import tf
-
-            with tf.device("CPU:0"):
-                answer = self._model(images).numpy()
-        else:
-            import torch
-
-            with torch.inference_mode():
-                answer = self._model(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()).numpy()
-        return answer
 
 
 def predict_images(
@@ -173,7 +154,7 @@ def predict_images(
     from ckptkit.analysis.model_source import named_source
 
     builder = framework_named(framework)
-    require_packages(builder)
+    require_packages("predict", builder)
     alone = isinstance(images, (str, Path)) or hasattr(images, "convert")
     gatherer = Gatherer(offline=workspace.offline, mirrors=parse_mirrors(workspace.mirrors))
     named: Any = [images] if alone else images

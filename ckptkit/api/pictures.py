@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ckptkit.analysis.cam import Heatmap
-    from ckptkit.analysis.evaluate.folders import ClassOrder
+    from ckptkit.analysis.evaluate.data import ClassOrder
     from ckptkit.analysis.evaluate.report import Evaluation
     from ckptkit.analysis.predict import Prediction
     from ckptkit.families.binding import Weights
@@ -255,10 +255,9 @@ def evaluate(
         Nothing there; not to be had; damaged; BatchNorm statistics are missing (see `calibrate`).
     """
     from ckptkit.analysis.evaluate.distributed import process_group
-    from ckptkit.analysis.evaluate.options import EvaluationOptions
-    from ckptkit.analysis.evaluate.run import evaluate_source
-    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.analysis.evaluate.loop import EvaluationOptions, evaluate_source
     from ckptkit.analysis.model_source import named_source
+    from ckptkit.analysis.runner import require_packages
     from ckptkit.models import framework_named
 
     options = EvaluationOptions(
@@ -275,7 +274,7 @@ def evaluate(
         fresh=fresh,
         both_gates=both_gates,
     )
-    require_packages(options.framework, "evaluate")
+    require_packages("evaluate", options.framework)
     chosen: dict[str, Any] = {
         "resolution": resolution,
         "weights": weights,
@@ -354,13 +353,13 @@ def calibrate(
         calibrated_path,
         refuse_name,
     )
-    from ckptkit.analysis.evaluate.running import require_packages
     from ckptkit.analysis.model_source import named_source
+    from ckptkit.analysis.runner import require_packages
     from ckptkit.formats.replacing import refuse_standing
 
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     options = CalibrationOptions(paths, images, batch_size, workers, device)
-    require_packages("torch", "calibrate")
+    require_packages("calibrate", "torch")
     folder = is_folder(output)
     if not folder:  # before a download
         refuse_name(output)

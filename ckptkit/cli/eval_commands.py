@@ -29,9 +29,8 @@ from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.evaluate.interval import Score
-    from ckptkit.analysis.evaluate.report import BadImage, Evaluation
-    from ckptkit.analysis.evaluate.scoring import ProgressBar
+    from ckptkit.analysis.evaluate.loop import ProgressBar
+    from ckptkit.analysis.evaluate.report import BadImage, Evaluation, Score
 
 _SHOWN_BAD = 10
 """Bad images shown; --verbose and --json give all."""
@@ -131,9 +130,8 @@ def evaluate(
     · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8
     """
     from ckptkit.analysis.evaluate.distributed import process_group
-    from ckptkit.analysis.evaluate.options import EvaluationOptions
-    from ckptkit.analysis.evaluate.run import evaluate_source
-    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.analysis.evaluate.loop import EvaluationOptions, evaluate_source
+    from ckptkit.analysis.runner import require_packages
     from ckptkit.cli.exit_codes import ExitCode
     from ckptkit.models import framework_named
 
@@ -153,7 +151,7 @@ def evaluate(
         check=check,
     )
     with _first_speaks(state_of(context)) as state:
-        require_packages(options.framework, "eval")
+        require_packages("eval", options.framework)
         with (
             process_group(device, options.framework) as group,
             opened_source(
@@ -319,12 +317,12 @@ def calibrate(
         calibrated_path,
         refuse_name,
     )
-    from ckptkit.analysis.evaluate.running import require_packages
+    from ckptkit.analysis.runner import require_packages
     from ckptkit.formats.replacing import refuse_standing
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
-    require_packages("torch", "calibrate")
+    require_packages("calibrate", "torch")
     with Place(output, force=force) as where, ExitStack() as stack:
         assert where.path is not None
         if where.file is not None:  # before a download

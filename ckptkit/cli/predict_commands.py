@@ -90,12 +90,13 @@ def predict(
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
     · ckptkit predict moganet-xt-224 images/ --synthetic --framework keras --json
     """
-    from ckptkit.analysis.predict import Predictor, require_packages
+    from ckptkit.analysis.predict import Predictor
+    from ckptkit.analysis.runner import require_packages
     from ckptkit.models import framework_named
 
     state = state_of(context)
     runs_in = framework_named(framework)
-    require_packages(*(("torch", "keras") if check_preprocessing else (runs_in,)))
+    require_packages("predict", *(("torch", "keras") if check_preprocessing else (runs_in,)))
     run = _Run(state.output, as_json)
     gathering = _gathered(state, images, recursive=recursive, most_at_once=batch_size)
     for fault in gathering.faults:
@@ -231,7 +232,8 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
 
 
 def _say_what_runs(output: Output, source: ModelSource, framework: Framework) -> None:
-    from ckptkit.analysis.predict import FRAMEWORK_NAMES, ONLY_NUMBERS
+    from ckptkit.analysis.predict import ONLY_NUMBERS
+    from ckptkit.analysis.runner import FRAMEWORK_NAMES
 
     output.note(f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework]}; {source.preprocessing}")
     if source.synthetic:

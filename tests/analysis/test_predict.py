@@ -10,7 +10,8 @@ import pytest
 
 import ckptkit
 from ckptkit.analysis.model_source import named_source
-from ckptkit.analysis.predict import Predictor, rank, require_packages
+from ckptkit.analysis.predict import Predictor, rank
+from ckptkit.analysis.runner import require_packages
 from ckptkit.base.errors import (
     ConversionError,
     FormatError,
@@ -72,6 +73,7 @@ class Counting:
             self.built += 1
             return self
 
+        self.to = lambda **_: self
         return SimpleNamespace(
             name="counting",
             variant="none",
@@ -204,10 +206,10 @@ def test_missing_packages(hidden, frameworks, says, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find(name))
     if says is None:
-        require_packages(*frameworks)
+        require_packages("predict", *frameworks)
         return
     with pytest.raises(MissingDependencyError) as caught:
-        require_packages(*frameworks)
+        require_packages("predict", *frameworks)
     assert str(caught.value) == says
 
 

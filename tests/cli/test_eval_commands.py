@@ -238,13 +238,13 @@ SLOWLY = """
 import os
 os.environ["OMP_NUM_THREADS"] = "1"
 import time
-from ckptkit.analysis.evaluate import progress, scoring
-progress.SAVE_EVERY_S = 0.05
-real = scoring.ranks_of
+from ckptkit.analysis.evaluate import loop
+loop.SAVE_EVERY_S = 0.05
+real = loop.ranks_of
 def ranks_of(*given):
     time.sleep(0.3)
     return real(*given)
-scoring.ranks_of = ranks_of
+loop.ranks_of = ranks_of
 """
 
 

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ckptkit.analysis.evaluate.progress import Progress, StateFile
+from ckptkit.analysis.evaluate.loop import Progress, StateFile
 from ckptkit.base import files
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec

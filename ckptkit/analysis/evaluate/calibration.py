@@ -1,26 +1,32 @@
-"""A checkpoint with BatchNorm statistics recomputed from images, written as a new safetensors file."""
+"""A checkpoint with BatchNorm statistics recomputed from images (Precise BN), written as safetensors.
+
+As in "Rethinking 'Batch' in BatchNorm" (arXiv:2105.07576) and fvcore's ``update_bn_stats``, every layer is
+normalized by the statistics of the batch at hand while the images pass through, and what each layer sees is
+gathered over all of them. Gathered are the moments of the population itself, mean and variance with division
+by the number of values, in float64 and batch by batch (T. F. Chan, G. H. Golub and R. J. LeVeque, "Updating
+formulae and a pairwise algorithm for computing sample variances", 1979), rather than an average of variances:
+that would leave the variance between the batches' means out.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 
-from ckptkit.analysis.evaluate.loading import load_batches
-from ckptkit.analysis.evaluate.opening import open_images
-from ckptkit.analysis.evaluate.options import worker_threads
+from ckptkit.analysis.evaluate.data import ImageSet, load_batches, open_images, stamp_of
+from ckptkit.analysis.evaluate.loop import ProgressBar, no_bar
 from ckptkit.analysis.evaluate.report import BadImage
-from ckptkit.analysis.evaluate.running import out_of_memory_in_words, torch_device
-from ckptkit.analysis.evaluate.samples import ImageSet, stamp_of
-from ckptkit.analysis.evaluate.scoring import ProgressBar, no_bar
-from ckptkit.analysis.evaluate.statistics import Moments, even_groups, gathered_moments
 from ckptkit.analysis.model_source import ModelSource
+from ckptkit.analysis.runner import plain_out_of_memory, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.convert import Options, Plan, plan
@@ -32,6 +38,86 @@ from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.replacing import refuse_standing
+
+
+@dataclass
+class Moments:
+    """Mean and variance of a growing number of values for each channel."""
+
+    values: int = 0  # for each channel
+    mean: Array = field(default_factory=lambda: numpy.zeros(1))  # (C,) float64
+    # Sum of squared distances from the mean, (C,) float64
+    squares: Array = field(default_factory=lambda: numpy.zeros(1))
+
+    def add(self, values: int, mean: Array, squares: Array) -> None:
+        """Take more values in."""
+        total = self.values + values
+        step = mean - self.mean
+        self.squares = self.squares + squares + step**2 * (self.values * values / total)
+        self.mean = self.mean + step * (values / total)
+        self.values = total
+
+    @property
+    def variance(self) -> Array:
+        """Of the population: divided by the number of values."""
+        variance: Array = self.squares / self.values
+        return variance
+
+
+@contextmanager
+def gathered_moments(model: Any) -> Iterator[dict[str, Moments]]:
+    """Gather what every BatchNorm layer sees of the images that pass while the block runs."""
+    import torch
+
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)
+    }
+    found = {name: Moments() for name in layers}
+
+    def hook(name: str) -> Any:
+        def before(layer: Any, inputs: tuple[Any, ...]) -> None:
+            values, mean, squares = _moments(inputs[0])
+            found[name].add(values, mean.cpu().numpy(), squares.cpu().numpy())
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(squares / values)
+
+        return before
+
+    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield found
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def _moments(maps: Any) -> tuple[int, Any, Any]:
+    """Values, mean and sum of squared distances for each channel of (N, C, H, W), in float64.
+
+    One image at a time: a whole batch in float64 would take twice the memory of the largest map.
+    """
+    import torch
+
+    each = [torch.var_mean(image.double(), dim=(1, 2), correction=0) for image in maps]
+    variances = torch.stack([variance for variance, _ in each])
+    means = torch.stack([mean for _, mean in each])
+    area = maps.shape[2] * maps.shape[3]
+    mean = means.mean(dim=0)
+    return len(maps) * area, mean, area * (variances + (means - mean) ** 2).sum(dim=0)
+
+
+def even_groups(images: int, batch_size: int) -> list[range]:
+    """Cut so many images into batches whose sizes differ by one at most, none larger than asked for.
+
+    A last batch of a single image would weigh like any other value but be normalized by itself.
+
+    >>> even_groups(9, 4)
+    [range(0, 3), range(3, 6), range(6, 9)]
+    """
+    count = -(-images // batch_size)
+    starts = [images * n // count for n in range(count + 1)]
+    return [range(start, end) for start, end in itertools.pairwise(starts)]
+
 
 RECALIBRATED = "recalibrated"
 """What the metadata says of ``bn_statistics``."""
@@ -62,7 +148,7 @@ class Calibrated:
     """What a calibration wrote, or would write."""
 
     path: Path
-    layers: int  # batchNorm layers whose statistics were recomputed
+    layers: int  # BatchNorm layers whose statistics were recomputed
     images: int  # images that passed through the model
     metadata: Mapping[str, str]  # of the file
     bad: tuple[BadImage, ...]  # left out because they cannot be decoded
@@ -93,7 +179,7 @@ def calibrate_source(
     dry_run: bool = False,
     bar: ProgressBar = no_bar,
 ) -> Calibrated:
-    """Recompute a checkpoint's BatchNorm statistics from images and write it anew; see `statistics`.
+    """Recompute a checkpoint's BatchNorm statistics from images and write a new file.
 
     All other tensors are written as they are, under canonical names.
     """
@@ -108,15 +194,21 @@ def calibrate_source(
     ):
         conversion = _plan(source, reader)
         specs = _specs(conversion)
-        said = _said(conversion, source, images)
+        metadata = {
+            **conversion.metadata,
+            "bn_statistics": RECALIBRATED,
+            "bn_images": str(len(images)),
+            "bn_images_sha256": listing_digest(images),
+            "bn_method": METHOD,
+            "bn_preprocessing": str(source.preprocessing),
+        }
         if dry_run:
             layers = len(_statistics(conversion)) // 2
-            return Calibrated(output, layers, len(images), {**said, **provenance.wait()}, (), len(specs))
+            return Calibrated(output, layers, len(images), {**metadata, **provenance.wait()}, (), len(specs))
         moments, passed, bad = _gather(source, options, images, bar)
-        said["bn_images"] = str(passed)
-        said |= provenance.wait()
-        _write(conversion, reader, specs, _tensors(moments), metadata=said, output=output, force=force)
-    return Calibrated(output, len(moments), passed, said, bad, len(specs))
+        metadata |= {"bn_images": str(passed), **provenance.wait()}
+        _write(conversion, reader, specs, _tensors(moments), metadata=metadata, output=output, force=force)
+    return Calibrated(output, len(moments), passed, metadata, bad, len(specs))
 
 
 def _plan(source: ModelSource, reader: Reader) -> Plan:
@@ -148,18 +240,6 @@ def _specs(conversion: Plan) -> list[TensorSpec]:
     return [*(spec for spec in conversion.specs if spec.name not in statistics), *statistics.values()]
 
 
-def _said(conversion: Plan, source: ModelSource, images: ImageSet) -> dict[str, str]:
-    """Metadata of the result."""
-    return {
-        **conversion.metadata,
-        "bn_statistics": RECALIBRATED,
-        "bn_images": str(len(images)),
-        "bn_images_sha256": listing_digest(images),
-        "bn_method": METHOD,
-        "bn_preprocessing": str(source.preprocessing),
-    }
-
-
 def listing_digest(images: ImageSet) -> str:
     """SHA-256 over the images' names and sizes, a zero byte between, a line each: which ones they were."""
     digest = hashlib.sha256()
@@ -179,7 +259,7 @@ def _gather(
     model = source.model("torch", allow_missing_bn=True).to(device)
     bad: dict[int, str] = {}
     groups = even_groups(len(images), options.batch_size)
-    loading = load_batches(images, groups, source.preprocessing, workers=worker_threads(options.workers))
+    loading = load_batches(images, groups, source.preprocessing, workers=options.workers)
     with (
         torch.no_grad(),
         gathered_moments(model) as moments,
@@ -189,7 +269,7 @@ def _gather(
         for batch in batches:
             bad |= batch.bad
             if batch.positions:
-                with out_of_memory_in_words(len(batch.positions)):
+                with plain_out_of_memory(len(batch.positions)):
                     model(torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous().to(device))
             advance(len(batch.positions) + len(batch.bad))
     passed = len(images) - len(bad)

@@ -1,7 +1,7 @@
 """Several processes evaluating one set of images together, as ``torchrun`` starts them.
 
-Process r of W takes images r, r + W, …, so each image is taken once and none is padded. Processes that go
-wrong say so in the rendezvous store, which all look into between batches: none waits for one that is gone.
+Process r of W takes images r, r + W, …, so each image is taken once and none is padded. A process that
+fails says so in the rendezvous store, which all look into between batches: none waits for one that is gone.
 Results are added up as integers by ``all_reduce``: nccl where the processes have GPUs, else gloo.
 """
 
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base import errors
 from ckptkit.base.errors import CkptkitError, UsageError
+from ckptkit.base.tensors import Array
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.evaluate.progress import Progress
     from ckptkit.models import Framework
 
 _POLL_S = 0.02
-_LAST_WORDS_S = 60.0
-"""How long a process that failed waits for the first one to have said so."""
+_FAREWELL_S = 60.0
+"""How long a process that failed waits until the first one has reported it."""
 _BEFORE_LEAVING_S = 0.5
-_FAILURE, _SAID = "failure", "said"
+_FAILURE, _REPORTED = "failure", "reported"
 
 
 def world_of_environment() -> tuple[int, int]:
@@ -54,31 +54,31 @@ class Group:
         """Raise what another process failed with, if one did."""
         if self.world == 1:
             return
-        with self._store_in_words():
+        with self._plain_store_errors():
             if not self._store.check([_FAILURE]):
                 return
-            said = json.loads(self._store.get(_FAILURE))
-        if said["rank"] != self.rank:
-            raise _rebuilt(said)
+            found = json.loads(self._store.get(_FAILURE))
+        if found["rank"] != self.rank:
+            raise _rebuilt(found)
 
-    def told(self, value: str) -> list[str]:
-        """Tell the others something and hear what each of them tells, by rank."""
+    def all_gather(self, value: str) -> list[str]:
+        """Exchange a text with the others; gives everybody's, by rank."""
         if self.world == 1:
             return [value]
-        self._turn += 1  # all tell in the same order
-        keys = [f"told/{self._turn}/{rank}" for rank in range(self.world)]
-        with self._store_in_words():
+        self._turn += 1  # all processes exchange in the same order
+        keys = [f"gather/{self._turn}/{rank}" for rank in range(self.world)]
+        with self._plain_store_errors():
             self._store.set(keys[self.rank], value)
             self._await(keys)
             return [self._store.get(one).decode() for one in keys]
 
-    def told_by_first(self, value: str) -> str:
-        """Hear what the first process tells."""
+    def broadcast(self, value: str) -> str:
+        """Get the first process's text."""
         if self.world == 1:
             return value
         self._turn += 1
-        key = f"told/{self._turn}"
-        with self._store_in_words():
+        key = f"broadcast/{self._turn}"
+        with self._plain_store_errors():
             if self.rank == 0:
                 self._store.set(key, value)
             self._await([key])
@@ -89,29 +89,19 @@ class Group:
             self.check()
             time.sleep(_POLL_S)
 
-    def added(self, progress: Progress, known: Progress) -> Progress:
-        """Add up what each process found beyond what all of them knew before."""
-        if self.world == 1:
-            return progress
-        import numpy
+    def all_reduce(self, numbers: Array) -> Array:
+        """Add up everybody's integers."""
         import torch
         import torch.distributed as dist
 
-        flags = ("done", "top1", "top5")
-        own = numpy.stack([getattr(progress, f).astype(int) - getattr(known, f).astype(int) for f in flags])
-        bad = self.told(json.dumps({str(p): why for p, why in progress.bad.items()}))
-        total = torch.from_numpy(own).to(self._device)
+        total = torch.from_numpy(numbers).to(self._device)
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
-        sums = total.cpu().numpy() + numpy.stack([getattr(known, f).astype(int) for f in flags])
-        if sums.max(initial=0) > 1:
-            raise AssertionError("an image was taken by two processes")
-        everything = type(progress)(*(row.astype(bool) for row in sums))
-        everything.bad = {int(p): why for text in bad for p, why in json.loads(text).items()}
-        return everything
+        summed: Array = total.cpu().numpy()
+        return summed
 
     def leave(self) -> None:
         """Leave when the work is done; the first process, which may hold the store, is the last one."""
-        with self._store_in_words():
+        with self._plain_store_errors():
             if self.rank:
                 self._store.set(f"left/{self.rank}", "")
             else:
@@ -125,16 +115,16 @@ class Group:
             if not self._store.check([_FAILURE]):
                 self._store.set(_FAILURE, json.dumps(_described(error, self.rank)))
             if self.rank == 0:
-                self._store.set(_SAID, "")
+                self._store.set(_REPORTED, "")
                 return
-            end = time.monotonic() + _LAST_WORDS_S
-            while time.monotonic() < end and not self._store.check([_SAID]):
+            end = time.monotonic() + _FAREWELL_S
+            while time.monotonic() < end and not self._store.check([_REPORTED]):
                 time.sleep(_POLL_S)
             time.sleep(_BEFORE_LEAVING_S)  # torchrun ends all when one ends, before the first has spoken
 
     @contextlib.contextmanager
-    def _store_in_words(self) -> Iterator[None]:
-        """Without the store, another process has gone: it must have said why."""
+    def _plain_store_errors(self) -> Iterator[None]:
+        """Without the store another process is gone, which has reported why."""
         try:
             yield
         except RuntimeError as error:
@@ -155,13 +145,13 @@ def _described(error: BaseException, rank: int) -> dict[str, Any]:
     }
 
 
-def _rebuilt(said: dict[str, Any]) -> BaseException:
+def _rebuilt(found: dict[str, Any]) -> BaseException:
     """Make the error of another process again, of the same class, so that it returns the same exit code."""
-    if said["interrupted"]:
+    if found["interrupted"]:
         return KeyboardInterrupt()
-    kind = getattr(errors, said["kind"], CkptkitError)
+    kind = getattr(errors, found["kind"], CkptkitError)
     error: CkptkitError = kind.__new__(kind)
-    CkptkitError.__init__(error, f"process {said['rank']}: {said['message']}", hint=said["hint"])
+    CkptkitError.__init__(error, f"process {found['rank']}: {found['message']}", hint=found["hint"])
     return error
 
 
@@ -184,7 +174,7 @@ def process_group(device: str = "auto", framework: Framework = "torch") -> Itera
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    from ckptkit.analysis.evaluate.running import torch_device
+    from ckptkit.analysis.runner import torch_device
 
     if dist.is_initialized():
         raise UsageError("a process group exists already", hint="evaluate makes its own; end yours first")

@@ -1,12 +1,116 @@
-"""What came out of an evaluation."""
+"""What came out of an evaluation, and whether a published figure is compatible with it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
-from ckptkit.analysis.evaluate.interval import Score, sign_test
+Verdict = Literal["inside", "measured below", "measured above", "not compared"]
+
+CONFIDENCE = 0.95
+_DECIMALS = 1
+"""Published accuracies are rounded to so many decimals of a percent, unless they show more."""
+
+
+def wilson_interval(hits: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval for the share of hits that so many drawn images are compatible with.
+
+    The score interval of E. B. Wilson, "Probable inference, the law of succession, and statistical
+    inference", J. Amer. Stat. Assoc. 22 (1927): with p = hits / n and z the normal quantile of
+    (1 + confidence) / 2 it is (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n). It takes the images for
+    independent draws from all that could be taken, so it is a little too wide for a sample spread evenly
+    over the classes.
+
+    >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
+    [0.4902, 0.9433]
+    """
+    if images == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = hits / images
+    middle = share + z * z / (2 * images)
+    reach = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    scale = 1 + z * z / images
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many images had their class among the best guesses."""
+
+    best: int  # how many guesses count: 1 or 5
+    hits: int
+    images: int
+    published: float | None = None  # what the publication says, percent
+    reason: str = ""  # why the published figure is not compared
+
+    @property
+    def percent(self) -> float:
+        """Accuracy measured, percent."""
+        return 100 * self.hits / self.images if self.images else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval, percent; see `wilson_interval`."""
+        low, high = wilson_interval(self.hits, self.images)
+        return 100 * low, 100 * high
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether some value that rounds to the published one lies in the interval."""
+        if self.published is None or self.reason:
+            return "not compared"
+        low, high = self.interval
+        half = rounding_of(self.published)
+        if high < self.published - half:
+            return "measured below"
+        return "measured above" if low > self.published + half else "inside"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        low, high = self.interval
+        return {
+            "top": self.best,
+            "hits": self.hits,
+            "images": self.images,
+            "percent": self.percent if self.images else None,
+            "interval": [low, high],
+            "confidence": CONFIDENCE,
+            "published": self.published,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
+
+
+def rounding_of(published: float) -> float:
+    """How far the true value may lie from a published one: half a unit of its last decimal, or of 0.1.
+
+    >>> rounding_of(76.5), rounding_of(77.0), rounding_of(79.25)
+    (0.05, 0.05, 0.005)
+    """
+    decimals = len(f"{published:.10f}".rstrip("0").partition(".")[2])
+    return round(0.5 * 10.0 ** -max(_DECIMALS, decimals), 12)
+
+
+def sign_test(one: int, other: int) -> float:
+    """How likely a split at least as uneven as this one is, were each case as likely either way (two-sided).
+
+    On the images that only one of two models gets right this is the exact form of McNemar's test (Q. McNemar,
+    Psychometrika 12, 1947).
+
+    >>> sign_test(0, 6), sign_test(3, 3)
+    (0.03125, 1.0)
+    """
+    cases = one + other
+    logs = (
+        math.lgamma(cases + 1) - math.lgamma(k + 1) - math.lgamma(cases - k + 1) - cases * math.log(2)
+        for k in range(min(one, other) + 1)
+    )
+    return round(min(1.0, 2 * math.fsum(math.exp(value) for value in logs)), 12)
+
 
 _SIGNIFICANT = 0.05
 

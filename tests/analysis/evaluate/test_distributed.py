@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.analysis.evaluate.distributed import Group, process_group, world_of_environment
-from ckptkit.analysis.evaluate.progress import Progress, StateFile
+from ckptkit.analysis.evaluate.loop import Progress, StateFile
 from ckptkit.base.errors import UsageError
 from tests.support.evaluation import IMAGES, Known, class_tree
 from tests.support.running import REPOSITORY
@@ -102,9 +102,9 @@ def test_going_on_with_another_number_of_processes(known: Known, tmp_path: Path)
     """Two processes are killed on their way; one goes on from what both had done."""
     prelude = (
         "import os, pathlib, time\n"
-        "from ckptkit.analysis.evaluate import progress, scoring\n"
-        "progress.SAVE_EVERY_S = 0\n"
-        "real, left = scoring.ranks_of, [2]\n"
+        "from ckptkit.analysis.evaluate import loop\n"
+        "loop.SAVE_EVERY_S = 0\n"
+        "real, left = loop.ranks_of, [2]\n"
         "def ranks_of(*given):\n"
         "    if not left[0]:\n"
         f"        folder = pathlib.Path({str(tmp_path / 'ready')!r})\n"
@@ -113,7 +113,7 @@ def test_going_on_with_another_number_of_processes(known: Known, tmp_path: Path)
         "        os._exit(9)\n"
         "    left[0] -= 1\n"
         "    return real(*given)\n"
-        "scoring.ranks_of = ranks_of\n"
+        "loop.ranks_of = ranks_of\n"
     )
     (tmp_path / "ready").mkdir()
     state = tmp_path / "states" / "state.json"
@@ -148,7 +148,7 @@ def test_processes_that_see_other_images_end_with_one_message(known: Known, tmp_
 def test_an_error_of_one_process_ends_all_and_is_told_by_the_first(known: Known, tmp_path: Path):
     """The disk of the second process refuses."""
     prelude = (
-        "from ckptkit.analysis.evaluate.samples import Sample\n"
+        "from ckptkit.analysis.evaluate.data import Sample\n"
         "from ckptkit.base.errors import StorageError\n"
         "def read(self): raise StorageError(f'{self.path}: input/output error')\n"
         "Sample.read = read\n"
@@ -164,7 +164,7 @@ def test_an_error_of_one_process_ends_all_and_is_told_by_the_first(known: Known,
 @pytest.mark.slow
 def test_an_error_of_the_first_process_ends_the_others_quietly(known: Known):
     prelude = (
-        "from ckptkit.analysis.evaluate.samples import Sample\n"
+        "from ckptkit.analysis.evaluate.data import Sample\n"
         "from ckptkit.base.errors import StorageError\n"
         "def read(self): raise StorageError('disk gone')\n"
         "Sample.read = read\n"
@@ -208,8 +208,8 @@ def test_alone(monkeypatch: pytest.MonkeyPatch):
     assert world_of_environment() == (0, 1)
     with process_group() as group:
         assert (group.rank, group.world) == (0, 1)
-        assert group.told("x") == ["x"]
-        assert group.told_by_first("y") == "y"
+        assert group.all_gather("x") == ["x"]
+        assert group.broadcast("y") == "y"
         group.check()
 
 

@@ -1,13 +1,13 @@
-"""Running a model on batches of images: which device, which precision, and the logits as numbers.
+"""A checkpoint's model on its device, in any framework: images in, logits out.
 
-What is said here of GPUs follows PyTorch's documentation; it has not been run on one.
+What is done for GPUs follows PyTorch's documentation; it has not been run on one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework
 
-_PACKAGES = {"torch": "torch", "keras": "tensorflow"}
+FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
+_PACKAGES: dict[Framework, tuple[str, ...]] = {"torch": ("torch",), "keras": ("tensorflow",)}
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Runner:
     """A model on its device."""
 
     run: Callable[[Array], Array]  # takes (N, H, W, 3) float32, gives logits (N, classes) float32
@@ -30,9 +31,20 @@ class Predictor:
     versions: str
 
 
-def require_packages(framework: Framework, purpose: str) -> None:
-    """Look for the framework and Pillow before any slow work, without importing them."""
-    require_installed([_PACKAGES[framework], "pillow"], purpose)
+def require_packages(purpose: str, *frameworks: Framework) -> None:
+    """Look for the frameworks and Pillow before any slow work, without importing them."""
+    require_installed([*(name for one in frameworks for name in _PACKAGES[one]), "pillow"], purpose)
+
+
+def open_runner(
+    source: ModelSource, framework: Framework, device: str = "auto", *, amp: bool = False, **options: Any
+) -> Runner:
+    """Build a checkpoint's model on a device; ``options`` are more arguments of `create_model`."""
+    if framework == "torch":
+        return _torch_runner(source, torch_device(device), amp=amp, **options)
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"--device {device} is for --framework torch", hint="say cpu, or leave it out")
+    return _keras_runner(source, device, **options)
 
 
 def torch_device(wanted: str = "auto") -> str:
@@ -56,8 +68,7 @@ def torch_device(wanted: str = "auto") -> str:
     return f"cuda:{index}"
 
 
-def torch_predictor(source: ModelSource, device: str, *, amp: bool, **options: Any) -> Predictor:
-    """Load a PyTorch model onto a device."""
+def _torch_runner(source: ModelSource, device: str, *, amp: bool, **options: Any) -> Runner:
     import torch
 
     kind = device.partition(":")[0]
@@ -74,19 +85,16 @@ def torch_predictor(source: ModelSource, device: str, *, amp: bool, **options: A
         with (
             torch.inference_mode(),
             torch.autocast(kind, dtype=half) if amp else nullcontext(),
-            out_of_memory_in_words(len(images)),
+            plain_out_of_memory(len(images)),
         ):
             logits: Array = model(batch if kind == "cuda" else batch.contiguous()).float().cpu().numpy()
             return logits
 
     precision = str(half).removeprefix("torch.") if amp else "float32"
-    return Predictor(run, device, precision, f"torch {torch.__version__}")
+    return Runner(run, device, precision, f"torch {torch.__version__}")
 
 
-def keras_predictor(source: ModelSource, device: str, **options: Any) -> Predictor:
-    """Load a Keras model."""
-    if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device} is for --framework torch", hint="say cpu, or leave it out")
+def _keras_runner(source: ModelSource, device: str, **options: Any) -> Runner:
     source.family.keras_module()
 
     from ckptkit.families.keras_backend import keras, tf
@@ -104,25 +112,20 @@ def keras_predictor(source: ModelSource, device: str, **options: Any) -> Predict
             return logits
 
     where = "cpu" if device == "cpu" or not tf.config.list_physical_devices("GPU") else "gpu"
-    return Predictor(run, where, "float32", f"tensorflow {tf.__version__}, keras {keras.__version__}")
+    return Runner(run, where, "float32", f"tensorflow {tf.__version__}, keras {keras.__version__}")
 
 
-class out_of_memory_in_words:  # noqa: N801  # used like contextlib's
+@contextmanager
+def plain_out_of_memory(batch: int) -> Iterator[None]:
     """Turn PyTorch's ways of saying "no memory" into one line; let everything else pass."""
-
-    def __init__(self, batch: int) -> None:
-        self._batch = batch
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Translate."""
-        if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError)
-            and ("out of memory" in str(error) or "can't allocate" in str(error))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(
+            sign in str(error) for sign in ("out of memory", "can't allocate")
         ):
-            raise _too_large(self._batch) from error
+            raise _too_large(batch) from error
+        raise
 
 
 def _too_large(batch: int) -> UsageError:

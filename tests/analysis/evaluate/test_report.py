@@ -1,4 +1,4 @@
-"""Wilson's interval against the equation it solves, and verdicts at its edges."""
+"""Intervals, verdicts and tests of significance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ckptkit.analysis.evaluate.interval import Score, rounding_of, sign_test, wilson_interval
+from ckptkit.analysis.evaluate.report import Score, rounding_of, sign_test, wilson_interval
 
 Z = 1.959963984540054
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.analysis.evaluate.running import out_of_memory_in_words, torch_device
+from ckptkit.analysis.runner import plain_out_of_memory, torch_device
 from ckptkit.base.errors import UsageError
 
 torch = pytest.importorskip("torch")
@@ -63,11 +63,11 @@ def test_no_memory_is_said_in_one_line(error: BaseException):
         pytest.raises(
             UsageError, match="not enough memory for 32 images at once; try a smaller --batch-size"
         ),
-        out_of_memory_in_words(32),
+        plain_out_of_memory(32),
     ):
         raise error
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_in_words(32):
+    with pytest.raises(RuntimeError, match="shapes"), plain_out_of_memory(32):
         raise RuntimeError("shapes do not fit")
