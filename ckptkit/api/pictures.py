@@ -12,7 +12,7 @@ from ckptkit.formats.names import is_folder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ckptkit.analysis.cam import Heatmap
+    from ckptkit.analysis.cam.picture import Heatmap
     from ckptkit.analysis.evaluate.data import ClassOrder
     from ckptkit.analysis.evaluate.report import Evaluation
     from ckptkit.analysis.predict import Prediction
@@ -155,7 +155,8 @@ def cam(
     NotFoundError, NetworkError, FormatError
         No such checkpoint or picture; not to be had; damaged.
     """
-    from ckptkit.analysis.cam import Explainer, find_method, read_picture, require_packages
+    from ckptkit.analysis.cam.explain import Explainer, read_picture, require_packages
+    from ckptkit.analysis.cam.methods import find_method
     from ckptkit.analysis.model_source import named_source
 
     require_packages()
@@ -173,7 +174,7 @@ def cam(
         variant=variant,
         settings=settings,
     ) as source:
-        return Explainer(source).see(picture).heatmap(method, stage, target)
+        return Explainer(source).forward(picture).heatmap(method, stage, target)
 
 
 @public

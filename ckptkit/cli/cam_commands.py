@@ -29,7 +29,8 @@ from ckptkit.cli.output import Column, Output
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.cam import Explainer, Heatmap, SeenPicture, Style
+    from ckptkit.analysis.cam.explain import Activations, Explainer
+    from ckptkit.analysis.cam.picture import Heatmap, Style
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.base.errors import CkptkitError
     from ckptkit.models.images.gathering import Gathering, NamedPicture
@@ -160,7 +161,8 @@ def cam(
     · ckptkit cam tiny-moat0-256 cat.jpg -o methods.png --compare methods --target tabby --synthetic
     · ckptkit cam tiny-moat0-256 images/ -o heat/ --stage 4 --layout side-by-side --synthetic
     """
-    from ckptkit.analysis.cam import Explainer, Style, head_classes, require_packages
+    from ckptkit.analysis.cam.explain import Explainer, head_classes, require_packages
+    from ckptkit.analysis.cam.picture import Style
 
     state = state_of(context)
     request = _request(method, stage, target, compare)
@@ -233,7 +235,7 @@ def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gatherin
 
 def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
     """Find out where every picture goes, and whether it may be written there, before any work is done."""
-    from ckptkit.analysis.cam import require_ending
+    from ckptkit.analysis.cam.picture import require_ending
     from ckptkit.base.errors import UsageError
     from ckptkit.base.files import refuse_existing
 
@@ -287,11 +289,11 @@ class _Run:
 
     def look(self, plan: _Planned) -> None:
         """Make one picture's heat maps and write them."""
-        from ckptkit.analysis.cam import compose, save_picture
+        from ckptkit.analysis.cam.picture import compose, save_picture
         from ckptkit.base.errors import CkptkitError
 
         try:
-            seen = self.explainer.see(plan.picture.read())
+            seen = self.explainer.forward(plan.picture.read())
         except CkptkitError as error:  # the others are looked at all the same
             self.blame(plan.picture.name, error)
             return
@@ -299,8 +301,8 @@ class _Run:
         save_picture(compose(heatmaps, self.style), heatmaps, plan.path, force=self.force)
         self.done.append((plan, heatmaps))
 
-    def _heatmaps(self, seen: SeenPicture) -> Iterator[Heatmap]:
-        from ckptkit.analysis.cam import METHODS
+    def _heatmaps(self, seen: Activations) -> Iterator[Heatmap]:
+        from ckptkit.analysis.cam.methods import METHODS
 
         request = self.request
         target = request.targets[0]

@@ -209,7 +209,8 @@ def test_a_missing_package_is_asked_for_before_any_work(package: str, tmp_path: 
 
 
 def test_the_choices_are_those_there_are():
-    from ckptkit.analysis.cam import COLORMAPS, LAYOUTS, METHODS
+    from ckptkit.analysis.cam.methods import METHODS
+    from ckptkit.analysis.cam.picture import COLORMAPS, LAYOUTS
 
     assert [one.value for one in cam_commands.WhichMethod] == list(METHODS)
     assert [one.value for one in cam_commands.WhichLayout] == list(LAYOUTS)

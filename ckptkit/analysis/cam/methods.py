@@ -27,8 +27,8 @@ def _captum() -> Any:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a map is asked for."""
+class CamInputs:
+    """What a map is made of."""
 
     model: Any  # gives logits (N, classes)
     layer: Any  # the module whose output is the stage's, (N, C, h, w)
@@ -51,26 +51,26 @@ class Question:
         return self.images.detach().clone().requires_grad_(True)
 
 
-def grad_cam(question: Question) -> Any:
+def grad_cam(inputs: CamInputs) -> Any:
     """Channels weighted by their mean gradient: Grad-CAM (arXiv:1610.02391)."""
-    maps = _captum().LayerGradCam(question.model, question.layer)
-    return maps.attribute(question.differentiable_images(), target=question.index).detach()[0, 0]
+    maps = _captum().LayerGradCam(inputs.model, inputs.layer)
+    return maps.attribute(inputs.differentiable_images(), target=inputs.index).detach()[0, 0]
 
 
-def hires_cam(question: Question) -> Any:
+def hires_cam(inputs: CamInputs) -> Any:
     """Gradient times activation, summed over the channels: HiResCAM (arXiv:2011.08891)."""
-    maps = _captum().LayerGradientXActivation(question.model, question.layer)
-    return maps.attribute(question.differentiable_images(), target=question.index).detach()[0].sum(dim=0)
+    maps = _captum().LayerGradientXActivation(inputs.model, inputs.layer)
+    return maps.attribute(inputs.differentiable_images(), target=inputs.index).detach()[0].sum(dim=0)
 
 
-def grad_cam_plus_plus(question: Question) -> Any:
+def grad_cam_plus_plus(inputs: CamInputs) -> Any:
     """Positive gradients, weighted place by place: Grad-CAM++ (arXiv:1710.11063).
 
     The class's score is exp(S), as in the paper, whose factor exp(S) falls out when the map is scaled; the
     second and third derivatives of S itself are taken as zero. The weights g²/(2g² + g³·ΣA) assume maps that
     are not negative; in these networks they can be, so places where the denominator is zero get no weight.
     """
-    activation, gradient = question.activation(), question.gradient()
+    activation, gradient = inputs.activation(), inputs.gradient()
     denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * gradient  # g² stands above and below
     usable = denominator != 0
     share = (1 / denominator.masked_fill(~usable, 1)).masked_fill(~usable, 0)
@@ -78,12 +78,12 @@ def grad_cam_plus_plus(question: Question) -> Any:
     return (weights * activation)[0].sum(dim=0)
 
 
-def layer_cam(question: Question) -> Any:
+def layer_cam(inputs: CamInputs) -> Any:
     """Positive gradients times activation, place by place: LayerCAM (doi:10.1109/TIP.2021.3089943)."""
-    return (question.gradient().relu() * question.activation())[0].sum(dim=0)
+    return (inputs.gradient().relu() * inputs.activation())[0].sum(dim=0)
 
 
-def eigen_cam(question: Question) -> Any:
+def eigen_cam(inputs: CamInputs) -> Any:
     """The map's first principal component, whatever the class: Eigen-CAM (arXiv:2008.00299).
 
     Projection of each place's channels on the first right singular vector of the (h·w, C) map, not centred,
@@ -91,29 +91,29 @@ def eigen_cam(question: Question) -> Any:
     """
     import torch
 
-    activation = question.activation()[0]
+    activation = inputs.activation()[0]
     channels, height, width = activation.shape
     places = activation.reshape(channels, height * width).T
     projected = places @ torch.linalg.svd(places, full_matrices=False).Vh[0]
     return (projected if projected.sum() >= 0 else -projected).reshape(height, width)
 
 
-def ablation_cam(question: Question) -> Any:
+def ablation_cam(inputs: CamInputs) -> Any:
     """Channels weighted by what the score loses without them: Ablation-CAM.
 
     Source: doi:10.1109/WACV45572.2020.9093360.
     The paper divides each loss by the score itself. That one factor of all weights falls out when the map is
     scaled, but would turn the map around where the score is negative; here it is left out.
     """
-    activation = question.activation()
+    activation = inputs.activation()
     channels = activation.shape[1]
     mask = activation.new_tensor(range(channels)).long().reshape(1, channels, 1, 1)
-    options = {"target": question.index, "perturbations_per_eval": _ABLATIONS_AT_ONCE}
-    if question.after is not None:
-        lost = _captum().FeatureAblation(question.after).attribute(activation, feature_mask=mask, **options)
+    options = {"target": inputs.index, "perturbations_per_eval": _ABLATIONS_AT_ONCE}
+    if inputs.after is not None:
+        lost = _captum().FeatureAblation(inputs.after).attribute(activation, feature_mask=mask, **options)
     else:
-        ablation = _captum().LayerFeatureAblation(question.model, question.layer)
-        lost = ablation.attribute(question.images, layer_mask=mask, **options)
+        ablation = _captum().LayerFeatureAblation(inputs.model, inputs.layer)
+        lost = ablation.attribute(inputs.images, layer_mask=mask, **options)
     weights = lost.detach()[:, :, :1, :1]  # the same at every place of a channel
     return (weights * activation)[0].sum(dim=0)
 
@@ -124,8 +124,8 @@ class Method:
 
     name: str  # as options have it
     title: str  # as its authors call it
-    # From a `Question` to the map (h, w) before negative evidence is cut off
-    signed_map: Callable[[Question], Any]
+    # From a `CamInputs` to the map (h, w) before negative evidence is cut off
+    signed_map: Callable[[CamInputs], Any]
     of_class: bool = True  # whether the map depends on the class at all
     many_passes: bool = False  # whether it takes a forward pass a few channels, and not one or two in all
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckptkit.analysis.cam import Explainer
+from ckptkit.analysis.cam.explain import Explainer
 from ckptkit.analysis.model_source import named_source
 from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.workspace import Workspace

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ckptkit.analysis.cam import Heatmap
+from ckptkit.analysis.cam.picture import Heatmap
 from ckptkit.models.images.classes import imagenet_classes
 from tests.support.pictures import drawn
 

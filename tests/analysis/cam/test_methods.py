@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 import pytest
 
-from ckptkit.analysis.cam.methods import METHODS, Question, find_method
+from ckptkit.analysis.cam.methods import METHODS, CamInputs, find_method
 from ckptkit.base.errors import UsageError
 
 torch = pytest.importorskip("torch")
@@ -46,8 +46,8 @@ def images() -> Any:
     return torch.randn(1, 3, 5, 7, dtype=torch.float64)  # the stage's map is 2 by 3
 
 
-def question(model: Small, *, head: bool = False) -> Question:
-    return Question(model, model.stage, images(), CLASS, model.after if head else None)
+def question(model: Small, *, head: bool = False) -> CamInputs:
+    return CamInputs(model, model.stage, images(), CLASS, model.after if head else None)
 
 
 def activation_and_gradient(model: Small) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest) -> Small:
     return Small(linear=request.param)
 
 
-def expect(method: str, asked: Question, expected: Any) -> None:
+def expect(method: str, asked: CamInputs, expected: Any) -> None:
     found = METHODS[method].signed_map(asked)
     assert found.shape == (2, 3)
     assert not found.requires_grad
@@ -122,7 +122,7 @@ def test_grad_cam_plus_plus_without_a_gradient_is_zero():
 
 
 def test_grad_cam_plus_plus_leaves_out_what_it_would_divide_by_zero():
-    class Fixed(Question):
+    class Fixed(CamInputs):
         def activation(self) -> Any:
             return torch.tensor([[[[-1.0, -1.0]], [[2.0, 0.0]]]])
 
@@ -172,14 +172,14 @@ def test_another_class_has_another_map(method: str):
     model = Small(linear=False)
     one = METHODS[method].signed_map(question(model))
     asked = question(model)
-    other = METHODS[method].signed_map(Question(asked.model, asked.layer, asked.images, CLASS + 1))
+    other = METHODS[method].signed_map(CamInputs(asked.model, asked.layer, asked.images, CLASS + 1))
     assert not torch.allclose(one, other)
 
 
 def test_a_class_means_nothing_to_eigen_cam():
     model = Small(linear=False)
     maps: Callable[[int], Any] = lambda index: METHODS["eigencam"].signed_map(  # noqa: E731
-        Question(model, model.stage, images(), index)
+        CamInputs(model, model.stage, images(), index)
     )
     assert not METHODS["eigencam"].of_class
     assert torch.equal(maps(0), maps(3))

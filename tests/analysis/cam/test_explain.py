@@ -1,4 +1,4 @@
-"""Heat maps of the real models: against plain autograd, and where the evidence lies by construction."""
+"""Heat maps of real models: stages, classes, what cannot be explained."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 import numpy
 import pytest
 
-from ckptkit.analysis.cam import (
-    METHODS,
+from ckptkit.analysis.cam.explain import (
+    Activations,
     Explainer,
-    Heatmap,
-    Method,
-    SeenPicture,
+    HeadClasses,
+    Pass,
+    find_stage,
     read_picture,
     require_packages,
+    run_once,
 )
+from ckptkit.analysis.cam.methods import METHODS, Method
+from ckptkit.analysis.cam.picture import Heatmap
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
 from ckptkit.models import create_model
 from ckptkit.models.images.classes import imagenet_classes
@@ -30,6 +33,84 @@ from tests.support.patterns import corner_of_noise, noise
 torch = pytest.importorskip("torch")
 pytest.importorskip("captum")
 Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.mark.parametrize("named", [207, "207", "n02099601", "Golden Retriever"])
+def test_imagenet(named: int | str):
+    classes = HeadClasses(1000)
+    assert classes.find(named) == 207
+    found = classes.named(207)
+    assert found is not None
+    assert found.wnid == "n02099601"
+
+
+def test_classes_without_names():
+    classes = HeadClasses(12)
+    assert (classes.find("11"), classes.find(0), classes.named(3)) == (11, 0, None)
+
+
+@pytest.mark.parametrize("named", ["12", "-1", "tabby", "", "1.0", "٣"])
+def test_no_such_class(named: str):
+    with pytest.raises(UsageError, match="12 classes without names: give 0 to 11"):
+        HeadClasses(12).find(named)
+
+
+@pytest.mark.parametrize("named", [1000, "crane", "no such thing"])
+def test_no_such_class_of_imagenet(named: int | str):
+    with pytest.raises(UsageError):
+        HeadClasses(1000).find(named)
+
+
+MOAT = ["tiny-moat0", "moat1"]
+MOGANET = ["moganet-xt", "moganet-s"]
+
+
+def owners(variant: str, **settings: Any) -> tuple[Any, dict[str, str], Pass]:
+    with torch.device("meta"):
+        model = create_model(variant, num_classes=10, **settings)
+        seen = run_once(model, torch.zeros(1, 3, 64, 96))
+    names = {id(module): name for name, module in model.named_modules()}
+    return model, {stage: names[id(layer)] for stage, layer in seen.layers.items()}, seen
+
+
+@pytest.mark.parametrize("variant", MOAT)
+def test_moat(variant: str):
+    model, found, seen = owners(variant)
+    last = {f"stage{n + 2}": f"stages.{n}.{depth - 1}" for n, depth in enumerate(model.config.depths)}
+    assert found == {"stage1": "stem", **last}
+    assert list(seen.grids.values()) == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    assert (seen.last, tuple(seen.logits.shape)) == ("stage5", (1, 10))
+
+
+@pytest.mark.parametrize("variant", MOGANET)
+def test_moganet(variant: str):
+    _, found, seen = owners(variant, attn_force_fp32=True)
+    assert found == {f"stage{n}": f"norm{n}" for n in (1, 2, 3, 4)}
+    assert list(seen.grids.values()) == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert (seen.last, tuple(seen.logits.shape)) == ("stage4", (1, 10))
+
+
+def test_hooks_go_even_when_the_model_fails():
+    with torch.device("meta"):
+        model = create_model("tiny-moat0", num_classes=10)
+        with pytest.raises(UsageError):
+            run_once(model, torch.zeros(1, 4, 64, 64))
+        run_once(model, torch.zeros(1, 3, 64, 64))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"), [(None, "stage2"), (1, "stage1"), ("1", "stage1"), (" Stage2 ", "stage2")]
+)
+def test_names_of_stages(text: Any, stage: str):
+    assert find_stage(text, Pass(None, {"stage1": 0, "stage2": 0}, {})) == stage
+
+
+@pytest.mark.parametrize("text", [0, 3, "stem", "", "stage", "logits"])
+def test_no_such_stage(text: Any):
+    with pytest.raises(UsageError, match="this model has stage1 to stage2"):
+        find_stage(text, Pass(None, {"stage1": 0, "stage2": 0}, {}))
+
 
 Varied = Callable[..., Explainer]
 PICTURE = noise(64, 64)
@@ -51,14 +132,14 @@ def by_autograd(explainer: Explainer, target: int) -> dict[str, Any]:
     return found
 
 
-def with_evidence(seen: SeenPicture, method: str = "gradcam", stage: int | None = None) -> Heatmap:
+def with_evidence(seen: Activations, method: str = "gradcam", stage: int | None = None) -> Heatmap:
     """The map of the first class that anything in the picture speaks for."""
     maps = (seen.heatmap(method, stage, target) for target in range(10))
     return next(found for found in maps if not found.is_empty)
 
 
 def test_every_stage_of_both_families(explainer: Explainer):
-    seen = explainer.see(PICTURE)
+    seen = explainer.forward(PICTURE)
     expected = by_autograd(explainer, 7)
     assert list(expected) == list(seen.stages)
     for stage, map_ in expected.items():
@@ -69,7 +150,7 @@ def test_every_stage_of_both_families(explainer: Explainer):
 
 
 def test_heat_is_a_picture_of_numbers_from_zero_to_one(explainer: Explainer):
-    seen = explainer.see(PICTURE)
+    seen = explainer.forward(PICTURE)
     for method in ("gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"):
         heat = with_evidence(seen, method).heat
         assert (heat.dtype, heat.min() >= 0, heat.max()) == (numpy.float32, True, 1)
@@ -79,7 +160,7 @@ def test_heat_is_a_picture_of_numbers_from_zero_to_one(explainer: Explainer):
 
 def test_grad_cam_and_hires_cam_agree_before_a_head_that_takes_the_mean(explainer: Explainer):
     """There the gradient is the same at every place, so its mean is itself: a theorem of HiResCAM's paper."""
-    seen = explainer.see(PICTURE)
+    seen = explainer.forward(PICTURE)
     numpy.testing.assert_allclose(seen.heatmap("gradcam").heat, seen.heatmap("hirescam").heat, atol=1e-4)
     one, other = seen.heatmap("gradcam", 1).heat, seen.heatmap("hirescam", 1).heat
     assert not numpy.allclose(one, other, atol=0.01)
@@ -87,7 +168,7 @@ def test_grad_cam_and_hires_cam_agree_before_a_head_that_takes_the_mean(explaine
 
 def test_ablation_before_a_linear_head(moganet: Explainer):
     """Without channel k the logit loses w[k] times the channel's mean."""
-    seen = moganet.see(PICTURE)
+    seen = moganet.forward(PICTURE)
     found = with_evidence(seen, "ablationcam")
     with torch.no_grad():
         features = moganet.model.forward_features(seen.images)[-1][0]
@@ -98,7 +179,7 @@ def test_ablation_before_a_linear_head(moganet: Explainer):
 
 def test_the_head_is_all_that_comes_after_the_last_stage(explainer: Explainer):
     """So Ablation-CAM need not run the whole model once more for every channel."""
-    seen = explainer.see(PICTURE)
+    seen = explainer.forward(PICTURE)
     made: list[Any] = []
     hook = seen.seen.layers[seen.stages[-1]].register_forward_hook(lambda _m, _i, output: made.append(output))
     with torch.no_grad():
@@ -117,7 +198,7 @@ def test_evidence_in_one_corner_is_found_there(explainer: Explainer, varied: Var
     lit = varied(explainer, size=(128, 128))
     if hasattr(lit.model, "norm"):
         lit.model.norm = torch.nn.Identity()
-    seen = lit.see(corner_of_noise(128, 0.4, row, column))
+    seen = lit.forward(corner_of_noise(128, 0.4, row, column))
     corner = (3 * row, 3 * column)
     channel, sign = clearest_channel(lit.model.forward_features(seen.images)[-1].detach()[0], corner)
     with torch.no_grad():
@@ -163,8 +244,8 @@ def test_the_mirrored_picture_has_the_mirrored_heat(explainer: Explainer, varied
     symmetric = varied(explainer, model=model.requires_grad_(False), size=(65, 65))
     picture = corner_of_noise(65, 0.4, 0, 0)
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    found = with_evidence(symmetric.see(picture), stage=stage)
-    again = symmetric.see(mirrored).heatmap(stage=stage, target=found.index)
+    found = with_evidence(symmetric.forward(picture), stage=stage)
+    again = symmetric.forward(mirrored).heatmap(stage=stage, target=found.index)
     numpy.testing.assert_allclose(again.heat, found.heat[:, ::-1], atol=2e-3)
     assert numpy.abs(found.heat - found.heat[:, ::-1]).max() > 0.02  # ten times the tolerance
 
@@ -173,7 +254,7 @@ def test_no_evidence_is_said_and_not_divided_by(explainer: Explainer, varied: Va
     none = varied(explainer)
     with torch.no_grad():
         none.model.head.weight[3] = 0
-    found = none.see(PICTURE).heatmap(target=3)
+    found = none.forward(PICTURE).heatmap(target=3)
     assert (found.is_empty, found.strength, found.peak, found.centroid) == (True, 0, None, None)
     assert found.heat.tolist() == [[0, 0], [0, 0]]
     assert found.to_json()["peak"] is None
@@ -181,7 +262,7 @@ def test_no_evidence_is_said_and_not_divided_by(explainer: Explainer, varied: Va
 
 
 def test_the_predicted_class_and_any_other(explainer: Explainer):
-    seen = explainer.see(PICTURE)
+    seen = explainer.forward(PICTURE)
     with torch.no_grad():
         logits = explainer.model(seen.images)[0].double().numpy()
     shares = numpy.exp(logits) / numpy.exp(logits).sum()
@@ -200,14 +281,14 @@ def test_damaged_weights_are_named(explainer: Explainer, varied: Varied):
     with torch.no_grad():
         damaged.model.head.weight[0, 0] = float("nan")
     with pytest.raises(FormatError, match=r"NaN or infinite.*ckptkit verify"):
-        damaged.see(PICTURE)
+        damaged.forward(PICTURE)
 
 
 def test_a_map_that_is_not_finite_is_named(moganet: Explainer, monkeypatch: pytest.MonkeyPatch):
     broken = Method("gradcam", "Grad-CAM", lambda question: question.activation()[0, 0] / 0)
     monkeypatch.setitem(METHODS, "gradcam", broken)
     with pytest.raises(FormatError, match="evidence for this class holds NaN or infinite"):
-        moganet.see(PICTURE).heatmap()
+        moganet.forward(PICTURE).heatmap()
 
 
 def test_weights_without_a_head(explainer: Explainer):
