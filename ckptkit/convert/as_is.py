@@ -210,7 +210,7 @@ def _refuse_names(path: Path, options: Options, specs: Iterable[TensorSpec]) -> 
 def _unloadable(format: str, specs: Iterable[TensorSpec]) -> list[str]:
     if format != "keras":
         return []
-    from ckptkit.formats.keras_h5 import unloadable
+    from ckptkit.formats.keras import unloadable
 
     return unloadable(spec.name for spec in specs)
 
@@ -250,7 +250,7 @@ def holds(format: str, spec: TensorSpec) -> bool:
 
         return descr(dtype) is not None
     if format == "keras":
-        from ckptkit.formats.hdf5_types import type_message
+        from ckptkit.formats.hdf5_writer import type_message
 
         return type_message(dtype) is not None
     from ckptkit.formats.torch_writer import holds as torch_holds

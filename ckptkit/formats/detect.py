@@ -216,7 +216,7 @@ def _open_safetensors(probe: _Probe) -> Reader:
 
 
 def _open_keras(probe: _Probe) -> Reader:
-    from ckptkit.formats.keras_h5 import KerasH5Reader
+    from ckptkit.formats.keras import KerasH5Reader
 
     return KerasH5Reader(probe.path, is_shard=probe.is_shard)
 
@@ -255,7 +255,7 @@ def _zip_opener(names: list[str]) -> _Open | None:
         return _open_torch
     if any(name.endswith(".npy") for name in names):
         return _open_npz
-    from ckptkit.formats.keras_h5 import KERAS_MEMBER  # only now: it takes as long as all of another format
+    from ckptkit.formats.keras import KERAS_MEMBER  # only now: it takes as long as all of another format
 
     return _open_keras if KERAS_MEMBER in names else None
 
@@ -495,7 +495,7 @@ def _safetensors_writer() -> WriterFactory:
 
 
 def _keras_writer() -> WriterFactory:
-    from ckptkit.formats.keras_h5 import KerasH5Writer
+    from ckptkit.formats.keras import KerasH5Writer
 
     return KerasH5Writer
 

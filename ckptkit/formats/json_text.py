@@ -38,13 +38,7 @@ class JsonError(ValueError):
 
 
 def utf8(file: MappedFile, start: int, nbytes: int) -> str:
-    """Text of a range of a file, in memory once: a header may be 100 MB.
-
-    Raises
-    ------
-    FormatError
-        Not UTF-8, or too much of it.
-    """
+    """Text of a range of a file, in memory once: a header may be 100 MB."""
     try:
         with file.raw(start, nbytes) as part:
             if nbytes > _LARGE_TEXT:
@@ -65,13 +59,7 @@ def _refuse_wide(path: Path, part: memoryview) -> None:
 
 
 def strict_json(path: Path, text: str, budget: Budget, *, surrogates: str = "strict") -> dict[str, Any]:
-    """Parse the JSON object that a file is; see `parse_json`.
-
-    Raises
-    ------
-    FormatError
-        With the reason.
-    """
+    """Parse the JSON object that a file is; see `parse_json`."""
     try:
         return parse_json(text, budget, surrogates=surrogates)
     except JsonError as error:
@@ -82,11 +70,6 @@ def parse_json(text: str, budget: Budget, *, surrogates: str = "strict") -> dict
     """Parse a JSON object; duplicate keys, NaN, and more values than memory should hold are refused.
 
     ``surrogates`` names the error handler for halves of surrogate pairs.
-
-    Raises
-    ------
-    JsonError
-        With the reason.
 
     Examples
     --------
@@ -103,6 +86,17 @@ def parse_json(text: str, budget: Budget, *, surrogates: str = "strict") -> dict
     if r"\u" in text:
         _refuse_halves(parsed, _HALVES[surrogates])
     return parsed
+
+
+def parse_metadata(path: Path, text: str | bytes) -> dict[str, str]:
+    """The metadata that ckptkit wrote into a file: a JSON object of strings."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, "ckptkit's metadata is not valid JSON") from error
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(path, "ckptkit's metadata is not a table of texts")
+    return found
 
 
 def _parsed(parse: Callable[[str], Any], text: str) -> Any:
@@ -149,12 +143,6 @@ def _refuse_halves(value: Any, half: re.Pattern[str]) -> None:
 class JsonWalk:
     """Walks over a JSON text from its beginning to its end, so that few of its values are in memory at once.
 
-    Parameters
-    ----------
-    text : str
-    budget : Budget
-        What reading the file may still cost.
-
     Examples
     --------
     >>> walk = JsonWalk('{"a": [1, 2], "b": 3}', Budget(21, ValueError))
@@ -172,13 +160,7 @@ class JsonWalk:
         self._escapes = r"\u" in text
 
     def names(self) -> Iterator[str]:
-        """The names of an object; the caller takes the value of each before the next.
-
-        Raises
-        ------
-        JsonError
-            With the reason, as all methods.
-        """
+        """The names of an object; the caller takes the value of each before the next."""
         self._take(_OPEN, "the JSON is not an object")
         if self._text.startswith("}", self._at):
             self._at = self._after_space(self._at + 1)

@@ -61,24 +61,6 @@ def read_table(path: Path, data: bytes, budget: Budget) -> Iterator[tuple[bytes,
 
     Its blocks follow each other from the first byte to the footer, as every writer puts them, and the keys of
     its index separate them: whoever looks a key up finds what is read here.
-
-    Parameters
-    ----------
-    path : Path
-        What to call the file in an error.
-    data : bytes
-        The whole file.
-    budget : Budget
-        What reading it may cost: keys and values count as names, those of the index, too.
-
-    Yields
-    ------
-    key, value : bytes
-
-    Raises
-    ------
-    FormatError
-        When anything is out of place: magic, block range, checksum, compression, order of keys.
     """
     metaindex, index = _read_footer(path, data)
     _read_block(path, data, *metaindex, budget)  # holds nothing we need, but its checksum must hold
@@ -213,23 +195,6 @@ def _block_entries(path: Path, block: bytes, offset: int, budget: Budget) -> Ite
 
 def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOCK_BYTES) -> bytes:
     """Write a table, uncompressed, byte for byte as TensorFlow's own table builder does.
-
-    Parameters
-    ----------
-    items : iterable of (key, value)
-        Sorted by key in byte order, no key twice.
-    block_bytes : int
-        Size at which a data block is closed.
-
-    Returns
-    -------
-    bytes
-        The whole file.
-
-    Raises
-    ------
-    ValueError
-        When the keys are not strictly increasing.
 
     Examples
     --------

@@ -30,29 +30,7 @@ _WINDOW = 256 << 10
 
 
 class MappedFile:
-    """A regular file, mapped read-only.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Attributes
-    ----------
-    data
-        The bytes; slices of it are ``bytes``. A map, or what reads them where the file cannot be mapped.
-    size : int
-        Length in bytes.
-
-    Raises
-    ------
-    NotFoundError
-        No such file.
-    FormatError
-        Not a regular file, or an empty one.
-    StorageError
-        The system will not let us read it.
-    """
+    """A regular file, mapped read-only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,24 +54,7 @@ class MappedFile:
     def view(
         self, offset: int, dtype: DType, shape: Sequence[int], strides: Sequence[int] | None = None
     ) -> Array:
-        """Read-only array over the map; the caller has checked that it lies inside the file.
-
-        Parameters
-        ----------
-        offset : int
-            Byte where element (0, …, 0) starts.
-        dtype : DType
-            Element type, little-endian.
-        shape : sequence of int
-            Axis lengths.
-        strides : sequence of int, optional
-            Bytes from one element to the next along each axis; C order by default.
-
-        Raises
-        ------
-        FormatError
-            An empty tensor whose other axes are too long for numpy.
-        """
+        """Read-only array over the map; the caller has checked that it lies inside the file."""
         import numpy
 
         if 0 in shape:  # numpy refuses an offset at the very end of a buffer, where empty tensors may lie
@@ -133,13 +94,7 @@ class MappedFile:
         return crc
 
     def inflated(self, offset: int, nbytes: int, wbits: int = zlib.MAX_WBITS) -> Iterator[bytes]:
-        """Unpack a deflated range in pieces of at most 256 KB.
-
-        Raises
-        ------
-        ValueError
-            It does not unpack, or something follows what does.
-        """
+        """Unpack a deflated range in pieces of at most 256 KB."""
         unpacker = zlib.decompressobj(wbits)
         stop, packed = offset + nbytes, b""
         while not unpacker.eof:
@@ -282,15 +237,7 @@ class MappedReader:
         return ()
 
     def read(self, name: str) -> Array:
-        """Read-only array of one tensor.
-
-        Raises
-        ------
-        FormatError
-            Its checksum does not hold, or it is damaged in another way.
-        NotFoundError
-            No tensor of that name.
-        """
+        """Read-only array of one tensor."""
         self._hold(name)
         return self._read(name)
 

@@ -36,13 +36,7 @@ def unsafe_name(name: str) -> str | None:
 
 
 class MemberNames:
-    """Names seen so far, compared as a file system that ignores letter case and accents' coding would.
-
-    Parameters
-    ----------
-    path : Path
-        The archive, for messages.
-    """
+    """Names seen so far, compared as a file system that ignores letter case and accents' coding would."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,17 +45,6 @@ class MemberNames:
 
     def claim(self, name: str, *, is_folder: bool) -> str:
         """Check a member's name against what is safe and against the names before it.
-
-        Returns
-        -------
-        str
-            Relative, with ``/`` between parts, no ``.`` among them; empty for the archive's own root folder.
-
-        Raises
-        ------
-        FormatError
-            For an absolute name, one with ``..``, with signs or parts that some system takes for something
-            else, one too long, or one that is taken.
 
         Examples
         --------

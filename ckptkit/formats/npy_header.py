@@ -51,36 +51,16 @@ def descr(dtype: DType) -> str | None:
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What a header says.
+    """What a header says."""
 
-    Parameters
-    ----------
-    dtype : DType or None
-        None where the elements cannot be carried.
-    is_text : bool
-        Whether they are texts.
-    code : str
-        Element type as written.
-    big_endian : bool
-        Whether each element's bytes run the other way.
-    fortran : bool
-        Whether the first axis changes fastest.
-    shape : tuple of int
-        Axis lengths.
-    start : int
-        Where the elements start, counted from the magic bytes.
-    steps : int
-        What reading it cost, for `ckptkit.base.budget`.
-    """
-
-    dtype: DType | None
-    is_text: bool
-    code: str
-    big_endian: bool
-    fortran: bool
-    shape: tuple[int, ...]
-    start: int
-    steps: int
+    dtype: DType | None  # none where the elements cannot be carried
+    is_text: bool  # whether they are texts
+    code: str  # element type as written
+    big_endian: bool  # whether each element's bytes run the other way
+    fortran: bool  # whether the first axis changes fastest
+    shape: tuple[int, ...]  # axis lengths
+    start: int  # where the elements start, counted from the magic bytes
+    steps: int  # what reading it cost, for `ckptkit.base.budget`
 
     @property
     def nbytes(self) -> int:
@@ -90,13 +70,7 @@ class NpyHeader:
 
 
 def parse_header(raw: bytes) -> NpyHeader:
-    """Read the header at the start of ``raw`` (the array's first bytes, `MAX_HEADER_BYTES` + 12 are enough).
-
-    Raises
-    ------
-    ValueError
-        With the reason.
-    """
+    """Read the header at the start of an array; its first `MAX_HEADER_BYTES` + 12 bytes are enough."""
     if raw[:6] != MAGIC or len(raw) < 12:
         raise ValueError("no .npy array")
     version = raw[6]

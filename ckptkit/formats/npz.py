@@ -36,20 +36,7 @@ _HEAD_BYTES = MAX_HEADER_BYTES + 12
 
 
 class NpzReader(MappedReader):
-    """An npz archive. Stored arrays are mapped, compressed ones unpacked when read.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-
-    Raises
-    ------
-    FormatError
-        Damaged or hostile.
-    NotFoundError
-        No such file.
-    """
+    """An npz archive. Stored arrays are mapped, compressed ones unpacked when read."""
 
     format = "npz"
 
@@ -201,29 +188,7 @@ def _unreadable(header: NpyHeader) -> str:
 
 
 class NpzWriter(PlacedWriter):
-    """An npz archive being written, uncompressed; see `ckptkit.formats.base.Writer`.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    specs : iterable of TensorSpec
-        Every array.
-    metadata : Mapping of str to str
-        Kept in the archive's comment, where numpy does not see it.
-    force : bool
-        Whether an existing file may be replaced.
-
-    Raises
-    ------
-    UsageError
-        The file exists and ``force`` is false; bfloat16 or float8, which numpy has no name for; or metadata
-        longer than a zip comment (65535 bytes).
-    ConversionError
-        Two arrays of one name, or of one path; a name that leads out of the archive's folder.
-    StorageError
-        The disk refuses.
-    """
+    """An npz archive being written, uncompressed; see `ckptkit.formats.base.Writer`."""
 
     most = 150_000
 

@@ -58,22 +58,6 @@ class Field(NamedTuple):
 def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
     """Read a base-128 number of at most 64 bits.
 
-    Parameters
-    ----------
-    data : bytes
-        What it is in.
-    position : int
-        Where it begins.
-
-    Returns
-    -------
-    value, next_position : int
-
-    Raises
-    ------
-    WireError
-        When it runs past the end of ``data`` or past 64 bits.
-
     Examples
     --------
     >>> read_varint(bytes([0xAC, 0x02]))
@@ -95,11 +79,6 @@ def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
 
 def fields(data: bytes, budget: Budget) -> Iterator[Field]:
     """Walk over the fields of a message in their order, each at the cost of a few steps.
-
-    Raises
-    ------
-    WireError
-        On a truncated value, field number 0, or a wire type that is not in use any more (groups).
 
     Examples
     --------
@@ -139,24 +118,7 @@ def fields(data: bytes, budget: Budget) -> Iterator[Field]:
 def known_fields(
     data: bytes, wires: Mapping[int, int], budget: Budget, *, repeated: Collection[int] = ()
 ) -> Iterator[Field]:
-    """The fields of a message that its reader knows, as two readers must understand them alike.
-
-    Parameters
-    ----------
-    data : bytes
-        The message.
-    wires : mapping of int to int
-        Wire type of each field by its number; fields of other numbers are left out.
-    budget : Budget
-        What reading the file may still cost.
-    repeated : collection of int
-        Numbers of the fields that may occur more than once.
-
-    Raises
-    ------
-    WireError
-        A field of another wire type, which other readers skip, or twice, which others merge.
-    """
+    """The fields of a message that its reader knows, as two readers must understand them alike."""
     seen: set[int] = set()
     for item in fields(data, budget):
         wire = wires.get(item.number)

@@ -15,17 +15,7 @@ if TYPE_CHECKING:
 
 
 class Renamed:
-    """A `Reader` that gives another one's tensors under other names.
-
-    Parameters
-    ----------
-    reader : Reader
-        Closed with this one.
-    names : mapping of str to str
-        Name in the file → name here, for every tensor, those that are left out among them.
-    note : str
-        Says what was done to the names.
-    """
+    """A `Reader` that gives another one's tensors under other names."""
 
     def __init__(self, reader: Reader, names: Mapping[str, str], note: str) -> None:
         self._reader = reader

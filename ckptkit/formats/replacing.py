@@ -36,13 +36,7 @@ _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 
 
 def refuse_standing(path: Path, *, force: bool) -> None:
-    """Refuse, before any work, to write a checkpoint where one of that name stands.
-
-    Raises
-    ------
-    UsageError
-        One stands and ``force`` is false, or something there is not written to.
-    """
+    """Refuse, before any work, to write a checkpoint where one of that name stands."""
     refuse_existing(path, force=force)
     for leader in (path.with_name(path.name + ".index"), *_leaders(path)):
         if leader != path and os.path.lexists(leader):  # not where that name would be too long
@@ -70,14 +64,7 @@ def commit_checkpoint(file: StagedFile, check: Check | None) -> list[Path]:
 
 
 def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:
-    """Give the synced files of one checkpoint their names, what leads to the others last.
-
-    Parameters
-    ----------
-    files : sequence of StagedFile
-    path : Path
-        What the checkpoint goes by: a file, or a prefix.
-    """
+    """Give the synced files of one checkpoint their names, what leads to the others last."""
     (*_, last) = files
     if last.is_stream:
         return [last.rename()]

@@ -15,19 +15,7 @@ __all__ = ["SafetensorsReader", "SafetensorsWriter"]
 
 
 class SafetensorsReader(MappedReader):
-    """A safetensors file.
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Raises
-    ------
-    FormatError
-        Damaged, hostile, or incomplete.
-    NotFoundError
-        No such file.
-    """
+    """A safetensors file."""
 
     format = "safetensors"
 

@@ -40,13 +40,7 @@ class Header:
 
 
 def read_header(file: MappedFile) -> Header:
-    """Read and check the header of a safetensors file.
-
-    Raises
-    ------
-    FormatError
-        Truncated, damaged or hostile.
-    """
+    """Read and check the header of a safetensors file."""
     path = file.path
     length = int.from_bytes(file.data[:LENGTH_BYTES], "little")
     if file.size < LENGTH_BYTES or length > file.size - LENGTH_BYTES:

@@ -27,38 +27,7 @@ _MAX_TENSORS = 580_000
 
 
 class SafetensorsWriter(PlacedWriter):
-    """A safetensors checkpoint being written; see `ckptkit.formats.base.Writer`.
-
-    Parameters
-    ----------
-    path : Path
-        The file. Of several shards it is the stem: ``model.safetensors`` becomes
-        ``model-00001-of-00003.safetensors``, … and ``model.safetensors.index.json``.
-    specs : iterable of TensorSpec
-        Every tensor.
-    metadata : Mapping of str to str
-        Goes into the header, after ``format: pt``.
-    force : bool
-        Whether existing files may be replaced.
-    max_shard_size : int, optional
-        Start a new shard rather than let the tensors of one exceed so many bytes (a larger tensor gets a
-        shard of its own). Where everything fits into one, a single file is written.
-
-    Attributes
-    ----------
-    order : sequence of str
-        Shard by shard; in a shard by falling element size, then by name, as the reference library lays them
-        out: every tensor is aligned to its element size.
-
-    Raises
-    ------
-    UsageError
-        A file exists and ``force`` is false, or the limit gives too many shards.
-    ConversionError
-        Two tensors of one name, or an element type that the format cannot name.
-    StorageError
-        The disk refuses.
-    """
+    """A safetensors checkpoint being written; see `ckptkit.formats.base.Writer`."""
 
     def __init__(
         self,
@@ -177,13 +146,7 @@ class SafetensorsWriter(PlacedWriter):
 
 
 def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8.
-
-    Raises
-    ------
-    ConversionError
-        It would be longer than readers accept.
-    """
+    """Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8."""
     table: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))}
     position = 0
     for spec in specs:

@@ -72,13 +72,7 @@ def index_beside(shard: Path) -> Path | None:
 
 
 def read_index(path: Path) -> dict[str, set[str]]:
-    """Names of the files, and what each should hold: tensors, or groups of a Keras file.
-
-    Raises
-    ------
-    FormatError
-        No valid index, or one that names files outside its folder.
-    """
+    """Names of the files, and what each should hold: tensors, or groups of a Keras file."""
     file = MappedFile(path)
     try:
         if file.size > _MAX_INDEX_BYTES:
@@ -120,20 +114,7 @@ def _is_plain_name(name: str) -> bool:
 
 
 class ShardedReader(MappedReader):
-    """The files that an index names, as one checkpoint; see `ckptkit.formats.base.Reader`.
-
-    Parameters
-    ----------
-    path : Path
-        The index.
-    open_shard : callable
-        Opens one file.
-
-    Raises
-    ------
-    FormatError
-        A shard is missing, damaged, or does not hold what the index says.
-    """
+    """The files that an index names, as one checkpoint; see `ckptkit.formats.base.Reader`."""
 
     def __init__(self, path: Path, open_shard: Callable[[Path], Reader]) -> None:
         self.path = path

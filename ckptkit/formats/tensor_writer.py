@@ -20,27 +20,7 @@ if TYPE_CHECKING:
 
 
 class TensorWriter(ABC):
-    """A checkpoint being written: what all writers of one container share.
-
-    Parameters
-    ----------
-    path : Path
-        Where the checkpoint will stand.
-    specs : iterable of TensorSpec
-        Every tensor.
-    metadata : Mapping of str to str
-        What the container shall say about itself.
-
-    Attributes
-    ----------
-    order : sequence of str
-        Names in the order `write` wants them.
-
-    Raises
-    ------
-    ConversionError
-        Two specs of one name, a name that is no valid Unicode, or more tensors than can be read back.
-    """
+    """A checkpoint being written: what all writers of one container share."""
 
     order: Sequence[str]
     concurrent: bool
@@ -66,22 +46,7 @@ class TensorWriter(ABC):
         self._written = 0
 
     def finish(self, check: Check | None = None, late: Mapping[str, str] | None = None) -> list[Path]:
-        """Sync, check and rename; returns the files that now exist.
-
-        Parameters
-        ----------
-        check : callable, optional
-            See `ckptkit.formats.base.Writer.finish`.
-        late : mapping of str to str, optional
-            Values of the metadata that were not known at the start; those given there were of their length.
-
-        Raises
-        ------
-        ValueError
-            A tensor was never written, or a late value has no place.
-        StorageError
-            The disk refuses.
-        """
+        """Sync, check and rename; returns the files that now exist."""
         missing = len(self.order) - self._written
         if missing:
             raise ValueError(f"{missing} tensors of {self.path} were never written")
@@ -124,27 +89,7 @@ class PlacedWriter(TensorWriter):
         self._lock = threading.Lock()
 
     def write(self, name: str, array: Array | RawTensor) -> int:
-        """Write one tensor at its place, cast to its spec's dtype; any order, any thread.
-
-        Parameters
-        ----------
-        name : str
-            Of a tensor not yet written.
-        array : numpy.ndarray or RawTensor
-            Of the spec's shape; an array with any strides, raw bytes of the spec's dtype.
-
-        Returns
-        -------
-        int
-            crc32c (not masked) of the bytes written.
-
-        Raises
-        ------
-        ValueError
-            No such tensor, or it was written before, or its shape is not its spec's.
-        StorageError
-            The disk refuses.
-        """
+        """Write one tensor at its place, cast to its spec's dtype; any order, any thread."""
         with self._lock:
             if name not in self._specs or name in self._begun:
                 raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")

@@ -51,36 +51,7 @@ _FAULT_AROUND = 64 << 10
 
 
 class TfBundleReader(MappedReader):
-    """An open TensorFlow V2 checkpoint; see `ckptkit.formats.base.Reader`.
-
-    Parameters
-    ----------
-    path : Path
-        A prefix, its ``.index``, a folder, or a ``.tar.gz`` (whose members are put in a private temporary
-        folder until `close`).
-    verify : bool
-        Compare each tensor with its checksum before it is first handed out.
-
-    Attributes
-    ----------
-    prefix : Path
-        What was opened; in the temporary folder for an archive.
-    specs : Mapping of str to TensorSpec
-        By variable name, in the order of the data files.
-    keys : Mapping of str to str
-        Variable name -> its key in the index (the object path of an object-based checkpoint).
-    metadata : Mapping of str to str
-        What ckptkit wrote; empty for a checkpoint that TensorFlow wrote.
-
-    Raises
-    ------
-    NotFoundError
-        No such checkpoint.
-    FormatError
-        Damaged or unsupported; a data file missing.
-    UsageError
-        A folder with several checkpoints.
-    """
+    """An open TensorFlow V2 checkpoint; see `ckptkit.formats.base.Reader`."""
 
     format = "tf"
 
@@ -172,15 +143,7 @@ class TfBundleReader(MappedReader):
             raise FormatError(path, f"damaged object graph {GRAPH_KEY}: {error}") from error
 
     def read(self, name: str) -> Array:
-        """One tensor, read-only; a view of the mapped file, or a copy for a partitioned variable.
-
-        Raises
-        ------
-        NotFoundError
-            No tensor of that name.
-        FormatError
-            With ``verify``, when its checksum differs.
-        """
+        """One tensor, read-only; a view of the mapped file, or a copy for a partitioned variable."""
         tensor = self._verified(name)
         spec = self.specs[name]
         dtype = whole_bytes(self.path, spec)
@@ -207,19 +170,7 @@ class TfBundleReader(MappedReader):
         return RawTensor(tensor.shape, data)
 
     def check(self, name: str, known: int | None = None) -> bool:
-        """Compare a tensor with its stored crc32c: True when it holds, False when none is stored.
-
-        Parameters
-        ----------
-        name : str
-        known : int, optional
-            crc32c of its bytes, where it has been computed already.
-
-        Raises
-        ------
-        FormatError
-            When it differs.
-        """
+        """Compare a tensor with its stored crc32c: True when it holds, False when none is stored."""
         tensor = self._tensor(name)
         for part in tensor.parts:
             whole = known if len(tensor.parts) == 1 else None

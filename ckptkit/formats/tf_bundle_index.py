@@ -44,46 +44,26 @@ _NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes of a tensor, or of one box of a partitioned one, in a data file.
+    """Bytes of a tensor, or of one box of a partitioned one, in a data file."""
 
-    Attributes
-    ----------
-    shard, offset, size : int
-        Data file and place in it, in bytes.
-    crc32c : int or None
-        Masked checksum, where the index has one.
-    start, shape : tuple of int
-        The box: where it begins in the tensor, and how large it is.
-    """
-
-    shard: int
-    offset: int
-    size: int
-    crc32c: int | None
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
+    shard: int  # data file and place in it, in bytes
+    offset: int  # data file and place in it, in bytes
+    size: int  # data file and place in it, in bytes
+    crc32c: int | None  # masked checksum, where the index has one
+    start: tuple[int, ...]  # the box: where it begins in the tensor, and how large it is
+    shape: tuple[int, ...]  # the box: where it begins in the tensor, and how large it is
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as the index describes it.
+    """One tensor as the index describes it."""
 
-    Attributes
-    ----------
-    key : str
-        Its key in the index.
-    dtype : DType or None
-        None for strings, variants and resources; ``type_name`` says what it is then.
-    gap : str
-        What of a partitioned variable is not in the checkpoint; empty where all of it is.
-    """
-
-    key: str
-    dtype: DType | None
+    key: str  # its key in the index
+    dtype: DType | None  # none for strings, variants and resources; ``type_name`` says what it is then
     type_name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
-    gap: str = ""
+    gap: str = ""  # what of a partitioned variable is not in the checkpoint; empty where all of it is
 
     @property
     def place(self) -> tuple[int, int]:
@@ -132,15 +112,7 @@ def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
 
 
 def load_index(prefix: Path, budget: Budget) -> BundleIndex:
-    """Read ``<prefix>.index`` within a budget and check it against the data files beside it.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no index.
-    FormatError
-        When the index is damaged or unsupported, a data file is missing, or a tensor does not fit in it.
-    """
+    """Read ``<prefix>.index`` within a budget and check it against the data files beside it."""
     path = index_path(prefix)
     header, decoded = _decoded(path, budget)
     assembled: set[bytes] = set()
@@ -160,13 +132,7 @@ def load_index(prefix: Path, budget: Budget) -> BundleIndex:
 
 
 def count_of_data_files(index: Path) -> int:
-    """How many data files an index says that there are.
-
-    Raises
-    ------
-    NotFoundError, FormatError
-        When there is no index, or it is damaged.
-    """
+    """How many data files an index says that there are."""
     data = _read_bounded(index)
     budget = Budget(len(data), lambda reason: FormatError(index, reason))
     key, value = next(read_table(index, data, budget), (b"?", b""))

@@ -49,28 +49,15 @@ class BundleHeader:
 
 @dataclass(frozen=True, slots=True)
 class BundleEntry:
-    """BundleEntryProto: what one tensor is and where its bytes lie.
+    """BundleEntryProto: what one tensor is and where its bytes lie."""
 
-    Attributes
-    ----------
-    dtype : int
-        Number in TensorFlow's DataType enum, as stored (100 more for a reference type).
-    shape : tuple of int
-        Sizes of the axes.
-    shard, offset, size : int
-        Which data file, and the bytes' place in it.
-    crc32c : int or None
-        Masked checksum of the bytes; None when the entry has none.
-    slices : tuple of Slice
-        For a partitioned variable, the parts that are stored under keys of their own; else empty.
-    """
-
-    dtype: int
-    shape: tuple[int, ...]
-    shard: int = 0
-    offset: int = 0
-    size: int = 0
-    crc32c: int | None = None
+    dtype: int  # number in TensorFlow's DataType enum, as stored (100 more for a reference type)
+    shape: tuple[int, ...]  # sizes of the axes
+    shard: int = 0  # which data file, and the bytes' place in it
+    offset: int = 0  # which data file, and the bytes' place in it
+    size: int = 0  # which data file, and the bytes' place in it
+    crc32c: int | None = None  # masked checksum of the bytes; None when the entry has none
+    # for a partitioned variable, the parts that are stored under keys of their own; else empty
     slices: tuple[Slice, ...] = ()
 
 

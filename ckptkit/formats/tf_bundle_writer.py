@@ -19,33 +19,7 @@ from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_en
 
 
 class TfBundleWriter(PlacedWriter):
-    """A TensorFlow checkpoint being written; see `ckptkit.formats.base.Writer`.
-
-    Parameters
-    ----------
-    path : Path
-        The prefix; ``<prefix>.data-00000-of-00001`` and ``<prefix>.index`` are written.
-    specs : iterable of TensorSpec
-        Every tensor.
-    metadata : Mapping of str to str
-        Kept in the index's header, in a field that TensorFlow skips.
-    force : bool
-        Whether an existing checkpoint may be replaced.
-
-    Attributes
-    ----------
-    order : sequence of str
-        Names in the order `write` wants them: sorted by their UTF-8 bytes, as TensorFlow lays them out.
-
-    Raises
-    ------
-    UsageError
-        When a file exists and ``force`` is false.
-    ConversionError
-        When a name occurs twice, or a name or element type cannot stand in such a checkpoint.
-    StorageError
-        When the disk refuses.
-    """
+    """A TensorFlow checkpoint being written; see `ckptkit.formats.base.Writer`."""
 
     most = 220_000
 

@@ -32,30 +32,7 @@ _DEPTHS = ("*/", "*/*/", "*/*/*/")  # how deep in a folder a checkpoint is looke
 
 
 def locate(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
-    """Find the checkpoint that ``path`` means.
-
-    Parameters
-    ----------
-    path : Path
-        A prefix; its ``.index``, ``.meta`` or one of its data files; a folder (its ``checkpoint`` file, its
-        only prefix, or a SavedModel's variables); or a tar archive of any of these.
-
-    Returns
-    -------
-    prefix : Path
-        ``<prefix>.index`` exists.
-    unpacked : TemporaryDirectory or None
-        Where an archive's members were put; the caller cleans it up.
-
-    Raises
-    ------
-    NotFoundError
-        Nothing of that name.
-    UsageError
-        A folder with several checkpoints.
-    FormatError
-        Something else than a checkpoint.
-    """
+    """Find the checkpoint that ``path`` means."""
     if path.name and index_path(path).is_file():
         return path, None
     if path.is_dir():

@@ -46,25 +46,16 @@ class _Node:
 
 @dataclass
 class Names:
-    """What an object graph says of the keys of a checkpoint.
+    """What an object graph says of the keys of a checkpoint."""
 
-    Parameters
-    ----------
-    by_key : dict of str to str
-        Key -> name; names are distinct. A variable is called what the graph calls it, or its object path
-        where the graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.
-    namesakes : dict of str to str
-        Where a name was taken, the later key keeps its path: path -> the name it would have.
-    twins : frozenset of str
-        Keys without a name: the same variable with the same bytes has one under another key.
-    optimizer : frozenset of str
-        Names of variables that belong to an optimizer.
-    """
-
+    # key -> name; names are distinct. A variable is called what the graph calls it, or its object path where the
+    # graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.
     by_key: dict[str, str] = field(default_factory=dict)
+    # Where a name was taken, the later key keeps its path: path -> the name it would have.
     namesakes: dict[str, str] = field(default_factory=dict)
+    # Keys without a name: the same variable with the same bytes has one under another key.
     twins: frozenset[str] = frozenset()
-    optimizer: frozenset[str] = frozenset()
+    optimizer: frozenset[str] = frozenset()  # names of variables that belong to an optimizer
 
     def notes(self) -> list[str]:
         """What is unusual, one sentence each."""
@@ -85,18 +76,7 @@ class Names:
 
 
 def decode_string_scalar(data: bytes) -> bytes:
-    """Read a scalar string tensor as it lies in a data file.
-
-    Parameters
-    ----------
-    data : bytes
-        Length as a varint, masked CRC-32C of the length, then the string.
-
-    Raises
-    ------
-    WireError
-        When lengths or checksum disagree.
-    """
+    """Read a scalar string tensor as it lies in a data file."""
     size, position = read_varint(data)
     start = position + 4
     if start + size != len(data):
@@ -125,24 +105,7 @@ def variable_names(
     budget: Budget,
     fingerprint: Callable[[str], Hashable] = lambda key: None,
 ) -> Names:
-    """Give every key of an object-based checkpoint its variable's name.
-
-    Parameters
-    ----------
-    keys : iterable of str
-        Keys in the order of the index.
-    graph : bytes
-        TrackableObjectGraph, serialized.
-    budget : Budget
-        What reading it may still cost.
-    fingerprint : callable
-        Element type, shape and checksum of a key's tensor; None where it has no checksum.
-
-    Raises
-    ------
-    WireError
-        When the graph is damaged.
-    """
+    """Give every key of an object-based checkpoint its variable's name."""
     keys = list(keys)
     nodes = [_node(item.payload(), budget) for item in known_fields(graph, _GRAPH, budget, repeated=_NODES)]
     wanted = _wanted(nodes, budget)

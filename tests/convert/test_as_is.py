@@ -13,7 +13,7 @@ from ckptkit.convert import Options, execute, load_tensors
 from ckptkit.convert.as_is import plan_as_is
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.formats.keras_h5 import unloadable
+from ckptkit.formats.keras import unloadable
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 

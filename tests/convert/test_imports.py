@@ -12,9 +12,9 @@ from ckptkit.models.synth import Synthetic, write_checkpoint
 
 HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "h5py", "requests"}
 FOREIGN = {
-    "safetensors": ("hdf5", "keras_h5", "tf_", "npz", "leveldb", "torch_writer"),
-    "torch": ("hdf5", "keras_h5", "tf_", "npz", "leveldb", "safetensors"),
-    "tf": ("hdf5", "keras_h5", "npz", "safetensors", "torch_writer"),
+    "safetensors": ("hdf5", "keras", "tf_", "npz", "leveldb", "torch_writer"),
+    "torch": ("hdf5", "keras", "tf_", "npz", "leveldb", "safetensors"),
+    "tf": ("hdf5", "keras", "npz", "safetensors", "torch_writer"),
 }
 
 RUN = """

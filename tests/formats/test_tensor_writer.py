@@ -14,7 +14,7 @@ import pytest
 
 from ckptkit.base.errors import ConversionError
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.keras_h5 import KerasH5Writer
+from ckptkit.formats.keras import KerasH5Writer
 from ckptkit.formats.npz import NpzWriter
 from ckptkit.formats.safetensors_writer import SafetensorsWriter
 from ckptkit.formats.tf_bundle_writer import TfBundleWriter

@@ -55,7 +55,7 @@ Opener = Callable[[Path], Any]
 def readers(format: str) -> tuple[Opener, ...]:
     """How files of a format may be opened: by their content, and directly."""
     from ckptkit.formats.detect import open_reader
-    from ckptkit.formats.keras_h5 import KerasH5Reader
+    from ckptkit.formats.keras import KerasH5Reader
     from ckptkit.formats.npz import NpzReader
     from ckptkit.formats.safetensors_file import SafetensorsReader
     from ckptkit.formats.tf_bundle import TfBundleReader

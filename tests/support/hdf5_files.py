@@ -132,6 +132,6 @@ HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "bad metadata": (lambda f: f.attrs.__setitem__("ckptkit", "{"), "not valid JSON"),
     "deep metadata": (lambda f: f.attrs.__setitem__("ckptkit", "[" * 50_000), "not valid JSON"),
-    "other metadata": (lambda f: f.attrs.__setitem__("ckptkit", '{"a": 1}'), "no table of texts"),
+    "other metadata": (lambda f: f.attrs.__setitem__("ckptkit", '{"a": 1}'), "not a table of texts"),
 }
 """What ckptkit refuses, by name: how it is put into a file, and what is said of it."""

@@ -13,10 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.tensors import TensorSpec
-from ckptkit.formats.hdf5_bytes import MAX_DEPTH, MAX_NAME, UNDEFINED
-from ckptkit.formats.hdf5_objects import ATTRIBUTE, DATASPACE, DATATYPE, LAYOUT, MAGIC, SYMBOL_TABLE
-from ckptkit.formats.hdf5_types import BRAIN_FLOAT, VARIABLE_TEXT, fixed_text_message, type_message
+from ckptkit.base.tensors import DTYPES, DType, TensorSpec
+from ckptkit.formats.hdf5_reader import (
+    _BOOLEAN,
+    _ENUM,
+    _FLOAT,
+    _FLOAT_FIELDS,
+    _IMPLIED_BIT,
+    _INTEGER,
+    _OPAQUE,
+    _RECORD,
+    _STRING,
+    ATTRIBUTE,
+    BRAIN_FLOAT,
+    DATASPACE,
+    DATATYPE,
+    LAYOUT,
+    MAGIC,
+    MAX_DEPTH,
+    MAX_NAME,
+    SYMBOL_TABLE,
+    UNDEFINED,
+)
 from ckptkit.formats.mapped_file import MAX_DIMS
 
 ALIGNMENT = 64
@@ -24,6 +42,10 @@ ALIGNMENT = 64
 
 MAX_ATTRIBUTE = 60_000
 """A message of an object header holds fewer than 65536 bytes; an attribute is one."""
+
+VARIABLE_TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 00000800")
+"""The type of a UTF-8 text of any length, as h5py writes it for a Python str."""
+
 
 _SUPERBLOCK_BYTES = 96
 _FILL_VALUE = 0x05
@@ -35,48 +57,20 @@ _TEXTS_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """A file before its data.
+class Hdf5Layout:
+    """A file before its data."""
 
-    Parameters
-    ----------
-    head : bytes
-        What it begins with.
-    offsets : mapping of str to int
-        Where each tensor's bytes go.
-    tail_offset : int
-    tail : bytes
-        What it ends with, and where that begins.
-    """
-
-    head: bytes
-    offsets: Mapping[str, int]
+    head: bytes  # what it begins with
+    offsets: Mapping[str, int]  # where each tensor's bytes go
     tail_offset: int
-    tail: bytes
+    tail: bytes  # what it ends with, and where that begins
 
 
 _Group = dict[str, "TensorSpec | _Group"]
 
 
-def blueprint(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, bytes]) -> Blueprint:
-    """Lay out a file.
-
-    Parameters
-    ----------
-    path : Path
-        For errors.
-    specs : iterable of TensorSpec
-        Names with slashes are paths through groups.
-    attribute : (str, bytes)
-        Name and UTF-8 text of an attribute of the root group.
-
-    Raises
-    ------
-    UsageError
-        An element type that h5py has no name for, or too long an attribute.
-    ConversionError
-        A name that is no path, or at once a tensor's and a group's.
-    """
+def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, bytes]) -> Hdf5Layout:
+    """Lay out a file."""
     specs = list(specs)
     if len(attribute[1]) > MAX_ATTRIBUTE:
         raise UsageError(f"{path}: metadata of {len(attribute[1])} bytes, HDF5 holds {MAX_ATTRIBUTE}")
@@ -93,7 +87,7 @@ def blueprint(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, byt
     if any(spec.dtype.name == BRAIN_FLOAT for spec in specs):
         builder.keep_text(BRAIN_FLOAT)
     group = builder.group(root, attribute)
-    return Blueprint(builder.superblock(group), offsets, start, bytes(builder.tail))
+    return Hdf5Layout(builder.superblock(group), offsets, start, bytes(builder.tail))
 
 
 def _tree(path: Path, specs: Iterable[TensorSpec]) -> _Group:
@@ -252,3 +246,39 @@ def _attribute(name: str, kind: bytes, value: bytes) -> bytes:
     for part in (title, kind, scalar):
         body += part + bytes(-len(part) % 8)
     return _message(ATTRIBUTE, body + value)
+
+
+def type_message(dtype: DType) -> bytes | None:
+    """The datatype message of an element type as h5py writes it; None where Keras could not read it.
+
+    Examples
+    --------
+    >>> type_message(DTYPES["int16"]).hex()
+    '100800000200000000001000'
+    """
+    bits = 8 * dtype.itemsize
+    if dtype.name == BRAIN_FLOAT:
+        return struct.pack("<B3xI", _OPAQUE | 1 << 4, dtype.itemsize)
+    if dtype.name in _FLOAT_FIELDS:
+        sign, *fields, bias = _FLOAT_FIELDS[dtype.name]
+        head = struct.pack("<BBBxI", _FLOAT | 1 << 4, _IMPLIED_BIT, sign, dtype.itemsize)
+        return head + struct.pack("<HHBBBBI", 0, bits, *fields, bias)
+    if dtype.kind in ("int", "uint"):
+        signed = 8 if dtype.kind == "int" else 0
+        return struct.pack("<BB2xIHH", _INTEGER | 1 << 4, signed, dtype.itemsize, 0, bits)
+    if dtype.kind == "bool":
+        head = struct.pack("<BB2xI", _ENUM | 1 << 4, len(_BOOLEAN), 1)
+        base = struct.pack("<BB2xIHH", _INTEGER | 1 << 4, 8, 1, 0, 8)
+        return head + base + b"".join(name.ljust(8, b"\0") for name in _BOOLEAN) + b"".join(_BOOLEAN.values())
+    if dtype.kind == "complex":
+        part = type_message(DTYPES[f"float{bits // 2}"])
+        assert part is not None
+        head = struct.pack("<BB2xI", _RECORD | 1 << 4, 2, dtype.itemsize)
+        offsets = ((b"r", 0), (b"i", dtype.itemsize // 2))
+        return head + b"".join(struct.pack("<8sI28x", name, offset) + part for name, offset in offsets)
+    return None
+
+
+def fixed_text_message(length: int) -> bytes:
+    """The datatype message of a UTF-8 text of so many bytes, filled up with zeros."""
+    return struct.pack("<BB2xI", _STRING | 1 << 4, 0x11, length)

@@ -1,4 +1,4 @@
-"""Datasets in chunks: what h5py packs is unpacked, and no more than was promised."""
+"""HDF5 read from its bytes: pieces, element types, attributes, chunks, against h5py and libhdf5."""
 
 from __future__ import annotations
 
@@ -13,11 +13,306 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, FormatError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.formats.hdf5_bytes import lookup3
-from ckptkit.formats.keras_h5 import KerasH5Reader, KerasH5Writer
+from ckptkit.formats.hdf5_reader import (
+    MAX_NAME,
+    UNDEFINED,
+    ElementType,
+    Hdf5Bytes,
+    Hdf5File,
+    Piece,
+    lookup3,
+    parse_type,
+)
+from ckptkit.formats.hdf5_writer import VARIABLE_TEXT, type_message
+from ckptkit.formats.keras import KerasH5Reader, KerasH5Writer
+from ckptkit.formats.mapped_file import MappedFile
 from tests.support.damage import survives
 from tests.support.hdf5_files import h5py, keras_file
 from tests.support.tensors import same_bits
+
+
+def part(path: Path, raw: bytes, start: int = 0, size: int | None = None) -> Hdf5Bytes:
+    path.write_bytes(raw)
+    return Hdf5Bytes(MappedFile(path), start, size)
+
+
+def test_a_piece_is_read_to_its_end_and_not_beyond(tmp_path: Path) -> None:
+    piece = part(tmp_path / "m", b"headabcdef\x01\x02tail", start=4, size=8).piece(0, 8, "it")
+    assert piece.raw(3) == b"abc"
+    inner = piece.part(3)
+    assert (inner.address, inner.left, inner.raw(3)) == (3, 3, b"def")
+    assert piece.number(2) == 0x0201
+    with pytest.raises(FormatError, match="at byte 12: a structure is shorter"):
+        piece.number(1)
+
+
+@pytest.mark.parametrize(("address", "length"), [(0, 9), (8, 1), (9, 0), (UNDEFINED, 1), (1, UNDEFINED)])
+def test_pieces_outside_are_refused(tmp_path: Path, address: int, length: int) -> None:
+    with pytest.raises(FormatError, match=r"m: at byte \d+: it of \d+ bytes reaches outside"):
+        part(tmp_path / "m", bytes(20), start=4, size=8).piece(address, length, "it")
+
+
+def test_reading_the_same_again_and_again_is_noticed(tmp_path: Path) -> None:
+    source = part(tmp_path / "m", bytes(100))
+    for _ in range(2):
+        source.piece(0, 100, "it")
+    with pytest.raises(FormatError, match="lie over each other"):
+        source.piece(0, 1, "it")
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [(b"abc\0", b"abc"), (b"\0", b""), (b"abc", None), (b"x" * MAX_NAME + b"\0", b"x" * MAX_NAME)],
+)
+def test_texts_end_with_a_zero(tmp_path: Path, raw: bytes, expected: bytes | None) -> None:
+    source = part(tmp_path / "m", b"12" + raw + b"more\0", start=2, size=len(raw) + 5)
+    if expected is None:
+        with pytest.raises(FormatError, match="a name without an end"):
+            source.text(0, len(raw))
+    else:
+        assert source.text(0, len(raw)) == expected
+
+
+def test_texts_longer_than_any_name(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="longer than any"):
+        part(tmp_path / "m", b"x" * (MAX_NAME + 1) + b"\0").text(0, MAX_NAME + 2)
+
+
+# ----------------------------------------------------------------------------------------------------
+# HDF5's datatype messages, against those of libhdf5.
+
+_ENCODING = 2
+"""Bytes that libhdf5 puts before a type when it encodes one by itself."""
+
+
+def encoded(kind: Any) -> bytes:
+    return bytes(kind.encode())[_ENCODING:]
+
+
+@pytest.fixture
+def parse(tmp_path: Path) -> Any:
+    (tmp_path / "m.h5").write_bytes(bytes(200))
+    source = Hdf5Bytes(MappedFile(tmp_path / "m.h5"))
+    return lambda raw: parse_type(Piece(source, 0, raw))
+
+
+NUMBERS = [name for name, dtype in DTYPES.items() if dtype.kind in ("int", "uint") or "float" in name]
+
+
+@pytest.mark.parametrize("name", [n for n in NUMBERS if n != "bfloat16" and "float8" not in n])
+def test_messages_are_libhdf5s_bytes(parse: Any, name: str) -> None:
+    theirs = encoded(h5py.h5t.py_create(DTYPES[name].numpy))
+    assert type_message(DTYPES[name]) == theirs
+    assert parse(theirs) == ElementType(DTYPES[name].itemsize, DTYPES[name])
+    big = encoded(h5py.h5t.py_create(DTYPES[name].numpy.newbyteorder(">")))
+    assert parse(big).dtype == DTYPES[name]
+    assert parse(big).big_endian is (DTYPES[name].itemsize > 1)
+
+
+def test_bfloat16_is_opaque_as_keras_writes_it(parse: Any) -> None:
+    theirs = encoded(h5py.h5t.py_create(DTYPES["bfloat16"].numpy))
+    assert type_message(DTYPES["bfloat16"]) == theirs
+    assert parse(theirs).may_be_brain_float
+    assert not parse(encoded(h5py.h5t.py_create(np.dtype("V3")))).may_be_brain_float
+
+
+@pytest.mark.parametrize("name", ["bool", "complex64", "complex128"])
+def test_booleans_and_complex_numbers_are_h5pys(parse: Any, name: str) -> None:
+    theirs = encoded(h5py.h5t.py_create(np.dtype(name), logical=True))
+    assert type_message(DTYPES[name]) == theirs
+    assert parse(theirs) == ElementType(DTYPES[name].itemsize, DTYPES[name])
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"])
+def test_types_without_a_message(name: str) -> None:
+    assert type_message(DTYPES[name]) is None
+
+
+def test_texts(parse: Any, tmp_path: Path) -> None:
+    assert VARIABLE_TEXT in keras_file(tmp_path / "x.h5").read_bytes()  # the type of its layer's name
+    assert parse(VARIABLE_TEXT).text == "variable"
+    assert parse(encoded(h5py.h5t.py_create(h5py.string_dtype(length=7), logical=True))).text == "fixed"
+    lists = encoded(h5py.h5t.py_create(h5py.vlen_dtype(np.dtype("f4")), logical=True))
+    assert parse(lists).text is None
+
+
+def made(kind: Any) -> Any:
+    return h5py.h5t.py_create(kind, logical=True)
+
+
+def other_bias() -> Any:
+    odd = h5py.h5t.IEEE_F32LE.copy()
+    odd.set_ebias(100)
+    return odd
+
+
+def padded() -> Any:
+    padded = h5py.h5t.STD_I32LE.copy()
+    padded.set_precision(24)
+    return padded
+
+
+BYTES_ONLY = {
+    "float of 32 bits in 4 bytes": other_bias,
+    "integer of 24 bits in 4 bytes": padded,
+    "float of 80 bits in 16 bytes": lambda: made(np.dtype(np.longdouble)),
+    "time of 32 bits": lambda: h5py.h5t.UNIX_D32LE,
+    "bit field of 16 bits": lambda: h5py.h5t.STD_B16BE,
+    "void24": lambda: made(np.dtype("V3")),
+    "void64": lambda: made(h5py.opaque_dtype(np.dtype("M8[D]"))),
+    "record of a, b": lambda: made(np.dtype([("a", "i4"), ("b", "f8", (2,))])),
+    "record of r, i": lambda: made(np.dtype([("r", "f4"), ("i", "f8")])),
+    "record of i, r": lambda: made(np.dtype([("i", "f4"), ("r", "f4")])),
+    "array of 3x2 float32": lambda: made(np.dtype(("f4", (3, 2)))),
+}
+
+
+@pytest.mark.parametrize("name", BYTES_ONLY)
+def test_types_of_which_only_bytes_are_known(parse: Any, name: str) -> None:
+    kind = BYTES_ONLY[name]()
+    found = parse(encoded(kind)).dtype
+    assert (found.kind, found.name, found.itemsize) == ("opaque", name, kind.get_size())
+    assert type_message(found) is None
+
+
+SCATTERED = {
+    "references to other objects": lambda: made(h5py.ref_dtype),
+    "lists of any length": lambda: made(h5py.vlen_dtype(np.dtype("f4"))),
+    "arrays of lists of any length": lambda: h5py.h5t.array_create(
+        made(h5py.vlen_dtype(np.dtype("f4"))), (2,)
+    ),
+    "records with references to other objects in them": lambda: made(np.dtype([("a", h5py.ref_dtype)])),
+    "records with texts in them": lambda: made(np.dtype([("a", h5py.string_dtype())])),
+}
+
+
+@pytest.mark.parametrize("what", SCATTERED)
+def test_elements_that_are_elsewhere_have_no_type(parse: Any, what: str) -> None:
+    found = parse(encoded(SCATTERED[what]()))
+    assert (found.dtype, found.text, found.what) == (None, None, what)
+
+
+def test_an_enumeration_is_its_numbers(parse: Any) -> None:
+    found = parse(encoded(made(h5py.enum_dtype({"A": 0, "B": 5}, basetype="i2"))))
+    assert found == ElementType(2, DTYPES["int16"])
+    assert parse(encoded(made(h5py.enum_dtype({"NO": 0, "TRUE": 1}, basetype="i1")))).dtype == DTYPES["int8"]
+
+
+def test_types_of_newer_files(parse: Any, tmp_path: Path) -> None:
+    """libhdf5 writes versions 3 and 4 of these where it may; of HDF5 2.0 there is the specification."""
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
+        for name, array in (("b", np.array([True])), ("c", np.array([1j])), ("r", np.zeros(1, "i4,f8"))):
+            theirs = encoded(file.create_dataset(name, data=array).id.get_type())
+            assert theirs[0] >> 4 >= 3
+            dtype = parse(theirs).dtype
+            assert dtype == DTYPES.get(array.dtype.name, dtype)
+            assert dtype.itemsize == array.itemsize
+    native = b"\x5b\x01\x00\x00" + (8).to_bytes(4, "little") + type_message(DTYPES["float32"])
+    assert parse(native) == ElementType(8, DTYPES["complex64"])
+
+
+def test_types_inside_each_other_without_end_are_refused(parse: Any) -> None:
+    enumeration = b"\x18\x00\x00\x00\x01\x00\x00\x00"
+    with pytest.raises(FormatError, match="no sense"):
+        parse(enumeration * 100)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x10", type_message(DTYPES["float32"])[:-1], bytes(8), b"\xf0" + bytes(20)]
+)
+def test_damaged_messages(parse: Any, raw: bytes) -> None:
+    with pytest.raises(FormatError, match=r"m\.h5: at byte"):
+        parse(raw)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Attributes of HDF5 objects as h5py writes them.
+
+
+def attributes_of_root(path: Path, method: str = "attributes") -> dict[str, Any]:
+    file = Hdf5File(Hdf5Bytes(MappedFile(path)))
+    return dict(getattr(file, method)(file.header(file.root)))
+
+
+VALUES: dict[str, tuple[Any, str | None]] = {
+    "text": ("hällo", "hällo"),
+    "long": ("x" * 50_000, "x" * 50_000),
+    "empty text": ("", ""),
+    "bytes": (np.bytes_(b"abc"), "abc"),
+    "padded bytes": (np.array(b"abc", "S8"), "abc"),
+    "one in a list": (["abc"], "abc"),
+    "bytes that are no text": (np.bytes_(b"\xff\xfe"), None),
+    "several": (["a", "b"], None),
+    "number": (7, None),
+    "array": (np.ones((3, 4)), None),
+    "nothing": (h5py.Empty("f4"), None),
+}
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_single_texts_are_read_and_everything_else_is_named(tmp_path: Path, kind: str, libver: str) -> None:
+    value, expected = VALUES[kind]
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.__setitem__("näme", value), libver=libver)
+    assert attributes_of_root(path) == {"näme": expected}
+
+
+def test_many_texts_in_one_collection(tmp_path: Path) -> None:
+    path = keras_file(
+        tmp_path / "m.h5", lambda f: [f.attrs.__setitem__(f"a{i}", f"text {i}") for i in range(40)]
+    )
+    assert attributes_of_root(path) == {f"a{i}": f"text {i}" for i in range(40)}
+
+
+@pytest.mark.parametrize("count", [9, 500])
+def test_attributes_in_a_heap(tmp_path: Path, count: int) -> None:
+    """More than eight, or long ones, where their order is tracked."""
+    wanted = {f"a{i}": f"text {i} " * (i % 7) ** 4 for i in range(count)}
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update(wanted), track_order=True)
+    assert attributes_of_root(path) == wanted
+
+
+def test_whole_numbers(tmp_path: Path) -> None:
+    values = {"a": np.int64(-7), "b": np.uint8(200), "c": np.array(300, ">i2"), "d": "8", "e": [9], "f": 1.0}
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update(values))
+    file = Hdf5File(Hdf5Bytes(MappedFile(path)))
+    root = file.header(file.root)
+    found = {name: file.attribute_number(root, name) for name in [*values, "gone"]}
+    assert found == {"a": -7, "b": 200, "c": 300, "d": None, "e": None, "f": None, "gone": None}
+
+
+LISTS: dict[str, tuple[Any, tuple[str, ...] | None]] = {
+    "one text": ("hällo", ("hällo",)),
+    "any length": ([b"a", b"", "dü".encode()], ("a", "", "dü")),
+    "fixed length": (np.array([b"a", b"", b"abc"]), ("a", "", "abc")),
+    "no elements": ([], ()),
+    "null": (h5py.Empty("S3"), ()),
+    "table": (np.array([[b"a"]]), None),
+    "not all UTF-8": (np.array([b"a", b"\xff"]), None),
+    "numbers": ([1, 2], None),
+    "too long": ("x" * 1_100_000, None),
+}
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_texts(tmp_path: Path, kind: str, libver: str) -> None:
+    value, expected = LISTS[kind]
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.__setitem__("list", value), libver=libver)
+    assert attributes_of_root(path, "attribute_texts") == {"list": expected}
+
+
+def test_two_attributes_of_one_name(tmp_path: Path) -> None:
+    path = keras_file(tmp_path / "m.h5", lambda f: f.attrs.update({"name_1": 1, "name_2": 2}))
+    raw = path.read_bytes()
+    assert raw.count(b"name_2") == 1
+    path.write_bytes(raw.replace(b"name_2", b"name_1"))
+    with pytest.raises(FormatError, match="two attributes 'name_1'"):
+        attributes_of_root(path)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Datasets in chunks: what h5py packs is unpacked, and no more than was promised.
 
 PACKINGS: dict[str, dict[str, Any]] = {
     "plain": {},

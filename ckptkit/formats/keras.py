@@ -1,0 +1,525 @@
+"""Keras 3's weights files (``.weights.h5``), read and written without Keras and without libhdf5.
+
+A tensor's name is its path in the file: ``blocks/moga_block_3/attn/gate/vars/0``. A whole Keras 3 model
+(``.keras``, a zip archive) is read through the weights file in it. The files of Keras 1 and 2 have the same
+container and other names (second half of this file).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES, Array, Piece, TensorSpec
+from ckptkit.formats.base import Check
+from ckptkit.formats.foreign import quoted, told
+from ckptkit.formats.hdf5_reader import (
+    BRAIN_FLOAT,
+    NEITHER,
+    VOID16,
+    Contents,
+    Dataset,
+    Hdf5Bytes,
+    Hdf5File,
+    Header,
+    NotRead,
+    Texts,
+    contents,
+    read_chunks,
+    refuse_overlap,
+    single,
+)
+from ckptkit.formats.hdf5_writer import Hdf5Layout, hdf5_layout
+from ckptkit.formats.json_text import parse_metadata
+from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
+from ckptkit.formats.shards import index_beside, shards_of
+from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
+from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
+
+KERAS_MEMBER = "model.weights.h5"
+"""The weights file in a ``.keras`` archive."""
+
+_TEXTS, _MAX_TEXT = ("metadata.json", "config.json"), 16 << 20
+
+_ATTRIBUTE = "ckptkit"
+_VARIABLES = "vars"
+_OTHER_HDF5 = {
+    "_NCProperties": "a netCDF file",
+    "PYTABLES_FORMAT_VERSION": "an HDF5 file of PyTables (pandas)",
+    "encoding-type": "an HDF5 file of AnnData",
+}
+"""Attributes of the root by which other programs are known."""
+
+_DATASETS = (
+    "save its datasets by name: python: import h5py, numpy; found = {}; h5py.File({path}).visititems("
+    "lambda n, d: found.update({n: d[()]} if isinstance(d, h5py.Dataset) else {})); "
+    "numpy.savez({npz}, **found)"
+)
+
+
+class KerasH5Reader(MappedReader):
+    """A file of weights as Keras wrote it.
+
+    Contiguous tensors are mapped, those in chunks put together when read.
+    """
+
+    format = "keras"
+
+    def __init__(self, path: str | Path, *, is_shard: bool = False) -> None:
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self._files = [self._file]
+        try:
+            self._archive = _Archive(self._file) if self._file.data[:2] == b"PK" else None
+            self._source = Hdf5Bytes(self._file) if self._archive is None else self._archive.weights()
+            file = Hdf5File(self._source)
+            of_root = file.attribute_texts(file.header(file.root))
+            found = contents(file)
+            refuse_overlap(self._source, found.datasets)
+            if is_legacy(of_root):
+                found, metadata = legacy_weights(file, of_root, found)
+            else:
+                metadata = parse_metadata(self.path, single(of_root.get(_ATTRIBUTE)) or "{}")
+                if _ATTRIBUTE not in of_root and not is_shard:
+                    self._refuse_shard(found)
+                    self._refuse_other_hdf5(found.datasets, of_root)
+        except BaseException:
+            self.close()
+            raise
+        self._datasets: Mapping[str, Dataset] = found.datasets
+        self._whole: set[str] = set()  # datasets whose chunks have been unpacked, and so compared
+        self.specs: Mapping[str, TensorSpec] = {
+            name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
+        }
+        self.metadata: Mapping[str, str] = metadata
+        self.notes: Sequence[str] = ()
+        self.left_out: Mapping[str, str] = found.not_read(tensors=True)
+        self._also = found.not_read(tensors=False)
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """Texts, empty places, the optimizer's state, and datasets that no layer lists."""
+        return self._also
+
+    @cached_property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are an earlier one under a second name (hard or soft links), and which that is."""
+        first: dict[int, str] = {}
+        earlier = {name: first.setdefault(id(dataset), name) for name, dataset in self._datasets.items()}
+        return {name: other for name, other in earlier.items() if name != other}
+
+    @property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes in the file are those of one before them: the ones of ``same``."""
+        return list(self.same)
+
+    def _refuse_shard(self, found: Contents) -> None:
+        """One of several files has a part of the weights; only its name and its gaps tell so."""
+        named = re.fullmatch(r"(.*)_(\d{5})\.weights\.h5", self.path.name)
+        beside = index_beside(self.path) if named else None
+        is_first = named is not None and int(named[2]) == 0
+        is_later = _VARIABLES not in found.groups and (named is not None or _has_gap(found.datasets))
+        if (beside is None and not is_first and not is_later) or (beside and len(shards_of(beside)) == 1):
+            return
+        index = beside or self.path.with_name(f"{named[1]}.weights.json" if named else "….weights.json")
+        hint = f"give {index}"
+        if beside is None:
+            hint = f"put {index.name} and the other shards beside it and give {index.name}"
+            if named is not None and is_first:
+                whole = self.path.with_name(f"{named[1]}.weights.h5")
+                hint += f"; if it is whole, rename it: mv {quoted(self.path)} {quoted(whole)}"
+        raise FormatError(self.path, "is one of several shards of Keras weights", hint=hint)
+
+    def _refuse_other_hdf5(self, datasets: Mapping[str, Dataset], of_root: Collection[str]) -> None:
+        if not any(name.split("/")[-2:-1] == [_VARIABLES] for name in datasets):
+            sample = ", ".join(sorted(datasets)[:3]) or "nothing that is a tensor"
+            kind = next((kind for mark, kind in _OTHER_HDF5.items() if mark in of_root), "an HDF5 file")
+            raise FormatError(
+                self.path,
+                f"is {kind}, not Keras weights (it holds {sample})",
+                hint=told(_DATASETS, self.path) if datasets else "give the file with the model's weights",
+            )
+
+    def _read(self, name: str) -> Array:
+        """A view of the file, or a copy where it is in chunks or big-endian."""
+        import numpy
+
+        dataset = self._datasets[name]
+        if dataset.nbytes == 0 or dataset.address is not None:
+            offset = self._source.start + (dataset.address or 0)
+            array = self._file.view(offset, dataset.dtype, dataset.shape)
+            if dataset.big_endian:
+                array = array.byteswap()
+        else:
+            array = read_chunks(self._source, dataset, name).astype(dataset.dtype.numpy, copy=False)
+            self._whole.add(name)
+        array.flags.writeable = False
+        return numpy.asarray(array)
+
+    def check(self, name: str, known: int | None = None) -> bool:
+        """Whether a tensor has checksums and they match; one that does not raises FormatError."""
+        self._require(name)
+        self._check_bytes(name)
+        dataset = self._datasets[name]
+        if dataset.is_checked and name not in self._whole:
+            read_chunks(self._source, dataset, name)
+            self._whole.add(name)
+        return dataset.is_checked or self._archive is not None
+
+    def check_rest(self) -> None:
+        """Check every member of an archive that has not been checked."""
+        if self._archive is not None:
+            self._archive.members.require_all()
+
+    def _check_bytes(self, _name: str) -> None:
+        if self._archive is not None:
+            self._archive.members.require(self._archive.held)
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._require(name)
+        dataset = self._datasets[name]
+        if dataset.address is not None:
+            self._file.release(self._source.start + dataset.address, dataset.nbytes)
+
+
+def _has_gap(datasets: Mapping[str, Dataset]) -> bool:
+    """Whether a layer's variables begin with another number than 0."""
+    first: dict[str, int] = {}
+    for name in datasets:
+        group, _, number = name.rpartition("/")
+        if group.endswith(f"/{_VARIABLES}") and number.isascii() and number.isdecimal() and len(number) < 9:
+            first[group] = min(first.get(group, int(number)), int(number))
+    return any(first.values())
+
+
+def unloadable(names: Iterable[str]) -> list[str]:
+    """Names of tensors that Keras' ``model.load_weights`` would find in no layer.
+
+    It looks for a layer's variables by number in the group ``vars`` under the layer's place in the model; a
+    layer that saves them by keys of its own has those there. Source: keras/src/saving/saving_lib.py,
+    ``H5IOStore.get``, and ``Layer.load_own_variables``.
+
+    Examples
+    --------
+    >>> unloadable(["layers/dense/vars/0", "vars/mean", "dense/kernel", "layers/norm/vars/1"])
+    ['dense/kernel', 'layers/norm/vars/1']
+    """
+    keys: dict[str, set[str]] = {}
+    for name in names:
+        group, _, key = name.rpartition("/")
+        keys.setdefault(group, set()).add(key)
+    found = []
+    for group, held in keys.items():
+        numbered = all(key.isdecimal() for key in held)
+        whole = not numbered or held == {str(number) for number in range(len(held))}
+        if group.rpartition("/")[2] != _VARIABLES or not whole:
+            found += [f"{group}/{key}" if group else key for key in sorted(held)]
+    return found
+
+
+class _Archive:
+    """A ``.keras`` archive, whose short members are checked at once and the weights before they are read."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self._file = file
+        directory = read_directory(file)
+        held = directory.entries.get(KERAS_MEMBER)
+        if held is None:
+            raise FormatError(file.path, f"a zip archive without {KERAS_MEMBER}")
+        if held.method != STORED:
+            hint = f"unpack the archive and give {KERAS_MEMBER}"
+            raise FormatError(file.path, f"its {KERAS_MEMBER} is compressed", hint=hint)
+        self.held = held
+        self.members = CheckedMembers(file, directory)
+        for name in _TEXTS:
+            text = directory.entries.get(name)
+            if text is not None and text.size <= _MAX_TEXT and text.method in (STORED, DEFLATED):
+                self.members.require(text)
+
+    def weights(self) -> Hdf5Bytes:
+        """The HDF5 file in it."""
+        return Hdf5Bytes(self._file, self.held.offset, self.held.size)
+
+
+class KerasH5Writer(PlacedWriter):
+    """A Keras 3 weights file being written; see `ckptkit.formats.base.Writer`.
+
+    Keras' ``model.load_weights`` takes it when its names are those of the model, which is for a layout to
+    say, and when its own name ends with ``.weights.h5``.
+    """
+
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+    ) -> None:
+        super().__init__(Path(path), specs, metadata)
+        self._plan = self._layout()
+        self._file = staged_checkpoint(self.path, force=force)
+
+    def _layout(self) -> Hdf5Layout:
+        attribute = (_ATTRIBUTE, metadata_json(self._metadata))
+        return hdf5_layout(self.path, self._specs.values(), attribute)
+
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        return put_at(self._file, pieces, self._plan.offsets.get(spec.name, 0))  # an empty one has no place
+
+    def _settle(self, late: Mapping[str, str]) -> None:
+        super()._settle(late)
+        self._plan = self._layout()
+
+    def _commit(self, check: Check | None) -> list[Path]:
+        self._file.write_at(self._plan.head, 0)
+        self._file.skip_to(self._plan.tail_offset)
+        self._file.append(self._plan.tail)
+        return commit_checkpoint(self._file, check)
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after `finish`."""
+        self._file.discard()
+
+
+# ----------------------------------------------------------------------------------------------------
+# The ``.h5`` files of Keras 1 and 2, which tf-keras and Keras 3's legacy saving write too.
+#
+# ``model.save_weights`` writes one group a layer, named by the root's attribute ``layer_names``; the group's
+# attribute ``weight_names`` names the datasets under it. ``model.save`` puts the same under the group
+# ``model_weights``, beside the optimizer's state. Weights outside of any layer are in a group of their own
+# (since 2.11). Source: keras/src/legacy/saving/legacy_h5_format.py, and files written by tf-keras 2.21.
+#
+# The first Keras (0.x) had no names: the root's attribute ``nb_layers`` counts groups ``layer_0``,
+# ``layer_1`` …, and each one's ``nb_params`` its datasets ``param_0`` …; a tensor is called
+# ``layer_0/param_0``.
+#
+# A tensor is called by its weight's whole name without TensorFlow's ``:0``: ``moat/stem/conv_0/kernel``.
+# Where that does not name the layer (a model inside a model, a layer without a scope), the layer's name goes
+# before it: ``dense_1/kernel``. So a name says where the weight belongs, whatever else is in the file.
+
+_LAYERS, _WEIGHTS = "layer_names", "weight_names"
+_MODEL_WEIGHTS, _OPTIMIZER = "model_weights", "optimizer_weights"
+_OUTSIDE_LAYERS = "top_level_model_weights"
+_ORIGIN = ("keras_version", "backend")
+_CONFIG = "model_config"
+_COUNTED_LAYERS, _COUNTED_WEIGHTS = "nb_layers", "nb_params"
+_MARKS = frozenset({_LAYERS, f"{_LAYERS}0", "keras_version", _CONFIG, _COUNTED_LAYERS})
+_VARIABLE = ":0"
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One weight that a layer lists."""
+
+    layer: str  # as they make up tensors' names
+    name: str  # as they make up tensors' names
+    path: str  # of its dataset, from the root
+
+
+def is_legacy(of_root: Mapping[str, Texts]) -> bool:
+    """Whether the attributes of a file's root group are those that Keras 1 and 2 write.
+
+    Examples
+    --------
+    >>> is_legacy({"layer_names": ("dense",), "backend": ("tensorflow",)}), is_legacy({"ckptkit": ("{}",)})
+    (True, False)
+    """
+    return not _MARKS.isdisjoint(of_root)
+
+
+def legacy_weights(
+    file: Hdf5File, of_root: Mapping[str, Texts], found: Contents
+) -> tuple[Contents, dict[str, str]]:
+    """Name the weights of a file by its own lists of them."""
+    if _COUNTED_LAYERS in of_root and _LAYERS not in of_root:
+        return _counted_weights(file, found), {}
+    return _LegacyFile(file, of_root, found).weights()
+
+
+def _counted_weights(file: Hdf5File, found: Contents) -> Contents:
+    """The weights of Keras 0.x, whose layers and weights have numbers for names."""
+    kept = Contents()
+    layers = _count(file, file.header(file.root), _COUNTED_LAYERS, "/")
+    for layer in (f"layer_{number}" for number in range(layers)):
+        if layer not in found.groups:
+            raise file.source.error(f"no group {layer} of the {layers} layers that {_COUNTED_LAYERS} counts")
+        weights = _count(file, found.groups[layer], _COUNTED_WEIGHTS, layer)
+        for path in (f"{layer}/param_{number}" for number in range(weights)):
+            if path not in found.objects:
+                raise file.source.error(f"no {path} of the {weights} that {_COUNTED_WEIGHTS} counts")
+            kept.objects[path] = found.objects[path]
+    others = [path for path in found.objects if path not in kept.objects]
+    kept.objects.update(dict.fromkeys(others, NotRead(f"not among its layer's {_COUNTED_WEIGHTS}")))
+    return kept
+
+
+def _count(file: Hdf5File, group: Header, name: str, path: str) -> int:
+    number = file.attribute_number(group, name)
+    if number is None or number < 0:
+        raise file.source.error(f"group {path}: its attribute {name} is not a count")
+    return number
+
+
+def _whole_name(weight: _Weight) -> str:
+    """A weight's name, behind its layer's where that is not in it."""
+    scoped = weight.layer == _OUTSIDE_LAYERS or _is_scoped(weight)
+    return weight.name if scoped else f"{weight.layer}/{weight.name}"
+
+
+def _is_scoped(weight: _Weight) -> bool:
+    """Whether its layer's name is a step of a weight's name, whole or up to ``_`` or ``:``."""
+    layer, name = weight.layer, weight.name
+    at = name.find(layer)
+    while at >= 0:
+        if (at == 0 or name[at - 1] == "/") and name[at + len(layer) :][:1] in ("", "/", "_", ":"):
+            return True
+        at = name.find(layer, at + 1)
+    return False
+
+
+def _layers_of_bfloat16(config: str) -> set[str]:
+    """Layers whose variables are bfloat16, as a model's configuration says; a file of weights has none.
+
+    Examples
+    --------
+    >>> _layers_of_bfloat16('{"config": {"layers": [{"config": {"name": "d", "dtype": "bfloat16"}}]}}')
+    {'d'}
+    """
+    layers: set[str] = set()
+    with contextlib.suppress(ValueError, RecursionError):
+        waiting = [json.loads(config)]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                name, policy = value.get("name"), value.get("dtype")
+                policy = policy.get("config", {}) if isinstance(policy, dict) else {"name": policy}
+                if isinstance(name, str) and isinstance(policy, dict) and policy.get("name") == BRAIN_FLOAT:
+                    layers.add(name)
+                waiting += value.values()
+            elif isinstance(value, list):
+                waiting += value
+    return layers
+
+
+class _LegacyFile:
+    """Walks over the lists of a file."""
+
+    def __init__(self, file: Hdf5File, of_root: Mapping[str, Texts], found: Contents) -> None:
+        self._file = file
+        self._found = found
+        self._of_root = self._of_top = of_root
+        self._top = ""  # path of the group with the layers, with a slash behind
+        if not {_LAYERS, f"{_LAYERS}0"} & of_root.keys():
+            if _MODEL_WEIGHTS not in found.groups:
+                raise file.source.error(
+                    f"a Keras 2 file without weights: neither {_LAYERS} nor a group {_MODEL_WEIGHTS}",
+                    hint="save the model's weights with model.save_weights",
+                )
+            self._of_top = file.attribute_texts(found.groups[_MODEL_WEIGHTS])
+            self._top = f"{_MODEL_WEIGHTS}/"
+
+    def weights(self) -> tuple[Contents, dict[str, str]]:
+        """Name the tensors."""
+        listed = list(self._listed())
+        paths = {weight.path for weight in listed}
+        kept = Contents()
+        brain = _layers_of_bfloat16(single(self._of_root.get(_CONFIG)) or "")
+        for name, weight in self._named(listed).items():
+            found = self._found.objects.get(weight.path, NEITHER)
+            if found == NEITHER:
+                raise self._error(f"no dataset {weight.path}, which its layer lists among its weights")
+            if isinstance(found, Dataset) and found.dtype == VOID16 and weight.layer in brain:
+                found = replace(found, dtype=DTYPES[BRAIN_FLOAT])
+            kept.objects[name] = found
+        kept.objects.update(self._others(paths))
+        return kept, self._origin()
+
+    # -- lists -----------------------------------------------------------------------------------------------
+
+    def _listed(self) -> Iterator[_Weight]:
+        """Every weight that a layer lists, in order."""
+        layers = [self._path(name, "layer") for name in self._list(self._of_top, _LAYERS, self._top)]
+        if _OUTSIDE_LAYERS not in layers and self._top + _OUTSIDE_LAYERS in self._found.groups:
+            layers.append(_OUTSIDE_LAYERS)
+        self._refuse_twice(layers)
+        for layer in layers:
+            group = self._top + layer
+            if group not in self._found.groups:
+                raise self._error(f"no group of the layer {group}, which {_LAYERS} lists")
+            texts = self._file.attribute_texts(self._found.groups[group])
+            for text in self._list(texts, _WEIGHTS, group):
+                name = self._path(text, "weight")
+                yield _Weight(layer, name.removesuffix(_VARIABLE), f"{group}/{name}")
+
+    def _list(self, texts: Mapping[str, Texts], name: str, group: str) -> list[str]:
+        """A list of texts, which stands in several attributes where one cannot hold it."""
+        numbers = sorted(
+            int(end)
+            for end in (key.removeprefix(name) for key in texts if key.startswith(name))
+            if end.isascii() and end.isdecimal() and len(end) < 9
+        )
+        parts = [name] if name in texts else [f"{name}{number}" for number in numbers]
+        whole = not numbers if name in texts else numbers == list(range(len(numbers)))
+        if not parts or not whole:
+            what = "no attribute" if not parts else "parts missing, or too many, of the attribute"
+            raise self._error(f"group {group or '/'}: {what} {name}")
+        found: list[str] = []
+        for part in parts:
+            values = texts.get(part)
+            if values is None:
+                raise self._error(f"group {group or '/'}: its attribute {part} is no list of texts")
+            found += values
+        return found
+
+    def _path(self, name: str, what: str) -> str:
+        """A name as HDF5 follows it, which takes several slashes for one."""
+        steps = [step for step in name.split("/") if step]
+        if name.startswith("/") or not steps or steps[-1] == _VARIABLE or {".", ".."} & set(steps):
+            raise self._error(f"a {what} named {name!r}, which leads to no place under its group")
+        return "/".join(steps)
+
+    # -- names -----------------------------------------------------------------------------------------------
+
+    def _named(self, listed: list[_Weight]) -> dict[str, _Weight]:
+        """The weights by the names of tensors; those that would meet have their layers' before them."""
+        full = [f"{weight.layer}/{weight.name}" for weight in listed]
+        whole = [_whole_name(weight) for weight in listed]
+        count = Counter(whole)
+        if len(count) < len(whole):
+            self._refuse_twice(full)
+        self._refuse_twice([weight.path for weight in listed])
+        names = [one if count[one] == 1 else other for one, other in zip(whole, full, strict=True)]
+        self._refuse_twice(names)
+        return dict(zip(names, listed, strict=True))
+
+    def _refuse_twice(self, names: list[str]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                raise self._error(f"{name} is listed twice")
+            seen.add(name)
+
+    # -- what is said of the file ----------------------------------------------------------------------------
+
+    def _others(self, listed: set[str]) -> dict[str, NotRead]:
+        """What is no weight of a layer."""
+        others = [path for path in self._found.objects if path not in listed]
+        of_optimizer = [path for path in others if self._top and path.startswith(f"{_OPTIMIZER}/")]
+        unlisted = [path for path in others if not (self._top and path.startswith(f"{_OPTIMIZER}/"))]
+        found = dict.fromkeys(unlisted, NotRead(f"listed by no layer's {_WEIGHTS}"))
+        if of_optimizer:
+            plural = "tensor" if len(of_optimizer) == 1 else "tensors"
+            found[_OPTIMIZER] = NotRead(f"{len(of_optimizer)} {plural} of the optimizer")
+        return found
+
+    def _origin(self) -> dict[str, str]:
+        said = ((key, single(self._of_root.get(key)) or single(self._of_top.get(key))) for key in _ORIGIN)
+        return {key: text for key, text in said if text}
+
+    def _error(self, reason: str) -> FormatError:
+        return self._file.source.error(reason, hint="write it anew with Keras' model.save_weights")
