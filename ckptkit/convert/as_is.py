@@ -246,7 +246,7 @@ def holds(format: str, spec: TensorSpec) -> bool:
     if format == "tf":
         return dtype.tf is not None
     if format == "npz":
-        from ckptkit.formats.npy_header import descr
+        from ckptkit.formats.npz import descr
 
         return descr(dtype) is not None
     if format == "keras":

@@ -12,7 +12,7 @@ from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.model_config import CONFIG, WEIGHTS, open_exported
-from ckptkit.formats.safetensors_writer import file_bytes
+from ckptkit.formats.safetensors import file_bytes
 from ckptkit.models.synth import NOTE
 
 if TYPE_CHECKING:

@@ -210,7 +210,7 @@ def _open_torch(probe: _Probe) -> Reader:
 
 
 def _open_safetensors(probe: _Probe) -> Reader:
-    from ckptkit.formats.safetensors_file import SafetensorsReader
+    from ckptkit.formats.safetensors import SafetensorsReader
 
     return SafetensorsReader(probe.path)
 
@@ -286,7 +286,7 @@ def _open_pickle(probe: _Probe) -> Reader:
 
 def _open_state(probe: _Probe) -> Reader:
     """TensorFlow's text file ``checkpoint``, which names the newest checkpoint of its folder."""
-    from ckptkit.formats.tf_locate import named_by
+    from ckptkit.formats.tf_bundle import named_by
 
     named = named_by(probe.path)
     if named is None:
@@ -431,7 +431,7 @@ def _is_beside_index(probe: _Probe) -> bool:
     """Data files and graphs have no mark of their own; the index beside them says what they are."""
     if not probe.path.name.endswith((".index", ".meta")) and ".data-" not in probe.path.name:
         return False
-    from ckptkit.formats.tf_locate import prefix_of
+    from ckptkit.formats.tf_bundle import prefix_of
 
     prefix = prefix_of(probe.path)
     return prefix is not None and prefix.with_name(f"{prefix.name}.index").is_file()
@@ -489,7 +489,7 @@ def _torch_writer() -> WriterFactory:
 
 
 def _safetensors_writer() -> WriterFactory:
-    from ckptkit.formats.safetensors_writer import SafetensorsWriter
+    from ckptkit.formats.safetensors import SafetensorsWriter
 
     return SafetensorsWriter
 

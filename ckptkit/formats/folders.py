@@ -123,7 +123,7 @@ def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[
         return [folder]
     indexes = [folder / name for name in names if name.endswith(INDEX_ENDINGS)]
     covered = {shard for index in indexes for shard in shards_of(index)}
-    from ckptkit.formats.tf_locate import prefixes_in  # not for those who write other formats
+    from ckptkit.formats.tf_bundle import prefixes_in  # not for those who write other formats
 
     found = {*prefixes_in(folder), *indexes}
     for name in names:

@@ -479,8 +479,8 @@ def foreign_pickle(sample: Sample) -> Foreign | None:
 
 def is_tf_v1(path: Path) -> bool:
     """Whether a sorted table is a whole TensorFlow checkpoint of the first format, not the index of one."""
-    from ckptkit.formats.leveldb_table import read_table
     from ckptkit.formats.mapped_file import MappedFile
+    from ckptkit.formats.tf_index import read_table
 
     file = MappedFile(path)
     try:

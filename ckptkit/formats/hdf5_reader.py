@@ -870,9 +870,9 @@ class _Heap:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Element types: the datatype message. Keras stores bfloat16, for which HDF5 has no type of its own, as opaque
-# elements of two bytes with an attribute ``dtype`` beside them. h5py stores booleans as an enumeration of FALSE
-# and TRUE, complex numbers as a record of ``r`` and ``i``.
+# Element types: the datatype message. Keras stores bfloat16, for which HDF5 has no type of its own, as
+# opaque elements of two bytes with an attribute ``dtype`` beside them. h5py stores booleans as an enumeration
+# of FALSE and TRUE, complex numbers as a record of ``r`` and ``i``.
 
 _INTEGER, _FLOAT, _TIME, _STRING, _BITS, _OPAQUE, _RECORD, _REFERENCE, _ENUM, _VARIABLE, _ARRAY, _COMPLEX = (
     range(12)

@@ -100,14 +100,8 @@ class KerasH5Reader(MappedReader):
             name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
         }
         self.metadata: Mapping[str, str] = metadata
-        self.notes: Sequence[str] = ()
         self.left_out: Mapping[str, str] = found.not_read(tensors=True)
-        self._also = found.not_read(tensors=False)
-
-    @property
-    def extras(self) -> Mapping[str, str]:
-        """Texts, empty places, the optimizer's state, and datasets that no layer lists."""
-        return self._also
+        self._also: Mapping[str, str] = found.not_read(tensors=False)
 
     @cached_property
     def same(self) -> Mapping[str, str]:

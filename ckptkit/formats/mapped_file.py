@@ -208,18 +208,20 @@ class MappedReader:
 
     path: Path
     specs: Mapping[str, TensorSpec]
+    notes: Sequence[str] = ()
     left_out: Mapping[str, str] = MappingProxyType({})
     state_dicts: tuple[str, ...] = ()
     state_dict: str | None = None
     weights: Copy | None = None
     optimizer: Collection[str] = frozenset()
     namesakes: Mapping[str, str] = MappingProxyType({})
+    _also: Mapping[str, str] = MappingProxyType({})
     _files: list[MappedFile]
 
     @property
     def extras(self) -> Mapping[str, str]:
         """What else is in the file, in detail."""
-        return {}
+        return self._also
 
     @property
     def also(self) -> Mapping[str, str]:

@@ -1,7 +1,7 @@
 """The protocol-buffer wire format: as much of it as TensorFlow's checkpoint index needs.
 
 A message is a run of fields; each is a tag (field number and wire type) and a value. Only the wire is
-known here; what the numbers mean is with the messages (``tf_bundle_proto``, ``tf_object_graph``).
+known here; what the numbers mean is with the messages (``tf_index``, ``tf_object_graph``).
 Source: https://protobuf.dev/programming-guides/encoding/.
 """
 

@@ -159,7 +159,7 @@ def _shards(index: Path, leader: Path) -> list[Path]:
 
 def _data_files(index: Path, leader: Path) -> list[Path]:
     """The data files that the index of a TensorFlow prefix names."""
-    from ckptkit.formats.tf_bundle_index import count_of_data_files
+    from ckptkit.formats.tf_index import count_of_data_files
 
     prefix = leader.name.removesuffix(".index")
     try:

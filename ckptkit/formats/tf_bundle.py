@@ -9,28 +9,47 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import FormatError, NotFoundError
-from ckptkit.base.files import translated
-from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec
-from ckptkit.formats.leveldb_table import mask
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.base.files import (
+    TEMPORARY,
+    StagedFile,
+    make_folders,
+    new_token,
+    refuse_streams,
+    sync_checked,
+    translated,
+)
+from ckptkit.base.tensors import DTYPES, Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.formats import foreign
+from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
-from ckptkit.formats.tf_bundle_index import (
+from ckptkit.formats.replacing import put_in_place, refuse_standing
+from ckptkit.formats.tar_members import iter_safe_members
+from ckptkit.formats.tensor_writer import PlacedWriter, put_at
+from ckptkit.formats.tf_index import (
+    BundleEntry,
+    BundleHeader,
     Part,
     StoredTensor,
+    build_table,
+    encode_entry,
+    encode_header,
     index_path,
     load_index,
-    no_tensors,
+    mask,
     shard_path,
 )
-from ckptkit.formats.tf_bundle_writer import TfBundleWriter
-from ckptkit.formats.tf_locate import locate
 from ckptkit.formats.tf_object_graph import (
     GRAPH_KEY,
     MAX_GRAPH_BYTES,
@@ -40,7 +59,162 @@ from ckptkit.formats.tf_object_graph import (
     variable_names,
 )
 
-__all__ = ["TfBundleReader", "TfBundleWriter"]
+_SHARD_NAME = re.compile(r"\.data-\d{5}-of-\d{5}$")
+_STATE_PATH = re.compile(
+    r'^[ \t]*model_checkpoint_path[ \t]*:[ \t]*"((?:[^"\\\n]|\\.){0,8192})"', re.MULTILINE
+)
+_STATE_FILE = "checkpoint"
+_MAX_NAME_BYTES = 255
+_STATE_BYTES = 1 << 20
+_SAVED_MODEL = Path("variables", "variables")
+_FILE_STEPS = 1_500
+"""What making a file, and looking at it, costs of a budget."""
+_COPY_BYTES = 1 << 20
+_SHOWN = 5
+_DEPTHS = ("*/", "*/*/", "*/*/*/")  # how deep in a folder a checkpoint is looked for
+
+
+def locate(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+    """The prefix that ``path`` means, and the temporary folder that an archive's members were put in.
+
+    ``path`` is a prefix; its ``.index``, ``.meta`` or one of its data files; a folder (its ``checkpoint``
+    file, its only prefix, or a SavedModel's variables); or a tar archive of any of these.
+    """
+    if path.name and index_path(path).is_file():
+        return path, None
+    if path.is_dir():
+        return _in_folder(path), None
+    if not path.exists():
+        raise NotFoundError(f"{path}: no such file, folder or checkpoint prefix")
+    if path.name == _STATE_FILE:
+        return _in_folder(path.parent), None
+    prefix = prefix_of(path)
+    if prefix is not None:
+        if not index_path(prefix).is_file():
+            raise NotFoundError(f"{index_path(prefix)}: no such file", hint="a checkpoint needs its .index")
+        return prefix, None
+    if not path.is_file():
+        raise FormatError(path, "neither a file nor a folder")
+    return _in_archive(path)
+
+
+def prefix_of(path: Path) -> Path | None:
+    """The prefix that a file of a checkpoint is called after; None for other files.
+
+    Examples
+    --------
+    >>> [str(prefix_of(Path(f"m.ckpt{end}"))) for end in (".meta", ".data-00000-of-00001", ".pth")]
+    ['m.ckpt', 'm.ckpt', 'None']
+    """
+    name = _SHARD_NAME.sub("", path.name.removesuffix(".index").removesuffix(".meta"))
+    return path.with_name(name) if name and name != path.name else None
+
+
+def prefixes_in(folder: Path) -> list[Path]:
+    """The checkpoints at the top of a folder: the one its ``checkpoint`` file names, else all there are."""
+    found = _from_state_files([folder / _STATE_FILE]) or _prefixes(folder, "*.index")
+    if index_path(folder / _SAVED_MODEL).is_file() and len(found) != 1:
+        return [folder / _SAVED_MODEL]
+    return found
+
+
+def _in_archive(path: Path) -> tuple[Path, tempfile.TemporaryDirectory[str]]:
+    folder = tempfile.TemporaryDirectory(prefix="ckptkit-tf-")
+    try:
+        names = _copy_members(path, Path(folder.name))
+        return _in_folder(Path(folder.name), archive=path, names=names), folder
+    except BaseException:  # Ctrl+C too: nothing may stay in the temporary folder
+        folder.cleanup()
+        raise
+
+
+def _copy_members(archive: Path, folder: Path) -> list[str]:
+    """Copy an archive's checkpoint files, and nothing else, into a folder; the names of all members."""
+    names = []
+    budget = Budget(archive.stat().st_size, partial(FormatError, archive))
+    for member, stream in iter_safe_members(archive):
+        name = PurePosixPath(member.name).name
+        if stream is None:
+            continue
+        names.append(member.name)
+        if not (name == _STATE_FILE or _is_index(name) or _SHARD_NAME.search(name)):
+            continue
+        budget.spend(steps=_FILE_STEPS)
+        target = folder.joinpath(*PurePosixPath(member.name).parts)
+        with translated(target):
+            make_folders(target.parent)
+            with target.open("xb") as file:
+                shutil.copyfileobj(stream, file, _COPY_BYTES)
+    return names
+
+
+def _in_folder(folder: Path, *, archive: Path | None = None, names: Sequence[str] = ()) -> Path:
+    """The folder's checkpoint; ``archive`` is where it came from, if any, with members of those names."""
+    found = prefixes_in(folder)
+    if not found:
+        below = [state for depth in _DEPTHS for state in sorted(folder.glob(depth + _STATE_FILE))]
+        found = _from_state_files(below)
+        found = found if len(found) == 1 else _prefixes(folder, *(depth + "*.index" for depth in _DEPTHS))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        if archive is not None:
+            raise foreign.of_archive(archive, names).error(archive)
+        raise FormatError(folder, "holds no TensorFlow checkpoint (no .index file)")
+    choices = (prefix.relative_to(folder).as_posix() for prefix in found)
+    holds = f"holds {len(found)} checkpoints: {listed(choices, _SHOWN)}"
+    if archive is not None:
+        raise FormatError(archive, holds, hint=foreign.of_archive(archive, names).hint)
+    raise UsageError(f"{folder} {holds}", hint="give the prefix of one")
+
+
+def _prefixes(folder: Path, *patterns: str) -> list[Path]:
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    found = (path for path in files if _is_index(path.name) and path.is_file())
+    return sorted(path.with_name(path.name.removesuffix(".index")) for path in found)
+
+
+def _is_index(name: str) -> bool:
+    """Whether a file is an index; macOS puts ``._x`` beside each ``x`` in archives, which are none."""
+    return name.endswith(".index") and len(name) > len(".index") and not name.startswith(("._", TEMPORARY))
+
+
+def _from_state_files(states: list[Path]) -> list[Path]:
+    """The prefixes that ``checkpoint`` text files name, as far as they stand in the same folder.
+
+    TensorFlow writes the absolute path on the machine that trained; only its last part means something here.
+    """
+    found = set()
+    for state in states:
+        prefix = named_by(state) if state.is_file() else None
+        if prefix is not None and index_path(prefix).is_file():
+            found.add(prefix)
+    return sorted(found)
+
+
+def named_by(state: Path) -> Path | None:
+    """What a ``checkpoint`` text file names, in its own folder, whether it is there or not."""
+    match = _STATE_PATH.search(_head(state, _STATE_BYTES).decode("utf-8", "replace"))
+    name = PurePosixPath(re.sub(r"\\(.)", r"\1", match[1]).replace("\\", "/")).name if match else ""
+    return state.parent / name if _may_exist(name) else None
+
+
+def _may_exist(name: str) -> bool:
+    """Whether a prefix may have this name; asking a file system for one that is too long is an error."""
+    return name not in ("", "..") and len(f"{name}.index".encode()) <= _MAX_NAME_BYTES
+
+
+def _head(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+# ----------------------------------------------------------------------------------------------------
+# Reading.
+
 
 _CHECK_BYTES = 4 << 20
 """How much is checksummed before its pages are given back."""
@@ -51,7 +225,10 @@ _FAULT_AROUND = 64 << 10
 
 
 class TfBundleReader(MappedReader):
-    """An open TensorFlow V2 checkpoint; see `ckptkit.formats.base.Reader`."""
+    """An open TensorFlow V2 checkpoint, by variable name in the order of the data files.
+
+    ``path`` is what `locate` takes; ``verify`` compares a tensor's checksum before it is first handed out.
+    """
 
     format = "tf"
 
@@ -60,7 +237,6 @@ class TfBundleReader(MappedReader):
         self._verify = verify
         self._files: list[MappedFile] = []
         self._shards: dict[int, MappedFile] = {}
-        self._checked: set[str] = set()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         with translated(self.path):
             self.prefix, self._temporary = locate(self.path)
@@ -117,14 +293,9 @@ class TfBundleReader(MappedReader):
         self.left_out: Mapping[str, str] = left_out
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
         self.notes: Sequence[str] = [*index.notes(), *names.notes()]
-        self._also = no_tensors(index, read=frozenset({GRAPH_KEY}))
+        self._also: Mapping[str, str] = index.others(but=GRAPH_KEY)
         self.optimizer = names.optimizer
         self.namesakes = names.namesakes
-
-    @property
-    def extras(self) -> Mapping[str, str]:
-        """Strings, variants and resources, by key."""
-        return self._also
 
     def _names(self, tensors: Mapping[str, StoredTensor], keys: list[str], budget: Budget) -> Names:
         graph = tensors.get(GRAPH_KEY)
@@ -142,9 +313,14 @@ class TfBundleReader(MappedReader):
         except WireError as error:
             raise FormatError(path, f"damaged object graph {GRAPH_KEY}: {error}") from error
 
-    def read(self, name: str) -> Array:
-        """One tensor, read-only; a view of the mapped file, or a copy for a partitioned variable."""
-        tensor = self._verified(name)
+    def _hold(self, name: str) -> None:
+        self._require(name)
+        if self._verify and name not in self._held:
+            self.check(name)
+
+    def _read(self, name: str) -> Array:
+        """A view of the mapped file, or a copy for a partitioned variable."""
+        tensor = self._tensors[name]
         spec = self.specs[name]
         dtype = whole_bytes(self.path, spec)
         if len(tensor.parts) == 1:
@@ -160,9 +336,9 @@ class TfBundleReader(MappedReader):
         whole.flags.writeable = False
         return whole
 
-    def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor, without numpy; None for a partitioned variable."""
-        tensor = self._verified(name)
+    def _raw(self, name: str) -> RawTensor | None:
+        """None for a partitioned variable."""
+        tensor = self._tensors[name]
         if len(tensor.parts) != 1:
             return None
         (part,) = tensor.parts
@@ -171,7 +347,8 @@ class TfBundleReader(MappedReader):
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare a tensor with its stored crc32c: True when it holds, False when none is stored."""
-        tensor = self._tensor(name)
+        self._require(name)
+        tensor = self._tensors[name]
         for part in tensor.parts:
             whole = known if len(tensor.parts) == 1 else None
             found = self._crc32c(part) if whole is None else whole
@@ -184,12 +361,13 @@ class TfBundleReader(MappedReader):
                 )
             if self.specs[name].dtype.kind == "bool":
                 refuse_odd_bools(self.path, name, self._bytes(part))
-        self._checked.add(name)
+        self._held.add(name)
         return all(part.crc32c is not None for part in tensor.parts)
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back; views stay valid, and read from the file again when touched."""
-        for part in self._tensor(name).parts:
+        self._require(name)
+        for part in self._tensors[name].parts:
             self._release(part, part.offset, part.size)
 
     def close(self) -> None:
@@ -198,17 +376,6 @@ class TfBundleReader(MappedReader):
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
-
-    def _verified(self, name: str) -> StoredTensor:
-        tensor = self._tensor(name)
-        if self._verify and name not in self._checked:
-            self.check(name)
-        return tensor
-
-    def _tensor(self, name: str) -> StoredTensor:
-        if name not in self._tensors:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-        return self._tensors[name]
 
     def _view(self, part: Part, dtype: DType, shape: tuple[int, ...]) -> Array:
         if part.size == 0:
@@ -250,3 +417,78 @@ class TfBundleReader(MappedReader):
         if part.offset + part.size > file.size:
             raise FormatError(file.path, "became shorter while it was open")
         return file
+
+
+# ----------------------------------------------------------------------------------------------------
+# Writing: plain names, one data file, byte for byte as TensorFlow's Saver would.
+
+
+class TfBundleWriter(PlacedWriter):
+    """Writes a prefix in the order of the names' UTF-8 bytes, as TensorFlow does."""
+
+    most = 220_000
+
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+    ) -> None:
+        path = Path(path)
+        self.prefix = path.with_name(path.name.removesuffix(".index") or path.name)
+        super().__init__(self.prefix, map(self._holdable, specs), metadata)
+        self.order = sorted(self._specs, key=lambda name: name.encode())
+        sizes = [self._specs[name].nbytes for name in self.order]
+        self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
+        self._checksums: dict[str, int] = {}
+        refuse_standing(self.prefix, force=force)
+        refuse_streams(self.prefix)
+        with contextlib.ExitStack() as stack:
+            token = new_token()
+            self._index, self._data = (
+                stack.enter_context(
+                    StagedFile(
+                        path, force=force, ending=path.name[len(self.prefix.name) :], token=token, plain=True
+                    )
+                )
+                for path in (index_path(self.prefix), shard_path(self.prefix, 0, 1))
+            )
+            self._stack = stack.pop_all()
+
+    def _holdable(self, spec: TensorSpec) -> TensorSpec:
+        if not _is_variable_name(spec.name):
+            raise ConversionError(f"{self.prefix}: {spec.name!r} is no name for a TensorFlow variable")
+        if spec.dtype.tf is None:
+            raise ConversionError(f"{self.prefix}: {spec.name!r}: TensorFlow has no {spec.dtype}")
+        return spec
+
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        crc = put_at(self._data, pieces, self._offsets[spec.name])
+        self._checksums[spec.name] = crc
+        return crc
+
+    def _entry(self, spec: TensorSpec) -> BundleEntry:
+        crc = mask(self._checksums[spec.name])
+        return BundleEntry(spec.dtype.tf or 0, spec.shape, 0, self._offsets[spec.name], spec.nbytes, crc)
+
+    def _commit(self, check: Check | None) -> list[Path]:
+        """Rename the index last: a checkpoint exists if and only if its index does."""
+        entries = [(name.encode(), encode_entry(self._entry(self._specs[name]))) for name in self.order]
+        self._index.append(
+            build_table([(b"", encode_header(BundleHeader(metadata=self._metadata))), *entries])
+        )
+        temporary = self._index.temporary
+        sync_checked(
+            [self._data, self._index], check, temporary.with_name(temporary.name.removesuffix(".index"))
+        )
+        return put_in_place([self._data, self._index], self.prefix)
+
+    def discard(self) -> None:
+        """Remove the temporary files; harmless after `finish`."""
+        self._stack.close()
+
+
+def _is_variable_name(name: str) -> bool:
+    """Whether the reader would take it back: not empty (the header's key), UTF-8, no control characters."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return bool(name) and not any(character < " " or character == "\x7f" for character in name)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
-from ckptkit.formats.leveldb_table import mask
 from ckptkit.formats.protobuf_wire import LENGTH_DELIMITED, VARINT, WireError, known_fields, read_varint
+from ckptkit.formats.tf_index import mask
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MAX_GRAPH_BYTES = 256 << 20
@@ -48,8 +48,8 @@ class _Node:
 class Names:
     """What an object graph says of the keys of a checkpoint."""
 
-    # key -> name; names are distinct. A variable is called what the graph calls it, or its object path where the
-    # graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.
+    # Key -> name; names are distinct. A variable is called what the graph calls it, or its object path where
+    # the graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.
     by_key: dict[str, str] = field(default_factory=dict)
     # Where a name was taken, the later key keeps its path: path -> the name it would have.
     namesakes: dict[str, str] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from ckptkit.models.synth import Synthetic, write_checkpoint
 
 HEAVY = {"torch", "tensorflow", "keras", "pydantic", "yaml", "rich", "h5py", "requests"}
 FOREIGN = {
-    "safetensors": ("hdf5", "keras", "tf_", "npz", "leveldb", "torch_writer"),
-    "torch": ("hdf5", "keras", "tf_", "npz", "leveldb", "safetensors"),
+    "safetensors": ("hdf5", "keras", "tf_", "npz", "torch_writer"),
+    "torch": ("hdf5", "keras", "tf_", "npz", "safetensors"),
     "tf": ("hdf5", "keras", "npz", "safetensors", "torch_writer"),
 }
 

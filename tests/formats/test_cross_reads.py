@@ -1,7 +1,7 @@
 """What the real libraries write, carried into every container, read by the real libraries there.
 
 What each library writes and reads alone has its tests beside each format (test_tf_bundle_with_tensorflow.py,
-test_torch_zip.py, test_torch_writer.py, test_safetensors_writer.py, test_npz.py, test_keras_h5.py).
+test_torch_zip.py, test_torch_writer.py, test_safetensors.py, test_npz.py, test_keras.py).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageE
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.formats.safetensors_writer import SafetensorsWriter
+from ckptkit.formats.safetensors import SafetensorsWriter
 from tests.support.tensors import specs_of, write_all
 from tests.support.torch_files import TENSOR, legacy, table, tar_members, whole, write_tar, write_zip
 

@@ -52,9 +52,16 @@ def tf_of_three_files(path: Path, value: int) -> None:
     """As a saver with three data files would: the index names their number."""
     write("tf", path, value)
     from ckptkit.base.checksums import crc32c
-    from ckptkit.formats.leveldb_table import build_table, mask
-    from ckptkit.formats.tf_bundle_index import index_path, shard_path
-    from ckptkit.formats.tf_bundle_proto import BundleEntry, BundleHeader, encode_entry, encode_header
+    from ckptkit.formats.tf_index import (
+        BundleEntry,
+        BundleHeader,
+        build_table,
+        encode_entry,
+        encode_header,
+        index_path,
+        mask,
+        shard_path,
+    )
 
     body = bytes([value]) * 50
     for i in range(3):

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: PyTorch's and Keras' twins of what ``test_safetensors_file`` has."""
+"""Checkpoints in several files: PyTorch's and Keras' twins of what ``test_safetensors`` has."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from ckptkit.base.errors import ConversionError
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras import KerasH5Writer
 from ckptkit.formats.npz import NpzWriter
-from ckptkit.formats.safetensors_writer import SafetensorsWriter
-from ckptkit.formats.tf_bundle_writer import TfBundleWriter
+from ckptkit.formats.safetensors import SafetensorsWriter
+from ckptkit.formats.tf_bundle import TfBundleWriter
 from ckptkit.formats.torch_writer import TorchWriter
 from tests.support.tensors import Array, specs_of, write_all
 

@@ -57,7 +57,7 @@ def readers(format: str) -> tuple[Opener, ...]:
     from ckptkit.formats.detect import open_reader
     from ckptkit.formats.keras import KerasH5Reader
     from ckptkit.formats.npz import NpzReader
-    from ckptkit.formats.safetensors_file import SafetensorsReader
+    from ckptkit.formats.safetensors import SafetensorsReader
     from ckptkit.formats.tf_bundle import TfBundleReader
     from ckptkit.formats.torch_zip import TorchReader
 

@@ -1,28 +1,372 @@
+"""The index of a TensorFlow checkpoint: its table, its messages, and what they are checked against."""
+
 from __future__ import annotations
 
+import functools
+import random
 import struct
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, NotFoundError
-from ckptkit.formats import tf_bundle_index
+from ckptkit.formats import tf_index
 from ckptkit.formats.base import bytes_of
+from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.tf_bundle import TfBundleReader
-from ckptkit.formats.tf_bundle_index import index_path, load_index, no_tensors, shard_path
-from ckptkit.formats.tf_bundle_proto import METADATA_FIELD
+from ckptkit.formats.tf_index import (
+    FULL,
+    METADATA_FIELD,
+    BundleEntry,
+    BundleHeader,
+    build_table,
+    decode_entry,
+    decode_header,
+    encode_entry,
+    encode_header,
+    index_path,
+    load_index,
+    mask,
+    read_table,
+    shard_path,
+    slice_key,
+)
+from tests.support import tf_files
 from tests.support.tf_files import entry, header, masked, message, part_key, plenty, varint, write_raw
 
+NAME = Path("m.index")
+
+
+def entries_of(count: int, seed: int = 0) -> list[tuple[bytes, bytes]]:
+    source = random.Random(seed)
+    keys = {b""} | {
+        b"layer_%d/%s" % (source.randrange(50), source.randbytes(source.randrange(1, 30)))
+        for _ in range(count)
+    }
+    return [(key, source.randbytes(source.randrange(60))) for key in sorted(keys)]
+
+
+def with_checksum(block: bytes, kind: int = 0) -> bytes:
+    typed = block + bytes([kind])
+    return typed + struct.pack("<I", tf_files.masked(typed))
+
+
+def test_mask_rotates_and_adds() -> None:
+    assert mask(0) == 0xA282EAD8
+    assert mask(0x8000) == 0xA282EAD9  # bit 15 becomes bit 0
+    assert mask(1) == 0xA284EAD8  # bit 0 becomes bit 17
+    assert mask(0xFFFFFFFF) == 0xA282EAD7  # all ones, and the sum wraps
+
+
+@pytest.mark.parametrize("snappy", [False, True])
+@pytest.mark.parametrize("per_block", [1, 7, 10_000])
+def test_reads_tables_of_many_blocks(snappy: bool, per_block: int) -> None:
+    entries = entries_of(200)
+    blocks = [entries[i : i + per_block] for i in range(0, len(entries), per_block)]
+    assert list(read_table(NAME, tf_files.table(blocks, snappy=snappy), tf_files.plenty())) == entries
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 4096, 1 << 20])
+def test_reads_what_it_writes(block_bytes: int) -> None:
+    entries = entries_of(300)
+    assert list(read_table(NAME, build_table(entries, block_bytes=block_bytes), tf_files.plenty())) == entries
+
+
+def test_prefix_compression_and_restart_points_as_in_the_format() -> None:
+    keys = [b"k%02d" % number for number in range(20)]
+    written = build_table([(key, b"v") for key in keys])
+    # shared bytes, other bytes, value's size; each key shares "k0" or "k1" with the one before, k10 only "k"
+    entries = [b"\x00\x03\x01k00v"]
+    entries += [b"\x02\x01\x01%dv" % number for number in range(1, 10)]
+    entries += [b"\x01\x02\x0110v"]
+    entries += [b"\x02\x01\x01%dv" % number for number in range(1, 6)]
+    restart = len(b"".join(entries))
+    entries += [b"\x00\x03\x01k16v"]  # the seventeenth begins afresh
+    entries += [b"\x02\x01\x01%dv" % number for number in range(7, 10)]
+    block = b"".join(entries) + struct.pack("<III", 0, restart, 2)
+    assert written.startswith(with_checksum(block))
+
+
+def test_index_keys_separate_the_blocks() -> None:
+    entries = entries_of(100)
+    written = build_table(entries, block_bytes=1)
+    index_offset, index_size = tf_index._read_footer(NAME, written)[1]
+    index = tf_index._read_block(NAME, written, index_offset, index_size, tf_files.plenty())
+    separators = [key for key, _ in tf_index._block_entries(NAME, index, 0, tf_files.plenty())]
+    keys = [key for key, _ in entries]
+    assert len(separators) == len(keys)
+    for separator, key, following in zip(separators, keys, keys[1:], strict=False):
+        assert key <= separator < following
+    assert separators[-1] >= keys[-1]
+
+
+def test_keys_must_increase_when_writing() -> None:
+    with pytest.raises(ValueError, match="must increase"):
+        build_table([(b"b", b""), (b"a", b"")])
+
+
+TWICE = tf_files.table([[(b"", b""), (b"a", b"1"), (b"a", b"2")]])
+UNSORTED = tf_files.table([[(b"b", b"")], [(b"a", b"")]])
+GOOD = tf_files.table([[(b"", b"x"), (b"a", b"1")]])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "too few"),
+        (b"x" * 47, "too few"),
+        (b"<!DOCTYPE html>" * 10, "no table magic"),
+        (GOOD[:-1], "no table magic"),
+        (GOOD[:-48] + b"\xff" * 40 + GOOD[-8:], "damaged footer"),
+        (GOOD[-48:], "past the end"),
+        (TWICE, "occurs twice"),
+        (UNSORTED, "out of order"),
+        (tf_files.table([[(b"", b"x")]], kind=2), "unknown block compression 2"),
+        (tf_files.table([[(b"", b"x")]], kind=1), "snappy"),
+    ],
+)
+def test_damaged_tables_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        list(read_table(NAME, data, tf_files.plenty()))
+
+
+def test_of_the_metaindex_only_the_checksum_matters() -> None:
+    odd = tf_files.table([[(b"", b"x")]], metaindex=b"odd")
+    assert list(read_table(NAME, odd, tf_files.plenty())) == [(b"", b"x")]
+    with pytest.raises(FormatError, match="checksum"):
+        list(read_table(NAME, odd.replace(b"odd", b"Odd"), tf_files.plenty()))
+
+
+def single_block(block: bytes, kind: int = 0) -> bytes:
+    """A table whose one data block is ``block`` as given."""
+    meta = with_checksum(tf_files.block([]))
+    data = with_checksum(block, kind)
+    index = tf_files.block([(b"z", tf_files.varint(0) + tf_files.varint(len(block)))])
+    footer = b"".join(map(tf_files.varint, (len(data), len(meta) - 5, len(data) + len(meta), len(index))))
+    return data + meta + with_checksum(index) + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+
+
+RESTARTS = struct.pack("<II", 0, 1)
+HUGE = tf_files.varint(2**63)
+
+
+@pytest.mark.parametrize(
+    ("block", "kind"),
+    [
+        (b"", 0),
+        (b"\0\0\0", 0),
+        (struct.pack("<I", 0), 0),  # no restart point at all
+        (struct.pack("<I", 2**32 - 1), 0),
+        (b"\x01\x01\x00a" + RESTARTS, 0),  # shares a byte with nothing
+        (b"\x00\x05\x00a" + RESTARTS, 0),
+        (b"\x00\x01\x05a" + RESTARTS, 0),
+        (b"\x00" + HUGE + b"\x00a" + RESTARTS, 0),
+        (b"\x00\x01" + HUGE + b"a" + RESTARTS, 0),
+        (b"\x00\x01\x00a" + b"\x02\x01\x00a" + RESTARTS, 0),
+        (b"\xff" * 20 + RESTARTS, 0),
+        (b"\x80" + RESTARTS[:0], 1),
+        (b"", 1),
+        (tf_files.varint(2**32 - 1) + b"\x00a", 1),  # claims 4 GB
+        (tf_files.varint(2**62), 1),
+        (tf_files.varint(5) + b"\x00a", 1),
+    ],
+)
+def test_damaged_blocks_are_refused_even_when_their_checksum_holds(block: bytes, kind: int) -> None:
+    with pytest.raises(FormatError, match=r"^m\.index: "):
+        list(read_table(NAME, single_block(block, kind), tf_files.plenty()))
+
+
+def test_a_block_listed_many_times_is_refused() -> None:
+    block = tf_files.block([(b"a", b"")])
+    data = with_checksum(block)
+    handle = tf_files.varint(0) + tf_files.varint(len(block))
+    index = tf_files.block([(b"b", handle), (b"c", handle)])
+    meta = with_checksum(tf_files.block([]))
+    footer = b"".join(map(tf_files.varint, (len(data), len(meta) - 5, len(data) + len(meta), len(index))))
+    whole = data + meta + with_checksum(index) + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+    with pytest.raises(FormatError, match="overlap"):
+        list(read_table(NAME, whole, tf_files.plenty()))
+
+
+@pytest.mark.parametrize(
+    ("what", "left", "reason"),
+    [("names", 1000, "bytes of names"), ("nodes", 99, "values and entries"), ("steps", 99, "steps of work")],
+)
+def test_limits_hold(what: str, left: int, reason: str) -> None:
+    table = build_table([(b"k" * 50 + b"%03d" % number, b"") for number in range(100)])
+    budget = Budget(len(table), functools.partial(FormatError, NAME))
+    setattr(budget, what, left)
+    with pytest.raises(FormatError, match=rf"^m\.index: more than [0-9,]+ {reason}"):
+        list(read_table(NAME, table, budget))
+
+
+def test_every_flipped_byte_is_refused_or_harmless() -> None:
+    entries = entries_of(10)
+    good = build_table(entries)
+    harmless = []
+    for position in range(len(good)):
+        damaged = bytearray(good)
+        damaged[position] ^= 0x55
+        try:
+            assert list(read_table(NAME, bytes(damaged), tf_files.plenty())) == entries
+            harmless.append(position)
+        except FormatError:
+            pass
+    footer_padding = range(len(good) - 48 + 4, len(good) - 8)
+    assert set(harmless) <= set(footer_padding)
+
+
+def put_together(*stored: bytes, index: list[tuple[bytes, bytes]], padding: bytes = b"") -> bytes:
+    """A table of checked blocks one after the other, with an index as given."""
+    file = b"".join(map(with_checksum, stored))
+    meta, block = tf_files.block([]), tf_files.block(index)
+    places = (len(file), len(meta), len(file) + len(meta) + 5, len(block))
+    footer = b"".join(map(tf_files.varint, places)) + padding
+    file += with_checksum(meta) + with_checksum(block)
+    return file + footer.ljust(40, b"\0") + struct.pack("<Q", tf_files.MAGIC)
+
+
+A, C = tf_files.block([(b"a", b"")]), tf_files.block([(b"c", b"")])
+AT_A = tf_files.varint(0) + tf_files.varint(len(A))
+AT_C = tf_files.varint(len(A) + 5) + tf_files.varint(len(C))
+TWO_READINGS = {
+    "right": (put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)]), None),
+    "prefix": (b"x" * 9 + put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)]), "checksum"),
+    "block that the index leaves out": (put_together(A, C, index=[(b"b", AT_A)]), "bytes between"),
+    "block before the first": (put_together(A, C, index=[(b"d", AT_C)]), "bytes between"),
+    "key above its separator": (put_together(A, C, index=[(b"b", AT_A), (b"b2", AT_C)]), "hides the key 'c'"),
+    "key below the separator": (put_together(A, C, index=[(b"c", AT_A), (b"d", AT_C)]), "hides the key 'c'"),
+    "bytes behind a handle": (put_together(A, C, index=[(b"b", AT_A + b"x"), (b"d", AT_C)]), "handle"),
+    "bytes in the footer": (put_together(A, C, index=[(b"b", AT_A), (b"d", AT_C)], padding=b"x"), "footer"),
+    "two tables": (put_together(A, index=[(b"b", AT_A)]) * 2, "does not"),
+    "restart point inside an entry": (
+        single_block(b"\x00\x01\x00a\x00\x01\x00b" + struct.pack("<III", 0, 2, 2)),
+        "restart point",
+    ),
+    "restart points out of order": (
+        single_block(b"\x00\x01\x00a\x00\x01\x00b" + struct.pack("<III", 4, 0, 2)),
+        "restart point",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TWO_READINGS)
+def test_what_two_readers_would_find_differently_is_refused(case: str) -> None:
+    table, reason = TWO_READINGS[case]
+    if reason is None:
+        assert list(read_table(NAME, table, tf_files.plenty())) == [(b"a", b""), (b"c", b"")]
+        return
+    with pytest.raises(FormatError, match=reason):
+        list(read_table(NAME, table, tf_files.plenty()))
+
+
+# ----------------------------------------------------------------------------------------------------
+#
+
+
+def test_entry_with_every_field() -> None:
+    data = entry(1, (3, 0, 7), offset=1 << 40, size=12, crc=0xFFFFFFFF, shard=3)
+    assert decode_entry(data, plenty()) == BundleEntry(1, (3, 0, 7), 3, 1 << 40, 12, 0xFFFFFFFF, ())
+
+
+def test_entry_of_a_partitioned_variable() -> None:
+    data = entry(1, (10, 4), slices=[[(0, 4), None], [(4, 6), (0, 4)]])
+    assert decode_entry(data, plenty()).slices == (((0, 4), (0, FULL)), ((4, 6), (0, 4)))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (message((2, message((3, 1)))), "shape is unknown"),
+        (message((2, 5)), "where bytes belong"),
+        (message((1, b"x")), "where a number belongs"),
+        (message((7, message((1, message((1, 3)))))), "begins at 3"),
+        (message((7, message((1, message((1, -1), (2, 3)))))), "begins at -1"),
+        (message((7, message((1, message((2, -2)))))), "-2 elements"),
+        (b"\x08", "past the end"),
+    ],
+)
+def test_damaged_entries_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        decode_entry(data, plenty())
+
+
+def test_header() -> None:
+    assert decode_header(header(5), plenty()) == BundleHeader(5, False, 0, {})
+    assert decode_header(header(1, (2, 1)), plenty()).big_endian
+    assert decode_header(message((3, message((1, 2), (2, 2)))), plenty()).min_consumer == 2
+
+
+def test_metadata_travels_in_an_unknown_field() -> None:
+    metadata = {"layout": "torch", "a": "ä\n"}
+    assert decode_header(encode_header(BundleHeader(metadata=metadata)), plenty()).metadata == metadata
+    reordered = dict(reversed(metadata.items()))
+    assert encode_header(BundleHeader(metadata=reordered)) == encode_header(BundleHeader(metadata=metadata))
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b'{"a":1}', b"\xff", b"[" * 100_000])
+def test_metadata_that_is_no_table_of_strings_is_refused(text: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_header(header(1, (METADATA_FIELD, text)), plenty())
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.integers(0, 2**40), max_size=6),
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.integers(1, 2**32 - 1),
+)
+def test_entries_written_are_read(shape: list[int], offset: int, size: int, crc: int) -> None:
+    whole = BundleEntry(1, tuple(shape), 0, offset, size, crc)
+    assert decode_entry(encode_entry(whole), plenty()) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key"),
+    [
+        # written by TensorFlow 2.21 for a variable of 10 rows in three parts
+        (b"p/w", ((4, 3), (0, 4)), b"\x00p/w\x00\x01\x01\x02\x84\x83\x80\x84"),
+        # by the rules of ordered_code.cc: escapes, one byte up to 63, two up to 8191, and the whole axis
+        (b"a\x00b\xff\x00", (), b"\x00a\x00\xffb\xff\x00\x00\xff\x00\x01\x00"),
+        (b"w", ((0, FULL),), b"\x00w\x00\x01\x01\x01\x80\x7f"),
+        (b"w", ((63, 64),), b"\x00w\x00\x01\x01\x01\xbf\xc0\x40"),
+        (b"w", ((8191, 8192),), b"\x00w\x00\x01\x01\x01\xdf\xff\xe0\x20\x00"),
+        (b"w", ((2**20 - 1, 2**20),), b"\x00w\x00\x01\x01\x01\xef\xff\xff\xf0\x10\x00\x00"),
+        (
+            b"w",
+            ((2**55, 2**62),),
+            b"\x00w\x00\x01\x01\x01\xff\x80\x80" + bytes(6) + b"\xff\xc0\x40" + bytes(7),
+        ),
+    ],
+)
+def test_slice_keys(name: bytes, part: tuple[tuple[int, int], ...], key: bytes) -> None:
+    assert slice_key(name, part) == key
+
+
+@settings(max_examples=200)
+@given(
+    st.tuples(st.integers(0, 2**62), st.integers(-1, 2**62)),
+    st.tuples(st.integers(0, 2**62), st.integers(-1, 2**62)),
+)
+def test_slice_keys_sort_like_the_slices(first: tuple[int, int], second: tuple[int, int]) -> None:
+    assert (slice_key(b"w", (first,)) < slice_key(b"w", (second,))) == (first < second)
+
+
+# ----------------------------------------------------------------------------------------------------
+#
+
 FLOAT, INT32, STRING = 1, 3, 7
-HUGE = 2**62
+HUGE_AXIS = 2**62
 Entries = list[tuple[bytes, bytes]]
 
 
-def load(
-    tmp_path: Path, entries: Entries, *shards: bytes, head: bytes | None = None
-) -> tf_bundle_index.BundleIndex:
+def load(tmp_path: Path, entries: Entries, *shards: bytes, head: bytes | None = None) -> tf_index.BundleIndex:
     whole = [(b"", header(len(shards)) if head is None else head), *entries]
     write_raw(tmp_path / "m", [sorted(whole)], *shards)
     return load_index(tmp_path / "m", plenty())
@@ -47,7 +391,7 @@ def test_what_is_no_tensor_of_numbers_is_told(tmp_path: Path, number: int, what:
         [(b"s", entry(number, (3,), size=5)), (b"t", entry(number, (), size=5, offset=5))],
         bytes(10),
     )
-    assert no_tensors(index, read={"t"}) == {"s": f"{what} [3]"}
+    assert index.others(but="t") == {"s": f"{what} [3]"}
 
 
 def test_a_type_that_is_not_known_is_opaque_and_of_the_size_it_has(tmp_path: Path) -> None:
@@ -62,8 +406,8 @@ F4 = entry(FLOAT, (4,), size=16)
 REFUSED: dict[str, tuple[Entries, str]] = {
     "size": ([(b"w", entry(FLOAT, (4,), size=12))], r"12 bytes, float32 of shape \[4\] takes 16"),
     "negative axis": ([(b"w", entry(FLOAT, (-1,), size=16))], r"impossible shape \[-1\]"),
-    "huge shape": ([(b"w", entry(FLOAT, (HUGE, HUGE), size=16))], "impossible shape"),
-    "huge empty shape": ([(b"w", entry(FLOAT, (0, HUGE, HUGE), size=0))], "impossible shape"),
+    "huge shape": ([(b"w", entry(FLOAT, (HUGE_AXIS, HUGE_AXIS), size=16))], "impossible shape"),
+    "huge empty shape": ([(b"w", entry(FLOAT, (0, HUGE_AXIS, HUGE_AXIS), size=0))], "impossible shape"),
     "many axes": ([(b"w", entry(FLOAT, (1,) * 33, size=4))], "33 axes"),
     "no type": ([(b"w", entry(0, (4,), size=16))], "number 0"),
     "type 100": ([(b"w", entry(100, (4,), size=16))], "number 100"),
@@ -128,7 +472,7 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
 
 def test_an_index_of_unlikely_size_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "m.index").open("wb") as file:
-        file.truncate(tf_bundle_index.MAX_INDEX_BYTES + 1)
+        file.truncate(tf_index.MAX_INDEX_BYTES + 1)
     with pytest.raises(FormatError, match="no index of a checkpoint"):
         load_index(tmp_path / "m", plenty())
 

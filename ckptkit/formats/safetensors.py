@@ -1,0 +1,384 @@
+"""Safetensors files: the header's length and JSON, then the tensors; read, and written in one file or shards.
+
+Source: the format description of the safetensors project and the checks of its reference library: tensors
+follow each other without gap or overlap and fill the file to its end. Several files with an index are read by
+`ckptkit.formats.shards`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import ConversionError, FormatError, UsageError
+from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
+from ckptkit.base.tensors import KNOWN, Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.formats.base import Check
+from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader, whole_bytes
+from ckptkit.formats.replacing import put_in_place, refuse_standing
+from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
+from ckptkit.formats.tensor_writer import PlacedWriter, put_at
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000
+"""The reference library's own limit."""
+
+MAX_NAME = 10_000
+"""Characters of a tensor's name: ours, so that one name does not fill a terminal."""
+METADATA_KEY = "__metadata__"
+_CODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+"""What a type that is not known here may be called."""
+BY_CODE: Mapping[str, DType] = {d.safetensors: d for d in KNOWN if d.safetensors}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says: specs and file offsets of the tensors, and metadata."""
+
+    specs: Mapping[str, TensorSpec]
+    offsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+
+
+def read_header(file: MappedFile) -> Header:
+    """Read and check the header of a safetensors file."""
+    path = file.path
+    length = int.from_bytes(file.data[:LENGTH_BYTES], "little")
+    if file.size < LENGTH_BYTES or length > file.size - LENGTH_BYTES:
+        raise FormatError(
+            path,
+            f"header of {length} bytes in a file of {file.size}",
+            offset=0,
+            hint="it is truncated or no safetensors file: fetch it again",
+        )
+    if length > MAX_HEADER_BYTES:
+        raise FormatError(path, f"header of {length} bytes, more than {MAX_HEADER_BYTES}", offset=0)
+    budget = Budget(file.size, lambda reason: FormatError(path, reason))
+    walk = JsonWalk(utf8(file, LENGTH_BYTES, length), budget)
+    try:
+        return _Checked(path, LENGTH_BYTES + length, file.size, budget).header(walk)
+    except JsonError as error:
+        raise FormatError(path, str(error)) from error
+
+
+class _Checked:
+    """Turns the table into specs, row by row."""
+
+    def __init__(self, path: Path, start: int, size: int, budget: Budget) -> None:
+        self._path = path
+        self._budget = budget
+        self._start = start
+        self._room = size - start
+        self._dtypes = dict(BY_CODE)
+
+    def header(self, walk: JsonWalk) -> Header:
+        metadata: dict[str, str] | None = None
+        begins: dict[str, int] = {}
+        specs: dict[str, TensorSpec] = {}
+        for name in walk.names():
+            if name == METADATA_KEY:
+                self._refuse_twice(name, metadata is not None)
+                metadata = self._metadata(walk)
+                continue
+            if len(name) > MAX_NAME:
+                raise self._error(f"a tensor has a name of {len(name)} characters: {name[:80]!r}…")
+            self._refuse_twice(name, name in specs)
+            self._budget.spend(nodes=1)
+            begin, end, shape, code = self._row(name, walk.value())
+            begins[name] = begin
+            dtype = self._dtypes.get(code)
+            if dtype is None:
+                if not _CODE.fullmatch(code):
+                    raise self._error(f"tensor {name!r} has the dtype {code[:80]!r}")
+                dtype = self._dtypes[code] = DType(code, 0, "opaque", safetensors=code)
+            stored = None if dtype.itemsize or dtype.bits else end - begin
+            specs[name] = spec = TensorSpec(name, dtype, shape, stored)
+            whole_bytes = spec.size * dtype.bits % 8 == 0 if dtype.bits else True
+            if spec.nbytes != end - begin or not whole_bytes:
+                raise self._error(f"tensor {name!r} of {spec.nbytes} bytes has a range of {end - begin}")
+        walk.end()
+        ordered = self._in_order(specs, begins)
+        for name in begins:
+            begins[name] += self._start
+        return Header(ordered, begins, metadata or {})
+
+    def _error(self, reason: str) -> FormatError:
+        return FormatError(self._path, reason, hint="the file is damaged or truncated: fetch it again")
+
+    def _refuse_twice(self, name: str, twice: bool) -> None:
+        if twice:
+            raise self._error(f"bad JSON: the key {name[:80]!r} occurs twice")
+
+    def _metadata(self, walk: JsonWalk) -> dict[str, str]:
+        table: dict[str, str] = {}
+        if walk.null():
+            return table
+        for key in walk.names():
+            self._refuse_twice(key, key in table)
+            table[key] = text = walk.string()
+            self._budget.spend(nodes=1, names=len(key) + len(text))
+        return table
+
+    def _row(self, name: str, row: object) -> tuple[int, int, tuple[int, ...], str]:
+        if not isinstance(row, dict) or not row.keys() >= {"dtype", "shape", "data_offsets"}:
+            raise self._error(f"tensor {name!r} lacks dtype, shape or data_offsets")
+        code, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+        if not isinstance(code, str):
+            raise self._error(f"tensor {name!r} has a dtype that is no text")
+        if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(is_count, shape)):
+            raise self._error(f"tensor {name!r} has a shape that is no list of sizes")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
+            raise self._error(f"tensor {name!r} has data_offsets that are no pair of positions")
+        begin, end = offsets
+        if not begin <= end <= self._room:
+            raise self._error(f"tensor {name!r} lies at {begin}..{end} of {self._room} bytes of data")
+        return begin, end, tuple(shape), code
+
+    def _in_order(self, specs: dict[str, TensorSpec], begins: Mapping[str, int]) -> dict[str, TensorSpec]:
+        """The tensors in the order of their bytes, which belong to one each."""
+        ordered = specs
+        if any(one > other for one, other in pairwise(begins.values())):
+            ends = {name: (begins[name], begins[name] + spec.nbytes, name) for name, spec in specs.items()}
+            ordered = {name: specs[name] for name in sorted(specs, key=ends.__getitem__)}
+        position = 0
+        for name, spec in ordered.items():
+            if begins[name] != position:
+                what = "overlaps the one before it" if begins[name] < position else "leaves a hole before it"
+                raise self._error(f"tensor {name!r} at {begins[name]} {what}")
+            position += spec.nbytes
+        if position != self._room:
+            raise self._error(f"{self._room - position} bytes behind the last tensor belong to none")
+        return ordered
+
+
+# ----------------------------------------------------------------------------------------------------
+# Reading.
+
+
+class SafetensorsReader(MappedReader):
+    """A safetensors file."""
+
+    format = "safetensors"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self._files = [self._file]
+        try:
+            header = read_header(self._file)
+        except BaseException:
+            self.close()
+            raise
+        self._offsets = header.offsets
+        self.specs: Mapping[str, TensorSpec] = header.specs
+        self.metadata: Mapping[str, str] = header.metadata
+
+    def _read(self, name: str) -> Array:
+        spec = self.specs[name]
+        return self._file.view(self._offsets[name], whole_bytes(self.path, spec), spec.shape)
+
+    def _raw(self, name: str) -> RawTensor:
+        spec = self.specs[name]
+        return RawTensor(spec.shape, self._file.raw(self._offsets[name], spec.nbytes))
+
+    def check(self, name: str, known: int | None = None) -> bool:
+        """False: the format stores no checksum."""
+        self._require(name)
+        return False
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._require(name)
+        self._file.release(self._offsets[name], self.specs[name].nbytes)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Writing.
+
+_ALIGNMENT = 8
+_MAX_SHARDS = 500
+_MAX_TENSORS = 580_000
+"""Of one file; more would use up the budget of `read_header`."""
+
+
+class SafetensorsWriter(PlacedWriter):
+    """Writes ``model.safetensors``, or several files and an index where it exceeds ``max_shard_size``.
+
+    These are ``model-00001-of-00003.safetensors``, … and ``model.safetensors.index.json``; a tensor larger
+    than the limit gets a shard of its own. In a shard the order is by falling element size, then by name, as
+    in the reference library: every tensor is aligned to its element size.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str],
+        *,
+        force: bool = False,
+        max_shard_size: int | None = None,
+    ) -> None:
+        super().__init__(Path(path), specs, {"format": "pt", **metadata})
+        self._force = force
+        for spec in self._specs.values():
+            if len(spec.name) > MAX_NAME:
+                raise ConversionError(
+                    f"{self.path}: a name of {len(spec.name):,} characters: {spec.name[:80]!r}…"
+                )
+            if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
+                what = (
+                    f"no name for {spec.dtype}"
+                    if spec.dtype.safetensors is None
+                    else "another use for that name"
+                )
+                raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
+        self._shards = _shards(list(self._specs.values()), max_shard_size)
+        if max(map(len, self._shards)) > _MAX_TENSORS:
+            raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
+        self._paths = self._shard_paths(max_shard_size)
+        self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
+        refuse_standing(self.path, force=force)
+        if len(self._shards) > 1:
+            refuse_streams(self.path)
+            for target in [*self._paths, self._index]:
+                refuse_existing(target, force=force)
+        self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
+        self._places = {
+            spec.name: (number, offset)
+            for number, shard in enumerate(self._shards)
+            for spec, offset in _offsets(shard)
+        }
+        self._staged: list[StagedFile] = []
+        self._data_starts: list[int] = []
+        try:
+            for number in range(len(self._shards)):
+                self._start_shard(number)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _shard_paths(self, limit: int | None) -> list[Path]:
+        count = len(self._shards)
+        if count == 1:
+            return [self.path]
+        if count > _MAX_SHARDS:
+            raise UsageError(
+                f"{self.path}: {count} shards of at most {limit} bytes, more than {_MAX_SHARDS}",
+                hint="allow larger ones",
+            )
+        stem = _stem(self.path)
+        return [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}{EXTENSION}") for i in range(1, count + 1)]
+
+    def _start_shard(self, number: int) -> None:
+        header = header_bytes(self.path, self._shards[number], self._metadata)
+        # named like a shard while it is temporary, so that the whole can be opened before it is renamed
+        several = len(self._shards) > 1
+        file = StagedFile(self._paths[number], force=self._force, ending=EXTENSION, plain=several)
+        self._staged.append(file)
+        self._staged[-1].append(header)
+        self._data_starts.append(len(header))
+
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        number, offset = self._places[spec.name]
+        return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
+
+    def _settle(self, late: Mapping[str, str]) -> None:
+        super()._settle(late)
+        for file, shard in zip(self._staged, self._shards, strict=True):
+            file.write_at(header_bytes(self.path, shard, self._metadata), 0)
+
+    def _commit(self, check: Check | None) -> list[Path]:
+        """Rename every shard, then the index: a set of shards exists if and only if its index does."""
+        if len(self._shards) == 1:
+            sync_checked(self._staged, check, self._staged[0].temporary)
+            return put_in_place(self._staged, self.path)
+        self._sync_shards(check)
+        index = self._stage_index([path.name for path in self._paths])
+        index.sync()
+        return put_in_place(self._staged, self.path)
+
+    def _sync_shards(self, check: Check | None) -> None:
+        """Sync the shards, and check the whole meanwhile, through an index of their temporary names."""
+        with self._stage_index([file.temporary.name for file in self._staged]) as index:
+            sync_checked(self._staged, check, index.temporary)
+            self._staged.remove(index)
+
+    def _stage_index(self, homes: Sequence[str]) -> StagedFile:
+        """Write the index, with the names of the shards as given, under a temporary name."""
+        index = StagedFile(self._index, force=self._force, ending=INDEX_SUFFIX, plain=True)
+        self._staged.append(index)
+        index.append(self._index_bytes(homes))
+        return index
+
+    def _index_bytes(self, homes: Sequence[str]) -> bytes:
+        weight_map = {
+            spec.name: home for shard, home in zip(self._shards, homes, strict=True) for spec in shard
+        }
+        total = sum(spec.nbytes for spec in self._specs.values())
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
+        return text.encode(errors="backslashreplace")  # a file's name may be no UTF-8; JSON writes it so
+
+    def discard(self) -> None:
+        """Remove every temporary file; harmless after `finish`."""
+        for file in self._staged:
+            file.discard()
+
+
+def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON of a header, padded with spaces so that the data starts at a multiple of 8."""
+    table: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))}
+    position = 0
+    for spec in specs:
+        stop = position + spec.nbytes
+        table[spec.name] = {
+            "dtype": spec.dtype.safetensors,
+            "shape": list(spec.shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    raw = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % _ALIGNMENT)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ConversionError(f"{path}: a header of {len(raw)} bytes is more than safetensors readers accept")
+    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+def file_bytes(path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
+    """How large the single file of these tensors will be."""
+    (shard,) = _shards(list(specs), None)
+    header = header_bytes(path, shard, {"format": "pt", **metadata})
+    return len(header) + sum(spec.nbytes for spec in shard)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(EXTENSION)
+
+
+def _shards(specs: Sequence[TensorSpec], limit: int | None) -> list[list[TensorSpec]]:
+    """Cut the tensors, in their given order, into shards, and order each as the format wants."""
+    if limit is not None and limit <= 0:
+        raise UsageError(f"a shard size of {limit} bytes", hint="give a positive size")
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if limit is not None and shards[-1] and size + spec.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
+
+
+def _offsets(shard: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, int]]:
+    """Where each tensor of a shard begins, from the start of the data."""
+    offset = 0
+    for spec in shard:
+        yield spec, offset
+        offset += spec.nbytes

@@ -1,0 +1,880 @@
+"""The index of a TensorFlow checkpoint, from its blocks to its tensors: a sorted table of messages.
+
+The container is LevelDB's sorted table: data blocks, one metaindex block, one index block, a 48-byte footer.
+A block is a run of prefix-compressed (key, value) entries, the restart points, and a trailer of one type byte
+and a masked CRC-32C. Source: LevelDB's doc/table_format.md; TensorFlow's copy in tensorflow/core/lib/io/.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptkit.base.budget import Budget
+from ckptkit.base.checksums import crc32c
+from ckptkit.base.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.tensors import KNOWN, DType
+from ckptkit.formats.json_text import JsonError, parse_json
+from ckptkit.formats.protobuf_wire import (
+    FIXED32,
+    LENGTH_DELIMITED,
+    VARINT,
+    Field,
+    WireError,
+    bytes_field,
+    fixed32_field,
+    known_fields,
+    number_field,
+    read_varint,
+    varint,
+)
+
+FOOTER_BYTES = 48
+MAGIC = 0xDB4775248B80FB57
+TRAILER_BYTES = 5
+BLOCK_BYTES = 256 << 10
+"""A data block is closed when it reaches this size (TensorFlow's table::Options::block_size)."""
+RESTART_INTERVAL = 16
+
+MAX_BLOCK_BYTES = 64 << 20
+"""One block after snappy is undone; writers close a block long before, unless one entry is that large."""
+
+_NO_COMPRESSION, _SNAPPY = 0, 1
+_ENTRY_STEPS, _ENTRY_NODES = 2, 1
+_SNAPPY_MAX_RATIO = 32  # the format's own limit: a 3-byte copy yields at most 64 bytes
+_MASK_DELTA = 0xA282EAD8
+_EMPTY = bytes([0, 0, 0, 0, 1, 0, 0, 0])
+"""The restart points of a block without entries."""
+
+
+def mask(crc: int) -> int:
+    """LevelDB's masked form of a CRC: rotated right by 15 bits plus a constant.
+
+    Examples
+    --------
+    >>> hex(mask(0))
+    '0xa282ead8'
+    """
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def masked_crc32c(data: bytes) -> int:
+    """Masked CRC-32C of some bytes.
+
+    Examples
+    --------
+    >>> masked_crc32c(b"123456789") == mask(0xE3069283)
+    True
+    """
+    return mask(crc32c(data))
+
+
+def read_table(path: Path, data: bytes, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
+    """Walk over a table's entries; keys are strictly increasing in byte order.
+
+    Its blocks follow each other from the first byte to the footer, as every writer puts them, and the keys of
+    its index separate them: whoever looks a key up finds what is read here.
+    """
+    metaindex, index = _read_footer(path, data)
+    _read_block(path, data, *metaindex, budget)  # holds nothing we need, but its checksum must hold
+    if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
+        raise FormatError(path, "the index block does not follow the one before it", offset=index[0])
+    if index[0] + index[1] + TRAILER_BYTES != len(data) - FOOTER_BYTES:
+        raise FormatError(path, "the index block does not end at the footer", offset=index[0])
+    previous = separator = None
+    block_end = 0
+    for limit, handle in _block_entries(path, _read_block(path, data, *index, budget), index[0], budget):
+        offset, size = _read_handle(path, handle, index[0])
+        if offset != block_end:
+            what = "blocks overlap or are out of order" if offset < block_end else "bytes between two blocks"
+            raise FormatError(path, what, offset=min(offset, block_end))
+        block_end = offset + size + TRAILER_BYTES
+        for key, value in _block_entries(path, _read_block(path, data, offset, size, budget), offset, budget):
+            if previous is not None and key <= previous:
+                what = "a key occurs twice" if key == previous else "keys are out of order"
+                raise FormatError(path, f"{what}: {_shown(key)}", offset=offset)
+            if separator is not None and key <= separator:
+                raise FormatError(path, f"the index hides the key {_shown(key)}", offset=offset)
+            previous = key
+            yield key, value
+        if previous is not None and limit < previous:
+            raise FormatError(path, f"the index hides the key {_shown(previous)}", offset=offset)
+        separator = limit
+    if block_end != metaindex[0]:
+        raise FormatError(path, "bytes between two blocks", offset=min(block_end, metaindex[0]))
+
+
+def _read_footer(path: Path, data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    start = len(data) - FOOTER_BYTES
+    if start < 0:
+        raise FormatError(path, f"{len(data)} bytes are too few for a checkpoint index: truncated or not one")
+    footer = data[start:]
+    if int.from_bytes(footer[-8:], "little") != MAGIC:
+        raise FormatError(
+            path, "no table magic at the end: truncated, or not a checkpoint index", offset=start
+        )
+    try:
+        numbers = []
+        position = 0
+        for _ in range(4):
+            number, position = read_varint(footer[:-8], position)
+            numbers.append(number)
+        if footer[position:-8].strip(b"\0"):
+            raise WireError("something behind its numbers")
+    except WireError as error:
+        raise FormatError(path, f"damaged footer: {error}", offset=start) from error
+    return (numbers[0], numbers[1]), (numbers[2], numbers[3])
+
+
+def _read_handle(path: Path, handle: bytes, block: int) -> tuple[int, int]:
+    try:
+        offset, position = read_varint(handle)
+        size, position = read_varint(handle, position)
+        if position != len(handle):
+            raise WireError("something behind its numbers")
+    except WireError as error:
+        raise FormatError(path, f"damaged block handle: {error}", offset=block) from error
+    return offset, size
+
+
+def _read_block(path: Path, data: bytes, offset: int, size: int, budget: Budget) -> bytes:
+    """One block, its checksum compared and its compression undone."""
+    end = offset + size
+    if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
+        raise FormatError(
+            path, f"a block of {size} bytes runs past the end: truncated or damaged", offset=offset
+        )
+    stored = int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little")
+    if masked_crc32c(data[offset : end + 1]) != stored:
+        raise FormatError(path, "block checksum (crc32c) differs: damaged", offset=offset)
+    compression, block = data[end], data[offset:end]
+    if compression == _NO_COMPRESSION:
+        return block
+    if compression == _SNAPPY:
+        return _undo_snappy(path, block, offset, budget)
+    raise FormatError(path, f"unknown block compression {compression}", offset=offset)
+
+
+def _undo_snappy(path: Path, block: bytes, offset: int, budget: Budget) -> bytes:
+    import cramjam
+
+    try:
+        size, _ = read_varint(block)
+    except WireError as error:
+        raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
+    if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
+        raise FormatError(path, f"a snappy block of {len(block)} bytes claims to hold {size}", offset=offset)
+    budget.spend(nbytes=size)
+    try:
+        return bytes(cramjam.snappy.decompress_raw(block))
+    except cramjam.DecompressionError as error:
+        raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
+
+
+def _block_entries(path: Path, block: bytes, offset: int, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
+    """Undo the prefix compression of one block that begins at ``offset`` in the file.
+
+    At every restart point a key is whole: readers search there.
+    """
+    restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
+    end = len(block) - 4 - 4 * restarts
+    if restarts == 0 or end < 0:
+        raise FormatError(
+            path, f"a block of {len(block)} bytes claims {restarts} restart points", offset=offset
+        )
+    key, position, restart = b"", 0, end
+    try:
+        while position < end:
+            at = position
+            is_start = restart < len(block) - 4 and at == int.from_bytes(
+                block[restart : restart + 4], "little"
+            )
+            restart += 4 * is_start
+            shared, position = read_varint(block, position)
+            unshared, position = read_varint(block, position)
+            size, position = read_varint(block, position)
+            if shared > (0 if is_start else len(key)) or unshared + size > end - position:
+                raise FormatError(path, f"damaged entry at byte {at} of a block", offset=offset)
+            budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared + size)
+            key = key[:shared] + block[position : position + unshared]
+            position += unshared
+            yield key, block[position : position + size]
+            position += size
+    except WireError as error:
+        raise FormatError(path, f"damaged entry in a block: {error}", offset=offset) from error
+    if restart != len(block) - 4 and block[restart:] != _EMPTY:
+        raise FormatError(path, "a restart point of a block is not one of its entries", offset=offset)
+
+
+def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOCK_BYTES) -> bytes:
+    """Write a table, uncompressed, byte for byte as TensorFlow's own builder does; keys strictly increase.
+
+    Examples
+    --------
+    >>> table = build_table([(b"", b"header"), (b"w", b"entry")])
+    >>> list(read_table(Path("m.index"), table, Budget(len(table), ValueError)))
+    [(b'', b'header'), (b'w', b'entry')]
+    """
+    table = bytearray()
+    index = _BlockBuilder(restart_interval=1)
+    block = _BlockBuilder(RESTART_INTERVAL)
+    last: bytes | None = None
+    closed: bytes | None = None  # handle of a block that still lacks its index entry
+    for key, value in items:
+        if last is not None:
+            if key <= last:
+                raise ValueError(f"keys must increase: {key!r} after {last!r}")
+            if closed is not None:
+                index.add(_separator(last, key), closed)
+                closed = None
+        block.add(key, value)
+        last = key
+        if block.size >= block_bytes:
+            closed = _append_block(table, block.finish())
+            block = _BlockBuilder(RESTART_INTERVAL)
+    if not block.empty:
+        closed = _append_block(table, block.finish())
+    metaindex = _append_block(table, _BlockBuilder(RESTART_INTERVAL).finish())
+    if closed is not None and last is not None:
+        index.add(_successor(last), closed)
+    footer = metaindex + _append_block(table, index.finish())
+    return bytes(table + footer.ljust(FOOTER_BYTES - 8, b"\0") + MAGIC.to_bytes(8, "little"))
+
+
+class _BlockBuilder:
+    """Entries of one block, each key without the prefix it shares with the one before."""
+
+    def __init__(self, restart_interval: int) -> None:
+        self._interval = restart_interval
+        self._buffer = bytearray()
+        self._restarts = [0]
+        self._since_restart = 0
+        self._last = b""
+
+    @property
+    def empty(self) -> bool:
+        return not self._buffer
+
+    @property
+    def size(self) -> int:
+        return len(self._buffer) + 4 * len(self._restarts) + 4
+
+    def add(self, key: bytes, value: bytes) -> None:
+        shared = 0
+        if self._since_restart < self._interval:
+            shared = _shared_prefix(self._last, key)
+        else:
+            self._restarts.append(len(self._buffer))
+            self._since_restart = 0
+        self._buffer += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        self._last = key
+        self._since_restart += 1
+
+    def finish(self) -> bytes:
+        return bytes(self._buffer) + struct.pack(
+            f"<{len(self._restarts) + 1}I", *self._restarts, len(self._restarts)
+        )
+
+
+def _append_block(table: bytearray, block: bytes) -> bytes:
+    """Append a block with its trailer; returns its handle."""
+    handle = varint(len(table)) + varint(len(block))
+    typed = block + bytes([_NO_COMPRESSION])
+    table += typed + masked_crc32c(typed).to_bytes(4, "little")
+    return handle
+
+
+def _shared_prefix(first: bytes, second: bytes) -> int:
+    shortest = min(len(first), len(second))
+    return next((i for i in range(shortest) if first[i] != second[i]), shortest)
+
+
+def _separator(low: bytes, high: bytes) -> bytes:
+    """Shorten ``low`` to a key that is >= it and < ``high``, as LevelDB's byte comparator does."""
+    shared = _shared_prefix(low, high)
+    if shared < min(len(low), len(high)) and low[shared] < 0xFF and low[shared] + 1 < high[shared]:
+        return low[:shared] + bytes([low[shared] + 1])
+    return low
+
+
+def _successor(key: bytes) -> bytes:
+    """Shorten ``key`` to one that is >= it, as LevelDB's byte comparator does."""
+    first = next((i for i, byte in enumerate(key) if byte != 0xFF), None)
+    return key if first is None else key[:first] + bytes([key[first] + 1])
+
+
+def _shown(key: bytes) -> str:
+    return repr(key[:200].decode("utf-8", "backslashreplace"))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The messages in the table, and the keys of partitioned variables. Sources:
+# tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/framework/{tensor_shape,tensor_slice,
+# versions}.proto, and the ordered code of tensorflow/core/lib/strings/ordered_code.cc.
+
+BUNDLE_VERSION = 1
+"""TensorFlow's kTensorBundleVersion: what is written, and the newest a file may ask for."""
+METADATA_FIELD = 21_001
+"""Where ckptkit's own metadata travels in BundleHeaderProto; TensorFlow skips fields it does not know."""
+_MAX_AXES = 254
+"""TensorFlow's TensorShape::MaxDimensions()."""
+FULL = -1
+"""Length of a slice that takes a whole axis."""
+
+Slice = tuple[tuple[int, int], ...]
+"""Per axis, (start, length); (0, FULL) is the whole axis."""
+
+
+@dataclass(frozen=True)
+class BundleHeader:
+    """BundleHeaderProto: the value of the empty key."""
+
+    num_shards: int = 1
+    big_endian: bool = False
+    min_consumer: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleEntry:
+    """BundleEntryProto: what one tensor is and where its bytes are."""
+
+    dtype: int  # number in TensorFlow's DataType enum, as stored (100 more for a reference type)
+    shape: tuple[int, ...]
+    shard: int = 0
+    offset: int = 0  # in its data file, in bytes
+    size: int = 0
+    crc32c: int | None = None  # masked
+    slices: tuple[Slice, ...] = ()  # parts of a partitioned variable, each stored under a key of its own
+
+
+# Fields of each message by number, and which of them may be repeated.
+_HEADER = {1: VARINT, 2: VARINT, 3: LENGTH_DELIMITED, METADATA_FIELD: LENGTH_DELIMITED}
+_VERSION = {2: VARINT}
+_ENTRY, _SLICES = (
+    dict.fromkeys((1, 3, 4, 5), VARINT) | {2: LENGTH_DELIMITED, 6: FIXED32, 7: LENGTH_DELIMITED},
+    (7,),
+)
+_SHAPE, _AXES = {2: LENGTH_DELIMITED, 3: VARINT}, (2,)
+_AXIS = {1: VARINT}
+_SLICE, _EXTENTS = {1: LENGTH_DELIMITED}, (1,)
+_EXTENT = {1: VARINT, 2: VARINT}
+
+
+def decode_header(data: bytes, budget: Budget) -> BundleHeader:
+    """Read BundleHeaderProto; WireError when it is damaged."""
+    shards = min_consumer = 0
+    big_endian = False
+    metadata: dict[str, str] = {}
+    for item in known_fields(data, _HEADER, budget):
+        if item.number == 1:
+            shards = item.signed()
+        elif item.number == 2:
+            big_endian = item.unsigned() != 0
+        elif item.number == 3:
+            min_consumer = _only_number(item, _VERSION, budget)
+        else:
+            metadata = _decode_metadata(item, budget)
+    return BundleHeader(shards, big_endian, min_consumer, metadata)
+
+
+def _only_number(message: Field, wires: Mapping[int, int], budget: Budget) -> int:
+    """The one field that is asked for of a message; 0 where it is not there."""
+    value = 0
+    for item in known_fields(message.payload(), wires, budget):
+        value = item.signed()
+    return value
+
+
+def _decode_metadata(item: Field, budget: Budget) -> dict[str, str]:
+    try:
+        metadata = parse_json(item.text(), budget)
+    except JsonError as error:
+        raise WireError("the metadata is not JSON") from error
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise WireError("the metadata is not a table of strings")
+    return metadata
+
+
+def encode_header(header: BundleHeader) -> bytes:
+    """Write BundleHeaderProto, little endian.
+
+    Examples
+    --------
+    >>> encode_header(BundleHeader()).hex()
+    '08011a020801'
+    """
+    encoded = number_field(1, header.num_shards) + bytes_field(3, number_field(1, BUNDLE_VERSION))
+    if header.metadata:
+        text = json.dumps(dict(header.metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        encoded += bytes_field(METADATA_FIELD, text.encode())
+    return encoded
+
+
+def decode_entry(data: bytes, budget: Budget) -> BundleEntry:
+    """Read BundleEntryProto; WireError when it is damaged. Ranges are the caller's to check."""
+    numbers = {1: 0, 3: 0, 4: 0, 5: 0}
+    shape: tuple[int, ...] = ()
+    crc: int | None = None
+    slices: list[Slice] = []
+    for item in known_fields(data, _ENTRY, budget, repeated=_SLICES):
+        if item.number in numbers:
+            numbers[item.number] = item.signed()
+        elif item.number == 2:
+            shape = _decode_shape(item.payload(), budget)
+        elif item.number == 6:
+            crc = item.unsigned()
+        else:
+            budget.spend(nodes=1)
+            slices.append(_decode_slice(item.payload(), budget))
+    return BundleEntry(numbers[1], shape, numbers[3], numbers[4], numbers[5], crc, tuple(slices))
+
+
+def _decode_shape(data: bytes, budget: Budget) -> tuple[int, ...]:
+    shape: list[int] = []
+    for item in known_fields(data, _SHAPE, budget, repeated=_AXES):
+        if item.number == 2:
+            if len(shape) == _MAX_AXES:
+                raise WireError(f"more than {_MAX_AXES} axes")
+            shape.append(_only_number(item, _AXIS, budget))
+        elif item.unsigned():
+            raise WireError("the shape is unknown")
+    return tuple(shape)
+
+
+def _decode_slice(data: bytes, budget: Budget) -> Slice:
+    extents = []
+    for item in known_fields(data, _SLICE, budget, repeated=_EXTENTS):
+        budget.spend(nodes=1)
+        extents.append(_decode_extent(item.payload(), budget))
+    return tuple(extents)
+
+
+def _decode_extent(data: bytes, budget: Budget) -> tuple[int, int]:
+    start, length = 0, FULL
+    for item in known_fields(data, _EXTENT, budget):
+        if item.number == 1:
+            start = item.signed()
+        else:
+            length = item.signed()
+            if length < 0:
+                raise WireError(f"a slice of {length} elements")
+    if start < 0 or (length == FULL and start):
+        raise WireError(f"a slice that begins at {start}")
+    return start, length
+
+
+def encode_entry(entry: BundleEntry) -> bytes:
+    """Write BundleEntryProto of a whole (not partitioned) tensor.
+
+    Examples
+    --------
+    >>> encode_entry(BundleEntry(9, (), offset=160, size=8, crc32c=1)).hex()
+    '0809120020a00128083501000000'
+    """
+    shape = b"".join(bytes_field(2, number_field(1, size)) for size in entry.shape)
+    return (
+        number_field(1, entry.dtype)
+        + bytes_field(2, shape)
+        + number_field(3, entry.shard)
+        + number_field(4, entry.offset)
+        + number_field(5, entry.size)
+        + fixed32_field(6, entry.crc32c or 0)
+    )
+
+
+def slice_key(name: bytes, part: Slice) -> bytes:
+    r"""Key under which one part of a partitioned variable is stored.
+
+    Follows EncodeTensorNameSlice of tensorflow/core/util/saved_tensor_slice_util.cc: 0, the name, the
+    number of axes, and start and length of each axis, in an encoding that sorts like the values.
+
+    Examples
+    --------
+    >>> slice_key(b"p/w", ((0, 4), (0, 4)))
+    b'\x00p/w\x00\x01\x01\x02\x80\x84\x80\x84'
+    """
+    key = _ordered_unsigned(0) + _ordered_bytes(name) + _ordered_unsigned(len(part))
+    return key + b"".join(_ordered_signed(start) + _ordered_signed(length) for start, length in part)
+
+
+def sliced_name(key: bytes) -> bytes:
+    r"""Name of the variable in a key that `slice_key` made.
+
+    Examples
+    --------
+    >>> sliced_name(slice_key(b"p/w", ((0, 4), (0, 4))))
+    b'p/w'
+    """
+    runs = key[1:].partition(b"\x00\x01")[0].split(b"\x00\xff")
+    return b"\x00".join(run.replace(b"\xff\x00", b"\xff") for run in runs)
+
+
+def _ordered_unsigned(value: int) -> bytes:
+    size = (value.bit_length() + 7) // 8
+    return bytes([size]) + value.to_bytes(size, "big")
+
+
+def _ordered_bytes(value: bytes) -> bytes:
+    # split at 00 first: each of the two escapes contains the byte that the other one escapes
+    return b"\x00\xff".join(run.replace(b"\xff", b"\xff\x00") for run in value.split(b"\x00")) + b"\x00\x01"
+
+
+def _ordered_signed(value: int) -> bytes:
+    """``size`` leading ones, then the value in two's complement in the bits that are left."""
+    bits = (~value if value < 0 else value).bit_length()
+    size = bits // 7 + 1  # one sign bit, and seven bits of value per byte
+    header = ((1 << size) - 1) << (7 * size)
+    return ((value & ((1 << 8 * size) - 1)) ^ header).to_bytes(size, "big")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Which tensors there are and where their bytes are, checked against each other and the data files.
+
+MAX_INDEX_BYTES = 64 << 20
+"""An index has about 100 bytes a tensor; this is room for more than any checkpoint has."""
+MAX_RANK = 32
+"""What numpy 1 can hold."""
+MAX_SHARDS = 100_000
+"""Data files are numbered with five digits."""
+_TENSOR_NODES, _PART_NODES = 3, 3
+_BOX_STEPS, _PAIR_STEPS = 8, 4
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+_REFERENCE = 100  # DT_FLOAT_REF = DT_FLOAT + 100 and so on: how TF1 typed mutable variables
+_BY_NUMBER = {dtype.tf: dtype for dtype in KNOWN if dtype.tf is not None}
+_NO_NUMBERS = {7: "strings", 20: "a resource", 21: "a variant"}
+"""Types whose elements are of any length: no tensor of a model is made of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a tensor, or of one box of a partitioned one, in a data file."""
+
+    shard: int
+    offset: int  # in its data file, in bytes
+    size: int
+    crc32c: int | None  # masked
+    start: tuple[int, ...]  # where the box begins in the tensor
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as the index describes it."""
+
+    key: str
+    dtype: DType | None  # None for strings, variants and resources
+    type_name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    gap: str = ""  # what of a partitioned variable is not in the checkpoint
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Shard and offset of the first part, to sort by."""
+        return min(((part.shard, part.offset) for part in self.parts), default=(0, 0))
+
+    @property
+    def fingerprint(self) -> Hashable:
+        """What tensors of the same type, shape and bytes have in common; None without checksums."""
+        parts = tuple((part.start, part.shape, part.crc32c) for part in self.parts)
+        known = not self.gap and all(part.crc32c is not None for part in self.parts)
+        return (self.type_name, self.shape, parts) if known else None
+
+
+@dataclass(frozen=True)
+class BundleIndex:
+    """Header and tensors of a checkpoint by key; by name, how many stored parts no tensor lists."""
+
+    header: BundleHeader
+    tensors: Mapping[str, StoredTensor]
+    unused_parts: Mapping[str, int]
+
+    def notes(self) -> list[str]:
+        """What is unusual, one sentence each."""
+        return [
+            f"{count} stored parts of {name!r} are not listed among its parts"
+            for name, count in self.unused_parts.items()
+            if name in self.tensors
+        ]
+
+    def others(self, *, but: str) -> dict[str, str]:
+        """What is not a tensor of numbers, by key, except one key."""
+        return {
+            key: f"{tensor.type_name} {list(tensor.shape)}"
+            for key, tensor in self.tensors.items()
+            if tensor.dtype is None and key != but
+        }
+
+
+def index_path(prefix: Path) -> Path:
+    """``<prefix>.index``."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
+    """``<prefix>.data-NNNNN-of-MMMMM``.
+
+    Examples
+    --------
+    >>> shard_path(Path("model.ckpt"), 0, 1).name
+    'model.ckpt.data-00000-of-00001'
+    """
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
+
+
+def load_index(prefix: Path, budget: Budget) -> BundleIndex:
+    """Read ``<prefix>.index`` within a budget and check it against the data files beside it."""
+    path = index_path(prefix)
+    header, decoded = _decoded(path, budget)
+    assembled: set[bytes] = set()
+    tensors = {}
+    for key, entry in decoded.items():
+        if not _is_part_key(key):
+            stored = _stored(path, key, entry, decoded, assembled, budget=budget)
+            tensors[stored.key] = stored
+    spans = [
+        (entry.shard, entry.offset, entry.size, key) for key, entry in decoded.items() if not entry.slices
+    ]
+    _check_spans(prefix, header, spans)
+    unused = Counter(
+        _name(path, sliced_name(key)) for key in decoded if _is_part_key(key) and key not in assembled
+    )
+    return BundleIndex(header, tensors, unused)
+
+
+def count_of_data_files(index: Path) -> int:
+    """How many data files an index says that there are."""
+    data = _read_bounded(index)
+    budget = Budget(len(data), lambda reason: FormatError(index, reason))
+    key, value = next(read_table(index, data, budget), (b"?", b""))
+    return _header(index, key, value, budget).num_shards
+
+
+def _decoded(path: Path, budget: Budget) -> tuple[BundleHeader, dict[bytes, BundleEntry]]:
+    table = read_table(path, _read_bounded(path), budget)
+    key, value = next(table, (b"?", b""))
+    header = _header(path, key, value, budget)
+    return header, {key: _entry(path, key, value, budget) for key, value in table}
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_INDEX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{path}: no such file", hint="a TensorFlow checkpoint needs its .index"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if len(data) > MAX_INDEX_BYTES:
+        raise FormatError(path, f"larger than {MAX_INDEX_BYTES} bytes: no index of a checkpoint")
+    return data
+
+
+def _header(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleHeader:
+    """What the first entry, which has the empty key, says of all."""
+    if key:
+        raise FormatError(path, "has no header entry: a table, but not of a checkpoint")
+    try:
+        header = decode_header(value, budget)
+    except WireError as error:
+        raise FormatError(path, f"damaged header: {error}") from error
+    if header.big_endian:
+        raise FormatError(
+            path,
+            "written on a big-endian machine, which is not supported",
+            hint="load and save it with TensorFlow on a little-endian machine",
+        )
+    if header.min_consumer > BUNDLE_VERSION:
+        raise FormatError(
+            path, f"asks for checkpoint version {header.min_consumer}, {BUNDLE_VERSION} is known"
+        )
+    if not 0 < header.num_shards <= MAX_SHARDS:
+        raise FormatError(path, f"claims {header.num_shards} data files")
+    return header
+
+
+def _entry(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleEntry:
+    budget.spend(nodes=_TENSOR_NODES)
+    try:
+        entry = decode_entry(value, budget)
+    except WireError as error:
+        raise FormatError(path, f"entry {_shown(key)}: {error}") from error
+    dtype = _dtype(entry.dtype % _REFERENCE)
+    if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
+        raise FormatError(path, f"entry {_shown(key)}: no element type has the number {entry.dtype}")
+    itemsize = dtype.itemsize if dtype else 0
+    if len(entry.shape) > MAX_RANK:
+        raise FormatError(
+            path, f"entry {_shown(key)}: {len(entry.shape)} axes, at most {MAX_RANK} are supported"
+        )
+    # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
+    if min(entry.shape, default=0) < 0 or math.prod(filter(None, entry.shape)) * max(itemsize, 1) >= 1 << 62:
+        raise FormatError(path, f"entry {_shown(key)}: impossible shape {list(entry.shape)}")
+    expected = math.prod(entry.shape) * itemsize
+    if not entry.slices and itemsize and entry.size != expected:
+        raise FormatError(
+            path,
+            f"entry {_shown(key)}: {entry.size} bytes, {dtype} of shape {list(entry.shape)} takes {expected}",
+        )
+    return entry
+
+
+def _dtype(number: int) -> DType | None:
+    """The type of a number; opaque and of unknown size where it is not known here."""
+    if number in _NO_NUMBERS:
+        return None
+    return _BY_NUMBER.get(number) or DType(f"DataType {number}", 0, "opaque", tf=number)
+
+
+def _stored(
+    path: Path,
+    key: bytes,
+    entry: BundleEntry,
+    entries: Mapping[bytes, BundleEntry],
+    assembled: set[bytes],
+    *,
+    budget: Budget,
+) -> StoredTensor:
+    name = _name(path, key)
+    number = entry.dtype % _REFERENCE
+    dtype = _dtype(number)
+    type_name = dtype.name if dtype else _NO_NUMBERS[number]
+    if not entry.slices:
+        whole = Part(
+            entry.shard, entry.offset, entry.size, entry.crc32c, (0,) * len(entry.shape), entry.shape
+        )
+        return StoredTensor(name, dtype, type_name, entry.shape, (whole,))
+    parts = []
+    room = math.prod(entry.shape)
+    for piece in entry.slices:
+        budget.spend(steps=_BOX_STEPS, nodes=_PART_NODES, names=len(key))
+        part_key = slice_key(key, piece)
+        box = _box(path, name, piece, entry.shape)
+        room -= math.prod(box[1])
+        if room < 0:  # whether they are there or not
+            raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
+        stored = entries.get(part_key)
+        if stored is None:
+            continue
+        if stored.slices or stored.dtype % _REFERENCE != number or stored.shape != box[1]:
+            raise FormatError(
+                path, f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in"
+            )
+        parts.append(Part(stored.shard, stored.offset, stored.size, stored.crc32c, *box))
+        assembled.add(part_key)
+    gap = _gap(path, name, entry.shape, parts, budget)
+    return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts), gap)
+
+
+def _box(
+    path: Path, name: str, piece: Slice, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and shape of a part inside its tensor."""
+    if len(piece) != len(shape):
+        raise FormatError(
+            path, f"partitioned variable {name!r}: a part has {len(piece)} axes, not {len(shape)}"
+        )
+    start = tuple(begin for begin, _ in piece)
+    size = tuple(axis if length == FULL else length for (_, length), axis in zip(piece, shape, strict=True))
+    if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
+        raise FormatError(
+            path, f"partitioned variable {name!r}: a part {_bounds(piece)} leaves {list(shape)}"
+        )
+    return start, size
+
+
+def _gap(path: Path, name: str, shape: tuple[int, ...], parts: list[Part], budget: Budget) -> str:
+    """What the parts do not cover: nothing, where they are disjoint and together as large as the tensor."""
+    boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
+    if _overlap(boxes, len(shape), budget):
+        raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
+    total = sum(math.prod(size) for _, size in boxes)
+    whole = math.prod(shape)
+    return f"parts are missing: {total:,} of {whole:,} elements are there" if total < whole else ""
+
+
+_Box = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
+    """Whether boxes meet: of those that begin before one of them ends along the axis most cut, each pair."""
+    budget.spend(steps=axes * len(boxes))
+    cut = max(range(axes), key=lambda axis: len({start[axis] for start, _ in boxes}), default=0)
+    boxes = sorted(boxes, key=lambda box: box[0][cut : cut + 1])
+    for number, (start, size) in enumerate(boxes):
+        end = sum(start[cut : cut + 1]) + sum(size[cut : cut + 1])
+        for behind in range(number + 1, len(boxes)):
+            budget.spend(steps=_PAIR_STEPS + axes)
+            if boxes[behind][0][cut : cut + 1] >= (end,):
+                break
+            if _meet((start, size), boxes[behind]):
+                return True
+    return False
+
+
+def _meet(first: _Box, second: _Box) -> bool:
+    axes = zip(*first, *second, strict=True)
+    return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in axes)
+
+
+def _check_spans(prefix: Path, header: BundleHeader, spans: Iterable[tuple[int, int, int, bytes]]) -> None:
+    """Every tensor lies inside a data file that exists, and no two share a byte."""
+    path = index_path(prefix)
+    lengths: dict[int, int] = {}
+    previous = (-1, 0, b"")  # shard, end, key
+    for shard, offset, size, key in sorted(spans):
+        if not 0 <= shard < header.num_shards:
+            raise FormatError(path, f"entry {_shown(key)}: data file {shard} of {header.num_shards}")
+        if shard not in lengths:
+            lengths[shard] = _length(path, shard_path(prefix, shard, header.num_shards))
+        if offset < 0 or size < 0 or offset + size > lengths[shard]:
+            file = shard_path(prefix, shard, header.num_shards)
+            raise FormatError(
+                file,
+                f"truncated or not of this index: {_shown(key)} takes bytes {offset} to {offset + size}, "
+                f"the file has {lengths[shard]}",
+            )
+        if size == 0:
+            continue
+        if shard == previous[0] and offset < previous[1]:
+            raise FormatError(path, f"entries {_shown(previous[2])} and {_shown(key)} share bytes")
+        previous = (shard, offset + size, key)
+
+
+def _length(index: Path, shard: Path) -> int:
+    try:
+        return shard.stat().st_size
+    except FileNotFoundError as error:
+        raise FormatError(
+            index, f"its data file {shard.name} is missing", hint="put it beside the index, or fetch it again"
+        ) from error
+    except OSError as error:
+        raise storage_error(error, shard) from error
+
+
+def _is_part_key(key: bytes) -> bool:
+    return key.startswith(b"\0")
+
+
+def _name(path: Path, key: bytes) -> str:
+    try:
+        name = key.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(path, f"a tensor's name is not UTF-8: {_shown(key)}") from error
+    if _CONTROL.search(name):
+        raise FormatError(path, f"a tensor's name has control characters: {_shown(key)}")
+    return name
+
+
+def _bounds(piece: Slice) -> str:
+    return ",".join("all" if length == FULL else f"{start}:{start + length}" for start, length in piece)
