@@ -13,9 +13,10 @@ import pytest
 import ckptkit
 from ckptkit.api.environment import in_python
 from ckptkit.base.errors import CkptkitError, NotFoundError, UsageError
+from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.models.synth import Synthetic, synthetic_tensor, write_archive
+from ckptkit.models.synth import Synthetic, write_archive
 from ckptkit.store.cache import Home
 from tests.support.caches import put_entry
 

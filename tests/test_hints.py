@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 import ckptkit
 from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.app import main
-from ckptkit.export import dense_prediction
+from ckptkit.families.moganet import MogaNet
 from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.registry import load_registry
 from ckptkit.store.cache import Home
@@ -720,7 +720,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "a folder named like a file": Situation(f"export moga.pth {GATE} --to backbone -o b.pth", needs=TORCH),
     "a backbone that nothing takes": Situation(
         f"export moga.pth {GATE} --to backbone -o b",
-        arrange=lambda: _PATCHES.delitem(dense_prediction._CONSUMERS, "moganet"),
+        arrange=lambda: _PATCHES.setattr(MogaNet, "consumer", None),
         needs=TORCH,
     ),
     "synthetic weights pushed": Situation(

@@ -6,14 +6,11 @@ torch is imported only when something is really counted.
 from __future__ import annotations
 
 from ckptkit.analysis.audit import EntryAudit, ProfileReport, audit_registry, profile_model
-from ckptkit.analysis.conventions import CONVENTIONS, Convention, convention_of
 from ckptkit.analysis.figures import FigureCheck, check_figure
 from ckptkit.analysis.modules import ModuleProfile
-from ckptkit.analysis.profile import Profile, Subject, profile, subject_of
+from ckptkit.analysis.profile import Profile, Subject, convention_of, profile, subject_of
 
 __all__ = [
-    "CONVENTIONS",
-    "Convention",
     "EntryAudit",
     "FigureCheck",
     "ModuleProfile",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from ckptkit.analysis.conventions import Call, Convention, Shape
+from ckptkit.families.flops import Call, Convention, Shape
 
 
 @dataclass

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.conventions import Convention, convention_of
 from ckptkit.analysis.counting import Count, count_forward
 from ckptkit.analysis.modules import ModuleProfile, module_tree, number
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.parse import Size, parse_num_classes, parse_size
-from ckptkit.families.base import MUST_BE_TOLD, Family, get_family
+from ckptkit.families.base import Family, families, get_family
+from ckptkit.families.flops import Convention
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -33,7 +33,7 @@ class Subject:
     @property
     def convention(self) -> Convention:
         """How its family's publication counts."""
-        return convention_of(self.family)
+        return convention_of(get_family(self.family))
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,20 @@ class Profile:
         }
 
 
+def convention_of(family: Family) -> Convention:
+    """How a family's publication counts.
+
+    >>> convention_of(get_family("moganet")).name
+    'mmcv'
+    """
+    if family.flops is None:
+        raise NotFoundError(
+            f"how the figures of family {family.name!r} were counted is not known",
+            hint="known are " + ", ".join(name for name in families() if get_family(name).flops),
+        )
+    return family.flops
+
+
 def subject_of(
     variant: str,
     family: Family,
@@ -98,11 +112,11 @@ def subject_of(
     settings: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Put together what is to be counted: as asked, else the entry's, else a classifier's."""
-    from ckptkit.families.behaviour import known_settings, resolve_settings
+    from ckptkit.families.settings import known_settings, resolve_settings
 
-    indifferent = convention_of(family.name).indifferent
+    indifferent = convention_of(family).indifferent
     said = known_settings(family, told=settings, entry=entry)
-    unseen = {key: value for key, value in indifferent.items() if family.behaviour[key] is MUST_BE_TOLD}
+    unseen = {key: value for key, value in indifferent.items() if key in family.required_settings}
     settled = resolve_settings(family, {**unseen, **said}, name=entry.id if entry else variant)
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)

@@ -60,7 +60,7 @@ def checkpoint_facts(located: Located, *, variant: str | None = None) -> Checkpo
         A file of no known family, or unlike the variant.
     """
     from ckptkit.families.base import require_recognition
-    from ckptkit.families.behaviour import known_settings
+    from ckptkit.families.settings import known_settings
 
     path = located.path
     with located.open(None) as reader:

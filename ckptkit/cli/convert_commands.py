@@ -315,10 +315,10 @@ def _synthetic(
 
     _, chosen = synthetic_stand_in(what, state.registry())
     family = chosen.family
-    if layout is not None and layout not in family.published_layouts:
+    if layout is not None and layout not in family.published_files:
         raise UsageError(
             f"{family.name} is not published in layout {layout!r}",
-            hint="one of " + ", ".join(family.published_layouts),
+            hint="one of " + ", ".join(family.published_files),
         )
     if not pos_emb and not family.has_pos_emb:
         raise UsageError(f"family {family.name} has no position embedding", hint="leave --no-pos-emb out")

@@ -138,7 +138,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     from ckptkit.registry.schema import Entry
 
     key, equals, value = text.partition("=")
-    known = tuple(setting for family in families() for setting in get_family(family).behaviour)
+    known = tuple(setting for family in families() for setting in get_family(family).setting_names)
     if not equals:
         raise UsageError(f"--set {text!r} has no value", hint=f"write KEY=VALUE; keys: {', '.join(known)}")
     key = one_of("setting", key, known)

@@ -213,7 +213,7 @@ def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
     from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families import registry_families
     from ckptkit.families.base import get_family
-    from ckptkit.families.behaviour import known_settings
+    from ckptkit.families.settings import known_settings
     from ckptkit.registry.loading import family_faults
 
     for name, what in family_faults(entry, registry_families()):
@@ -224,7 +224,7 @@ def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
 def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: CheckpointFacts | None) -> None:
     """Say what follows from the entry that the options do not show."""
     from ckptkit.families.base import get_family
-    from ckptkit.families.behaviour import known_settings, missing_settings
+    from ckptkit.families.settings import known_settings, missing_settings
 
     entry = addition.entry
     if addition.overrides and not addition.updates:

@@ -291,7 +291,7 @@ class Opened(AbstractContextManager["Opened"]):
     def settings(self) -> dict[str, str]:
         """What the entry, or else the file, says of the settings that change the model's output, as JSON."""
         found = {}
-        for key in self.recognition.family.behaviour if self.recognition else ():
+        for key in self.recognition.family.setting_names if self.recognition else ():
             by_entry = getattr(self.located.entry, key, None)
             if by_entry is not None:
                 found[key] = json.dumps(by_entry)

@@ -20,7 +20,7 @@ from ckptkit.base.progress import Advance, Progress, no_progress
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.arrays import ValueRange, value_range
-from ckptkit.families.base import Recognition, Structure, families, family_of_variant, recognise
+from ckptkit.families.base import Family, Recognition, Structure, families, family_of_variant, recognise
 from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
@@ -480,7 +480,7 @@ def check_batch_norm(
     """Check that BatchNorm's moving statistics are there, and have moved."""
     if found is None:
         return Check(BATCH_NORM, "skipped", UNKNOWN)
-    family = found.recognition.family.name
+    family = found.recognition.family
     rows = [row for row in found.recognition.table.bindings if row.part == _STATISTICS]
     if not rows:
         return Check(BATCH_NORM, "skipped", f"{found.recognition.variant} has no BatchNorm")
@@ -511,14 +511,10 @@ def _never_moved(rows: Sequence[tuple[Binding, ValueRange | None]]) -> bool:
     )
 
 
-def _remedy(entry: Entry | None, family: str) -> str:
+def _remedy(entry: Entry | None, family: Family) -> str:
     """Where a file with the statistics can be had."""
     if entry is None:
-        return (
-            ""
-            if family != "moat"
-            else "; MOAT's first uploads (2022-10) lack them, the files of 2022-11-05 have them"
-        )
+        return f"; {family.missing_statistics}" if family.missing_statistics else ""
     urls = [source.url for source in entry.sources if source.bn_statistics]
     if not urls:
         return "; the registry knows no source that has them"

@@ -15,9 +15,9 @@ from ckptkit.convert.as_is import in_words, refuse_left_out
 from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.families.base import Recognition, Structure, require_recognition
-from ckptkit.families.behaviour import known_settings, missing_settings
 from ckptkit.families.binding import FileFacts, Ignored, Match, match
 from ckptkit.families.leftovers import whole_model
+from ckptkit.families.settings import known_settings, missing_settings, set_option
 from ckptkit.formats.base import Reader
 from ckptkit.rules.language import Binding, Ignore, Table
 
@@ -145,7 +145,7 @@ def _refuse_opaque(reader: Reader, found: Match) -> None:
 def _target_layout(options: Options, recognition: Recognition) -> str:
     """Layout to write: as asked, else the usual one; a backbone's own names where the head is left out."""
     family = recognition.family
-    layout = options.layout or family.default_layout[options.to]
+    layout = options.layout or family.layout_for(options.to)
     headless = family.layouts[layout].headless if layout in family.layouts else None
     return headless if headless and not options.head else layout
 
@@ -277,7 +277,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _keras_note(layout: str, recognition: Recognition, options: Options) -> list[str]:
     """Say that Keras cannot load a file in a layout that is not its own."""
-    usual = recognition.family.default_layout["keras"]
+    usual = recognition.family.layout_for("keras")
     if options.to != "keras" or layout == usual:
         return []
     return [f"Keras cannot load a file in layout {layout}; leave --layout out for its own, {usual}"]
@@ -294,7 +294,7 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
     notes += [
         f"{key} is not known, so the result does not say it and models built from it must be told "
-        f"(--set {key}=true or =false writes it in)"
+        f"({set_option(found.recognition.family, key)} writes it in)"
         for key in missing_settings(found.recognition.family, settings)
     ]
     return notes

@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.base.errors import IntegrityError, UsageError
+from ckptkit.base.errors import IntegrityError, UsageError, command
 from ckptkit.base.extras import require_installed
-from ckptkit.export.dense_prediction import Backbone, Consumer, consumer_of
 from ckptkit.export.description import settings_of
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.model_card import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights
-from ckptkit.families.base import Structure
+from ckptkit.families.base import Backbone, Consumer, Family, Structure
 from ckptkit.formats.detect import open_reader
 from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_logits
 from ckptkit.parity.files import ModelFile, examine, lossy_precision
@@ -40,13 +39,23 @@ def require(options: ExportOptions) -> None:
         require_installed(["torch"], "the check of an exported backbone")
 
 
+def consumer_of(family: Family, source: object = "FILE") -> Consumer:
+    """The code that loads a family's backbones, those of ``source``."""
+    if family.consumer is None:
+        raise UsageError(
+            f"no dense-prediction code is known for family {family.name}",
+            hint=f"convert writes the weights alone. {command('convert', source, '--no-head')}",
+        )
+    return family.consumer
+
+
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
     """Write a folder with the weights and a text that says what to put into a config.
 
     Before it gets its name, the names and shapes are compared with what the headless architecture has, and
     the features that PyTorch computes from the written file with those from the source.
     """
-    consumer = consumer_of(source.family.name, source.name)
+    consumer = consumer_of(source.family, source.name)
     if consumer.dtype is not None and options.dtype not in (None, consumer.dtype):
         raise UsageError(f"{consumer.name} takes {consumer.dtype} alone", hint="leave --dtype out")
     refuse_replacement(output, force=options.force, owned=_owned(consumer))

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.families.behaviour import known_settings, resolve_settings
 from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
+from ckptkit.families.settings import known_settings, resolve_settings
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.preprocessing import NORMALIZATIONS
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, REPOSITORY
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
-from ckptkit.export.citations import bibtex
-from ckptkit.families.base import get_family
+from ckptkit.families.base import Page, Paper, family_of_variant, get_family
 from ckptkit.models.images.classes import imagenet_classes
 
 if TYPE_CHECKING:
@@ -25,28 +24,6 @@ _LICENSES = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-
 
 _DATASETS = {"ImageNet-1K": ("imagenet-1k",), "ImageNet-22K + 1K": ("imagenet-22k", "imagenet-1k")}
 """What the hub calls the training data of the published tables."""
-
-_PAGES = {
-    "https://storage.googleapis.com/gresearch/tf-deeplab/": (
-        "google-research/deeplab2",
-        "https://github.com/google-research/deeplab2/blob/main/g3doc/projects/"
-        "moat_imagenet_pretrained_checkpoints.md",
-    ),
-    "https://github.com/Westlake-AI/openmixup/": (
-        "Westlake-AI/openmixup",
-        "https://github.com/Westlake-AI/openmixup/tree/main/configs/classification/imagenet/moganet",
-    ),
-    "https://github.com/Westlake-AI/MogaNet/": (
-        "Westlake-AI/MogaNet",
-        "https://github.com/Westlake-AI/MogaNet",
-    ),
-}
-"""The page whose table has a checkpoint's figures, by where the checkpoint is published."""
-
-_ARCHITECTURES = {
-    "moat": "mobile convolutions (inverted residuals) and self-attention, merged into one block",
-    "moganet": "convolutions with multi-order gated aggregation",
-}
 
 SYNTHETIC = (
     "These weights are random numbers by a fixed recipe, made to test software. The model predicts nothing, "
@@ -134,21 +111,20 @@ def _result(entry: Entry, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     }
     page = _page(entry)
     if page is not None:
-        result["source"] = dict(zip(("name", "url"), page, strict=True))
+        result["source"] = {"name": page.name, "url": page.url}
     return result
 
 
-def _page(entry: Entry) -> tuple[str, str] | None:
-    """Name and address of the page that has an entry's figures; None where it is not known."""
-    for source in entry.sources:
-        for place, page in _PAGES.items():
-            if source.url.startswith(place):
-                return page
-    return None
+def _page(entry: Entry) -> Page | None:
+    """The page that has an entry's figures; None where it is not known."""
+    pages = family_of_variant(entry.variant).pages.items()
+    return next(
+        (page for source in entry.sources for place, page in pages if source.url.startswith(place)), None
+    )
 
 
 def _introduction(source: ModelSource, config: ModelConfig) -> str:
-    about = _ARCHITECTURES.get(config.model_type)
+    about = get_family(config.model_type).summary
     kind = f"an image classifier of {config.num_classes:,} classes" if config.num_classes else "a backbone"
     kind += f" from the family {config.model_type}" + (f": {about}" if about else "")
     if config.synthetic:
@@ -204,7 +180,7 @@ def _input(source: ModelSource, config: ModelConfig) -> str:
         ("standard deviation", ", ".join(map(str, pictures.std))),
         *((escaped(key, "code"), str(value)) for key, value in config.settings.items()),
     ]
-    behaviour = ", ".join(f"`{key}`" for key in get_family(config.model_type).behaviour)
+    behaviour = ", ".join(f"`{key}`" for key in get_family(config.model_type).setting_names)
     return (
         f"## Input and settings\n\n| | |\n|---|---|\n{_table(rows)}\n\n"
         f"Mean and standard deviation are of RGB in [0, 1]. The settings ({behaviour}) change what the model "
@@ -228,7 +204,7 @@ def _figures(source: ModelSource, config: ModelConfig) -> list[str]:
     ]
     table = _table([(what, value) for what, value in rows if value is not None])
     page = _page(entry)
-    where = f" ([{page[0]}]({page[1]}))" if page is not None else ""
+    where = f" ([{page.name}]({page.url}))" if page is not None else ""
     return [
         f"## Published figures\n\nAs the authors published them for this checkpoint{where}; ckptkit measured "
         f"none of them on this file.\n\n| figure | published |\n|---|---|\n{table}"
@@ -275,5 +251,19 @@ def _citation(source: ModelSource, config: ModelConfig) -> list[str]:
         return []
     return [
         f"## Citation\n\nThe architecture: [arXiv:{id}](https://arxiv.org/abs/{id}).\n\n"
-        f"```bibtex\n{bibtex(id, config.model_type)}\n```"
+        f"```bibtex\n{bibtex(id, config.model_type, get_family(config.model_type).papers.get(id))}\n```"
     ]
+
+
+def bibtex(id: str, key: str, paper: Paper | None) -> str:
+    """Return an entry for a bibliography; without title and authors for a paper not known here."""
+    fields = {"eprint": id, "archivePrefix": "arXiv"}
+    if paper is not None:
+        known = {
+            "title": f"{{{paper.title}}}",
+            "author": " and ".join(paper.authors),
+            "year": str(paper.year),
+        }
+        fields = known | fields
+    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    return f"@misc{{{key},\n{lines}\n}}"

@@ -1,7 +1,7 @@
-"""What a family is: its variants, its layouts, its two reference models — and how a file is recognised.
+"""What a family is, and how a file is recognised as one's.
 
-To add a family, write a folder beside `moat` whose ``__init__`` offers a `Family`, and add one line to
-`_FAMILIES`.
+A family in another package is found through its entry point (group ``ckptkit.families``); a built-in one is a
+line in `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from pydantic import ValidationError
+
+from ckptkit.base import plugins
 from ckptkit.base.errors import (
     ConversionError,
     MissingDependencyError,
@@ -25,6 +28,9 @@ from ckptkit.base.errors import (
 )
 from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
+from ckptkit.families.flops import Convention
+from ckptkit.families.settings import Settings, choices
+from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.registry.query import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 
@@ -35,55 +41,146 @@ _HOLD_ANY_NAMES = ("safetensors", "npz")
 _FAMILIES = {"moat": "ckptkit.families.moat:MOAT", "moganet": "ckptkit.families.moganet:MOGANET"}
 
 
-class _MustBeTold(Enum):
-    MUST_BE_TOLD = "must be told"
-
-
-MUST_BE_TOLD = _MustBeTold.MUST_BE_TOLD
-"""A behaviour setting without a default: both values are in use, and nothing in the tensors tells which."""
-
-
 TableSizes: TypeAlias = tuple[tuple[int, int], ...]
 """Rows and columns of the position tables of each stage that has attention."""
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a variant's name leaves open about its tensors.
+    """What a variant's name leaves open about its tensors."""
 
-    Parameters
-    ----------
-    pos_emb : bool
-        Whether attention has relative position tables; False in families that never have them.
-    num_classes : int or None
-        Outputs of the head, None for a headless file.
-    table_sizes : tuple or None
-        Sizes of position tables that were resized for another input; None where they are as published.
-    """
+    pos_emb: bool = True  # with relative position tables; False in families that never have them
+    num_classes: int | None = 1000  # outputs of the head, None for a headless file
+    table_sizes: TableSizes | None = None  # of position tables that were resized, None where as published
 
-    pos_emb: bool = True
-    num_classes: int | None = 1000
-    table_sizes: TableSizes | None = None
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper on arXiv, as it wants to be cited."""
+
+    title: str
+    authors: tuple[str, ...]
+    year: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page whose table has the figures of published checkpoints."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A headless model, as far as whoever builds on it must know it."""
+
+    variant: str
+    pos_emb: bool
+    settings: Mapping[str, Any]
+    normalization: str
+    weights: Path  # what the config has to name: a file, or the prefix of a TensorFlow checkpoint
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """Code for dense prediction that loads a family's backbones."""
+
+    name: str  # what people call it
+    to: str  # format of its weights
+    layout: str
+    file: str  # what the weights are called here
+    files: tuple[str, ...]  # every file that is written under that name
+    dtype: str | None  # the one floating type it takes; None: any, it casts
+    config: Callable[[Backbone], str]  # the lines of a config that name a backbone
+    remarks: Callable[[Backbone], list[str]]  # what else its user must know, a sentence each
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """The kind of file in which a layout is published; ``synth`` writes such files."""
+
+    format: str
+    ending: str
+    #: What a PyTorch file holds, made of the variant and its state dicts by name; by default these alone.
+    tree: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda variant, dicts: dicts
 
 
 class Family(ABC):
-    """One architecture family: everything that knows its tensors and builds its models."""
+    """One architecture family: everything that ckptkit knows of it.
+
+    A family is one object of a subclass, built in (`_FAMILIES`) or found through the entry point group
+    ``ckptkit.families``. What has no default must be given; ``docs/extending.md`` shows a small one whole.
+
+    Attributes
+    ----------
+    name, title : str
+        As commands and registries call it, and as its authors write it.
+    summary : str
+        The architecture in a phrase, for model cards.
+    definitions : sequence of Definition
+        Every tensor of the architecture, in canonical terms: the PyTorch model's names.
+    layouts : mapping of str to Layout
+        Names and axis order of the tensors in files, among them `CANONICAL`, whose rules change nothing.
+    layout_titles : mapping of str to str
+        What people call files of a layout, where that is not its name.
+    containers : mapping of str to sequence of str
+        Formats that each layout comes in, as a registry calls it, besides those that hold any names.
+    published_files : mapping of str to PublishedFile
+        How each layout is published that published files have, the usual one first.
+    default_layout : mapping of str to str
+        Layout that a conversion to a format gets when none is asked for, where that is not `CANONICAL`.
+    keras_layout : str
+        Layout of the Keras model's variables.
+    settings : type of Settings
+        What changes the output but no tensor's shape: fields of a registry, options of ``--set``, columns of
+        ``list`` and arguments of `ckptkit.create_model` and of the models' ``build``.
+    has_pos_emb : bool
+        Whether the family has variants with a position embedding.
+    models : mapping of str to str
+        Module of the reference model for each framework, ``torch`` and ``keras``. It offers
+        ``build(variant, *, resolution, num_classes, features_only, **settings)`` (with ``pos_emb`` where the
+        family has one) and ``load_state(model, arrays)``; the model ``forward_stages(images)``, a dict of the
+        stages' outputs in order, the last one ``logits`` where there is a head. That of Keras offers
+        ``variables_by_name(model)``, too.
+    flops : Convention or None
+        How the publication counts multiply-adds; None where that is not known.
+    papers : mapping of str to Paper
+        By arXiv id.
+    pages : mapping of str to Page
+        By how the addresses of the checkpoints begin whose figures are there.
+    consumer : Consumer or None
+        The published code for dense prediction that loads backbones of the family.
+    missing_statistics : str
+        What is known of published files that lack BatchNorm's statistics, and of better ones; may be empty.
+    markers : mapping of tuple to str
+        How ``plot`` fills the marker of a subgroup, by (group, position embedding, setting, layout).
+
+    Examples
+    --------
+    >>> get_family("moat").required_settings, get_family("moganet").required_settings
+    ((), ('attn_force_fp32',))
+    """
 
     name: str
+    title: str
     definitions: Sequence[Definition]
     layouts: Mapping[str, Layout]
-    published_layouts: Sequence[str]
-    """Layouts that published files have, the usual one first."""
-    containers: Mapping[str, Sequence[str]]
-    """Formats that each layout comes in, as the registry calls it; besides those that hold any names."""
-    default_layout: Mapping[str, str]
-    """Layout that a conversion to each format gets when none is asked for."""
-    behaviour: Mapping[str, Any]
-    """Settings that change the output but no shape, with the value a classifier has, or `MUST_BE_TOLD`:
-    see `ckptkit.families.behaviour`."""
+    published_files: Mapping[str, PublishedFile]
+    models: Mapping[str, str]
+    containers: Mapping[str, Sequence[str]] = {}
+    default_layout: Mapping[str, str] = {}
+    layout_titles: Mapping[str, str] = {}
     keras_layout: str = "keras"
-    has_pos_emb: bool = True
-    """Whether the family has variants with a position embedding."""
+    settings: type[Settings] = Settings
+    has_pos_emb: bool = False
+    summary: str = ""
+    flops: Convention | None = None
+    papers: Mapping[str, Paper] = {}
+    pages: Mapping[str, Page] = {}
+    consumer: Consumer | None = None
+    missing_statistics: str = ""
+    markers: Mapping[tuple[str | None, bool | None, str | None, str], str] = {}
 
     @property
     @abstractmethod
@@ -92,7 +189,7 @@ class Family(ABC):
 
     @abstractmethod
     def sites(self, variant: str, structure: Structure) -> Mapping[str, Sequence[Site]]:
-        """Places of a variant where tensors stand."""
+        """Every place of a variant where a tensor is, by the group of sites that a definition names."""
 
     @abstractmethod
     def default_resolution(self, variant: str) -> int:
@@ -102,21 +199,12 @@ class Family(ABC):
     def normalization(self, variant: str) -> str:
         """Which input normalization the published checkpoints of a variant want: ``imagenet`` or ``half``."""
 
-    def registry_facts(self) -> FamilyFacts:
-        """What an entry of the registry may say."""
-        formats = {layout: (*own, *_HOLD_ANY_NAMES) for layout, own in self.containers.items()}
-        return FamilyFacts(self.variants, formats)
+    def synthetic_recipe(self, table: Table, *, raw: bool) -> Mapping[str, Make]:
+        """Functions that make each tensor of a published layout of random numbers, by its name there.
 
-    def check_setting(self, key: str, value: object) -> None:
-        """Refuse a value that a behaviour setting cannot have; by default each is true or false.
-
-        Raises
-        ------
-        UsageError
-            It cannot have it; names the setting, and in the hint what it can have.
+        With ``raw`` other numbers: those of raw weights beside their moving averages.
         """
-        if not isinstance(value, bool):
-            raise UsageError(f"{key} is {shown(value)}", hint="it is true or false")
+        return canonical_recipe(table, raw=raw)
 
     def unread_at_small_inputs(self, structure: Structure) -> str:
         """Which values a pass at a small resolution does not read, to go after "small"; empty for none."""
@@ -144,45 +232,81 @@ class Family(ABC):
         """Sizes of a file's position tables where they were resized; None where they are as published."""
         return None
 
+    # -- what follows from the above -------------------------------------------------------------------------
+
+    @property
+    def setting_names(self) -> tuple[str, ...]:
+        """Names of the settings."""
+        return tuple(self.settings.model_fields)
+
+    @property
+    def required_settings(self) -> tuple[str, ...]:
+        """Settings that nobody may guess."""
+        return tuple(key for key, field in self.settings.model_fields.items() if field.is_required())
+
+    @property
+    def default_settings(self) -> dict[str, Any]:
+        """Value of each setting that has a default: what a classifier has."""
+        fields = self.settings.model_fields.items()
+        return {key: field.default for key, field in fields if not field.is_required()}
+
+    def check_setting(self, key: str, value: object) -> None:
+        """Refuse a value that a setting cannot have, with a UsageError that says what it can have."""
+        try:
+            self.settings.__pydantic_validator__.validate_assignment(
+                self.settings.model_construct(), key, value
+            )
+        except ValidationError as error:
+            known = " or ".join(choices(self, key))
+            raise UsageError(f"{key} is {shown(value)}", hint=f"it is {known}" if known else None) from error
+
+    def layout_for(self, format: str) -> str:
+        """Layout that a conversion to a format gets when none is asked for."""
+        return self.default_layout.get(format, CANONICAL)
+
+    def registry_facts(self) -> FamilyFacts:
+        """What an entry of the registry may say."""
+        formats = {layout: (*own, *_HOLD_ANY_NAMES) for layout, own in self.containers.items()}
+        return FamilyFacts(self.variants, formats)
+
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""
         return _table(self, layout, variant, structure)
 
-    def torch_module(self) -> Any:
-        """Import the PyTorch model's module.
+    def model_module(self, framework: str) -> Any:
+        """Import the module of the reference model, where its framework is installed."""
+        if framework not in self.models:
+            raise UsageError(
+                f"family {self.name} has no {framework} model",
+                hint="it has one for " + ", ".join(self.models),
+            )
+        needs, called = _FRAMEWORKS[framework]
+        try:
+            for need in needs:
+                importlib.import_module(need)
+        except ImportError as error:
+            raise MissingDependencyError(f"the {called} model", needs[-1]) from error
+        return importlib.import_module(self.models[framework])
 
-        Raises
-        ------
-        MissingDependencyError
-            When torch is not installed.
-        """
-        return _import_model(f"ckptkit.families.{self.name}.torch_model", ("torch",), "the PyTorch model")
+    def torch_module(self) -> Any:
+        """Import the PyTorch model's module."""
+        return self.model_module("torch")
 
     def fast_torch_module(self) -> Any:
-        """Import the module whose ``optimised`` rewrites a PyTorch model for inference.
-
-        Raises
-        ------
-        MissingDependencyError
-            When torch is not installed.
-        """
-        return _import_model(
-            f"ckptkit.families.{self.name}.torch_fast", ("torch",), "the optimised PyTorch model"
-        )
+        """Import the module whose ``optimised`` rewrites a PyTorch model for inference."""
+        self.torch_module()
+        return importlib.import_module(f"ckptkit.families.{self.name}.torch_fast")
 
     def keras_module(self) -> Any:
-        """Import the Keras model's module.
+        """Import the Keras model's module."""
+        return self.model_module("keras")
 
-        Raises
-        ------
-        MissingDependencyError
-            When tensorflow is not installed.
-        """
-        return _import_model(
-            f"ckptkit.families.{self.name}.keras_model",
-            ("ckptkit.families.keras_backend", "tensorflow"),
-            "the Keras model",
-        )
+
+_FRAMEWORKS = {
+    "torch": (("torch",), "PyTorch"),
+    "keras": (("ckptkit.families.keras_backend", "tensorflow"), "Keras"),
+}
+"""What must import before a model does, and what people call the framework."""
 
 
 @lru_cache(maxsize=64)
@@ -198,75 +322,53 @@ def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
     return "one of " + ", ".join(names)
 
 
-def _import_model(module: str, needs: Sequence[str], purpose: str) -> Any:
-    try:
-        for need in needs:
-            importlib.import_module(need)
-    except ImportError as error:
-        raise MissingDependencyError(purpose, needs[-1]) from error
-    return importlib.import_module(module)
-
-
 def families() -> Sequence[str]:
-    """Names of the families there are models for."""
-    return tuple(_FAMILIES)
+    """Names of the families there are models for, those of plug-ins last."""
+    return (*_FAMILIES, *_plugins())
+
+
+def _plugins() -> dict[str, Family]:
+    return plugins.load("ckptkit.families", Family, tuple(_FAMILIES))
 
 
 def get_family(name: str) -> Family:
     """Return a family by name.
 
-    Raises
-    ------
-    NotFoundError
-        When there is no model code for it.
-
-    Examples
-    --------
     >>> get_family("moat").variants[0]
     'moat0'
     """
-    if name not in _FAMILIES:
-        raise NotFoundError(f"no model code for family {name!r}", hint=_one_of(_FAMILIES))
-    module, attribute = _FAMILIES[name].split(":")
-    found = getattr(importlib.import_module(module), attribute)
-    if not isinstance(found, Family):
-        raise TypeError(f"{_FAMILIES[name]} is not a Family")
-    return found
+    if name in _FAMILIES:
+        module, attribute = _FAMILIES[name].split(":")
+        built_in: Family = getattr(importlib.import_module(module), attribute)
+        return built_in
+    if (found := _plugins().get(name)) is not None:
+        return found
+    raise NotFoundError(f"no model code for family {name!r}", hint=_one_of(families()))
+
+
+def _each_family() -> Iterator[Family]:
+    """Every family, the built-in ones before any plug-in is looked for."""
+    yield from map(get_family, _FAMILIES)
+    yield from _plugins().values()
 
 
 def family_of_variant(variant: str) -> Family:
-    """Return the family that has a variant of this name.
-
-    Raises
-    ------
-    NotFoundError
-        When none has.
-    """
-    for name in _FAMILIES:
-        family = get_family(name)
+    """Return the family that has a variant of this name."""
+    for family in _each_family():
         if variant in family.variants:
             return family
-    known = [variant for name in _FAMILIES for variant in get_family(name).variants]
+    known = [variant for family in _each_family() for variant in family.variants]
     raise NotFoundError(f"no variant {variant!r}", hint=_one_of(known))
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a file turned out to be.
-
-    Parameters
-    ----------
-    family : Family
-    variant : str
-    structure : Structure
-    table : Table
-        The layout's exact list of tensors for this variant.
-    """
+    """What a file turned out to be."""
 
     family: Family
     variant: str
     structure: Structure
-    table: Table
+    table: Table  # the layout's exact list of tensors for this variant
 
     @property
     def layout(self) -> str:
@@ -279,21 +381,19 @@ def recognise(
 ) -> Recognition | None:
     """Tell family, variant and layout of a file from its tensors' names and shapes.
 
-    Parameters
-    ----------
-    specs : mapping of str to TensorSpec
-        The file's tensors.
-    variant, layout : str, optional
-        Consider these only (what ``--variant`` says).
-
-    Returns
-    -------
-    Recognition or None
-        None when fewer than half of the tensors that tell variants apart are there.
+    ``variant`` and ``layout`` narrow the search. None when fewer than half of the tensors that tell variants
+    apart are there. Plug-ins are looked at where no built-in family fits.
     """
+    built_in = map(get_family, _FAMILIES)
+    return _best(built_in, specs, variant, layout) or _best(_plugins().values(), specs, variant, layout)
+
+
+def _best(
+    families: Iterable[Family], specs: Mapping[str, TensorSpec], variant: str | None, layout: str | None
+) -> Recognition | None:
     candidates = [
         (family, layout_name, candidate)
-        for family in map(get_family, _FAMILIES)
+        for family in families
         for layout_name in family.layouts
         for candidate in family.variants
         if layout in (None, layout_name) and variant in (None, candidate)
@@ -317,7 +417,7 @@ def resembles_a_model(specs: Mapping[str, TensorSpec]) -> bool:
     """Whether the first tensor of any model known here is there, by name and shape: a quick look."""
     return any(
         _has_first_tensor(family, layout, variant, specs)
-        for family in map(get_family, _FAMILIES)
+        for family in _each_family()
         for layout in family.layouts
         for variant in family.variants
     )
@@ -372,15 +472,7 @@ def _num_classes(family: Family, layout: Layout, specs: Mapping[str, TensorSpec]
 def require_recognition(
     path: object, specs: Mapping[str, TensorSpec], *, variant: str | None = None, layout: str | None = None
 ) -> Recognition:
-    """Recognise a file or say that it is none of ours.
-
-    Raises
-    ------
-    ConversionError
-        When the names fit no family, or the variant asked for is unlike the file.
-    NotFoundError
-        When ``variant`` is unknown.
-    """
+    """Recognise a file, or refuse it: it belongs to no known family, or is unlike ``variant``."""
     if variant is not None:
         family_of_variant(variant)
     found = recognise(specs, variant=variant, layout=layout)

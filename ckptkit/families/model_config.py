@@ -168,8 +168,8 @@ def _require_known(path: Path, config: ModelConfig) -> None:
         raise FormatError(
             path, f"it says model_type {config.model_type}, but {config.variant} is of {family.name}"
         )
-    unknown = config.settings.keys() - family.behaviour.keys()
-    missing = family.behaviour.keys() - config.settings.keys()
+    unknown = config.settings.keys() - {*family.setting_names}
+    missing = {*family.setting_names} - config.settings.keys()
     if unknown or missing:
         what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
         raise FormatError(path, f"its settings do not fit family {family.name}: {what}")

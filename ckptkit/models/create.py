@@ -19,7 +19,7 @@ from ckptkit.families.base import (
     recognise,
     require_recognition,
 )
-from ckptkit.families.behaviour import known_settings, resolve_settings
+from ckptkit.families.settings import known_settings, resolve_settings
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.query import EntryFacts

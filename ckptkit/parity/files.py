@@ -21,8 +21,8 @@ from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert import Options, Plan, plan
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
-from ckptkit.families.behaviour import missing_settings
 from ckptkit.families.binding import Weights
+from ckptkit.families.settings import missing_settings
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.renamed import Renamed
@@ -62,7 +62,7 @@ class ModelFile:
         family = self.recognition.family
         return self._is_keras_weights or self.recognition.layout in (
             family.keras_layout,
-            family.default_layout["tf"],
+            family.layout_for("tf"),
         )
 
     @property
@@ -72,7 +72,7 @@ class ModelFile:
         return (
             self.reader.format == "keras"
             and not isinstance(self.reader, Renamed)
-            and found.layout == found.family.default_layout["keras"]
+            and found.layout == found.family.layout_for("keras")
             and self.reader.path.name.endswith(EXTENSIONS["keras"])
         )
 
@@ -232,7 +232,7 @@ def lossy_precision(source: ModelFile, converted: ModelFile) -> str:
 
 def settings_of(file: ModelFile) -> dict[str, Any]:
     """Behaviour settings that are said of a file: by the user, its entry or its metadata."""
-    keys = file.recognition.family.behaviour
+    keys = file.recognition.family.setting_names
     return {key: json.loads(value) for key, value in file.plan.metadata.items() if key in keys}
 
 
@@ -320,4 +320,4 @@ def modes_of(family: Family, said: dict[str, Any]) -> Iterator[tuple[str, dict[s
     for values in product((False, True), repeat=len(open_keys)):
         chosen = dict(zip(open_keys, values, strict=True))
         label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
-        yield f" ({label})" if label else "", {**family.behaviour, **said, **chosen}
+        yield f" ({label})" if label else "", {**family.default_settings, **said, **chosen}

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import ConversionError, UsageError, listed
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import get_family
-from ckptkit.families.behaviour import missing_settings, setting_of_file
 from ckptkit.families.binding import Weights
+from ckptkit.families.settings import missing_settings, setting_of_file
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.models.graphs.onnx_graph import write_onnx
 from ckptkit.models.graphs.onnx_runtime import OnnxGraph, open_onnx
@@ -164,7 +164,7 @@ def _settings_in(graph: OnnxGraph, source: ModelFile) -> dict[str, Any]:
     family = source.recognition.family
     return {
         key: setting_of_file(family, key, graph.metadata[key], graph.path)
-        for key in family.behaviour
+        for key in family.setting_names
         if key in graph.metadata
     }
 
@@ -243,7 +243,11 @@ def _sides(
 ) -> tuple[Side, Side]:
     """Both sides as the report has them."""
     family = source.recognition.family
-    settings = {**family.behaviour, **chosen, **dict.fromkeys(missing_settings(family, chosen), "both")}
+    settings = {
+        **family.default_settings,
+        **chosen,
+        **dict.fromkeys(missing_settings(family, chosen), "both"),
+    }
     return (
         Side(
             framework="torch",

@@ -14,8 +14,8 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import Array
 from ckptkit.convert import Options, execute, plan
 from ckptkit.families.base import CANONICAL, get_family
-from ckptkit.families.behaviour import missing_settings
 from ckptkit.families.binding import Weights
+from ckptkit.families.settings import missing_settings
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import NOTE, Synthetic, is_synthetic, write_checkpoint

@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from ckptkit.analysis.conventions import MMCV, TENSORFLOW_GRAPH
 from ckptkit.analysis.counting import count_forward
 from ckptkit.families.base import get_family
+from ckptkit.families.moat.published import TENSORFLOW_GRAPH
+from ckptkit.families.moganet.published import MMCV
 
 # facts/moat.md: G multiply-adds of the published graph with and without position tables, and of convolutions,
 # depthwise and attention products alone, as printed there, but for the products of moat1: those are 9.001467,

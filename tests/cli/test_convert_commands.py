@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
-from ckptkit.models.synth import Synthetic, synthetic_tensor, write_archive, write_bundle
+from ckptkit.models.synth import Synthetic, write_archive, write_bundle
 from tests.support.commands import Runner, runner
 
 COMMAND = [sys.executable, "-m", "ckptkit.cli.app"]

@@ -14,10 +14,10 @@ import pytest
 from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.base.tensors import RawTensor
 from ckptkit.convert import Options, check_written, execute, load_tensors, plan, tensor_crc32c
+from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.tf_bundle import TfBundleReader
-from ckptkit.models.synth import synthetic_tensor
 
 
 def convert(source, target, to, **options):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ckptkit.base.errors import IntegrityError, MissingDependencyError, UsageError
 from ckptkit.export import backbone as module
-from ckptkit.export.backbone import NOTES, export, require
-from ckptkit.export.dense_prediction import Backbone, consumer_of, deeplab2_name
+from ckptkit.export.backbone import NOTES, consumer_of, export, require
 from ckptkit.export.targets import ExportOptions
+from ckptkit.families.base import Backbone, get_family
 from ckptkit.families.moat.config import MOAT_CONFIGS
+from ckptkit.families.moat.published import deeplab2_name
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 from ckptkit.registry import load_registry
 from tests.support.commands import pip_install
@@ -121,14 +123,14 @@ def test_mmdetections_config(sources, tmp_path):
 
 def test_a_gate_as_the_configs_have_it_needs_no_line():
     plain = Backbone(MOGANET, False, {"attn_force_fp32": False}, "imagenet", Path("/w.pth"))
-    consumer = consumer_of("moganet")
+    consumer = consumer_of(get_family("moganet"))
     assert "attn_force_fp32" not in consumer.config(plain)
     assert not any("attn_force_fp32" in remark for remark in consumer.remarks(plain))
 
 
 def test_remarks_only_where_something_differs():
     like_deeplab2 = Backbone("moat2", False, {"pool_size": 3}, "half", Path("/w.ckpt"))
-    remarks = consumer_of("moat").remarks(like_deeplab2)
+    remarks = consumer_of(get_family("moat")).remarks(like_deeplab2)
     assert len(remarks) == 1
     assert "BatchNorm statistics" in remarks[0]
 
@@ -153,7 +155,7 @@ def test_every_variant_has_an_arch():
     archs = {}
     for variant in MOGANET_CONFIGS:
         backbone = Backbone(variant, False, {"attn_force_fp32": False}, "imagenet", Path("/w.pth"))
-        archs[variant] = re.search(r"arch='(.*)'", consumer_of("moganet").config(backbone))[1]
+        archs[variant] = re.search(r"arch='(.*)'", consumer_of(get_family("moganet")).config(backbone))[1]
     assert archs == {
         "moganet-xt": "x-tiny",
         "moganet-t": "tiny",
@@ -166,7 +168,7 @@ def test_every_variant_has_an_arch():
 
 def test_a_family_without_known_code():
     with pytest.raises(UsageError, match=r"no dense-prediction code is known for family resnet"):
-        consumer_of("resnet")
+        consumer_of(SimpleNamespace(name="resnet", consumer=None))
 
 
 def test_a_dry_run_names_the_files_and_writes_nothing(sources, tmp_path):

@@ -9,8 +9,7 @@ import yaml
 
 from ckptkit._version import REPOSITORY
 from ckptkit.base.text import arxiv_id
-from ckptkit.export.citations import PAPERS, bibtex
-from ckptkit.export.model_card import model_card
+from ckptkit.export.model_card import bibtex, model_card
 from ckptkit.families.base import families, get_family
 from ckptkit.families.model_config import ModelConfig
 from ckptkit.registry import load_registry
@@ -36,7 +35,7 @@ def config_of(entry, /, **fields) -> ModelConfig:
         "entry": entry.id,
         "num_classes": 1000,
         "pos_emb": entry.pos_emb,
-        "settings": {key: getattr(entry, key) for key in family.behaviour},
+        "settings": {key: getattr(entry, key) for key in family.setting_names},
         "preprocessing": {
             "size": [side, side],
             "resize": entry.test_resize,
@@ -220,12 +219,12 @@ def test_every_family_says_what_it_is_and_how_to_cite_it(file):
         card = card_of(file, entry.id)
         assert f"from the family {name}: " in card
         assert f"  eprint = {{{arxiv_id(entry.paper)}}}" in card
-        assert PAPERS[arxiv_id(entry.paper)].title in card
+        assert get_family(name).papers[arxiv_id(entry.paper)].title in card
 
 
 def test_a_paper_not_known_here_is_cited_by_its_id_alone():
     assert (
-        bibtex("9999.00001", "other")
+        bibtex("9999.00001", "other", None)
         == "@misc{other,\n  eprint = {9999.00001},\n  archivePrefix = {arXiv}\n}"
     )
     assert arxiv_id("doi:10.1/2") is None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import NotFoundError
+from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.models.synth import (
@@ -18,7 +19,6 @@ from ckptkit.models.synth import (
     published_ending,
     synthetic_for,
     synthetic_stand_in,
-    synthetic_tensor,
     write_archive,
     write_bundle,
     write_torch,

@@ -35,8 +35,7 @@ from ckptkit.analysis.runner import Runner, open_runner
 from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command, storage_error
 from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams
 from ckptkit.base.tensors import Array
-from ckptkit.families.base import MUST_BE_TOLD
-from ckptkit.families.behaviour import known_settings, missing_settings
+from ckptkit.families.settings import known_settings, missing_settings
 from ckptkit.models import Framework
 
 GATE_SAMPLE = 1000
@@ -480,8 +479,7 @@ class _Run:
     @property
     def _open_setting(self) -> str | None:
         """The setting of which both values are in use; None where the family has none."""
-        behaviour = self.source.family.behaviour
-        return next((key for key, value in behaviour.items() if value is MUST_BE_TOLD), None)
+        return next(iter(self.source.family.required_settings), None)
 
     def _runner(self, settings: Mapping[str, Any]) -> Runner:
         options = self.options

@@ -7,27 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.plot.axes import Measure
+from ckptkit.families import base as known
 
 if TYPE_CHECKING:
     from ckptkit.registry import EntryFacts
 
 FILLS = ("full", "open", "tint", "dot")
 """How the subgroups of a family differ: filled, hollow, filled lightly, hollow with a dot."""
-
-_KNOWN_FILLS: dict[tuple[str, str | None, bool | None, str | None, str], str] = {
-    ("moat", "strong", True, None, "deeplab2"): "full",
-    ("moat", "strong", False, None, "deeplab2"): "open",
-    ("moat", "tiny", True, None, "deeplab2"): "tint",
-    ("moat", "tiny", False, None, "deeplab2"): "dot",
-    ("moganet", None, None, "DeiT", "openmixup"): "full",
-    ("moganet", None, None, "DeiT III", "openmixup"): "tint",
-    ("moganet", None, None, "RSB A3", "openmixup"): "open",
-    ("moganet", None, None, "DeiT", "torch"): "dot",
-}
-"""Fixed for what the built-in registry has, so that a subgroup looks the same in every picture."""
-
-_FAMILY_NAMES = {"moat": "MOAT", "moganet": "MogaNet"}
-_LAYOUT_WORDS = {"torch": "timm-style files", "openmixup": "OpenMixup", "deeplab2": "DeepLab2"}
 
 _BRIEF = (
     ("without position embedding", "no pos-emb"),
@@ -42,7 +28,7 @@ def family_name(family: str) -> str:
     >>> family_name("moganet"), family_name("another")
     ('MogaNet', 'another')
     """
-    return _FAMILY_NAMES.get(family, family)
+    return known.get_family(family).title if family in known.families() else family
 
 
 @dataclass(frozen=True)
@@ -128,7 +114,7 @@ def series_of(entries: Sequence[EntryFacts]) -> dict[str, Series]:
         members = [entry for entry in entries if entry.family == family]
         kinds = _once(_facts(entry) for entry in members)
         fills = _fills(family, kinds)
-        said = [_words(kind, kinds) for kind in kinds]
+        said = [_words(family, kind, kinds) for kind in kinds]
         made = {
             kind: Series(family, index, fill, words)
             for kind, fill, words in zip(kinds, fills, said, strict=True)
@@ -144,26 +130,29 @@ def family_indices(families: Iterable[str]) -> dict[str, int]:
     {'moganet': 1, 'another': 2}
     """
     present = _once(families)
-    known = list(_FAMILY_NAMES)
-    order = [*known, *(family for family in present if family not in known)]
+    first = known.families()
+    order = [*first, *(family for family in present if family not in first)]
     return {family: index for index, family in enumerate(order) if family in present}
 
 
 def _fills(family: str, kinds: Sequence[tuple[Any, ...]]) -> list[str]:
-    fixed = [_KNOWN_FILLS.get((family, *kind)) for kind in kinds]
+    """How each subgroup is filled: as the family says, so that it looks the same in every picture."""
+    markers = known.get_family(family).markers if family in known.families() else {}
+    fixed = [markers.get(kind) for kind in kinds]
     free = [fill for fill in FILLS if fill not in fixed] or list(FILLS)
     others = iter(range(len(kinds)))
     return [fill or free[next(others) % len(free)] for fill in fixed]
 
 
-def _words(kind: tuple[Any, ...], kinds: Sequence[tuple[Any, ...]]) -> str:
+def _words(family: str, kind: tuple[Any, ...], kinds: Sequence[tuple[Any, ...]]) -> str:
     """Name of a subgroup: those of its facts that are not the same in the whole family."""
     group, pos_emb, setting, layout = kind
+    titles = known.get_family(family).layout_titles if family in known.families() else {}
     parts = [
         group,
         None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding",
         setting,
-        _LAYOUT_WORDS.get(layout, layout),
+        titles.get(layout, layout),
     ]
     return ", ".join(
         part for place, part in enumerate(parts) if part and len({other[place] for other in kinds}) > 1

@@ -3,44 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ckptkit.base.errors import UsageError
-from ckptkit.base.parse import is_int, shown
+from pydantic import AfterValidator, Field
+
 from ckptkit.base.tensors import Array, TensorSpec
-from ckptkit.families.base import Family, Structure, TableSizes
-from ckptkit.families.moat.config import (
-    MOAT_CONFIGS,
-    MOAT_DEFINITIONS,
-    POOL_SIZES,
-    POSITION_TABLE,
-    moat_sites,
-)
+from ckptkit.families.base import Family, PublishedFile, Structure, TableSizes
+from ckptkit.families.moat import published
+from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
-from ckptkit.rules.language import Site
+from ckptkit.families.settings import Settings
+from ckptkit.families.synthetic import Make
+from ckptkit.rules.language import Site, Table
+
+
+def _window(value: Any) -> Any:
+    parse_window_size(value)  # it says what it cannot read
+    return value
+
+
+class MoatSettings(Settings):
+    """What a MOAT model computes, besides its tensors."""
+
+    pool_size: Literal[2, 3] = Field(2, description="MOAT: size of the stride-2 average pool.")
+    window_size: Annotated[Any, AfterValidator(_window), "a whole number above 0, or none"] = Field(
+        None, description="MOAT: attention window; null: the whole map."
+    )
+    global_attention: bool = Field(False, description="MOAT: the last block of a stage sees all.")
 
 
 class Moat(Family):
     """The nine MOAT variants."""
 
-    name = "moat"
+    name, title = "moat", "MOAT"
+    summary = "mobile convolutions (inverted residuals) and self-attention, merged into one block"
     definitions = MOAT_DEFINITIONS
     layouts = MOAT_LAYOUTS
-    published_layouts = ("deeplab2",)
+    layout_titles: Mapping[str, str] = {"deeplab2": "DeepLab2"}
+    published_files: Mapping[str, PublishedFile] = {"deeplab2": PublishedFile("tf", ".tar.gz")}
     containers: Mapping[str, Sequence[str]] = {
         "deeplab2": ("tf",),
         "torch": ("torch",),
         "keras": ("keras", "tf"),
     }
-    default_layout: Mapping[str, str] = {
-        "tf": "deeplab2",
-        "torch": "torch",
-        "safetensors": "torch",
-        "keras": "keras-h5",
-        "npz": "torch",
+    default_layout: Mapping[str, str] = {"tf": "deeplab2", "keras": "keras-h5"}
+    settings = MoatSettings
+    has_pos_emb = True
+    models: Mapping[str, str] = {
+        "torch": "ckptkit.families.moat.torch_model",
+        "keras": "ckptkit.families.moat.keras_model",
     }
-    behaviour: Mapping[str, Any] = {"pool_size": 2, "window_size": None, "global_attention": False}
+    flops = published.TENSORFLOW_GRAPH
+    papers = published.PAPERS
+    pages = published.PAGES
+    consumer = published.DEEPLAB2
+    missing_statistics = "MOAT's first uploads (2022-10) lack them, the files of 2022-11-05 have them"
+    markers: Mapping[tuple[str | None, bool | None, str | None, str], str] = {
+        ("strong", True, None, "deeplab2"): "full",
+        ("strong", False, None, "deeplab2"): "open",
+        ("tiny", True, None, "deeplab2"): "tint",
+        ("tiny", False, None, "deeplab2"): "dot",
+    }
 
     @property
     def variants(self) -> Sequence[str]:
@@ -48,13 +72,29 @@ class Moat(Family):
         return tuple(MOAT_CONFIGS)
 
     def sites(self, variant: str, structure: Structure) -> Mapping[str, Sequence[Site]]:
-        """Places of a variant where tensors stand."""
+        """Every place of a variant where a tensor is."""
         return moat_sites(
             MOAT_CONFIGS[variant],
             pos_emb=structure.pos_emb,
             num_classes=structure.num_classes,
             table_sizes=structure.table_sizes,
         )
+
+    def default_resolution(self, variant: str) -> int:
+        """Input side that the published checkpoints of a variant were trained at."""
+        return MOAT_CONFIGS[variant].resolution
+
+    def normalization(self, variant: str) -> str:
+        """Input normalization of the published checkpoints of a variant."""
+        return MOAT_CONFIGS[variant].normalization
+
+    def synthetic_recipe(self, table: Table, *, raw: bool) -> Mapping[str, Make]:
+        """Random numbers by the published names and shapes."""
+        return published.synthetic_recipe(table, raw=raw)
+
+    def unread_at_small_inputs(self, structure: Structure) -> str:
+        """Which values a forward pass at a small resolution does not read."""
+        return "windows read only parts of the position tables" if structure.pos_emb else ""
 
     def table_sizes_at(self, resolution: tuple[int, int], settings: Mapping[str, Any]) -> TableSizes:
         """Sizes of the position tables that the model uses at an input resolution."""
@@ -67,16 +107,6 @@ class Moat(Family):
         from ckptkit.families.moat.resizing import resize_table
 
         return resize_table(table, size)
-
-    def check_setting(self, key: str, value: object) -> None:
-        """Refuse a pool, a window or a switch that no model has."""
-        if key == "window_size":
-            parse_window_size(value)  # type: ignore[arg-type]  # it says what it cannot read
-        elif key == "pool_size":
-            if not is_int(value) or value not in POOL_SIZES:
-                raise UsageError(f"pool_size is {shown(value)}", hint="MOAT has 2 or 3")
-        else:
-            super().check_setting(key, value)
 
     def read_table_sizes(
         self, layout: str, variant: str, specs: Mapping[str, TensorSpec]
@@ -93,18 +123,6 @@ class Moat(Family):
         from ckptkit.families.moat.resizing import plausible_sizes
 
         return plausible_sizes(found)
-
-    def default_resolution(self, variant: str) -> int:
-        """Input side that the published checkpoints of a variant were trained at."""
-        return MOAT_CONFIGS[variant].resolution
-
-    def normalization(self, variant: str) -> str:
-        """Input normalization of the published checkpoints of a variant."""
-        return MOAT_CONFIGS[variant].normalization
-
-    def unread_at_small_inputs(self, structure: Structure) -> str:
-        """Which values a forward pass at a small resolution does not read."""
-        return "windows read only parts of the position tables" if structure.pos_emb else ""
 
 
 MOAT = Moat()

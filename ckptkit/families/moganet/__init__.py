@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from ckptkit.families.base import MUST_BE_TOLD, Family, Structure
+from pydantic import Field
+
+from ckptkit.families.base import Family, PublishedFile, Structure
+from ckptkit.families.moganet import published
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MOGANET_DEFINITIONS, moganet_sites
 from ckptkit.families.moganet.layouts import MOGANET_LAYOUTS
+from ckptkit.families.settings import Settings
 from ckptkit.rules.language import Site
+
+
+class MogaNetSettings(Settings):
+    """What a MogaNet model computes, besides its tensors."""
+
+    attn_force_fp32: bool = Field(
+        description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice."
+    )
 
 
 class MogaNet(Family):
     """The six MogaNet variants."""
 
-    name = "moganet"
+    name, title = "moganet", "MogaNet"
+    summary = "convolutions with multi-order gated aggregation"
     definitions = MOGANET_DEFINITIONS
     layouts = MOGANET_LAYOUTS
-    published_layouts = ("openmixup", "torch")
+    layout_titles: Mapping[str, str] = {"openmixup": "OpenMixup", "torch": "timm-style files"}
+    published_files: Mapping[str, PublishedFile] = {
+        "openmixup": PublishedFile("torch", ".pth", published.openmixup_tree),
+        "torch": PublishedFile("torch", ".pth.tar", published.timm_tree),
+    }
     containers: Mapping[str, Sequence[str]] = {
         "openmixup": ("torch",),
         "torch": ("torch",),
         "keras": ("keras", "tf"),
     }
-    default_layout: Mapping[str, str] = {
-        "tf": "keras",
-        "torch": "torch",
-        "safetensors": "torch",
-        "keras": "keras-h5",
-        "npz": "torch",
+    default_layout: Mapping[str, str] = {"tf": "keras", "keras": "keras-h5"}
+    settings = MogaNetSettings
+    models: Mapping[str, str] = {
+        "torch": "ckptkit.families.moganet.torch_model",
+        "keras": "ckptkit.families.moganet.keras_model",
     }
-    behaviour: Mapping[str, Any] = {"attn_force_fp32": MUST_BE_TOLD}
-    has_pos_emb = False
+    flops = published.MMCV
+    papers = published.PAPERS
+    pages = published.PAGES
+    consumer = published.MMDETECTION
+    markers: Mapping[tuple[str | None, bool | None, str | None, str], str] = {
+        (None, None, "DeiT", "openmixup"): "full",
+        (None, None, "DeiT III", "openmixup"): "tint",
+        (None, None, "RSB A3", "openmixup"): "open",
+        (None, None, "DeiT", "torch"): "dot",
+    }
 
     @property
     def variants(self) -> Sequence[str]:
@@ -39,7 +62,7 @@ class MogaNet(Family):
         return tuple(MOGANET_CONFIGS)
 
     def sites(self, variant: str, structure: Structure) -> Mapping[str, Sequence[Site]]:
-        """Places of a variant where tensors stand."""
+        """Every place of a variant where a tensor is."""
         return moganet_sites(MOGANET_CONFIGS[variant], num_classes=structure.num_classes)
 
     def default_resolution(self, variant: str) -> int:

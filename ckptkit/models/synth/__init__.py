@@ -1,7 +1,7 @@
 """Deterministic synthetic checkpoints in the published formats.
 
-The weights are random numbers by a fixed recipe (`recipes`), so every machine makes the same file, no
-download is needed, and forward passes have a healthy scale. They predict nothing.
+The weights are random numbers by a fixed recipe (`Family.synthetic_recipe`), so every machine makes the same
+file, no download is needed, and forward passes have a healthy scale. They predict nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptkit.base.errors import UsageError
+from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.models.synth.checkpoint import (
     Synthetic,
@@ -17,28 +18,24 @@ from ckptkit.models.synth.checkpoint import (
     synthetic_for,
     synthetic_stand_in,
 )
-from ckptkit.models.synth.recipes import moganet_tensor, synthetic_tensor
 from ckptkit.models.synth.tensorflow_files import write_archive, write_bundle
-from ckptkit.models.synth.torch_files import NOTE, write_torch
+from ckptkit.models.synth.torch_files import write_torch
 
 __all__ = [
     "NOTE",
     "Synthetic",
     "SyntheticTensor",
     "is_synthetic",
-    "moganet_tensor",
     "published_ending",
     "refuse_unpublished",
     "synthetic_for",
     "synthetic_stand_in",
-    "synthetic_tensor",
     "write_archive",
     "write_bundle",
     "write_checkpoint",
     "write_torch",
 ]
 
-_ENDINGS = {"deeplab2": ".tar.gz", "openmixup": ".pth", "torch": ".pth.tar"}
 _ARCHIVES = (".tar.gz", ".tgz")
 
 
@@ -48,13 +45,13 @@ def published_ending(synthetic: Synthetic) -> str:
     >>> published_ending(Synthetic("moganet-xt", layout="torch"))
     '.pth.tar'
     """
-    return _ENDINGS[synthetic.table.layout.name]
+    return synthetic.published_file.ending
 
 
 def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
     """Write a synthetic checkpoint in the format its family is published in."""
     refuse_unpublished(synthetic, path)
-    if synthetic.table.layout.name != "deeplab2":
+    if synthetic.published_file.format != "tf":
         return write_torch(synthetic, path, force=force)
     if path.name.lower().endswith(_ARCHIVES):
         return write_archive(synthetic, path, force=force)
@@ -64,7 +61,7 @@ def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -
 
 def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
     """Raise UsageError for a name that says another format than the one its family is published in."""
-    published = "tf" if synthetic.table.layout.name == "deeplab2" else "torch"
+    published = synthetic.published_file.format
     folder, slash, name = str(output).rpartition("/")
     if published == "tf" and name.lower().endswith(_ARCHIVES):
         return

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Family, Recognition, Structure, families, family_of_variant, get_family
+from ckptkit.families.base import (
+    Family,
+    PublishedFile,
+    Recognition,
+    Structure,
+    families,
+    family_of_variant,
+    get_family,
+)
+from ckptkit.families.synthetic import Make
 from ckptkit.formats.base import Reader
-from ckptkit.models.synth.recipes import Make, makers
 from ckptkit.registry.query import EntryFacts
 from ckptkit.rules.language import Table
 
@@ -46,19 +54,24 @@ class Synthetic:
         """The variant's family."""
         return family_of_variant(self.variant)
 
+    @property
+    def published_file(self) -> PublishedFile:
+        """The kind of file that it is published in."""
+        return self.family.published_files[self.table.layout.name]
+
     @cached_property
     def table(self) -> Table:
         """The published layout's tensors."""
-        layout = self.layout or self.family.published_layouts[0]
+        layout = self.layout or next(iter(self.family.published_files))
         return self.family.table(layout, self.variant, Structure(self.pos_emb and self.family.has_pos_emb))
 
     def tensors(self) -> Iterator[SyntheticTensor]:
         """Everything in the file, in its order."""
-        recipe = makers(self.family, self.table, raw=False)
+        recipe = self.family.synthetic_recipe(self.table, raw=False)
         if not self.twins:
             yield from self._copy(recipe)
             return
-        raw = makers(self.family, self.table, raw=True)
+        raw = self.family.synthetic_recipe(self.table, raw=True)
         twin = self.table.layout.second_copy
         if twin is None:  # the timm style keeps the copies apart, statistics and all
             yield from self._copy(raw)
@@ -74,7 +87,7 @@ class Synthetic:
             yield SyntheticTensor(one.spec, plain[name])
             yield SyntheticTensor(TensorSpec(twin.of(name), one.spec.dtype, one.spec.shape), second[name])
 
-    def _copy(self, recipe: dict[str, Make], state_dict: str = STATE_DICT) -> Iterator[SyntheticTensor]:
+    def _copy(self, recipe: Mapping[str, Make], state_dict: str = STATE_DICT) -> Iterator[SyntheticTensor]:
         for row in self.table.bindings:
             if row.part == "bn_statistics" and not self.bn_statistics:
                 continue
@@ -106,7 +119,7 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
     values = numpy.asarray(reader.read(name), dtype=numpy.float32)
     return any(
         numpy.allclose(values, recipe[first.external](), rtol=_ROUNDING, atol=0)
-        for recipe in (makers(stand_in.family, stand_in.table, raw=raw) for raw in (False, True))
+        for recipe in (stand_in.family.synthetic_recipe(stand_in.table, raw=raw) for raw in (False, True))
     )
 
 
@@ -124,5 +137,5 @@ def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, S
 def synthetic_for(entry: Entry) -> Synthetic:
     """The synthetic stand-in of a registry entry."""
     family = get_family(entry.family)
-    layout = entry.layout if entry.layout in family.published_layouts else None
+    layout = entry.layout if entry.layout in family.published_files else None
     return Synthetic(entry.variant, pos_emb=bool(entry.pos_emb), layout=layout)

@@ -8,7 +8,8 @@ import math
 
 import pytest
 
-from ckptkit.analysis.conventions import TENSORFLOW_GRAPH, Call
+from ckptkit.families.flops import Call
+from ckptkit.families.moat.published import TENSORFLOW_GRAPH
 
 SHAPE = (1, 4, 6, 10)
 """NHWC: 240 elements, 24 places of 10 channels."""

@@ -8,7 +8,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import get_family
-from ckptkit.families.behaviour import known_settings, missing_settings, resolve_settings
+from ckptkit.families.settings import known_settings, missing_settings, resolve_settings
 from ckptkit.registry import load_registry
 
 MOAT, MOGANET = get_family("moat"), get_family("moganet")
