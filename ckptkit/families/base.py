@@ -29,7 +29,7 @@ from ckptkit.base.errors import (
 from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
-from ckptkit.families.settings import Settings, choices
+from ckptkit.families.settings import Settings, takes
 from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.registry.query import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
@@ -257,8 +257,7 @@ class Family(ABC):
                 self.settings.model_construct(), key, value
             )
         except ValidationError as error:
-            known = " or ".join(choices(self, key))
-            raise UsageError(f"{key} is {shown(value)}", hint=f"it is {known}" if known else None) from error
+            raise UsageError(f"{key} is {shown(value)}", hint=f"it can be {takes(self, key)}") from error
 
     def layout_for(self, format: str) -> str:
         """Layout that a conversion to a format gets when none is asked for."""

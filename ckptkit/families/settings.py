@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -79,17 +79,18 @@ def missing_settings(family: Family, known: Mapping[str, Any]) -> list[str]:
     return [key for key in family.required_settings if key not in known]
 
 
-def choices(family: Family, key: str) -> tuple[str, ...]:
-    """What a setting can be, as ``--set`` takes it; empty where that is more than a few values."""
-    annotation = family.settings.model_fields[key].annotation
-    values = (True, False) if annotation is bool else get_args(annotation)
-    plain = all(isinstance(value, (bool, int, str)) for value in values)
-    return tuple(str(value).lower() if isinstance(value, bool) else str(value) for value in values if plain)
+def takes(family: Family, key: str) -> str:
+    """What values a setting can have, in a phrase."""
+    field = family.settings.model_fields[key]
+    if field.annotation is bool:
+        return "true or false"
+    return next((phrase for phrase in field.metadata if isinstance(phrase, str)), "another value")
 
 
 def set_option(family: Family, key: str) -> str:
     """How a setting is given on the command line: ``--set key=true or =false``."""
-    return f"--set {key}=" + (" or =".join(choices(family, key)) or "VALUE")
+    values = "true or =false" if family.settings.model_fields[key].annotation is bool else "VALUE"
+    return f"--set {key}={values}"
 
 
 def resolve_settings(family: Family, known: Mapping[str, Any], *, name: object) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -26,7 +26,9 @@ def _window(value: Any) -> Any:
 class MoatSettings(Settings):
     """What a MOAT model computes, besides its tensors."""
 
-    pool_size: Literal[2, 3] = Field(2, description="MOAT: size of the stride-2 average pool.")
+    pool_size: Annotated[int, Field(ge=2, le=3), "2 or 3"] = Field(
+        2, description="MOAT: size of the stride-2 average pool."
+    )
     window_size: Annotated[Any, AfterValidator(_window), "a whole number above 0, or none"] = Field(
         None, description="MOAT: attention window; null: the whole map."
     )

@@ -1,4 +1,4 @@
-"""What MOAT's authors published besides the weights: paper and pages, code around it, how figures are counted.
+"""What MOAT's authors published besides the weights: paper, pages, code around it, how figures count.
 
 Sources, as stored copies of them were read: google-research/deeplab2, ``model.proto``
 (``model_options.backbone.pretrained_weights``), ``model/kmax_deeplab.py`` (strips ``kmax_`` from the

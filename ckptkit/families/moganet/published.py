@@ -2,8 +2,8 @@
 
 Sources, as stored copies of them were read: Westlake-AI/MogaNet, ``models/moganet.py`` (``MogaNet_feat``,
 whose ``init_weights`` calls ``load_state_dict`` with ``strict`` false and takes no prefix off;
-``attn_force_fp32`` false unless told) and the configs of ``detection/`` and ``segmentation/``, none of which sets
-``attn_force_fp32``. Title and authors: its README.md.
+``attn_force_fp32`` false unless told) and the configs of ``detection/`` and ``segmentation/``, none of which
+sets ``attn_force_fp32``. Title and authors: its README.md.
 """
 
 from __future__ import annotations
