@@ -7,13 +7,12 @@ import shlex
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from typer.core import TyperGroup
 
 from ckptkit._version import DISTRIBUTION
 from ckptkit._version import REPOSITORY as ADDRESS
-from ckptkit.cli.app import app, hoist_global_options, register_commands
+from ckptkit.cli.app import hoist_global_options, load_commands
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.registry import load_registry
 from tests.conftest import REPOSITORY
@@ -34,10 +33,7 @@ def actions(text: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def commands() -> TyperGroup:
-    register_commands()
-    root = typer.main.get_command(app)
-    assert isinstance(root, TyperGroup)
-    return root
+    return load_commands()
 
 
 def parse(root: TyperGroup, line: str) -> None:

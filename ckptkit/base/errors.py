@@ -1,7 +1,7 @@
 """What can go wrong, said so that a person knows what to do next.
 
 Each message is one line: the real file or id, what was found, and (as ``hint``) the next step.
-The command line maps each class to one exit code (``ckptkit/cli/exit_codes.py``); nothing else does.
+The command line maps each class to one exit code (``ckptkit/cli/output.py``); nothing else does.
 """
 
 from __future__ import annotations

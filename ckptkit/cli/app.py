@@ -6,8 +6,8 @@ import atexit
 import contextlib
 import contextvars
 import difflib
-import gc
 import importlib
+import inspect
 import os
 import signal
 import sys
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ckptkit._version import __version__
 from ckptkit.base.text import escaped
-from ckptkit.cli.examples import help_of
-from ckptkit.cli.output import Output, prepare_streams
+from ckptkit.cli.output import ExitCode, Output, exit_code, prepare_streams
 from ckptkit.cli.state import State
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
@@ -93,8 +92,55 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+_HEAD = "Examples: "
+_BETWEEN = " · "
+_KEEP_LINES = "\b\n"
+"""Before a paragraph it tells click not to wrap it."""
+
+
+def examples_in(help_text: str) -> list[str]:
+    r"""Return the commands of a docstring's last paragraph, ``Examples: one · another``.
+
+    Examples
+    --------
+    >>> examples_in("Do it.\n\nExamples: ckptkit list\n· ckptkit list 'moat*'")
+    ['ckptkit list', "ckptkit list 'moat*'"]
+    """
+    last = help_text.strip().rpartition("\n\n")[2]
+    if not last.startswith(_HEAD):
+        return []
+    return " ".join(last.removeprefix(_HEAD).split()).split(_BETWEEN)
+
+
+def help_of(function: object, *, rich: bool) -> str:
+    """A command's docstring as its help shows it: examples on lines of their own, to be copied.
+
+    Rich keeps the lines of a paragraph, which click wraps anew.
+    """
+    text = inspect.getdoc(function) or ""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+    found = examples_in(text)
+    if found:
+        lines = "\n".join(["Examples:", *(f"  {example}" for example in found)])
+        paragraphs[-1] = lines if rich else _KEEP_LINES + lines
+    whole = "\n\n".join(paragraphs)
+    return whole.replace("[", r"\[") if rich else whole  # rich would read '[torch]' as markup
+
+
 class Command(TyperCommand):
-    """Takes ``~`` for the home folder also where no shell looked: ``--output=~/m.pth``."""
+    """Has ``--json``; takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.params.append(
+            TyperOption(
+                param_decls=["--json"],
+                is_flag=True,
+                expose_value=False,
+                callback=_print_json,
+                help="Print the result as JSON.",
+            )
+        )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -104,8 +150,36 @@ class Command(TyperCommand):
         return super().invoke(ctx)
 
 
+def _print_json(context: Any, _option: Any, wanted: bool) -> None:
+    if wanted and isinstance(context.find_root().obj, State):
+        context.find_root().obj.output.as_json = True
+
+
 class Root(TyperGroup):
-    """Turns every error into one line and the documented exit code."""
+    """Loads a command when it is asked for; turns every error into one line and the documented exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands in the order of the help."""
+        return list(_MODULES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a command: to read the options of all of them takes longer than a short command's own work."""
+        if cmd_name in _MODULES and cmd_name not in self.commands:
+            part = typer.Typer(rich_markup_mode=app.rich_markup_mode)
+            importlib.import_module(f"ckptkit.cli.{_MODULES[cmd_name]}").register(part)
+            for command in (*part.registered_commands, *_of_groups(part)):
+                command.cls = Command
+                command.epilog = EPILOG
+                command.help = help_of(command.callback, rich=_RICH)
+            self.commands.update(typer.main.get_group(part).commands)
+        return self.commands.get(cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of a line; a word that is none is compared with all of them."""
+        if args and args[0] not in _MODULES:
+            for name in _MODULES:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Read a line; one that a shell completes has its global options anywhere, too."""
@@ -119,7 +193,7 @@ class Root(TyperGroup):
             raise _refused(error) from error
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; see `ckptkit.cli.exit_codes` for what each error returns."""
+        """Run the command; see `ckptkit.cli.output.ExitCode` for what each error returns."""
         from ckptkit.base.errors import CkptkitError
         from ckptkit.base.home import expanded
 
@@ -129,8 +203,6 @@ class Root(TyperGroup):
         except _LineFault as error:
             raise _refused(error, ctx) from error
         except CkptkitError as error:
-            from ckptkit.cli.exit_codes import exit_code
-
             _explain(error, str(error), ctx)
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
@@ -144,7 +216,6 @@ class Root(TyperGroup):
 def _system_refused(error: OSError, context: Any = None) -> int:
     """Explain what the system refused; returns the exit status."""
     from ckptkit.base.errors import storage_error
-    from ckptkit.cli.exit_codes import ExitCode
 
     _explain(error, str(storage_error(error, error.filename or "disk")), context)
     return int(ExitCode.DAMAGED)
@@ -218,83 +289,42 @@ def root(
 
 
 _MODULES = {
-    "registry_commands": {
-        "list": "List the published checkpoints.",
-        "show": "Show everything known of an entry.",
-    },
-    "registry_admin": {"registry": "Check, describe, pin and add to registry files."},
-    "store_commands": {
-        "fetch": "Download, verify and unpack published files.",
-        "import": "Take a file downloaded by hand into the cache.",
-    },
-    "verify_commands": {
-        "verify": "Check a checkpoint: checksum, container, shapes, values.",
-        "inspect": "Show the tensors in any checkpoint file.",
-    },
-    "diff_commands": {"diff": "Say what differs between two checkpoints."},
-    "convert_commands": {
-        "convert": "Convert between TensorFlow, PyTorch, safetensors …",
-        "synth": "Write a synthetic checkpoint in the published format.",
-    },
-    "parity_commands": {"parity": "Run both frameworks and compare stage by stage."},
-    "profile_commands": {"profile": "Count parameters and multiply-adds."},
-    "predict_commands": {"predict": "Name what images show."},
-    "cam_commands": {"cam": "Show where in a picture a model looks."},
-    "eval_commands": {
-        "eval": "Measure accuracy beside the published figures.",
-        "calibrate": "Recompute BatchNorm statistics from images.",
-    },
-    "plot_commands": {"plot": "Draw accuracy against parameters or FLOPs."},
-    "logs_commands": {"logs": "Show how a checkpoint was trained."},
-    "export_commands": {"export": "Hand a checkpoint over to other tools."},
-    "cache_commands": {"cache": "See, check and clear the cache folder."},
-    "demo_commands": {"demo": "Do the main job on a built-in synthetic example."},
-    "doctor_commands": {"doctor": "Look at what this machine has and lacks."},
+    **dict.fromkeys(("list", "show"), "registry_commands"),
+    "registry": "registry_admin",
+    **dict.fromkeys(("fetch", "import"), "store_commands"),
+    **dict.fromkeys(("verify", "inspect"), "verify_commands"),
+    "diff": "diff_commands",
+    **dict.fromkeys(("convert", "synth"), "convert_commands"),
+    "parity": "parity_commands",
+    "profile": "profile_commands",
+    "predict": "predict_commands",
+    "cam": "cam_commands",
+    **dict.fromkeys(("eval", "calibrate"), "eval_commands"),
+    "plot": "plot_commands",
+    "logs": "logs_commands",
+    "export": "export_commands",
+    "cache": "cache_commands",
+    "demo": "demo_commands",
+    "doctor": "doctor_commands",
 }
-"""Where each command lives and what the root's help says of it, in that help's order."""
+"""The file of each command, in the order of the root's help."""
 
 
-_registered: set[str] = set()
-"""Modules whose commands the root has already: a process may run several commands, as tests do."""
+def _of_groups(part: typer.Typer) -> list[Any]:
+    groups = [group.typer_instance for group in part.registered_groups]
+    return [command for group in groups if group for command in group.registered_commands]
 
 
-def register_commands(wanted: str | None = None) -> None:
-    """Add the commands to the root: all, or those that live with the one that is about to run.
+def load_commands() -> Root:
+    """The command line with every command loaded."""
+    line = cast(Root, typer.main.get_command(app))
+    for name in _MODULES:
+        line.get_command(None, name)
+    return line
 
-    Reading the options of a dozen commands that will not run would take a fifth of a short command's time.
-    """
-    app.registered_commands[:] = [c for c in app.registered_commands if c.callback is not _no_command]
-    for module, names in _MODULES.items():
-        if module in _registered or (wanted not in names and wanted in _ALL_COMMANDS):
-            continue
-        importlib.import_module(f"ckptkit.cli.{module}").register(app)
-        _registered.add(module)
-    groups = [group.typer_instance for group in app.registered_groups]
-    for command in (*app.registered_commands, *(c for g in groups if g for c in g.registered_commands)):
-        command.cls = Command
-        command.epilog = EPILOG
-        command.help = command.help or help_of(command.callback, rich=_RICH)
-
-
-def list_commands() -> None:
-    """Add every command by name and summary alone: all that the root's own help and messages need."""
-    for names in _MODULES.values():
-        for name, summary in names.items():
-            app.command(name, help=summary)(_no_command)
-
-
-def _no_command() -> None:
-    """Stand where a command stands whose module is not loaded."""
-
-
-_ALL_COMMANDS = frozenset(name for names in _MODULES.values() for name in names)
 
 _COMPLETION = "_CKPTKIT_COMPLETE"
 """Set by a shell that wants to know how a line may go on."""
-
-_WITHOUT_ALGEBRA = frozenset({"convert", "verify", "inspect", "diff"})
-"""Commands that move and compare bytes: the threads that numpy's OpenBLAS starts when imported would spin for
-a tenth of a second of processor time, with nothing to do."""
 
 
 def hoist_global_options(arguments: Sequence[str]) -> list[str]:
@@ -320,15 +350,6 @@ def hoist_global_options(arguments: Sequence[str]) -> list[str]:
     return front + rest
 
 
-def _line_of(command: str | None) -> Any:
-    """The command line's root, with the command that is on the line (None where there is none yet)."""
-    if command is None:
-        list_commands()
-    else:
-        register_commands(command)
-    return typer.main.get_command(app)
-
-
 def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
     """A warning of Python's as one line."""
     return f"warning: {escaped(str(message))}\n"
@@ -341,26 +362,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
     as_before, warnings.formatwarning = warnings.formatwarning, _warning
-    gc.set_threshold(100_000)  # a command lives for seconds and makes few cycles: searching for them costs 5%
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
-    command = next((word for word in hoisted if word in _ALL_COMMANDS), None)
-    if command in _WITHOUT_ALGEBRA:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if os.environ.get(_COMPLETION):
         from ckptkit.cli.completion import answer
 
-        answer(_line_of, _ALL_COMMANDS)
-    if command is None:
-        list_commands()
-    else:
-        register_commands(command)
+        answer(typer.main.get_command(app))
     try:
         try:
             with _ending_in_order():
                 contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
         finally:
             warnings.formatwarning = as_before
-            gc.freeze()  # searching for cycles once more at the end takes a tenth of a short command's time
             sys.stdout.flush()
     except OSError as error:  # of what was printed last, or of the help
         sys.exit(_system_refused(error))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ckptkit.base.errors import CkptkitError
-from ckptkit.cli.output import Advance, Output, drawn
+from ckptkit.base.progress import Advance
+from ckptkit.cli.output import Output, drawn
 
 Result = TypeVar("Result")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +12,13 @@ from ckptkit.base.parse import parse_age, parse_bytes
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.holdings import holding_cells, holdings_json, total_cells
-from ckptkit.cli.output import Column
+from ckptkit.cli.output import Column, ExitCode
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.store.cache import Home
     from ckptkit.store.integrity import Promise
+    from ckptkit.store.inventory import Holding
     from ckptkit.store.prune import Removal
     from ckptkit.store.rehash import Verdict
 
@@ -33,16 +35,15 @@ Ids = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.add_typer(cache_app, name="cache")
+    app.add_typer(cache_app, name="cache", short_help="See, check and clear the cache folder.")
 
 
 @cache_app.command("ls")
-def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -> None:
+def ls_command(context: typer.Context, ids: Ids = None) -> None:
     """List what lies in the cache: sizes, last use, and whether it is intact as far as size and time tell.
 
     Stale is what was unpacked or converted from other bytes than the entry's file has now.
@@ -57,11 +58,13 @@ def ls_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -
     held = holdings(home, ids or [])
     if ids:
         _refuse_unknown(ids, [holding.id for holding in held])
-    if as_json:
-        state.output.json(holdings_json(home, held))
-        return
     if not held:
         state.output.note(f"{home.path}: nothing in the cache yet")
+    state.output.result(holdings_json(home, held), lambda: _print_holdings(state, home, held))
+
+
+def _print_holdings(state: State, home: Home, held: Sequence[Holding]) -> None:
+    if not held:
         return
     columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
                Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
@@ -84,7 +87,6 @@ def rm_command(
     ],
     converted: Annotated[bool, typer.Option("--converted", help="Only the conversions.")] = False,
     dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Remove entries from the cache: the file, its unpacked archive, its conversions, its training log.
 
@@ -105,7 +107,7 @@ def rm_command(
     _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
     removals = [remove(home, id, converted_only=converted, dry_run=dry_run) for id in found]
     freed = 0 if dry_run else sweep(home)
-    _report(state, removals, freed, dry_run=dry_run, as_json=as_json)
+    _report(state, removals, freed, dry_run=dry_run)
 
 
 @cache_app.command("prune")
@@ -122,7 +124,6 @@ def prune_command(
         bool, typer.Option("--imported", help="Also what was imported by hand: no fetch brings it back.")
     ] = False,
     dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Remove whole entries, the one that was used longest ago first.
 
@@ -147,14 +148,14 @@ def prune_command(
     swept = 0 if dry_run else sweep(home)
     sizes = {holding.id: holding.size for holding in own_holdings(home)}
     removals = list(prune(home, older_than=age, max_size=limit, by_hand=imported, dry_run=dry_run))
-    _report(state, removals, swept, dry_run=dry_run, as_json=as_json)
+    _report(state, removals, swept, dry_run=dry_run)
     left = sum(sizes.values()) - sum(min(r.freed, sizes.get(r.id, 0)) for r in removals)
     if limit is not None and left > limit:
         state.output.warn(f"{human_bytes(left)} are left, more than {human_bytes(limit)}")
 
 
 @cache_app.command("verify")
-def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = False) -> None:
+def verify_command(context: typer.Context, ids: Ids = None) -> None:
     """Read everything again: each file against its record, the registry's pin and the lock file.
 
     Unpacked folders are compared with their archive. Several threads read at once; nothing is changed.
@@ -162,7 +163,6 @@ def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = Fals
 
     Examples: ckptkit cache verify · ckptkit cache verify moganet-xt-224 --json
     """
-    from ckptkit.cli.exit_codes import ExitCode
     from ckptkit.store.cache import Home
     from ckptkit.store.inventory import held_ids, holdings
     from ckptkit.store.rehash import verify_cache
@@ -177,13 +177,11 @@ def verify_command(context: typer.Context, ids: Ids = None, as_json: Json = Fals
     with state.output.progress("reading the cache", total) as advance:
         verdicts = list(verify_cache(home, ids or [], promises=known, advance=advance))
     wrong = [verdict for verdict in verdicts if not verdict.ok]
-    if as_json:
-        state.output.json([_verdict_json(verdict) for verdict in verdicts])
-    elif verdicts:
-        rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
-        styles = [None if v.ok else "red" for v in verdicts]
-        columns = [Column("id"), Column("what"), Column("status"), Column("found")]
-        state.output.table(columns, rows, styles=styles)
+    rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
+    columns = [Column("id"), Column("what"), Column("status"), Column("found")]
+    styles = [None if v.ok else "red" for v in verdicts]
+    table = partial(state.output.table, columns, rows, styles=styles)
+    state.output.result([_verdict_json(verdict) for verdict in verdicts], *([table] if rows else []))
     state.output.note(
         f"{len(verdicts)} files and unpacked folders, {human_bytes(sum(v.size for v in verdicts))} read: "
         + (f"{len(wrong)} do not hold" if wrong else "all hold")
@@ -199,7 +197,6 @@ def path_command(
         str | None,
         typer.Argument(metavar="[ID]", help="An entry that was fetched.", autocompletion=complete_fetched),
     ] = None,
-    as_json: Json = False,
 ) -> None:
     """Print the cache folder, or where the checkpoint of an entry lies.
 
@@ -212,11 +209,7 @@ def path_command(
     state = state_of(context)
     home = Home.default()
     paths = [str(single.path) for single in home.homes] if id is None else [_checkpoint_path(home, id)]
-    if as_json:
-        state.output.json({"folders": paths} if id is None else {"id": id, "path": paths[0]})
-        return
-    for path in paths:
-        state.output.result(path)
+    state.output.result({"folders": paths} if id is None else {"id": id, "path": paths[0]}, *paths)
 
 
 class _Known:
@@ -278,31 +271,19 @@ def _warn_of_links(state: State, home: Home) -> None:
             state.output.warn(f"{said}; left as it is: {OTHER_DISK}")
 
 
-def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool, as_json: bool) -> None:
+def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool) -> None:
     freed = sum(removal.freed for removal in removals) + swept
     for removal in removals:
         for reason in removal.kept:
             state.output.warn(reason)
-    if as_json:
-        state.output.json(
-            {
-                "dry_run": dry_run,
-                "freed": freed,
-                "entries": [
-                    {
-                        "id": r.id,
-                        "freed": r.freed,
-                        "removed": [str(p) for p in r.removed],
-                        "kept": list(r.kept),
-                    }
-                    for r in removals
-                ],
-            }
-        )
-        return
-    for removal in removals:
-        if removal.removed:
-            state.output.result(f"{removal.id}  {human_bytes(removal.freed)}")
+    entries = [
+        {"id": r.id, "freed": r.freed, "removed": [str(p) for p in r.removed], "kept": list(r.kept)}
+        for r in removals
+    ]
+    state.output.result(
+        {"dry_run": dry_run, "freed": freed, "entries": entries},
+        *(f"{removal.id}  {human_bytes(removal.freed)}" for removal in removals if removal.removed),
+    )
     state.output.note(f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}")
 
 

@@ -14,7 +14,6 @@ import typer
 
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
-    JsonOption,
     ResolutionOption,
     SettingOptions,
     StateDictOption,
@@ -150,7 +149,6 @@ def cam(
     synthetic: SyntheticOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing pictures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Show where in a picture a model finds its evidence for a class, as heat maps: Grad-CAM and its kin.
 
@@ -195,7 +193,7 @@ def cam(
             for plan in planned:
                 run.look(plan)
                 advance(1)
-    run.report(as_json=as_json)
+    run.report()
 
 
 def _request(
@@ -267,9 +265,9 @@ def _paths_in(folder: Path, pictures: Sequence[NamedPicture]) -> Iterator[Path]:
 
 
 def _tell_plan(output: Output, source: ModelSource, planned: Sequence[_Planned]) -> None:
-    output.result(f"{source.name}: {source.preprocessing}")
+    output.text(f"{source.name}: {source.preprocessing}")
     for plan in planned:
-        output.result(f"would write {plan.path} from {plan.picture.name}")
+        output.text(f"would write {plan.path} from {plan.picture.name}")
 
 
 class _Run:
@@ -317,16 +315,17 @@ class _Run:
             for target in request.targets:
                 yield seen.heatmap(request.method or "gradcam", request.stage, target)
 
-    def report(self, *, as_json: bool) -> None:
+    def report(self) -> None:
         """Print what was found; fails when a picture failed."""
-        from ckptkit.cli.exit_codes import ExitCode
+        from ckptkit.cli.output import ExitCode
 
         if len(self.faults) == 1 and not self.done:
             raise self.faults[0][1]
-        if as_json:
-            self.output.json([value for plan, heatmaps in self.done for value in _as_json(plan, heatmaps)])
-        elif self.done:
-            print_heatmaps(self.output, [(str(p.path), p.picture.name, maps) for p, maps in self.done])
+        shown = [(str(p.path), p.picture.name, maps) for p, maps in self.done]
+        self.output.result(
+            [value for plan, heatmaps in self.done for value in _as_json(plan, heatmaps)],
+            *([lambda: print_heatmaps(self.output, shown)] if shown else []),
+        )
         self._warn()
         if self.faults:
             raise typer.Exit(int(ExitCode.DAMAGED))
@@ -387,4 +386,4 @@ def _row(name: str, path: str, one: Heatmap) -> list[str]:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(cam)
+    app.command(short_help="Show where in a picture a model looks.")(cam)

@@ -136,21 +136,11 @@ def _distinct(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
-def answer(root: Callable[[str | None], Any], commands: Iterable[str]) -> None:
-    """Answer a shell and end the process, whatever happens without a word on stderr.
-
-    Parameters
-    ----------
-    root : callable
-        Given the command that is on the line (None where there is none yet), makes the command line's root.
-    commands : iterable of str
-        Names of all commands.
-    """
+def answer(line: Any) -> None:
+    """Answer a shell for the line's root and end the process; nothing is ever printed on stderr."""
     with _silenced():
         try:
             join_assignments(os.environ)
-            known = frozenset(commands)
-            line = root(next((word for word in words_before_cursor() if word in known), None))
             what, _, shell = os.environ[VARIABLE].partition("_")
             if what != "complete":
                 line([])  # typer prints the script that a shell sources
@@ -232,13 +222,3 @@ def join_assignments(environment: os._Environ[str] | dict[str, str]) -> None:
         return
     environment["COMP_WORDS"] = "\n".join(word for word in words if word != "=")
     environment["COMP_CWORD"] = str(int(cursor) - words[: int(cursor)].count("="))
-
-
-def words_before_cursor() -> list[str]:
-    """Words of the line, without the one under the cursor: bash gives a list, the other shells the line."""
-    if "COMP_WORDS" in os.environ:
-        cursor = os.environ.get("COMP_CWORD", "")
-        return os.environ["COMP_WORDS"].split("\n")[: int(cursor) if cursor.isdecimal() else None]
-    line = os.environ.get("_TYPER_COMPLETE_ARGS", "")
-    words = line.split()
-    return words if line.endswith((" ", "\t")) else words[:-1]

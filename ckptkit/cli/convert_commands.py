@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +29,7 @@ from ckptkit.cli.state import State, state_of
 from ckptkit.formats.names import FORMATS, GRAPHS, format_named, format_to_write
 
 if TYPE_CHECKING:
-    from ckptkit.convert import Options, TensorPlan
+    from ckptkit.convert import TensorPlan
     from ckptkit.convert.whole import Outcome
     from ckptkit.models.synth import Synthetic
     from ckptkit.rules.file import RuleFile
@@ -118,7 +119,7 @@ def convert(
     state = state_of(context)
     workspace = state.workspace()
     count = len(what) if what else len(workspace.fetched())
-    where = Place(output, force=force, results=count)
+    where = Place(state, output, force=force, results=count)
     options = Options(
         to=format_to_write(to, where.file, what[0] if what else "FILE"),
         layout=layout,
@@ -136,7 +137,7 @@ def convert(
     sources = [located.chosen(state_dict, strip_prefix) for located in found]
     if not sources:
         state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
-    with where:
+    with where, state.output.results() as show:
         if options.to == "tf" or options.max_shard_size is not None:
             where.refuse_several("this writes several files")
         planned = planned_paths(sources, options, where.path, folder=where.folder)
@@ -156,27 +157,57 @@ def convert(
                 dry_run=dry_run,
             )
             shown = where.shown(outcome.path) if dry_run else where.deliver(outcome.path)
-            _report(state, located, outcome, options, shown, dry_run=dry_run, checked=not no_check)
+            _note(state, located, outcome)
+            value = {"source": located.name, "path": shown, "dry_run": dry_run, **_as_json(outcome)}
+            if dry_run:
+                show(
+                    value | {"moves": _moves_json(outcome)},
+                    partial(_print_plan, state, outcome, shown or "-"),
+                )
+            else:
+                _note_written(state, located, outcome, checked=not no_check)
+                show(value, *([] if shown is None else [shown]))
 
 
-def _report(
-    state: State,
-    located: Located,
-    outcome: Outcome,
-    options: Options,
-    shown_as: str | None,
-    *,
-    dry_run: bool,
-    checked: bool,
-) -> None:
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    plan = outcome.plan
+    return {
+        "reused": outcome.reused,
+        "from": plan.source_format,
+        "to": plan.to,
+        "layout": plan.layout,
+        "weights": plan.weights,
+        "tensors": len(plan.moves),
+        "bytes": plan.nbytes,
+        "left_out": plan.left_out,
+        "also_in_file": dict(plan.also),
+        "notes": list(plan.notes),
+    }
+
+
+def _moves_json(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "target": move.target.name,
+            "shape": list(move.target.shape),
+            "dtype": str(move.target.dtype),
+            "op": move.op,
+            "source": move.source,
+        }
+        for move in outcome.plan.moves
+    ]
+
+
+def _note(state: State, located: Located, outcome: Outcome) -> None:
     plan = outcome.plan
     for note in (*plan.notes, *_left_out_in_words(plan)):
         state.output.note(f"{located.name}: {note}")
     if plan.metadata.get("bn_statistics") == "missing":
         state.output.warn(f"{located.name}: converted without BatchNorm statistics, which the file lacks")
-    if dry_run:
-        _print_plan(state, outcome, shown_as or "-")
-        return
+
+
+def _note_written(state: State, located: Located, outcome: Outcome, *, checked: bool) -> None:
+    plan = outcome.plan
     if outcome.reused:
         state.output.note(f"{located.name}: already up to date")
     else:
@@ -190,8 +221,6 @@ def _report(
 
         shown = None if state.output.verbose else 3
         state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
-    if shown_as is not None:
-        state.output.result(shown_as)
 
 
 def _left_out_in_words(plan: TensorPlan) -> Iterator[str]:
@@ -291,19 +320,25 @@ def synth(
     name = f"{what}{published_ending(synthetic)}"
     specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
-    with Place(output, force=force) as where:
+    with Place(state, output, force=force) as where:
         path = where.path / name if where.path and where.folder else where.path or Path(name)
         refuse_unpublished(synthetic, where.file or path)
         if dry_run:
-            state.output.note(f"would write {len(specs)} tensors, {size}, to {where.shown(path)}")
-            return
-        state.output.note(f"{what}: {NOTE}")
-        where.refuse_existing()
-        write_checkpoint(synthetic, path, force=force)
-        shown = where.deliver(path)
-    state.output.note(f"{len(specs)} tensors, {size}")
-    if shown is not None:
-        state.output.result(shown)
+            shown: str | None = where.shown(path)
+            state.output.note(f"would write {len(specs)} tensors, {size}, to {shown}")
+        else:
+            state.output.note(f"{what}: {NOTE}")
+            where.refuse_existing()
+            write_checkpoint(synthetic, path, force=force)
+            shown = where.deliver(path)
+            state.output.note(f"{len(specs)} tensors, {size}")
+    written = {
+        "path": shown,
+        "dry_run": dry_run,
+        "tensors": len(specs),
+        "bytes": sum(s.nbytes for s in specs),
+    }
+    state.output.result(written, *([] if dry_run or shown is None else [shown]))
 
 
 def _synthetic(
@@ -333,5 +368,5 @@ def _synthetic(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
-    app.command()(convert)
-    app.command()(synth)
+    app.command(short_help="Convert between TensorFlow, PyTorch, safetensors …")(convert)
+    app.command(short_help="Write a synthetic checkpoint in the published format.")(synth)

@@ -12,6 +12,8 @@ from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
+    from ckptkit.compare.verify import VerifyReport
+    from ckptkit.parity import ParityReport
     from ckptkit.workspace import Located, Workspace
 
 
@@ -45,8 +47,9 @@ def demo(
     steps = "write a synthetic artefact, serve it on loopback, fetch, verify --deep, convert, parity"
     if dry_run:
         state.output.note(f"would, for {entry.id}: {steps}")
+        state.output.result({"id": entry.id, "dry_run": True})
         return
-    say = state.output.result
+    say = state.output.text
     say(f"ckptkit demo: {entry.id}, with SYNTHETIC weights (random by a fixed recipe; they predict nothing).")
     with tempfile.TemporaryDirectory(prefix="ckptkit-demo-") as scratch:
         folder = keep or Path(scratch)
@@ -55,74 +58,84 @@ def demo(
             say(f"   --mirror {served.mirror}")
             workspace = demo_workspace(folder, served, base)
             located = _fetch(state, workspace, entry.id, served.published)
-        _verify(state, located)
+        verified = _verify(state, located)
         converted = _convert(state, workspace, located)
-        _prove(state, located, converted)
+        proven = _prove(state, located, converted["safetensors"])
+    done = {
+        "id": entry.id,
+        "dry_run": False,
+        "verify": verified.to_json(),
+        "converted": {to: str(path) if keep else path.name for to, path in converted.items()},
+        "parity": proven.to_json(),
+    }
+    state.output.result(done)
     if keep:
         settings = f"CKPTKIT_HOME={keep / 'home'} CKPTKIT_TRUST={keep / 'ckptkit.lock'}"
         say("", f"Everything is in {keep}; {settings} let the other commands see it.")
 
 
 def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Located:
-    state.output.result("", f"2. ckptkit fetch {id}", f"   {published}")
+    state.output.text("", f"2. ckptkit fetch {id}", f"   {published}")
     located = workspace.fetch(workspace.registry[id])
     record = workspace.home.record(id)
     if record is not None:
         promised = ", ".join(sorted(record.server_hashes)) or "nothing"
-        state.output.result(
+        state.output.text(
             f"   {human_bytes(record.size)}, sha256 {record.sha256[:16]}…; {promised} as the server promised"
         )
     return located
 
 
-def _verify(state: State, located: Located) -> None:
+def _verify(state: State, located: Located) -> VerifyReport:
     from ckptkit.cli.verify_commands import print_report
     from ckptkit.compare.verify import verify_checkpoint
 
-    state.output.result("", f"3. ckptkit verify {located.name} --deep")
+    state.output.text("", f"3. ckptkit verify {located.name} --deep")
     report = verify_checkpoint(located, deep=True)
     print_report(state, report)
     if not report.ok:
         raise typer.Exit(1)
+    return report
 
 
-def _convert(state: State, workspace: Workspace, located: Located) -> Path:
+def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, Path]:
     from ckptkit.convert import Options
     from ckptkit.convert.whole import convert_located
 
     written: dict[str, Path] = {}
     for step, to in (("4.", "safetensors"), ("  ", "torch")):
-        state.output.result("", f"{step} ckptkit convert {located.name} --to {to}")
+        state.output.text("", f"{step} ckptkit convert {located.name} --to {to}")
         outcome = convert_located(located, Options(to), workspace)
         plan = outcome.plan
-        state.output.result(
+        state.output.text(
             f"   {plan.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
             "written, read back and compared",
             f"   {outcome.path}",
         )
         written[to] = outcome.path
-    return written["safetensors"]
+    return written
 
 
-def _prove(state: State, located: Located, converted: Path) -> None:
+def _prove(state: State, located: Located, converted: Path) -> ParityReport:
     from ckptkit.base.errors import MissingDependencyError
     from ckptkit.cli.parity_commands import print_report
     from ckptkit.parity import run_parity
 
-    state.output.result("", f"5. ckptkit parity {located.name} --converted {converted.name}")
+    state.output.text("", f"5. ckptkit parity {located.name} --converted {converted.name}")
     try:
         report = run_parity(located, converted=converted, synthetic=True, note=state.output.note)
     except MissingDependencyError:
-        state.output.result("   Everything up to here needs no framework; the forward passes need both.")
+        state.output.text("   Everything up to here needs no framework; the forward passes need both.")
         raise
     print_report(state.output, report)
     if not report.ok:
         raise typer.Exit(1)
-    state.output.result(
+    state.output.text(
         "", "The conversion computes the same function in both frameworks. The weights were synthetic."
     )
+    return report
 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(demo)
+    app.command(short_help="Do the main job on a built-in synthetic example.")(demo)

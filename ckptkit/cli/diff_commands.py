@@ -93,7 +93,6 @@ def diff(
         ),
     ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Leave the lists of tensors out.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say what differs between two checkpoints, of any formats and layouts.
 
@@ -103,7 +102,7 @@ def diff(
     Examples: ckptkit diff model.ckpt moat.safetensors
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'
     """
-    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.cli.output import ExitCode
     from ckptkit.compare.diff import compare_files
 
     state = state_of(context)
@@ -126,10 +125,10 @@ def diff(
         ignore_dtype=ignore_dtype,
         progress=state.output.progress,
     )
-    if as_json:
-        state.output.json(found.to_json(tensors=not summary))
-    else:
-        print_difference(state.output, found, tensors=not summary)
+    state.output.result(
+        found.to_json(tensors=not summary),
+        lambda: print_difference(state.output, found, tensors=not summary),
+    )
     if not found.same:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
@@ -137,7 +136,7 @@ def diff(
 def print_difference(output: Output, found: Difference, *, tensors: bool = True) -> None:
     """Print what was compared, a table for each kind of difference, the notes and the verdict."""
     for heading, text in _head_lines(found):
-        output.result(f"{heading:<10}{text}")
+        output.text(f"{heading:<10}{text}")
     if tensors:
         _print_lone(output, "only in A", found.only_a)
         _print_lone(output, "only in B", found.only_b)
@@ -153,7 +152,7 @@ def print_difference(output: Output, found: Difference, *, tensors: bool = True)
     _print_metadata(output, found.metadata)
     for note in found.notes:
         output.note(f"note: {note}")
-    output.result(found.verdict)
+    output.text(found.verdict)
 
 
 def _head_lines(found: Difference) -> list[tuple[str, str]]:
@@ -247,8 +246,8 @@ def _print_table(
     """Print a list that has anything in it under its heading, cut to what a person reads."""
     if not rows:
         return
-    output.result("")
-    output.result(f"{heading} ({len(rows):,})")
+    output.text("")
+    output.text(f"{heading} ({len(rows):,})")
     shown = rows if output.verbose else rows[:_SHOWN_ROWS]
     filled = [i for i, _ in enumerate(columns) if any(row[i] for row in shown)]
     columns = [columns[i] for i in filled]
@@ -258,9 +257,9 @@ def _print_table(
     else:
         _print_stacked(output, columns, shown)
     if len(rows) > len(shown):
-        output.result(f"… and {len(rows) - len(shown):,} more; --verbose shows all")
+        output.text(f"… and {len(rows) - len(shown):,} more; --verbose shows all")
     if not output.stdout.isatty():
-        output.result("")
+        output.text("")
 
 
 def _fits(output: Output, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
@@ -277,10 +276,10 @@ def _fits(output: Output, columns: Sequence[Column], rows: Sequence[Sequence[str
 def _print_stacked(output: Output, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """For a narrow terminal: what it is on one line, the rest below it."""
     for first, *rest in rows:
-        output.result(first)
+        output.text(first)
         for column, cell in zip(columns[1:], rest, strict=True):
             if cell:
-                output.result(f"    {column.heading} {cell}")
+                output.text(f"    {column.heading} {cell}")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -289,4 +288,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(diff)
+    app.command(short_help="Say what differs between two checkpoints.")(diff)

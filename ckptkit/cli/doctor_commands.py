@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ckptkit.cli.options import JsonOption
 from ckptkit.cli.output import Output
 from ckptkit.cli.state import state_of
 
@@ -18,7 +17,7 @@ _MARGIN = 11
 """Columns before a finding's name: two, the longest verdict, two."""
 
 
-def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
+def doctor(context: typer.Context) -> None:
     """Look at what ckptkit depends on, and say what to do where something is missing.
 
     Versions, optional packages, the cache folder, the lock file, registries, environment variables, the hosts
@@ -27,7 +26,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
 
     Examples: ckptkit doctor --offline · ckptkit doctor --offline --json
     """
-    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.cli.output import ExitCode
     from ckptkit.doctor import examine
 
     state = state_of(context)
@@ -39,10 +38,7 @@ def doctor(context: typer.Context, as_json: JsonOption = False) -> None:
             advance=advance,
             stdout=state.output.stdout,
         )
-    if as_json:
-        state.output.json(found.to_json())
-    else:
-        print_examination(state.output, found)
+    state.output.result(found, lambda: print_examination(state.output, found))
     if not found.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
@@ -51,19 +47,19 @@ def print_examination(output: Output, found: Examination) -> None:
     """Print every finding under its heading, then what it comes to."""
     width = max(len(finding.name) for finding in found.findings)
     for section in found.sections:
-        output.result(section, marked=section, bold=True)
+        output.text(section, marked=section, bold=True)
         for finding in found.findings:
             if finding.section == section:
                 _print_finding(output, finding, width)
-    output.result(_verdict(found))
+    output.text(_verdict(found))
 
 
 def _print_finding(output: Output, finding: Finding, width: int) -> None:
     mark = f"{finding.verdict:<{_MARGIN - 4}}"
     shown = f"  {mark}  {finding.name:<{width}}  {finding.said}"
-    output.result(shown, marked=mark, fg=_COLOURS[finding.verdict])
+    output.text(shown, marked=mark, fg=_COLOURS[finding.verdict])
     if finding.advice:
-        output.result(" " * (_MARGIN + width + 2) + finding.advice)
+        output.text(" " * (_MARGIN + width + 2) + finding.advice)
 
 
 def _verdict(found: Examination) -> str:
@@ -79,4 +75,4 @@ def _verdict(found: Examination) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(doctor)
+    app.command(short_help="Look at what this machine has and lacks.")(doctor)

@@ -13,7 +13,6 @@ import typer
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
-    JsonOption,
     ResolutionOption,
     SettingOptions,
     StateDictOption,
@@ -117,7 +116,6 @@ def evaluate(
     variant: VariantOption = None,
     resolution: ResolutionOption = None,
     settings: SettingOptions = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
 
@@ -132,7 +130,7 @@ def evaluate(
     from ckptkit.analysis.evaluate.distributed import process_group
     from ckptkit.analysis.evaluate.loop import EvaluationOptions, evaluate_source
     from ckptkit.analysis.runner import require_packages
-    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.cli.output import ExitCode
     from ckptkit.models import framework_named
 
     options = EvaluationOptions(
@@ -174,10 +172,7 @@ def evaluate(
                 warn=state.output.warn,
                 bar=_bar(state.output),
             )
-        if as_json:
-            state.output.json(report.to_json())
-        else:
-            print_report(state.output, report)
+        state.output.result(report, lambda: print_report(state.output, report))
     if check and not report.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
     if report.bad and not skip_bad:
@@ -196,7 +191,7 @@ def _first_speaks(state: State) -> Iterator[State]:
     import os
 
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.cli.exit_codes import ExitCode, exit_code
+    from ckptkit.cli.output import ExitCode, exit_code
 
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         state.output = Output(quiet=True, stdout=nowhere, stderr=nowhere)
@@ -215,13 +210,13 @@ def _bar(output: Output) -> ProgressBar:
 def print_report(output: Output, report: Evaluation) -> None:
     """Print what was evaluated and how, the scores, and what else is to say."""
     chosen = f"{report.images:,} images" + (f" of {report.in_set:,}, a sample" if report.sampled else "")
-    output.result(f"{report.name}: {chosen}, {report.classes:,} classes")
-    output.result(f"  images    {report.data}; {report.rule}")
-    output.result(f"  input     {report.preprocessing}")
+    output.text(f"{report.name}: {chosen}, {report.classes:,} classes")
+    output.text(f"  images    {report.data}; {report.rule}")
+    output.text(f"  input     {report.preprocessing}")
     said = [f"{key} {str(value).lower()}" for key, value in report.settings.items()]
     if said:
-        output.result(f"  settings  {', '.join(said)}")
-    output.result(f"  model     {report.variant}, {report.versions}, {_device(report)}")
+        output.text(f"  settings  {', '.join(said)}")
+    output.text(f"  model     {report.variant}, {report.versions}, {_device(report)}")
     columns = [
         Column("accuracy"),
         Column("measured", numeric=True),
@@ -233,11 +228,11 @@ def print_report(output: Output, report: Evaluation) -> None:
     styles = ["red" if score.verdict in outside else None for score in report.scores]
     output.table(columns, [_row(score) for score in report.scores], styles=styles)
     if report.images_per_second is not None:
-        output.result(f"{report.images_per_second:.1f} images/s over {report.seconds:.1f} s")
+        output.text(f"{report.images_per_second:.1f} images/s over {report.seconds:.1f} s")
     for note in report.notes:
-        output.result(f"note: {note}")
+        output.text(f"note: {note}")
     if report.other_setting is not None:
-        output.result(str(report.other_setting))
+        output.text(str(report.other_setting))
     _print_bad(output, report.bad, "count neither way")
 
 
@@ -323,7 +318,7 @@ def calibrate(
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
     require_packages("calibrate", "torch")
-    with Place(output, force=force) as where, ExitStack() as stack:
+    with Place(state, output, force=force) as where, ExitStack() as stack:
         assert where.path is not None
         if where.file is not None:  # before a download
             refuse_name(where.file)
@@ -350,11 +345,18 @@ def calibrate(
         f"{source.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
         f"BatchNorm layers from {done.images:,} images ({source.preprocessing}); {done.tensors} tensors"
     )
-    if shown is not None:
-        state.output.result(shown)
+    done_json = {
+        "path": shown,
+        "dry_run": dry_run,
+        "layers": done.layers,
+        "images": done.images,
+        "tensors": done.tensors,
+        "bad": [{"name": bad.name, "reason": bad.reason} for bad in done.bad],
+    }
+    state.output.result(done_json, *([] if shown is None else [shown]))
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
-    app.command("eval")(evaluate)
-    app.command()(calibrate)
+    app.command("eval", short_help="Measure accuracy beside the published figures.")(evaluate)
+    app.command(short_help="Recompute BatchNorm statistics from images.")(calibrate)

@@ -13,7 +13,6 @@ from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
-    JsonOption,
     ResolutionOption,
     SettingOptions,
     StateDictOption,
@@ -89,7 +88,6 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Hand a checkpoint over to other tools, checked after it is written.
 
@@ -100,7 +98,7 @@ def export(
     · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone
     """
     from ckptkit.base.errors import UsageError
-    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.cli.output import ExitCode
     from ckptkit.export.publishing import Destination
     from ckptkit.export.run import ExportRequest, run_export
 
@@ -108,8 +106,6 @@ def export(
     if push is None and (private or push_synthetic):
         raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
     target = get_target(to, output)
-    if as_json and output == "-":
-        raise UsageError("--json and -o - would both write to standard output", hint="leave one of them out")
     request = ExportRequest(
         target,
         ExportOptions(
@@ -129,7 +125,7 @@ def export(
     )
     request.require(offline=state.offline, synthetic=synthetic)
     with ExitStack() as stack:
-        where = stack.enter_context(Place(None if target.folder else output, force=force))
+        where = stack.enter_context(Place(state, None if target.folder else output, force=force))
         if where.is_elsewhere:
             where.refuse_existing()
             request = replace(request, output=where.path)
@@ -153,10 +149,10 @@ def export(
                 where.refuse_several("the graph and its weights are two files")
             path = outcome.exported.path
             shown = where.shown(path) if dry_run else where.deliver(path)
-    if as_json:
-        state.output.json(outcome.to_json() | ({"path": shown} if where.is_elsewhere else {}))
-    else:
-        _print(state, outcome, request, shown)
+    state.output.result(
+        outcome.to_json() | ({"path": shown} if where.is_elsewhere else {}),
+        lambda: _print(state, outcome, request, shown),
+    )
     if not outcome.exported.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
@@ -180,11 +176,11 @@ def _print(state: State, outcome: ExportOutcome, request: ExportRequest, shown: 
         if file.nbytes is not None:
             output.note(f"  {file.name}  {human_bytes(file.nbytes)}")
     if outcome.kept and shown is not None:
-        output.result(shown)
+        output.text(shown)
     if outcome.pushed is not None:
-        output.result(outcome.pushed)
+        output.text(outcome.pushed)
 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(export)
+    app.command(short_help="Hand a checkpoint over to other tools.")(export)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,6 @@ def logs(
         int | None, typer.Option(min=1, metavar="N", help="A row for every N-th epoch, and the last.")
     ] = None,
     form: Annotated[LogForm, typer.Option("--format", help="What to print.")] = LogForm.TABLE,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     refresh: Annotated[bool, typer.Option("--refresh", help="Fetch the log again, even if cached.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
     dry_run: Annotated[
@@ -93,12 +93,15 @@ def logs(
     log = read_log(what, state.workspace(), refresh=refresh)
     log.best(metric)  # refuses a figure that is not there, before anything is printed
     rows = _chosen(log, every, everything=all_epochs or state.output.verbose)
-    if as_json or form is LogForm.JSON:
-        state.output.json(log.to_json(metric))
-    elif form is LogForm.CSV:
-        state.output.document(as_csv(log, rows or log.epochs))
-    else:
-        print_log(state.output, log, rows, metric)
+    if form is LogForm.JSON:
+        state.output.as_json = True
+    csv = form is LogForm.CSV
+    state.output.result(
+        log.to_json(metric),
+        partial(state.output.document, as_csv(log, rows or log.epochs))
+        if csv
+        else partial(print_log, state.output, log, rows, metric),
+    )
     if output is not None and picture is not None:
         if dry_run:
             state.output.note(f"would write {output}")
@@ -134,7 +137,7 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
         names.insert(0, name)
     best = log.best(metric)
     first = log.epochs[0].number
-    output.result(f"{log.name}: {log.framework} log, {len(log.epochs)} epochs ({first} to {log.last.number})")
+    output.text(f"{log.name}: {log.framework} log, {len(log.epochs)} epochs ({first} to {log.last.number})")
     columns = [Column(""), Column("epoch", numeric=True)]
     columns += [Column(_HEADINGS.get(name, name), numeric=True) for name in names]
     table = [_row("", epoch, names) for epoch in rows]
@@ -144,7 +147,7 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
     if any(log.published(name) is not None for name in names):
         table.append(["published", "", *(_cell(name, log.published(name), absent="") for name in names)])
     output.table(columns, table)
-    output.result(_verdict(log, best, name))
+    output.text(_verdict(log, best, name))
     for remark in log.remarks:
         output.note(f"{log.path.name}: {remark}")
     if log.diverged:
@@ -202,4 +205,4 @@ def as_csv(log: TrainingLog, epochs: Sequence[Epoch]) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(logs)
+    app.command(short_help="Show how a checkpoint was trained.")(logs)

@@ -1,8 +1,9 @@
-"""The one sink all commands write to: results to stdout, everything else to stderr.
+"""The one sink all commands write to: results to stdout, everything else to stderr, and the exit status.
 
-What is text becomes a line here, whatever it quotes; no command escapes by itself. On a terminal tables have
-colour and lines and long work shows a progress bar; in a pipe there is plain, aligned text and no bar. rich
-is imported only when something is really drawn with it.
+A command hands over a result and how people see it; whether that or JSON is printed is decided here, and no
+command asks. What is text becomes a line here, whatever it quotes; no command escapes by itself. On a
+terminal tables have colour and lines and long work shows a progress bar; in a pipe there is plain, aligned
+text and no bar. rich is imported only when something is really drawn with it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
+from ckptkit.base import errors
+from ckptkit.base.progress import Advance
 from ckptkit.base.text import escaped, json_text, printed
 
-Advance = Callable[[int], None]
+Results = Callable[..., None]
+"""Takes a result and how people see it, as `Output.result` does."""
 
 READER_GONE = 141
 """Exit status when the reader of our output went away: 128 + SIGPIPE, as of a program ended by the signal."""
@@ -40,28 +45,92 @@ class Column:
     numeric: bool = False
 
 
+class ExitCode(IntEnum):
+    """What each exit status means (documented in the README)."""
+
+    OK = 0
+    CHECK_FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    NETWORK = 4
+    DAMAGED = 5
+    MISSING_PACKAGE = 6
+    INTERRUPTED = 130
+
+
+_BY_ERROR: dict[type[errors.CkptkitError], ExitCode] = {
+    errors.UsageError: ExitCode.USAGE,
+    errors.NotFoundError: ExitCode.NOT_FOUND,
+    errors.NetworkError: ExitCode.NETWORK,
+    errors.MissingDependencyError: ExitCode.MISSING_PACKAGE,
+}
+
+
+def exit_code(error: errors.CkptkitError) -> ExitCode:
+    """Exit status for an error.
+
+    Examples
+    --------
+    >>> exit_code(errors.NotFoundError("no entry 'moat9'"))
+    <ExitCode.NOT_FOUND: 3>
+    """
+    return next((code for kind, code in _BY_ERROR.items() if isinstance(error, kind)), ExitCode.DAMAGED)
+
+
 @dataclass
 class Output:
-    """Where a command's words go.
+    """Where a command's words go: as text for people, or with ``--json`` as one JSON document."""
 
-    Parameters
-    ----------
-    quiet : bool
-        Suppress notes and progress; results and errors stay.
-    verbose : bool
-        Show tracebacks of errors.
-    stdout, stderr : TextIO
-        Injected by tests.
-    """
-
-    quiet: bool = False
-    verbose: bool = False
+    quiet: bool = False  # no notes and no progress; results and errors stay
+    verbose: bool = False  # tracebacks of errors, and whole lists
+    as_json: bool = False
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     _names: dict[str, str] = field(default_factory=dict, init=False)
 
+    def result(self, value: Any, *people: str | Callable[[], None]) -> None:
+        """Print a result: with ``--json`` the value, for people their lines, or what a function prints."""
+        if self.as_json:
+            self._print_json(_plain(value))
+        else:
+            self._show(people)
+
+    @contextmanager
+    def results(self) -> Iterator[Results]:
+        """Collect several results: people see each as it comes, ``--json`` prints one list at the end."""
+        values: list[Any] = []
+
+        def add(value: Any, *people: str | Callable[[], None]) -> None:
+            if self.as_json:
+                values.append(_plain(value))
+            else:
+                self._show(people)
+
+        yield add
+        if self.as_json:
+            self._print_json(values)
+
+    def _show(self, people: Sequence[str | Callable[[], None]]) -> None:
+        for one in people:
+            if callable(one):
+                one()
+            else:
+                self.text(one)
+
+    def _print_json(self, value: Any) -> None:
+        """Print JSON, with codes for what cannot be encoded or shown."""
+        text = self.called(json_text(value, indent=2))
+        if not _can_encode(self.stdout, text):
+            text = self.called(json_text(value, indent=2, ascii_only=True))
+        print(text, file=self.stdout)
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether people see the results come, on a terminal."""
+        return self.stdout.isatty() and not self.as_json
+
     def call(self, path: Path, name: str) -> None:
-        """Have a temporary file called by what it stands for."""
+        """Give a temporary file the name that messages use."""
         self._names[str(path)] = name
 
     def called(self, text: str) -> str:
@@ -75,47 +144,34 @@ class Output:
         """A text as it is printed: one line, in which nothing is hidden."""
         return _without_commands(escaped(self.called(text)))
 
-    def result(self, *lines: str, marked: str = "", **style: Any) -> None:
-        """Print lines of result on stdout.
-
-        Parameters
-        ----------
-        *lines : str
-        marked : str
-            Words of ours in them that a terminal shows in a ``style``, as `typer.style` names it.
-        **style
-        """
+    def text(self, *lines: str, marked: str = "", **style: Any) -> None:
+        """Print lines for people; on a terminal the words ``marked`` in a style, as `typer.style` has it."""
         shown = marked
         if marked and self.stdout.isatty() and not os.environ.get("NO_COLOR"):
             import typer
 
             shown = typer.style(marked, **style)
-        for text in map(self.line, lines):
+        for text in map(self.line, () if self.as_json else lines):
             print(text.replace(marked, shown, 1) if marked else text, file=self.stdout)
 
     def document(self, text: str) -> None:
         """Print a page or a table of values as it is: escaped by whoever wrote it, for what it is."""
-        print(text, file=self.stdout)
+        if not self.as_json:
+            print(text, file=self.stdout)
 
     def picture(self, codes: str) -> None:
         """Print what a terminal draws a picture from."""
-        write = self.stdout.write_codes if isinstance(self.stdout, _Guarded) else self.stdout.write
-        write(f"{codes}\n")
-
-    def json(self, value: Any) -> None:
-        """Print a result as JSON on stdout, with codes for what cannot be encoded or shown."""
-        text = self.called(json_text(value, indent=2))
-        if not _can_encode(self.stdout, text):
-            text = self.called(json_text(value, indent=2, ascii_only=True))
-        print(text, file=self.stdout)
+        if not self.as_json:
+            write = self.stdout.write_codes if isinstance(self.stdout, _Guarded) else self.stdout.write
+            write(f"{codes}\n")
 
     def note(self, text: str) -> None:
-        """Say something on stderr, unless quiet."""
+        """Write a note to stderr unless quiet."""
         if not self.quiet:
             print(self.line(text), file=self.stderr)
 
     def warn(self, text: str) -> None:
-        """Say something on stderr that even ``--quiet`` shows."""
+        """Write a warning to stderr, which even ``--quiet`` shows."""
         print(f"warning: {self.line(text)}", file=self.stderr)
 
     def table(
@@ -126,18 +182,12 @@ class Output:
         title: str | None = None,
         styles: Sequence[str | None] | None = None,
     ) -> None:
-        """Print a table: drawn on a terminal, plain aligned text in a pipe.
+        """Print a table for people: drawn on a terminal, plain aligned text in a pipe.
 
-        Parameters
-        ----------
-        columns : sequence of Column
-        rows : sequence of sequence of str
-            One cell per column.
-        title : str, optional
-            Shown on a terminal only.
-        styles : sequence of str or None, optional
-            A rich style per row (``"red"``), for the terminal only.
+        A title and the rows' styles (``"red"``) are for the terminal only.
         """
+        if self.as_json:
+            return
         columns = [Column(self.line(column.heading), column.numeric) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
@@ -158,13 +208,6 @@ class Output:
         title: str | None,
         styles: Sequence[str | None] | None,
     ) -> None:
-        if title is None and styles is None and (self.stdout.encoding or "").lower().startswith("utf"):
-            from ckptkit.cli.ruled import ruled_table
-
-            lines = ruled_table([c.heading for c in columns], [c.numeric for c in columns], rows)
-            if lines is not None:
-                print("\n".join(["", *lines, ""]), file=self.stdout)
-                return
         from rich import box
         from rich.console import Console
         from rich.table import Table
@@ -177,21 +220,12 @@ class Output:
             table.add_column(Text(column.heading), justify=side, overflow="fold")  # a hash is never cut
         for index, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[index] if styles else None)
-        Console(file=drawn(self.stdout)).print(table)
+        plain = os.environ.get("NO_COLOR")  # rich would still print headings bold
+        Console(file=drawn(self.stdout), color_system=None if plain else "auto").print(table)
 
     @contextmanager
     def progress(self, description: str, total: int | None, *, unit: str = "bytes") -> Iterator[Advance]:
-        """Show how far a long work is; yields a function to call with each step.
-
-        Parameters
-        ----------
-        description : str
-            What is being done.
-        total : int or None
-            Bytes (or steps) in all; None when unknown.
-        unit : str
-            ``bytes`` shows sizes, speed and time left; anything else counts steps.
-        """
+        """Show how far a long work is: sizes, speed and time left, or for any unit but bytes steps."""
         description = self.line(description)
         if self.quiet or not self.stderr.isatty():
             if not self.quiet:
@@ -216,6 +250,13 @@ class Output:
         with shown:
             task = shown.add_task(description, total=total)
             yield lambda steps: shown.advance(task, steps)
+
+
+def _plain(value: Any) -> Any:
+    """A result's values as `json.dumps` takes them."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 _CI = ("GITHUB_ACTIONS", "TF_BUILD")

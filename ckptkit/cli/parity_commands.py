@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,6 @@ def parity(
         ),
     ] = False,
     settings: SettingOptions = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     junit: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
@@ -116,7 +116,7 @@ def parity(
     · ckptkit parity tiny-moat0-256 --synthetic --with onnxruntime --resolution 64
     """
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.cli.exit_codes import ExitCode, exit_code
+    from ckptkit.cli.output import ExitCode, exit_code
     from ckptkit.parity import Failure, backend_named, chosen_backends, require_packages, run_with
 
     state = state_of(context)
@@ -143,7 +143,7 @@ def parity(
         require_packages(image=image is not None, backend=backend)
     results: list[ParityReport | Failure] = []
     errors: list[CkptkitError] = []
-    with ExitStack() as stack:
+    with ExitStack() as stack, state.output.results() as show:
         staged = _staged(stack, junit)
         for name in names:
             note = _prefixed(state.output, name)
@@ -160,16 +160,14 @@ def parity(
                             note=note,
                         )
                         results.append(report)
-                        if not as_json:
-                            print_report(state.output, report)
+                        show(report, partial(print_report, state.output, report))
             except CkptkitError as error:  # the others are compared all the same
                 errors.append(error)
                 results.append(Failure(name, str(error), type(error).__name__))
+                show(results[-1])
                 if len(names) > 1:
                     state.output.warn(f"{name} could not be compared: {error}")
         _write_junit(staged, results)
-    if as_json:
-        state.output.json([result.to_json() for result in results])
     if errors and len(names) == 1:
         raise errors[0]
     codes = [exit_code(error) for error in errors]
@@ -231,11 +229,11 @@ def print_report(output: Output, report: ParityReport) -> None:
         "" if report.pos_emb is None else f" {'with' if report.pos_emb else 'without'} position embedding"
     )
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
-    output.result(f"{report.title}: {report.variant}{position}")
-    output.result(f"  settings  {settings}")
-    output.result(f"  inputs    {report.inputs}")
+    output.text(f"{report.title}: {report.variant}{position}")
+    output.text(f"  settings  {settings}")
+    output.text(f"  inputs    {report.inputs}")
     for side in report.sides:
-        output.result(f"  {FRAMEWORK_NAMES[side.framework]:<9} {_reads(side)}")
+        output.text(f"  {FRAMEWORK_NAMES[side.framework]:<9} {_reads(side)}")
     columns = [
         Column("output"),
         Column("shape"),
@@ -261,10 +259,10 @@ def print_report(output: Output, report: ParityReport) -> None:
     ]
     output.table(columns, rows, styles=[None if stage.ok else "red" for stage in report.stages])
     if report.top:
-        output.result(f"same answers: {report.top}")
+        output.text(f"same answers: {report.top}")
     for note in report.notes:
-        output.result(f"note: {note}")
-    output.result(report.verdict)
+        output.text(f"note: {note}")
+    output.text(report.verdict)
 
 
 def _reads(side: Side) -> str:
@@ -298,4 +296,4 @@ def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Fai
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(parity)
+    app.command(short_help="Run both frameworks and compare stage by stage.")(parity)

@@ -43,7 +43,7 @@ class Accuracy(str, Enum):
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(plot)
+    app.command(short_help="Draw accuracy against parameters or FLOPs.")(plot)
 
 
 def plot(
@@ -127,8 +127,8 @@ def plot(
         state.output.note(
             f"{saved.unlabelled} points have no label for want of room; try a larger --size, or fewer entries"
         )
-    if dry_run:
-        state.output.note(f"would draw {shown} into {saved.path}")
-    else:
-        state.output.note(shown)
-        state.output.result(str(saved.path))
+    state.output.note(f"would draw {shown} into {saved.path}" if dry_run else shown)
+    state.output.result(
+        {"path": str(saved.path), "dry_run": dry_run, "entries": saved.entries, "points": saved.points},
+        *([] if dry_run else [str(saved.path)]),
+    )

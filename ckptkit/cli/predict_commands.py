@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
-    JsonOption,
     ResolutionOption,
     SettingOptions,
     StateDictOption,
@@ -22,7 +22,7 @@ from ckptkit.cli.options import (
     WhichWeights,
     opened_source,
 )
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Column, ExitCode, Output
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.analysis.predict import Predicted, Prediction, Predictor
+    from ckptkit.cli.output import Results
     from ckptkit.cli.thumbnails import Renderer
     from ckptkit.models import Framework
     from ckptkit.models.images.gathering import Fault, Gathering
@@ -79,7 +80,6 @@ def predict(
     strip_prefix: StripPrefixOption = None,
     variant: VariantOption = None,
     settings: SettingOptions = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Name what images show: the likeliest of ImageNet's 1,000 classes, by either framework.
 
@@ -97,35 +97,36 @@ def predict(
     state = state_of(context)
     runs_in = framework_named(framework)
     require_packages("predict", *(("torch", "keras") if check_preprocessing else (runs_in,)))
-    run = _Run(state.output, as_json)
     gathering = _gathered(state, images, recursive=recursive, most_at_once=batch_size)
-    for fault in gathering.faults:
-        run.remember(fault)
-    with ExitStack() as stack:
-        if not gathering.pictures:
-            run.finish(synthetic=False)
-        source = stack.enter_context(
-            opened_source(
-                state.workspace(),
-                what,
-                synthetic=synthetic,
-                resolution=resolution,
-                weights=weights,
-                state_dict=state_dict,
-                strip_prefix=strip_prefix,
-                variant=variant,
-                settings=settings,
+    with ExitStack() as stack, state.output.results() as show:
+        run = _Run(state.output, show)
+        for fault in gathering.faults:
+            run.remember(fault)
+        if gathering.pictures:
+            source = stack.enter_context(
+                opened_source(
+                    state.workspace(),
+                    what,
+                    synthetic=synthetic,
+                    resolution=resolution,
+                    weights=weights,
+                    state_dict=state_dict,
+                    strip_prefix=strip_prefix,
+                    variant=variant,
+                    settings=settings,
+                )
             )
-        )
-        predictor = Predictor(source, runs_in, top, batch_size)
-        _say_what_runs(state.output, source, runs_in)
-        renderer = _renderer(state.output) if thumbnails and not as_json else None
-        run.go(predictor, gathering, _Aside(renderer, source, check=check_preprocessing))
-        run.finish(synthetic=source.synthetic)
+            predictor = Predictor(source, runs_in, top, batch_size)
+            _say_what_runs(state.output, source, runs_in)
+            renderer = _renderer(state.output) if thumbnails else None
+            run.go(predictor, gathering, _ExtrasOf(renderer, source, check=check_preprocessing))
+            if source.synthetic:
+                state.output.text(f"note: {_NO_KNOWLEDGE}")
+    run.finish()
 
 
 @dataclass(frozen=True)
-class _Beside:
+class _Extras:
     """What is kept of a picture itself."""
 
     thumbnail: str | None
@@ -133,17 +134,17 @@ class _Beside:
 
 
 @dataclass(frozen=True)
-class _Aside:
+class _ExtrasOf:
     """Makes a picture's thumbnail and checks its preparation, while it is in memory."""
 
     renderer: Renderer | None
     source: ModelSource
     check: bool
 
-    def __call__(self, picture: Image) -> _Beside:
+    def __call__(self, picture: Image) -> _Extras:
         from ckptkit.parity.preparation import compare_preparations
 
-        return _Beside(
+        return _Extras(
             self.renderer(picture) if self.renderer else None,
             compare_preparations(picture, self.source.preprocessing) if self.check else None,
         )
@@ -154,53 +155,40 @@ class _Run:
     """Results as they come, and what will have to be said at the end."""
 
     output: Output
-    as_json: bool
-    results: list[dict[str, Any]] = field(default_factory=list)
+    show: Results
     faults: list[Fault] = field(default_factory=list)
     checks_hold: bool = True
 
     def remember(self, fault: Fault) -> None:
         """Take down a picture that cannot be had."""
         self.faults.append(fault)
-        self.results.append(
-            {"image": fault.name, "error": str(fault.error), "kind": type(fault.error).__name__}
-        )
+        self.show({"image": fault.name, "error": str(fault.error), "kind": type(fault.error).__name__})
 
-    def go(self, predictor: Predictor, gathering: Gathering, aside: Callable[[Image], _Beside]) -> None:
+    def go(self, predictor: Predictor, gathering: Gathering, extras: Callable[[Image], _Extras]) -> None:
         """Predict all pictures; a bar shows how far it is where the results themselves do not."""
-        results_show = self.output.stdout.isatty() and not self.as_json
         with ExitStack() as stack:
             count = len(gathering.pictures)
             advance = None
-            if count > predictor.batch_size and not results_show:
+            if count > predictor.batch_size and not self.output.is_seen:
                 advance = stack.enter_context(self.output.progress("predicting", count, unit="images"))
             on_fault = None if gathering.is_single else self.remember
-            for predicted in predictor.predict(gathering.pictures, on_fault=on_fault, aside=aside):
+            for predicted in predictor.predict(gathering.pictures, on_fault=on_fault, aside=extras):
                 self._take(predicted)
                 if advance is not None:
                     advance(1)
 
     def _take(self, predicted: Predicted) -> None:
-        beside: _Beside = predicted.aside
+        extras: _Extras = predicted.aside
         values = predicted.prediction.to_json()
-        if beside.check is not None:
-            self.checks_hold &= beside.check.ok
-            values["preprocessing_check"] = beside.check.to_json()
-        if self.as_json:
-            self.results.append(values)
-            return
-        print_prediction(self.output, predicted.prediction, beside.thumbnail)
-        if beside.check is not None:
-            print_check(self.output, beside.check)
+        people = [partial(print_prediction, self.output, predicted.prediction, extras.thumbnail)]
+        if extras.check is not None:
+            self.checks_hold &= extras.check.ok
+            values["preprocessing_check"] = extras.check.to_json()
+            people.append(partial(print_check, self.output, extras.check))
+        self.show(values, *people)
 
-    def finish(self, *, synthetic: bool) -> None:
-        """Say what the results are worth and what is missing, and leave with the documented code."""
-        from ckptkit.cli.exit_codes import ExitCode
-
-        if self.as_json:
-            self.output.json(self.results)
-        elif synthetic:
-            self.output.result(f"note: {_NO_KNOWLEDGE}")
+    def finish(self) -> None:
+        """Name what is missing, and leave with the documented code."""
         for fault in self.faults:  # now, when no bar is in the way and nothing scrolls them off
             self.output.warn(str(fault.error))
         if self.faults:
@@ -248,14 +236,14 @@ def _renderer(output: Output) -> Renderer | None:
 
     from ckptkit.cli.thumbnails import choose_renderer
 
-    if output.quiet:
+    if output.quiet or not output.is_seen:
         return None
     return choose_renderer(output.stdout, os.environ, shutil.get_terminal_size().columns)
 
 
 def print_prediction(output: Output, prediction: Prediction, thumbnail: str | None = None) -> None:
     """Print one picture: its name, the picture where the terminal shows it, the table of classes."""
-    output.result(prediction.image)
+    output.text(prediction.image)
     if thumbnail is not None:
         output.picture(thumbnail)
     columns = [
@@ -269,7 +257,7 @@ def print_prediction(output: Output, prediction: Prediction, thumbnail: str | No
         rows = [[*row, str(one.wnid), str(one.name)] for row, one in zip(rows, prediction.top, strict=True)]
     output.table(columns, rows)
     if not output.stdout.isatty():
-        output.result("")
+        output.text("")
 
 
 def print_check(output: Output, check: PreparationReport) -> None:
@@ -297,13 +285,13 @@ def print_check(output: Output, check: PreparationReport) -> None:
         output.table(columns, rows, styles=[None if pair.figures.ok else "red" for pair in check.pairs])
     for pair in check.pairs:
         if not pair.figures.ok:
-            output.result(pair.figures.reason)
+            output.text(pair.figures.reason)
     for note in check.notes:
-        output.result(f"note: {note}")
+        output.text(f"note: {note}")
     if not output.stdout.isatty():
-        output.result("")
+        output.text("")
 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(predict)
+    app.command(short_help="Name what images show.")(predict)

@@ -46,7 +46,6 @@ def profile(
     check: Annotated[
         bool, typer.Option("--check", help="Return 1 when a published figure does not hold.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Count parameters and multiply-adds, by module and beside the published figures.
 
@@ -58,7 +57,7 @@ def profile(
     """
     from ckptkit.analysis import profile_model
     from ckptkit.base.errors import UsageError
-    from ckptkit.cli.exit_codes import ExitCode
+    from ckptkit.cli.output import ExitCode
 
     state = state_of(context)
     if (what is None) != all_entries:
@@ -70,7 +69,7 @@ def profile(
             raise UsageError(
                 "--all counts every entry as it was published", hint="name one for other options"
             )
-        ok = _audit(state, as_json=as_json)
+        ok = _audit(state)
     else:
         report = profile_model(
             str(what),
@@ -81,10 +80,7 @@ def profile(
             settings=parse_settings(settings),
         )
         ok = report.ok
-        if as_json:
-            state.output.json(report.to_json(depth))
-        else:
-            print_report(state.output, report, depth)
+        state.output.result(report.to_json(depth), lambda: print_report(state.output, report, depth))
     if check and not ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
@@ -92,12 +88,12 @@ def profile(
 def print_report(output: Output, report: ProfileReport, depth: int) -> None:
     """Print one model: what was counted and how, the published figures, the table of modules."""
     found, subject = report.profile, report.profile.subject
-    output.result(f"{report.name}: {_described(report)}")
+    output.text(f"{report.name}: {_described(report)}")
     for check in report.checks:
-        output.result(f"  {_LABELS[check.figure]:<15}{_exactly(check)}, {_beside(check, report)}")
+        output.text(f"  {_LABELS[check.figure]:<15}{_exactly(check)}, {_beside(check, report)}")
     convention = subject.convention
-    output.result(f"  {'products alone':<15}{float(found.products) / 1e9:.4f}G")
-    output.result(f"  {'counted by':<15}{convention.name}: {convention.counts}")
+    output.text(f"  {'products alone':<15}{float(found.products) / 1e9:.4f}G")
+    output.text(f"  {'counted by':<15}{convention.name}: {convention.counts}")
     for operation, calls in found.uncounted.items():
         output.warn(f"{calls} calls of {operation} are not counted: the convention does not know it")
     columns = [
@@ -150,7 +146,7 @@ def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
     ]
 
 
-def _audit(state: State, *, as_json: bool) -> bool:
+def _audit(state: State) -> bool:
     """Audit every entry there are models for, print the result; whether all figures hold."""
     from ckptkit.analysis import audit_registry
     from ckptkit.families.base import families
@@ -158,10 +154,7 @@ def _audit(state: State, *, as_json: bool) -> bool:
     entries = [entry for entry in state.registry().values() if entry.family in families()]
     with state.output.progress("counting", len(entries), unit="entries") as advance:
         audits = audit_registry(entries, advance=advance)
-    if as_json:
-        state.output.json([audit.to_json() for audit in audits])
-    else:
-        print_audit(state.output, audits)
+    state.output.result(audits, lambda: print_audit(state.output, audits))
     return all(audit.ok for audit in audits)
 
 
@@ -180,14 +173,14 @@ def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
         styles.append("red" if "red" in found else "yellow" if "yellow" in found else None)
     output.table(columns, rows, styles=styles)
     for reason, whose in _by_reason(audits).items():
-        output.result(f"{reason} ({', '.join(whose)})")
+        output.text(f"{reason} ({', '.join(whose)})")
     for audit in audits:
         for operation, calls in audit.uncounted.items():
             output.warn(f"{audit.id}: {calls} calls of {operation} are not counted")
     failed = [audit.id for audit in audits if not audit.ok]
     known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
     verdict = "does not hold: " + ", ".join(failed) if failed else "all published figures hold"
-    output.result(f"{len(audits)} entries, {known} known deviations; {verdict}")
+    output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
 
 
 def _by_reason(audits: Sequence[EntryAudit]) -> dict[str, list[str]]:
@@ -203,4 +196,4 @@ def _by_reason(audits: Sequence[EntryAudit]) -> dict[str, list[str]]:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command()(profile)
+    app.command(short_help="Count parameters and multiply-adds.")(profile)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.base.files import resolved
-from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import complete_families, complete_ids, complete_values, complete_variants
 from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOption, parse_settings
-from ckptkit.cli.registry_target import target_registry
+from ckptkit.cli.registry_target import show_edit, target_registry
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -167,7 +166,11 @@ def add_command(
         said |= observed_fields(checkpoint, urls[0], state.output.progress)
         addition = preview_addition(target, id, urls, said, below=below, force=force)
     _tell(state, addition, said, facts)
-    (_show if dry_run else _write)(state, target, addition)
+    entry, edit = addition.entry, addition.edit
+    if edit.changes and not dry_run:
+        edit.write()
+    line = f"{entry.id}  {entry.family}  {entry.variant}  {entry.format}  {entry.layout}"
+    show_edit(state, target, edit, {"entry": entry.model_dump(mode="json")}, [line], dry_run=dry_run)
 
 
 def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
@@ -244,24 +247,3 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
             f"{entry.id}: {key} is not said, so every command that runs the model will ask for it; "
             f"--set {key}=true or false"
         )
-
-
-def _show(state: State, target: Path, addition: Addition) -> None:
-    if addition.edit.changes:
-        state.output.result(*scrubbed(addition.edit.diff()).rstrip("\n").split("\n"))
-    else:
-        state.output.note(f"{target}: would stay as it is")
-
-
-def _write(state: State, target: Path, addition: Addition) -> None:
-    from ckptkit.registry import registry_files
-
-    if addition.edit.changes:
-        addition.edit.write()
-    entry = addition.entry
-    state.output.result(f"{entry.id}  {entry.family}  {entry.variant}  {entry.format}  {entry.layout}")
-    if not addition.edit.changes:
-        state.output.note(f"{target}: holds all of this already")
-        return
-    in_use = resolved(target) in [resolved(path) for path in registry_files(state.registries)]
-    state.output.note(f"{target}: written" + ("" if in_use else f"; use it with --registry {target}"))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ckptkit.base.files import resolved
-from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.registry_add import add_command
-from ckptkit.cli.registry_target import target_registry
+from ckptkit.cli.registry_target import show_edit, target_registry
 from ckptkit.cli.state import state_of
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
@@ -19,7 +19,7 @@ registry_app = typer.Typer(help="Check, describe, pin and add to registry files.
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.add_typer(registry_app, name="registry")
+    app.add_typer(registry_app, name="registry", short_help="Check, describe, pin and add to registry files.")
 
 
 @registry_app.command("validate")
@@ -31,7 +31,6 @@ def validate_command(
             metavar="FILE…", help="Registries, each on top of the built-in one; none: those in use."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check registry files: every fault with its line. Exit 1 when there are any.
 
@@ -41,20 +40,19 @@ def validate_command(
 
     state = state_of(context)
     checks = [_check(file) for file in files] if files else _check_chain(registry_files(state.registries))
-    if as_json:
-        state.output.json(checks)
-    for check in [] if as_json else checks:
-        faults = check["faults"]
-        for fault in faults:
-            state.output.result(f"{check['file']}: {fault}")
-        found = _counted(len(faults), "fault", "faults")
-        if not faults:
-            found = f"{_counted(check['entries'], 'entry', 'entries')}, no fault"
-        state.output.result(f"{check['file']}: {found}")
+    state.output.result(checks, *(line for check in checks for line in _checked(check)))
     if any(check["faults"] for check in checks):
-        from ckptkit.cli.exit_codes import ExitCode
+        from ckptkit.cli.output import ExitCode
 
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def _checked(check: dict[str, Any]) -> Iterator[str]:
+    faults = check["faults"]
+    found = _counted(len(faults), "fault", "faults")
+    if not faults:
+        found = f"{_counted(check['entries'], 'entry', 'entries')}, no fault"
+    return (f"{check['file']}: {one}" for one in (*faults, found))
 
 
 def _check(file: Path) -> dict[str, Any]:
@@ -91,7 +89,9 @@ def schema_command(context: typer.Context) -> None:
     """
     from ckptkit.registry import json_schema
 
-    state_of(context).output.json(json_schema())
+    output = state_of(context).output
+    output.as_json = True  # a schema is JSON with or without --json
+    output.result(json_schema())
 
 
 @registry_app.command("pin")
@@ -134,16 +134,13 @@ def pin_command(
     pins = observed_pins(state, ids or [], all_entries=all_entries, force=force)
     target, below = target_registry(state, file)
     edit = preview_pins(target, pins, below=below)
-    if dry_run:
-        if edit.changes:
-            state.output.result(*scrubbed(edit.diff()).rstrip("\n").split("\n"))
-        else:
-            state.output.note(f"{target}: would stay as it is")
-        return
-    pin_many(target, pins, below=below)
-    for pin in pins:
-        state.output.result(f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}")
-    state.output.note(f"{target}: {'written' if edit.changes else 'holds all of this already'}")
+    lines = [f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}" for pin in pins]
+    if not dry_run:
+        pin_many(target, pins, below=below)
+    shown = [
+        {"id": pin.id, "sha256": pin.sha256, "size": pin.size, "observed_at": pin.observed_at} for pin in pins
+    ]
+    show_edit(state, target, edit, {"pins": shown}, lines, dry_run=dry_run)
 
 
 registry_app.command("add")(add_command)

@@ -52,8 +52,8 @@ _BY_ENDING = {
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("list")(list_command)
-    app.command("show")(show_command)
+    app.command("list", short_help="List the published checkpoints.")(list_command)
+    app.command("show", short_help="Show everything known of an entry.")(show_command)
 
 
 def list_command(
@@ -97,7 +97,6 @@ def list_command(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
     ] = None,
@@ -138,15 +137,23 @@ def list_command(
         items = listing.ordered(items, sort, reverse=reverse)
     elif reverse:
         items.reverse()
-    wanted = Form.JSON if as_json else form or _BY_ENDING.get(output.suffix.lower() if output else "")
+    wanted = form or _BY_ENDING.get(output.suffix.lower() if output else "") or Form.TABLE
     if output is None:
-        _print(state.output, items, chosen, wanted or Form.TABLE)
-    elif dry_run:
-        state.output.note(f"would write {len(items)} entries to {output}")
+        _print(state.output, items, chosen, wanted)
     else:
-        _write(output, items, chosen, wanted or Form.TABLE, force=force)
-        state.output.note(f"{len(items)} entries")
-        state.output.result(str(output))
+        if not dry_run:
+            _write(
+                output,
+                items,
+                chosen,
+                Form.JSON if state.output.as_json and form is None else wanted,
+                force=force,
+            )
+        state.output.note(
+            f"would write {len(items)} entries to {output}" if dry_run else f"{len(items)} entries"
+        )
+        written = {"path": str(output), "dry_run": dry_run, "entries": len(items)}
+        state.output.result(written, *([] if dry_run else [str(output)]))
     if not items:
         state.output.note(f"no entry meets all of this (of {len(catalogue)} in the registry)")
 
@@ -168,21 +175,23 @@ def _write(path: Path, items: list[Listed], chosen: list[Field] | None, form: Fo
 def _print(output: Output, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
     from ckptkit.cli import listing
 
-    if form is Form.JSON:
-        output.json(listing.as_json(items, chosen))
-    elif form is Form.CSV:
-        output.document(listing.as_csv(items, chosen))
-    elif form is Form.MARKDOWN:
-        from ckptkit.cli.markdown import tables
+    def people() -> None:
+        if form is Form.CSV:
+            output.document(listing.as_csv(items, chosen))
+        elif form is Form.MARKDOWN:
+            from ckptkit.cli.markdown import tables
 
-        output.document(tables(items, chosen))
-    elif form is Form.HTML:
-        from ckptkit.cli.html_page import list_page
+            output.document(tables(items, chosen))
+        elif form is Form.HTML:
+            from ckptkit.cli.html_page import list_page
 
-        page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
-        output.document(page.encode("ascii", "xmlcharrefreplace").decode())
-    else:
-        listing.print_table(output, items, chosen)
+            page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
+            output.document(page.encode("ascii", "xmlcharrefreplace").decode())
+        else:
+            listing.print_table(output, items, chosen)
+
+    output.as_json |= form is Form.JSON
+    output.result(listing.as_json(items, chosen), people)
 
 
 def show_command(
@@ -191,7 +200,6 @@ def show_command(
         list[str],
         typer.Argument(metavar="ID…", help="Ids, or globs on them.", autocompletion=complete_ids),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of JSON objects.")] = False,
 ) -> None:
     """Show everything known of an entry, and what to run next.
 
@@ -203,8 +211,7 @@ def show_command(
     state = state_of(context)
     home = Home.default()
     shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.rows().select(ids)]
-    if as_json:
-        state.output.json([showing.as_json(row, record, cached=cached) for row, record, cached in shown])
-        return
-    for place, (row, record, cached) in enumerate(shown):
-        state.output.result(*[""] * bool(place), *showing.as_lines(row, record, cached=cached))
+    with state.output.results() as show:
+        for place, (row, record, cached) in enumerate(shown):
+            lines = showing.as_lines(row, record, cached=cached)
+            show(showing.as_json(row, record, cached=cached), *[""] * bool(place), *lines)

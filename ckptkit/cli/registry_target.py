@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.files import resolved
+from ckptkit.base.urls import scrubbed
 from ckptkit.cli.state import State
+
+if TYPE_CHECKING:
+    from ckptkit.registry.writeback import Edit
 
 
 def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
@@ -36,3 +42,24 @@ def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
     if resolved(target) in there:
         return target, files[: there.index(resolved(target))]
     return target, [built_in_path()]
+
+
+def show_edit(
+    state: State, target: Path, edit: Edit, result: dict[str, Any], lines: Sequence[str], *, dry_run: bool
+) -> None:
+    """Show a change of a registry file: what was written, or with --dry-run the diff."""
+    from ckptkit.registry import registry_files
+
+    diff = scrubbed(edit.diff()).rstrip("\n").split("\n") if edit.changes else []
+    result |= {"file": str(target), "changed": bool(edit.changes), "dry_run": dry_run}
+    if dry_run:
+        state.output.result(result | {"diff": diff}, *diff)
+        if not diff:
+            state.output.note(f"{target}: would stay as it is")
+        return
+    state.output.result(result, *lines)
+    if not edit.changes:
+        state.output.note(f"{target}: already up to date")
+        return
+    in_use = resolved(target) in [resolved(path) for path in registry_files(state.registries)]
+    state.output.note(f"{target}: written" + ("" if in_use else f"; use it with --registry {target}"))

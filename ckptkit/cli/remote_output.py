@@ -19,42 +19,23 @@ from ckptkit.workspace import STANDARD
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ckptkit.cli.state import State
+
 
 class Place:
     """Where a command's results go; use as a context manager.
 
     What goes to a store or to standard output is written whole into a temporary folder (``TMPDIR`` says
-    where), checked there as any other, and then copied, what leads to other files (an index) last.
+    where), checked there as any other, and then copied, what leads to other files (an index) last. A folder,
+    and whatever ends in a slash, takes the default name; for several results a name without an ending is a
+    folder, too.
 
-    Parameters
-    ----------
-    text : str or None
-        What the user gave: a path; ``s3://``, ``gs://``, ``az://``, ``hf://`` with the object's name; or
-        ``-``. A folder, and whatever ends in a slash, takes the default name.
-    force : bool
-        Replace what is there.
-    results : int
-        How many go there: for several, a name without an ending is a folder.
-
-    Attributes
-    ----------
-    url : str or None
-        The URL, None for a path.
-    file : str or None
-        The name given, where it is that of one file: its ending says which format.
-    path : Path or None
-        What to hand to whoever writes; None where the user gave nothing.
-    folder : bool
-        Whether ``path`` is a folder in which results get their default names.
-
-    Raises
-    ------
-    UsageError
-        The URL is of another kind, its last part cannot be a file name, standard output is a terminal, or
-        several results would go into one file.
+    ``url`` is None for a path. ``file`` is the name given where it is that of one file, whose ending says
+    which format. ``path`` is what to hand to whoever writes, None where the user gave nothing; ``folder``
+    says whether results get their default names in it.
     """
 
-    def __init__(self, text: str | None, *, force: bool = False, results: int = 1) -> None:
+    def __init__(self, state: State, text: str | None, *, force: bool = False, results: int = 1) -> None:
         self._force = force
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._standard = text == STANDARD or (text is not None and open_file_of(Path(text)) == 1)
@@ -64,6 +45,10 @@ class Place:
         self.file = None if self.folder else text
         if results > 1 and (self.file or self._standard):
             raise UsageError(f"--output {text} is one file for {results} conversions", hint="give a folder")
+        if self._standard and state.output.as_json:
+            raise UsageError(
+                "--json and -o - would both write to standard output", hint="leave one of them out"
+            )
         if self._standard and sys.stdout.isatty():
             raise UsageError("standard output is a terminal", hint="send it into a file or a pipe: … > FILE")
 
@@ -85,13 +70,7 @@ class Place:
         return bool(self.url) or self._standard
 
     def refuse_existing(self) -> None:
-        """Say before the work that the object exists; of a path, whoever writes says so.
-
-        Raises
-        ------
-        UsageError
-            When it exists and ``force`` is false.
-        """
+        """Say before the work that the object exists; of a path, whoever writes says so."""
         if self.url and not self.folder:
             from ckptkit.store.remote import refuse_existing_object
 
@@ -107,13 +86,7 @@ class Place:
         return STANDARD if self._standard else self._prefix + path.name if self.url else str(path)
 
     def deliver(self, path: Path) -> str | None:
-        """Copy a result to where it goes; returns what to call it, None for standard output.
-
-        Raises
-        ------
-        UsageError, NetworkError, IntegrityError, StorageError, MissingDependencyError
-            As `ckptkit.store.remote.upload` raises them; standard output cannot be written to.
-        """
+        """Copy a result to where it goes; returns what to call it, None for standard output."""
         if self._standard:
             _to_standard_output(path)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,7 @@ import typer
 
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.output import Column
+from ckptkit.cli.output import Column, exit_code
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -60,13 +60,12 @@ LimitRate = Annotated[
     typer.Option("--limit-rate", metavar="RATE", help="Bytes a second for all of it, such as 10MB."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("fetch")(fetch_command)
-    app.command("import")(import_command)
+    app.command("fetch", short_help="Download, verify and unpack published files.")(fetch_command)
+    app.command("import", short_help="Take a file downloaded by hand into the cache.")(import_command)
 
 
 def fetch_command(
@@ -83,7 +82,6 @@ def fetch_command(
     jobs: Jobs = 1,
     limit_rate: LimitRate = None,
     dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Download published files into the cache, verify them, unpack archives; prints where they are.
 
@@ -99,7 +97,6 @@ def fetch_command(
     from ckptkit.base.errors import CkptkitError
     from ckptkit.base.parse import parse_rate
     from ckptkit.cli.at_once import Works, one_voice
-    from ckptkit.cli.exit_codes import exit_code
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.mirrors import parse_mirrors
@@ -114,9 +111,7 @@ def fetch_command(
     entries = _chosen(state, ids or [], all_entries)
     home = Home.default()
     if dry_run:
-        _print_plan(
-            state, entries, home, mirrors, force=force, require_checksum=require_checksum, as_json=as_json
-        )
+        _print_plan(state, entries, home, mirrors, force=force, require_checksum=require_checksum)
         return
     fetching = partial(
         fetch,
@@ -138,20 +133,16 @@ def fetch_command(
         with one_voice(state.output) as voice:
             calls = [partial(_fetch_one, entry, fetching, policy, voice) for entry in entries]
             outcomes = Works(calls, jobs, stop).run()
-    results: list[dict[str, Any]] = []
     errors: list[CkptkitError] = []
-    for entry, fetched in zip(entries, outcomes, strict=True):
-        if isinstance(fetched, CkptkitError):  # the others are fetched all the same
-            errors.append(fetched)
-            results.append({"id": entry.id, "error": str(fetched), "exit_code": int(exit_code(fetched))})
-            if len(entries) > 1:
-                state.output.warn(f"{entry.id} could not be fetched: {fetched}")
-            continue
-        results.append(_as_json(fetched))
-        if not as_json:
-            state.output.result(str(fetched.path))
-    if as_json:
-        state.output.json(results)
+    with state.output.results() as show:
+        for entry, fetched in zip(entries, outcomes, strict=True):
+            if isinstance(fetched, CkptkitError):  # the others are fetched all the same
+                errors.append(fetched)
+                show({"id": entry.id, "error": str(fetched), "exit_code": int(exit_code(fetched))})
+                if len(entries) > 1:
+                    state.output.warn(f"{entry.id} could not be fetched: {fetched}")
+                continue
+            show(_as_json(fetched), str(fetched.path))
     if errors and len(entries) == 1:
         raise errors[0]
     if errors:
@@ -169,7 +160,6 @@ def import_command(
     force: Overrule = False,
     accept_new: AcceptNew = False,
     dry_run: DryRun = False,
-    as_json: Json = False,
 ) -> None:
     """Take a file downloaded by hand into the cache: it is copied, hashed and checked like a download.
 
@@ -188,8 +178,9 @@ def import_command(
     entry = state.registry()[id]
     home = Home.default()
     if dry_run:
-        name = source_of_file(entry, file.absolute()).file
-        state.output.result(f"{file} -> {home.artefact_folder(id) / name}")
+        target = home.artefact_folder(id) / source_of_file(entry, file.absolute()).file
+        plan = {"id": id, "file": str(file), "artefact": str(target), "dry_run": True}
+        state.output.result(plan, f"{file} -> {target}")
         return
     output = state.output
     fetched = import_file(
@@ -205,10 +196,7 @@ def import_command(
     )
     how = "was there already" if fetched.from_cache else "imported"
     output.note(f"{id}: {how}, {human_bytes(fetched.record.size)}, sha256 {fetched.record.sha256}")
-    if as_json:
-        output.json(_as_json(fetched))
-    else:
-        output.result(str(fetched.path))
+    output.result(_as_json(fetched), str(fetched.path))
 
 
 def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
@@ -290,7 +278,6 @@ def _print_plan(
     *,
     force: bool,
     require_checksum: bool,
-    as_json: bool,
 ) -> None:
     """Say what would be fetched, from where, to where."""
     from ckptkit.base.urls import public_url
@@ -306,28 +293,14 @@ def _print_plan(
         action = "nothing, cached" if cached else "fetch" if sources else "by hand"
         if require_checksum and entry.sha256 is None and not trust.files(entry.id):
             action = "refuse, no checksum known"
-        plans.append(
-            _Plan(
-                entry.id,
-                action,
-                [public_url(source.used_url) for source in sources]
-                or [source.url for source in entry.sources],
-                str(folder / sources[0].file if sources else folder),
-            )
-        )
-    if as_json:
-        names = ("id", "action", "from", "to")
-        state.output.json([dict(zip(names, astuple(plan), strict=True)) for plan in plans])
-        return
+        plan: dict[str, Any] = {
+            "id": entry.id,
+            "action": action,
+            "from": [public_url(source.used_url) for source in sources]
+            or [source.url for source in entry.sources],
+            "to": str(folder / sources[0].file if sources else folder),
+        }
+        plans.append(plan)
     columns = [Column("id"), Column("action"), Column("from"), Column("to")]
-    state.output.table(columns, [[p.id, p.action, p.origins[0], p.target] for p in plans])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a fetch would do for one entry."""
-
-    id: str
-    action: str
-    origins: list[str]
-    target: str
+    rows = [[plan["id"], plan["action"], plan["from"][0], plan["to"]] for plan in plans]
+    state.output.result(plans, lambda: state.output.table(columns, rows))

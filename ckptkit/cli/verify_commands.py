@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights
-from ckptkit.cli.output import Column
+from ckptkit.cli.output import Column, ExitCode, exit_code
 from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ _SHOWN_LINES = 12
 """Lines shown of a text of many lines; --verbose and --json give all."""
 
 _STYLES = {"ok": None, "failed": "red", "skipped": "yellow"}
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 class SortBy(str, Enum):
@@ -59,7 +58,6 @@ def verify(
     strip_prefix: StripPrefixOption = None,
     variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
     all_entries: Annotated[bool, typer.Option("--all", help="Verify every entry that was fetched.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Verify checkpoints: checksum, container, names and shapes, values, parameter count.
 
@@ -68,43 +66,40 @@ def verify(
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.cli.exit_codes import ExitCode, exit_code
     from ckptkit.compare.verify import verify_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
     names = _targets(workspace, what or [], all_entries)
-    results: list[dict[str, Any]] = []
     errors: list[CkptkitError] = []
     codes = {ExitCode.OK}
-    for name in names:
-        try:
-            report = verify_checkpoint(
-                workspace.locate(name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix),
-                deep=deep,
-                weights=weights.value,
-                variant=variant,
-                progress=state.output.progress,
-            )
-        except CkptkitError as error:  # the others are verified all the same
-            errors.append(error)
-            codes.add(exit_code(error))
-            results.append(
-                {"name": name, "ok": False, "error": str(error), "exit_code": int(exit_code(error))}
-            )
-            if len(names) > 1:
-                state.output.warn(f"{name} could not be verified: {error}")
-            continue
-        results.append(report.to_json())
-        codes.add(ExitCode.DAMAGED if report.damaged else ExitCode.OK if report.ok else ExitCode.CHECK_FAILED)
-        if not as_json:
-            print_report(state, report)
-    if as_json:
-        state.output.json(results)
+    with state.output.results() as show:
+        for name in names:
+            try:
+                report = verify_checkpoint(
+                    workspace.locate(name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix),
+                    deep=deep,
+                    weights=weights.value,
+                    variant=variant,
+                    progress=state.output.progress,
+                )
+            except CkptkitError as error:  # the others are verified all the same
+                errors.append(error)
+                codes.add(exit_code(error))
+                show({"name": name, "ok": False, "error": str(error), "exit_code": int(exit_code(error))})
+                if len(names) > 1:
+                    state.output.warn(f"{name} could not be verified: {error}")
+                continue
+            codes.add(_code(report))
+            show(report, partial(print_report, state, report))
     if errors and len(names) == 1:
         raise errors[0]
     if max(codes) != ExitCode.OK:
         raise typer.Exit(int(max(codes)))
+
+
+def _code(report: VerifyReport) -> ExitCode:
+    return ExitCode.DAMAGED if report.damaged else ExitCode.OK if report.ok else ExitCode.CHECK_FAILED
 
 
 def _targets(workspace: Workspace, what: Sequence[str], all_entries: bool) -> list[str]:
@@ -136,7 +131,7 @@ def print_report(state: State, report: VerifyReport) -> None:
     state.output.table([Column("check"), Column("status"), Column("found")], rows, styles=styles)
     for note in report.notes:
         state.output.note(f"{report.name}: {note}")
-    state.output.result(report.verdict)
+    state.output.text(report.verdict)
 
 
 def _shown_items(check: Check, *, everything: bool) -> list[str]:
@@ -173,7 +168,6 @@ def inspect(
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
     summary: Annotated[bool, typer.Option("--summary", help="Leave the list of tensors out.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Show what is in a checkpoint: tensors with shape, type and size, and what the file says of itself.
 
@@ -196,16 +190,17 @@ def inspect(
         strip_prefix=strip_prefix,
         progress=state.output.progress,
     )
-    if as_json:
-        state.output.json(inspection.to_json(tensors=not summary))
-        return
-    for heading, text in _head_lines(inspection, everything=state.output.verbose):
-        state.output.result(f"{heading:<12}{text}")
-    if not summary:
-        state.output.result("")
-        _print_tensors(state, inspection.tensors, stats=stats, renamed_to=layout)
-    for note in inspection.notes:
-        state.output.note(f"note: {note}")
+
+    def people() -> None:
+        for heading, text in _head_lines(inspection, everything=state.output.verbose):
+            state.output.text(f"{heading:<12}{text}")
+        if not summary:
+            state.output.text("")
+            _print_tensors(state, inspection.tensors, stats=stats, renamed_to=layout)
+        for note in inspection.notes:
+            state.output.note(f"note: {note}")
+
+    state.output.result(inspection.to_json(tensors=not summary), people)
 
 
 def _head_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
@@ -312,13 +307,13 @@ def _print_stacked(state: State, columns: Sequence[Column], rows: Sequence[Seque
         (i for i, column in enumerate(columns) if column.heading == _FIGURES[0]), len(columns)
     )
     for name, *rest in rows:
-        state.output.result(name)
-        state.output.result("    " + "  ".join(rest[: first_figure - 1]))
+        state.output.text(name)
+        state.output.text("    " + "  ".join(rest[: first_figure - 1]))
         figures = [f"{c.heading} {cell}" for c, cell in zip(columns[1:], rest, strict=True)][
             first_figure - 1 :
         ]
         if figures:
-            state.output.result("    " + "  ".join(figures))
+            state.output.text("    " + "  ".join(figures))
 
 
 _FIGURES = ("min", "max", "mean", "std", "zeros", "NaN", "Inf")
@@ -337,5 +332,5 @@ def _figures(tensor: InspectedTensor) -> list[str]:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
-    app.command()(verify)
-    app.command()(inspect)
+    app.command(short_help="Check a checkpoint: checksum, container, shapes, values.")(verify)
+    app.command(short_help="Show the tensors in any checkpoint file.")(inspect)

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from ckptkit.cli.app import app, register_commands
+from ckptkit.cli.app import load_commands
 from ckptkit.registry import load_registry
 from tests.support.commands import cache
 from tests.support.running import registry_file
@@ -280,7 +279,7 @@ def show(id: str = typer.Argument(autocompletion=evil)) -> None: ...
 @app.command()
 def other() -> None: ...
 sys.argv = ["ckptkit"]
-completion.answer(lambda _command: typer.main.get_command(app), ["show"])
+completion.answer(typer.main.get_command(app))
 """
 
 
@@ -469,10 +468,9 @@ def test_installing_it(tmp_path: Path):
 
 
 def test_every_argument_that_takes_an_id_is_completed():
-    register_commands()
     incomplete = [
         f"{name} {parameter.metavar}"
-        for name, command in _leaves(typer.main.get_command(app))
+        for name, command in _leaves(load_commands())
         for parameter in command.params
         if parameter.param_type_name == "argument"
         and re.search(r"\bID|WHAT|PATTERN…|\b[AB]\b", parameter.metavar or "")
@@ -482,10 +480,9 @@ def test_every_argument_that_takes_an_id_is_completed():
 
 
 def test_every_command_that_reads_a_checkpoint_lets_one_say_what_of_it_is_meant():
-    register_commands()
     options = {
         name: {option for parameter in command.params for option in parameter.opts}
-        for name, command in _leaves(typer.main.get_command(app))
+        for name, command in _leaves(load_commands())
     }
     assert {name for name, given in options.items() if {"--state-dict", "--strip-prefix"} <= given} == {
         *("convert", "verify", "inspect", "diff", "parity", "export", "predict", "cam", "eval", "calibrate"),

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy
 import pytest
+import rich.box
+import rich.console
+import rich.table
 from safetensors.numpy import save_file
 
 from ckptkit.cli.output import Column, Output, prepare_streams
@@ -30,6 +33,11 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def as_json(output: Output) -> Output:
+    output.as_json = True
+    return output
 
 
 class TestEncodings:
@@ -56,17 +64,17 @@ class TestEncodings:
                 expected += sign.encode(encoding).decode(encoding)
             except UnicodeEncodeError:
                 expected += replaced.get(sign) or ascii(sign)[1:-1]
-        assert encoded(encoding, lambda output: output.result(SIGNS)) == f"{expected}\n"
+        assert encoded(encoding, lambda output: output.text(SIGNS)) == f"{expected}\n"
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
     def test_json_stays_json(self, encoded, encoding):
         value = {SIGNS: [SIGNS, "\x1b[2J\x7f\u202e\u2028"]}
-        text = encoded(encoding, lambda output: output.json(value))
+        text = encoded(encoding, lambda output: as_json(output).result(value))
         assert json.loads(text) == value
         assert all(line.isprintable() for line in text.splitlines())
 
     def test_json_that_can_be_shown_is_shown(self, encoded):
-        assert encoded("utf-8", lambda output: output.json(["é–"])) == '[\n  "é–"\n]\n'
+        assert encoded("utf-8", lambda output: as_json(output).result(["é–"])) == '[\n  "é–"\n]\n'
 
     @pytest.mark.parametrize("encoding", ["cp437", "cp1251", "ascii"])
     def test_a_process_in_a_code_page(self, tmp_path, encoding):
@@ -152,6 +160,73 @@ class Terminal(io.StringIO):
         return True
 
 
+HEADINGS = [Column("id"), Column("params", numeric=True), Column("note")]
+ROWS = [["moat0-224", "27.8M", "-"], ["tiny-moat0-256", "3.4M", "a [b] c"], ["x", "482.5M", ""]]
+
+
+def test_a_table_is_drawn_with_a_rule_under_its_headings(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for column in HEADINGS:
+        table.add_column(column.heading, justify="right" if column.numeric else "left")
+    for row in ROWS:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    by_rich, ours = io.StringIO(), Terminal()
+    rich.console.Console(file=by_rich, width=80).print(table)
+    Output(stdout=ours).table(HEADINGS, ROWS)
+    assert [line.rstrip() for line in ours.getvalue().splitlines()] == [
+        line.rstrip() for line in by_rich.getvalue().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_headings_are_bold_where_that_is_wanted(monkeypatch, plain):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1") if plain else monkeypatch.delenv("NO_COLOR", raising=False)
+    output = Output(stdout=Terminal())
+    output.table([Column("id")], [])
+    assert ("\x1b[1m" in output.stdout.getvalue()) is not plain
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_cell_that_is_too_wide_is_wrapped_and_nothing_of_it_is_lost(monkeypatch, wide):
+    monkeypatch.setenv("COLUMNS", "80")
+    output = Output(stdout=Terminal())
+    output.table([Column("id"), Column("note")], [["a", "many words " * 20 if wide else "few"]])
+    lines = [line for line in output.stdout.getvalue().splitlines() if line.strip()]
+    assert (len(lines) > 3) == wide
+    assert output.stdout.getvalue().split().count("words") == (20 if wide else 0)
+
+
+def test_a_terminal_without_unicode_gets_signs_it_has():
+    terminal = Terminal()
+    terminal.encoding = "ascii"
+    Output(stdout=terminal).table([Column("id")], [["a"]])
+    terminal.getvalue().encode("ascii")
+
+
+def test_with_json_nothing_but_the_result_is_printed():
+    output = Output(as_json=True, stdout=io.StringIO(), stderr=io.StringIO())
+    output.text("a line")
+    output.table([Column("id")], [["a"]])
+    output.document("a page")
+    output.picture("a picture")
+    with output.results() as show:
+        show({"id": "a"}, "a line")
+        show({"id": "b"}, lambda: output.text("another"))
+    assert json.loads(output.stdout.getvalue()) == [{"id": "a"}, {"id": "b"}]
+
+
+def test_people_see_each_result_when_it_comes():
+    output = Output(stdout=io.StringIO())
+    with output.results() as show:
+        show({"id": "a"}, "first", lambda: output.text("second"))
+        assert output.stdout.getvalue() == "first\nsecond\n"
+    output.result({"id": "b"}, "third")
+    assert output.stdout.getvalue() == "first\nsecond\nthird\n"
+
+
 def test_nothing_in_a_name_is_taken_for_markup():
     name, terminal = "a[red][/b]:smile:\\[x]", Terminal()
     output = Output(stdout=terminal, stderr=terminal)
@@ -179,13 +254,13 @@ def test_no_line_is_a_command_to_a_ci_service(monkeypatch, service):
         monkeypatch.setenv(service, "true")
     names = ["::error::x", " ::stop-commands::x", "a ##[add-mask]b", "##vso[task.setvariable variable=a]b"]
     output = Output(stdout=io.StringIO(), stderr=io.StringIO())
-    output.result(*names)
+    output.text(*names)
     output.note(names[0])
     output.table([Column("name")], [[name] for name in names])
     lines = (output.stdout.getvalue() + output.stderr.getvalue()).splitlines()
     obeyed = [line for line in lines if line.lstrip().startswith("::") or "##[" in line or "##vso[" in line]
     assert len(lines) == 10 and len(obeyed) == (0 if service else 9)
-    output.json(names)
+    as_json(output).result(names)
     assert json.loads(output.stdout.getvalue().split("b\n")[-1]) == names
 
 

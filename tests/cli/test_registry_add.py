@@ -226,7 +226,7 @@ def test_an_id_that_is_there_needs_force_and_one_below_is_overridden(run: Runner
     assert run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84").code == 0
     assert entry_in(mine, "one")["published_top1"] == 84.0
     again = run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84")
-    assert again.err == f"{mine}: holds all of this already\n"
+    assert again.err == f"{mine}: already up to date\n"
     trial = run("registry", "add", "one", URL, "--file", mine, "--force", "--dry-run")
     assert (trial.out, trial.err) == ("", f"{mine}: would stay as it is\n")
     done = run("registry", "add", "moat0-224", URL, "--file", mine)

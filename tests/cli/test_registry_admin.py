@@ -83,7 +83,7 @@ def test_pin_writes_what_was_observed(run: Runner, tmp_path: Path) -> None:
         }
     ]
     again = run("registry", "pin", "moat0-224", "--registry", overlay)
-    assert (again.code, again.err) == (0, f"{overlay}: holds all of this already\n")
+    assert (again.code, again.err) == (0, f"{overlay}: already up to date\n")
     assert (
         "would stay as it is" in run("registry", "pin", "moat0-224", "--registry", overlay, "--dry-run").err
     )
@@ -192,7 +192,7 @@ def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_p
     }
     assert run("registry", "validate", overlay).code == 0
     again = run("registry", "pin", "--all", "--registry", overlay)
-    assert again.code == 0 and "holds all of this already" in again.err
+    assert again.code == 0 and "already up to date" in again.err
 
 
 def test_pin_all_keeps_comments_order_and_all_else(run: Runner, tmp_path: Path) -> None:

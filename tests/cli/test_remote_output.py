@@ -16,6 +16,7 @@ import pytest
 
 from ckptkit.base.errors import UsageError
 from ckptkit.cli.remote_output import Place
+from ckptkit.cli.state import State
 from ckptkit.models.synth import Synthetic, write_bundle
 from ckptkit.store import remote
 from ckptkit.store.remote import Store
@@ -120,7 +121,7 @@ def test_what_cannot_be_written_to(ckptkit: Runner, source: Path, output: str, s
     refused = ckptkit("convert", source, "-o", output)
     assert refused.code == 2 and said in refused.err
     with pytest.raises(UsageError):
-        Place(output)
+        Place(State(), output)
 
 
 def test_one_object_for_several_conversions_is_refused(ckptkit: Runner, objects: Any, source: Path) -> None:
@@ -141,11 +142,11 @@ def test_a_missing_package_has_its_own_exit_code(
 
 def test_paths_stay_paths(tmp_path: Path) -> None:
     for text in (None, "m.safetensors", str(tmp_path)):
-        with Place(text) as output:
+        with Place(State(), text) as output:
             assert (output.url, output.path) == (None, text and Path(text))
-    assert Place(str(tmp_path), results=2).folder and Place("new", results=2).folder
+    assert Place(State(), str(tmp_path), results=2).folder and Place(State(), "new", results=2).folder
     with pytest.raises(UsageError, match=r"m\.pth is one file for 2 conversions"):
-        Place("m.pth", results=2)
+        Place(State(), "m.pth", results=2)
 
 
 def test_s3(ckptkit: Runner, source: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
-from ckptkit.cli.exit_codes import ExitCode, exit_code
+from ckptkit.cli.output import ExitCode, exit_code
 from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.export.run import ExportRequest, run_export
 from ckptkit.export.targets import ExportedFile, ExportOptions, get_target

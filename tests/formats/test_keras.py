@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.cli.exit_codes import ExitCode
+from ckptkit.cli.output import ExitCode
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.keras import KerasH5Reader, KerasH5Writer

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from ckptkit.cli.app import app, register_commands
+from ckptkit.cli.app import load_commands
 from tests.conftest import REPOSITORY
 
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
@@ -44,11 +44,7 @@ def readme_programs() -> list[str]:
 
 def commands() -> list[str]:
     """Every command, groups' ones with both words, as click knows them."""
-    import typer
-
-    register_commands()
-    root = typer.main.get_command(app)
-    return sorted(" ".join(words) for words in _leaves(root, ()))
+    return sorted(" ".join(words) for words in _leaves(load_commands(), ()))
 
 
 def _leaves(command: object, words: tuple[str, ...]) -> list[tuple[str, ...]]:
