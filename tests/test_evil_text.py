@@ -431,7 +431,11 @@ ROWS = [
     Row("parity", given("parity", "@checkpoint", "--json"), code=5, needs="tensorflow"),
     Row("synth", given("synth", "tiny-moat0-256", "--dry-run", "-o", "OUT", "--json"), "some json"),
     Row("plot", given(*PLOT), writes="a.html"),
-    Row("plot", given("plot", "evil-*", "--registry", "@registry", "-o", "a.html", "--json"), "some json"),
+    Row(
+        "plot",
+        given("plot", "evil-*", "--registry", "@registry", "-o", "a.html", "--force", "--json"),
+        "some json",
+    ),
     Row("plot", given(*PLOT), writes="a.svg", needs="matplotlib"),
     Row("plot", given(*PLOT, "--title", "\x1b[2J$x$"), writes="a.png", needs="matplotlib"),
     Row("logs", given(*LOGS)),
