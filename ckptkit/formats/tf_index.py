@@ -14,6 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ckptkit.base.budget import Budget
@@ -81,135 +82,132 @@ def read_table(path: Path, data: bytes, budget: Budget) -> Iterator[tuple[bytes,
     Its blocks follow each other from the first byte to the footer, as every writer puts them, and the keys of
     its index separate them: whoever looks a key up finds what is read here.
     """
-    metaindex, index = _read_footer(path, data)
-    _read_block(path, data, *metaindex, budget)  # holds nothing we need, but its checksum must hold
-    if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
-        raise FormatError(path, "the index block does not follow the one before it", offset=index[0])
-    if index[0] + index[1] + TRAILER_BYTES != len(data) - FOOTER_BYTES:
-        raise FormatError(path, "the index block does not end at the footer", offset=index[0])
-    previous = separator = None
-    block_end = 0
-    for limit, handle in _block_entries(path, _read_block(path, data, *index, budget), index[0], budget):
-        offset, size = _read_handle(path, handle, index[0])
-        if offset != block_end:
-            what = "blocks overlap or are out of order" if offset < block_end else "bytes between two blocks"
-            raise FormatError(path, what, offset=min(offset, block_end))
-        block_end = offset + size + TRAILER_BYTES
-        for key, value in _block_entries(path, _read_block(path, data, offset, size, budget), offset, budget):
-            if previous is not None and key <= previous:
-                what = "a key occurs twice" if key == previous else "keys are out of order"
-                raise FormatError(path, f"{what}: {_shown(key)}", offset=offset)
-            if separator is not None and key <= separator:
-                raise FormatError(path, f"the index hides the key {_shown(key)}", offset=offset)
-            previous = key
-            yield key, value
-        if previous is not None and limit < previous:
-            raise FormatError(path, f"the index hides the key {_shown(previous)}", offset=offset)
-        separator = limit
-    if block_end != metaindex[0]:
-        raise FormatError(path, "bytes between two blocks", offset=min(block_end, metaindex[0]))
+    return _Table(path, data, budget).items()
 
 
-def _read_footer(path: Path, data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    start = len(data) - FOOTER_BYTES
-    if start < 0:
-        raise FormatError(path, f"{len(data)} bytes are too few for a checkpoint index: truncated or not one")
-    footer = data[start:]
-    if int.from_bytes(footer[-8:], "little") != MAGIC:
-        raise FormatError(
-            path, "no table magic at the end: truncated, or not a checkpoint index", offset=start
-        )
-    try:
-        numbers = []
-        position = 0
-        for _ in range(4):
-            number, position = read_varint(footer[:-8], position)
-            numbers.append(number)
-        if footer[position:-8].strip(b"\0"):
-            raise WireError("something behind its numbers")
-    except WireError as error:
-        raise FormatError(path, f"damaged footer: {error}", offset=start) from error
-    return (numbers[0], numbers[1]), (numbers[2], numbers[3])
+class _Table:
+    def __init__(self, path: Path, data: bytes, budget: Budget) -> None:
+        self._path = path
+        self._data = data
+        self._budget = budget
 
+    def _error(self, reason: str, offset: int | None = None) -> FormatError:
+        return FormatError(self._path, reason, offset=offset)
 
-def _read_handle(path: Path, handle: bytes, block: int) -> tuple[int, int]:
-    try:
-        offset, position = read_varint(handle)
-        size, position = read_varint(handle, position)
-        if position != len(handle):
-            raise WireError("something behind its numbers")
-    except WireError as error:
-        raise FormatError(path, f"damaged block handle: {error}", offset=block) from error
-    return offset, size
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        metaindex, index = self.footer()
+        self._block(*metaindex)  # holds nothing we need, but its checksum must hold
+        if metaindex[0] + metaindex[1] + TRAILER_BYTES != index[0]:
+            raise self._error("the index block does not follow the one before it", index[0])
+        if index[0] + index[1] + TRAILER_BYTES != len(self._data) - FOOTER_BYTES:
+            raise self._error("the index block does not end at the footer", index[0])
+        previous = separator = None
+        block_end = 0
+        for limit, handle in self.entries(*index):
+            offset, size = self._numbers(handle, 2, "block handle", index[0])
+            if offset != block_end:
+                overlap = offset < block_end
+                what = "blocks overlap or are out of order" if overlap else "bytes between two blocks"
+                raise self._error(what, min(offset, block_end))
+            block_end = offset + size + TRAILER_BYTES
+            for key, value in self.entries(offset, size):
+                if previous is not None and key <= previous:
+                    what = "a key occurs twice" if key == previous else "keys are out of order"
+                    raise self._error(f"{what}: {_shown(key)}", offset)
+                if separator is not None and key <= separator:
+                    raise self._error(f"the index hides the key {_shown(key)}", offset)
+                previous = key
+                yield key, value
+            if previous is not None and limit < previous:
+                raise self._error(f"the index hides the key {_shown(previous)}", offset)
+            separator = limit
+        if block_end != metaindex[0]:
+            raise self._error("bytes between two blocks", min(block_end, metaindex[0]))
 
-
-def _read_block(path: Path, data: bytes, offset: int, size: int, budget: Budget) -> bytes:
-    """One block, its checksum compared and its compression undone."""
-    end = offset + size
-    if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
-        raise FormatError(
-            path, f"a block of {size} bytes runs past the end: truncated or damaged", offset=offset
-        )
-    stored = int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little")
-    if masked_crc32c(data[offset : end + 1]) != stored:
-        raise FormatError(path, "block checksum (crc32c) differs: damaged", offset=offset)
-    compression, block = data[end], data[offset:end]
-    if compression == _NO_COMPRESSION:
-        return block
-    if compression == _SNAPPY:
-        return _undo_snappy(path, block, offset, budget)
-    raise FormatError(path, f"unknown block compression {compression}", offset=offset)
-
-
-def _undo_snappy(path: Path, block: bytes, offset: int, budget: Budget) -> bytes:
-    import cramjam
-
-    try:
-        size, _ = read_varint(block)
-    except WireError as error:
-        raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
-    if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
-        raise FormatError(path, f"a snappy block of {len(block)} bytes claims to hold {size}", offset=offset)
-    budget.spend(nbytes=size)
-    try:
-        return bytes(cramjam.snappy.decompress_raw(block))
-    except cramjam.DecompressionError as error:
-        raise FormatError(path, f"damaged snappy block: {error}", offset=offset) from error
-
-
-def _block_entries(path: Path, block: bytes, offset: int, budget: Budget) -> Iterator[tuple[bytes, bytes]]:
-    """Undo the prefix compression of one block that begins at ``offset`` in the file.
-
-    At every restart point a key is whole: readers search there.
-    """
-    restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
-    end = len(block) - 4 - 4 * restarts
-    if restarts == 0 or end < 0:
-        raise FormatError(
-            path, f"a block of {len(block)} bytes claims {restarts} restart points", offset=offset
-        )
-    key, position, restart = b"", 0, end
-    try:
-        while position < end:
-            at = position
-            is_start = restart < len(block) - 4 and at == int.from_bytes(
-                block[restart : restart + 4], "little"
+    def footer(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Offset and size of the metaindex block and of the index block."""
+        start = len(self._data) - FOOTER_BYTES
+        if start < 0:
+            raise self._error(
+                f"{len(self._data)} bytes are too few for a checkpoint index: truncated or not one"
             )
-            restart += 4 * is_start
-            shared, position = read_varint(block, position)
-            unshared, position = read_varint(block, position)
-            size, position = read_varint(block, position)
-            if shared > (0 if is_start else len(key)) or unshared + size > end - position:
-                raise FormatError(path, f"damaged entry at byte {at} of a block", offset=offset)
-            budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared + size)
-            key = key[:shared] + block[position : position + unshared]
-            position += unshared
-            yield key, block[position : position + size]
-            position += size
-    except WireError as error:
-        raise FormatError(path, f"damaged entry in a block: {error}", offset=offset) from error
-    if restart != len(block) - 4 and block[restart:] != _EMPTY:
-        raise FormatError(path, "a restart point of a block is not one of its entries", offset=offset)
+        footer = self._data[start:]
+        if int.from_bytes(footer[-8:], "little") != MAGIC:
+            raise self._error("no table magic at the end: truncated, or not a checkpoint index", start)
+        numbers = self._numbers(footer[:-8], 4, "footer", start)
+        return (numbers[0], numbers[1]), (numbers[2], numbers[3])
+
+    def _numbers(self, raw: bytes, count: int, what: str, offset: int) -> list[int]:
+        """So many numbers, with nothing but zeros behind those of a footer, and nothing behind a handle's."""
+        numbers, position = [], 0
+        try:
+            for _ in range(count):
+                number, position = read_varint(raw, position)
+                numbers.append(number)
+        except WireError as error:
+            raise self._error(f"damaged {what}: {error}", offset) from error
+        if raw[position:].strip(b"\0") if what == "footer" else raw[position:]:
+            raise self._error(f"damaged {what}: something behind its numbers", offset)
+        return numbers
+
+    def _block(self, offset: int, size: int) -> bytes:
+        """One block, its checksum compared and its compression undone."""
+        data, end = self._data, offset + size
+        if end + TRAILER_BYTES > len(data) - FOOTER_BYTES:
+            raise self._error(f"a block of {size} bytes runs past the end: truncated or damaged", offset)
+        stored = int.from_bytes(data[end + 1 : end + TRAILER_BYTES], "little")
+        if masked_crc32c(data[offset : end + 1]) != stored:
+            raise self._error("block checksum (crc32c) differs: damaged", offset)
+        compression, block = data[end], data[offset:end]
+        if compression == _NO_COMPRESSION:
+            return block
+        if compression == _SNAPPY:
+            return self._undo_snappy(block, offset)
+        raise self._error(f"unknown block compression {compression}", offset)
+
+    def _undo_snappy(self, block: bytes, offset: int) -> bytes:
+        import cramjam
+
+        try:
+            size, _ = read_varint(block)
+            if size > MAX_BLOCK_BYTES or size > _SNAPPY_MAX_RATIO * len(block):
+                raise self._error(f"a snappy block of {len(block)} bytes claims to hold {size}", offset)
+            self._budget.spend(nbytes=size)
+            return bytes(cramjam.snappy.decompress_raw(block))
+        except (WireError, cramjam.DecompressionError) as error:
+            raise self._error(f"damaged snappy block: {error}", offset) from error
+
+    def entries(self, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of one block, their prefix compression undone.
+
+        At every restart point a key is whole: readers search there.
+        """
+        block = self._block(offset, size)
+        restarts = int.from_bytes(block[-4:], "little") if len(block) >= 4 else 0
+        last = len(block) - 4
+        end = last - 4 * restarts
+        if restarts == 0 or end < 0:
+            raise self._error(f"a block of {len(block)} bytes claims {restarts} restart points", offset)
+        key, position, restart = b"", 0, end
+        try:
+            while position < end:
+                at = position
+                is_start = restart < last and at == int.from_bytes(block[restart : restart + 4], "little")
+                restart += 4 * is_start
+                shared, position = read_varint(block, position)
+                unshared, position = read_varint(block, position)
+                size, position = read_varint(block, position)
+                if shared > (0 if is_start else len(key)) or unshared + size > end - position:
+                    raise self._error(f"damaged entry at byte {at} of a block", offset)
+                self._budget.spend(steps=_ENTRY_STEPS, nodes=_ENTRY_NODES, names=shared + unshared + size)
+                key = key[:shared] + block[position : position + unshared]
+                position += unshared
+                yield key, block[position : position + size]
+                position += size
+        except WireError as error:
+            raise self._error(f"damaged entry in a block: {error}", offset) from error
+        if restart != last and block[restart:] != _EMPTY:
+            raise self._error("a restart point of a block is not one of its entries", offset)
 
 
 def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOCK_BYTES) -> bytes:
@@ -632,175 +630,185 @@ def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
 
 def load_index(prefix: Path, budget: Budget) -> BundleIndex:
     """Read ``<prefix>.index`` within a budget and check it against the data files beside it."""
-    path = index_path(prefix)
-    header, decoded = _decoded(path, budget)
-    assembled: set[bytes] = set()
-    tensors = {}
-    for key, entry in decoded.items():
-        if not _is_part_key(key):
-            stored = _stored(path, key, entry, decoded, assembled, budget=budget)
-            tensors[stored.key] = stored
-    spans = [
-        (entry.shard, entry.offset, entry.size, key) for key, entry in decoded.items() if not entry.slices
-    ]
-    _check_spans(prefix, header, spans)
-    unused = Counter(
-        _name(path, sliced_name(key)) for key in decoded if _is_part_key(key) and key not in assembled
-    )
-    return BundleIndex(header, tensors, unused)
+    return _IndexFile(index_path(prefix), budget).checked(prefix)
 
 
 def count_of_data_files(index: Path) -> int:
     """How many data files an index says that there are."""
-    data = _read_bounded(index)
-    budget = Budget(len(data), lambda reason: FormatError(index, reason))
-    key, value = next(read_table(index, data, budget), (b"?", b""))
-    return _header(index, key, value, budget).num_shards
+    return _IndexFile(index, None).header.num_shards
 
 
-def _decoded(path: Path, budget: Budget) -> tuple[BundleHeader, dict[bytes, BundleEntry]]:
-    table = read_table(path, _read_bounded(path), budget)
-    key, value = next(table, (b"?", b""))
-    header = _header(path, key, value, budget)
-    return header, {key: _entry(path, key, value, budget) for key, value in table}
+class _IndexFile:
+    """An index being read: its header at once, its entries when they are checked."""
 
+    def __init__(self, path: Path, budget: Budget | None) -> None:
+        self._path = path
+        data = self._bytes()
+        self._budget = budget or Budget(len(data), partial(FormatError, path))
+        self._table = read_table(path, data, self._budget)
+        self.header = self._header(*next(self._table, (b"?", b"")))
 
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_INDEX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{path}: no such file", hint="a TensorFlow checkpoint needs its .index"
-        ) from error
-    except OSError as error:
-        raise storage_error(error, path) from error
-    if len(data) > MAX_INDEX_BYTES:
-        raise FormatError(path, f"larger than {MAX_INDEX_BYTES} bytes: no index of a checkpoint")
-    return data
+    def _bytes(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(MAX_INDEX_BYTES + 1)
+        except FileNotFoundError as error:
+            hint = "a TensorFlow checkpoint needs its .index"
+            raise NotFoundError(f"{self._path}: no such file", hint=hint) from error
+        except OSError as error:
+            raise storage_error(error, self._path) from error
+        if len(data) > MAX_INDEX_BYTES:
+            raise self._error(f"larger than {MAX_INDEX_BYTES} bytes: no index of a checkpoint")
+        return data
 
+    def _error(self, reason: str, *, key: bytes | None = None, hint: str | None = None) -> FormatError:
+        return FormatError(self._path, reason if key is None else f"entry {_shown(key)}: {reason}", hint=hint)
 
-def _header(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleHeader:
-    """What the first entry, which has the empty key, says of all."""
-    if key:
-        raise FormatError(path, "has no header entry: a table, but not of a checkpoint")
-    try:
-        header = decode_header(value, budget)
-    except WireError as error:
-        raise FormatError(path, f"damaged header: {error}") from error
-    if header.big_endian:
-        raise FormatError(
-            path,
-            "written on a big-endian machine, which is not supported",
-            hint="load and save it with TensorFlow on a little-endian machine",
-        )
-    if header.min_consumer > BUNDLE_VERSION:
-        raise FormatError(
-            path, f"asks for checkpoint version {header.min_consumer}, {BUNDLE_VERSION} is known"
-        )
-    if not 0 < header.num_shards <= MAX_SHARDS:
-        raise FormatError(path, f"claims {header.num_shards} data files")
-    return header
+    def _header(self, key: bytes, value: bytes) -> BundleHeader:
+        """What the first entry, which has the empty key, says of all."""
+        if key:
+            raise self._error("has no header entry: a table, but not of a checkpoint")
+        try:
+            header = decode_header(value, self._budget)
+        except WireError as error:
+            raise self._error(f"damaged header: {error}") from error
+        if header.big_endian:
+            raise self._error(
+                "written on a big-endian machine, which is not supported",
+                hint="load and save it with TensorFlow on a little-endian machine",
+            )
+        if header.min_consumer > BUNDLE_VERSION:
+            raise self._error(f"asks for checkpoint version {header.min_consumer}, {BUNDLE_VERSION} is known")
+        if not 0 < header.num_shards <= MAX_SHARDS:
+            raise self._error(f"claims {header.num_shards} data files")
+        return header
 
+    def checked(self, prefix: Path) -> BundleIndex:
+        """Every tensor, once all entries are sound and fit the data files."""
+        self._entries = {key: self._entry(key, value) for key, value in self._table}
+        part_keys = {key for key in self._entries if key.startswith(b"\0")}
+        self._unused = set(part_keys)
+        stored = [self._stored(key, entry) for key, entry in self._entries.items() if key not in part_keys]
+        self._check_spans(prefix)
+        unused = Counter(self._name(sliced_name(key)) for key in self._entries if key in self._unused)
+        return BundleIndex(self.header, {tensor.key: tensor for tensor in stored}, unused)
 
-def _entry(path: Path, key: bytes, value: bytes, budget: Budget) -> BundleEntry:
-    budget.spend(nodes=_TENSOR_NODES)
-    try:
-        entry = decode_entry(value, budget)
-    except WireError as error:
-        raise FormatError(path, f"entry {_shown(key)}: {error}") from error
-    dtype = _dtype(entry.dtype % _REFERENCE)
-    if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
-        raise FormatError(path, f"entry {_shown(key)}: no element type has the number {entry.dtype}")
-    itemsize = dtype.itemsize if dtype else 0
-    if len(entry.shape) > MAX_RANK:
-        raise FormatError(
-            path, f"entry {_shown(key)}: {len(entry.shape)} axes, at most {MAX_RANK} are supported"
-        )
-    # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
-    if min(entry.shape, default=0) < 0 or math.prod(filter(None, entry.shape)) * max(itemsize, 1) >= 1 << 62:
-        raise FormatError(path, f"entry {_shown(key)}: impossible shape {list(entry.shape)}")
-    expected = math.prod(entry.shape) * itemsize
-    if not entry.slices and itemsize and entry.size != expected:
-        raise FormatError(
-            path,
-            f"entry {_shown(key)}: {entry.size} bytes, {dtype} of shape {list(entry.shape)} takes {expected}",
-        )
-    return entry
+    def _entry(self, key: bytes, value: bytes) -> BundleEntry:
+        self._budget.spend(nodes=_TENSOR_NODES)
+        try:
+            entry = decode_entry(value, self._budget)
+        except WireError as error:
+            raise self._error(str(error), key=key) from error
+        if not 0 < entry.dtype < 2 * _REFERENCE or entry.dtype == _REFERENCE:
+            raise self._error(f"no element type has the number {entry.dtype}", key=key)
+        dtype, shape = _dtype(entry.dtype), list(entry.shape)
+        itemsize = dtype.itemsize if dtype else 0
+        if len(shape) > MAX_RANK:
+            raise self._error(f"{len(shape)} axes, at most {MAX_RANK} are supported", key=key)
+        # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
+        if min(shape, default=0) < 0 or math.prod(filter(None, shape)) * max(itemsize, 1) >= 1 << 62:
+            raise self._error(f"impossible shape {shape}", key=key)
+        expected = math.prod(shape) * itemsize
+        if not entry.slices and itemsize and entry.size != expected:
+            raise self._error(f"{entry.size} bytes, {dtype} of shape {shape} takes {expected}", key=key)
+        return entry
+
+    def _stored(self, key: bytes, entry: BundleEntry) -> StoredTensor:
+        name, dtype, shape = self._name(key), _dtype(entry.dtype), entry.shape
+        type_name = dtype.name if dtype else _NO_NUMBERS[entry.dtype % _REFERENCE]
+        if not entry.slices:
+            whole = _part(entry, (0,) * len(shape))
+            return StoredTensor(name, dtype, type_name, shape, (whole,))
+        parts = list(self._parts(key, name, entry))
+        boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
+        if _overlap(boxes, len(shape), self._budget):
+            raise self._error(f"partitioned variable {name!r}: its parts overlap")
+        # disjoint parts that are together as large as the tensor are all of it
+        total, size = sum(math.prod(part) for _, part in boxes), math.prod(shape)
+        gap = f"parts are missing: {total:,} of {size:,} elements are there" if total < size else ""
+        return StoredTensor(name, dtype, type_name, shape, tuple(parts), gap)
+
+    def _parts(self, key: bytes, name: str, entry: BundleEntry) -> Iterator[Part]:
+        """The parts of a partitioned variable that the checkpoint has."""
+        room = math.prod(entry.shape)
+        for piece in entry.slices:
+            self._budget.spend(steps=_BOX_STEPS, nodes=_PART_NODES, names=len(key))
+            part_key = slice_key(key, piece)
+            start, shape = self._box(name, piece, entry.shape)
+            room -= math.prod(shape)
+            if room < 0:  # whether they are there or not
+                raise self._error(f"partitioned variable {name!r}: its parts overlap")
+            stored = self._entries.get(part_key)
+            if stored is None:
+                continue
+            if stored.slices or (stored.dtype - entry.dtype) % _REFERENCE or stored.shape != shape:
+                raise self._error(f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in")
+            self._unused.discard(part_key)
+            yield _part(stored, start)
+
+    def _box(self, name: str, piece: Slice, shape: tuple[int, ...]) -> _Box:
+        """Start and shape of a part inside its tensor."""
+        variable = f"partitioned variable {name!r}"
+        if len(piece) != len(shape):
+            raise self._error(f"{variable}: a part has {len(piece)} axes, not {len(shape)}")
+        start = tuple(begin for begin, _ in piece)
+        size = tuple(axis if count == FULL else count for (_, count), axis in zip(piece, shape, strict=True))
+        if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
+            raise self._error(f"{variable}: a part {_bounds(piece)} leaves {list(shape)}")
+        return start, size
+
+    def _check_spans(self, prefix: Path) -> None:
+        """Every tensor lies inside a data file that exists, and no two share a byte."""
+        count = self.header.num_shards
+        entries = ((entry, key) for key, entry in self._entries.items() if not entry.slices)
+        lengths: dict[int, int] = {}
+        previous = (-1, 0, b"")  # shard, end, key
+        for shard, offset, size, key in sorted((e.shard, e.offset, e.size, key) for e, key in entries):
+            if not 0 <= shard < count:
+                raise self._error(f"data file {shard} of {count}", key=key)
+            if shard not in lengths:
+                lengths[shard] = self._length(shard_path(prefix, shard, count))
+            if offset < 0 or size < 0 or offset + size > lengths[shard]:
+                raise FormatError(
+                    shard_path(prefix, shard, count),
+                    f"truncated or not of this index: {_shown(key)} takes bytes {offset} to {offset + size}, "
+                    f"the file has {lengths[shard]}",
+                )
+            if size == 0:
+                continue
+            if shard == previous[0] and offset < previous[1]:
+                raise self._error(f"entries {_shown(previous[2])} and {_shown(key)} share bytes")
+            previous = (shard, offset + size, key)
+
+    def _length(self, shard: Path) -> int:
+        try:
+            return shard.stat().st_size
+        except FileNotFoundError as error:
+            hint = "put it beside the index, or fetch it again"
+            raise self._error(f"its data file {shard.name} is missing", hint=hint) from error
+        except OSError as error:
+            raise storage_error(error, shard) from error
+
+    def _name(self, key: bytes) -> str:
+        try:
+            name = key.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._error(f"a tensor's name is not UTF-8: {_shown(key)}") from error
+        if _CONTROL.search(name):
+            raise self._error(f"a tensor's name has control characters: {_shown(key)}")
+        return name
 
 
 def _dtype(number: int) -> DType | None:
     """The type of a number; opaque and of unknown size where it is not known here."""
+    number %= _REFERENCE
     if number in _NO_NUMBERS:
         return None
     return _BY_NUMBER.get(number) or DType(f"DataType {number}", 0, "opaque", tf=number)
 
 
-def _stored(
-    path: Path,
-    key: bytes,
-    entry: BundleEntry,
-    entries: Mapping[bytes, BundleEntry],
-    assembled: set[bytes],
-    *,
-    budget: Budget,
-) -> StoredTensor:
-    name = _name(path, key)
-    number = entry.dtype % _REFERENCE
-    dtype = _dtype(number)
-    type_name = dtype.name if dtype else _NO_NUMBERS[number]
-    if not entry.slices:
-        whole = Part(
-            entry.shard, entry.offset, entry.size, entry.crc32c, (0,) * len(entry.shape), entry.shape
-        )
-        return StoredTensor(name, dtype, type_name, entry.shape, (whole,))
-    parts = []
-    room = math.prod(entry.shape)
-    for piece in entry.slices:
-        budget.spend(steps=_BOX_STEPS, nodes=_PART_NODES, names=len(key))
-        part_key = slice_key(key, piece)
-        box = _box(path, name, piece, entry.shape)
-        room -= math.prod(box[1])
-        if room < 0:  # whether they are there or not
-            raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
-        stored = entries.get(part_key)
-        if stored is None:
-            continue
-        if stored.slices or stored.dtype % _REFERENCE != number or stored.shape != box[1]:
-            raise FormatError(
-                path, f"partitioned variable {name!r}: its part {_bounds(piece)} does not fit in"
-            )
-        parts.append(Part(stored.shard, stored.offset, stored.size, stored.crc32c, *box))
-        assembled.add(part_key)
-    gap = _gap(path, name, entry.shape, parts, budget)
-    return StoredTensor(name, dtype, type_name, entry.shape, tuple(parts), gap)
-
-
-def _box(
-    path: Path, name: str, piece: Slice, shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Start and shape of a part inside its tensor."""
-    if len(piece) != len(shape):
-        raise FormatError(
-            path, f"partitioned variable {name!r}: a part has {len(piece)} axes, not {len(shape)}"
-        )
-    start = tuple(begin for begin, _ in piece)
-    size = tuple(axis if length == FULL else length for (_, length), axis in zip(piece, shape, strict=True))
-    if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):
-        raise FormatError(
-            path, f"partitioned variable {name!r}: a part {_bounds(piece)} leaves {list(shape)}"
-        )
-    return start, size
-
-
-def _gap(path: Path, name: str, shape: tuple[int, ...], parts: list[Part], budget: Budget) -> str:
-    """What the parts do not cover: nothing, where they are disjoint and together as large as the tensor."""
-    boxes = [(part.start, part.shape) for part in parts if math.prod(part.shape)]
-    if _overlap(boxes, len(shape), budget):
-        raise FormatError(path, f"partitioned variable {name!r}: its parts overlap")
-    total = sum(math.prod(size) for _, size in boxes)
-    whole = math.prod(shape)
-    return f"parts are missing: {total:,} of {whole:,} elements are there" if total < whole else ""
+def _part(entry: BundleEntry, start: tuple[int, ...]) -> Part:
+    return Part(entry.shard, entry.offset, entry.size, entry.crc32c, start, entry.shape)
 
 
 _Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -825,55 +833,6 @@ def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
 def _meet(first: _Box, second: _Box) -> bool:
     axes = zip(*first, *second, strict=True)
     return all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in axes)
-
-
-def _check_spans(prefix: Path, header: BundleHeader, spans: Iterable[tuple[int, int, int, bytes]]) -> None:
-    """Every tensor lies inside a data file that exists, and no two share a byte."""
-    path = index_path(prefix)
-    lengths: dict[int, int] = {}
-    previous = (-1, 0, b"")  # shard, end, key
-    for shard, offset, size, key in sorted(spans):
-        if not 0 <= shard < header.num_shards:
-            raise FormatError(path, f"entry {_shown(key)}: data file {shard} of {header.num_shards}")
-        if shard not in lengths:
-            lengths[shard] = _length(path, shard_path(prefix, shard, header.num_shards))
-        if offset < 0 or size < 0 or offset + size > lengths[shard]:
-            file = shard_path(prefix, shard, header.num_shards)
-            raise FormatError(
-                file,
-                f"truncated or not of this index: {_shown(key)} takes bytes {offset} to {offset + size}, "
-                f"the file has {lengths[shard]}",
-            )
-        if size == 0:
-            continue
-        if shard == previous[0] and offset < previous[1]:
-            raise FormatError(path, f"entries {_shown(previous[2])} and {_shown(key)} share bytes")
-        previous = (shard, offset + size, key)
-
-
-def _length(index: Path, shard: Path) -> int:
-    try:
-        return shard.stat().st_size
-    except FileNotFoundError as error:
-        raise FormatError(
-            index, f"its data file {shard.name} is missing", hint="put it beside the index, or fetch it again"
-        ) from error
-    except OSError as error:
-        raise storage_error(error, shard) from error
-
-
-def _is_part_key(key: bytes) -> bool:
-    return key.startswith(b"\0")
-
-
-def _name(path: Path, key: bytes) -> str:
-    try:
-        name = key.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(path, f"a tensor's name is not UTF-8: {_shown(key)}") from error
-    if _CONTROL.search(name):
-        raise FormatError(path, f"a tensor's name has control characters: {_shown(key)}")
-    return name
 
 
 def _bounds(piece: Slice) -> str:

@@ -95,9 +95,8 @@ def test_prefix_compression_and_restart_points_as_in_the_format() -> None:
 def test_index_keys_separate_the_blocks() -> None:
     entries = entries_of(100)
     written = build_table(entries, block_bytes=1)
-    index_offset, index_size = tf_index._read_footer(NAME, written)[1]
-    index = tf_index._read_block(NAME, written, index_offset, index_size, tf_files.plenty())
-    separators = [key for key, _ in tf_index._block_entries(NAME, index, 0, tf_files.plenty())]
+    table = tf_index._Table(NAME, written, tf_files.plenty())
+    separators = [key for key, _ in table.entries(*table.footer()[1])]
     keys = [key for key, _ in entries]
     assert len(separators) == len(keys)
     for separator, key, following in zip(separators, keys, keys[1:], strict=False):
