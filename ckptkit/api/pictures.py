@@ -356,7 +356,7 @@ def calibrate(
     )
     from ckptkit.analysis.model_source import named_source
     from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.replacing import refuse_standing
+    from ckptkit.formats.replacing import refuse_existing_checkpoint
 
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     options = CalibrationOptions(paths, images, batch_size, workers, device)
@@ -364,7 +364,7 @@ def calibrate(
     folder = is_folder(output)
     if not folder:  # before a download
         refuse_name(output)
-        refuse_standing(Path(output), force=force)
+        refuse_existing_checkpoint(Path(output), force=force)
     chosen: dict[str, Any] = {
         "resolution": resolution,
         "weights": weights,

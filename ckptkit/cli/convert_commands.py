@@ -114,7 +114,7 @@ def convert(
     """
     from ckptkit.convert import Options
     from ckptkit.convert.whole import convert_located, planned_paths
-    from ckptkit.formats.replacing import refuse_standing
+    from ckptkit.formats.replacing import refuse_existing_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
@@ -143,7 +143,7 @@ def convert(
         planned = planned_paths(sources, options, where.path, folder=where.folder)
         for path in planned:
             if path is not None and not dry_run:  # of all, before the first is written
-                refuse_standing(path, force=force)
+                refuse_existing_checkpoint(path, force=force)
         for located, path in zip(sources, planned, strict=True):
             if not dry_run:
                 where.refuse_existing()

@@ -313,7 +313,7 @@ def calibrate(
         refuse_name,
     )
     from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.replacing import refuse_standing
+    from ckptkit.formats.replacing import refuse_existing_checkpoint
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
@@ -323,7 +323,7 @@ def calibrate(
         if where.file is not None:  # before a download
             refuse_name(where.file)
             where.refuse_existing()
-            refuse_standing(where.path, force=force)
+            refuse_existing_checkpoint(where.path, force=force)
         source = stack.enter_context(
             opened_source(
                 state.workspace(),

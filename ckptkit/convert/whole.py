@@ -20,7 +20,7 @@ from ckptkit.convert.provenance import Provenance
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, without_ending
-from ckptkit.formats.replacing import files_at, refuse_standing
+from ckptkit.formats.replacing import files_at, refuse_existing_checkpoint
 from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
 from ckptkit.workspace import Located, Workspace
 
@@ -103,7 +103,7 @@ def convert_located(
         if in_cache and path.is_symlink():  # the cache's own names lead nowhere else
             path.unlink()
         if not in_cache:
-            refuse_standing(path, force=force)  # before a progress bar is shown
+            refuse_existing_checkpoint(path, force=force)  # before a progress bar is shown
         with workspace.progress(f"converting {located.name}", conversion.nbytes) as advance:
             converted = execute(
                 conversion,

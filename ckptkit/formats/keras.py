@@ -41,7 +41,7 @@ from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.shards import index_beside, shards_of
-from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json, put_at
+from ckptkit.formats.tensor_writer import TensorWriter, metadata_json, put_at
 from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
 
 KERAS_MEMBER = "model.weights.h5"
@@ -244,7 +244,7 @@ class _Archive:
         return Hdf5Bytes(self._file, self.held.offset, self.held.size)
 
 
-class KerasH5Writer(PlacedWriter):
+class KerasH5Writer(TensorWriter):
     """A Keras 3 weights file being written; see `ckptkit.formats.base.Writer`.
 
     Keras' ``model.load_weights`` takes it when its names are those of the model, which is for a layout to

@@ -25,7 +25,7 @@ from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader
 from ckptkit.formats.member_names import unsafe_name
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
-from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
+from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
 from ckptkit.formats.zip_directory import (
     DEFLATED,
     STORED,
@@ -329,7 +329,7 @@ def _unreadable(header: NpyHeader) -> str:
     return f"elements of type {header.code[:40]!r}, which is not known here"
 
 
-class NpzWriter(PlacedWriter):
+class NpzWriter(TensorWriter):
     """Writes an npz archive; metadata goes into its comment, where numpy does not see it."""
 
     most = 150_000

@@ -1,90 +1,107 @@
-"""An open checkpoint whose tensors are called otherwise than in the file."""
+"""Readers over other readers: their tensors as one checkpoint, or under other names than in the file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING
 
-from ckptkit.base.tensors import Array, RawTensor, TensorSpec
+from ckptkit.base.errors import NotFoundError
+from ckptkit.base.tensors import Array, RawTensor
 from ckptkit.formats.base import Reader
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ckptkit.formats.mapped_file import MappedReader
 
 
-class Renamed:
-    """A `Reader` that gives another one's tensors under other names."""
+class Relay(MappedReader):
+    """The tensors of some readers, which are closed with this one; the first says what is said once."""
 
-    def __init__(self, reader: Reader, names: Mapping[str, str], note: str) -> None:
-        self._reader = reader
-        self._names = names
-        self._own = {new: own for own, new in names.items()}
-        self.path, self.format, self.metadata = reader.path, reader.format, reader.metadata
-        self.state_dicts, self.state_dict, self.weights = (
-            reader.state_dicts,
-            reader.state_dict,
-            reader.weights,
-        )
-        self.notes: Sequence[str] = [*reader.notes, note]
-        self.specs: Mapping[str, TensorSpec] = {
-            names[own]: replace(spec, name=names[own]) for own, spec in reader.specs.items()
-        }
-        self.optimizer: Collection[str] = {names.get(own, own) for own in reader.optimizer}
-        self.namesakes: Mapping[str, str] = {
-            names.get(one, one): names.get(other, other) for one, other in reader.namesakes.items()
-        }
-        self.left_out: Mapping[str, str] = {names[own]: why for own, why in reader.left_out.items()}
+    def __init__(self, readers: list[Reader], names: Mapping[str, str]) -> None:
+        self._readers = readers
+        self._names = names  # name in the file -> name here; names that are not in it stay
+        first = readers[0]
+        self.format, self.weights = first.format, first.weights
+        self.state_dicts, self.state_dict = first.state_dicts, first.state_dict
+        self._homes: dict[str, tuple[Reader, str]] = {}
+        specs, left_out = {}, {}
+        for reader in readers:
+            for own, spec in reader.specs.items():
+                name = names.get(own, own)
+                self._homes[name] = reader, own
+                specs[name] = spec if name == own else replace(spec, name=name)
+            left_out.update({names.get(own, own): why for own, why in reader.left_out.items()})
+        self.specs, self.left_out = specs, left_out
+        self.metadata: Mapping[str, str] = self._merged(reader.metadata for reader in readers)
+        self.optimizer = {names.get(own, own) for reader in readers for own in reader.optimizer}
+        self.namesakes = self._renamed(reader.namesakes for reader in readers)
 
-    @property
-    def also(self) -> Mapping[str, str]:
-        """What else is in the file, in a few words."""
-        return self._reader.also
+    @staticmethod
+    def _merged(tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
+        """Several tables as one, in which the first has the word."""
+        return {key: text for table in reversed(list(tables)) for key, text in table.items()}
+
+    def _renamed(self, tables: Iterable[Mapping[str, str]]) -> dict[str, str]:
+        get = self._names.get
+        return {get(one, one): get(other, other) for table in tables for one, other in table.items()}
 
     @property
     def extras(self) -> Mapping[str, str]:
-        """What else is in the file, in detail."""
-        return self._reader.extras
+        """What else is in the files, in detail."""
+        return self._merged(reader.extras for reader in self._readers)
+
+    @property
+    def also(self) -> Mapping[str, str]:
+        """What else is in the files, in a few words."""
+        return self._merged(reader.also for reader in self._readers)
 
     @property
     def same(self) -> Mapping[str, str]:
-        """Tensors that are the very same as an earlier one."""
-        return {self._names[one]: self._names[other] for one, other in self._reader.same.items()}
+        """Tensors that are the very same as an earlier one of their file."""
+        return self._renamed(reader.same for reader in self._readers)
 
     @property
     def overlapping(self) -> Sequence[str]:
         """Tensors whose bytes touch those of one before them."""
-        return [self._names[name] for name in self._reader.overlapping]
+        return [self._names.get(own, own) for reader in self._readers for own in reader.overlapping]
+
+    def _home(self, name: str) -> tuple[Reader, str]:
+        if name not in self._homes:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+        return self._homes[name]
 
     def read(self, name: str) -> Array:
         """Read-only view of one tensor."""
-        return self._reader.read(self._own.get(name, name))
+        reader, own = self._home(name)
+        return reader.read(own)
 
     def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor without numpy; None where they do not lie in C order in one piece."""
-        return self._reader.raw(self._own.get(name, name))
+        """The bytes of one tensor without numpy; None where they are not in C order in one piece."""
+        reader, own = self._home(name)
+        return reader.raw(own)
 
     def check(self, name: str, known: int | None = None) -> bool:
-        """Compare one tensor with the checksum the container stores for it."""
-        return self._reader.check(self._own.get(name, name), known)
+        """Compare one tensor with the checksum its file stores for it."""
+        reader, own = self._home(name)
+        return reader.check(own, known)
 
     def check_rest(self) -> None:
-        """Check what the container keeps checksums for beside its tensors."""
-        self._reader.check_rest()
+        """Check what the files keep checksums for beside their tensors."""
+        for reader in self._readers:
+            reader.check_rest()
 
     def release(self, name: str) -> None:
-        """Say that a tensor's pages are not needed for now."""
-        self._reader.release(self._own.get(name, name))
+        """Give back the memory pages of one tensor."""
+        reader, own = self._home(name)
+        reader.release(own)
 
     def close(self) -> None:
-        """Unmap and close; views handed out must not be used after."""
-        self._reader.close()
+        """Close every file."""
+        for reader in self._readers:
+            reader.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+class Renamed(Relay):
+    """One reader's tensors under other names, given for every tensor, those that are left out among them."""
+
+    def __init__(self, reader: Reader, names: Mapping[str, str], note: str) -> None:
+        super().__init__([reader], names)
+        self.path = reader.path
+        self.notes = [*reader.notes, note]

@@ -3,7 +3,7 @@
 ``m.safetensors`` may be one file, or an index and its shards; a TensorFlow prefix an index and any number of
 data files. Whatever leads to a checkpoint of the name is set aside before the new one gets its names, and
 what went with it is removed afterwards. So what opens is the old one, nothing, or the new one: never a
-mixture, and never the old one once the new one stands. A removal that was cut off is ended by the next run.
+mixture, and never the old one once the new one is there. A removal that was cut off is ended by the next run.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """How every table of LevelDB ends, the index of a TensorFlow checkpoint among them."""
 
 
-def refuse_standing(path: Path, *, force: bool) -> None:
-    """Refuse, before any work, to write a checkpoint where one of that name stands."""
+def refuse_existing_checkpoint(path: Path, *, force: bool) -> None:
+    """Refuse, before any work, to write a checkpoint where one of that name exists."""
     refuse_existing(path, force=force)
     for leader in (path.with_name(path.name + ".index"), *_leaders(path)):
         if leader != path and os.path.lexists(leader):  # not where that name would be too long
@@ -53,7 +53,7 @@ def files_at(path: Path) -> Iterator[Path]:
 
 def staged_checkpoint(path: Path, *, force: bool) -> StagedFile:
     """Begin a checkpoint of one file; `commit_checkpoint` ends it."""
-    refuse_standing(path, force=force)
+    refuse_existing_checkpoint(path, force=force)
     return StagedFile(path, force=force)
 
 
@@ -86,7 +86,7 @@ def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:
 
 
 def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> list[Path]:
-    """Rename all files or none; where none, the old ones stand again unless a part of them is gone."""
+    """Rename all files or none; if none, earlier ones get their names back unless a part of them is gone."""
     done: list[Path] = []
     lost = {follower.name for aside, leader in old for follower in _followers(aside, leader)}
     try:
@@ -103,7 +103,7 @@ def _renamed(files: Sequence[StagedFile], old: Sequence[tuple[Path, Path]]) -> l
 
 
 def _leaders(path: Path) -> list[Path]:
-    """The files by which a checkpoint of that name is opened, as far as they stand."""
+    """The files by which a checkpoint of that name is opened, as far as they exist."""
     from ckptkit.formats.shards import EXTENSION, INDEX_ENDINGS, KERAS_INDEX, KERAS_SHARD, shards_of
 
     name = path.name
@@ -129,7 +129,7 @@ def _others(path: Path, final: Path | None) -> list[Path]:
 
 
 def _followers(index: Path, leader: Path) -> list[Path]:
-    """The files of an index that are its own; ``index`` is where the leader lies now."""
+    """The files of an index that are its own; ``index`` is where the leader is now."""
     if leader.name.endswith(".json"):
         return _shards(index, leader)
     if leader.name.endswith(".index"):
@@ -152,7 +152,7 @@ def _shards(index: Path, leader: Path) -> list[Path]:
             temporary = other.name.startswith(TEMPORARY)
             if other.name.endswith(INDEX_ENDINGS) and not temporary and other != leader:
                 own -= shards_of(other)
-        if index != leader and leader.is_file():  # a new checkpoint stands already
+        if index != leader and leader.is_file():  # a new checkpoint is there already
             own -= shards_of(leader)
     return [leader.with_name(name) for name in sorted(own)]
 
@@ -164,7 +164,7 @@ def _data_files(index: Path, leader: Path) -> list[Path]:
     prefix = leader.name.removesuffix(".index")
     try:
         counts = {count_of_data_files(index)}
-        if index != leader and leader.is_file():  # a new checkpoint stands already
+        if index != leader and leader.is_file():  # a new checkpoint is there already
             counts.discard(count_of_data_files(leader))
     except CkptkitError:  # whatever is wrong with it, nothing is known to be its own
         return []
@@ -186,7 +186,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _begun(path: Path) -> list[tuple[Path, Path]]:
-    """Leaders of that name whose removal was begun: what they were called, and where they lie."""
+    """Leaders of that name whose removal was begun: what they were called, and where they are."""
     from ckptkit.formats.shards import EXTENSION, KERAS_INDEX, KERAS_SHARD
 
     name = path.name
@@ -196,7 +196,7 @@ def _begun(path: Path) -> list[tuple[Path, Path]]:
 
 
 def _set_aside(leaders: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Take the names of earlier results away; returns where each lies, and what it was called."""
+    """Take the names of earlier results away; returns where each is, and what it was called."""
     old: list[tuple[Path, Path]] = []
     try:
         for leader in leaders:

@@ -21,9 +21,9 @@ from ckptkit.base.tensors import KNOWN, Array, DType, Piece, RawTensor, TensorSp
 from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader, whole_bytes
-from ckptkit.formats.replacing import put_in_place, refuse_standing
+from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
-from ckptkit.formats.tensor_writer import PlacedWriter, put_at
+from ckptkit.formats.tensor_writer import TensorWriter, put_at
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -207,7 +207,7 @@ _MAX_TENSORS = 580_000
 """Of one file; more would use up the budget of `read_header`."""
 
 
-class SafetensorsWriter(PlacedWriter):
+class SafetensorsWriter(TensorWriter):
     """Writes ``model.safetensors``, or several files and an index where it exceeds ``max_shard_size``.
 
     These are ``model-00001-of-00003.safetensors``, … and ``model.safetensors.index.json``; a tensor larger
@@ -243,7 +243,7 @@ class SafetensorsWriter(PlacedWriter):
             raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
         self._paths = self._shard_paths(max_shard_size)
         self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
-        refuse_standing(self.path, force=force)
+        refuse_existing_checkpoint(self.path, force=force)
         if len(self._shards) > 1:
             refuse_streams(self.path)
             for target in [*self._paths, self._index]:

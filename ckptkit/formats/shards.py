@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError
-from ckptkit.base.tensors import Array, RawTensor, TensorSpec
+from ckptkit.base.errors import CkptkitError, FormatError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import strict_json, utf8
-from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.formats.renamed import Relay
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -113,42 +113,29 @@ def _is_plain_name(name: str) -> bool:
     )
 
 
-class ShardedReader(MappedReader):
-    """The files that an index names, as one checkpoint; see `ckptkit.formats.base.Reader`."""
+class ShardedReader(Relay):
+    """The files that an index names, each opened by ``open_shard``, as one checkpoint."""
 
     def __init__(self, path: Path, open_shard: Callable[[Path], Reader]) -> None:
         self.path = path
         self._readers: list[Reader] = []
-        self._homes: dict[str, Reader] = {}
+        seen: set[str] = set()
         try:
             for shard, placed in read_index(path).items():
                 if not (path.parent / shard).is_file():
                     raise FormatError(path, f"its shard {shard} is missing", hint="fetch the missing file")
                 self._readers.append(open_shard(path.parent / shard))
-                self._take(shard, placed, self._readers[-1])
+                self._require_exactly(shard, placed, seen)
+            super().__init__(self._readers, {})
         except BaseException:
             self.close()
             raise
-        first = self._readers[0]
-        self.format = first.format
-        self.state_dicts, self.state_dict, self.weights = first.state_dicts, first.state_dict, first.weights
-        self.specs: Mapping[str, TensorSpec] = {
-            name: spec for reader in self._readers for name, spec in reader.specs.items()
-        }
-        self.left_out: Mapping[str, str] = {
-            name: why for reader in self._readers for name, why in reader.left_out.items()
-        }
-        self.optimizer = {name for reader in self._readers for name in reader.optimizer}
-        self.metadata: Mapping[str, str] = {
-            key: value for reader in reversed(self._readers) for key, value in reader.metadata.items()
-        }
-        self.notes: Sequence[str] = [
-            f"{reader.path.name}: {note}" for reader in self._readers for note in reader.notes
-        ]
+        self.notes = [f"{reader.path.name}: {note}" for reader in self._readers for note in reader.notes]
 
-    def _take(self, shard: str, placed: set[str], reader: Reader) -> None:
-        """A shard must hold exactly what the index places there."""
+    def _require_exactly(self, shard: str, placed: set[str], seen: set[str]) -> None:
+        """A shard must hold what the index places there, and nothing else or twice."""
         apart = "its shards do not belong together"
+        reader = self._readers[-1]
         if reader.format != self._readers[0].format:
             raise FormatError(self.path, f"{shard} is a {reader.format} file, unlike the others", hint=apart)
         names = reader.specs.keys() | reader.left_out.keys()
@@ -156,58 +143,6 @@ class ShardedReader(MappedReader):
         for name in placed ^ held:
             reason = "lacks" if name in placed else "also holds"
             raise FormatError(self.path, f"{shard} {reason} {name!r}", hint=apart)
-        for name in names:
-            if name in self._homes:
-                raise FormatError(self.path, f"{shard} holds {name!r} once more", hint=apart)
-            self._homes[name] = reader
-
-    def _home(self, name: str) -> Reader:
-        if name not in self.specs:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-        return self._homes[name]
-
-    @property
-    def extras(self) -> Mapping[str, str]:
-        """What else is in the files, in detail."""
-        return {key: said for reader in reversed(self._readers) for key, said in reader.extras.items()}
-
-    @property
-    def also(self) -> Mapping[str, str]:
-        """What else is in the files, in a few words."""
-        return {key: said for reader in reversed(self._readers) for key, said in reader.also.items()}
-
-    @property
-    def same(self) -> Mapping[str, str]:
-        """Tensors that are the very same as an earlier one of their file."""
-        return {name: other for reader in self._readers for name, other in reader.same.items()}
-
-    @property
-    def overlapping(self) -> Sequence[str]:
-        """Tensors whose bytes touch those of one before them."""
-        return [name for reader in self._readers for name in reader.overlapping]
-
-    def read(self, name: str) -> Array:
-        """Read-only view of one tensor."""
-        return self._home(name).read(name)
-
-    def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor without numpy; None where they are not in C order in one piece."""
-        return self._home(name).raw(name)
-
-    def check(self, name: str, known: int | None = None) -> bool:
-        """Compare one tensor with the checksum its file stores for it."""
-        return self._home(name).check(name, known)
-
-    def check_rest(self) -> None:
-        """Check what the files keep checksums for beside their tensors."""
-        for reader in self._readers:
-            reader.check_rest()
-
-    def release(self, name: str) -> None:
-        """Give back the memory pages of one tensor."""
-        self._home(name).release(name)
-
-    def close(self) -> None:
-        """Close every file."""
-        for reader in self._readers:
-            reader.close()
+        for name in names & seen:
+            raise FormatError(self.path, f"{shard} holds {name!r} once more", hint=apart)
+        seen |= names

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class TensorWriter(ABC):
-    """A checkpoint being written: what all writers of one container share."""
+    """A checkpoint in which every tensor's place is known beforehand: any order, any number of threads."""
 
     order: Sequence[str]
-    concurrent: bool
+    concurrent = True
     most = 1 << 62
     """Tensors of one file that ckptkit's own reader takes within its budget."""
 
@@ -35,7 +35,7 @@ class TensorWriter(ABC):
             if spec.name in self._specs:
                 raise ConversionError(f"{path}: two tensors have the name {spec.name!r}")
             if not is_unicode(spec.name):
-                raise ConversionError(f"{path}: the tensor name {spec.name!r} is no valid Unicode")
+                raise ConversionError(f"{path}: the tensor name {spec.name!r} is not valid Unicode")
             self._specs[spec.name] = spec
         if len(self._specs) > self.most:
             raise ConversionError(
@@ -43,10 +43,26 @@ class TensorWriter(ABC):
                 hint="choose safetensors",
             )
         self.order = list(self._specs)
+        self._begun: set[str] = set()
         self._written = 0
+        self._lock = threading.Lock()
+
+    def write(self, name: str, array: Array | RawTensor) -> int:
+        """Write one tensor at its place, cast to its spec's dtype; returns the crc32c of its bytes."""
+        with self._lock:
+            if name not in self._specs or name in self._begun:
+                raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
+            spec = self._specs[name]
+            if array.shape != spec.shape:
+                raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
+            self._begun.add(name)
+        crc = self._put(spec, byte_pieces(array, spec.dtype))
+        with self._lock:
+            self._written += 1
+        return crc
 
     def finish(self, check: Check | None = None, late: Mapping[str, str] | None = None) -> list[Path]:
-        """Sync, check and rename; returns the files that now exist."""
+        """Sync, check and rename; see `ckptkit.formats.base.Writer.finish`."""
         missing = len(self.order) - self._written
         if missing:
             raise ValueError(f"{missing} tensors of {self.path} were never written")
@@ -60,6 +76,10 @@ class TensorWriter(ABC):
         if len(metadata_json(settled)) != len(metadata_json(self._metadata)):
             raise ValueError(f"late metadata of {self.path} must take the places of values of their length")
         self._metadata = settled
+
+    @abstractmethod
+    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor's bytes (uint8) at their place; returns their crc32c."""
 
     @abstractmethod
     def _commit(self, check: Check | None) -> list[Path]:
@@ -76,35 +96,6 @@ class TensorWriter(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
-
-
-class PlacedWriter(TensorWriter):
-    """A checkpoint in which every tensor's place is known beforehand: any order, any number of threads."""
-
-    concurrent = True
-
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
-        super().__init__(path, specs, metadata)
-        self._begun: set[str] = set()
-        self._lock = threading.Lock()
-
-    def write(self, name: str, array: Array | RawTensor) -> int:
-        """Write one tensor at its place, cast to its spec's dtype; any order, any thread."""
-        with self._lock:
-            if name not in self._specs or name in self._begun:
-                raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
-            spec = self._specs[name]
-            if array.shape != spec.shape:
-                raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
-            self._begun.add(name)
-        crc = self._put(spec, byte_pieces(array, spec.dtype))
-        with self._lock:
-            self._written += 1
-        return crc
-
-    @abstractmethod
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
-        """Write a tensor's bytes (uint8) at their place; returns their crc32c."""
 
 
 def put_at(file: StagedFile, pieces: Iterable[Piece], offset: int) -> int:

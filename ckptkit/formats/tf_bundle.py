@@ -34,9 +34,9 @@ from ckptkit.formats import foreign
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
-from ckptkit.formats.replacing import put_in_place, refuse_standing
+from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
 from ckptkit.formats.tar_members import iter_safe_members
-from ckptkit.formats.tensor_writer import PlacedWriter, put_at
+from ckptkit.formats.tensor_writer import TensorWriter, put_at
 from ckptkit.formats.tf_index import (
     BundleEntry,
     BundleHeader,
@@ -423,7 +423,7 @@ class TfBundleReader(MappedReader):
 # Writing: plain names, one data file, byte for byte as TensorFlow's Saver would.
 
 
-class TfBundleWriter(PlacedWriter):
+class TfBundleWriter(TensorWriter):
     """Writes a prefix in the order of the names' UTF-8 bytes, as TensorFlow does."""
 
     most = 220_000
@@ -438,7 +438,7 @@ class TfBundleWriter(PlacedWriter):
         sizes = [self._specs[name].nbytes for name in self.order]
         self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
         self._checksums: dict[str, int] = {}
-        refuse_standing(self.prefix, force=force)
+        refuse_existing_checkpoint(self.prefix, force=force)
         refuse_streams(self.prefix)
         with contextlib.ExitStack() as stack:
             token = new_token()

@@ -13,7 +13,7 @@ from ckptkit.base.errors import ConversionError
 from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
-from ckptkit.formats.tensor_writer import PlacedWriter, metadata_json
+from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
 from ckptkit.formats.torch_containers import METADATA_RECORD
 from ckptkit.formats.zip_writer import ZipWriter
 
@@ -23,7 +23,7 @@ _VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64"})
 """Types whose storage class torch no longer has: like those that never had one, they are kept as bytes."""
 
 
-class TorchWriter(PlacedWriter):
+class TorchWriter(TensorWriter):
     """A PyTorch checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with

@@ -424,7 +424,7 @@ def test_metadata_too_long(tmp_path: Path) -> None:
         ("\\\\server\\x", "absolute"),
         ("C:\\x", "absolute"),
         ("a\0b", "zero byte"),
-        ("a\ud800", "no valid Unicode"),
+        ("a\ud800", "is not valid Unicode"),
         ("x" * 70_000, "too long"),
         ("b//c", "is the path of 'b/c' too"),
         ("b/./c", "is the path of 'b/c' too"),

@@ -145,7 +145,7 @@ def test_without_force_nothing_is_touched(tmp_path: Path, name: str, old: str, n
     before = names(tmp_path)
     if (old == "shards") == (new == "shards") or name == "m.bin":  # of "m" these are m.safetensors…
         with pytest.raises(UsageError, match="exists already"):
-            replacing.refuse_standing(tmp_path / name, force=False)
+            replacing.refuse_existing_checkpoint(tmp_path / name, force=False)
     assert names(tmp_path) == before and held(tmp_path) == 1
 
 

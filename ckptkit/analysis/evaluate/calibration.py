@@ -37,7 +37,7 @@ from ckptkit.families.base import CANONICAL
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
-from ckptkit.formats.replacing import refuse_standing
+from ckptkit.formats.replacing import refuse_existing_checkpoint
 
 
 @dataclass
@@ -186,7 +186,7 @@ def calibrate_source(
     refuse_name(output)
     located = source.located
     refuse_source(output, located)
-    refuse_standing(output, force=force)
+    refuse_existing_checkpoint(output, force=force)
     images = open_images(options.data, None).limited(options.images)
     with (
         located.open(source.weights) as reader,
