@@ -17,6 +17,7 @@ from ckptkit.base.files import resolved
 from ckptkit.base.home import user_path
 from ckptkit.base.progress import Progress, no_progress
 from ckptkit.families import registry_families
+from ckptkit.formats.names import file_ending
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
 
@@ -243,7 +244,7 @@ class Workspace:
             if fetch and located.entry:
                 self.home.touch(located.entry.id)
             return located
-        if name not in self.registry and ("/" in name or Path(name).suffix in _FILE_ENDINGS):
+        if name not in self.registry and ("/" in name or file_ending(name) or name.endswith(".json")):
             raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
         entry = self.registry[name]
         return self.fetch(entry) if fetch else self._as_it_lies(entry)
@@ -304,21 +305,3 @@ class Workspace:
 
         trusted = (self.trust or TrustFile.default(self.home.path)).promise(entry.id, record.file)
         return Located(path, entry, artefact, record.sha256, trusted, tuple(sorted(record.server_hashes)))
-
-
-_FILE_ENDINGS = frozenset(
-    {
-        ".gz",
-        ".tgz",
-        ".tar",
-        ".index",
-        ".ckpt",
-        ".pth",
-        ".pt",
-        ".safetensors",
-        ".npz",
-        ".h5",
-        ".keras",
-        ".json",
-    }
-)

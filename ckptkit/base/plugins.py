@@ -22,19 +22,13 @@ class PluginWarning(UserWarning):
 
 @lru_cache
 def load(group: str, kind: type = object, taken: Collection[str] = ()) -> dict[str, Any]:
-    """The usable plug-ins of a group by name, looked up once in a process; ``taken`` names are not theirs.
+    """The usable plug-ins of a group by name; ``taken`` names are not theirs.
 
     >>> load("ckptkit.no_such_group")
     {}
     """
     found: dict[str, Any] = {}
-    for point in sorted(importlib.metadata.entry_points(group=group), key=_place):
-        try:
-            plugin = point.load()
-        except (Exception, SystemExit) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            _warn(point, f"cannot be loaded ({reason})")
-            continue
+    for point, plugin in _loaded(group):
         own = getattr(plugin, "name", None)
         if not isinstance(plugin, kind):
             _warn(point, f"is of type {type(plugin).__name__!r}, not {kind.__name__},")
@@ -45,6 +39,25 @@ def load(group: str, kind: type = object, taken: Collection[str] = ()) -> dict[s
         else:
             found[own] = plugin
     return found
+
+
+@lru_cache
+def _loaded(group: str) -> list[tuple[importlib.metadata.EntryPoint, Any]]:
+    """What a group's entry points lead to, in a steady order, looked up once in a process."""
+    loaded = []
+    for point in sorted(importlib.metadata.entry_points(group=group), key=_place):
+        try:
+            loaded.append((point, point.load()))
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            _warn(point, f"cannot be loaded ({reason})")
+    return loaded
+
+
+def forget() -> None:
+    """Look again on the next occasion; for tests."""
+    load.cache_clear()
+    _loaded.cache_clear()
 
 
 def package_of(point: importlib.metadata.EntryPoint) -> str:

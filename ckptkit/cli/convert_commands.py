@@ -26,7 +26,8 @@ from ckptkit.cli.options import (
 from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
 from ckptkit.cli.state import State, state_of
-from ckptkit.formats.names import FORMATS, GRAPHS, format_named, format_to_write
+from ckptkit.formats.builtin import format_of
+from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
 if TYPE_CHECKING:
     from ckptkit.convert import TensorPlan
@@ -52,7 +53,7 @@ def convert(
         one_of_these(
             lambda text: text if text.lower() in GRAPHS else format_named(text),  # refused with its source
             FORMATS,
-            help="Format to write. Default: as the ending of --output says, else safetensors.",
+            help=f"Format to write. Default: as the ending of --output says, else {DEFAULT_FORMAT}.",
         ),
     ] = None,
     layout: Annotated[
@@ -75,7 +76,7 @@ def convert(
             "--output",
             "-o",
             metavar="PATH|URL",
-            help="File (.safetensors, .pth, .weights.h5, .npz), prefix for tf (.ckpt), folder/, "
+            help=f"{OUTPUT_HELP}, folder/, "
             "s3://bucket/file (gs, az, hf), or - for standard output. "
             "Default: the cache for ids, here for files.",
         ),
@@ -138,7 +139,7 @@ def convert(
     if not sources:
         state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
     with where, state.output.results() as show:
-        if options.to == "tf" or options.max_shard_size is not None:
+        if not format_of(options.to).one_file or options.max_shard_size is not None:
             where.refuse_several("this writes several files")
         planned = planned_paths(sources, options, where.path, folder=where.folder)
         for path in planned:

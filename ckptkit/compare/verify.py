@@ -24,6 +24,7 @@ from ckptkit.families.base import Family, Recognition, Structure, families, fami
 from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
 from ckptkit.rules.language import Binding
 from ckptkit.store.integrity import Digests, hash_file
 
@@ -114,7 +115,6 @@ class VerifyReport:
 
 # -- the verification ----------------------------------------------------------------------------------------
 
-_CHECKSUM_NAMES = {"tf": "crc32c", "torch": "zip CRC-32", "npz": "zip CRC-32"}
 _COPIES = frozenset({"moving averages", "raw weights"})
 """Rules that leave out the copy of the weights that was not chosen: its values are looked at all the same."""
 
@@ -231,7 +231,7 @@ def _check_container(reader: Reader, passed: _Pass, *, deep: bool) -> Check:
         )
     if not passed.verified:
         return Check(CONTAINER, "ok", f"{what}: sound; it stores no checksums of its tensors")
-    kind = _CHECKSUM_NAMES.get(reader.format, "stored checksum")
+    kind = format_of(reader.format).checksum
     apart = f", {len(reader.specs) - passed.verified:,} have none" * (passed.verified < len(reader.specs))
     return Check(CONTAINER, "ok", f"{what}: {passed.verified:,} agree with their {kind}{apart}")
 

@@ -7,7 +7,7 @@ full where it cannot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from ckptkit.convert.options import AS_IS, Options, check_target
 from ckptkit.families.binding import Ignored
 from ckptkit.families.leftovers import OPTIMIZER, slot_rule
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import FORMATS
 from ckptkit.rules.language import IDENTITY, Binding
 
@@ -62,7 +63,7 @@ def plan_as_is(
     ignored, left_out = unread(reader)
     moves = as_is_moves(reader, options)
     refuse_element_types(reader, options, [move.target for move in moves], left_out)
-    shared = same_tensors(reader) if options.to == "torch" else {}
+    shared = same_tensors(reader) if format_of(options.to).shares_tensors else {}
     return TensorPlan(
         source=reader.path,
         source_format=reader.format,
@@ -200,19 +201,17 @@ def _refuse_names(path: Path, options: Options, specs: Iterable[TensorSpec]) -> 
     """Raise ConversionError for names that the target's own framework could not load."""
     lost = _unloadable(options.to, specs)
     if lost:
-        reason = "Keras finds variables by layer and number, as in layers/dense/vars/0"
+        target = format_of(options.to)
+        why = in_words(dict.fromkeys(lost, target.names_rule))
+        *others, last = (name for name in FORMATS if name != options.to)
         raise ConversionError(
-            f"{path}: Keras could not load {counted(len(lost))}: {in_words(dict.fromkeys(lost, reason))}",
-            hint="choose --to safetensors, torch, tf or npz, or give a file of --rules with such names",
+            f"{path}: {target.title} could not load {counted(len(lost))}: {why}",
+            hint=f"choose --to {', '.join(others)} or {last}, or give a file of --rules with such names",
         )
 
 
-def _unloadable(format: str, specs: Iterable[TensorSpec]) -> list[str]:
-    if format != "keras":
-        return []
-    from ckptkit.formats.keras import unloadable
-
-    return unloadable(spec.name for spec in specs)
+def _unloadable(format: str, specs: Iterable[TensorSpec]) -> Sequence[str]:
+    return format_of(format).unloadable(spec.name for spec in specs)
 
 
 def in_words(reasons: Mapping[str, str]) -> str:
@@ -240,22 +239,7 @@ def holds(format: str, spec: TensorSpec) -> bool:
     >>> [name for name in FORMATS if holds(name, TensorSpec("w", DTYPES["complex128"], (2,)))]
     ['torch', 'tf', 'keras', 'npz']
     """
-    dtype = spec.dtype
-    if format == "safetensors":
-        return dtype.safetensors is not None
-    if format == "tf":
-        return dtype.tf is not None
-    if format == "npz":
-        from ckptkit.formats.npz import descr
-
-        return descr(dtype) is not None
-    if format == "keras":
-        from ckptkit.formats.hdf5_writer import type_message
-
-        return type_message(dtype) is not None
-    from ckptkit.formats.torch_writer import holds as torch_holds
-
-    return torch_holds(spec)
+    return format_of(format).holds(spec)
 
 
 def same_tensors(reader: Reader) -> dict[str, str]:
@@ -297,8 +281,8 @@ def _tensors(count: int, one: str, many: str) -> str:
 def carried_metadata(reader: Reader, options: Options, layout: str, entry: Entry | None) -> dict[str, str]:
     """The source container's own metadata, and where the conversion comes from."""
     metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
-    if metadata.get("format") == "pt" or {reader.format, options.to} != {"safetensors"}:
-        metadata.pop("format", None)  # speaks of the safetensors container; its writer says "pt" itself
+    if metadata.get("format") == "pt" or reader.format != options.to:
+        metadata.pop("format", None)  # speaks of the source's container; the writer says "pt" itself
     if entry is not None:
         metadata["entry"] = entry.id
     copy = reader.weights

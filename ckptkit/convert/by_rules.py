@@ -25,6 +25,7 @@ from ckptkit.convert.moves import Move, TensorPlan
 from ckptkit.convert.options import Options
 from ckptkit.families.binding import Ignored
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
 from ckptkit.registry.document import short
 from ckptkit.rules.file import IgnoreRule, NameRule, RuleFile, shape_of
 from ckptkit.rules.language import IDENTITY, Binding
@@ -86,7 +87,7 @@ def plan_by_rules(
         for end in (plain_row(row.canonical, row.canonical_shape),)
     )
     refuse_element_types(reader, options, [move.target for move in moves])
-    shared = _shared(same_tensors(reader), assigned.rows) if options.to == "torch" else {}
+    shared = _shared(same_tensors(reader), assigned.rows) if format_of(options.to).shares_tensors else {}
     return TensorPlan(
         source=reader.path,
         source_format=reader.format,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import FLOAT_DTYPES
 from ckptkit.formats.base import Weights
+from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.formats.names import FORMATS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Options:
     Parameters
     ----------
     to : str
-        Format: ``safetensors``, ``torch``, ``tf``, ``keras`` or ``npz``.
+        Name of a format: `ckptkit.formats.base.Format.name`.
     layout : str, optional
         Default: the family's usual one for that format; ``as-is`` keeps names and axes, of any model.
     dtype : str, optional
@@ -66,13 +67,13 @@ class Options:
 
 def check_target(options: Options) -> None:
     """Raise UsageError when format, dtype or shards asked for are none, whatever the source."""
-    if options.to not in FORMATS:
-        raise UsageError(f"no format {options.to!r} to convert to", hint="one of " + ", ".join(FORMATS))
+    target = format_of(options.to)
+    if target.read_only:
+        raise UsageError(f"{target.name} files are read, not written: {target.read_only}")
     if options.dtype is not None and options.dtype not in FLOAT_DTYPES:
         raise UsageError(
             f"no dtype {options.dtype!r} to convert to", hint="one of " + ", ".join(FLOAT_DTYPES)
         )
-    if options.max_shard_size is not None and options.to != "safetensors":
-        raise UsageError(
-            f"--max-shard-size has no meaning for {options.to}", hint="only safetensors has shards"
-        )
+    if options.max_shard_size is not None and not target.shards:
+        able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
+        raise UsageError(f"--max-shard-size has no meaning for {options.to}", hint=f"only {able} has shards")

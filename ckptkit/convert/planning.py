@@ -19,6 +19,7 @@ from ckptkit.families.binding import FileFacts, Ignored, Match, match
 from ckptkit.families.leftovers import whole_model
 from ckptkit.families.settings import known_settings, missing_settings, set_option
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
 from ckptkit.rules.language import Binding, Ignore, Table
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def plan(
             **({"weights": copy} if (copy := found.weights or known.available_copy) else {}),
             **(provenance or {}),
         },
-        notes=(*_notes(reader, found, settings), *_keras_note(layout, recognition, options)),
+        notes=(*_notes(reader, found, settings), *_layout_note(layout, recognition, options)),
         max_shard_size=options.max_shard_size,
         also=reader.also,
     )
@@ -275,12 +276,12 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({listed(names, 3)})"
 
 
-def _keras_note(layout: str, recognition: Recognition, options: Options) -> list[str]:
-    """Say that Keras cannot load a file in a layout that is not its own."""
-    usual = recognition.family.layout_for("keras")
-    if options.to != "keras" or layout == usual:
+def _layout_note(layout: str, recognition: Recognition, options: Options) -> list[str]:
+    """Say that the target's own framework cannot load a file in this layout."""
+    target, usual = format_of(options.to), recognition.family.layout_for(options.to)
+    if not target.only_usual_layout or layout == usual:
         return []
-    return [f"Keras cannot load a file in layout {layout}; leave --layout out for its own, {usual}"]
+    return [f"{target.title} cannot load a file in layout {layout}; leave --layout out for its own, {usual}"]
 
 
 def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[str]:

@@ -18,8 +18,9 @@ from ckptkit.convert.options import AS_IS, Options
 from ckptkit.convert.planning import plan
 from ckptkit.convert.provenance import Provenance
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.names import EXTENSIONS, without_ending
+from ckptkit.formats.names import without_ending
 from ckptkit.formats.replacing import files_at, refuse_existing_checkpoint
 from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
 from ckptkit.workspace import Located, Workspace
@@ -224,7 +225,7 @@ def refuse_source(path: Path, located: Located) -> None:
 
 
 def _default_name(located: Located, to: str) -> str:
-    return (located.entry.id if located.entry else stem_of(located.path)) + EXTENSIONS[to]
+    return (located.entry.id if located.entry else stem_of(located.path)) + format_of(to).endings[0]
 
 
 def _files_of(path: Path) -> Iterator[Path]:
@@ -242,9 +243,7 @@ def _files_of(path: Path) -> Iterator[Path]:
 def _files_at(path: Path, options: Options) -> Iterator[Path]:
     """The files that writing to a path may replace."""
     yield from files_at(path)
-    if options.to == "tf":
-        yield from path.parent.glob(f"{glob.escape(path.name)}.index")
-        yield from path.parent.glob(f"{glob.escape(path.name)}.data-*-of-*")
+    yield from format_of(options.to).beside(path)
     if options.max_shard_size is not None:
         yield from path.parent.glob(f"{glob.escape(stem_of(path))}-*-of-*{path.suffix}")
 
@@ -272,7 +271,7 @@ def _cache_path(entry: Entry, conversion: TensorPlan, options: Options, workspac
         what += "-{}x{}".format(*options.resolution)
     workspace.home.refuse_links(entry.id, ("converted",))
     return workspace.home.converted_path(
-        entry.id, what, _dtype_in_words(conversion), EXTENSIONS[conversion.to]
+        entry.id, what, _dtype_in_words(conversion), format_of(conversion.to).endings[0]
     )
 
 

@@ -31,13 +31,13 @@ from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
 from ckptkit.families.settings import Settings, takes
 from ckptkit.families.synthetic import Make, canonical_recipe
+from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.registry.query import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
 
-_HOLD_ANY_NAMES = ("safetensors", "npz")
 _FAMILIES = {"moat": "ckptkit.families.moat:MOAT", "moganet": "ckptkit.families.moganet:MOGANET"}
 
 
@@ -129,7 +129,7 @@ class Family(ABC):
     published_files : mapping of str to PublishedFile
         How each layout is published that published files have, the usual one first.
     default_layout : mapping of str to str
-        Layout that a conversion to a format gets when none is asked for, where that is not `CANONICAL`.
+        Layout that a conversion to a format gets when none is asked for, where the format says another.
     keras_layout : str
         Layout of the Keras model's variables.
     settings : type of Settings
@@ -261,11 +261,12 @@ class Family(ABC):
 
     def layout_for(self, format: str) -> str:
         """Layout that a conversion to a format gets when none is asked for."""
-        return self.default_layout.get(format, CANONICAL)
+        return self.default_layout.get(format) or format_of(format).layout
 
     def registry_facts(self) -> FamilyFacts:
         """What an entry of the registry may say."""
-        formats = {layout: (*own, *_HOLD_ANY_NAMES) for layout, own in self.containers.items()}
+        any_names = [format.name for format in BUILT_IN.values() if format.any_names]
+        formats = {layout: (*own, *any_names) for layout, own in self.containers.items()}
         return FamilyFacts(self.variants, formats)
 
     def table(self, layout: str, variant: str, structure: Structure) -> Table:

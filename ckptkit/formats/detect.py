@@ -1,52 +1,24 @@
-"""Which format a path holds, told from its content and never from its name alone.
-
-To add a format: one file beside this one, and one row in `_RULES` (and one in `_WRITERS`).
-"""
+"""Which checkpoint a path means and which format it has: by its content, never by its name alone."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
-from ckptkit.base.tensors import TensorSpec
-from ckptkit.formats.base import Reader, Weights, Writer
-from ckptkit.formats.foreign import (
-    TABLE_MAGIC,
-    Foreign,
-    Sample,
-    foreign_pickle,
-    is_tf_v1,
-    of_distcp,
-    of_zip,
-    packed,
-    tf_v1,
-)
+from ckptkit.formats.base import Format, Opening, Reader, Sample, Weights, Writer
+from ckptkit.formats.builtin import BUILT_IN, HDF5, LEGACY_TORCH, PACKED, TABLE_MAGIC, added, format_of
+from ckptkit.formats.foreign import Foreign, foreign_pickle, of_distcp, of_zip, packed
 from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, numbered
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_ZIP_END = b"PK\x05\x06"
 _ZIP_REACH = 0xFFFF + 22
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
-_LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
-class WriterFactory(Protocol):
-    """What makes a `Writer`: the same call for every format."""
-
-    def __call__(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
-    ) -> Writer:
-        """Start a checkpoint at ``path``."""
-        ...
-
-
-def writer_for(format: str) -> WriterFactory:
-    """The writer of a format: ``tf``, ``torch``, ``safetensors``, ``keras`` or ``npz``.
+def writer_for(format: str) -> Callable[..., Writer]:
+    """What starts a checkpoint of a format: called with path, specs and metadata, and ``force``.
 
     Raises
     ------
@@ -55,13 +27,12 @@ def writer_for(format: str) -> WriterFactory:
 
     Examples
     --------
-    >>> writer_for("torch").__name__
-    'TorchWriter'
+    >>> writer_for("onnx")
+    Traceback (most recent call last):
+    ...
+    ckptkit.base.errors.UsageError: no format 'onnx'; one of safetensors, torch, tf, keras, npz
     """
-    if format not in _WRITERS:
-        raise UsageError(f"no format {format!r} to write", hint=f"one of {', '.join(_WRITERS)}")
-    factory: WriterFactory = _WRITERS[format]()
-    return factory
+    return format_of(format).writer
 
 
 def open_reader(
@@ -92,7 +63,7 @@ def open_reader(
     FormatError
         Not a checkpoint, with what it is instead; or a damaged one.
     """
-    reader = _open(_Probe(Path(path), None, state_dict, weights, as_saved=as_saved))
+    reader = _open(Path(path), Opening(state_dict, weights, as_saved=as_saved))
     if state_dict and not reader.state_dicts:
         reader.close()
         raise NotFoundError(
@@ -102,24 +73,10 @@ def open_reader(
     return reader
 
 
-def _open(probe: _Probe) -> Reader:
-    for rule in _RULES:
-        if rule.matches(probe):
-            if rule.one_file:
-                _refuse_second_kind(probe)
-            reader = rule.open(probe)
-            break
-    else:
-        found = Foreign.of(probe)
-        if found is not None:
-            raise found.error(probe.path)
-        raise FormatError(
-            probe.path,
-            f"not a checkpoint of any known format (it starts with {probe.head[:8].hex(' ')})",
-            hint="known are TensorFlow, PyTorch, safetensors, Keras and npz",
-        )
-    if numbered(probe.path.name) and not probe.is_shard and reader.format != "keras":
-        index = index_beside(probe.path)
+def _open(path: Path, how: Opening) -> Reader:
+    reader = _opened(Sample(path), how)
+    if numbered(path.name) and not how.is_shard and reader.format != "keras":  # whose reader refuses them
+        index = index_beside(path)
         others = f", which {index.name} names," if index else ""
         reader.notes = [
             *reader.notes,
@@ -128,184 +85,116 @@ def _open(probe: _Probe) -> Reader:
     return reader
 
 
-@dataclass(frozen=True)
-class _Probe(Sample):
-    """A path, its first bytes read once, and what is wanted of it."""
-
-    state_dict: str | None = None
-    weights: Weights | None = None
-    as_saved: bool = False
-    is_shard: bool = False
-
-    @cached_property
-    def is_folder(self) -> bool:
-        return self.path.is_dir()
-
-    @cached_property
-    def is_prefix(self) -> bool:
-        name = self.path.name
-        return bool(name) and not self.path.is_file() and self.path.with_name(name + ".index").is_file()
-
-    @property
-    def first_zip_name(self) -> str:
-        """Name of the first entry, if the file is a zip archive."""
-        length = int.from_bytes(self.head[26:28], "little")
-        return self.head[30 : 30 + length].decode("utf-8", "replace")
-
-    @cached_property
-    def hdf5_places(self) -> list[int]:
-        """Where an HDF5 file could begin that is in this one: programs look at powers of two for it."""
-        places = [0, *(512 << power for power in range(40) if 512 << power < self.size - len(_HDF5))]
-        return [at for at in places if self.around(at).startswith(_HDF5)]
-
-    @property
-    def ends_as_zip(self) -> bool:
-        """Whether an end of a zip archive is within the reach of programs that look for it from behind."""
-        tail = self.read(max(0, self.size - _ZIP_REACH), _ZIP_REACH)
-        if _ZIP[1] not in tail:
-            return False
-        from ckptkit.formats.zip_directory import ends_as_zip
-
-        return ends_as_zip(tail, self.size)
-
-    def around(self, offset: int) -> bytes:
-        """A few bytes from some place on."""
-        end = offset + len(_HDF5)
-        return self.head[offset:end] if end <= len(self.head) else self.read(offset, len(_HDF5))
-
-    def at(self, path: Path) -> Reader:
-        """Open another path in the same way."""
-        return _open(replace(self, path=path, given=None))
-
-    def shard(self, path: Path) -> Reader:
-        """Open a file that is a part of this checkpoint."""
-        return _open(replace(self, path=path, given=None, is_shard=True, as_saved=True))
+def _opened(sample: Sample, how: Opening) -> Reader:
+    for matches, open_it in _PATHS:
+        if matches(sample):
+            return open_it(sample, how)
+    if _is_shard_index(sample) and not how.is_shard:
+        return _open_shards(sample.path, how)
+    if not sample.head.startswith(PACKED):
+        _refuse_second_kind(sample)
+    format = _format_of(sample)
+    if format is None:
+        raise _not_a_checkpoint(sample)
+    return format.open(sample.path, how)
 
 
-_Open = Callable[[_Probe], Reader]
+def _format_of(sample: Sample) -> Format | None:
+    """The first format that knows the content; other packages' are looked up where no built-in one does."""
+    built_in = next((format for format in BUILT_IN.values() if format.matches(sample)), None)
+    return built_in or _added_format_of(sample)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    matches: Callable[[_Probe], bool]
-    open: _Open
-    one_file: bool = False  # told from what is in the file, which may be something else as well
+def _added_format_of(sample: Sample) -> Format | None:
+    return next((format for format in added().values() if format.matches(sample)), None)
 
 
-# -- how to open ---------------------------------------------------------------------------------------------
+def _not_a_checkpoint(sample: Sample) -> FormatError:
+    path = sample.path
+    if sample.is_zip:
+        return of_zip(path, sample.zip_names).error(path)
+    if sample.head.startswith(PACKED):
+        from ckptkit.formats.tar_stream import packer_of_a_single_file
 
-
-def _open_tf(probe: _Probe) -> Reader:
-    from ckptkit.formats.tf_bundle import TfBundleReader
-
-    return TfBundleReader(probe.path)
-
-
-def _open_torch(probe: _Probe) -> Reader:
-    from ckptkit.formats.torch_zip import TorchReader
-
-    return TorchReader(
-        probe.path, state_dict=probe.state_dict, weights=probe.weights, as_saved=probe.as_saved
+        if single := packer_of_a_single_file(path):
+            return packed(path, *single).error(path)
+    if places := _hdf5_places(sample):
+        return FormatError(
+            path,
+            f"is an HDF5 file behind a user block of {places[0]} bytes: not supported",
+            hint="write it anew without one",
+        )
+    found = Foreign.of(sample)
+    if found is not None:
+        return found.error(path)
+    *titles, last = (format.title for format in (*BUILT_IN.values(), *added().values()))
+    return FormatError(
+        path,
+        f"not a checkpoint of any known format (it starts with {sample.head[:8].hex(' ')})",
+        hint=f"known are {', '.join(titles)} and {last}",
     )
 
 
-def _open_safetensors(probe: _Probe) -> Reader:
-    from ckptkit.formats.safetensors import SafetensorsReader
-
-    return SafetensorsReader(probe.path)
+# -- paths that lead to a checkpoint -------------------------------------------------------------------------
 
 
-def _open_keras(probe: _Probe) -> Reader:
-    from ckptkit.formats.keras import KerasH5Reader
-
-    return KerasH5Reader(probe.path, is_shard=probe.is_shard)
-
-
-def _open_npz(probe: _Probe) -> Reader:
-    from ckptkit.formats.npz import NpzReader
-
-    return NpzReader(probe.path)
+def _is_prefix(sample: Sample) -> bool:
+    path = sample.path
+    return bool(path.name) and not path.is_file() and path.with_name(f"{path.name}.index").is_file()
 
 
-def _open_zip(probe: _Probe) -> Reader:
-    """PyTorch files, npz and Keras models are zip archives all; what is inside decides."""
-    names = _zip_names(probe)
-    opener = _zip_opener(names)
-    if opener is None:
-        raise of_zip(probe.path, names).error(probe.path)
-    return opener(probe)
+def _is_beside_index(sample: Sample) -> bool:
+    """Data files and graphs have no mark of their own; the index beside them says what they are."""
+    name = sample.path.name
+    if not name.endswith((".index", ".meta")) and ".data-" not in name:
+        return False
+    from ckptkit.formats.tf_bundle import prefix_of
+
+    prefix = prefix_of(sample.path)
+    return prefix is not None and prefix.with_name(f"{prefix.name}.index").is_file()
 
 
-def _zip_names(probe: _Probe) -> list[str]:
-    first = probe.first_zip_name
-    if first.endswith(("/data.pkl", ".npy")):
-        return [first]
-    from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.zip_directory import read_directory
-
-    file = MappedFile(probe.path)
-    try:
-        return list(read_directory(file).entries)
-    finally:
-        file.close()
+def _is_saved_model(sample: Sample) -> bool:
+    variables = sample.path.parent / "variables" / "variables.index"
+    return sample.path.name == "saved_model.pb" and variables.is_file()
 
 
-def _zip_opener(names: list[str]) -> _Open | None:
-    if any(name.endswith("/data.pkl") for name in names):
-        return _open_torch
-    if any(name.endswith(".npy") for name in names):
-        return _open_npz
-    from ckptkit.formats.keras import KERAS_MEMBER  # only now: it takes as long as all of another format
-
-    return _open_keras if KERAS_MEMBER in names else None
+def _is_shard_index(sample: Sample) -> bool:
+    named = sample.path.name.endswith(INDEX_ENDINGS)
+    return sample.text.startswith(b"{") and (named or b'"weight_map"' in sample.text)
 
 
-def _open_table(probe: _Probe) -> Reader:
-    """The index of a TensorFlow checkpoint; whole checkpoints of its first format end in the same way."""
-    if is_tf_v1(probe.path):
-        raise tf_v1(probe.path).error(probe.path)
-    return _open_tf(probe)
+def _open_tf(sample: Sample, how: Opening) -> Reader:
+    return BUILT_IN["tf"].open(sample.path, how)
 
 
-def _open_packed(probe: _Probe) -> Reader:
-    """An archive of a TensorFlow checkpoint, or some other file in a packer's hands."""
-    from ckptkit.formats.tar_stream import packer_of_a_single_file
-
-    single = packer_of_a_single_file(probe.path)
-    if single is not None:
-        raise packed(probe.path, *single).error(probe.path)
-    return _open_tf(probe)
+def _open_saved_model(sample: Sample, how: Opening) -> Reader:
+    return _open(sample.path.parent, how)
 
 
-def _open_pickle(probe: _Probe) -> Reader:
-    found = foreign_pickle(probe)
-    if found is not None:
-        raise found.error(probe.path)
-    return _open_torch(probe)
-
-
-def _open_state(probe: _Probe) -> Reader:
+def _open_state(sample: Sample, how: Opening) -> Reader:
     """TensorFlow's text file ``checkpoint``, which names the newest checkpoint of its folder."""
     from ckptkit.formats.tf_bundle import named_by
 
-    named = named_by(probe.path)
+    named = named_by(sample.path)
     if named is None:
-        return _open_tf(probe)
+        return _open_tf(sample, how)
     if named.is_file() or named.with_name(f"{named.name}.index").is_file():
-        return probe.at(named)
+        return _open(named, how)
     raise FormatError(
-        probe.path,
+        sample.path,
         f"is TensorFlow's record of its checkpoints; {named.name}, which it names, is not beside it",
         hint="give the prefix of a checkpoint that is there",
     )
 
 
-def _open_shards(probe: _Probe) -> Reader:
+def _open_shards(path: Path, how: Opening) -> Reader:
     from ckptkit.formats.torch_zip import PREFIX
 
-    reader: Reader = ShardedReader(probe.path, probe.shard)
+    shard = replace(how, is_shard=True, as_saved=True)
+    reader: Reader = ShardedReader(path, lambda path: _open(path, shard))
     names = reader.specs.keys() | reader.left_out.keys()
-    if reader.format == "torch" and not probe.as_saved and all(name.startswith(PREFIX) for name in names):
+    if reader.format == "torch" and not how.as_saved and all(name.startswith(PREFIX) for name in names):
         from ckptkit.formats.renamed import Renamed
 
         note = f"the prefix '{PREFIX}' of every name is left out"
@@ -313,203 +202,122 @@ def _open_shards(probe: _Probe) -> Reader:
     return reader
 
 
-def _open_folder(probe: _Probe) -> Reader:
-    from ckptkit.formats.folders import checkpoint_in, is_unpacked_torch
+def _open_folder(sample: Sample, how: Opening) -> Reader:
+    """A folder that is a checkpoint, or the one checkpoint in it."""
+    from ckptkit.formats.folders import checkpoint_in
 
-    if is_unpacked_torch(probe.path):
-        return _open_torch(probe)
-
-    found = checkpoint_in(probe.path, _looks_like_checkpoint, _looks_like_pickle_or_archive)
+    if BUILT_IN["torch"].matches(sample):
+        return BUILT_IN["torch"].open(sample.path, how)
+    kinds = (_looks_like_checkpoint, _looks_like_pickle_or_archive, _looks_added)
+    try:
+        found = checkpoint_in(sample.path, *kinds)
+    except (FormatError, UsageError):
+        format = _added_format_of(sample)
+        if format is None:
+            raise
+        return format.open(sample.path, how)
     if found.parts[-2:] == ("variables", "variables"):
-        return _open_tf(_Probe(found.parent.parent))  # a SavedModel is called by its folder
-    return probe.at(found)
+        return BUILT_IN["tf"].open(found.parent.parent, how)  # a SavedModel is called by its folder
+    return _open(found, how)
 
 
 def _looks_like_checkpoint(path: Path) -> bool:
-    probe = _Probe(path)
-    if probe.head[:2] == b"PK" and path.suffix != ".distcp":
+    sample = Sample(path)
+    if sample.head[:2] == b"PK" and path.suffix != ".distcp":
         try:
-            return _zip_opener(_zip_names(probe)) is not None
+            return any(BUILT_IN[name].matches(sample) for name in ("torch", "npz", "keras"))
         except FormatError:
             return True  # opening it says what is wrong with it
-    is_legacy_torch = probe.head[:1] == b"\x80" and _LEGACY_TORCH in probe.head[:64]
-    return _is_safetensors(probe) or is_legacy_torch or probe.head.startswith(_HDF5)
+    is_legacy_torch = sample.head[:1] == b"\x80" and LEGACY_TORCH in sample.head[:64]
+    return BUILT_IN["safetensors"].matches(sample) or is_legacy_torch or sample.head.startswith(HDF5)
 
 
 def _looks_like_pickle_or_archive(path: Path) -> bool:
-    probe = _Probe(path)
-    if probe.head[:1] == b"\x80":
-        return foreign_pickle(probe) is None
-    return probe.head.startswith(_PACKED) or probe.head[257:262] == b"ustar"
+    sample = Sample(path)
+    if sample.head[:1] == b"\x80":
+        return foreign_pickle(sample) is None
+    return sample.head.startswith(PACKED) or sample.is_tar
 
 
-def _open_tar(probe: _Probe) -> Reader:
-    """The first PyTorch files were tar archives; TensorFlow checkpoints are published in them."""
-    from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.torch_containers import tar_members
-
-    file = MappedFile(probe.path)
-    try:
-        names = tar_members(file).keys()
-    except FormatError:
-        names = {}.keys()  # the TensorFlow reader's own walk says what is wrong with it
-    finally:
-        file.close()
-    return (_open_torch if {"pickle", "storages", "tensors"} <= names else _open_tf)(probe)
+def _looks_added(path: Path) -> bool:
+    return _added_format_of(Sample(path)) is not None
 
 
-def _refuse_missing(probe: _Probe) -> Reader:
-    raise NotFoundError(f"{probe.path}: no such file, folder or TensorFlow checkpoint prefix")
+def _refuse_missing(sample: Sample, _how: Opening) -> Reader:
+    raise NotFoundError(f"{sample.path}: no such file, folder or TensorFlow checkpoint prefix")
 
 
-def _refuse_distcp(probe: _Probe) -> Reader:
-    raise of_distcp(probe.path).error(probe.path)
+def _refuse_distcp(sample: Sample, _how: Opening) -> Reader:
+    raise of_distcp(sample.path).error(sample.path)
 
 
-def _refuse_special(probe: _Probe) -> Reader:
-    raise FormatError(probe.path, "neither a file nor a folder")
+def _refuse_special(sample: Sample, _how: Opening) -> Reader:
+    raise FormatError(sample.path, "neither a file nor a folder")
 
 
-def _refuse_user_block(probe: _Probe) -> Reader:
-    raise FormatError(
-        probe.path,
-        f"is an HDF5 file behind a user block of {probe.hdf5_places[0]} bytes: not supported",
-        hint="write it anew without one",
-    )
+_PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader]], ...] = (
+    (_is_prefix, _open_tf),
+    (lambda sample: not sample.path.exists(), _refuse_missing),
+    (lambda sample: sample.is_folder, _open_folder),
+    (lambda sample: not sample.path.is_file(), _refuse_special),
+    (_is_beside_index, _open_tf),
+    (_is_saved_model, _open_saved_model),
+    (lambda sample: sample.path.suffix == ".distcp", _refuse_distcp),
+    (lambda sample: sample.head.startswith(b"model_checkpoint_path:"), _open_state),
+)
 
 
-def _refuse_second_kind(probe: _Probe) -> None:
+# -- files of two kinds --------------------------------------------------------------------------------------
+
+
+def _refuse_second_kind(sample: Sample) -> None:
     """Refuse a file that other programs could take for something else than what it begins as."""
-    head = probe.head
-    is_zip = head.startswith(_ZIP)
-    is_tar = head[257:262] == b"ustar"
+    head, is_tar = sample.head, sample.is_tar
+    is_safetensors = BUILT_IN["safetensors"].matches(sample)
+    is_hdf5 = not is_tar and bool(_hdf5_places(sample))  # a tar's first member is at such a place
     kinds = {
-        "a zip archive": is_zip or (not is_tar and probe.ends_as_zip),
+        "a zip archive": sample.is_zip or (not is_tar and _ends_as_zip(sample)),
         "a tar archive": is_tar,
-        "an HDF5 file": not is_tar and bool(probe.hdf5_places),  # a tar's first member lies at such a place
-        "a TensorFlow index": probe.tail == TABLE_MAGIC,
-        "a safetensors file": _is_safetensors(probe) and int.from_bytes(head[:8], "little") < probe.size,
-        "a pickle": head[:1] == b"\x80" and _LEGACY_TORCH in head[:64],
+        "an HDF5 file": is_hdf5,
+        "a TensorFlow index": sample.tail == TABLE_MAGIC,
+        "a safetensors file": is_safetensors and int.from_bytes(head[:8], "little") < sample.size,
+        "a pickle": head[:1] == b"\x80" and LEGACY_TORCH in head[:64],
     }
     found = [kind for kind, is_one in kinds.items() if is_one]
-    if len(found) > 1 and not (is_zip and len(found) == 2 and probe.hdf5_places and _are_members(probe)):
+    if len(found) > 1 and not (sample.is_zip and len(found) == 2 and is_hdf5 and _are_members(sample)):
         raise FormatError(
-            probe.path,
+            sample.path,
             f"is at once {' and '.join(found)}, and other programs may read the other",
             hint="fetch it again, or from another source",
         )
 
 
-def _are_members(probe: _Probe) -> bool:
+def _hdf5_places(sample: Sample) -> list[int]:
+    """Where an HDF5 file could begin that is in this one: programs look at powers of two for it."""
+    places = [0, *(512 << power for power in range(40) if 512 << power < sample.size - len(HDF5))]
+    return [at for at in places if _around(sample, at).startswith(HDF5)]
+
+
+def _around(sample: Sample, offset: int) -> bytes:
+    end = offset + len(HDF5)
+    return sample.head[offset:end] if end <= len(sample.head) else sample.read(offset, len(HDF5))
+
+
+def _ends_as_zip(sample: Sample) -> bool:
+    """Whether an end of a zip archive is within the reach of programs that look for it from behind."""
+    tail = sample.read(max(0, sample.size - _ZIP_REACH), _ZIP_REACH)
+    if _ZIP_END not in tail:
+        return False
+    from ckptkit.formats.zip_directory import ends_as_zip
+
+    return ends_as_zip(tail, sample.size)
+
+
+def _are_members(sample: Sample) -> bool:
     """Whether each HDF5 file in a zip archive is a member of it, as the weights of a Keras model are."""
     from ckptkit.formats.mapped_file import MappedFile
     from ckptkit.formats.zip_directory import read_directory
 
-    with contextlib.closing(MappedFile(probe.path)) as file:
+    with contextlib.closing(MappedFile(sample.path)) as file:
         offsets = {entry.offset for entry in read_directory(file).entries.values()}
-    return offsets.issuperset(probe.hdf5_places)
-
-
-# -- how to tell ---------------------------------------------------------------------------------------------
-
-
-def _starts_with(*magic: bytes) -> Callable[[_Probe], bool]:
-    return lambda probe: probe.head.startswith(magic)
-
-
-def _is_safetensors(probe: _Probe) -> bool:
-    length = int.from_bytes(probe.head[:8], "little")
-    return len(probe.head) > 8 and probe.head[8:9] == b"{" and length < 1 << 40
-
-
-def _is_shard_index(probe: _Probe) -> bool:
-    named = probe.path.name.endswith(INDEX_ENDINGS)
-    return probe.text.startswith(b"{") and (named or b'"weight_map"' in probe.text) and not probe.is_shard
-
-
-def _is_beside_index(probe: _Probe) -> bool:
-    """Data files and graphs have no mark of their own; the index beside them says what they are."""
-    if not probe.path.name.endswith((".index", ".meta")) and ".data-" not in probe.path.name:
-        return False
-    from ckptkit.formats.tf_bundle import prefix_of
-
-    prefix = prefix_of(probe.path)
-    return prefix is not None and prefix.with_name(f"{prefix.name}.index").is_file()
-
-
-def _is_old_pickle(probe: _Probe) -> bool:
-    """Pickles of protocols 0 and 1 have no mark."""
-    from ckptkit.formats.torch_containers import MAX_PICKLE_HEAD, is_pickle
-
-    return is_pickle(probe.head[:MAX_PICKLE_HEAD], probe.tail)
-
-
-def _is_saved_model(probe: _Probe) -> bool:
-    variables = probe.path.parent / "variables" / "variables.index"
-    return probe.path.name == "saved_model.pb" and variables.is_file()
-
-
-_RULES: tuple[_Rule, ...] = (
-    _Rule(lambda probe: probe.is_prefix, _open_tf),
-    _Rule(lambda probe: not probe.path.exists(), _refuse_missing),
-    _Rule(lambda probe: probe.is_folder, _open_folder),
-    _Rule(lambda probe: not probe.path.is_file(), _refuse_special),
-    _Rule(_is_beside_index, _open_tf),
-    _Rule(_is_saved_model, lambda probe: probe.at(probe.path.parent)),
-    _Rule(lambda probe: probe.path.suffix == ".distcp", _refuse_distcp),
-    _Rule(
-        _is_safetensors, _open_safetensors, one_file=True
-    ),  # before the others: its first bytes are a length, so anything
-    _Rule(lambda probe: probe.tail == TABLE_MAGIC, _open_table, one_file=True),
-    _Rule(_starts_with(*_ZIP), _open_zip, one_file=True),
-    _Rule(_starts_with(b"\x80"), _open_pickle, one_file=True),
-    _Rule(_starts_with(*_PACKED), _open_packed),
-    _Rule(lambda probe: probe.head[257:262] == b"ustar", _open_tar, one_file=True),
-    _Rule(_starts_with(_HDF5), _open_keras, one_file=True),
-    _Rule(_starts_with(b"model_checkpoint_path:"), _open_state),
-    _Rule(_is_shard_index, _open_shards),
-    _Rule(_is_old_pickle, _open_pickle, one_file=True),
-    _Rule(lambda probe: bool(probe.hdf5_places), _refuse_user_block),
-)
-
-
-# -- writers -------------------------------------------------------------------------------------------------
-
-
-def _tf_writer() -> WriterFactory:
-    from ckptkit.formats.tf_bundle import TfBundleWriter
-
-    return TfBundleWriter
-
-
-def _torch_writer() -> WriterFactory:
-    from ckptkit.formats.torch_writer import TorchWriter
-
-    return TorchWriter
-
-
-def _safetensors_writer() -> WriterFactory:
-    from ckptkit.formats.safetensors import SafetensorsWriter
-
-    return SafetensorsWriter
-
-
-def _keras_writer() -> WriterFactory:
-    from ckptkit.formats.keras import KerasH5Writer
-
-    return KerasH5Writer
-
-
-def _npz_writer() -> WriterFactory:
-    from ckptkit.formats.npz import NpzWriter
-
-    return NpzWriter
-
-
-_WRITERS: Mapping[str, Callable[[], Any]] = {
-    "tf": _tf_writer,
-    "torch": _torch_writer,
-    "safetensors": _safetensors_writer,
-    "keras": _keras_writer,
-    "npz": _npz_writer,
-}
+    return offsets.issuperset(_hdf5_places(sample))

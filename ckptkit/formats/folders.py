@@ -11,6 +11,7 @@ from pathlib import Path
 from ckptkit.base.errors import FormatError, UsageError, listed, storage_error
 from ckptkit.base.files import TEMPORARY
 from ckptkit.formats import foreign
+from ckptkit.formats.base import Sample
 from ckptkit.formats.shards import INDEX_ENDINGS, index_of, numbered, shards_of
 
 _MAX_ENTRIES = 20_000
@@ -169,7 +170,7 @@ def _nothing(folder: Path, shown: str, names: list[str]) -> FormatError:
             return FormatError(shown, f"holds {found.what}: {below.name}{os.sep}", hint=found.hint)
     for name in names:
         if (folder / name).is_file():
-            sample = foreign.Sample(folder / name)
+            sample = Sample(folder / name)
             found = foreign.Foreign.of(sample, texts=name.endswith(foreign.LIKELY))
             if found is not None:
                 return FormatError(shown, f"holds no checkpoint; {name} is {found.what}", hint=found.hint)

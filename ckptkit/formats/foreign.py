@@ -11,15 +11,14 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import FormatError, storage_error
-from ckptkit.formats.names import ENDINGS
+from ckptkit.base.errors import FormatError
+from ckptkit.formats.base import HEAD_BYTES, Sample
+from ckptkit.formats.builtin import BUILT_IN, TABLE_MAGIC
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
 
-HEAD_BYTES = 4096
 _SCAN_BYTES = 256 << 20
 _BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -28,7 +27,7 @@ _PROTO_FIELDS = 64
 _PROTO_HEAD = 64
 
 LIKELY = (
-    *(ending for endings in ENDINGS.values() for ending in endings),
+    *(ending for format in BUILT_IN.values() for ending in format.endings),
     ".h5",
     ".hdf5",
     ".keras",
@@ -68,45 +67,6 @@ class Foreign:
     def error(self, path: Path | str) -> FormatError:
         """The refusal of a file."""
         return FormatError(path, f"is {self.what}", hint=self.hint)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A file, and its first bytes where they have been read already."""
-
-    path: Path
-    given: bytes | None = None
-
-    @cached_property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return len(self.given) if self.given is not None else self.path.stat().st_size
-
-    @cached_property
-    def head(self) -> bytes:
-        """Its first bytes."""
-        return self.given[:HEAD_BYTES] if self.given is not None else self.read(0, HEAD_BYTES)
-
-    @cached_property
-    def tail(self) -> bytes:
-        """Its last eight bytes."""
-        return self.read(max(0, self.size - 8), 8)
-
-    @cached_property
-    def text(self) -> bytes:
-        """The head as lower-case text, without what may precede a document."""
-        return self.head.removeprefix(_BOM).lstrip().lower()
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Some of its bytes."""
-        if self.given is not None:
-            return self.given[offset : offset + count]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                return file.read(count)
-        except OSError as error:
-            raise storage_error(error, self.path) from error
 
 
 _Kind = Callable[[Sample], "Foreign | None"]
@@ -273,30 +233,37 @@ def _message(sample: Sample) -> _Message | None:
 
 
 def _protocol_buffer(sample: Sample) -> Foreign | None:
-    if sample.head[:1] not in (b"\x08", b"\x0a"):
-        return None
-    message = _message(sample)
+    message = _message(sample) if sample.head[:1] in (b"\x08", b"\x0a") else None
     if message is None:
         return None
-    path = sample.path
-    if isinstance(message.first(1), int):
-        if isinstance(message.first(7), bytes) and message.numbers <= {*range(1, 10), 14, 20, 25, 26}:
-            return Foreign("an ONNX model", told(_ONNX, path))
-        if message.first(1) == 1 and message.numbers == {1, 2}:
-            return Foreign("the graph of a SavedModel, without its variables", told(_SAVED_MODEL, path))
-        if max(message.numbers) >= 200:
-            return Foreign("a Core ML model", "give the checkpoint it was converted from")
-        return None
     first = message.first(1)
+    return (
+        _versioned(message, first, sample.path) if isinstance(first, int) else _of_parts(message, sample.path)
+    )
+
+
+def _versioned(message: _Message, version: int, path: Path) -> Foreign | None:
+    """A message that begins with a number."""
+    numbers = message.numbers
+    if isinstance(message.first(7), bytes) and numbers <= {*range(1, 10), 14, 20, 25, 26}:
+        return Foreign("an ONNX model", told(_ONNX, path))
+    if version == 1 and numbers == {1, 2}:
+        return Foreign("the graph of a SavedModel, without its variables", told(_SAVED_MODEL, path))
+    if max(numbers) >= 200:
+        return Foreign("a Core ML model", "give the checkpoint it was converted from")
+    return None
+
+
+def _of_parts(message: _Message, path: Path) -> Foreign | None:
+    """A message that begins with a text or another message."""
+    first, numbers = message.first(1), message.numbers
     if not isinstance(first, bytes):
         return None
-    if message.numbers & {2, 100} and message.numbers <= {1, 2, 3, 4, 5, 6, 7, 8, 100} and _is_name(first):
+    if numbers & {2, 100} and numbers <= {1, 2, 3, 4, 5, 6, 7, 8, 100} and _is_name(first):
         return Foreign("a Caffe model", told(_BY_HAND.replace("{it}", "Caffe"), path))
     if first[:1] == b"\x0a" and _is_name(first[2 : 2 + first[1]] if len(first) > 1 else b""):
         return Foreign("a frozen TensorFlow graph", "give the checkpoint or the SavedModel it was made from")
-    if message.numbers >= {1, 2} and message.numbers <= set(range(1, 8)):
-        return _graph_of_checkpoint(path)
-    return None
+    return _graph_of_checkpoint(path) if {1, 2} <= numbers <= set(range(1, 8)) else None
 
 
 def _graph_of_checkpoint(path: Path) -> Foreign:
@@ -503,9 +470,6 @@ def tf_v1(path: Path) -> Foreign:
     """A whole checkpoint of TensorFlow's first format."""
     return Foreign("a TensorFlow V1 checkpoint", told(_TF_V1, path))
 
-
-TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-"""What ends the index of a TensorFlow checkpoint, and a checkpoint of the first format."""
 
 _CHECK = "check that it is the file you meant"
 _JSON = (b"{", b"[")

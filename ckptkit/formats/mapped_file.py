@@ -7,19 +7,16 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, overload
+from types import MappingProxyType
+from typing import overload
 
 from ckptkit.base.checksums import crc32
 from ckptkit.base.errors import FormatError, NotFoundError, storage_error
 from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
-from ckptkit.formats.base import Copy
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ckptkit.formats.base import Reader
 
 MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
@@ -200,43 +197,16 @@ def _strides(shape: Sequence[int], itemsize: int) -> list[int]:
     return [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-class MappedReader:
-    """What readers of mapped files share: what most containers lack, closing by hand or by ``with``.
+class MappedReader(Reader):
+    """A reader of mapped files: `read` and `raw` hand out nothing before the checksum that covers it held."""
 
-    And the one way to a tensor: `read` and `raw` hand out nothing before the checksum that covers it held.
-    """
-
-    path: Path
-    specs: Mapping[str, TensorSpec]
-    notes: Sequence[str] = ()
-    left_out: Mapping[str, str] = MappingProxyType({})
-    state_dicts: tuple[str, ...] = ()
-    state_dict: str | None = None
-    weights: Copy | None = None
-    optimizer: Collection[str] = frozenset()
-    namesakes: Mapping[str, str] = MappingProxyType({})
-    _also: Mapping[str, str] = MappingProxyType({})
     _files: list[MappedFile]
+    _also: Mapping[str, str] = MappingProxyType({})
 
     @property
     def extras(self) -> Mapping[str, str]:
         """What else is in the file, in detail."""
         return self._also
-
-    @property
-    def also(self) -> Mapping[str, str]:
-        """What else is in the file, in a few words."""
-        return self.extras
-
-    @property
-    def same(self) -> Mapping[str, str]:
-        """Tensors that are the very same as an earlier one."""
-        return {}
-
-    @property
-    def overlapping(self) -> Sequence[str]:
-        """Tensors whose bytes touch those of one before them."""
-        return ()
 
     def read(self, name: str) -> Array:
         """Read-only array of one tensor."""
@@ -247,9 +217,6 @@ class MappedReader:
         """The bytes of one tensor, without numpy; None where they do not lie in C order. Raises as `read`."""
         self._hold(name)
         return self._raw(name)
-
-    def check_rest(self) -> None:
-        """Check what else the container keeps checksums for; FormatError where it is damaged."""
 
     def _read(self, name: str) -> Array:
         raise NotImplementedError
@@ -282,14 +249,6 @@ class MappedReader:
         """Unmap and close; views handed out must not be used after."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def refuse_odd_bools(path: Path, name: str, stored: Array | RawTensor) -> None:

@@ -8,38 +8,22 @@ from pathlib import Path
 
 from ckptkit.base.errors import UsageError, command, one_of
 from ckptkit.base.home import user_path
+from ckptkit.formats.base import Format
+from ckptkit.formats.builtin import BUILT_IN, WORDS, added, format_of
 
-ENDINGS: Mapping[str, tuple[str, ...]] = {
-    "safetensors": (".safetensors",),
-    "torch": (".pth", ".pt", ".bin", ".pth.tar", ".pt.tar"),
-    "tf": (".ckpt",),
-    "keras": (".weights.h5",),
-    "npz": (".npz",),
-}
-"""What the names of a format's files end with, the usual ending first."""
+FORMATS = tuple(name for name, format in BUILT_IN.items() if not format.read_only)
+"""The built-in formats that can be written."""
 
-EXTENSIONS: Mapping[str, str] = {name: endings[0] for name, endings in ENDINGS.items()}
+EXTENSIONS: Mapping[str, str] = {name: BUILT_IN[name].endings[0] for name in FORMATS}
 """What a converted file's name ends with."""
 
-FORMATS = tuple(ENDINGS)
+DEFAULT_FORMAT = FORMATS[0]
 
-DEFAULT_FORMAT = "safetensors"
-
-ALIASES: Mapping[str, str] = {
-    "st": "safetensors",
-    "pytorch": "torch",
-    "pt": "torch",
-    "pth": "torch",
-    "tensorflow": "tf",
-    "tf2": "tf",
-    "ckpt": "tf",
-    "h5": "keras",
-    "numpy": "npz",
-    "np": "npz",
-}
-
-_ALSO = {".ckpt": "torch"}
-"""Endings that another format uses too, where it is named: Lightning's files are PyTorch files."""
+OUTPUT_HELP = "File ({files}), prefix for {prefixes}".format(
+    files=", ".join(EXTENSIONS[name] for name in FORMATS if BUILT_IN[name].one_file),
+    prefixes=", ".join(f"{name} ({EXTENSIONS[name]})" for name in FORMATS if not BUILT_IN[name].one_file),
+)
+"""What ``--output`` takes, for its help."""
 
 _GRAPHS = "a graph, which export writes"
 _KERAS_2 = "what Keras takes for a file of Keras 2; it reads weights of Keras 3 by the ending .weights.h5"
@@ -64,6 +48,9 @@ _NEVER: Mapping[str, tuple[str, str]] = {
 }
 """Endings that no conversion is written under: what they say the file is, and the format to take instead."""
 
+_FIRM = ((_PACKED, ""), (_GRAPHS, ""))
+"""No other package's format has these either."""
+
 GRAPHS = {"onnx": "onnx", **dict.fromkeys(("saved-model", "saved_model", "savedmodel"), "saved-model")}
 """What is exported, not converted: each word for it, and the name of the target."""
 
@@ -86,7 +73,16 @@ def format_named(text: str, source: object = "FILE") -> str:
             f"{text} is a graph, not a checkpoint format",
             hint=command("export", source, "--to", GRAPHS[text.lower()]),
         )
-    return one_of("format", text, FORMATS, ALIASES)
+    lower = text.lower()
+    if WORDS.get(lower, lower) in BUILT_IN:
+        return WORDS.get(lower, lower)
+    others = added()
+    names = [*FORMATS, *(name for name, format in others.items() if not format.read_only)]
+    words = {word: name for name, format in others.items() for word in format.aliases}
+    name = {**words, **WORDS}.get(lower, lower)
+    if name in others and name not in names:
+        raise UsageError(f"{name} files are read, not written: {others[name].read_only}")
+    return one_of("format", text, names, {**words, **WORDS})
 
 
 def format_to_write(to: str | None, output: str | Path | None, source: object = "FILE") -> str:
@@ -128,7 +124,7 @@ def format_to_write(to: str | None, output: str | Path | None, source: object = 
                 hint=f"end it with {_listed()}, or give --to",
             )
         return wanted
-    if wanted in (None, found, _ALSO.get(ending)):
+    if wanted in (None, found) or ending in format_of(wanted).also_endings:
         return wanted or found
     raise UsageError(
         f"{output} is the name of {'an' if found == 'npz' else 'a'} {found} file, not of {wanted}",
@@ -186,7 +182,7 @@ def without_ending(name: str) -> str:
     >>> without_ending("m.pth.tar"), without_ending("m.weights.h5"), without_ending("m.ckpt.index")
     ('m', 'm', 'm')
     """
-    known = sorted((*(e for all in ENDINGS.values() for e in all), *_NEVER), key=len, reverse=True)
+    known = sorted((*(ending for ending, _ in _endings(name)), *_NEVER), key=len, reverse=True)
     for _ in range(2):  # m.ckpt.index
         lower = name.lower()
         ending = next((e for e in known if lower.endswith(e) and lower != e), "")
@@ -196,15 +192,26 @@ def without_ending(name: str) -> str:
 
 def _by_ending(name: str) -> tuple[str | None, str]:
     """The format that a name's ending says, and the ending; ``.pth.tar`` before ``.tar``."""
-    lower = name.lower()
-    fitting = [
-        (ending, format)
-        for format, endings in ENDINGS.items()
-        for ending in endings
-        if lower.endswith(ending)
-    ]
+    fitting = [(ending, format) for ending, format in _endings(name) if name.lower().endswith(ending)]
     ending, format = max(fitting, key=lambda one: len(one[0]), default=("", None))
     return format, ending
+
+
+def _endings(name: str) -> list[tuple[str, str]]:
+    """Endings and what format each says; those of other packages too, where no built-in one fits the name."""
+    known = _written(BUILT_IN)
+    lower = name.lower()
+    is_known = lower.endswith(tuple(ending for ending, _ in known)) or _NEVER.get(_never(lower)) in _FIRM
+    return known if is_known or "." not in lower else known + _written(added())
+
+
+def _written(formats: Mapping[str, Format]) -> list[tuple[str, str]]:
+    return [
+        (ending, name)
+        for name, format in formats.items()
+        if not format.read_only
+        for ending in format.endings
+    ]
 
 
 def _never(name: str) -> str:
@@ -229,9 +236,9 @@ def _refuse_never(output: str, wanted: str | None, source: object) -> None:
 def _renamed(output: str, ending: str, format: str) -> str:
     """The same path with the ending of another format."""
     stem = output[: len(output) - len(ending)]
-    for known in ENDINGS[format]:  # m.safetensors.index.json, m.ckpt.index
+    for known in format_of(format).endings:  # m.safetensors.index.json, m.ckpt.index
         stem = stem[: len(stem) - len(known)] if stem.lower().endswith(known) else stem
-    return stem + EXTENSIONS[format]
+    return stem + format_of(format).endings[0]
 
 
 def _listed() -> str:

@@ -8,10 +8,9 @@ from dataclasses import replace
 from ckptkit.base.errors import NotFoundError
 from ckptkit.base.tensors import Array, RawTensor
 from ckptkit.formats.base import Reader
-from ckptkit.formats.mapped_file import MappedReader
 
 
-class Relay(MappedReader):
+class Relay(Reader):
     """The tensors of some readers, which are closed with this one; the first says what is said once."""
 
     def __init__(self, readers: list[Reader], names: Mapping[str, str]) -> None:

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, Protocol
 
 from ckptkit.base.budget import MAX_RATIO, Budget
 from ckptkit.base.errors import FormatError, MissingDependencyError, storage_error
-from ckptkit.formats.foreign import Foreign, Sample
+from ckptkit.formats.base import Sample
+from ckptkit.formats.foreign import Foreign
 
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512

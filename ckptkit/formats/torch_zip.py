@@ -417,7 +417,7 @@ class _Named:
 
 
 def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -> _Named:
-    """Take the tensors out of a state dict, less the ``module.`` of data parallel and averaged models."""
+    """Take the tensors out of a state dict."""
     found = _Named()
     others = 0
     inside = _Inside()
@@ -441,9 +441,14 @@ def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -
                 found.beside[_described(name, 200)] = value
     if others > _MAX_NOTED:
         found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
+    return found if as_saved else _without_prefix(found)
+
+
+def _without_prefix(found: _Named) -> _Named:
+    """The same less the ``module.`` of data parallel and averaged models, where it is before every name."""
     names = {*found.tensors, *found.left_out}
     inner = names.difference(AVERAGING_COUNTERS)
-    if as_saved or not all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in inner):
+    if not all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in inner):
         return found
     if not inner or any(PREFIX + counter in names for counter in names - inner):
         return found

@@ -15,7 +15,14 @@ from ckptkit.base.files import open_named
 from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.paths import registry_files
 from ckptkit.registry.query import Catalogue, EntryFacts, Families, nearest
-from ckptkit.registry.schema import NOT_SHARED, NULL_WHEN_SHARED, Entry, HashProvenance, Source
+from ckptkit.registry.schema import (
+    BUILT_IN_FORMATS,
+    NOT_SHARED,
+    NULL_WHEN_SHARED,
+    Entry,
+    HashProvenance,
+    Source,
+)
 
 MAX_FILE_SIZE = 16_000_000
 """Bytes; the built-in registry has 40,000."""
@@ -288,7 +295,7 @@ def family_faults(entry: EntryFacts, families: Families) -> list[tuple[str, str]
             what = f"family {entry.family!r} has no {name} {value!r}{_suggestion(value, own) or _one_of(own)}"
         faults.append((name, what))
     formats = facts.formats.get(entry.layout)
-    if formats is not None and entry.format not in formats:
+    if formats is not None and entry.format in BUILT_IN_FORMATS and entry.format not in formats:
         faults.append(("format", f"{entry.format!r} does not hold layout {entry.layout!r}{_one_of(formats)}"))
     return faults
 

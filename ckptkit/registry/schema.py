@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
+from ckptkit.base import plugins
 from ckptkit.base.urls import Url
 from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
 
@@ -33,6 +43,21 @@ def _checked_time(text: str) -> str:
     if datetime.fromisoformat(text.replace("Z", "+00:00")).tzinfo is None:
         raise ValueError("a time needs its zone, like 2026-01-31T12:00:00Z")
     return text
+
+
+BUILT_IN_FORMATS = ("tf", "torch", "safetensors", "keras", "npz")
+"""Names of containers: `ckptkit.formats`, which knows them, is above this room; a test compares the two."""
+
+
+def _formats() -> tuple[str, ...]:
+    return (*BUILT_IN_FORMATS, *plugins.load("ckptkit.formats"))
+
+
+def _checked_format(name: Any) -> str:
+    if isinstance(name, str) and (name in BUILT_IN_FORMATS or name in _formats()):
+        return name
+    *others, last = map(repr, _formats())
+    raise ValueError(f"input should be {', '.join(others)} or {last}")
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -118,7 +143,11 @@ class Entry(EntryFacts, BaseModel):
     layout: Literal["deeplab2", "openmixup", "torch", "keras"] = Field(
         description="Names and axis order of the tensors."
     )
-    format: Literal["tf", "torch", "safetensors", "keras", "npz"] = Field(description="The container.")
+    format: Annotated[
+        str,
+        PlainValidator(_checked_format),
+        WithJsonSchema({"enum": list(BUILT_IN_FORMATS), "type": "string"}),
+    ] = Field(description="The container.")
     weights: Literal["ema", "raw"] | None = Field(
         None, description="The copy that the accuracy belongs to, where a file holds several."
     )
@@ -187,6 +216,7 @@ def json_schema() -> dict[str, Any]:
     entry = Entry.model_json_schema()
     definitions = entry.pop("$defs")
     fields = entry["properties"]
+    fields["format"]["enum"] = list(_formats())
     shared = {name: rule for name, rule in fields.items() if name not in NOT_SHARED}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

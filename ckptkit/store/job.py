@@ -21,6 +21,7 @@ from ckptkit.base.errors import (
     command,
 )
 from ckptkit.base.files import regular_status
+from ckptkit.formats.builtin import may_begin
 from ckptkit.store.archive import (
     StagedFolder,
     checkpoint_in,
@@ -47,9 +48,6 @@ IMPORTED = "imported by hand"
 FOUND = "found in the cache without a sound record"
 _QUOTED = 200
 _HEAD = 512
-_BUILT_IN = ("tf", "torch", "safetensors", "keras", "npz")
-_CONTAINERS = (b"PK", b"\x80", b"\x89HDF", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-"""What files of these formats begin with, or what packs them."""
 _MOST_KEPT = 100
 """Earlier checksums that a record keeps; the lock file keeps all."""
 
@@ -333,14 +331,7 @@ class Job:
 
     def _may_begin(self, head: bytes) -> bool:
         """Whether a file of the entry's format, packed or not, can begin so; texts are judged when whole."""
-        return (
-            self.entry.format not in _BUILT_IN
-            or len(head) < _HEAD
-            or head.startswith(_CONTAINERS)
-            or head[8:9] == b"{"  # safetensors
-            or head[257:262] == b"ustar"
-            or bool(_text(head))
-        )
+        return len(head) < _HEAD or may_begin(self.entry.format, head) or bool(_text(head))
 
     def _check(self, planned: PlannedSource, partial: Partial, note: str) -> tuple[tuple[Promise, ...], bool]:
         """Compare what came with everything that was promised.

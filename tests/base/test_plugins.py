@@ -21,7 +21,7 @@ one, two, other = Thing("one"), Thing("two"), Thing("another")
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     yield
-    plugins.load.cache_clear()
+    plugins.forget()
 
 
 def _warned(*arguments: object) -> tuple[dict[str, object], list[str]]:

@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import FormatError
+from ckptkit.formats.base import Sample
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.foreign import Foreign, Sample, packed
+from ckptkit.formats.foreign import Foreign, packed
 from ckptkit.formats.protobuf_wire import bytes_field, number_field
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import UsageError
+from ckptkit.formats.builtin import BUILT_IN, WORDS
 from ckptkit.formats.names import (
-    ALIASES,
-    ENDINGS,
     FORMATS,
     file_ending,
     format_named,
@@ -71,7 +70,7 @@ def test_a_format_that_is_named_takes_names_that_say_nothing_else(to, name, form
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("other", FORMATS)
 def test_a_contradiction_is_refused_with_both_ways_out(format, other):
-    for ending in ENDINGS[other]:
+    for ending in BUILT_IN[other].endings:
         name = f"there.v2/m{ending}"
         if format == other or (format, ending) == ("torch", ".ckpt"):
             assert format_to_write(format, name) == format
@@ -118,9 +117,9 @@ def test_names_that_say_nothing_need_a_format(name):
     assert [format_to_write(None, f"m{ending}") for ending in offered] == list(FORMATS)
 
 
-@pytest.mark.parametrize("alias", [*ALIASES, *FORMATS])
+@pytest.mark.parametrize("alias", [*WORDS, *FORMATS])
 def test_other_words_for_formats(alias):
-    assert format_named(alias.upper()) == ALIASES.get(alias, alias)
+    assert format_named(alias.upper()) == WORDS.get(alias, alias)
 
 
 @pytest.mark.parametrize(

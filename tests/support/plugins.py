@@ -31,4 +31,4 @@ def install(
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(__import__("sys").modules, module, raising=False)
-    plugins.load.cache_clear()
+    plugins.forget()

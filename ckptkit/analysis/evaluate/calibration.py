@@ -35,8 +35,9 @@ from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.whole import refuse_source
 from ckptkit.families.base import CANONICAL
 from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import writer_for
-from ckptkit.formats.names import ENDINGS, EXTENSIONS, file_ending, without_ending
+from ckptkit.formats.names import DEFAULT_FORMAT, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.replacing import refuse_existing_checkpoint
 
 
@@ -124,7 +125,7 @@ RECALIBRATED = "recalibrated"
 
 METHOD = "Precise BN (arXiv:2105.07576)"
 DEFAULT_IMAGES = 2048
-_FORMAT = "safetensors"
+_FORMAT = DEFAULT_FORMAT
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Calibrated:
 def refuse_name(output: str | Path) -> None:
     """Raise UsageError for a file name that says another format than the result has."""
     folder, slash, name = os.fspath(output).rpartition("/")
-    if file_ending(name) not in ENDINGS[_FORMAT]:
+    if file_ending(name) not in BUILT_IN[_FORMAT].endings:
         raise UsageError(
             f"{output}: calibrate writes a {_FORMAT} file",
             hint=f"give -o {folder}{slash}{without_ending(name)}{EXTENSIONS[_FORMAT]}",
