@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import Size, parse_size
-from ckptkit.convert.whole import stem_of
+from ckptkit.convert.pipeline import stem_of
 from ckptkit.families.base import Family, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.models import Framework, create_model

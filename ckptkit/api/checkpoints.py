@@ -15,7 +15,7 @@ from ckptkit.formats.names import format_to_write, is_folder
 
 if TYPE_CHECKING:
     from ckptkit.compare.verify import VerifyReport
-    from ckptkit.convert import LoadedTensors, TensorPlan
+    from ckptkit.convert import LoadedTensors, Plan
     from ckptkit.families.binding import Weights
     from ckptkit.registry import Entry, Registry
     from ckptkit.rules.file import RuleFile
@@ -140,7 +140,7 @@ class ConvertedPath(_Path):
     also_in_file: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
-    def of(cls, path: Path, conversion: TensorPlan) -> ConvertedPath:
+    def of(cls, path: Path, conversion: Plan) -> ConvertedPath:
         """The path of a conversion's result."""
         result = cls(path)
         result.left_out, result.also_in_file = conversion.left_out, dict(conversion.also)
@@ -209,8 +209,7 @@ def convert(
         disk refused; the result read back differs.
     """
     from ckptkit.base.parse import parse_size
-    from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located, planned_paths
+    from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
 
     workspace = workspace_of_environment()
     folder = output is not None and is_folder(output)
@@ -230,7 +229,7 @@ def convert(
     (path,) = planned_paths(
         [located], options, user_path(output) if output is not None else None, folder=folder
     )
-    outcome = convert_located(
+    outcome = convert_checkpoint(
         located,
         options,
         workspace,
@@ -239,9 +238,9 @@ def convert(
         check=check,
     )
     if outcome.converted is not None and outcome.converted.losses:
-        from ckptkit.convert.rounding import in_words
+        from ckptkit.convert.rounding import describe
 
-        logger.warning("%s: %s", what, in_words(outcome.converted.losses))
+        logger.warning("%s: %s", what, describe(outcome.converted.losses))
     return ConvertedPath.of(outcome.path, outcome.plan)
 
 
@@ -298,8 +297,7 @@ def load(
     NotFoundError, FormatError, ConversionError
         Nothing there; damaged; the tensors do not fit, or cannot be read and no rule leaves them out.
     """
-    from ckptkit.convert import load_tensors
-    from ckptkit.convert.options import AS_IS
+    from ckptkit.convert import AS_IS, load_tensors
 
     located = workspace_of_environment().locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
     with located.open(weights, unwrap=layout != AS_IS) as reader:

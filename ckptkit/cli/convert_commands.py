@@ -30,8 +30,8 @@ from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
 if TYPE_CHECKING:
-    from ckptkit.convert import TensorPlan
-    from ckptkit.convert.whole import Outcome
+    from ckptkit.convert import Plan
+    from ckptkit.convert.pipeline import Outcome
     from ckptkit.models.synth import Synthetic
     from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Located
@@ -113,8 +113,7 @@ def convert(
     · ckptkit convert model.ckpt -o moat.pth
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
-    from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located, planned_paths
+    from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
     from ckptkit.formats.replacing import refuse_existing_checkpoint
 
     state = state_of(context)
@@ -148,7 +147,7 @@ def convert(
         for located, path in zip(sources, planned, strict=True):
             if not dry_run:
                 where.refuse_existing()
-            outcome = convert_located(
+            outcome = convert_checkpoint(
                 located,
                 options,
                 workspace,
@@ -175,7 +174,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "reused": outcome.reused,
         "from": plan.source_format,
-        "to": plan.to,
+        "to": outcome.target.format,
         "layout": plan.layout,
         "weights": plan.weights,
         "tensors": len(plan.moves),
@@ -214,17 +213,17 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
     else:
         done = "written, read back and compared" if checked else "written (not read back)"
         state.output.note(
-            f"{located.name}: {plan.way}, {len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
+            f"{located.name}: {outcome.way}, {len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
             f"{len(plan.ignored)} left out by rule"
         )
     if outcome.converted is not None and outcome.converted.losses:
-        from ckptkit.convert.rounding import in_words
+        from ckptkit.convert.rounding import describe
 
         shown = None if state.output.verbose else 3
-        state.output.warn(f"{located.name}: {in_words(outcome.converted.losses, shown=shown)}")
+        state.output.warn(f"{located.name}: {describe(outcome.converted.losses, shown=shown)}")
 
 
-def _left_out_in_words(plan: TensorPlan) -> Iterator[str]:
+def _left_out_in_words(plan: Plan) -> Iterator[str]:
     """What of the source is not in the result: by rule, and what is no tensor."""
     by_rule: dict[str, list[str]] = {}
     for name, rule in plan.left_out.items():
@@ -252,7 +251,7 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
     state.output.table(columns, rows)
     state.output.note(
         f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {shown_as}; "
-        f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {plan.way}"
+        f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {outcome.way}"
     )
 
 

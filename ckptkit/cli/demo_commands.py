@@ -99,16 +99,15 @@ def _verify(state: State, located: Located) -> VerifyReport:
 
 
 def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, Path]:
-    from ckptkit.convert import Options
-    from ckptkit.convert.whole import convert_located
+    from ckptkit.convert.pipeline import Options, convert_checkpoint
 
     written: dict[str, Path] = {}
     for step, to in (("4.", "safetensors"), ("  ", "torch")):
         state.output.text("", f"{step} ckptkit convert {located.name} --to {to}")
-        outcome = convert_located(located, Options(to), workspace)
+        outcome = convert_checkpoint(located, Options(to), workspace)
         plan = outcome.plan
         state.output.text(
-            f"   {plan.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
+            f"   {outcome.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
             "written, read back and compared",
             f"   {outcome.path}",
         )

@@ -6,33 +6,31 @@ and reads the result back.
 """
 
 from ckptkit.base.tensors import FLOAT_DTYPES
-from ckptkit.convert.execution import (
-    Converted,
-    LoadedTensors,
-    check_written,
-    execute,
-    load_tensors,
-    tensor_crc32c,
-)
-from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import Options
-from ckptkit.convert.planning import Plan, plan
+from ckptkit.convert.execution import Converted, Target, check_written, execute, tensor_crc32c
+from ckptkit.convert.loading import LoadedTensors, load_tensors
+from ckptkit.convert.pipeline import Options, convert_checkpoint, plan
+from ckptkit.convert.planning import AS_IS, FamilyPlan, Move, Plan, plan_as_is, plan_by_layout
 from ckptkit.convert.rounding import RoundingLoss
 from ckptkit.formats.names import FORMATS
 
 __all__ = [
+    "AS_IS",
     "FLOAT_DTYPES",
     "FORMATS",
     "Converted",
+    "FamilyPlan",
     "LoadedTensors",
     "Move",
     "Options",
     "Plan",
     "RoundingLoss",
-    "TensorPlan",
+    "Target",
     "check_written",
+    "convert_checkpoint",
     "execute",
     "load_tensors",
     "plan",
+    "plan_as_is",
+    "plan_by_layout",
     "tensor_crc32c",
 ]

@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, UsageError, faults_in_words, listed
 from ckptkit.base.tensors import TensorSpec
-from ckptkit.convert.as_is import (
+from ckptkit.convert.planning import (
+    Move,
+    Plan,
     carried_metadata,
     carried_notes,
     plain_row,
-    refuse_element_types,
-    refuse_family_options,
     refuse_missing_copy,
-    same_tensors,
-    sharing_notes,
-    target_dtype,
 )
-from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import Options
-from ckptkit.families.binding import Ignored
+from ckptkit.families.binding import Ignored, Weights
 from ckptkit.formats.base import Reader
-from ckptkit.formats.builtin import format_of
 from ckptkit.registry.document import short
 from ckptkit.rules.file import IgnoreRule, NameRule, RuleFile, shape_of
 from ckptkit.rules.language import IDENTITY, Binding
@@ -42,43 +36,19 @@ _SHOWN = 20
 
 def plan_by_rules(
     reader: Reader,
-    options: Options,
     rules: RuleFile,
     *,
+    weights: Weights = "auto",
     entry: Entry | None = None,
-    provenance: Mapping[str, str] | None = None,
-) -> TensorPlan:
-    """Decide a conversion by a user's rules.
-
-    Parameters
-    ----------
-    reader : Reader
-        The open source.
-    options : Options
-    rules : RuleFile
-    entry, provenance
-        As for `ckptkit.convert.plan`.
-
-    Raises
-    ------
-    UsageError
-        When options are given that rules leave no meaning to.
-    ConversionError
-        When a tensor fits no rule or several, a rule nothing, a shape not its axes, or two tensors get one
-        name: all of it at once.
-    """
-    if options.layout is not None:
-        raise UsageError(
-            f"--layout {options.layout} has no meaning with --rules, which say all names", hint="leave it out"
-        )
-    refuse_family_options(options, "--rules")
-    refuse_missing_copy(reader, options)
+) -> Plan:
+    """Plan a conversion by a user's rules; refuses all that does not fit them at once."""
+    refuse_missing_copy(reader, weights)
     assigned = _assign(reader, rules)
     _refuse_faults(reader, rules, assigned)
     moves = tuple(
         Move(
             row.external,
-            TensorSpec(row.canonical, target_dtype(spec, options), row.canonical_shape, spec.stored),
+            TensorSpec(row.canonical, spec.dtype, row.canonical_shape, spec.stored),
             row,
             end,
         )
@@ -86,26 +56,22 @@ def plan_by_rules(
         for spec in (reader.specs[row.external],)
         for end in (plain_row(row.canonical, row.canonical_shape),)
     )
-    refuse_element_types(reader, options, [move.target for move in moves])
-    shared = _shared(same_tensors(reader), assigned.rows) if format_of(options.to).shares_tensors else {}
-    return TensorPlan(
+    return Plan(
         source=reader.path,
         source_format=reader.format,
-        to=options.to,
         layout=LAYOUT,
         weights=reader.weights,
         moves=moves,
         ignored=tuple(assigned.ignored),
         metadata={
-            **carried_metadata(reader, options, LAYOUT, entry),
+            **carried_metadata(reader, LAYOUT, entry),
             "rules": rules.path.name,
             "rules_direction": rules.direction,
             "rules_sha256": rules.sha256,
-            **(provenance or {}),
         },
-        notes=(*carried_notes(reader), *sharing_notes(reader, shared)),
-        max_shard_size=options.max_shard_size,
-        shared=shared,
+        notes=tuple(carried_notes(reader)),
+        shared=_shared(reader.same, assigned.rows),
+        overlapping=len(reader.overlapping),
         also=reader.also,
     )
 
@@ -132,7 +98,7 @@ def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
         matches, ignores = lookup.matches(name), ignored.get(name, [])
         assigned.used |= {id(rule) for rule, _ in matches}
         if len(matches) + len(ignores) > 1:
-            named = [_rule_in_words(rule) for rule, _ in matches] + [_ignore_in_words(i) for i in ignores]
+            named = [_describe_rule(rule) for rule, _ in matches] + [_describe_ignore(i) for i in ignores]
             assigned.faults.append(f"{name!r} fits {len(named)}: {listed(named)}")
         elif ignores:
             assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
@@ -206,12 +172,12 @@ def _bind(assigned: _Assigned, rule: NameRule, target: str, spec: TensorSpec) ->
     try:
         shape = rule.target_shape(spec.shape)
     except ValueError as error:
-        assigned.faults.append(f"{spec.name!r} does not fit {_rule_in_words(rule)} ({rule.op.name}): {error}")
+        assigned.faults.append(f"{spec.name!r} does not fit {_describe_rule(rule)} ({rule.op.name}): {error}")
         return
     op = IDENTITY if rule.op.is_identity else rule.op
     if spec.dtype.is_opaque and op is not IDENTITY:
         assigned.faults.append(
-            f"{spec.name!r} is {spec.dtype}, of which only the bytes are known: {_rule_in_words(rule)} "
+            f"{spec.name!r} is {spec.dtype}, of which only the bytes are known: {_describe_rule(rule)} "
             f"({rule.op.name}) cannot turn its axes"
         )
         return
@@ -227,7 +193,7 @@ def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None
         )
     idle = [rule for rule in rules.rules if id(rule) not in assigned.used and not rule.optional]
     if idle:
-        faults.append(f"{len(idle)} fit nothing: {listed([_rule_in_words(rule) for rule in idle], _SHOWN)}")
+        faults.append(f"{len(idle)} fit nothing: {listed([_describe_rule(rule) for rule in idle], _SHOWN)}")
     if faults:
         raise ConversionError(
             f"{reader.path}: does not fit {rules.path}: {faults_in_words(faults)}",
@@ -258,9 +224,9 @@ def _shared(same: Mapping[str, str], rows: Iterable[Binding]) -> dict[str, str]:
     return shared
 
 
-def _rule_in_words(rule: NameRule) -> str:
+def _describe_rule(rule: NameRule) -> str:
     return f"the rule on line {rule.line} ({rule.source.text})"
 
 
-def _ignore_in_words(ignore: IgnoreRule) -> str:
+def _describe_ignore(ignore: IgnoreRule) -> str:
     return f"the ignore {ignore.name!r}"

@@ -1,4 +1,4 @@
-"""Carrying out a conversion: one streaming pass, then the result is read back and compared.
+"""Carrying out a plan: a target file, one streaming pass, then the result is read back and compared.
 
 Tensors pass through a piece at a time, so memory does not grow with the file.
 """
@@ -7,25 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import ConversionError, IntegrityError
-from ckptkit.base.tensors import Array, RawTensor, TensorSpec, array_dtype, byte_pieces, dtype_of
-from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import AS_IS, Options
-from ckptkit.convert.planning import plan
+from ckptkit.base.errors import ConversionError, IntegrityError, UsageError, command
+from ckptkit.base.progress import Advance
+from ckptkit.base.tensors import (
+    DTYPES,
+    FLOAT_DTYPES,
+    Array,
+    DType,
+    RawTensor,
+    TensorSpec,
+    byte_pieces,
+    dtype_of,
+)
+from ckptkit.base.text import counted
+from ckptkit.convert.planning import RULES_HELP, FamilyPlan, Move, Plan, by_reason
 from ckptkit.convert.rounding import RoundingLoss, rounding_loss
-from ckptkit.families.base import CANONICAL, require_recognition
-from ckptkit.families.binding import Weights
-from ckptkit.formats.base import Reader, Writer, bytes_of
+from ckptkit.formats.base import Format, Reader, Writer, bytes_of
+from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.names import FORMATS
 
-if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 _THREADS = 2
 """The work lies in numpy, crc32c and the system, which all let go of the interpreter lock."""
@@ -34,91 +42,164 @@ _BATCH_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
+class Target:
+    """The file that a conversion makes, whatever is in it."""
+
+    format: str
+    dtype: str | None = None  # of all floating tensors; None leaves them as they are
+    max_shard_size: int | None = None  # bytes; only safetensors has shards
+
+    def __post_init__(self) -> None:
+        if self.kind.read_only:
+            raise UsageError(f"{self.format} files are read, not written: {self.kind.read_only}")
+        if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
+            names = ", ".join(FLOAT_DTYPES)
+            raise UsageError(f"no dtype {self.dtype!r} to convert to", hint="one of " + names)
+        if self.max_shard_size is not None and not self.kind.shards:
+            able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
+            raise UsageError(
+                f"--max-shard-size has no meaning for {self.format}", hint=f"only {able} has shards"
+            )
+
+    @property
+    def kind(self) -> Format:
+        """What is known of its format."""
+        return format_of(self.format)
+
+    def fit(self, plan: AnyPlan) -> AnyPlan:
+        """The plan with this file's element types, metadata and notes; refuses what the file cannot hold.
+
+        Fitting a plan twice is the same as fitting it once.
+        """
+        moves = tuple(self._cast(move) for move in plan.moves)
+        self._refuse_element_types(plan, [move.target for move in moves])
+        shared = plan.shared if self.kind.shares_tensors else {}
+        metadata = dict(plan.metadata)
+        if plan.source_format != self.format:
+            metadata.pop("format", None)  # speaks of the source's container
+        notes = [note for note in self._notes(plan, len(shared)) if note not in plan.notes]
+        return replace(plan, moves=moves, shared=shared, metadata=metadata, notes=(*plan.notes, *notes))
+
+    def _cast(self, move: Move) -> Move:
+        spec = move.target
+        if self.dtype is None or not spec.dtype.is_float or spec.dtype.name == self.dtype:
+            return move
+        return replace(move, target=replace(spec, dtype=DTYPES[self.dtype]))
+
+    def _notes(self, plan: Plan, shared: int) -> Iterator[str]:
+        if shared:
+            once = f"{counted(shared, 'tensor')} {'is another one' if shared == 1 else 'are others'}"
+            yield f"{once} under a second name: written once, and shared as before"
+        if views := plan.overlapping - shared:
+            share = f"{counted(views, 'tensor')} {'shares' if views == 1 else 'share'}"
+            yield f"{share} memory with others: each is written by itself, in full"
+        if self.kind.only_usual_layout and isinstance(plan, FamilyPlan):
+            usual = plan.recognition.family.layout_for(self.format)
+            if plan.layout != usual:
+                wrong = f"{self.kind.title} cannot load a file in layout {plan.layout}"
+                yield f"{wrong}; leave --layout out for its own, {usual}"
+
+    def _refuse_element_types(self, plan: Plan, specs: Sequence[TensorSpec]) -> None:
+        """Refuse tensors whose type or name the format cannot hold, all at once and with the way out."""
+        if not specs and not plan.unread:
+            raise ConversionError(
+                f"{plan.source}: no tensors to convert", hint=command("inspect", plan.source)
+            )
+        refused = [spec for spec in specs if not self.kind.holds(spec)]
+        if not refused and not plan.unread:
+            if not isinstance(plan, FamilyPlan):
+                self._refuse_names(plan.source, specs)
+            return
+        named = {spec.name: _describe_type(spec.dtype) for spec in refused} | dict(plan.unread)
+        ways = []
+        if not plan.unread:
+            if able := [name for name in FORMATS if _can_hold(format_of(name), specs)]:
+                ways.append("choose --to " + " or ".join(able))
+            if all(spec.dtype.is_float for spec in refused):
+                ways.append("--dtype float32 casts floats")
+        if plan.unread or any(spec.dtype.is_opaque for spec in refused):
+            ways.append(RULES_HELP)
+        raise ConversionError(
+            f"{plan.source}: {counted(len(named), 'tensor')} cannot be carried to {self.format}: "
+            f"{by_reason(named)}",
+            hint="; ".join(ways) or None,
+        )
+
+    def _refuse_names(self, source: Path, specs: Sequence[TensorSpec]) -> None:
+        """Refuse names that the format's own framework could not load."""
+        lost = dict.fromkeys(self.kind.unloadable(spec.name for spec in specs), self.kind.names_rule)
+        if lost:
+            *others, last = (name for name in FORMATS if name != self.format)
+            count = counted(len(lost), "tensor")
+            raise ConversionError(
+                f"{source}: {self.kind.title} could not load {count}: {by_reason(lost)}",
+                hint=f"choose --to {', '.join(others)} or {last}, or give a file of --rules with such names",
+            )
+
+    def writer(self, plan: Plan, output: Path, *, force: bool) -> Writer:
+        """Open the output for writing a fitted plan."""
+        special = {"max_shard_size": self.max_shard_size, "shared": plan.shared}
+        given = {key: value for key, value in special.items() if value}  # each is one format's own
+        return writer_for(self.format)(output, plan.specs, plan.metadata, force=force, **given)
+
+
+def _can_hold(format: Format, specs: Sequence[TensorSpec]) -> bool:
+    return all(format.holds(spec) for spec in specs) and not format.unloadable(spec.name for spec in specs)
+
+
+def _describe_type(dtype: DType) -> str:
+    without_type = dtype.is_opaque and dtype.name == "void16"
+    return "void16: bfloat16 saved without its type looks so" if without_type else dtype.name
+
+
+@dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote.
+    """What a conversion wrote."""
 
-    Parameters
-    ----------
-    path : Path
-        What to give to other commands: the file, or the prefix of a TensorFlow checkpoint.
-    files : tuple of Path
-        Every file written.
-    checksums : mapping of str to int
-        crc32c of each tensor's bytes as they were meant to be.
-    losses : tuple of RoundingLoss
-        Tensors of which rounding to another float type made values infinite or zero, in the plan's order.
-    """
-
-    path: Path
+    path: Path  # what to give to other commands: the file, or the prefix of a TensorFlow checkpoint
     files: tuple[Path, ...]
-    checksums: Mapping[str, int]
-    losses: tuple[RoundingLoss, ...] = ()
-
-
-Progress = Callable[[int], None]
+    checksums: Mapping[str, int]  # crc32c of each tensor's bytes as they were meant to be
+    losses: tuple[RoundingLoss, ...] = ()  # where rounding made values infinite or zero, in the plan's order
 
 
 def execute(
-    conversion: TensorPlan,
+    plan: Plan,
     reader: Reader,
+    target: Target,
     output: Path,
     *,
     force: bool = False,
     check: bool = True,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     late: Callable[[], Mapping[str, str]] | None = None,
 ) -> Converted:
     """Carry out a plan, tensor by tensor.
 
-    Parameters
-    ----------
-    conversion : TensorPlan
-    reader : Reader
-        The source the plan was made from; each tensor's stored checksum is verified as it is read.
-    output : Path
-        File to write; for ``tf`` the checkpoint's prefix.
-    force : bool
-        Replace an existing output.
-    check : bool
-        Read the result back and compare it with what was meant to be written.
-    progress : callable, optional
-        Called with the bytes of each tensor done.
-    late : callable, optional
-        Called when the tensors have been written; returns metadata to put in the place of values of the same
-        length in the plan's.
-
-    Raises
-    ------
-    UsageError
-        When the output exists and ``force`` is false.
-    FormatError
-        When the source turns out damaged.
-    IntegrityError
-        When the result read back is not what was written; it does not stay.
-    StorageError
-        When the disk refuses.
+    ``late`` is called when the tensors have been written: it returns metadata that replace values of the same
+    length in the plan's, so that a large source is hashed meanwhile.
     """
-    sizes = {spec.name: spec.nbytes for spec in conversion.specs}
+    plan = target.fit(plan)
+    sizes = {spec.name: spec.nbytes for spec in plan.specs}
     checksums: dict[str, int] = {}
     losses: dict[str, RoundingLoss] = {}
-    with _writer(conversion, output, force) as writer:
-        for name, crc in _written(conversion, reader, writer, losses):
+    with target.writer(plan, output, force=force) as writer:
+        for name, crc in _written(plan, reader, writer, losses):
             checksums[name] = crc
             if progress:
                 progress(sizes[name])
-        checksums |= {name: checksums[other] for name, other in conversion.shared.items()}
-        compare = partial(check_written, specs=conversion.specs, checksums=checksums, output=output)
+        checksums |= {name: checksums[other] for name, other in plan.shared.items()}
+        compare = partial(check_written, specs=plan.specs, checksums=checksums, output=output)
         files = tuple(writer.finish(compare if check else None, late() if late else None))
     shard_index = next((file for file in files if file.name.endswith(".index.json")), None)
-    lost = tuple(losses[spec.name] for spec in conversion.specs if spec.name in losses)
+    lost = tuple(losses[spec.name] for spec in plan.specs if spec.name in losses)
     return Converted(shard_index or output, files, checksums, lost)
 
 
 def _written(
-    conversion: TensorPlan, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]
+    plan: Plan, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]
 ) -> Iterator[tuple[str, int]]:
     """Write every tensor, on both cores where the container allows it; yields name and crc32c of each."""
-    moves = {move.target.name: move for move in conversion.moves}
+    moves = {move.target.name: move for move in plan.moves}
 
     def write(batch: Sequence[str]) -> list[tuple[str, int]]:
         return [(name, _carry(moves[name], reader, writer, losses)) for name in batch]
@@ -149,7 +230,7 @@ def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, Roundin
 
         array = reader.read(move.source)
         moved = move.apply(array)
-        with numpy.errstate(over="ignore", under="ignore"):  # told below, by tensor
+        with numpy.errstate(over="ignore", under="ignore"):  # reported below, by tensor
             crc = writer.write(move.target.name, moved)
         _note_loss(move, array if move.resize is None else moved, losses)  # any order: this one is quicker
     reader.check(move.source, crc if same_bytes else None)
@@ -192,33 +273,10 @@ def _batches(specs: Sequence[TensorSpec]) -> Iterator[list[str]]:
         yield batch
 
 
-def _writer(conversion: TensorPlan, output: Path, force: bool) -> Writer:
-    special = {"max_shard_size": conversion.max_shard_size, "shared": conversion.shared}
-    given = {key: value for key, value in special.items() if value}  # each is one format's own
-    return writer_for(conversion.to)(output, conversion.specs, conversion.metadata, force=force, **given)
-
-
 def check_written(
     path: Path, *, specs: Sequence[TensorSpec], checksums: Mapping[str, int], output: Path
 ) -> None:
-    """Read a result back and compare names, dtypes, shapes and every byte.
-
-    Parameters
-    ----------
-    path : Path
-        Where it can be opened now.
-    specs : sequence of TensorSpec
-        What it should hold.
-    checksums : mapping of str to int
-        crc32c of each tensor's bytes as they were meant to be.
-    output : Path
-        What to call it in an error.
-
-    Raises
-    ------
-    IntegrityError
-        When anything differs from what was meant.
-    """
+    """Read a result back and compare names, dtypes, shapes and every byte."""
     with open_reader(path) as written:
         wrong = [spec.name for spec in specs if written.specs.get(spec.name) != spec]
         wrong += [name for name in written.specs if name not in checksums]
@@ -248,92 +306,3 @@ def tensor_crc32c(array: Array | RawTensor) -> int:
     for piece in byte_pieces(array):
         crc = crc32c(piece, crc)
     return crc
-
-
-class LoadedTensors(dict[str, Array]):
-    """Arrays by name, and what else the file holds.
-
-    Attributes
-    ----------
-    left_out : mapping of str to str
-        Tensors of the file that are not among these: the rule that leaves each out, and why.
-    also_in_file : mapping of str to str
-        What is no tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
-    """
-
-    def __init__(
-        self, tensors: Mapping[str, Array], left_out: Mapping[str, str], also: Mapping[str, str]
-    ) -> None:
-        super().__init__(tensors)
-        self.left_out: Mapping[str, str] = dict(left_out)
-        self.also_in_file: Mapping[str, str] = dict(also)
-
-
-def load_tensors(
-    reader: Reader,
-    layout: str = CANONICAL,
-    *,
-    weights: Weights = "auto",
-    variant: str | None = None,
-    entry: Entry | None = None,
-) -> LoadedTensors:
-    """Read a whole checkpoint under the names of a layout.
-
-    Parameters
-    ----------
-    reader : Reader
-    layout : str
-        Default: the canonical (PyTorch) names; ``as-is`` the file's own, of any model.
-    weights, variant
-        As in `Options`.
-    entry : Entry, optional
-        The registry entry it belongs to.
-
-    Returns
-    -------
-    LoadedTensors
-        Contiguous arrays of their own; the reader may be closed afterwards.
-
-    Raises
-    ------
-    ConversionError
-        When tensors are missing, unexpected or of another shape. A missing head, or missing BatchNorm
-        statistics, are accepted: what is there is loaded.
-    """
-    if layout == AS_IS:
-        return _load_as_is(reader, Options("torch", layout=layout, weights=weights, variant=variant))
-    head = require_recognition(reader.path, reader.specs, variant=variant).structure.num_classes is not None
-    conversion = plan(
-        reader,
-        Options("npz", layout=layout, weights=weights, variant=variant, head=head, allow_missing_bn=True),
-        entry=entry,
-    )
-    return LoadedTensors(read_moves(conversion.moves, reader), conversion.left_out, conversion.also)
-
-
-def _load_as_is(reader: Reader, options: Options) -> LoadedTensors:
-    from ckptkit.convert import as_is
-
-    as_is.refuse_family_options(options, f"--layout {AS_IS}")
-    as_is.refuse_missing_copy(reader, options)
-    ignored, left_out = as_is.unread(reader)
-    as_is.refuse_left_out(reader, left_out)
-    packed = {spec.name: spec.dtype.name for spec in reader.specs.values() if array_dtype(spec) is None}
-    if packed:
-        raise ConversionError(
-            f"{reader.path}: no array can hold elements that are not whole bytes: {as_is.in_words(packed)}"
-        )
-    by_rule = {one.name: one.why for one in ignored}
-    return LoadedTensors(read_moves(as_is.as_is_moves(reader, options), reader), by_rule, reader.also)
-
-
-def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
-    """Carry tensors into memory: target name to a contiguous array of its own, its checksum checked."""
-    import numpy
-
-    loaded = {}
-    for move in moves:
-        reader.check(move.source)
-        loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
-        reader.release(move.source)
-    return loaded

@@ -1,29 +1,121 @@
-"""The plan of a conversion: every tensor's move, decided before a byte is written."""
+"""Plans of conversions: every tensor's move, decided before a byte is written.
+
+There are three ways to plan: by a family's layouts (`plan_by_layout`), names and axes as they are
+(`plan_as_is`), and by a user's own rules (`ckptkit.convert.by_rules`). A plan says how tensors
+are called and how their axes are ordered; of the file, a `convert.execution.Target`, it knows nothing.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ckptkit._version import __version__
-from ckptkit.base.errors import ConversionError, UsageError, command, listed
-from ckptkit.base.tensors import DTYPES, DType, TensorSpec
-from ckptkit.convert.as_is import in_words, refuse_left_out
-from ckptkit.convert.moves import Move, TensorPlan
-from ckptkit.convert.options import AS_IS, Options, check_target
-from ckptkit.families.base import Recognition, Structure, require_recognition
-from ckptkit.families.binding import FileFacts, Ignored, Match, match
-from ckptkit.families.leftovers import whole_model
+from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command, listed
+from ckptkit.base.tensors import Array, TensorSpec
+from ckptkit.base.text import counted
+from ckptkit.families.base import Recognition, Structure
+from ckptkit.families.binding import FileFacts, Ignored, Match, Weights, match
+from ckptkit.families.leftovers import OPTIMIZER, slot_rule, whole_model
 from ckptkit.families.settings import known_settings, missing_settings, set_option
 from ckptkit.formats.base import Reader
-from ckptkit.formats.builtin import format_of
-from ckptkit.rules.language import Binding, Ignore, Table
+from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from ckptkit.registry import Entry
+
+AS_IS = "as-is"
+"""In place of a layout's name: names and axes of the source."""
+
+Resize: TypeAlias = "Callable[[Array, tuple[int, int]], Array]"
+"""Takes a canonical tensor and the rows and columns wanted, its last axes; makes a copy."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One tensor's way from source to target."""
+
+    source: str  # name in the source file
+    target: TensorSpec  # name, dtype and shape in the result
+    inward: Binding  # the tensor's row in the source's table
+    outward: Binding  # and in the result's
+    resize: Resize | None = None
+
+    @property
+    def op(self) -> str:
+        """What happens to the axes, for people."""
+        if self.resize is not None:
+            return f"resize to {'x'.join(map(str, self.outward.canonical_shape[-2:]))}"
+        if self.inward.op == self.outward.op:
+            return IDENTITY.name
+        steps = [op.name for op in (self.inward.op, self.outward.op.inverse) if not op.is_identity]
+        return " ∘ ".join(reversed(steps)) or IDENTITY.name
+
+    def apply(self, array: Array) -> Array:
+        """View of the source tensor in the target's axis order; a copy only where it is resized."""
+        if self.inward.op == self.outward.op and self.resize is None:
+            return array
+        canonical = self.inward.op.to_canonical(array, self.inward.canonical_shape)
+        if self.resize is not None:
+            rows, columns = self.outward.canonical_shape[-2:]
+            canonical = self.resize(canonical, (rows, columns))
+        return self.outward.op.to_external(canonical, self.outward.external_shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do to each tensor, of any model."""
+
+    source: Path
+    source_format: str
+    layout: str
+    weights: str | None
+    moves: tuple[Move, ...]
+    ignored: tuple[Ignored, ...]
+    metadata: Mapping[str, str]
+    notes: tuple[str, ...]
+    shared: Mapping[str, str] = field(default_factory=dict)  # tensors that are another under a second name
+    overlapping: int = 0  # how many tensors of the source share memory with others
+    unread: Mapping[str, str] = field(default_factory=dict)  # neither readable nor left out by rule, and why
+    also: Mapping[str, str] = field(default_factory=dict)  # what else is in the source, in a few words each
+
+    @property
+    def origin(self) -> str:
+        """Format and layout of the source, for people."""
+        return self.source_format
+
+    @property
+    def subject(self) -> str:
+        """What the file was recognised as, for people."""
+        return "any model"
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        """Specs of the result's tensors, in the architecture's order."""
+        return [move.target for move in self.moves]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Tensors of the source that a rule leaves out, and which rule and why."""
+        return {one.name: one.why for one in self.ignored}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensor data in the result."""
+        return sum(spec.nbytes for spec in self.specs if spec.name not in self.shared)
+
+    def with_metadata(self, more: Mapping[str, str]) -> Self:
+        """The same plan with more metadata."""
+        return replace(self, metadata={**self.metadata, **more})
+
+
+# -- by a family's layouts -----------------------------------------------------------------------------------
 
 _CARRIED = ("entry", "weights", "normalization", "resolution", "position_tables")
 """Metadata that stays true of a converted file's conversions."""
@@ -35,15 +127,15 @@ _NO_HEAD = Ignore("head", "", "left out by --no-head")
 
 
 @dataclass(frozen=True)
-class Plan(TensorPlan):
-    """The plan for a checkpoint of a family known here."""
+class FamilyPlan(Plan):
+    """The plan for a checkpoint of a known family."""
 
     recognition: Recognition = field(kw_only=True)
 
     @property
-    def way(self) -> str:
-        """From what to what, for people."""
-        return f"{self.source_format}/{self.recognition.layout} → {self.to}/{self.layout}"
+    def origin(self) -> str:
+        """Format and layout of the source, for people."""
+        return f"{self.source_format}/{self.recognition.layout}"
 
     @property
     def subject(self) -> str:
@@ -51,86 +143,58 @@ class Plan(TensorPlan):
         return self.recognition.variant
 
 
-def plan(
+def plan_by_layout(
     reader: Reader,
-    options: Options,
+    recognition: Recognition,
+    layout: str,
     *,
+    weights: Weights = "auto",
+    head: bool = True,
+    allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    resolution: tuple[int, int] | None = None,
     entry: Entry | None = None,
-    provenance: Mapping[str, str] | None = None,
-) -> Plan:
-    """Decide a conversion.
-
-    Parameters
-    ----------
-    reader : Reader
-        The open source.
-    options : Options
-    entry : Entry, optional
-        The registry entry the source belongs to; gives behaviour settings and provenance.
-    provenance : mapping of str to str, optional
-        What identifies the source, for the metadata: ``source_sha256`` for one.
-
-    Raises
-    ------
-    UsageError
-        When the options make no sense for this file.
-    ConversionError
-        When tensors are missing, unexpected or of another shape.
-    """
-    check_target(options)
-    recognition = require_recognition(
-        reader.path, reader.specs, variant=options.variant or (entry.variant if entry else None)
-    )
+) -> FamilyPlan:
+    """Plan a conversion to another layout of the file's family; refuses a file that does not fit it."""
+    family, structure = recognition.family, recognition.structure
     known = FileFacts.of(reader, entry)
-    found = match(reader.specs, recognition, weights=options.weights, known=known, head=options.head)
-    structure = (
-        replace(recognition.structure, num_classes=None) if not options.head else recognition.structure
+    found = match(reader.specs, recognition, weights=weights, known=known, head=head)
+    said = known_settings(
+        family, told=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
     )
-    settings = known_settings(
-        recognition.family,
-        told=options.settings,
-        entry=entry,
-        metadata=reader.metadata,
-        path=reader.path,
-    )
-    layout = _target_layout(options, recognition)
-    structure = _resized(reader, structure, settings, options, recognition)
-    target_table = recognition.family.table(layout, recognition.variant, structure)
+    if not head:
+        structure = replace(structure, num_classes=None)
+        layout = (family.layouts[layout].headless if layout in family.layouts else None) or layout
+    if resolution is not None:
+        structure = _resized(reader, structure, family.table_sizes_at(resolution, said))
+    table = family.table(layout, recognition.variant, structure)
     _refuse_other_pos_emb(reader.path, recognition, entry)
-    refuse_left_out(reader, found.unread)
-    _refuse_misfit(reader, found, options)
+    refuse_unread(reader.path, found.unread)
+    _refuse_misfit(reader, found, head=head, allow_missing_bn=allow_missing_bn)
     _refuse_opaque(reader, found)
-    dtype = DTYPES[options.dtype] if options.dtype else None
-    moves = tuple(
-        _move(reader, found, binding, dtype)
-        for binding in target_table.bindings
-        if binding.canonical in found.sources
-    )
-    dropped = _dropped(found, target_table)
-    return Plan(
+    moves = tuple(_move(reader, found, row) for row in table.bindings if row.canonical in found.sources)
+    copy = found.weights or known.available_copy
+    return FamilyPlan(
         source=reader.path,
         source_format=reader.format,
         recognition=recognition,
-        to=options.to,
         layout=layout,
         weights=found.weights,
         moves=moves,
-        ignored=(*dropped, *found.ignored),
+        ignored=(*_dropped(found, table), *found.ignored),
         metadata={
             **_metadata(reader, found, layout, structure, entry),
-            **_resizing_in_words(options, moves),
-            **{key: json.dumps(value) for key, value in settings.items()},
-            **({"weights": copy} if (copy := found.weights or known.available_copy) else {}),
-            **(provenance or {}),
+            **_describe_resizing(resolution, moves),
+            **{key: json.dumps(value) for key, value in said.items()},
+            **({"weights": copy} if copy else {}),
         },
-        notes=(*_notes(reader, found, settings), *_layout_note(layout, recognition, options)),
-        max_shard_size=options.max_shard_size,
+        notes=tuple(_notes(reader, found, said)),
         also=reader.also,
     )
 
 
 def _refuse_opaque(reader: Reader, found: Match) -> None:
-    """Raise ConversionError when tensors of the architecture are of a type that nothing computes with."""
+    """Refuse tensors of the architecture of a type that nothing computes with."""
     opaque = {
         name: reader.specs[name].dtype.name
         for name in found.sources.values()
@@ -138,36 +202,13 @@ def _refuse_opaque(reader: Reader, found: Match) -> None:
     }
     if opaque:
         raise ConversionError(
-            f"{reader.path}: element types that {found.recognition.variant} cannot have: {in_words(opaque)}",
+            f"{reader.path}: element types that {found.recognition.variant} cannot have: {by_reason(opaque)}",
             hint=f"--layout {AS_IS} carries their bytes to a format that has the type",
         )
 
 
-def _target_layout(options: Options, recognition: Recognition) -> str:
-    """Layout to write: as asked, else the usual one; a backbone's own names where the head is left out."""
-    family = recognition.family
-    layout = options.layout or family.layout_for(options.to)
-    headless = family.layouts[layout].headless if layout in family.layouts else None
-    return headless if headless and not options.head else layout
-
-
-def _resized(
-    reader: Reader,
-    structure: Structure,
-    settings: Mapping[str, Any],
-    options: Options,
-    recognition: Recognition,
-) -> Structure:
-    """The structure of the target: with tables of other sizes where a resolution is asked for.
-
-    Raises
-    ------
-    UsageError
-        When there are no tables, or they were resized already: twice is not what the model does.
-    """
-    if options.resolution is None:
-        return structure
-    sizes = recognition.family.table_sizes_at(options.resolution, settings)
+def _resized(reader: Reader, structure: Structure, sizes: tuple[tuple[int, int], ...]) -> Structure:
+    """The structure with position tables of other sizes."""
     if not structure.pos_emb:
         raise UsageError(
             f"{reader.path} has no position tables to resize", hint="it fits every resolution as it is"
@@ -181,27 +222,25 @@ def _resized(
     return replace(structure, table_sizes=sizes)
 
 
-def _resizing_in_words(options: Options, moves: Sequence[Move]) -> dict[str, str]:
+def _describe_resizing(resolution: tuple[int, int] | None, moves: Sequence[Move]) -> dict[str, str]:
     """What the metadata says of ``--resolution``."""
-    if options.resolution is None:
+    if resolution is None:
         return {}
-    height, width = options.resolution
-    said = {"resolution": str(height) if height == width else f"{height}x{width}"}
+    height, width = resolution
+    described = {"resolution": str(height) if height == width else f"{height}x{width}"}
     sizes = dict.fromkeys("x".join(map(str, m.outward.canonical_shape[-2:])) for m in moves if m.resize)
     if sizes:
-        said["position_tables"] = f"resized to {', '.join(sizes)} for an input of {height}x{width}"
-    return said
+        described["position_tables"] = f"resized to {', '.join(sizes)} for an input of {height}x{width}"
+    return described
 
 
-def _move(reader: Reader, found: Match, outward: Binding, dtype: DType | None) -> Move:
+def _move(reader: Reader, found: Match, outward: Binding) -> Move:
     source = found.sources[outward.canonical]
-    spec = reader.specs[source]
-    target_dtype = dtype if dtype is not None and spec.dtype.is_float else spec.dtype
     inward = found.recognition.table.by_canonical[outward.canonical]
     resized = inward.canonical_shape != outward.canonical_shape  # of position tables only
     return Move(
         source,
-        TensorSpec(outward.external, target_dtype, outward.external_shape),
+        TensorSpec(outward.external, reader.specs[source].dtype, outward.external_shape),
         inward,
         outward,
         resize=found.recognition.family.resized_table if resized else None,
@@ -209,7 +248,7 @@ def _move(reader: Reader, found: Match, outward: Binding, dtype: DType | None) -
 
 
 def _dropped(found: Match, target: Table) -> list[Ignored]:
-    """Tensors of the source that have no place in the target: a head, or what its layout has no names for."""
+    """Tensors of the source that are not in the result: a head, or what its layout has no names for."""
     dropped = []
     for binding in found.recognition.table.bindings:
         if binding.canonical in found.sources and binding.canonical not in target.by_canonical:
@@ -219,7 +258,7 @@ def _dropped(found: Match, target: Table) -> list[Ignored]:
 
 
 def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | None) -> None:
-    """Raise ConversionError when position tables are there that the entry has not, or the other way round."""
+    """Refuse a file whose position embedding contradicts its entry."""
     has = recognition.structure.pos_emb
     if entry is not None and entry.pos_emb not in (None, has):
         raise ConversionError(
@@ -229,8 +268,8 @@ def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | N
         )
 
 
-def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
-    """Raise ConversionError for the first kind of misfit, naming what and how many."""
+def _refuse_misfit(reader: Reader, found: Match, *, head: bool, allow_missing_bn: bool) -> None:
+    """Refuse a file that does not fit its architecture, by the first kind of misfit."""
     path, variant = reader.path, found.recognition.variant
     if found.wrong_shape:
         binding, spec = found.wrong_shape[0]
@@ -239,9 +278,9 @@ def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
             f"is {list(spec.shape)} instead of {list(binding.external_shape)}",
             hint=f"name another variant with --variant, or look at the tensors. {command('inspect', path)}",
         )
-    missing = [b for b in found.missing if not (b.part == "head" and not options.head)]
+    missing = [b for b in found.missing if not (b.part == "head" and not head)]
     if found.lacks_bn_statistics:
-        if not options.allow_missing_bn:
+        if not allow_missing_bn:
             raise ConversionError(
                 f"{path}: no BatchNorm moving statistics in this file (one of the first uploads?); "
                 "its predictions would be meaningless",
@@ -253,7 +292,7 @@ def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
             f"{path}: {_some([b.external for b in missing])} missing for {variant}",
             hint=f"the file is incomplete, or of another variant: see --variant. {command('verify', path)}",
         )
-    if found.recognition.structure.num_classes is None and options.head:
+    if found.recognition.structure.num_classes is None and head:
         what = "no classification head in this file"
         if found.around:
             whole = whole_model(one.reason for one in found.ignored)
@@ -274,14 +313,6 @@ def _refuse_misfit(reader: Reader, found: Match, options: Options) -> None:
 
 def _some(names: Sequence[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({listed(names, 3)})"
-
-
-def _layout_note(layout: str, recognition: Recognition, options: Options) -> list[str]:
-    """Say that the target's own framework cannot load a file in this layout."""
-    target, usual = format_of(options.to), recognition.family.layout_for(options.to)
-    if not target.only_usual_layout or layout == usual:
-        return []
-    return [f"{target.title} cannot load a file in layout {layout}; leave --layout out for its own, {usual}"]
 
 
 def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[str]:
@@ -326,3 +357,118 @@ def _metadata(
         "layout": layout,
         "num_classes": str(structure.num_classes or 0),
     }
+
+
+# -- as is ---------------------------------------------------------------------------------------------------
+
+_SHOWN = 200
+"""Tensors that one message names."""
+
+_SOURCE = ("source_sha256", "source_index_sha256")
+
+
+def plan_as_is(reader: Reader, *, weights: Weights = "auto", entry: Entry | None = None) -> Plan:
+    """Plan a conversion that keeps every name, shape and axis order, of any model."""
+    refuse_missing_copy(reader, weights)
+    ignored, unread = _unread(reader)
+    return Plan(
+        source=reader.path,
+        source_format=reader.format,
+        layout=AS_IS,
+        weights=reader.weights,
+        moves=tuple(
+            Move(name, spec, row, row)
+            for name, spec in reader.specs.items()
+            for row in (plain_row(name, spec.shape),)
+        ),
+        ignored=ignored,
+        metadata=carried_metadata(reader, AS_IS, entry),
+        notes=tuple(carried_notes(reader)),
+        shared=dict(reader.same),
+        overlapping=len(reader.overlapping),
+        unread=unread,
+        also=reader.also,
+    )
+
+
+def _unread(reader: Reader) -> tuple[tuple[Ignored, ...], dict[str, str]]:
+    """What cannot be read: an optimizer's state of tensors that can, by its rule; and all else, and why."""
+    ignored = tuple(
+        Ignored(name, rule.name, rule.reason)
+        for name in reader.left_out
+        for rule in [OPTIMIZER if name in reader.optimizer else slot_rule(name, reader.specs)]
+        if rule is not None
+    )
+    by_rule = {one.name for one in ignored}
+    return ignored, {name: why for name, why in reader.left_out.items() if name not in by_rule}
+
+
+def plain_row(name: str, shape: tuple[int, ...]) -> Binding:
+    """Row of a table that changes nothing."""
+    return Binding(name, shape, name, shape, IDENTITY, trainable=True, part="body")
+
+
+def refuse_missing_copy(reader: Reader, weights: Weights) -> None:
+    """Refuse a choice of copy where the file's state dicts do not tell the copies apart."""
+    held = reader.weights or reader.metadata.get("weights")
+    if weights not in ("auto", held):
+        raise UsageError(
+            f"{reader.path}: has no {weights} weights in a state dict of their own",
+            hint="leave --weights out: every tensor is carried over",
+        )
+
+
+def refuse_family_options(given: Sequence[str], mode: str) -> None:
+    """Refuse options that need a known architecture, beside one that knows none."""
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} has no meaning with {mode}, which knows no architecture",
+            hint=f"leave it out, or convert without {mode}",
+        )
+
+
+RULES_HELP = "a file of --rules that names them under 'ignore' converts the rest"
+
+
+def refuse_unread(path: Path, unread: Mapping[str, str]) -> None:
+    """Refuse a file with tensors that cannot be read, naming all of them and why."""
+    if unread:
+        raise ConversionError(
+            f"{path}: {counted(len(unread), 'tensor')} cannot be read: {by_reason(unread)}", hint=RULES_HELP
+        )
+
+
+def by_reason(reasons: Mapping[str, str]) -> str:
+    """Names by what is true of them: ``'a', 'b' (float8_e8m0fnu); 'c' (int4)``; of very many, the first.
+
+    Examples
+    --------
+    >>> by_reason({"a": "int4", "c": "a sparse tensor", "b": "int4"})
+    "'a', 'b' (int4); 'c' (a sparse tensor)"
+    """
+    names: dict[str, list[str]] = {}
+    limit = len(reasons) if WHOLE_LISTS.get() else _SHOWN
+    for name, reason in islice(reasons.items(), limit):
+        names.setdefault(reason, []).append(repr(name))
+    listing = "; ".join(f"{', '.join(group)} ({reason})" for reason, group in names.items())
+    rest = len(reasons) - limit
+    return f"{listing}; and {rest} more" if rest > 0 else listing
+
+
+def carried_notes(reader: Reader) -> list[str]:
+    """What is unusual, and which copy the reader took."""
+    copy = reader.weights
+    taken = [f"the file holds raw weights and moving averages; taking {copy}"] if copy else []
+    return [*reader.notes, *taken]
+
+
+def carried_metadata(reader: Reader, layout: str, entry: Entry | None) -> dict[str, str]:
+    """The source's own metadata, and where the conversion comes from."""
+    metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
+    if metadata.get("format") == "pt":
+        metadata.pop("format")  # the writer says it itself
+    if entry is not None:
+        metadata["entry"] = entry.id
+    if reader.weights:  # the entry's would not do: a file may hold both copies, and all of it is carried
+        metadata["weights"] = reader.weights
+    return metadata | {"ckptkit_version": __version__, "layout": layout}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
+import hashlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import storage_error
 
@@ -32,15 +30,6 @@ class Provenance:
     A TensorFlow checkpoint is several files; its index holds the crc32c of every tensor, so the index's
     own sha256 stands for the whole. A large file is hashed by a thread, which lets go of the interpreter
     lock, while the ``with`` block runs.
-
-    Parameters
-    ----------
-    located : Located
-
-    Attributes
-    ----------
-    placeholder : mapping of str to str
-        The keys of `wait`'s result, with values of the right length.
     """
 
     def __init__(self, located: Located) -> None:
@@ -58,13 +47,7 @@ class Provenance:
         return {self._key: self._known or _UNKNOWN} if self._key else {}
 
     def wait(self) -> Mapping[str, str]:
-        """Return the true values.
-
-        Raises
-        ------
-        StorageError
-            The disk refuses.
-        """
+        """Return the true values."""
         if self._known is None and self._file is not None:
             self._known = self._hashing.result() if self._hashing else self._hash(self._file)
         return {self._key: self._known} if self._key and self._known else {}
@@ -74,12 +57,12 @@ class Provenance:
         view = memoryview(buffer)
         try:
             with path.open("rb", buffering=0) as file:
-                digest = _sha256(os.fstat(file.fileno()).st_size)
+                digest = hashlib.sha256()
                 while not self._stop.is_set() and (count := file.readinto(buffer)):
                     digest.update(view[:count])
         except OSError as error:
             raise storage_error(error, path) from error
-        return str(digest.hexdigest())
+        return digest.hexdigest()
 
     def __enter__(self) -> Self:
         if self._known is None and self._file is not None and self._file.stat().st_size > _SMALL_BYTES:
@@ -93,21 +76,6 @@ class Provenance:
         self._stop.set()
         if self._pool is not None:
             self._pool.shutdown()
-
-
-def _sha256(size: int) -> Any:
-    """sha256 for a file of so many bytes.
-
-    Importing hashlib loads OpenSSL, which takes as long as the interpreter's own implementation, the one that
-    `random` takes, needs for several megabytes.
-    """
-    if size <= _SMALL_BYTES:
-        for module in ("_sha2", "_sha256"):  # since Python 3.12; before
-            with contextlib.suppress(ImportError):
-                return importlib.import_module(module).sha256()
-    import hashlib
-
-    return hashlib.sha256()
 
 
 def _identifying_file(path: Path) -> tuple[str, Path | None]:

@@ -2,7 +2,7 @@
 
 Rounding is to the nearest, ties to even, as IEEE 754 has it. A value is beyond a type's range when it is at
 least half a step above the largest finite value; it vanishes when it is at most half the smallest subnormal.
-Both are told from the bits of the source alone, compared as integers: a pass over a piece of a tensor, some
+Both are decided by the bits of the source alone, compared as integers: a pass over a piece of a tensor, some
 four times cheaper than rounding it to float16 (measured: 8 and 2 GB/s).
 """
 
@@ -25,24 +25,12 @@ _SHAPES = {"float64": (11, 52), "float32": (8, 23), "bfloat16": (8, 7), "float16
 
 @dataclass(frozen=True)
 class RoundingLoss:
-    """What rounding did to one tensor.
+    """What rounding did to one tensor."""
 
-    Parameters
-    ----------
-    name : str
-        In the target file.
-    dtype : str
-        The type it was rounded to.
-    overflowed : int
-        Finite values that became infinite.
-    flushed : int
-        Values other than zero that became zero.
-    """
-
-    name: str
-    dtype: str
-    overflowed: int
-    flushed: int
+    name: str  # in the target file
+    dtype: str  # the type it was rounded to
+    overflowed: int  # finite values that became infinite
+    flushed: int  # values other than zero that became zero
 
     def __str__(self) -> str:
         parts = []
@@ -55,20 +43,6 @@ class RoundingLoss:
 
 def rounding_loss(name: str, array: Array, source: DType, target: DType) -> RoundingLoss | None:
     """Count the values of a tensor that a float type cannot hold.
-
-    Parameters
-    ----------
-    name : str
-        What to call the tensor.
-    array : numpy.ndarray
-        Before rounding.
-    source, target : DType
-        Its type and the one it is rounded to.
-
-    Returns
-    -------
-    RoundingLoss or None
-        None when nothing is lost but precision.
 
     Examples
     --------
@@ -154,19 +128,12 @@ def _bits_of(value: float, dtype: str, *, round_up: bool) -> int:
     return max(0, min(bits, infinity))
 
 
-def in_words(losses: Sequence[RoundingLoss], *, shown: int | None = 3) -> str:
+def describe(losses: Sequence[RoundingLoss], *, shown: int | None = 3) -> str:
     """One sentence about everything that was lost, naming the first tensors.
-
-    Parameters
-    ----------
-    losses : sequence of RoundingLoss
-        At least one.
-    shown : int or None
-        How many to name; None names all.
 
     Examples
     --------
-    >>> in_words([RoundingLoss("w", "float16", 2, 0)])
+    >>> describe([RoundingLoss("w", "float16", 2, 0)])
     'float16 cannot hold every value: 2 finite values became infinite, in 1 tensor: w (2 to infinity)'
     """
     over, under = (sum(counts) for counts in zip(*((x.overflowed, x.flushed) for x in losses), strict=True))

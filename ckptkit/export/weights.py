@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.convert import Options, Plan, execute, plan
+from ckptkit.convert import FamilyPlan, Target, execute, plan_by_layout
 from ckptkit.convert.provenance import Provenance
-from ckptkit.convert.rounding import in_words
+from ckptkit.convert.rounding import describe
+from ckptkit.families.base import require_recognition
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -25,7 +26,8 @@ class PlannedWeights:
     """A conversion that is decided; its source is open."""
 
     source: ModelSource
-    plan: Plan  # its provenance is filled with zeros of the right length until `write` is done
+    plan: FamilyPlan  # its provenance is filled with zeros of the right length until `write` is done
+    _target: Target
     _reader: Reader
     _provenance: Provenance
 
@@ -40,9 +42,11 @@ class PlannedWeights:
     def write(self, path: Path, options: ExportOptions) -> Converted:
         """Convert, read back and compare."""
         with self.source.workspace.progress(f"exporting {self.source.name}", self.plan.nbytes) as advance:
-            converted = execute(self.plan, self._reader, path, progress=advance, late=self._late)
+            converted = execute(
+                self.plan, self._reader, self._target, path, progress=advance, late=self._late
+            )
         if converted.losses:
-            options.warn(f"{self.source.name}: {in_words(converted.losses)}")
+            options.warn(f"{self.source.name}: {describe(converted.losses)}")
         return converted
 
 
@@ -56,25 +60,27 @@ def planned_weights(
     nothing says whose they are.
     """
     located = source.located
-    options = Options(
-        to,
-        layout=layout,
-        dtype=dtype,
-        weights=source.weights,
-        head=head and source.num_classes is not None,
-        variant=source.variant,
-        settings=source.settings,
-    )
+    target = Target(to, dtype)
     with (
         located.open(source.weights) as reader,
         Provenance(located) as provenance,
     ):
+        recognition = require_recognition(reader.path, reader.specs, variant=source.variant)
+        decided = plan_by_layout(
+            reader,
+            recognition,
+            layout or recognition.family.layout_for(to),
+            weights=source.weights,
+            head=head and source.num_classes is not None,
+            settings=source.settings,
+            entry=located.entry,
+        )
         known = {} if source.synthetic else provenance.placeholder
-        decided = plan(reader, options, entry=located.entry, provenance=known)
+        decided = target.fit(decided).with_metadata(known)
         height, width = source.preprocessing.size
         resolution = str(height) if height == width else f"{height}x{width}"
         said = {**decided.metadata, "resolution": resolution}
         if source.synthetic:
             said.pop("entry", None)
             said["synthetic"] = "true"
-        yield PlannedWeights(source, replace(decided, metadata=said), reader, provenance)
+        yield PlannedWeights(source, replace(decided, metadata=said), target, reader, provenance)

@@ -1,4 +1,4 @@
-"""Filling a built model from a checkpoint, and the record of it that stays with the model."""
+"""LoadPlan a built model from a checkpoint, and the record of it that stays with the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ckptkit.base.errors import one_of
-from ckptkit.convert.filling import Filling, Misfit, filling_of, in_words, other_misfits, require_filled
+from ckptkit.convert.loading import LoadPlan, Misfit, describe, other_misfits, plan_load, require_complete
 from ckptkit.families.base import CANONICAL, Recognition, Structure
 from ckptkit.families.binding import FileFacts
 from ckptkit.formats.base import Copy, Reader, Weights
@@ -79,9 +79,9 @@ def fill(
     strict: bool,
     allow_missing_bn: bool,
     warn: Callable[[str], None],
-) -> Filling:
+) -> LoadPlan:
     """Fill a model from an open file, and warn of what it does not fill."""
-    filling = filling_of(
+    plan = plan_load(
         reader,
         found,
         target.layout(found),
@@ -90,14 +90,14 @@ def fill(
         known=FileFacts.of(reader, entry),
     )
     if strict:
-        require_filled(reader, found, filling, allow_missing_bn=allow_missing_bn)
-    fresh = target.initial(filling.initialised)
-    if target.framework == "keras" and filling.has_new_head:
+        require_complete(reader, found, plan, allow_missing_bn=allow_missing_bn)
+    fresh = target.initial(plan.initialised)
+    if target.framework == "keras" and plan.has_new_head:
         fresh |= _random_kernels(fresh, found, target)
-    target.module.load_state(target.model, {**filling.read(reader), **fresh})
-    for sentence in _warnings(filling, found, target.structure):
+    target.module.load_state(target.model, {**plan.read(reader), **fresh})
+    for sentence in _warnings(plan, found, target.structure):
         warn(f"{reader.path}: {sentence}")
-    return filling
+    return plan
 
 
 def _random_kernels(fresh: Mapping[str, Array], found: Recognition, target: Target) -> dict[str, Array]:
@@ -117,18 +117,18 @@ def _random_kernels(fresh: Mapping[str, Array], found: Recognition, target: Targ
     return kernels
 
 
-def _warnings(filling: Filling, found: Recognition, structure: Structure) -> list[str]:
+def _warnings(plan: LoadPlan, found: Recognition, structure: Structure) -> list[str]:
     sentences = []
-    if filling.has_new_head:
+    if plan.has_new_head:
         has = found.structure.num_classes
         sentences.append(
             f"the head of {structure.num_classes} classes is new and must be trained: the file has "
             + (f"one of {has}" if has else "none")
         )
-    if filling.lacks_bn_statistics:
+    if plan.lacks_bn_statistics:
         sentences.append(
             "no BatchNorm moving statistics: mean 0 and variance 1 stand in, predictions are meaningless"
         )
-    if misfits := other_misfits(filling, found):
-        sentences.append(f"only what fits was loaded: {in_words(misfits)}")
+    if misfits := other_misfits(plan, found):
+        sentences.append(f"only what fits was loaded: {describe(misfits)}")
     return sentences

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import DTYPES, Array
-from ckptkit.convert import Options, Plan, plan
+from ckptkit.convert import FamilyPlan, plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings
@@ -44,12 +44,12 @@ class ModelFile:
     Parameters
     ----------
     reader : Reader
-    plan : Plan
+    plan : FamilyPlan
         Its moves to the canonical layout: which tensor of the file is which of the architecture.
     """
 
     reader: Reader
-    plan: Plan
+    plan: FamilyPlan
 
     @property
     def recognition(self) -> Recognition:
@@ -159,17 +159,19 @@ def examine(
     UsageError
         When ``weights`` asks for a copy that the file does not hold.
     """
-    head = has_head(reader, variant=variant, entry=entry)
-    options = Options(
-        "npz",  # only the moves count, nothing is written
-        layout=CANONICAL,
+    wanted = variant or (entry.variant if entry else None)
+    recognition = require_recognition(reader.path, reader.specs, variant=wanted)
+    plan = plan_by_layout(
+        reader,
+        recognition,
+        CANONICAL,
         weights=weights,
-        head=head,
+        head=recognition.structure.num_classes is not None,
         allow_missing_bn=allow_missing_bn,
-        variant=variant,
-        settings=settings or {},
+        settings=settings,
+        entry=entry,
     )
-    return ModelFile(reader, plan(reader, options, entry=entry))
+    return ModelFile(reader, plan)
 
 
 def has_head(reader: Reader, *, variant: str | None = None, entry: Entry | None = None) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import Array
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert import Target, execute, plan_by_layout
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings
@@ -269,20 +269,21 @@ def _convert(
     say: Note,
 ) -> Path:
     """Convert the source for the other framework, by the code of ``ckptkit convert``."""
-    to, layout = ("safetensors", CANONICAL) if source.is_for_keras else ("tf", None)
-    options = Options(
-        to,
-        layout=layout,
-        dtype=dtype,
+    found = source.recognition
+    to = "safetensors" if source.is_for_keras else "tf"
+    target = Target(to, dtype)
+    plan = plan_by_layout(
+        source.reader,
+        found,
+        CANONICAL if source.is_for_keras else found.family.layout_for("tf"),
         weights=cast(Weights, source.plan.weights or "auto"),
-        head=source.recognition.structure.num_classes is not None,
+        head=found.structure.num_classes is not None,
         allow_missing_bn=source.lacks_statistics,
-        variant=source.recognition.variant,
-        settings=settings or {},
+        settings=settings,
+        entry=entry,
     )
     say(f"converting to {to} in a temporary folder")
-    conversion = plan(source.reader, options, entry=entry)
-    return execute(conversion, source.reader, folder / f"converted{EXTENSIONS[to]}").path
+    return execute(plan, source.reader, target, folder / f"converted{EXTENSIONS[to]}").path
 
 
 def _run_both(source: ModelFile, other: ModelFile, reads: str, images: Array, say: Note) -> _Both:

@@ -8,7 +8,7 @@ import pytest
 
 from ckptkit.analysis.model_source import named_source, open_source, preprocessing_of
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert import Options, Target, execute, plan
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry
@@ -26,7 +26,9 @@ def tiny(tmp_path_factory):
 def converted(source, folder, entry=None, **options):
     with open_reader(source) as reader:
         conversion = plan(reader, Options("safetensors", layout="torch", **options), entry=entry)
-        return execute(conversion, reader, folder / "model.safetensors").path
+        return execute(
+            conversion, reader, Target("safetensors", options.get("dtype")), folder / "model.safetensors"
+        ).path
 
 
 def opened(path, **options):

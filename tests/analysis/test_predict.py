@@ -19,7 +19,7 @@ from ckptkit.base.errors import (
     NotFoundError,
     UsageError,
 )
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert import Options, Target, execute, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.images.gathering import Gatherer, NamedPicture
 from ckptkit.models.images.preprocessing import Preprocessing
@@ -296,7 +296,7 @@ class TestRealModels:
     def test_weights_without_a_head_are_refused_in_words(self, tmp_path):
         with open_reader(write_tiny(tmp_path / "whole.ckpt")) as reader:
             conversion = plan(reader, Options("safetensors", layout="torch", head=False))
-            path = execute(conversion, reader, tmp_path / "headless.safetensors").path
+            path = execute(conversion, reader, Target("safetensors"), tmp_path / "headless.safetensors").path
         with pytest.raises(UsageError, match="has no classification head"):
             ckptkit.predict(path, drawn())
 

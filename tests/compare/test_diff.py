@@ -51,7 +51,9 @@ def write(path: Path, arrays: Mapping[str, Any], to: str = "safetensors") -> Pat
 
 def convert(source: Path, target: Path, to: str, **options: Any) -> Path:
     with open_reader(source) as reader:
-        return execute(plan(reader, Options(to, **options)), reader, target).path
+        return execute(
+            plan(reader, Options(to, **options)), reader, Options(to, **options).target, target
+        ).path
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.convert import Options, execute, load_tensors
-from ckptkit.convert.as_is import plan_as_is
+from ckptkit.convert import Options, Target, execute, load_tensors, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.keras import unloadable
@@ -40,8 +39,8 @@ FOR_KERAS = {f"{name}/vars/0": array for name, array in IN_EVERY_FORMAT.items()}
 
 def convert(source, target, to, **options):
     with open_reader(source, weights=options.get("weights", "auto")) as reader:
-        decided = plan_as_is(reader, Options(to, layout="as-is", **options))
-        execute(decided, reader, target)
+        decided = plan(reader, Options(to, layout="as-is", **options))
+        execute(decided, reader, Target(to, options.get("dtype"), options.get("max_shard_size")), target)
     return decided
 
 
@@ -122,8 +121,10 @@ class TestOpaqueTypes:
     @pytest.mark.parametrize("shards", [None, 8])
     def test_are_carried_as_they_are_also_into_shards(self, tmp_path, source, shards):
         with open_reader(source) as reader:
-            decided = plan_as_is(reader, Options("safetensors", layout="as-is", max_shard_size=shards))
-            written = execute(decided, reader, tmp_path / "r.safetensors")
+            decided = plan(reader, Options("safetensors", layout="as-is", max_shard_size=shards))
+            written = execute(
+                decided, reader, Target("safetensors", None, shards), tmp_path / "r.safetensors"
+            )
         assert len(written.files) == (1 if shards is None else 5)
         with open_reader(written.path) as reader:
             assert {name: spec.dtype.safetensors for name, spec in reader.specs.items()} == {
@@ -383,7 +384,7 @@ def test_where_an_earlier_source_came_from_is_not_carried_over(tmp_path):
     before = {"source_sha256": "1" * 64, "source_index_sha256": "2" * 64, "entry": "moat0-224"}
     source = write(tmp_path / "a.npz", "npz", FLOATS, before)
     with open_reader(source) as reader:
-        decided = plan_as_is(reader, Options("torch", layout="as-is"), provenance={"source_sha256": "3" * 64})
+        decided = plan(reader, Options("torch", layout="as-is")).with_metadata({"source_sha256": "3" * 64})
     assert decided.metadata["source_sha256"] == "3" * 64
     assert "source_index_sha256" not in decided.metadata
     assert decided.metadata["entry"] == "moat0-224"

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError
-from ckptkit.convert import Options, execute
-from ckptkit.convert.as_is import plan_as_is
+from ckptkit.convert import Options, Target, execute, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, FORMATS
@@ -241,8 +240,8 @@ WRITERS = {
 
 def carried(source, target, to):
     with open_reader(source) as reader:
-        decided = plan_as_is(reader, Options(to, layout="as-is"))
-        execute(decided, reader, target)
+        decided = plan(reader, Options(to, layout="as-is"))
+        execute(decided, reader, Target(to), target)
     return decided
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 
 import google_crc32c
@@ -13,7 +12,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.base.tensors import RawTensor
-from ckptkit.convert import Options, check_written, execute, load_tensors, plan, tensor_crc32c
+from ckptkit.convert import Options, Target, check_written, execute, load_tensors, plan, tensor_crc32c
 from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
@@ -22,7 +21,9 @@ from ckptkit.formats.tf_bundle import TfBundleReader
 
 def convert(source, target, to, **options):
     with open_reader(source) as reader:
-        return execute(plan(reader, Options(to, **options)), reader, target).path
+        return execute(
+            plan(reader, Options(to, **options)), reader, Options(to, **options).target, target
+        ).path
 
 
 def contents(path):
@@ -68,7 +69,9 @@ def test_the_same_input_gives_the_same_bytes(bundles, tmp_path, to):
     digests = []
     for run in ("a", "b"):
         with open_reader(bundles["plain"]) as reader:
-            done = execute(plan(reader, Options(to)), reader, tmp_path / run / ("x" + EXTENSIONS[to]))
+            done = execute(
+                plan(reader, Options(to)), reader, Options(to).target, tmp_path / run / ("x" + EXTENSIONS[to])
+            )
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in done.files])
     assert digests[0] == digests[1]
 
@@ -164,16 +167,16 @@ class Liar:
 def test_a_result_that_is_not_what_was_written_does_not_stay(
     bundles, tmp_path, monkeypatch, to, max_shard_size
 ):
-    execution = importlib.import_module("ckptkit.convert.execution")
-    real = execution._writer
-    monkeypatch.setattr(execution, "_writer", lambda *arguments: Liar(real(*arguments), name))
+    real = Target.writer
+    monkeypatch.setattr(Target, "writer", lambda *given, **how: Liar(real(*given, **how), name))
+    target = Target(to, max_shard_size=max_shard_size)
     with open_reader(bundles["plain"]) as reader:
         conversion = plan(reader, Options(to, max_shard_size=max_shard_size))
         name = conversion.specs[100].name
         with pytest.raises(IntegrityError, match=f"{name} read back differs"):
-            execute(conversion, reader, tmp_path / "x.out")
+            execute(conversion, reader, target, tmp_path / "x.out")
         assert list(tmp_path.iterdir()) == []
-        execute(conversion, reader, tmp_path / "x.out", check=False)
+        execute(conversion, reader, target, tmp_path / "x.out", check=False)
     assert len(list(tmp_path.iterdir())) >= 1
 
 
@@ -183,16 +186,16 @@ def test_a_result_that_is_not_what_was_written_does_not_stay(
 def test_what_stood_there_stays_when_the_new_result_does_not_hold(
     bundles, tmp_path, monkeypatch, to, max_shard_size
 ):
-    execution = importlib.import_module("ckptkit.convert.execution")
+    target = Target(to, max_shard_size=max_shard_size)
     with open_reader(bundles["plain"]) as reader:
         conversion = plan(reader, Options(to, max_shard_size=max_shard_size))
         name = conversion.specs[100].name
-        execute(conversion, reader, tmp_path / "x.safetensors")
+        execute(conversion, reader, target, tmp_path / "x.safetensors")
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-        real = execution._writer
-        monkeypatch.setattr(execution, "_writer", lambda *arguments: Liar(real(*arguments), name))
+        real = Target.writer
+        monkeypatch.setattr(Target, "writer", lambda *given, **how: Liar(real(*given, **how), name))
         with pytest.raises(IntegrityError, match="read back differs"):
-            execute(conversion, reader, tmp_path / "x.safetensors", force=True)
+            execute(conversion, reader, target, tmp_path / "x.safetensors", force=True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -200,7 +203,7 @@ def test_bytes_that_change_on_the_disk_are_found(bundles, tmp_path):
     target = tmp_path / "x.safetensors"
     with open_reader(bundles["plain"]) as reader:
         conversion = plan(reader, Options("safetensors"))
-        done = execute(conversion, reader, target)
+        done = execute(conversion, reader, Target("safetensors"), target)
     said = {"specs": conversion.specs, "checksums": done.checksums, "output": target}
     check_written(target, **said)
     flip(target, target.stat().st_size - 100)

@@ -37,7 +37,9 @@ def sources(tmp_path_factory):
 
 def convert(source, target, to="keras", **options):
     with open_reader(source) as reader:
-        return execute(plan(reader, Options(to, **options)), reader, target).path
+        return execute(
+            plan(reader, Options(to, **options)), reader, Options(to, **options).target, target
+        ).path
 
 
 def state(path, layout="keras"):

@@ -26,7 +26,9 @@ LARGE = ("moganet-l", "moganet-xl")
 
 def convert(source, target, to, *, entry=None, **options):
     with open_reader(source, weights=options.get("weights", "auto")) as reader:
-        return execute(plan(reader, Options(to, **options), entry=entry), reader, target).path
+        return execute(
+            plan(reader, Options(to, **options), entry=entry), reader, Options(to, **options).target, target
+        ).path
 
 
 def contents(path):

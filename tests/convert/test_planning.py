@@ -109,9 +109,8 @@ def test_one_copy_is_taken(twins, weights):
 
 def test_metadata_carries_provenance_and_behaviour(plain):
     entry = load_registry()["tiny-moat0-256"]
-    metadata = plan(
-        plain, Options("safetensors"), entry=entry, provenance={"source_sha256": "ab" * 32}
-    ).metadata
+    decided = plan(plain, Options("safetensors"), entry=entry)
+    metadata = decided.with_metadata({"source_sha256": "ab" * 32}).metadata
     assert metadata["entry"] == "tiny-moat0-256"
     assert metadata["source_sha256"] == "ab" * 32
     assert (metadata["pool_size"], metadata["pos_emb"], metadata["normalization"]) == (

@@ -14,8 +14,8 @@ import pytest
 from ckptkit.base.errors import StorageError
 from ckptkit.convert import Options
 from ckptkit.convert import provenance as module
+from ckptkit.convert.pipeline import convert_checkpoint
 from ckptkit.convert.provenance import Provenance
-from ckptkit.convert.whole import convert_located
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_bundle, write_checkpoint
@@ -38,8 +38,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def module_of_whole() -> Any:
-    return importlib.import_module("ckptkit.convert.whole")
+def module_of_pipeline() -> Any:
+    return importlib.import_module("ckptkit.convert.pipeline")
 
 
 def sha256_of(path: Path) -> str:
@@ -101,7 +101,7 @@ def test_every_format_holds_the_sha256_of_its_source(
 ) -> None:
     path = tmp_path / f"converted{EXTENSIONS[to]}"
     workspace = Workspace(home=Home(tmp_path / "home"))
-    outcome = convert_located(Located(source), Options(to=to), workspace, output=path)
+    outcome = convert_checkpoint(Located(source), Options(to=to), workspace, output=path)
     with open_reader(path) as reader:
         assert reader.metadata["source_sha256"] == sha256_of(source)
     assert outcome.plan.metadata["source_sha256"] == sha256_of(source)
@@ -109,7 +109,7 @@ def test_every_format_holds_the_sha256_of_its_source(
 
 def test_a_dry_run_says_the_true_sha256(source: Path, threshold: int, tmp_path: Path) -> None:
     workspace = Workspace(home=Home(tmp_path / "home"))
-    outcome = convert_located(Located(source), Options(to="npz"), workspace, output=tmp_path, dry_run=True)
+    outcome = convert_checkpoint(Located(source), Options(to="npz"), workspace, output=tmp_path, dry_run=True)
     assert outcome.plan.metadata["source_sha256"] == sha256_of(source)
 
 
@@ -117,17 +117,17 @@ def test_a_source_that_goes_away_before_it_is_hashed_leaves_nothing(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copy(source, tmp_path / "copy.pth"))
-    plan = module_of_whole().plan
+    plan = module_of_pipeline().plan
 
     def plan_and_remove(*arguments: object, **options: object) -> object:
         copy.unlink()  # the reader holds it open; the hash cannot be taken any more
         return plan(*arguments, **options)
 
     monkeypatch.setattr(module, "_SMALL_BYTES", 1 << 40)
-    monkeypatch.setattr(module_of_whole(), "plan", plan_and_remove)
+    monkeypatch.setattr(module_of_pipeline(), "plan", plan_and_remove)
     target = tmp_path / "out" / "m.safetensors"
     with pytest.raises(StorageError, match=r"copy\.pth"):
-        convert_located(
+        convert_checkpoint(
             Located(copy), Options(to="safetensors"), Workspace(home=Home(tmp_path)), output=target
         )
     assert list(target.parent.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.compare.verify import verify_checkpoint
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert import Options, Target, execute, plan
 from ckptkit.families.base import require_recognition
 from ckptkit.families.moat.resizing import plausible_sizes, resize_table, table_sizes_at
 from ckptkit.formats.detect import open_reader
@@ -173,7 +173,7 @@ def test_tables_are_resized_before_they_are_rounded(source, resized, tmp_path, d
 def test_the_published_size_changes_nothing(source, tmp_path):
     with open_reader(source) as reader:
         conversion = plan(reader, Options("safetensors", resolution=(224, 224)))
-        execute(conversion, reader, tmp_path / "same.safetensors")
+        execute(conversion, reader, Target("safetensors"), tmp_path / "same.safetensors")
         assert not any(move.resize for move in conversion.moves)
     assert conversion.metadata["resolution"] == "224"
     assert "position_tables" not in conversion.metadata

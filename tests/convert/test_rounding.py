@@ -11,8 +11,8 @@ import pytest
 
 import ckptkit
 from ckptkit.base.tensors import DTYPES, byte_pieces, dtype_of
-from ckptkit.convert import Options, execute, plan
-from ckptkit.convert.rounding import RoundingLoss, in_words, rounding_loss
+from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.rounding import RoundingLoss, describe, rounding_loss
 from ckptkit.formats.detect import open_reader
 from tests.support.commands import runner
 from tests.support.moat_files import write_tiny
@@ -178,7 +178,7 @@ def test_a_conversion_says_what_it_lost(planted, tmp_path, to):
     with warnings.catch_warnings(), open_reader(planted) as reader:
         warnings.simplefilter("error")  # numpy's own warnings name no tensor
         conversion = plan(reader, Options(to, layout="deeplab2", dtype="float16"))
-        done = execute(conversion, reader, tmp_path / "out")
+        done = execute(conversion, reader, Target(to, "float16"), tmp_path / "out")
     assert done.losses[:2] == (RoundingLoss(GAMMA, "float16", 2, 0), RoundingLoss(BETA, "float16", 0, 1))
     assert [(loss.overflowed, loss.flushed) for loss in done.losses[2:]] == [(0, 1)] * 3
 
@@ -186,7 +186,8 @@ def test_a_conversion_says_what_it_lost(planted, tmp_path, to):
 def test_nothing_is_said_of_what_bfloat16_holds(planted, tmp_path):
     with open_reader(planted) as reader:
         conversion = plan(reader, Options("safetensors", dtype="bfloat16"))
-        assert execute(conversion, reader, tmp_path / "out").losses == ()
+        target = Target("safetensors", "bfloat16")
+        assert execute(conversion, reader, target, tmp_path / "out").losses == ()
 
 
 @pytest.mark.parametrize("flags", [(), ("--verbose",)])
@@ -209,7 +210,7 @@ def test_the_library_logs_a_warning(planted, tmp_path, caplog):
 
 def test_words():
     losses = [RoundingLoss(f"t{n}", "float16", n % 2, 1) for n in range(5)]
-    said = in_words(losses)
+    said = describe(losses)
     assert said.startswith("float16 cannot hold every value: 2 finite values became infinite and 5 values")
     assert said.endswith("in 5 tensors: t0 (1 to zero), t1 (1 to infinity, 1 to zero), t2 (1 to zero) …")
-    assert in_words(losses, shown=None).endswith("t4 (1 to zero)")
+    assert describe(losses, shown=None).endswith("t4 (1 to zero)")

@@ -305,8 +305,7 @@ def test_slot_variables_of_an_optimizer(tf: Any, tmp_path: Path) -> None:
 
 def test_an_optimizer_slot_with_missing_parts_is_no_obstacle(tf: Any, tmp_path: Path) -> None:
     """TensorFlow reads what is whole of such a file, and so do we; a weight like this is refused by name."""
-    from ckptkit.convert import Options, load_tensors
-    from ckptkit.convert.as_is import plan_as_is
+    from ckptkit.convert import Options, load_tensors, plan
 
     w = np.arange(20, dtype="float32").reshape(10, 2)
     halves = {"w@1": w[:5], "w@2": w[5:], "w/part_0/Adagrad": w[:5], "b": w[0]}
@@ -319,13 +318,13 @@ def test_an_optimizer_slot_with_missing_parts_is_no_obstacle(tf: Any, tmp_path: 
         loaded = load_tensors(reader, "as-is")
         assert loaded.keys() == {"w", "b"}
         assert loaded.left_out == {"w/part_0/Adagrad": "optimizer slots: per-variable state of the optimizer"}
-        (one,) = plan_as_is(reader, Options("torch", layout="as-is")).ignored
+        (one,) = plan(reader, Options("torch", layout="as-is")).ignored
         assert (one.name, one.rule) == ("w/part_0/Adagrad", "optimizer slots")
     save(tf, tmp_path / "m", {"w@1": w[:5], "b": w[0]}, slices)
     with TfBundleReader(tmp_path / "m") as reader:
         assert reader.left_out == {"w": reason}
         with pytest.raises(ConversionError, match=f"'w' .{reason}"):
-            plan_as_is(reader, Options("torch", layout="as-is"))
+            plan(reader, Options("torch", layout="as-is"))
 
 
 @pytest.mark.parametrize(

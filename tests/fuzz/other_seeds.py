@@ -88,14 +88,13 @@ def _rules() -> Iterator[Seed]:
 def use_rules(path: Path) -> str:
     """Plan a conversion by them, there and back."""
     from ckptkit.base.errors import ConversionError
-    from ckptkit.convert.by_rules import plan_by_rules
-    from ckptkit.convert.options import Options
+    from ckptkit.convert import Options, plan
     from ckptkit.formats.detect import open_reader
     from ckptkit.rules.file import load_rules
 
     with open_reader(path.parent / "w.safetensors") as reader:
         try:
-            plan_by_rules(reader, Options("torch"), load_rules(path))
+            plan(reader, Options("torch", rules=load_rules(path)))
         except ConversionError as error:
             if len(str(error)) > 5000:
                 raise AssertionError(f"a message of {len(str(error))} characters") from error

@@ -7,7 +7,7 @@ import pytest
 
 from ckptkit.analysis.model_source import open_source
 from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert import Options, Target, execute, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace
@@ -55,7 +55,7 @@ def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
         said = {**conversion.metadata, "pool_size": "3"}
         import dataclasses
 
-        execute(dataclasses.replace(conversion, metadata=said), reader, target)
+        execute(dataclasses.replace(conversion, metadata=said), reader, Target("safetensors"), target)
     x = golden_input(64, 64)[:1]
     from_file = run(create_model("tiny-moat0", framework, checkpoint=target), framework, x)
     three = run(create_model("tiny-moat0", framework, checkpoint=bundle, pool_size=3), framework, x)
@@ -109,7 +109,7 @@ def test_moganets_gate_is_never_guessed(moganet_files, tmp_path, framework):
         create_model("moganet-xt", framework, checkpoint=moganet_files["openmixup"])
     with open_reader(moganet_files["openmixup"]) as reader:
         told = plan(reader, Options("safetensors", settings={"attn_force_fp32": True}))
-        execute(told, reader, tmp_path / "told.safetensors")
+        execute(told, reader, Target("safetensors"), tmp_path / "told.safetensors")
     model = create_model("moganet-xt", framework, checkpoint=tmp_path / "told.safetensors")
     assert model.attn_force_fp32 is True
 

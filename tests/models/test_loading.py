@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.convert import Options, execute, load_tensors, plan
+from ckptkit.convert import Options, Target, execute, load_tensors, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.models.synth import Synthetic, write_bundle
@@ -90,7 +90,7 @@ def test_every_format_is_the_same_model(bundle, values_of_bundle, tmp_path, fram
     need(framework)
     format, name = file
     with open_reader(bundle) as reader:
-        execute(plan(reader, Options(format)), reader, tmp_path / name)
+        execute(plan(reader, Options(format)), reader, Target(format), tmp_path / name)
     model = create_model("tiny-moat0", framework, checkpoint=tmp_path / name)
     tensors = values(model, framework)
     expected = values_of_bundle(framework)

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError, NotFoundError, StorageError, UsageError
-from ckptkit.convert import Options, execute
-from ckptkit.convert.by_rules import plan_by_rules
+from ckptkit.convert import Options, execute, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.rules.file import load_rules
 from tests.support.tensors import OPAQUE, raw_safetensors, same_bits, specs_of, write_all
 
-EXAMPLE = Path(__file__).parent / "rules" / "hwio_net.yaml"
+EXAMPLE = Path(__file__).parent / "hwio_net.yaml"
 """The example that users are shown."""
 
 _RANDOM = np.random.default_rng(5)
@@ -67,8 +66,9 @@ def write(path, format, arrays):
 
 def convert(source, target, to, rules, **options):
     with open_reader(source) as reader:
-        decided = plan_by_rules(reader, Options(to, **options), rules)
-        execute(decided, reader, target)
+        chosen = Options(to, **options, rules=rules)
+        decided = plan(reader, chosen)
+        execute(decided, reader, chosen.target, target)
     return decided
 
 
@@ -102,7 +102,7 @@ class TestForeignModel:
     def test_the_ops_are_shown_as_axes(self, tmp_path):
         source = write(tmp_path / "net.ckpt", "tf", NET)
         with open_reader(source) as reader:
-            decided = plan_by_rules(reader, Options("torch"), load_rules(EXAMPLE))
+            decided = plan(reader, Options("torch", rules=load_rules(EXAMPLE)))
         ops = {move.target.name: move.op for move in decided.moves}
         assert ops["stem.weight"] == ops["stages.0.11.conv.weight"] == "h w i o → o i h w"
         assert ops["stages.0.11.conv.bias"] == "identity"
@@ -260,19 +260,20 @@ def test_every_misfit_of_a_checkpoint_at_once(tmp_path):
 class TestOpaqueTypes:
     """Names may change; axes cannot be turned where only bytes are known."""
 
-    def plan(self, tmp_path, rules, to="safetensors", **options):
+    def carried(self, tmp_path, rules, to="safetensors", **options):
         source = raw_safetensors(tmp_path / "q.safetensors", OPAQUE)
         (tmp_path / "rules.yaml").write_text(rules)
         with open_reader(source) as reader:
-            decided = plan_by_rules(reader, Options(to, **options), load_rules(tmp_path / "rules.yaml"))
-            execute(decided, reader, tmp_path / f"r.{to}")
+            chosen = Options(to, **options, rules=load_rules(tmp_path / "rules.yaml"))
+            decided = plan(reader, chosen)
+            execute(decided, reader, chosen.target, tmp_path / f"r.{to}")
         return decided
 
     def test_they_get_new_names_and_the_same_bytes_whatever_dtype_is_asked_for(self, tmp_path):
         rules = "rules:\n" + "".join(
             f"  - {{source: {name}, target: new.{name}, op: identity}}\n" for name in OPAQUE
         )
-        self.plan(tmp_path, rules, dtype="float16")
+        self.carried(tmp_path, rules, dtype="float16")
         with open_reader(tmp_path / "r.safetensors") as reader:
             assert {name: spec.dtype.safetensors for name, spec in reader.specs.items()} == {
                 f"new.{name}": "F16" if code == "F32" else code for name, (code, _, _) in OPAQUE.items()
@@ -287,13 +288,13 @@ class TestOpaqueTypes:
             f"  - {{source: {name}, target: {name}, op: identity}}\n" for name in OPAQUE if name != "pairs"
         )
         with pytest.raises(ConversionError, match=r"'pairs' is float4_e2m1fn_x2, .* cannot turn its axes"):
-            self.plan(tmp_path, rules)
+            self.carried(tmp_path, rules)
 
     def test_an_ignore_leaves_out_what_the_target_cannot_hold(self, tmp_path):
         rules = "rules:\n  - {source: w, target: w, op: identity}\n"
         rules += "  - {source: scale, target: scale, op: identity}\n"
         rules += "ignore:\n  - {name: odd, pattern: 'pairs|six|unheard', reason: not wanted}\n"
-        decided = self.plan(tmp_path, rules, "torch")
+        decided = self.carried(tmp_path, rules, "torch")
         assert decided.left_out == dict.fromkeys(["pairs", "six", "unheard"], "odd: not wanted")
 
     def test_so_does_it_with_what_cannot_be_read(self, tmp_path):
@@ -303,10 +304,10 @@ class TestOpaqueTypes:
             with pytest.raises(
                 ConversionError, match=r"'evil' cannot be read \(Python objects.*\): 'ignore' leaves"
             ):
-                plan_by_rules(reader, Options("torch"), load_rules(tmp_path / "rules.yaml"))
+                plan(reader, Options("torch", rules=load_rules(tmp_path / "rules.yaml")))
             with (tmp_path / "rules.yaml").open("a") as file:
                 file.write("ignore:\n  - {name: extra, pattern: evil, reason: a list of names}\n")
-            decided = plan_by_rules(reader, Options("torch"), load_rules(tmp_path / "rules.yaml"))
+            decided = plan(reader, Options("torch", rules=load_rules(tmp_path / "rules.yaml")))
         assert decided.left_out == {"evil": "extra: a list of names"}
 
 
@@ -349,7 +350,7 @@ class TestWhatItMayCost:
         source = write(tmp_path / "m.safetensors", "safetensors", dict.fromkeys(["w", *names], random(1)))
         started = time.process_time()
         with open_reader(source) as reader, pytest.raises(kind) as caught:
-            plan_by_rules(reader, Options("npz"), rules_of(tmp_path, rules))
+            plan(reader, Options("npz", rules=rules_of(tmp_path, rules)))
         assert time.process_time() - started < 2
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
         return str(caught.value)
@@ -408,14 +409,14 @@ class TestWhatItMayCost:
               - {name: others, pattern: '(?!w$|c2_|l[0-9]|opt|step)(head)[.]\\d+[.].*', reason: r}
         """
         with open_reader(source) as reader:
-            plan = plan_by_rules(reader, Options("npz"), rules_of(tmp_path, text))
-        assert {move.source: move.target.name for move in plan.moves} == {
+            decided = plan(reader, Options("npz", rules=rules_of(tmp_path, text)))
+        assert {move.source: move.target.name for move in decided.moves} == {
             "w": "w",
             "c2_1/k": "conv.1.k",
             "c2_12/k": "conv.12.k",
             "l3x0": "l.3",
         }
-        assert {one.name: one.rule for one in plan.ignored} == {
+        assert {one.name: one.rule for one in decided.ignored} == {
             "opt/m/v": "optimizer",
             "opt.v": "optimizer",
             "step": "step",

@@ -29,8 +29,9 @@ def require_frameworks() -> None:
 def convert_to(source: Path, folder: Path, to: str, *, stem: str = "converted", **options: Any) -> Path:
     """Convert a checkpoint by the real code; returns the file, or the prefix of a bundle."""
     with open_reader(source) as reader:
-        conversion = plan(reader, Options(to, **options))
-        return execute(conversion, reader, folder / f"{stem}{EXTENSIONS[to]}").path
+        chosen = Options(to, **options)
+        decided = plan(reader, chosen)
+        return execute(decided, reader, chosen.target, folder / f"{stem}{EXTENSIONS[to]}").path
 
 
 def overwrite_tensor(path: Path, name: str, values: bytes, at: int = 0) -> None:

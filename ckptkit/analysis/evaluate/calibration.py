@@ -29,11 +29,11 @@ from ckptkit.analysis.model_source import ModelSource
 from ckptkit.analysis.runner import plain_out_of_memory, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
-from ckptkit.convert import Options, Plan, plan
+from ckptkit.convert import FamilyPlan, plan_by_layout
 from ckptkit.convert.execution import check_written
+from ckptkit.convert.pipeline import refuse_source
 from ckptkit.convert.provenance import Provenance
-from ckptkit.convert.whole import refuse_source
-from ckptkit.families.base import CANONICAL
+from ckptkit.families.base import CANONICAL, require_recognition
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import writer_for
@@ -212,20 +212,20 @@ def calibrate_source(
     return Calibrated(output, len(moments), passed, metadata, bad, len(specs))
 
 
-def _plan(source: ModelSource, reader: Reader) -> Plan:
-    options = Options(
-        _FORMAT,
-        layout=CANONICAL,
+def _plan(source: ModelSource, reader: Reader) -> FamilyPlan:
+    return plan_by_layout(
+        reader,
+        require_recognition(reader.path, reader.specs, variant=source.variant),
+        CANONICAL,
         weights=source.weights,
-        variant=source.variant,
         head=source.num_classes is not None,
         allow_missing_bn=True,
         settings=source.settings,
+        entry=source.entry,
     )
-    return plan(reader, options, entry=source.entry)
 
 
-def _statistics(conversion: Plan) -> list[TensorSpec]:
+def _statistics(conversion: FamilyPlan) -> list[TensorSpec]:
     """Specs of the statistics: float32, whatever precision the weights are kept in."""
     found = conversion.recognition
     table = found.family.table(CANONICAL, found.variant, found.structure)
@@ -236,7 +236,7 @@ def _statistics(conversion: Plan) -> list[TensorSpec]:
     ]
 
 
-def _specs(conversion: Plan) -> list[TensorSpec]:
+def _specs(conversion: FamilyPlan) -> list[TensorSpec]:
     statistics = {spec.name: spec for spec in _statistics(conversion)}
     return [*(spec for spec in conversion.specs if spec.name not in statistics), *statistics.values()]
 
@@ -291,7 +291,7 @@ def _tensors(moments: Mapping[str, Moments]) -> dict[str, Array]:
 
 
 def _write(
-    conversion: Plan,
+    conversion: FamilyPlan,
     reader: Reader,
     specs: Sequence[TensorSpec],
     statistics: Mapping[str, Array],

@@ -1,4 +1,4 @@
-"""What of a checkpoint goes into a model: all of it, or with ``strict=False`` what fits.
+"""A checkpoint in memory: all of it under the names of a layout, or what of it goes into a model.
 
 No framework is needed here: a model is known by its table of tensors.
 """
@@ -7,18 +7,90 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ckptkit.base.errors import ConversionError, command
-from ckptkit.base.tensors import Array, TensorSpec
-from ckptkit.convert.as_is import counted
-from ckptkit.convert.as_is import in_words as reasons_in_words
-from ckptkit.convert.execution import read_moves
-from ckptkit.convert.moves import Move
-from ckptkit.families.base import Recognition, Structure, recognise
+from ckptkit.base.tensors import Array, TensorSpec, array_dtype
+from ckptkit.base.text import counted
+from ckptkit.convert.planning import (
+    AS_IS,
+    Move,
+    Plan,
+    by_reason,
+    plan_as_is,
+    plan_by_layout,
+    refuse_family_options,
+    refuse_unread,
+)
+from ckptkit.families.base import CANONICAL, Recognition, Structure, recognise, require_recognition
 from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.formats.base import Copy, Reader
 from ckptkit.rules.language import Binding, Table
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+
+
+class LoadedTensors(dict[str, Array]):
+    """Contiguous arrays by name, and what else the file holds."""
+
+    def __init__(self, reader: Reader, plan: Plan) -> None:
+        super().__init__(read_moves(plan.moves, reader))
+        self.left_out: Mapping[str, str] = plan.left_out
+        """Tensors of the file that are not among these: the rule that leaves each out, and why."""
+        self.also_in_file: Mapping[str, str] = dict(plan.also)
+        """What else is in the file (an epoch, the optimizer's state, texts), in a few words each."""
+
+
+def load_tensors(
+    reader: Reader,
+    layout: str = CANONICAL,
+    *,
+    weights: Weights = "auto",
+    variant: str | None = None,
+    entry: Entry | None = None,
+) -> LoadedTensors:
+    """Read a whole checkpoint under the names of a layout; the reader may be closed afterwards.
+
+    A missing head, or missing BatchNorm statistics, are accepted: what is there is loaded.
+    """
+    if layout == AS_IS:
+        return _load_as_is(reader, weights, variant)
+    wanted = variant or (entry.variant if entry else None)
+    recognition = require_recognition(reader.path, reader.specs, variant=wanted)
+    head = recognition.structure.num_classes is not None
+    plan = plan_by_layout(
+        reader, recognition, layout, weights=weights, head=head, allow_missing_bn=True, entry=entry
+    )
+    return LoadedTensors(reader, plan)
+
+
+def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> LoadedTensors:
+    if variant is not None:
+        refuse_family_options(["--variant"], f"--layout {AS_IS}")
+    plan = plan_as_is(reader, weights=weights)
+    refuse_unread(reader.path, plan.unread)
+    packed = {spec.name: spec.dtype.name for spec in reader.specs.values() if array_dtype(spec) is None}
+    if packed:
+        raise ConversionError(
+            f"{reader.path}: no array can hold elements that are not whole bytes: {by_reason(packed)}"
+        )
+    return LoadedTensors(reader, plan)
+
+
+def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
+    """Carry tensors into memory: target name to a contiguous array of its own, its checksum checked."""
+    import numpy
+
+    loaded = {}
+    for move in moves:
+        reader.check(move.source)
+        loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
+        reader.release(move.source)
+    return loaded
+
+
+# -- into a model --------------------------------------------------------------------------------------------
 
 Fault = Literal["missing", "unexpected", "misshaped"]
 
@@ -27,22 +99,18 @@ Fault = Literal["missing", "unexpected", "misshaped"]
 class Misfit:
     """A tensor of the file or of the model that has no fitting counterpart.
 
-    Parameters
-    ----------
-    name : str
-        In the file; for a missing tensor, the name it would have there.
-    found, wanted : tuple of int or None
-        Shapes in the file and as the model wants it, in the file's axis order; None where there is no such
-        tensor.
-
     Examples
     --------
     >>> print(Misfit("head.bias", (10,), (1000,)), Misfit("head.bias", None, (1000,)), sep="; ")
     head.bias [10] instead of [1000]; head.bias [1000]
     """
 
-    name: str
+    name: str  # in the file; for a missing tensor, the name it would have there
+    # Shapes in the file and as the model wants it, in the file's axis order; None where there is no such
+    # tensor
     found: tuple[int, ...] | None
+    # Shapes in the file and as the model wants it, in the file's axis order; None where there is no such
+    # tensor
     wanted: tuple[int, ...] | None
 
     @property
@@ -59,33 +127,18 @@ class Misfit:
 
 
 @dataclass(frozen=True)
-class Filling:
-    """What of a file goes into a model, and what does not.
+class LoadPlan:
+    """What of a file goes into a model, and what does not."""
 
-    Parameters
-    ----------
-    moves : tuple of Move
-        The tensors that go.
-    weights : "ema", "raw" or None
-        Which copy they are where the file holds both.
-    initialised : tuple of str
-        The model's tensors that the file does not fill, by the names of the model's layout.
-    has_new_head : bool
-        Whether the model's head is among them because the file has none, or one of another number of classes.
-    lacks_bn_statistics : bool
-        Whether the file has none of the BatchNorm statistics.
-    misfits : tuple of Misfit
-        Why other tensors than a new head do not go.
-    unread : mapping of str to str
-        Tensors of the file that cannot be read and that no rule leaves out, and why not.
-    """
-
-    moves: tuple[Move, ...]
-    weights: Copy | None
+    moves: tuple[Move, ...]  # the tensors that go
+    weights: Copy | None  # which copy they are where the file holds both
+    # The model's tensors that the file does not fill, by the names of the model's layout
     initialised: tuple[str, ...]
+    # Whether the model's head is among them because the file has none, or one of another number of classes
     has_new_head: bool
-    lacks_bn_statistics: bool
-    misfits: tuple[Misfit, ...]
+    lacks_bn_statistics: bool  # whether the file has none of the BatchNorm statistics
+    misfits: tuple[Misfit, ...]  # why other tensors than a new head do not go
+    # Tensors of the file that cannot be read and that no rule leaves out, and why not
     unread: Mapping[str, str]
 
     def read(self, reader: Reader) -> dict[str, Array]:
@@ -93,7 +146,7 @@ class Filling:
         return read_moves(self.moves, reader)
 
 
-def filling_of(
+def plan_load(
     reader: Reader,
     found: Recognition,
     layout: str,
@@ -101,28 +154,8 @@ def filling_of(
     *,
     weights: Weights = "auto",
     known: FileFacts | None = None,
-) -> Filling:
-    """Decide which tensors of a file fill a model of its variant; refuses nothing yet.
-
-    Parameters
-    ----------
-    reader : Reader
-        The open file.
-    found : Recognition
-        What it was recognised as.
-    layout : str
-        The model's layout.
-    structure : Structure
-        The model's. A head of another number of classes stays in the file.
-    weights : {"auto", "ema", "raw"}
-    known : FileFacts, optional
-        What is known of the file's copies.
-
-    Raises
-    ------
-    UsageError
-        When the copy asked for is not there.
-    """
+) -> LoadPlan:
+    """Decide which tensors of a file fill a model of its variant; refuses nothing yet."""
     head = structure.num_classes is not None
     matched = match(reader.specs, found, weights=weights, known=known, head=head)
     rows = found.family.table(layout, found.variant, structure).bindings
@@ -134,7 +167,7 @@ def filling_of(
         if row.canonical in matched.sources.keys() - new_head - wrong
     )
     filled = {move.target.name for move in moves}
-    return Filling(
+    return LoadPlan(
         moves,
         matched.weights,
         tuple(row.external for row in rows if row.external not in filled and row.part != "counter"),
@@ -170,65 +203,52 @@ def _misfits(reader: Reader, matched: Match, wanted: set[str]) -> list[Misfit]:
     ]
 
 
-def require_filled(
-    reader: Reader, found: Recognition, filling: Filling, *, allow_missing_bn: bool = False
+def require_complete(
+    reader: Reader, found: Recognition, plan: LoadPlan, *, allow_missing_bn: bool = False
 ) -> None:
-    """Refuse a file that does not fill a model wholly; a head of another number of classes is let pass.
-
-    Parameters
-    ----------
-    reader, found, filling
-        See `filling_of`.
-    allow_missing_bn : bool
-        Let a file pass that has no BatchNorm statistics at all.
-
-    Raises
-    ------
-    ConversionError
-        Names every tensor that is the reason, with the shapes found and wanted.
-    """
-    best = recognise(reader.specs) if filling.misfits else found
+    """Refuse a file that does not fill a model wholly; a head of another number of classes is let pass."""
+    best = recognise(reader.specs) if plan.misfits else found
     if best is not None and best.variant != found.variant:
         raise ConversionError(
             f"{reader.path}: unlike {found.variant}, this is a checkpoint of {best.variant}",
             hint=f"give {best.variant}; strict=False loads what fits",
         )
-    if filling.lacks_bn_statistics and not allow_missing_bn:
+    if plan.lacks_bn_statistics and not allow_missing_bn:
         raise ConversionError(
             f"{reader.path}: no BatchNorm moving statistics, so predictions would be meaningless",
             hint="'ckptkit calibrate' recomputes them from images; to initialise training take the file with "
             "allow_missing_bn=True",
         )
-    if filling.has_new_head and found.structure.num_classes is None:
+    if plan.has_new_head and found.structure.num_classes is None:
         raise ConversionError(
             f"{reader.path}: no classification head in this file",
             hint="num_classes=None builds the backbone alone, strict=False adds a new head",
         )
-    if filling.unread:
-        unread = f"{counted(len(filling.unread))} cannot be read: {reasons_in_words(filling.unread)}"
+    if plan.unread:
+        unread = f"{counted(len(plan.unread), 'tensor')} cannot be read: {by_reason(plan.unread)}"
         raise ConversionError(f"{reader.path}: {unread}", hint="strict=False loads the rest")
-    misfits = other_misfits(filling, found)
+    misfits = other_misfits(plan, found)
     if misfits:
         raise ConversionError(
-            f"{reader.path}: its tensors do not fit {found.variant}: {in_words(misfits)}",
+            f"{reader.path}: its tensors do not fit {found.variant}: {describe(misfits)}",
             hint=f"strict=False loads what fits. {command('verify', reader.path)}",
         )
 
 
-def other_misfits(filling: Filling, found: Recognition) -> list[Misfit]:
+def other_misfits(plan: LoadPlan, found: Recognition) -> list[Misfit]:
     """Misfits besides the statistics of a file that has none of them, of which nobody needs a list."""
-    if not filling.lacks_bn_statistics:
-        return list(filling.misfits)
+    if not plan.lacks_bn_statistics:
+        return list(plan.misfits)
     statistics = {row.external for row in found.table.bindings if row.part == "bn_statistics"}
-    return [misfit for misfit in filling.misfits if misfit.name not in statistics]
+    return [misfit for misfit in plan.misfits if misfit.name not in statistics]
 
 
-def in_words(misfits: Sequence[Misfit]) -> str:
+def describe(misfits: Sequence[Misfit]) -> str:
     """List every misfit, by what is wrong.
 
     Examples
     --------
-    >>> in_words([Misfit("a", None, (3,)), Misfit("b", (1, 2), None), Misfit("c", (3,), (4,))])
+    >>> describe([Misfit("a", None, (3,)), Misfit("b", (1, 2), None), Misfit("c", (3,), (4,))])
     '1 missing (a [3]), 1 unexpected (b [1, 2]), 1 misshaped (c [3] instead of [4])'
     """
     kinds: tuple[Fault, ...] = ("missing", "unexpected", "misshaped")

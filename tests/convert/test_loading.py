@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.convert.filling import filling_of, require_filled
+from ckptkit.convert.loading import plan_load, require_complete
 from ckptkit.families.base import Structure, get_family, require_recognition
 from ckptkit.formats.detect import open_reader
 
@@ -37,25 +37,25 @@ def opened(tmp_path, own):
 def test_a_whole_file_fills_a_model(tmp_path):
     own = shapes()
     with opened(tmp_path, own) as (reader, found):
-        filling = filling_of(reader, found, "torch", found.structure)
-        require_filled(reader, found, filling)
-        state = filling.read(reader)
-    assert (filling.initialised, filling.misfits, filling.has_new_head) == ((), (), False)
+        planned = plan_load(reader, found, "torch", found.structure)
+        require_complete(reader, found, planned)
+        state = planned.read(reader)
+    assert (planned.initialised, planned.misfits, planned.has_new_head) == ((), (), False)
     assert {name: array.shape for name, array in state.items()} == own
     assert [array.flat[0] for array in state.values()] == [float(list(own).index(name)) for name in state]
 
 
 def test_names_are_those_of_the_models_layout(tmp_path):
     with opened(tmp_path, shapes(norm4__bias=None)) as (reader, found):
-        filling = filling_of(reader, found, "keras", found.structure)
-    assert len(filling.initialised) == 1
+        planned = plan_load(reader, found, "keras", found.structure)
+    assert len(planned.initialised) == 1
     (expected,) = [
         b.external
         for b in get_family("moganet").table("keras", "moganet-xt", Structure(False, 1000)).bindings
         if b.canonical == "norm4.bias"
     ]
-    assert filling.initialised == (expected,)
-    assert [misfit.name for misfit in filling.misfits] == ["norm4.bias"]  # as the file would call it
+    assert planned.initialised == (expected,)
+    assert [misfit.name for misfit in planned.misfits] == ["norm4.bias"]  # as the file would call it
 
 
 @pytest.mark.parametrize(
@@ -76,22 +76,22 @@ def test_names_are_those_of_the_models_layout(tmp_path):
 )
 def test_every_misfit_is_named(tmp_path, changes, said):
     with opened(tmp_path, shapes(**changes)) as (reader, found):
-        filling = filling_of(reader, found, "torch", found.structure)
+        planned = plan_load(reader, found, "torch", found.structure)
         with pytest.raises(ConversionError) as raised:
-            require_filled(reader, found, filling)
-        assert len(filling.read(reader)) == len(shapes()) - len(filling.initialised)
+            require_complete(reader, found, planned)
+        assert len(planned.read(reader)) == len(shapes()) - len(planned.initialised)
     assert f"x.safetensors: its tensors do not fit moganet-xt: {said}; " in str(raised.value)
 
 
 def test_a_file_without_statistics(tmp_path):
     own = {name: shape for name, shape in shapes(norm4__bias=None).items() if "running_" not in name}
     with opened(tmp_path, own) as (reader, found):
-        filling = filling_of(reader, found, "torch", found.structure)
-        assert filling.lacks_bn_statistics
+        planned = plan_load(reader, found, "torch", found.structure)
+        assert planned.lacks_bn_statistics
         with pytest.raises(ConversionError, match="no BatchNorm moving statistics"):
-            require_filled(reader, found, filling)
+            require_complete(reader, found, planned)
         with pytest.raises(ConversionError, match=r"moganet-xt: 1 missing \(norm4.bias \[192\]\);"):
-            require_filled(reader, found, filling, allow_missing_bn=True)
+            require_complete(reader, found, planned, allow_missing_bn=True)
 
 
 @pytest.mark.parametrize(
@@ -110,15 +110,15 @@ def test_heads(tmp_path, in_file, in_model, is_new, loaded):
         "head.bias": (in_file,) if in_file else None,
     }
     with opened(tmp_path, shapes(**head)) as (reader, found):
-        filling = filling_of(reader, found, "torch", Structure(False, in_model))
-        state = filling.read(reader)
+        planned = plan_load(reader, found, "torch", Structure(False, in_model))
+        state = planned.read(reader)
         if in_file is None:
             with pytest.raises(ConversionError, match="no classification head in this file"):
-                require_filled(reader, found, filling)
+                require_complete(reader, found, planned)
         else:
-            require_filled(reader, found, filling)
-    assert filling.has_new_head == is_new
-    assert filling.initialised == (("head.weight", "head.bias") if is_new else ())
+            require_complete(reader, found, planned)
+    assert planned.has_new_head == is_new
+    assert planned.initialised == (("head.weight", "head.bias") if is_new else ())
     assert sum(name.startswith("head.") for name in state) == loaded
 
 
@@ -130,14 +130,14 @@ def test_a_variant_of_the_same_widths_is_named():
     }
     reader = SimpleNamespace(path=Path("moat1.pth"), specs=specs)
     found = require_recognition(reader.path, specs, variant="moat0")
-    filling = filling_of(reader, found, "torch", found.structure)
-    assert len(filling.moves) == len(get_family("moat").table("torch", "moat0", Structure()).bindings)
+    planned = plan_load(reader, found, "torch", found.structure)
+    assert len(planned.moves) == len(get_family("moat").table("torch", "moat0", Structure()).bindings)
     with pytest.raises(
         ConversionError, match=r"moat1\.pth: unlike moat0, this is a checkpoint of moat1; give"
     ):
-        require_filled(reader, found, filling)
+        require_complete(reader, found, planned)
 
 
 def test_a_copy_that_is_not_there_is_refused(tmp_path):
     with opened(tmp_path, shapes()) as (reader, found), pytest.raises(UsageError, match="no moving averages"):
-        filling_of(reader, found, "torch", found.structure, weights="ema")
+        plan_load(reader, found, "torch", found.structure, weights="ema")

@@ -1,0 +1,302 @@
+"""A conversion from what the user named to a file: open, plan, execute, and where the result goes."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.base.errors import FormatError, UnknownModelError, UsageError, command
+from ckptkit.base.files import resolved
+from ckptkit.convert.execution import Converted, Target, execute
+from ckptkit.convert.planning import AS_IS, Plan, plan_as_is, plan_by_layout, refuse_family_options
+from ckptkit.convert.provenance import Provenance
+from ckptkit.families.base import require_recognition
+from ckptkit.families.binding import Weights
+from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
+from ckptkit.formats.detect import open_reader
+from ckptkit.formats.names import without_ending
+from ckptkit.formats.replacing import files_at, refuse_existing_checkpoint
+from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
+from ckptkit.workspace import Located, Workspace
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry
+    from ckptkit.rules.file import RuleFile
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a conversion should make: the same for the command line and Python."""
+
+    to: str  # format
+    layout: str | None = None  # default: the family's usual one for that format; "as-is" keeps names and axes
+    dtype: str | None = None  # of all floating tensors; default: as they are
+    weights: Weights = "auto"  # which copy where the source holds both
+    head: bool = True  # False leaves the classification head out
+    allow_missing_bn: bool = False  # convert a file that lacks all BatchNorm statistics
+    variant: str | None = None  # overrides what the file is recognised as
+    max_shard_size: int | None = None  # bytes
+    settings: Mapping[str, Any] = field(default_factory=dict)  # behaviour settings, before entry's and file's
+    # Height and width in pixels to resize position tables for, as the models do it at run time (bilinear,
+    # half-pixel centres, no antialias, edges clamped, in float32), for code that does not resize
+    resolution: tuple[int, int] | None = None
+    rules: RuleFile | None = None  # a user's own names and axis orders, instead of a layout
+
+    @property
+    def target(self) -> Target:
+        """The file to make."""
+        return Target(self.to, self.dtype, self.max_shard_size)
+
+    @property
+    def is_by_layout(self) -> bool:
+        """Whether the names are a family's, before which wrappers' prefixes say nothing."""
+        return self.rules is None and self.layout != AS_IS
+
+    def refuse_family_options(self, mode: str) -> None:
+        """Refuse options that need a known architecture."""
+        given = {
+            "--no-head": not self.head,
+            "--variant": self.variant is not None,
+            "--allow-missing-bn": self.allow_missing_bn,
+            "--set": bool(self.settings),
+            "--resolution": self.resolution is not None,
+        }
+        refuse_family_options([name for name, is_given in given.items() if is_given], mode)
+
+
+def plan(reader: Reader, options: Options, *, entry: Entry | None = None) -> Plan:
+    """Plan a conversion by a user's rules, as is, or by the family's layouts, and fit it to its target."""
+    target = options.target
+    if options.rules is not None:
+        from ckptkit.convert.by_rules import plan_by_rules
+
+        if options.layout is not None:
+            raise UsageError(
+                f"--layout {options.layout} has no meaning with --rules, which say all names",
+                hint="leave it out",
+            )
+        options.refuse_family_options("--rules")
+        return target.fit(plan_by_rules(reader, options.rules, weights=options.weights, entry=entry))
+    if options.layout == AS_IS:
+        options.refuse_family_options(f"--layout {AS_IS}")
+        return target.fit(plan_as_is(reader, weights=options.weights, entry=entry))
+    variant = options.variant or (entry.variant if entry else None)
+    try:
+        recognition = require_recognition(reader.path, reader.specs, variant=variant)
+    except UnknownModelError as error:
+        raise UnknownModelError(
+            error.message,
+            hint=f"--layout {AS_IS} changes the container of any model, --rules FILE its names too. "
+            + command("inspect", reader.path),
+        ) from error
+    return target.fit(
+        plan_by_layout(
+            reader,
+            recognition,
+            options.layout or recognition.family.layout_for(options.to),
+            weights=options.weights,
+            head=options.head,
+            allow_missing_bn=options.allow_missing_bn,
+            settings=options.settings,
+            resolution=options.resolution,
+            entry=entry,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one conversion."""
+
+    plan: Plan
+    target: Target
+    path: Path  # where the result is, or would be after a dry run
+    converted: Converted | None = None  # None after a dry run, or when the cache held it already
+    reused: bool = False  # whether the cache held it already
+
+    @property
+    def way(self) -> str:
+        """From what to what, for people."""
+        return f"{self.plan.origin} → {self.target.format}/{self.plan.layout}"
+
+
+def convert_checkpoint(
+    located: Located,
+    options: Options,
+    workspace: Workspace,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    check: bool = True,
+    dry_run: bool = False,
+) -> Outcome:
+    """Convert one checkpoint; without ``output`` into the cache for an entry, else to the current folder."""
+    entry, target = located.entry, options.target
+    with (
+        located.open(options.weights, unwrap=options.is_by_layout) as reader,
+        Provenance(located) as provenance,
+    ):
+        decided = plan(reader, options, entry=entry)
+        decided = decided.with_metadata({**_what_of(reader, located), **provenance.placeholder})
+        in_cache = entry is not None and output is None
+        if entry is not None and output is None:
+            path = _cache_path(entry, decided, options, workspace)
+        else:
+            path = output or Path(_default_name(located, options.to))
+        if in_cache or dry_run:
+            decided = decided.with_metadata(provenance.wait())
+        for candidate in workspace.home.everywhere(path) if in_cache and not force else []:
+            if _is_same(candidate, decided):
+                return Outcome(decided, target, candidate, reused=True)
+        if dry_run:
+            return Outcome(decided, target, path)
+        if in_cache and path.is_symlink():  # the cache's own names lead nowhere else
+            path.unlink()
+        if not in_cache:
+            refuse_existing_checkpoint(path, force=force)  # before a progress bar is shown
+        with workspace.progress(f"converting {located.name}", decided.nbytes) as advance:
+            converted = execute(
+                decided,
+                reader,
+                target,
+                path,
+                force=force or in_cache,
+                check=check,
+                progress=advance,
+                late=provenance.wait,
+            )
+        return Outcome(decided.with_metadata(provenance.wait()), target, converted.path, converted)
+
+
+def _what_of(reader: Reader, located: Located) -> dict[str, str]:
+    """What of the source was converted, where it holds several state dicts or names were cut by hand."""
+    chosen = {}
+    if len(reader.state_dicts) > 1:
+        chosen["source_state_dict"] = str(reader.state_dict)
+    if located.strip_prefix:
+        chosen["source_prefix"] = " ".join(located.strip_prefix)
+    return chosen
+
+
+# -- where results go ----------------------------------------------------------------------------------------
+
+
+def planned_paths(
+    sources: Sequence[Located], options: Options, output: Path | None, *, folder: bool = False
+) -> list[Path | None]:
+    """Where the results of several conversions go, found before anything is written."""
+    planned: list[Path | None] = []
+    taken: dict[str, Located] = {}
+    inputs = {identity: source for source in sources for identity in _identities(_files_of(source.path))}
+    for source in sources:
+        if output is None:
+            path = None if source.entry else Path(_default_name(source, options.to))
+        else:
+            path = output / _default_name(source, options.to) if folder else output
+        planned.append(path)
+        if path is None:
+            continue
+        other = taken.setdefault(str(path).casefold(), source)
+        if other is not source:
+            raise UsageError(
+                f"{other.name} and {source.name} would both be written to {path}",
+                hint="convert them one by one, each with its own --output",
+            )
+        overwritten = next(_identities(_files_at(path, options), among=inputs), None)
+        if overwritten is not None:
+            replaced = inputs[overwritten]
+            raise UsageError(
+                f"{path} is the source itself"
+                if replaced is source
+                else f"{path} would replace {replaced.name}",
+                hint="give another --output",
+            )
+    return planned
+
+
+def refuse_source(path: Path, located: Located) -> None:
+    """Refuse to write where that would replace or remove a file of the source."""
+    inputs = dict.fromkeys(_identities(_files_of(located.path)), located)
+    if next(_identities(files_at(path), among=inputs), None) is not None:
+        raise UsageError(f"{path} is the source itself", hint="give another --output")
+
+
+def _default_name(located: Located, to: str) -> str:
+    return (located.entry.id if located.entry else stem_of(located.path)) + format_of(to).endings[0]
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """The files that a checkpoint of that name may consist of."""
+    if path.is_dir():
+        yield from path.iterdir()
+        return
+    yield path
+    prefix = path.with_suffix("") if path.suffix == ".index" else path
+    yield from path.parent.glob(f"{glob.escape(prefix.name)}.*")
+    if path.name.endswith(INDEX_ENDINGS):
+        yield from (path.with_name(shard) for shard in shards_of(path))
+
+
+def _files_at(path: Path, options: Options) -> Iterator[Path]:
+    """The files that writing to a path may replace."""
+    yield from files_at(path)
+    yield from format_of(options.to).beside(path)
+    if options.max_shard_size is not None:
+        yield from path.parent.glob(f"{glob.escape(stem_of(path))}-*-of-*{path.suffix}")
+
+
+def _identities(
+    files: Iterator[Path], among: Mapping[tuple[int, int], Located] | None = None
+) -> Iterator[tuple[int, int]]:
+    """What tells files apart, whatever leads to them: device and number."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            identity = (status.st_dev, status.st_ino)
+            if stat.S_ISREG(status.st_mode) and (among is None or identity in among):
+                yield identity
+
+
+def _cache_path(entry: Entry, plan: Plan, options: Options, workspace: Workspace) -> Path:
+    """Where the cache keeps a conversion of an entry."""
+    what = plan.layout
+    if plan.weights == "raw":
+        what += "-raw"
+    if not options.head:
+        what += "-backbone"
+    if options.resolution is not None:
+        what += "-{}x{}".format(*options.resolution)
+    workspace.home.refuse_links(entry.id, ("converted",))
+    floats = {spec.dtype.name for spec in plan.specs if spec.dtype.is_float}
+    dtype = floats.pop() if len(floats) == 1 else "mixed"
+    return workspace.home.converted_path(entry.id, what, dtype, format_of(options.to).endings[0])
+
+
+def stem_of(path: Path) -> str:
+    """A checkpoint's name without its ending."""
+    name = resolved(path).name
+    stem = without_ending(name)
+    return stem if stem != name else path.stem or name
+
+
+def standing(path: Path) -> Path:
+    """What is at a path if anything is: the file, or the index of a TensorFlow prefix."""
+    return path if path.exists() else path.with_name(path.name + ".index")
+
+
+def _is_same(path: Path, plan: Plan) -> bool:
+    """Whether the cache holds this very conversion: same source, same options, same version of the tool."""
+    if not standing(path).exists():
+        return False
+    try:
+        with open_reader(path) as reader:
+            metadata = {key: value for key, value in reader.metadata.items() if key != "format"}
+            return metadata == dict(plan.metadata) and {s.name: s for s in plan.specs} == dict(reader.specs)
+    except FormatError:
+        return False
