@@ -22,7 +22,7 @@ from ckptkit.base.tensors import DTYPES, Array, DType
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 
 UNDEFINED = (1 << 64) - 1
-"""An address that stands for "nowhere"."""
+"""An address that means "nowhere"."""
 
 MAX_DEPTH, MAX_NAME = 64, 1024
 """Groups inside each other, and characters of a whole path: no file of weights comes near."""
@@ -37,7 +37,7 @@ class Hdf5Bytes:
     """An HDF5 file, or a part of a file that is one.
 
     Each structure of a sound file is read once, or nearly so, and all of them together are no longer than the
-    file: structures that lie over each other, or that lead back to themselves, use that allowance up.
+    file: structures that overlap, or that lead back to themselves, use that allowance up.
     """
 
     def __init__(self, file: MappedFile, start: int = 0, size: int | None = None) -> None:
@@ -88,7 +88,7 @@ class Hdf5Bytes:
     def _spend(self, address: int, length: int) -> None:
         self._allowance -= length
         if self._allowance < 0:
-            raise self.error("structures that lie over each other", address)
+            raise self.error("structures that overlap", address)
 
     def require(self, address: int, length: int, what: str) -> None:
         """Raise FormatError unless a range lies inside the file."""
@@ -152,7 +152,7 @@ class Piece:
 
     @property
     def address(self) -> int:
-        """Where the next byte stands in the file."""
+        """Where the next byte is in the file."""
         return self._address + self._position
 
     def raw(self, length: int) -> bytes:
@@ -193,13 +193,9 @@ class Piece:
         if self.raw(len(magic)) != magic:
             raise self._source.error(f"no {what} where one should be", address)
 
-    def error(self, reason: str) -> FormatError:
+    def error(self, reason: str, hint: str = _DAMAGED) -> FormatError:
         """Make the error that names the file and this place."""
-        return self._source.error(reason, self.address)
-
-    def unsupported(self, reason: str) -> FormatError:
-        """Make the error of something sound that is not read."""
-        return self._source.error(reason, self.address, ANEW)
+        return self._source.error(reason, self.address, hint)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -210,15 +206,7 @@ class Piece:
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 OLD_FILL_VALUE, FILL_VALUE = 0x04, 0x05
-DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = (
-    0x01,
-    0x02,
-    0x03,
-    0x06,
-    0x07,
-    0x08,
-    0x0B,
-)
+DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = 1, 2, 3, 6, 7, 8, 0x0B
 ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0C, 0x10, 0x11, 0x15
 _SHARED = 2
 _NAMED_TYPES = ((2, 0), (2, 2), (3, 2))
@@ -254,7 +242,7 @@ class Header:
         if len(found) > 1:
             raise body.error(f"an object with two messages of kind {kind:#x}")
         if found[0].flags & _SHARED:
-            raise body.unsupported(f"a message of kind {kind:#x} that several objects share: not supported")
+            raise body.error(f"a message of kind {kind:#x} that several objects share: not supported", ANEW)
         return body
 
     def shared(self, kind: int) -> Piece | None:
@@ -299,11 +287,11 @@ class Leaf(Generic[_Rank]):
     high: _Rank
 
 
-class Hdf5File:
+class Hdf5File(Hdf5Bytes):
     """An HDF5 file: its superblock, and from there its object headers, groups and attributes."""
 
-    def __init__(self, source: Hdf5Bytes) -> None:
-        self.source = source
+    def __init__(self, file: MappedFile, start: int = 0, size: int | None = None) -> None:
+        super().__init__(file, start, size)
         self._headers: dict[int, Header] = {}
         self._links: dict[int, dict[str, Link]] = {}
         self._noted: tuple[int, int] | None = None  # where the superblock says that the root's members are
@@ -311,33 +299,31 @@ class Hdf5File:
         self.root = self._superblock()
 
     def _superblock(self) -> int:
-        head = self.source.piece(0, 9, "the superblock")
+        head = self.piece(0, 9, "the superblock")
         head.expect(MAGIC, "HDF5 superblock")
         version = head.number(1)
         if version in (0, 1):
-            body = self.source.piece(9, 87 + 4 * version, "the superblock")
+            body = self.piece(9, 87 + 4 * version, "the superblock")
             body.raw(4)
             widths = body.raw(2)
             body.raw(9 + 4 * version)
         elif version in (2, 3):
-            self.source.require_checksum(0, 44, "the superblock")
-            body = self.source.piece(9, 39, "the superblock")
+            self.require_checksum(0, 44, "the superblock")
+            body = self.piece(9, 39, "the superblock")
             widths = body.raw(2)
             body.raw(1)
         else:
-            raise self.source.error(f"an HDF5 superblock of version {version}", 8, ANEW)
+            raise self.error(f"an HDF5 superblock of version {version}", 8, ANEW)
         if widths != b"\x08\x08":
             raise body.error("an HDF5 file with addresses of other than 8 bytes")
         base, _, end = body.number(8), body.number(8), body.number(8)
         if base:
             raise body.error("an HDF5 file that does not begin at its own beginning")
-        if end > self.source.size:
-            raise self.source.error(
-                f"truncated: {self.source.size} bytes of {end}", hint="fetch or write it again"
-            )
-        if end < self.source.size:
-            raise self.source.error(
-                f"{self.source.size - end} bytes behind the end of the HDF5 file", end, "fetch it again"
+        if end > self.size:
+            raise self.error(f"truncated: {self.size} bytes of {end}", hint="fetch or write it again")
+        if end < self.size:
+            raise self.error(
+                f"{self.size - end} bytes behind the end of the HDF5 file", end, "fetch it again"
             )
         if version >= 2:
             return body.number(8)
@@ -357,19 +343,19 @@ class Hdf5File:
         return self._headers[address]
 
     def _messages(self, address: int) -> list[Message]:
-        newer = self.source.piece(address, 4, "an object header")
+        newer = self.piece(address, 4, "an object header")
         if newer.raw(4) == b"OHDR":
             return self._newer_messages(address + 4)
-        prefix = self.source.piece(address, 16, "an object header")
+        prefix = self.piece(address, 16, "an object header")
         if prefix.number(1) != 1:
-            raise self.source.error("no object header where one should be", address)
+            raise self.error("no object header where one should be", address)
         prefix.raw(7)
         size = prefix.number(4)
-        blocks = [self.source.piece(address + 16, size, "an object header")]
+        blocks = [self.piece(address + 16, size, "an object header")]
         messages: list[Message] = []
         for block in blocks:  # grows while it is walked over
             while block.left >= 8:
-                self.source.budget.spend(steps=2)
+                self.budget.spend(steps=2)
                 kind, length, flags = block.number(2), block.number(2), block.number(1)
                 block.raw(3)
                 self._take(messages, Message(kind, flags, block.part(length)), blocks, newer=False)
@@ -381,24 +367,24 @@ class Hdf5File:
         if shared is None:
             return header.body(DATATYPE)
         if (shared.number(1), shared.number(1)) not in _NAMED_TYPES:
-            raise shared.unsupported("an element type that several objects share: not supported")
+            raise shared.error("an element type that several objects share: not supported", ANEW)
         return self.header(shared.number(8)).body(DATATYPE)
 
     def _newer_messages(self, address: int) -> list[Message]:
-        start = self.source.piece(address, 2, "an object header")
+        start = self.piece(address, 2, "an object header")
         if start.number(1) != 2:
             raise start.error("an object header of another version than 1 and 2")
         flags = start.number(1)
         times, limits, width = 16 * (flags >> 5 & 1), 4 * (flags >> 4 & 1), 1 << (flags & 3)
-        sizes = self.source.piece(address + 2, times + limits + width, "an object header")
+        sizes = self.piece(address + 2, times + limits + width, "an object header")
         sizes.raw(times + limits)
         first, size = sizes.address + width, sizes.number(width)
-        self.source.require_checksum(address - 4, first + size - (address - 4), "an object header")
-        blocks = [self.source.piece(first, size, "an object header")]
+        self.require_checksum(address - 4, first + size - (address - 4), "an object header")
+        blocks = [self.piece(first, size, "an object header")]
         messages: list[Message] = []
         for block in blocks:
             while block.left >= 4 + 2 * (flags >> 2 & 1):
-                self.source.budget.spend(steps=2)
+                self.budget.spend(steps=2)
                 kind, length, marks = block.number(1), block.number(2), block.number(1)
                 block.raw(2 * (flags >> 2 & 1))
                 self._take(messages, Message(kind, marks, block.part(length)), blocks, newer=True)
@@ -410,10 +396,10 @@ class Hdf5File:
             messages.append(message)
             return
         address, length = message.body.number(8), message.body.number(8)
-        block = self.source.piece(address, length, "the rest of an object header")
+        block = self.piece(address, length, "the rest of an object header")
         if newer:
             block.expect(b"OCHK", "rest of an object header")
-            self.source.require_checksum(address, max(0, length - 4), "the rest of an object header")
+            self.require_checksum(address, max(0, length - 4), "the rest of an object header")
             block = block.part(max(0, block.left - 4))
         blocks.append(block)
 
@@ -431,11 +417,9 @@ class Hdf5File:
             try:
                 name = raw.decode()
             except UnicodeDecodeError as error:
-                raise self.source.error("a name that is not UTF-8", header.address) from error
+                raise self.error("a name that is not UTF-8", header.address) from error
             if not name or "/" in name or "\0" in name or name == "." or name in found:
-                raise self.source.error(
-                    f"a group with two members, or none, of name {name!r}", header.address
-                )
+                raise self.error(f"a group with two members, or none, of name {name!r}", header.address)
             found[name] = Link(name, address, target.decode(errors="replace"))
         return found
 
@@ -454,7 +438,7 @@ class Hdf5File:
             info.raw(8 * (info.number(1) & 1))
             heap, tree = info.number(8), info.number(8)
             if heap != UNDEFINED:
-                for stored, body in dense_messages(self.source, heap, tree, LINK_BY_NAME):
+                for stored, body in dense_messages(self, heap, tree, LINK_BY_NAME):
                     require_hash(self._link(body.anew())[1], stored, body)
                     bodies.append(body)
         links = [self._link(body) for body in bodies]
@@ -476,32 +460,31 @@ class Hdf5File:
             return order, name, None, body.raw(body.number(2))
         if kind != _HARD:
             what = "a link to another file" if kind == _EXTERNAL else "a link of an unknown kind"
-            shown = name.decode(errors="replace")
-            raise self.source.error(f"{shown!r} is {what}: not followed", body.address, _NO_LINKS)
+            raise body.error(f"{name.decode(errors='replace')!r} is {what}: not followed", _NO_LINKS)
         return order, name, body.number(8), b""
 
     def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, int | None, bytes]]:
         """Members of a group whose names are in a heap, sorted through a tree of tables."""
-        head = self.source.piece(heap, 32, "a group's names")
+        head = self.piece(heap, 32, "a group's names")
         head.expect(b"HEAP\0", "heap of a group's names")
         head.raw(3)
         size, _, names = head.number(8), head.number(8), head.number(8)
-        self.source.require(names, size, "a group's names")
+        self.require(names, size, "a group's names")
 
         def text(row: Piece, offset: int) -> bytes:
             if offset >= size:
                 raise row.error("a name outside of its heap")
-            return self.source.text(names + offset, names + size)
+            return self.text(names + offset, names + size)
 
         def rank(key: Piece) -> bytes:
             return text(key, key.number(8))
 
         for leaf in self.leaves(tree, kind=0, key_bytes=8, rank=rank):
             before, address = leaf.low, leaf.address
-            table = self.source.piece(address, 8, "a group's table")
+            table = self.piece(address, 8, "a group's table")
             table.expect(b"SNOD\1", "table of a group")
             table.raw(1)
-            rows = self.source.piece(address + 8, 40 * table.number(2), "a group's table")
+            rows = self.piece(address + 8, 40 * table.number(2), "a group's table")
             while rows.left:
                 row = rows.part(40)
                 name, target, cached = text(row, row.number(8)), row.number(8), row.number(4)
@@ -521,15 +504,15 @@ class Hdf5File:
         waiting: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = [(tree, None, None)]
         while waiting:
             address, expected, around = waiting.pop()
-            node = self.source.piece(address, 24, "a node of a tree")
+            node = self.piece(address, 24, "a node of a tree")
             node.expect(b"TREE", "node of a tree")
             found, level, count = node.number(1), node.number(1), node.number(2)
             if found != kind or expected not in (None, level):
                 raise node.error("a node of another tree")
             if not count:
                 continue
-            rows = self.source.piece(address + 24, count * (key_bytes + 8) + key_bytes, "a node of a tree")
-            self.source.budget.spend(nodes=count, steps=4 * count)
+            rows = self.piece(address + 24, count * (key_bytes + 8) + key_bytes, "a node of a tree")
+            self.budget.spend(nodes=count, steps=4 * count)
             key = rows.part(key_bytes)
             low = rank(key.anew())
             if around and low < around[0]:
@@ -562,7 +545,7 @@ class Hdf5File:
         for body in self._attribute_bodies(header):
             name, values = self._attribute(body)
             if name in found:
-                raise self.source.error(f"an object with two attributes {name!r}", header.address)
+                raise self.error(f"an object with two attributes {name!r}", header.address)
             found[name] = values
         return found
 
@@ -586,7 +569,7 @@ class Hdf5File:
             info.raw(2 * (info.number(1) & 1))
             heap, tree = info.number(8), info.number(8)
             if heap != UNDEFINED:
-                for stored, body in dense_messages(self.source, heap, tree, ATTRIBUTE_BY_NAME):
+                for stored, body in dense_messages(self, heap, tree, ATTRIBUTE_BY_NAME):
                     require_hash(self._attribute_name(body.anew()), stored, body)
                     yield body
 
@@ -599,7 +582,7 @@ class Hdf5File:
         version, flags = body.number(1), body.number(1)
         if version not in (1, 2, 3):
             raise body.error(f"an attribute of version {version}")
-        self.source.budget.spend(nodes=1, steps=8)
+        self.budget.spend(nodes=1, steps=8)
         sizes = [body.number(2) for _ in range(3)]
         body.raw(1 if version == 3 else 0)
         name, kind, space = (self._padded(body, size, 8 if version == 1 else 1) for size in sizes)
@@ -651,13 +634,13 @@ class Hdf5File:
             return None
 
     def _from_heap(self, address: int, index: int) -> bytes:
-        """An object of a collection in the global heap, where texts of any length stand."""
+        """An object of a collection in the global heap, which holds texts of any length."""
         if address not in self._heaps:
-            head = self.source.piece(address, 16, "a collection of texts")
+            head = self.piece(address, 16, "a collection of texts")
             head.expect(b"GCOL\1", "collection of texts")
             head.raw(3)
             size = head.number(8)
-            body = self.source.piece(address + 16, max(0, size - 16), "a collection of texts")
+            body = self.piece(address + 16, max(0, size - 16), "a collection of texts")
             objects: dict[int, tuple[int, int]] = {}
             while body.left >= 16:
                 number = body.number(2)
@@ -671,8 +654,8 @@ class Hdf5File:
             self._heaps[address] = objects
         where = self._heaps[address].get(index)
         if where is None:
-            raise self.source.error(f"no text {index} in the collection", address)
-        return self.source.piece(where[0], min(where[1], _MAX_TEXT), "a text").raw(min(where[1], _MAX_TEXT))
+            raise self.error(f"no text {index} in the collection", address)
+        return self.piece(where[0], min(where[1], _MAX_TEXT), "a text").raw(min(where[1], _MAX_TEXT))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -725,7 +708,7 @@ def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
         raise head.error("a tree of another kind, or deeper than any group needs")
     most, pointers = _node_limits(node_bytes, record_bytes, depth)
     source.require_checksum(tree, 34, "the head of a tree")
-    # Records of nodes stand between those of the nodes below them.
+    # Records of nodes come between those of the nodes below them.
     waiting: list[tuple[int, int, int] | Piece] = [] if root == UNDEFINED else [(root, records, depth)]
     seen = 0
     while waiting:
@@ -874,9 +857,8 @@ class _Heap:
 # opaque elements of two bytes with an attribute ``dtype`` beside them. h5py stores booleans as an enumeration
 # of FALSE and TRUE, complex numbers as a record of ``r`` and ``i``.
 
-_INTEGER, _FLOAT, _TIME, _STRING, _BITS, _OPAQUE, _RECORD, _REFERENCE, _ENUM, _VARIABLE, _ARRAY, _COMPLEX = (
-    range(12)
-)
+_INTEGER, _FLOAT, _TIME, _STRING, _BITS, _OPAQUE = range(6)
+_RECORD, _REFERENCE, _ENUM, _VARIABLE, _ARRAY, _COMPLEX = range(6, 12)
 _MAX_NESTING = 8
 _MAX_VERSION = 5
 
@@ -1059,7 +1041,7 @@ Texts = tuple[str, ...] | None
 """Value of an attribute that is a text or a list of texts; None where it is something else."""
 
 _MAX_TEXT = 1 << 20
-_REFERENCE_BYTES = 16  # of a text of any length: how long it is, and where it stands
+_REFERENCE_BYTES = 16  # of a text of any length: how long it is, and where
 
 
 def parse_shape(piece: Piece) -> tuple[int, ...] | None:
@@ -1120,12 +1102,11 @@ class Dataset:
     dtype: DType
     big_endian: bool
     shape: tuple[int, ...]
-    # where its elements stand one after the other; None for one in chunks, or without elements
-    address: int | None
+    address: int | None  # of its elements in one piece; None for one in chunks, or without elements
     chunk: tuple[int, ...] = ()  # axis lengths of a chunk
     chunks: Sequence[Chunk] = ()
     filters: tuple[int, ...] = ()  # what a chunk went through when it was written, in order
-    fill: bytes = b""  # the element that stands for those that were never written; zeros where there is none
+    fill: bytes = b""  # the element that was never written; empty for zeros
 
     @property
     def nbytes(self) -> int:
@@ -1141,57 +1122,50 @@ class Dataset:
 
 def parse_dataset(file: Hdf5File, header: Header, name: str) -> Dataset | NotRead:
     """Read what an object header says of a dataset."""
-    source = file.source
     if any(True for _ in header.bodies(EXTERNAL_FILES)):
-        raise source.error(f"{name}: its data is kept in another file", header.address, "not followed")
+        raise file.error(f"{name}: its data is kept in another file", header.address, "not followed")
     space, layout = (header.body(what) for what in (DATASPACE, LAYOUT))
     kind = file.datatype(header)
     if space is None or kind is None or layout is None:
-        raise source.error(f"{name}: a dataset without shape, type or place", header.address)
+        raise file.error(f"{name}: a dataset without shape, type or place", header.address)
     element = parse_type(kind)
     shape = parse_shape(space)
     dtype = element.dtype
     if element.may_be_brain_float and file.attributes(header).get("dtype") == BRAIN_FLOAT:
         dtype = DTYPES[BRAIN_FLOAT]
-    storage = _Storage(source, header, layout, name)
+    storage = _Storage(file, header, layout, name)
     if dtype is None:
         return NotRead(element.what, is_tensor=element.text is None)
     if shape is None:
         return NotRead("declared to be empty")
     if len(shape) > MAX_DIMS or math.prod(shape) * dtype.itemsize >= 1 << 63:
-        raise layout.error(f"{name}: a shape {list(shape)[:4]} … that nothing could hold")
-    return storage.dataset(file, element, dtype, shape)
+        raise layout.error(f"{name}: implausible shape {list(shape)[:4]} …")
+    return storage.dataset(element, dtype, shape)
 
 
 class _Storage:
     """Where a dataset's elements are."""
 
-    def __init__(self, source: Hdf5Bytes, header: Header, body: Piece, name: str) -> None:
-        self._source = source
+    def __init__(self, file: Hdf5File, header: Header, body: Piece, name: str) -> None:
+        self._file = file
         self._header = header
         self._body = body
         self._name = name
         version = body.number(1)
         if version not in (3, 4):
-            raise source.error(
-                f"{name}: a data layout of version {version}: not supported", body.address, ANEW
-            )
+            raise body.error(f"{name}: a data layout of version {version}: not supported", ANEW)
         self._kind = body.number(1)
         if self._kind == _VIRTUAL:
-            raise source.error(
-                f"{name}: a virtual dataset, put together from others", body.address, "not followed"
-            )
+            raise body.error(f"{name}: a virtual dataset, put together from others", "not followed")
         if self._kind == _CHUNKED and version == 4:
-            raise source.error(
-                f"{name}: chunks with one of HDF5's newer indexes: not supported", body.address, ANEW
-            )
+            raise body.error(f"{name}: chunks with one of HDF5's newer indexes: not supported", ANEW)
         if self._kind not in (_COMPACT, _CONTIGUOUS, _CHUNKED):
             raise body.error(f"{name}: a data layout of class {self._kind}")
 
-    def dataset(self, file: Hdf5File, element: ElementType, dtype: DType, shape: tuple[int, ...]) -> Dataset:
+    def dataset(self, element: ElementType, dtype: DType, shape: tuple[int, ...]) -> Dataset:
         nbytes = math.prod(shape) * dtype.itemsize
         if self._kind == _CHUNKED:
-            return self._chunked(file, element, dtype, shape)
+            return self._chunked(element, dtype, shape)
         if self._kind == _COMPACT:
             size = self._body.number(2)
             address = self._body.address
@@ -1203,29 +1177,29 @@ class _Storage:
         if nbytes == 0:
             return Dataset(dtype, element.big_endian, shape, None)
         if address == UNDEFINED:
-            self._source.claim(nbytes, self._name)
+            self._file.claim(nbytes, self._name)
             return Dataset(dtype, element.big_endian, shape, None, fill=self._fill(dtype.itemsize))
-        self._source.require(address, nbytes, self._name)
+        self._file.require(address, nbytes, self._name)
         return Dataset(dtype, element.big_endian, shape, address)
 
-    def _chunked(self, file: Hdf5File, element: ElementType, dtype: DType, shape: tuple[int, ...]) -> Dataset:
+    def _chunked(self, element: ElementType, dtype: DType, shape: tuple[int, ...]) -> Dataset:
         body = self._body
         axes = body.number(1)
         tree = body.number(8)
         *chunk, itemsize = (body.number(4) for _ in range(max(axes, 1)))
         if len(chunk) != len(shape) or itemsize != dtype.itemsize or 0 in chunk:
             raise body.error(f"{self._name}: chunks of {axes} axes in a dataset of {len(shape)}")
-        filters = _parse_filters(self._source, self._header.body(FILTERS), self._name)
-        chunks = [] if tree == UNDEFINED else self._chunks(file, tree, shape, tuple(chunk))
+        filters = _parse_filters(self._header.body(FILTERS), self._name)
+        chunks = [] if tree == UNDEFINED else self._chunks(tree, shape, tuple(chunk))
         unpacked = max(math.prod(shape), max(len(chunks), 1) * math.prod(chunk)) * itemsize
-        self._source.claim(unpacked, self._name)
+        self._file.claim(unpacked, self._name)
         if not filters and any(one.packed != math.prod(chunk) * itemsize for one in chunks):
             raise body.error(f"{self._name}: chunks of the wrong size")
         fill = self._fill(itemsize)
         return Dataset(dtype, element.big_endian, shape, None, tuple(chunk), chunks, filters, fill)
 
     def _fill(self, itemsize: int) -> bytes:
-        """The element that stands for those that were never written; nothing where it is zero."""
+        """The value of elements that were never written; empty where it is zero."""
         body, old = self._header.body(FILL_VALUE), self._header.body(OLD_FILL_VALUE)
         value = b""
         if body is not None:
@@ -1241,9 +1215,7 @@ class _Storage:
             raise self._body.error(f"{self._name}: a fill value of {len(value)} bytes")
         return value if value.strip(b"\0") else b""
 
-    def _chunks(
-        self, file: Hdf5File, tree: int, shape: tuple[int, ...], chunk: tuple[int, ...]
-    ) -> list[Chunk]:
+    def _chunks(self, tree: int, shape: tuple[int, ...], chunk: tuple[int, ...]) -> list[Chunk]:
         """Every chunk, each at its own place of the grid; in a sorted tree no two are at one place."""
         numbers = struct.Struct(f"<{len(shape) + 1}Q")
 
@@ -1251,19 +1223,19 @@ class _Storage:
             return numbers.unpack(key.raw(8 + numbers.size)[8:])
 
         found: list[Chunk] = []
-        for leaf in file.leaves(tree, kind=1, key_bytes=8 + numbers.size, rank=rank):
+        for leaf in self._file.leaves(tree, kind=1, key_bytes=8 + numbers.size, rank=rank):
             packed, skipped = leaf.key.number(4), leaf.key.number(4)
             *corner, byte = leaf.low
             places = zip(corner, chunk, shape, strict=True)
             if byte or not all(first % step == 0 and first < size for first, step, size in places):
                 raise leaf.key.error(f"{self._name}: a chunk where none belongs")
-            self._source.budget.spend(steps=12)
-            self._source.require(leaf.address, packed, f"{self._name}: a chunk")
+            self._file.budget.spend(steps=12)
+            self._file.require(leaf.address, packed, f"{self._name}: a chunk")
             found.append(Chunk(tuple(corner), leaf.address, packed, skipped))
         return found
 
 
-def _parse_filters(source: Hdf5Bytes, body: Piece | None, name: str) -> tuple[int, ...]:
+def _parse_filters(body: Piece | None, name: str) -> tuple[int, ...]:
     """Numbers of the filters of a pipeline, in the order in which they were applied."""
     if body is None:
         return ()
@@ -1277,11 +1249,11 @@ def _parse_filters(source: Hdf5Bytes, body: Piece | None, name: str) -> tuple[in
         length = body.number(2) if version == 1 or number >= 256 else 0
         body.raw(2)
         values = body.number(2)
-        title = body.raw(length + (-length % 8 if version == 1 else 0))
+        raw_title = body.raw(length + (-length % 8 if version == 1 else 0))
         body.raw(4 * (values + (values & 1 if version == 1 else 0)))
         if number not in (DEFLATE, SHUFFLE, FLETCHER32) or number in filters:
-            said = title.rstrip(b"\0").decode(errors="replace") or f"number {number}"
-            raise source.error(f"{name}: packed by filter {said!r}: not supported", body.address, _PLAIN)
+            title = raw_title.rstrip(b"\0").decode(errors="replace") or f"number {number}"
+            raise body.error(f"{name}: packed by filter {title!r}: not supported", _PLAIN)
         filters.append(number)
     return tuple(filters)
 
@@ -1465,7 +1437,7 @@ class Contents:
         return {path: one for path, one in self.objects.items() if isinstance(one, Dataset)}
 
     def not_read(self, *, tensors: bool) -> dict[str, str]:
-        """Why the rest is none: of tensors that cannot be carried, or of what is no tensor of the model."""
+        """Why the rest is not carried: of tensors, or of what is not a tensor of the model."""
         return {
             path: one.why
             for path, one in self.objects.items()
@@ -1519,9 +1491,9 @@ class _Walk:
 
     def _count(self, path: str, address: int) -> None:
         """Links can lead to one group by very many ways."""
-        self._file.source.budget.spend(nodes=1, names=len(path), steps=8)
+        self._file.budget.spend(nodes=1, names=len(path), steps=8)
         if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
-            raise self._file.source.error("groups inside each other deeper than any model's", address)
+            raise self._file.error("groups inside each other deeper than any model's", address)
 
     def _address(self, link: Link, group: int, hops: int = 16) -> int | None:
         """Where a link of a group leads; None for a soft link to something that is not there."""
@@ -1530,7 +1502,7 @@ class _Walk:
         self._followed[group, link.name] = None
         at = self._file.root if link.target.startswith("/") else group
         for step in link.target.split("/"):
-            self._file.source.budget.spend(steps=1)
+            self._file.budget.spend(steps=1)
             if step in ("", "."):
                 continue
             header = self._file.header(at)

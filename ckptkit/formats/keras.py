@@ -26,7 +26,6 @@ from ckptkit.formats.hdf5_reader import (
     VOID16,
     Contents,
     Dataset,
-    Hdf5Bytes,
     Hdf5File,
     Header,
     NotRead,
@@ -79,11 +78,10 @@ class KerasH5Reader(MappedReader):
         self._files = [self._file]
         try:
             self._archive = _Archive(self._file) if self._file.data[:2] == b"PK" else None
-            self._source = Hdf5Bytes(self._file) if self._archive is None else self._archive.weights()
-            file = Hdf5File(self._source)
+            file = self._hdf5 = Hdf5File(self._file) if self._archive is None else self._archive.weights()
             of_root = file.attribute_texts(file.header(file.root))
             found = contents(file)
-            refuse_overlap(self._source, found.datasets)
+            refuse_overlap(file, found.datasets)
             if is_legacy(of_root):
                 found, metadata = legacy_weights(file, of_root, found)
             else:
@@ -148,12 +146,12 @@ class KerasH5Reader(MappedReader):
 
         dataset = self._datasets[name]
         if dataset.nbytes == 0 or dataset.address is not None:
-            offset = self._source.start + (dataset.address or 0)
+            offset = self._hdf5.start + (dataset.address or 0)
             array = self._file.view(offset, dataset.dtype, dataset.shape)
             if dataset.big_endian:
                 array = array.byteswap()
         else:
-            array = read_chunks(self._source, dataset, name).astype(dataset.dtype.numpy, copy=False)
+            array = read_chunks(self._hdf5, dataset, name).astype(dataset.dtype.numpy, copy=False)
             self._whole.add(name)
         array.flags.writeable = False
         return numpy.asarray(array)
@@ -164,7 +162,7 @@ class KerasH5Reader(MappedReader):
         self._check_bytes(name)
         dataset = self._datasets[name]
         if dataset.is_checked and name not in self._whole:
-            read_chunks(self._source, dataset, name)
+            read_chunks(self._hdf5, dataset, name)
             self._whole.add(name)
         return dataset.is_checked or self._archive is not None
 
@@ -182,7 +180,7 @@ class KerasH5Reader(MappedReader):
         self._require(name)
         dataset = self._datasets[name]
         if dataset.address is not None:
-            self._file.release(self._source.start + dataset.address, dataset.nbytes)
+            self._file.release(self._hdf5.start + dataset.address, dataset.nbytes)
 
 
 def _has_gap(datasets: Mapping[str, Dataset]) -> bool:
@@ -239,9 +237,9 @@ class _Archive:
             if text is not None and text.size <= _MAX_TEXT and text.method in (STORED, DEFLATED):
                 self.members.require(text)
 
-    def weights(self) -> Hdf5Bytes:
+    def weights(self) -> Hdf5File:
         """The HDF5 file in it."""
-        return Hdf5Bytes(self._file, self.held.offset, self.held.size)
+        return Hdf5File(self._file, self.held.offset, self.held.size)
 
 
 class KerasH5Writer(TensorWriter):
@@ -341,11 +339,11 @@ def _counted_weights(file: Hdf5File, found: Contents) -> Contents:
     layers = _count(file, file.header(file.root), _COUNTED_LAYERS, "/")
     for layer in (f"layer_{number}" for number in range(layers)):
         if layer not in found.groups:
-            raise file.source.error(f"no group {layer} of the {layers} layers that {_COUNTED_LAYERS} counts")
+            raise file.error(f"no group {layer} of the {layers} layers that {_COUNTED_LAYERS} counts")
         weights = _count(file, found.groups[layer], _COUNTED_WEIGHTS, layer)
         for path in (f"{layer}/param_{number}" for number in range(weights)):
             if path not in found.objects:
-                raise file.source.error(f"no {path} of the {weights} that {_COUNTED_WEIGHTS} counts")
+                raise file.error(f"no {path} of the {weights} that {_COUNTED_WEIGHTS} counts")
             kept.objects[path] = found.objects[path]
     others = [path for path in found.objects if path not in kept.objects]
     kept.objects.update(dict.fromkeys(others, NotRead(f"not among its layer's {_COUNTED_WEIGHTS}")))
@@ -355,7 +353,7 @@ def _counted_weights(file: Hdf5File, found: Contents) -> Contents:
 def _count(file: Hdf5File, group: Header, name: str, path: str) -> int:
     number = file.attribute_number(group, name)
     if number is None or number < 0:
-        raise file.source.error(f"group {path}: its attribute {name} is not a count")
+        raise file.error(f"group {path}: its attribute {name} is not a count")
     return number
 
 
@@ -410,7 +408,7 @@ class _LegacyFile:
         self._top = ""  # path of the group with the layers, with a slash behind
         if not {_LAYERS, f"{_LAYERS}0"} & of_root.keys():
             if _MODEL_WEIGHTS not in found.groups:
-                raise file.source.error(
+                raise file.error(
                     f"a Keras 2 file without weights: neither {_LAYERS} nor a group {_MODEL_WEIGHTS}",
                     hint="save the model's weights with model.save_weights",
                 )
@@ -451,7 +449,7 @@ class _LegacyFile:
                 yield _Weight(layer, name.removesuffix(_VARIABLE), f"{group}/{name}")
 
     def _list(self, texts: Mapping[str, Texts], name: str, group: str) -> list[str]:
-        """A list of texts, which stands in several attributes where one cannot hold it."""
+        """A list of texts, split over several attributes where one cannot hold it."""
         numbers = sorted(
             int(end)
             for end in (key.removeprefix(name) for key in texts if key.startswith(name))
@@ -466,7 +464,7 @@ class _LegacyFile:
         for part in parts:
             values = texts.get(part)
             if values is None:
-                raise self._error(f"group {group or '/'}: its attribute {part} is no list of texts")
+                raise self._error(f"group {group or '/'}: its attribute {part} is not a list of texts")
             found += values
         return found
 
@@ -498,10 +496,10 @@ class _LegacyFile:
                 raise self._error(f"{name} is listed twice")
             seen.add(name)
 
-    # -- what is said of the file ----------------------------------------------------------------------------
+    # -- what else is in the file ----------------------------------------------------------------------------
 
     def _others(self, listed: set[str]) -> dict[str, NotRead]:
-        """What is no weight of a layer."""
+        """What is not a weight of a layer."""
         others = [path for path in self._found.objects if path not in listed]
         of_optimizer = [path for path in others if self._top and path.startswith(f"{_OPTIMIZER}/")]
         unlisted = [path for path in others if not (self._top and path.startswith(f"{_OPTIMIZER}/"))]
@@ -512,8 +510,8 @@ class _LegacyFile:
         return found
 
     def _origin(self) -> dict[str, str]:
-        said = ((key, single(self._of_root.get(key)) or single(self._of_top.get(key))) for key in _ORIGIN)
-        return {key: text for key, text in said if text}
+        found = {key: single(self._of_root.get(key)) or single(self._of_top.get(key)) for key in _ORIGIN}
+        return {key: text for key, text in found.items() if text}
 
     def _error(self, reason: str) -> FormatError:
-        return self._file.source.error(reason, hint="write it anew with Keras' model.save_weights")
+        return self._file.error(reason, hint="write it anew with Keras' model.save_weights")

@@ -54,7 +54,7 @@ class MappedFile:
         """Read-only array over the map; the caller has checked that it lies inside the file."""
         import numpy
 
-        if 0 in shape:  # numpy refuses an offset at the very end of a buffer, where empty tensors may lie
+        if 0 in shape:  # numpy refuses an offset at the very end of a buffer, where empty tensors may be
             try:
                 empty = numpy.empty(tuple(shape), dtype.numpy)
             except ValueError as error:  # numpy multiplies the other axes all the same
@@ -214,7 +214,7 @@ class MappedReader(Reader):
         return self._read(name)
 
     def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor, without numpy; None where they do not lie in C order. Raises as `read`."""
+        """The bytes of one tensor, without numpy; None where they are not in C order."""
         self._hold(name)
         return self._raw(name)
 

@@ -113,7 +113,7 @@ def parse_header(raw: bytes) -> NpyHeader:
         tree = ast.parse(text.strip(), mode="eval")
         table = ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(".npy header is no table of plain values") from error
+        raise ValueError(".npy header is not a table of plain values") from error
     if isinstance(tree.body, ast.Dict) and isinstance(table, dict) and len(tree.body.keys) != len(table):
         raise ValueError(".npy header says something twice")
     return _checked(table, start + length, steps=8 + _STEPS * length)

@@ -11,7 +11,7 @@ from ckptkit.formats.base import Reader
 
 
 class Relay(Reader):
-    """The tensors of some readers, which are closed with this one; the first says what is said once."""
+    """The tensors of some readers, which are closed with this one; the first decides what there is one of."""
 
     def __init__(self, readers: list[Reader], names: Mapping[str, str]) -> None:
         self._readers = readers

@@ -130,14 +130,14 @@ class _Checked:
             raise self._error(f"tensor {name!r} lacks dtype, shape or data_offsets")
         code, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
         if not isinstance(code, str):
-            raise self._error(f"tensor {name!r} has a dtype that is no text")
+            raise self._error(f"tensor {name!r} has a dtype that is not a string")
         if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(is_count, shape)):
-            raise self._error(f"tensor {name!r} has a shape that is no list of sizes")
+            raise self._error(f"tensor {name!r} has a shape that is not a list of sizes")
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
-            raise self._error(f"tensor {name!r} has data_offsets that are no pair of positions")
+            raise self._error(f"tensor {name!r} has data_offsets that are not a pair of positions")
         begin, end = offsets
         if not begin <= end <= self._room:
-            raise self._error(f"tensor {name!r} lies at {begin}..{end} of {self._room} bytes of data")
+            raise self._error(f"tensor {name!r} is at {begin}..{end} of {self._room} bytes of data")
         return begin, end, tuple(shape), code
 
     def _in_order(self, specs: dict[str, TensorSpec], begins: Mapping[str, int]) -> dict[str, TensorSpec]:

@@ -180,7 +180,7 @@ def _is_index(name: str) -> bool:
 
 
 def _from_state_files(states: list[Path]) -> list[Path]:
-    """The prefixes that ``checkpoint`` text files name, as far as they stand in the same folder.
+    """The prefixes that ``checkpoint`` text files name, as far as they are in the same folder.
 
     TensorFlow writes the absolute path on the machine that trained; only its last part means something here.
     """
@@ -221,7 +221,7 @@ _CHECK_BYTES = 4 << 20
 _KEEP_BYTES = 16 << 20
 """A tensor up to this size stays resident after its checksum: whoever checks it is about to read it."""
 _FAULT_AROUND = 64 << 10
-"""Linux maps this much around a page that is touched: also what lies before and after a tensor."""
+"""Linux maps this much around a page that is touched: also what is before and after a tensor."""
 
 
 class TfBundleReader(MappedReader):
@@ -258,7 +258,7 @@ class TfBundleReader(MappedReader):
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """Name the archive, and not the folder it is in for now, in what is said of its files."""
+        """Name the archive, and not its temporary folder, in errors about its files."""
         try:
             yield
         except FormatError as error:
@@ -454,7 +454,7 @@ class TfBundleWriter(TensorWriter):
 
     def _holdable(self, spec: TensorSpec) -> TensorSpec:
         if not _is_variable_name(spec.name):
-            raise ConversionError(f"{self.prefix}: {spec.name!r} is no name for a TensorFlow variable")
+            raise ConversionError(f"{self.prefix}: {spec.name!r} cannot be the name of a TensorFlow variable")
         if spec.dtype.tf is None:
             raise ConversionError(f"{self.prefix}: {spec.name!r}: TensorFlow has no {spec.dtype}")
         return spec

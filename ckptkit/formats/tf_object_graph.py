@@ -76,7 +76,7 @@ class Names:
 
 
 def decode_string_scalar(data: bytes) -> bytes:
-    """Read a scalar string tensor as it lies in a data file."""
+    """Read a scalar string tensor as it is in a data file: its length, the length's checksum, the string."""
     size, position = read_varint(data)
     start = position + 4
     if start + size != len(data):

@@ -865,21 +865,21 @@ LEGACY_HOSTILE: dict[str, tuple[Callable[[Any], object], str]] = {
         "no group of the layer zeta/zeta/kernel:0",
     ),
     "a layer twice": (attribute("layer_names", [b"zeta", b"zeta"]), "zeta is listed twice"),
-    "layers that are numbers": (attribute("layer_names", [1, 2]), "layer_names is no list of texts"),
+    "layers that are numbers": (attribute("layer_names", [1, 2]), "layer_names is not a list of texts"),
     "layers in a table": (
         attribute("layer_names", np.array([[b"zeta"]])),
-        "layer_names is no list of texts",
+        "layer_names is not a list of texts",
     ),
     "layers that are no UTF-8": (
         attribute("layer_names", np.array([b"\xff\xfe"])),
-        "layer_names is no list of texts",
+        "layer_names is not a list of texts",
     ),
     "a layer above the root": (attribute("layer_names", [b"../zeta"]), "a layer named '../zeta'"),
     "a layer without a name": (attribute("layer_names", [b""]), "a layer named ''"),
     "no weight names": (without("weight_names", "zeta"), "group zeta: no attribute weight_names"),
     "weights that are numbers": (
         attribute("weight_names", 1.5, "zeta"),
-        "group zeta: its attribute weight_names is no list of texts",
+        "group zeta: its attribute weight_names is not a list of texts",
     ),
     "a weight without data": (
         weights_of_zeta("zeta/kernel:0", "zeta/gone:0"),
@@ -1022,7 +1022,7 @@ def test_one_text_in_every_place_of_a_list(tmp_path: Path) -> None:
     bomb = bytearray(raw)
     bomb[start : start + 2000 * 16] = raw[reference : reference + 16] * 2000
     path.write_bytes(bomb)
-    with pytest.raises(FormatError, match="structures that lie over each other"):
+    with pytest.raises(FormatError, match="structures that overlap"):
         open_reader(path)
 
 
