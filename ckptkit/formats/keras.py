@@ -85,7 +85,8 @@ class KerasH5Reader(MappedReader):
             if is_legacy(of_root):
                 found, metadata = legacy_weights(file, of_root, found)
             else:
-                metadata = parse_metadata(self.path, single(of_root.get(_ATTRIBUTE)) or "{}")
+                ours = single(of_root.get(_ATTRIBUTE))
+                metadata = {} if ours is None else parse_metadata(self.path, ours)
                 if _ATTRIBUTE not in of_root and not is_shard:
                     self._refuse_shard(found)
                     self._refuse_other_hdf5(found.datasets, of_root)
@@ -243,10 +244,10 @@ class _Archive:
 
 
 class KerasH5Writer(TensorWriter):
-    """A Keras 3 weights file being written; see `ckptkit.formats.base.Writer`.
+    """Writes a weights file of Keras 3.
 
-    Keras' ``model.load_weights`` takes it when its names are those of the model, which is for a layout to
-    say, and when its own name ends with ``.weights.h5``.
+    Keras' ``model.load_weights`` takes it when its names are those of the model, and its own name ends with
+    ``.weights.h5``.
     """
 
     def __init__(
@@ -308,8 +309,8 @@ _VARIABLE = ":0"
 class _Weight:
     """One weight that a layer lists."""
 
-    layer: str  # as they make up tensors' names
-    name: str  # as they make up tensors' names
+    layer: str
+    name: str
     path: str  # of its dataset, from the root
 
 
@@ -358,20 +359,15 @@ def _count(file: Hdf5File, group: Header, name: str, path: str) -> int:
 
 
 def _whole_name(weight: _Weight) -> str:
-    """A weight's name, behind its layer's where that is not in it."""
-    scoped = weight.layer == _OUTSIDE_LAYERS or _is_scoped(weight)
-    return weight.name if scoped else f"{weight.layer}/{weight.name}"
-
-
-def _is_scoped(weight: _Weight) -> bool:
-    """Whether its layer's name is a step of a weight's name, whole or up to ``_`` or ``:``."""
+    """A weight's name, behind its layer's unless that is a step of it, whole or up to ``_`` or ``:``."""
     layer, name = weight.layer, weight.name
-    at = name.find(layer)
+    at = 0 if layer == _OUTSIDE_LAYERS else name.find(layer)
     while at >= 0:
-        if (at == 0 or name[at - 1] == "/") and name[at + len(layer) :][:1] in ("", "/", "_", ":"):
-            return True
+        starts = at == 0 or name[at - 1] == "/"
+        if layer == _OUTSIDE_LAYERS or (starts and name[at + len(layer) :][:1] in ("", "/", "_", ":")):
+            return name
         at = name.find(layer, at + 1)
-    return False
+    return f"{layer}/{name}"
 
 
 def _layers_of_bfloat16(config: str) -> set[str]:
@@ -501,12 +497,11 @@ class _LegacyFile:
     def _others(self, listed: set[str]) -> dict[str, NotRead]:
         """What is not a weight of a layer."""
         others = [path for path in self._found.objects if path not in listed]
-        of_optimizer = [path for path in others if self._top and path.startswith(f"{_OPTIMIZER}/")]
-        unlisted = [path for path in others if not (self._top and path.startswith(f"{_OPTIMIZER}/"))]
+        unlisted = [path for path in others if not self._top or not path.startswith(f"{_OPTIMIZER}/")]
         found = dict.fromkeys(unlisted, NotRead(f"listed by no layer's {_WEIGHTS}"))
-        if of_optimizer:
-            plural = "tensor" if len(of_optimizer) == 1 else "tensors"
-            found[_OPTIMIZER] = NotRead(f"{len(of_optimizer)} {plural} of the optimizer")
+        if count := len(others) - len(unlisted):
+            tensors = "tensor" if count == 1 else "tensors"
+            found[_OPTIMIZER] = NotRead(f"{count} {tensors} of the optimizer")
         return found
 
     def _origin(self) -> dict[str, str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from ckptkit.base.budget import Budget
@@ -55,7 +55,7 @@ def read_header(file: MappedFile) -> Header:
             path,
             f"header of {length} bytes in a file of {file.size}",
             offset=0,
-            hint="it is truncated or no safetensors file: fetch it again",
+            hint="it is truncated or not a safetensors file: fetch it again",
         )
     if length > MAX_HEADER_BYTES:
         raise FormatError(path, f"header of {length} bytes, more than {MAX_HEADER_BYTES}", offset=0)
@@ -232,11 +232,8 @@ class SafetensorsWriter(TensorWriter):
                     f"{self.path}: a name of {len(spec.name):,} characters: {spec.name[:80]!r}…"
                 )
             if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
-                what = (
-                    f"no name for {spec.dtype}"
-                    if spec.dtype.safetensors is None
-                    else "another use for that name"
-                )
+                known = spec.dtype.safetensors is not None
+                what = "another use for that name" if known else f"no name for {spec.dtype}"
                 raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
         self._shards = _shards(list(self._specs.values()), max_shard_size)
         if max(map(len, self._shards)) > _MAX_TENSORS:
@@ -249,11 +246,10 @@ class SafetensorsWriter(TensorWriter):
             for target in [*self._paths, self._index]:
                 refuse_existing(target, force=force)
         self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
-        self._places = {
-            spec.name: (number, offset)
-            for number, shard in enumerate(self._shards)
-            for spec, offset in _offsets(shard)
-        }
+        self._places = {}
+        for number, shard in enumerate(self._shards):
+            offsets = accumulate((spec.nbytes for spec in shard), initial=0)
+            self._places.update({spec.name: (number, at) for spec, at in zip(shard, offsets, strict=False)})
         self._staged: list[StagedFile] = []
         self._data_starts: list[int] = []
         try:
@@ -281,7 +277,7 @@ class SafetensorsWriter(TensorWriter):
         several = len(self._shards) > 1
         file = StagedFile(self._paths[number], force=self._force, ending=EXTENSION, plain=several)
         self._staged.append(file)
-        self._staged[-1].append(header)
+        file.append(header)
         self._data_starts.append(len(header))
 
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
@@ -323,7 +319,7 @@ class SafetensorsWriter(TensorWriter):
         total = sum(spec.nbytes for spec in self._specs.values())
         table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
-        return text.encode(errors="backslashreplace")  # a file's name may be no UTF-8; JSON writes it so
+        return text.encode(errors="backslashreplace")  # a file's name may not be UTF-8; JSON writes it so
 
     def discard(self) -> None:
         """Remove every temporary file; harmless after `finish`."""
@@ -374,11 +370,3 @@ def _shards(specs: Sequence[TensorSpec], limit: int | None) -> list[list[TensorS
         shards[-1].append(spec)
         size += spec.nbytes
     return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]
-
-
-def _offsets(shard: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, int]]:
-    """Where each tensor of a shard begins, from the start of the data."""
-    offset = 0
-    for spec in shard:
-        yield spec, offset
-        offset += spec.nbytes
