@@ -16,9 +16,14 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.extras import require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework
+from ckptkit.models.onnx_model import PACKAGES
 
-FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras"}
-_PACKAGES: dict[Framework, tuple[str, ...]] = {"torch": ("torch",), "keras": ("tensorflow",)}
+FRAMEWORK_NAMES: dict[Framework, str] = {"torch": "PyTorch", "keras": "Keras", "onnxruntime": "ONNX Runtime"}
+_PACKAGES: dict[Framework, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "keras": ("tensorflow",),
+    "onnxruntime": PACKAGES,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ def open_runner(
         return _torch_runner(source, torch_device(device), amp=amp, **options)
     if device not in ("auto", "cpu"):
         raise UsageError(f"--device {device} is for --framework torch", hint="say cpu, or leave it out")
+    if framework == "onnxruntime":
+        return _onnx_runner(source, **options)
     return _keras_runner(source, device, **options)
 
 
@@ -113,6 +120,17 @@ def _keras_runner(source: ModelSource, device: str, **options: Any) -> Runner:
 
     where = "cpu" if device == "cpu" or not tf.config.list_physical_devices("GPU") else "gpu"
     return Runner(run, where, "float32", f"tensorflow {tf.__version__}, keras {keras.__version__}")
+
+
+def _onnx_runner(source: ModelSource, **options: Any) -> Runner:
+    model = source.model("onnxruntime", **options)
+
+    def run(images: Array) -> Array:
+        with plain_out_of_memory(len(images)):
+            logits: Array = model(images.transpose(0, 3, 1, 2))
+            return logits
+
+    return Runner(run, "cpu", "float32", model.versions)
 
 
 @contextmanager

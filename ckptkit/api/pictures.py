@@ -44,7 +44,7 @@ def predict(
         Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     images : str, Path, PIL.Image.Image, or an iterable of them
         Files, folders (their images, sorted by name), URLs, or images that are decoded already.
-    framework : {"torch", "keras"}
+    framework : {"torch", "keras", "onnxruntime"}
         In which the model runs, on the CPU.
     top : int
         How many classes to name.
@@ -220,7 +220,7 @@ def evaluate(
         Not given, it is that of the text, with a warning where the other one differs.
     limit : int, optional
         Take a sample of so many images, spread over the classes, the same ones each time.
-    framework : {"torch", "keras"}
+    framework : {"torch", "keras", "onnxruntime"}
     batch_size : int
     workers : int, optional
         Threads that load images; default one for each core, eight at most.

@@ -79,7 +79,7 @@ StripPrefixOption = Annotated[
     ),
 ]
 FrameworkOption = Annotated[
-    str, one_of_these(_framework, ("torch", "keras"), help="In which framework the model runs.")
+    str, one_of_these(_framework, ("torch", "keras", "onnxruntime"), help="What runs the model.")
 ]
 SyntheticOption = Annotated[
     bool,

@@ -81,14 +81,14 @@ def predict(
     variant: VariantOption = None,
     settings: SettingOptions = None,
 ) -> None:
-    """Name what images show: the likeliest of ImageNet's 1,000 classes, by either framework.
+    """Name what images show: the likeliest of ImageNet's 1,000 classes, by any framework.
 
     Images are resized, cropped and normalized as the published evaluation of the checkpoint does it. One that
     cannot be read is named, the others are predicted, and 5 is returned; 1 when a preprocessing check fails.
-    Needs Pillow and the framework.
+    Needs Pillow and the framework. ONNX Runtime is the quickest on a CPU; its graph is exported once.
 
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
-    · ckptkit predict moganet-xt-224 images/ --synthetic --framework keras --json
+    · ckptkit predict moganet-xt-224 images/ --synthetic --framework onnxruntime --json
     """
     from ckptkit.analysis.predict import Predictor
     from ckptkit.analysis.runner import require_packages

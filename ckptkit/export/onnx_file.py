@@ -27,12 +27,12 @@ from ckptkit.models.graphs.onnx_graph import (
     SINGLE_FILE_BYTES,
     OnnxFiles,
     data_path,
+    open_onnx,
     require_opset,
     write_onnx,
 )
-from ckptkit.models.graphs.onnx_runtime import open_onnx
+from ckptkit.models.onnx_model import PACKAGES
 from ckptkit.models.synth import NOTE
-from ckptkit.parity.packages import ONNX
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def require(options: ExportOptions) -> None:
     """Ask for PyTorch and the packages of the extra ``onnx``, and for a sensible operator set."""
     require_opset(options.opset or DEFAULT_OPSET)
-    require_installed(ONNX, "export --to onnx")
+    require_installed(PACKAGES, "export --to onnx")
 
 
 def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:

@@ -292,11 +292,6 @@ class Family(ABC):
         """Import the PyTorch model's module."""
         return self.model_module("torch")
 
-    def fast_torch_module(self) -> Any:
-        """Import the module whose ``optimised`` rewrites a PyTorch model for inference."""
-        self.torch_module()
-        return importlib.import_module(f"ckptkit.families.{self.name}.torch_fast")
-
     def keras_module(self) -> Any:
         """Import the Keras model's module."""
         return self.model_module("keras")

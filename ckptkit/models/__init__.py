@@ -1,4 +1,4 @@
-"""Reference models with their settings and weights, in either framework."""
+"""Reference models with their settings and weights, in any framework."""
 
 from ckptkit.models.create import UNSET, Size, Unset, create_model
 from ckptkit.models.loading import Framework, Loaded, framework_named

@@ -1,15 +1,17 @@
-"""Reference models with their settings and weights, in either framework."""
+"""Reference models with their settings and weights, in any framework."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.parse import parse_num_classes
+from ckptkit.base.extras import require_installed
+from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.text import library_logger
+from ckptkit.convert.provenance import Provenance
 from ckptkit.families.base import (
     Family,
     Recognition,
@@ -19,6 +21,7 @@ from ckptkit.families.base import (
     recognise,
     require_recognition,
 )
+from ckptkit.families.binding import wanted_copy
 from ckptkit.families.settings import known_settings, resolve_settings
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
@@ -61,6 +64,20 @@ class _Wanted:
         """What of it the tensors tell."""
         return Structure(self.pos_emb, self.num_classes, self.table_sizes)
 
+    def build(self, framework: Framework, settings: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Build it without weights; the model, and its family's module."""
+        module = self.family.model_module(framework)
+        model = module.build(
+            self.variant,
+            resolution=self.resolution,
+            num_classes=self.num_classes or None,
+            features_only=self.features_only,
+            **({"pos_emb": self.pos_emb} if self.family.has_pos_emb else {}),
+            **({"table_sizes": self.table_sizes} if self.table_sizes else {}),
+            **settings,
+        )
+        return model, module
+
 
 def create_model(
     id_or_variant: Named,
@@ -80,7 +97,6 @@ def create_model(
     strip_prefix: str | Sequence[str] | None = None,
     strict: bool = True,
     allow_missing_bn: bool = False,
-    optimize: bool = False,
     compile: bool = False,
     workspace: Workspace | None = None,
 ) -> Any:
@@ -93,15 +109,18 @@ def create_model(
         arguments, else from the checkpoint's metadata, else they are those of a classifier. MogaNet's
         ``attn_force_fp32`` has no default: two functions with the same tensors are in use. With a folder that
         ``ckptkit export --to hf`` wrote, weights and settings are the folder's.
-    framework : {"torch", "keras"}
-        ``pytorch`` and ``tf`` are understood too. PyTorch takes NCHW, Keras NHWC; both float32.
+    framework : {"torch", "keras", "onnxruntime"}
+        ``pytorch``, ``tf`` and ``onnx`` are understood too. PyTorch and ONNX Runtime take NCHW, Keras NHWC,
+        all float32. ONNX Runtime is the quickest on a CPU: the PyTorch model is exported once for one
+        resolution, and the graph kept in the cache folder under what it was made from. It takes and gives
+        numpy arrays, and cannot be trained.
     checkpoint : path, True or None
         A file in any supported format and layout; True fetches the entry's own; None leaves the weights as
         initialised: random in PyTorch, zero in Keras.
     resolution : int or (int, int), optional
         Input size in pixels, a side or (height, width), square or not; default the entry's test resolution.
-        The models run at any size, MOAT's windows (``window_size``) must divide the maps. An optimised model
-        is fastest at its own.
+        The models run at any size, ONNX Runtime's at this one only; MOAT's windows (``window_size``) must
+        divide the maps.
     num_classes : int or None
         Outputs of the head; None or 0 for none. Default those of the checkpoint or the exported folder, else
         1000. A checkpoint with another number of classes fills all but the head's last layer, which is new
@@ -123,10 +142,6 @@ def create_model(
     allow_missing_bn : bool
         Take a checkpoint without BatchNorm statistics, which then stay as initialised: mean 0 and variance 1,
         so the model predicts nothing until they are calibrated.
-    optimize : bool
-        PyTorch only: rewrite the model for inference, with BatchNorm folded into convolutions, fused
-        attention and maps whose channels lie last in memory (`ckptkit.families.torch_inference`). Logits are
-        the plain model's within 1e-4. It cannot be trained, and its ``state_dict`` is its own.
     compile : bool
         PyTorch only: compile the model's calls with ``torch.compile``; the first call takes a minute or so.
         Needs a C++ compiler on CPUs.
@@ -135,7 +150,7 @@ def create_model(
 
     Returns
     -------
-    torch.nn.Module or keras.Model
+    torch.nn.Module, keras.Model or OnnxModel
         In inference mode. Called on images it gives logits (N, classes), or the list of stage outputs. Its
         attribute ``loaded`` (`Loaded`) says what was loaded from where, and the settings.
 
@@ -145,7 +160,7 @@ def create_model(
         When there is no such entry or variant.
     UsageError
         When a setting does not exist in this family, is not known and has no default, or the checkpoint
-        contradicts it; when ``optimize`` or ``compile`` is asked of Keras, or nothing can be compiled here.
+        contradicts it; when ``compile`` is asked of another framework than PyTorch, or cannot work here.
     ConversionError
         When the checkpoint does not fit, or is of another variant.
     MissingDependencyError
@@ -167,10 +182,10 @@ def create_model(
     >>> [tuple(features.shape[1:]) for features in backbone(images)]
     [(32, 16, 16), (64, 8, 8), (96, 4, 4), (192, 2, 2)]
 
-    With an entry's published weights (downloaded at the first time), for fast inference at another size::
+    With an entry's published weights (downloaded at the first time), for fast inference on a CPU::
 
         model = ckptkit.create_model(
-            "moat0-224", checkpoint=True, resolution=(288, 384), optimize=True
+            "moat0-224", "onnxruntime", checkpoint=True, resolution=(288, 384)
         )
 
     The same weights in Keras, to be trained on ten other classes::
@@ -193,9 +208,7 @@ def create_model(
     entry = entry or (None if exported else _entry(id_or_variant, workspace))
     family = family_of_variant(entry.variant if entry else id_or_variant)
     variant = entry.variant if entry else id_or_variant
-    module = family.torch_module() if framework == "torch" else family.keras_module()
-    speed = _Speed(optimize, compile)
-    speed.check(framework)
+    _require_framework(family, framework, compile=compile)
     told = {
         key: value
         for key, value in (
@@ -223,7 +236,11 @@ def create_model(
     if located is None:
         settings = resolve_settings(family, said, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
-        return _finished(_build(module, wanted, settings), record, family, speed)
+
+        def initialised(name: Framework) -> tuple[Any, Loaded]:
+            return wanted.build(name, settings)[0], record
+
+        return _finished(initialised, wanted, record, framework, compile=compile, workspace=workspace)
     owner = entry or located.entry
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
@@ -240,60 +257,120 @@ def create_model(
         if strict:
             _require_same_pos_emb(located, wanted, found)
         settings = resolve_settings(family, said, name=located.path)
-        target = Target(_build(module, wanted, settings), module, framework, wanted.structure)
-        filling = fill(
-            target,
-            reader,
-            found,
-            weights=weights,
-            entry=owner,
-            strict=strict,
-            allow_missing_bn=allow_missing_bn,
-            warn=workspace.warn,
+        record = Loaded(variant, settings, owner.id if owner else None, located.path)
+
+        def filled(name: Framework) -> tuple[Any, Loaded]:
+            model, module = wanted.build(name, settings)
+            filling = fill(
+                Target(model, module, name, wanted.structure),
+                reader,
+                found,
+                weights=weights,
+                entry=owner,
+                strict=strict,
+                allow_missing_bn=allow_missing_bn,
+                warn=workspace.warn,
+            )
+            return model, replace(
+                record,
+                weights=filling.weights,
+                tensors=len(filling.moves),
+                initialised=filling.initialised,
+                misfits=filling.misfits,
+            )
+
+        return _finished(
+            filled,
+            wanted,
+            record,
+            framework,
+            compile=compile,
+            workspace=workspace,
+            key=lambda: _graph_key(located, wanted, settings, weights),
         )
-    record = Loaded(
-        variant,
-        settings,
-        owner.id if owner else None,
-        located.path,
-        filling.weights,
-        len(filling.moves),
-        filling.initialised,
-        filling.misfits,
-    )
-    return _finished(target.model, record, family, speed)
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """What is done to make a model fast."""
+def _require_framework(family: Family, framework: Framework, *, compile: bool) -> None:
+    """Refuse what cannot be done here, before anything slow is."""
+    if framework == "onnxruntime":
+        from ckptkit.models.onnx_model import PACKAGES
 
-    optimize: bool
-    compile: bool
-
-    def check(self, framework: Framework) -> None:
-        """Refuse what cannot be done, before anything slow is."""
-        for name, wanted in (("optimize", self.optimize), ("compile", self.compile)):
-            if wanted and framework != "torch":
-                raise UsageError(
-                    f"{name}=True is for PyTorch", hint=f"framework='torch', or leave {name} out"
-                )
-        if self.compile:
-            from ckptkit.families.torch_compiling import require_compiler
-
-            require_compiler()
+        require_installed(PACKAGES, "a model in ONNX Runtime")
+    else:
+        family.model_module(framework)
+    if compile:
+        if framework != "torch":
+            raise UsageError("compile=True is for PyTorch", hint="framework='torch', or leave compile out")
+        require_compiler()
 
 
-def _finished(model: Any, record: Loaded, family: Family, speed: _Speed) -> Any:
-    """Make a model with its weights fast if wanted, and attach its record."""
-    if speed.optimize:
-        model = family.fast_torch_module().optimised(model)
-    if speed.compile:
-        from ckptkit.families.torch_compiling import compiled
+def require_compiler() -> None:
+    """Check that `torch.compile` can compile here, by compiling next to nothing.
 
-        model = compiled(model)
+    On CPUs its code is C++, so it wants a C++ compiler and Python's headers; whether both are there and work
+    together only a trial can tell. What it compiled it keeps on the disk, so that a second trial is quick.
+    """
+    import torch
+
+    def little(x: Any) -> Any:
+        return x.sin() + 1
+
+    try:
+        torch.compile(little)(torch.zeros(8))
+    except RuntimeError as error:  # what torch's compiler raises is derived from it, and private
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"torch.compile does not work here: {reason}",
+            hint="install a C++ compiler (g++) and Python's headers, or leave compile out",
+        ) from error
+
+
+def _finished(
+    make: Callable[[Framework], tuple[Any, Loaded]],
+    wanted: _Wanted,
+    record: Loaded,
+    framework: Framework,
+    *,
+    compile: bool,
+    workspace: Workspace,
+    key: Callable[[], Mapping[str, Any] | None] = lambda: None,
+) -> Any:
+    """Make the model in its framework, and attach its record."""
+    if framework == "onnxruntime":
+        from ckptkit.models.onnx_model import onnx_model
+
+        size = wanted.resolution or wanted.family.default_resolution(wanted.variant)
+        return onnx_model(
+            lambda: make("torch"),
+            record,
+            size=parse_size(size, "resolution"),
+            features_only=wanted.features_only,
+            key=key(),
+            workspace=workspace,
+        )
+    model, record = make(framework)
     model.loaded = record
+    if compile:
+        # Shapes that may vary: MOAT's graph was not compiled after nine minutes (torch 2.13, a busy CPU).
+        model.compile(dynamic=False)
     return model
+
+
+def _graph_key(
+    located: Located, wanted: _Wanted, settings: Mapping[str, Any], weights: Weights
+) -> Mapping[str, Any] | None:
+    """What a graph depends on; None where nothing short identifies the checkpoint, such as a folder."""
+    source = Provenance(located).wait()
+    if not source:
+        return None
+    return {
+        "source": dict(source),
+        "state_dict": located.state_dict,
+        "strip_prefix": located.strip_prefix,
+        "weights": wanted_copy(weights, located.entry),
+        "settings": dict(settings),
+        **{key: value for key, value in vars(wanted).items() if key != "family"},
+    }
 
 
 def _recognised(reader: Reader, variant: str) -> Recognition:
@@ -372,15 +449,3 @@ def _pos_emb(family: Family, asked: bool | Unset, entry: Entry | None, found: Re
     if entry is not None and entry.pos_emb is not None:
         return entry.pos_emb
     return True if found is None else found.structure.pos_emb
-
-
-def _build(module: Any, wanted: _Wanted, settings: Mapping[str, Any]) -> Any:
-    return module.build(
-        wanted.variant,
-        resolution=wanted.resolution,
-        num_classes=wanted.num_classes or None,
-        features_only=wanted.features_only,
-        **({"pos_emb": wanted.pos_emb} if wanted.family.has_pos_emb else {}),
-        **({"table_sizes": wanted.table_sizes} if wanted.table_sizes else {}),
-        **settings,
-    )

@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     from ckptkit.base.tensors import Array
     from ckptkit.registry import Entry
 
-Framework = Literal["torch", "keras"]
+Framework = Literal["torch", "keras", "onnxruntime"]
 
-FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras")
-_ALIASES = {"pytorch": "torch", "pt": "torch", "tf": "keras", "tf2": "keras", "tensorflow": "keras"}
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "keras", "onnxruntime")
+_ALIASES = {
+    "pytorch": "torch",
+    "pt": "torch",
+    "tf": "keras",
+    "tf2": "keras",
+    "tensorflow": "keras",
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+}
 
 
 def framework_named(text: str) -> Framework:

@@ -25,6 +25,7 @@ from ckptkit.models.images.gathering import Gatherer, NamedPicture
 from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.workspace import Workspace
+from tests.support import toys
 from tests.support.commands import pip_install
 from tests.support.moat_files import write_tiny
 from tests.support.pictures import drawn, save
@@ -197,6 +198,7 @@ def test_a_checkpoint_without_a_head_names_no_classes():
         (["torch"], ["torch"], f"predict needs torch; {pip_install('torch')}"),
         (["tensorflow"], ["torch"], None),
         (["tensorflow"], ["keras"], f"predict needs tensorflow; {pip_install('tensorflow')}"),
+        (["onnx"], ["onnxruntime"], f"predict needs onnx; {pip_install('onnx')}"),
         (["PIL", "torch"], ["torch"], f"predict needs torch and pillow; {pip_install('torch', 'pillow')}"),
     ],
 )
@@ -232,6 +234,22 @@ class TestRealModels:
                 rtol=1e-4,
             )
         assert len({one.top for one in ours}) == 2, "each picture its own answer"
+
+    def test_onnx_runtime_says_the_same(self, tmp_path):
+        for package in ("torch", "onnxruntime", "onnxscript"):
+            pytest.importorskip(package)
+        picture = save(drawn(90, 70, 1), tmp_path / "1.png")
+        with toys.toy_variants():
+            file = toys.toy_file(tmp_path, toys.MOAT)
+            ours, theirs = (
+                ckptkit.predict(file, picture, framework=framework)[0]
+                for framework in ("torch", "onnxruntime")
+            )
+        assert (ours.framework, theirs.framework) == ("torch", "onnxruntime")
+        assert [guess.index for guess in ours.top] == [guess.index for guess in theirs.top]
+        np.testing.assert_allclose(
+            [guess.probability for guess in ours.top], [guess.probability for guess in theirs.top], rtol=1e-4
+        )
 
     def test_the_numbers_are_the_models_own(self, tmp_path):
         """Set against the model called by hand on the picture prepared by hand."""

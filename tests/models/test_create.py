@@ -68,7 +68,7 @@ def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
     ("name", "options", "error", "words"),
     [
         ("moat9", {}, NotFoundError, "moat9"),
-        ("tiny-moat0", {"framework": "jax"}, UsageError, "one of torch, keras"),
+        ("tiny-moat0", {"framework": "jax"}, UsageError, "one of torch, keras, onnxruntime"),
         ("tiny-moat0", {"checkpoint": True}, UsageError, "needs an entry's id"),
         ("tiny-moat0", {"attn_force_fp32": True}, UsageError, "its settings are pool_size"),
         ("moganet-xt", {}, UsageError, "attn_force_fp32 is not known"),
@@ -155,37 +155,22 @@ def test_windows_at_another_resolution(bundle, framework):
         create_model("tiny-moat0", framework, resolution=96, **options)
 
 
-@pytest.mark.parametrize("name", ["tiny-moat0", "moganet-xt-224-timm"])
-def test_optimised_logits(bundle, moganet_files, name):
-    pytest.importorskip("torch")
-    checkpoint = bundle if name == "tiny-moat0" else moganet_files["timm"]
-    x = golden_input(64, 64)[:1]
-    plain, fast = (
-        create_model(name, checkpoint=checkpoint, resolution=64, optimize=optimize)
-        for optimize in (False, True)
-    )
-    np.testing.assert_allclose(run(fast, "torch", x), run(plain, "torch", x), rtol=0, atol=1e-4)
-    assert fast.loaded == plain.loaded
-
-
 def test_a_model_source_passes_the_options_on(bundle):
     pytest.importorskip("torch")
-    from ckptkit.families.torch_inference import InferenceModel
-
     workspace = Workspace()
     source = open_source(workspace.locate(bundle), workspace, resolution=64)
-    fast = source.model(optimize=True)
+    features = source.model(features_only=True)
+    assert features.features_only and features.resolution == (64, 64)
     x = golden_input(64, 64)[:1]
-    np.testing.assert_allclose(run(fast, "torch", x), run(source.model(), "torch", x), rtol=0, atol=1e-4)
-    assert isinstance(fast, InferenceModel)
-    assert fast.resolution == (64, 64)
+    whole = run(source.model(resolution=96), "torch", x)
+    np.testing.assert_array_equal(whole, run(source.model(), "torch", x))
 
 
-@pytest.mark.parametrize("option", ["optimize", "compile"])
-def test_keras_is_not_optimised(option):
-    need("keras")
-    with pytest.raises(UsageError, match=f"{option}=True is for PyTorch"):
-        create_model("tiny-moat0", "keras", **{option: True})
+@pytest.mark.parametrize("framework", ["keras", "onnxruntime"])
+def test_only_pytorch_is_compiled(framework):
+    need(framework)
+    with pytest.raises(UsageError, match="compile=True is for PyTorch"):
+        create_model("tiny-moat0", framework, compile=True)
 
 
 def test_a_torch_model_can_be_trained_further(bundle):

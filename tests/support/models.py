@@ -1,4 +1,4 @@
-"""Running models of either framework on the same images."""
+"""Running models of any framework on the same images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FRAMEWORKS = ("torch", "keras")
 
 
 def need(framework):
-    pytest.importorskip("torch" if framework == "torch" else "tensorflow")
+    pytest.importorskip({"torch": "torch", "keras": "tensorflow"}.get(framework, framework))
 
 
 def run(model, framework, x):
@@ -17,6 +17,9 @@ def run(model, framework, x):
     if framework == "keras":
         out = model(x)
         return [np.asarray(o) for o in out] if isinstance(out, list) else np.asarray(out)
+    if framework == "onnxruntime":
+        out = model(x.transpose(0, 3, 1, 2))
+        return [o.transpose(0, 2, 3, 1) for o in out] if isinstance(out, list) else out
     import torch
 
     with torch.inference_mode():

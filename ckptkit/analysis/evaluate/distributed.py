@@ -166,7 +166,7 @@ def process_group(device: str = "auto", framework: Framework = "torch") -> Itera
         yield Group()
         return
     if framework != "torch":
-        raise UsageError("--framework keras runs in one process", hint="start it without torchrun")
+        raise UsageError(f"--framework {framework} runs in one process", hint="start it without torchrun")
     # when one process ends, those that still look into its store need not say so at length
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

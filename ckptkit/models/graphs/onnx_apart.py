@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, listed
-from ckptkit.models.graphs.onnx_graph import LOGITS
-from ckptkit.models.graphs.onnx_runtime import OnnxGraph, is_stage, open_onnx
+from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, is_stage, open_onnx
 
 if TYPE_CHECKING:
     from ckptkit.base.tensors import Array

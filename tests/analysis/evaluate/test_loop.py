@@ -263,11 +263,12 @@ def test_a_flat_folder_gives_the_same_counts(known: Known, tmp_path: Path):
     assert counts(report) == (IMAGES, known.top1, known.top5)
 
 
-def test_keras_gives_the_same_counts(known: Known):
-    pytest.importorskip("tensorflow")
-    report = ckptkit.evaluate(known.model, known.data, framework="tf", batch_size=16)
+@pytest.mark.parametrize(("framework", "package"), [("tf", "tensorflow"), ("onnxruntime", "onnxruntime")])
+def test_other_frameworks_give_the_same_counts(known: Known, framework: str, package: str):
+    pytest.importorskip(package)
+    report = ckptkit.evaluate(known.model, known.data, framework=framework, batch_size=16)
     assert counts(report) == (IMAGES, known.top1, known.top5)
-    assert "tensorflow" in report.versions
+    assert package in report.versions
 
 
 def test_half_precision_computes_in_it(known: Known):

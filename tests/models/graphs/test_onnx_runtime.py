@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError  # noqa: E402
-from ckptkit.models.graphs.onnx_runtime import open_onnx  # noqa: E402
+from ckptkit.models.graphs.onnx_graph import open_onnx  # noqa: E402
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 4, 3), dtype=np.float32)
 KERNEL = np.random.default_rng(1).standard_normal((5, 3, 1, 1)).astype(np.float32)
@@ -171,7 +171,7 @@ def test_a_missing_file_is_not_found(tmp_path: Path):
 
 def test_importing_the_module_loads_nothing_heavy():
     code = (
-        "import sys, ckptkit.models.graphs.onnx_runtime, ckptkit.models.graphs.saved_model; "
+        "import sys, ckptkit.models.graphs.onnx_graph, ckptkit.models.graphs.saved_model; "
         "print(sorted({'onnx', 'onnxruntime', 'torch', 'tensorflow', 'numpy'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

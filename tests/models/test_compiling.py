@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ckptkit.base.errors import UsageError  # noqa: E402
-from ckptkit.families.torch_compiling import require_compiler  # noqa: E402
 from ckptkit.models import create_model  # noqa: E402
+from ckptkit.models.create import require_compiler  # noqa: E402
 
 WITHOUT_COMPILER = """
 from ckptkit.base.errors import UsageError
@@ -64,8 +64,8 @@ def test_without_a_compiler_it_is_refused_before_anything_is_built(tmp_path):
 def test_compiled_models_compute_the_same(name):
     torch.manual_seed(0)
     images = torch.randn(2, 3, 64, 64)
-    plain = create_model(name, resolution=64, num_classes=10, optimize=True)
-    compiled = create_model(name, resolution=64, num_classes=10, optimize=True, compile=True)
+    plain = create_model(name, resolution=64, num_classes=10)
+    compiled = create_model(name, resolution=64, num_classes=10, compile=True)
     compiled.load_state_dict(plain.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(compiled(images), plain(images), rtol=0, atol=1e-4)
