@@ -281,6 +281,17 @@ def web_address(url: str) -> str | None:
     return quote(url.encode(errors="surrogatepass"), safe=";/?:@&=+$,-_.!~*%#")
 
 
+def shape_text(shape: Iterable[int]) -> str:
+    """A tensor's shape for people.
+
+    Examples
+    --------
+    >>> shape_text((3, 4)), shape_text(())
+    ('3×4', 'scalar')
+    """
+    return "×".join(map(str, shape)) or "scalar"
+
+
 def human_bytes(count: int | float) -> str:
     """Size for people, in powers of 1000.
 

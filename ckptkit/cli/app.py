@@ -22,8 +22,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from ckptkit._version import __version__
 from ckptkit.base.text import escaped
+from ckptkit.cli.options import State
 from ckptkit.cli.output import ExitCode, Output, exit_code, prepare_streams
-from ckptkit.cli.state import State
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
 _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
@@ -289,19 +289,17 @@ def root(
 
 
 _MODULES = {
-    **dict.fromkeys(("list", "show"), "registry_commands"),
-    "registry": "registry_admin",
+    **dict.fromkeys(("list", "show"), "list_commands"),
+    "registry": "registry_commands",
     **dict.fromkeys(("fetch", "import"), "store_commands"),
-    **dict.fromkeys(("verify", "inspect"), "verify_commands"),
-    "diff": "diff_commands",
+    **dict.fromkeys(("verify", "inspect", "diff"), "compare_commands"),
     **dict.fromkeys(("convert", "synth"), "convert_commands"),
     "parity": "parity_commands",
     "profile": "profile_commands",
     "predict": "predict_commands",
     "cam": "cam_commands",
     **dict.fromkeys(("eval", "calibrate"), "eval_commands"),
-    "plot": "plot_commands",
-    "logs": "logs_commands",
+    **dict.fromkeys(("plot", "logs"), "plot_commands"),
     "export": "export_commands",
     "cache": "cache_commands",
     "demo": "demo_commands",

@@ -1,8 +1,9 @@
-"""``cache``: what lies on this machine, whether it still holds, and how to be rid of it."""
+"""``cache``: what is on this machine, whether it still holds, and how to be rid of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +12,8 @@ import typer
 from ckptkit.base.parse import parse_age, parse_bytes
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.holdings import holding_cells, holdings_json, total_cells
+from ckptkit.cli.options import State, state_of
 from ckptkit.cli.output import Column, ExitCode
-from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.store.cache import Home
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckptkit.store.inventory import Holding
     from ckptkit.store.prune import Removal
     from ckptkit.store.rehash import Verdict
+
 
 cache_app = typer.Typer(
     help="See, check and clear what lies in the cache folder (CKPTKIT_HOME).", no_args_is_help=True
@@ -60,7 +61,7 @@ def ls_command(context: typer.Context, ids: Ids = None) -> None:
         _refuse_unknown(ids, [holding.id for holding in held])
     if not held:
         state.output.note(f"{home.path}: nothing in the cache yet")
-    state.output.result(holdings_json(home, held), lambda: _print_holdings(state, home, held))
+    state.output.result(_cache_json(home, held), lambda: _print_holdings(state, home, held))
 
 
 def _print_holdings(state: State, home: Home, held: Sequence[Holding]) -> None:
@@ -68,8 +69,8 @@ def _print_holdings(state: State, home: Home, held: Sequence[Holding]) -> None:
         return
     columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
                Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
-    rows = [holding_cells(holding) for holding in held]
-    rows.append(total_cells(held))
+    rows = [_entry_cells(holding) for holding in held]
+    rows.append(_total_cells(held))
     if len(home.homes) > 1:
         columns.append(Column("folder"))
         rows = [[*row, str(h.home)] for row, h in zip(rows, held, strict=False)] + [[*rows[-1], ""]]
@@ -295,4 +296,76 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
         "detail": verdict.detail,
         "size": verdict.size,
         "sha256": verdict.sha256,
+    }
+
+
+def _entry_cells(holding: Holding) -> list[str]:
+    """What `cache ls` shows of an entry, a cell a column."""
+    conversions = holding.of("converted")
+    converted = f"{len(conversions)}: {human_bytes(holding.size_of('converted'))}" if conversions else "-"
+    return [
+        holding.id,
+        human_bytes(holding.size_of("artefact")) if holding.of("artefact") else "-",
+        human_bytes(holding.size_of("unpacked")) if holding.of("unpacked") else "-",
+        converted,
+        human_bytes(holding.size),
+        _day(holding.used),
+        _state_in_words(holding),
+    ]
+
+
+def _total_cells(held: Sequence[Holding]) -> list[str]:
+    """The last row: how many entries, and how much of each kind."""
+    kinds = [
+        human_bytes(sum(h.size_of(kind) for h in held)) for kind in ("artefact", "unpacked", "converted")
+    ]
+    size = human_bytes(sum(h.size for h in held))
+    return [f"total of {len({h.id for h in held})}", *kinds, size, "", ""]
+
+
+def _state_in_words(holding: Holding) -> str:
+    said = []
+    names = {"artefact": "file", "unpacked": "unpacked", "converted": "conversion", "unfinished": "download"}
+    for item in holding.items:
+        if item.kind == "unfinished":
+            if item.path.suffix != ".json":
+                said.append(f"{item.state}: {human_bytes(item.size)}")
+        elif item.state != "intact":
+            what = item.path.name if item.kind == "converted" else names[item.kind]
+            said.append(f"{what} {item.state}")
+    return ", ".join(said) or "intact"
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def _cache_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
+    """The same for ``--json``, every file with its path."""
+    return {
+        "folders": [str(single.path) for single in home.homes],
+        "entries": [
+            {
+                "id": holding.id,
+                "folder": str(holding.home),
+                "size": holding.size,
+                "last_used": _iso(holding.used),
+                "imported_by_hand": holding.by_hand,
+                "intact": holding.is_intact,
+                "items": [
+                    {"kind": item.kind, "path": str(item.path), "size": item.size, "state": item.state}
+                    for item in holding.items
+                ],
+            }
+            for holding in held
+        ],
+        "total": {
+            kind: sum(holding.size_of(kind) for holding in held)
+            for kind in ("artefact", "unpacked", "converted", "unfinished")
+        }
+        | {"all": sum(holding.size for holding in held)},
     }

@@ -16,6 +16,7 @@ from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     ResolutionOption,
     SettingOptions,
+    State,
     StateDictOption,
     StripPrefixOption,
     SyntheticOption,
@@ -23,9 +24,9 @@ from ckptkit.cli.options import (
     WeightsOption,
     WhichWeights,
     opened_source,
+    state_of,
 )
 from ckptkit.cli.output import Column, Output
-from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.analysis.cam.explain import Activations, Explainer

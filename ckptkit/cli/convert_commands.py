@@ -12,20 +12,22 @@ import typer
 from ckptkit.base.errors import UsageError, listed
 from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import human_bytes, shape_text
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
+    State,
     StateDictOption,
     StripPrefixOption,
     WeightsOption,
     WhichWeights,
     one_of_these,
     parse_settings,
+    state_of,
 )
 from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
-from ckptkit.cli.state import State, state_of
+from ckptkit.cli.options import State, state_of
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
@@ -239,7 +241,7 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
     rows = [
         [
             move.target.name,
-            "×".join(map(str, move.target.shape)) or "scalar",
+            shape_text(move.target.shape),
             str(move.target.dtype),
             move.op,
             move.source,

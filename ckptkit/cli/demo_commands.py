@@ -9,7 +9,7 @@ import typer
 
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.state import State, state_of
+from ckptkit.cli.options import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.compare.verify import VerifyReport
@@ -87,7 +87,7 @@ def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Locat
 
 
 def _verify(state: State, located: Located) -> VerifyReport:
-    from ckptkit.cli.verify_commands import print_report
+    from ckptkit.cli.compare_commands import print_report
     from ckptkit.compare.verify import verify_checkpoint
 
     state.output.text("", f"3. ckptkit verify {located.name} --deep")

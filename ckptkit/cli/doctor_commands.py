@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ckptkit.cli.options import state_of
 from ckptkit.cli.output import Output
-from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
     from ckptkit.doctor import Examination, Finding

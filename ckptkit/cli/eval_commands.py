@@ -15,6 +15,7 @@ from ckptkit.cli.options import (
     FrameworkOption,
     ResolutionOption,
     SettingOptions,
+    State,
     StateDictOption,
     StripPrefixOption,
     SyntheticOption,
@@ -22,10 +23,10 @@ from ckptkit.cli.options import (
     WeightsOption,
     WhichWeights,
     opened_source,
+    state_of,
 )
 from ckptkit.cli.output import Column, Output
 from ckptkit.cli.remote_output import Place
-from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.analysis.evaluate.loop import ProgressBar

@@ -15,6 +15,7 @@ from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     ResolutionOption,
     SettingOptions,
+    State,
     StateDictOption,
     StripPrefixOption,
     SyntheticOption,
@@ -23,10 +24,10 @@ from ckptkit.cli.options import (
     WhichWeights,
     one_of_these,
     opened_source,
+    state_of,
 )
 from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
-from ckptkit.cli.state import State, state_of
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
 
 if TYPE_CHECKING:

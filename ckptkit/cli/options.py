@@ -1,22 +1,118 @@
-"""Choices that several commands offer."""
+"""What the global options said, and the options that several commands share."""
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from ckptkit.base.parse import parse_resolution
-from ckptkit.cli.completion import complete_variants
+from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.cli.entry_table import Listed
+    from ckptkit.registry import Catalogue, Registry, Row
     from ckptkit.workspace import Workspace
+
+
+@dataclass
+class State:
+    """Global options of one run.
+
+    Parameters
+    ----------
+    output : Output
+        The sink.
+    offline : bool
+        Never touch the network.
+    registries : tuple of Path
+        ``--registry`` files, later overrides earlier; come after ``CKPTKIT_REGISTRY``'s.
+    mirrors : tuple of str
+        ``--mirror FROM=TO`` rules, before ``CKPTKIT_MIRROR``'s.
+    """
+
+    output: Output = field(default_factory=Output)
+    offline: bool = False
+    registries: tuple[Path, ...] = ()
+    mirrors: tuple[str, ...] = ()
+    _spool: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+
+    def workspace(self) -> Workspace:
+        """The registries, cache and network rules that the global options name."""
+        from ckptkit.workspace import Workspace
+
+        return Workspace(
+            registries=self.registries,
+            offline=self.offline,
+            mirrors=self.mirrors,
+            note=self.output.note,
+            warn=self.output.warn,
+            progress=self.output.progress,
+            standard_input=self.spooled_input,
+        )
+
+    def spooled_input(self) -> Path:
+        """Copy standard input into a temporary file, which is there until the command ends.
+
+        Raises
+        ------
+        UsageError
+            Standard input is a terminal, or was read before.
+        StorageError
+            The disk refuses.
+        """
+        from ckptkit.base.errors import UsageError, storage_error
+
+        if self._spool is not None:
+            raise UsageError("standard input can be read once only", hint="give '-' in one place")
+        if sys.stdin.isatty():
+            raise UsageError("standard input is a terminal", hint="send a file into it: … < FILE")
+        self._spool = tempfile.TemporaryDirectory(prefix="ckptkit-stdin-")
+        path = Path(self._spool.name, "stdin")
+        self.output.call(path, "standard input")
+        try:
+            with path.open("wb") as file, self.output.progress("reading standard input", None) as advance:
+                while piece := sys.stdin.buffer.read(1 << 20):
+                    file.write(piece)
+                    advance(len(piece))
+        except OSError as error:
+            raise storage_error(error, path.parent) from error
+        return path
+
+    def close(self) -> None:
+        """Remove what stood for standard input."""
+        if self._spool is not None:
+            self._spool.cleanup()
+
+    def registry(self) -> Registry:
+        """Load the built-in registry with every overlay on top."""
+        from ckptkit.families import registry_families
+        from ckptkit.registry import load_registry
+
+        return load_registry(self.registries, registry_families)
+
+    def rows(self) -> Catalogue[Row]:
+        """The same entries without their schema: for commands that only show them, and start at once."""
+        from ckptkit.families import registry_families
+        from ckptkit.registry.rows import load_rows
+
+        return load_rows(self.registries, registry_families)
+
+
+def state_of(context: typer.Context) -> State:
+    """Return the State of the running command."""
+    return cast(State, context.find_root().obj)
 
 
 class WhichWeights(str, Enum):
@@ -189,3 +285,74 @@ def opened_source(
         settings=parse_settings(settings),
     ) as source:
         yield source
+
+
+_ABOUT_GLOB = "a glob, any case; may be repeated."
+_ABOUT_COUNT = "such as 30M, 5.7B or 30000000."
+
+PatternsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATTERN…",
+        help="Ids or globs on the id, such as 'moat*-384*'.",
+        autocompletion=complete_ids,
+    ),
+]
+FamilyOption = Annotated[
+    list[str] | None, typer.Option(help=f"Family: {_ABOUT_GLOB}", autocompletion=complete_families)
+]
+VariantsOption = Annotated[
+    list[str] | None, typer.Option(help=f"Architecture: {_ABOUT_GLOB}", autocompletion=complete_variants)
+]
+SettingOption = Annotated[list[str] | None, typer.Option(help=f"Training setting: {_ABOUT_GLOB}")]
+PretrainOption = Annotated[list[str] | None, typer.Option(help=f"Pretraining data: {_ABOUT_GLOB}")]
+AtLeastOption = Annotated[str | None, typer.Option(metavar="COUNT", help=f"At least, {_ABOUT_COUNT}")]
+AtMostOption = Annotated[str | None, typer.Option(metavar="COUNT", help=f"At most, {_ABOUT_COUNT}")]
+LeastTop1Option = Annotated[float | None, typer.Option(metavar="PERCENT", help="At least this top-1.")]
+MostTop1Option = Annotated[float | None, typer.Option(metavar="PERCENT", help="At most this top-1.")]
+PixelsOption = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
+]
+PosEmbOption = Annotated[
+    bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
+]
+CachedOption = Annotated[bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")]
+
+
+def found_entries(
+    catalogue: Catalogue[Row], patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
+) -> list[Listed]:
+    """Return the entries that meet every condition given.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+    patterns : sequence of str or None
+        Ids and globs on them; None for all.
+    cached : bool or None
+        In the cache or not.
+    **conditions
+        As `Catalogue.find` takes them.
+
+    Raises
+    ------
+    NotFoundError
+        When a plain id is not there.
+    """
+    from ckptkit.cli.entry_table import Listed
+    from ckptkit.store.cache import Home
+
+    found = catalogue.find(ids=_known(catalogue, patterns), **conditions)
+    fetched = set(Home.default().fetched_ids())
+    items = [Listed(row, row.id in fetched) for row in found]
+    return [item for item in items if cached is None or item.cached is cached]
+
+
+def _known(catalogue: Catalogue[Row], patterns: Sequence[str] | None) -> Sequence[str] | None:
+    """Patterns as they are, after refusing a plain id that is not there."""
+    from ckptkit.registry.query import is_glob
+
+    for pattern in patterns or []:
+        if not is_glob(pattern):
+            catalogue[pattern]
+    return patterns or None

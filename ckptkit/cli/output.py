@@ -14,6 +14,7 @@ import io
 import os
 import re
 import select
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from ckptkit.base.text import escaped, json_text, printed
 Results = Callable[..., None]
 """Takes a result and how people see it, as `Output.result` does."""
 
+_COLUMN_GAP = 3
+"""Blanks between the columns of a drawn table."""
 READER_GONE = 141
 """Exit status when the reader of our output went away: 128 + SIGPIPE, as of a program ended by the signal."""
 _PLAIN_LETTERS = "ckptkit"
@@ -200,6 +203,14 @@ class Output:
                 for cell, width, column in zip(cells, widths, columns, strict=True)
             )
             print("  ".join(aligned).rstrip(), file=self.stdout)
+
+    def fits(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether a drawn table would show every cell whole; plain text is as wide as it likes."""
+        if not self.stdout.isatty():
+            return True
+        cells = zip((column.heading for column in columns), *rows, strict=True)
+        width = sum(max(len(self.line(cell)) for cell in column) + _COLUMN_GAP for column in cells)
+        return width <= shutil.get_terminal_size().columns
 
     def _draw(
         self,

@@ -12,6 +12,7 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
+from ckptkit.base.text import shape_text
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     SettingOptions,
@@ -21,9 +22,9 @@ from ckptkit.cli.options import (
     WhichWeights,
     one_of_these,
     parse_settings,
+    state_of,
 )
 from ckptkit.cli.output import Column, Output
-from ckptkit.cli.state import state_of
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
@@ -247,7 +248,7 @@ def print_report(output: Output, report: ParityReport) -> None:
     rows = [
         [
             stage.name,
-            "×".join(map(str, stage.shape)),
+            shape_text(stage.shape),
             f"{stage.max_abs:.2e}",
             f"{stage.mean_abs:.2e}",
             f"{stage.relative:.2e}",

@@ -1,15 +1,19 @@
-"""``plot``: accuracy against parameters or FLOPs, as a picture or a page."""
+"""``plot`` and ``logs``: published accuracy as a picture or a page, and how a checkpoint was trained."""
 
 from __future__ import annotations
 
+import math
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.base.parse import parse_inches
-from ckptkit.cli.filters import (
+from ckptkit.base.text import csv_text
+from ckptkit.cli.completion import complete_logs
+from ckptkit.cli.options import (
     AtLeastOption,
     AtMostOption,
     CachedOption,
@@ -23,8 +27,14 @@ from ckptkit.cli.filters import (
     SettingOption,
     VariantsOption,
     found_entries,
+    state_of,
 )
-from ckptkit.cli.state import state_of
+from ckptkit.cli.output import Column, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ckptkit.analysis.logs import Epoch, TrainingLog
 
 
 class Cost(str, Enum):
@@ -44,6 +54,7 @@ class Accuracy(str, Enum):
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
     app.command(short_help="Draw accuracy against parameters or FLOPs.")(plot)
+    app.command(short_help="Show how a checkpoint was trained.")(logs)
 
 
 def plot(
@@ -132,3 +143,188 @@ def plot(
         {"path": str(saved.path), "dry_run": dry_run, "entries": saved.entries, "points": saved.points},
         *([] if dry_run else [str(saved.path)]),
     )
+
+
+_HEADINGS = {
+    "train_loss": "training loss",
+    "val_loss": "validation loss",
+    "top1": "top-1",
+    "top5": "top-5",
+    "ema_val_loss": "validation loss (ema)",
+    "ema_top1": "top-1 (ema)",
+    "ema_top5": "top-5 (ema)",
+    "lr": "learning rate",
+    "seconds": "time",
+}
+
+
+class LogForm(str, Enum):
+    """How ``logs`` prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def logs(
+    context: typer.Context,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID|FILE",
+            help="An entry's id, or a .log.json of mmcv or summary.csv of timm.",
+            autocompletion=complete_logs,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PICTURE", help="Draw it too: a .png, .svg or .pdf file."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The figure that tells the best epoch; a wrong one lists them all."
+        ),
+    ] = None,
+    all_epochs: Annotated[bool, typer.Option("--all-epochs", help="A row for every epoch.")] = False,
+    every: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="A row for every N-th epoch, and the last.")
+    ] = None,
+    form: Annotated[LogForm, typer.Option("--format", help="What to print.")] = LogForm.TABLE,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Fetch the log again, even if cached.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say which picture would be written, and write none.")
+    ] = False,
+) -> None:
+    """Show how a checkpoint was trained: its best and its last epoch beside the published accuracy.
+
+    Reads the training log that is published beside the checkpoint (fetched once, then cached), or a log of
+    your own. Drawing needs matplotlib.
+
+    Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
+    """
+    from ckptkit.analysis.logs import read_log
+    from ckptkit.analysis.logs.figure import PURPOSE, picture_format
+    from ckptkit.analysis.plot.figure import require_matplotlib
+    from ckptkit.base.files import refuse_existing
+
+    state = state_of(context)
+    picture = None
+    if output is not None:
+        picture = picture_format(output)
+        require_matplotlib(PURPOSE)
+        refuse_existing(output, force=force)
+    log = read_log(what, state.workspace(), refresh=refresh)
+    log.best(metric)  # refuses a figure that is not there, before anything is printed
+    rows = _chosen_epochs(log, every, everything=all_epochs or state.output.verbose)
+    if form is LogForm.JSON:
+        state.output.as_json = True
+    csv = form is LogForm.CSV
+    state.output.result(
+        log.to_json(metric),
+        partial(state.output.document, as_csv(log, rows or log.epochs))
+        if csv
+        else partial(print_log, state.output, log, rows, metric),
+    )
+    if output is not None and picture is not None:
+        if dry_run:
+            state.output.note(f"would write {output}")
+            return
+        _draw_log(log, output, picture, metric, force=force)
+        state.output.note(f"wrote {output}")
+
+
+def _draw_log(log: TrainingLog, output: Path, form: str, metric: str | None, *, force: bool) -> None:
+    from ckptkit.analysis.logs.figure import draw_log
+    from ckptkit.base.files import StagedFile
+
+    picture = draw_log(log, form, metric=metric)
+    with StagedFile(output, force=force) as staged:
+        staged.append(picture)
+        staged.commit()
+
+
+def _chosen_epochs(log: TrainingLog, every: int | None, *, everything: bool) -> list[Epoch]:
+    """The epochs to print in rows of their own: none but for ``--every`` and ``--all-epochs``."""
+    if every is None:
+        return list(log.epochs) if everything else []
+    return [epoch for epoch in log.epochs if epoch.number % every == 0 or epoch is log.last]
+
+
+def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: str | None = None) -> None:
+    """Print the summary of a log, and before it the rows asked for."""
+    names = [name for name in _HEADINGS if log.has(name)]
+    name = metric or log.metric
+    if name is None:
+        names = log.figures()
+    elif name not in names:
+        names.insert(0, name)
+    best = log.best(metric)
+    first = log.epochs[0].number
+    output.text(f"{log.name}: {log.framework} log, {len(log.epochs)} epochs ({first} to {log.last.number})")
+    columns = [Column(""), Column("epoch", numeric=True)]
+    columns += [Column(_HEADINGS.get(name, name), numeric=True) for name in names]
+    table = [_epoch_row("", epoch, names) for epoch in rows]
+    if best is not None:
+        table.append(_epoch_row("best", best, names))
+    table.append(_epoch_row("last", log.last, names))
+    if any(log.published(name) is not None for name in names):
+        table.append(
+            ["published", "", *(_figure_cell(name, log.published(name), absent="") for name in names)]
+        )
+    output.table(columns, table)
+    output.text(_log_verdict(log, best, name))
+    for remark in log.remarks:
+        output.note(f"{log.path.name}: {remark}")
+    if log.diverged:
+        output.warn(f"the loss is not a finite number in {_epochs(log.diverged)}")
+
+
+def _log_verdict(log: TrainingLog, best: Epoch | None, name: str | None) -> str:
+    """Say how the best epoch stands beside the published figure."""
+    if name is None:
+        return "no best epoch: no known loss or accuracy; choose a figure with --metric"
+    heading = _HEADINGS.get(name, name)
+    if best is None:
+        return f"best {heading}: no epoch has a number"
+    found, published = best.figure(name) or 0.0, log.published(name)
+    said = f"best {heading} {_figure_cell(name, found)} at epoch {best.number}"
+    if published is None:
+        return said + ("" if log.url else "; no published figure to set beside it")
+    return f"{said}, published {published:g}%: {found - published:+.2f}"
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:5])
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return f"epoch{'s' if len(numbers) > 1 else ''} {shown}{more}"
+
+
+def _epoch_row(mark: str, epoch: Epoch, names: Sequence[str]) -> list[str]:
+    return [mark, str(epoch.number), *(_figure_cell(name, epoch.figure(name)) for name in names)]
+
+
+def _figure_cell(name: str, value: float | None, absent: str = "–") -> str:
+    if value is None:
+        return absent
+    if not math.isfinite(value):
+        return str(value)
+    if name == "seconds":
+        minutes, seconds = divmod(round(value), 60)
+        return (
+            f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+        )
+    if name == "lr":
+        return f"{value:.2e}"
+    return f"{value:.2f}%" if name in ("top1", "top5", "ema_top1", "ema_top5") else f"{value:.4f}"
+
+
+def as_csv(log: TrainingLog, epochs: Sequence[Epoch]) -> str:
+    """Rows of every figure the log has, for a spreadsheet; a figure that is not there is empty."""
+    names = log.figures()
+    rows = [["epoch", *names]]
+    for epoch in epochs:
+        figures = (epoch.figure(name) for name in names)
+        rows.append([str(epoch.number), *("" if value is None else repr(value) for value in figures)])
+    return csv_text(rows)

@@ -9,9 +9,8 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_ids_or_variants
-from ckptkit.cli.options import SettingOptions, parse_settings
+from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
 from ckptkit.cli.output import Column, Output
-from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.analysis import EntryAudit, FigureCheck, ModuleProfile, ProfileReport

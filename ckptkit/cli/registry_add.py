@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ckptkit.base.files import resolved
+from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import complete_families, complete_ids, complete_values, complete_variants
-from ckptkit.cli.options import SettingOptions, StateDictOption, StripPrefixOption, parse_settings
-from ckptkit.cli.registry_target import show_edit, target_registry
-from ckptkit.cli.state import State, state_of
+from ckptkit.cli.options import (
+    SettingOptions,
+    State,
+    StateDictOption,
+    StripPrefixOption,
+    parse_settings,
+    state_of,
+)
 
 if TYPE_CHECKING:
-    from ckptkit.cli.checkpoint_facts import CheckpointFacts
+    from ckptkit.families.base import Recognition
+    from ckptkit.formats.base import Reader
     from ckptkit.registry import Addition, Entry
+    from ckptkit.registry.writeback import Edit
+    from ckptkit.workspace import Located
+
 
 _COUNT = "exactly as published, such as"
 
@@ -154,7 +166,6 @@ def add_command(
     said = {**{name: value for name, value in fields.items() if value is not None}, **told}
     facts = None
     if checkpoint is not None:
-        from ckptkit.cli.checkpoint_facts import checkpoint_facts, observed_fields
         from ckptkit.workspace import Located
 
         located = Located(checkpoint).chosen(state_dict, strip_prefix)
@@ -171,6 +182,45 @@ def add_command(
         edit.write()
     line = f"{entry.id}  {entry.family}  {entry.variant}  {entry.format}  {entry.layout}"
     show_edit(state, target, edit, {"entry": entry.model_dump(mode="json")}, [line], dry_run=dry_run)
+
+
+def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
+    """Return the registry to write and those below it; None takes the last registry in use."""
+    from ckptkit.base.errors import UsageError
+    from ckptkit.registry import built_in_path, in_source_tree, registry_files
+
+    files = registry_files(state.registries)
+    if file is None and len(files) == 1 and not in_source_tree():
+        raise UsageError(
+            "the registry inside the installed package is not for editing",
+            hint="name one of your own with --file FILE (made if need be), then use it with --registry",
+        )
+    target = file or files[-1]
+    there = [resolved(path) for path in files]
+    if resolved(target) in there:
+        return target, files[: there.index(resolved(target))]
+    return target, [built_in_path()]
+
+
+def show_edit(
+    state: State, target: Path, edit: Edit, result: dict[str, Any], lines: Sequence[str], *, dry_run: bool
+) -> None:
+    """Show a change of a registry file: what was written, or with --dry-run the diff."""
+    from ckptkit.registry import registry_files
+
+    diff = scrubbed(edit.diff()).rstrip("\n").split("\n") if edit.changes else []
+    result |= {"file": str(target), "changed": bool(edit.changes), "dry_run": dry_run}
+    if dry_run:
+        state.output.result(result | {"diff": diff}, *diff)
+        if not diff:
+            state.output.note(f"{target}: would stay as it is")
+        return
+    state.output.result(result, *lines)
+    if not edit.changes:
+        state.output.note(f"{target}: already up to date")
+        return
+    in_use = resolved(target) in [resolved(path) for path in registry_files(state.registries)]
+    state.output.note(f"{target}: written" + ("" if in_use else f"; use it with --registry {target}"))
 
 
 def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
@@ -247,3 +297,126 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
             f"{entry.id}: {key} is not said, so every command that runs the model will ask for it; "
             f"--set {key}=true or false"
         )
+
+
+_PIECE = 1 << 20
+
+_REGISTRY_WORDS = {"keras-h5": "keras"}
+"""Layouts that are one to the registry, where the format tells them apart."""
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a file tells of itself.
+
+    Parameters
+    ----------
+    path : Path
+    recognised : mapping of str to Any
+        Fields of an entry that its tensors and its container leave no choice about.
+    settings : mapping of str to Any
+        Behaviour settings that its metadata states, as converted files have it.
+    copies : bool
+        Whether it holds two copies of the weights.
+    """
+
+    path: Path
+    recognised: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    copies: bool
+
+
+def checkpoint_facts(located: Located, *, variant: str | None = None) -> CheckpointFacts:
+    """Recognise a file.
+
+    Parameters
+    ----------
+    located : Located
+        Any supported file, folder or prefix.
+    variant : str, optional
+        What the user says it is of.
+
+    Raises
+    ------
+    NotFoundError
+        No such file, or no such variant.
+    FormatError
+        A damaged or unsupported file.
+    ConversionError
+        A file of no known family, or unlike the variant.
+    """
+    from ckptkit.families.base import require_recognition
+    from ckptkit.families.settings import known_settings
+
+    path = located.path
+    with located.open(None) as reader:
+        recognition = require_recognition(path, reader.specs, variant=variant)
+        family = recognition.family
+        recognised: dict[str, Any] = {
+            "family": family.name,
+            "variant": recognition.variant,
+            "layout": _REGISTRY_WORDS.get(recognition.layout, recognition.layout),
+            "format": reader.format,
+        }
+        if family.has_pos_emb:
+            recognised["pos_emb"] = recognition.structure.pos_emb
+        settings = known_settings(family, metadata=reader.metadata, path=path)
+        return CheckpointFacts(path, recognised, settings, _has_two_copies(reader, recognition))
+
+
+def _has_two_copies(reader: Reader, recognition: Recognition) -> bool:
+    if reader.weights is not None:  # a PyTorch file with a state dict for each
+        return True
+    twin = recognition.table.layout.second_copy
+    return twin is not None and any(twin.of(name) in reader.specs for name in recognition.table.by_external)
+
+
+def observed_fields(
+    path: Path, url: str, progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+) -> dict[str, Any]:
+    """Return sha256, size and their provenance of a local file that is to be the one at a URL.
+
+    Parameters
+    ----------
+    path : Path
+        The file as published.
+    url : str
+        Where it is published.
+    progress : callable
+        Opens a display for (description, total bytes).
+
+    Raises
+    ------
+    UsageError
+        When it is no single file.
+    StorageError
+        When it cannot be read.
+    """
+    import hashlib
+    from datetime import datetime, timezone
+
+    from ckptkit.base.errors import UsageError, storage_error
+
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not one file, and only the file as published has a checksum to pin",
+            hint="give the file that lies at the URL, such as the .tar.gz, or leave --pin out",
+        )
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as stream, progress(f"hashing {path}", path.stat().st_size) as advance:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+                advance(len(piece))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return {
+        "sha256": digest.hexdigest(),
+        "size": size,
+        "hash_provenance": {
+            "observed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "url": url,
+            "note": f"observed on a local file, {path.name}, which was not fetched from there",
+        },
+    }

@@ -1,217 +1,284 @@
-"""``list`` and ``show``: what the registry knows."""
+"""``registry validate``, ``schema``, ``pin`` and ``add``: for those who write registry files."""
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
-from ckptkit.cli.filters import (
-    AtLeastOption,
-    AtMostOption,
-    CachedOption,
-    FamilyOption,
-    LeastTop1Option,
-    MostTop1Option,
-    PatternsArgument,
-    PixelsOption,
-    PosEmbOption,
-    PretrainOption,
-    SettingOption,
-    VariantsOption,
-    found_entries,
-)
-from ckptkit.cli.state import state_of
+from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
+from ckptkit.base.files import resolved
+from ckptkit.cli.completion import complete_fetched
+from ckptkit.cli.options import State, state_of
+from ckptkit.cli.registry_add import add_command, show_edit, target_registry
 
 if TYPE_CHECKING:
-    from ckptkit.cli.listing import Field, Listed
-    from ckptkit.cli.output import Output
+    from ckptkit.cli.options import State
+    from ckptkit.registry import Entry, Pin
+    from ckptkit.store.cache import Home, Record
+    from ckptkit.store.trust import Trusted, TrustFile
 
 
-class Form(str, Enum):
-    """How ``list`` prints."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-    HTML = "html"
-
-
-_BY_ENDING = {
-    ".json": Form.JSON,
-    ".csv": Form.CSV,
-    ".md": Form.MARKDOWN,
-    ".html": Form.HTML,
-    ".htm": Form.HTML,
-}
+registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("list", short_help="List the published checkpoints.")(list_command)
-    app.command("show", short_help="Show everything known of an entry.")(show_command)
+    app.add_typer(registry_app, name="registry", short_help="Check, describe, pin and add to registry files.")
 
 
-def list_command(
+@registry_app.command("validate")
+def validate_command(
     context: typer.Context,
-    patterns: PatternsArgument = None,
-    family: FamilyOption = None,
-    variant: VariantsOption = None,
-    setting: SettingOption = None,
-    pretrain: PretrainOption = None,
-    min_params: AtLeastOption = None,
-    max_params: AtMostOption = None,
-    min_flops: AtLeastOption = None,
-    max_flops: AtMostOption = None,
-    min_top1: LeastTop1Option = None,
-    max_top1: MostTop1Option = None,
-    resolution: PixelsOption = None,
-    pos_emb: PosEmbOption = None,
-    cached: CachedOption = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Sort by a column; -COLUMN sorts downwards.",
-            autocompletion=complete_column,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE…", help="Registries, each on top of the built-in one; none: those in use."
         ),
     ] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Turn the order round.")] = False,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,…",
-            help="Columns to show; a wrong one lists them all.",
-            autocompletion=complete_columns,
-        ),
-    ] = None,
-    form: Annotated[
-        Form | None,
-        typer.Option(
-            "--format",
-            help="What to print; default what the ending of --output says, else table.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
 ) -> None:
-    """List the published checkpoints, in the order of the published tables.
+    """Check registry files: every fault with its line. Exit 1 when there are any.
 
-    A resolution such as 160/224 means: trained at 160, tested at 224.
-
-    Examples: ckptkit list --family moat --max-params 30M --min-top1 83
-    · ckptkit list 'tiny-*' --sort -top1 --columns id,params,top-1
-    · ckptkit list -o checkpoints.html
+    Examples: ckptkit registry validate · ckptkit registry validate mine.yaml --json
     """
-    from ckptkit.cli import listing
+    from ckptkit.registry import registry_files
 
     state = state_of(context)
-    chosen = listing.fields_named(columns)
-    catalogue = state.rows()
-    items = found_entries(
-        catalogue,
-        patterns,
-        cached=cached,
-        family=family,
-        variant=variant,
-        setting=setting,
-        pretrain_data=pretrain,
-        min_params=min_params,
-        max_params=max_params,
-        min_flops=min_flops,
-        max_flops=max_flops,
-        min_top1=min_top1,
-        max_top1=max_top1,
-        resolution=resolution,
-        pos_emb=pos_emb,
-    )
-    if sort is not None:
-        items = listing.ordered(items, sort, reverse=reverse)
-    elif reverse:
-        items.reverse()
-    wanted = form or _BY_ENDING.get(output.suffix.lower() if output else "") or Form.TABLE
-    if output is None:
-        _print(state.output, items, chosen, wanted)
-    else:
-        if not dry_run:
-            _write(
-                output,
-                items,
-                chosen,
-                Form.JSON if state.output.as_json and form is None else wanted,
-                force=force,
-            )
-        state.output.note(
-            f"would write {len(items)} entries to {output}" if dry_run else f"{len(items)} entries"
-        )
-        written = {"path": str(output), "dry_run": dry_run, "entries": len(items)}
-        state.output.result(written, *([] if dry_run else [str(output)]))
-    if not items:
-        state.output.note(f"no entry meets all of this (of {len(catalogue)} in the registry)")
+    checks = [_check(file) for file in files] if files else _check_chain(registry_files(state.registries))
+    state.output.result(checks, *(line for check in checks for line in _checked(check)))
+    if any(check["faults"] for check in checks):
+        from ckptkit.cli.output import ExitCode
+
+        raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
-def _write(path: Path, items: list[Listed], chosen: list[Field] | None, form: Form, *, force: bool) -> None:
-    """Write to a file what would be printed in a pipe."""
-    import io
-
-    from ckptkit.base.files import StagedFile
-    from ckptkit.cli.output import Output
-
-    text = io.StringIO()
-    _print(Output(stdout=text), items, chosen, form)
-    with StagedFile(path, force=force) as file:
-        file.append(text.getvalue().encode())
-        file.commit()
+def _checked(check: dict[str, Any]) -> Iterator[str]:
+    faults = check["faults"]
+    found = _counted(len(faults), "fault", "faults")
+    if not faults:
+        found = f"{_counted(check['entries'], 'entry', 'entries')}, no fault"
+    return (f"{check['file']}: {one}" for one in (*faults, found))
 
 
-def _print(output: Output, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
-    from ckptkit.cli import listing
+def _check(file: Path) -> dict[str, Any]:
+    from ckptkit.registry import built_in_path
 
-    def people() -> None:
-        if form is Form.CSV:
-            output.document(listing.as_csv(items, chosen))
-        elif form is Form.MARKDOWN:
-            from ckptkit.cli.markdown import tables
-
-            output.document(tables(items, chosen))
-        elif form is Form.HTML:
-            from ckptkit.cli.html_page import list_page
-
-            page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
-            output.document(page.encode("ascii", "xmlcharrefreplace").decode())
-        else:
-            listing.print_table(output, items, chosen)
-
-    output.as_json |= form is Form.JSON
-    output.result(listing.as_json(items, chosen), people)
+    built_in = built_in_path()
+    alone = resolved(file) == resolved(built_in)
+    return _check_chain([file] if alone else [built_in, file])[-1]
 
 
-def show_command(
+def _check_chain(files: list[Path]) -> list[dict[str, Any]]:
+    """Load files on top of each other: how many entries each has, or the faults of the first that has any."""
+    from ckptkit.base.errors import RegistryError
+    from ckptkit.families import registry_families
+    from ckptkit.registry.loading import load_texts, read_text
+
+    try:
+        registry = load_texts([(file, read_text(file)) for file in files], registry_families())
+    except RegistryError as error:
+        return [{"file": str(error.path), "entries": None, "faults": error.faults}]
+    counts = zip(files, registry.counts, strict=True)
+    return [{"file": str(file), "entries": count, "faults": []} for file, count in counts]
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+@registry_app.command("schema")
+def schema_command(context: typer.Context) -> None:
+    """Print the JSON Schema of a registry file, for editors.
+
+    Examples: ckptkit registry schema · ckptkit registry schema > registry.schema.json
+    """
+    from ckptkit.registry import json_schema
+
+    output = state_of(context).output
+    output.as_json = True  # a schema is JSON with or without --json
+    output.result(json_schema())
+
+
+@registry_app.command("pin")
+def pin_command(
     context: typer.Context,
     ids: Annotated[
-        list[str],
-        typer.Argument(metavar="ID…", help="Ids, or globs on them.", autocompletion=complete_ids),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="ID…", help="Fetched entries, or globs on ids.", autocompletion=complete_fetched
+        ),
+    ] = None,
+    all_entries: Annotated[
+        bool, typer.Option("--all", help="Pin every entry that was fetched, and pass over the others.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a different checksum, or pin the lesser upload.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")
+    ] = False,
 ) -> None:
-    """Show everything known of an entry, and what to run next.
+    """Write the observed sha256, size and time of fetched files into a registry file.
 
-    Examples: ckptkit show moat2-384-noposemb · ckptkit show 'moganet-xt-*' --json
+    What was observed stands in the cache and in the lock file. Comments and order are kept. The checksum is
+    that of the file you fetched, not the publisher's word: the entry says when and from where it was
+    observed, and which of the server's checksums held.
+
+    Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
-    from ckptkit.cli import showing
-    from ckptkit.store.cache import Home
+    from ckptkit.registry import pin_many, preview_pins
 
     state = state_of(context)
-    home = Home.default()
-    shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.rows().select(ids)]
-    with state.output.results() as show:
-        for place, (row, record, cached) in enumerate(shown):
-            lines = showing.as_lines(row, record, cached=cached)
-            show(showing.as_json(row, record, cached=cached), *[""] * bool(place), *lines)
+    pins = observed_checksums(state, ids or [], all_entries=all_entries, force=force)
+    target, below = target_registry(state, file)
+    edit = preview_pins(target, pins, below=below)
+    lines = [f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}" for pin in pins]
+    if not dry_run:
+        pin_many(target, pins, below=below)
+    shown = [
+        {"id": pin.id, "sha256": pin.sha256, "size": pin.size, "observed_at": pin.observed_at} for pin in pins
+    ]
+    show_edit(state, target, edit, {"pins": shown}, lines, dry_run=dry_run)
+
+
+registry_app.command("add")(add_command)
+
+
+def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, force: bool) -> list[Pin]:
+    """Pins of the entries asked for, or of all that were ever fetched here.
+
+    Raises
+    ------
+    UsageError
+        When both ids and all are asked for, or neither; when only the lesser upload of an entry was fetched.
+    NotFoundError
+        When an entry, or with ``all_entries`` every entry, was never fetched here.
+    IntegrityError
+        When what was observed contradicts an earlier pin, or the cache contradicts the lock file.
+    FormatError
+        When the lock file is damaged.
+    """
+    from ckptkit.store.cache import Home
+    from ckptkit.store.trust import TrustFile
+
+    if bool(ids) == all_entries:
+        both = ", not both" if ids else ""
+        raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list --cached'")
+    registry, home, trust = state.registry(), Home.default(), TrustFile.default()
+    if not all_entries:
+        return [
+            _pin_of(entry, _observed(entry, home, trust, force=force), force)
+            for entry in registry.select(ids)
+        ]
+    pins = []
+    for entry in registry.values():
+        try:
+            seen = _observed(entry, home, trust, force=force)
+        except NotFoundError:
+            continue
+        if _lacks_bn_statistics(entry, seen) and not force:
+            state.output.warn(
+                f"{entry.id}: passed over, only the upload without BatchNorm statistics is here"
+            )
+            continue
+        pins.append(_pin_of(entry, seen, force))
+    if not pins:
+        raise NotFoundError(
+            "nothing that could be pinned was fetched here", hint="run 'ckptkit fetch ID' first"
+        )
+    left = len(registry) - len(pins)
+    if left:
+        state.output.note(f"{len(pins)} of {len(registry)} entries were fetched; the others stay as they are")
+    return pins
+
+
+def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Record:
+    """Return what is known of an entry's file: the cache's record, else what the lock file remembers."""
+    known = trust.files(entry.id)
+    record = home.record(entry.id)
+    if record is None:
+        record = _remembered(entry, known)
+    if record is None:
+        raise NotFoundError(
+            f"{entry.id} was never fetched here, so nothing is known of its file",
+            hint=command("fetch", entry.id),
+        )
+    trusted = trust.promise(entry.id, record.file)
+    if trusted is not None and trusted.value != record.sha256 and not force:
+        raise IntegrityError(
+            f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
+            f"{trusted.value}",
+            hint="--force pins the cached one, if that is the right one",
+        )
+    return record
+
+
+def _remembered(entry: Entry, known: dict[str, Trusted]) -> Record | None:
+    """Make a record of what the lock file knows; of several uploads the one that is tried first."""
+    from ckptkit.store.cache import Record
+    from ckptkit.store.job import FOUND, IMPORTED
+    from ckptkit.store.sources import plan_sources
+
+    planned = {source.file: source.bn_statistics for source in reversed(plan_sources(entry))}
+    names = [*(source.file for source in plan_sources(entry)), *known]
+    file = next((name for name in names if name in known), None)
+    if file is None:
+        return None
+    seen = known[file]
+    return Record(
+        id=entry.id,
+        url=seen.url,
+        file=file,
+        size=seen.size,
+        sha256=seen.sha256,
+        fetched_at=seen.first_seen,
+        used_url=seen.used_url,
+        server_hashes=seen.server_hashes,
+        note={"import": IMPORTED, "cache": FOUND}.get(seen.how, ""),
+        bn_statistics=planned.get(file),
+    )
+
+
+def _pin_of(entry: Entry, record: Record, force: bool) -> Pin:
+    """Make a pin of a record; refuse what contradicts an earlier pin, or would refuse the better upload."""
+    from ckptkit.registry import Pin
+
+    if entry.sha256 is not None and entry.sha256 != record.sha256 and not force:
+        raise IntegrityError(
+            f"{entry.id}: the fetched file has sha256 {record.sha256}, but {entry.sha256} is pinned",
+            hint="--force pins the fetched one, if that is the right one",
+        )
+    if _lacks_bn_statistics(entry, record) and not force:
+        raise UsageError(
+            f"{entry.id}: the cached file is the upload without BatchNorm statistics ({record.url}), "
+            "and a checksum pinned from it would refuse the one with them",
+            hint="--force pins it all the same. "
+            + command("fetch", entry.id, "--force").replace("Run", "To have the better one first", 1),
+        )
+    came_from = record.used_url or record.url
+    return Pin(entry.id, record.sha256, record.size, record.fetched_at, came_from, _provenance_note(record))
+
+
+def _lacks_bn_statistics(entry: Entry, record: Record) -> bool:
+    """Whether it is the upload without statistics where the entry means the one with them."""
+    return record.bn_statistics is False and any(source.bn_statistics for source in entry.sources)
+
+
+def _provenance_note(record: Record) -> str | None:
+    """Say how the bytes came and what they were compared with, where that is more than the URL says."""
+    hashes = " and ".join(sorted(record.server_hashes))
+    elsewhere = record.used_url not in ("", record.url)
+    told = [
+        record.note,
+        f"published at {record.url}" if elsewhere else "",
+        f"the server's {hashes} held" if hashes else "",
+    ]
+    return "; ".join(text for text in told if text) or None

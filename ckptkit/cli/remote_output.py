@@ -19,7 +19,7 @@ from ckptkit.workspace import STANDARD
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ckptkit.cli.state import State
+    from ckptkit.cli.options import State
 
 
 class Place:

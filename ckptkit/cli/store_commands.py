@@ -13,13 +13,13 @@ import typer
 
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
+from ckptkit.cli.options import State, state_of
 from ckptkit.cli.output import Column, exit_code
-from ckptkit.cli.state import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.cli.at_once import Voice
     from ckptkit.cli.output import Output
+    from ckptkit.cli.parallel import SharedOutput
     from ckptkit.registry import Entry
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
@@ -96,7 +96,7 @@ def fetch_command(
 
     from ckptkit.base.errors import CkptkitError
     from ckptkit.base.parse import parse_rate
-    from ckptkit.cli.at_once import Works, one_voice
+    from ckptkit.cli.parallel import run_parallel, shared_output
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.mirrors import parse_mirrors
@@ -130,9 +130,9 @@ def fetch_command(
     else:
         stop = threading.Event()
         policy = replace(policy, sleep=stop.wait, stopped=stop.is_set)
-        with one_voice(state.output) as voice:
-            calls = [partial(_fetch_one, entry, fetching, policy, voice) for entry in entries]
-            outcomes = Works(calls, jobs, stop).run()
+        with shared_output(state.output) as shared:
+            calls = [partial(_fetch_one, entry, fetching, policy, shared) for entry in entries]
+            outcomes = run_parallel(calls, jobs, stop)
     errors: list[CkptkitError] = []
     with state.output.results() as show:
         for entry, fetched in zip(entries, outcomes, strict=True):
@@ -222,7 +222,7 @@ def _outcome(
 
 
 def _fetch_one(
-    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output | Voice
+    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output | SharedOutput
 ) -> Fetched:
     began = time.monotonic()
     fetched = fetching(entry, policy=policy, progress=output.progress, notes=output.note, warn=output.warn)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.cli.state import State
+from ckptkit.cli.options import State
 from ckptkit.registry import Registry, load_registry
 from tests.support.commands import Runner, pip_install, runner
 from tests.support.registries import write

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import UsageError
+from ckptkit.cli.options import State
 from ckptkit.cli.remote_output import Place
-from ckptkit.cli.state import State
 from ckptkit.models.synth import Synthetic, write_bundle
 from ckptkit.store import remote
 from ckptkit.store.remote import Store

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from ckptkit.cli.thumbnails import choose_renderer, fitted
+from ckptkit.cli.predict_commands import choose_renderer, fitted
 from tests.support.pictures import drawn
 
 image = pytest.importorskip("PIL.Image")

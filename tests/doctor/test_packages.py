@@ -136,7 +136,7 @@ def test_an_import_tells_of_another_project_in_the_same_environment(
     (tmp_path / folder).mkdir()
     (tmp_path / folder / file).write_text(f"Name: ckptkit\nVersion: 0.3.0\nAuthor: {author}\nLicense: MIT\n")
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]), "PATH": ""}
-    command = [sys.executable, "-c", "import ckptkit; import ckptkit.cli.state"]
+    command = [sys.executable, "-c", "import ckptkit; import ckptkit.cli.options"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (str(tmp_path / folder) in done.stderr) is told
     assert done.stderr.count("pip uninstall ckptkit; then install ckptkit-cli again") == told

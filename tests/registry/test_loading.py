@@ -11,7 +11,7 @@ import pytest
 
 import ckptkit
 from ckptkit.base.errors import NotFoundError, RegistryError, StorageError
-from ckptkit.cli.state import State
+from ckptkit.cli.options import State
 from ckptkit.registry import FamilyFacts, built_in_path, load_registry, load_texts
 from ckptkit.workspace import Workspace
 from tests.support.registries import SMALL, write

@@ -1,6 +1,6 @@
 """``list --format html``: a table to sort and filter, in one file that loads nothing.
 
-Without JavaScript it is a plain table with links. The page's parts lie in ``templates/``.
+Without JavaScript it is a plain table with links. The page's parts are in ``templates/``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ckptkit.analysis.plot.page import link, links_of, page, template
 from ckptkit.analysis.plot.points import family_indices, family_name
 from ckptkit.analysis.plot.theme import LIGHT
 from ckptkit.base.text import escaped
-from ckptkit.cli.listing import Field, Listed, field_named
+from ckptkit.cli.entry_table import Field, Listed, field_named
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row
@@ -30,15 +30,7 @@ _html = partial(escaped, target="html")
 
 
 def list_page(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
-    """Return the page.
-
-    Parameters
-    ----------
-    items : sequence of Listed
-        In the order in which they stand first.
-    chosen : sequence of Field, optional
-        Columns; by default what tells entries apart, and links to all that is published of them.
-    """
+    """Return the page; default columns are what tells entries apart, and links to all that is published."""
     fields = list(chosen or [field_named(key) for key in _KEYS])
     families = family_indices(item.row.family for item in items)
     body = Template(template("list.html", _TEMPLATES)).substitute(

@@ -16,7 +16,7 @@ import pytest
 
 from ckptkit.base.errors import NetworkError
 from ckptkit.cli.app import main
-from ckptkit.cli.at_once import Works
+from ckptkit.cli.parallel import run_parallel
 from ckptkit.store.cache import Home
 from tests.support.entries import final_files, pinned, random_bytes
 from tests.support.http_server import Answer, FaultServer, Request, goog_hash, slowly, stall, status
@@ -187,8 +187,8 @@ def test_works_keep_the_order_and_raise_what_is_no_error_of_ours() -> None:
         raise NetworkError("gone")
 
     stop = threading.Event()
-    one, error, three = Works([lambda: 1, fail, lambda: 3], 2, stop).run()
+    one, error, three = run_parallel([lambda: 1, fail, lambda: 3], 2, stop)
     assert (one, three, str(error)) == (1, 3, "gone") and not stop.is_set()
     with pytest.raises(ZeroDivisionError):
-        Works([lambda: 1 // 0, *[lambda: 1] * 5], 2, stop).run()
+        run_parallel([lambda: 1 // 0, *[lambda: 1] * 5], 2, stop)
     assert stop.is_set()

@@ -1,4 +1,4 @@
-"""The columns of ``ckptkit list``, and the four forms in which it prints them."""
+"""Entries of the registry side by side: as a table, JSON, CSV, or Markdown ready for a README."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.text import csv_text, escaped
+from ckptkit.base.text import csv_text, escaped, web_address
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
     from ckptkit.registry.rows import Row
+
 
 UNKNOWN = "-"
 DEFAULT_KEYS = (
@@ -279,3 +280,82 @@ def _csv_cell(value: Any) -> str:
         return ""
     # Counts are whole numbers; accuracies keep their point.
     return str(int(value)) if isinstance(value, float) and value >= 1000 else _plain(value)
+
+
+_PUBLISHED = ("name", "id", "setting", "pretrain", "resolution", "params", "flops", "top1", "top5")
+_Group = tuple[str, str | None, bool | None, str]
+
+
+def as_markdown(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
+    """Return the as_markdown, each under a heading.
+
+    Parameters
+    ----------
+    items : sequence of Listed
+    chosen : sequence of Field, optional
+        Columns; by default those of the published as_markdown, and of them only the ones that say something.
+    """
+    groups: dict[_Group, list[Listed]] = {}
+    for item in items:
+        row = item.row
+        groups.setdefault((row.family, row.group, row.pos_emb, row.layout), []).append(item)
+    return "\n\n".join(_markdown_table(key, members, chosen) for key, members in groups.items())
+
+
+def _markdown_table(key: _Group, items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
+    columns: list[tuple[str, bool, Callable[[Listed], str]]] = []
+    for field in chosen or [field_named(name) for name in _PUBLISHED]:
+        if chosen is None and all(field.shown(item) == UNKNOWN for item in items):
+            continue
+        columns.append((_markdown_capital(field), field.numeric, _markdown_cell(field)))
+    if chosen is None:
+        columns.append(("Files", False, _markdown_links))
+    lines = [
+        f"### {_markdown_heading(key, items)}",
+        "",
+        _markdown_line(name for name, _, _ in columns),
+        _markdown_line("---:" if numeric else "---" for _, numeric, _ in columns),
+        *(_markdown_line(cell(item) for _, _, cell in columns) for item in items),
+    ]
+    return "\n".join(lines)
+
+
+def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
+    """Say what the rows share: ``MOAT, strong, with position embedding (deeplab2 layout)``."""
+    family, group, pos_emb, layout = key
+    # The family's own spelling stands inside the display names: tiny-MOAT-0, MogaNet-XT.
+    parts = items[0].row.display_name.split("-")
+    title = next((part for part in parts if part.lower() == family), family)
+    embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
+    said = ", ".join(part for part in (title, group, embedding) if part)
+    return f"{escaped(said, 'markdown')} ({escaped(layout, 'markdown')} layout)"
+
+
+def _markdown_capital(field: Field) -> str:
+    return field.heading[:1].upper() + field.heading[1:] if field.key != "id" else "id"
+
+
+def _markdown_cell(field: Field) -> Callable[[Listed], str]:
+    if field.key == "id":
+        return lambda item: escaped(item.row.id, "code")
+    if field.key in {"url", "config", "log"}:
+        return lambda item: _markdown_link(field.key, field.value(item))
+    return lambda item: escaped(field.shown(item), "markdown")
+
+
+def _markdown_links(item: Listed) -> str:
+    row = item.row
+    first = next((source.url for source in row.sources if not source.manual), row.sources[0].url)
+    links = [("config", row.config_url), ("log", row.log_url), ("download", first)]
+    return " · ".join(_markdown_link(name, url) for name, url in links if url)
+
+
+def _markdown_link(name: str, url: str | None) -> str:
+    if not url:
+        return UNKNOWN
+    address = web_address(url)
+    return escaped(url, "code") if address is None else f"[{name}]({address})"
+
+
+def _markdown_line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,360 @@
+"""``list`` and ``show``: what the registry knows."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ckptkit.base.text import human_bytes
+from ckptkit.cli import entry_table
+from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
+from ckptkit.cli.options import (
+    AtLeastOption,
+    AtMostOption,
+    CachedOption,
+    FamilyOption,
+    LeastTop1Option,
+    MostTop1Option,
+    PatternsArgument,
+    PixelsOption,
+    PosEmbOption,
+    PretrainOption,
+    SettingOption,
+    VariantsOption,
+    found_entries,
+    state_of,
+)
+
+if TYPE_CHECKING:
+    from ckptkit.cli.entry_table import Field, Listed
+    from ckptkit.cli.output import Output
+    from ckptkit.registry.rows import Row
+    from ckptkit.store.cache import Record
+
+
+class Form(str, Enum):
+    """How ``list`` prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+    HTML = "html"
+
+
+_BY_ENDING = {
+    ".json": Form.JSON,
+    ".csv": Form.CSV,
+    ".md": Form.MARKDOWN,
+    ".html": Form.HTML,
+    ".htm": Form.HTML,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("list", short_help="List the published checkpoints.")(list_command)
+    app.command("show", short_help="Show everything known of an entry.")(show_command)
+
+
+def list_command(
+    context: typer.Context,
+    patterns: PatternsArgument = None,
+    family: FamilyOption = None,
+    variant: VariantsOption = None,
+    setting: SettingOption = None,
+    pretrain: PretrainOption = None,
+    min_params: AtLeastOption = None,
+    max_params: AtMostOption = None,
+    min_flops: AtLeastOption = None,
+    max_flops: AtMostOption = None,
+    min_top1: LeastTop1Option = None,
+    max_top1: MostTop1Option = None,
+    resolution: PixelsOption = None,
+    pos_emb: PosEmbOption = None,
+    cached: CachedOption = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Sort by a column; -COLUMN sorts downwards.",
+            autocompletion=complete_column,
+        ),
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Turn the order round.")] = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="Columns to show; a wrong one lists them all.",
+            autocompletion=complete_columns,
+        ),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(
+            "--format",
+            help="What to print; default what the ending of --output says, else table.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+) -> None:
+    """List the published checkpoints, in the order of the published tables.
+
+    A resolution such as 160/224 means: trained at 160, tested at 224.
+
+    Examples: ckptkit list --family moat --max-params 30M --min-top1 83
+    · ckptkit list 'tiny-*' --sort -top1 --columns id,params,top-1
+    · ckptkit list -o checkpoints.html
+    """
+    state = state_of(context)
+    chosen = entry_table.fields_named(columns)
+    catalogue = state.rows()
+    items = found_entries(
+        catalogue,
+        patterns,
+        cached=cached,
+        family=family,
+        variant=variant,
+        setting=setting,
+        pretrain_data=pretrain,
+        min_params=min_params,
+        max_params=max_params,
+        min_flops=min_flops,
+        max_flops=max_flops,
+        min_top1=min_top1,
+        max_top1=max_top1,
+        resolution=resolution,
+        pos_emb=pos_emb,
+    )
+    if sort is not None:
+        items = entry_table.ordered(items, sort, reverse=reverse)
+    elif reverse:
+        items.reverse()
+    wanted = form or _BY_ENDING.get(output.suffix.lower() if output else "") or Form.TABLE
+    if output is None:
+        _print_list(state.output, items, chosen, wanted)
+    else:
+        if not dry_run:
+            _write_list(
+                output,
+                items,
+                chosen,
+                Form.JSON if state.output.as_json and form is None else wanted,
+                force=force,
+            )
+        state.output.note(
+            f"would write {len(items)} entries to {output}" if dry_run else f"{len(items)} entries"
+        )
+        written = {"path": str(output), "dry_run": dry_run, "entries": len(items)}
+        state.output.result(written, *([] if dry_run else [str(output)]))
+    if not items:
+        state.output.note(f"no entry meets all of this (of {len(catalogue)} in the registry)")
+
+
+def _write_list(
+    path: Path, items: list[Listed], chosen: list[Field] | None, form: Form, *, force: bool
+) -> None:
+    """Write to a file what would be printed in a pipe."""
+    import io
+
+    from ckptkit.base.files import StagedFile
+    from ckptkit.cli.output import Output
+
+    text = io.StringIO()
+    _print_list(Output(stdout=text), items, chosen, form)
+    with StagedFile(path, force=force) as file:
+        file.append(text.getvalue().encode())
+        file.commit()
+
+
+def _print_list(output: Output, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
+
+    def people() -> None:
+        if form is Form.CSV:
+            output.document(entry_table.as_csv(items, chosen))
+        elif form is Form.MARKDOWN:
+            output.document(entry_table.as_markdown(items, chosen))
+        elif form is Form.HTML:
+            from ckptkit.cli.entry_page import list_page
+
+            page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
+            output.document(page.encode("ascii", "xmlcharrefreplace").decode())
+        else:
+            entry_table.print_table(output, items, chosen)
+
+    output.as_json |= form is Form.JSON
+    output.result(entry_table.as_json(items, chosen), people)
+
+
+def show_command(
+    context: typer.Context,
+    ids: Annotated[
+        list[str],
+        typer.Argument(metavar="ID…", help="Ids, or globs on them.", autocompletion=complete_ids),
+    ],
+) -> None:
+    """Show everything known of an entry, and what to run next.
+
+    Examples: ckptkit show moat2-384-noposemb · ckptkit show 'moganet-xt-*' --json
+    """
+    from ckptkit.store.cache import Home
+
+    state = state_of(context)
+    home = Home.default()
+    shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.rows().select(ids)]
+    with state.output.results() as show:
+        for place, (row, record, cached) in enumerate(shown):
+            lines = entry_lines(row, record, cached=cached)
+            show(entry_json(row, record, cached=cached), *[""] * bool(place), *lines)
+
+
+NOT_KNOWN = "not known"
+NOT_PINNED = "not pinned: no checksum of this file is published"
+
+_LABEL_WIDTH = 20
+
+
+def entry_json(row: Row, record: Record | None, *, cached: bool) -> dict[str, Any]:
+    """Return the entry's fields, what follows from them, and what the cache holds of it."""
+    observed = None
+    if record is not None:
+        observed = {
+            "sha256": record.sha256,
+            "size": record.size,
+            "fetched_at": record.fetched_at,
+            "url": record.url,
+        }
+    derived = {
+        "params": row.params,
+        "flops": row.flops,
+        "file_name": row.file_name,
+        "is_archive": row.is_archive,
+    }
+    return {**row.fields, **derived, "cached": cached, "observed": observed}
+
+
+def entry_lines(row: Row, record: Record | None, *, cached: bool) -> list[str]:
+    """Return the entry for people."""
+    facts = [*_facts(row), *_file(row, record, cached=cached)]
+    lines = [f"{row.id}: {row.display_name}"]
+    lines += [f"  {label:<{_LABEL_WIDTH}}{text}" for label, text in facts]
+    lines += ["", "Sources, best first", *_sources(row)]
+    lines += ["", "Next", *(f"  {command}" for command in _next(row, cached=cached))]
+    return lines
+
+
+def _facts(row: Row) -> list[tuple[str, str]]:
+    exact = None if row.exact_parameters is None else f"{row.exact_parameters:,} exactly"
+    accuracy = [
+        f"top-{rank} {value}%"
+        for rank, value in ((1, row.published_top1), (5, row.published_top5))
+        if value is not None
+    ]
+    settings = {
+        "pool_size": row.pool_size,
+        "window_size": row.window_size,
+        "global_attention": row.global_attention,
+        "attn_force_fp32": row.attn_force_fp32,
+    }
+    given = [f"{name} {_word(value)}" for name, value in settings.items() if value is not None]
+    embedding = [] if row.pos_emb is None else [("position embedding", _word(row.pos_emb))]
+    deviations = [
+        ("known deviation", f"{known.figure} {known.published}: {known.reason}")
+        for known in row.known_deviations
+    ]
+    notes = [("note", " ".join(row.note.split()))] if row.note else []
+    return [
+        ("architecture", f"{row.variant} ({_joined(row.family, row.group)})"),
+        ("training", _joined(row.pretrain_data, row.setting, _pixels(row.train_resolution))),
+        ("test", _test(row)),
+        *embedding,
+        ("parameters", _joined(_published(row.published_params), exact)),
+        (
+            "FLOPs",
+            _joined(_published(row.published_flops), row.published_flops and "multiply-adds of one image"),
+        ),
+        *deviations,
+        ("accuracy", _joined(*accuracy, "as published" if accuracy else None)),
+        ("behaviour", _joined(*given) if given else "no setting that changes the output"),
+        ("licence, paper", _joined(row.license, row.paper)),
+        *notes,
+    ]
+
+
+def _test(row: Row) -> str:
+    resize = None if row.test_resize is None else f"resize {row.test_resize}"
+    return _joined(
+        _pixels(row.test_resolution),
+        resize,
+        row.interpolation,
+        row.normalization and f"{row.normalization} normalization",
+    )
+
+
+def _file(row: Row, record: Record | None, *, cached: bool) -> list[tuple[str, str]]:
+    weights = row.weights and f"{row.weights} weights"
+    size = None if row.size is None else f"{human_bytes(row.size)} ({row.size:,} bytes)"
+    facts = [
+        ("file", _joined(row.file_name, f"format {row.format}", f"layout {row.layout}", weights)),
+        ("size", size or NOT_KNOWN),
+        ("sha256", row.sha256 or NOT_PINNED),
+    ]
+    if row.hash_provenance:
+        provenance = row.hash_provenance
+        facts.append(("", f"observed {provenance.observed_at} from {provenance.url}"))
+    facts.append(("cached", "yes" if cached else "no"))
+    if record is not None and record.sha256 != row.sha256:
+        facts.append(("observed here", f"sha256 {record.sha256}, {record.size:,} bytes, {record.fetched_at}"))
+    links = [("config", row.config_url), ("log", row.log_url)]
+    return facts + [(name, url) for name, url in links if url]
+
+
+def _sources(row: Row) -> list[str]:
+    lines = []
+    for number, source in enumerate(row.sources, 1):
+        lines.append(f"  {number}. {source.url}")
+        statistics = {True: "has BatchNorm statistics", False: "lacks BatchNorm statistics", None: None}
+        marks = [statistics[source.bn_statistics], "by hand only" if source.manual else None]
+        said = "; ".join(text for text in [*marks, source.note] if text)
+        if said:
+            lines.append(f"     {said}")
+    return lines
+
+
+def _next(row: Row, *, cached: bool) -> list[str]:
+    """Return the commands that lead on; those that need the family's models only where it has some."""
+    from ckptkit.families.base import families
+
+    get = "import {} FILE" if all(source.manual for source in row.sources) else "fetch {}"
+    commands = ["verify {} --deep"] if cached else [get]
+    if row.family in families():
+        commands += ["convert {} --to safetensors", "parity {}"]
+    if cached and not row.sha256:
+        commands.append("registry pin {}")
+    return [f"ckptkit {command.format(row.id)}" for command in commands]
+
+
+def _published(figure: str | None) -> str | None:
+    return figure and f"{figure} as published"
+
+
+def _pixels(size: int | None) -> str | None:
+    return None if size is None else f"{size}×{size}"
+
+
+def _word(value: bool | int) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _joined(*parts: Any) -> str:
+    """Join what is known with commas."""
+    return ", ".join(str(part) for part in parts if part) or NOT_KNOWN
