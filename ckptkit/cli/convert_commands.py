@@ -27,7 +27,6 @@ from ckptkit.cli.options import (
 )
 from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
-from ckptkit.cli.options import State, state_of
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
