@@ -906,9 +906,9 @@ FLOAT = DTYPES["float32"]
     ("specs", "reason"),
     [
         ([TensorSpec("a", FLOAT, ()), TensorSpec("a", FLOAT, ())], "two tensors have the name 'a'"),
-        ([TensorSpec("", FLOAT, ())], "no name"),
-        ([TensorSpec("a\0b", FLOAT, ())], "no name"),
-        ([TensorSpec("a\udc80", FLOAT, ())], "no name"),
+        ([TensorSpec("", FLOAT, ())], "cannot be the name"),
+        ([TensorSpec("a\0b", FLOAT, ())], "cannot be the name"),
+        ([TensorSpec("a\udc80", FLOAT, ())], "cannot be the name"),
         ([TensorSpec("a", DType("odd", 1, "float", None, None, None), ())], "TensorFlow has no odd"),
     ],
 )
