@@ -21,6 +21,7 @@ from ckptkit.cli.options import (
     parse_settings,
     state_of,
 )
+from ckptkit.formats.names import FORMATS
 
 if TYPE_CHECKING:
     from ckptkit.families.base import Recognition
@@ -79,9 +80,7 @@ def add_command(
     ] = None,
     format: Annotated[
         str | None,
-        typer.Option(
-            help="Container: tf, torch, safetensors, keras, npz.", autocompletion=complete_values("format")
-        ),
+        typer.Option(help=f"Container: {', '.join(FORMATS)}.", autocompletion=complete_values("format")),
     ] = None,
     weights: Annotated[
         str | None,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import UsageError
 from ckptkit.families.synthetic import NOTE
+from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.models.synth.checkpoint import (
     Synthetic,
@@ -51,7 +52,7 @@ def published_ending(synthetic: Synthetic) -> str:
 def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
     """Write a synthetic checkpoint in the format its family is published in."""
     refuse_unpublished(synthetic, path)
-    if synthetic.published_file.format != "tf":
+    if format_of(synthetic.published_file.format).one_file:
         return write_torch(synthetic, path, force=force)
     if path.name.lower().endswith(_ARCHIVES):
         return write_archive(synthetic, path, force=force)
@@ -61,17 +62,17 @@ def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -
 
 def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
     """Raise UsageError for a name that says another format than the one its family is published in."""
-    published = synthetic.published_file.format
+    published = format_of(synthetic.published_file.format)
     folder, slash, name = str(output).rpartition("/")
-    if published == "tf" and name.lower().endswith(_ARCHIVES):
+    if not published.one_file and name.lower().endswith(_ARCHIVES):
         return
     try:
-        format_to_write(published, name)
+        format_to_write(published.name, name)
     except UsageError as error:
-        ending = ".ckpt" if published == "tf" else published_ending(synthetic)
+        ending = published_ending(synthetic) if published.one_file else published.endings[0]
         better = f"{folder}{slash}{without_ending(name)}{ending}"
         raise UsageError(
             f"{output}: synth writes {synthetic.variant} as it is published, "
-            + ("a TensorFlow checkpoint" if published == "tf" else "a PyTorch file"),
+            f"a {published.title} {'file' if published.one_file else 'checkpoint'}",
             hint=f"give -o {better}; 'ckptkit convert' changes the format",
         ) from error
