@@ -28,7 +28,6 @@ MAY_NAME_ONE = {
     "export/hub.py": "the hub takes nothing else",
     # to go, each with its room:
     "cli/demo_commands.py": "the demo's steps",
-    "convert/execution.py": "a plan needs a target though nothing is written",
     "export/onnx_file.py": "a plan needs a target though nothing is written",
     "export/saved_model.py": "a plan needs a target though nothing is written",
     "parity/files.py": "a plan needs a target though nothing is written; what Keras itself loads",
