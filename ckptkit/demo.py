@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ckptkit.models.synth import synthetic_for, write_checkpoint
 from ckptkit.registry import Entry
-from ckptkit.store.integrity import hash_file
+from ckptkit.store.expected import hash_file
 from ckptkit.workspace import Workspace
 
 DEMO_ENTRY = "tiny-moat0-256"
@@ -139,7 +139,7 @@ def demo_workspace(folder: Path, served: Served, base: Workspace) -> Workspace:
     from dataclasses import replace
 
     from ckptkit.store.cache import Home
-    from ckptkit.store.trust import TrustFile
+    from ckptkit.store.lockfile import LockFile
 
-    home, trust = Home(folder / "home"), TrustFile(folder / "ckptkit.lock")
+    home, trust = Home(folder / "home"), LockFile(folder / "ckptkit.lock")
     return replace(base, home=home, trust=trust, mirrors=(served.mirror,), registries=(), offline=False)

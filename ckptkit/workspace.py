@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ckptkit.formats.base import Reader, Weights
     from ckptkit.registry import Entry, Registry
     from ckptkit.store.cache import Record
-    from ckptkit.store.integrity import Promise
-    from ckptkit.store.trust import TrustFile
+    from ckptkit.store.expected import ExpectedChecksum
+    from ckptkit.store.lockfile import LockFile
 
 STANDARD = "-"
 """What stands for standard input or output in place of a path."""
@@ -36,7 +36,7 @@ Named: TypeAlias = "str | Path | Entry"
 
 
 def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
-    """See `ckptkit.store.job.Fits`: the container must open, and hold what the registry says of the entry."""
+    """See `ckptkit.store.install.Fits`: the container must open and hold what the registry says."""
     from ckptkit.families.binding import refuse_another
     from ckptkit.formats.torch_state_dicts import AmbiguousError
     from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_members
@@ -76,7 +76,7 @@ class Located:
         The file as published, where there is one.
     sha256 : str or None
         Checksum of the published file as it was fetched.
-    trusted : Promise or None
+    trusted : ExpectedChecksum or None
         What the lock file says of the published file, and which lock file that is.
     server_hashes : tuple of str
         Kinds of checksum the server promised of it, which held: ``crc32c``, ``md5``, ``sha256``.
@@ -92,7 +92,7 @@ class Located:
     entry: Entry | None = None
     artefact: Path | None = None
     sha256: str | None = None
-    trusted: Promise | None = None
+    trusted: ExpectedChecksum | None = None
     server_hashes: tuple[str, ...] = ()
     state_dict: str | None = None
     strip_prefix: tuple[str, ...] = ()
@@ -166,7 +166,7 @@ class Workspace:
         Take each sentence that the user may want to see, or must see.
     progress : callable
         See `Progress`.
-    trust : TrustFile, optional
+    trust : LockFile, optional
         The lock file of what was fetched before; the user's own where not given.
     standard_input : callable, optional
         Gives the file that the name ``-`` stands for; without it, ``-`` is a name like others.
@@ -179,7 +179,7 @@ class Workspace:
     note: Callable[[str], None] = print
     warn: Callable[[str], None] = print
     progress: Progress = no_progress
-    trust: TrustFile | None = None
+    trust: LockFile | None = None
     standard_input: Callable[[], Path] | None = None
 
     @cached_property
@@ -252,7 +252,7 @@ class Workspace:
     def fetch(self, entry: Entry) -> Located:
         """Fetch an entry (at once when it is here and intact)."""
         from ckptkit.store.fetch import fetch
-        from ckptkit.store.mirrors import parse_mirrors
+        from ckptkit.store.sources import parse_mirrors
 
         fetched = fetch(
             entry,
@@ -263,7 +263,7 @@ class Workspace:
             progress=self.progress,
             notes=self.note,
             warn=self.warn,
-            trust=self.trust,
+            lock_file=self.trust,
         )
         return self._located(fetched.path, entry, fetched.artefact, fetched.record)
 
@@ -274,13 +274,13 @@ class Workspace:
 
     def _as_it_lies(self, entry: Entry) -> Located:
         """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""
-        from ckptkit.store.archive import checkpoint_in, is_unpacked
+        from ckptkit.store.unpack import checkpoint_in, is_unpacked
 
         record = self.home.record(entry.id)
         artefact = self.home.artefact(record) if record else None
         if record is None or artefact is None or not artefact.is_file():
             raise NotFoundError(f"{entry.id} is not in the cache", hint=command("fetch", entry.id))
-        folders = self.home.everywhere(self.home.unpacked_folder(entry.id))
+        folders = self.home.candidate_paths(self.home.unpacked_folder(entry.id))
         unpacked = next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
         path = checkpoint_in(unpacked) if unpacked else artefact
         return self._located(path, entry, artefact, record)
@@ -301,7 +301,7 @@ class Workspace:
         return self._located(path, self.registry[parts[1]], artefact, record)
 
     def _located(self, path: Path, entry: Entry, artefact: Path, record: Record) -> Located:
-        from ckptkit.store.trust import TrustFile
+        from ckptkit.store.lockfile import LockFile
 
-        trusted = (self.trust or TrustFile.default(self.home.path)).promise(entry.id, record.file)
+        trusted = (self.trust or LockFile.default(self.home.path)).expected(entry.id, record.file)
         return Located(path, entry, artefact, record.sha256, trusted, tuple(sorted(record.server_hashes)))

@@ -30,11 +30,11 @@ import pytest
 import typer.main
 import yaml
 
+from ckptkit.base.net import Policy
 from ckptkit.cli import app as command_line
 from ckptkit.parity import Failure, junit_document
 from ckptkit.registry.entry_text import with_changed_entry, with_new_entry
 from ckptkit.registry.spans import Pin, pinned_text
-from ckptkit.store.transport import Policy
 from tests.parity.test_report import report, stage
 from tests.support.commands import cache
 from tests.support.evaluation import pictures, png, small_model

@@ -34,7 +34,7 @@ from ckptkit.families.moganet import MogaNet
 from ckptkit.formats.mapped_file import MappedReader
 from ckptkit.registry import load_registry
 from ckptkit.store.cache import Home
-from ckptkit.store.trust import TrustFile
+from ckptkit.store.lockfile import LockFile
 from tests.conftest import REPOSITORY
 from tests.support.commands import WHEN, runner
 from tests.support.evaluation import shard
@@ -235,7 +235,7 @@ def _damage() -> None:
 def _trust_other_bytes() -> None:
     """The lock file says that other bytes came first."""
     path = Home.default().path
-    path = TrustFile.default(path).path
+    path = LockFile.default(path).path
     path.write_text(path.read_text("utf-8").replace(_published_sha256(), "ab" * 32), encoding="utf-8")
 
 

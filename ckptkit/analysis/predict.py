@@ -16,7 +16,7 @@ from ckptkit.models import Framework, framework_named
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.gathering import Fault, Gatherer, NamedPicture
 from ckptkit.models.synth import NOTE
-from ckptkit.store.mirrors import parse_mirrors
+from ckptkit.store.sources import parse_mirrors
 
 if TYPE_CHECKING:
     from PIL.Image import Image

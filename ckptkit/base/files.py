@@ -170,7 +170,7 @@ def files_below(folder: str | Path) -> Iterator[os.DirEntry[str]]:
 
 
 def resolved(path: Path) -> Path:
-    """Where a path leads, through links; as it stands where they lead round in a circle."""
+    """Where a path leads, through links; as it is where they lead round in a circle."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, RecursionError):
@@ -199,7 +199,7 @@ HAS_DIR_FD = (
 )
 """Whether a folder can be held while names in it change; Windows cannot, and looks before each step."""
 _DEEPEST = 50
-"""Folders in each other that are held open at once; what lies deeper is brought up first."""
+"""Folders in each other that are held open at once; what is deeper is brought up first."""
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -537,7 +537,7 @@ def new_token() -> str:
 
 
 def temporary_path(final: Path, ending: str, token: str) -> Path:
-    """Where a file lies until it is renamed.
+    """Where a file is until it is renamed.
 
     Examples
     --------
@@ -548,7 +548,7 @@ def temporary_path(final: Path, ending: str, token: str) -> Path:
 
 
 def aside_path(final: Path, token: str) -> Path:
-    """Where an earlier file lies from its removal's beginning to its end."""
+    """Where an earlier file is from its removal's beginning to its end."""
     return final.parent / f"{TEMPORARY}{token}-{_in_temporary(final, _ASIDE)}"
 
 

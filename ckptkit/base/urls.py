@@ -130,3 +130,30 @@ def _scrubbed_parameter(found: re.Match[str]) -> str:
     )
     kept = shared or is_harmless(f"{found[2]}={found[3]}")
     return found[0] if kept else f"{found[1]}{found[2]}=…"
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL needs no network."""
+    return urlsplit(url).scheme.lower() == "file"
+
+
+def without_secrets(url: str) -> str:
+    """URL without user name, password and query: fit for a record, a message or a log.
+
+    Examples
+    --------
+    >>> without_secrets("https://me:secret@a.org:8443/m.pth?X-Amz-Signature=1")
+    'https://a.org:8443/m.pth'
+    """
+    return public_url(url).partition("#")[0].partition("?")[0]
+
+
+def host_of(url: str) -> str:
+    """Name of the place a URL points to, for messages.
+
+    Examples
+    --------
+    >>> host_of("https://me:secret@a.org:8443/m.pth"), host_of("file:///srv/m.pth")
+    ('a.org:8443', 'file:///srv/m.pth')
+    """
+    return without_secrets(url) if is_local(url) else urlsplit(url).netloc.rpartition("@")[2]

@@ -17,10 +17,8 @@ from ckptkit.cli.output import Column, ExitCode
 
 if TYPE_CHECKING:
     from ckptkit.store.cache import Home
-    from ckptkit.store.integrity import Promise
-    from ckptkit.store.inventory import Holding
-    from ckptkit.store.prune import Removal
-    from ckptkit.store.rehash import Verdict
+    from ckptkit.store.expected import ExpectedChecksum
+    from ckptkit.store.upkeep import Holding, Removal, Verdict
 
 
 cache_app = typer.Typer(
@@ -52,7 +50,7 @@ def ls_command(context: typer.Context, ids: Ids = None) -> None:
     Examples: ckptkit cache ls · ckptkit cache ls '*-256' --json
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import holdings
+    from ckptkit.store.upkeep import holdings
 
     state = state_of(context)
     home = Home.default()
@@ -97,8 +95,7 @@ def rm_command(
     Examples: ckptkit cache rm 'moganet*' --converted --dry-run · ckptkit cache rm tiny-moat0-256
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import held_ids
-    from ckptkit.store.prune import remove, sweep
+    from ckptkit.store.upkeep import held_ids, remove, sweep
 
     state = state_of(context)
     home = Home.default()
@@ -134,8 +131,7 @@ def prune_command(
     """
     from ckptkit.base.errors import UsageError
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import own_holdings
-    from ckptkit.store.prune import prune, sweep
+    from ckptkit.store.upkeep import own_holdings, prune, sweep
 
     state = state_of(context)
     if older_than is None and max_size is None:
@@ -165,8 +161,7 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
     Examples: ckptkit cache verify · ckptkit cache verify moganet-xt-224 --json
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import held_ids, holdings
-    from ckptkit.store.rehash import verify_cache
+    from ckptkit.store.upkeep import held_ids, holdings, verify_cache
 
     state = state_of(context)
     home = Home.default()
@@ -176,7 +171,7 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
     total = sum(holding.size_of("artefact") + holding.size_of("unpacked") for holding in held)
     known = _Known(state)
     with state.output.progress("reading the cache", total) as advance:
-        verdicts = list(verify_cache(home, ids or [], promises=known, advance=advance))
+        verdicts = list(verify_cache(home, ids or [], expected=known, advance=advance))
     wrong = [verdict for verdict in verdicts if not verdict.ok]
     rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
     columns = [Column("id"), Column("what"), Column("status"), Column("found")]
@@ -217,29 +212,29 @@ class _Known:
     """What the registry and the lock file say of a file."""
 
     def __init__(self, state: State) -> None:
-        from ckptkit.store.trust import TrustFile
+        from ckptkit.store.lockfile import LockFile
 
         rows = state.rows()
         self._pins: Mapping[str, str | None] = {id: rows[id].sha256 for id in rows}
-        self._trust = TrustFile.default()
+        self._trust = LockFile.default()
 
-    def __call__(self, id: str, file: str) -> list[Promise]:
-        from ckptkit.store.integrity import Promise
+    def __call__(self, id: str, file: str) -> list[ExpectedChecksum]:
+        from ckptkit.store.expected import ExpectedChecksum
 
         pin = self._pins.get(id)
-        known = [Promise("sha256", pin, "the registry")] if pin else []
-        trusted = None if pin else self._trust.promise(id, file)
+        known = [ExpectedChecksum("sha256", pin, "the registry")] if pin else []
+        trusted = None if pin else self._trust.expected(id, file)
         return [*known, *([trusted] if trusted else [])]
 
 
 def _checkpoint_path(home: Home, id: str) -> str:
     from ckptkit.base.errors import NotFoundError, command
-    from ckptkit.store.archive import checkpoint_in, is_unpacked
+    from ckptkit.store.unpack import checkpoint_in, is_unpacked
 
     record = home.record(id)
     if record is None or not home.is_cached(id):
         raise NotFoundError(f"{id} is not in the cache", hint=command("fetch", id))
-    for folder in home.everywhere(home.unpacked_folder(id)):
+    for folder in home.candidate_paths(home.unpacked_folder(id)):
         if is_unpacked(folder, record.sha256):
             return str(checkpoint_in(folder))
     return str(home.artefact(record))
@@ -257,7 +252,7 @@ def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
 
 
 def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
-    from ckptkit.store.inventory import held_ids
+    from ckptkit.store.upkeep import held_ids
 
     for single in home.homes:
         if ids := [id for id in held_ids(single, patterns) if home.at(id) is not single]:

@@ -219,7 +219,7 @@ def _request(
 def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gathering:
     """Look for the pictures; when none is there, that is the error."""
     from ckptkit.models.images.gathering import Gatherer
-    from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.sources import parse_mirrors
 
     gathering = Gatherer(
         recursive=recursive,

@@ -210,7 +210,7 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
     import sys
 
     from ckptkit.models.images.gathering import Gatherer
-    from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.sources import parse_mirrors
 
     # Two bars at once do not go together: among many pictures, the one that counts them is enough.
     progress = state.output.progress if len(images) <= most_at_once else None

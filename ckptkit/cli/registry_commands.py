@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ckptkit.cli.options import State
     from ckptkit.registry import Entry, Pin
     from ckptkit.store.cache import Home, Record
-    from ckptkit.store.trust import Trusted, TrustFile
+    from ckptkit.store.lockfile import LockEntry, LockFile
 
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
@@ -167,12 +167,12 @@ def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, f
         When the lock file is damaged.
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.trust import TrustFile
+    from ckptkit.store.lockfile import LockFile
 
     if bool(ids) == all_entries:
         both = ", not both" if ids else ""
         raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list --cached'")
-    registry, home, trust = state.registry(), Home.default(), TrustFile.default()
+    registry, home, trust = state.registry(), Home.default(), LockFile.default()
     if not all_entries:
         return [
             _pin_of(entry, _observed(entry, home, trust, force=force), force)
@@ -200,7 +200,7 @@ def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, f
     return pins
 
 
-def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Record:
+def _observed(entry: Entry, home: Home, trust: LockFile, *, force: bool) -> Record:
     """Return what is known of an entry's file: the cache's record, else what the lock file remembers."""
     known = trust.files(entry.id)
     record = home.record(entry.id)
@@ -211,7 +211,7 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
             f"{entry.id} was never fetched here, so nothing is known of its file",
             hint=command("fetch", entry.id),
         )
-    trusted = trust.promise(entry.id, record.file)
+    trusted = trust.expected(entry.id, record.file)
     if trusted is not None and trusted.value != record.sha256 and not force:
         raise IntegrityError(
             f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
@@ -221,10 +221,9 @@ def _observed(entry: Entry, home: Home, trust: TrustFile, *, force: bool) -> Rec
     return record
 
 
-def _remembered(entry: Entry, known: dict[str, Trusted]) -> Record | None:
+def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
     """Make a record of what the lock file knows; of several uploads the one that is tried first."""
-    from ckptkit.store.cache import Record
-    from ckptkit.store.job import FOUND, IMPORTED
+    from ckptkit.store.cache import FOUND, IMPORTED, Record
     from ckptkit.store.sources import plan_sources
 
     planned = {source.file: source.bn_statistics for source in reversed(plan_sources(entry))}

@@ -18,13 +18,13 @@ from ckptkit.cli.output import Column, exit_code
 
 if TYPE_CHECKING:
     from ckptkit.base.errors import CkptkitError
+    from ckptkit.base.net import Policy
     from ckptkit.cli.output import Output
     from ckptkit.cli.parallel import SharedOutput
     from ckptkit.registry import Entry
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
-    from ckptkit.store.mirrors import Mirror
-    from ckptkit.store.transport import Policy
+    from ckptkit.store.sources import Mirror
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
 Overrule = Annotated[
@@ -95,13 +95,12 @@ def fetch_command(
     import threading
 
     from ckptkit.base.errors import CkptkitError
+    from ckptkit.base.net import Policy, Throttle
     from ckptkit.base.parse import parse_rate
     from ckptkit.cli.parallel import run_parallel, shared_output
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
-    from ckptkit.store.mirrors import parse_mirrors
-    from ckptkit.store.throttle import Throttle
-    from ckptkit.store.transport import Policy
+    from ckptkit.store.sources import parse_mirrors
     from ckptkit.workspace import fits
 
     state = state_of(context)
@@ -281,10 +280,10 @@ def _print_plan(
 ) -> None:
     """Say what would be fetched, from where, to where."""
     from ckptkit.base.urls import public_url
+    from ckptkit.store.lockfile import LockFile
     from ckptkit.store.sources import plan_sources
-    from ckptkit.store.trust import TrustFile
 
-    trust = TrustFile.default()
+    trust = LockFile.default()
     plans = []
     for entry in entries:
         sources = plan_sources(entry, mirrors)

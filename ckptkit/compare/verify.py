@@ -26,7 +26,7 @@ from ckptkit.families.leftovers import whole_model
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.rules.language import Binding
-from ckptkit.store.integrity import Digests, hash_file
+from ckptkit.store.expected import Digests, hash_file
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry

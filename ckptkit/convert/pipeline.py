@@ -151,7 +151,7 @@ def convert_checkpoint(
             path = output or Path(_default_name(located, options.to))
         if in_cache or dry_run:
             decided = decided.with_metadata(provenance.wait())
-        for candidate in workspace.home.everywhere(path) if in_cache and not force else []:
+        for candidate in workspace.home.candidate_paths(path) if in_cache and not force else []:
             if _is_same(candidate, decided):
                 return Outcome(decided, target, candidate, reused=True)
         if dry_run:

@@ -10,7 +10,7 @@ from typing import TextIO
 from ckptkit.base.errors import CkptkitError
 from ckptkit.doctor import devices, folders, network, packages, settings, system
 from ckptkit.doctor.findings import Examination, Finding
-from ckptkit.store.mirrors import Mirror, parse_mirrors
+from ckptkit.store.sources import Mirror, parse_mirrors
 
 Advance = Callable[[int], object]
 

@@ -17,7 +17,7 @@ from ckptkit.base.locks import hold
 from ckptkit.base.text import human_bytes
 from ckptkit.doctor.findings import Finding, Verdict
 from ckptkit.store.cache import KINDS
-from ckptkit.store.trust import TrustFile
+from ckptkit.store.lockfile import LockFile
 
 if TYPE_CHECKING:
     from ckptkit.registry import Registry
@@ -133,7 +133,7 @@ def _size(folder: Path) -> str:
 
 def examine_trust() -> Finding:
     """Look at the lock file of what was fetched before."""
-    trust = TrustFile.default()
+    trust = LockFile.default()
     try:
         trust.files("")
     except CkptkitError as error:

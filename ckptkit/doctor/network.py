@@ -16,13 +16,21 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ckptkit.base.errors import CkptkitError
-from ckptkit.base.urls import full_url
+from ckptkit.base.net import (
+    CA_VARIABLES,
+    Credentials,
+    PassingError,
+    Policy,
+    RangeError,
+    Session,
+    SourceError,
+    SourceGoneError,
+)
+from ckptkit.base.urls import full_url, is_local
 from ckptkit.doctor.findings import Finding, Verdict
 from ckptkit.registry.query import EntryFacts
-from ckptkit.store.credentials import Credentials
-from ckptkit.store.http import CA_VARIABLES, HttpClient
-from ckptkit.store.mirrors import Mirror, resolve
-from ckptkit.store.transport import PassingError, Policy, RangeError, SourceError, SourceGoneError, is_local
+from ckptkit.store.openers import open_http
+from ckptkit.store.sources import Mirror, resolve
 
 GITHUB_API = "https://api.github.com"
 PATIENCE = Policy(
@@ -167,9 +175,9 @@ def _ask_for(origin: str, policy: Policy, answers: queue.SimpleQueue[tuple[str, 
 
 def ask(origin: str, policy: Policy = PATIENCE) -> Answer:
     """Ask one host for its front page; the body is not read."""
-    client = HttpClient(policy)
+    session = Session(policy)
     try:
-        with client.open(f"{origin}/"):
+        with open_http(session, f"{origin}/"):
             return Answer(True, "reachable")
     except SourceGoneError:
         return Answer(True, "reachable")
@@ -180,7 +188,7 @@ def ask(origin: str, policy: Policy = PATIENCE) -> Answer:
             return _refusal(str(error))
         return explained(error.__cause__)
     finally:
-        client.close()
+        session.close()
 
 
 def _refusal(said: str) -> Answer:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ckptkit.base.errors import CkptkitError
 from ckptkit.base.extras import install_command
+from ckptkit.base.net import CA_VARIABLES, TOKEN_HOSTS
+from ckptkit.base.urls import without_secrets
 from ckptkit.doctor.findings import Finding
-from ckptkit.store.credentials import TOKEN_HOSTS
-from ckptkit.store.http import CA_VARIABLES
-from ckptkit.store.mirrors import ENVIRONMENT as MIRROR
-from ckptkit.store.mirrors import parse_mirrors
-from ckptkit.store.transport import without_secrets
+from ckptkit.store.sources import ENVIRONMENT as MIRROR
+from ckptkit.store.sources import parse_mirrors
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _OURS = ("CKPTKIT_HOME", "CKPTKIT_REGISTRY", "CKPTKIT_TRUST")

@@ -1,1 +1,1 @@
-"""What lies on disk and how it got there: the cache, the downloads, their integrity."""
+"""What is on the disk and how it got there: the cache, the downloads, their integrity."""

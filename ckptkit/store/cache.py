@@ -1,4 +1,4 @@
-"""The folder where artefacts, their records and what is made of them lie.
+"""The folder of artefacts, their records and what is made of them.
 
 ::
 
@@ -36,6 +36,8 @@ _LONGEST = 1 << 16
 """Characters of a text in a record."""
 _TIME = re.compile(r"[0-9A-Za-z:.+ -]{1,40}")
 _URL = re.compile(r"(?:https?|file|s3|gs|az|hf)://|[^:]*$", re.IGNORECASE)
+IMPORTED = "imported by hand"
+FOUND = "found in the cache without a sound record"
 KINDS = ("artefacts", "unpacked", "converted", "logs")
 """Folders that hold a folder for each entry."""
 OTHER_DISK = "move it away; to keep the cache on another disk, set CKPTKIT_HOME to a folder there"
@@ -44,57 +46,28 @@ OTHER_DISK = "move it away; to keep the cache on another disk, set CKPTKIT_HOME 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one fetched artefact.
+    """What is known of one fetched artefact."""
 
-    Attributes
-    ----------
-    id : str
-        Entry id.
-    url : str
-        The published URL.
-    used_url : str
-        Where the bytes really came from: a mirror or, for an imported file, a ``file://`` URL.
-    file : str
-        Name of the artefact in its folder.
-    size : int
-        Bytes.
-    sha256 : str
-        Lower-case hex, computed here.
-    fetched_at : str
-        ISO 8601, UTC.
-    mtime_ns : int
-        The artefact's modification time when it was last hashed: with the size it tells an untouched file.
-    etag, generation : str or None
-        The server's identity of the file.
-    server_hashes : Mapping of str to str
-        Checksums the server promised (and the bytes kept), algorithm → hex.
-    ckptkit_version : str
-        The version that fetched it.
-    note : str
-        How it got here when not by download: ``imported by hand``.
-    bn_statistics : bool or None
-        Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says.
-    overruled : bool
-        Whether it does not fit its entry and was imported all the same.
-    previous : list of mapping
-        What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url.
-    """
-
-    id: str
-    url: str
-    file: str
-    size: int
-    sha256: str
-    fetched_at: str
+    id: str  # Entry id
+    url: str  # The published URL
+    file: str  # Name of the artefact in its folder
+    size: int  # Bytes
+    sha256: str  # Lower-case hex, computed here
+    fetched_at: str  # ISO 8601, UTC
+    # Where the bytes really came from: a mirror or, for an imported file, a ``file://`` URL
     used_url: str = ""
+    # The artefact's modification time when it was last hashed: with the size it tells an untouched file
     mtime_ns: int = 0
-    etag: str | None = None
+    etag: str | None = None  # The server's identity of the file
     generation: str | None = None
+    # Checksums the server promised (and the bytes kept), algorithm → hex
     server_hashes: Mapping[str, str] = field(default_factory=dict)
-    ckptkit_version: str = ""
-    note: str = ""
+    ckptkit_version: str = ""  # The version that fetched it
+    note: str = ""  # How it got here when not by download: ``imported by hand``
+    # Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says
     bn_statistics: bool | None = None
-    overruled: bool = False
+    overruled: bool = False  # Whether it does not fit its entry and was imported all the same
+    # What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
     previous: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -140,12 +113,13 @@ def _is_text(value: object) -> bool:
 
 
 class Home:
-    """A cache folder.
+    """A cache folder, or several read as one: what somebody else fetched need not be fetched again.
 
-    Parameters
-    ----------
-    path : Path
-        Need not exist yet; nothing is created by asking.
+    An entry whose places in the first folder cannot be written (somebody else made them) is written to the
+    next folder where they can. What was fetched there comes before what the others hold, so that a fetch
+    that was asked for (``--force``, ``--accept-new``) counts even where a shared folder holds the same entry.
+    An untouched file comes before one that was touched or damaged, in whichever folder. Nothing is created by
+    asking.
 
     Examples
     --------
@@ -153,40 +127,34 @@ class Home:
     'cache/artefacts/moat0-224'
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
+        self.path = path  # the folder that is written to, if it can be
+        self.homes: Sequence[Home] = (Home(path), *map(Home, others)) if others else (self,)
 
     @classmethod
     def default(cls) -> Home:
         """``$CKPTKIT_HOME``, else the platform's cache folder for ckptkit; a list of folders is one cache."""
         first, *others = home_folders()
-        if not others:
-            return cls(first)
-        from ckptkit.store.shared import SharedHome
+        return cls(first, others)
 
-        return SharedHome(first, others)
-
-    @property
-    def homes(self) -> Sequence[Home]:
-        """The single folders it consists of, the one that is written to first."""
-        return (self,)
-
-    def everywhere(self, path: Path) -> list[Path]:
+    def candidate_paths(self, path: Path) -> list[Path]:
         """Return the same place in each of its folders, given that in the one that is written to.
 
         Examples
         --------
-        >>> home = Home(Path("c"))
-        >>> [path.as_posix() for path in home.everywhere(home.unpacked_folder("moat0-224"))]
-        ['c/unpacked/moat0-224']
+        >>> home = Home(Path("mine"), [Path("shared")])
+        >>> [path.as_posix() for path in home.candidate_paths(home.unpacked_folder("moat0-224"))]
+        ['mine/unpacked/moat0-224', 'shared/unpacked/moat0-224']
         """
         base = next(home for home in self.homes if path.is_relative_to(home.path))
         inside = path.relative_to(base.path)
         return [path, *(home.path / inside for home in self.homes if home is not base)]
 
     def at(self, id: str) -> Home:
-        """Return the single folder that an entry is written to."""
-        return self
+        """Return the single folder that an entry is written to: the first where everything of it can be."""
+        if len(self.homes) == 1:
+            return self
+        return next((home for home in self.homes if home.can_write(id)), self.homes[0])
 
     def can_write(self, id: str) -> bool:
         """Whether everything of an entry can be written here: what others made below may be theirs alone."""
@@ -203,7 +171,7 @@ class Home:
         return next(filter(is_writable, folders), folders[0])
 
     def _folder(self, kind: str, id: str) -> Path:
-        return self.path / kind / safe_id(id)
+        return self.at(id).path / kind / safe_id(id)
 
     def artefact_folder(self, id: str) -> Path:
         """Folder of an entry's artefact and its record."""
@@ -228,12 +196,7 @@ class Home:
         return [f"{place} is a link" for place in places if place.is_symlink()]
 
     def refuse_links(self, id: str, kinds: Sequence[str] = (*KINDS, "locks")) -> None:
-        """Refuse to write where a link leads: what is there belongs to others.
-
-        Raises
-        ------
-        StorageError
-        """
+        """Refuse to write where a link leads: what is there belongs to others."""
         for said in self.at(id).links(safe_id(id), kinds):
             raise StorageError(f"{said}; ckptkit writes only into folders of its own", hint=OTHER_DISK)
 
@@ -251,41 +214,55 @@ class Home:
         return self.converted_folder(id) / name
 
     def record(self, id: str) -> Record | None:
-        """Return the newest sound record of an entry; None where there is none."""
-        return max(self.records(id), key=lambda record: record.fetched_at, default=None)
+        """Return the newest sound record of an entry, of the copy to use; None where there is none."""
+        recorded = [(home, record) for home in self.homes if (record := home._newest(id))]
+        if len(recorded) > 1:
+            own = self.at(id)
+            recorded.sort(key=lambda one: (-_worth(*one), one[0] is not own))
+        return recorded[0][1] if recorded else None
+
+    def _newest(self, id: str) -> Record | None:
+        return max(self._records(id), key=lambda record: record.fetched_at, default=None)
 
     def records(self, id: str) -> list[Record]:
         """Every sound record of an entry (one a file: an entry's sources may have different names)."""
-        found = []
+        return [record for home in self.homes for record in home._records(id)]
+
+    def _records(self, id: str) -> list[Record]:
+        folder, found = self.path / "artefacts" / safe_id(id), []
         try:
-            names = [name for name in os.listdir(self.artefact_folder(id)) if name.endswith(".json")]  # noqa: PTH208
+            names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
         except OSError:
             return []
         for name in sorted(names):
-            record = read_record(self.artefact_folder(id) / name)
+            record = read_record(folder / name)
             if record and record.id == id and f"{record.file}.json" == name:
                 found.append(record)
         return found
 
     def artefact(self, record: Record) -> Path:
         """Path of the artefact a record describes, whether or not it is still there."""
-        return self.artefact_folder(record.id) / record.file
+        home = self
+        if len(self.homes) > 1:
+            home = next((home for home in self.homes if record in home._records(record.id)), self)
+        return home.artefact_folder(record.id) / record.file
 
     def is_cached(self, id: str) -> bool:
-        """Whether the artefact of the newest record lies here with the recorded size."""
-        record = self.record(id)
-        if record is None:
-            return False
-        status = regular_status(self.artefact(record))
-        return status is not None and status.st_size == record.size
+        """Whether the artefact of a newest record is here with the recorded size."""
+        return any(home._newest_worth(id) for home in self.homes)
+
+    def _newest_worth(self, id: str) -> int:
+        record = self._newest(id)
+        return _worth(self, record) if record else 0
 
     def fetched_ids(self) -> list[str]:
         """Ids of the entries that are cached, sorted."""
-        try:
-            names = os.listdir(self.path / "artefacts")  # noqa: PTH208
-        except OSError:
-            return []
-        return sorted(name for name in names if _SAFE_ID.fullmatch(name) and self.is_cached(name))
+        found: set[str] = set()
+        for home in self.homes:
+            with contextlib.suppress(OSError):
+                names = os.listdir(home.path / "artefacts")  # noqa: PTH208
+                found.update(name for name in names if _SAFE_ID.fullmatch(name) and home.is_cached(name))
+        return sorted(found)
 
     def touch(self, id: str) -> None:
         """Remember that an entry is used now; where that cannot be written, nothing is said."""
@@ -306,18 +283,6 @@ class Home:
         """Hold an entry's lock, across processes and threads.
 
         In a folder that this process may not write there is nothing to protect, so no lock is taken.
-
-        Parameters
-        ----------
-        id : str
-            Entry id.
-        waiting : callable, optional
-            Called once when somebody else holds the lock, before waiting for it.
-
-        Raises
-        ------
-        StorageError
-            When the lock file cannot be made.
         """
         from ckptkit.base.locks import hold
 
@@ -344,13 +309,16 @@ class Home:
         return folder.with_name(f"{folder.name}.lock")
 
 
+def _worth(home: Home, record: Record) -> int:
+    """2 for an untouched file, 1 for one of the recorded size, 0 for none or another."""
+    status = regular_status(home.artefact(record))
+    if status is None or status.st_size != record.size:
+        return 0
+    return 2 if status.st_mtime_ns == record.mtime_ns else 1
+
+
 def safe_id(id: str) -> str:
     """Return ``id`` if it can name a folder; ids come from registry files, which anybody may write.
-
-    Raises
-    ------
-    UsageError
-        When it could lead out of the cache folder.
 
     Examples
     --------
@@ -385,12 +353,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def refuse_planted(path: Path) -> None:
-    """Refuse to write where there is something else than a file, or a link, which is replaced.
-
-    Raises
-    ------
-    StorageError
-    """
+    """Refuse to write where there is something else than a file, or a link, which is replaced."""
     with contextlib.suppress(OSError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
@@ -398,13 +361,7 @@ def refuse_planted(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file so that it is either the old one or the new one, never half of it.
-
-    Raises
-    ------
-    StorageError
-        When the disk refuses, or something else than a file has its name.
-    """
+    """Write a small JSON file so that it is either the old one or the new one, never half of it."""
     from ckptkit.base.files import StagedFile
 
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"

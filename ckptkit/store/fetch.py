@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,22 +16,29 @@ from ckptkit.base.errors import (
     UsageError,
     command,
 )
-from ckptkit.store.cache import Home
-from ckptkit.store.download import LATER, Notes, Progress, explain, silent, url_opener, what_helps
-from ckptkit.store.github_digest import GitHub
-from ckptkit.store.integrity import hash_file
-from ckptkit.store.job import IMPORTED, Fetched, Fits, Job, UnfitError, came
-from ckptkit.store.mirrors import Mirror
-from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
-from ckptkit.store.transport import (
+from ckptkit.base.net import (
     Policy,
     RefusedError,
     SourceError,
     SourceGoneError,
-    is_local,
-    without_secrets,
 )
-from ckptkit.store.trust import TrustFile
+from ckptkit.base.progress import Progress, Say, say_nothing
+from ckptkit.base.urls import is_local, without_secrets
+from ckptkit.store.cache import IMPORTED, Home
+from ckptkit.store.expected import ExpectedChecksum, GitHub, hash_file
+from ckptkit.store.install import Fetched, Fits, Job, UnfitError, how_it_came
+from ckptkit.store.lockfile import LockFile
+from ckptkit.store.openers import Opener
+from ckptkit.store.partial import Partial
+from ckptkit.store.sources import Mirror, PlannedSource, plan_sources, source_of_file
+from ckptkit.store.transfer import (
+    LATER,
+    Transfer,
+    explain,
+    url_opener,
+    what_helps,
+)
+from ckptkit.store.unpack import EarlyUnpack
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -50,87 +58,40 @@ def fetch(
     verify: bool = False,
     require_checksum: bool = False,
     progress: Progress | None = None,
-    notes: Notes = silent,
-    warn: Notes | None = None,
+    notes: Say = say_nothing,
+    warn: Say | None = None,
     policy: Policy | None = None,
-    trust: TrustFile | None = None,
+    lock_file: LockFile | None = None,
     github: GitHub | None = None,
 ) -> Fetched:
-    """Have an entry's artefact in the cache, downloading it if it is not there.
-
-    Parameters
-    ----------
-    entry : Entry
-        A registry entry.
-    home : Home
-        The cache.
-    fits : Fits
-        Looks into a file whose checksum nobody knows, before it gets a name or a line in the lock file.
-    offline : bool
-        Never touch the network; ``file://`` sources still work.
-    mirrors : sequence of Mirror
-        From `ckptkit.store.mirrors.parse_mirrors`.
-    force : bool
-        Download again what is there.
-    accept_new : bool
-        Accept a file whose sha256 differs from that of an earlier fetch; what was trusted until then stays in
-        the history of the lock file and of the cache's record.
-    verify : bool
-        Hash again what is there, even if size and time say that nobody touched it.
-    require_checksum : bool
-        Take only bytes whose sha256 is known from elsewhere than the download that brings them: from the
-        registry's pin or the lock file. No word of a server counts, not even that of GitHub's API: who can
-        put another file there changes that too.
-    progress : callable, optional
-        `ckptkit.cli.output.Output.progress`, or anything like it.
-    notes : callable
-        Told what a person may want to know, one line each.
-    warn : callable, optional
-        Told what a person must know, such as that only a copy without statistics could be had; `notes` where
-        not given.
-    policy : Policy, optional
-        Timeouts, retries, clock.
-    trust : TrustFile, optional
-        The lock file of what was fetched before; that of the cache where not given.
-    github : GitHub, optional
-        Where GitHub's API is asked for the digests of release assets.
-
-    Raises
-    ------
-    UsageError
-        When both ``accept_new`` and ``require_checksum`` are asked for.
-    NetworkError
-        When no source gives the file, or ``offline`` forbids to ask.
-    IntegrityError
-        When the bytes are not those promised, or ``require_checksum`` and nobody promised anything.
-    FormatError
-        When no source gives a checkpoint of the entry, or the lock file is damaged.
-    StorageError
-        When the disk refuses.
-    """
+    """Have an entry's artefact in the cache, downloading it if it is not there."""
     refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
-    trust, github = trust or TrustFile.default(home.path), github or GitHub()
-    job = Job(entry, home, accept_new, notes, warn or notes, trust, fits, require_checksum, github=github)
-    trust.files(entry.id)  # a damaged lock file is said before anything is downloaded
+    job = Job(
+        entry,
+        home,
+        lock_file or LockFile.default(home.path),
+        fits,
+        accept_new=accept_new,
+        require_checksum=require_checksum,
+        github=github or GitHub(),
+        progress=progress,
+        notes=notes,
+        warn=warn or notes,
+    )
+    job.lock_file.files(entry.id)  # a damaged lock file is said before anything is downloaded
     if require_checksum:
         records = [record.file for record in home.records(entry.id)]
-        job.refuse_unknown([*(planned.file for planned in plan_sources(entry)), *records])
+        job.refuse_unknown([*(source.file for source in plan_sources(entry)), *records])
     if not force and not verify and (there := job.untouched()):
         return there
     with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
         if not force and (there := job.intact(verify=verify, offline=offline)):
             return there
-        return _download(job, offline, mirrors, progress, policy or Policy())
+        return _from_sources(job, offline, mirrors, policy or Policy())
 
 
 def refuse_contradiction(*, accept_new: bool, require_checksum: bool) -> None:
-    """Refuse to accept whatever is new and to require a known checksum at once.
-
-    Raises
-    ------
-    UsageError
-        When both are asked for.
-    """
+    """Refuse to accept whatever is new and to require a known checksum at once."""
     if accept_new and require_checksum:
         raise UsageError(
             "to accept whatever is new and to require a known checksum exclude each other",
@@ -147,44 +108,45 @@ def import_file(
     force: bool = False,
     accept_new: bool = False,
     progress: Progress | None = None,
-    notes: Notes = silent,
-    warn: Notes | None = None,
-    trust: TrustFile | None = None,
+    notes: Say = say_nothing,
+    warn: Say | None = None,
+    lock_file: LockFile | None = None,
 ) -> Fetched:
     """Take a file that somebody downloaded by hand; it is copied, hashed and checked like a download.
 
     ``force`` replaces what is cached, and takes a file that does not fit the entry, with a warning;
     ``accept_new`` replaces what is cached and what the lock file says.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such file.
-    UsageError
-        When other bytes are cached already and neither ``force`` nor ``accept_new`` is given.
-    IntegrityError, FormatError, StorageError
-        As for `fetch`.
     """
     file = file.absolute()
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
-    trust = trust or TrustFile.default(home.path)
-    job = Job(entry, home, accept_new, notes, warn or notes, trust, fits, overrule=force)
-    job.trust.files(entry.id)
+    job = Job(
+        entry,
+        home,
+        lock_file or LockFile.default(home.path),
+        fits,
+        accept_new=accept_new,
+        overrule=force,
+        note=IMPORTED,
+        progress=progress,
+        notes=notes,
+        warn=warn or notes,
+    )
+    job.lock_file.files(entry.id)
     with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
         there = None if force or accept_new else job.intact(verify=False, offline=True, quiet=True)
         if there is not None:
             if there.record.sha256 == hash_file(file).sha256:
                 return there
             raise UsageError(
-                f"{entry.id} is cached already, with other bytes ({came(there.record)})",
+                f"{entry.id} is cached already, with other bytes ({how_it_came(there.record)})",
                 hint=command("import", entry.id, file, "--accept-new").replace("Run", "To replace them", 1),
             )
         origin = source_of_file(entry, file)
         with url_opener(Policy()) as opener:
             try:
-                return job.take(origin, opener, Policy(), progress, IMPORTED)
+                return _take(job, origin, opener, Policy())
             except SourceError as error:
                 hint = "give the file as it was published"
                 if isinstance(error, UnfitError) and error.can_be_kept:
@@ -193,67 +155,119 @@ def import_file(
                 raise FormatError(file, str(error), hint=hint) from error
 
 
-def _download(
-    job: Job, offline: bool, mirrors: Sequence[Mirror], progress: Progress | None, policy: Policy
-) -> Fetched:
-    entry = job.entry
-    failures: list[tuple[str, Exception]] = []
-    lesser: list[PlannedSource] = []
-    withheld = False  # whether a better copy may be had another time
-    wrong: IntegrityError | None = None
-    planned_sources = plan_sources(entry, mirrors)
+@dataclass
+class _Tried:
+    """What became of the sources that were tried so far."""
+
+    job: Job
+    offline: bool
+    failures: list[tuple[str, Exception]] = field(default_factory=list)
+    lacking: list[PlannedSource] = field(default_factory=list)  # left out: no BatchNorm statistics
+    withheld: bool = False  # whether a better copy may be had another time
+    wrong: IntegrityError | None = None  # the first bytes that are not the known ones
+
+    def passes_over(self, source: PlannedSource) -> bool:
+        """Whether a source is not to be asked."""
+        job, lacks = self.job, source.bn_statistics is False
+        if self.offline and not is_local(source.used_url):
+            self.withheld |= not lacks
+            return True
+        if (job.require_checksum or self.wrong) and not job.is_tied(source.file):
+            job.notes(f"{without_secrets(source.used_url)}: passed over, no checksum of it is known")
+            return True
+        if job.entry.sha256 is None and lacks:
+            if self.withheld:  # no say_nothing loss of accuracy because of a fault that may pass
+                self.lacking.append(source)
+                return True
+            if self.failures:
+                job.warn_lacks_bn_statistics(source)
+        return False
+
+    def failed(self, source: PlannedSource, error: SourceError | IntegrityError) -> str:
+        """Remember a source that failed, and say how; raises the error where it decides."""
+        self.failures.append((source.used_url, error))
+        if isinstance(error, SourceError):
+            self.withheld |= source.bn_statistics is not False and not _is_gone(error)
+            return f"{without_secrets(source.used_url)}: {error}"
+        if self.job.accept_new or not self.job.is_tied(source.file):
+            raise error
+        self.wrong = error  # what is known from before decides whether another source has the right bytes
+        return str(error)
+
+
+def _from_sources(job: Job, offline: bool, mirrors: Sequence[Mirror], policy: Policy) -> Fetched:
+    tried, sources = _Tried(job, offline), plan_sources(job.entry, mirrors)
     with url_opener(policy, job.notes) as opener:
-        for planned in planned_sources:
-            if offline and not is_local(planned.used_url):
-                withheld |= planned.bn_statistics is not False
+        for source in sources:
+            if tried.passes_over(source):
                 continue
-            if (job.require_checksum or wrong) and not job.is_tied(planned.file):
-                job.notes(f"{without_secrets(planned.used_url)}: passed over, no checksum of it is known")
-                continue
-            if entry.sha256 is None and planned.bn_statistics is False:
-                if withheld:  # no silent loss of accuracy because of a fault that may pass
-                    lesser.append(planned)
-                    continue
-                if failures:
-                    job.warn_of_lesser(planned)
             try:
-                return job.take(planned, opener, policy, progress, "")
-            except SourceError as error:
-                withheld |= planned.bn_statistics is not False and not _is_gone(error)
-                failures.append((planned.used_url, error))
-                if planned is not planned_sources[-1]:  # of the last one the error itself tells
-                    job.notes(f"{without_secrets(planned.used_url)}: {error}")
-            except IntegrityError as error:
-                if job.accept_new or not job.is_tied(planned.file):
+                return _take(job, source, opener, policy)
+            except (SourceError, IntegrityError) as error:
+                said = tried.failed(source, error)
+                if source is not sources[-1]:  # of the last one the error itself tells
+                    job.notes(said)
+    raise tried.wrong or _nothing(job.entry, tried.failures, tried.lacking, offline)
+
+
+def _take(job: Job, source: PlannedSource, opener: Opener, policy: Policy) -> Fetched:
+    """Transfer from one source, check, install; a file joined from parts gets a second chance."""
+    part = Partial(job.home.artefact_folder(job.entry.id), source.file, source.used_url)
+    early = EarlyUnpack(part, job.home.unpacked_folder(job.entry.id), enabled=policy.connections == 1)
+    published: tuple[ExpectedChecksum, ...] = ()
+    again = False
+    try:
+        while True:
+            Transfer(
+                source.used_url,
+                part,
+                opener,
+                policy,
+                expected_size=job.entry.size,
+                progress=job.progress,
+                notes=job.notes,
+                is_tied=job.decides(source.file) and not again,
+                may_begin=job.may_begin,
+                begun=early.begin,
+            ).run()
+            joined = part.joined and not again
+            published = published or job.published_digest(source, policy)
+            part.expected = tuple(dict.fromkeys((*part.expected, *published)))
+            try:
+                return job.install(source, part, early)
+            except (IntegrityError, UnfitError) as error:
+                if not joined:
                     raise
-                wrong = error  # what is known from before decides whether another source has the right bytes
-                failures.append((planned.used_url, error))
-                if planned is not planned_sources[-1]:
-                    job.notes(str(error))
-    if wrong:
-        raise wrong
-    raise _nothing(entry, failures, lesser, offline)
+                part.discard()
+                job.notes(f"{error}; the parts do not fit together, downloading it whole")
+                policy, again = replace(policy, connections=1), True
+    except (IntegrityError, FormatError, UnfitError):
+        part.discard()
+        raise
+    finally:
+        early.drop()
+        part.close()
 
 
 def _nothing(
     entry: Entry,
     failures: Sequence[tuple[str, Exception]],
-    lesser: Sequence[PlannedSource],
+    lacking: Sequence[PlannedSource],
     offline: bool,
 ) -> CkptkitError:
     manual = [source for source in entry.sources if source.manual]
     by_hand = f"ckptkit import {entry.id} FILE"
     if failures:
         hint = _what_helps([error for _, error in failures])
-        if lesser:
+        if lacking:
             hint += (
-                f"; {without_secrets(lesser[0].url)} has no BatchNorm moving statistics and is taken only "
+                f"; {without_secrets(lacking[0].url)} has no BatchNorm moving statistics and is taken only "
                 f"once the better copy is gone for good; if it will do, download it and run '{by_hand}'"
             )
         if manual:
             hint += f"; or download it by hand from {manual[0].url} and run '{by_hand}'"
         said = f"no source gave the file: {explain(failures)}"
-        if not lesser and all(isinstance(error, UnfitError) for _, error in failures):
+        if not lacking and all(isinstance(error, UnfitError) for _, error in failures):
             return FormatError(entry.id, said, hint=hint)
         return NetworkError(f"{entry.id}: {said}", hint=hint)
     if offline and len(manual) < len(entry.sources):

@@ -1,6 +1,6 @@
 """The part of a file that has arrived: a temporary file bound to the server's identity of the whole.
 
-Beside the final name stand ``.<file>.<tag>.<writer>.part`` and ``….part.json``. The tag is drawn from the
+Beside the final name are ``.<file>.<tag>.<writer>.part`` and ``….part.json``. The tag is drawn from the
 source and its identity, and the JSON says what that identity is, so that bytes of two different files can
 never be joined. Only the holder of the entry's lock touches them; where locks do not exclude, the writer's
 token (`ckptkit.base.locks`) keeps two of them from ever writing to one file.
@@ -19,9 +19,11 @@ import hashlib
 import json
 import mmap
 import os
+import queue
 import re
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -42,11 +44,9 @@ from ckptkit.base.files import (
 )
 from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.base.urls import public_url
-from ckptkit.store.behind import Worker
 from ckptkit.store.cache import refuse_planted, write_json
-from ckptkit.store.hashing import BackgroundHasher
-from ckptkit.store.integrity import Digests, Promise, hash_file
-from ckptkit.store.transport import Identity
+from ckptkit.store.expected import Digests, ExpectedChecksum, StreamHasher, hash_file
+from ckptkit.store.openers import Identity
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
 _KEPT_FREE = 1 << 30
@@ -65,39 +65,22 @@ _SYNC_EVERY = 64 << 20
 _PAGE = mmap.PAGESIZE
 _AT_ONCE = 1 << 18
 """Most bytes of a system call: with 1 MiB, Linux 6.18's ext4 took two to three times the processor time."""
+_OUTSTANDING = 8
+"""Calls of a background thread that may wait or run, and so pieces of a file that are in memory."""
+_HASHED_HERE = 1 << 20
+"""Bytes up to which a file is hashed where it is received: a thread would take longer to start."""
 
 
 class Partial:
-    """What has arrived of one file from one source.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the file will stand; created when the first byte comes.
-    name : str
-        Its final name there.
-    source : str
-        The URL it comes from.
-
-    Attributes
-    ----------
-    identity : Identity or None
-        What the server said of the whole file; None before the first answer.
-    promises : tuple of Promise
-        Checksums the server promised with that identity.
-    joined : bool
-        Whether the bytes come from more than one response.
-    head : bytes
-        The first bytes, up to 512, to see by what kind of file it is.
-    """
+    """What has arrived of one file from one source."""
 
     def __init__(self, folder: Path, name: str, source: str) -> None:
-        self.folder = folder
-        self.name = name
-        self.identity: Identity | None = None
-        self.promises: tuple[Promise, ...] = ()
-        self.joined = False
-        self.head = b""
+        self.folder = folder  # where the file will be; made when the first byte comes
+        self.name = name  # its final name there
+        self.identity: Identity | None = None  # what the server said of the whole file
+        self.expected: tuple[ExpectedChecksum, ...] = ()  # checksums the server stated with that identity
+        self.joined = False  # whether the bytes come from more than one response
+        self.head = b""  # the first bytes, to see by what kind of file it is
         self._source = hashlib.sha256(os.fsencode(public_url(source))).hexdigest()
         self._path: Path | None = None
         self._fd: int | None = None
@@ -105,7 +88,7 @@ class Partial:
         self._crc = 0
         self._writer = ""
         self._hasher = BackgroundHasher()
-        self._syncer = Worker("sync", 1)
+        self._syncer = BackgroundThread("sync", 1)
         self._written = self._unsynced = 0
         self._rest = b""
 
@@ -122,25 +105,19 @@ class Partial:
         return self._path
 
     def digests(self) -> Digests:
-        """Checksums of the bytes present: sha256, and the kinds that were promised; empty text for others."""
-        promised = {promise.algorithm for promise in self.promises}
-        if promised <= self._hasher.algorithms:
+        """Checksums of the bytes present: sha256, and the kinds that were stated; empty text for others."""
+        stated = {checksum.algorithm for checksum in self.expected}
+        if stated <= self._hasher.algorithms:
             return self._hasher.digests()
-        self.flush()  # promised by a later answer only: these kinds were not taken while the bytes came
+        self.flush()  # stated by a later answer only: these kinds were not taken while the bytes came
         return hash_file(self.path)
 
-    def pick_up(self) -> None:
-        """Continue what an earlier run left of this source, if it left anything sound; hashes those bytes.
-
-        Raises
-        ------
-        StorageError
-            When something else than a file has the final name, or the record's.
-        """
+    def resume(self) -> None:
+        """Continue what an earlier run left of this source, if it left anything sound; hashes those bytes."""
         for final in (self.folder / self.name, self.folder / f"{self.name}.json"):
             refuse_planted(final)
         for sidecar in self.folder.glob(f".{glob.escape(_stem(self.name))}.*.part.json"):
-            identity, promises, source, marks = _read_sidecar(sidecar)
+            identity, expected, source, marks = _read_sidecar(sidecar)
             path = sidecar.with_suffix("")
             if source != self._source or identity is None or not self._is_of(path, identity):
                 continue
@@ -150,13 +127,13 @@ class Partial:
             claimed = self._claim(path, identity)
             if claimed is None:
                 continue
-            self._path, self.identity, self.promises = claimed, identity, promises
-            self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
+            self._path, self.identity, self.expected = claimed, identity, expected
+            self._hasher = BackgroundHasher(checksum.algorithm for checksum in expected)
             with translated(claimed):
                 self._fd = _open_own(claimed, os.O_RDWR)
                 # Of a whole file the last byte is asked for again: the answer tells whether it is still this.
                 kept = self._read_marked(marks, identity.size - 1)
-                with contextlib.suppress(OSError):  # what lies behind is written over
+                with contextlib.suppress(OSError):  # what comes behind is written over
                     os.ftruncate(self._fd, self._written)
             if not self._written:
                 self.discard()
@@ -185,11 +162,11 @@ class Partial:
         os.lseek(self._fd, self._written, os.SEEK_SET)
         return kept
 
-    def begin(self, identity: Identity, promises: tuple[Promise, ...]) -> None:
+    def begin(self, identity: Identity, expected: tuple[ExpectedChecksum, ...]) -> None:
         """Start from the first byte, of the file with this identity."""
         self.discard()
-        self.identity, self.promises, self.joined = identity, promises, False
-        self._hasher = BackgroundHasher(promise.algorithm for promise in promises)
+        self.identity, self.expected, self.joined = identity, expected, False
+        self._hasher = BackgroundHasher(checksum.algorithm for checksum in expected)
         path = self._own_path(identity)
         with translated(self.folder / self.name):
             make_folders(self.folder)
@@ -210,7 +187,7 @@ class Partial:
         said = {
             "source": self._source,
             "identity": asdict(self.identity),
-            "promises": [asdict(promise) for promise in self.promises],
+            "promises": [asdict(checksum) for checksum in self.expected],
         }
         write_json(path, "".join([json.dumps(said), "\n", *(f"{end} {crc:08x}\n" for end, crc in marks)]))
         with translated(self.folder / self.name):
@@ -219,14 +196,9 @@ class Partial:
     def append(self, data: bytes | memoryview) -> None:
         """Put bytes at the end and hash them.
 
-        They are hashed by a thread of its own and must stay unchanged for `behind.OUTSTANDING` further calls.
+        They are hashed by a thread of its own, so they must not change any more.
         Only whole pages are written: Linux 6.18's ext4 took three times as long to append what ended in the
         middle of one. The rest waits for the next bytes or for `flush`.
-
-        Raises
-        ------
-        StorageError
-            When the disk refuses; where it is full the part is removed, so as not to leave the disk full.
         """
         view = memoryview(data)
         over = (self._written + len(self._rest) + len(view)) % _PAGE
@@ -239,13 +211,7 @@ class Partial:
         self._count(data)
 
     def flush(self) -> None:
-        """Write what `append` has kept back: after a response, so that a kill loses nothing of it.
-
-        Raises
-        ------
-        StorageError
-            As for `append`.
-        """
+        """Write what `append` has kept back: after a response, so that a kill loses nothing of it."""
         rest, self._rest = self._rest, b""
         if rest:
             self._write(rest)
@@ -268,7 +234,7 @@ class Partial:
             if error.errno in _FULL:
                 self.discard()
             raise storage_error(error, self.folder / self.name) from error
-        if self._unsynced >= _SYNC_EVERY and self._syncer.do_if_idle(_sync_data, self._fd):
+        if self._unsynced >= _SYNC_EVERY and self._syncer.submit_if_idle(_sync_data, self._fd):
             self._unsynced = 0
 
     def _mark(self, pieces: list[memoryview]) -> None:
@@ -312,8 +278,8 @@ class Partial:
                 self._path.unlink(missing_ok=True)
                 self._path.with_name(f"{self._path.name}.json").unlink(missing_ok=True)
         release(self._writer)
-        self._path, self.identity, self.promises, self.joined = None, None, (), False
-        self._hasher, self._syncer, self.head = BackgroundHasher(), Worker("sync", 1), b""
+        self._path, self.identity, self.expected, self.joined = None, None, (), False
+        self._hasher, self._syncer, self.head = BackgroundHasher(), BackgroundThread("sync", 1), b""
         self._written, self._unsynced, self._rest, self._crc = 0, 0, b"", 0
 
     def sync(self) -> int:
@@ -372,13 +338,7 @@ class Partial:
 
 
 def require_space(folder: Path, needed: int, name: str, *, keep: bool = False) -> None:
-    """Refuse before the first byte what cannot fit; ``keep`` leaves others some space as well.
-
-    Raises
-    ------
-    StorageError
-        Naming how much is needed and how much is free.
-    """
+    """Refuse before the first byte what cannot fit; ``keep`` leaves others some space as well."""
     import shutil
 
     existing = folder
@@ -447,13 +407,15 @@ def _size(path: Path) -> int:
     return status.st_size if status and status.st_nlink == 1 else 0
 
 
-def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str, list[tuple[int, int]]]:
-    """Identity, promises, source digest and marks; no identity where the file is damaged."""
+def _read_sidecar(
+    path: Path,
+) -> tuple[Identity | None, tuple[ExpectedChecksum, ...], str, list[tuple[int, int]]]:
+    """Identity, checksums, source digest and marks; no identity where the file is damaged."""
     try:
         first, *lines = read_regular(path, _MOST_MARKS, links=False).split(b"\n")
         value: Any = json.loads(first)
         identity = Identity(**value["identity"])
-        promises = tuple(Promise(**promise) for promise in value["promises"])
+        expected = tuple(ExpectedChecksum(**checksum) for checksum in value["promises"])
         source = value["source"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None, (), "", []
@@ -462,9 +424,125 @@ def _read_sidecar(path: Path) -> tuple[Identity | None, tuple[Promise, ...], str
         all(text is None or (isinstance(text, str) and _HEADER.fullmatch(text)) for text in texts)
         and type(identity.size) is int
         and 0 < identity.size < 1 << 63
-        and all(isinstance(part, str) for promise in promises for part in asdict(promise).values())
-        and all(promise.algorithm in ("sha256", "md5", "crc32c") for promise in promises)
-        and all(re.fullmatch("[0-9a-f]{8,64}", promise.value) for promise in promises)
+        and all(isinstance(part, str) for checksum in expected for part in asdict(checksum).values())
+        and all(checksum.algorithm in ("sha256", "md5", "crc32c") for checksum in expected)
+        and all(re.fullmatch("[0-9a-f]{8,64}", checksum.value) for checksum in expected)
     )
     marks = [(int(m[1]), int(m[2], 16)) for m in takewhile(bool, map(_MARK.fullmatch, lines)) if m]
-    return (identity if sound else None), promises, str(source), marks
+    return (identity if sound else None), expected, str(source), marks
+
+
+class BackgroundThread:
+    """One thread that makes calls in the order they were given; the giver waits when too many wait.
+
+    Examples
+    --------
+    >>> seen: list[int] = []
+    >>> thread = BackgroundThread("example")
+    >>> for number in range(3):
+    ...     thread.submit(seen.append, number)
+    >>> thread.wait()
+    >>> thread.close()
+    >>> seen
+    [0, 1, 2]
+    """
+
+    def __init__(self, name: str, most: int = _OUTSTANDING) -> None:
+        self._name = name
+        self._most = most
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(most):
+            self._free.put(None)
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a call made; waits while too many are under way."""
+        self._free.get()
+        self._hand_over(function, arguments)
+
+    def submit_if_idle(self, function: Callable[..., Any], *arguments: Any) -> bool:
+        """Have a call made unless too many are under way; returns whether it will be made."""
+        try:
+            self._free.get_nowait()
+        except queue.Empty:
+            return False
+        self._hand_over(function, arguments)
+        return True
+
+    def _hand_over(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"ckptkit-{self._name}", daemon=True)
+            self._thread.start()
+        self._calls.put((function, arguments))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, arguments = call
+            try:
+                if self._error is None:
+                    function(*arguments)
+            except BaseException as error:  # raised again by `wait`, in the thread that asked
+                self._error = error
+            finally:
+                del call, arguments
+                self._free.put(None)
+
+    def wait(self) -> None:
+        """Wait until every call was made; raises the error of the first that failed, every time."""
+        for _ in range(self._most):
+            self._free.get()
+        for _ in range(self._most):
+            self._free.put(None)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread after the calls under way; errors are not told."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread.join()
+            self._thread = None
+
+
+class BackgroundHasher(StreamHasher):
+    """Checksums of one file as it arrives, in threads of their own: sha256 and what somebody states.
+
+    sha256 is always taken (records and pins speak of it), md5 and crc32c only where a server states them.
+
+    Examples
+    --------
+    >>> hasher = BackgroundHasher(["crc32c"])
+    >>> hasher.update(b"123456789")
+    >>> digests = hasher.digests()
+    >>> digests.crc32c, digests.md5
+    ('e3069283', '')
+    """
+
+    def __init__(self, algorithms: Iterable[str] = ()) -> None:
+        super().__init__({"sha256", *algorithms})
+        self._thread = BackgroundThread("hash")
+        self._md5_thread = BackgroundThread("md5")  # takes more than twice as long as both others
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add bytes, which must not change any more."""
+        if self.size < _HASHED_HERE:
+            super().update(data)
+            return
+        self.size += len(data)
+        for name, add in self._adders.items():
+            (self._md5_thread if name == "md5" else self._thread).submit(add, data)
+
+    def digests(self) -> Digests:
+        """Checksums of everything so far; empty text for those that are not taken."""
+        self._thread.wait()
+        self._md5_thread.wait()
+        return super().digests()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._thread.close()
+        self._md5_thread.close()

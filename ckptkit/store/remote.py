@@ -1,6 +1,6 @@
 """Files in object stores: ``s3://``, ``gs://``, ``az://`` and ``hf://``, through fsspec and its packages.
 
-Reading is one more opener of `ckptkit.store.transport`: identity and promises from what the store says of the
+Reading is one more opener of `ckptkit.base.net`: identity and expected from what the store says of the
 object, ranges to resume, errors translated. Writing is one call for each object: in all of these stores an
 object appears whole or not at all, so no temporary name is needed (an upload in parts that breaks off leaves
 parts that only the store's owner sees; set a rule there that removes them).
@@ -30,17 +30,16 @@ from ckptkit.base.errors import (
     NetworkError,
     UsageError,
 )
-from ckptkit.store.integrity import Promise, compare, hash_file, server_promises
-from ckptkit.store.transport import (
-    Identity,
+from ckptkit.base.net import (
     PassingError,
     RangeError,
-    Response,
     SlowError,
     SourceError,
     SourceGoneError,
-    without_secrets,
 )
+from ckptkit.base.urls import without_secrets
+from ckptkit.store.expected import ExpectedChecksum, compare, hash_file, server_checksums
+from ckptkit.store.openers import Identity, Response
 
 _PIECE = 8 << 20  # each is one request to the store; a fault loses at most this
 _FIRST_PIECE = 64 << 10  # a store that sends next to nothing is noticed after so much
@@ -83,21 +82,7 @@ def is_remote(url: str) -> bool:
 def open_remote(
     url: str, start: int = 0, known: Identity | None = None, stop: int | None = None
 ) -> Generator[Response]:
-    """Open an object, from byte ``start`` on (up to ``stop``) if it is still the ``known`` one.
-
-    Raises
-    ------
-    SourceGoneError
-        When there is no such object, or it is not for you.
-    SourceError
-        When credentials are missing or wrong.
-    PassingError
-        On a fault that may pass.
-    RangeError
-        When ``start`` is not zero and the object has changed; also at the end, when it changed meanwhile.
-    MissingDependencyError
-        When the store's package is not installed.
-    """
+    """Open an object, from byte ``start`` on (up to ``stop``) if it is still the ``known`` one."""
     files, path = _connect(url)
     with _translated():
         info = _in_time(partial(_info, files, path), _ANSWER_SECONDS)
@@ -135,21 +120,13 @@ def open_remote(
             pieces(),
             offset=start,
             length=end - start,
-            promises=_promises(info),
+            expected=_checksums(info),
             partial=ranged,
         )
 
 
 def exists(url: str) -> bool:
-    """Whether an object of this URL is there.
-
-    Raises
-    ------
-    NetworkError
-        When the store does not say.
-    MissingDependencyError
-        When its package is not installed.
-    """
+    """Whether an object of this URL is there."""
     files, path = _connect(url)
     try:
         with _translated():
@@ -172,29 +149,7 @@ def refuse_existing_object(url: str, *, force: bool) -> None:
 
 
 def upload(file: Path, url: str, *, force: bool = False) -> None:
-    """Put a file into a store under a URL, in one call, and compare what the store then says of it.
-
-    Parameters
-    ----------
-    file : Path
-        The file, whole.
-    url : str
-        The object's URL.
-    force : bool
-        Replace an object that is there. Without it, stores that can refuse by themselves (S3, Google's,
-        Azure) do not replace one that appears at the same moment either.
-
-    Raises
-    ------
-    UsageError
-        When the object exists and ``force`` is false, or the URL names no object.
-    NetworkError
-        When the store refuses or cannot be reached.
-    IntegrityError
-        When the store has other bytes afterwards.
-    MissingDependencyError
-        When the store's package is not installed.
-    """
+    """Put a file into a store under a URL, in one call, and compare what the store then says of it."""
     files, path = _connect(url)
     refuse_existing_object(url, force=force)
     try:
@@ -209,10 +164,10 @@ def upload(file: Path, url: str, *, force: bool = False) -> None:
         raise _unwritable(url, error) from error
     size = file.stat().st_size
     if info.get("size") != size:
-        raise IntegrityError(f"{without_secrets(url)}: {info.get('size')} bytes stand there, not {size}")
-    if promises := _promises(info):
+        raise IntegrityError(f"{without_secrets(url)}: {info.get('size')} bytes were stored, not {size}")
+    if expected := _checksums(info):
         compare(
-            without_secrets(url), hash_file(file), promises, hint="run the same command again with --force"
+            without_secrets(url), hash_file(file), expected, hint="run the same command again with --force"
         )
 
 
@@ -294,7 +249,7 @@ def _text(info: Mapping[str, Any], *names: str) -> str | None:
     return next((str(info[name]) for name in names if info.get(name)), None)
 
 
-def _promises(info: Mapping[str, Any]) -> tuple[Promise, ...]:
+def _checksums(info: Mapping[str, Any]) -> tuple[ExpectedChecksum, ...]:
     """Checksums that a store states of a whole object (S3's ETag is none: it depends on how it was put)."""
     lines = [("x-goog-hash", f"md5={info.get('md5Hash')}"), ("x-goog-hash", f"crc32c={info.get('crc32c')}")]
     settings, pointer = info.get("content_settings"), info.get("lfs")
@@ -302,12 +257,12 @@ def _promises(info: Mapping[str, Any]) -> tuple[Promise, ...]:
         lines.append(("content-md5", base64.b64encode(settings["content_md5"]).decode()))
     if isinstance(pointer, Mapping):
         lines.append(("x-linked-etag", str(pointer.get("sha256"))))
-    return tuple(replace(promise, origin="the store") for promise in server_promises(lines))
+    return tuple(replace(checksum, origin="the store") for checksum in server_checksums(lines))
 
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Turn what a store's package raises into the errors of `ckptkit.store.transport`."""
+    """Turn what a store's package raises into the errors of `ckptkit.base.net`."""
     try:
         yield
     except (SourceError, PassingError, RangeError, CkptkitError):

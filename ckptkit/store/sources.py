@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.urls import full_url, public_url
+from ckptkit.base.urls import full_url, public_url, scrubbed
 from ckptkit.store.cache import is_safe_file_name
-from ckptkit.store.mirrors import Mirror, resolve
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -19,23 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """One source of an entry.
+    """One source of an entry."""
 
-    Attributes
-    ----------
-    url : str
-        As published, without what is secret in it.
-    used_url : str
-        Where it is fetched from: the same with its secrets, or what a mirror rule makes of it.
-    file : str
-        The artefact's name in the cache.
-    bn_statistics : bool or None
-        Whether the file has the BatchNorm moving statistics; None where the registry does not say.
-    """
-
-    url: str
-    used_url: str
-    file: str
+    url: str  # As published, without what is secret in it
+    used_url: str  # Where it is fetched from: the same with its secrets, or what a mirror rule makes of it
+    file: str  # The artefact's name in the cache
+    # Whether the file has the BatchNorm moving statistics; None where the registry does not say
     bn_statistics: bool | None = None
 
 
@@ -54,13 +44,7 @@ def plan_sources(entry: Entry, mirrors: Sequence[Mirror] = ()) -> list[PlannedSo
 
 
 def source_of_file(entry: Entry, file: Path) -> PlannedSource:
-    """Source a file on this disk came from: the one with the same file name, else the first.
-
-    Raises
-    ------
-    UsageError
-        When the entry has no source at all.
-    """
+    """Source a file on this disk came from: the one with the same file name, else the first."""
     planned = plan_sources(entry)
     same = [source for source in planned if source.file == file.name]
     if planned:
@@ -85,3 +69,73 @@ def file_name_of(url: str, id: str) -> str:
     """
     name = unquote(urlsplit(url).path.rpartition("/")[2])
     return name if is_safe_file_name(name) else f"{id}.bin"
+
+
+ENVIRONMENT = "CKPTKIT_MIRROR"
+_RULE = re.compile(
+    r"(?P<origin>(?:https?|file|s3|gs|az|hf)://[^\s]*?)=(?P<target>(?:https?|file|s3|gs|az|hf)://[^\s]*)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One rule: URLs that begin with ``origin`` are fetched from ``target`` instead."""
+
+    origin: str
+    target: str
+
+    def rewrite(self, url: str) -> str:
+        """Replace the prefix, minding a slash that only one of the two has.
+
+        Examples
+        --------
+        >>> Mirror("https://a.org/x/", "http://127.0.0.1:8000").rewrite("https://a.org/x/m.pth")
+        'http://127.0.0.1:8000/m.pth'
+        """
+        rest = url[len(self.origin) :]
+        target = self.target
+        if rest.startswith("/"):
+            target = target.removesuffix("/")
+        elif self.origin.endswith("/") and not target.endswith("/"):
+            target += "/"
+        return target + rest
+
+
+def parse_mirrors(rules: Sequence[str], environment: str | None = None) -> tuple[Mirror, ...]:
+    """Read rules, from the command line first and then from ``CKPTKIT_MIRROR``.
+
+    Examples
+    --------
+    >>> parse_mirrors(["https://a.org=file:///srv/a"], "")
+    (Mirror(origin='https://a.org', target='file:///srv/a'),)
+    """
+    if environment is None:
+        environment = os.environ.get(ENVIRONMENT, "")
+    given = [(rule, "--mirror") for rule in rules]
+    given += [(rule, ENVIRONMENT) for rule in re.split(r"[\s;]+", environment) if rule]
+    return tuple(_parse(rule.strip(), where) for rule, where in given)
+
+
+def _parse(rule: str, where: str) -> Mirror:
+    match = _RULE.fullmatch(rule)
+    if not match:
+        raise UsageError(
+            f"{where} {scrubbed(rule)!r} is not FROM=TO with two URLs",
+            hint="write it like https://storage.googleapis.com=http://127.0.0.1:8000 "
+            "(TO may be http://, https://, file://, s3://, gs://, az:// or hf://)",
+        )
+    return Mirror(match["origin"], match["target"])
+
+
+def resolve(url: str, mirrors: Sequence[Mirror]) -> str:
+    """URL to fetch from, after the mirror rules.
+
+    Examples
+    --------
+    >>> rules = parse_mirrors(["https://a.org=https://b.org", "https://a.org/x=file:///srv/x"], "")
+    >>> resolve("https://a.org/x/m.pth", rules), resolve("https://a.org/y/m.pth", rules)
+    ('file:///srv/x/m.pth', 'https://b.org/y/m.pth')
+    """
+    fitting = [mirror for mirror in mirrors if url.startswith(mirror.origin)]
+    return max(fitting, key=lambda mirror: len(mirror.origin)).rewrite(url) if fitting else url

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from ckptkit.registry import Entry
-from ckptkit.store import early
+from ckptkit.store import unpack
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch
-from ckptkit.store.trust import TrustFile
+from ckptkit.store.lockfile import LockFile
 
 PIECE = 1 << 20
 
@@ -81,8 +81,8 @@ def fetch_it(url: str, folder: Path, *, at_once: bool) -> None:
             "sources": [{"url": url}],
         }
     )
-    early.FROM_BYTES = 1 << 20 if at_once else 1 << 60
-    fetch(entry, Home(folder), fits=lambda *_: None, trust=TrustFile(folder / "trust.json"))
+    unpack.FROM_BYTES = 1 << 20 if at_once else 1 << 60
+    fetch(entry, Home(folder), fits=lambda *_: None, trust=LockFile(folder / "trust.json"))
 
 
 def gunzips() -> Iterator[tuple[str, Callable[[Path], Any]]]:

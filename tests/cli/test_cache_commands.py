@@ -90,7 +90,7 @@ def test_rm(run: Runner, home: Home) -> None:
 def test_rm_of_what_is_held(run: Runner, home: Home) -> None:
     with home.lock("test-a"):
         result = run("cache", "rm", "test-*")
-    assert result.code == 0 and "warning: test-a: another process is at it" in result.err
+    assert result.code == 0 and "warning: test-a: in use by another process" in result.err
     assert home.fetched_ids() == ["test-a"]
 
 

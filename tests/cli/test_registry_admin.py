@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ckptkit.registry import load_registry, paths, writeback
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.support.commands import SHA, WHEN, Runner, cache, runner
 from tests.support.registries import SMALL, write
 
@@ -153,8 +153,8 @@ def remember(id: str, sha256: str, *, source: int = 0, **facts: object) -> None:
     """Have the lock file know an entry's file, as a fetch into a cache that is gone would have left it."""
     url = load_registry()[id].sources[source].url
     facts = {"used_url": url, **facts}
-    seen = Trusted(sha256, 7, "2025-05-05T05:05:05+00:00", url, **facts)
-    TrustFile.default().remember(id, url.rpartition("/")[2], seen)
+    seen = LockEntry(sha256, 7, "2025-05-05T05:05:05+00:00", url, **facts)
+    LockFile.default().remember(id, url.rpartition("/")[2], seen)
 
 
 def pinned(overlay: Path) -> dict[str, dict[str, object]]:
@@ -198,8 +198,8 @@ def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_p
 def test_pin_all_keeps_comments_order_and_all_else(run: Runner, tmp_path: Path) -> None:
     overlay = write(tmp_path, SMALL)
     for id, sha256 in [("two", "b" * 64), ("one", "a" * 64)]:
-        seen = Trusted(sha256, 7, WHEN, f"https://a.org/{id}.tar.gz")
-        TrustFile.default().remember(id, f"{id}.tar.gz", seen)
+        seen = LockEntry(sha256, 7, WHEN, f"https://a.org/{id}.tar.gz")
+        LockFile.default().remember(id, f"{id}.tar.gz", seen)
     result = run("registry", "pin", "--all", "--registry", overlay)
     assert result.code == 0 and [line.split()[0] for line in result.out.splitlines()] == ["one", "two"]
     after = overlay.read_text().splitlines()

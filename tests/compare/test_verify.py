@@ -32,7 +32,7 @@ from ckptkit.compare.verify import (
 from ckptkit.families.base import Structure, get_family, recognise
 from ckptkit.families.binding import FileFacts, match
 from ckptkit.registry import load_registry
-from ckptkit.store.integrity import Promise
+from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, write_tiny
@@ -370,7 +370,7 @@ def test_artefact_against_pin_and_record(artefact, pinned, size, recorded, expec
     assert says in "\n".join((check.detail, *check.items))
 
 
-LOCK = Promise("sha256", TRUE, "the lock file /home/me/ckptkit.lock (seen 2026-01-02)")
+LOCK = ExpectedChecksum("sha256", TRUE, "the lock file /home/me/ckptkit.lock (seen 2026-01-02)")
 
 
 @pytest.mark.parametrize(

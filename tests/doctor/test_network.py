@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.net import Policy
 from ckptkit.doctor.network import GITHUB_API, Host, ask, examine_hosts, hosts_of
 from ckptkit.registry import load_registry
-from ckptkit.store.mirrors import parse_mirrors
-from ckptkit.store.transport import Policy
+from ckptkit.store.sources import parse_mirrors
 from tests.support.entries import entry_of
 from tests.support.http_server import FaultServer, header, raw, redirect, stall, status
 

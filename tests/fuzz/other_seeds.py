@@ -166,16 +166,16 @@ def _cache() -> Iterator[Seed]:
 
 def use_cache(path: Path) -> str:
     """Look at everything, as ``cache ls`` and ``fetch`` do."""
-    from ckptkit.store.archive import is_unpacked
     from ckptkit.store.cache import Home
-    from ckptkit.store.inventory import holdings, leftovers
-    from ckptkit.store.trust import TrustFile
+    from ckptkit.store.lockfile import LockFile
+    from ckptkit.store.unpack import is_unpacked
+    from ckptkit.store.upkeep import holdings, leftovers
 
     home = Home(path)
     held = holdings(home)
     leftovers(home)
     str((held, home.fetched_ids(), home.is_cached(_ID), home.record(_ID)))
-    trusted = TrustFile(path / "ckptkit.lock").files(_ID)
+    trusted = LockFile(path / "ckptkit.lock").files(_ID)
     str({name: one.to_json() for name, one in trusted.items()})
     is_unpacked(path / "unpacked" / _ID, "0" * 64)
     return "read"
@@ -205,7 +205,7 @@ def _others(folder: Path) -> set[Path]:
 def use_archive(path: Path) -> str:
     """Unpack, as ``fetch`` does: into its folder, or not at all."""
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.store.archive import unpack
+    from ckptkit.store.unpack import unpack
 
     folder = path.parent / "here" / "out"
     around = _others(path.parent.parent)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from ckptkit.base.net import Policy
 from ckptkit.registry import Entry
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import Fetched, fetch
-from ckptkit.store.transport import Policy
 from tests.support.entries import anything, final_files
 from tests.support.http_server import FaultServer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import FormatError, StorageError
-from ckptkit.store.archive import checkpoint_in, is_archive_name, is_unpacked, unpack
+from ckptkit.store.unpack import checkpoint_in, is_archive_name, is_unpacked, unpack
 from tests.support.entries import random_bytes, tar_gz
 
 BODY = random_bytes(200_000)

@@ -16,9 +16,7 @@ import pytest
 from ckptkit.registry import load_registry
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import import_file
-from ckptkit.store.inventory import leftovers
-from ckptkit.store.prune import sweep
-from ckptkit.store.shared import SharedHome
+from ckptkit.store.upkeep import leftovers, sweep
 from ckptkit.workspace import fits
 from tests.support.caches import put_conversion, put_entry
 from tests.support.entries import XT, final_files, pinned, published_xt, random_bytes, tar_gz
@@ -126,7 +124,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from ckptkit.store.cache import Home
-from ckptkit.store.prune import remove
+from ckptkit.store.upkeep import remove
 
 model, step = Path(sys.argv[1]), 0
 
@@ -196,7 +194,7 @@ def test_readers_and_a_remover_at_once(server: FaultServer, tmp_path: Path) -> N
     overlay = registry_file(tmp_path, {"id": "test-entry", "sources": [{"url": url}], **pinned(BODY)})
     remover = start(["cache", "rm", "test-entry"], home, prelude=(
         "import time\nfrom pathlib import Path\nfrom ckptkit.store.cache import Home\n"
-        "from ckptkit.store.prune import remove\n"
+        "from ckptkit.store.upkeep import remove\n"
         "end = time.monotonic() + 1.5\n"
         "while time.monotonic() < end:\n    remove(Home.default(), 'test-entry'); time.sleep(0.01)\n"
         "raise SystemExit(0)"
@@ -266,7 +264,7 @@ def test_a_read_only_file_system(server: FaultServer, tmp_path: Path) -> None:
     run = read_only(theirs, str(theirs), "cache", "rm", "test-entry")
     assert run.returncode == 5 and "read-only" in run.stderr and run.stderr.count("error:") == 1
     assert artefact.read_bytes() == BODY
-    assert [home.path for home in SharedHome(mine, [theirs]).homes] == [mine, theirs]
+    assert [home.path for home in Home(mine, [theirs]).homes] == [mine, theirs]
 
 
 def test_a_conversion_of_what_is_read_only_goes_elsewhere(tmp_path: Path) -> None:

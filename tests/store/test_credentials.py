@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import NetworkError
-from ckptkit.store.credentials import TOKEN_HOSTS, Credentials, is_loopback
-from ckptkit.store.http import checked_redirect
-from ckptkit.store.transport import SourceError
+from ckptkit.base.net import (
+    TOKEN_HOSTS,
+    Credentials,
+    SourceError,
+    checked_redirect,
+    is_loopback,
+)
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import Answer, Fault, FaultServer, redirect, status

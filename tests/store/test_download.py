@@ -14,9 +14,10 @@ from dataclasses import replace
 import pytest
 
 from ckptkit.base.errors import CkptkitError, IntegrityError, NetworkError, StorageError
-from ckptkit.store.download import Download
+from ckptkit.base.net import PIECE, SourceError
+from ckptkit.store.openers import Identity, Response
 from ckptkit.store.partial import Partial
-from ckptkit.store.transport import PIECE, Identity, Response, SourceError
+from ckptkit.store.transfer import Transfer
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (
@@ -304,7 +305,7 @@ def test_a_short_body_is_noticed_whatever_the_transport(store: Store) -> None:
         yield Response(url, Identity(size=10), iter([b"1234", b"567"]), length=10)
 
     partial = Partial(store.home.artefact_folder("m"), "m.pth", "s3://bucket/m.pth")
-    download = Download("s3://bucket/m.pth", partial, opener, store.policy)
+    download = Transfer("s3://bucket/m.pth", partial, opener, store.policy)
     with pytest.raises(SourceError, match="closed after 7 of 10 bytes"):
         download.run()
     assert asked == [0, 0, 0, 0] and partial.size == 0

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError
-from ckptkit.store import early, job
-from ckptkit.store.early import _Growing
+from ckptkit.store import install, unpack
+from ckptkit.store.unpack import _Growing
 from tests.store.conftest import Store
 from tests.support.entries import entry_of, random_bytes, tar_gz
 from tests.support.http_server import Answer, FaultServer, Request, cut, goog_hash, slowly, status
@@ -27,7 +27,7 @@ PATH = "/x/m.tar.gz"
 
 @pytest.fixture(autouse=True)
 def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(early, "FROM_BYTES", 1)
+    monkeypatch.setattr(unpack, "FROM_BYTES", 1)
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def afterwards(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Which archives were unpacked after their download."""
     found: list[Path] = []
 
-    class Watched(job.StagedFolder):
+    class Watched(install.StagedFolder):
         def __init__(self, archive: Path, folder: Path, **options: Any) -> None:
             found.append(archive)
             super().__init__(archive, folder, **options)
 
-    monkeypatch.setattr(job, "StagedFolder", Watched)
+    monkeypatch.setattr(install, "StagedFolder", Watched)
     return found
 
 
@@ -149,7 +149,7 @@ def test_zip_waits_for_its_directory_at_the_end(
 def test_small_archives_and_other_files_are_not_watched(
     server: FaultServer, store: Store, afterwards: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early, "FROM_BYTES", len(ARCHIVE) + 1)
+    monkeypatch.setattr(unpack, "FROM_BYTES", len(ARCHIVE) + 1)
     store.fetch(entry_of(server.serve(PATH, ARCHIVE)))
     assert unpacked(store) == FILES and len(afterwards) == 1
 

@@ -14,8 +14,7 @@ import pytest
 from ckptkit.base.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
 from ckptkit.registry import Entry
 from ckptkit.store.fetch import Fetched, fetch, import_file
-from ckptkit.store.mirrors import parse_mirrors
-from ckptkit.store.sources import file_name_of
+from ckptkit.store.sources import file_name_of, parse_mirrors
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
 from tests.support.http_server import (

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import IntegrityError
-from ckptkit.store.credentials import Credentials
-from ckptkit.store.github_digest import Asset, GitHub
+from ckptkit.base.net import Credentials
+from ckptkit.store.expected import Asset, GitHub
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (
@@ -170,7 +170,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(
     server.fail(API, whole(b" " * (9 << 20)))
     store.fetch(entry_of(url), github=github)
     assert "larger than 8,388,608 bytes" in store.notes[0]
-    monkeypatch.setattr("ckptkit.store.github_digest._MAX_SECONDS", 0.5)
+    monkeypatch.setattr("ckptkit.store.expected._MAX_SECONDS", 0.5)
     server.serve(API, b" " * 100_000)
     server.fail(API, slowly(0.2, 2000))
     store.fetch(entry_of(url), github=github, force=True)
@@ -182,7 +182,9 @@ def test_nobody_listens(server: FaultServer, store: Store, assert_only: AssertOn
     away = replace(github, api="http://127.0.0.1:9")
     store.fetch(entry_of(server.serve(FILE, BODY)), github=away)
     assert_only(store, BODY)
-    assert store.notes == ["127.0.0.1:9: no answer (ConnectionError); model.pth is not compared with it"]
+    assert store.notes == [
+        "127.0.0.1:9: connection failed: Connection refused; model.pth is not compared with it"
+    ]
 
 
 def test_a_renamed_repository_is_followed_on_the_same_host(
@@ -222,7 +224,7 @@ def test_the_token_goes_to_the_api_and_no_further(
 def test_nobody_is_asked_without_need(
     server: FaultServer, store: Store, github: GitHub, tmp_path: Path, why: str
 ) -> None:
-    from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.sources import parse_mirrors
 
     server.serve(API, release(f"sha256:{sha256(OTHER)}"))
     entry, options = entry_of(server.serve(FILE, BODY)), {}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from dataclasses import replace
 
 import google_crc32c
 import pytest
 
-from ckptkit.store.behind import OUTSTANDING, Worker
-from ckptkit.store.hashing import BackgroundHasher
-from ckptkit.store.transport import KEPT
+from ckptkit.store.partial import BackgroundHasher, BackgroundThread
+from ckptkit.store.transfer import Segments, url_opener
+from tests.store.conftest import Store
 from tests.support.entries import random_bytes
+from tests.support.http_server import FaultServer
 
 BODY = random_bytes(3_000_001)
 
@@ -33,45 +35,45 @@ def test_digests(algorithms: list[str], piece: int) -> None:
     hasher.close()
 
 
-def test_buffers_that_are_used_again_are_hashed_before() -> None:
-    buffers = [memoryview(bytearray(300_000)) for _ in range(KEPT + 2)]
-    hasher, plain = BackgroundHasher(["md5", "crc32c"]), hashlib.sha256()
-    for number in range(100):
-        buffer = buffers[number % len(buffers)]
-        buffer[:] = bytes([number]) * len(buffer)
-        hasher.update(buffer)
-        plain.update(buffer)
-    assert hasher.digests().sha256 == plain.hexdigest()
-    hasher.close()
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_piece_never_changes_once_it_is_given(store: Store, server: FaultServer, connections: int) -> None:
+    url, policy = (
+        server.serve("/m.pth", BODY),
+        replace(store.policy, segment=300_000, connections=connections),
+    )
+    with url_opener(policy) as opener, opener(url, 0, None, 1) as first, opener(url, 0, None) as response:
+        segments = Segments(url, opener, policy, first.identity, 0)
+        pieces = list(response.body if connections == 1 else segments.pieces())
+        segments.close()
+    assert len(pieces) > 5 and b"".join(pieces) == BODY
 
 
 def test_no_more_calls_wait_than_promised() -> None:
-    assert OUTSTANDING < KEPT
     gate, made = threading.Event(), []
-    worker = Worker("test", 3)
-    worker.do(gate.wait, 10)
-    assert worker.do_if_idle(made.append, 1) and worker.do_if_idle(made.append, 2)
-    assert not worker.do_if_idle(made.append, 3)
-    giver = threading.Thread(target=worker.do, args=(made.append, 4))
+    thread = BackgroundThread("test", 3)
+    thread.submit(gate.wait, 10)
+    assert thread.submit_if_idle(made.append, 1) and thread.submit_if_idle(made.append, 2)
+    assert not thread.submit_if_idle(made.append, 3)
+    giver = threading.Thread(target=thread.submit, args=(made.append, 4))
     giver.start()
     time.sleep(0.05)
     assert giver.is_alive() and made == []
     gate.set()
     giver.join(5)
-    worker.wait()
+    thread.wait()
     assert made == [1, 2, 4]
-    worker.close()
+    thread.close()
 
 
 def test_an_error_is_told_every_time_and_nothing_is_done_after_it() -> None:
     made: list[int] = []
-    worker = Worker("test")
-    worker.do(made.append, 1)
-    worker.do(int, "x")
-    worker.do(made.append, 2)
+    thread = BackgroundThread("test")
+    thread.submit(made.append, 1)
+    thread.submit(int, "x")
+    thread.submit(made.append, 2)
     for _ in range(2):
         with pytest.raises(ValueError, match="invalid literal"):
-            worker.wait()
+            thread.wait()
     assert made == [1]
-    worker.close()
-    worker.close()
+    thread.close()
+    thread.close()

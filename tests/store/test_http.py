@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from ckptkit.base.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
-from ckptkit.store.http import CA_VARIABLES
+from ckptkit.base.net import CA_VARIABLES
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import IntegrityError, StorageError
-from ckptkit.store.integrity import (
+from ckptkit.store.expected import (
     Digests,
-    Promise,
+    ExpectedChecksum,
     StreamHasher,
     compare,
     hash_file,
-    redirect_promises,
-    server_promises,
+    redirect_checksums,
+    server_checksums,
 )
 
 # Of "123456789": the check value of CRC-32C in the catalogues, and what md5sum and sha256sum print.
@@ -70,24 +70,24 @@ def test_hash_file(tmp_path: Path) -> None:
     ],
 )
 def test_server_promises(headers: list[tuple[str, str]], expected: list[tuple[str, str]]) -> None:
-    assert [(p.algorithm, p.value) for p in server_promises(headers)] == expected
+    assert [(p.algorithm, p.value) for p in server_checksums(headers)] == expected
 
 
 def test_content_md5_of_a_part_says_nothing_of_the_whole() -> None:
     headers = [("Content-MD5", b64(MD5)), ("x-goog-hash", f"crc32c={b64(CRC32C)}")]
-    assert [p.origin for p in server_promises(headers, partial=True)] == ["x-goog-hash"]
+    assert [p.origin for p in server_checksums(headers, partial=True)] == ["x-goog-hash"]
 
 
 def test_of_a_redirect_only_the_linked_etag_counts() -> None:
     headers = [("Content-MD5", b64(MD5)), ("x-linked-etag", SHA256)]
-    assert redirect_promises(headers) == (Promise("sha256", SHA256, "x-linked-etag"),)
+    assert redirect_checksums(headers) == (ExpectedChecksum("sha256", SHA256, "x-linked-etag"),)
 
 
 @pytest.mark.parametrize(("algorithm", "value"), [("sha256", SHA256), ("md5", MD5), ("crc32c", CRC32C)])
 def test_compare(algorithm: str, value: str) -> None:
     found = Digests(9, SHA256, MD5, CRC32C)
-    compare("f", found, [Promise(algorithm, value, "a")], hint="h")
-    wrong = Promise(algorithm, "0" * len(value), "the registry")
+    compare("f", found, [ExpectedChecksum(algorithm, value, "a")], hint="h")
+    wrong = ExpectedChecksum(algorithm, "0" * len(value), "the registry")
     with pytest.raises(IntegrityError) as caught:
-        compare("f.pth", found, [Promise(algorithm, value, "a"), wrong], hint="do this")
+        compare("f.pth", found, [ExpectedChecksum(algorithm, value, "a"), wrong], hint="do this")
     assert str(caught.value) == f"f.pth: {algorithm} is {value}, but the registry says {wrong.value}; do this"

@@ -14,8 +14,7 @@ import pytest
 from ckptkit.base.files import StagedFile
 from ckptkit.base.locks import new_writer, release
 from ckptkit.store.cache import Home
-from ckptkit.store.inventory import holdings, is_being_written, leftovers, tree_size
-from ckptkit.store.shared import SharedHome
+from ckptkit.store.upkeep import holdings, is_being_written, leftovers, tree_size
 from tests.support.caches import put_conversion, put_entry
 from tests.support.entries import tar_gz
 
@@ -197,7 +196,7 @@ def test_several_folders(home: Home, tmp_path: Path) -> None:
     other = Home(tmp_path / "other")
     put_entry(other, "n", ARCHIVE, file="n.tar.gz")
     shutil.move(other.path / "unpacked", home.path / "unpacked")  # unpacked here, the archive lies there
-    found = holdings(SharedHome(home.path, [other.path]))
+    found = holdings(Home(home.path, [other.path]))
     assert [(h.id, h.home) for h in found] == [("m", home.path), ("n", home.path), ("n", other.path)]
     assert all(h.is_intact for h in found)
     assert [item.state for item in holdings(home, ["n"])[0].items] == ["stale"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.store.mirrors import Mirror, parse_mirrors, resolve
+from ckptkit.store.sources import Mirror, parse_mirrors, resolve
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from ckptkit.base import files
 from ckptkit.base.errors import StorageError
 from ckptkit.base.files import StagedFile
 from ckptkit.formats.detect import open_reader
-from ckptkit.store.inventory import is_being_written
 from ckptkit.store.partial import require_space
+from ckptkit.store.upkeep import is_being_written
 from tests.support.entries import tar_gz
 from tests.support.mounts import refusing
 from tests.support.running import registry_file

@@ -14,8 +14,8 @@ from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.registry import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file
+from ckptkit.store.openers import Identity
 from ckptkit.store.partial import Partial
-from ckptkit.store.transport import Identity
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
 from tests.support.http_server import Answer, FaultServer, Request, cut, goog_hash, md5_of, status
@@ -242,7 +242,7 @@ def test_what_waits_in_memory_is_written_when_it_is_closed(tmp_path: Path) -> No
     (part,) = tmp_path.glob(".*.part")
     assert part.read_bytes() == body
     again = Partial(tmp_path, "m.pth", "https://a.org/m.pth")
-    again.pick_up()
+    again.resume()
     assert (again.size, again.digests().sha256) == (10_000, sha256(body))
     again.discard()
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,7 @@ import pytest
 from ckptkit.base.files import Folder, StagedFile
 from ckptkit.base.locks import new_writer, release
 from ckptkit.store.cache import Home
-from ckptkit.store.prune import prune, remove, sweep
-from ckptkit.store.shared import SharedHome
+from ckptkit.store.upkeep import prune, remove, sweep
 from tests.support.caches import put_conversion, put_entry
 from tests.support.entries import tar_gz
 
@@ -117,7 +116,7 @@ def test_what_cannot_be_deleted_is_said_and_swept_later(home: Home, monkeypatch:
 def test_only_the_folder_that_is_written_to_is_cleared(home: Home, tmp_path: Path) -> None:
     other = Home(tmp_path / "other")
     put_entry(other, "m", BODY, days_ago=99)
-    shared = SharedHome(home.path, [other.path])
+    shared = Home(home.path, [other.path])
     assert remove(shared, "m").removed == () and list(prune(shared, older_than=1)) == []
     assert other.is_cached("m")
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from ckptkit.base.errors import IntegrityError, NetworkError
-from ckptkit.store.transport import StoppedError
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.base.net import StoppedError
+from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (
@@ -282,8 +282,8 @@ class TestNodes:
         url, digest = server.serve(PATH, BODY), hashlib.sha256(BODY).hexdigest()
         server.fail(PATH, *[self.broken] * (connections == 1), *[self.another] * 50)
         if tie == "lock file":
-            seen = Trusted(digest, len(BODY), "2026-01-02T03:04:05+00:00", url)
-            TrustFile.default().remember("test-entry", "model.pth", seen)
+            seen = LockEntry(digest, len(BODY), "2026-01-02T03:04:05+00:00", url)
+            LockFile.default().remember("test-entry", "model.pth", seen)
         entry = entry_of(url, sha256=digest if tie == "pin" else None)
         store.fetch(entry, **split(store, connections))
         assert_only(store, BODY)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.store.cache import Home
-from ckptkit.store.integrity import Promise
-from ckptkit.store.rehash import Verdict, verify_cache
-from ckptkit.store.shared import SharedHome
+from ckptkit.store.expected import ExpectedChecksum
+from ckptkit.store.upkeep import Verdict, verify_cache
 from tests.support.caches import put_entry
 from tests.support.entries import random_bytes, tar_gz
 from tests.support.moat_files import flip_byte
@@ -89,7 +88,7 @@ def test_an_unpacked_folder_is_compared_with_its_own_archive_wherever_that_lies(
     other = Home(tmp_path / "other")
     put_entry(other, "m", ARCHIVE, file="m.tar.gz")
     put_entry(home, "m", tar_gz({"m/m.index": b"newer"}), file="m.tar.gz")
-    found = list(verify_cache(SharedHome(home.path, [other.path])))
+    found = list(verify_cache(Home(home.path, [other.path])))
     assert len(found) == 4 and all(v.ok for v in found)
 
 
@@ -109,8 +108,10 @@ def test_what_others_say_counts(home: Home) -> None:
     put_entry(home, "b", BODY)
     put_entry(home, "c", BODY).with_name("m.pth.json").unlink()
     right = hashlib.sha256(BODY).hexdigest()
-    said = {"a": right, "b": "0" * 64, "c": right}
-    found = verdicts(home, promises=lambda id, file: [Promise("sha256", said[id], f"the pin of {file}")])
+    pins = {"a": right, "b": "0" * 64, "c": right}
+    found = verdicts(
+        home, expected=lambda id, file: [ExpectedChecksum("sha256", pins[id], f"the pin of {file}")]
+    )
     assert [v.ok for v in found.values()] == [True, False, True]
     assert f"the pin of m.pth says {'0' * 64}" in found["b/m.pth"].detail
     assert "of the pin of m.pth" in found["a/m.pth"].detail
@@ -120,7 +121,7 @@ def test_every_folder_is_read(home: Home, tmp_path: Path) -> None:
     put_entry(home, "m", BODY)
     other = Home(tmp_path / "other")
     flip_byte(put_entry(other, "m", BODY), 7)
-    found = list(verify_cache(SharedHome(home.path, [other.path])))
+    found = list(verify_cache(Home(home.path, [other.path])))
     assert [(v.path.is_relative_to(home.path), v.ok) for v in found] == [(True, True), (False, False)]
 
 

@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import IntegrityError, MissingDependencyError, NetworkError, UsageError
+from ckptkit.base.net import (
+    PassingError,
+    RangeError,
+    SourceError,
+    SourceGoneError,
+)
 from ckptkit.store import remote
-from ckptkit.store.mirrors import parse_mirrors
+from ckptkit.store.openers import Identity
 from ckptkit.store.remote import Store as Reached
 from ckptkit.store.remote import exists, is_remote, open_remote, upload
-from ckptkit.store.transport import Identity, PassingError, RangeError, SourceError, SourceGoneError
+from ckptkit.store.sources import parse_mirrors
 from tests.store.conftest import AssertOnly, Store
 from tests.support.commands import pip_install
 from tests.support.entries import entry_of, random_bytes, tar_gz
@@ -182,9 +188,9 @@ def test_ranges(objects: Faulty, start: int, stop: int | None) -> None:
     objects.pipe("/bucket/x/model.pth", BODY)
     with open_remote(URL) as whole:
         known = whole.identity
-        assert b"".join(whole.pieces()) == BODY and not whole.partial
+        assert b"".join(whole.body) == BODY and not whole.partial
     with open_remote(URL, start, known, stop) as part:
-        assert b"".join(part.pieces()) == BODY[start:stop]
+        assert b"".join(part.body) == BODY[start:stop]
         assert (part.offset, part.length, part.partial) == (start, (stop or 300_000) - start, True)
     for wrong in ((start, Identity(size=300_000), stop), (300_000, known, None), (0, known, 300_001)):
         with pytest.raises(RangeError), open_remote(URL, *wrong):
@@ -252,7 +258,7 @@ def test_upload(objects: Faulty, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"), [({"size": 5}, "5 bytes stand there, not 300000"), (google(OTHER), "the store says")]
+    ("said", "message"), [({"size": 5}, "5 bytes were stored, not 300000"), (google(OTHER), "the store says")]
 )
 def test_what_the_store_has_afterwards_is_compared(
     objects: Faulty, tmp_path: Path, said: dict[str, Any], message: str

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.net import Policy
 from ckptkit.base.urls import Url, full_url, public_url, scrubbed
 from ckptkit.registry import Source
 from ckptkit.store.cache import Home, Record, read_record
-from ckptkit.store.transport import Policy
 from tests.store.conftest import Store
 from tests.support.commands import Runner, runner
 from tests.support.entries import entry_of

@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.locks import hold
-from ckptkit.store.archive import MARKER
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch
-from ckptkit.store.inventory import own_holdings
-from ckptkit.store.prune import remove
-from ckptkit.store.shared import SharedHome
+from ckptkit.store.unpack import MARKER
+from ckptkit.store.upkeep import own_holdings, remove
 from ckptkit.workspace import Workspace
 from tests.store.conftest import Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
@@ -62,7 +60,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_the_environment_makes_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CKPTKIT_HOME", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
     home = Home.default()
-    assert isinstance(home, SharedHome)
+    assert isinstance(home, Home)
     assert [single.path for single in home.homes] == [tmp_path / "a", tmp_path / "b"]
     assert home.converted_path("m", "torch", "float32", "npz").is_relative_to(tmp_path / "a")
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "a"))
@@ -74,7 +72,7 @@ def test_what_is_there_is_taken_and_nothing_is_written_there(
 ) -> None:
     folder = theirs("m.pth", BODY)
     before = contents(folder)
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     found = store.fetch(entry_of(server.url("/m.pth")))
     assert found.from_cache and found.path == folder / "artefacts" / ID / "m.pth"
     assert server.requests == [] and contents(folder) == before
@@ -88,7 +86,7 @@ def test_a_touched_file_is_hashed_and_its_record_left(
     folder = theirs("m.pth", BODY)
     os.utime(folder / "artefacts" / ID / "m.pth", (1, 1))
     before = contents(folder)
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     assert store.fetch(entry_of(server.url("/m.pth"))).from_cache
     assert server.requests == [] and contents(folder) == before
 
@@ -99,7 +97,7 @@ def test_an_archive_that_is_not_unpacked_there_is_unpacked_here(
     folder = theirs("m.tar.gz", ARCHIVE)
     (folder / "unpacked" / ID / MARKER).unlink()
     before = contents(folder)
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     for _ in range(2):
         found = store.fetch(entry_of(server.url("/m.tar.gz")))
         assert found.path == mine / "unpacked" / ID / "m"
@@ -111,7 +109,7 @@ def test_an_unpacked_archive_is_used_where_it_lies(
     server: FaultServer, store: Store, mine: Path, theirs: Callable[[str, bytes], Path]
 ) -> None:
     folder = theirs("m.tar.gz", ARCHIVE)
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     assert store.fetch(entry_of(server.url("/m.tar.gz"))).path == folder / "unpacked" / ID / "m"
 
 
@@ -120,7 +118,7 @@ def test_damage_there_is_fetched_anew_here_and_that_counts(
 ) -> None:
     folder = theirs("m.pth", BODY)
     (folder / "artefacts" / ID / "m.pth").write_bytes(OTHER)  # the same size
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     for from_cache in (False, True):
         found = store.fetch(entry_of(server.url("/m.pth")))
         assert (found.path, found.from_cache) == (mine / "artefacts" / ID / "m.pth", from_cache)
@@ -132,7 +130,7 @@ def test_what_was_asked_for_anew_counts(
 ) -> None:
     folder = theirs("m.pth", BODY)
     server.serve("/m.pth", OTHER, etag='"v2"')
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     entry = entry_of(server.url("/m.pth"))
     store.fetch(entry, force=True, accept_new=True)
     again = store.fetch(entry)
@@ -147,7 +145,7 @@ def test_a_damaged_copy_here_gives_way_to_an_untouched_one_there(
     store.home = Home(mine)
     store.fetch(entry_of(server.url("/m.pth")))
     (mine / "artefacts" / ID / "m.pth").write_bytes(b"short")
-    store.home = SharedHome(mine, [folder])
+    store.home = Home(mine, [folder])
     assert store.fetch(entry_of(server.url("/m.pth"))).path.is_relative_to(folder)
 
 
@@ -172,7 +170,7 @@ def test_what_somebody_else_made_in_the_folder_that_is_written_to(
     (folder / closed).mkdir(parents=True, exist_ok=True)
     (folder / closed).chmod(0o555)
     before = contents(folder)
-    store.home = SharedHome(folder, [mine])
+    store.home = Home(folder, [mine])
     entry = entry_of(server.url("/m.tar.gz"))
     assert store.fetch(entry).artefact == folder / "artefacts" / ID / "m.tar.gz"
     server.serve("/m.tar.gz", tar_gz({"m/m.index": b"other", "m/m.data-00000-of-00001": BODY}), etag='"v2"')
@@ -215,7 +213,7 @@ def test_a_path_in_any_folder_belongs_to_its_entry(
         (folder / kind / ID).rename(folder / kind / "moat0-224")
     record = folder / "artefacts" / "moat0-224" / "m.pth.json"
     record.write_text(record.read_text().replace(ID, "moat0-224"))
-    workspace = Workspace(home=SharedHome(mine, [folder]))
+    workspace = Workspace(home=Home(mine, [folder]))
     located = workspace.locate(folder / "artefacts" / "moat0-224" / "m.pth", fetch=False)
     assert located.entry is not None and located.entry.id == "moat0-224"
     assert located.sha256 == hashlib.sha256(BODY).hexdigest()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ckptkit.store.throttle import Throttle
+from ckptkit.base.net import Throttle
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import FaultServer

@@ -15,10 +15,10 @@ import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, StorageError
 from ckptkit.base.home import platform_folder
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.store.lockfile import LockEntry, LockFile
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
-FIRST = Trusted(
+FIRST = LockEntry(
     A,
     5,
     "2026-01-02T03:04:05+00:00",
@@ -27,7 +27,7 @@ FIRST = Trusted(
     "import",
     {"md5": "00"},
 )
-SECOND = Trusted(B, 6, "2026-02-02T03:04:05+00:00", "https://a.org/m.pth")
+SECOND = LockEntry(B, 6, "2026-02-02T03:04:05+00:00", "https://a.org/m.pth")
 WRITTEN: dict[str, Any] = {
     "sha256": A,
     "size": 5,
@@ -40,32 +40,32 @@ WRITTEN: dict[str, Any] = {
 
 
 @pytest.fixture
-def trust(tmp_path: Path) -> TrustFile:
-    return TrustFile(tmp_path / "config" / "ckptkit.lock")
+def trust(tmp_path: Path) -> LockFile:
+    return LockFile(tmp_path / "config" / "ckptkit.lock")
 
 
-def test_nothing_is_made_by_asking(trust: TrustFile) -> None:
+def test_nothing_is_made_by_asking(trust: LockFile) -> None:
     assert trust.get("moat0", "m.pth") is None and trust.files("moat0") == {}
     assert not trust.path.parent.exists()
 
 
-def test_what_is_remembered_is_there_for_the_next(trust: TrustFile) -> None:
+def test_what_is_remembered_is_there_for_the_next(trust: LockFile) -> None:
     assert trust.remember("moat0", "m.pth", FIRST) is None
     assert json.loads(trust.path.read_text()) == {
         "ckptkit_lock": 1,
         "entries": {"moat0": {"m.pth": {**WRITTEN, "history": []}}},
     }
-    again = TrustFile(trust.path)
+    again = LockFile(trust.path)
     assert again.get("moat0", "m.pth") == FIRST
     assert again.get("moat0", "n.pth") is None and again.get("moat1", "m.pth") is None
-    promise = again.promise("moat0", "m.pth")
+    promise = again.expected("moat0", "m.pth")
     assert promise is not None and (promise.algorithm, promise.value) == ("sha256", A)
     assert promise.origin == (
         f"the lock file {trust.path} (imported 2026-01-02T03:04:05+00:00 from http://127.0.0.1/m.pth)"
     )
 
 
-def test_the_same_bytes_again_change_nothing(trust: TrustFile) -> None:
+def test_the_same_bytes_again_change_nothing(trust: LockFile) -> None:
     trust.remember("moat0", "m.pth", FIRST)
     before = (trust.path.read_bytes(), trust.path.stat().st_mtime_ns, trust.path.stat().st_ino)
     later = replace(FIRST, first_seen="2030-01-01T00:00:00+00:00")
@@ -73,7 +73,7 @@ def test_the_same_bytes_again_change_nothing(trust: TrustFile) -> None:
     assert (trust.path.read_bytes(), trust.path.stat().st_mtime_ns, trust.path.stat().st_ino) == before
 
 
-def test_other_bytes_are_refused_or_the_old_ones_kept_in_the_history(trust: TrustFile) -> None:
+def test_other_bytes_are_refused_or_the_old_ones_kept_in_the_history(trust: LockFile) -> None:
     began = datetime.datetime.now(datetime.timezone.utc)
     trust.remember("moat0", "m.pth", FIRST)
     with pytest.raises(
@@ -93,7 +93,7 @@ def test_other_bytes_are_refused_or_the_old_ones_kept_in_the_history(trust: Trus
     assert entry["history"][0] == WRITTEN
 
 
-def test_it_is_sorted_for_version_control(trust: TrustFile) -> None:
+def test_it_is_sorted_for_version_control(trust: LockFile) -> None:
     for id, file in [("b", "x"), ("a", "z"), ("a", "y")]:
         trust.remember(id, file, FIRST)
     keys = json.loads(trust.path.read_text(), object_pairs_hook=list)[1][1]
@@ -114,8 +114,8 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "a list": (b"[]", "no 'ckptkit_lock' version"),
     "something else": (b'{"entries": {}}', "no 'ckptkit_lock' version"),
     "newer": (SOUND.replace(b'"ckptkit_lock": 1', b'"ckptkit_lock": 2'), "version 2, .* reads version 1"),
-    "no entries": (b'{"ckptkit_lock": 1}', "'entries' is no mapping"),
-    "key twice": (SOUND.replace(b'"size": 5', b'"sha256": "x", "size": 5'), "'sha256' stands twice"),
+    "no entries": (b'{"ckptkit_lock": 1}', "'entries' is not a mapping"),
+    "key twice": (SOUND.replace(b'"size": 5', b'"sha256": "x", "size": 5'), "duplicate key 'sha256'"),
     "further key": (changed(colour="red"), "m, f: unknown key 'colour'"),
     "no sha256": (changed(sha256=None), "sha256 is not 64"),
     "short sha256": (changed(sha256="ab"), "sha256 is not 64"),
@@ -124,16 +124,16 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "size true": (changed(size=True), "size is not"),
     "no time": (changed(first_seen=""), "no first_seen"),
     "how strange": (changed(how="by magic"), "how is 'by magic', not one of download, mirror"),
-    "url a number": (changed(url=7), "no text"),
-    "hashes a list": (changed(server_hashes=[]), "server_hashes is no mapping"),
-    "history a mapping": (changed(history={}), "history is no list"),
+    "url a number": (changed(url=7), "a value that is not text"),
+    "hashes a list": (changed(server_hashes=[]), "server_hashes is not a mapping"),
+    "history a mapping": (changed(history={}), "history is not a list"),
     "history unsound": (changed(history=[{**WRITTEN, "sha256": "x"}]), "history: sha256 is not 64"),
     "history without a time": (changed(history=[WRITTEN]), "history: no replaced_at"),
     "nested": (b'{"ckptkit_lock":' + b"[" * 100_000, "lock file"),
 }
 
 
-def test_the_text_that_is_damaged_below_is_sound(trust: TrustFile) -> None:
+def test_the_text_that_is_damaged_below_is_sound(trust: LockFile) -> None:
     trust.path.parent.mkdir()
     trust.path.write_bytes(SOUND)
     known = trust.get("m", "f")
@@ -141,7 +141,7 @@ def test_the_text_that_is_damaged_below_is_sound(trust: TrustFile) -> None:
 
 
 @pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_file_is_refused_and_left_as_it_is(trust: TrustFile, case: str) -> None:
+def test_a_damaged_file_is_refused_and_left_as_it_is(trust: LockFile, case: str) -> None:
     text, says = DAMAGED[case]
     trust.path.parent.mkdir()
     trust.path.write_bytes(text)
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(trust: TrustFile, case: str
     assert trust.path.read_bytes() == text
 
 
-def test_one_that_is_too_large_is_not_read_whole(trust: TrustFile) -> None:
+def test_one_that_is_too_large_is_not_read_whole(trust: LockFile) -> None:
     trust.path.parent.mkdir()
     with trust.path.open("wb") as stream:
         stream.truncate(1 << 40)
@@ -160,20 +160,20 @@ def test_one_that_is_too_large_is_not_read_whole(trust: TrustFile) -> None:
         trust.get("m", "f")
 
 
-def test_a_folder_in_its_place_is_an_error(trust: TrustFile) -> None:
+def test_a_folder_in_its_place_is_an_error(trust: LockFile) -> None:
     trust.path.mkdir(parents=True)
     with pytest.raises(StorageError, match=r"ckptkit\.lock"):
         trust.get("m", "f")
 
 
 def test_where_it_cannot_be_written_that_is_said_and_nothing_changes(
-    trust: TrustFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trust: LockFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text("a file where the folder should be")
     assert trust.get("m", "f") is None
     with pytest.raises(StorageError, match=r"ckptkit\.lock"):
         trust.remember("m", "f", FIRST)
-    kept = TrustFile(tmp_path / "kept.lock")
+    kept = LockFile(tmp_path / "kept.lock")
     kept.remember("m", "f", FIRST)
     before = kept.path.read_bytes()
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == kept.path and mode == os.W_OK))
@@ -184,12 +184,12 @@ def test_where_it_cannot_be_written_that_is_said_and_nothing_changes(
 
 
 def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
-    real = TrustFile(tmp_path / "repository" / "ckptkit.lock")
+    real = LockFile(tmp_path / "repository" / "ckptkit.lock")
     real.remember("m", "f", FIRST)
     real.path.chmod(0o664)
     link = tmp_path / "link.lock"
     link.symlink_to(real.path)
-    TrustFile(link).remember("m", "g", SECOND)
+    LockFile(link).remember("m", "g", SECOND)
     assert link.is_symlink() and set(real.files("m")) == {"f", "g"}
     assert real.path.stat().st_mode & 0o777 == 0o664
 
@@ -205,7 +205,7 @@ def test_a_link_stays_a_link_and_the_mode_stays(tmp_path: Path) -> None:
         ({}, "mirror"),
     ],
 )
-def test_a_lock_file_of_the_first_release_is_read(trust: TrustFile, fields: dict[str, str], how: str) -> None:
+def test_a_lock_file_of_the_first_release_is_read(trust: LockFile, fields: dict[str, str], how: str) -> None:
     value = json.loads(changed(**fields))
     del value["entries"]["m"]["f"]["how"]
     trust.path.parent.mkdir()
@@ -219,17 +219,17 @@ def test_a_lock_file_of_the_first_release_is_read(trust: TrustFile, fields: dict
 def test_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The default cache's is in the configuration folder, any other cache's inside it."""
     monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path / "mine.lock"))
-    assert TrustFile.default().path == TrustFile.default(tmp_path).path == tmp_path / "mine.lock"
+    assert LockFile.default().path == LockFile.default(tmp_path).path == tmp_path / "mine.lock"
     monkeypatch.setenv("CKPTKIT_TRUST", " ")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "cache"))
-    assert TrustFile.default().path == tmp_path / "cache" / "ckptkit.lock"
-    assert TrustFile.default(tmp_path / "other").path == tmp_path / "other" / "ckptkit.lock"
+    assert LockFile.default().path == tmp_path / "cache" / "ckptkit.lock"
+    assert LockFile.default(tmp_path / "other").path == tmp_path / "other" / "ckptkit.lock"
     monkeypatch.setenv("CKPTKIT_HOME", os.pathsep.join([str(tmp_path / "cache"), str(tmp_path / "shared")]))
-    assert TrustFile.default().path == tmp_path / "cache" / "ckptkit.lock"
+    assert LockFile.default().path == tmp_path / "cache" / "ckptkit.lock"
     for home in ("", str(platform_folder("cache"))):
         monkeypatch.setenv("CKPTKIT_HOME", home)
-        place = TrustFile.default().path
+        place = LockFile.default().path
         assert place.name == "ckptkit.lock" and not place.is_relative_to(platform_folder("cache"))
         if sys.platform == "linux":
             assert place == tmp_path / "xdg" / "ckptkit" / "ckptkit.lock"
@@ -239,20 +239,20 @@ WRITER = """
 import sys
 from pathlib import Path
 from ckptkit.base.errors import IntegrityError
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.store.lockfile import LockEntry, LockFile
 
-trust, me = TrustFile(Path(sys.argv[1])), int(sys.argv[2])
+trust, me = LockFile(Path(sys.argv[1])), int(sys.argv[2])
 for number in range(12):
-    trust.remember(f"entry-{me}", f"{number}.pth", Trusted(f"{me:064x}", 1, "now", "https://a.org"))
+    trust.remember(f"entry-{me}", f"{number}.pth", LockEntry(f"{me:064x}", 1, "now", "https://a.org"))
 try:
-    trust.remember("same", "m.pth", Trusted(f"{me:064x}", 1, "now", "https://a.org"))
+    trust.remember("same", "m.pth", LockEntry(f"{me:064x}", 1, "now", "https://a.org"))
     print("won")
 except IntegrityError:
     print("refused")
 """
 
 
-def test_several_processes_at_once_lose_nothing_and_one_wins(trust: TrustFile) -> None:
+def test_several_processes_at_once_lose_nothing_and_one_wins(trust: LockFile) -> None:
     command = [sys.executable, "-c", WRITER, str(trust.path)]
     running = [
         subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True) for number in range(4)

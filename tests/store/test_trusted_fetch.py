@@ -15,7 +15,7 @@ from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.registry import Entry
 from ckptkit.store.cache import Home, Record
 from ckptkit.store.fetch import import_file
-from ckptkit.store.trust import Trusted, TrustFile
+from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes
 from tests.support.http_server import FaultServer, goog_hash, redirect
@@ -41,8 +41,8 @@ def locked(id: str = "test-entry", file: str = "model.pth") -> dict[str, Any]:
 
 def remember(body: bytes, file: str = "model.pth") -> None:
     """Have the lock file know these bytes, as an earlier fetch on another machine would have left it."""
-    seen = Trusted(sha256(body), len(body), "2026-01-02T03:04:05+00:00", f"https://a.org/{file}")
-    TrustFile(lock_file()).remember("test-entry", file, seen)
+    seen = LockEntry(sha256(body), len(body), "2026-01-02T03:04:05+00:00", f"https://a.org/{file}")
+    LockFile(lock_file()).remember("test-entry", file, seen)
 
 
 def test_the_first_fetch_is_remembered(server: FaultServer, store: Store) -> None:
@@ -239,7 +239,7 @@ def test_an_import_is_remembered_and_held_to(store: Store, tmp_path: Path) -> No
 
 
 def linked(server: FaultServer, body: bytes) -> None:
-    """Promise the sha256 on the way, as Hugging Face does."""
+    """ExpectedChecksum the sha256 on the way, as Hugging Face does."""
     server.serve("/real/model.pth", body)
     server.fail(PATH, redirect("/real/model.pth", 302, ("X-Linked-Etag", sha256(body))))
 

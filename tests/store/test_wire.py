@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import CkptkitError, NetworkError
+from ckptkit.base.net import Policy
 from ckptkit.models.images.downloading import download_picture
-from ckptkit.store import download
-from ckptkit.store.github_digest import GitHub, NoDigestError
-from ckptkit.store.transport import Policy
+from ckptkit.store import transfer
+from ckptkit.store.expected import GitHub, NoDigestError
 from tests.store.conftest import Store
 from tests.support.entries import entry_of, final_files, random_bytes
 
@@ -206,7 +206,7 @@ def test_a_server_that_does_not_serve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It ends soon, in one line, with nothing under a final name."""
-    monkeypatch.setattr(download, "_LOOK_EVERY", 1 << 20)
+    monkeypatch.setattr(transfer, "_LOOK_EVERY", 1 << 20)
     server = serve(case.send)
     began = time.monotonic()
     with pytest.raises(NetworkError, match=case.says) as caught:
@@ -363,7 +363,7 @@ def test_the_same_bounds_for_pictures_and_digests(
     asset = github.asset(server.url("/o/r/releases/download/v1/m.pth"))
     assert asset is not None
     with pytest.raises(NoDigestError):
-        github.promise(asset, bounds)
+        github.expected(asset, bounds)
     assert time.monotonic() - began < 10
 
 
@@ -391,7 +391,7 @@ def test_the_same_bounds_for_pictures_and_digests(
 def test_a_body_that_is_no_container_gets_no_name(
     body: bytes, mirrored: bool, serve: Callable[[Sender], Server], store: Store, tmp_path: Path
 ) -> None:
-    from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.sources import parse_mirrors
     from ckptkit.workspace import fits
 
     url = serve(once(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)).url()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.locks import has_token, is_gone, new_writer, release
+from ckptkit.store.openers import Identity
 from ckptkit.store.partial import Partial
-from ckptkit.store.transport import Identity
 
 OTHER_PROCESS = """
 import sys, time

@@ -15,8 +15,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits
-from ckptkit.store.archive import checkpoint_in, unpack
-from ckptkit.store.zip_members import iter_safe_zip_members
+from ckptkit.store.unpack import checkpoint_in, iter_safe_zip_members, unpack
 from tests.support.entries import random_bytes
 
 CONTENT = {

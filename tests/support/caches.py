@@ -7,8 +7,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from ckptkit.store.archive import is_archive_name, unpack
 from ckptkit.store.cache import Home, Record, write_json
+from ckptkit.store.unpack import is_archive_name, unpack
 
 
 def put_entry(

@@ -134,7 +134,7 @@ def head_classes(source: ModelSource) -> HeadClasses:
 def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
     """Read one picture: a file, a URL, or a picture that was decoded already."""
     from ckptkit.models.images.gathering import Gatherer
-    from ckptkit.store.mirrors import parse_mirrors
+    from ckptkit.store.sources import parse_mirrors
 
     found = Gatherer(offline=workspace.offline, mirrors=parse_mirrors(workspace.mirrors)).gather([named])
     if found.faults:

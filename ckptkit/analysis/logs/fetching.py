@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.analysis.logs.lines import MAX_BYTES
 from ckptkit.base.errors import NetworkError, NotFoundError
 from ckptkit.base.files import read_regular, regular_status
-from ckptkit.base.urls import full_url, public_url
+from ckptkit.base.net import Policy, SourceError
+from ckptkit.base.urls import full_url, is_local, public_url, without_secrets
 from ckptkit.store.cache import write_json
-from ckptkit.store.download import Download, explain, url_opener, what_helps
-from ckptkit.store.integrity import compare, hash_file
-from ckptkit.store.mirrors import parse_mirrors, resolve
+from ckptkit.store.expected import compare, hash_file
 from ckptkit.store.partial import Partial
-from ckptkit.store.sources import file_name_of
-from ckptkit.store.transport import Policy, SourceError, is_local, without_secrets
+from ckptkit.store.sources import file_name_of, parse_mirrors, resolve
+from ckptkit.store.transfer import (
+    Transfer,
+    explain,
+    url_opener,
+    what_helps,
+)
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
@@ -52,7 +56,7 @@ def fetch_log(
         raise NotFoundError(f"{entry.id}: no training log of it is published", hint=hint)
     published = full_url(entry.log_url)
     home, name = workspace.home, file_name_of(entry.log_url, entry.id)
-    kept = home.everywhere(home.logs_folder(entry.id) / name)
+    kept = home.candidate_paths(home.logs_folder(entry.id) / name)
     if not refresh and (there := _first_kept(kept, published)):
         return there
     url = resolve(published, parse_mirrors(workspace.mirrors))
@@ -72,14 +76,14 @@ def _download(published: str, url: str, target: Path, workspace: Workspace, poli
     partial = _Bounded(target.parent, target.name, url)
     with _closing(partial), url_opener(policy) as opener:
         try:
-            Download(url, partial, opener, policy, None, workspace.progress, workspace.note).run()
+            Transfer(url, partial, opener, policy, None, workspace.progress, workspace.note).run()
         except SourceError as error:
             raise NetworkError(
                 f"the training log could not be fetched: {explain([(url, error)])}",
                 hint=what_helps([error]),
             ) from error
         found = partial.digests()
-        compare(target.name, found, partial.promises, hint="it was damaged on the way; run it again")
+        compare(target.name, found, partial.expected, hint="it was damaged on the way; run it again")
         partial.sync()
         record = {
             "url": public_url(published),

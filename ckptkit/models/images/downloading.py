@@ -12,23 +12,21 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ckptkit.base.errors import FormatError, NetworkError, NotFoundError
-from ckptkit.store.coding import decoded
-from ckptkit.store.download import url_opener
-from ckptkit.store.transport import (
+from ckptkit.base.net import (
     BusyError,
     Failures,
     MissingFileError,
-    Opener,
     PassingError,
     Policy,
-    Response,
     SourceError,
     SourceGoneError,
-    is_local,
 )
+from ckptkit.base.urls import is_local
+from ckptkit.store.openers import Opener, Response
+from ckptkit.store.transfer import decoded, url_opener
 
 if TYPE_CHECKING:
-    from ckptkit.store.download import Progress
+    from ckptkit.base.progress import Progress
 
 _BY_HAND = "download it yourself and give the file"
 MOST_BYTES = 50_000_000
@@ -91,7 +89,7 @@ def _receive(opener: Opener, url: str, name: str, most_bytes: int, progress: Pro
 
 
 def _uncoded(response: Response, path: str) -> Iterator[bytes | memoryview]:
-    return decoded(response.pieces(), path) if response.coding else response.pieces()
+    return decoded(response.body, path) if response.coding else response.body
 
 
 def _too_large(name: str, most_bytes: int) -> FormatError:

@@ -22,15 +22,15 @@ from ckptkit.base.errors import (
     UsageError,
     storage_error,
 )
+from ckptkit.base.urls import is_local, without_secrets
 from ckptkit.models.images.decoding import open_image
 from ckptkit.models.images.downloading import MOST_BYTES, download_picture
-from ckptkit.store.mirrors import Mirror, resolve
-from ckptkit.store.transport import is_local, without_secrets
+from ckptkit.store.sources import Mirror, resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ckptkit.store.download import Progress
+    from ckptkit.base.progress import Progress
 
 STDIN = "-"
 """What stands for standard input."""

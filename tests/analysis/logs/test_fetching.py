@@ -11,9 +11,9 @@ import pytest
 
 from ckptkit.analysis.logs import fetch_log, fetching, read_log
 from ckptkit.base.errors import CkptkitError, FormatError, NetworkError, NotFoundError
+from ckptkit.base.net import Policy
 from ckptkit.registry import Entry, load_registry
 from ckptkit.store.cache import Home
-from ckptkit.store.transport import Policy
 from ckptkit.workspace import Workspace
 from tests.support.entries import entry_of
 from tests.support.http_server import FaultServer, cut, gzipped, status, whole

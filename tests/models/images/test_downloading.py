@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from ckptkit.base.errors import FormatError, NetworkError, NotFoundError
+from ckptkit.base.net import Policy
 from ckptkit.models.images.downloading import download_picture
-from ckptkit.store.transport import Policy
 from tests.support.http_server import FaultServer, chunked, cut, header, redirect, reset, stall, status, whole
 
 BODY = bytes(range(256)) * 1000

@@ -13,7 +13,7 @@ import pytest
 from ckptkit.base.errors import FormatError, NetworkError, NotFoundError, UsageError
 from ckptkit.models.images.downloading import MOST_BYTES
 from ckptkit.models.images.gathering import Gatherer, is_url
-from ckptkit.store.mirrors import parse_mirrors
+from ckptkit.store.sources import parse_mirrors
 from tests.support.http_server import FaultServer
 from tests.support.pictures import drawn, encoded, save
 

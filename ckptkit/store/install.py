@@ -1,4 +1,4 @@
-"""One entry on its way into the cache: what is there, what arrives, and when it may have its final name."""
+"""What the cache has of an entry, and when what arrived may have its final name there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,27 @@ from ckptkit.base.errors import (
     command,
 )
 from ckptkit.base.files import regular_status
+from ckptkit.base.net import Policy, SourceError
+from ckptkit.base.progress import Progress, Say, say_nothing
+from ckptkit.base.urls import host_of, without_secrets
 from ckptkit.formats.builtin import may_begin
-from ckptkit.store.archive import (
+from ckptkit.store.cache import FOUND, IMPORTED, Home, Record, read_record, write_json
+from ckptkit.store.expected import (
+    Digests,
+    ExpectedChecksum,
+    GitHub,
+    NoDigestError,
+    as_mapping,
+    compare,
+    hash_file,
+)
+from ckptkit.store.lockfile import ENVIRONMENT as TRUST_ENVIRONMENT
+from ckptkit.store.lockfile import LockEntry, LockFile, in_words
+from ckptkit.store.openers import file_path
+from ckptkit.store.partial import Partial
+from ckptkit.store.sources import PlannedSource, plan_sources
+from ckptkit.store.unpack import (
+    EarlyUnpack,
     StagedFolder,
     checkpoint_in,
     is_archive_name,
@@ -30,22 +49,10 @@ from ckptkit.store.archive import (
     remove_folder,
     unpack,
 )
-from ckptkit.store.cache import Home, Record, read_record, write_json
-from ckptkit.store.download import Download, Notes, Progress, host_of, silent
-from ckptkit.store.early import EarlyUnpack
-from ckptkit.store.github_digest import GitHub, NoDigestError
-from ckptkit.store.integrity import Digests, Promise, as_mapping, compare, hash_file
-from ckptkit.store.partial import Partial
-from ckptkit.store.sources import PlannedSource, plan_sources
-from ckptkit.store.transport import Opener, Policy, SourceError, file_path, without_secrets
-from ckptkit.store.trust import ENVIRONMENT as TRUST_ENVIRONMENT
-from ckptkit.store.trust import Trusted, TrustFile, in_words
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
-IMPORTED = "imported by hand"
-FOUND = "found in the cache without a sound record"
 _QUOTED = 200
 _HEAD = 512
 _MOST_KEPT = 100
@@ -54,26 +61,14 @@ _MOST_KEPT = 100
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch or an import gives.
+    """What a fetch or an import gives."""
 
-    Attributes
-    ----------
-    path : Path
-        What convert and load take: the folder with the checkpoint for an archive, else the artefact.
-    artefact : Path
-        The file as published.
-    record : Record
-    from_cache : bool
-        Whether it lay there already.
-    held : tuple of Promise
-        The checksums it was compared with when it came: those of the registry, of servers, of the lock file.
-    """
-
-    path: Path
-    artefact: Path
+    path: Path  # What convert and load take: the folder with the checkpoint for an archive, else the artefact
+    artefact: Path  # The file as published
     record: Record
-    from_cache: bool
-    held: tuple[Promise, ...] = ()
+    from_cache: bool  # Whether it lay there already
+    # The checksums it was compared with when it came: those of the registry, of servers, of the lock file
+    held: tuple[ExpectedChecksum, ...] = ()
 
 
 class Fits(Protocol):
@@ -83,30 +78,11 @@ class Fits(Protocol):
         """Whether the file holds BatchNorm's moving statistics; None where that cannot be told.
 
         ``deep`` compares the checksums that the container stores of its contents as well.
-
-        Raises
-        ------
-        FormatError
-            When it is not a checkpoint, or a damaged one.
-        ConversionError
-            When it is a checkpoint of something else.
         """
 
 
 class UnfitError(SourceError):
-    """A source gave something else than the entry's file.
-
-    Parameters
-    ----------
-    error : FormatError or ConversionError
-        What it gave.
-    path : Path
-        Its temporary name, which the message leaves out.
-    head : bytes
-        Its first bytes.
-    can_be_kept : bool
-        Whether it could be taken all the same: not an archive that cannot be unpacked.
-    """
+    """A source gave something else than the entry's file."""
 
     def __init__(self, error: CkptkitError, path: Path, head: bytes, *, can_be_kept: bool = True) -> None:
         text = _text(head)
@@ -118,19 +94,20 @@ class UnfitError(SourceError):
 
 @dataclass
 class Job:
-    """One entry on its way into the cache."""
+    """One entry on its way into the cache, and what is asked of it."""
 
     entry: Entry
     home: Home
-    accept_new: bool
-    notes: Notes
-    warn: Notes
-    trust: TrustFile
+    lock_file: LockFile
     fits: Fits
-    require_checksum: bool = False
-    overrule: bool = False
-    """Whether a file that does not fit is taken all the same."""
+    accept_new: bool = False  # whether bytes may be others than those of an earlier fetch
+    require_checksum: bool = False  # whether one must be known before the download that brings the bytes
+    overrule: bool = False  # whether a file that does not fit is taken all the same
+    note: str = ""  # how the file gets here when not by download
     github: GitHub = field(default_factory=GitHub)
+    progress: Progress | None = None
+    notes: Say = say_nothing
+    warn: Say = say_nothing
 
     def untouched(self) -> Fetched | None:
         """Return what is cached if nobody touched it since it was hashed; needs no lock."""
@@ -153,7 +130,7 @@ class Job:
 
     def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
         """Return what is cached if its bytes are still the recorded ones; unpacks it anew where need be."""
-        notes = silent if quiet else self.notes
+        notes = say_nothing if quiet else self.notes
         record = self.home.record(self.entry.id) or self._adopt(notes)
         if record is None:
             return None
@@ -185,37 +162,31 @@ class Job:
 
     def _unpacked(self, record: Record) -> Path | None:
         """Folder of the archive unpacked; None where it is in no cache folder."""
-        folders = self.home.everywhere(self.home.unpacked_folder(self.entry.id))
+        folders = self.home.candidate_paths(self.home.unpacked_folder(self.entry.id))
         return next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
 
     def _found(self, path: Path, artefact: Path, record: Record) -> Fetched:
         self.home.touch(self.entry.id)
-        self._remember(record, unwritable=silent)  # fetched before there was a lock file, or with another one
+        self._remember(record, unwritable=say_nothing)  # fetched before, with another lock file
         if record.bn_statistics is False:
             self.warn(_no_statistics(self.entry.id, record.file))
         return Fetched(path, artefact, record, from_cache=True)
 
     def is_tied(self, file: str) -> bool:
         """Whether a checksum of the file is known from elsewhere than the download that brings it."""
-        return self.entry.sha256 is not None or self.trust.get(self.entry.id, file) is not None
+        return self.entry.sha256 is not None or self.lock_file.get(self.entry.id, file) is not None
 
-    def _decides(self, file: str) -> bool:
+    def decides(self, file: str) -> bool:
         """Whether only bytes of a known checksum are taken."""
         return self.entry.sha256 is not None or (self.is_tied(file) and not self.accept_new)
 
     def refuse_unknown(self, files: Sequence[str]) -> None:
-        """Refuse, before anything is asked of anybody, what ``--require-checksum`` forbids.
-
-        Raises
-        ------
-        IntegrityError
-            When neither the registry nor the lock file has a checksum of any of these files.
-        """
+        """Refuse, before anything is asked of anybody, what ``--require-checksum`` forbids."""
         if any(self.is_tied(file) for file in files):
             return
         raise IntegrityError(
             f"{self.entry.id}: no checksum of it is known before it is fetched: the registry pins none, and "
-            f"the lock file {self.trust.path} has none",
+            f"the lock file {self.lock_file.path} has none",
             hint="what a server says of its own answer shows only that it came whole; fetch it once without "
             f"--require-checksum and look at it, then run 'ckptkit registry pin {self.entry.id}' or keep the "
             f"lock file ({TRUST_ENVIRONMENT} says where it is)",
@@ -226,16 +197,16 @@ class Job:
         if self.entry.sha256 is not None:
             fits = self.entry.sha256 == record.sha256
             return None if fits else f"sha256 is {record.sha256}, but the registry says {self.entry.sha256}"
-        known = self.trust.promise(self.entry.id, record.file)
+        known = self.lock_file.expected(self.entry.id, record.file)
         if known is not None and known.value != record.sha256 and not self.accept_new:
             return f"sha256 is {record.sha256}, but {known.origin} says {known.value}"
         if known is None and self.require_checksum:
-            return f"no checksum of it is known from elsewhere, and {self.trust.path} has none"
+            return f"no checksum of it is known from elsewhere, and {self.lock_file.path} has none"
         return None
 
     def _misfit(self, record: Record, path: Path) -> str | None:
         """Why cached bytes that no checksum vouches for are not the entry's file."""
-        known = self.entry.sha256 or getattr(self.trust.get(self.entry.id, record.file), "sha256", None)
+        known = self.entry.sha256 or getattr(self.lock_file.get(self.entry.id, record.file), "sha256", None)
         if known == record.sha256 or record.overruled:
             return None
         try:
@@ -254,7 +225,7 @@ class Job:
         if status.st_mtime_ns == record.mtime_ns and not verify:
             return record
         found = hash_file(artefact)
-        compare(str(artefact), found, [Promise("sha256", record.sha256, "its record")], hint="")
+        compare(str(artefact), found, [ExpectedChecksum("sha256", record.sha256, "its record")], hint="")
         if status.st_mtime_ns == record.mtime_ns:
             return record
         record = replace(record, mtime_ns=status.st_mtime_ns)
@@ -263,17 +234,15 @@ class Job:
                 write_json(_record_path(artefact), record.to_json())
         return record
 
-    def _adopt(self, notes: Notes) -> Record | None:
+    def _adopt(self, notes: Say) -> Record | None:
         """Make a record anew for an artefact that lost its own; a pinned checksum must fit."""
         folder = self.home.artefact_folder(self.entry.id)
-        for planned in plan_sources(self.entry, ()):
-            artefact = folder / planned.file
+        for source in plan_sources(self.entry, ()):
+            artefact = folder / source.file
             if not artefact.is_file():
                 continue
             found, status = hash_file(artefact), artefact.stat()
-            record = self._record(
-                planned, found, FOUND, status.st_mtime_ns, Partial(folder, planned.file, "")
-            )
+            record = self._record(source, found, FOUND, status.st_mtime_ns, Partial(folder, source.file, ""))
             if objection := self._objection(record):
                 notes(f"{artefact}: no sound record, and {objection}; fetching it again")
                 continue
@@ -282,113 +251,71 @@ class Job:
             return record
         return None
 
-    def warn_of_lesser(self, planned: PlannedSource) -> None:
-        """Say loudly that a lesser copy is about to be taken."""
-        self.warn(
-            f"falling back to {without_secrets(planned.url)}: {_no_statistics(self.entry.id, planned.file)}"
-        )
+    def warn_lacks_bn_statistics(self, source: PlannedSource) -> None:
+        """Warn that a copy without BatchNorm's statistics is about to be taken."""
+        lacks = _no_statistics(self.entry.id, source.file)
+        self.warn(f"falling back to {without_secrets(source.url)}: {lacks}")
 
-    def take(
-        self, planned: PlannedSource, opener: Opener, policy: Policy, progress: Progress | None, note: str
-    ) -> Fetched:
-        """Download from one source, check, put in place; a file joined from parts gets a second chance."""
-        partial = Partial(self.home.artefact_folder(self.entry.id), planned.file, planned.used_url)
-        folder = self.home.unpacked_folder(self.entry.id)
-        early = EarlyUnpack(partial, folder, enabled=policy.connections == 1)
-        watched = early.watching(progress)
-        promised: tuple[Promise, ...] = ()
-        again = False
-        try:
-            while True:
-                Download(
-                    planned.used_url,
-                    partial,
-                    opener,
-                    policy,
-                    self.entry.size,
-                    watched,
-                    self.notes,
-                    self._decides(planned.file) and not again,
-                    self._may_begin,
-                ).run()
-                joined = partial.joined and not again
-                promised = promised or self._published_digest(planned, policy)
-                partial.promises = tuple(dict.fromkeys((*partial.promises, *promised)))
-                try:
-                    return self._commit(planned, partial, note, early)
-                except (IntegrityError, UnfitError) as error:
-                    if not joined:
-                        raise
-                    partial.discard()
-                    self.notes(f"{error}; the parts do not fit together, downloading it whole")
-                    policy, again = replace(policy, connections=1), True
-        except (IntegrityError, FormatError, UnfitError):
-            partial.discard()
-            raise
-        finally:
-            early.drop()
-            partial.close()
-
-    def _may_begin(self, head: bytes) -> bool:
+    def may_begin(self, head: bytes) -> bool:
         """Whether a file of the entry's format, packed or not, can begin so; texts are judged when whole."""
         return len(head) < _HEAD or may_begin(self.entry.format, head) or bool(_text(head))
 
-    def _check(self, planned: PlannedSource, partial: Partial, note: str) -> tuple[tuple[Promise, ...], bool]:
-        """Compare what came with everything that was promised.
+    def check(self, source: PlannedSource, partial: Partial) -> tuple[tuple[ExpectedChecksum, ...], bool]:
+        """Compare what came with every checksum that is known of it.
 
-        Returns the promises that held, and whether one of them is older than this download: what a server
-        says of its own answer shows only that it came whole.
+        Returns those that held, and whether one of them is older than this download: what a server says of
+        its own answer shows only that it came whole.
         """
         found = partial.digests()
-        where = f"{planned.file} from {host_of(planned.used_url)}"
+        where = f"{source.file} from {host_of(source.used_url)}"
         if self.entry.sha256:
-            pin = Promise("sha256", self.entry.sha256, "the registry")
+            pin = ExpectedChecksum("sha256", self.entry.sha256, "the registry")
             compare(where, found, [pin], hint="the file is not the pinned one; nothing was kept")
             return (pin,), True
-        compare(where, found, partial.promises, hint="it was damaged on the way; run the same command again")
-        earlier = self._earlier(planned.file)
+        compare(where, found, partial.expected, hint="it was damaged on the way; run the same command again")
+        earlier = self._earlier(source.file)
         if self.accept_new:
-            earlier = [promise for promise in earlier if promise.value == found.of(promise.algorithm)]
-        compare(where, found, earlier, hint=self._take_back(planned, note))
-        return (*partial.promises, *earlier), bool(earlier)
+            earlier = [checksum for checksum in earlier if checksum.value == found.of(checksum.algorithm)]
+        compare(where, found, earlier, hint=self._take_back(source))
+        return (*partial.expected, *earlier), bool(earlier)
 
-    def _take_back(self, planned: PlannedSource, note: str) -> str:
+    def _take_back(self, source: PlannedSource) -> str:
         """What to do where the bytes are not those of an earlier record, which may be the wrong one."""
-        if note == IMPORTED:
-            run = command("import", self.entry.id, file_path(planned.used_url), "--accept-new")
+        if self.note == IMPORTED:
+            run = command("import", self.entry.id, file_path(source.used_url), "--accept-new")
         else:
             run = command("fetch", self.entry.id, "--force", "--accept-new")
         return f"Either may be the wrong one. If it is the earlier record, replace it. {run}"
 
-    def _earlier(self, file: str) -> list[Promise]:
+    def _earlier(self, file: str) -> list[ExpectedChecksum]:
         """What an earlier fetch found: the lock file says it, else the cache's own records."""
-        known = self.trust.promise(self.entry.id, file)
+        known = self.lock_file.expected(self.entry.id, file)
         if known is not None:
             return [known]
         return [
-            Promise(
+            ExpectedChecksum(
                 "sha256",
                 record.sha256,
-                f"its record ({came(record)})",
+                f"its record ({how_it_came(record)})",
             )
             for record in self.home.records(self.entry.id)
             if record.file == file
         ]
 
-    def _published_digest(self, planned: PlannedSource, policy: Policy) -> tuple[Promise, ...]:
+    def published_digest(self, source: PlannedSource, policy: Policy) -> tuple[ExpectedChecksum, ...]:
         """GitHub's own checksum of a release asset, if it comes from there and no pin decides anyway."""
-        asset = self.github.asset(planned.used_url)
+        asset = self.github.asset(source.used_url)
         if asset is None or self.entry.sha256 is not None:
             return ()
         try:
-            return (self.github.promise(asset, policy),)
+            return (self.github.expected(asset, policy),)
         except NoDigestError as error:
-            self.notes(f"{host_of(self.github.api)}: {error}; {planned.file} is not compared with it")
+            self.notes(f"{host_of(self.github.api)}: {error}; {source.file} is not compared with it")
             return ()
 
-    def _remember(self, record: Record, *, unwritable: Notes) -> None:
+    def _remember(self, record: Record, *, unwritable: Say) -> None:
         """Trust these bytes from now on. What the pin or the user accepts replaces what was trusted."""
-        seen = Trusted(
+        seen = LockEntry(
             sha256=record.sha256,
             size=record.size,
             first_seen=record.fetched_at,
@@ -399,7 +326,7 @@ class Job:
         )
         accept = self.accept_new or self.entry.sha256 is not None
         try:
-            replaced = self.trust.remember(record.id, record.file, seen, accept=accept)
+            replaced = self.lock_file.remember(record.id, record.file, seen, accept=accept)
         except StorageError as error:
             unwritable(
                 f"{error.message}; so the checksum of {record.file} is remembered in the cache only "
@@ -408,27 +335,21 @@ class Job:
             return
         if replaced is not None:
             self.notes(
-                f"{record.id}: the lock file {self.trust.path} now has sha256 {record.sha256}; its history "
-                f"keeps {replaced.sha256}, seen {replaced.first_seen}"
+                f"{record.id}: the lock file {self.lock_file.path} now has sha256 {record.sha256}; "
+                f"its history keeps {replaced.sha256}, seen {replaced.first_seen}"
             )
 
-    def _commit(
-        self,
-        planned: PlannedSource,
-        partial: Partial,
-        note: str,
-        early: EarlyUnpack,
-    ) -> Fetched:
+    def install(self, source: PlannedSource, partial: Partial, early: EarlyUnpack) -> Fetched:
         """Check, unpack, record, rename: what is refused leaves nothing, and a named file has a record."""
-        held, known = self._check(planned, partial, note)
+        held, known = self.check(source, partial)
         found = partial.digests()
-        record = self._record(planned, found, note, partial.sync(), partial)
+        record = self._record(source, found, self.note, partial.sync(), partial)
         record = replace(record, previous=self._previous(record))
         final = partial.folder / partial.name
         folder = self.home.unpacked_folder(self.entry.id)
         with ExitStack() as stack:
             staged = None
-            if is_archive_name(planned.file):
+            if is_archive_name(source.file):
                 try:
                     staged = stack.enter_context(
                         early.take(found.sha256)
@@ -481,24 +402,24 @@ class Job:
         return [*old.previous, facts][-_MOST_KEPT:]
 
     def _record(
-        self, planned: PlannedSource, found: Digests, note: str, mtime_ns: int, partial: Partial
+        self, source: PlannedSource, found: Digests, note: str, mtime_ns: int, partial: Partial
     ) -> Record:
         identity = partial.identity
         return Record(
             id=self.entry.id,
-            url=planned.url,
-            used_url=without_secrets(planned.used_url),
-            file=planned.file,
+            url=source.url,
+            used_url=without_secrets(source.used_url),
+            file=source.file,
             size=found.size,
             sha256=found.sha256,
             fetched_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
             mtime_ns=mtime_ns,
             etag=identity.etag if identity else None,
             generation=identity.generation if identity else None,
-            server_hashes=dict(as_mapping(partial.promises)),
+            server_hashes=dict(as_mapping(partial.expected)),
             ckptkit_version=__version__,
             note=note,
-            bn_statistics=planned.bn_statistics,
+            bn_statistics=source.bn_statistics,
         )
 
 
@@ -517,13 +438,13 @@ def _text(head: bytes) -> str:
     return text if text.isprintable() else ""
 
 
-def came(record: Record) -> str:
+def how_it_came(record: Record) -> str:
     """How, when and from where a cached file came."""
     return in_words(_how(record), record.fetched_at, record.used_url)
 
 
 def _how(record: Record) -> str:
-    """How the bytes came: a key of `ckptkit.store.trust.HOW`."""
+    """How the bytes came: a key of `ckptkit.store.lockfile.HOW`."""
     if record.note:
         return {IMPORTED: "import", FOUND: "cache"}.get(record.note, "download")
     return "download" if record.used_url == without_secrets(record.url) else "mirror"

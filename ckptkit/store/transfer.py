@@ -1,42 +1,36 @@
-"""From one source to a complete, hashed temporary file: resuming, retrying, refusing what is not the file."""
+"""From one source to a complete, hashed part of a file: resuming, retrying, refusing what is not the file."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ckptkit.base.errors import IntegrityError, StorageError
-from ckptkit.store.coding import decoded
-from ckptkit.store.integrity import StreamHasher, compare
-from ckptkit.store.partial import Partial, require_space
-from ckptkit.store.ranges import Segments, may_be_split
-from ckptkit.store.remote import STORES, is_remote, open_remote
-from ckptkit.store.transport import (
+from ckptkit.base.net import (
     BusyError,
     Failures,
-    Identity,
-    Opener,
     PassingError,
     Policy,
     RangeError,
     RefusedError,
-    Response,
+    Session,
     SourceError,
-    is_local,
-    open_file,
-    without_secrets,
+    StoppedError,
 )
-
-Advance = Callable[[int], None]
-Progress = Callable[[str, "int | None"], AbstractContextManager[Advance]]
-"""Shows how far a download is: given a description and the bytes in all, yields a function to advance it."""
-Notes = Callable[[str], None]
+from ckptkit.base.progress import Advance, Progress, Say, say_nothing
+from ckptkit.base.urls import host_of, is_local, without_secrets
+from ckptkit.store.expected import StreamHasher, compare
+from ckptkit.store.openers import Identity, Opener, Response, open_file, open_http
+from ckptkit.store.partial import Partial, require_space
+from ckptkit.store.remote import STORES, is_remote, open_remote
 
 _WEB_PAGE = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\b|!--|\?xml\b|(?:html|head|body|script|error)\b)", re.IGNORECASE
@@ -48,60 +42,32 @@ _SOON = 10.0
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def silent(_note: str) -> None:
-    """Say nothing."""
-
-
 @dataclass
-class Download:
-    """One source being downloaded.
+class Transfer:
+    """One source being downloaded."""
 
-    Parameters
-    ----------
-    url : str
-        Where the bytes come from, after mirror rules.
-    partial : Partial
-        Where they go.
-    opener : callable
-        Makes one request; see `open_url`.
-    policy : Policy
-    expected_size : int, optional
-        The pinned size.
-    progress : Progress, optional
-    notes : callable
-    is_tied : bool
-        Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
-        carry: nodes of one server may give the same file different ETags.
-    may_begin : callable
-        Whether the file can begin with some bytes; asked of many whose number nobody says.
-    """
-
-    url: str
-    partial: Partial
-    opener: Opener
+    url: str  # Where the bytes come from, after mirror rules
+    partial: Partial  # Where they go
+    opener: Opener  # Makes one request; see `open_url`
     policy: Policy
-    expected_size: int | None = None
+    expected_size: int | None = None  # The pinned size
     progress: Progress | None = None
-    notes: Notes = silent
+    notes: Say = say_nothing
+    # Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
+    # carry: nodes of one server may give the same file different ETags
     is_tied: bool = False
+    # Whether the file can begin with some bytes; asked of many whose number nobody says
     may_begin: Callable[[bytes], bool] = lambda _head: True
+    # Told once how many bytes the file has, when the part is there and the first of them are to come
+    begun: Callable[[int | None], None] = lambda _size: None
+    _has_begun: bool = field(default=False, init=False)
     _crowded: bool = field(default=False, init=False)
 
     def run(self) -> None:
-        """Download until the part is complete.
-
-        Raises
-        ------
-        SourceGoneError, SourceError
-            When this source does not give the file.
-        IntegrityError
-            When it gives another file than the pinned size allows, or the coded bytes are not those promised.
-        StorageError
-            When the disk refuses.
-        """
+        """Download until the part is complete."""
         with contextlib.ExitStack() as stack:
             shown = _Shown(self.progress, self.partial.name, stack)
-            self.partial.pick_up()
+            self.partial.resume()
             failures, restarts = Failures(self.policy), Failures(self.policy)
             began_anew = False
             in_parallel = may_be_split(self.url, self.policy)
@@ -216,16 +182,19 @@ class Download:
                 why = change or "the server answered the range request with the whole file"
                 self.notes(f"{host_of(self.url)}: {why}, so it is sent from the beginning again")
             self._refuse_size(response.identity.size)
-            partial.begin(response.identity, () if response.coding else response.promises)
+            partial.begin(response.identity, () if response.coding else response.expected)
         else:
             partial.joined = True
-            partial.promises = partial.promises or response.promises
+            partial.expected = partial.expected or response.expected
         if response.coding:
             self.notes(f"{host_of(self.url)}: lays {response.coding} on top of the file, though asked not to")
         if response.length is not None and not response.coding:
             require_space(partial.folder, response.length, partial.name)
-        if not response.ends_marked and self.expected_size is None and not response.promises:
+        if not response.ends_marked and self.expected_size is None and not response.expected:
             raise SourceError("the server gives neither length nor checksum, so a cut could not be noticed")
+        if not self._has_begun:
+            self._has_begun = True
+            self.begun(response.identity.size)
         shown.start(response.identity.size, partial.size)
         wire = StreamHasher()
         try:
@@ -233,7 +202,7 @@ class Download:
         finally:
             partial.flush()
         if response.coding:
-            compare(partial.name, wire.digests(), response.promises, hint="run the same command again")
+            compare(partial.name, wire.digests(), response.expected, hint="run the same command again")
         if not partial.size:
             raise SourceError("the file is empty")
         if self._is_complete():
@@ -317,7 +286,7 @@ def _counted(
 ) -> Iterator[bytes | memoryview]:
     """Yield the body, checking that as much came as was announced."""
     received = 0
-    for piece in response.pieces():
+    for piece in response.body:
         received += len(piece)
         if response.coding:
             wire.update(bytes(piece))
@@ -328,25 +297,225 @@ def _counted(
         raise PassingError(f"the connection closed after {received:,} of {response.length:,} bytes")
 
 
-LATER = "try again later, or give a --mirror"
+# -- several ranges at once ----------------------------------------------------------------------------------
+#
+# Each connection asks for a segment (8 MiB) into memory, with retries of its own; the segments are then
+# appended to the part as if they had come over one connection. So the part on the disk is always a sound
+# beginning of the file, whatever is killed when: nothing needs preallocation or a list of what is complete,
+# bytes are hashed in order as they pass, and only the segments in memory can be lost (at most as many as
+# there are connections, and two more). Every answer is checked against the file's strong validator, its size
+# and the range asked for. The first that does not fit ends it, and the rest is left to one connection.
+
+_MOST = 8
+"""Connections at once to one server: more is what servers take for an attack."""
+_HANDED_OVER = 1 << 20
+_NAP = 0.5
+_FAREWELL = 1.0
 
 
-def what_helps(errors: Iterable[Exception]) -> str:
-    """What to do where no source gave a file: waiting helps only against some faults."""
-    return (
-        LATER if any(isinstance(error, (BusyError, RefusedError)) for error in errors) else "give a --mirror"
-    )
+@dataclass
+class _Segment:
+    """One segment of a file, and how much of it is there."""
+
+    start: int
+    content: bytearray
+    filled: int = 0
+
+
+class Segments:
+    """The rest of a file, fetched over several connections."""
+
+    def __init__(self, url: str, opener: Opener, policy: Policy, identity: Identity, start: int) -> None:
+        assert identity.size is not None
+        self._url = url
+        self._opener = opener
+        self._policy = policy
+        self._identity = identity
+        self._starts = range(start, identity.size, policy.segment)
+        self._size = identity.size
+        self._done: dict[int, _Segment] = {}
+        self._next = 0
+        self._front = 0
+        self._error: BaseException | None = None
+        self._closed = False
+        self._waited = 0.0
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the bytes in order."""
+        count = min(self._policy.connections, _MOST, len(self._starts))
+        for number in range(count):
+            thread = threading.Thread(target=self._work, name=f"ckptkit-range-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        for index in range(len(self._starts)):
+            content = memoryview(self._await(index).content)
+            for begin in range(0, len(content), _HANDED_OVER):
+                yield content[begin : begin + _HANDED_OVER]
+
+    def close(self) -> None:
+        """Have the threads end; one that waits for its server may take its time, and harms nobody."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(_FAREWELL / len(self._threads))
+
+    def _await(self, index: int) -> _Segment:
+        with self._changed:
+            while index not in self._done:
+                if self._error is not None:
+                    raise self._error
+                self._changed.wait(_NAP)  # wakes up by itself: a signal must find the main thread awake
+            self._front = index + 1
+            self._changed.notify_all()
+            return self._done.pop(index)
+
+    def _take_next(self) -> int | None:
+        """Return the next segment to fetch, once it is near enough to the front; None when all is over."""
+        with self._changed:
+            while not self._over() and self._next >= self._front + self._policy.connections + 2:
+                self._changed.wait()
+            if self._over():
+                return None
+            self._next += 1
+            return self._next - 1
+
+    def _over(self) -> bool:
+        return self._closed or self._error is not None or self._next >= len(self._starts)
+
+    def _work(self) -> None:
+        try:
+            while (index := self._take_next()) is not None:
+                segment = self._fetch(self._starts[index])
+                with self._changed:
+                    self._done[index] = segment
+                    self._changed.notify_all()
+        except BaseException as error:  # raised again in the thread that waits for the bytes
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _fetch(self, start: int) -> _Segment:
+        length = min(self._policy.segment, self._size - start)
+        segment = _Segment(start, bytearray(length))
+        failures = Failures(self._policy)
+        while True:
+            before = segment.filled
+            try:
+                with self._opener(self._url, start + before, self._identity, start + length) as response:
+                    self._fill(segment, response)
+                if segment.filled == length:
+                    return segment
+                missing = length - segment.filled
+                raise PassingError(f"the connection closed {missing:,} bytes before the end of a range")
+            except PassingError as error:
+                wait = failures.wait_for(error, progress=segment.filled > before)
+                with self._changed:
+                    self._waited += error.retry_after or 0.0
+                    if self._waited > self._policy.max_retry_after * self._policy.connections:
+                        raise
+                self._sleep(wait)
+
+    def _fill(self, segment: _Segment, response: Response) -> None:
+        """Copy a body into its place as it arrives, so that a fault loses nothing."""
+        if not response.partial:
+            raise RangeError("the server answered a range request with the whole file")
+        for piece in response.body:
+            end = segment.filled + len(piece)
+            if end > len(segment.content):
+                raise RangeError("the server sent more than the range asked for")
+            segment.content[segment.filled : end] = piece
+            segment.filled = end
+            self._policy.account(len(piece))
+            self._refuse_closed()
+
+    def _sleep(self, seconds: float) -> None:
+        while seconds > 0:
+            self._refuse_closed()
+            self._policy.sleep(min(seconds, _NAP))
+            seconds -= _NAP
+
+    def _refuse_closed(self) -> None:
+        if self._closed or self._policy.stopped():
+            raise StoppedError("stopped")
+
+
+def may_be_split(url: str, policy: Policy) -> bool:
+    """Whether several connections are wanted, to a server that could have ranges at all."""
+    return policy.connections > 1 and urlsplit(url).scheme.lower() in ("http", "https")
+
+
+# -- a content coding that a server lays on top of the file, although asked not to ---------------------------
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_STEP = 1 << 20
+_RATIO = 100
+_RATIO_FROM = 64 << 20  # weights hardly shrink at all; a small file of zeros is harmless
+
+
+def decoded(pieces: Iterator[bytes | memoryview], name: str) -> Iterator[bytes | memoryview]:
+    """Take the coding off.
+
+    Some servers send ``Content-Encoding: gzip`` for a plain ``.tar.gz`` and mean the file itself. For such a
+    name the coding is taken off only if what comes out is gzip again.
+    """
+    if not name.lower().endswith((".gz", ".tgz")):
+        return _gunzip(pieces)
+    head = b""
+    for piece in pieces:
+        head += piece
+        inner = _first_bytes(head)
+        if inner is None or len(inner) >= len(_GZIP_MAGIC):
+            break
+    whole: Iterator[bytes | memoryview] = itertools.chain([head], pieces)
+    return _gunzip(whole) if (_first_bytes(head) or b"").startswith(_GZIP_MAGIC) else whole
+
+
+def _first_bytes(head: bytes) -> bytes | None:
+    """Return the first bytes that come out, None where ``head`` is no gzip stream."""
+    try:
+        return zlib.decompressobj(31).decompress(head, len(_GZIP_MAGIC))
+    except zlib.error:
+        return None
+
+
+def _gunzip(pieces: Iterator[bytes | memoryview]) -> Iterator[bytes]:
+    stream = zlib.decompressobj(31)
+    received = produced = 0
+    for piece in pieces:
+        received += len(piece)
+        rest = piece
+        while rest:
+            if stream.eof:  # a gzip stream may have several members
+                stream = zlib.decompressobj(31)
+            try:
+                plain = stream.decompress(rest, _STEP)
+            except zlib.error as error:
+                raise PassingError(f"the gzip coding is damaged ({error})") from error
+            produced += len(plain)
+            if produced > max(_RATIO_FROM, _RATIO * received):
+                raise SourceError(f"the gzip coding expands more than {_RATIO} times: a decompression bomb")
+            if plain:
+                yield plain
+            rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+    while not stream.eof:
+        plain = stream.decompress(b"", _STEP)
+        if not plain:
+            raise PassingError("the gzip coding ends early")
+        yield plain
+
+
+# -- where the bytes come from -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def url_opener(policy: Policy, notes: Notes = silent) -> Iterator[Opener]:
-    """Yield a function that opens any supported URL; the HTTP client is made when the first one needs it."""
-    from ckptkit.store.http import HttpClient
-
+def url_opener(policy: Policy, notes: Say = say_nothing) -> Iterator[Opener]:
+    """Yield a function that opens any supported URL; the session is made when the first one needs it."""
+    making = threading.Lock()  # several connections may want it at once
     with contextlib.ExitStack() as stack:
-        clients: list[HttpClient] = []
-
-        making = threading.Lock()  # several connections may want the client at once
+        sessions: list[Session] = []
 
         def open_url(
             url: str, start: int, known: Identity | None, stop: int | None = None
@@ -359,23 +528,12 @@ def url_opener(policy: Policy, notes: Notes = silent) -> Iterator[Opener]:
                 known_schemes = ", ".join(("http", "https", "file", *STORES))
                 raise SourceError(f"no URL that can be fetched; it begins with one of {known_schemes}")
             with making:
-                if not clients:
-                    clients.append(HttpClient(policy, notes))
-                    stack.callback(clients[0].close)
-            return clients[0].open(url, start, known, stop)
+                if not sessions:
+                    sessions.append(Session(policy, notes))
+                    stack.callback(sessions[0].close)
+            return open_http(sessions[0], url, start, known, stop)
 
         yield open_url
-
-
-def host_of(url: str) -> str:
-    """Name of the place a URL points to, for messages.
-
-    Examples
-    --------
-    >>> host_of("https://me:secret@a.org:8443/m.pth"), host_of("file:///srv/m.pth")
-    ('a.org:8443', 'file:///srv/m.pth')
-    """
-    return without_secrets(url) if is_local(url) else urlsplit(url).netloc.rpartition("@")[2]
 
 
 def explain(failures: Sequence[tuple[str, Exception]]) -> str:
@@ -383,8 +541,18 @@ def explain(failures: Sequence[tuple[str, Exception]]) -> str:
 
     Examples
     --------
-    >>> from ckptkit.store.transport import SourceGoneError
+    >>> from ckptkit.base.net import SourceGoneError
     >>> explain([("https://a.org/m.pth", SourceGoneError("404 Not Found"))])
     'https://a.org/m.pth: 404 Not Found'
     """
     return "; ".join(f"{without_secrets(url)}: {error}" for url, error in failures)
+
+
+LATER = "try again later, or give a --mirror"
+
+
+def what_helps(errors: Iterable[Exception]) -> str:
+    """What to do where no source gave a file: waiting helps only against some faults."""
+    return (
+        LATER if any(isinstance(error, (BusyError, RefusedError)) for error in errors) else "give a --mirror"
+    )

@@ -1,6 +1,6 @@
 """The lock file of a cache: what each published file was when it was first fetched (trust on first use).
 
-That of the default cache lies in the user's configuration folder, so that it outlives the cache. Any other
+That of the default cache is in the user's configuration folder, so that it outlives the cache. Any other
 cache has its own inside, so that what a test server gave is never held against the published files.
 ``CKPTKIT_TRUST`` names another: kept in a repository, it ties a CI job to what somebody looked at. Sorted
 JSON::
@@ -31,7 +31,7 @@ from ckptkit.base.errors import FormatError, IntegrityError, command, storage_er
 from ckptkit.base.files import open_regular, resolved
 from ckptkit.base.home import home_folders, platform_folder, user_path
 from ckptkit.base.text import json_text
-from ckptkit.store.integrity import Promise
+from ckptkit.store.expected import ExpectedChecksum
 
 ENVIRONMENT = "CKPTKIT_TRUST"
 FILE_NAME = "ckptkit.lock"
@@ -48,38 +48,19 @@ HOW = {
 
 
 @dataclass(frozen=True)
-class Trusted:
-    """The bytes a published file had when it was first fetched, or when a change was accepted.
+class LockEntry:
+    """The bytes a published file had when it was first fetched, or when a change was accepted."""
 
-    Attributes
-    ----------
-    sha256 : str
-        Lower-case hex.
-    size : int
-        Bytes.
-    first_seen : str
-        ISO 8601, UTC.
-    url, used_url : str
-        The published URL, and where the bytes really came from.
-    how : str
-        A key of `HOW`.
-    server_hashes : Mapping of str to str
-        Checksums the server promised then (and the bytes kept), algorithm → hex.
-    history : tuple of Trusted
-        What was trusted before, oldest first.
-    replaced_at : str
-        In the history: when it was replaced.
-    """
-
-    sha256: str
-    size: int
-    first_seen: str
-    url: str
+    sha256: str  # Lower-case hex
+    size: int  # Bytes
+    first_seen: str  # ISO 8601, UTC
+    url: str  # The published URL, and where the bytes really came from
     used_url: str = ""
-    how: str = "download"
+    how: str = "download"  # A key of `HOW`
+    # Checksums the server promised then (and the bytes kept), algorithm → hex
     server_hashes: Mapping[str, str] = field(default_factory=dict)
-    history: tuple[Trusted, ...] = ()
-    replaced_at: str = ""
+    history: tuple[LockEntry, ...] = ()  # What was trusted before, oldest first
+    replaced_at: str = ""  # In the history: when it was replaced
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes."""
@@ -94,16 +75,12 @@ class Trusted:
         return {**values, "history": [earlier.to_json() for earlier in self.history]}
 
 
-class TrustFile:
+class LockFile:
     """A lock file on the disk; it need not exist yet.
-
-    Parameters
-    ----------
-    path : Path
 
     Examples
     --------
-    >>> TrustFile(Path("nowhere.lock")).get("moat0-224", "moat0.tar.gz") is None
+    >>> LockFile(Path("nowhere.lock")).get("moat0-224", "moat0.tar.gz") is None
     True
     """
 
@@ -111,7 +88,7 @@ class TrustFile:
         self.path = path
 
     @classmethod
-    def default(cls, home: Path | None = None) -> TrustFile:
+    def default(cls, home: Path | None = None) -> LockFile:
         """``$CKPTKIT_TRUST``, else the lock file of a cache folder, of the one in use where none is given."""
         given = os.environ.get(ENVIRONMENT, "").strip()
         if given:
@@ -121,53 +98,21 @@ class TrustFile:
             return cls(home / FILE_NAME)
         return cls(platform_folder("config") / FILE_NAME)
 
-    def get(self, id: str, file: str) -> Trusted | None:
-        """What is trusted of one file of an entry; None where it was never fetched.
-
-        Raises
-        ------
-        FormatError
-            When the lock file is damaged.
-        StorageError
-            When it cannot be read.
-        """
+    def get(self, id: str, file: str) -> LockEntry | None:
+        """What is trusted of one file of an entry; None where it was never fetched."""
         return self.files(id).get(file)
 
-    def files(self, id: str) -> dict[str, Trusted]:
+    def files(self, id: str) -> dict[str, LockEntry]:
         """Everything trusted of an entry: file name → what it was. Raises as `get` does."""
         return self._load().get(id, {})
 
-    def promise(self, id: str, file: str) -> Promise | None:
+    def expected(self, id: str, file: str) -> ExpectedChecksum | None:
         """What is trusted of a file as a checksum to compare with; its origin names this lock file."""
         known = self.get(id, file)
-        return None if known is None else Promise("sha256", known.sha256, self._named(known))
+        return None if known is None else ExpectedChecksum("sha256", known.sha256, self._named(known))
 
-    def remember(self, id: str, file: str, seen: Trusted, *, accept: bool = False) -> Trusted | None:
-        """Trust these bytes from now on; nothing is written where they are trusted already.
-
-        Parameters
-        ----------
-        id, file : str
-            The entry and its file.
-        seen : Trusted
-            What was fetched; its history is not used.
-        accept : bool
-            Whether other bytes than those trusted so far may take their place; these go into the history.
-
-        Returns
-        -------
-        Trusted or None
-            What was trusted until now, where that is replaced.
-
-        Raises
-        ------
-        IntegrityError
-            When other bytes are trusted and ``accept`` is false.
-        FormatError
-            When the lock file is damaged.
-        StorageError
-            When it cannot be read or written; it is then as it was.
-        """
+    def remember(self, id: str, file: str, seen: LockEntry, *, accept: bool = False) -> LockEntry | None:
+        """Trust these bytes from now on; nothing is written where they are trusted already."""
         if _same(self.get(id, file), seen):
             return None
         with self._guard():
@@ -180,7 +125,7 @@ class TrustFile:
                     f"{id}: {file} has sha256 {seen.sha256}, but {self._named(known)} says {known.sha256}",
                     hint=f"either may be the wrong one. {command('fetch', id, '--force', '--accept-new')}",
                 )
-            past: tuple[Trusted, ...] = ()
+            past: tuple[LockEntry, ...] = ()
             if known is not None:
                 now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
                 past = (*known.history, replace(known, history=(), replaced_at=now))
@@ -188,11 +133,11 @@ class TrustFile:
             self._write(entries)
             return known
 
-    def _named(self, known: Trusted) -> str:
+    def _named(self, known: LockEntry) -> str:
         came = in_words(known.how, known.first_seen, known.used_url or known.url)
         return f"the lock file {self.path} ({came})"
 
-    def _load(self) -> dict[str, dict[str, Trusted]]:
+    def _load(self) -> dict[str, dict[str, LockEntry]]:
         try:
             with open_regular(self.path) as stream:
                 text = stream.read(_MAX_BYTES + 1)
@@ -222,7 +167,7 @@ class TrustFile:
         with hold(path.with_name(f".{path.name}.guard")):
             yield
 
-    def _write(self, entries: Mapping[str, Mapping[str, Trusted]]) -> None:
+    def _write(self, entries: Mapping[str, Mapping[str, LockEntry]]) -> None:
         from ckptkit.base.files import StagedFile, copy_mode
 
         path = resolved(self.path)  # a link stays a link to the written file
@@ -255,7 +200,7 @@ def in_words(how: str, when: str, where: str) -> str:
     return f"{HOW[how]} {when}" + (f" from {where}" if where else "")
 
 
-def _same(known: Trusted | None, seen: Trusted) -> bool:
+def _same(known: LockEntry | None, seen: LockEntry) -> bool:
     return known is not None and known.sha256 == seen.sha256
 
 
@@ -264,11 +209,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
     return result
 
 
-def _entries(value: Any) -> dict[str, dict[str, Trusted]]:
+def _entries(value: Any) -> dict[str, dict[str, LockEntry]]:
     if not isinstance(value, dict) or "ckptkit_lock" not in value:
         raise ValueError("no 'ckptkit_lock' version in it")
     if value["ckptkit_lock"] != _VERSION:
@@ -280,7 +225,7 @@ def _entries(value: Any) -> dict[str, dict[str, Trusted]]:
     }
 
 
-def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
+def _trusted(value: Any, where: str, *, past: bool = False) -> LockEntry:
     extra = "replaced_at" if past else "history"
     known = {"sha256", "size", "server_hashes", "note", extra, *_TEXTS}
     _refuse_other_keys(_mapping(value, where), known, where)
@@ -293,7 +238,7 @@ def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
     texts["how"] = texts["how"] or _how(value)
     hashes = _mapping(value.get("server_hashes", {}), f"{where}: server_hashes")
     if not all(isinstance(text, str) for text in (*texts.values(), *hashes.values())):
-        raise ValueError(f"{where}: something that is no text where one belongs")
+        raise ValueError(f"{where}: a value that is not text where text belongs")
     if texts["how"] not in HOW:
         raise ValueError(f"{where}: how is {texts['how']!r}, not one of {', '.join(HOW)}")
     if not texts["first_seen"]:
@@ -301,12 +246,12 @@ def _trusted(value: Any, where: str, *, past: bool = False) -> Trusted:
     if past:
         if not isinstance(value.get("replaced_at"), str) or not value["replaced_at"]:
             raise ValueError(f"{where}: no replaced_at")
-        return Trusted(sha256, size, **texts, server_hashes=hashes, replaced_at=value["replaced_at"])
+        return LockEntry(sha256, size, **texts, server_hashes=hashes, replaced_at=value["replaced_at"])
     history = value.get("history", [])
     if not isinstance(history, list):
-        raise ValueError(f"{where}: history is no list")
+        raise ValueError(f"{where}: history is not a list")
     earlier = tuple(_trusted(one, f"{where}: history", past=True) for one in history)
-    return Trusted(sha256, size, **texts, server_hashes=hashes, history=earlier)
+    return LockEntry(sha256, size, **texts, server_hashes=hashes, history=earlier)
 
 
 def _how(value: Mapping[str, Any]) -> str:
@@ -318,7 +263,7 @@ def _how(value: Mapping[str, Any]) -> str:
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is no mapping")
+        raise ValueError(f"{where} is not a mapping")
     return value
 
 

@@ -1,0 +1,543 @@
+"""Unpacking an archive so that its folder is there whole or not at all.
+
+What may be in an archive is decided by its walker (`ckptkit.formats.tar_members` for tar, whatever compresses
+it, `iter_safe_zip_members` for zip): no member leaves the folder, is a link or a device, has the name of
+another, or is larger than bounded. Files and folders get the modes that the umask gives, never the archive's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import stat
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ckptkit.base.checksums import crc32
+from ckptkit.base.errors import FormatError
+from ckptkit.base.files import (
+    Folder,
+    files_below,
+    move,
+    open_regular,
+    read_regular,
+    regular_status,
+    sync_file,
+    sync_folder,
+    translated,
+)
+from ckptkit.base.locks import has_token, is_gone, new_writer, release
+from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.formats.member_names import MemberNames
+from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits
+from ckptkit.formats.zip_directory import (
+    DEFLATED,
+    END_MAGIC,
+    LOCAL_MAGIC,
+    STORED,
+    ZipEntry,
+    read_directory,
+)
+from ckptkit.store.partial import Partial
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ckptkit.formats.tar_members import SafeMember
+
+
+MARKER = ".ckptkit-unpacked.json"
+"""Hidden file in an unpacked folder: which archive it came from and what was in it."""
+
+_MARKER_BYTES = 64 << 20
+_PREFIX = ".ckptkit-unpacking-"
+_OLD_ORPHAN = re.compile(rf"{re.escape(_PREFIX)}.*-[0-9a-f]{{12}}")
+"""As ckptkit 0.1.0 called them."""
+_COPY = 1 << 20
+_SYNCERS = 16
+"""Threads that bring files to the disk: together they took a twentieth of the time that one takes."""
+_ATTEMPTS = 10
+_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar", ".zip")
+_TORCH_NAMES = (".pth.tar", ".pt.tar", ".ckpt.tar")
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a published file of this name is an archive to unpack.
+
+    Examples
+    --------
+    >>> is_archive_name("moat0.tar.gz"), is_archive_name("moat0.zip"), is_archive_name("moganet.pth.tar")
+    (True, True, False)
+    """
+    lower = name.lower()
+    return lower.endswith(_ARCHIVES) and not lower.endswith(_TORCH_NAMES)
+
+
+class StagedFolder:
+    """An archive unpacked under a temporary name, until `commit`."""
+
+    def __init__(
+        self,
+        archive: Path,
+        folder: Path,  # hold the entry's lock: orphans of earlier runs are removed
+        *,
+        shown: Path | None = None,  # what messages call an archive that has a temporary name itself
+        sha256: str = "",  # of the archive, for the marker; may be set later
+        source: BinaryIO | None = None,  # where a tar archive's bytes are read from instead
+    ) -> None:
+        self.folder = folder
+        self.sha256 = sha256
+        self._archive = (shown or archive).name
+        self._sizes: dict[str, int] = {}
+        with translated(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for orphan in folder.parent.glob(f"{_PREFIX}{folder.name}-*"):
+                if (has_token(orphan) or _OLD_ORPHAN.fullmatch(orphan.name)) and is_gone(orphan):
+                    _remove(orphan)
+            self._writer = new_writer()
+            self.temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
+            self.temporary.mkdir()
+        try:
+            self._fill(archive, source)
+        except FormatError as error:
+            self.discard()
+            raise FormatError(shown or archive, error.reason, offset=error.offset, hint=error.hint) from error
+        except BaseException:
+            self.discard()
+            raise
+
+    def _fill(self, archive: Path, source: BinaryIO | None) -> None:
+        for member, content in archive_members(archive, source):
+            if member.name.casefold() == MARKER:
+                raise FormatError(archive, f"member {MARKER!r} has a name that ckptkit uses itself")
+            target = self.temporary.joinpath(*member.name.split("/"))
+            if member.is_folder:
+                with translated(self.folder / member.name):
+                    target.mkdir(parents=True, exist_ok=True)
+            elif content is not None:
+                self._sizes[member.name] = self._write(target, content, self.folder / member.name)
+        if not self._sizes:
+            raise FormatError(archive, "the archive holds no file")
+
+    def _write_marker(self) -> None:
+        said = {"archive": self._archive, "sha256": self.sha256, "files": self._sizes}
+        marker = json.dumps(said, indent=2).encode()
+        with translated(self.folder), (self.temporary / MARKER).open("xb") as stream:
+            stream.write(marker)
+            stream.flush()
+            sync_file(stream.fileno())
+
+    @staticmethod
+    def _write(target: Path, content: BinaryIO, shown: Path) -> int:
+        size = 0
+        with translated(shown):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stream = target.open("xb")
+        with stream:
+            while piece := content.read(_COPY):
+                with translated(shown):
+                    stream.write(piece)
+                size += len(piece)
+            with translated(shown):
+                stream.flush()
+        return size
+
+    def _sync(self) -> None:
+        """Bring all files to the disk: the folder must not have its name before."""
+        with ThreadPoolExecutor(_SYNCERS) as pool:
+            for syncing in [pool.submit(self._sync_member, name) for name in self._sizes]:
+                syncing.result()
+
+    def _sync_member(self, name: str) -> None:
+        with translated(self.folder / name):
+            fd = os.open(self.temporary / name, os.O_RDWR)
+            try:
+                sync_file(fd)
+            finally:
+                os.close(fd)
+
+    def commit(self) -> Path:
+        """Put the folder in place of an earlier one."""
+        self._sync()
+        self._write_marker()
+        with translated(self.folder):
+            for attempt in range(_ATTEMPTS):
+                old = self.temporary.with_name(f"{self.temporary.name}.old{attempt}")
+                with contextlib.suppress(FileNotFoundError):
+                    move(self.folder, old)
+                try:
+                    move(self.temporary, self.folder)
+                except OSError:  # where locks do not exclude, another writer's folder may be there now
+                    if attempt == _ATTEMPTS - 1 or not self.folder.exists():
+                        raise
+                    continue
+                finally:
+                    _remove(old)
+                break
+            sync_folder(self.folder.parent)
+        return self.folder
+
+    def discard(self) -> None:
+        """Remove what is not committed."""
+        _remove(self.temporary)
+        release(self._writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def archive_members(
+    archive: Path, source: BinaryIO | None = None
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over an archive by its content, whatever its name says; only tar may come from a ``source``."""
+    from ckptkit.formats.tar_members import iter_safe_members
+
+    if source is not None:
+        return iter_safe_members(archive, source=source)
+    head = b""
+    with contextlib.suppress(OSError), open_regular(archive) as stream:  # the walker says what is wrong
+        head = stream.read(4)
+    return iter_safe_zip_members(archive) if is_zip(head) else iter_safe_members(archive)
+
+
+def unpack(archive: Path, folder: Path, *, sha256: str = "") -> Path:
+    """Unpack ``archive`` as ``folder``, replacing an earlier one."""
+    with StagedFolder(archive, folder, sha256=sha256) as staged:
+        return staged.commit()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What an unpacked folder says of itself: the archive's checksum, and the size of each file."""
+
+    sha256: str
+    files: Mapping[str, int]
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all the files are there."""
+        for name, size in self.files.items():
+            status = regular_status(folder / name)
+            if status is None or status.st_size != size:
+                return False
+        return True
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """What an unpacked folder says of itself; None where it says nothing sound."""
+    try:
+        value: Any = json.loads(read_regular(folder / MARKER, _MARKER_BYTES))
+        marker = Marker(value["sha256"], dict(value["files"]))
+        sound = isinstance(marker.sha256, str) and all(
+            type(size) is int and size >= 0 and _stays_inside(name) for name, size in marker.files.items()
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return marker if sound else None
+
+
+def _stays_inside(name: str) -> bool:
+    return not ({"", ".", ".."} & set(name.split("/"))) and "\\" not in name and "\0" not in name
+
+
+def is_unpacked(folder: Path, sha256: str) -> bool:
+    """Whether ``folder`` was unpacked from the archive with this checksum and has all its files still."""
+    marker = read_marker(folder)
+    return marker is not None and marker.sha256 == sha256 and marker.is_whole(folder)
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """What to convert in an unpacked folder."""
+    files = [Path(entry.path) for entry in files_below(folder) if entry.is_file() and entry.name != MARKER]
+    indexes = [path for path in files if path.suffix == ".index" and not path.name.startswith(".")]
+    if len(indexes) == 1:
+        return indexes[0].parent
+    visible = [path for path in files if not path.name.startswith(".")]
+    return visible[0] if len(visible) == 1 and not indexes else folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that belongs to an artefact no longer here, if it was unpacked here."""
+    if os.path.lexists(folder / MARKER):
+        with translated(folder), contextlib.suppress(FileNotFoundError):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder; what refuses, and what a link in its place leads to, is left."""
+    with contextlib.suppress(OSError), Folder(folder.parent, below=folder.parent) as parent:
+        parent.remove(folder.name)
+
+
+# -- a safe walk over a zip archive --------------------------------------------------------------------------
+#
+# By the same rules as `ckptkit.formats.tar_members` has for tar. The directory is checked against the file
+# first (`ckptkit.formats.zip_directory`): encrypted, overlapping and misplaced members are refused there.
+# What is in it is read with every size bounded by what the directory says.
+
+_READ = 256 << 10
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a zip archive (an empty one begins with its end)."""
+    return head.startswith((LOCAL_MAGIC, END_MAGIC))
+
+
+def iter_safe_zip_members(
+    path: Path, *, limits: TarLimits = DEFAULT_LIMITS
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over the files and folders of a zip archive in the order of its directory."""
+    with contextlib.closing(MappedFile(path)) as file:
+        entries = list(read_directory(file).entries.values())
+        _refuse_excess(file, entries, limits)
+        names = MemberNames(path)
+        for member, entry in [(_checked(file, entry, names), entry) for entry in entries]:
+            if member is None:
+                continue
+            if member.is_folder:
+                yield member, None
+                continue
+            body = _MemberStream(file, entry)
+            yield member, io.BufferedReader(body, _READ)
+            body.expire()
+
+
+def _refuse_excess(file: MappedFile, entries: list[ZipEntry], limits: TarLimits) -> None:
+    if len(entries) > limits.members:
+        raise FormatError(file.path, f"more than {limits.members} members")
+    total = sum(entry.size for entry in entries)
+    if total > limits.total_bytes:
+        raise FormatError(file.path, f"unpacks to more than {limits.total_bytes} bytes")
+    if total > max(limits.ratio_from_bytes, limits.ratio * file.size):
+        raise FormatError(file.path, f"expands more than {limits.ratio} times: a decompression bomb")
+
+
+def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMember | None:
+    """The member if it is safe; None for the archive's own root folder."""
+    shown = repr(entry.name[:200])
+    path = entry.name.replace("\\", "/")  # as PowerShell and .NET before 4.6.1 write them
+    kind = stat.S_IFMT(entry.attributes >> 16)  # zero where the archive was not made by Unix
+    is_folder = path.endswith("/")
+    if kind == stat.S_IFLNK:
+        raise FormatError(file.path, f"member {shown} is a link, which is refused")
+    if kind not in (0, stat.S_IFDIR if is_folder else stat.S_IFREG) or (is_folder and entry.size):
+        raise FormatError(file.path, f"member {shown} is neither a file nor a folder, which is refused")
+    if entry.method not in (STORED, DEFLATED):
+        raise FormatError(
+            file.path,
+            f"member {shown} is packed by method {entry.method}, which is not supported: unpack it with "
+            "another program, and give the checkpoint in it by its path",
+        )
+    name = names.claim(path, is_folder=is_folder)
+    return SafeMember(name, entry.size, is_folder) if name else None
+
+
+class _MemberStream(io.RawIOBase):
+    """Bytes of one member, as many as the directory says and with the CRC-32 it says."""
+
+    def __init__(self, file: MappedFile, entry: ZipEntry) -> None:
+        self._file = file
+        self._entry = entry
+        self._position = entry.offset
+        self._remaining = entry.size
+        self._crc = 0
+        self._inflater = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == DEFLATED else None
+        self._tail = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._remaining)
+        piece = self._piece(wanted) if wanted else b""
+        if wanted and not piece:
+            raise self._damaged("ends early")
+        buffer[: len(piece)] = piece
+        self._remaining -= len(piece)
+        self._crc = crc32(piece, self._crc)
+        if not self._remaining and not self._ended:
+            self._end()
+        return len(piece)
+
+    def expire(self) -> None:
+        """The walk goes on: nothing more may be read here."""
+        self._remaining, self._ended = 0, True
+
+    def _packed(self) -> bytes:
+        stop = min(self._position + _READ, self._entry.offset + self._entry.packed)
+        piece = self._file.data[self._position : stop]
+        self._file.release(self._position, stop - self._position)
+        self._position = stop
+        return piece
+
+    def _piece(self, wanted: int) -> bytes:
+        if self._inflater is None:
+            stop = min(self._position + wanted, self._entry.offset + self._entry.packed)
+            piece, self._position = self._file.data[self._position : stop], stop
+            return piece
+        while not self._inflater.eof:
+            packed = self._tail or self._packed()
+            try:
+                piece = self._inflater.decompress(packed, wanted)
+            except zlib.error as error:
+                raise self._damaged(str(error)) from error
+            self._tail = self._inflater.unconsumed_tail
+            if piece:
+                return piece
+            if not packed:
+                break
+        return b""
+
+    def _end(self) -> None:
+        """Compare what came with what was said: nothing may be left, and the checksum must be right."""
+        self._ended = True
+        if self._inflater is not None and (self._piece(1) or not self._inflater.eof):
+            raise self._damaged("is longer than its size says")
+        if self._crc != self._entry.crc32:
+            raise self._damaged(f"has CRC-32 {self._crc:08x}, not {self._entry.crc32:08x}")
+
+    def _damaged(self, what: str) -> FormatError:
+        name = repr(self._entry.name[:200])
+        return FormatError(self._file.path, f"damaged member {name}: {what}", offset=self._entry.offset)
+
+
+# -- while the archive still arrives -------------------------------------------------------------------------
+#
+# So that the two take little longer than the slower of them. What is unpacked early keeps its temporary name
+# until the whole archive has arrived and every checksum holds. Whatever goes wrong here is no matter: the
+# archive is then unpacked after the download, and what is wrong with it is found, and said, there.
+
+FROM_BYTES = 16 << 20
+"""Smaller archives are unpacked before a thread would have started."""
+
+_LOOK_EVERY = 0.01
+
+
+class EarlyUnpack:
+    """One archive on its way; `drop` it in the end, whatever happened."""
+
+    def __init__(self, partial: Partial, folder: Path, *, enabled: bool = True) -> None:
+        self._partial = partial
+        self._folder = folder
+        # Windows lets nobody rename or remove a file that somebody reads.
+        self._enabled = enabled and is_archive_name(partial.name) and os.name != "nt"
+        self._growing: _Growing | None = None
+        self._thread: threading.Thread | None = None
+        self._staged: StagedFolder | None = None
+
+    def begin(self, size: int | None) -> None:
+        """Unpack what arrives from now on, where the file is an archive that is worth it."""
+        if not self._enabled or size is None or size < FROM_BYTES:
+            return
+        self.drop()
+        with contextlib.suppress(OSError, ValueError):
+            self._growing = _Growing(self._partial.path)
+            self._thread = threading.Thread(target=self._unpack, args=(self._growing,), daemon=True)
+            self._thread.start()
+
+    def _unpack(self, growing: _Growing) -> None:
+        source: Any = io.BufferedReader(growing, 1 << 20)
+        # Anything at all: it is found again, and said, when the archive is unpacked after the download.
+        with contextlib.suppress(Exception):
+            shown = self._partial.folder / self._partial.name
+            self._staged = StagedFolder(growing.path, self._folder, shown=shown, source=source)
+
+    def take(self, sha256: str) -> StagedFolder | None:
+        """Return what is unpacked, for the caller to commit or discard; None where it has to be done anew."""
+        if self._growing is None or not self._growing.is_still(self._partial.path):
+            self.drop()
+            return None
+        self._growing.complete()
+        self._join()
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            staged.sha256 = sha256
+        return staged
+
+    def drop(self) -> None:
+        """Stop, and remove what was unpacked."""
+        if self._growing is not None:
+            self._growing.drop()
+        self._join()
+        if self._staged is not None:
+            self._staged.discard()
+            self._staged = None
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._growing is not None:
+            self._growing.close()
+        self._thread, self._growing = None, None
+
+
+class _DroppedError(Exception):
+    """Nobody wants the rest."""
+
+
+class _Growing(io.RawIOBase):
+    """A file that is still being written at its end, read as if it were whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: BinaryIO | io.FileIO = open_regular(path, links=False, buffering=0)
+        self._wake = threading.Event()
+        self._complete = False
+        self._dropped = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._stream.seek(position, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        position = self._stream.tell()
+        while True:
+            complete = self._complete  # asked before the size: what is complete grows no more
+            there = os.fstat(self._stream.fileno()).st_size - position
+            if self._dropped:
+                raise _DroppedError
+            if there > 0 or complete:
+                break
+            self._wake.wait(_LOOK_EVERY)
+        with memoryview(buffer) as view:
+            return self._stream.readinto(view[: max(there, 0)]) or 0  # type: ignore[union-attr]
+
+    def is_still(self, path: Path) -> bool:
+        """Whether this is the file of that name, not one that another has taken the place of."""
+        try:
+            return os.path.samestat(os.fstat(self._stream.fileno()), path.stat())
+        except (OSError, ValueError):
+            return False
+
+    def complete(self) -> None:
+        """Say that nothing more will be written."""
+        self._complete = True
+        self._wake.set()
+
+    def drop(self) -> None:
+        """Say that nobody wants the rest."""
+        self._dropped = True
+        self._wake.set()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
