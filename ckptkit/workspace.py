@@ -1,7 +1,7 @@
 """What a name given by the user means: an entry of the registry, or a path.
 
-A `Workspace` is one user's registries, cache folder and network rules; the command line and the Python
-face both stand on it.
+A `Workspace` is one user's registries, cache folder and network rules; the command line and the Python API
+both use it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from ckptkit.store.lockfile import LockFile
 
 STANDARD = "-"
-"""What stands for standard input or output in place of a path."""
+"""Standard input or output, in place of a path."""
 
 Named: TypeAlias = "str | Path | Entry"
-"""What users name a checkpoint by: an id, a path, or the registry's entry itself."""
+"""What users name a checkpoint by: an id, a path, or the registry entry itself."""
 
 
 def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
@@ -57,63 +57,27 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
     if deep and path.is_file():
         with path.open("rb") as file:
             is_zip = file.read(4) == LOCAL_MAGIC
-        if is_zip:  # what lies in it beside these tensors
+        if is_zip:  # what else is in it
             check_members(path)
     return statistics
 
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint on this machine.
+    """A checkpoint on this machine."""
 
-    Parameters
-    ----------
-    path : Path
-        File, folder or TensorFlow prefix: what `ckptkit.formats.detect.open_reader` takes.
-    entry : Entry or None
-        The registry entry it belongs to, None for a file of the user's own.
-    artefact : Path or None
-        The file as published, where there is one.
-    sha256 : str or None
-        Checksum of the published file as it was fetched.
-    trusted : ExpectedChecksum or None
-        What the lock file says of the published file, and which lock file that is.
-    server_hashes : tuple of str
-        Kinds of checksum the server promised of it, which held: ``crc32c``, ``md5``, ``sha256``.
-    state_dict : str or None
-        Which state dict of the file is meant, where it holds several: the keys to it, joined by dots.
-    strip_prefix : tuple of str
-        What to take off the front of its tensors' names, one after the other.
-    where_it_fits : bool
-        Whether these two were said of another file, and count for this one only where it has such.
-    """
-
-    path: Path
-    entry: Entry | None = None
-    artefact: Path | None = None
-    sha256: str | None = None
+    path: Path  # file, folder or TensorFlow prefix: what `ckptkit.formats.detect.open_reader` takes
+    entry: Entry | None = None  # the registry entry it belongs to; None for a file of the user's own
+    artefact: Path | None = None  # the file as published, where there is one
+    sha256: str | None = None  # checksum of the published file as it was fetched
     trusted: ExpectedChecksum | None = None
-    server_hashes: tuple[str, ...] = ()
-    state_dict: str | None = None
-    strip_prefix: tuple[str, ...] = ()
-    where_it_fits: bool = False
+    server_hashes: tuple[str, ...] = ()  # kinds of checksum that the server gave, and that held
+    state_dict: str | None = None  # which of several is meant: the keys to it, joined by dots
+    strip_prefix: tuple[str, ...] = ()  # what to take off the front of its tensors' names, in this order
+    where_it_fits: bool = False  # these two were given for another file, and apply only where they fit
 
     def open(self, weights: Weights | None = "auto", *, unwrap: bool = True) -> Reader:
-        """Open it as it was asked for.
-
-        Parameters
-        ----------
-        weights : {"auto", "ema", "raw"}, optional
-            Which copy; ``auto`` takes the one that the entry's figures belong to. None takes the plain one.
-        unwrap : bool
-            Take what wrappers of a known model put before its names off: see
-            `ckptkit.families.wrappers.open_checkpoint`.
-
-        Raises
-        ------
-        CkptkitError
-            As `ckptkit.families.wrappers.open_checkpoint` raises it.
-        """
+        """Open it as it was asked for."""
         from ckptkit.families.binding import wanted_copy
         from ckptkit.families.wrappers import open_checkpoint
 
@@ -134,7 +98,7 @@ class Located:
         return reader
 
     def chosen(self, state_dict: str | None, strip_prefix: str | Sequence[str] | None) -> Located:
-        """The same file, and what of it is meant."""
+        """The same file, with what of it is meant."""
         prefixes = (strip_prefix,) if isinstance(strip_prefix, str) else tuple(strip_prefix or ())
         return replace(self, state_dict=state_dict, strip_prefix=prefixes)
 
@@ -150,37 +114,17 @@ class Located:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Registries, cache and network rules of one run.
+    """Registries, cache and network rules of one run."""
 
-    Parameters
-    ----------
-    registries : sequence of Path
-        Overlays on the built-in registry.
-    home : Home
-        The cache folder.
-    offline : bool
-        Never touch the network.
-    mirrors : sequence of str
-        ``FROM=TO`` rules.
-    note, warn : callable
-        Take each sentence that the user may want to see, or must see.
-    progress : callable
-        See `Progress`.
-    trust : LockFile, optional
-        The lock file of what was fetched before; the user's own where not given.
-    standard_input : callable, optional
-        Gives the file that the name ``-`` stands for; without it, ``-`` is a name like others.
-    """
-
-    registries: Sequence[Path] = ()
-    home: Home = field(default_factory=Home.default)
-    offline: bool = False
-    mirrors: Sequence[str] = ()
-    note: Callable[[str], None] = print
-    warn: Callable[[str], None] = print
+    registries: Sequence[Path] = ()  # overlays on the built-in registry
+    home: Home = field(default_factory=Home.default)  # the cache folder
+    offline: bool = False  # never touch the network
+    mirrors: Sequence[str] = ()  # `FROM=TO` rules
+    note: Callable[[str], None] = print  # takes what the user may want to know
+    warn: Callable[[str], None] = print  # takes what the user must know
     progress: Progress = no_progress
-    trust: LockFile | None = None
-    standard_input: Callable[[], Path] | None = None
+    trust: LockFile | None = None  # the lock file of what was fetched before; default: the user's own
+    standard_input: Callable[[], Path] | None = None  # gives the file that "-" means
 
     @cached_property
     def registry(self) -> Registry:
@@ -199,7 +143,7 @@ class Workspace:
         return there and not (path.name == name and self._is_id(name))
 
     def _is_id(self, name: str) -> bool:
-        """Whether an entry is called so, told from the light rows: the schema takes 0.1 s to load."""
+        """Whether an entry is called so, by the light rows: the schema takes 0.1 s to load."""
         from ckptkit.registry.rows import load_rows
 
         return name in load_rows(tuple(self.registries), registry_families)
@@ -212,30 +156,12 @@ class Workspace:
         state_dict: str | None = None,
         strip_prefix: str | Sequence[str] | None = None,
     ) -> Located:
-        """Find a checkpoint by id or path; an entry that is not here yet is fetched.
-
-        Parameters
-        ----------
-        name : str, Path or Entry
-            Id, entry, file, folder, or prefix of a TensorFlow checkpoint.
-        fetch : bool
-            False never downloads and changes nothing: the entry's file is taken as it lies in the cache,
-            damaged or not, and one that is not there is an error.
-        state_dict, strip_prefix
-            What of it is meant: see `Located`.
-
-        Raises
-        ------
-        NotFoundError
-            When there is no such entry or file, or it is not here and ``fetch`` is false.
-        NetworkError, IntegrityError, StorageError
-            As `ckptkit.store.fetch.fetch` raises them.
-        """
+        """Find a checkpoint by id or path; an entry that is not here yet is fetched."""
         return self._find(name, fetch).chosen(state_dict, strip_prefix)
 
     def _find(self, name: Named, fetch: bool) -> Located:
         if isinstance(name, EntryFacts):
-            return self.fetch(name) if fetch else self._as_it_lies(name)
+            return self.fetch(name) if fetch else self._as_cached(name)
         if name == STANDARD and self.standard_input is not None:
             return Located(self.standard_input())
         if isinstance(name, Path) or self.is_path(name):
@@ -247,7 +173,7 @@ class Workspace:
         if name not in self.registry and ("/" in name or file_ending(name) or name.endswith(".json")):
             raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
         entry = self.registry[name]
-        return self.fetch(entry) if fetch else self._as_it_lies(entry)
+        return self.fetch(entry) if fetch else self._as_cached(entry)
 
     def fetch(self, entry: Entry) -> Located:
         """Fetch an entry (at once when it is here and intact)."""
@@ -272,7 +198,7 @@ class Workspace:
         ids = self.home.fetched_ids()
         return [self.locate(id, fetch=False) for id in self.registry if id in ids]
 
-    def _as_it_lies(self, entry: Entry) -> Located:
+    def _as_cached(self, entry: Entry) -> Located:
         """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""
         from ckptkit.store.unpack import checkpoint_in, is_unpacked
 
@@ -286,7 +212,7 @@ class Workspace:
         return self._located(path, entry, artefact, record)
 
     def _of_cache(self, path: Path) -> Located | None:
-        """A path that lies in the cache belongs to an entry."""
+        """A path in the cache belongs to an entry."""
         place = resolved(path)
         home = next((h for h in self.home.homes if place.is_relative_to(resolved(h.path))), None)
         if home is None:

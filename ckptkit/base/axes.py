@@ -1,4 +1,4 @@
-"""Changes of axis order: how the same tensor lies in different layouts.
+"""Changes of axis order: how the same tensor is stored in different layouts.
 
 An op is written as two axis patterns, one for each side: ``"h w i o"`` against ``"o i h w"``. A letter is
 an axis, ``(h d)`` two axes merged into one, ``1`` an axis of length one. Both sides name the same axes, so
@@ -35,15 +35,6 @@ def _parse(pattern: str) -> tuple[tuple[str, ...], ...]:
 class Op:
     """A change of axis order between a layout and the canonical one, with its inverse.
 
-    Parameters
-    ----------
-    name : str
-        Named after what it does.
-    external, canonical : str
-        Axis patterns of the two sides; both empty for the identity.
-    sizes : mapping of str to int
-        Lengths of axes that neither side tells, because they are merged on both.
-
     Examples
     --------
     >>> import numpy
@@ -55,9 +46,9 @@ class Op:
     """
 
     name: str
-    external: str = ""
+    external: str = ""  # axis patterns of the two sides; both empty for the identity
     canonical: str = ""
-    sizes: Site = field(default_factory=dict, hash=False)
+    sizes: Site = field(default_factory=dict, hash=False)  # lengths of axes that are merged on both sides
 
     @cached_property
     def _external(self) -> tuple[tuple[str, ...], ...]:
@@ -78,19 +69,7 @@ class Op:
         return self if self.is_identity else Op(f"{self.name}⁻¹", self.canonical, self.external, self.sizes)
 
     def external_shape(self, canonical: Shape, sizes: Site) -> Shape:
-        """Shape on the external side of a tensor whose canonical shape is known.
-
-        Parameters
-        ----------
-        canonical : tuple of int
-        sizes : mapping of str to int
-            Lengths of the axes that a merged axis must be split into, by letter.
-
-        Raises
-        ------
-        ValueError
-            When the shape does not fit the pattern.
-        """
+        """Shape on the external side of a tensor whose canonical shape is known."""
         if self.is_identity:
             return canonical
         lengths = _axis_lengths(self._canonical, canonical, dict(sizes))

@@ -7,20 +7,11 @@ checksum at once; it ran 11.7 GB/s here where google-crc32c ran 6.0.
 from __future__ import annotations
 
 from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
 from typing import Any
 
 
 def crc32c(data: Any, crc: int = 0) -> int:
     """crc32c (Castagnoli) of some bytes, going on from that of the bytes before.
-
-    Parameters
-    ----------
-    data : bytes-like
-        ``bytes`` or a contiguous array of bytes.
-    crc : int
-        Checksum of what came before.
 
     Examples
     --------
@@ -29,18 +20,13 @@ def crc32c(data: Any, crc: int = 0) -> int:
     >>> crc32c(b"6789", crc32c(b"12345")) == crc32c(b"123456789")
     True
     """
-    return int(_library().crc32c(data, crc))
+    import crc32c as library
+
+    return int(library.crc32c(data, crc))
 
 
 def crc32(data: Any, crc: int = 0) -> int:
     """CRC-32 as zip archives use it, like `zlib.crc32`, of which isal's is four times as fast.
-
-    Parameters
-    ----------
-    data : buffer
-        bytes, memoryview, numpy array (C-contiguous), …
-    crc : int
-        Checksum of what came before.
 
     Examples
     --------
@@ -59,21 +45,3 @@ def _crc32_library() -> Any:
 
         return zlib
     return isal_zlib
-
-
-@cache
-def _library() -> Any:
-    """The compiled module inside the package crc32c.
-
-    The package around it reads its own version from the disk when imported, which takes 20 to 40 ms: a tenth
-    of a short conversion.
-    """
-    package = PathFinder.find_spec("crc32c")
-    inside = package and PathFinder.find_spec("_crc32c", package.submodule_search_locations)
-    if inside and inside.loader:
-        module = module_from_spec(inside)
-        inside.loader.exec_module(module)
-        return module
-    import crc32c  # packed in some other way
-
-    return crc32c

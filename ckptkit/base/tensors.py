@@ -49,11 +49,6 @@ _FLOAT_ALIASES = {
 def float_named(text: str) -> str:
     """The element type that a user names, for floating tensors to be cast to.
 
-    Raises
-    ------
-    UsageError
-        It is none that floating tensors are cast to.
-
     Examples
     --------
     >>> float_named("bf16"), float_named("half"), float_named("float32")
@@ -68,38 +63,17 @@ class DType:
 
     An *opaque* type is one that nothing here computes with: its bytes are carried to a container that has
     the same type, and nowhere else.
-
-    Parameters
-    ----------
-    name : str
-        numpy's name, or ml_dtypes' where numpy has none; of an opaque type what its container calls it.
-    itemsize : int
-        Bytes per element; 0 for an opaque type whose elements are not whole bytes, or of unknown size.
-    kind : str
-        ``float``, ``int``, ``uint``, ``bool``, ``complex`` or ``opaque``.
-    tf : int or None
-        Number in TensorFlow's ``DataType`` enum (tensorflow/core/framework/types.proto).
-    torch_storage : str or None
-        Name of the legacy torch storage class, as it stands in pickles.
-    safetensors : str or None
-        Code in a safetensors header.
-    torch : str or None
-        Name of the torch dtype.
-    npy : str or None
-        ``descr`` of an opaque type in the header of a ``.npy`` array, as Python writes it.
-    bits : int or None
-        Bits per element, where that is known and not a number of whole bytes.
     """
 
-    name: str
-    itemsize: int
-    kind: str
-    tf: int | None = None
-    torch_storage: str | None = None
-    safetensors: str | None = None
-    torch: str | None = None
-    npy: str | None = None
-    bits: int | None = None
+    name: str  # numpy's, or ml_dtypes' where numpy has none; of an opaque type what its container calls it
+    itemsize: int  # bytes per element; 0 for an opaque type whose elements are not whole bytes, or unknown
+    kind: str  # "float", "int", "uint", "bool", "complex" or "opaque"
+    tf: int | None = None  # number in TensorFlow's `DataType` enum (tensorflow/core/framework/types.proto)
+    torch_storage: str | None = None  # name of the legacy storage class in pickles
+    safetensors: str | None = None  # code in a safetensors header
+    torch: str | None = None  # name of the torch dtype
+    npy: str | None = None  # `descr` of an opaque type in the header of a `.npy` array, as Python writes it
+    bits: int | None = None  # bits per element, where that is known and not a number of whole bytes
 
     @cached_property
     def numpy(self) -> np.dtype[Any]:
@@ -232,16 +206,6 @@ def swapped(array: Array, dtype: DType) -> Array:
 def dtype_of(array: Array) -> DType:
     """The table row of an array's dtype.
 
-    Parameters
-    ----------
-    array : numpy.ndarray
-        Any array.
-
-    Raises
-    ------
-    KeyError
-        When it is none of the types that are read as numbers (strings, objects, void).
-
     Examples
     --------
     >>> import numpy
@@ -255,14 +219,6 @@ def dtype_of(array: Array) -> DType:
 class TensorSpec:
     """Name, element type and shape of one tensor: everything but its bytes.
 
-    Parameters
-    ----------
-    name : str
-    dtype : DType
-    shape : tuple of int
-    stored : int or None
-        Bytes of the tensor, where its element type does not tell: an opaque type of unknown size.
-
     Examples
     --------
     >>> TensorSpec("w", DTYPES["float32"], (3, 3, 8, 16)).nbytes
@@ -272,7 +228,7 @@ class TensorSpec:
     name: str
     dtype: DType
     shape: tuple[int, ...]
-    stored: int | None = None
+    stored: int | None = None  # bytes of the tensor, where an opaque type of unknown size does not tell
 
     @property
     def size(self) -> int:
@@ -307,19 +263,13 @@ def array_dtype(spec: TensorSpec) -> DType | None:
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor's bytes as they lie in a file, C order and little-endian, to be carried over as they are.
+    """A tensor's bytes as they are in a file, C order and little-endian, to be carried over as they are.
 
     Nothing here needs numpy, whose import takes a quarter of a short conversion.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    data : memoryview
-        Of bytes; it keeps the file mapped while it lives.
     """
 
     shape: tuple[int, ...]
-    data: memoryview
+    data: memoryview  # of bytes; it keeps the file mapped while it lives
 
 
 Piece: TypeAlias = "Array | memoryview"
@@ -333,21 +283,6 @@ def contiguous_chunks(
 
     A strided view (a transpose, say) is made contiguous strip by strip, so memory stays bounded by the
     piece and not by the tensor; a contiguous array of the right type is yielded as views without a copy.
-
-    Parameters
-    ----------
-    array : numpy.ndarray
-        Any shape, any strides.
-    dtype : DType, optional
-        Cast each piece to this type (round-to-nearest-even), default the array's own.
-    chunk_bytes : int
-        Upper bound of a piece in bytes, except that a piece holds at least one element.
-
-    Yields
-    ------
-    numpy.ndarray
-        1-d contiguous pieces; put end to end they are ``array.astype(dtype).ravel()``. Each is good until the
-        next is asked for, which may be made in the same memory.
 
     Examples
     --------
@@ -380,19 +315,7 @@ def contiguous_chunks(
 
 
 def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterator[Piece]:
-    """Walk over a tensor's bytes as a writer needs them: `contiguous_chunks`, as uint8.
-
-    Parameters
-    ----------
-    array : numpy.ndarray or RawTensor
-    dtype : DType, optional
-        As for `contiguous_chunks`; of a `RawTensor` its own.
-
-    Yields
-    ------
-    numpy.ndarray or memoryview
-        1-d contiguous uint8 (bfloat16, for one, has no buffer format of its own), good until the next.
-    """
+    """Walk over a tensor's bytes as a writer needs them: `contiguous_chunks`, as uint8."""
     if isinstance(array, RawTensor):
         for start in range(0, array.data.nbytes, CHUNK_BYTES):
             yield array.data[start : start + CHUNK_BYTES]

@@ -1,4 +1,4 @@
-"""YAML text as plain values, each with the line it stands on, and every fault of the text at once."""
+"""YAML text as plain values, each with its line, and every fault of the text at once."""
 
 from __future__ import annotations
 
@@ -45,21 +45,11 @@ _COLLECTIONS = {_TAG + "map", _TAG + "seq"}
 
 @dataclass
 class Document:
-    """A parsed YAML file.
+    """A parsed YAML file."""
 
-    Parameters
-    ----------
-    value : object
-        Dicts, lists and scalars; None when the text could not be parsed.
-    lines : dict of location to int
-        Line (from 1) of each key and list item, by its path from the root.
-    faults : list of (int, str)
-        Line and what is wrong there.
-    """
-
-    value: Any = None
-    lines: dict[Location, int] = field(default_factory=dict)
-    faults: list[tuple[int, str]] = field(default_factory=list)
+    value: Any = None  # dicts, lists and scalars; None when the text could not be parsed
+    lines: dict[Location, int] = field(default_factory=dict)  # from 1, of each key and list item, by its path
+    faults: list[tuple[int, str]] = field(default_factory=list)  # line and what is wrong there
 
     def line(self, *location: str | int) -> int:
         """Line of a value, or of the nearest thing around it that has one."""

@@ -46,11 +46,11 @@ _DIGITS = re.compile("[0-9]+")
 _MOST_PLACEHOLDERS = 50
 """In one name."""
 _MOST_FAULTS = 500
-"""After so many a file is looked at no further."""
+"""After so many a file is not checked further."""
 
 
 class _RuleText(BaseModel):
-    """One rule as it stands in the file."""
+    """One rule as written in the file."""
 
     model_config = _STRICT
 
@@ -63,7 +63,7 @@ class _RuleText(BaseModel):
 
 
 class _IgnoreText(BaseModel):
-    """One ignore as it stands in the file."""
+    """One ignore as written in the file."""
 
     model_config = _STRICT
 
@@ -99,11 +99,11 @@ class NamePattern:
     regex: re.Pattern[str]
     placeholders: frozenset[str]
     shape: str
-    """What every name that fits has in common with it, see `shape_of`."""
+    """What every name that fits has in common with it: see `shape_of`."""
 
     @classmethod
     def parse(cls, text: str) -> NamePattern:
-        """Read a pattern; raises ValueError when its braces make no placeholder."""
+        """Parse a pattern; raises ValueError when its braces make no placeholder."""
         regex = shape = between = ""
         seen: set[str] = set()
         count = 0
@@ -114,10 +114,10 @@ class NamePattern:
             if field is None:
                 continue
             if count and not between.strip("0123456789"):
-                what = "only digits stand" if between else "nothing stands"
+                what = "only digits" if between else "nothing"
                 raise ValueError(f"{what} between {{{field}}} and the placeholder before it")
             if not _PLACEHOLDER.fullmatch(field) or spec or conversion:
-                raise ValueError(f"{{{field}}} is no placeholder: write {{i}} or another plain name")
+                raise ValueError(f"{{{field}}} is not a placeholder: write {{i}} or another plain name")
             count += 1
             if count > _MOST_PLACEHOLDERS:
                 raise ValueError(f"more than {_MOST_PLACEHOLDERS} placeholders")
@@ -150,45 +150,22 @@ def shape_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class IgnoreRule:
-    """Tensors that are left out.
+    """Tensors that are left out."""
 
-    Parameters
-    ----------
-    name : str
-        What they are, in a word.
-    pattern : str
-        Regular expression for the whole tensor name.
-    reason : str
-        Why leaving them out loses nothing.
-    line : int
-        Where its pattern stands in its file.
-    """
-
-    name: str
-    pattern: str
-    reason: str
-    line: int
+    name: str  # what they are, in a word
+    pattern: str  # regular expression for the whole tensor name
+    reason: str  # why leaving them out loses nothing
+    line: int  # of its pattern
 
 
 @dataclass(frozen=True)
 class NameRule:
-    """One rule: names on both sides and the op from the source's axes to the target's.
-
-    Parameters
-    ----------
-    source, target : NamePattern
-    op : Op
-        Its external side is the source's.
-    optional : bool
-        Whether it may match nothing.
-    line : int
-        Where it stands in its file.
-    """
+    """One rule: names on both sides and the op from the source's axes to the target's."""
 
     source: NamePattern
     target: NamePattern
-    op: Op
-    optional: bool
+    op: Op  # its external side is the source's
+    optional: bool  # whether it may match nothing
     line: int
 
     @property
@@ -198,13 +175,7 @@ class NameRule:
         return replace(self, source=self.target, target=self.source, op=op)
 
     def target_shape(self, shape: Shape) -> Shape:
-        """Shape that a source tensor has in the target.
-
-        Raises
-        ------
-        ValueError
-            When it does not fit the op's axes.
-        """
+        """Shape that a source tensor has in the target."""
         axes = len(_AXIS.findall(self.op.external))
         if self.op.external and axes != len(shape):
             raise ValueError(f"{axes} axes expected, shape {list(shape)} has {len(shape)}")
@@ -213,24 +184,13 @@ class NameRule:
 
 @dataclass(frozen=True)
 class RuleFile:
-    """A file of rules.
-
-    Parameters
-    ----------
-    path : Path
-    sha256 : str
-        Of the file.
-    rules : tuple of NameRule
-    ignores : tuple of IgnoreRule
-    direction : {"forward", "reverse"}
-        Which way the rules are read.
-    """
+    """A file of rules."""
 
     path: Path
     sha256: str
     rules: tuple[NameRule, ...]
     ignores: tuple[IgnoreRule, ...]
-    direction: Literal["forward", "reverse"] = "forward"
+    direction: Literal["forward", "reverse"] = "forward"  # which way the rules are read
 
     @property
     def reversed(self) -> RuleFile:
@@ -240,21 +200,7 @@ class RuleFile:
 
 
 def load_rules(path: Path | str, *, reverse: bool = False) -> RuleFile:
-    """Read a file of rules.
-
-    Parameters
-    ----------
-    path : Path or str
-    reverse : bool
-        Read the rules the other way round than the file says.
-
-    Raises
-    ------
-    NotFoundError
-        No such file.
-    UsageError
-        The file breaks the schema: all its faults at once, each with its line.
-    """
+    """Read a file of rules."""
     path = Path(path)
     data = _read(path)
     checked = _Checked(path, parse(_text(path, data)))
@@ -271,7 +217,9 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise storage_error(error, path) from error
     if len(data) > MAX_FILE_SIZE:
-        raise UsageError(f"{path}: larger than {MAX_FILE_SIZE:,} bytes, so no file of rules")
+        raise UsageError(
+            f"{path}: larger than {MAX_FILE_SIZE:,} bytes, which is too large for a file of rules"
+        )
     return data
 
 
@@ -284,7 +232,7 @@ def _text(path: Path, data: bytes) -> str:
 
 
 class _Checked:
-    """The parts of a document that hold, or every fault of it in one UsageError."""
+    """The checked parts of a document; refuses it with every fault at once."""
 
     def __init__(self, path: Path, document: Document) -> None:
         self._document = document
@@ -337,7 +285,7 @@ class _Checked:
         target = self._name(place, "target", row.target)
         if source and target and source.placeholders != target.placeholders:
             only = ", ".join(f"{{{name}}}" for name in sorted(source.placeholders ^ target.placeholders))
-            self._fault(place, f"{only} stands on one side only of {row.source!r} and {row.target!r}")
+            self._fault(place, f"{only} is on one side only of {row.source!r} and {row.target!r}")
         op = self._op(place, row)
         if len(self._faults) > before or source is None or target is None or op is None:
             return None
@@ -369,7 +317,7 @@ def _sides(axes: str) -> tuple[str, str]:
     """The two patterns of ``"h w i o -> o i h w"``, in plain spelling."""
     sides = [" ".join(side.split()) for side in axes.replace("→", "->").split("->")]
     if len(sides) != 2 or not all(_SIDE.fullmatch(side) for side in sides):
-        raise ValueError(f'axes {axes!r} are no two patterns: write them like "h w i o -> o i h w"')
+        raise ValueError(f'axes {axes!r} are not two patterns: write them like "h w i o -> o i h w"')
     letters = [re.findall("[a-z]", side) for side in sides]
     twice = sorted({letter for side in letters for letter in side if side.count(letter) > 1})
     if twice:
@@ -382,7 +330,7 @@ def _sides(axes: str) -> tuple[str, str]:
 def _op(source: str, target: str, sizes: dict[str, int]) -> Op:
     unknown = sorted(set(sizes) - set(re.findall("[a-z]", source)))
     if unknown:
-        raise ValueError(f"sizes are given for {', '.join(unknown)}, which is no axis here")
+        raise ValueError(f"sizes are given for {', '.join(unknown)}, which is not an axis here")
     if not source and not target:
         return OPS["identity"]
     return Op(f"{source} → {target}" if source != target else "identity", source, target, sizes)

@@ -36,70 +36,34 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Definition:
-    """One tensor of an architecture, in canonical terms.
+    """One tensor of an architecture, in canonical terms."""
 
-    Parameters
-    ----------
-    name : str
-        Canonical name with the site's indices in braces: ``stages.{stage}.{block}.expand_conv.weight``.
-    shape : tuple
-        Canonical shape: numbers, or keys of the site.
-    sites : str
-        The set of sites it stands at.
-    trainable : bool
-        Whether it is counted as a parameter (BatchNorm statistics are not).
-    part : str
-        ``head`` for what a headless conversion drops, ``bn_statistics`` for what the first MOAT uploads
-        lack, ``position`` for position embeddings, ``counter`` for BatchNorm's integer count of training
-        steps, which travels along where it is there and is never missed, ``body`` otherwise.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    sites: str
-    trainable: bool = True
+    name: str  # canonical, with the site's indices in braces: "stages.{stage}.{block}.expand_conv.weight"
+    shape: tuple[int | str, ...]  # canonical: numbers, or keys of the site
+    sites: str  # the set of sites that have it
+    trainable: bool = True  # counted as a parameter, as BatchNorm statistics are not
+    # "head": what a headless conversion drops; "bn_statistics"; "position": position embeddings; "counter":
+    # BatchNorm's integer count of training steps, which is carried where present and never required
     part: str = "body"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a layout names and orders one tensor.
+    """How a layout names and orders one tensor."""
 
-    Parameters
-    ----------
-    canonical : str
-        The `Definition`'s name.
-    external : str
-        The layout's name, with the site's indices in braces.
-    op : str
-        Key of `OPS`.
-    aliases : tuple of str
-        Other external names that are read but never written.
-    """
-
-    canonical: str
-    external: str
-    op: str = "identity"
-    aliases: tuple[str, ...] = ()
+    canonical: str  # the `Definition`'s name
+    external: str  # the layout's name, with the site's indices in braces
+    op: str = "identity"  # key of `OPS`
+    aliases: tuple[str, ...] = ()  # external names that are read but never written
 
 
 @dataclass(frozen=True)
 class Ignore:
-    """Tensors of a source file that a conversion leaves out, by name and with a reason.
+    """Tensors of a source file that a conversion leaves out, by name and with a reason."""
 
-    Parameters
-    ----------
-    name : str
-        What they are, in a word; groups of the pattern in braces.
-    pattern : str
-        Regular expression for the whole tensor name. A group ``variable`` must be a name of the layout.
-    reason : str
-        Why leaving them out loses nothing.
-    """
-
-    name: str
-    pattern: str
-    reason: str
+    name: str  # what they are, in a word; groups of the pattern in braces
+    pattern: str  # regular expression for the whole tensor name
+    reason: str  # why leaving them out loses nothing
 
     def matches(self, tensor: str, variables: Mapping[str, object]) -> bool:
         """Whether the rule covers ``tensor``; ``variables`` are the layout's own names."""
@@ -123,17 +87,7 @@ class Ignore:
 
 @dataclass(frozen=True)
 class CopyNaming:
-    """How a layout calls the second copy of a tensor that stands beside the first.
-
-    Parameters
-    ----------
-    holds : {"ema", "raw"}
-        What the second copy is: the moving average, or the weights being trained. The plain name has the
-        other one.
-    prefix, suffix : str
-        What its name adds to the plain name.
-    separator : str
-        What stands in its name for each dot of the plain one.
+    """How a layout names the second copy of a tensor, where a file holds both.
 
     Examples
     --------
@@ -141,10 +95,10 @@ class CopyNaming:
     'ema_backbone_norm1_weight'
     """
 
-    holds: Literal["ema", "raw"]
-    prefix: str = ""
+    holds: Literal["ema", "raw"]  # what the second copy is: the moving average, or the weights being trained
+    prefix: str = ""  # added to the plain name, as is `suffix`
     suffix: str = ""
-    separator: str = "."
+    separator: str = "."  # replaces each dot of the plain name
 
     @property
     def plain(self) -> Literal["ema", "raw"]:
@@ -158,39 +112,18 @@ class CopyNaming:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and axis order of one way to store an architecture.
-
-    Parameters
-    ----------
-    name : str
-        ``torch``, ``deeplab2``, ``keras`` …
-    rules : tuple of Rule
-        One per `Definition`, but for the parts it lacks.
-    ignores : tuple of Ignore
-        What else such files hold.
-    around : tuple of Ignore
-        What files hold around a backbone: left out where there is no head, or it is not wanted.
-    second_copy : CopyNaming or None
-        How files call a second copy of the weights.
-    headless : str or None
-        Layout whose names a file without head has, where that is another one: code for dense prediction
-        builds the backbone alone.
-    lacks : mapping of str to Ignore
-        Parts (see `Definition`) for which it has no names, and what to say of such tensors when they are left
-        out.
-    renames : tuple of (str, str)
-        Pieces of expanded names and what stands there instead, applied one after the other: for names that
-        do not follow from indices alone.
-    """
+    """Names and axis order of one way to store an architecture."""
 
     name: str
-    rules: tuple[Rule, ...]
-    ignores: tuple[Ignore, ...] = ()
-    around: tuple[Ignore, ...] = ()
+    rules: tuple[Rule, ...]  # one per `Definition`, except for the parts it lacks
+    ignores: tuple[Ignore, ...] = ()  # what else such files hold
+    around: tuple[Ignore, ...] = ()  # what files hold around a backbone; left out where the head is
     second_copy: CopyNaming | None = None
-    headless: str | None = None
-    lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)
-    renames: tuple[tuple[str, str], ...] = ()
+    headless: str | None = (
+        None  # another layout whose names a file without head has, as dense prediction does
+    )
+    lacks: Mapping[str, Ignore] = field(default_factory=dict, hash=False)  # parts without names here, and why
+    renames: tuple[tuple[str, str], ...] = ()  # replacements in expanded names that indices alone do not give
 
     @cached_property
     def by_canonical(self) -> dict[str, Rule]:
@@ -254,21 +187,6 @@ class Table:
 
 def expand(layout: Layout, definitions: Iterable[Definition], sites: Mapping[str, Sequence[Site]]) -> Table:
     """Expand a layout over an architecture.
-
-    Parameters
-    ----------
-    layout : Layout
-    definitions : iterable of Definition
-        The architecture's tensors.
-    sites : mapping of str to sequence of Site
-        For each set of sites its places; an empty set drops its tensors.
-
-    Raises
-    ------
-    KeyError
-        When the layout has no rule for a definition: the layout is incomplete.
-    ValueError
-        When a shape does not fit an op, or two tensors get one name.
 
     Examples
     --------

@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 LONGEST = 10_000
-"""Signs of an expression."""
+"""Characters of an expression."""
 SECONDS = 1
 """Of processor time for all expressions of a file, and more where there are many names."""
 _PAIRS_A_SECOND = 200_000
 _AT_ONCE = 200_000_000
-"""Signs of expressions times those of names, which takes a fraction of a second at the worst."""
+"""Characters of expressions times those of names: a fraction of a second at the worst."""
 _MEMORY = 1 << 30
 
 _PROGRAM = """
@@ -49,15 +49,9 @@ class TooMuchError(Exception):
 
 
 def compiled(expression: str) -> re.Pattern[str]:
-    """Compile an expression.
-
-    Raises
-    ------
-    ValueError
-        It is none, or it is too long or nested too deeply.
-    """
+    """Compile an expression; raises ValueError where that fails, or it is too long or nested too deeply."""
     if len(expression) > LONGEST:
-        raise ValueError(f"longer than {LONGEST:,} signs")
+        raise ValueError(f"longer than {LONGEST:,} characters")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -65,27 +59,22 @@ def compiled(expression: str) -> re.Pattern[str]:
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     except (re.error, OverflowError) as error:
-        raise ValueError(f"no regular expression: {error}") from error
+        raise ValueError(f"not a regular expression: {error}") from error
 
 
 def fitting(expressions: Sequence[str], names: Sequence[str]) -> list[list[int]]:
     """For each expression, which of the names it fits as a whole.
-
-    Raises
-    ------
-    TooMuchError
-        One of them takes too long.
 
     Examples
     --------
     >>> fitting(["step|epoch", "opt/.*"], ["opt/m", "step", "w"])
     [[1], [0]]
     """
-    signs, left = sum(map(len, names)), _AT_ONCE
+    size, left = sum(map(len, names)), _AT_ONCE
     found: dict[int, list[int]] = {}
     apart: dict[int, str] = {}
     for place, expression in enumerate(expressions):
-        left -= len(expression) * signs
+        left -= len(expression) * size
         if left >= 0 and _is_quick(expression):
             fits = compiled(expression).fullmatch
             found[place] = [at for at, name in enumerate(names) if fits(name)]
@@ -97,7 +86,7 @@ def fitting(expressions: Sequence[str], names: Sequence[str]) -> list[list[int]]
 
 
 def _is_quick(expression: str) -> bool:
-    """Whether it has one repetition at the most, of a single sign, and one group: there is little to try."""
+    """Whether there is little to try: one repetition at the most, of a single character, and one group."""
     signs = re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)", "x", expression, flags=re.DOTALL)
     repetitions = sum(map(signs.count, "*+?{\\"))
     return repetitions <= 1 and signs.count("(") <= 1 and not re.search(r"\)[*+?{]", signs)

@@ -176,16 +176,16 @@ def test_every_fault_of_a_file_at_once_with_its_line(tmp_path):
     told = str(caught.value)
     assert "rules.yaml: 10 faults: " in told
     for line, what in (
-        (2, "{i}, {j} stands on one side only"),
+        (2, "{i}, {j} is on one side only"),
         (3, "no op 'conf'"),
         (4, "give either 'op' or 'axes'"),
-        (5, "{0} is no placeholder"),
-        (6, "no two patterns"),
+        (5, "{0} is not a placeholder"),
+        (6, "not two patterns"),
         (7, "the same letters"),
         (8, "a twice on one side"),
         (9, "sizes are given for z"),
-        (10, "nothing stands between {j}"),
-        (12, "no regular expression"),
+        (10, "nothing between {j}"),
+        (12, "not a regular expression"),
     ):
         fault = next(part for part in told.split("; ") if f"line {line}: " in part)
         assert what in fault
@@ -373,9 +373,9 @@ class TestWhatItMayCost:
         ("pattern", "what"),
         [
             ("(" * 5000 + ")" * 5000, "nested too deeply"),
-            ("a" * 10_001, "longer than 10,000 signs"),
-            ("a{1,99999999999}", "no regular expression"),
-            ("(?P<a>x)(?P<a>y)", "no regular expression"),
+            ("a" * 10_001, "longer than 10,000 characters"),
+            ("a{1,99999999999}", "not a regular expression"),
+            ("(?P<a>x)(?P<a>y)", "not a regular expression"),
         ],
     )
     def test_a_pattern_that_cannot_be_compiled(self, tmp_path, pattern, what):
@@ -385,9 +385,9 @@ class TestWhatItMayCost:
     @pytest.mark.parametrize(
         ("source", "what"),
         [
-            ("{a}0{b}", "only digits stand between {b}"),
-            ("{a}{b}", "nothing stands between {b}"),
-            ("{a}0{a}", "only digits stand between {a}"),
+            ("{a}0{b}", "only digits between {b}"),
+            ("{a}{b}", "nothing between {b}"),
+            ("{a}0{a}", "only digits between {a}"),
             (".".join(f"{{p{n}}}" for n in range(51)), "more than 50 placeholders"),
         ],
     )
