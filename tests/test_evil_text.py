@@ -666,9 +666,9 @@ def test_the_cache(run: Runs, tmp_path: Path) -> None:
 )
 def test_the_environment(run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str) -> None:
     """Paths and rules out of variables, in `doctor` and where they are used."""
-    from ckptkit.doctor import devices
+    from ckptkit import doctor
 
-    monkeypatch.setattr(devices, "questions", list)
+    monkeypatch.setattr(doctor, "questions", list)
     evil = "".join(EVIL[name] for name in ("clear", "c1", "bidi", "rich", "lines"))
     monkeypatch.setenv(variable, str(tmp_path / evil.replace("/", "_")))
     run("doctor", "--offline", terminal=True)

@@ -30,7 +30,7 @@ def doctor(context: typer.Context) -> None:
     from ckptkit.doctor import examine
 
     state = state_of(context)
-    with state.output.progress("looking around", None, unit="answers") as advance:
+    with state.output.progress("checking this machine", None, unit="answers") as advance:
         found = examine(
             offline=state.offline,
             registries=state.registries,

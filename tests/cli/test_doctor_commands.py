@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.doctor import Examination, Finding, devices
+from ckptkit import doctor
+from ckptkit.doctor import Examination, Finding
 from tests.support.commands import Runner, runner
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Runner:
-    monkeypatch.setattr(devices, "questions", lambda: [])
+    monkeypatch.setattr(doctor, "questions", lambda: [])
     return runner(capsys)
 
 
@@ -82,8 +83,8 @@ def test_how_many(run: Runner, monkeypatch: pytest.MonkeyPatch):
 def test_colours_on_a_terminal(tmp_path: Path):
     leader, follower = pty.openpty()
     code = (
-        "import ckptkit.doctor.devices as devices\n"
-        "devices.questions = lambda: []\n"
+        "import ckptkit.doctor as doctor\n"
+        "doctor.questions = lambda: []\n"
         "from ckptkit.cli.app import main\n"
         "main(['doctor', '--offline'])"
     )
@@ -103,5 +104,7 @@ def test_colours_on_a_terminal(tmp_path: Path):
     assert process.wait(timeout=30) == 0
     text = shown.decode()
     assert "\x1b[32mok" in text and "\x1b[1mversions" in text
-    assert "looking around" in text  # the progress bar, which puts a stream of its own in stdout's place
+    assert (
+        "checking this machine" in text
+    )  # the progress bar, which puts a stream of its own in stdout's place
     assert "colours, TERM=xterm-256color" in text and re.search(r"letters +UTF-8", text)
