@@ -33,7 +33,6 @@ from ckptkit.base.extras import Requirement, install_command, requirements
 from ckptkit.base.files import TEMPORARY
 from ckptkit.base.home import NOWHERE, home_folders, is_writable
 from ckptkit.base.locks import hold
-from ckptkit.base.text import human_bytes
 from ckptkit.base.net import (
     CA_VARIABLES,
     TOKEN_HOSTS,
@@ -45,6 +44,7 @@ from ckptkit.base.net import (
     SourceError,
     SourceGoneError,
 )
+from ckptkit.base.text import human_bytes
 from ckptkit.base.urls import full_url, is_local, without_secrets
 from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import KINDS

@@ -29,6 +29,7 @@ from ckptkit import doctor
 from ckptkit._version import __version__
 from ckptkit.base.extras import Requirement
 from ckptkit.base.home import NOWHERE
+from ckptkit.base.net import Policy
 from ckptkit.doctor import (
     GITHUB_API,
     Examination,
@@ -53,7 +54,6 @@ from ckptkit.doctor import (
 )
 from ckptkit.registry import Registry, load_registry
 from ckptkit.store.sources import parse_mirrors
-from ckptkit.base.net import Policy
 from tests.conftest import REPOSITORY
 from tests.support.entries import entry_of
 from tests.support.http_server import FaultServer, header, raw, redirect, stall, status
