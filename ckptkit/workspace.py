@@ -143,10 +143,7 @@ class Workspace:
         return there and not (path.name == name and self._is_id(name))
 
     def _is_id(self, name: str) -> bool:
-        """Whether an entry is called so, by the light rows: the schema takes 0.1 s to load."""
-        from ckptkit.registry.rows import load_rows
-
-        return name in load_rows(tuple(self.registries), registry_families)
+        return name in self.registry
 
     def locate(
         self,

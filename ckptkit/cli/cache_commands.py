@@ -214,7 +214,7 @@ class _Known:
     def __init__(self, state: State) -> None:
         from ckptkit.store.lockfile import LockFile
 
-        rows = state.rows()
+        rows = state.registry()
         self._pins: Mapping[str, str | None] = {id: rows[id].sha256 for id in rows}
         self._trust = LockFile.default()
 

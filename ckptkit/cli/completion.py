@@ -1,7 +1,7 @@
 """What a shell offers for the word under the cursor: ids, variants, columns.
 
 The shells call ckptkit with ``_CKPTKIT_COMPLETE`` and the line so far in the environment; typer finds the
-parameter under the cursor, and a function here says what fits. Ids come from the light rows of the
+parameter under the cursor, and a function here says what fits. Ids come from the
 registry, so that an answer takes no longer than a short command. File names are left to the shell, which
 offers its own where nothing fits: it knows how to quote them.
 
@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ckptkit.registry.query import Catalogue
-    from ckptkit.registry.rows import Row
+    from ckptkit.registry import Registry
 
 PLAIN = re.compile(r"[A-Za-z0-9@%+,./=_-]+")
 """What no shell takes for anything but itself, typed without quotes."""
@@ -40,7 +39,7 @@ _DESCRIPTION = 200
 def complete_ids(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of the registry, those of the overlays on the line too, without those that stand there already."""
     given = _given(ctx)
-    return [id for id in _rows(ctx) if id.startswith(incomplete) and id not in given]
+    return [id for id in _registry(ctx) if id.startswith(incomplete) and id not in given]
 
 
 def complete_fetched(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -51,7 +50,7 @@ def complete_fetched(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_logs(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of the entries of which a training log is published."""
-    return [id for id, row in _rows(ctx).items() if row.log_url and id.startswith(incomplete)]
+    return [id for id, row in _registry(ctx).items() if row.log_url and id.startswith(incomplete)]
 
 
 def complete_ids_or_variants(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -61,12 +60,12 @@ def complete_ids_or_variants(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def complete_variants(ctx: typer.Context, incomplete: str) -> list[str]:
     """Variants that the registry has entries of."""
-    return _distinct((row.variant for row in _rows(ctx).values()), incomplete)
+    return _distinct((row.variant for row in _registry(ctx).values()), incomplete)
 
 
 def complete_families(ctx: typer.Context, incomplete: str) -> list[str]:
     """Families that the registry has entries of."""
-    return _distinct((row.family for row in _rows(ctx).values()), incomplete)
+    return _distinct((row.family for row in _registry(ctx).values()), incomplete)
 
 
 def complete_values(field: str) -> Callable[[str], list[str]]:
@@ -79,9 +78,10 @@ def complete_values(field: str) -> Callable[[str], list[str]]:
     """
 
     def complete(incomplete: str) -> list[str]:
+        from ckptkit.families import registry_families
         from ckptkit.registry.schema import json_schema
 
-        rule = json_schema()["$defs"]["Entry"]["properties"][field]
+        rule = json_schema(registry_families())["$defs"]["Entry"]["properties"][field]
         values = [value for choice in (rule, *rule.get("anyOf", ())) for value in choice.get("enum", ())]
         return [value for value in values if value.startswith(incomplete)]
 
@@ -108,17 +108,17 @@ def complete_columns(incomplete: str) -> list[str]:
     return [before + comma + name for name in complete_column(last) if name not in named]
 
 
-def _rows(ctx: typer.Context) -> Catalogue[Row]:
+def _registry(ctx: typer.Context) -> Registry:
     """The entries, with the overlays that stand on the line; without those where one cannot be read."""
     from ckptkit.base.errors import CkptkitError
     from ckptkit.families import registry_families
-    from ckptkit.registry.rows import load_rows
+    from ckptkit.registry import load_registry
 
     overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())
     try:
-        return load_rows(overlays, registry_families)
+        return load_registry(overlays, registry_families)
     except (CkptkitError, OSError):
-        return load_rows(families=registry_families)
+        return load_registry(families=registry_families)
 
 
 def _fetched() -> list[str]:

@@ -18,7 +18,7 @@ from ckptkit.base.text import escaped
 from ckptkit.cli.entry_table import Field, Listed, field_named
 
 if TYPE_CHECKING:
-    from ckptkit.registry.rows import Row
+    from ckptkit.registry import Entry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _KEYS = ("id", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "top5")
@@ -102,7 +102,7 @@ def _row(item: Listed, fields: Sequence[Field], families: dict[str, int], *, wit
     return f'<tr class="f{colour}" data-family="{_html(row.family)}">{"".join(cells)}</tr>'
 
 
-def _links(row: Row) -> str:
+def _links(row: Entry) -> str:
     return " ".join(link(one.url, one.name) for one in links_of(row))
 
 

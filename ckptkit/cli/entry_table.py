@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
@@ -12,7 +13,7 @@ from ckptkit.base.text import csv_text, escaped, web_address
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
-    from ckptkit.registry.rows import Row
+    from ckptkit.registry import Entry
 
 
 UNKNOWN = "-"
@@ -32,7 +33,7 @@ _LEAST_IMPORTANT = ("family", "pretrain", "setting", "pos-emb", "flops", "cached
 class Listed:
     """An entry and whether its file is in the cache."""
 
-    row: Row
+    row: Entry
     cached: bool
 
 
@@ -104,7 +105,7 @@ def _link(item: Listed) -> str | None:
     return next((source.url for source in item.row.sources if not source.manual), item.row.sources[0].url)
 
 
-_FIELDS = (
+_OF_THE_MODEL = (
     Field("family", "family", _of("family")),
     Field("id", "id", _of("id")),
     Field("variant", "variant", _of("variant")),
@@ -131,10 +132,8 @@ _FIELDS = (
     Field("normalization", "normalization", _of("normalization")),
     Field("test-resize", "test resize", _of("test_resize"), numeric=True),
     Field("interpolation", "interpolation", _of("interpolation")),
-    Field("pool-size", "pool size", _of("pool_size"), numeric=True),
-    Field("window-size", "window size", _of("window_size"), numeric=True),
-    Field("global-attention", "global attention", _of("global_attention")),
-    Field("attn-force-fp32", "attn_force_fp32", _of("attn_force_fp32")),
+)
+_ABOUT_THE_FILE = (
     Field("license", "license", _of("license")),
     Field("paper", "paper", _of("paper")),
     Field("file", "file", _of("file_name")),
@@ -145,6 +144,29 @@ _FIELDS = (
     Field("log", "log", _of("log_url")),
     Field("note", "note", _of("note")),
 )
+
+
+@cache
+def _fields() -> tuple[Field, ...]:
+    """Every column: those of all entries, with one for each setting of a family."""
+    from ckptkit.families.base import families, get_family
+
+    settings = [setting for name in families() for setting in get_family(name).settings.model_fields.items()]
+    return (
+        *_OF_THE_MODEL,
+        *(
+            Field(
+                name.replace("_", "-"),
+                field.title or name.replace("_", " "),
+                lambda item, name=name: item.row.settings.get(name),  # type: ignore[misc]
+                numeric=field.annotation is not bool,
+            )
+            for name, field in settings
+        ),
+        *_ABOUT_THE_FILE,
+    )
+
+
 _ALIASES = {
     "displayname": "name",
     "posembedding": "pos-emb",
@@ -163,12 +185,9 @@ def _squeezed(name: str) -> str:
     return name.strip().lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-_BY_NAME = {_squeezed(field.key): field for field in _FIELDS}
-
-
 def column_names() -> list[str]:
     """Names of the columns, as ``--columns`` and ``--sort`` take them."""
-    return [field.key for field in _FIELDS]
+    return [field.key for field in _fields()]
 
 
 def field_named(name: str) -> Field:
@@ -185,10 +204,11 @@ def field_named(name: str) -> Field:
     ('top1', 'pretrain')
     """
     squeezed = _squeezed(name)
-    found = _BY_NAME.get(_squeezed(_ALIASES.get(squeezed, squeezed)))
+    wanted = _squeezed(_ALIASES.get(squeezed, squeezed))
+    found = next((field for field in _fields() if _squeezed(field.key) == wanted), None)
     if found is None:
         raise UsageError(
-            f"no column {name!r}", hint=f"choose from {', '.join(field.key for field in _FIELDS)}"
+            f"no column {name!r}", hint=f"choose from {', '.join(field.key for field in _fields())}"
         )
     return found
 
@@ -263,14 +283,19 @@ def as_json(items: Sequence[Listed], chosen: Sequence[Field] | None) -> list[dic
     if chosen is not None:
         return [{field.key: field.value(item) for field in chosen} for item in items]
     return [
-        {**item.row.fields, "params": item.row.params, "flops": item.row.flops, "cached": item.cached}
+        {
+            **item.row.model_dump(mode="json"),
+            "params": item.row.params,
+            "flops": item.row.flops,
+            "cached": item.cached,
+        }
         for item in items
     ]
 
 
 def as_csv(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
     """Return the list as CSV: every column, or the chosen ones; what is not known is empty."""
-    fields = list(chosen or _FIELDS)
+    fields = list(chosen or _fields())
     rows = [[_csv_cell(field.value(item)) for field in fields] for item in items]
     return csv_text([[field.key for field in fields], *rows])
 

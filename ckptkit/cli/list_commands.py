@@ -31,7 +31,7 @@ from ckptkit.cli.options import (
 if TYPE_CHECKING:
     from ckptkit.cli.entry_table import Field, Listed
     from ckptkit.cli.output import Output
-    from ckptkit.registry.rows import Row
+    from ckptkit.registry import Entry
     from ckptkit.store.cache import Record
 
 
@@ -117,7 +117,7 @@ def list_command(
     """
     state = state_of(context)
     chosen = entry_table.fields_named(columns)
-    catalogue = state.rows()
+    catalogue = state.registry()
     items = found_entries(
         catalogue,
         patterns,
@@ -210,7 +210,7 @@ def show_command(
 
     state = state_of(context)
     home = Home.default()
-    shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.rows().select(ids)]
+    shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.registry().select(ids)]
     with state.output.results() as show:
         for place, (row, record, cached) in enumerate(shown):
             lines = entry_lines(row, record, cached=cached)
@@ -223,7 +223,7 @@ NOT_PINNED = "not pinned: no checksum of this file is published"
 _LABEL_WIDTH = 20
 
 
-def entry_json(row: Row, record: Record | None, *, cached: bool) -> dict[str, Any]:
+def entry_json(row: Entry, record: Record | None, *, cached: bool) -> dict[str, Any]:
     """Return the entry's fields, what follows from them, and what the cache holds of it."""
     observed = None
     if record is not None:
@@ -239,10 +239,10 @@ def entry_json(row: Row, record: Record | None, *, cached: bool) -> dict[str, An
         "file_name": row.file_name,
         "is_archive": row.is_archive,
     }
-    return {**row.fields, **derived, "cached": cached, "observed": observed}
+    return {**row.model_dump(mode="json"), **derived, "cached": cached, "observed": observed}
 
 
-def entry_lines(row: Row, record: Record | None, *, cached: bool) -> list[str]:
+def entry_lines(row: Entry, record: Record | None, *, cached: bool) -> list[str]:
     """Return the entry for people."""
     facts = [*_facts(row), *_file(row, record, cached=cached)]
     lines = [f"{row.id}: {row.display_name}"]
@@ -252,20 +252,14 @@ def entry_lines(row: Row, record: Record | None, *, cached: bool) -> list[str]:
     return lines
 
 
-def _facts(row: Row) -> list[tuple[str, str]]:
+def _facts(row: Entry) -> list[tuple[str, str]]:
     exact = None if row.exact_parameters is None else f"{row.exact_parameters:,} exactly"
     accuracy = [
         f"top-{rank} {value}%"
         for rank, value in ((1, row.published_top1), (5, row.published_top5))
         if value is not None
     ]
-    settings = {
-        "pool_size": row.pool_size,
-        "window_size": row.window_size,
-        "global_attention": row.global_attention,
-        "attn_force_fp32": row.attn_force_fp32,
-    }
-    given = [f"{name} {_word(value)}" for name, value in settings.items() if value is not None]
+    given = [f"{name} {_word(value)}" for name, value in row.settings.items()]
     embedding = [] if row.pos_emb is None else [("position embedding", _word(row.pos_emb))]
     deviations = [
         ("known deviation", f"{known.figure} {known.published}: {known.reason}")
@@ -290,7 +284,7 @@ def _facts(row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _test(row: Row) -> str:
+def _test(row: Entry) -> str:
     resize = None if row.test_resize is None else f"resize {row.test_resize}"
     return _joined(
         _pixels(row.test_resolution),
@@ -300,7 +294,7 @@ def _test(row: Row) -> str:
     )
 
 
-def _file(row: Row, record: Record | None, *, cached: bool) -> list[tuple[str, str]]:
+def _file(row: Entry, record: Record | None, *, cached: bool) -> list[tuple[str, str]]:
     weights = row.weights and f"{row.weights} weights"
     size = None if row.size is None else f"{human_bytes(row.size)} ({row.size:,} bytes)"
     facts = [
@@ -318,7 +312,7 @@ def _file(row: Row, record: Record | None, *, cached: bool) -> list[tuple[str, s
     return facts + [(name, url) for name, url in links if url]
 
 
-def _sources(row: Row) -> list[str]:
+def _sources(row: Entry) -> list[str]:
     lines = []
     for number, source in enumerate(row.sources, 1):
         lines.append(f"  {number}. {source.url}")
@@ -330,7 +324,7 @@ def _sources(row: Row) -> list[str]:
     return lines
 
 
-def _next(row: Row, *, cached: bool) -> list[str]:
+def _next(row: Entry, *, cached: bool) -> list[str]:
     """Return the commands that lead on; those that need the family's models only where it has some."""
     from ckptkit.families.base import families
 

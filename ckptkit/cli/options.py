@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.cli.entry_table import Listed
-    from ckptkit.registry import Catalogue, Registry, Row
+    from ckptkit.registry import Catalogue, Entry, Registry
     from ckptkit.workspace import Workspace
 
 
@@ -101,13 +101,6 @@ class State:
         from ckptkit.registry import load_registry
 
         return load_registry(self.registries, registry_families)
-
-    def rows(self) -> Catalogue[Row]:
-        """The same entries without their schema: for commands that only show them, and start at once."""
-        from ckptkit.families import registry_families
-        from ckptkit.registry.rows import load_rows
-
-        return load_rows(self.registries, registry_families)
 
 
 def state_of(context: typer.Context) -> State:
@@ -227,31 +220,29 @@ _WORDS = {
 def _parse_setting(text: str) -> tuple[str, Any]:
     import json
 
-    from pydantic import TypeAdapter, ValidationError
-
     from ckptkit.base.errors import UsageError, one_of
     from ckptkit.families.base import families, get_family
-    from ckptkit.registry.schema import Entry
+    from ckptkit.families.settings import takes
 
     key, equals, value = text.partition("=")
-    known = tuple(setting for family in families() for setting in get_family(family).setting_names)
+    owners = {name: family for family in map(get_family, families()) for name in family.setting_names}
     if not equals:
-        raise UsageError(f"--set {text!r} has no value", hint=f"write KEY=VALUE; keys: {', '.join(known)}")
-    key = one_of("setting", key, known)
-    field = Entry.model_fields[key]
-    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        raise UsageError(f"--set {text!r} has no value", hint=f"write KEY=VALUE; keys: {', '.join(owners)}")
+    key = one_of("setting", key, tuple(owners))
+    family = owners[key]
     lower = value.strip().lower()
-    is_switch = bool in get_args(field.annotation)
+    is_switch = family.settings.model_fields[key].annotation is bool
     try:
         if is_switch and lower in {"0", "1"}:
             return key, lower == "1"
         given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
-        return key, TypeAdapter(kind).validate_python(given, strict=True)
-    except (ValueError, RecursionError, ValidationError) as error:
-        takes = "yes or no (true, false, on, off, 1, 0)" if is_switch else "a whole number above 0, or none"
+        family.check_setting(key, given)
+    except (ValueError, RecursionError, UsageError) as error:
+        phrase = "yes or no (true, false, on, off, 1, 0)" if is_switch else takes(family, key)
         raise UsageError(
-            f"--set {text[:80]}: {key} cannot be {value!r}", hint=f"{key} takes {takes}"
+            f"--set {text[:80]}: {key} cannot be {value!r}", hint=f"{key} takes {phrase}"
         ) from error
+    return key, given
 
 
 @contextmanager
@@ -320,7 +311,7 @@ CachedOption = Annotated[bool | None, typer.Option("--cached/--not-cached", help
 
 
 def found_entries(
-    catalogue: Catalogue[Row], patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
+    catalogue: Catalogue[Entry], patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
 ) -> list[Listed]:
     """Return the entries that meet every condition given.
 
@@ -348,7 +339,7 @@ def found_entries(
     return [item for item in items if cached is None or item.cached is cached]
 
 
-def _known(catalogue: Catalogue[Row], patterns: Sequence[str] | None) -> Sequence[str] | None:
+def _known(catalogue: Catalogue[Entry], patterns: Sequence[str] | None) -> Sequence[str] | None:
     """Patterns as they are, after refusing a plain id that is not there."""
     from ckptkit.registry.query import is_glob
 

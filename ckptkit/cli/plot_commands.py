@@ -113,7 +113,7 @@ def plot(
         title=title,
     )
     items = found_entries(
-        state.rows(),
+        state.registry(),
         patterns,
         cached=cached,
         family=family,

@@ -135,6 +135,7 @@ def add_command(
     · ckptkit registry add my-xt https://example.org/my-xt.pth --file mine.yaml --variant moganet-xt
     --layout torch --format torch --set attn_force_fp32=false --dry-run
     """
+    from ckptkit.families import registry_families
     from ckptkit.registry import preview_addition
 
     state = state_of(context)
@@ -170,11 +171,15 @@ def add_command(
         located = Located(checkpoint).chosen(state_dict, strip_prefix)
         facts = checkpoint_facts(located, variant=variant)
         said = _with_recognised(facts, said)
-    addition = preview_addition(target, id, urls, said, below=below, force=force)
+    addition = preview_addition(
+        target, id, urls, said, below=below, families=registry_families(), force=force
+    )
     _check_model(addition.entry, told)
     if pin and checkpoint is not None:
         said |= observed_fields(checkpoint, urls[0], state.output.progress)
-        addition = preview_addition(target, id, urls, said, below=below, force=force)
+        addition = preview_addition(
+            target, id, urls, said, below=below, families=registry_families(), force=force
+        )
     _tell(state, addition, said, facts)
     entry, edit = addition.entry, addition.edit
     if edit.changes and not dry_run:

@@ -94,11 +94,12 @@ def schema_command(context: typer.Context) -> None:
 
     Examples: ckptkit registry schema · ckptkit registry schema > registry.schema.json
     """
+    from ckptkit.families import registry_families
     from ckptkit.registry import json_schema
 
     output = state_of(context).output
     output.as_json = True  # a schema is JSON with or without --json
-    output.result(json_schema())
+    output.result(json_schema(registry_families()))
 
 
 @registry_app.command("pin")
@@ -134,15 +135,16 @@ def pin_command(
 
     Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
+    from ckptkit.families import registry_families
     from ckptkit.registry import pin_many, preview_pins
 
     state = state_of(context)
     pins = observed_checksums(state, ids or [], all_entries=all_entries, force=force)
     target, below = target_registry(state, file)
-    edit = preview_pins(target, pins, below=below)
+    edit = preview_pins(target, pins, below=below, families=registry_families())
     lines = [f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}" for pin in pins]
     if not dry_run:
-        pin_many(target, pins, below=below)
+        pin_many(target, pins, below=below, families=registry_families())
     shown = [
         {"id": pin.id, "sha256": pin.sha256, "size": pin.size, "observed_at": pin.observed_at} for pin in pins
     ]

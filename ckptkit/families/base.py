@@ -267,7 +267,7 @@ class Family(ABC):
         """What an entry of the registry may say."""
         any_names = [format.name for format in BUILT_IN.values() if format.any_names]
         formats = {layout: (*own, *any_names) for layout, own in self.containers.items()}
-        return FamilyFacts(self.variants, formats)
+        return FamilyFacts(self.variants, formats, self.settings)
 
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""
@@ -317,9 +317,9 @@ def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
     return "one of " + ", ".join(names)
 
 
-def families() -> Sequence[str]:
+def families(plugins: bool = True) -> Sequence[str]:
     """Names of the families there are models for, those of plug-ins last."""
-    return (*_FAMILIES, *_plugins())
+    return (*_FAMILIES, *(_plugins() if plugins else ()))
 
 
 def _plugins() -> dict[str, Family]:

@@ -52,7 +52,7 @@ def known_settings(
             )
     known = {}
     for key in family.setting_names:
-        by_entry = getattr(entry, key, None)
+        by_entry = entry.settings.get(key) if entry else None
         if key in told:
             family.check_setting(key, told[key])
             known[key] = told[key]

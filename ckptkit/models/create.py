@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from ckptkit.families.base import (
     Recognition,
     Structure,
     TableSizes,
+    families,
     family_of_variant,
+    get_family,
     recognise,
     require_recognition,
 )
@@ -88,10 +91,6 @@ def create_model(
     num_classes: int | Unset | None = UNSET,
     features_only: bool = False,
     pos_emb: bool | Unset = UNSET,
-    pool_size: int | Unset = UNSET,
-    window_size: Any = UNSET,
-    global_attention: bool | Unset = UNSET,
-    attn_force_fp32: bool | Unset = UNSET,
     weights: Weights = "auto",
     state_dict: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
@@ -99,6 +98,7 @@ def create_model(
     allow_missing_bn: bool = False,
     compile: bool = False,
     workspace: Workspace | None = None,
+    **settings: Any,
 ) -> Any:
     """Build a reference model, with weights when a checkpoint is given.
 
@@ -106,8 +106,8 @@ def create_model(
     ----------
     id_or_variant : str, Path or Entry
         With an id the settings come from its registry entry; with a variant (``tiny-moat0``) from the
-        arguments, else from the checkpoint's metadata, else they are those of a classifier. MogaNet's
-        ``attn_force_fp32`` has no default: two functions with the same tensors are in use. With a folder that
+        arguments, else from the checkpoint's metadata, else they are those of a classifier. Some have no
+        default, because several functions with the same tensors are in use. With a folder that
         ``ckptkit export --to hf`` wrote, weights and settings are the folder's.
     framework : {"torch", "keras", "onnxruntime"}
         ``pytorch``, ``tf`` and ``onnx`` are understood too. PyTorch and ONNX Runtime take NCHW, Keras NHWC,
@@ -119,18 +119,16 @@ def create_model(
         initialised: random in PyTorch, zero in Keras.
     resolution : int or (int, int), optional
         Input size in pixels, a side or (height, width), square or not; default the entry's test resolution.
-        The models run at any size, ONNX Runtime's at this one only; MOAT's windows (``window_size``) must
-        divide the maps.
+        The models run at any size, ONNX Runtime's at this one only; windows of attention must divide the maps.
     num_classes : int or None
         Outputs of the head; None or 0 for none. Default those of the checkpoint or the exported folder, else
         1000. A checkpoint with another number of classes fills all but the head's last layer, which is new
         and must be trained; a warning says so.
     features_only : bool
-        Return the list of the stages' outputs instead of logits: five maps (MOAT, the first being the stem's)
-        or four (MogaNet). A model without head does so anyway. Takes a checkpoint without head as it is, and
-        the backbone out of a detector's, segmentor's or pose model's.
-    pos_emb, pool_size, window_size, global_attention, attn_force_fp32
-        Override the setting; see the family's model for what each does.
+        Return the list of the stages' outputs instead of logits. A model without head does so anyway. Takes a
+        checkpoint without head as it is, and the backbone out of a detector's, segmentor's or pose model's.
+    pos_emb : bool
+        With or without position embedding; default as the entry or the checkpoint has it.
     weights : {"auto", "ema", "raw"}
         Which copy where the checkpoint holds both.
     state_dict, strip_prefix
@@ -147,6 +145,8 @@ def create_model(
         Needs a C++ compiler on CPUs.
     workspace : Workspace, optional
         Registries and cache; default those of the environment, with warnings to the ``ckptkit`` logger.
+    **settings
+        Override settings of the family; ``ckptkit registry schema`` describes them.
 
     Returns
     -------
@@ -209,16 +209,7 @@ def create_model(
     family = family_of_variant(entry.variant if entry else id_or_variant)
     variant = entry.variant if entry else id_or_variant
     _require_framework(family, framework, compile=compile)
-    told = {
-        key: value
-        for key, value in (
-            ("pool_size", pool_size),
-            ("window_size", window_size),
-            ("global_attention", global_attention),
-            ("attn_force_fp32", attn_force_fp32),
-        )
-        if not isinstance(value, Unset)
-    }
+    told = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
     if exported is not None:
         told = {**exported.config.settings, **told}
     said = known_settings(family, told=told, entry=entry)
@@ -290,6 +281,17 @@ def create_model(
         )
 
 
+def _with_settings(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with an argument for each setting of the built-in families instead of ``**settings``."""
+    names = dict.fromkeys(name for family in families(False) for name in get_family(family).setting_names)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, keyword, default=UNSET, annotation=Any) for name in names]
+    return signature.replace(parameters=[*list(signature.parameters.values())[:-1], *added])
+
+
+create_model.__signature__ = _with_settings(inspect.signature(create_model))  # type: ignore[attr-defined]
+
+
 def _require_framework(family: Family, framework: Framework, *, compile: bool) -> None:
     """Refuse what cannot be done here, before anything slow is."""
     if framework == "onnxruntime":
@@ -351,7 +353,7 @@ def _finished(
     model, record = make(framework)
     model.loaded = record
     if compile:
-        # Shapes that may vary: MOAT's graph was not compiled after nine minutes (torch 2.13, a busy CPU).
+        # Shapes that may vary: a graph of MOAT was not compiled after nine minutes (torch 2.13, a busy CPU).
         model.compile(dynamic=False)
     return model
 

@@ -1,7 +1,6 @@
 """The registry: every published checkpoint, loaded from YAML, queried, and written back.
 
-The face of the package, loaded on first use: `load_rows` answers ``ckptkit list`` without importing pydantic;
-that holds only while importing this package costs nothing.
+The face of the package, loaded on first use.
 
 Examples
 --------
@@ -30,8 +29,14 @@ if TYPE_CHECKING:
         FamilyFacts,
         SourceFacts,
     )
-    from ckptkit.registry.rows import Row, load_rows
-    from ckptkit.registry.schema import Entry, HashProvenance, KnownDeviation, Source, json_schema
+    from ckptkit.registry.schema import (
+        Entry,
+        HashProvenance,
+        KnownDeviation,
+        Source,
+        entry_model,
+        json_schema,
+    )
     from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
 
 _HOMES = {
@@ -46,15 +51,14 @@ _HOMES = {
     "KnownDeviation": "schema",
     "Pin": "writeback",
     "Registry": "loading",
-    "Row": "rows",
     "Source": "schema",
     "SourceFacts": "query",
     "add_entry": "adding",
     "built_in_path": "paths",
+    "entry_model": "schema",
     "in_source_tree": "paths",
     "json_schema": "schema",
     "load_registry": "loading",
-    "load_rows": "rows",
     "load_texts": "loading",
     "pin": "writeback",
     "pin_many": "writeback",
@@ -75,15 +79,14 @@ __all__ = [
     "KnownDeviation",
     "Pin",
     "Registry",
-    "Row",
     "Source",
     "SourceFacts",
     "add_entry",
     "built_in_path",
+    "entry_model",
     "in_source_tree",
     "json_schema",
     "load_registry",
-    "load_rows",
     "load_texts",
     "pin",
     "pin_many",

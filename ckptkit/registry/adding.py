@@ -18,6 +18,7 @@ from ckptkit.base.files import resolved
 from ckptkit.base.urls import full_url
 from ckptkit.registry.entry_text import by_hand, row_of, with_changed_entry, with_new_entry
 from ckptkit.registry.loading import Registry, load_texts, read_text
+from ckptkit.registry.query import Families
 from ckptkit.registry.schema import Entry
 from ckptkit.registry.writeback import EMPTY_OVERLAY, Edit, files_below
 
@@ -54,6 +55,7 @@ def add_entry(
     fields: Mapping[str, Any] | None = None,
     *,
     below: Sequence[Path] | None = None,
+    families: Families | None = None,
     force: bool = False,
 ) -> Addition:
     """Write an entry into a registry file, which then loads; see `preview_addition`.
@@ -63,7 +65,7 @@ def add_entry(
     StorageError
         When the file cannot be written; it is then as it was.
     """
-    addition = preview_addition(path, id, urls, fields, below=below, force=force)
+    addition = preview_addition(path, id, urls, fields, below=below, families=families, force=force)
     if addition.edit.changes:
         addition.edit.write()
     return addition
@@ -76,6 +78,7 @@ def preview_addition(
     fields: Mapping[str, Any] | None = None,
     *,
     below: Sequence[Path] | None = None,
+    families: Families | None = None,
     force: bool = False,
 ) -> Addition:
     """Return what adding an entry would do, checked as if it were done, without writing.
@@ -92,6 +95,8 @@ def preview_addition(
         display name is called by its id.
     below : sequence of Path, optional
         The registry files it stands on: by default the built-in one, unless ``path`` is that.
+    families : Families, optional
+        What entries are checked against: `ckptkit.families.registry_families`.
     force : bool
         Update the fields of an entry that the file holds already; replace another checksum.
 
@@ -109,7 +114,7 @@ def preview_addition(
     before = read_text(path) if path.exists() else ""
     start = before or EMPTY_OVERLAY
     base = [(file, read_text(file)) for file in files_below(path, below)]
-    old = load_texts([*base, (path, start)])
+    old = load_texts([*base, (path, start)], families, of_family=False)
     updates = row_of(start, id) is not None
     if updates and not force:
         raise UsageError(f"{path} has an entry {id!r} already", hint="give --force to update its fields")
@@ -126,7 +131,7 @@ def preview_addition(
     if updates and edit.after == before:
         entry = old[id]
     else:
-        entry = _checked(edit, base, old, id, wanted, updates=updates)
+        entry = _checked(edit, base, old, id, wanted, families=families, updates=updates)
     overrides = next((file for file, text in reversed(base) if row_of(text, id) is not None), None)
     return Addition(edit, entry, updates, overrides)
 
@@ -148,17 +153,24 @@ def _wanted(id: str, urls: Sequence[str], fields: Mapping[str, Any], known: Entr
 
 
 def _checked(
-    edit: Edit, base: _Texts, old: Registry, id: str, wanted: Mapping[str, Any], *, updates: bool
+    edit: Edit,
+    base: _Texts,
+    old: Registry,
+    id: str,
+    wanted: Mapping[str, Any],
+    *,
+    families: Families | None,
+    updates: bool,
 ) -> Entry:
     """Load the edited text; the entry in it, after a look whether it and it alone changed."""
     try:
-        new = load_texts([*base, (edit.path, edit.after)])
+        new = load_texts([*base, (edit.path, edit.after)], families, of_family=False)
     except RegistryError as error:
         raise _explained(edit.path, id, error) from error
     others = {key: entry for key, entry in new.items() if key != id}
     start = old[id] if updates else new[id]
     try:
-        as_asked = new[id] == Entry.model_validate({**start.model_dump(), **wanted})
+        as_asked = new[id] == type(start).model_validate({**start.model_dump(), **wanted})
     except ValidationError:  # what was valid in the file is not with what was asked for, so it is not there
         as_asked = False
     if not as_asked or others != {key: entry for key, entry in old.items() if key != id}:

@@ -28,6 +28,7 @@ def by_hand(path: Path) -> str:
 
 
 _ORDER = {name: place for place, name in enumerate(Entry.model_fields)}
+_SETTINGS = _ORDER["weights"] + 0.5
 
 
 def row_of(text: str, id: str) -> dict[str, Any] | None:
@@ -36,6 +37,11 @@ def row_of(text: str, id: str) -> dict[str, Any] | None:
     rows = root.get("entries") if isinstance(root, dict) else None
     found = (row for row in rows or () if isinstance(row, dict) and row.get("id") == id)
     return next(found, None)
+
+
+def _place(name: str) -> float:
+    """Where a field is written; the settings of models, which this room does not know, after the weights."""
+    return _ORDER.get(name, _SETTINGS)
 
 
 def with_new_entry(text: str, id: str, fields: Mapping[str, Any], path: Path) -> str:
@@ -59,7 +65,7 @@ def with_new_entry(text: str, id: str, fields: Mapping[str, Any], path: Path) ->
     entries = entry_list(text, path, hint=by_hand(path))
     inline = entries.flow and bool(entries.children)
     body = [_field("id", id, inline=inline)]
-    for name in sorted(fields, key=_ORDER.__getitem__):
+    for name in sorted(fields, key=_place):
         if name == "sources" and fields[name] and not inline:
             indent = _indent_of_sources(entries)
             body.append("sources:")
@@ -158,8 +164,8 @@ def _insertions(text: str, entry: Span, missing: Mapping[str, Any], newline: str
     """Put new fields into an entry, each behind the last one that comes before it in the schema."""
     behind: dict[int, list[str]] = {}
     pairs = list(entry.pairs())
-    for name in sorted(missing, key=_ORDER.__getitem__):
-        before = [n for n, (key, _) in enumerate(pairs) if _ORDER.get(key.value, -1) < _ORDER[name]]
+    for name in sorted(missing, key=_place):
+        before = [n for n, (key, _) in enumerate(pairs) if _place(key.value) < _place(name)]
         behind.setdefault(max(before), []).append(_field(name, missing[name], inline=entry.flow))
     edits = []
     for place, lines in behind.items():

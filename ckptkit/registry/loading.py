@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from ckptkit.registry.schema import (
     Entry,
     HashProvenance,
     Source,
+    entry_model,
 )
 
 MAX_FILE_SIZE = 16_000_000
@@ -56,7 +58,9 @@ class Registry(Catalogue[Entry]):
         self.counts = tuple(counts)
 
 
-def load_registry(overlays: Sequence[Path] = (), families: Callable[[], Families] = lambda: {}) -> Registry:
+def load_registry(
+    overlays: Sequence[Path] = (), families: Callable[[bool], Families] = lambda _plugins: {}
+) -> Registry:
     """Load the built-in registry, then ``CKPTKIT_REGISTRY``, then ``overlays``.
 
     An entry of a later file that has a known id changes the fields it gives and keeps the others; lists
@@ -67,8 +71,8 @@ def load_registry(overlays: Sequence[Path] = (), families: Callable[[], Families
     overlays : sequence of Path
         Registry files, later ones override earlier ones by id.
     families : callable
-        Gives what entries are checked against, `ckptkit.families.registry_families`. It is not asked where
-        there is the built-in registry alone, which the tests check.
+        Gives what entries are checked against, `ckptkit.families.registry_families`, with or without those of
+        plug-ins: the built-in registry has none of theirs.
 
     Raises
     ------
@@ -78,17 +82,21 @@ def load_registry(overlays: Sequence[Path] = (), families: Callable[[], Families
         When a file is not there.
     """
     files = registry_files(overlays)
-    known = families() if len(files) > 1 else {}
-    return load_texts([(path, read_text(path)) for path in files], known)
+    return load_texts([(path, read_text(path)) for path in files], families(len(files) > 1))
 
 
-def load_texts(texts: Sequence[tuple[Path, str]], families: Families | None = None) -> Registry:
-    """Load registry files whose text is at hand; `load_registry` says how they combine."""
+def load_texts(
+    texts: Sequence[tuple[Path, str]], families: Families | None = None, *, of_family: bool = True
+) -> Registry:
+    """Load registry files whose text is at hand; `load_registry` says how they combine.
+
+    ``of_family`` asks whether variant, layout and format of each entry are its family's, too.
+    """
     given: dict[str, dict[str, Any]] = {}
     entries: dict[str, Entry] = {}
     counts = []
     for path, text in texts:
-        checked = _Layer(path, parse(text), given, families or {}).entries()
+        checked = _Layer(path, parse(text), given, families or {}, of_family).entries()
         entries.update((entry.id, entry) for entry in checked)
         counts.append(len(checked))
     return Registry(entries.values(), [path for path, _ in texts], counts)
@@ -138,7 +146,13 @@ class _Layer:
     document: Document
     below: dict[str, dict[str, Any]]
     families: Families
+    of_family: bool
     faults: list[tuple[int, str]] = field(default_factory=list)
+
+    @cached_property
+    def model(self) -> type[Entry]:
+        """The model of an entry."""
+        return entry_model(self.families)
 
     def entries(self) -> list[Entry]:
         """Return the checked entries of this file; raise RegistryError with every fault of it."""
@@ -195,8 +209,8 @@ class _Layer:
         return heads
 
     def _may_be_shared(self, family: str, name: str, value: Any) -> bool:
-        if name not in Entry.model_fields:
-            what = f"family {family!r}: unknown key {name!r}{_suggestion(name, Entry.model_fields)}"
+        if name not in self.model.model_fields and self.families:
+            what = f"family {family!r}: unknown key {name!r}{_suggestion(name, self.model.model_fields)}"
         elif name in NOT_SHARED or (name in NULL_WHEN_SHARED and value is not None):
             what = f"family {family!r}: {name!r} belongs to a single entry"
         else:
@@ -237,7 +251,7 @@ class _Layer:
         head = heads.get(family, {}) if isinstance(family, str) else {}
         merged = {**earlier, **head, **row}
         try:
-            entry = Entry.model_validate(merged)
+            entry = self.model.model_validate(merged)
         except ValidationError as error:
             label = f"entry {key!r}" if isinstance(key, str) else f"entry {index + 1}"
             for detail in error.errors(include_url=False):
@@ -249,7 +263,7 @@ class _Layer:
 
     def _check_family(self, entry: Entry, index: int, row: dict[str, Any], head: dict[str, Any]) -> None:
         """List what its family does not have; what the file's head says is at fault once, in the head."""
-        for name, what in family_faults(entry, self.families) if self.families else []:
+        for name, what in family_faults(entry, self.families) if self.families and self.of_family else []:
             if name not in row and name in head:
                 self._fault(("families", entry.family, name), f"family {entry.family!r}: {name}: {what}")
             else:
@@ -266,7 +280,7 @@ class _Layer:
         place: Location = ("families", family) if inherited else ("entries", index)
         where = f"family {family!r}" if inherited else label
         if detail["type"] == "extra_forbidden":
-            known = _KEYS_INSIDE.get(str(location[0]), Entry.model_fields)
+            known = _KEYS_INSIDE.get(str(location[0]), self.model.model_fields)
             what = f"unknown key {name!r}{_suggestion(name, known)}"
         elif detail["type"] == "missing":
             what = f"{_dotted(location)} is missing"

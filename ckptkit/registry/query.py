@@ -1,35 +1,24 @@
 """Asking the registry: by id, by glob, by figure.
 
-Nothing here imports pydantic or a YAML library, so that the same code serves the full `Entry` objects and the
-light rows of ``ckptkit list``.
+Nothing here imports pydantic or a YAML library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptkit.base.errors import NotFoundError
 from ckptkit.base.parse import parse_count
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Number = float | int | str
 Texts = str | Sequence[str]
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
-
-SOURCE_FIELDS = ("url", "note", "bn_statistics", "manual")
-DEVIATION_FIELDS = ("figure", "published", "reason")
-ENTRY_FIELDS = (
-    *("id", "family", "variant", "display_name", "group", "required", "pretrain_data", "setting"),
-    *("train_resolution", "test_resolution", "pos_emb"),
-    *("published_params", "published_flops", "published_top1", "published_top5", "exact_parameters"),
-    "known_deviations",
-    *("license", "paper", "layout", "format", "weights"),
-    *("pool_size", "window_size", "global_attention", "attn_force_fp32"),
-    *("normalization", "test_resize", "interpolation"),
-    *("sources", "sha256", "size", "hash_provenance", "config_url", "log_url", "note"),
-)
 
 
 class SourceFacts:
@@ -85,10 +74,6 @@ class EntryFacts:
         layout: str
         format: str
         weights: str | None
-        pool_size: int | None
-        window_size: int | None
-        global_attention: bool | None
-        attn_force_fp32: bool | None
         normalization: str | None
         test_resize: int | None
         interpolation: str | None
@@ -97,6 +82,10 @@ class EntryFacts:
         config_url: str | None
         log_url: str | None
         note: str | None
+
+        @property
+        def settings(self) -> dict[str, Any]:
+            """What is known of the settings of its model."""
 
         @property
         def sources(self) -> tuple[SourceFacts, ...]:
@@ -194,17 +183,12 @@ def _within(value: float | None, least: Number | None, most: Number | None) -> b
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """What an entry of a family may say, handed in from above: this room knows no architecture.
-
-    Attributes
-    ----------
-    variants : sequence of str
-    formats : mapping of str to sequence of str
-        Containers that each layout comes in.
-    """
+    """What an entry of a family may say, handed in from above: this room knows no architecture."""
 
     variants: Sequence[str]
-    formats: Mapping[str, Sequence[str]]
+    formats: Mapping[str, Sequence[str]]  # containers that each layout comes in
+    #: Fields of its entries besides those that every entry has.
+    settings: type[BaseModel] | None = None
 
     def known(self, field: str) -> Sequence[str]:
         """Values of ``variant`` or ``layout``."""

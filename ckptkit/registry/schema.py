@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import chain, zip_longest
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,12 +15,13 @@ from pydantic import (
     PlainValidator,
     ValidationInfo,
     WithJsonSchema,
+    create_model,
     field_validator,
 )
 
 from ckptkit.base import plugins
 from ckptkit.base.urls import Url
-from ckptkit.registry.query import DeviationFacts, EntryFacts, ProvenanceFacts, SourceFacts
+from ckptkit.registry.query import DeviationFacts, EntryFacts, Families, ProvenanceFacts, SourceFacts
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
@@ -113,13 +116,14 @@ class Entry(EntryFacts, BaseModel):
     """One published checkpoint.
 
     A field that is None is not known. `params`, `flops`, `file_name` and `is_archive` follow from the fields.
+    Settings of models are further fields; what they may be is not known here but by `entry_model`.
     """
 
-    model_config = _CONFIG
+    model_config = {**_CONFIG, "extra": "allow"}
 
     id: Name = Field(description="What the command line calls it; never changes once released.")
-    family: Name = Field(description="Architecture family: moat, moganet.")
-    variant: Name = Field(description="Architecture of the family: moat2, tiny-moat0, moganet-xt.")
+    family: Name = Field(description="Architecture family.")
+    variant: Name = Field(description="Architecture of the family.")
     display_name: Text = Field(description="Name in the published table.")
     group: Text | None = Field(None, description="The published table, or part of one, it stands in.")
     required: bool = Field(False, description="One of the rows of the published pages ckptkit is built for.")
@@ -140,9 +144,7 @@ class Entry(EntryFacts, BaseModel):
     )
     license: Text | None = Field(None, description="SPDX identifier.")
     paper: Text | None = Field(None, description="arXiv:NNNN.NNNNN")
-    layout: Literal["deeplab2", "openmixup", "torch", "keras"] = Field(
-        description="Names and axis order of the tensors."
-    )
+    layout: Name = Field(description="Names and axis order of the tensors.")
     format: Annotated[
         str,
         PlainValidator(_checked_format),
@@ -150,12 +152,6 @@ class Entry(EntryFacts, BaseModel):
     ] = Field(description="The container.")
     weights: Literal["ema", "raw"] | None = Field(
         None, description="The copy that the accuracy belongs to, where a file holds several."
-    )
-    pool_size: Positive | None = Field(None, description="MOAT: size of the stride-2 average pool.")
-    window_size: Positive | None = Field(None, description="MOAT: attention window; null: the whole map.")
-    global_attention: bool | None = Field(None, description="MOAT: the last block of a stage sees all.")
-    attn_force_fp32: bool | None = Field(
-        None, description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice."
     )
     normalization: Literal["imagenet", "half"] | None = Field(
         None, description="imagenet: the ImageNet mean and std; half: mean 0.5, std 0.5 (RGB in [0, 1])."
@@ -178,6 +174,16 @@ class Entry(EntryFacts, BaseModel):
     config_url: Address | None = Field(None, description="The training configuration.")
     log_url: Address | None = Field(None, description="The training log.")
     note: str | None = Field(None, description="What else to know.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is known of the settings of its model: its fields besides those that every entry has."""
+        fields = {**self.__dict__, **(self.model_extra or {})}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in Entry.model_fields and value is not None
+        }
 
     @field_validator("known_deviations", mode="after")
     @classmethod
@@ -207,13 +213,35 @@ class Entry(EntryFacts, BaseModel):
         return value
 
 
-def json_schema() -> dict[str, Any]:
+class _StrictEntry(Entry):
+    model_config = _CONFIG
+
+
+def entry_model(families: Families) -> type[Entry]:
+    """The model of an entry of these families, with their layouts and with their settings as fields."""
+    layouts = zip_longest(*(facts.formats for facts in families.values()))
+    settings = tuple(facts.settings for facts in families.values() if facts.settings is not None)
+    return _entry_model(tuple(dict.fromkeys(filter(None, chain(*layouts)))), settings)
+
+
+@lru_cache(maxsize=8)
+def _entry_model(layouts: tuple[str, ...], settings: tuple[type[BaseModel], ...]) -> type[Entry]:
+    if not layouts:
+        return Entry
+    fields: dict[str, Any] = {"layout": (Literal[layouts], Entry.model_fields["layout"])}
+    for name, field in chain(*(model.model_fields.items() for model in settings)):
+        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        fields[name] = (kind | None, Field(None, title=field.title, description=field.description))
+    return create_model("Entry", __base__=_StrictEntry, **fields)
+
+
+def json_schema(families: Families) -> dict[str, Any]:
     """JSON Schema of a registry file, for editors.
 
     Of an entry only ``id`` is required there, because the ``families`` head, or an earlier file that has the
     id, may give the rest; ``ckptkit registry validate`` sees the whole.
     """
-    entry = Entry.model_json_schema()
+    entry = entry_model(families).model_json_schema()
     definitions = entry.pop("$defs")
     fields = entry["properties"]
     fields["format"]["enum"] = list(_formats())

@@ -16,6 +16,7 @@ from ckptkit.base.files import StagedFile, copy_mode, resolved
 from ckptkit.base.urls import Url
 from ckptkit.registry.loading import load_texts, read_text
 from ckptkit.registry.paths import built_in_path
+from ckptkit.registry.query import Families
 from ckptkit.registry.spans import PINNED_FIELDS, Pin, pinned_text
 
 EMPTY_OVERLAY = (
@@ -84,6 +85,7 @@ def pin(
     observed_at: str,
     url: str,
     below: Sequence[Path] | None = None,
+    families: Families | None = None,
 ) -> bool:
     """Write one observed checksum into a registry file; see `pin_many`.
 
@@ -92,10 +94,12 @@ def pin(
     bool
         Whether the file changed.
     """
-    return pin_many(path, [Pin(id, sha256, size, observed_at, url)], below=below)
+    return pin_many(path, [Pin(id, sha256, size, observed_at, url)], below=below, families=families)
 
 
-def pin_many(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None) -> bool:
+def pin_many(
+    path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
+) -> bool:
     """Write observed checksums into a registry file, all of them or none.
 
     Parameters
@@ -105,6 +109,8 @@ def pin_many(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = 
     pins : sequence of Pin
     below : sequence of Path, optional
         The registry files it stands on: by default the built-in one, unless ``path`` is that.
+    families : Families, optional
+        What entries are checked against: `ckptkit.families.registry_families`.
 
     Returns
     -------
@@ -120,25 +126,27 @@ def pin_many(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = 
     StorageError
         When the file cannot be written; it is then as it was.
     """
-    edit = preview_pins(path, pins, below=below)
+    edit = preview_pins(path, pins, below=below, families=families)
     if edit.changes:
         edit.write()
     return edit.changes
 
 
-def preview_pins(path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None) -> Edit:
+def preview_pins(
+    path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
+) -> Edit:
     """Return what `pin_many` would do, checked in the same way, without writing."""
     path = resolved(path)  # a link stays a link to the edited file
     before = read_text(path) if path.exists() else ""
     base = [(file, read_text(file)) for file in files_below(path, below)]
     start = before or EMPTY_OVERLAY
-    old = load_texts([*base, (path, start)])
+    old = load_texts([*base, (path, start)], families, of_family=False)
     for wanted in pins:
         if wanted.id not in old:
             raise NotFoundError(f"no entry {wanted.id!r} to pin", hint="see 'ckptkit list'")
     after = pinned_text(start, pins, path)
     try:
-        new = load_texts([*base, (path, after)])
+        new = load_texts([*base, (path, after)], families, of_family=False)
     except RegistryError as error:
         raise UsageError(
             f"{path}: cannot be edited in place: {error.faults[0]}", hint="write the checksum by hand"

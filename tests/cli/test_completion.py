@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from ckptkit.cli.app import load_commands
+from ckptkit.families import registry_families
 from ckptkit.registry import load_registry
 from tests.support.commands import cache
 from tests.support.running import registry_file
@@ -150,7 +151,7 @@ def test_only_what_is_cached_where_only_that_will_do(bash):
 
 def test_logs_are_offered_where_there_are_some(bash):
     ((*offered,), nothing) = bash("ckptkit logs moganet-l", "ckptkit logs moat")
-    assert offered == [id for id, e in load_registry().items() if e.log_url and id.startswith("moganet-l")]
+    assert offered == [id for id, e in load_registry(families=registry_families).items() if e.log_url and id.startswith("moganet-l")]
     assert nothing == []
 
 

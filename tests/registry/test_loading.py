@@ -12,6 +12,7 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import NotFoundError, RegistryError, StorageError
 from ckptkit.cli.options import State
+from ckptkit.families import registry_families
 from ckptkit.registry import FamilyFacts, built_in_path, load_registry, load_texts
 from ckptkit.workspace import Workspace
 from tests.support.registries import SMALL, write
@@ -22,7 +23,7 @@ HERE = Path("mine.yaml")
 def faults_of(text: str, *below: str) -> list[str]:
     layers = [(Path(f"below{number}.yaml"), earlier) for number, earlier in enumerate(below)]
     with pytest.raises(RegistryError) as caught:
-        load_texts([*layers, (HERE, text)])
+        load_texts([*layers, (HERE, text)], registry_families())
     assert caught.value.path == HERE
     return caught.value.faults
 
@@ -134,7 +135,10 @@ def family_faults_of(*replaced: tuple[str, str]) -> list[str]:
         (
             "    layout: deeplab2",
             "    layout: torch",
-            ["line 4: family 'moat': layout: family 'moat' has no layout 'torch' (one of deeplab2, keras)"],
+            [
+                "line 4: family 'moat': layout: input should be 'deeplab2', 'openmixup' or 'keras', "
+                "found 'torch'"
+            ],
         ),
         (
             "    format: tf  ",
@@ -178,7 +182,6 @@ def test_every_way_of_loading_asks_the_families(tmp_path: Path) -> None:
         ckptkit.registry,
         lambda paths: Workspace(registries=paths).registry,
         lambda paths: State(registries=tuple(paths)).registry(),
-        lambda paths: State(registries=tuple(paths)).rows(),
     ):
         with pytest.raises(RegistryError, match="line 22: entry 'two': variant: 'moganet-xt' is a variant"):
             load([wrong])
@@ -343,7 +346,7 @@ def test_a_pipe_of_the_shell_is_read() -> None:
 def test_many_or_long_faults_are_one_short_line_in_little_time(tmp_path: Path, text: str) -> None:
     started = time.process_time()
     with pytest.raises(RegistryError) as caught:
-        load_registry([write(tmp_path, text)])
+        load_registry([write(tmp_path, text)], registry_families)
     assert time.process_time() - started < 4
     assert len(str(caught.value)) < 2000 and "\n" not in str(caught.value)
     assert len(caught.value.faults) <= 500

@@ -15,7 +15,7 @@ from ckptkit.registry.loading import read_text
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return load_registry()
+    return load_registry(families=registry_families)
 
 
 def test_every_field_of_every_row_is_as_the_facts_have_it(registry: Registry, shared_folder: Path) -> None:

@@ -13,8 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from ckptkit.families import registry_families
 from ckptkit.models.synth import Synthetic, write_checkpoint
-from ckptkit.registry import Entry
+from ckptkit.registry import Entry, entry_model
 
 ANY_MODEL = {"family": "other", "variant": "any", "layout": "torch", "format": "safetensors"}
 """Fields of an entry for which there is no model code: its container must open."""
@@ -37,7 +38,7 @@ def entry_of(
         "hash_provenance": provenance,
         **fields,
     }
-    return Entry.model_validate(values)
+    return entry_model(registry_families()).model_validate(values)
 
 
 def anything(_path: Path, _entry: Entry, *, deep: bool = True) -> None:

@@ -18,7 +18,8 @@ class MogaNetSettings(Settings):
     """What a MogaNet model computes, besides its tensors."""
 
     attn_force_fp32: bool = Field(
-        description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice."
+        title="attn_force_fp32",
+        description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice.",
     )
 
 
