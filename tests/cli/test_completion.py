@@ -151,7 +151,11 @@ def test_only_what_is_cached_where_only_that_will_do(bash):
 
 def test_logs_are_offered_where_there_are_some(bash):
     ((*offered,), nothing) = bash("ckptkit logs moganet-l", "ckptkit logs moat")
-    assert offered == [id for id, e in load_registry(families=registry_families).items() if e.log_url and id.startswith("moganet-l")]
+    assert offered == [
+        id
+        for id, e in load_registry(families=registry_families).items()
+        if e.log_url and id.startswith("moganet-l")
+    ]
     assert nothing == []
 
 
@@ -227,14 +231,14 @@ def test_fish_is_told_whether_to_offer_files():
         assert subprocess.run([PROGRAM], env=asked, capture_output=True, check=False).returncode == code
 
 
-def test_ids_need_no_pydantic():
-    """The answer comes while somebody waits at the prompt, so from the light rows."""
+def test_ids_need_nothing_heavy():
+    """The answer comes while somebody waits at the prompt."""
     code = (
         "import sys\n"
         "sys.argv = ['ckptkit']\n"
         "from ckptkit.cli.app import main\n"
         "try: main()\n"
-        "finally: print(sorted({'pydantic', 'numpy', 'requests', 'rich'} & set(sys.modules)))"
+        "finally: print(sorted({'numpy', 'requests', 'rich'} & set(sys.modules)))"
     )
     variables = {
         **os.environ,
