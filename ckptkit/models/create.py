@@ -119,7 +119,7 @@ def create_model(
         initialised: random in PyTorch, zero in Keras.
     resolution : int or (int, int), optional
         Input size in pixels, a side or (height, width), square or not; default the entry's test resolution.
-        The models run at any size, ONNX Runtime's at this one only; windows of attention must divide the maps.
+        The models run at any size (ONNX Runtime's at this one only); attention windows must divide the maps.
     num_classes : int or None
         Outputs of the head; None or 0 for none. Default those of the checkpoint or the exported folder, else
         1000. A checkpoint with another number of classes fills all but the head's last layer, which is new
