@@ -12,7 +12,7 @@ from ckptkit.base.home import user_path
 from ckptkit.base.tensors import float_named
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.logs import TrainingLog
+    from ckptkit.analysis.logs.readers import TrainingLog
     from ckptkit.families.binding import Weights
     from ckptkit.parity import ParityReport
     from ckptkit.parity.report import Backend
@@ -330,6 +330,6 @@ def logs(what: Named, *, refresh: bool = False) -> TrainingLog:
     NetworkError, FormatError, StorageError
         The log cannot be had; it is damaged; the disk refused.
     """
-    from ckptkit.analysis.logs import read_log
+    from ckptkit.analysis.logs.log import read_log
 
     return read_log(what, workspace_of_environment(), refresh=refresh)

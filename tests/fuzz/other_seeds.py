@@ -124,7 +124,7 @@ def _logs() -> Iterator[Seed]:
 
 def use_log(path: Path) -> str:
     """Read a log, and say all it has."""
-    from ckptkit.analysis.logs.parsing import parse_log
+    from ckptkit.analysis.logs.readers import parse_log
 
     log = parse_log(path)
     json.dumps([epoch.to_json() for epoch in log.epochs], allow_nan=False)

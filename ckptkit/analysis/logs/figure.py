@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.logs.records import TrainingLog
+from ckptkit.analysis.logs.readers import TrainingLog
 from ckptkit.analysis.plot.figure import require_matplotlib
 from ckptkit.base.errors import UsageError
 from ckptkit.base.text import escaped

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.analysis.logs import Epoch, TrainingLog
 from ckptkit.analysis.logs.figure import draw_log, picture_format
+from ckptkit.analysis.logs.readers import Epoch, TrainingLog
 from ckptkit.base.errors import UsageError
 
 pytest.importorskip("matplotlib")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.analysis.logs import fetch_log, fetching, read_log
+from ckptkit.analysis.logs import log as fetching
+from ckptkit.analysis.logs.log import fetch_log, read_log
 from ckptkit.base.errors import CkptkitError, FormatError, NetworkError, NotFoundError
 from ckptkit.base.net import Policy
 from ckptkit.registry import Entry, load_registry

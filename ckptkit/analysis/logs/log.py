@@ -1,6 +1,6 @@
-"""The published training log of an entry: fetched once, kept in the cache under ``logs/<id>/``.
+"""The training log of an entry, or of a file: fetched once, kept in the cache under ``logs/<id>/``.
 
-Beside the log lies a small record (where it came from, its size and sha256), so that a log whose address
+Beside the log is a small record (where it came from, its size and sha256), so that a log whose address
 changed in the registry is fetched anew.
 """
 
@@ -10,14 +10,17 @@ import contextlib
 import datetime
 import json
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.logs.lines import MAX_BYTES
+from ckptkit.analysis.logs.readers import MAX_BYTES, TrainingLog, parse_log
 from ckptkit.base.errors import NetworkError, NotFoundError
 from ckptkit.base.files import read_regular, regular_status
+from ckptkit.base.home import user_path
 from ckptkit.base.net import Policy, SourceError
 from ckptkit.base.urls import full_url, is_local, public_url, without_secrets
+from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import write_json
 from ckptkit.store.expected import compare, hash_file
 from ckptkit.store.partial import Partial
@@ -31,8 +34,8 @@ from ckptkit.store.transfer import (
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
-    from ckptkit.registry.query import Catalogue, EntryFacts
-    from ckptkit.workspace import Workspace
+    from ckptkit.registry.query import Catalogue
+    from ckptkit.workspace import Named, Workspace
 
 _RECORD_BYTES = 1 << 16
 
@@ -145,3 +148,24 @@ def nearest_with_log(entry: EntryFacts, registry: Catalogue[Any]) -> EntryFacts 
         return (other.variant == entry.variant, other.family == entry.family)
 
     return max(having, key=likeness, default=None)
+
+
+def read_log(what: Named, workspace: Workspace, *, refresh: bool = False) -> TrainingLog:
+    """Read the training log of an entry, or one that lies on this machine."""
+    if isinstance(what, EntryFacts):
+        return _of_entry(what, workspace, refresh=refresh)
+    named_like_a_file = "/" in str(what) or Path(what).suffix in (".json", ".csv")
+    if isinstance(what, Path) or named_like_a_file or workspace.is_path(what):
+        return parse_log(user_path(what))
+    return _of_entry(workspace.registry[what], workspace, refresh=refresh)
+
+
+def _of_entry(entry: Entry, workspace: Workspace, *, refresh: bool) -> TrainingLog:
+    log = parse_log(fetch_log(entry, workspace, refresh=refresh), name=entry.id)
+    return replace(
+        log,
+        url=entry.log_url,
+        published_top1=entry.published_top1,
+        published_top5=entry.published_top5,
+        weights=entry.weights,
+    )
