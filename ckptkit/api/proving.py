@@ -198,8 +198,7 @@ def export(
     from ckptkit.analysis.model_source import named_source
     from ckptkit.base.errors import IntegrityError
     from ckptkit.export.publishing import Destination
-    from ckptkit.export.run import ExportRequest, place_of, run_export
-    from ckptkit.export.targets import ExportOptions, get_target
+    from ckptkit.export.targets import ExportOptions, ExportRequest, get_target, place_of, run_export
 
     workspace = workspace_of_environment()
     request = ExportRequest(

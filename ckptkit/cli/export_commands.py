@@ -31,7 +31,7 @@ from ckptkit.cli.remote_output import Place
 from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
 
 if TYPE_CHECKING:
-    from ckptkit.export.run import ExportOutcome, ExportRequest
+    from ckptkit.export.targets import ExportOutcome, ExportRequest
 
 
 def export(
@@ -101,7 +101,7 @@ def export(
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
     from ckptkit.export.publishing import Destination
-    from ckptkit.export.run import ExportRequest, run_export
+    from ckptkit.export.targets import ExportRequest, run_export
 
     state = state_of(context)
     if push is None and (private or push_synthetic):

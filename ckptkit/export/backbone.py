@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import IntegrityError, UsageError, command
 from ckptkit.base.extras import require_installed
-from ckptkit.export.description import settings_of
 from ckptkit.export.folder import StagedFolder, refuse_replacement
-from ckptkit.export.model_card import SYNTHETIC
+from ckptkit.export.hub import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
-from ckptkit.export.weights import PlannedWeights, planned_weights
+from ckptkit.export.weights import PlannedWeights, planned_weights, settings_of
 from ckptkit.families.base import Backbone, Consumer, Family, Structure
 from ckptkit.formats.detect import open_reader
 from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_logits
@@ -33,7 +32,7 @@ _SIDE = 64
 """Input side of the check, pixels: two pixels are left at the last stage."""
 
 
-def require(options: ExportOptions) -> None:
+def require_backbone(options: ExportOptions) -> None:
     """Ask for PyTorch, which the check runs in, whatever the backbone is for."""
     if not options.dry_run:
         require_installed(["torch"], "the check of an exported backbone")
@@ -49,7 +48,7 @@ def consumer_of(family: Family, source: object = "FILE") -> Consumer:
     return family.consumer
 
 
-def export(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+def export_backbone(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
     """Write a folder with the weights and a text that says what to put into a config.
 
     Before it gets its name, the names and shapes are compared with what the headless architecture has, and

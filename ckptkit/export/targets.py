@@ -1,30 +1,30 @@
-"""What a checkpoint can be exported to: one row a target, each in a module of its own.
+"""What a checkpoint can be exported to, and an export from a source to a folder or file, and on to the hub.
 
-To add a target is to add one row here and one module with two functions:
+To add a target is to add one row to `TARGETS` and one module with two functions:
 
-* ``require(options)`` asks for the packages it needs, before anything slow is done, and raises
+* ``require_NAME(options)`` asks for the packages it needs, before anything slow is done, and raises
   `ckptkit.base.errors.MissingDependencyError`;
-* ``export(source, output, options)`` writes it, checks what it wrote, and returns an `Exported`.
+* ``export_NAME(source, output, options)`` writes it, checks what it wrote, and returns an `Exported`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError, one_of
+from ckptkit.base.home import user_path
+from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.formats.names import file_ending, is_folder
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
-
-
-def _silent(_text: str) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,8 @@ class ExportOptions:
     dry_run: bool = False  # say what would be written, write nothing
     verbose: bool = False  # whether other packages may print what they like
     repository: str | None = None  # where on the Hugging Face hub it will be, for what it says of its use
-    # Take each sentence that the user may want to see, or must see
-    note: Callable[[str], None] = field(default=_silent, repr=False)
-    # Take each sentence that the user may want to see, or must see
-    warn: Callable[[str], None] = field(default=_silent, repr=False)
+    note: Callable[[str], None] = field(default=lambda _text: None, repr=False)  # for what may interest
+    warn: Callable[[str], None] = field(default=lambda _text: None, repr=False)  # for what must be seen
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Target:
     """One thing a checkpoint can be exported to."""
 
     name: str  # after ``--to``
-    module: str  # where ``require`` and ``export`` are
+    module: str  # where ``require_NAME`` and ``export_NAME`` are
     ending: str  # of the default output's name
     # Options of `ExportOptions` that mean something to it, apart from those all targets take
     takes: frozenset[str] = frozenset()
@@ -101,20 +99,23 @@ class Target:
         for option in ("dtype", "features", "opset"):
             if option not in self.takes and getattr(options, option):
                 raise UsageError(f"--{option} means nothing to --to {self.name}", hint="leave it out")
-        importlib.import_module(self.module).require(options)
+        self._function("require")(options)
 
     def export(self, source: ModelSource, output: Path, options: ExportOptions) -> Exported:
         """Write it (or, in a dry run, say what would be written); see `Exported`."""
-        exported: Exported = importlib.import_module(self.module).export(source, output, options)
+        exported: Exported = self._function("export")(source, output, options)
         return exported
+
+    def _function(self, verb: str) -> Any:
+        return getattr(importlib.import_module(self.module), f"{verb}_{self.name.replace('-', '_')}")
 
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         Target("hf", "ckptkit.export.hub", "-hf", frozenset({"dtype"})),
-        Target("onnx", "ckptkit.export.onnx_file", ".onnx", frozenset({"features", "opset"}), folder=False),
-        Target("saved-model", "ckptkit.export.saved_model", "-saved-model", frozenset({"features"})),
+        Target("onnx", "ckptkit.export.graphs", ".onnx", frozenset({"features", "opset"}), folder=False),
+        Target("saved-model", "ckptkit.export.graphs", "-saved-model", frozenset({"features"})),
         Target("backbone", "ckptkit.export.backbone", "-backbone", frozenset({"dtype"})),
     )
 }
@@ -148,3 +149,93 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
     target = TARGETS[target_named(to)]
     target.refuse_name(output)
     return target
+
+
+PUSHED = "hf"
+"""The target that can be pushed."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user asked for."""
+
+    target: Target
+    options: ExportOptions
+    output: str | Path | None = None  # default: a name by the source's, in the current folder
+    destination: Destination | None = None  # where on the hub to push it
+    # Push synthetic weights: as a rule nobody should find them where weights are looked for
+    synthetic_too: bool = False
+    bars: bool = False  # whether huggingface_hub may draw progress bars
+
+    def require(self, *, offline: bool, synthetic: bool) -> None:
+        """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
+        if self.destination is not None:
+            if self.target.name != PUSHED:
+                raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
+            self.require_consent(synthetic=synthetic)
+            if not self.options.dry_run:
+                require_hub(offline=offline)
+        self.target.require(self.options)
+
+    def require_consent(self, *, synthetic: bool) -> None:
+        """Refuse to push synthetic weights unless they are meant to be."""
+        if synthetic and self.destination is not None and not self.synthetic_too:
+            raise UsageError(
+                "these weights are synthetic: on the hub somebody may take them for trained ones",
+                hint="give --push-synthetic if that is what you want",
+            )
+
+
+@dataclass(frozen=True)
+class ExportOutcome:
+    """What became of a request."""
+
+    exported: Exported
+    pushed: str | None = None  # URL of the commit on the hub
+    kept: bool = True  # whether ``exported.path`` is still there
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as ``--json`` prints it."""
+        exported = self.exported
+        return {
+            "path": str(exported.path) if self.kept else None,
+            "pushed": self.pushed,
+            "files": [{"name": file.name, "bytes": file.nbytes} for file in exported.files],
+            "ok": exported.ok,
+            "verdict": exported.verdict,
+            **exported.details,
+        }
+
+
+def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
+    """Export a source, and push it where that is asked for."""
+    request.require_consent(synthetic=source.synthetic)
+    destination, options = request.destination, request.options
+    with ExitStack() as stack:
+        output, kept = place_of(source, request.target, request.output), True
+        if request.output is None and destination is not None:
+            kept = False
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-export-"))
+            output = Path(temporary) / "folder"
+        if destination is not None:
+            options = replace(options, repository=destination.repository)
+        exported = request.target.export(source, output, options)
+        if destination is None or options.dry_run or not exported.ok:
+            return ExportOutcome(exported, kept=kept)
+        options.note(f"pushing {len(exported.files)} files to {destination.repository}")
+        url = push(
+            exported.path,
+            exported.files,
+            destination,
+            message=f"{source.origin.id if source.origin else source.variant}, exported by ckptkit",
+            bars=request.bars,
+        )
+        return ExportOutcome(exported, url, kept)
+
+
+def place_of(source: ModelSource, target: Target, output: str | Path | None) -> Path:
+    """Where an export goes: by default the current folder, by the source's name."""
+    if output is not None and (target.folder or not is_folder(output)):
+        return user_path(output)
+    folder = Path() if output is None else user_path(output)
+    return folder / (source.stem + target.ending)

@@ -1,24 +1,31 @@
-"""The weights of an export: planned before a byte is written, then converted and read back."""
+"""The weights of an export, planned before a byte is written, and the ``config.json`` that describes them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ckptkit._version import __version__
 from ckptkit.convert import FamilyPlan, Target, execute, plan_by_layout
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.rounding import describe
 from ckptkit.families.base import require_recognition
+from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
+from ckptkit.families.settings import known_settings, resolve_settings
+from ckptkit.models.images.classes import imagenet_classes
+from ckptkit.models.images.preprocessing import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.convert import Converted
     from ckptkit.export.targets import ExportOptions
     from ckptkit.formats.base import Reader
+    from ckptkit.models.images.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -84,3 +91,104 @@ def planned_weights(
             said.pop("entry", None)
             said["synthetic"] = "true"
         yield PlannedWeights(source, replace(decided, metadata=said), target, reader, provenance)
+
+
+def config_of(weights: PlannedWeights) -> ModelConfig:
+    """Say what the model of these weights is; waits for the source's checksum."""
+    source, found = weights.source, weights.plan.recognition
+    structure = found.structure
+    config = ModelConfig(
+        library_name="ckptkit",
+        model_type=found.family.name,
+        variant=found.variant,
+        entry=None if source.synthetic or source.origin is None else source.origin.id,
+        num_classes=_num_classes(weights),
+        pos_emb=structure.pos_emb if found.family.has_pos_emb else None,
+        settings=settings_of(source),
+        preprocessing=preprocessing_config(source.preprocessing),
+        torch_dtype=_float_types(weights),
+        synthetic=source.synthetic,
+        provenance=provenance_of(weights),
+    )
+    if config.num_classes == len(imagenet_classes()):
+        names = class_names()
+        config.id2label = {str(index): name for index, name in enumerate(names)}
+        config.label2id = {name: index for index, name in enumerate(names)}
+    return config
+
+
+def settings_of(source: ModelSource) -> dict[str, Any]:
+    """Every behaviour setting of a source's model, said or by default, as JSON has it."""
+    said = known_settings(
+        source.family,
+        told=source.settings,
+        entry=source.entry,
+        metadata=source.metadata,
+        path=source.located.path,
+    )
+    settled = resolve_settings(source.family, said, name=source.name)
+    plain: dict[str, Any] = json.loads(json.dumps(settled))
+    return plain
+
+
+def preprocessing_config(preprocessing: Preprocessing) -> PreprocessingConfig:
+    """What ``config.json`` says of the pictures."""
+    mean, std = NORMALIZATIONS[preprocessing.normalization]
+    return PreprocessingConfig.model_validate(
+        {
+            "size": preprocessing.size,
+            "resize": preprocessing.resize,
+            "interpolation": preprocessing.interpolation,
+            "normalization": preprocessing.normalization,
+            "mean": mean,
+            "std": std,
+        }
+    )
+
+
+def class_names() -> list[str]:
+    """A name for each of ImageNet's 1,000 classes, no two alike: ``label2id`` is a mapping.
+
+    WordNet's usual word; where that stands for two classes, all of its words, or else the WordNet id too.
+
+    >>> names = class_names()
+    >>> len(set(names)), names[0], names[134], names[639]
+    (1000, 'tench', 'crane (n02012849)', 'maillot, tank suit')
+    """
+    classes = imagenet_classes()
+    words = [one.name for one in classes]
+    phrases = [", ".join(one.words) for one in classes]
+    names = []
+    for one, word, phrase in zip(classes, words, phrases, strict=True):
+        if words.count(word) == 1:
+            names.append(word)
+        else:
+            names.append(
+                phrase if phrases.count(phrase) == 1 and phrase not in words else f"{word} ({one.wnid})"
+            )
+    return names
+
+
+def provenance_of(weights: PlannedWeights) -> dict[str, Any]:
+    """From what the weights were made, and by what."""
+    source, metadata = weights.source, weights.metadata
+    made: dict[str, Any] = {"ckptkit_version": __version__}
+    if source.synthetic:
+        return {**made, "stands_in_for": source.entry.id if source.entry else source.variant}
+    made |= {key: metadata[key] for key in ("source_sha256", "source_index_sha256") if key in metadata}
+    record = source.workspace.home.record(source.entry.id) if source.entry is not None else None
+    if record is not None:
+        made["source_url"] = record.url
+    made |= {key: metadata[key] for key in ("weights", "bn_statistics") if key in metadata}
+    return made
+
+
+def _num_classes(weights: PlannedWeights) -> int | None:
+    """Outputs of the head that is written."""
+    shapes = {spec.name: spec.shape for spec in weights.plan.specs}
+    return shapes["head.bias"][0] if "head.bias" in shapes else None
+
+
+def _float_types(weights: PlannedWeights) -> str | None:
+    names = {spec.dtype.name for spec in weights.plan.specs if spec.dtype.is_float}
+    return names.pop() if len(names) == 1 else None

@@ -12,7 +12,9 @@ import pytest
 
 from ckptkit.base.errors import IntegrityError, MissingDependencyError, UsageError
 from ckptkit.export import backbone as module
-from ckptkit.export.backbone import NOTES, consumer_of, export, require
+from ckptkit.export.backbone import NOTES, consumer_of
+from ckptkit.export.backbone import export_backbone as export
+from ckptkit.export.backbone import require_backbone as require
 from ckptkit.export.targets import ExportOptions
 from ckptkit.families.base import Backbone, get_family
 from ckptkit.families.moat.config import MOAT_CONFIGS

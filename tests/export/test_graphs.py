@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import TEMPORARY
-from ckptkit.export import graph_check, onnx_file, saved_model
+from ckptkit.export import graphs
 from ckptkit.export.targets import ExportOptions, get_target
 from tests.support.exporting import source_of
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, STAGES, toy_file, toy_variants
@@ -115,12 +115,12 @@ def test_a_graph_that_does_not_agree_leaves_what_was_there(
 ):
     """The graph is made of another model than the one it is compared with."""
     need("onnx")
-    real = onnx_file.write_onnx
-    monkeypatch.setattr(onnx_file, "write_onnx", lambda _, path, **given: real(small_model(), path, **given))
+    real = graphs.write_onnx
+    monkeypatch.setattr(graphs, "write_onnx", lambda _, path, **given: real(small_model(), path, **given))
     source, output = toy_source(tmp_path, MOGANET), tmp_path / "m.onnx"
     if older:
         output.write_bytes(b"older")
-    done = onnx_file.export(source, output, ExportOptions(force=older))
+    done = graphs.export_onnx(source, output, ExportOptions(force=older))
     assert not done.ok
     assert done.files == ()
     assert "DISAGREES with PyTorch at logits" in done.verdict
@@ -148,21 +148,21 @@ def test_weights_that_are_too_large_stand_beside_and_replace_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     need("onnx")
-    real, reference_of = onnx_file.write_onnx, onnx_file.reference_of
-    monkeypatch.setattr(onnx_file, "reference_of", lambda source, _: reference_of(source, small_model()))
+    real, reference_of = graphs.write_onnx, graphs.reference_of
+    monkeypatch.setattr(graphs, "reference_of", lambda source, _: reference_of(source, small_model()))
 
     def write(_: Any, path: Path, **given: Any) -> Any:
         return real(small_model(), path, **given, single_file_bytes=1000)
 
-    monkeypatch.setattr(onnx_file, "write_onnx", write)
+    monkeypatch.setattr(graphs, "write_onnx", write)
     source, output = toy_source(tmp_path, MOGANET), tmp_path / "m.onnx"
     (tmp_path / "m.onnx.data").write_bytes(b"older")
     with pytest.raises(UsageError, match=r"m\.onnx\.data exists already"):
-        onnx_file.export(source, output, ExportOptions())
+        graphs.export_onnx(source, output, ExportOptions())
     output.write_bytes(b"older")
     with pytest.raises(UsageError, match=r"m\.onnx exists already"):
-        onnx_file.export(source, output, ExportOptions())
-    done = onnx_file.export(source, output, ExportOptions(force=True))
+        graphs.export_onnx(source, output, ExportOptions())
+    done = graphs.export_onnx(source, output, ExportOptions(force=True))
     assert done.ok, done.verdict
     assert [file.name for file in done.files] == ["m.onnx.data", "m.onnx"]
     assert left(tmp_path) == {"m.onnx", "m.onnx.data"}
@@ -182,8 +182,7 @@ def test_a_dry_run_writes_nothing_and_builds_nothing(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     need(target)
-    for module in (onnx_file, saved_model):
-        monkeypatch.setattr(module, "reference_of", None)
+    monkeypatch.setattr(graphs, "reference_of", None)
     output = tmp_path / "absent" / "m"
     done = get_target(target).export(toy_source(tmp_path, MOGANET), output, ExportOptions(dry_run=True))
     assert done.ok
@@ -195,8 +194,8 @@ def test_a_dry_run_writes_nothing_and_builds_nothing(
 
 def test_a_dry_run_knows_of_large_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     need("onnx")
-    monkeypatch.setattr(onnx_file, "SINGLE_FILE_BYTES", 1000)
-    done = onnx_file.export(toy_source(tmp_path, MOAT), tmp_path / "m.onnx", ExportOptions(dry_run=True))
+    monkeypatch.setattr(graphs, "SINGLE_FILE_BYTES", 1000)
+    done = graphs.export_onnx(toy_source(tmp_path, MOAT), tmp_path / "m.onnx", ExportOptions(dry_run=True))
     assert [file.name for file in done.files] == ["m.onnx.data", "m.onnx"]
 
 
@@ -209,9 +208,8 @@ def test_an_interruption_leaves_nothing(target: str, tmp_path: Path, monkeypatch
         (place if place.is_dir() else place.parent).joinpath("half").write_text("half")
         raise KeyboardInterrupt
 
-    module = onnx_file if target == "onnx" else saved_model
-    monkeypatch.setattr(module, "reference_of", lambda *_: None)
-    monkeypatch.setattr(module, f"write_{target.replace('-', '_')}", interrupted)
+    monkeypatch.setattr(graphs, "reference_of", lambda *_: None)
+    monkeypatch.setattr(graphs, f"write_{target.replace('-', '_')}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get_target(target).export(toy_source(tmp_path, MOGANET), tmp_path / "m", ExportOptions())
     assert left(tmp_path) == set()
@@ -235,8 +233,8 @@ def test_options_that_make_no_sense(target: str, options: dict[str, Any], says: 
 class TestTheCheck:
     """By outputs made up here."""
 
-    REFERENCE = graph_check.Reference(
-        graph_check.random_inputs(3, (32, 32), None),
+    REFERENCE = graphs.Reference(
+        graphs.random_inputs(3, (32, 32), None),
         {
             "stage1": np.random.default_rng(0).standard_normal((3, 2, 2, 4)),
             "logits": np.random.default_rng(1).standard_normal((3, 7)),
@@ -250,7 +248,7 @@ class TestTheCheck:
                 change(found)
             return found
 
-        return graph_check.check_graph(self.REFERENCE, run, features=features, backend="onnxruntime 1.0")
+        return graphs.check_graph(self.REFERENCE, run, features=features, backend="onnxruntime 1.0")
 
     def test_what_agrees(self):
         found = self.check()

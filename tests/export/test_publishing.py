@@ -9,8 +9,7 @@ import pytest
 from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.cli.output import ExitCode, exit_code
 from ckptkit.export.publishing import Destination, push, require_hub
-from ckptkit.export.run import ExportRequest, run_export
-from ckptkit.export.targets import ExportedFile, ExportOptions, get_target
+from ckptkit.export.targets import ExportedFile, ExportOptions, ExportRequest, get_target, run_export
 from ckptkit.registry import load_registry
 from tests.support.exporting import source_of, trained, write_safetensors
 from tests.support.fake_hub import COMMIT, TOKEN, FakeHub

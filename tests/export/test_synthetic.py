@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.export.run import ExportRequest, run_export
-from ckptkit.export.targets import ExportOptions, get_target
+from ckptkit.export.targets import ExportOptions, ExportRequest, get_target, run_export
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from ckptkit.registry import load_registry
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors

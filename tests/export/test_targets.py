@@ -14,8 +14,8 @@ from ckptkit.export.targets import TARGETS, ExportOptions, get_target
 def test_every_target_has_a_module_with_both_functions(name):
     target = get_target(name)
     module = importlib.import_module(target.module)
-    assert callable(module.require)
-    assert callable(module.export)
+    assert callable(getattr(module, f"require_{name.replace('-', '_')}"))
+    assert callable(getattr(module, f"export_{name.replace('-', '_')}"))
     assert target.name == name
 
 

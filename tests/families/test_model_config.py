@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
-from ckptkit.export.hub import export
+from ckptkit.export.hub import export_hf as export
 from ckptkit.export.targets import ExportOptions
 from ckptkit.families.model_config import open_exported, read_config
 from ckptkit.models import create_model
