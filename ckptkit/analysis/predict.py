@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
 from ckptkit.base.tensors import Array
+from ckptkit.families.synthetic import NOTE
 from ckptkit.models import Framework, framework_named
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.gathering import Fault, Gatherer, NamedPicture
-from ckptkit.models.synth import NOTE
 from ckptkit.store.sources import parse_mirrors
 
 if TYPE_CHECKING:

@@ -314,7 +314,8 @@ def synth(
 
     Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
-    from ckptkit.models.synth import NOTE, published_ending, refuse_unpublished, write_checkpoint
+    from ckptkit.families.synthetic import NOTE
+    from ckptkit.models.synth import published_ending, refuse_unpublished, write_checkpoint
 
     state = state_of(context)
     synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)

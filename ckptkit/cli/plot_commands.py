@@ -34,7 +34,7 @@ from ckptkit.cli.output import Column, Output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ckptkit.analysis.logs import Epoch, TrainingLog
+    from ckptkit.analysis.logs.readers import Epoch, TrainingLog
 
 
 class Cost(str, Enum):
@@ -204,8 +204,8 @@ def logs(
 
     Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
     """
-    from ckptkit.analysis.logs import read_log
     from ckptkit.analysis.logs.figure import PURPOSE, picture_format
+    from ckptkit.analysis.logs.log import read_log
     from ckptkit.analysis.plot.figure import require_matplotlib
     from ckptkit.base.files import refuse_existing
 

@@ -26,6 +26,7 @@ from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL
+from ckptkit.families.synthetic import NOTE
 from ckptkit.models.graphs.onnx_graph import (
     DEFAULT_OPSET,
     SINGLE_FILE_BYTES,
@@ -37,7 +38,6 @@ from ckptkit.models.graphs.onnx_graph import (
 )
 from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
 from ckptkit.models.onnx_model import PACKAGES
-from ckptkit.models.synth import NOTE
 from ckptkit.parity.comparison import LOGITS, TOLERANCES, StageComparison, compare
 from ckptkit.parity.forward import run_torch
 from ckptkit.parity.inputs import Inputs, random_inputs

@@ -18,9 +18,9 @@ from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL, Page, Paper, family_of_variant, get_family
 from ckptkit.families.model_config import CONFIG, WEIGHTS, open_exported
+from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.safetensors import file_bytes
 from ckptkit.models.images.classes import imagenet_classes
-from ckptkit.models.synth import NOTE
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

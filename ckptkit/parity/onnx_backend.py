@@ -19,9 +19,10 @@ from ckptkit.base.tensors import Array
 from ckptkit.families.base import get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings, setting_of_file
+from ckptkit.families.synthetic import NOTE
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.models.graphs.onnx_graph import OnnxGraph, open_onnx, write_onnx
-from ckptkit.models.synth import NOTE, is_synthetic
+from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import ModelFile, examine, inputs_for, modes_of, settings_of
 from ckptkit.parity.forward import Model, filled_torch, run_torch

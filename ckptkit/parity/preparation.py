@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.tensors import Array
 from ckptkit.models.images.decoding import open_image
-from ckptkit.models.images.preprocessing import NORMALIZATIONS, Preprocessing
-from ckptkit.models.images.skipped import NoEquivalentError
+from ckptkit.models.images.preprocessing import NORMALIZATIONS, NoEquivalentError, Preprocessing
 from ckptkit.parity.comparison import INPUT, Limit, StageComparison, compare_output
 from ckptkit.parity.inputs import Inputs
 

@@ -16,9 +16,10 @@ from ckptkit.convert import Target, execute, plan_by_layout
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings
+from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.models.synth import NOTE, Synthetic, is_synthetic, write_checkpoint
+from ckptkit.models.synth import Synthetic, is_synthetic, write_checkpoint
 from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
 from ckptkit.parity.files import (
     ModelFile,

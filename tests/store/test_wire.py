@@ -14,7 +14,7 @@ import pytest
 
 from ckptkit.base.errors import CkptkitError, NetworkError
 from ckptkit.base.net import Policy
-from ckptkit.models.images.downloading import download_picture
+from ckptkit.models.images.gathering import download_picture
 from ckptkit.store import transfer
 from ckptkit.store.expected import GitHub, NoDigestError
 from tests.store.conftest import Store

@@ -113,3 +113,13 @@ class Preprocessing:
         rows, columns = self.size
         before = f"shorter side to {self.resize}" if self.resize else "resized to cover"
         return f"{before}, {self.interpolation}, centre {rows}x{columns}, normalization {self.normalization}"
+
+
+NEAREST = "of two pixels equally near, 'nearest' takes another one than Pillow's"
+
+ROWS_AT_ONCE = 1024
+"""Of a picture that is resized across: every row by itself."""
+
+
+class NoEquivalentError(Exception):
+    """A framework has nothing that does the same: the comparison is skipped, and says so."""

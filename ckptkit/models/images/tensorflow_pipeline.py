@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.tensors import Array
-from ckptkit.models.images.skipped import NEAREST, ROWS_AT_ONCE, NoEquivalentError
+from ckptkit.models.images.preprocessing import NEAREST, ROWS_AT_ONCE, NoEquivalentError
 
 if TYPE_CHECKING:
     from ckptkit.models.images.preprocessing import Preprocessing

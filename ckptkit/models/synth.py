@@ -1,0 +1,276 @@
+"""Deterministic synthetic checkpoints in the published formats.
+
+The weights are random numbers by a fixed recipe (`Family.synthetic_recipe`), so every machine makes the same
+file, no download is needed, and forward passes have a healthy scale. They predict nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptkit.base.errors import UsageError
+from ckptkit.base.files import StagedFile
+from ckptkit.base.tensors import DTYPES, TensorSpec
+from ckptkit.families.base import (
+    Family,
+    PublishedFile,
+    Recognition,
+    Structure,
+    families,
+    family_of_variant,
+    get_family,
+)
+from ckptkit.families.synthetic import Make
+from ckptkit.formats.base import Reader
+from ckptkit.formats.builtin import format_of
+from ckptkit.formats.names import format_to_write, without_ending
+from ckptkit.formats.torch_writer import TorchWriter
+from ckptkit.registry.query import EntryFacts
+from ckptkit.rules.language import Table
+
+if TYPE_CHECKING:
+    from ckptkit.registry import Entry, Registry
+    from ckptkit.workspace import Named
+
+STATE_DICT, STATE_DICT_EMA = "state_dict", "state_dict_ema"
+
+
+@dataclass(frozen=True)
+class SyntheticTensor:
+    """One tensor of a synthetic checkpoint."""
+
+    spec: TensorSpec  # name, type and shape in the file
+    make: Make  # gives its values
+    state_dict: str = STATE_DICT  # which state dict of a PyTorch file it stands in
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Which synthetic checkpoint."""
+
+    variant: str
+    pos_emb: bool = True  # with relative position tables
+    twins: bool = False  # both copies of the weights, where the published code puts them
+    # False leaves the BatchNorm moving statistics out, as MOAT's first uploads did
+    bn_statistics: bool = True
+    layout: str | None = None  # published layout, default the family's first: ``deeplab2`` for MOAT
+
+    @cached_property
+    def family(self) -> Family:
+        """The variant's family."""
+        return family_of_variant(self.variant)
+
+    @property
+    def published_file(self) -> PublishedFile:
+        """The kind of file that it is published in."""
+        return self.family.published_files[self.table.layout.name]
+
+    @cached_property
+    def table(self) -> Table:
+        """The published layout's tensors."""
+        layout = self.layout or next(iter(self.family.published_files))
+        return self.family.table(layout, self.variant, Structure(self.pos_emb and self.family.has_pos_emb))
+
+    def tensors(self) -> Iterator[SyntheticTensor]:
+        """Everything in the file, in its order."""
+        recipe = self.family.synthetic_recipe(self.table, raw=False)
+        if not self.twins:
+            yield from self._copy(recipe)
+            return
+        raw = self.family.synthetic_recipe(self.table, raw=True)
+        twin = self.table.layout.second_copy
+        if twin is None:  # the timm style keeps the copies apart, statistics and all
+            yield from self._copy(raw)
+            yield from self._copy(recipe, STATE_DICT_EMA)
+            return
+        plain, second = (raw, recipe) if twin.holds == "ema" else (recipe, raw)
+        trainable = {row.external for row in self.table.bindings if row.trainable}
+        for one in self._copy(recipe):
+            name = one.spec.name
+            if name not in trainable:
+                yield one
+                continue
+            yield SyntheticTensor(one.spec, plain[name])
+            yield SyntheticTensor(TensorSpec(twin.of(name), one.spec.dtype, one.spec.shape), second[name])
+
+    def _copy(self, recipe: Mapping[str, Make], state_dict: str = STATE_DICT) -> Iterator[SyntheticTensor]:
+        for row in self.table.bindings:
+            if row.part == "bn_statistics" and not self.bn_statistics:
+                continue
+            dtype = DTYPES["int64" if row.part == "counter" else "float32"]
+            spec = TensorSpec(row.external, dtype, row.external_shape)
+            yield SyntheticTensor(spec, recipe[row.external], state_dict)
+
+
+_ROUNDING = 2.0**-7
+"""Relative difference that bfloat16 leaves between a number and itself."""
+
+
+def is_synthetic(reader: Reader, found: Recognition) -> bool:
+    """Whether the first bias of a recognised file has the values of the recipe.
+
+    A synthetic file does not tell: it is shaped as the published ones are, and `write_checkpoint` makes them
+    for mirrors, too. What is said of its predictions must say it all the same.
+    """
+    import numpy
+
+    stand_in = Synthetic(found.variant)
+    first = next(
+        row for row in stand_in.table.bindings if row.canonical.endswith(".bias") and row.part == "body"
+    )
+    held = next(row for row in found.table.bindings if row.canonical == first.canonical)
+    name = next((one for one in (held.external, *held.aliases) if one in reader.specs), None)
+    if name is None or reader.specs[name].shape != first.external_shape:
+        return False
+    values = numpy.asarray(reader.read(name), dtype=numpy.float32)
+    return any(
+        numpy.allclose(values, recipe[first.external](), rtol=_ROUNDING, atol=0)
+        for recipe in (stand_in.family.synthetic_recipe(stand_in.table, raw=raw) for raw in (False, True))
+    )
+
+
+def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:
+    """What stands in for a variant or an entry of that name, or for an entry itself."""
+    if isinstance(name, EntryFacts):
+        return name, synthetic_for(name)
+    name = str(name)
+    if any(name in get_family(family).variants for family in families()):
+        return None, Synthetic(name)
+    entry = registry[name]
+    return entry, synthetic_for(entry)
+
+
+def synthetic_for(entry: Entry) -> Synthetic:
+    """The synthetic stand-in of a registry entry."""
+    family = get_family(entry.family)
+    layout = entry.layout if entry.layout in family.published_files else None
+    return Synthetic(entry.variant, pos_emb=bool(entry.pos_emb), layout=layout)
+
+
+_STEP = TensorSpec("global_step", DTYPES["int64"], ())
+
+
+def write_bundle(synthetic: Synthetic, prefix: Path, *, force: bool = False) -> list[Path]:
+    """Write a synthetic TensorFlow checkpoint, with a ``global_step`` of 0, as the published code would."""
+    import numpy
+
+    from ckptkit.formats.tf_bundle import TfBundleWriter
+
+    tensors = {tensor.spec.name: tensor.make for tensor in synthetic.tensors()}
+    tensors[_STEP.name] = lambda: numpy.zeros((), numpy.int64)
+    specs = [tensor.spec for tensor in synthetic.tensors()]
+    with TfBundleWriter(prefix, [*specs, _STEP], {}, force=force) as writer:
+        for name in writer.order:
+            writer.write(name, tensors[name]())
+        return list(writer.finish())
+
+
+def write_archive(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
+    """Write a synthetic checkpoint as the ``.tar.gz`` that is published: a folder with the files in it.
+
+    The same arguments give the same bytes: times, owners and order in the archive are fixed.
+    """
+    folder = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+    with (
+        tempfile.TemporaryDirectory(prefix="ckptkit-synth-") as scratch,
+        StagedFile(path, force=force) as staged,
+    ):
+        prefix = Path(scratch) / "model.ckpt"
+        files = sorted(write_bundle(synthetic, prefix))
+        state = Path(scratch) / "checkpoint"
+        state.write_text('model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')
+        with (
+            gzip.GzipFile(
+                filename="", mode="wb", fileobj=_Appending(staged), compresslevel=1, mtime=0
+            ) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for file in [*files, state]:
+                member = tarfile.TarInfo(f"{folder}/{file.name}")
+                member.size = file.stat().st_size
+                with file.open("rb") as content:
+                    archive.addfile(member, content)
+        return staged.commit()
+
+
+class _Appending(io.RawIOBase):
+    """A staged file as the sequential stream that gzip writes to."""
+
+    def __init__(self, staged: StagedFile) -> None:
+        self._staged = staged
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._staged.append(data)
+        return memoryview(data).nbytes
+
+
+def write_torch(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
+    """Write a synthetic PyTorch checkpoint, shaped as the release of its layout."""
+    tensors = list(synthetic.tensors())
+    # Two state dicts may hold tensors of one name; in the writer's list each has a name of its own.
+    specs = [
+        TensorSpec(f"{one.state_dict}/{one.spec.name}", one.spec.dtype, one.spec.shape) for one in tensors
+    ]
+    makers = {spec.name: one.make for spec, one in zip(specs, tensors, strict=True)}
+    dicts: dict[str, dict[str, TensorSpec]] = {STATE_DICT: {}}
+    for spec, one in zip(specs, tensors, strict=True):
+        dicts.setdefault(one.state_dict, {})[one.spec.name] = spec
+    with TorchWriter(
+        path, specs, {}, force=force, tree=synthetic.published_file.tree(synthetic.variant, dicts)
+    ) as writer:
+        for name in writer.order:
+            writer.write(name, makers[name]())
+        (written,) = writer.finish()
+    return written
+
+
+_ARCHIVES = (".tar.gz", ".tgz")
+
+
+def published_ending(synthetic: Synthetic) -> str:
+    """How the names of such files end where they are published.
+
+    >>> published_ending(Synthetic("moganet-xt", layout="torch"))
+    '.pth.tar'
+    """
+    return synthetic.published_file.ending
+
+
+def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
+    """Write a synthetic checkpoint in the format its family is published in."""
+    refuse_unpublished(synthetic, path)
+    if format_of(synthetic.published_file.format).one_file:
+        return write_torch(synthetic, path, force=force)
+    if path.name.lower().endswith(_ARCHIVES):
+        return write_archive(synthetic, path, force=force)
+    write_bundle(synthetic, path, force=force)
+    return path
+
+
+def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
+    """Raise UsageError for a name that says another format than the one its family is published in."""
+    published = format_of(synthetic.published_file.format)
+    folder, slash, name = str(output).rpartition("/")
+    if not published.one_file and name.lower().endswith(_ARCHIVES):
+        return
+    try:
+        format_to_write(published.name, name)
+    except UsageError as error:
+        ending = published_ending(synthetic) if published.one_file else published.endings[0]
+        better = f"{folder}{slash}{without_ending(name)}{ending}"
+        raise UsageError(
+            f"{output}: synth writes {synthetic.variant} as it is published, "
+            f"a {published.title} {'file' if published.one_file else 'checkpoint'}",
+            hint=f"give -o {better}; 'ckptkit convert' changes the format",
+        ) from error
