@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
@@ -277,16 +277,6 @@ class Link:
 _Rank = TypeVar("_Rank", bytes, "tuple[int, ...]")
 
 
-@dataclass(frozen=True)
-class Leaf(Generic[_Rank]):
-    """What the lowest level of a B-tree points to, the key before it, and what it is sorted between."""
-
-    key: Piece
-    address: int
-    low: _Rank
-    high: _Rank
-
-
 class Hdf5File(Hdf5Bytes):
     """An HDF5 file: its superblock, and from there its object headers, groups and attributes."""
 
@@ -343,32 +333,14 @@ class Hdf5File(Hdf5Bytes):
         return self._headers[address]
 
     def _messages(self, address: int) -> list[Message]:
-        newer = self.piece(address, 4, "an object header")
-        if newer.raw(4) == b"OHDR":
+        start = self.piece(address, 4, "an object header")
+        if start.raw(4) == b"OHDR":
             return self._newer_messages(address + 4)
         prefix = self.piece(address, 16, "an object header")
         if prefix.number(1) != 1:
             raise self.error("no object header where one should be", address)
         prefix.raw(7)
-        size = prefix.number(4)
-        blocks = [self.piece(address + 16, size, "an object header")]
-        messages: list[Message] = []
-        for block in blocks:  # grows while it is walked over
-            while block.left >= 8:
-                self.budget.spend(steps=2)
-                kind, length, flags = block.number(2), block.number(2), block.number(1)
-                block.raw(3)
-                self._take(messages, Message(kind, flags, block.part(length)), blocks, newer=False)
-        return messages
-
-    def datatype(self, header: Header) -> Piece | None:
-        """The type of a dataset's elements: in its own header, or in that of a type with a name."""
-        shared = header.shared(DATATYPE)
-        if shared is None:
-            return header.body(DATATYPE)
-        if (shared.number(1), shared.number(1)) not in _NAMED_TYPES:
-            raise shared.error("an element type that several objects share: not supported", ANEW)
-        return self.header(shared.number(8)).body(DATATYPE)
+        return self._in_blocks(self.piece(address + 16, prefix.number(4), "an object header"), 2, 3)
 
     def _newer_messages(self, address: int) -> list[Message]:
         start = self.piece(address, 2, "an object header")
@@ -380,28 +352,41 @@ class Hdf5File(Hdf5Bytes):
         sizes.raw(times + limits)
         first, size = sizes.address + width, sizes.number(width)
         self.require_checksum(address - 4, first + size - (address - 4), "an object header")
-        blocks = [self.piece(first, size, "an object header")]
+        return self._in_blocks(self.piece(first, size, "an object header"), 1, 2 * (flags >> 2 & 1))
+
+    def _in_blocks(self, first: Piece, kind_bytes: int, ignored_bytes: int) -> list[Message]:
+        """The messages of a header's first block and of those that it continues in."""
         messages: list[Message] = []
-        for block in blocks:
-            while block.left >= 4 + 2 * (flags >> 2 & 1):
+        blocks = [first]
+        for block in blocks:  # grows while it is walked over
+            while block.left >= kind_bytes + 3 + ignored_bytes:
                 self.budget.spend(steps=2)
-                kind, length, marks = block.number(1), block.number(2), block.number(1)
-                block.raw(2 * (flags >> 2 & 1))
-                self._take(messages, Message(kind, marks, block.part(length)), blocks, newer=True)
+                kind, length, flags = block.number(kind_bytes), block.number(2), block.number(1)
+                block.raw(ignored_bytes)
+                body = block.part(length)
+                if kind == CONTINUATION:
+                    blocks.append(self._continuation(body, checked=kind_bytes == 1))
+                else:
+                    messages.append(Message(kind, flags, body))
         return messages
 
-    def _take(self, messages: list[Message], message: Message, blocks: list[Piece], *, newer: bool) -> None:
-        """Keep a message, or find the block with more of them that it points to."""
-        if message.kind != CONTINUATION:
-            messages.append(message)
-            return
-        address, length = message.body.number(8), message.body.number(8)
+    def _continuation(self, body: Piece, *, checked: bool) -> Piece:
+        address, length = body.number(8), body.number(8)
         block = self.piece(address, length, "the rest of an object header")
-        if newer:
-            block.expect(b"OCHK", "rest of an object header")
-            self.require_checksum(address, max(0, length - 4), "the rest of an object header")
-            block = block.part(max(0, block.left - 4))
-        blocks.append(block)
+        if not checked:
+            return block
+        block.expect(b"OCHK", "rest of an object header")
+        self.require_checksum(address, max(0, length - 4), "the rest of an object header")
+        return block.part(max(0, block.left - 4))
+
+    def datatype(self, header: Header) -> Piece | None:
+        """The type of a dataset's elements: in its own header, or in that of a type with a name."""
+        shared = header.shared(DATATYPE)
+        if shared is None:
+            return header.body(DATATYPE)
+        if (shared.number(1), shared.number(1)) not in _NAMED_TYPES:
+            raise shared.error("an element type that several objects share: not supported", ANEW)
+        return self.header(shared.number(8)).body(DATATYPE)
 
     # -- groups ----------------------------------------------------------------------------------------------
 
@@ -431,17 +416,9 @@ class Hdf5File(Hdf5Bytes):
                 raise table.error("the root group has its members at two places")
             yield from self._symbols(tree, heap)
             return
-        bodies = list(header.bodies(LINK))
         info = header.body(LINK_INFO)
-        if info is not None:
-            info.raw(1)
-            info.raw(8 * (info.number(1) & 1))
-            heap, tree = info.number(8), info.number(8)
-            if heap != UNDEFINED:
-                for stored, body in dense_messages(self, heap, tree, LINK_BY_NAME):
-                    require_hash(self._link(body.anew())[1], stored, body)
-                    bodies.append(body)
-        links = [self._link(body) for body in bodies]
+        dense = dense_messages(self, info, LINK_BY_NAME, lambda body: self._link(body)[1])
+        links = [self._link(body) for body in (*header.bodies(LINK), *dense)]
         for _, name, address, target in sorted(links):  # by their order, and by name where none was tracked
             yield name, address, target
 
@@ -479,8 +456,8 @@ class Hdf5File(Hdf5Bytes):
         def rank(key: Piece) -> bytes:
             return text(key, key.number(8))
 
-        for leaf in self.leaves(tree, kind=0, key_bytes=8, rank=rank):
-            before, address = leaf.low, leaf.address
+        for _, address, first, last in self.leaves(tree, kind=0, key_bytes=8, rank=rank):
+            before = first
             table = self.piece(address, 8, "a group's table")
             table.expect(b"SNOD\1", "table of a group")
             table.raw(1)
@@ -488,7 +465,7 @@ class Hdf5File(Hdf5Bytes):
             while rows.left:
                 row = rows.part(40)
                 name, target, cached = text(row, row.number(8)), row.number(8), row.number(4)
-                if not before < name <= leaf.high:  # HDF5 looks names up by their order
+                if not before < name <= last:  # HDF5 looks names up by their order
                     raise row.error(f"a group whose members are not in order, at {name[:80]!r}")
                 before = name
                 if cached == _CACHED_SOFT_LINK:
@@ -499,8 +476,8 @@ class Hdf5File(Hdf5Bytes):
 
     def leaves(
         self, tree: int, *, kind: int, key_bytes: int, rank: Callable[[Piece], _Rank]
-    ) -> Iterator[Leaf[_Rank]]:
-        """What the lowest nodes of a B-tree point to, in order."""
+    ) -> Iterator[tuple[Piece, int, _Rank, _Rank]]:
+        """What the lowest nodes of a B-tree point to: key, address, and what it is sorted between."""
         waiting: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = [(tree, None, None)]
         while waiting:
             address, expected, around = waiting.pop()
@@ -526,7 +503,7 @@ class Hdf5File(Hdf5Bytes):
                 if level:
                     below.append((child, level - 1, (low, high)))
                 else:
-                    yield Leaf(key, child, low, high)
+                    yield key, child, low, high
                 key, low = following, high
             waiting += reversed(below)
 
@@ -564,14 +541,7 @@ class Hdf5File(Hdf5Bytes):
         """An object's attributes: in its header, or, where they are many or long, in a heap."""
         yield from header.bodies(ATTRIBUTE)
         info = header.body(ATTRIBUTE_INFO)
-        if info is not None:
-            info.raw(1)
-            info.raw(2 * (info.number(1) & 1))
-            heap, tree = info.number(8), info.number(8)
-            if heap != UNDEFINED:
-                for stored, body in dense_messages(self, heap, tree, ATTRIBUTE_BY_NAME):
-                    require_hash(self._attribute_name(body.anew()), stored, body)
-                    yield body
+        yield from dense_messages(self, info, ATTRIBUTE_BY_NAME, self._attribute_name)
 
     def _attribute(self, body: Piece) -> tuple[str, Texts]:
         name, element, shape = self._attribute_head(body)
@@ -673,28 +643,42 @@ _MANAGED, _HUGE = 0, 1
 _CHECKED_BLOCKS = 2
 
 
-def dense_messages(source: Hdf5Bytes, heap: int, tree: int, kind: int) -> Iterator[tuple[int, Piece]]:
-    """The messages in a heap, in the order of a tree of links or attributes, each behind its name's hash."""
+_ORDER_BYTES = {LINK_BY_NAME: 8, ATTRIBUTE_BY_NAME: 2}
+"""Of the number that the next member will have, where their order is tracked."""
+
+
+def dense_messages(
+    source: Hdf5Bytes, info: Piece | None, kind: int, name_of: Callable[[Piece], bytes]
+) -> Iterator[Piece]:
+    """The messages in a heap that a message tells of, in the order of their tree of links or attributes.
+
+    The tree sorts them by the hash of their names, by which HDF5 looks them up.
+    """
+    if info is None:
+        return
+    info.raw(1)
+    info.raw(_ORDER_BYTES[kind] * (info.number(1) & 1))
+    heap, tree = info.number(8), info.number(8)
+    if heap == UNDEFINED:
+        return
     messages = _Heap(source, heap)
     before = 0
     for record in _records(source, tree, kind):
-        found = record.number(4) if kind == LINK_BY_NAME else 0
+        stored = record.number(4) if kind == LINK_BY_NAME else 0
         place = record.part(messages.place_bytes)
         if kind == ATTRIBUTE_BY_NAME:
             if record.number(1) & _SHARED:
                 raise record.error("an attribute that several objects share: not supported")
             record.raw(4)  # when it was made
-            found = record.number(4)
-        if found < before:
+            stored = record.number(4)
+        if stored < before:
             raise record.error("a tree that is not in order")
-        before = found
-        yield found, messages.message(place)
-
-
-def require_hash(name: bytes, stored: int, message: Piece) -> None:
-    """Raise FormatError unless a name has the hash by which HDF5 looks it up."""
-    if lookup3(name) != stored:
-        raise message.error(f"{name[:80]!r} is listed under the hash of another name")
+        before = stored
+        message = messages.message(place)
+        name = name_of(message.anew())
+        if lookup3(name) != stored:
+            raise message.error(f"{name[:80]!r} is listed under the hash of another name")
+        yield message
 
 
 def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
@@ -916,17 +900,20 @@ def parse_type(piece: Piece, depth: int = 0) -> ElementType:
         return ElementType(size, what="lists of any length")
     if kind == _REFERENCE:
         return ElementType(size, what="references to other objects")
-    if kind == _OPAQUE:
-        piece.raw(bits & 0xFF)  # its tag
-        return ElementType(size, _opaque(f"void{8 * size}", size))
-    if kind in _SIMPLE:
-        return _SIMPLE[kind](piece, bits, size)
-    if kind in _NESTED:
-        return _NESTED[kind](piece, bits, size, version, depth)
+    if kind in (_OPAQUE, _TIME, _BITS):
+        name, properties = {
+            _OPAQUE: (f"void{8 * size}", bits & 0xFF),  # a tag
+            _TIME: (f"time of {8 * size} bits", 2),
+            _BITS: (f"bit field of {8 * size} bits", 4),
+        }[kind]
+        piece.raw(properties)
+        return ElementType(size, _opaque(name, size))
+    if kind in _CLASSES:
+        return _CLASSES[kind](piece, bits, size, version, depth)
     raise piece.error(f"elements of type class {kind}")
 
 
-def _integer(piece: Piece, bits: int, size: int) -> ElementType:
+def _integer(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> ElementType:
     start, precision = piece.number(2), piece.number(2)
     dtype = DTYPES.get(f"{'int' if bits & 8 else 'uint'}{8 * size}")
     if start or precision != 8 * size or dtype is None:
@@ -934,7 +921,7 @@ def _integer(piece: Piece, bits: int, size: int) -> ElementType:
     return ElementType(size, dtype, big_endian=bool(bits & 1))
 
 
-def _float(piece: Piece, bits: int, size: int) -> ElementType:
+def _float(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> ElementType:
     start, precision, *fields, bias = struct.unpack("<HHBBBBI", piece.raw(12))
     found = (bits >> 8 & 0xFF, *fields, bias)
     name = next((name for name, known in _FLOAT_FIELDS.items() if known == found), None)
@@ -942,24 +929,6 @@ def _float(piece: Piece, bits: int, size: int) -> ElementType:
     if name is None or unusual or DTYPES[name].itemsize != size:
         return ElementType(size, _opaque(f"float of {precision} bits in {size} bytes", size))
     return ElementType(size, DTYPES[name], big_endian=bool(bits & 1))
-
-
-def _time(piece: Piece, _bits: int, size: int) -> ElementType:
-    piece.raw(2)
-    return ElementType(size, _opaque(f"time of {8 * size} bits", size))
-
-
-def _bit_field(piece: Piece, _bits: int, size: int) -> ElementType:
-    piece.raw(4)
-    return ElementType(size, _opaque(f"bit field of {8 * size} bits", size))
-
-
-_SIMPLE: Mapping[int, Callable[[Piece, int, int], ElementType]] = {
-    _INTEGER: _integer,
-    _FLOAT: _float,
-    _TIME: _time,
-    _BITS: _bit_field,
-}
 
 
 def _enumeration(piece: Piece, bits: int, size: int, version: int, depth: int) -> ElementType:
@@ -1019,7 +988,9 @@ def _complex_of(part: ElementType, size: int) -> ElementType | None:
     return ElementType(size, dtype, part.big_endian)
 
 
-_NESTED: Mapping[int, Callable[[Piece, int, int, int, int], ElementType]] = {
+_CLASSES: Mapping[int, Callable[[Piece, int, int, int, int], ElementType]] = {
+    _INTEGER: _integer,
+    _FLOAT: _float,
     _RECORD: _record,
     _ENUM: _enumeration,
     _ARRAY: _array,
@@ -1223,15 +1194,15 @@ class _Storage:
             return numbers.unpack(key.raw(8 + numbers.size)[8:])
 
         found: list[Chunk] = []
-        for leaf in self._file.leaves(tree, kind=1, key_bytes=8 + numbers.size, rank=rank):
-            packed, skipped = leaf.key.number(4), leaf.key.number(4)
-            *corner, byte = leaf.low
+        leaves = self._file.leaves(tree, kind=1, key_bytes=8 + numbers.size, rank=rank)
+        for key, address, (*corner, byte), _ in leaves:
+            packed, skipped = key.number(4), key.number(4)
             places = zip(corner, chunk, shape, strict=True)
             if byte or not all(first % step == 0 and first < size for first, step, size in places):
-                raise leaf.key.error(f"{self._name}: a chunk where none belongs")
+                raise key.error(f"{self._name}: a chunk where none belongs")
             self._file.budget.spend(steps=12)
-            self._file.require(leaf.address, packed, f"{self._name}: a chunk")
-            found.append(Chunk(tuple(corner), leaf.address, packed, skipped))
+            self._file.require(address, packed, f"{self._name}: a chunk")
+            found.append(Chunk(tuple(corner), address, packed, skipped))
         return found
 
 

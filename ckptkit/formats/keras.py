@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, Piece, TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.formats.base import Check
 from ckptkit.formats.foreign import quoted, told
 from ckptkit.formats.hdf5_reader import (
@@ -500,8 +501,7 @@ class _LegacyFile:
         unlisted = [path for path in others if not self._top or not path.startswith(f"{_OPTIMIZER}/")]
         found = dict.fromkeys(unlisted, NotRead(f"listed by no layer's {_WEIGHTS}"))
         if count := len(others) - len(unlisted):
-            tensors = "tensor" if count == 1 else "tensors"
-            found[_OPTIMIZER] = NotRead(f"{count} {tensors} of the optimizer")
+            found[_OPTIMIZER] = NotRead(f"{counted(count, 'tensor')} of the optimizer")
         return found
 
     def _origin(self) -> dict[str, str]:

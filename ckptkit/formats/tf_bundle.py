@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, listed
 from ckptkit.base.files import (
     TEMPORARY,
     StagedFile,
@@ -194,22 +194,12 @@ def _from_state_files(states: list[Path]) -> list[Path]:
 
 def named_by(state: Path) -> Path | None:
     """What a ``checkpoint`` text file names, in its own folder, whether it is there or not."""
-    match = _STATE_PATH.search(_head(state, _STATE_BYTES).decode("utf-8", "replace"))
+    with translated(state), state.open("rb") as file:
+        match = _STATE_PATH.search(file.read(_STATE_BYTES).decode("utf-8", "replace"))
     name = PurePosixPath(re.sub(r"\\(.)", r"\1", match[1]).replace("\\", "/")).name if match else ""
-    return state.parent / name if _may_exist(name) else None
-
-
-def _may_exist(name: str) -> bool:
-    """Whether a prefix may have this name; asking a file system for one that is too long is an error."""
-    return name not in ("", "..") and len(f"{name}.index".encode()) <= _MAX_NAME_BYTES
-
-
-def _head(path: Path, size: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise storage_error(error, path) from error
+    # asking a file system for a name that is too long is an error
+    may_exist = name not in ("", "..") and len(f"{name}.index".encode()) <= _MAX_NAME_BYTES
+    return state.parent / name if may_exist else None
 
 
 # ----------------------------------------------------------------------------------------------------
