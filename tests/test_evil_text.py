@@ -33,8 +33,7 @@ import yaml
 from ckptkit.base.net import Policy
 from ckptkit.cli import app as command_line
 from ckptkit.parity import Failure, junit_document
-from ckptkit.registry.entry_text import with_changed_entry, with_new_entry
-from ckptkit.registry.spans import Pin, pinned_text
+from ckptkit.registry.edit import Pin, with_entries
 from tests.parity.test_report import report, stage
 from tests.support.commands import cache
 from tests.support.evaluation import pictures, png, small_model
@@ -602,10 +601,10 @@ def test_yaml_that_is_written_is_read_as_it_was(tmp_path: Path, begun: str) -> N
     written = begun
     for name, text in EVIL.items():
         fields = {"display_name": text, "note": text, "sources": [{"url": "https://e.org/x", "note": text}]}
-        written = with_new_entry(written, f"new-{name}", fields, tmp_path / "r.yaml")
-        written = with_changed_entry(written, "a", {"note": text, "license": text}, tmp_path / "r.yaml")
+        written = with_entries(written, {f"new-{name}": fields}, tmp_path / "r.yaml")
+        written = with_entries(written, {"a": {"note": text, "license": text}}, tmp_path / "r.yaml")
         pin = Pin(f"new-{name}", "0" * 64, 1, "2026-01-01", text, text)
-        written = pinned_text(written, [pin], tmp_path / "r.yaml")
+        written = with_entries(written, {pin.id: pin.fields()}, tmp_path / "r.yaml")
     assert is_clean(written)
     first, *rows = yaml.safe_load(written)["entries"]
     assert (first["note"], first["license"]) == (text, text)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptkit.families.base import Recognition
     from ckptkit.formats.base import Reader
     from ckptkit.registry import Addition, Entry
-    from ckptkit.registry.writeback import Edit
+    from ckptkit.registry.edit import Edit
     from ckptkit.workspace import Located
 
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptkit.registry.adding import Addition, add_entry, preview_addition
+    from ckptkit.registry.edit import Addition, Pin, add_entry, pin, pin_many, preview_addition, preview_pins
     from ckptkit.registry.loading import Registry, load_registry, load_texts
     from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
     from ckptkit.registry.query import (
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
         entry_model,
         json_schema,
     )
-    from ckptkit.registry.writeback import Pin, pin, pin_many, preview_pins
 
 _HOMES = {
-    "Addition": "adding",
+    "Addition": "edit",
     "Catalogue": "query",
     "DeviationFacts": "query",
     "Entry": "schema",
@@ -49,21 +48,21 @@ _HOMES = {
     "FamilyFacts": "query",
     "HashProvenance": "schema",
     "KnownDeviation": "schema",
-    "Pin": "writeback",
+    "Pin": "edit",
     "Registry": "loading",
     "Source": "schema",
     "SourceFacts": "query",
-    "add_entry": "adding",
+    "add_entry": "edit",
     "built_in_path": "paths",
     "entry_model": "schema",
     "in_source_tree": "paths",
     "json_schema": "schema",
     "load_registry": "loading",
     "load_texts": "loading",
-    "pin": "writeback",
-    "pin_many": "writeback",
-    "preview_addition": "adding",
-    "preview_pins": "writeback",
+    "pin": "edit",
+    "pin_many": "edit",
+    "preview_addition": "edit",
+    "preview_pins": "edit",
     "registry_files": "paths",
 }
 

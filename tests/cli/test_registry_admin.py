@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ckptkit.registry import load_registry, paths, writeback
+from ckptkit.registry import edit, load_registry, paths
 from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.support.commands import SHA, WHEN, Runner, cache, runner
 from tests.support.registries import SMALL, write
@@ -142,7 +142,7 @@ def test_pin_in_a_source_tree_writes_its_registry(
     original = paths.built_in_path().read_text(encoding="utf-8")
     tree = write(tmp_path, original, "registry.yaml")
     (tmp_path / "pyproject.toml").write_text("")
-    for module in (paths, writeback):
+    for module in (paths, edit):
         monkeypatch.setattr(module, "built_in_path", lambda: tree)
     assert run("registry", "pin", "moat0-224").code == 0
     changed = [line for line in tree.read_text().splitlines() if line not in original.splitlines()]

@@ -19,7 +19,7 @@ from ckptkit.registry import (
     pin_many,
     preview_addition,
 )
-from ckptkit.registry.entry_text import written
+from ckptkit.registry.edit import written
 from tests.support.registries import SMALL, write
 
 URL = "https://a.org/three.pth"
@@ -221,7 +221,7 @@ VARIANT = "    variant: moat0\n"
             "cannot be edited in place",
         ),
         (VARIANT, VARIANT + "    note: &n x\n    group: *n\n", {"group": "y"}, "written as an alias"),
-        ("        bn_", "        # why\n        bn_", {}, "comments stand between the sources"),
+        ("        bn_", "        # why\n        bn_", {}, "comments between the sources would be lost"),
         ("  - id: one\n", "  - &whole\n    id: one\n", {"note": "y"}, "without changing more"),
     ],
 )

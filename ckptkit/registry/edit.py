@@ -1,0 +1,584 @@
+"""Editing a registry file: pinning a checksum, adding an entry, and leaving every other byte as it was.
+
+The text is edited where the YAML events say that values are; comments, order, blank lines and quoting
+elsewhere are never touched. Before a file is replaced, the edited text is loaded again and compared with what
+was loaded before: the entries edited must say what was asked for, and no other entry may have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from ckptkit.base.errors import IntegrityError, NotFoundError, RegistryError, UsageError, command
+from ckptkit.base.files import StagedFile, copy_mode, resolved
+from ckptkit.base.text import escaped, yaml_text
+from ckptkit.base.urls import Url, full_url
+from ckptkit.registry.document import parse
+from ckptkit.registry.loading import Registry, load_texts, read_text
+from ckptkit.registry.paths import built_in_path
+from ckptkit.registry.query import Families
+from ckptkit.registry.schema import Entry
+
+EMPTY_OVERLAY = (
+    "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"
+)
+
+_Texts = list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What pinning, or adding an entry, does to a file."""
+
+    path: Path
+    before: str  # empty when the file is to be made
+    after: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything would be different."""
+        return self.before != self.after
+
+    def diff(self) -> str:
+        """Return the change as a unified diff."""
+        from difflib import unified_diff
+
+        name = str(self.path)
+        lines = unified_diff(
+            self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), name, name, n=2
+        )
+        return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
+
+    def write(self) -> None:
+        """Put the new text in the file's place in one step, with the old file's mode."""
+        if not self.changes:
+            return
+        with StagedFile(self.path, force=True, plain=True) as file:
+            file.append(self.after.encode())
+            if self.path.exists():
+                copy_mode(self.path, file.temporary)
+            file.sync()
+            if _text_of(self.path) != self.before:
+                raise UsageError(f"{self.path}: was changed by someone else meanwhile", hint="run it again")
+            file.rename()
+
+
+def _text_of(path: Path) -> str:
+    return read_text(path) if path.exists() else ""
+
+
+def _texts_below(path: Path, below: Sequence[Path] | None) -> _Texts:
+    """The registry files that one is on top of: as given, else the built-in one, unless it is that."""
+    if below is None:
+        below = [] if path == resolved(built_in_path()) else [built_in_path()]
+    return [(file, read_text(file)) for file in below]
+
+
+def _by_hand(path: Path) -> str:
+    return f"change the file by hand, and check it. {command('registry', 'validate', path)}"
+
+
+# -- pinning -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pin:
+    """What was observed of an entry's file."""
+
+    id: str
+    sha256: str  # 64 lower-case hex digits
+    size: int  # bytes
+    observed_at: str  # ISO 8601 with its zone
+    url: str
+    note: str | None = None  # which of the server's checksums were compared with it, for one
+
+    def fields(self) -> dict[str, Any]:
+        """Return the three pinned fields as an `Entry` holds them."""
+        provenance = {"observed_at": self.observed_at, "url": self.url, "note": self.note}
+        return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
+
+
+def pin(
+    path: Path,
+    id: str,
+    *,
+    sha256: str,
+    size: int,
+    observed_at: str,
+    url: str,
+    below: Sequence[Path] | None = None,
+    families: Families | None = None,
+) -> bool:
+    """Write one observed checksum into a registry file; returns whether the file changed."""
+    return pin_many(path, [Pin(id, sha256, size, observed_at, url)], below=below, families=families)
+
+
+def pin_many(
+    path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
+) -> bool:
+    """Write observed checksums into a registry file, all of them or none; returns whether it changed.
+
+    The file is made when it does not exist; an id that it lacks is appended with these fields only. ``below``
+    are the registry files it is on top of, by default the built-in one.
+    """
+    edit = preview_pins(path, pins, below=below, families=families)
+    edit.write()
+    return edit.changes
+
+
+def preview_pins(
+    path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
+) -> Edit:
+    """Return what `pin_many` would do, checked in the same way, without writing."""
+    path = resolved(path)  # a link stays a link to the edited file
+    before, base = _text_of(path), _texts_below(path, below)
+    start = before or EMPTY_OVERLAY
+    old = load_texts([*base, (path, start)], families, of_family=False)
+    for wanted in pins:
+        if wanted.id not in old:
+            raise NotFoundError(f"no entry {wanted.id!r} to pin", hint="see 'ckptkit list'")
+    after = with_entries(start, {wanted.id: wanted.fields() for wanted in pins}, path)
+    try:
+        new = load_texts([*base, (path, after)], families, of_family=False)
+    except RegistryError as error:
+        raise UsageError(
+            f"{path}: cannot be edited in place: {error.faults[0]}", hint=_by_hand(path)
+        ) from error
+    expected = {key: entry.model_dump() for key, entry in old.items()}
+    for wanted in pins:
+        expected[wanted.id].update(wanted.fields())
+        seen = expected[wanted.id]["hash_provenance"]
+        expected[wanted.id]["hash_provenance"] = {**seen, "url": Url(seen["url"])}  # as the registry reads it
+    if {key: entry.model_dump() for key, entry in new.items()} != expected:
+        raise UsageError(f"{path}: cannot be edited in place without changing more", hint=_by_hand(path))
+    return Edit(path, before, after)
+
+
+# -- adding --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What adding an entry comes to."""
+
+    edit: Edit
+    entry: Entry  # as it will be read, with what the file's head and the registries below give
+    updates: bool = False  # whether the file has this entry already, whose fields are updated
+    overrides: Path | None = None  # the registry below that has this entry, which keeps the fields not given
+
+
+def add_entry(
+    path: Path,
+    id: str,
+    urls: Sequence[str],
+    fields: Mapping[str, Any] | None = None,
+    *,
+    below: Sequence[Path] | None = None,
+    families: Families | None = None,
+    force: bool = False,
+) -> Addition:
+    """Write an entry into a registry file, which then loads; see `preview_addition`."""
+    addition = preview_addition(path, id, urls, fields, below=below, families=families, force=force)
+    addition.edit.write()
+    return addition
+
+
+def preview_addition(
+    path: Path,
+    id: str,
+    urls: Sequence[str],
+    fields: Mapping[str, Any] | None = None,
+    *,
+    below: Sequence[Path] | None = None,
+    families: Families | None = None,
+    force: bool = False,
+) -> Addition:
+    """Return what adding an entry would do, checked as if it were done, without writing.
+
+    ``urls`` are where the file can be had, best first; what is known of a source stays with its URL. An entry
+    known nowhere else that is given no display name is called by its id. ``force`` updates the fields of an
+    entry that the file has already, and replaces another checksum.
+    """
+    path = resolved(path)  # a link stays a link to the edited file
+    before, base = _text_of(path), _texts_below(path, below)
+    start = before or EMPTY_OVERLAY
+    old = load_texts([*base, (path, start)], families, of_family=False)
+    updates = id in _rows(start)
+    if updates and not force:
+        raise UsageError(f"{path} has an entry {id!r} already", hint="give --force to update its fields")
+    known = old.get(id)
+    wanted = _wanted(id, urls, fields or {}, known)
+    pinned = known.sha256 if known else None
+    if not force and pinned not in (None, wanted.get("sha256", pinned)):
+        raise IntegrityError(
+            f"{id}: the file has sha256 {wanted['sha256']}, but {pinned} is pinned",
+            hint="--force replaces the pinned one, if the file is the right one",
+        )
+    edit = Edit(path, before, with_entries(start, {id: wanted}, path))
+    if updates and not edit.changes:
+        entry = old[id]
+    else:
+        entry = _checked(edit, base, old, id, wanted, families=families, updates=updates)
+    overrides = next((file for file, text in reversed(base) if id in _rows(text)), None)
+    return Addition(edit, entry, updates, overrides)
+
+
+def _wanted(id: str, urls: Sequence[str], fields: Mapping[str, Any], known: Entry | None) -> dict[str, Any]:
+    """Every field to write: those given, and the sources."""
+    noted = {
+        (url := full_url(source.url)): {**source.model_dump(exclude_defaults=True), "url": url}
+        for source in (known.sources if known else ())
+    }
+    wanted = {**fields, "sources": [noted.get(url, {"url": url}) for url in dict.fromkeys(urls)]}
+    return wanted if known else {"display_name": id, **wanted}
+
+
+def _checked(
+    edit: Edit,
+    base: _Texts,
+    old: Registry,
+    id: str,
+    wanted: Mapping[str, Any],
+    *,
+    families: Families | None,
+    updates: bool,
+) -> Entry:
+    """Load the edited text; the entry in it, after a look whether it and it alone changed."""
+    try:
+        new = load_texts([*base, (edit.path, edit.after)], families, of_family=False)
+    except RegistryError as error:
+        raise _explained(edit.path, id, error) from error
+    others = {key: entry for key, entry in new.items() if key != id}
+    start = old[id] if updates else new[id]
+    try:
+        as_asked = new[id] == type(start).model_validate({**start.model_dump(), **wanted})
+    except ValidationError:  # what was valid in the file is not with what was asked for, so it is not there
+        as_asked = False
+    if not as_asked or others != {key: entry for key, entry in old.items() if key != id}:
+        raise UsageError(
+            f"{edit.path}: cannot be edited in place without changing more", hint=_by_hand(edit.path)
+        )
+    return new[id]
+
+
+def _explained(path: Path, id: str, error: RegistryError) -> UsageError:
+    """Say what the entry lacks or has wrong; the file had no fault before."""
+    label = f"entry {id!r}: "
+    elsewhere = next((fault for fault in error.faults if label not in fault), None)
+    if elsewhere is not None:
+        return UsageError(f"{path}: cannot be edited in place: {elsewhere}", hint=_by_hand(path))
+    faults = [fault.partition(label)[2] for fault in error.faults]
+    lacking = any(fault.endswith(" is missing") for fault in faults)
+    hint = (
+        "say it, or give the file itself with --checkpoint FILE"
+        if lacking
+        else "see 'ckptkit registry schema'"
+    )
+    return UsageError(f"{id}: cannot be added: {'; '.join(faults)}", hint=hint)
+
+
+# -- entries as text -----------------------------------------------------------------------------------------
+
+_ORDER = {name: place for place, name in enumerate(Entry.model_fields)}
+_SETTINGS = _ORDER["weights"] + 0.5
+
+
+def _place(name: str) -> float:
+    """Where a field is written; the settings of models, which this room does not know, after the weights."""
+    return _ORDER.get(name, _SETTINGS)
+
+
+def _rows(text: str) -> dict[Any, dict[str, Any]]:
+    """Fields that a registry's text itself gives to its entries, by id."""
+    root = parse(text).value
+    rows = root.get("entries") if isinstance(root, dict) else None
+    return {row.get("id"): row for row in rows or () if isinstance(row, dict)}
+
+
+def with_entries(text: str, changes: Mapping[str, Mapping[str, Any]], path: Path) -> str:
+    """Return the text of a registry with fields of its entries changed, and entries it lacks appended.
+
+    Refuses what is written in a way that cannot be edited in place; ``path`` is for messages.
+    """
+    entries = _spans(text).get("entries")
+    if entries is None or entries.kind != "sequence":
+        raise UsageError(f"{path}: 'entries' is not a list in this place", hint=_by_hand(path))
+    places = {found.value: entry for entry in entries.children if (found := entry.get("id")) is not None}
+    rows = _rows(text)
+    edits: list[_Replacement] = []
+    bodies: list[list[str]] = []
+    for id, fields in changes.items():
+        if id in places:
+            edits += _changed(text, places[id], rows.get(id, {}), fields, path)
+        else:
+            bodies.append(_body(entries, {"id": id, **fields}))
+    return _edited(text, [*edits, *_appended(text, entries, bodies)])
+
+
+def _changed(
+    text: str, entry: _Span, row: Mapping[str, Any], fields: Mapping[str, Any], path: Path
+) -> list[_Replacement]:
+    """Bring the fields of an entry that differ up to date where they are."""
+    edits: list[_Replacement] = []
+    missing: dict[str, Any] = {}
+    for name, new in fields.items():
+        value = entry.get(name)
+        if name in row and row[name] == _plain(new):
+            continue
+        if value is None:
+            missing[name] = new
+        elif value.block_scalar or value.kind == "alias":
+            what = f"{name} of {row.get('id')!r}"
+            raise UsageError(
+                f"{path}: line {value.line}: {what} is written as an alias or a text block",
+                hint="write a plain value (or null) there, then run this again",
+            )
+        elif name == "sources" and value.kind == "sequence":
+            edits += _changed_sources(text, value, new, path)
+        else:
+            blank = "" if value.start == 0 or text[value.start - 1].isspace() else " "
+            edits.append((value.start, value.end, blank + _value(name, new, inline=entry.flow)))
+    return [*edits, *_insertions(text, entry, missing)]
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is written: what is None in a mapping is left out."""
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+
+def _body(entries: _Span, fields: Mapping[str, Any]) -> list[str]:
+    """Lines of a new entry, its fields in the schema's order."""
+    inline = entries.flow and bool(entries.children)
+    body = []
+    for name in sorted(fields, key=_place):
+        if name == "sources" and fields[name] and not inline:
+            indent = _indent_of_sources(entries)
+            body.append("sources:")
+            for source in fields[name]:
+                body += _dashed(source, indent)
+        else:
+            body.append(_field(name, fields[name], inline=inline))
+    return body
+
+
+def written(value: Any, *, inline: bool = True) -> str:
+    r"""Return a plain value as YAML on one line; text is quoted only where it must be.
+
+    Examples
+    --------
+    >>> print(written("Apache-2.0"), written("224"), written("a\nb"), written(83.0), written(None))
+    Apache-2.0 "224" "a\nb" 83.0 null
+    >>> written("https://a.org/x", inline=False)
+    'https://a.org/x'
+    >>> print(written({"url": "https://a.org/x", "bn_statistics": True}))
+    {url: "https://a.org/x", bn_statistics: true}
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{written(key)}: {written(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(written, value)) + "]"
+    text = yaml_text([value], default_flow_style=True)[1:-2] if inline else yaml_text({"k": value})[3:-1]
+    return escaped(value, "yaml") if isinstance(value, str) and text != value else text
+
+
+def _value(name: str, value: Any, *, inline: bool) -> str:
+    """Text of a field's value; a checksum is always quoted, for one without a letter would be a number."""
+    if name == "sha256":
+        return escaped(value, "yaml")
+    if name == "hash_provenance" and value:
+        pairs = _plain(value).items()
+        return "{" + ", ".join(f"{key}: {escaped(str(text), 'yaml')}" for key, text in pairs) + "}"
+    return written(value, inline=inline)
+
+
+def _field(name: str, value: Any, *, inline: bool) -> str:
+    return f"{name}: {_value(name, value, inline=inline)}"
+
+
+def _dashed(source: Mapping[str, Any], indent: int) -> list[str]:
+    """Lines of one item of a list of sources."""
+    first, *rest = (_field(name, value, inline=False) for name, value in source.items())
+    blank = " " * indent
+    return [f"{blank}- {first}", *(f"{blank}  {line}" for line in rest)]
+
+
+def _indent_of_sources(entries: _Span) -> int:
+    """How far the dashes of sources are indented from their key, as in the first entry that shows it."""
+    for entry in entries.children:
+        sources = entry.get("sources")
+        if sources is not None and sources.kind == "sequence" and not (sources.flow or entry.flow):
+            return sources.column - entry.children[0].column
+    return 2
+
+
+def _insertions(text: str, entry: _Span, missing: Mapping[str, Any]) -> list[_Replacement]:
+    """Put new fields into an entry, each behind the last one that comes before it in the schema."""
+    behind: dict[int, list[str]] = {}
+    pairs = list(entry.pairs())
+    for name in sorted(missing, key=_place):
+        before = [n for n, (key, _) in enumerate(pairs) if _place(key.value) < _place(name)]
+        behind.setdefault(max(before), []).append(_field(name, missing[name], inline=entry.flow))
+    edits = []
+    for place, lines in behind.items():
+        end = pairs[place][1].end
+        if entry.flow:
+            edits.append((end, end, "".join(f", {line}" for line in lines)))
+        else:
+            indent = " " * entry.children[0].column
+            edits.append(_behind_line(text, end, [indent + line for line in lines]))
+    return edits
+
+
+def _changed_sources(
+    text: str, value: _Span, sources: Sequence[Mapping[str, Any]], path: Path
+) -> list[_Replacement]:
+    """Bring a list of sources up to date; those that stay keep their text."""
+    items = {url.value: item for item in value.children if (url := item.get("url")) is not None}
+    if value.flow:
+        parts = [
+            text[items[url].start : items[url].end] if (url := source["url"]) in items else written(source)
+            for source in sources
+        ]
+        return [(value.start, value.end, "[" + ", ".join(parts) + "]")]
+    indent = " " * value.column
+    urls = [source["url"] for source in sources]
+    if len(items) == len(value.children) and urls[: len(items)] == list(items):  # further ones, if any
+        lines = [indent + line for source in sources[len(items) :] for line in _dashed(source, 0)]
+        return [_behind_line(text, value.end, lines)] if lines else []
+    end = _end_of_line(text, value.end)
+    if any(line.lstrip().startswith("#") for line in text[value.start : end].splitlines()):
+        raise UsageError(
+            f"{path}: line {value.line}: comments between the sources would be lost",
+            hint=_by_hand(path),
+        )
+    lines = []
+    for source in sources:
+        item = items.get(source["url"])
+        if item is None:
+            lines += [indent + line for line in _dashed(source, 0)]
+        else:
+            lines.append(f"{indent}- {text[item.start : _end_of_line(text, item.end)]}")
+    return [(value.start, end, _newline(text).join(lines)[value.column :])]
+
+
+def _end_of_line(text: str, position: int) -> int:
+    """Where the line that holds ``position`` ends, before its newline."""
+    end = text.find("\n", position)
+    end = len(text) if end < 0 else end
+    return end - 1 if text[end - 1 : end] == "\r" else end
+
+
+def _newline(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _edited(text: str, edits: Sequence[_Replacement]) -> str:
+    """Return ``text`` with all replacements made; of several at one place the first comes first."""
+    parts, done = [], 0
+    for start, end, replacement in sorted(edits, key=lambda edit: edit[0]):
+        parts += [text[done:start], replacement]
+        done = max(done, end)
+    return "".join([*parts, text[done:]])
+
+
+def _behind_line(text: str, position: int, lines: list[str]) -> _Replacement:
+    """Put new lines behind the line that holds ``position``, so that a comment at its end stays with it."""
+    end, newline = text.find("\n", position), _newline(text)
+    block = newline.join(lines)
+    if end < 0:
+        return len(text), len(text), newline + block
+    return end + 1, end + 1, block + newline
+
+
+def _appended(text: str, entries: _Span, bodies: Sequence[list[str]]) -> list[_Replacement]:
+    """New entries at the end of the list, each given as the lines of its fields."""
+    if not bodies:
+        return []
+    if entries.flow and entries.children:
+        end = entries.children[-1].end
+        return [(end, end, "".join(", {" + ", ".join(body) + "}" for body in bodies))]
+    column = 2 if entries.flow else entries.column
+    lines: list[str] = []
+    for body in bodies:
+        first, *rest = body
+        blank = [""] if lines or entries.children else []
+        lines += [*blank, " " * column + f"- {first}", *(" " * (column + 2) + line for line in rest)]
+    if not entries.children:  # entries: []
+        start = len(text[: entries.start].rstrip(" "))
+        return [(start, entries.end, "".join(_newline(text) + line for line in lines))]
+    return [_behind_line(text, entries.end, lines)]
+
+
+# -- where values are in the text ----------------------------------------------------------------------------
+
+_Kind = Literal["scalar", "alias", "mapping", "sequence"]
+_Replacement = tuple[int, int, str]
+"""Start and end of what goes, in characters, and what comes there."""
+
+
+@dataclass
+class _Span:
+    """A value and where it is, in characters from the start of the text.
+
+    An alias is a leaf at its own place, which the nodes of a YAML tree do not tell.
+    """
+
+    kind: _Kind
+    start: int
+    end: int
+    column: int
+    line: int
+    value: str = ""
+    flow: bool = False
+    block_scalar: bool = False
+    children: list[_Span] = field(default_factory=list)
+
+    def pairs(self) -> Iterator[tuple[_Span, _Span]]:
+        """Keys and values of a mapping."""
+        return zip(self.children[::2], self.children[1::2], strict=True)
+
+    def get(self, key: str) -> _Span | None:
+        """Value of a key of a mapping."""
+        if self.kind != "mapping":
+            return None
+        return next((value for name, value in self.pairs() if name.value == key), None)
+
+
+def _spans(text: str) -> _Span:
+    """Tree of the first document of ``text``, which is known to be valid YAML."""
+    root = _Span("sequence", 0, 0, 0, 0)
+    stack = [root]
+    # The pure-Python scanner counts characters of this very text; libyaml counts without a byte-order mark.
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            kind: _Kind = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
+            span = _span_of(event, kind)
+            span.flow = bool(event.flow_style)
+            stack[-1].children.append(span)
+            stack.append(span)
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            span = stack.pop()
+            # A block collection "ends" at the next token, behind comments that are not its own.
+            span.end = (
+                _span_of(event, span.kind).end if span.flow or not span.children else span.children[-1].end
+            )
+        elif isinstance(event, yaml.AliasEvent):
+            stack[-1].children.append(_span_of(event, "alias"))
+        elif isinstance(event, yaml.ScalarEvent):
+            span = _span_of(event, "scalar")
+            span.value = event.value
+            span.block_scalar = event.style in {"|", ">"}
+            span.end = span.start + len(text[span.start : span.end].rstrip())
+            stack[-1].children.append(span)
+    return root.children[0]
+
+
+def _span_of(event: Any, kind: _Kind) -> _Span:
+    start = event.start_mark
+    return _Span(kind, start.index, event.end_mark.index, start.column, start.line + 1)
