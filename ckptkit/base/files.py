@@ -665,8 +665,8 @@ class _Place:
     """Where the bytes go: the path that a rename replaces, or the stream that they are written into."""
 
     path: Path
-    stream: bool = False  # Whether it is written into
-    descriptor: int | None = None  # Of the open file of this process that it is
+    stream: bool = False  # whether it is written into
+    descriptor: int | None = None  # of the open file of this process that it is
 
 
 def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False) -> _Place:

@@ -277,12 +277,12 @@ def is_loopback(url: str) -> bool:
 class Policy:
     """How patient a download is, and how much it takes. Times in seconds; tests inject clock and chance."""
 
-    connect_timeout: float = 15.0  # How long to wait for a connection, and for the next bytes
+    connect_timeout: float = 15.0  # how long to wait for a connection, and for the next bytes
     read_timeout: float = 60.0
     # How many failures in a row, with no new byte between them, are borne before a source is given up; also
     # how often a file is begun again from the first byte because a part did not fit
     retries: int = 4
-    max_attempts: int = 100  # How many requests are made to one source in all
+    max_attempts: int = 100  # how many requests are made to one source in all
     # The first wait, doubled each time, and its bound. The wait is shortened by chance by up to a half, so
     # that many clients do not come back together
     backoff: float = 1.0
@@ -294,20 +294,20 @@ class Policy:
     # A body that comes with fewer than ``slowest`` bytes a second over so many seconds is given up, too
     slow_seconds: float = 60.0
     slowest: int = 1000
-    slow_retries: int = 1  # How often an answer that was given up for being slow is asked for again
+    slow_retries: int = 1  # how often an answer that was given up for being slow is asked for again
     # The largest file that is taken where neither the server nor the registry says how large it is
     most_unknown: int = 2 << 30
-    max_redirects: int = 10  # How many redirects in a row are followed
+    max_redirects: int = 10  # how many redirects in a row are followed
     sleep: Callable[[float], object] = time.sleep
     chance: Callable[[], float] = random.random
     clock: Callable[[], float] = time.time
-    connections: int = 1  # How many ranges of one large file are asked for at once
+    connections: int = 1  # how many ranges of one large file are asked for at once
     # Bytes from which a file is worth that, and bytes a range has: seconds on a slow line, and few requests
     # on a quick one
     split_from: int = 64_000_000
     segment: int = 8 << 20
-    throttle: Throttle | None = None  # Bounds the bandwidth of all downloads that share it
-    credentials: Credentials = field(default_factory=Credentials)  # What may be sent to which host
+    throttle: Throttle | None = None  # bounds the bandwidth of all downloads that share it
+    credentials: Credentials = field(default_factory=Credentials)  # what may be sent to which host
     # Asked again and again whether to stop; what has arrived then stays for a later run
     stopped: Callable[[], bool] = lambda: False
 

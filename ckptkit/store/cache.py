@@ -48,25 +48,25 @@ OTHER_DISK = "move it away; to keep the cache on another disk, set CKPTKIT_HOME 
 class Record:
     """What is known of one fetched artefact."""
 
-    id: str  # Entry id
-    url: str  # The published URL
-    file: str  # Name of the artefact in its folder
-    size: int  # Bytes
-    sha256: str  # Lower-case hex, computed here
+    id: str  # entry id
+    url: str  # the published URL
+    file: str  # name of the artefact in its folder
+    size: int  # bytes
+    sha256: str  # lower-case hex, computed here
     fetched_at: str  # ISO 8601, UTC
     # Where the bytes really came from: a mirror or, for an imported file, a ``file://`` URL
     used_url: str = ""
     # The artefact's modification time when it was last hashed: with the size it tells an untouched file
     mtime_ns: int = 0
-    etag: str | None = None  # The server's identity of the file
+    etag: str | None = None  # the server's identity of the file
     generation: str | None = None
     # Checksums the server promised (and the bytes kept), algorithm → hex
     server_hashes: Mapping[str, str] = field(default_factory=dict)
-    ckptkit_version: str = ""  # The version that fetched it
-    note: str = ""  # How it got here when not by download: ``imported by hand``
+    ckptkit_version: str = ""  # the version that fetched it
+    note: str = ""  # how it got here when not by download: ``imported by hand``
     # Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says
     bn_statistics: bool | None = None
-    overruled: bool = False  # Whether it does not fit its entry and was imported all the same
+    overruled: bool = False  # whether it does not fit its entry and was imported all the same
     # What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
     previous: list[dict[str, Any]] = field(default_factory=list)
 

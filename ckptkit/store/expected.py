@@ -57,8 +57,8 @@ class ExpectedChecksum:
     """One checksum that somebody states of a file."""
 
     algorithm: str  # ``sha256``, ``md5`` or ``crc32c``
-    value: str  # Lower-case hex
-    origin: str  # Who says so, for messages: ``x-goog-hash``, ``the registry``
+    value: str  # lower-case hex
+    origin: str  # who says so, for messages: ``x-goog-hash``, ``the registry``
 
 
 class StreamHasher:
@@ -229,7 +229,7 @@ class GitHub:
     Asset(owner='o', repository='r', tag='v1', name='m.pth')
     """
 
-    web: str = "https://github.com"  # Beginning of the URLs of releases, and of the REST API
+    web: str = "https://github.com"  # beginning of the URLs of releases, and of the REST API
     api: str = "https://api.github.com"
     # Holds ``GITHUB_TOKEN``, which the API wants for private repositories and for more than 60 questions an
     # hour

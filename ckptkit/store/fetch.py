@@ -234,7 +234,8 @@ def _take(job: Job, source: PlannedSource, opener: Opener, policy: Policy) -> Fe
             published = published or job.published_digest(source, policy)
             part.expected = tuple(dict.fromkeys((*part.expected, *published)))
             try:
-                return job.install(source, part, early)
+                held, known = job.check(source, part)
+                return job.install(source, part, early, held, known=known)
             except (IntegrityError, UnfitError) as error:
                 if not joined:
                     raise

@@ -63,10 +63,10 @@ _MOST_KEPT = 100
 class Fetched:
     """What a fetch or an import gives."""
 
-    path: Path  # What convert and load take: the folder with the checkpoint for an archive, else the artefact
-    artefact: Path  # The file as published
+    path: Path  # what convert and load take: the folder with the checkpoint for an archive, else the artefact
+    artefact: Path  # the file as published
     record: Record
-    from_cache: bool  # Whether it lay there already
+    from_cache: bool  # whether it lay there already
     # The checksums it was compared with when it came: those of the registry, of servers, of the lock file
     held: tuple[ExpectedChecksum, ...] = ()
 
@@ -293,11 +293,7 @@ class Job:
         if known is not None:
             return [known]
         return [
-            ExpectedChecksum(
-                "sha256",
-                record.sha256,
-                f"its record ({how_it_came(record)})",
-            )
+            ExpectedChecksum("sha256", record.sha256, f"its record ({how_it_came(record)})")
             for record in self.home.records(self.entry.id)
             if record.file == file
         ]
@@ -339,9 +335,19 @@ class Job:
                 f"its history keeps {replaced.sha256}, seen {replaced.first_seen}"
             )
 
-    def install(self, source: PlannedSource, partial: Partial, early: EarlyUnpack) -> Fetched:
-        """Check, unpack, record, rename: what is refused leaves nothing, and a named file has a record."""
-        held, known = self.check(source, partial)
+    def install(
+        self,
+        source: PlannedSource,
+        partial: Partial,
+        early: EarlyUnpack,
+        held: tuple[ExpectedChecksum, ...],
+        *,
+        known: bool,
+    ) -> Fetched:
+        """Unpack, record, rename: what is refused leaves nothing, and a named file has a record.
+
+        A file that no earlier checksum vouches for is looked into before.
+        """
         found = partial.digests()
         record = self._record(source, found, self.note, partial.sync(), partial)
         record = replace(record, previous=self._previous(record))

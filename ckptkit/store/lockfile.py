@@ -51,16 +51,16 @@ HOW = {
 class LockEntry:
     """The bytes a published file had when it was first fetched, or when a change was accepted."""
 
-    sha256: str  # Lower-case hex
-    size: int  # Bytes
+    sha256: str  # lower-case hex
+    size: int  # bytes
     first_seen: str  # ISO 8601, UTC
-    url: str  # The published URL, and where the bytes really came from
+    url: str  # the published URL, and where the bytes really came from
     used_url: str = ""
-    how: str = "download"  # A key of `HOW`
+    how: str = "download"  # a key of `HOW`
     # Checksums the server promised then (and the bytes kept), algorithm → hex
     server_hashes: Mapping[str, str] = field(default_factory=dict)
-    history: tuple[LockEntry, ...] = ()  # What was trusted before, oldest first
-    replaced_at: str = ""  # In the history: when it was replaced
+    history: tuple[LockEntry, ...] = ()  # what was trusted before, oldest first
+    replaced_at: str = ""  # in the history: when it was replaced
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes."""

@@ -47,7 +47,7 @@ class Identity:
     etag: str | None = None  # ``ETag``, ``x-goog-generation``, ``Last-Modified``
     generation: str | None = None
     last_modified: str | None = None
-    size: int | None = None  # Bytes of the whole file
+    size: int | None = None  # bytes of the whole file
 
     @property
     def if_range(self) -> str | None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class PlannedSource:
     """One source of an entry."""
 
-    url: str  # As published, without what is secret in it
-    used_url: str  # Where it is fetched from: the same with its secrets, or what a mirror rule makes of it
-    file: str  # The artefact's name in the cache
+    url: str  # as published, without what is secret in it
+    used_url: str  # where it is fetched from: the same with its secrets, or what a mirror rule makes of it
+    file: str  # the artefact's name in the cache
     # Whether the file has the BatchNorm moving statistics; None where the registry does not say
     bn_statistics: bool | None = None
 

@@ -46,11 +46,11 @@ _LFS_POINTER = b"version https://git-lfs"
 class Transfer:
     """One source being downloaded."""
 
-    url: str  # Where the bytes come from, after mirror rules
-    partial: Partial  # Where they go
-    opener: Opener  # Makes one request; see `open_url`
+    url: str  # where the bytes come from, after mirror rules
+    partial: Partial  # where they go
+    opener: Opener  # makes one request; see `open_url`
     policy: Policy
-    expected_size: int | None = None  # The pinned size
+    expected_size: int | None = None  # the pinned size
     progress: Progress | None = None
     notes: Say = say_nothing
     # Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers

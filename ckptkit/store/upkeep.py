@@ -57,8 +57,8 @@ class Item:
     """One thing in the cache."""
 
     kind: Kind
-    path: Path  # File or folder; of a conversion in several files what other commands take
-    size: int  # Bytes, of all its files
+    path: Path  # file or folder; of a conversion in several files what other commands take
+    size: int  # bytes, of all its files
     # ``intact`` as far as size and time tell; ``touched`` since it was hashed; ``damaged`` (another size,
     # files missing, cannot be opened); ``missing`` although recorded; ``no record``; ``stale``: made from
     # other bytes than the entry's file has now; ``unfinished`` and ``being written`` temporary files
@@ -70,10 +70,10 @@ class Holding:
     """What one cache folder holds of one entry."""
 
     id: str
-    home: Path  # The cache folder
+    home: Path  # the cache folder
     items: tuple[Item, ...]
     used: float  # When it was last used (fetched, converted, proven), in seconds since 1970
-    by_hand: bool  # Whether its file was imported by hand: no fetch brings it back
+    by_hand: bool  # whether its file was imported by hand: no fetch brings it back
 
     @property
     def size(self) -> int:
@@ -358,7 +358,7 @@ class Removal:
     """What became of one entry."""
 
     id: str
-    freed: int  # Bytes that are gone, or would be
+    freed: int  # bytes that are gone, or would be
     removed: tuple[Path, ...] = ()  # Folders that are gone, or would be
     kept: tuple[str, ...] = ()  # Why something is still there, one sentence each
 
@@ -520,11 +520,11 @@ class Verdict:
     """What reading one thing again showed."""
 
     id: str
-    path: Path  # The file as published, or the folder it was unpacked to
+    path: Path  # the file as published, or the folder it was unpacked to
     ok: bool
-    detail: str  # What holds, or what does not
-    size: int = 0  # Bytes
-    sha256: str | None = None  # Of the file; None of a folder or of what is not there
+    detail: str  # what holds, or what does not
+    size: int = 0  # bytes
+    sha256: str | None = None  # of the file; None of a folder or of what is not there
 
 
 def verify_cache(

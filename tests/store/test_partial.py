@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from mmap import PAGESIZE
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
@@ -15,7 +19,8 @@ from ckptkit.registry import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file
 from ckptkit.store.openers import Identity
-from ckptkit.store.partial import Partial
+from ckptkit.store.partial import BackgroundHasher, BackgroundThread, Partial
+from ckptkit.store.transfer import Segments, url_opener
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
 from tests.support.http_server import Answer, FaultServer, Request, cut, goog_hash, md5_of, status
@@ -264,3 +269,69 @@ def test_a_promise_that_comes_late_is_checked_from_the_first_byte(
     fetched = store.fetch(entry_of(server.url(PATH)))
     assert fetched.record.server_hashes == {"md5": hashlib.md5(BODY).hexdigest()}
     assert_only(store, BODY)
+
+
+# -- Checksums taken behind the receiving: the same as in one piece, whatever the order of events ------------
+
+
+HASHING_BODY = random_bytes(3_000_001)
+
+
+@pytest.mark.parametrize("algorithms", [[], ["md5"], ["crc32c"], ["md5", "crc32c", "sha256"]])
+@pytest.mark.parametrize("piece", [70_001, 1 << 20, 4_000_000])
+def test_digests(algorithms: list[str], piece: int) -> None:
+    hasher = BackgroundHasher(algorithms)
+    for start in range(0, len(HASHING_BODY), piece):
+        hasher.update(HASHING_BODY[start : start + piece])
+    for _ in range(2):
+        found = hasher.digests()
+        assert (found.size, found.sha256) == (len(HASHING_BODY), hashlib.sha256(HASHING_BODY).hexdigest())
+        assert found.md5 == (hashlib.md5(HASHING_BODY).hexdigest() if "md5" in algorithms else "")
+        assert found.crc32c == (f"{google_crc32c.value(HASHING_BODY):08x}" if "crc32c" in algorithms else "")
+    hasher.update(b"more")
+    assert hasher.digests().sha256 == hashlib.sha256(HASHING_BODY + b"more").hexdigest()
+    hasher.close()
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_a_piece_never_changes_once_it_is_given(store: Store, server: FaultServer, connections: int) -> None:
+    url, policy = (
+        server.serve("/m.pth", HASHING_BODY),
+        replace(store.policy, segment=300_000, connections=connections),
+    )
+    with url_opener(policy) as opener, opener(url, 0, None, 1) as first, opener(url, 0, None) as response:
+        segments = Segments(url, opener, policy, first.identity, 0)
+        pieces = list(response.body if connections == 1 else segments.pieces())
+        segments.close()
+    assert len(pieces) > 5 and b"".join(pieces) == HASHING_BODY
+
+
+def test_no_more_calls_wait_than_promised() -> None:
+    gate, made = threading.Event(), []
+    thread = BackgroundThread("test", 3)
+    thread.submit(gate.wait, 10)
+    assert thread.submit_if_idle(made.append, 1) and thread.submit_if_idle(made.append, 2)
+    assert not thread.submit_if_idle(made.append, 3)
+    giver = threading.Thread(target=thread.submit, args=(made.append, 4))
+    giver.start()
+    time.sleep(0.05)
+    assert giver.is_alive() and made == []
+    gate.set()
+    giver.join(5)
+    thread.wait()
+    assert made == [1, 2, 4]
+    thread.close()
+
+
+def test_an_error_is_told_every_time_and_nothing_is_done_after_it() -> None:
+    made: list[int] = []
+    thread = BackgroundThread("test")
+    thread.submit(made.append, 1)
+    thread.submit(int, "x")
+    thread.submit(made.append, 2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="invalid literal"):
+            thread.wait()
+    assert made == [1]
+    thread.close()
+    thread.close()
