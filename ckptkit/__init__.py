@@ -10,9 +10,8 @@ Importing this package imports neither numpy nor a framework; each function load
 
 from __future__ import annotations
 
-import sys
 import warnings
-from types import ModuleType
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, __version__, strangers
@@ -53,36 +52,26 @@ __all__ = [
     "verify",
 ]
 
-_FACE = frozenset(__all__) - {"__version__"}
+_FUNCTIONS = frozenset(__all__) - {"__version__"}
 
-
-class _Package(ModuleType):
-    """Keeps the functions of the Python face from being hidden by submodules of the same name.
-
-    Importing ``ckptkit.convert`` makes the import system bind the module to the package's attribute
-    ``convert``, where users expect the function. ``from ckptkit.convert import …`` reaches the module.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _FACE and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
+for _room in ("convert", "export", "parity", "registry"):
+    # A package that is imported for the first time takes its name here. These four are imported now, and the
+    # names go to the functions, for good: `from ckptkit.convert.planning import …` still reaches the package.
+    import_module(f"{__name__}.{_room}")
+    del globals()[_room]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FACE:
-        from ckptkit import api
-
-        value = getattr(api, name)
-        setattr(sys.modules[__name__], name, value)
+    if name in _FUNCTIONS:
+        value = getattr(import_module(f"{__name__}.api"), name)
+        globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_FACE])
+    return sorted([*globals(), *_FUNCTIONS])
 
-
-sys.modules[__name__].__class__ = _Package
 
 for _folder in strangers():
     from ckptkit.base.text import escaped as _escaped

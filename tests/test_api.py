@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -20,17 +22,36 @@ from ckptkit.models.synth import Synthetic, write_archive
 from ckptkit.store.cache import Home
 from tests.support.caches import put_entry
 
-NAMES = ("registry", "fetch", "verify", "convert", "load", "create_model", "parity")
+NAMES = [name for name in ckptkit.__all__ if name != "__version__"]
+ROOMS = [name for name in NAMES if Path(ckptkit.__file__).with_name(name).is_dir()]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_is_a_documented_function_even_after_its_module_was_imported(name):
-    for module in ("ckptkit.registry", "ckptkit.verify", "ckptkit.convert", "ckptkit.parity"):
-        importlib.import_module(module)
+    assert {"registry", "convert", "parity"} <= {*ROOMS}
+    for room in ROOMS:
+        importlib.import_module(f"ckptkit.{room}")
     function = getattr(ckptkit, name)
     assert isinstance(function, types.FunctionType)
     assert inspect.getdoc(function)
     assert name in dir(ckptkit)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_in_a_new_process_a_function_is_found_before_and_after_its_room_was_imported(room):
+    code = f"import ckptkit.{room}, ckptkit.cli.app, sys; assert callable(ckptkit.{room}), ckptkit.{room}"
+    code += (
+        f"; assert ckptkit.{room} is not sys.modules['ckptkit.{room}']; from ckptkit.{room} import __path__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import ckptkit; f = ckptkit.{room}; import ckptkit.{room}; assert f is ckptkit.{room}",
+        ],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize(

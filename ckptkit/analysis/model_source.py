@@ -142,7 +142,7 @@ def named_source(
         yield open_source(located, workspace, **options)
         return
     from ckptkit.models.synth import synthetic_stand_in
-    from ckptkit.parity import synthetic_checkpoint
+    from ckptkit.parity.run import synthetic_checkpoint
 
     entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:

@@ -15,7 +15,8 @@ from ckptkit.formats.names import format_to_write, is_folder
 
 if TYPE_CHECKING:
     from ckptkit.compare.verify import VerifyReport
-    from ckptkit.convert import LoadedTensors, Plan
+    from ckptkit.convert.loading import LoadedTensors
+    from ckptkit.convert.planning import Plan
     from ckptkit.families.binding import Weights
     from ckptkit.registry import Entry, Registry
     from ckptkit.rules.file import RuleFile
@@ -297,7 +298,8 @@ def load(
     NotFoundError, FormatError, ConversionError
         Nothing there; damaged; the tensors do not fit, or cannot be read and no rule leaves them out.
     """
-    from ckptkit.convert import AS_IS, load_tensors
+    from ckptkit.convert.loading import load_tensors
+    from ckptkit.convert.planning import AS_IS
 
     located = workspace_of_environment().locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
     with located.open(weights, unwrap=layout != AS_IS) as reader:

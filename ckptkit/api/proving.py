@@ -14,8 +14,7 @@ from ckptkit.base.tensors import float_named
 if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
     from ckptkit.families.binding import Weights
-    from ckptkit.parity import ParityReport
-    from ckptkit.parity.report import Backend
+    from ckptkit.parity.report import Backend, ParityReport
     from ckptkit.registry import EntryFacts
     from ckptkit.workspace import Named
 
@@ -83,7 +82,8 @@ def parity(
     MissingDependencyError
         When torch, or what the other side needs, is not installed.
     """
-    from ckptkit.parity import backend_named, chosen_backends, run_with, synthetic_checkpoint
+    from ckptkit.parity.backends import backend_named, chosen_backends, run_with
+    from ckptkit.parity.run import synthetic_checkpoint
 
     workspace = workspace_of_environment()
     options: dict[str, Any] = {

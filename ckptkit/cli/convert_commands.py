@@ -31,8 +31,8 @@ from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write
 
 if TYPE_CHECKING:
-    from ckptkit.convert import Plan
     from ckptkit.convert.pipeline import Outcome
+    from ckptkit.convert.planning import Plan
     from ckptkit.models.synth import Synthetic
     from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Located

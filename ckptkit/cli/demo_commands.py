@@ -13,7 +13,7 @@ from ckptkit.cli.options import State, state_of
 
 if TYPE_CHECKING:
     from ckptkit.compare.verify import VerifyReport
-    from ckptkit.parity import ParityReport
+    from ckptkit.parity.report import ParityReport
     from ckptkit.workspace import Located, Workspace
 
 
@@ -118,7 +118,7 @@ def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, 
 def _prove(state: State, located: Located, converted: Path) -> ParityReport:
     from ckptkit.base.errors import MissingDependencyError
     from ckptkit.cli.parity_commands import print_report
-    from ckptkit.parity import run_parity
+    from ckptkit.parity.run import run_parity
 
     state.output.text("", f"5. ckptkit parity {located.name} --converted {converted.name}")
     try:

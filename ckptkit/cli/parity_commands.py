@@ -28,12 +28,12 @@ from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
-    from ckptkit.parity import Failure, ParityReport, Side
+    from ckptkit.parity.report import Failure, ParityReport, Side
     from ckptkit.workspace import Located, Workspace
 
 
 def _backend(text: str) -> str:
-    from ckptkit.parity import backend_named
+    from ckptkit.parity.backends import backend_named
 
     return backend_named(text)
 
@@ -118,7 +118,9 @@ def parity(
     """
     from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.output import ExitCode, exit_code
-    from ckptkit.parity import Failure, backend_named, chosen_backends, require_packages, run_with
+    from ckptkit.parity.backends import backend_named, chosen_backends, run_with
+    from ckptkit.parity.packages import require_packages
+    from ckptkit.parity.report import Failure
 
     state = state_of(context)
     workspace = state.workspace()
@@ -206,7 +208,7 @@ def _located(workspace: Workspace, name: str, *, synthetic: bool) -> Iterator[Lo
     """Find a checkpoint, fetching an entry that is not here; or make a synthetic one for the time being."""
     from ckptkit.families.base import get_family
     from ckptkit.models.synth import synthetic_stand_in
-    from ckptkit.parity import synthetic_checkpoint
+    from ckptkit.parity.run import synthetic_checkpoint
 
     if not synthetic:
         if not workspace.is_path(name) and name in workspace.registry:
@@ -289,7 +291,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
 def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Failure]) -> None:
     if staged is None:
         return
-    from ckptkit.parity import junit_document
+    from ckptkit.parity.junit import junit_document
 
     staged.append(junit_document(results).encode())
     staged.commit()

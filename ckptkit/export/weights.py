@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.convert import FamilyPlan, Target, execute, plan_by_layout
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.rounding import describe
 from ckptkit.families.base import require_recognition
@@ -22,7 +23,7 @@ from ckptkit.models.images.preprocessing import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.convert import Converted
+    from ckptkit.convert.execution import Converted
     from ckptkit.export.targets import ExportOptions
     from ckptkit.formats.base import Reader
     from ckptkit.models.images.preprocessing import Preprocessing

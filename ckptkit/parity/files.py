@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import DTYPES, Array
-from ckptkit.convert import FamilyPlan, plan_by_layout
+from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings

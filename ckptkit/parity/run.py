@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import Array
-from ckptkit.convert import Target, execute, plan_by_layout
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.planning import plan_by_layout
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings

@@ -8,7 +8,8 @@ import pytest
 
 from ckptkit.analysis.model_source import named_source, open_source, preprocessing_of
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry

@@ -19,7 +19,8 @@ from ckptkit.base.errors import (
     NotFoundError,
     UsageError,
 )
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.images.gathering import Gatherer, NamedPicture
 from ckptkit.models.images.preprocessing import Preprocessing

@@ -23,8 +23,8 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.app import main
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.parity import Failure
 from ckptkit.parity.junit import junit_document
+from ckptkit.parity.report import Failure
 from tests.base.test_files import TARGETS
 from tests.support.running import finish, start, wait_until
 
@@ -56,7 +56,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
-    monkeypatch.setattr(sys.modules["ckptkit.parity"], "require_packages", lambda **_: None)  # none is used
+    monkeypatch.setattr(
+        sys.modules["ckptkit.parity.packages"], "require_packages", lambda **_: None
+    )  # none is used
     return tmp_path
 
 

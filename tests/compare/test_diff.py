@@ -25,7 +25,8 @@ from ckptkit.compare.diff import (
     pair_by_architecture,
     pair_by_name,
 )
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert.execution import execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import Structure, get_family, recognise
 from ckptkit.families.binding import match
 from ckptkit.formats.detect import open_reader, writer_for

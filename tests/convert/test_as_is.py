@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.convert import Options, Target, execute, load_tensors, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.loading import load_tensors
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.keras import unloadable

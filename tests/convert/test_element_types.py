@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS, FORMATS

@@ -12,7 +12,9 @@ import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.base.tensors import RawTensor
-from ckptkit.convert import Options, Target, check_written, execute, load_tensors, plan, tensor_crc32c
+from ckptkit.convert.execution import Target, check_written, execute, tensor_crc32c
+from ckptkit.convert.loading import load_tensors
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS

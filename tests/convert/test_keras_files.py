@@ -7,7 +7,9 @@ import pytest
 
 import ckptkit
 from ckptkit.base.errors import UsageError
-from ckptkit.convert import Options, execute, load_tensors, plan
+from ckptkit.convert.execution import execute
+from ckptkit.convert.loading import load_tensors
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from tests.support.moganet_weights import recipe_state
@@ -167,7 +169,7 @@ def test_models_are_built_from_it(sources, tmp_path, framework):
 def test_parity_holds_from_it(sources, tmp_path, case):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    from ckptkit.parity import run_parity
+    from ckptkit.parity.run import run_parity
     from ckptkit.workspace import Located
 
     variant, settings = CASES[case]

@@ -12,7 +12,8 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.compare.diff import compare_files
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert.execution import execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS

@@ -8,12 +8,13 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.compare.verify import verify_checkpoint
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import require_recognition
 from ckptkit.families.moat.resizing import plausible_sizes, resize_table, table_sizes_at
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
-from ckptkit.parity import run_parity
+from ckptkit.parity.run import run_parity
 from ckptkit.workspace import Located
 from tests.support.commands import runner
 from tests.support.moat_files import write_tiny

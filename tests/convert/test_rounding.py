@@ -11,7 +11,8 @@ import pytest
 
 import ckptkit
 from ckptkit.base.tensors import DTYPES, byte_pieces, dtype_of
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.convert.rounding import RoundingLoss, describe, rounding_loss
 from ckptkit.formats.detect import open_reader
 from tests.support.commands import runner

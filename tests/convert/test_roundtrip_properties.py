@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptkit.base.tensors import TensorSpec, dtype_of
-from ckptkit.convert import check_written
+from ckptkit.convert.execution import check_written
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.carrying import carry

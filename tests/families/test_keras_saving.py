@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.convert import Options, load_tensors, plan
+from ckptkit.convert.loading import load_tensors
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.keras_state import variables_by_name
 from ckptkit.formats.detect import open_reader

@@ -305,7 +305,8 @@ def test_slot_variables_of_an_optimizer(tf: Any, tmp_path: Path) -> None:
 
 def test_an_optimizer_slot_with_missing_parts_is_no_obstacle(tf: Any, tmp_path: Path) -> None:
     """TensorFlow reads what is whole of such a file, and so do we; a weight like this is refused by name."""
-    from ckptkit.convert import Options, load_tensors, plan
+    from ckptkit.convert.loading import load_tensors
+    from ckptkit.convert.pipeline import Options, plan
 
     w = np.arange(20, dtype="float32").reshape(10, 2)
     halves = {"w@1": w[:5], "w@2": w[5:], "w/part_0/Adagrad": w[:5], "b": w[0]}

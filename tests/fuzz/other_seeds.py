@@ -88,7 +88,7 @@ def _rules() -> Iterator[Seed]:
 def use_rules(path: Path) -> str:
     """Plan a conversion by them, there and back."""
     from ckptkit.base.errors import ConversionError
-    from ckptkit.convert import Options, plan
+    from ckptkit.convert.pipeline import Options, plan
     from ckptkit.formats.detect import open_reader
     from ckptkit.rules.file import load_rules
 

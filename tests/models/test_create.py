@@ -7,7 +7,8 @@ import pytest
 
 from ckptkit.analysis.model_source import open_source
 from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.convert import Options, Target, execute, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace

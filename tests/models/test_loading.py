@@ -9,7 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.convert import Options, Target, execute, load_tensors, plan
+from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.loading import load_tensors
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.models.synth import Synthetic, write_bundle

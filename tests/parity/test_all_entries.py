@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.models.synth import synthetic_for
-from ckptkit.parity import run_parity, synthetic_checkpoint
+from ckptkit.parity.run import run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
 
 REGISTRY = load_registry()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.parity import backends, chosen_backends, run_with
+from ckptkit.parity import backends
+from ckptkit.parity.backends import chosen_backends, run_with
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ pytest.importorskip("onnxscript")
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError  # noqa: E402
 from ckptkit.models.graphs.onnx_graph import write_onnx  # noqa: E402
-from ckptkit.parity import junit_document, run_onnx_parity  # noqa: E402
+from ckptkit.parity.junit import junit_document  # noqa: E402
+from ckptkit.parity.onnx_backend import run_onnx_parity  # noqa: E402
 from ckptkit.workspace import Located  # noqa: E402
 from tests.support.toys import (  # noqa: E402
     MOAT,

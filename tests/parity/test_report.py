@@ -10,16 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ckptkit.parity import (
-    Failure,
-    Inputs,
-    Limit,
-    ParityReport,
-    Side,
-    StageComparison,
-    TopAgreement,
-    junit_document,
-)
+from ckptkit.parity.comparison import Limit, StageComparison, TopAgreement
+from ckptkit.parity.inputs import Inputs
+from ckptkit.parity.junit import junit_document
+from ckptkit.parity.report import Failure, ParityReport, Side
 
 STAGE = Limit(5e-5, relative=True)
 

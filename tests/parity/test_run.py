@@ -11,7 +11,8 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.models.synth import Synthetic, synthetic_for
-from ckptkit.parity import ParityReport, run_parity, synthetic_checkpoint
+from ckptkit.parity.report import ParityReport
+from ckptkit.parity.run import run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of

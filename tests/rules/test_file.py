@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError, NotFoundError, StorageError, UsageError
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert.execution import execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.base import bytes_of
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.rules.file import load_rules

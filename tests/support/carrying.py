@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ckptkit.convert import tensor_crc32c
+from ckptkit.convert.execution import tensor_crc32c
 from ckptkit.formats.detect import open_reader, writer_for
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ckptkit.convert import Options, execute, plan
+from ckptkit.convert.execution import execute
+from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 
