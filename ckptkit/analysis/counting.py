@@ -64,12 +64,11 @@ def count_forward(model: Any, size: tuple[int, int], convention: Convention) -> 
     # Without gradients rather than in inference mode, which hands over layers that are not broken down yet.
     with torch.no_grad(), _following(model, path), Counting():
         image = torch.empty((1, 3, *size), device="meta")
-        features = model.forward_features(image)
+        outputs = model.forward_stages(image)
         if convention.activates_stage_outputs:
-            for output in features:
+            outputs.pop("logits", None)
+            for output in outputs.values():
                 torch.nn.functional.gelu(output)
-        if model.head is not None:
-            model.forward_head(features[-1])
     return tally
 
 

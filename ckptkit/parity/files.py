@@ -110,7 +110,7 @@ class ModelFile:
             self._release()
             return
         twin = self.recognition.table.layout.second_copy
-        module.load_deeplab2(
+        module.load_published(
             model,
             neutral.keys() | self.reader.specs.keys(),
             lambda name: neutral[name] if name in neutral else self._read(name),

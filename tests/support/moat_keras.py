@@ -18,7 +18,7 @@ def loaded(variant: str, *, pos_emb: bool = True, **settings: Any) -> keras_mode
     """Return a new model that holds the recipe's weights."""
     model = keras_model.build(variant, pos_emb=pos_emb, **settings)
     weights = dict(recipe_weights(variant, pos_emb))
-    keras_model.load_deeplab2(model, weights, weights.__getitem__)
+    keras_model.load_published(model, weights, weights.__getitem__)
     return model
 
 

@@ -41,7 +41,7 @@ __all__ = [
     "STAGES",
     "MoatModel",
     "build",
-    "load_deeplab2",
+    "load_published",
     "load_state",
     "variables_by_name",
 ]
@@ -262,7 +262,7 @@ def build(
     return model
 
 
-def load_deeplab2(
+def load_published(
     model: MoatModel, names: Collection[str], read: Callable[[str], Array], *, suffix: str = ""
 ) -> None:
     """Fill the model straight from a TensorFlow checkpoint, by variable names and without any layout rule.

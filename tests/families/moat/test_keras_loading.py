@@ -30,7 +30,7 @@ def test_stem_names_without_scope_are_taken():
     weights = {n.removeprefix("moat/stem/"): w for n, w in recipe_weights("tiny-moat0", False).items()}
     assert "conv_0/kernel" in weights
     model = keras_model.build("tiny-moat0", pos_emb=False)
-    keras_model.load_deeplab2(model, weights.keys(), weights.__getitem__)
+    keras_model.load_published(model, weights.keys(), weights.__getitem__)
     assert logits_departure(model, case) <= GOLDEN_TOLERANCE
 
 
@@ -48,9 +48,9 @@ def test_suffix_takes_the_moving_averages():
     case = load_golden("tiny_moat0_nope_256_pool2")
     checkpoint = with_twins()
     model = keras_model.build("tiny-moat0", pos_emb=False)
-    keras_model.load_deeplab2(model, checkpoint.keys(), checkpoint.__getitem__, suffix=EMA)
+    keras_model.load_published(model, checkpoint.keys(), checkpoint.__getitem__, suffix=EMA)
     assert logits_departure(model, case) <= GOLDEN_TOLERANCE
-    keras_model.load_deeplab2(model, checkpoint.keys(), checkpoint.__getitem__)
+    keras_model.load_published(model, checkpoint.keys(), checkpoint.__getitem__)
     assert logits_departure(model, case) > 0.1
 
 
@@ -59,7 +59,7 @@ def test_a_parameter_without_its_twin_is_missing():
     del checkpoint["moat/block_02_03/attention/q/weight" + EMA]
     model = keras_model.build("tiny-moat0", pos_emb=False)
     with pytest.raises(ConversionError, match=r"1 missing \(moat/block_02_03/attention/q/weight/Exp"):
-        keras_model.load_deeplab2(model, checkpoint.keys(), checkpoint.__getitem__, suffix=EMA)
+        keras_model.load_published(model, checkpoint.keys(), checkpoint.__getitem__, suffix=EMA)
 
 
 def test_missing_variables_are_counted_and_named_before_anything_is_read():
@@ -70,7 +70,7 @@ def test_missing_variables_are_counted_and_named_before_anything_is_read():
         raise AssertionError(f"{name} was read")
 
     with pytest.raises(ConversionError) as caught:
-        keras_model.load_deeplab2(model, names, read)
+        keras_model.load_published(model, names, read)
     message = str(caught.value)
     assert (
         f"{2 * 43 + 14} missing (moat/stem/norm_0/moving_mean, moat/stem/norm_0/moving_variance, " in message
@@ -83,7 +83,7 @@ def test_a_wrong_shape_is_named():
     weights["moat/stem/conv_1/kernel"] = weights["moat/stem/conv_1/kernel"][..., :31]
     model = keras_model.build("tiny-moat0")
     with pytest.raises(ConversionError, match=r"1 unfit \(moat/stem/conv_1/kernel is \[3, 3, 32, 31\]"):
-        keras_model.load_deeplab2(model, weights.keys(), weights.__getitem__)
+        keras_model.load_published(model, weights.keys(), weights.__getitem__)
 
 
 def unpack(shared_folder, name, folder):
@@ -105,14 +105,14 @@ def unpack(shared_folder, name, folder):
 def test_checkpoints_of_the_published_code(name, case, suffix, shared_folder, tmp_path):
     reader, names = unpack(shared_folder, name, tmp_path)
     model = keras_model.build("tiny-moat0", pos_emb=load_golden(case).pos_emb)
-    keras_model.load_deeplab2(model, names, reader.get_tensor, suffix=suffix)
+    keras_model.load_published(model, names, reader.get_tensor, suffix=suffix)
     assert logits_departure(model, load_golden(case)) <= GOLDEN_TOLERANCE
 
 
 def test_raw_weights_beside_moving_averages(shared_folder, tmp_path):
     reader, names = unpack(shared_folder, "tiny_moat0_nope_ema", tmp_path)
     model = keras_model.build("tiny-moat0", pos_emb=False)
-    keras_model.load_deeplab2(model, names, reader.get_tensor)
+    keras_model.load_published(model, names, reader.get_tensor)
     variables = keras_model.variables_by_name(model)
     for name, shape in variable_shapes("tiny-moat0", False).items():
         variable = variables[name.replace("depthwise_kernel", "kernel")]
@@ -125,5 +125,5 @@ def test_object_based_checkpoint_of_the_published_code(shared_folder, tmp_path):
     facts = json.loads((shared_folder / "facts" / "moat_tf2_keys.json").read_text(encoding="utf-8"))
     paths = {facts[path]: path for path in names if facts.get(path)}
     model = keras_model.build("tiny-moat0")
-    keras_model.load_deeplab2(model, paths, lambda variable: reader.get_tensor(paths[variable]))
+    keras_model.load_published(model, paths, lambda variable: reader.get_tensor(paths[variable]))
     assert logits_departure(model, load_golden("tiny_moat0_pe_256_pool2")) <= GOLDEN_TOLERANCE
