@@ -142,8 +142,8 @@ class Family(ABC):
         ``build(variant, *, resolution, num_classes, features_only, **settings)`` (with ``pos_emb`` where the
         family has one) and ``load_state(model, arrays)``; the model ``forward_stages(images)``, a dict of the
         stages' outputs in order, the last one ``logits`` where there is a head. That of Keras offers
-        ``variables_by_name(model)`` too, and ``load_published(model, names, read, *, suffix)`` where files for
-        TensorFlow have names of their own.
+        ``variables_by_name(model)`` too, and ``load_published(model, names, read, *, suffix)`` where the
+        published files have names of their own.
     flops : Convention or None
         How the publication counts multiply-adds; None where that is not known.
     papers : mapping of str to Paper
