@@ -46,7 +46,7 @@ from ckptkit.base.net import (
 )
 from ckptkit.base.text import human_bytes
 from ckptkit.base.urls import full_url, is_local, without_secrets
-from ckptkit.registry.query import EntryFacts
+from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import KINDS
 from ckptkit.store.lockfile import LockFile
 from ckptkit.store.openers import open_http
@@ -537,7 +537,7 @@ class Host:
         )
 
 
-def hosts_of(entries: Mapping[str, EntryFacts], mirrors: Sequence[Mirror] = ()) -> list[Host]:
+def hosts_of(entries: Mapping[str, Entry], mirrors: Sequence[Mirror] = ()) -> list[Host]:
     """The places that the addresses of entries lead to, after the mirror rules."""
     hosts: dict[str, Host] = {}
     for what, address in _addresses(entries):
@@ -555,7 +555,7 @@ def hosts_of(entries: Mapping[str, EntryFacts], mirrors: Sequence[Mirror] = ()) 
     return list(hosts.values())
 
 
-def _addresses(entries: Mapping[str, EntryFacts]) -> Iterator[tuple[str, str]]:
+def _addresses(entries: Mapping[str, Entry]) -> Iterator[tuple[str, str]]:
     for entry in entries.values():
         for source in entry.sources:
             yield ("file by hand" if source.manual else "file"), source.url

@@ -18,7 +18,6 @@ from ckptkit.base.home import user_path
 from ckptkit.base.progress import Progress, no_progress
 from ckptkit.families import registry_families
 from ckptkit.formats.names import file_ending
-from ckptkit.registry.query import EntryFacts
 from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
@@ -157,7 +156,9 @@ class Workspace:
         return self._find(name, fetch).chosen(state_dict, strip_prefix)
 
     def _find(self, name: Named, fetch: bool) -> Located:
-        if isinstance(name, EntryFacts):
+        from ckptkit.registry import Entry
+
+        if isinstance(name, Entry):
             return self.fetch(name) if fetch else self._as_cached(name)
         if name == STANDARD and self.standard_input is not None:
             return Located(self.standard_input())

@@ -778,7 +778,9 @@ SITUATIONS: Mapping[str, Situation] = {
         arrange=_together(
             _ran(f"fetch {ID}"),
             lambda: _PATCHES.delenv("CKPTKIT_REGISTRY"),
-            lambda: _PATCHES.setattr(sys.modules["ckptkit.registry.paths"], "in_source_tree", lambda: False),
+            lambda: _PATCHES.setattr(
+                sys.modules["ckptkit.registry.loading"], "in_source_tree", lambda: False
+            ),
         ),
         fill={"FILE": "own.yaml"},
         then=f"registry pin {ID} --file own.yaml",

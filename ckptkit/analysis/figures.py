@@ -9,7 +9,7 @@ from ckptkit.base.parse import parse_count
 from ckptkit.compare.verify import rounds_to
 
 if TYPE_CHECKING:
-    from ckptkit.registry import DeviationFacts
+    from ckptkit.registry import KnownDeviation
 
 FigureName = Literal["params", "flops"]
 Verdict = Literal["exact", "close", "known", "off", "stale", "not compared"]
@@ -54,7 +54,7 @@ class FigureCheck:
 
 
 def check_figure(
-    figure: FigureName, counted: float, published: str, known: DeviationFacts | None = None
+    figure: FigureName, counted: float, published: str, known: KnownDeviation | None = None
 ) -> FigureCheck:
     """Set a count against a published figure.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
     from ckptkit.families.binding import Weights
     from ckptkit.parity.report import Backend, ParityReport
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
     from ckptkit.workspace import Named
 
 
@@ -238,7 +238,7 @@ def export(
 @public
 def plot(
     output: str | Path,
-    entries: Iterable[EntryFacts] | None = None,
+    entries: Iterable[Entry] | None = None,
     *,
     x: str = "params",
     y: str = "top1",

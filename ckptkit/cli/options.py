@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.cli.entry_table import Listed
-    from ckptkit.registry import Catalogue, Entry, Registry
+    from ckptkit.registry import Registry
     from ckptkit.workspace import Workspace
 
 
@@ -311,19 +311,19 @@ CachedOption = Annotated[bool | None, typer.Option("--cached/--not-cached", help
 
 
 def found_entries(
-    catalogue: Catalogue[Entry], patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
+    catalogue: Registry, patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
 ) -> list[Listed]:
     """Return the entries that meet every condition given.
 
     Parameters
     ----------
-    catalogue : Catalogue
+    catalogue : Registry
     patterns : sequence of str or None
         Ids and globs on them; None for all.
     cached : bool or None
         In the cache or not.
     **conditions
-        As `Catalogue.find` takes them.
+        As `Registry.find` takes them.
 
     Raises
     ------
@@ -339,7 +339,7 @@ def found_entries(
     return [item for item in items if cached is None or item.cached is cached]
 
 
-def _known(catalogue: Catalogue[Entry], patterns: Sequence[str] | None) -> Sequence[str] | None:
+def _known(catalogue: Registry, patterns: Sequence[str] | None) -> Sequence[str] | None:
     """Patterns as they are, after refusing a plain id that is not there."""
     from ckptkit.registry.query import is_glob
 

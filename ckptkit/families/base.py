@@ -32,7 +32,7 @@ from ckptkit.families.flops import Convention
 from ckptkit.families.settings import Settings, takes
 from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.formats.builtin import BUILT_IN, format_of
-from ckptkit.registry.query import FamilyFacts
+from ckptkit.registry.schema import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 
 CANONICAL = "torch"

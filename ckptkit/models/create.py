@@ -28,7 +28,7 @@ from ckptkit.families.binding import wanted_copy
 from ckptkit.families.settings import known_settings, resolve_settings
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
-from ckptkit.registry.query import EntryFacts
+from ckptkit.registry.schema import Entry
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
@@ -195,10 +195,8 @@ def create_model(
     """
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
     framework = framework_named(framework)
-    entry = id_or_variant if isinstance(id_or_variant, EntryFacts) else None
-    exported = (
-        None if isinstance(id_or_variant, EntryFacts) else _exported(id_or_variant, checkpoint, workspace)
-    )
+    entry = id_or_variant if isinstance(id_or_variant, Entry) else None
+    exported = None if isinstance(id_or_variant, Entry) else _exported(id_or_variant, checkpoint, workspace)
     if exported is not None:
         config, checkpoint = exported.config, exported.weights
         id_or_variant = config.variant

@@ -33,7 +33,7 @@ from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.formats.torch_writer import TorchWriter
-from ckptkit.registry.query import EntryFacts
+from ckptkit.registry.schema import Entry
 from ckptkit.rules.language import Table
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:
     """What stands in for a variant or an entry of that name, or for an entry itself."""
-    if isinstance(name, EntryFacts):
+    if isinstance(name, Entry):
         return name, synthetic_for(name)
     name = str(name)
     if any(name in get_family(family).variants for family in families()):

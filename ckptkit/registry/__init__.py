@@ -1,6 +1,6 @@
 """The registry: every published checkpoint, loaded from YAML, queried, and written back.
 
-The face of the package, loaded on first use.
+Each module is imported on first use: whoever converts a file needs no YAML.
 
 Examples
 --------
@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptkit.registry.edit import Addition, Pin, add_entry, pin, pin_many, preview_addition, preview_pins
-    from ckptkit.registry.loading import Registry, load_registry, load_texts
-    from ckptkit.registry.paths import built_in_path, in_source_tree, registry_files
-    from ckptkit.registry.query import (
-        Catalogue,
-        DeviationFacts,
-        EntryFacts,
-        Families,
-        FamilyFacts,
-        SourceFacts,
+    from ckptkit.registry.loading import (
+        built_in_path,
+        in_source_tree,
+        load_registry,
+        load_texts,
+        registry_files,
     )
+    from ckptkit.registry.query import Registry
     from ckptkit.registry.schema import (
         Entry,
+        Families,
+        FamilyFacts,
         HashProvenance,
         KnownDeviation,
         Source,
@@ -40,22 +40,18 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Addition": "edit",
-    "Catalogue": "query",
-    "DeviationFacts": "query",
     "Entry": "schema",
-    "EntryFacts": "query",
-    "Families": "query",
-    "FamilyFacts": "query",
+    "Families": "schema",
+    "FamilyFacts": "schema",
     "HashProvenance": "schema",
     "KnownDeviation": "schema",
     "Pin": "edit",
-    "Registry": "loading",
+    "Registry": "query",
     "Source": "schema",
-    "SourceFacts": "query",
     "add_entry": "edit",
-    "built_in_path": "paths",
+    "built_in_path": "loading",
     "entry_model": "schema",
-    "in_source_tree": "paths",
+    "in_source_tree": "loading",
     "json_schema": "schema",
     "load_registry": "loading",
     "load_texts": "loading",
@@ -63,15 +59,12 @@ _HOMES = {
     "pin_many": "edit",
     "preview_addition": "edit",
     "preview_pins": "edit",
-    "registry_files": "paths",
+    "registry_files": "loading",
 }
 
 __all__ = [
     "Addition",
-    "Catalogue",
-    "DeviationFacts",
     "Entry",
-    "EntryFacts",
     "Families",
     "FamilyFacts",
     "HashProvenance",
@@ -79,7 +72,6 @@ __all__ = [
     "Pin",
     "Registry",
     "Source",
-    "SourceFacts",
     "add_entry",
     "built_in_path",
     "entry_model",

@@ -20,10 +20,9 @@ from ckptkit.base.files import StagedFile, copy_mode, resolved
 from ckptkit.base.text import escaped, yaml_text
 from ckptkit.base.urls import Url, full_url
 from ckptkit.registry.document import parse
-from ckptkit.registry.loading import Registry, load_texts, read_text
-from ckptkit.registry.paths import built_in_path
-from ckptkit.registry.query import Families
-from ckptkit.registry.schema import Entry
+from ckptkit.registry.loading import built_in_path, load_texts, read_text
+from ckptkit.registry.query import Registry
+from ckptkit.registry.schema import Entry, Families
 
 EMPTY_OVERLAY = (
     "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"

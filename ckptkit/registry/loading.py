@@ -13,14 +13,15 @@ from pydantic_core import ErrorDetails
 
 from ckptkit.base.errors import NotFoundError, RegistryError, storage_error
 from ckptkit.base.files import open_named
+from ckptkit.base.home import listed_paths
 from ckptkit.registry.document import Document, Location, bounded, parse
-from ckptkit.registry.paths import registry_files
-from ckptkit.registry.query import Catalogue, EntryFacts, Families, nearest
+from ckptkit.registry.query import Registry, nearest
 from ckptkit.registry.schema import (
     BUILT_IN_FORMATS,
     NOT_SHARED,
     NULL_WHEN_SHARED,
     Entry,
+    Families,
     HashProvenance,
     Source,
     entry_model,
@@ -36,26 +37,28 @@ _TOP_LEVEL = ("notes", "families", "entries")
 _KEYS_INSIDE = {"sources": Source.model_fields, "hash_provenance": HashProvenance.model_fields}
 
 
-class Registry(Catalogue[Entry]):
-    """Every entry of the built-in registry and of the overlays, in the order of the files.
+_PACKAGE = Path(__file__).resolve().parent.parent
 
-    A mapping from id to `Entry`; `find` filters, `select` takes ids and globs.
 
-    Parameters
-    ----------
-    entries : iterable of Entry
-    files : sequence of Path
-        Where they come from, in the order of loading.
-    counts : sequence of int
-        How many entries each of the files has.
-    """
+def built_in_path() -> Path:
+    """Return the registry that ckptkit comes with: inside the wheel, or at the root of a source tree."""
+    inside = _PACKAGE / "registry.yaml"
+    return inside if inside.exists() else _PACKAGE.parent / "registry.yaml"
 
-    def __init__(
-        self, entries: Iterable[Entry], files: Sequence[Path] = (), counts: Sequence[int] = ()
-    ) -> None:
-        super().__init__(entries)
-        self.files = tuple(files)
-        self.counts = tuple(counts)
+
+def in_source_tree() -> bool:
+    """Whether ckptkit runs from a checkout, whose registry.yaml is there to be edited."""
+    return built_in_path().with_name("pyproject.toml").exists()
+
+
+def environment_files() -> list[Path]:
+    """Return the files that ``CKPTKIT_REGISTRY`` lists."""
+    return listed_paths("CKPTKIT_REGISTRY")
+
+
+def registry_files(overlays: Sequence[Path] = ()) -> list[Path]:
+    """Every registry file in the order of loading: a later one overrides an earlier one, by id."""
+    return [built_in_path(), *environment_files(), *overlays]
 
 
 def load_registry(
@@ -65,21 +68,6 @@ def load_registry(
 
     An entry of a later file that has a known id changes the fields it gives and keeps the others; lists
     (``sources``) are replaced as a whole. A ``families`` head speaks for the entries of its own file only.
-
-    Parameters
-    ----------
-    overlays : sequence of Path
-        Registry files, later ones override earlier ones by id.
-    families : callable
-        Gives what entries are checked against, `ckptkit.families.registry_families`, with or without those of
-        plug-ins: the built-in registry has none of theirs.
-
-    Raises
-    ------
-    RegistryError
-        When a file breaks the schema, or contradicts the family: all its faults at once, each with its line.
-    NotFoundError
-        When a file is not there.
     """
     files = registry_files(overlays)
     return load_texts([(path, read_text(path)) for path in files], families(len(files) > 1))
@@ -103,13 +91,7 @@ def load_texts(
 
 
 def read_text(path: Path) -> str:
-    """Text of a registry file, newlines as they are.
-
-    Raises
-    ------
-    NotFoundError, StorageError, RegistryError
-        When the file is not there, cannot be read, or is too large or not UTF-8.
-    """
+    """Text of a registry file, newlines as they are."""
     try:
         with open_named(path) as file:
             data = file.read(MAX_FILE_SIZE + 1)
@@ -130,22 +112,12 @@ def read_text(path: Path) -> str:
 
 @dataclass
 class _Layer:
-    """One file on top of those before it.
-
-    Parameters
-    ----------
-    path : Path
-    document : Document
-    below : dict of id to fields
-        What the files before gave; changed by `entries`.
-    families : mapping of str to FamilyFacts
-        What entries are checked against; empty for nothing.
-    """
+    """One file on top of those before it."""
 
     path: Path
     document: Document
-    below: dict[str, dict[str, Any]]
-    families: Families
+    below: dict[str, dict[str, Any]]  # what the files before gave; changed by `entries`
+    families: Families  # what entries are checked against; empty for nothing
     of_family: bool
     faults: list[tuple[int, str]] = field(default_factory=list)
 
@@ -291,7 +263,7 @@ class _Layer:
         self._fault((*place, *location), f"{where}: {what}")
 
 
-def family_faults(entry: EntryFacts, families: Families) -> list[tuple[str, str]]:
+def family_faults(entry: Entry, families: Families) -> list[tuple[str, str]]:
     """Say what an entry has that its family does not: the field, and what is wrong there."""
     if entry.family not in families:
         known = _suggestion(entry.family, families) or _one_of(families)

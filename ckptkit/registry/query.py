@@ -1,138 +1,16 @@
-"""Asking the registry: by id, by glob, by figure.
-
-Nothing here imports pydantic or a YAML library.
-"""
+"""The registry as a mapping: by id, by glob, by figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
 
 from ckptkit.base.errors import NotFoundError
 from ckptkit.base.parse import parse_count
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
+from ckptkit.registry.schema import Entry
 
 Number = float | int | str
 Texts = str | Sequence[str]
-
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
-
-
-class SourceFacts:
-    """What every kind of source has (see `ckptkit.registry.Source`)."""
-
-    if TYPE_CHECKING:
-        url: str
-        note: str
-        bn_statistics: bool | None
-        manual: bool
-
-
-class ProvenanceFacts:
-    """What every kind of provenance has (see `ckptkit.registry.HashProvenance`)."""
-
-    if TYPE_CHECKING:
-        observed_at: str
-        url: str
-        note: str | None
-
-
-class DeviationFacts:
-    """What every kind of known deviation has (see `ckptkit.registry.KnownDeviation`)."""
-
-    if TYPE_CHECKING:
-        figure: str
-        published: str
-        reason: str
-
-
-class EntryFacts:
-    """What every kind of entry has: the fields of `ckptkit.registry.Entry`, and what follows from them."""
-
-    if TYPE_CHECKING:
-        id: str
-        family: str
-        variant: str
-        display_name: str
-        group: str | None
-        required: bool
-        pretrain_data: str | None
-        setting: str | None
-        train_resolution: int | None
-        test_resolution: int | None
-        pos_emb: bool | None
-        published_params: str | None
-        published_flops: str | None
-        published_top1: float | None
-        published_top5: float | None
-        exact_parameters: int | None
-        license: str | None
-        paper: str | None
-        layout: str
-        format: str
-        weights: str | None
-        normalization: str | None
-        test_resize: int | None
-        interpolation: str | None
-        sha256: str | None
-        size: int | None
-        config_url: str | None
-        log_url: str | None
-        note: str | None
-
-        @property
-        def settings(self) -> dict[str, Any]:
-            """What is known of the settings of its model."""
-
-        @property
-        def sources(self) -> tuple[SourceFacts, ...]:
-            """Where the file can be had, best first."""
-
-        @property
-        def hash_provenance(self) -> ProvenanceFacts | None:
-            """When and from where the checksum was observed."""
-
-        @property
-        def known_deviations(self) -> tuple[DeviationFacts, ...]:
-            """Published figures that are known not to round from what is counted."""
-
-    def known_deviation(self, figure: str) -> DeviationFacts | None:
-        """The known deviation of one figure, ``params`` or ``flops``; None where there is none."""
-        return next((known for known in self.known_deviations if known.figure == figure), None)
-
-    @property
-    def params(self) -> float | None:
-        """Parameters: the published figure, else the exact count."""
-        if self.published_params is not None:
-            return parse_count(self.published_params)
-        return None if self.exact_parameters is None else float(self.exact_parameters)
-
-    @property
-    def flops(self) -> float | None:
-        """Multiply-adds of one image, as published."""
-        return None if self.published_flops is None else parse_count(self.published_flops)
-
-    @property
-    def file_name(self) -> str:
-        """Name of the published file: the last part of the first URL that needs no hand."""
-        from urllib.parse import unquote, urlsplit
-
-        for source in sorted(self.sources, key=lambda source: source.manual):
-            name = unquote(urlsplit(source.url).path).replace("\\", "/").rpartition("/")[2]
-            if not source.manual and name not in {"", ".", ".."}:
-                return name
-        return self.id
-
-    @property
-    def is_archive(self) -> bool:
-        """Whether the published file must be unpacked (``.pth.tar`` is a plain PyTorch file)."""
-        return self.file_name.lower().endswith(ARCHIVE_SUFFIXES)
-
-
-E = TypeVar("E", bound=EntryFacts)
 
 
 def nearest(wanted: str, known: Iterable[str], *, count: int = 3) -> list[str]:
@@ -181,36 +59,20 @@ def _within(value: float | None, least: Number | None, most: Number | None) -> b
     return (least is None or value >= parse_count(least)) and (most is None or value <= parse_count(most))
 
 
-@dataclass(frozen=True)
-class FamilyFacts:
-    """What an entry of a family may say, handed in from above: this room knows no architecture."""
+class Registry(Mapping[str, Entry]):
+    """Every entry of the registry files, by id and in the order of the files.
 
-    variants: Sequence[str]
-    formats: Mapping[str, Sequence[str]]  # containers that each layout comes in
-    #: Fields of its entries besides those that every entry has.
-    settings: type[BaseModel] | None = None
-
-    def known(self, field: str) -> Sequence[str]:
-        """Values of ``variant`` or ``layout``."""
-        return self.variants if field == "variant" else tuple(self.formats)
-
-
-Families = Mapping[str, FamilyFacts]
-
-
-class Catalogue(Mapping[str, E]):
-    """Entries by id, in the order of the files.
-
-    Parameters
-    ----------
-    entries : iterable of entries
-        Each with an id of its own.
+    ``files`` are where they come from, in the order of loading, ``counts`` how many entries each of them has.
     """
 
-    def __init__(self, entries: Iterable[E]) -> None:
+    def __init__(
+        self, entries: Iterable[Entry], files: Sequence[Path] = (), counts: Sequence[int] = ()
+    ) -> None:
         self._entries = {entry.id: entry for entry in entries}
+        self.files = tuple(files)
+        self.counts = tuple(counts)
 
-    def __getitem__(self, key: str | EntryFacts) -> E:
+    def __getitem__(self, key: str | Entry) -> Entry:
         """Return the entry of an id.
 
         Raises
@@ -218,7 +80,7 @@ class Catalogue(Mapping[str, E]):
         NotFoundError
             When there is none; the message suggests the nearest ids.
         """
-        if isinstance(key, EntryFacts):
+        if isinstance(key, Entry):
             key = key.id
         if not isinstance(key, str):
             raise NotFoundError(
@@ -241,7 +103,7 @@ class Catalogue(Mapping[str, E]):
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
-    def get(self, key: str, default: E | None = None) -> E | None:  # type: ignore[override]  # no third type
+    def get(self, key: str, default: Entry | None = None) -> Entry | None:  # type: ignore[override]  # no third type
         """Return the entry of an id, or ``default``."""
         return self._entries.get(key, default)
 
@@ -262,7 +124,7 @@ class Catalogue(Mapping[str, E]):
         max_top1: float | None = None,
         resolution: int | None = None,
         pos_emb: bool | None = None,
-    ) -> list[E]:
+    ) -> list[Entry]:
         """Entries that meet every condition given.
 
         Parameters
@@ -298,7 +160,7 @@ class Catalogue(Mapping[str, E]):
             and (pos_emb is None or entry.pos_emb is pos_emb)
         ]
 
-    def select(self, patterns: Sequence[str]) -> list[E]:
+    def select(self, patterns: Sequence[str]) -> list[Entry]:
         """Entries named by ids and globs, each once, in the order of the files.
 
         Raises

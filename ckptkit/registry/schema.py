@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,8 +22,8 @@ from pydantic import (
 )
 
 from ckptkit.base import plugins
+from ckptkit.base.parse import parse_count
 from ckptkit.base.urls import Url
-from ckptkit.registry.query import DeviationFacts, EntryFacts, Families, ProvenanceFacts, SourceFacts
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
@@ -63,6 +65,8 @@ def _checked_format(name: Any) -> str:
     raise ValueError(f"input should be {', '.join(others)} or {last}")
 
 
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+
 Text = Annotated[str, Field(min_length=1)]
 # An id also names a folder of the cache, so it ends in no dot.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]*[a-z0-9_-])?$", max_length=100)]
@@ -73,7 +77,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 
 
-class Source(SourceFacts, BaseModel):
+class Source(BaseModel):
     """One place from which an entry's file can be had."""
 
     model_config = _CONFIG
@@ -86,7 +90,7 @@ class Source(SourceFacts, BaseModel):
     manual: bool = Field(False, description="A person must download it, then run 'ckptkit import ID FILE'.")
 
 
-class HashProvenance(ProvenanceFacts, BaseModel):
+class HashProvenance(BaseModel):
     """When and from where a checksum was observed, for it is not the publisher's word."""
 
     model_config = _CONFIG
@@ -98,7 +102,7 @@ class HashProvenance(ProvenanceFacts, BaseModel):
     note: str | None = Field(None, description="Anything else to know about it.")
 
 
-class KnownDeviation(DeviationFacts, BaseModel):
+class KnownDeviation(BaseModel):
     """A published figure that what is counted does not round to, and why that is accepted.
 
     It excuses one figure as it was published, so another published figure needs another entry; an audit
@@ -112,7 +116,7 @@ class KnownDeviation(DeviationFacts, BaseModel):
     reason: Text = Field(description="What is known of the difference.")
 
 
-class Entry(EntryFacts, BaseModel):
+class Entry(BaseModel):
     """One published checkpoint.
 
     A field that is None is not known. `params`, `flops`, `file_name` and `is_archive` follow from the fields.
@@ -185,6 +189,36 @@ class Entry(EntryFacts, BaseModel):
             if name not in Entry.model_fields and value is not None
         }
 
+    def known_deviation(self, figure: str) -> KnownDeviation | None:
+        """The known deviation of one figure, ``params`` or ``flops``; None where there is none."""
+        return next((known for known in self.known_deviations if known.figure == figure), None)
+
+    @property
+    def params(self) -> float | None:
+        """Parameters: the published figure, else the exact count."""
+        if self.published_params is not None:
+            return parse_count(self.published_params)
+        return None if self.exact_parameters is None else float(self.exact_parameters)
+
+    @property
+    def flops(self) -> float | None:
+        """Multiply-adds of one image, as published."""
+        return None if self.published_flops is None else parse_count(self.published_flops)
+
+    @property
+    def file_name(self) -> str:
+        """Name of the published file: the last part of the first URL that needs no hand."""
+        for source in sorted(self.sources, key=lambda source: source.manual):
+            name = unquote(urlsplit(source.url).path).replace("\\", "/").rpartition("/")[2]
+            if not source.manual and name not in {"", ".", ".."}:
+                return name
+        return self.id
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the published file must be unpacked (``.pth.tar`` is a plain PyTorch file)."""
+        return self.file_name.lower().endswith(ARCHIVE_SUFFIXES)
+
     @field_validator("known_deviations", mode="after")
     @classmethod
     def _are_of_this_entry(
@@ -211,6 +245,23 @@ class Entry(EntryFacts, BaseModel):
         if value is not None and not pinned:
             raise ValueError("hash_provenance is given without a sha256")
         return value
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What an entry of a family may say, handed in from above: this room knows no architecture."""
+
+    variants: Sequence[str]
+    formats: Mapping[str, Sequence[str]]  # containers that each layout comes in
+    #: Fields of its entries besides those that every entry has.
+    settings: type[BaseModel] | None = None
+
+    def known(self, field: str) -> Sequence[str]:
+        """Values of ``variant`` or ``layout``."""
+        return self.variants if field == "variant" else tuple(self.formats)
+
+
+Families = Mapping[str, FamilyFacts]
 
 
 class _StrictEntry(Entry):

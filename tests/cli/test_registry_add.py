@@ -15,7 +15,7 @@ import yaml
 
 from ckptkit.cli import completion
 from ckptkit.models.synth import Synthetic, write_checkpoint
-from ckptkit.registry import Pin, paths, pin_many
+from ckptkit.registry import Pin, loading, pin_many
 from tests.support.commands import SHA, WHEN, Runner, runner
 from tests.support.http_server import FaultServer, Served
 from tests.support.registries import SMALL, write
@@ -231,7 +231,7 @@ def test_an_id_that_is_there_needs_force_and_one_below_is_overridden(run: Runner
     assert (trial.out, trial.err) == ("", f"{mine}: would stay as it is\n")
     done = run("registry", "add", "moat0-224", URL, "--file", mine)
     assert done.code == 0
-    assert f"moat0-224: overrides the entry of {paths.built_in_path()}; what is not given" in done.err
+    assert f"moat0-224: overrides the entry of {loading.built_in_path()}; what is not given" in done.err
     assert entry_in(mine, "moat0-224") == {"id": "moat0-224", "sources": [{"url": URL}]}
 
 
@@ -321,15 +321,15 @@ def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = write(tmp_path, SMALL, "registry.yaml")
-    monkeypatch.setattr(paths, "built_in_path", lambda: tree)
+    monkeypatch.setattr(loading, "built_in_path", lambda: tree)
     for in_tree in (True, False):
-        monkeypatch.setattr(paths, "in_source_tree", lambda in_tree=in_tree: in_tree)
+        monkeypatch.setattr(loading, "in_source_tree", lambda in_tree=in_tree: in_tree)
         done = run("registry", "add", "xt", URL, *SAID)
         assert (done.code, done.out) == (2, "") and "--file FILE" in done.err
     done = run("registry", "add", "xt", URL, *SAID, "--file", tree)
     assert (done.code, done.out) == (2, "") and "not for editing" in done.err
     assert tree.read_text() == SMALL
-    monkeypatch.setattr(paths, "in_source_tree", lambda: True)
+    monkeypatch.setattr(loading, "in_source_tree", lambda: True)
     assert run("registry", "add", "xt", URL, *SAID, "--file", tree).code == 0
     assert tree.read_text().startswith(SMALL) and entry_in(tree, "xt")["variant"] == "moganet-xt"
 

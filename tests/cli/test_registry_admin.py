@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ckptkit.registry import edit, load_registry, paths
+from ckptkit.registry import edit, load_registry, loading
 from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.support.commands import SHA, WHEN, Runner, cache, runner
 from tests.support.registries import SMALL, write
@@ -129,7 +129,7 @@ def test_an_installed_ckptkit_does_not_write_into_itself(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache("moat0-224")
-    monkeypatch.setattr(paths, "in_source_tree", lambda: False)
+    monkeypatch.setattr(loading, "in_source_tree", lambda: False)
     result = run("registry", "pin", "moat0-224")
     assert (result.code, result.out) == (2, "")
     assert "--file FILE" in result.err
@@ -139,10 +139,10 @@ def test_pin_in_a_source_tree_writes_its_registry(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache("moat0-224")
-    original = paths.built_in_path().read_text(encoding="utf-8")
+    original = loading.built_in_path().read_text(encoding="utf-8")
     tree = write(tmp_path, original, "registry.yaml")
     (tmp_path / "pyproject.toml").write_text("")
-    for module in (paths, edit):
+    for module in (loading, edit):
         monkeypatch.setattr(module, "built_in_path", lambda: tree)
     assert run("registry", "pin", "moat0-224").code == 0
     changed = [line for line in tree.read_text().splitlines() if line not in original.splitlines()]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import RegistryError
-from ckptkit.registry import load_registry, paths
+from ckptkit.registry import load_registry, loading
 from tests.support.registries import SMALL, write
 
 WHOLE = "family: moat, variant: moat0, display_name: MOAT-0, layout: deeplab2, format: tf"
@@ -24,7 +24,7 @@ def test_a_pinned_row_has_its_provenance(tmp_path: Path, monkeypatch: pytest.Mon
         tmp_path, f"entries: [{{{pinned}, sources: [{{url: 'https://a.org/x'}}], {WHOLE}}}]", "alone.yaml"
     )
     with_overlay = load_registry([overlay])["moat0-224"]
-    monkeypatch.setattr(paths, "built_in_path", lambda: alone)
+    monkeypatch.setattr(loading, "built_in_path", lambda: alone)
     by_itself = load_registry()["moat0-224"]
     assert by_itself.sources[0].note == ""
     for row in (with_overlay, by_itself):
@@ -60,7 +60,7 @@ def test_a_built_in_registry_with_a_fault_is_refused_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     broken = write(tmp_path, text)
-    monkeypatch.setattr(paths, "built_in_path", lambda: broken)
+    monkeypatch.setattr(loading, "built_in_path", lambda: broken)
     with pytest.raises(RegistryError, match="fault"):
         load_registry()
 

@@ -20,7 +20,7 @@ from ckptkit.base.files import read_regular, regular_status
 from ckptkit.base.home import user_path
 from ckptkit.base.net import Policy, SourceError
 from ckptkit.base.urls import full_url, is_local, public_url, without_secrets
-from ckptkit.registry.query import EntryFacts
+from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import write_json
 from ckptkit.store.expected import compare, hash_file
 from ckptkit.store.partial import Partial
@@ -33,8 +33,7 @@ from ckptkit.store.transfer import (
 )
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
-    from ckptkit.registry.query import Catalogue
+    from ckptkit.registry import Entry, Registry
     from ckptkit.workspace import Named, Workspace
 
 _RECORD_BYTES = 1 << 16
@@ -140,11 +139,11 @@ def _instead(entry: Entry, workspace: Workspace) -> str:
     return "; ".join(parts)
 
 
-def nearest_with_log(entry: EntryFacts, registry: Catalogue[Any]) -> EntryFacts | None:
+def nearest_with_log(entry: Entry, registry: Registry) -> Entry | None:
     """The entry with a log that has most in common with one that has none; None where no entry has one."""
     having = [other for other in registry.values() if other.log_url]
 
-    def likeness(other: EntryFacts) -> tuple[bool, bool]:
+    def likeness(other: Entry) -> tuple[bool, bool]:
         return (other.variant == entry.variant, other.family == entry.family)
 
     return max(having, key=likeness, default=None)
@@ -152,7 +151,7 @@ def nearest_with_log(entry: EntryFacts, registry: Catalogue[Any]) -> EntryFacts 
 
 def read_log(what: Named, workspace: Workspace, *, refresh: bool = False) -> TrainingLog:
     """Read the training log of an entry, or one that lies on this machine."""
-    if isinstance(what, EntryFacts):
+    if isinstance(what, Entry):
         return _of_entry(what, workspace, refresh=refresh)
     named_like_a_file = "/" in str(what) or Path(what).suffix in (".json", ".csv")
     if isinstance(what, Path) or named_like_a_file or workspace.is_path(what):

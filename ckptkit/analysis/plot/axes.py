@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
 
 _TICK_ROOM = 28.0
 """Points that a tick's text takes, with some air."""
@@ -22,8 +22,8 @@ class Measure:
     name: str  # what options call it
     short: str  # in a sentence
     title: str  # of the axis, with its unit
-    value: Callable[[EntryFacts], float | None]  # the figure of an entry
-    text: Callable[[EntryFacts], str | None]  # the same as published
+    value: Callable[[Entry], float | None]  # the figure of an entry
+    text: Callable[[Entry], str | None]  # the same as published
 
 
 def _percent(value: float | None) -> str | None:

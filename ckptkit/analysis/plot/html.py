@@ -15,13 +15,13 @@ from ckptkit.base.text import escaped, web_address
 
 if TYPE_CHECKING:
     from ckptkit.analysis.plot.figure import FigureOptions
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
 
 _MEASURES = {**X_MEASURES, **Y_MEASURES}
 _UNKNOWN = "–"
 
 
-def plot_page(entries: Sequence[EntryFacts], *, x: str, y: str, options: FigureOptions) -> str:
+def plot_page(entries: Sequence[Entry], *, x: str, y: str, options: FigureOptions) -> str:
     """Return the page."""
     points = collect(entries, _MEASURES[x], _MEASURES[y])
     title = options.title or f"{families_of(points)}: accuracy and cost"
@@ -39,7 +39,7 @@ def plot_page(entries: Sequence[EntryFacts], *, x: str, y: str, options: FigureO
     return page(title, body, style=style, script=script, data=data, dark=options.dark)
 
 
-def _series_and_entries(entries: Sequence[EntryFacts]) -> dict[str, Any]:
+def _series_and_entries(entries: Sequence[Entry]) -> dict[str, Any]:
     series = series_of(entries)
     names = short_names(entries)
     ordered: list[Series] = sorted(dict.fromkeys(series.values()), key=lambda one: one.family_index)
@@ -72,7 +72,7 @@ def _series_and_entries(entries: Sequence[EntryFacts]) -> dict[str, Any]:
     }
 
 
-def _facts(entry: EntryFacts) -> list[tuple[str, str]]:
+def _facts(entry: Entry) -> list[tuple[str, str]]:
     """What else is known of an entry, as name and text."""
     train, test = entry.train_resolution, entry.test_resolution
     known: list[tuple[str, str | None]] = [
@@ -92,7 +92,7 @@ def _facts(entry: EntryFacts) -> list[tuple[str, str]]:
     return [(name, text) for name, text in known if text]
 
 
-def _table(entries: Sequence[EntryFacts]) -> str:
+def _table(entries: Sequence[Entry]) -> str:
     """All figures, for readers without JavaScript and for print."""
     headings = ["entry", "model", "parameters", "FLOPs", "top-1", "top-5"]
     head = "".join(

@@ -17,7 +17,7 @@ from ckptkit.analysis.plot.theme import DARK, LIGHT, Theme
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address
 
 if TYPE_CHECKING:
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -112,7 +112,7 @@ class Link:
     note: str = ""
 
 
-def links_of(entry: EntryFacts) -> list[Link]:
+def links_of(entry: Entry) -> list[Link]:
     """Return everything published of an entry: its file, configuration, log, paper."""
     sources = sorted(entry.sources, key=lambda source: source.manual)
     found = [

@@ -10,7 +10,7 @@ from ckptkit.analysis.plot.axes import Measure
 from ckptkit.families import base as known
 
 if TYPE_CHECKING:
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
 
 FILLS = ("full", "open", "tint", "dot")
 """How the subgroups of a family differ: filled, hollow, filled lightly, hollow with a dot."""
@@ -60,7 +60,7 @@ class Point:
     x: float  # figures of the two axes
     y: float
     series: tuple[Series, ...]  # of its entries, each once
-    entries: tuple[EntryFacts, ...]
+    entries: tuple[Entry, ...]
     label: str
 
 
@@ -70,14 +70,14 @@ class Points:
 
     points: tuple[Point, ...]  # in the order of the entries
     series: tuple[Series, ...]  # those that occur, family by family
-    missing: tuple[EntryFacts, ...]  # those that cannot be shown: one of the two figures is not published
+    missing: tuple[Entry, ...]  # those that cannot be shown: one of the two figures is not published
 
 
-def collect(entries: Sequence[EntryFacts], x: Measure, y: Measure) -> Points:
+def collect(entries: Sequence[Entry], x: Measure, y: Measure) -> Points:
     """Put entries at their places; those at the very same place become one point."""
     series = series_of(entries)
     names = short_names(entries)
-    places: dict[tuple[float, float], list[EntryFacts]] = {}
+    places: dict[tuple[float, float], list[Entry]] = {}
     missing = []
     for entry in entries:
         at_x, at_y = x.value(entry), y.value(entry)
@@ -103,11 +103,11 @@ def _once(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _facts(entry: EntryFacts) -> tuple[str | None, bool | None, str | None, str]:
+def _facts(entry: Entry) -> tuple[str | None, bool | None, str | None, str]:
     return entry.group, entry.pos_emb, entry.setting, entry.layout
 
 
-def series_of(entries: Sequence[EntryFacts]) -> dict[str, Series]:
+def series_of(entries: Sequence[Entry]) -> dict[str, Series]:
     """Return the series of each id: by family, group, position embedding, training setting and layout."""
     found: dict[str, Series] = {}
     for family, index in family_indices(entry.family for entry in entries).items():
@@ -159,7 +159,7 @@ def _words(family: str, kind: tuple[Any, ...], kinds: Sequence[tuple[Any, ...]])
     )
 
 
-def short_names(entries: Sequence[EntryFacts]) -> dict[str, str]:
+def short_names(entries: Sequence[Entry]) -> dict[str, str]:
     """Return what each entry's label says: its published name, and the resolution where that tells more.
 
     The resolution is added where entries of one family have the same name and are drawn at several.
@@ -175,6 +175,6 @@ def short_names(entries: Sequence[EntryFacts]) -> dict[str, str]:
     }
 
 
-def _bare(entry: EntryFacts) -> str:
+def _bare(entry: Entry) -> str:
     # The star of a published table refers to a footnote that a picture has not; the marker tells the setting.
     return " ".join(entry.display_name.rstrip("*").split()) or entry.id

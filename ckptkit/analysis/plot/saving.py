@@ -15,7 +15,7 @@ from ckptkit.base.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from ckptkit.analysis.plot.axes import Measure
-    from ckptkit.registry import EntryFacts
+    from ckptkit.registry import Entry
 
 _PAGES = ("html", "htm")
 
@@ -32,7 +32,7 @@ class Saved:
 
 
 def save_plot(
-    entries: Sequence[EntryFacts],
+    entries: Sequence[Entry],
     output: Path,
     *,
     x: str = "params",
