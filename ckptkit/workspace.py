@@ -38,7 +38,7 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
     """See `ckptkit.store.install.Fits`: the container must open and hold what the registry says."""
     from ckptkit.families.binding import refuse_another
     from ckptkit.formats.torch_state_dicts import AmbiguousError
-    from ckptkit.formats.zip_directory import LOCAL_MAGIC, check_members
+    from ckptkit.formats.zip import LOCAL_MAGIC, check_members
 
     statistics = None
     try:

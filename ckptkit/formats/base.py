@@ -96,7 +96,7 @@ class Sample:
         if first.endswith(("/data.pkl", ".npy")):
             return (first,)
         from ckptkit.formats.mapped_file import MappedFile
-        from ckptkit.formats.zip_directory import read_directory
+        from ckptkit.formats.zip import read_directory
 
         file = MappedFile(self.path)
         try:

@@ -82,13 +82,13 @@ class Torch(Format):
         if sample.is_tar:
             return _is_torch_tar(sample)
         from ckptkit.formats.foreign import foreign_pickle
-        from ckptkit.formats.torch_containers import MAX_PICKLE_HEAD, is_pickle
+        from ckptkit.formats.torch_reader import MAX_PICKLE_HEAD, is_pickle
 
         return is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and foreign_pickle(sample) is None
 
     def open(self, path: Path, how: Opening) -> Reader:
         """Read the pickle; nothing that it names is imported or called."""
-        from ckptkit.formats.torch_zip import TorchReader
+        from ckptkit.formats.torch_reader import TorchReader
 
         return TorchReader(path, state_dict=how.state_dict, weights=how.weights, as_saved=how.as_saved)
 
@@ -125,7 +125,7 @@ class Tf(Format):
 
             return not is_tf_v1(sample.path)
         if sample.head.startswith(PACKED):
-            from ckptkit.formats.tar_stream import packer_of_a_single_file
+            from ckptkit.formats.tar import packer_of_a_single_file
 
             return packer_of_a_single_file(sample.path) is None
         return sample.is_tar and not _is_torch_tar(sample)
@@ -238,7 +238,7 @@ class Npz(Format):
 def _is_torch_tar(sample: Sample) -> bool:
     """The first PyTorch files were tar archives; TensorFlow checkpoints are published in them."""
     from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.torch_containers import tar_members
+    from ckptkit.formats.torch_reader import tar_members
 
     with contextlib.closing(MappedFile(sample.path)) as file, contextlib.suppress(FormatError):
         return tar_members(file).keys() >= _TORCH_TAR

@@ -52,7 +52,7 @@ def open_reader(
         For PyTorch files that hold several: which one.
     weights : {"auto", "ema", "raw"}, optional
         For PyTorch files that hold moving averages in a state dict of their own: which copy. Default: the
-        plain state dict. See `ckptkit.formats.torch_zip.TorchReader`.
+        plain state dict. See `ckptkit.formats.torch_reader.TorchReader`.
     as_saved : bool
         Leave the prefix ``module.`` of PyTorch files on.
 
@@ -114,7 +114,7 @@ def _not_a_checkpoint(sample: Sample) -> FormatError:
     if sample.is_zip:
         return of_zip(path, sample.zip_names).error(path)
     if sample.head.startswith(PACKED):
-        from ckptkit.formats.tar_stream import packer_of_a_single_file
+        from ckptkit.formats.tar import packer_of_a_single_file
 
         if single := packer_of_a_single_file(path):
             return packed(path, *single).error(path)
@@ -189,7 +189,7 @@ def _open_state(sample: Sample, how: Opening) -> Reader:
 
 
 def _open_shards(path: Path, how: Opening) -> Reader:
-    from ckptkit.formats.torch_zip import PREFIX
+    from ckptkit.formats.torch_reader import PREFIX
 
     shard = replace(how, is_shard=True, as_saved=True)
     reader: Reader = ShardedReader(path, lambda path: _open(path, shard))
@@ -308,7 +308,7 @@ def _ends_as_zip(sample: Sample) -> bool:
     tail = sample.read(max(0, sample.size - _ZIP_REACH), _ZIP_REACH)
     if _ZIP_END not in tail:
         return False
-    from ckptkit.formats.zip_directory import ends_as_zip
+    from ckptkit.formats.zip import ends_as_zip
 
     return ends_as_zip(tail, sample.size)
 
@@ -316,7 +316,7 @@ def _ends_as_zip(sample: Sample) -> bool:
 def _are_members(sample: Sample) -> bool:
     """Whether each HDF5 file in a zip archive is a member of it, as the weights of a Keras model are."""
     from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.zip_directory import read_directory
+    from ckptkit.formats.zip import read_directory
 
     with contextlib.closing(MappedFile(sample.path)) as file:
         offsets = {entry.offset for entry in read_directory(file).entries.values()}

@@ -42,18 +42,7 @@ IsCheckpoint = Callable[[Path], bool]
 def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
     """The checkpoint of a folder: a file, a prefix, or a folder that is one.
 
-    Parameters
-    ----------
-    folder : Path
-    *kinds : callable
-        Whether a file's content looks like a checkpoint; the next is asked where those before find none.
-
-    Raises
-    ------
-    FormatError
-        There is none; with what is there instead.
-    UsageError
-        There are several.
+    A kind says whether a file looks like a checkpoint; the next is asked where those before find none.
     """
     shown = f"{str(folder).rstrip(os.sep)}{os.sep}"
     names = _names(folder)

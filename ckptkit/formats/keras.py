@@ -42,7 +42,7 @@ from ckptkit.formats.mapped_file import MappedFile, MappedReader
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.shards import index_beside, shards_of
 from ckptkit.formats.tensor_writer import TensorWriter, metadata_json, put_at
-from ckptkit.formats.zip_directory import DEFLATED, STORED, CheckedMembers, read_directory
+from ckptkit.formats.zip import DEFLATED, STORED, CheckedMembers, read_directory
 
 KERAS_MEMBER = "model.weights.h5"
 """The weights file in a ``.keras`` archive."""

@@ -58,11 +58,6 @@ GRAPHS = {"onnx": "onnx", **dict.fromkeys(("saved-model", "saved_model", "savedm
 def format_named(text: str, source: object = "FILE") -> str:
     """The format that a user names for what becomes of ``source``, by its own name or another one for it.
 
-    Raises
-    ------
-    UsageError
-        There is no such format to write.
-
     Examples
     --------
     >>> format_named("torch"), format_named("pytorch"), format_named("NumPy")
@@ -87,20 +82,6 @@ def format_named(text: str, source: object = "FILE") -> str:
 
 def format_to_write(to: str | None, output: str | Path | None, source: object = "FILE") -> str:
     """The format of a file to be written: as named, else as the ending of its name says.
-
-    Parameters
-    ----------
-    to : str, optional
-        As the user named it.
-    output : str or Path, optional
-        A file, or a prefix for ``tf``; None where the name is not the user's, as in a folder.
-    source : object
-        What is converted, for hints.
-
-    Raises
-    ------
-    UsageError
-        The ending says another format, one that cannot be written, or nothing.
 
     Examples
     --------
@@ -144,19 +125,9 @@ def file_ending(name: str) -> str:
 
 
 def is_folder(output: str | Path, *, results: int = 1) -> bool:
-    """Whether what a user gives for results is a folder: one that is there, or a name that ends in a slash.
+    """Whether what a user gives for results is a folder: one that is there, or a name that ends with a slash.
 
-    Parameters
-    ----------
-    output : str or Path
-        A path, or a URL.
-    results : int
-        For several, a name without an ending is a folder too.
-
-    Raises
-    ------
-    UsageError
-        It ends in a slash and is a file; or in the ending of a format, and is a folder.
+    Of ``results`` that are several, a name without an ending is a folder too.
     """
     text = os.fspath(output)
     if not text:

@@ -26,16 +26,16 @@ from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader
 from ckptkit.formats.member_names import unsafe_name
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
-from ckptkit.formats.zip_directory import (
+from ckptkit.formats.zip import (
     DEFLATED,
     STORED,
     CheckedMembers,
     ZipEntry,
+    ZipWriter,
     damaged,
     plain_name,
     read_directory,
 )
-from ckptkit.formats.zip_writer import ZipWriter
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000

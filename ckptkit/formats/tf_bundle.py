@@ -35,7 +35,7 @@ from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.protobuf_wire import WireError
 from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
-from ckptkit.formats.tar_members import iter_safe_members
+from ckptkit.formats.tar import iter_safe_members
 from ckptkit.formats.tensor_writer import TensorWriter, put_at
 from ckptkit.formats.tf_index import (
     BundleEntry,

@@ -1,45 +1,38 @@
-"""What the few names with a meaning in a PyTorch pickle stand for: storages, tensors, plain containers.
+"""What the few names with a meaning in a PyTorch pickle stand for: storages, tensors, arrays, containers.
 
-The names and their arguments are those of ``torch/_utils.py`` and ``torch/storage.py``. Nothing here imports
-torch; a tensor becomes a `TensorRef`, which says where its bytes lie.
+The names and their arguments are those of ``torch/_utils.py``, ``torch/storage.py`` and numpy's
+``__reduce__``. Nothing here imports torch; a tensor becomes a `TensorRef`, which says where its bytes are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckptkit.base.tensors import DTYPES, KNOWN
-from ckptkit.formats.mapped_file import MAX_DIMS
-from ckptkit.formats.pickle_values import PickledArray, is_array, pickled_array
-from ckptkit.formats.restricted_pickle import Blob, GlobalName, Handler, Inert, dictionary_key
+from ckptkit.base.errors import FormatError
+from ckptkit.base.tensors import DTYPES, KNOWN, Array, DType, swapped
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
+from ckptkit.formats.pickle_machine import Blob, GlobalName, Handler, Inert, dictionary_key
 
 _MAX_COUNT = 1 << 62
 _MAX_KEY = 255
 _MAX_FLAGS = 16
 
 
+# -- storages and tensors ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
-    """A run of elements that tensors are views of.
+    """A run of elements that tensors are views of."""
 
-    Parameters
-    ----------
-    key : str
-        Its name in the file.
-    dtype : str or None
-        Name of its element type; None for untyped bytes; a name outside of `TORCH_DTYPES` when not known.
-    count : int
-        Number of elements.
-    offset : int
-        Elements to skip in the file's storage (views of storages, in old files).
-    """
-
-    key: str
+    key: str  # its name in the file
+    # name of its element type; None for untyped bytes; a name outside of `TORCH_DTYPES` when not known
     dtype: str | None
-    count: int
-    offset: int = 0
+    count: int  # number of elements
+    offset: int = 0  # elements to skip in the file's storage (views of storages, in old files)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,15 +48,9 @@ class TensorRef:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class UnsupportedTensor:
-    """A tensor that is no strided view of plain numbers.
+    """A tensor that is no strided view of plain numbers."""
 
-    Parameters
-    ----------
-    kind : str
-        What it is, for people.
-    """
-
-    kind: str
+    kind: str  # what it is, for people
 
 
 def whole_number(value: object, what: str) -> int:
@@ -215,6 +202,146 @@ def _rebuild_from_type(args: tuple[object, ...]) -> object:
     if not isinstance(args[1], GlobalName) or args[1].name not in _PLAIN_TENSORS or rebuild is None:
         return UnsupportedTensor(f"a tensor of class {args[1]}" if isinstance(args[1], GlobalName) else "odd")
     return rebuild(args[2])
+
+
+# -- arrays of numpy ---------------------------------------------------------------------------------------
+
+
+_CLASSES = frozenset({"numpy.ndarray", "numpy.memmap", "numpy.matrix"})
+_REBUILT = frozenset(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))
+_FROM_BUFFER = frozenset(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core"))
+SCALARS = frozenset(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
+ARRAYS = frozenset({*_REBUILT, *_FROM_BUFFER, "numpy.ma.core._mareconstruct"})
+_SIZES = {"float": (2, 4, 8), "int": (1, 2, 4, 8), "uint": (1, 2, 4, 8), "complex": (8, 16)}
+_CODES = {f"{kind[0]}{size}": f"{kind}{8 * size}" for kind, sizes in _SIZES.items() for size in sizes}
+"""numpy's letters for element types; a boolean is ``b1``."""
+
+
+@dataclass(frozen=True)
+class PickledArray:
+    """A numpy array or scalar inside a pickle."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    content: bytes | Blob  # its elements
+    fortran: bool = False  # whether the first axis changes fastest
+    big_endian: bool = False  # whether each element's bytes run the other way
+
+    def plain(self, file: MappedFile) -> memoryview | None:
+        """Its bytes, where they are those of the tensor in C order."""
+        turned = self.fortran and sum(size != 1 for size in self.shape) > 1
+        if turned or (self.big_endian and self.dtype.itemsize > 1):
+            return None
+        if isinstance(self.content, bytes):
+            return memoryview(self.content)
+        return None if self.content.text else file.raw(self.content.offset, self.content.nbytes)
+
+    def release(self, file: MappedFile) -> None:
+        """Give back its memory pages."""
+        if isinstance(self.content, Blob):
+            file.release(self.content.offset, self.content.nbytes)
+
+    def read(self, file: MappedFile) -> Array:
+        """Read-only array: a view of the file where its bytes are in the file as they are."""
+        import numpy
+
+        shape = self.shape[::-1] if self.fortran else self.shape
+        if 0 in shape or (isinstance(self.content, Blob) and not self.content.text):
+            array = file.view(self.content.offset if isinstance(self.content, Blob) else 0, self.dtype, shape)
+        else:
+            array = numpy.frombuffer(self._decoded(file), self.dtype.numpy).reshape(shape)
+        if self.big_endian:
+            array = swapped(array, self.dtype)
+        return array.T if self.fortran else array
+
+    def _decoded(self, file: MappedFile) -> bytes:
+        if isinstance(self.content, bytes):
+            return self.content
+        raw = file.data[self.content.offset : self.content.offset + self.content.nbytes]
+        try:
+            found = raw.decode().encode("latin-1")
+        except UnicodeError as error:
+            reason = f"the text of an array is damaged ({error})"
+            raise FormatError(file.path, reason, offset=self.content.offset) from error
+        if len(found) != math.prod(self.shape) * self.dtype.itemsize:
+            raise FormatError(
+                file.path,
+                f"{len(found)} bytes for an array of {self.dtype} {list(self.shape)}",
+                offset=self.content.offset,
+            )
+        return found
+
+
+def is_array(value: object) -> bool:
+    """Whether a value records a numpy array, of whatever elements."""
+    return isinstance(value, Inert) and value.name in ARRAYS
+
+
+def is_scalar(value: object) -> bool:
+    """Whether a value records a number of numpy's."""
+    return isinstance(value, Inert) and value.name in SCALARS
+
+
+def pickled_array(value: Inert) -> PickledArray | str:
+    """The array or number that a value records, or what it is where it cannot be read.
+
+    In numpy's ``__reduce__`` ``_reconstruct`` makes an empty array, whose state is (version, shape, dtype,
+    Fortran order, bytes); with protocol 5, ``_frombuffer`` gets (bytes, dtype, shape, order).
+    """
+    if not value.args:
+        raise ValueError("an array of no class")
+    kind = str(value.args[0])
+    shape: object = ()
+    if value.name in _REBUILT and isinstance(value.state, tuple) and len(value.state) in (4, 5):
+        shape, dtype, fortran, content = value.state[-4:]
+    elif value.name in _FROM_BUFFER and len(value.args) == 4:
+        content, dtype, shape, order = value.args
+        kind, fortran = "numpy.ndarray", order == "F"
+    elif value.name in SCALARS and len(value.args) == 2:
+        kind, fortran, (dtype, content) = "numpy.ndarray", False, value.args
+    else:
+        return f"an array of class {kind[:80]}"
+    sizes, element = _sizes(shape), numpy_dtype(dtype)
+    if sizes is None:
+        raise ValueError("an array of malformed shape")
+    if kind not in _CLASSES:
+        return f"an array of class {kind[:80]}"
+    if isinstance(element, str):
+        return f"an array of {element} {list(sizes)}"
+    if isinstance(content, str):
+        content = content.encode()  # Python 2 had one type for both
+    if not isinstance(content, (bytes, Blob)) or not _fits(content, math.prod(sizes) * element[0].itemsize):
+        raise ValueError("an array of other bytes than its shape says")
+    return PickledArray(element[0], sizes, content, fortran is True, element[1])
+
+
+def _fits(content: bytes | Blob, nbytes: int) -> bool:
+    if isinstance(content, Blob) and content.text:
+        return content.latin1 and nbytes <= len(content) <= 2 * nbytes
+    return len(content) == nbytes
+
+
+def numpy_dtype(value: object) -> tuple[DType, bool] | str:
+    """Element type of a pickled numpy dtype, and whether it is big-endian; or what it is, in words."""
+    if not isinstance(value, Inert) or value.name != "numpy.dtype" or not value.args:
+        return "unknown elements"
+    code, state = value.args[0], value.state
+    name = (
+        {**_CODES, "b1": "bool"}.get(code) if isinstance(code, str) else str(code).removeprefix("ml_dtypes.")
+    )
+    if name is None or name not in DTYPES:
+        return {"O": "Python objects", "U": "texts", "S": "texts"}.get(str(code)[:1], str(code)[:80])
+    return DTYPES[name], isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
+
+
+def _sizes(shape: object) -> tuple[int, ...] | None:
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
+        return None
+    sizes = tuple(size for size in shape if isinstance(size, int) and 0 <= size < 1 << 62)
+    return sizes if len(sizes) == len(shape) else None
+
+
+# -- plain values, and the table of all names --------------------------------------------------------------
 
 
 def _dictionary(args: tuple[object, ...]) -> object:

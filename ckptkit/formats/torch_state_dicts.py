@@ -17,9 +17,8 @@ from pathlib import Path
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
-from ckptkit.formats.pickle_values import is_array
-from ckptkit.formats.restricted_pickle import Inert, would_call
-from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor
+from ckptkit.formats.pickle_machine import Inert, would_call
+from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor, is_array
 
 Table = dict[object, object]
 
@@ -55,22 +54,12 @@ _MAX_PATH = 1000
 
 @dataclass(frozen=True)
 class StateDict:
-    """The state dict to read.
+    """The state dict to read."""
 
-    Parameters
-    ----------
-    name : str
-        The keys that lead to it, joined by dots; ``""`` at the top.
-    table : dict
-    names : tuple of str
-        Every state dict of the file.
-    copies : mapping of Copy to str
-        Which state dict holds which copy of these weights, where that is known.
-    """
-
-    name: str
+    name: str  # the keys that lead to it, joined by dots; ``""`` at the top
     table: Table
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # every state dict of the file
+    # which state dict holds which copy of these weights, where that is known
     copies: Mapping[Copy, str] = field(default_factory=dict)
 
     @property
@@ -91,15 +80,6 @@ def find_state_dict(
     """Find the state dict that is asked for, or the only one that can be meant.
 
     ``said`` puts the content into words, ``kind`` says what the file is where torch.save did not write it.
-
-    Raises
-    ------
-    FormatError
-        There is none, or nothing tells which of several is meant.
-    NotFoundError
-        None of that name.
-    UsageError
-        The copy of the weights that is asked for is not there.
     """
     found = _candidates(path, root, said, kind)
     pairs = _pairs(root, found)
@@ -252,20 +232,11 @@ def _at(value: object, wanted: str) -> Iterator[object]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two state dicts that are copies of the same weights.
+    """Two state dicts that are copies of the same weights."""
 
-    Parameters
-    ----------
-    plain : str
-        The one whose key does not speak of averages.
-    copies : mapping of Copy to str
-    settled : bool
-        Whether it is known which of them the published figures belong to: the averages.
-    """
-
-    plain: str
+    plain: str  # the one whose key does not speak of averages
     copies: Mapping[Copy, str]
-    settled: bool = False
+    settled: bool = False  # whether it is known which of them the published figures belong to: the averages
 
 
 def _role(name: str) -> tuple[tuple[str, ...], bool]:

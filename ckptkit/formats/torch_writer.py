@@ -14,8 +14,8 @@ from ckptkit.base.tensors import Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
-from ckptkit.formats.torch_containers import METADATA_RECORD
-from ckptkit.formats.zip_writer import ZipWriter
+from ckptkit.formats.torch_reader import METADATA_RECORD
+from ckptkit.formats.zip import ZipWriter
 
 _ROOT = "archive"
 _BATCH = 1000
@@ -28,32 +28,6 @@ class TorchWriter(TensorWriter):
 
     The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
     ``torch.load(weights_only=True, mmap=True)``.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    specs : iterable of TensorSpec
-        Every tensor; their order is the order in the file.
-    metadata : Mapping of str to str
-        Kept as the record ``ckptkit.json``, which torch does not look at.
-    force : bool
-        Whether an existing file may be replaced.
-    shared : Mapping of str to str, optional
-        Tensors without bytes of their own, and which other tensor's storage each has: of the same type and
-        shape. They are not in `order`.
-    tree : Mapping of str to Any, optional
-        What the file shall hold instead of one ``OrderedDict`` of all tensors: mappings of names to specs
-        (each becomes an ``OrderedDict`` of tensors), and plain values.
-
-    Raises
-    ------
-    UsageError
-        The file exists and ``force`` is false.
-    ConversionError
-        Two tensors of one name, or an element type that torch has not.
-    StorageError
-        The disk refuses.
     """
 
     most = 80_000
@@ -139,13 +113,7 @@ def checkpoint_pickle(
 
 
 class _Pickler:
-    """Writes plain values, and specs as tensors.
-
-    Parameters
-    ----------
-    storages : mapping of str to int
-        Number of each tensor's storage.
-    """
+    """Writes plain values, and specs as tensors."""
 
     def __init__(self, storages: Mapping[str, int]) -> None:
         self._storages = storages

@@ -1,6 +1,6 @@
 """Unpacking an archive so that its folder is there whole or not at all.
 
-What may be in an archive is decided by its walker (`ckptkit.formats.tar_members` for tar, whatever compresses
+What may be in an archive is decided by its walker (`ckptkit.formats.tar` for tar, whatever compresses
 it, `iter_safe_zip_members` for zip): no member leaves the folder, is a link or a device, has the name of
 another, or is larger than bounded. Files and folders get the modes that the umask gives, never the archive's.
 """
@@ -38,8 +38,8 @@ from ckptkit.base.files import (
 from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.member_names import MemberNames
-from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits
-from ckptkit.formats.zip_directory import (
+from ckptkit.formats.tar import DEFAULT_LIMITS, SafeMember, TarLimits
+from ckptkit.formats.zip import (
     DEFLATED,
     END_MAGIC,
     LOCAL_MAGIC,
@@ -52,7 +52,7 @@ from ckptkit.store.partial import Partial
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ckptkit.formats.tar_members import SafeMember
+    from ckptkit.formats.tar import SafeMember
 
 
 MARKER = ".ckptkit-unpacked.json"
@@ -204,7 +204,7 @@ def archive_members(
     archive: Path, source: BinaryIO | None = None
 ) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
     """Walk over an archive by its content, whatever its name says; only tar may come from a ``source``."""
-    from ckptkit.formats.tar_members import iter_safe_members
+    from ckptkit.formats.tar import iter_safe_members
 
     if source is not None:
         return iter_safe_members(archive, source=source)
@@ -284,8 +284,8 @@ def _remove(folder: Path) -> None:
 
 # -- a safe walk over a zip archive --------------------------------------------------------------------------
 #
-# By the same rules as `ckptkit.formats.tar_members` has for tar. The directory is checked against the file
-# first (`ckptkit.formats.zip_directory`): encrypted, overlapping and misplaced members are refused there.
+# By the same rules as `ckptkit.formats.tar` has for tar. The directory is checked against the file
+# first (`ckptkit.formats.zip`): encrypted, overlapping and misplaced members are refused there.
 # What is in it is read with every size bounded by what the directory says.
 
 _READ = 256 << 10

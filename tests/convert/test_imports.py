@@ -41,7 +41,7 @@ def test_only_what_the_two_formats_need_is_imported(to: str, source: Path, tmp_p
     command = [sys.executable, "-c", RUN, "convert", str(source), "--to", to, "-o", str(tmp_path / "result")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
-    assert {"ckptkit.convert.pipeline", "ckptkit.formats.torch_zip"} <= loaded
+    assert {"ckptkit.convert.pipeline", "ckptkit.formats.torch_reader"} <= loaded
     assert not HEAVY & {name.partition(".")[0] for name in loaded}
     formats = {
         name.removeprefix("ckptkit.formats.") for name in loaded if name.startswith("ckptkit.formats.")

@@ -226,7 +226,7 @@ from pathlib import Path
 import numpy
 from ckptkit.base.errors import FormatError
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.torch_zip import TorchReader
+from ckptkit.formats.torch_reader import TorchReader
 
 spare = 512 << 20
 held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.torch_zip import TorchReader
+from ckptkit.formats.torch_reader import TorchReader
 from tests.support.commands import runner
 from tests.support.published_files import (
     CLASSES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.formats.restricted_pickle import GlobalName, Inert
+from ckptkit.formats.pickle_machine import GlobalName, Inert
 from ckptkit.formats.torch_pickle import (
     TORCH_HANDLERS,
     StorageRef,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError
-from ckptkit.formats.restricted_pickle import Inert
+from ckptkit.formats.pickle_machine import Inert
 from ckptkit.formats.torch_pickle import StorageRef, TensorRef, UnsupportedTensor
 from ckptkit.formats.torch_state_dicts import StateDict, find_state_dict
 

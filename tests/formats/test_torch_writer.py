@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, OPAQUE, DType, RawTensor, TensorSpec
-from ckptkit.formats import torch_writer, zip_writer
+from ckptkit.formats import torch_writer
+from ckptkit.formats import zip as zip_archive
+from ckptkit.formats.torch_reader import TorchReader
 from ckptkit.formats.torch_writer import TorchWriter, checkpoint_pickle
-from ckptkit.formats.torch_zip import TorchReader
 from tests.support.tensors import arrays, same_bits, some_arrays, specs_of, write_all
 
 WITHOUT = frozenset({"float8_e4m3b11fnuz"})
@@ -156,8 +157,8 @@ def test_write_returns_crc32c_and_casts(torch: Any, tmp_path: Path) -> None:
 
 def test_beyond_four_gigabytes(torch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same records as beyond 4 GB and 65535 entries, with the limits moved down."""
-    monkeypatch.setattr(zip_writer, "WIDE", 3000)
-    monkeypatch.setattr(zip_writer, "_WIDE_COUNT", 10)
+    monkeypatch.setattr(zip_archive, "_LARGE", 3000)
+    monkeypatch.setattr(zip_archive, "_MANY", 10)
     write_all(TorchWriter(tmp_path / "m.pth", specs_of(HELD), META), HELD)
     raw = (tmp_path / "m.pth").read_bytes()
     assert b"PK\x06\x06" in raw

@@ -59,7 +59,7 @@ def readers(format: str) -> tuple[Opener, ...]:
     from ckptkit.formats.npz import NpzReader
     from ckptkit.formats.safetensors import SafetensorsReader
     from ckptkit.formats.tf_bundle import TfBundleReader
-    from ckptkit.formats.torch_zip import TorchReader
+    from ckptkit.formats.torch_reader import TorchReader
 
     direct: Mapping[str, Opener] = {
         "tf": TfBundleReader,

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, NotFoundError, StorageError
-from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits
+from ckptkit.formats.tar import DEFAULT_LIMITS, SafeMember, TarLimits
 from ckptkit.store import install
 from ckptkit.store import unpack as unpacking
 from ckptkit.store.unpack import (

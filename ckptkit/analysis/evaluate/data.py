@@ -31,7 +31,7 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
 from ckptkit.base.files import open_named, open_regular
 from ckptkit.base.tensors import Array
-from ckptkit.formats.tar_stream import TAR_BLOCK, search_steps, tar_entries
+from ckptkit.formats.tar import TAR_BLOCK, search_steps, tar_entries
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.decoding import opened_image
 from ckptkit.models.images.gathering import entries_of, files_below

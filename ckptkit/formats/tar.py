@@ -1,9 +1,15 @@
-"""The bytes inside a tar archive: plain, gzip, bzip2, xz or zstd, read forward only and within bounds."""
+"""A safe walk over a tar archive: nothing that could leave its folder, nothing without bound.
+
+Used by the TensorFlow reader (to read a ``.tar.gz`` directly), by the store (to unpack one) and by whatever
+reads members of a plain one in place. An archive is read once, front to back; plain, gzip, bzip2, xz and zstd
+are told apart by their first bytes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import re
 import sys
@@ -15,9 +21,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ckptkit.base.budget import MAX_RATIO, Budget
-from ckptkit.base.errors import FormatError, MissingDependencyError, storage_error
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, storage_error
 from ckptkit.formats.base import Sample
 from ckptkit.formats.foreign import Foreign
+from ckptkit.formats.member_names import MemberNames
 
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512
@@ -36,28 +43,18 @@ _MAGICS = (
 
 @dataclass(frozen=True)
 class TarLimits:
-    """Bounds of a walk; generous for checkpoints of many gigabytes, far from what a bomb needs.
+    """Bounds of a walk; generous for checkpoints of many gigabytes, far from what a bomb needs."""
 
-    Attributes
-    ----------
-    members : int
-        Files and folders in the archive.
-    total_bytes : int
-        Size of the archive when decompressed.
-    ratio, ratio_from_bytes : int
-        Decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have
-        been produced (weights hardly compress at all; a small file of zeros is harmless).
-    header_bytes : int
-        What one member may spend on its headers (long names, pax records).
-    padding_bytes : int
-        Zeros behind the end mark; tar pads to the size of a record, which is 10 kB.
-    """
-
-    members: int = 20_000
-    total_bytes: int = 256 << 30
+    members: int = 20_000  # files and folders in the archive
+    total_bytes: int = 256 << 30  # size of the archive when decompressed
+    # decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have been
+    # produced (weights hardly compress at all; a small file of zeros is harmless)
     ratio: int = MAX_RATIO
+    # decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have been
+    # produced (weights hardly compress at all; a small file of zeros is harmless)
     ratio_from_bytes: int = 256 << 20
-    header_bytes: int = 1 << 20
+    header_bytes: int = 1 << 20  # what one member may spend on its headers (long names, pax records)
+    # zeros behind the end mark; tar pads to the size of a record, which is 10 kB
     padding_bytes: int = 64 << 20
 
 
@@ -333,11 +330,6 @@ def search_steps(path: Path, header: bytes) -> int:
 
     Before Python 3.11.10 and 3.12.6 it looks for numbers in a time that is the square of the longest one
     (CVE-2024-6232).
-
-    Raises
-    ------
-    FormatError
-        A number is longer than any in the headers of an archive.
     """
     steps = 0
     for found in _DIGITS.finditer(header):
@@ -370,14 +362,7 @@ class Headers(Protocol):
 
 
 def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
-    """Walk over the members of a tar archive, and of every further one behind it (``cat a.tar b.tar``).
-
-    Raises
-    ------
-    FormatError
-        When a header is damaged, an archive ends without its end mark, or something else than zeros and
-        archives follows it.
-    """
+    """Walk over the members of a tar archive, and of every further one behind it (``cat a.tar b.tar``)."""
     yield from _entries_to_end_mark(path, headers, errors)
     while headers.begins_again():
         begin = headers.tell()
@@ -440,3 +425,83 @@ _OF_ONE_MEMBER = frozenset(
 )
 _LARGEST_OCTAL = 1 << 33
 """Sizes that do not fit in a header, which has then any number."""
+
+
+# -- members -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SafeMember:
+    """A file or folder of an archive, its name checked."""
+
+    name: str  # relative, with ``/`` between parts, no ``.`` or ``..`` among them
+    size: int  # bytes; 0 for a folder
+    is_folder: bool  # folders have no bytes
+
+
+def iter_safe_members(
+    path: Path, *, limits: TarLimits = DEFAULT_LIMITS, source: BinaryIO | None = None
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over the files and folders of a tar archive in the order they stand."""
+    with contextlib.ExitStack() as stack:
+        try:
+            raw = source or stack.enter_context(path.open("rb"))
+            unpacked = decompressed(path, raw)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such file") from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        stream = TarStream(path, raw, unpacked, limits)
+        names = MemberNames(path)
+        for count, entry in enumerate(tar_entries(path, stream)):
+            if count == limits.members:
+                raise FormatError(path, f"more than {limits.members} members")
+            member = _checked(path, entry, names)
+            if member is None:
+                continue
+            if member.is_folder:
+                yield member, None
+                continue
+            body = _MemberStream(path, stream, member)
+            yield member, io.BufferedReader(body, READ_BYTES)
+            body.expire()
+
+
+class _MemberStream(io.RawIOBase):
+    """Bytes of one member."""
+
+    def __init__(self, path: Path, stream: TarStream, member: SafeMember) -> None:
+        self._path = path
+        self._stream = stream
+        self._member = member
+        self._remaining = member.size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._remaining)
+        piece = self._stream.read_some(wanted) if wanted else b""
+        if wanted and not piece:
+            raise FormatError(self._path, f"truncated inside {self._member.name!r}")
+        buffer[: len(piece)] = piece
+        self._remaining -= len(piece)
+        return len(piece)
+
+    def expire(self) -> None:
+        """The walk goes on: nothing more may be read here."""
+        self._remaining = 0
+
+
+def _checked(path: Path, entry: tarfile.TarInfo, names: MemberNames) -> SafeMember | None:
+    """The member if it is safe; None for the archive's own root folder."""
+    shown = repr(entry.name[:200])
+    if entry.issym() or entry.islnk():
+        raise FormatError(path, f"member {shown} is a link, which is refused")
+    is_file = entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not entry.issparse()
+    if not is_file and not entry.isdir():
+        raise FormatError(path, f"member {shown} is neither a file nor a folder, which is refused")
+    if entry.size < 0:
+        raise FormatError(path, f"member {shown} has a negative size")
+    name = names.claim(entry.name, is_folder=entry.isdir())
+    return SafeMember(name, entry.size if is_file else 0, entry.isdir()) if name else None

@@ -1,14 +1,30 @@
-"""Plain words for what a PyTorch file holds beside its weights: epoch, arguments, metrics."""
+"""Plain words for what a PyTorch file holds beside its weights: epoch, arguments, metrics.
+
+numpy numbers and arrays, dates, paths, devices: each pickles as a call with plain arguments (their classes'
+``__reduce__``), so its text can be told without importing or calling what the file names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import datetime
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from pathlib import PurePosixPath, PureWindowsPath
 
+from ckptkit.base.tensors import Array
 from ckptkit.base.text import escaped
-from ckptkit.formats.pickle_values import attributes, items, known_text
-from ckptkit.formats.restricted_pickle import GlobalName, Inert
-from ckptkit.formats.torch_pickle import StorageRef, TensorRef, UnsupportedTensor
+from ckptkit.formats.pickle_machine import GlobalName, Inert
+from ckptkit.formats.torch_pickle import (
+    ARRAYS,
+    SCALARS,
+    PickledArray,
+    StorageRef,
+    TensorRef,
+    UnsupportedTensor,
+    numpy_dtype,
+    pickled_array,
+)
 
 MAX_EXTRAS = 1000
 _MAX_TEXT = 1000
@@ -20,6 +36,11 @@ _MAX_DEPTH = 3
 _MAX_PARAGRAPH = 100_000
 _MAX_PARAGRAPHS = 1_000_000
 """Characters of all texts of several lines together: many keys may hold the same one."""
+MAX_SHOWN_ELEMENTS = 16
+"""Arrays of more elements are told by type and shape."""
+
+_MAX_PARTS = 100
+_MAX_PART = 1000
 
 
 def describe(value: object, limit: int = _MAX_TEXT) -> str:
@@ -42,13 +63,6 @@ def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
     Each text is one line, but for texts that are several lines in the file itself, such as a training
     configuration: those keep their lines (``\n``), and everything else in them that a terminal would obey is
     escaped.
-
-    Parameters
-    ----------
-    root : object
-        What was unpickled.
-    state_dicts : iterable of str
-        Names to leave out; ``""`` says that the root itself is the state dict.
 
     Examples
     --------
@@ -224,3 +238,163 @@ class _Describer:
 
 def _values(count: int) -> str:
     return "1 value" if count == 1 else f"{count} values"
+
+
+# -- objects of well-known classes -------------------------------------------------------------------------
+
+
+def known_text(value: Inert) -> str | None:
+    """Text of an object of a well-known class; None for any other, and for malformed ones.
+
+    Examples
+    --------
+    >>> known_text(Inert("torch.device", ("cuda", 0)))
+    'cuda:0'
+    >>> known_text(Inert("datetime.timedelta", (1, 3600, 0)))
+    '1 day, 1:00:00'
+    >>> known_text(Inert("os.system", ("ls",)))
+    """
+    read = _READERS.get(value.name)
+    try:
+        return None if read is None else read(value)
+    except (ValueError, OverflowError):  # numbers that no date, duration or array can have
+        return None
+
+
+def _number(value: Inert) -> str | None:
+    found = pickled_array(value)
+    return None if isinstance(found, str) else str(_small(found)[()])
+
+
+def _array(value: Inert) -> str:
+    """An array in text: its elements where they are few."""
+    found = pickled_array(value)
+    if isinstance(found, str):
+        return found.removeprefix("an ")
+    few = 0 < math.prod(found.shape) <= MAX_SHOWN_ELEMENTS
+    return str(_small(found).tolist()) if few else f"array of {found.dtype} {list(found.shape)}"
+
+
+def _small(array: PickledArray) -> Array:
+    """The elements of a small array, which are not left in the file."""
+    import numpy
+
+    if not isinstance(array.content, bytes):
+        raise ValueError("a small array of many bytes")
+    kind = array.dtype.numpy.newbyteorder(">") if array.big_endian else array.dtype.numpy
+    return numpy.frombuffer(array.content, kind).reshape(array.shape, order="F" if array.fortran else "C")
+
+
+def _moment(value: Inert) -> str | None:
+    """Ten bytes: year (2), month, day, hour, minute, second, microsecond (3); then perhaps a zone."""
+    raw = value.args[0] if value.args else None
+    if not isinstance(raw, bytes) or len(raw) != 10:
+        return None
+    year, month = int.from_bytes(raw[:2], "big"), raw[2] & 0x7F  # the top bit tells repeated hours apart
+    day, hour, minute, second = raw[3:7]
+    moment = datetime.datetime(year, month, day, hour, minute, second, int.from_bytes(raw[7:], "big"))
+    return str(moment) + (_zone(value.args[1]) if len(value.args) > 1 else "")
+
+
+def _zone(zone: object) -> str:
+    offset = zone.args[0] if isinstance(zone, Inert) and zone.args else None
+    if isinstance(offset, Inert) and offset.name == "datetime.timedelta":
+        numbers = _integers(offset.args, 3)
+        if numbers is not None:
+            minutes = (numbers[0] * 86400 + numbers[1]) // 60
+            return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
+    return " (in a time zone of its own)"
+
+
+def _day(value: Inert) -> str | None:
+    raw = value.args[0] if value.args else None
+    if not isinstance(raw, bytes) or len(raw) != 4:
+        return None
+    return str(datetime.date(int.from_bytes(raw[:2], "big"), raw[2], raw[3]))
+
+
+def _duration(value: Inert) -> str | None:
+    numbers = _integers(value.args, 3)
+    return None if numbers is None else str(datetime.timedelta(*numbers))
+
+
+def _integers(values: Sequence[object], count: int) -> list[int] | None:
+    numbers = [number for number in values if isinstance(number, int) and abs(number) < 1 << 62]
+    return numbers if len(numbers) == len(values) == count else None
+
+
+def _path(pure: type[PurePosixPath] | type[PureWindowsPath]) -> Callable[[Inert], str | None]:
+    def text(value: Inert) -> str | None:
+        parts = [part for part in value.args if isinstance(part, str) and len(part) <= _MAX_PART]
+        return str(pure(*parts)) if len(parts) == len(value.args) <= _MAX_PARTS else None
+
+    return text
+
+
+def _device(value: Inert) -> str | None:
+    if not 1 <= len(value.args) <= 2 or not isinstance(value.args[0], str) or len(value.args[0]) > 100:
+        return None
+    return ":".join(str(part) for part in value.args if isinstance(part, (str, int)))
+
+
+def _dtype(value: Inert) -> str | None:
+    found = numpy_dtype(value)
+    return None if isinstance(found, str) else f"numpy.{found[0]}"
+
+
+_READERS: Mapping[str, Callable[[Inert], str | None]] = {
+    **dict.fromkeys(SCALARS, _number),
+    **dict.fromkeys(ARRAYS, _array),
+    "numpy.dtype": _dtype,
+    "datetime.datetime": _moment,
+    "datetime.date": _day,
+    "datetime.timedelta": _duration,
+    "torch.device": _device,
+    **{
+        f"{module}.{prefix}PosixPath": _path(PurePosixPath)
+        for module in ("pathlib", "pathlib._local")
+        for prefix in ("", "Pure")
+    },
+    **{
+        f"{module}.{prefix}WindowsPath": _path(PureWindowsPath)
+        for module in ("pathlib", "pathlib._local")
+        for prefix in ("", "Pure")
+    },
+}
+
+
+def attributes(value: Inert) -> list[dict[object, object]]:
+    """What ``BUILD`` would have set on an object: one table, or two for classes with slots.
+
+    Examples
+    --------
+    >>> attributes(Inert("argparse.Namespace", (), {"lr": 0.1}))
+    [{'lr': 0.1}]
+    >>> attributes(Inert("a.Slotted", (), (None, {"x": 1})))
+    [{'x': 1}]
+    >>> attributes(Inert("numpy.random.mtrand.RandomState", (), (624, 3)))
+    []
+    """
+    state = value.state
+    if (
+        isinstance(state, tuple)
+        and len(state) == 2
+        and all(part is None or isinstance(part, dict) for part in state)
+    ):
+        return [part for part in state if isinstance(part, dict)]
+    return [state] if isinstance(state, dict) else []
+
+
+def items(value: Inert, most: int) -> list[tuple[object, object]]:
+    """At most ``most`` of what would have been set in a dictionary of a class of its own.
+
+    Examples
+    --------
+    >>> items(Inert("mmcv.utils.config.ConfigDict", (), content=[("type", "MogaNet")]), 10)
+    [('type', 'MogaNet')]
+    >>> items(Inert("collections.deque", (), content=[1, 2]), 10)
+    []
+    """
+    first = value.content[:most]
+    pairs = [pair for pair in first if isinstance(pair, tuple) and len(pair) == 2]
+    return pairs if len(pairs) == len(first) else []

@@ -1,7 +1,9 @@
-"""The central directory of a zip archive, every number in it checked against the file.
+"""Zip archives: a directory whose every number is checked against the file, and a writer of stored entries.
 
 PyTorch files and npz files are zip archives; most entries are stored, so a tensor is a range of the file.
-Source of the layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to 4.3.16, 4.5.3).
+What is written is deterministic (no clock, no host, no random padding), aligned, and gets zip64 records
+beyond 4 GB or 65535 entries. Source of the layout: PKWARE's APPNOTE 6.3 (sections 4.3.7, 4.3.12, 4.3.14 to
+4.3.16, 4.5.3).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import posixpath
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,9 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeAlias
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.checksums import crc32
+from ckptkit.base.checksums import crc32, crc32c
 from ckptkit.base.errors import FormatError
+from ckptkit.base.files import StagedFile
 from ckptkit.formats.mapped_file import MappedFile
 
 LOCAL_MAGIC = b"PK\x03\x04"
@@ -43,6 +46,8 @@ STORED, DEFLATED = 0, 8
 MAX_ENTRIES = 200_000
 _MAX_COMMENT = 0xFFFF
 _WIDE = 0xFFFFFFFF
+"""In place of a size or an offset: a zip64 field has it."""
+
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _STREAMED, _UTF8 = 0x8, 0x800
 _SAME_FLAGS = _ENCRYPTED | _UTF8
@@ -50,37 +55,32 @@ _ZIP64, _OTHER_NAME = 1, 0x7075
 _KEPT_PAGES = 32 << 20
 _DAMAGED = "the file is damaged: fetch it again"
 
+ALIGNMENT = 64
+"""What torch.save uses too: whole cache lines, and any vector load."""
+
+_LARGE, _MANY = _WIDE, 0xFFFF
+"""Sizes and offsets, and numbers of entries, that are written in zip64 records."""
+
+_DOS_DATE = (1 << 5) | 1  # 1980-01-01, the earliest a zip can say
+_VERSION, _VERSION64 = 20, 45
+_PADDING_ID = 0x4246  # "FB", the extra field in which torch.save puts its padding
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """One member: where its bytes lie and what they should be.
+    """One member: where its bytes lie and what they should be."""
 
-    Parameters
-    ----------
-    name : str
-        Path inside the archive.
-    method : int
-        0 stored, 8 deflated.
-    crc32 : int
-        Of the uncompressed bytes.
-    packed, size : int
-        Bytes in the file, and bytes when unpacked.
-    offset : int
-        Where the member's data starts in the file.
-    attributes : int
-        The directory's external attributes: where Unix wrote them, its mode stands in the upper 16 bits.
-    is_utf8 : bool
-        Whether the archive says that its name is UTF-8, or it is ASCII; else programs guess.
-    """
-
-    name: str
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    offset: int
-    attributes: int = 0
-    is_utf8: bool = True
+    name: str  # path inside the archive
+    method: int  # 0 stored, 8 deflated
+    crc32: int  # of the uncompressed bytes
+    packed: int  # bytes in the file
+    size: int  # bytes when unpacked
+    offset: int  # where the member's data starts in the file
+    attributes: int = 0  # where Unix wrote them, its mode is in the upper 16 bits
+    is_utf8: bool = True  # the archive says so of its name, or it is ASCII; else programs guess
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,7 @@ class ZipDirectory:
 
 
 class CheckedMembers:
-    """Compares members with their CRC-32, each once: nothing of a member is to be used before `require`.
-
-    Parameters
-    ----------
-    file : MappedFile
-    directory : ZipDirectory
-    may_lack : bool
-        Whether an archive may have 0 in place of every checksum, as PyTorch's
-        ``torch.serialization.set_crc32_options(False)`` writes it.
-    """
+    """Compares members with their CRC-32, each once: nothing of a member is to be used before `require`."""
 
     def __init__(self, file: MappedFile, directory: ZipDirectory, *, may_lack: bool = False) -> None:
         self._file = file
@@ -111,13 +102,7 @@ class CheckedMembers:
         self._lacks = may_lack and not any(entry.crc32 for entry in directory.entries.values())
 
     def require(self, entry: ZipEntry, what: str = "") -> bool:
-        """Whether a member has a checksum, which holds; ``what`` is in it, for errors.
-
-        Raises
-        ------
-        FormatError
-            It does not, or the member does not unpack to its size.
-        """
+        """Whether a member has a checksum, which holds; ``what`` is in it, for errors."""
         if entry.name in self._checked:
             return True
         if self._lacks and entry.size:
@@ -152,13 +137,7 @@ class CheckedMembers:
 
 
 def check_members(path: Path) -> None:
-    """Compare every member of a zip archive with its CRC-32, where checksums were kept.
-
-    Raises
-    ------
-    FormatError
-        When the archive is damaged.
-    """
+    """Compare every member of a zip archive with its CRC-32, where checksums were kept."""
     with contextlib.closing(MappedFile(path)) as file:
         CheckedMembers(file, read_directory(file), may_lack=True).require_all()
 
@@ -170,13 +149,7 @@ def damaged(file: MappedFile, entry: ZipEntry, reason: str, what: str = "") -> F
 
 
 def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
-    """Unpack a deflated member piece by piece, no further than the size it should have.
-
-    Raises
-    ------
-    FormatError
-        It does not unpack, or not to that size, or, behind the last piece, its CRC-32 is another.
-    """
+    """Unpack a deflated member piece by piece, no further than the size it should have."""
     left, found = entry.size, 0
     try:
         for piece in file.inflated(entry.offset, entry.packed, -zlib.MAX_WBITS):
@@ -214,13 +187,6 @@ def read_directory(file: MappedFile) -> ZipDirectory:
 
     Every byte of the file must belong to a member, to the directory or to the comment: some programs look for
     members from the beginning, some from the end, and all of them shall find the same.
-
-    Raises
-    ------
-    FormatError
-        Truncated, damaged, encrypted, spread over several disks; with bytes before, between or behind the
-        members; with names that are the same or become so; with members that overlap, reach outside the file
-        or are described in two ways.
     """
     end = _find_end(file)
     if end.count > MAX_ENTRIES:
@@ -488,3 +454,117 @@ def _is_descriptor(file: MappedFile, entry: ZipEntry, start: int, stop: int) -> 
         return False
     mark, *fields = struct.unpack(form, file.data[start:stop])
     return mark in (b"", DESCRIPTOR_MAGIC) and fields == [entry.crc32, entry.packed, entry.size]
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Member:
+    """One entry of an archive being written."""
+
+    name: bytes
+    flags: int
+    size: int  # bytes of data
+    header: int  # where its local header begins in the file
+    crc32: int = 0  # of its data, once that is known
+
+    @property
+    def extra(self) -> bytes:
+        """Extra fields of the local header; the last of them moves the data to a multiple of `ALIGNMENT`."""
+        wide = struct.pack("<HHQQ", _ZIP64, 16, self.size, self.size) if self.size >= _LARGE else b""
+        return wide + _padding(self.header + LOCAL.size + len(self.name) + len(wide))
+
+    @property
+    def data(self) -> int:
+        """Where its data begins in the file."""
+        return self.header + LOCAL.size + len(self.name) + len(self.extra)
+
+    def local_header(self) -> bytes:
+        """What stands before its data."""
+        version, size = (_VERSION64, _WIDE) if self.size >= _LARGE else (_VERSION, self.size)
+        extra = self.extra
+        fields = (version, self.flags, STORED, 0, _DOS_DATE, self.crc32, size, size)
+        return LOCAL.pack(LOCAL_MAGIC, *fields, len(self.name), len(extra)) + self.name + extra
+
+
+class ZipWriter:
+    """Entries one after the other in a staged file, whose sizes are known before their data.
+
+    Entries that are reserved may be filled in any order and by several threads at once.
+    """
+
+    def __init__(self, file: StagedFile) -> None:
+        self._file = file
+        self._members: list[Member] = []
+        self._position = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a small entry at once."""
+        self.fill(self.reserve(name, len(data)), [data])
+
+    def reserve(self, name: str, size: int) -> Member:
+        """Keep the next place for an entry of ``size`` bytes; its data lies at a multiple of `ALIGNMENT`."""
+        flags = 0 if name.isascii() else _UTF8
+        member = Member(name.encode(), flags, size, self._position)
+        self._position = member.data + size
+        self._members.append(member)
+        return member
+
+    def fill(self, member: Member, pieces: Iterable[Any], *, head: bytes = b"") -> int:
+        """Write the data of an entry and its header, which holds the CRC-32; returns crc32c of the pieces."""
+        castagnoli = 0
+        offset = member.data + len(head)
+        member.crc32 = crc32(head)
+        for piece in pieces:
+            member.crc32 = crc32(piece, member.crc32)
+            castagnoli = crc32c(piece, castagnoli)
+            self._file.write_at(piece, offset)
+            offset += memoryview(piece).nbytes
+        self._file.write_at(member.local_header() + head, member.header)
+        return castagnoli
+
+    def close(self, comment: bytes = b"") -> None:
+        """Write the directory."""
+        self._file.skip_to(self._position)
+        start = self._position
+        for member in self._members:
+            self._file.append(_central_record(member))
+        size, count = self._file.position - start, len(self._members)
+        if start >= _LARGE or size >= _LARGE or count >= _MANY:
+            where = self._file.position
+            self._file.append(
+                END64.pack(
+                    END64_MAGIC, END64.size - 12, _VERSION64, _VERSION64, 0, 0, count, count, size, start
+                )
+            )
+            self._file.append(LOCATOR64.pack(LOCATOR64_MAGIC, 0, where, 1))
+        few = 0xFFFF if count >= _MANY else count
+        self._file.append(
+            END.pack(END_MAGIC, 0, 0, few, few, _narrow(size), _narrow(start), len(comment)) + comment
+        )
+
+
+def _padding(position: int) -> bytes:
+    """An extra field that moves what follows it to a multiple of `ALIGNMENT`."""
+    length = -position % ALIGNMENT
+    if length == 0:
+        return b""
+    if length < 4:  # the field itself takes four bytes
+        length += ALIGNMENT
+    return struct.pack("<HH", _PADDING_ID, length - 4) + bytes(length - 4)
+
+
+def _narrow(value: int) -> int:
+    return _WIDE if value >= _LARGE else value
+
+
+def _central_record(member: Member) -> bytes:
+    size, header = _narrow(member.size), _narrow(member.header)
+    wide = [member.size, member.size] if member.size >= _LARGE else []
+    wide += [member.header] if member.header >= _LARGE else []
+    extra = struct.pack(f"<HH{len(wide)}Q", _ZIP64, 8 * len(wide), *wide) if wide else b""
+    version = _VERSION64 if wide else _VERSION
+    lengths = (len(member.name), len(extra), 0)
+    fields = (version, version, member.flags, STORED, 0, _DOS_DATE, member.crc32, size, size, *lengths)
+    return CENTRAL.pack(CENTRAL_MAGIC, *fields, 0, 0, 0, header) + member.name + extra

@@ -10,14 +10,15 @@ import pickle
 import sys
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ckptkit.base.budget import LIMITS, Limit
 from ckptkit.base.errors import FormatError
-from ckptkit.formats import restricted_pickle
-from ckptkit.formats.restricted_pickle import GlobalName, Inert, PickleMachine, dictionary_key
+from ckptkit.formats import pickle_machine
+from ckptkit.formats.pickle_machine import GlobalName, Inert, PickleMachine, dictionary_key
 from ckptkit.formats.torch_pickle import TORCH_HANDLERS, parse_storage
 from tests.support.damage import mutations
 from tests.support.torch_files import hostile, name, number, refused, text, whole
@@ -91,14 +92,14 @@ def test_position_is_behind_the_pickle() -> None:
 
 
 @pytest.fixture
-def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file that must not appear, and a module that makes it appear when imported."""
     canary = tmp_path / "canary"
     (tmp_path / "ckptkit_trap.py").write_text(f"open({str(canary)!r}, 'w').close()\nanything = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    monkeypatch.delitem(sys.modules, "ckptkit_trap", raising=False)
-    return canary
+    yield canary
+    sys.modules.pop("ckptkit_trap", None)
 
 
 @pytest.mark.parametrize("case", hostile(Path("x"), "x"))
@@ -183,7 +184,7 @@ def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_length_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restricted_pickle, "MAX_PICKLE_BYTES", 1000)
+    monkeypatch.setattr(pickle_machine, "MAX_PICKLE_BYTES", 1000)
     with pytest.raises(FormatError, match="longer than 1000 bytes"):
         load(pickle.dumps("x" * 2000, 2))
 

@@ -19,7 +19,7 @@ else:
     zstd = pytest.importorskip("backports.zstd")
 
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
-from ckptkit.formats.tar_members import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
+from ckptkit.formats.tar import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
 
 CONTENT = {
     "a/model.index": b"i" * 700,

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 import pytest
 
-from ckptkit.formats.restricted_pickle import GlobalName, Inert, PickleMachine
-from ckptkit.formats.torch_describe import describe, describe_extras
+from ckptkit.formats.pickle_machine import GlobalName, Inert, PickleMachine
+from ckptkit.formats.torch_extras import describe, describe_extras
 from ckptkit.formats.torch_pickle import TORCH_HANDLERS, StorageRef, TensorRef
 
 TENSOR = TensorRef(StorageRef("0", "float32", 6), "float32", 0, (2, 3), (3, 1))

@@ -13,7 +13,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.formats.zip_directory import ZipDirectory, read_directory
+from ckptkit.formats.zip import ZipDirectory, read_directory
 from tests.support.damage import mutations
 
 MEMBERS = {"archive/data.pkl": b"pickle", "archive/data/0": b"0" * 300, "é": b"accent", "empty": b""}
