@@ -27,6 +27,7 @@ from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.synthetic import NOTE
+from ckptkit.formats.names import DEFAULT_FORMAT
 from ckptkit.models.graphs.onnx_graph import (
     DEFAULT_OPSET,
     SINGLE_FILE_BYTES,
@@ -133,7 +134,7 @@ def export_onnx(source: ModelSource, output: Path, options: ExportOptions) -> Ex
     for path in (output, data_path(output)):
         refuse_existing(path, force=options.force)
         refuse_streams(path)
-    with planned_weights(source, "safetensors", layout=CANONICAL) as weights:
+    with planned_weights(source, DEFAULT_FORMAT, layout=CANONICAL) as weights:
         metadata = _metadata(weights)
         large = weights.plan.nbytes > SINGLE_FILE_BYTES
     if options.dry_run:
@@ -225,7 +226,7 @@ def export_saved_model(source: ModelSource, output: Path, options: ExportOptions
     """Write the Keras model, load it again by TensorFlow alone, and compare it with the PyTorch model."""
     refuse_not_utf8(output, "TensorFlow")
     refuse_replacement(output, force=options.force, owned=CONTENTS)
-    with planned_weights(source, "safetensors", layout=CANONICAL) as weights:
+    with planned_weights(source, DEFAULT_FORMAT, layout=CANONICAL) as weights:
         facts = config_of(weights).model_dump(mode="json", exclude={"id2label", "label2id"})
     if options.dry_run:
         files = tuple(ExportedFile(name, None) for name in _FILES)
