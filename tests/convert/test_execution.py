@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 
@@ -55,13 +56,25 @@ def test_tf_there_and_back_gives_the_same_bytes_under_the_same_names(bundles, tm
 FORMATS = ("safetensors", "torch", "tf", "keras", "npz")
 
 
+@pytest.fixture(scope="module")
+def direct(bundles, tmp_path_factory):
+    """The plain checkpoint in a format and a layout, converted once."""
+    folder = tmp_path_factory.mktemp("direct")
+
+    @functools.cache
+    def converted(format, layout):
+        target = folder / f"{format}-{layout}{EXTENSIONS[format]}"
+        return convert(bundles["plain"], target, format, layout=layout)
+
+    return converted
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(FORMATS, 2)))
-def test_every_pair_of_formats_carries_every_layout(bundles, tmp_path, one, other):
+def test_every_pair_of_formats_carries_every_layout(direct, tmp_path, one, other):
     expected = None
     for layout in ("torch", "deeplab2", "keras", "keras-h5"):
-        first = convert(bundles["plain"], tmp_path / f"{layout}-1{EXTENSIONS[one]}", one, layout=layout)
-        second = convert(first, tmp_path / f"{layout}-2{EXTENSIONS[other]}", other, layout="torch")
-        got = contents(second)
+        target = tmp_path / f"{layout}{EXTENSIONS[other]}"
+        got = contents(convert(direct(one, layout), target, other, layout="torch"))
         expected = expected or got
         assert_same(got, expected)
 
