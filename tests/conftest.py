@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
+import itertools
 import os
 import random
 import shutil
@@ -127,13 +128,29 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
+_NUMBERS = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def _isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a cache folder of its own and no ckptkit settings from outside."""
-    monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path_factory.mktemp("trust") / "ckptkit.lock"))
+def _isolated_home(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Generator[None, None, None]:
+    """Give each test a cache folder and a lock file of its own and no ckptkit settings from outside.
+
+    Most need neither: they are not made before something is put there. Some disks take 3 ms to remove one.
+    """
+    number, failed = next(_NUMBERS), request.session.testsfailed
+    home, lock = (
+        tmp_path_factory.getbasetemp() / name for name in (f"home{number}", f"trust{number}.ckptkit.lock")
+    )
+    monkeypatch.setenv("CKPTKIT_HOME", str(home))
+    monkeypatch.setenv("CKPTKIT_TRUST", str(lock))
     for name in ("CKPTKIT_REGISTRY", "CKPTKIT_MIRROR"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    if request.session.testsfailed == failed:
+        for left in (home, *lock.parent.glob(f"*{lock.name}*")):  # its guard and its drafts, too
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

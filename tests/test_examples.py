@@ -18,6 +18,7 @@ from tests.support.s3_server import s3_server
 from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
 
+REGISTRY = load_registry()
 READS_NO_WEIGHTS = ("list", "show", "profile", "plot", "registry", "logs", "cache", "doctor")
 SLOW = re.compile(
     r"--to (onnx|saved-model)|--with onnxruntime|^ckptkit doctor|^ckptkit demo|s3://bucket/$"
@@ -43,7 +44,7 @@ def _is_slow(example: Example) -> bool:
     words = shlex.split(example.line)
     if words[1] in READS_NO_WEIGHTS and words[1:3] != ["cache", "path"]:
         return False
-    named = [e for e in load_registry().values() for word in words[2:] if e.id == word]
+    named = [REGISTRY[word] for word in words[2:] if word in REGISTRY]
     return any((entry.params or 0) > LARGE for entry in named)
 
 
@@ -69,7 +70,7 @@ def ground(tmp_path_factory):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
     folder = tmp_path_factory.mktemp("showground")
-    logs = {str(load_registry()["moganet-xt-224"].log_url): long_log().encode()}
+    logs = {str(REGISTRY["moganet-xt-224"].log_url): long_log().encode()}
     with pytest.MonkeyPatch.context() as patch, published_hosts(folder / "published", logs) as mirrors:
         patch.setenv("CKPTKIT_HOME", str(folder / "home"))
         patch.setenv("CKPTKIT_TRUST", str(folder / "ckptkit.lock"))

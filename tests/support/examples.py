@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 from ckptkit.cli.app import load_commands
 from tests.conftest import REPOSITORY
@@ -42,6 +43,7 @@ def readme_programs() -> list[str]:
     return _PROGRAM.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
 
 
+@cache
 def commands() -> list[str]:
     """Every command, groups' ones with both words, as click knows them."""
     return sorted(" ".join(words) for words in _leaves(load_commands(), ()))
@@ -56,12 +58,24 @@ def _leaves(command: object, words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def printed_examples(command: str) -> list[Example]:
     """What stands under ``Examples:`` in the help of a command, as it is really printed in a pipe."""
+    section = _helps()[command].partition("  Examples:\n")[2].partition("\n\n")[0]
+    return [Example(f"{command} --help", line.strip()) for line in section.splitlines()]
+
+
+@cache
+def _helps() -> dict[str, str]:
+    """Every command's help, all printed into one pipe."""
+    program = (
+        "import sys; from ckptkit.cli.app import main\n"
+        "for command in sys.argv[1:]:\n"
+        "    try: main([*command.split(), '--help'])\n"
+        "    except SystemExit: print('<end>', flush=True)\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "ckptkit.cli.app", *command.split(), "--help"],
+        [sys.executable, "-c", program, *commands()],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "COLUMNS": "80"},
     )
-    section = done.stdout.partition("  Examples:\n")[2].partition("\n\n")[0]
-    return [Example(f"{command} --help", line.strip()) for line in section.splitlines()]
+    return dict(zip(commands(), done.stdout.split("<end>\n")[:-1], strict=True))

@@ -31,6 +31,8 @@ def masked(data: bytes) -> int:
 
 
 def varint(value: int) -> bytes:
+    if 0 <= value < 128:
+        return value.to_bytes(1, "little")
     value %= 2**64
     groups = []
     while True:
