@@ -694,10 +694,11 @@ def write(
         return writer.finish()
 
 
-def test_it_is_a_writer(tmp_path: Path) -> None:
+def test_a_writer_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
     writer: Writer = TfBundleWriter(tmp_path / "m", [], {})
     with writer:
-        pass
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
