@@ -291,7 +291,10 @@ def test_a_registry_may_have_entries_of_it(toy: Path) -> None:
     from ckptkit.families import registry_families
 
     assert load_registry([toy / "r.yaml"], registry_families)["mine"].format == "toy"
-    assert json_schema()["$defs"]["Entry"]["properties"]["format"]["enum"] == [*BUILT_IN_FORMATS, "toy"]
+    assert json_schema(registry_families())["$defs"]["Entry"]["properties"]["format"]["enum"] == [
+        *BUILT_IN_FORMATS,
+        "toy",
+    ]
 
 
 def test_the_registry_knows_the_built_in_ones() -> None:
