@@ -288,6 +288,11 @@ class Hdf5File(Hdf5Bytes):
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}  # collections of texts, by address
         self.root = self._superblock()
 
+    def forget(self) -> None:
+        """Give back the memory of headers, groups and texts; what is needed again is read again."""
+        for found in (self._headers, self._links, self._heaps):
+            found.clear()
+
     def _superblock(self) -> int:
         head = self.piece(0, 9, "the superblock")
         head.expect(MAGIC, "HDF5 superblock")

@@ -91,6 +91,7 @@ class KerasH5Reader(MappedReader):
                 if _ATTRIBUTE not in of_root and not is_shard:
                     self._refuse_shard(found)
                     self._refuse_other_hdf5(found.datasets, of_root)
+            file.forget()
         except BaseException:
             self.close()
             raise
