@@ -647,7 +647,7 @@ def checked_redirect(origin: str, location: str) -> str:
         parts, scheme = urlsplit(target), urlsplit(origin).scheme.lower()
         unusual = urlsplit(location).username is not None or not parts.hostname
     except ValueError as error:
-        raise SourceError("redirects to something that is no URL") from error
+        raise SourceError("redirects to something that is not a URL") from error
     shown = without_secrets(target)
     if parts.scheme.lower() not in ("http", "https") or unusual:
         raise SourceError(f"redirects to {shown}, which is not followed")

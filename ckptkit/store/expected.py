@@ -98,9 +98,14 @@ class StreamHasher:
         return Digests(self.size, self._sha256.hexdigest(), md5, crc)
 
 
-def hash_file(path: Path, *, advance: Callable[[int], None] | None = None) -> Digests:
-    """Checksums of a file."""
-    hasher = StreamHasher()
+def hash_file(
+    path: Path,
+    algorithms: Iterable[str] = tuple(_DIGEST_BYTES),
+    *,
+    advance: Callable[[int], None] | None = None,
+) -> Digests:
+    """Checksums of a file; ``advance`` is told the bytes of each piece."""
+    hasher = StreamHasher(algorithms)
     with translated(path), open_regular(path) as stream:
         while piece := stream.read(_PIECE):
             hasher.update(piece)

@@ -89,7 +89,7 @@ def open_remote(
         identity = _identity(info)
         size = identity.size
         if size is None or info.get("type") != "file":
-            raise SourceGoneError("no object, but a folder of some")
+            raise SourceGoneError("a folder, not an object")
         ranged = bool(start) or stop is not None
         end = size if stop is None else stop
         if ranged and (identity != known or not start < end <= size):
@@ -191,12 +191,12 @@ def _connect(url: str) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
     if not path.partition("/")[2].strip("/"):
         raise UsageError(
-            f"{without_secrets(url)} names no object", hint=f"write it like {scheme}://bucket/file"
+            f"{without_secrets(url)} does not name an object", hint=f"write it like {scheme}://bucket/file"
         )
     if "@" in urlsplit(url).netloc:
         raise UsageError(
-            f"{without_secrets(url)}: a user name does not belong into the address",
-            hint="give credentials as the store's own tools take them: by variables or by their files",
+            f"{without_secrets(url)}: credentials do not belong in the address",
+            hint="give them as the store's own tools take them: by variables or by their files",
         )
     store = STORES[scheme.lower()]
     try:

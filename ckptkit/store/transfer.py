@@ -187,7 +187,7 @@ class Transfer:
             partial.joined = True
             partial.expected = partial.expected or response.expected
         if response.coding:
-            self.notes(f"{host_of(self.url)}: lays {response.coding} on top of the file, though asked not to")
+            self.notes(f"{host_of(self.url)}: applies {response.coding} to the file, though asked not to")
         if response.length is not None and not response.coding:
             require_space(partial.folder, response.length, partial.name)
         if not response.ends_marked and self.expected_size is None and not response.expected:
@@ -526,7 +526,7 @@ def url_opener(policy: Policy, notes: Say = say_nothing) -> Iterator[Opener]:
                 return open_remote(url, start, known, stop)
             if urlsplit(url).scheme.lower() not in ("http", "https"):
                 known_schemes = ", ".join(("http", "https", "file", *STORES))
-                raise SourceError(f"no URL that can be fetched; it begins with one of {known_schemes}")
+                raise SourceError(f"not a URL that can be fetched; use one of {known_schemes}")
             with making:
                 if not sessions:
                     sessions.append(Session(policy, notes))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
-import hashlib
 import os
 import re
 import stat
@@ -34,7 +33,7 @@ from ckptkit.base.files import (
 from ckptkit.base.home import is_writable
 from ckptkit.base.locks import has_token, hold, is_gone, new_writer, release
 from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
-from ckptkit.store.expected import ExpectedChecksum
+from ckptkit.store.expected import Digests, ExpectedChecksum, hash_file
 from ckptkit.store.unpack import MARKER, archive_members, is_archive_name, read_marker
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
@@ -542,18 +541,22 @@ def verify_cache(
     """
     stop = threading.Event()
     work: list[Callable[[], Verdict]] = []
-    reading = _Reading(advance, stop)
+
+    def read(count: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        advance(count)
 
     for single in home.homes:
         for id in held_ids(single, patterns):
             records = single.records(id)
             for record in records:
-                work.append(partial(_of_artefact, single, record, expected, reading))
+                work.append(partial(_of_artefact, single, record, expected, read))
             for path in unrecorded(single, id, records):
-                work.append(partial(_without_record, id, path, expected, reading))
+                work.append(partial(_without_record, id, path, expected, read))
             folder = single.unpacked_folder(id)
             if is_own_folder(folder):
-                work.append(partial(_of_unpacked, home, id, folder, reading))
+                work.append(partial(_of_unpacked, home, id, folder, read))
     with ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(job) for job in work]
         try:
@@ -564,67 +567,55 @@ def verify_cache(
             pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """How pieces are read: counted, and given up when the whole is."""
-
-    advance: Callable[[int], None]
-    stop: threading.Event
-
-    def sha256(self, path: Path) -> tuple[str, int]:
-        """sha256 and size of a file."""
-        digest, size = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(_PIECE))
-        with translated(path), open_regular(path, buffering=0) as stream:
-            while count := stream.readinto(buffer):  # type: ignore[attr-defined]
-                if self.stop.is_set():
-                    break
-                digest.update(buffer[:count])
-                size += count
-                self.advance(count)
-        return digest.hexdigest(), size
+class _StoppedError(Exception):
+    """Nobody wants the rest of the verdicts."""
 
 
-def _of_artefact(home: Home, record: Record, expected: Expected, reading: _Reading) -> Verdict:
+def _of_artefact(home: Home, record: Record, expected: Expected, read: Callable[[int], None]) -> Verdict:
     path = home.artefact(record)
     try:
-        found, size = reading.sha256(path)
-        faults = _faults(found, size, record, expected(record.id, record.file))
+        found = hash_file(path, ["sha256"], advance=read)
+        faults = _faults(found, record, expected(record.id, record.file))
         newer = home.records(record.id)
         if faults and record not in newer and any(other.file == record.file for other in newer):
             # It was fetched again meanwhile: the bytes are judged by the record that came with them.
-            return _of_artefact(home, next(r for r in newer if r.file == record.file), expected, reading)
+            return _of_artefact(home, next(r for r in newer if r.file == record.file), expected, read)
     except CkptkitError as error:
         there = os.path.lexists(path)
         return Verdict(record.id, path, False, str(error) if there else "is recorded, but not there any more")
     said = "the sha256 of its record" + "".join(
         f" and of {p.origin.partition(' (')[0]}" for p in expected(record.id, record.file)
     )
-    return Verdict(record.id, path, not faults, "; ".join(faults) or said, size, found)
+    return Verdict(record.id, path, not faults, "; ".join(faults) or said, found.size, found.sha256)
 
 
-def _faults(found: str, size: int, record: Record, expected: Sequence[ExpectedChecksum]) -> list[str]:
+def _faults(found: Digests, record: Record, expected: Sequence[ExpectedChecksum]) -> list[str]:
     faults = []
-    if size != record.size:
-        faults.append(f"has {size:,} bytes, but {record.size:,} were fetched")
+    if found.size != record.size:
+        faults.append(f"has {found.size:,} bytes, but {record.size:,} were fetched")
     known = [ExpectedChecksum("sha256", record.sha256, f"its record of {record.fetched_at}"), *expected]
-    return faults + [f"sha256 is {found}, but {p.origin} says {p.value}" for p in known if p.value != found]
+    return faults + _differing(found.sha256, known)
 
 
-def _without_record(id: str, path: Path, expected: Expected, reading: _Reading) -> Verdict:
+def _differing(sha256: str, known: Sequence[ExpectedChecksum]) -> list[str]:
+    return [f"sha256 is {sha256}, but {p.origin} says {p.value}" for p in known if p.value != sha256]
+
+
+def _without_record(id: str, path: Path, expected: Expected, read: Callable[[int], None]) -> Verdict:
     try:
-        found, size = reading.sha256(path)
+        found = hash_file(path, ["sha256"], advance=read)
     except CkptkitError as error:
         return Verdict(id, path, False, str(error))
     known = list(expected(id, path.name))
     if not known:
-        return Verdict(id, path, False, f"has no sound record; 'ckptkit fetch {id}' makes one", size, found)
-    wrong = [f"sha256 is {found}, but {p.origin} says {p.value}" for p in known if p.value != found]
+        said = f"has no sound record; 'ckptkit fetch {id}' makes one"
+        return Verdict(id, path, False, said, found.size, found.sha256)
+    wrong = _differing(found.sha256, known)
     said = "has no sound record, but the sha256 of " + " and of ".join(p.origin for p in known)
-    return Verdict(id, path, not wrong, "; ".join(wrong) or said, size, found)
+    return Verdict(id, path, not wrong, "; ".join(wrong) or said, found.size, found.sha256)
 
 
-def _of_unpacked(home: Home, id: str, folder: Path, reading: _Reading) -> Verdict:
+def _of_unpacked(home: Home, id: str, folder: Path, read: Callable[[int], None]) -> Verdict:
     """Compare an unpacked folder with its archive, byte by byte: no checksum of its files is kept."""
     marker = read_marker(folder)
     if marker is None:
@@ -642,12 +633,10 @@ def _of_unpacked(home: Home, id: str, folder: Path, reading: _Reading) -> Verdic
             path = folder.joinpath(*member.name.split("/"))
             with translated(path), open_regular(path) as stream:
                 while piece := content.read(_PIECE):
-                    if reading.stop.is_set():
-                        return Verdict(record.id, folder, False, "was not read to its end")
                     if stream.read(len(piece)) != piece:
                         raise IntegrityError(f"{path} differs from what {record.file} holds")
                     size += len(piece)
-                    reading.advance(len(piece))
+                    read(len(piece))
                 if stream.read(1):
                     raise IntegrityError(f"{path} is longer than in {record.file}")
     except CkptkitError as error:

@@ -59,7 +59,7 @@ NAMED: dict[str, tuple[Sequence[Fault], str]] = {
         ],
         "the file on the server has changed, so it is sent from the beginning again",
     ),
-    "gzip on top": ([gzipped], "lays gzip on top of the file, though asked not to"),
+    "gzip on top": ([gzipped], "applies gzip to the file, though asked not to"),
     "gzip on top, cut": ([cut_gzip], "the gzip coding ends early"),
 }
 
