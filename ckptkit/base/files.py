@@ -22,6 +22,7 @@ import contextlib
 import errno
 import itertools
 import os
+import queue
 import re
 import select
 import shutil
@@ -29,7 +30,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -789,6 +789,86 @@ _WRITE_BYTES = 1 << 20
 """Bytes per system call: with 2 MB, Linux 6.18 looks for huge pages and took 2.5 times as long."""
 
 
+_WAITING = 8
+"""Calls of a background thread that may wait or run, and so pieces of a file that are in memory."""
+
+
+class BackgroundThread:
+    """One thread that makes calls in the order they were given; the giver waits when too many wait.
+
+    Examples
+    --------
+    >>> seen: list[int] = []
+    >>> thread = BackgroundThread("example")
+    >>> for number in range(3):
+    ...     thread.submit(seen.append, number)
+    >>> thread.wait()
+    >>> thread.close()
+    >>> seen
+    [0, 1, 2]
+    """
+
+    def __init__(self, name: str, most: int = _WAITING) -> None:
+        self._name = name
+        self._most = most
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(most):
+            self._free.put(None)
+        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have a call made; waits while too many are under way."""
+        self._free.get()
+        self._hand_over(function, arguments)
+
+    def submit_if_idle(self, function: Callable[..., Any], *arguments: Any) -> bool:
+        """Have a call made unless too many are under way; returns whether it will be made."""
+        try:
+            self._free.get_nowait()
+        except queue.Empty:
+            return False
+        self._hand_over(function, arguments)
+        return True
+
+    def _hand_over(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"ckptkit-{self._name}", daemon=True)
+            self._thread.start()
+        self._calls.put((function, arguments))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, arguments = call
+            try:
+                if self._error is None:
+                    function(*arguments)
+            except BaseException as error:  # raised again by `wait`, in the thread that asked
+                self._error = error
+            finally:
+                del call, arguments
+                self._free.put(None)
+
+    def wait(self) -> None:
+        """Wait until every call was made; raises the error of the first that failed, every time."""
+        for _ in range(self._most):
+            self._free.get()
+        for _ in range(self._most):
+            self._free.put(None)
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread after the calls under way; errors are not told."""
+        if self._thread is not None:
+            self._calls.put(None)
+            self._thread.join()
+            self._thread = None
+
+
 class StagedFile:
     """One output file, invisible under its final name until `commit`."""
 
@@ -823,9 +903,7 @@ class StagedFile:
                 self._leave_stream()
                 raise
         self._position = 0
-        self._syncer = ThreadPoolExecutor(1)
-        self._syncing: Future[None] | None = None
-        self._starting_sync = threading.Lock()
+        self._syncer = BackgroundThread("sync", 1)
         self._unsynced = 0
         self._open = True
 
@@ -839,13 +917,6 @@ class StagedFile:
         self.write_at(data, self._position)
         self._position += memoryview(data).nbytes
 
-    def _sync_behind(self) -> None:
-        """Have the disk begin while the rest is being made."""
-        if self._syncing is None or self._syncing.done():
-            self._await_sync()
-            self._unsynced = 0
-            self._syncing = self._syncer.submit(sync_file, self._fd)
-
     def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``, whatever the current position."""
         view = memoryview(data).cast("B") if memoryview(data).nbytes else memoryview(b"")
@@ -854,11 +925,8 @@ class StagedFile:
             while view:
                 written = _pwrite(self._fd, view[:_WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
-        if self._unsynced >= _SYNC_EVERY and self._starting_sync.acquire(blocking=False):
-            try:
-                self._sync_behind()
-            finally:
-                self._starting_sync.release()
+        if self._unsynced >= _SYNC_EVERY and self._syncer.submit_if_idle(sync_file, self._fd):
+            self._unsynced = 0
 
     def skip_to(self, position: int) -> None:
         """Leave a hole of zeros up to ``position``, and go on from there."""
@@ -866,7 +934,8 @@ class StagedFile:
 
     def sync(self) -> None:
         """Bring the bytes to the disk."""
-        self._await_sync()
+        with translated(self.final):
+            self._syncer.wait()  # the system tells of an error only once, to whoever synced
         self.trim()
         if self._into is None:
             with translated(self.final):
@@ -916,13 +985,6 @@ class StagedFile:
             self.temporary.unlink(missing_ok=True)
             self._leave_stream()
 
-    def _await_sync(self) -> None:
-        """Wait for the sync under way, and raise its error: the system tells of it only once."""
-        if self._syncing is not None:
-            syncing, self._syncing = self._syncing, None
-            with translated(self.final):
-                syncing.result()
-
     def _leave_stream(self) -> None:
         if self._into is not None:
             into, self._into = self._into, None
@@ -933,7 +995,7 @@ class StagedFile:
     def _close(self) -> None:
         if self._open:
             self._open = False
-            self._syncer.shutdown()  # it uses the descriptor
+            self._syncer.close()  # it uses the descriptor
             os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -953,8 +1015,11 @@ def sync_checked(files: Sequence[StagedFile], check: Callable[[Path], None] | No
         return
     for file in files:
         file.trim()
-    with ThreadPoolExecutor(1) as syncer:
-        syncing = [syncer.submit(file.sync) for file in files]
+    syncer = BackgroundThread("sync", len(files))
+    try:
+        for file in files:
+            syncer.submit(file.sync)
         check(path)
-        for sync in syncing:
-            sync.result()
+        syncer.wait()
+    finally:
+        syncer.close()

@@ -19,11 +19,9 @@ import hashlib
 import json
 import mmap
 import os
-import queue
 import re
 import stat
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -33,6 +31,7 @@ from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import StorageError, storage_error
 from ckptkit.base.files import (
     TEMPORARY,
+    BackgroundThread,
     is_own_file,
     make_folders,
     move,
@@ -65,8 +64,6 @@ _SYNC_EVERY = 64 << 20
 _PAGE = mmap.PAGESIZE
 _AT_ONCE = 1 << 18
 """Most bytes of a system call: with 1 MiB, Linux 6.18's ext4 took two to three times the processor time."""
-_OUTSTANDING = 8
-"""Calls of a background thread that may wait or run, and so pieces of a file that are in memory."""
 _HASHED_HERE = 1 << 20
 """Bytes up to which a file is hashed where it is received: a thread would take longer to start."""
 
@@ -430,82 +427,6 @@ def _read_sidecar(
     )
     marks = [(int(m[1]), int(m[2], 16)) for m in takewhile(bool, map(_MARK.fullmatch, lines)) if m]
     return (identity if sound else None), expected, str(source), marks
-
-
-class BackgroundThread:
-    """One thread that makes calls in the order they were given; the giver waits when too many wait.
-
-    Examples
-    --------
-    >>> seen: list[int] = []
-    >>> thread = BackgroundThread("example")
-    >>> for number in range(3):
-    ...     thread.submit(seen.append, number)
-    >>> thread.wait()
-    >>> thread.close()
-    >>> seen
-    [0, 1, 2]
-    """
-
-    def __init__(self, name: str, most: int = _OUTSTANDING) -> None:
-        self._name = name
-        self._most = most
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(most):
-            self._free.put(None)
-        self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Have a call made; waits while too many are under way."""
-        self._free.get()
-        self._hand_over(function, arguments)
-
-    def submit_if_idle(self, function: Callable[..., Any], *arguments: Any) -> bool:
-        """Have a call made unless too many are under way; returns whether it will be made."""
-        try:
-            self._free.get_nowait()
-        except queue.Empty:
-            return False
-        self._hand_over(function, arguments)
-        return True
-
-    def _hand_over(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=f"ckptkit-{self._name}", daemon=True)
-            self._thread.start()
-        self._calls.put((function, arguments))
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            function, arguments = call
-            try:
-                if self._error is None:
-                    function(*arguments)
-            except BaseException as error:  # raised again by `wait`, in the thread that asked
-                self._error = error
-            finally:
-                del call, arguments
-                self._free.put(None)
-
-    def wait(self) -> None:
-        """Wait until every call was made; raises the error of the first that failed, every time."""
-        for _ in range(self._most):
-            self._free.get()
-        for _ in range(self._most):
-            self._free.put(None)
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """End the thread after the calls under way; errors are not told."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread.join()
-            self._thread = None
 
 
 class BackgroundHasher(StreamHasher):

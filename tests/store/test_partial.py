@@ -15,11 +15,12 @@ import google_crc32c
 import pytest
 
 from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
+from ckptkit.base.files import BackgroundThread
 from ckptkit.registry import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file
 from ckptkit.store.openers import Identity
-from ckptkit.store.partial import BackgroundHasher, BackgroundThread, Partial
+from ckptkit.store.partial import BackgroundHasher, Partial
 from ckptkit.store.transfer import Segments, url_opener
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
