@@ -50,7 +50,7 @@ def fits(path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
                 reader.check(name)
                 reader.release(name)
     except (AmbiguousError, UsageError):
-        pass  # several state dicts, or checkpoints in a folder: whoever opens it says which one is meant
+        pass  # several state dicts, or checkpoints in a folder: whoever opens it chooses one
     except NotFoundError as error:  # a part that an index names
         raise FormatError(path, error.message) from error
     if deep and path.is_file():
@@ -102,7 +102,7 @@ class Located:
         return replace(self, state_dict=state_dict, strip_prefix=prefixes)
 
     def like(self, other: Located) -> Located:
-        """The same file, with what is meant of another one where it has such."""
+        """The same file, with the choices made for another one where they fit."""
         return replace(self, state_dict=other.state_dict, strip_prefix=other.strip_prefix, where_it_fits=True)
 
     @property

@@ -85,7 +85,7 @@ class ValueDifference:
 
     @property
     def remark(self) -> str:
-        """What the figures do not say, in words; empty where they say it all.
+        """What the figures leave out, in words.
 
         Examples
         --------

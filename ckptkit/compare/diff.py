@@ -185,18 +185,18 @@ class Difference:
         if counts["other_metadata"]:
             found.append(f"metadata ({counts['other_metadata']:,})")
         if found:
-            return f"differ: {'; '.join(found)}{self._tolerated_in_words('; besides, ')}"
+            return f"differ: {'; '.join(found)}{self._describe_tolerated('; besides, ')}"
         exact = f"{self.identical:,} bit for bit" if self.tolerated else "bit for bit"
-        tolerated = self._tolerated_in_words(", ")
-        return f"same: {counted(self.paired, 'tensor')}, {exact}{tolerated}{self._left_out_in_words()}"
+        tolerated = self._describe_tolerated(", ")
+        return f"same: {counted(self.paired, 'tensor')}, {exact}{tolerated}{self._describe_left_out()}"
 
-    def _tolerated_in_words(self, before: str) -> str:
+    def _describe_tolerated(self, before: str) -> str:
         if not self.tolerated:
             return ""
         most = max(one.values.max_abs for one in self.tolerated if one.values)
         return f"{before}{len(self.tolerated):,} within the tolerance (max abs {most:.3g})"
 
-    def _left_out_in_words(self) -> str:
+    def _describe_left_out(self) -> str:
         sides = [
             f"{len(left_out):,} in {name}"
             for name, left_out in (("A", self.left_out_a), ("B", self.left_out_b))
@@ -289,7 +289,7 @@ class Opened(AbstractContextManager["Opened"]):
         )
 
     def settings(self) -> dict[str, str]:
-        """What the entry, or else the file, says of the settings that change the model's output, as JSON."""
+        """Settings that change the model's output, as JSON: the entry's, else the file's."""
         found = {}
         for key in self.recognition.family.setting_names if self.recognition else ():
             by_entry = getattr(self.located.entry, key, None)
@@ -300,7 +300,7 @@ class Opened(AbstractContextManager["Opened"]):
         return found
 
     def metadata(self) -> dict[str, str]:
-        """What the file says of itself, and the settings that its registry entry says."""
+        """The file's metadata, and the settings of its registry entry."""
         return {**self.reader.metadata, **self.settings()}
 
 

@@ -1,4 +1,4 @@
-"""What is in a file: its tensors, what they are of, and what the file says about itself.
+"""What is in a file: its tensors, the architecture they belong to, and the metadata.
 
 Any supported file of any model can be inspected; nothing here fails because the architecture is not known.
 """
@@ -53,21 +53,17 @@ class Inspection:
     """What is in a file."""
 
     path: Path
-    format: str  # the container
+    format: str
     family: str | None
     variant: str | None
     layout: str | None
-    # Whether there are position tables; None in families without, and in files not recognised
-    pos_emb: bool | None
-    num_classes: int | None  # outputs of the head; None where there is none, or in files not recognised
+    pos_emb: bool | None  # whether there are position tables; None in families without them
+    num_classes: int | None  # outputs of the head
     parameters: int | None  # trainable parameters of what it was recognised as
-    # Where the file holds both copies of the weights, `ema` and `raw`: tensors of each
-    copies: Mapping[str, int]
+    copies: Mapping[str, int]  # number of tensors of "ema" and "raw", where the file holds both
     state_dicts: tuple[str, ...]  # where a PyTorch file holds state dicts; `""` is the top
-    # What the container says about itself, and what else it holds that is no tensor
     metadata: Mapping[str, str]
-    # What the container says about itself, and what else it holds that is no tensor
-    extras: Mapping[str, str]
+    extras: Mapping[str, str]  # what else the container holds
     left_out: Mapping[str, str]  # tensors that cannot be read, and why not
     notes: tuple[str, ...]  # what is unusual
     totals: Totals  # over the whole file, whatever `tensors` shows of it

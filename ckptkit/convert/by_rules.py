@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ckptkit.registry import Entry
 
 LAYOUT = "rules"
-"""What stands in place of a layout's name."""
+"""In place of a layout's name."""
 
 _SHOWN = 20
 

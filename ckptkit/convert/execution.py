@@ -36,7 +36,7 @@ from ckptkit.formats.names import FORMATS
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 _THREADS = 2
-"""The work lies in numpy, crc32c and the system, which all let go of the interpreter lock."""
+"""The work is done by numpy, crc32c and the system, which all let go of the interpreter lock."""
 
 _BATCH_BYTES = 4 << 20
 

@@ -106,12 +106,8 @@ class Misfit:
     """
 
     name: str  # in the file; for a missing tensor, the name it would have there
-    # Shapes in the file and as the model wants it, in the file's axis order; None where there is no such
-    # tensor
-    found: tuple[int, ...] | None
-    # Shapes in the file and as the model wants it, in the file's axis order; None where there is no such
-    # tensor
-    wanted: tuple[int, ...] | None
+    found: tuple[int, ...] | None  # shape in the file; None where it has no such tensor
+    wanted: tuple[int, ...] | None  # shape the model needs, in the file's axis order; None where it has none
 
     @property
     def fault(self) -> Fault:
@@ -132,14 +128,11 @@ class LoadPlan:
 
     moves: tuple[Move, ...]  # the tensors that go
     weights: Copy | None  # which copy they are where the file holds both
-    # The model's tensors that the file does not fill, by the names of the model's layout
-    initialised: tuple[str, ...]
-    # Whether the model's head is among them because the file has none, or one of another number of classes
-    has_new_head: bool
-    lacks_bn_statistics: bool  # whether the file has none of the BatchNorm statistics
-    misfits: tuple[Misfit, ...]  # why other tensors than a new head do not go
-    # Tensors of the file that cannot be read and that no rule leaves out, and why not
-    unread: Mapping[str, str]
+    initialised: tuple[str, ...]  # the model's tensors that the file does not fill, by the model's names
+    has_new_head: bool  # the head is among them: the file has none, or one of another number of classes
+    lacks_bn_statistics: bool  # the file has none of the BatchNorm statistics
+    misfits: tuple[Misfit, ...]  # why tensors other than a new head do not go
+    unread: Mapping[str, str]  # tensors of the file that cannot be read, by no rule left out, and why not
 
     def read(self, reader: Reader) -> dict[str, Array]:
         """Read the tensors that go, by the names of the model's layout."""
@@ -236,7 +229,7 @@ def require_complete(
 
 
 def other_misfits(plan: LoadPlan, found: Recognition) -> list[Misfit]:
-    """Misfits besides the statistics of a file that has none of them, of which nobody needs a list."""
+    """Misfits other than the BatchNorm statistics of a file that has none of them."""
     if not plan.lacks_bn_statistics:
         return list(plan.misfits)
     statistics = {row.external for row in found.table.bindings if row.part == "bn_statistics"}

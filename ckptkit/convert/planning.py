@@ -159,14 +159,14 @@ def plan_by_layout(
     family, structure = recognition.family, recognition.structure
     known = FileFacts.of(reader, entry)
     found = match(reader.specs, recognition, weights=weights, known=known, head=head)
-    said = known_settings(
+    known_values = known_settings(
         family, told=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
     )
     if not head:
         structure = replace(structure, num_classes=None)
         layout = (family.layouts[layout].headless if layout in family.layouts else None) or layout
     if resolution is not None:
-        structure = _resized(reader, structure, family.table_sizes_at(resolution, said))
+        structure = _resized(reader, structure, family.table_sizes_at(resolution, known_values))
     table = family.table(layout, recognition.variant, structure)
     _refuse_other_pos_emb(reader.path, recognition, entry)
     refuse_unread(reader.path, found.unread)
@@ -185,10 +185,10 @@ def plan_by_layout(
         metadata={
             **_metadata(reader, found, layout, structure, entry),
             **_describe_resizing(resolution, moves),
-            **{key: json.dumps(value) for key, value in said.items()},
+            **{key: json.dumps(value) for key, value in known_values.items()},
             **({"weights": copy} if copy else {}),
         },
-        notes=tuple(_notes(reader, found, said)),
+        notes=tuple(_notes(reader, found, known_values)),
         also=reader.also,
     )
 
@@ -216,7 +216,7 @@ def _resized(reader: Reader, structure: Structure, sizes: tuple[tuple[int, int],
     if structure.table_sizes not in (None, sizes):
         raise UsageError(
             f"{reader.path}: its position tables were resized already"
-            + (f" ({said})" if (said := reader.metadata.get("position_tables")) else ""),
+            + (f" ({how})" if (how := reader.metadata.get("position_tables")) else ""),
             hint="resize those of the original file",
         )
     return replace(structure, table_sizes=sizes)
@@ -325,7 +325,7 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
     if found.lacks_bn_statistics:
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
     notes += [
-        f"{key} is not known, so the result does not say it and models built from it must be told "
+        f"{key} is not known, so it is not in the result and models built from it need it "
         f"({set_option(found.recognition.family, key)} writes it in)"
         for key in missing_settings(found.recognition.family, settings)
     ]
@@ -419,7 +419,7 @@ def refuse_missing_copy(reader: Reader, weights: Weights) -> None:
 
 
 def refuse_family_options(given: Sequence[str], mode: str) -> None:
-    """Refuse options that need a known architecture, beside one that knows none."""
+    """Refuse options that need a known architecture in a mode that knows none."""
     if given:
         raise UsageError(
             f"{', '.join(given)} has no meaning with {mode}, which knows no architecture",
@@ -466,7 +466,7 @@ def carried_metadata(reader: Reader, layout: str, entry: Entry | None) -> dict[s
     """The source's own metadata, and where the conversion comes from."""
     metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
     if metadata.get("format") == "pt":
-        metadata.pop("format")  # the writer says it itself
+        metadata.pop("format")  # the writer adds it itself
     if entry is not None:
         metadata["entry"] = entry.id
     if reader.weights:  # the entry's would not do: a file may hold both copies, and all of it is carried

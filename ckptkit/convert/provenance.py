@@ -28,7 +28,7 @@ class Provenance:
     """What identifies a source: sha256 of the published file, of a single file, or of a bundle's index.
 
     A TensorFlow checkpoint is several files; its index holds the crc32c of every tensor, so the index's
-    own sha256 stands for the whole. A large file is hashed by a thread, which lets go of the interpreter
+    own sha256 identifies the whole. A large file is hashed by a thread, which lets go of the interpreter
     lock, while the ``with`` block runs.
     """
 
@@ -79,7 +79,7 @@ class Provenance:
 
 
 def _identifying_file(path: Path) -> tuple[str, Path | None]:
-    """Key in the metadata, and the file whose sha256 stands for the source; a folder has none."""
+    """Key in the metadata, and the file whose sha256 identifies the source; a folder has none."""
     if path.is_file() and path.suffix != ".index" and not path.name.endswith(".index.json"):
         return "source_sha256", path
     for index in (path, path.with_name(path.name + ".index")):

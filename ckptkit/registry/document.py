@@ -59,7 +59,7 @@ class Document:
 
 
 class _TooMuchError(Exception):
-    """The document asks for more than any registry needs; the message says of what."""
+    """The document asks for more than any registry needs."""
 
 
 def parse(text: str) -> Document:

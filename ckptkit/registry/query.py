@@ -51,7 +51,7 @@ def _matches(value: str | None, wanted: Texts | None) -> bool:
 
 
 def _within(value: float | None, least: Number | None, most: Number | None) -> bool:
-    """Whether a figure lies in the bounds; an unknown one lies in no bounds."""
+    """Whether a figure is within the bounds; an unknown one is not."""
     if least is None and most is None:
         return True
     if value is None:

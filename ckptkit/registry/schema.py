@@ -129,7 +129,7 @@ class Entry(BaseModel):
     family: Name = Field(description="Architecture family.")
     variant: Name = Field(description="Architecture of the family.")
     display_name: Text = Field(description="Name in the published table.")
-    group: Text | None = Field(None, description="The published table, or part of one, it stands in.")
+    group: Text | None = Field(None, description="The published table, or part of one, that lists it.")
     required: bool = Field(False, description="One of the rows of the published pages ckptkit is built for.")
     pretrain_data: Text | None = Field(None, description="Training data, as published.")
     setting: Text | None = Field(None, description="Training recipe, as published.")
@@ -305,7 +305,7 @@ def json_schema(families: Families) -> dict[str, Any]:
         "required": ["entries"],
         "properties": {
             "notes": {
-                "description": "Sentences said once, for YAML anchors.",
+                "description": "Sentences written once, for YAML anchors.",
                 "type": "object",
                 "additionalProperties": {"type": "string"},
             },

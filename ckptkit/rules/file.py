@@ -1,6 +1,6 @@
 """A user's own rules in a YAML file: names and axis orders of a model that ckptkit does not know.
 
-A file says how each tensor of the source is called in the target and what becomes of its axes::
+A file maps the name of each tensor in the source to that in the target, and the order of its axes::
 
     rules:
       - source: "block_{i}/conv/kernel"
@@ -11,10 +11,10 @@ A file says how each tensor of the source is called in the target and what becom
         pattern: "global_step"
         reason: "counts training steps"
 
-``{i}`` stands for digits, the same ones on both sides. An ``op`` is read from the source to the target: its
-name says which of the orders in `base.axes.OPS` it is, written for TensorFlow → PyTorch; ``axes`` says it
-for any two orders. A merged axis ``(h d)`` on the source's side needs the ``sizes`` of all but one of its
-axes. With ``direction: reverse`` (or ``--reverse``) the whole file is read from the target to the source.
+``{i}`` matches digits, the same ones on both sides. An ``op`` is read from the source to the target: its
+name is that of an order in `base.axes.OPS`, written for TensorFlow → PyTorch; ``axes`` gives any two orders.
+A merged axis ``(h d)`` on the source's side needs the ``sizes`` of all but one of its axes.
+With ``direction: reverse`` (or ``--reverse``) the whole file is read from the target to the source.
 """
 
 from __future__ import annotations
