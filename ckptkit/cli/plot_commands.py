@@ -136,7 +136,7 @@ def plot(
         state.output.note(saved.missing)
     if saved.unlabelled:
         state.output.note(
-            f"{saved.unlabelled} points have no label for want of room; try a larger --size, or fewer entries"
+            f"{saved.unlabelled} points left without a name: no room; try a larger --size, or fewer entries"
         )
     state.output.note(f"would draw {shown} into {saved.path}" if dry_run else shown)
     state.output.result(

@@ -72,7 +72,7 @@ def test_what_is_left_out_is_said(run: Runner) -> None:
 def test_points_without_room_for_a_label_are_counted(run: Runner) -> None:
     pytest.importorskip("matplotlib")
     result = run("plot", "--family", "moganet", "-o", "a.svg", "--size", "2.5x2.5")
-    assert "points have no label for want of room; try a larger --size, or fewer entries" in result.err
+    assert "points left without a name: no room; try a larger --size, or fewer entries" in result.err
     assert "no label" not in run("plot", "-o", "b.svg", "--size", "2.5x2.5", "--no-labels").err
 
 

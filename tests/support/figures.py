@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from math import hypot
 from typing import Any
 
 Box = tuple[float, float, float, float]
@@ -42,7 +41,8 @@ class Picture:
 
     def texts(self, *kinds: str) -> list[tuple[str, Box]]:
         """Text and box of everything written of these kinds; of all kinds where none is given."""
-        found = [text for text in self.figure.texts if not kinds or text.get_gid() in kinds]
+        written = [*self.figure.texts, *(row for legend in self.figure.legends for row in legend.get_texts())]
+        found = [text for text in written if not kinds or text.get_gid() in kinds]
         return [(text.get_text(), tuple(text.get_window_extent(self.renderer).extents)) for text in found]
 
     def markers(self) -> list[Marker]:
@@ -57,19 +57,9 @@ class Picture:
             found.append(Marker(float(x), float(y), float(radius)))
         return found
 
-    def leaders(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        """Ends of the lines from markers to labels."""
-        found = []
-        for line in self.figure.artists:
-            if line.get_gid() == "leader":
-                (x0, x1), (y0, y1) = line.get_xdata(), line.get_ydata()
-                ends = self.figure.transFigure.transform([(x0, y0), (x1, y1)])
-                found.append((tuple(map(float, ends[0])), tuple(map(float, ends[1]))))
-        return found
-
     def faults(self) -> list[str]:
         """Everything that lies where it must not."""
-        labels = self.texts("label", "number")
+        labels = self.texts("label")
         markers = self.markers()
         left, lower, right, upper = self.axes.get_window_extent(self.renderer).extents
         faults = [
@@ -87,12 +77,6 @@ class Picture:
             f"{text!r} leaves the axes"
             for text, box in labels
             if box[0] < left or box[1] < lower or box[2] > right or box[3] > upper
-        ]
-        faults += [
-            f"a line runs through {text!r}"
-            for start, end in self.leaders()
-            for text, box in labels
-            if runs_through(start, end, box)
         ]
         others = [(text, box) for text, box in self.texts() if (text, box) not in labels]
         faults += [
@@ -112,21 +96,3 @@ class Picture:
 def overlap(a: Box, b: Box) -> bool:
     """Whether two boxes have an area in common."""
     return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
-
-
-def runs_through(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
-    """Whether a line passes through the inside of a box: looked at along its way, pixel by pixel."""
-    steps = max(int(hypot(end[0] - start[0], end[1] - start[1]) * 2), 1)
-    for step in range(steps + 1):
-        x = start[0] + (end[0] - start[0]) * step / steps
-        y = start[1] + (end[1] - start[1]) * step / steps
-        if box[0] + 0.5 < x < box[2] - 0.5 and box[1] + 0.5 < y < box[3] - 0.5:
-            return True
-    return False
-
-
-def gap(marker: Marker, box: Box) -> float:
-    """Pixels from the edge of a marker to a box."""
-    across = max(box[0] - marker.x, marker.x - box[2], 0.0)
-    up = max(box[1] - marker.y, marker.y - box[3], 0.0)
-    return hypot(across, up) - marker.radius

@@ -1,16 +1,93 @@
-"""Entries as points of a picture: which series each belongs to, and what its label says."""
+"""Entries as points of a picture: figures, series, names, the Pareto front; the title and the sources."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.plot.axes import Measure
 from ckptkit.families import base as known
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that an axis can show."""
+
+    name: str  # what options call it
+    short: str  # in a sentence
+    title: str  # of the axis, with its unit
+    value: Callable[[Entry], float | None]  # the figure of an entry
+    text: Callable[[Entry], str | None]  # the same as published
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}%"
+
+
+X_MEASURES = {
+    "params": Measure(
+        "params",
+        "parameters",
+        "Parameters",
+        lambda entry: entry.params,
+        lambda entry: entry.published_params or (entry.params and human(entry.params)) or None,
+    ),
+    "flops": Measure(
+        "flops",
+        "FLOPs",
+        "FLOPs of one image (multiply-adds)",
+        lambda entry: entry.flops,
+        lambda entry: entry.published_flops,
+    ),
+}
+Y_MEASURES = {
+    "top1": Measure(
+        "top1",
+        "top-1 accuracy",
+        "ImageNet-1K top-1 accuracy (%)",
+        lambda entry: entry.published_top1,
+        lambda entry: _percent(entry.published_top1),
+    ),
+    "top5": Measure(
+        "top5",
+        "top-5 accuracy",
+        "ImageNet-1K top-5 accuracy (%)",
+        lambda entry: entry.published_top5,
+        lambda entry: _percent(entry.published_top5),
+    ),
+}
+
+
+def human(value: float) -> str:
+    """Write a count as people do.
+
+    >>> [human(value) for value in (0, 800, 2_500_000, 5e6, 1e9, 2e12)]
+    ['0', '800', '2.5M', '5M', '1B', '2T']
+    """
+    for power, sign in ((12, "T"), (9, "B"), (6, "M"), (3, "K")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:.4g}{sign}"
+    return f"{value:.4g}"
+
+
+XY = tuple[float, float]
+
+
+def pareto_front(points: Iterable[XY]) -> list[XY]:
+    """Return the points that no other reaches with less cost and as much accuracy, or more for as much.
+
+    >>> pareto_front([(5, 80.0), (3, 76.0), (5, 79.0), (9, 80.0), (9, 83.0)])
+    [(3, 76.0), (5, 80.0), (9, 83.0)]
+    """
+    front: list[XY] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
 
 FILLS = ("full", "open", "tint", "dot")
 """How the subgroups of a family differ: filled, hollow, filled lightly, hollow with a dot."""
@@ -178,3 +255,42 @@ def short_names(entries: Sequence[Entry]) -> dict[str, str]:
 def _bare(entry: Entry) -> str:
     # The star of a published table refers to a footnote that a picture has not; the marker tells the setting.
     return " ".join(entry.display_name.rstrip("*").split()) or entry.id
+
+
+def default_title(points: Points, x: Measure, y: Measure) -> str:
+    """Return what is shown, of whom: "MOAT and MogaNet: top-1 accuracy against parameters"."""
+    return f"{families_of(points)}: {y.short} against {x.short}"
+
+
+def families_of(points: Points) -> str:
+    """Return the names of the families shown: "MOAT and MogaNet"."""
+    families = list(dict.fromkeys(series.family_name for series in points.series))
+    return " and ".join(part for part in (", ".join(families[:-1]), families[-1]) if part)
+
+
+def source_line(points: Points, x: Measure, y: Measure) -> str:
+    """Return whose figures these are, and how many entries are not shown and why."""
+    return ". ".join(part for part in (published_by(points), missing_note(points, x, y)) if part) + "."
+
+
+def published_by(points: Points) -> str:
+    """Return the papers of each family shown."""
+    papers: dict[str, dict[str, None]] = {}
+    for point in points.points:
+        for entry in point.entries:
+            cited = papers.setdefault(family_name(entry.family), {})
+            cited.update({entry.paper: None} if entry.paper else {})
+    return "Figures as published: " + ", ".join(
+        " ".join([family, *cited]) for family, cited in papers.items()
+    )
+
+
+def missing_note(points: Points, x: Measure, y: Measure) -> str:
+    """Return how many entries have no place and why; empty where all have one."""
+    if not points.missing:
+        return ""
+    lacking = [
+        measure.short for measure in (x, y) if any(not measure.value(entry) for entry in points.missing)
+    ]
+    entries = "1 entry is" if len(points.missing) == 1 else f"{len(points.missing)} entries are"
+    return f"{entries} not shown: no published {' or '.join(lacking)}"

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.analysis.plot.axes import X_MEASURES, Y_MEASURES
 from ckptkit.analysis.plot.figure import FORMATS, FigureOptions, render, require_matplotlib
-from ckptkit.analysis.plot.points import collect
-from ckptkit.analysis.plot.titles import missing_note
+from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, collect, missing_note
 from ckptkit.base.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.plot.axes import Measure
+    from ckptkit.analysis.plot.points import Measure
     from ckptkit.registry import Entry
 
 _PAGES = ("html", "htm")
@@ -68,7 +66,7 @@ def save_plot(
         data, unlabelled = render(points, across, up, options, form)
         saved = Saved(output, saved.points, drawn, saved.missing, unlabelled)
     else:
-        from ckptkit.analysis.plot.html import plot_page
+        from ckptkit.analysis.plot.page import plot_page
 
         data = plot_page(entries, x=across.name, y=up.name, options=options).encode()
     with StagedFile(output, force=force) as file:

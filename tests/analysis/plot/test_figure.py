@@ -14,9 +14,12 @@ import pytest
 
 mpl = pytest.importorskip("matplotlib")
 
-from ckptkit.analysis.plot.axes import X_MEASURES, Y_MEASURES  # noqa: E402
 from ckptkit.analysis.plot.figure import FORMATS, FigureOptions, render  # noqa: E402
-from ckptkit.analysis.plot.points import collect  # noqa: E402
+from ckptkit.analysis.plot.points import (  # noqa: E402
+    X_MEASURES,
+    Y_MEASURES,
+    collect,
+)
 from ckptkit.base.errors import UsageError  # noqa: E402
 from tests.support.registries import published  # noqa: E402
 

@@ -1,11 +1,27 @@
-"""Which entries become which points, in which series, under which labels."""
+"""Entries as points: figures, series, names, the Pareto front, the title and the sources."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
-from ckptkit.analysis.plot.axes import X_MEASURES, Y_MEASURES
-from ckptkit.analysis.plot.points import FILLS, Points, collect, series_of, short_names
+import pytest
+
+from ckptkit.analysis.plot.figure import linear_limits, log_limits
+from ckptkit.analysis.plot.points import (
+    FILLS,
+    X_MEASURES,
+    Y_MEASURES,
+    Points,
+    collect,
+    default_title,
+    human,
+    missing_note,
+    pareto_front,
+    series_of,
+    short_names,
+    source_line,
+)
 from ckptkit.registry import Entry
 from tests.support.entries import entry_of
 from tests.support.registries import published
@@ -90,3 +106,82 @@ def test_words_for_narrow_pictures_are_shorter() -> None:
     assert series["moat0-224-noposemb"].said() == "strong, without position embedding"
     assert series["moat0-224-noposemb"].said(brief=True) == "strong, no pos-emb"
     assert series["moganet-s-224-timm"].said(brief=True) == "DeiT, timm-style"
+
+
+URL = "https://a.org/x.tar.gz"
+
+
+@pytest.mark.parametrize("values", [[5.0], [3e6, 5e8], [80.0, 80.0]])
+def test_every_value_lies_well_within_the_limits(values: list[float]) -> None:
+    for limits in (log_limits(values), linear_limits(values)):
+        low, high = limits
+        assert low < min(values)
+        assert max(values) < high
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2_970_000, "2.97M"), (483_200_000, "483.2M"), (648.5e9, "648.5B"), (999, "999"), (1000, "1K")],
+)
+def test_human(value: float, text: str) -> None:
+    assert human(value) == text
+
+
+def test_figures_of_an_entry() -> None:
+    entry = entry_of(URL, published_params="27.8M", published_flops="0.80G", published_top1=83.0)
+    assert [one.value(entry) for one in X_MEASURES.values()] == [27.8e6, 0.8e9]
+    assert [one.text(entry) for one in X_MEASURES.values()] == ["27.8M", "0.80G"]
+    assert [one.value(entry) for one in Y_MEASURES.values()] == [83.0, None]
+    assert [one.text(entry) for one in Y_MEASURES.values()] == ["83%", None]
+
+
+def test_an_exact_count_stands_in_for_a_published_one() -> None:
+    entry = entry_of(URL, exact_parameters=27846892)
+    assert (X_MEASURES["params"].value(entry), X_MEASURES["params"].text(entry)) == (27846892.0, "27.85M")
+    assert X_MEASURES["flops"].text(entry) is None
+
+
+def dominated(point: tuple[float, float], others: list[tuple[float, float]]) -> bool:
+    """By definition: another is as good in both and better in one."""
+    return any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in others)
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    random.seed(7)
+    for _ in range(200):
+        points = [(float(random.randint(1, 8)), float(random.randint(70, 78))) for _ in range(12)]
+        expected = sorted({point for point in points if not dominated(point, points)})
+        assert pareto_front(points) == expected
+
+
+def test_of_nothing_there_is_none() -> None:
+    assert pareto_front([]) == []
+
+
+FLOPS, TOP1, TOP5 = X_MEASURES["flops"], Y_MEASURES["top1"], Y_MEASURES["top5"]
+
+
+def test_of_the_registry() -> None:
+    points = collect(list(published().values()), FLOPS, TOP1)
+    assert default_title(points, FLOPS, TOP1) == "MOAT and MogaNet: top-1 accuracy against FLOPs"
+    assert source_line(points, FLOPS, TOP1) == (
+        "Figures as published: MOAT arXiv:2210.01820, MogaNet arXiv:2211.03295. "
+        "1 entry is not shown: no published top-1 accuracy."
+    )
+
+
+def test_of_three_families_and_an_entry_without_anything() -> None:
+    made = [
+        entry_of("https://a.org/x", id=family, family=family, published_flops="1G", published_top1=70.0 + n)
+        for n, family in enumerate(["moat", "conv", "mix"])
+    ]
+    points = collect([*made, entry_of("https://a.org/x", id="bare")], FLOPS, TOP1)
+    assert default_title(points, FLOPS, TOP1) == "MOAT, conv and mix: top-1 accuracy against FLOPs"
+    assert source_line(points, FLOPS, TOP1).startswith("Figures as published: MOAT, conv, mix. 1 entry")
+    assert missing_note(points, FLOPS, TOP1) == "1 entry is not shown: no published FLOPs or top-1 accuracy"
+
+
+def test_all_shown_is_nothing_to_say() -> None:
+    points = collect(published().find(family="moat"), FLOPS, TOP1)
+    assert missing_note(points, FLOPS, TOP1) == ""
+    assert source_line(points, FLOPS, TOP1) == "Figures as published: MOAT arXiv:2210.01820."

@@ -176,9 +176,6 @@ def test_every_truncation_is_refused_or_decodes_whole(format, tmp_path):
             assert str(error).startswith("cut: ")
 
 
-image = pytest.importorskip("PIL.Image")
-
-
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
