@@ -74,35 +74,32 @@ class KerasH5Reader(MappedReader):
     format = "keras"
 
     def __init__(self, path: str | Path, *, is_shard: bool = False) -> None:
-        self.path = Path(path)
-        self._file = MappedFile(self.path)
-        self._files = [self._file]
-        try:
-            self._archive = _Archive(self._file) if self._file.data[:2] == b"PK" else None
-            file = self._hdf5 = Hdf5File(self._file) if self._archive is None else self._archive.weights()
-            of_root = file.attribute_texts(file.header(file.root))
-            found = contents(file)
-            refuse_overlap(file, found.datasets)
-            if is_legacy(of_root):
-                found, metadata = legacy_weights(file, of_root, found)
-            else:
-                ours = single(of_root.get(_ATTRIBUTE))
-                metadata = {} if ours is None else parse_metadata(self.path, ours)
-                if _ATTRIBUTE not in of_root and not is_shard:
-                    self._refuse_shard(found)
-                    self._refuse_other_hdf5(found.datasets, of_root)
-            file.forget()
-        except BaseException:
-            self.close()
-            raise
+        self._is_shard = is_shard
+        super().__init__(path)
+
+    def _open(self) -> None:
+        self._archive = _Archive(self._file) if self._file.data[:2] == b"PK" else None
+        file = self._hdf5 = Hdf5File(self._file) if self._archive is None else self._archive.weights()
+        of_root = file.attribute_texts(file.header(file.root))
+        found = contents(file)
+        refuse_overlap(file, found.datasets)
+        if is_legacy(of_root):
+            found, metadata = legacy_weights(file, of_root, found)
+        else:
+            ours = single(of_root.get(_ATTRIBUTE))
+            metadata = {} if ours is None else parse_metadata(self.path, ours)
+            if _ATTRIBUTE not in of_root and not self._is_shard:
+                self._refuse_shard(found)
+                self._refuse_other_hdf5(found.datasets, of_root)
+        file.forget()
         self._datasets: Mapping[str, Dataset] = found.datasets
         self._whole: set[str] = set()  # datasets whose chunks have been unpacked, and so compared
-        self.specs: Mapping[str, TensorSpec] = {
+        self.specs = {
             name: TensorSpec(name, dataset.dtype, dataset.shape) for name, dataset in self._datasets.items()
         }
-        self.metadata: Mapping[str, str] = metadata
-        self.left_out: Mapping[str, str] = found.not_read(tensors=True)
-        self._also: Mapping[str, str] = found.not_read(tensors=False)
+        self.metadata = metadata
+        self.left_out = found.not_read(tensors=True)
+        self._also = found.not_read(tensors=False)
 
     @cached_property
     def same(self) -> Mapping[str, str]:

@@ -203,6 +203,20 @@ class MappedReader(Reader):
     _files: list[MappedFile]
     _also: Mapping[str, str] = MappingProxyType({})
 
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self._files = [self._file]
+        try:
+            self._open()
+        except BaseException:  # Ctrl+C too
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Read what the file says of its tensors."""
+        raise NotImplementedError
+
     @property
     def extras(self) -> Mapping[str, str]:
         """What else is in the file, in detail."""

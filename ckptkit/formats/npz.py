@@ -22,7 +22,7 @@ from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import parse_metadata
-from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedReader
 from ckptkit.formats.member_names import unsafe_name
 from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
@@ -193,45 +193,36 @@ class NpzReader(MappedReader):
 
     format = "npz"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file = MappedFile(self.path)
-        self._files = [self._file]
+    def _open(self) -> None:
         self._budget = Budget(self._file.size, partial(FormatError, self.path))
         self._arrays: dict[str, tuple[ZipEntry, NpyHeader]] = {}
         specs: dict[str, TensorSpec] = {}
         left_out: dict[str, str] = {}
         also: dict[str, str] = {}
-        try:
-            directory = read_directory(self._file)
-            self._members = CheckedMembers(self._file, directory)
-            for entry in directory.entries.values():
-                if not entry.name.endswith(_EXTENSION) and not self._begins_as_array(entry):
-                    also[entry.name] = f"a file of {entry.size:,} bytes"
-                    continue
-                name = entry.name.removesuffix(_EXTENSION)
-                if not entry.is_utf8:
-                    raise FormatError(
-                        self.path, f"zip entry {entry.name!r} does not say how its name is coded"
-                    )
-                if name != entry.name and name in directory.entries:
-                    raise FormatError(self.path, f"zip entries {entry.name!r} and {name!r} are one to numpy")
-                header = self._header(entry)
-                if header.is_text:
-                    also[name] = f"texts {list(header.shape)}"
-                    continue
-                if header.dtype is None:
-                    left_out[name] = _unreadable(header)
-                    continue
-                specs[name] = TensorSpec(name, header.dtype, header.shape)
-                self._arrays[name] = (entry, header)
-            self.metadata: Mapping[str, str] = _metadata(self.path, directory.comment)
-        except BaseException:
-            self.close()
-            raise
-        self.specs: Mapping[str, TensorSpec] = specs
-        self.left_out: Mapping[str, str] = left_out
-        self._also: Mapping[str, str] = also  # members that are not arrays, and arrays of texts
+        directory = read_directory(self._file)
+        self._members = CheckedMembers(self._file, directory)
+        for entry in directory.entries.values():
+            if not entry.name.endswith(_EXTENSION) and not self._begins_as_array(entry):
+                also[entry.name] = f"a file of {entry.size:,} bytes"
+                continue
+            name = entry.name.removesuffix(_EXTENSION)
+            if not entry.is_utf8:
+                raise FormatError(self.path, f"zip entry {entry.name!r} does not say how its name is coded")
+            if name != entry.name and name in directory.entries:
+                raise FormatError(self.path, f"zip entries {entry.name!r} and {name!r} are one to numpy")
+            header = self._header(entry)
+            if header.is_text:
+                also[name] = f"texts {list(header.shape)}"
+                continue
+            if header.dtype is None:
+                left_out[name] = _unreadable(header)
+                continue
+            specs[name] = TensorSpec(name, header.dtype, header.shape)
+            self._arrays[name] = (entry, header)
+        self.metadata = _metadata(self.path, directory.comment)
+        self.specs = specs
+        self.left_out = left_out
+        self._also = also  # members that are not arrays, and arrays of texts
 
     def _read(self, name: str) -> Array:
         """A view of the file, or a copy where it is compressed or big-endian."""

@@ -28,7 +28,7 @@ class Relay(Reader):
                 specs[name] = spec if name == own else replace(spec, name=name)
             left_out.update({names.get(own, own): why for own, why in reader.left_out.items()})
         self.specs, self.left_out = specs, left_out
-        self.metadata: Mapping[str, str] = self._merged(reader.metadata for reader in readers)
+        self.metadata = self._merged(reader.metadata for reader in readers)
         self.optimizer = {names.get(own, own) for reader in readers for own in reader.optimizer}
         self.namesakes = self._renamed(reader.namesakes for reader in readers)
 

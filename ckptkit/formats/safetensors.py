@@ -166,18 +166,11 @@ class SafetensorsReader(MappedReader):
 
     format = "safetensors"
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file = MappedFile(self.path)
-        self._files = [self._file]
-        try:
-            header = read_header(self._file)
-        except BaseException:
-            self.close()
-            raise
+    def _open(self) -> None:
+        header = read_header(self._file)
         self._offsets = header.offsets
-        self.specs: Mapping[str, TensorSpec] = header.specs
-        self.metadata: Mapping[str, str] = header.metadata
+        self.specs = header.specs
+        self.metadata = header.metadata
 
     def _read(self, name: str) -> Array:
         spec = self.specs[name]

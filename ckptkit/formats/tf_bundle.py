@@ -232,7 +232,7 @@ class TfBundleReader(MappedReader):
             self.prefix, self._temporary = locate(self.path)
         try:
             with self._named():
-                self._open(Budget(self._size(), lambda reason: FormatError(index_path(self.prefix), reason)))
+                self._load(Budget(self._size(), lambda reason: FormatError(index_path(self.prefix), reason)))
         except BaseException:  # Ctrl+C too: the temporary folder must go
             self.close()
             raise
@@ -257,10 +257,10 @@ class TfBundleReader(MappedReader):
             inside = Path(error.path).name
             raise FormatError(self.path, f"{inside} in it: {error.reason}", hint=error.hint) from error
 
-    def _open(self, budget: Budget) -> None:
+    def _load(self, budget: Budget) -> None:
         index = load_index(self.prefix, budget)
         self._num_shards = index.header.num_shards
-        self.metadata: Mapping[str, str] = dict(index.header.metadata)
+        self.metadata = dict(index.header.metadata)
         readable = {key: tensor for key, tensor in index.tensors.items() if tensor.dtype is not None}
         names = self._names(index.tensors, list(readable), budget)
         self._tensors: dict[str, StoredTensor] = {}
@@ -279,11 +279,11 @@ class TfBundleReader(MappedReader):
                 self._tensors[name] = tensor
             else:
                 left_out[name] = f"in {len(tensor.parts)} parts, of a type of unknown size ({tensor.dtype})"
-        self.specs: Mapping[str, TensorSpec] = specs
-        self.left_out: Mapping[str, str] = left_out
+        self.specs = specs
+        self.left_out = left_out
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}
-        self.notes: Sequence[str] = [*index.notes(), *names.notes()]
-        self._also: Mapping[str, str] = index.others(but=GRAPH_KEY)
+        self.notes = [*index.notes(), *names.notes()]
+        self._also = index.others(but=GRAPH_KEY)
         self.optimizer = names.optimizer
         self.namesakes = names.namesakes
 
