@@ -1,21 +1,220 @@
-"""Parameters and multiply-adds of a model, module by module, without weights and without memory for them."""
+"""Parameters and multiply-adds of a model, module by module, without weights and without memory for them.
+
+It runs on PyTorch's meta device, where tensors have shapes and no elements.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.counting import Count, count_forward
-from ckptkit.analysis.modules import ModuleProfile, module_tree, number
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.base import Family, families, get_family
-from ckptkit.families.flops import Convention
+from ckptkit.families.flops import Call, Convention, Shape
 
 if TYPE_CHECKING:
     from ckptkit.registry import Entry
+
+
+@dataclass
+class Count:
+    """Calls of one operation in one module, and their multiply-adds."""
+
+    calls: int = 0
+    products: Fraction = Fraction(0)  # of convolutions, linear layers and attention products alone
+    multiply_adds: Fraction = Fraction(0)  # all of them by the convention
+
+    def add(self, other: Count) -> None:
+        """Add another count to this one."""
+        self.calls += other.calls
+        self.products += other.products
+        self.multiply_adds += other.multiply_adds
+
+
+@dataclass
+class Tally:
+    """What a forward pass of one image costs."""
+
+    # By module, as ``named_modules`` calls it, and operation: what runs in the module itself and in none of
+    # the modules within it
+    counts: dict[tuple[str, str], Count]
+    uncounted: dict[str, int]  # calls of operations that the convention says nothing about
+
+    def record(self, module: str, call: Call, convention: Convention) -> None:
+        """Add one call."""
+        cost = convention.cost(call)
+        if cost is None:
+            self.uncounted[call.operation] = self.uncounted.get(call.operation, 0) + 1
+            return
+        if cost[1]:
+            self.counts.setdefault((module, call.operation), Count()).add(Count(1, *cost))
+
+
+def count_forward(model: Any, size: tuple[int, int], convention: Convention) -> Tally:
+    """Run a model of this package once and count."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    tally = Tally({}, {})
+    path = [""]
+
+    class Counting(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed here
+        """Sees every operation after PyTorch has broken it down to its basic ones."""
+
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = operation(*args, **(kwargs or {}))
+            tally.record(path[-1], _call(operation, args, result), convention)
+            return result
+
+    # Without gradients rather than in inference mode, which hands over layers that are not broken down yet.
+    with torch.no_grad(), _following(model, path), Counting():
+        image = torch.empty((1, 3, *size), device="meta")
+        outputs = model.forward_stages(image)
+        if convention.activates_stage_outputs:
+            outputs.pop("logits", None)
+            for output in outputs.values():
+                torch.nn.functional.gelu(output)
+    return tally
+
+
+@contextmanager
+def _following(model: Any, path: list[str]) -> Iterator[None]:
+    """Keep the name of the module that runs at the end of ``path``."""
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles += [
+                module.register_forward_pre_hook(lambda *_, name=name: path.append(name)),
+                module.register_forward_hook(lambda *_: _leave(path)),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _leave(path: list[str]) -> None:
+    """Drop the last module; a hook that returned it would replace the module's result."""
+    path.pop()
+
+
+def _call(operation: Any, args: tuple[Any, ...], result: Any) -> Call:
+    """Describe a call by its shapes."""
+    first = result[0] if isinstance(result, (tuple, list)) else result
+    name = operation.overloadpacket.__name__
+    return Call(
+        operation=name.rstrip("_"),
+        inputs=tuple(_shape(arg) for arg in args),
+        arguments=tuple(None if _shape(arg) is not None else arg for arg in args),
+        output=_shape(first) or (),
+    )
+
+
+def _shape(value: Any) -> Shape | None:
+    """Shape of a tensor, None of anything else."""
+    shape = getattr(value, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+REST = "(rest)"
+"""Name of the row of what a module has and does outside the modules within it."""
+
+
+@dataclass(frozen=True)
+class ModuleProfile:
+    """One module with everything inside it."""
+
+    name: str  # as ``named_modules`` calls it
+    type: str  # its class
+    parameters: int
+    products: Fraction  # for one image, all modules inside included
+    multiply_adds: Fraction
+    # The modules inside, and, where the module has parameters or does something itself, a last one called
+    # ``(rest)``: so children always add up to their parent
+    children: tuple[ModuleProfile, ...] = field(default=())
+
+    def rows(self, depth: int, level: int = 0) -> Iterator[tuple[int, ModuleProfile]]:
+        """Yield this module and those inside down to ``depth`` levels below the model."""
+        yield level, self
+        if level < depth:
+            for child in self.children:
+                yield from child.rows(depth, level + 1)
+
+    def to_json(self, depth: int | None = None) -> dict[str, Any]:
+        """Return plain values that `json.dumps` takes, down to ``depth`` levels (None: all)."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "type": self.type,
+            "parameters": self.parameters,
+            "products": number(self.products),
+            "multiply_adds": number(self.multiply_adds),
+        }
+        if self.children and depth != 0:
+            below = None if depth is None else depth - 1
+            values["modules"] = [child.to_json(below) for child in self.children]
+        return values
+
+
+def number(value: Fraction) -> int | float:
+    """Plain number of a count: an integer where it is one.
+
+    >>> number(Fraction(6, 2)), number(Fraction(5, 2))
+    (3, 2.5)
+    """
+    return value.numerator if value.denominator == 1 else float(value)
+
+
+def module_tree(model: Any, tally: Tally) -> ModuleProfile:
+    """Distribute a tally over a model's modules."""
+    own: dict[str, Count] = {}
+    for (module, _), count in tally.counts.items():
+        own.setdefault(module, Count()).add(count)
+    return _branch(model, "", own)
+
+
+def _branch(module: Any, name: str, own: dict[str, Count]) -> ModuleProfile:
+    inside = tuple(_branch(child, path, own) for path, child in _children(module, name))
+    count = own.get(name, Count())
+    parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    children = inside
+    if inside and (parameters or count.multiply_adds):
+        rest = ModuleProfile(REST, "", parameters, count.products, count.multiply_adds)
+        children = (*inside, rest)
+    return ModuleProfile(
+        name=name,
+        type=_type(module),
+        parameters=parameters + sum(child.parameters for child in inside),
+        products=count.products + sum((child.products for child in inside), Fraction(0)),
+        multiply_adds=count.multiply_adds + sum((child.multiply_adds for child in inside), Fraction(0)),
+        children=children,
+    )
+
+
+def _children(module: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Modules directly inside, with their full names; a list of lists gives its lists."""
+    for key, child in module.named_children():
+        path = f"{name}.{key}" if name else key
+        if _is_list(child) and all(_is_list(inner) for inner in child):
+            yield from _children(child, path)
+        else:
+            yield path, child
+
+
+def _type(module: Any) -> str:
+    """Class of a module, or what a list is a list of."""
+    classes = {type(child).__name__ for child in module.children()}
+    if _is_list(module) and len(classes) == 1:
+        return f"{len(module)} × {classes.pop()}"
+    return type(module).__name__
+
+
+def _is_list(module: Any) -> bool:
+    return type(module).__name__ == "ModuleList"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis import EntryAudit, FigureCheck, ModuleProfile, ProfileReport
+    from ckptkit.analysis.audit import EntryAudit, FigureCheck, ProfileReport
+    from ckptkit.analysis.profile import ModuleProfile
 
 _LABELS = {"params": "parameters", "flops": "multiply-adds"}
 _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
@@ -54,7 +55,7 @@ def profile(
     Examples: ckptkit profile moganet-xt-224 --depth 2 · ckptkit profile moat0 --resolution 512x1024
     · ckptkit profile --all --check
     """
-    from ckptkit.analysis import profile_model
+    from ckptkit.analysis.audit import profile_model
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
 
@@ -147,7 +148,7 @@ def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
 
 def _audit(state: State) -> bool:
     """Audit every entry there are models for, print the result; whether all figures hold."""
-    from ckptkit.analysis import audit_registry
+    from ckptkit.analysis.audit import audit_registry
     from ckptkit.families.base import families
 
     entries = [entry for entry in state.registry().values() if entry.family in families()]

@@ -1,4 +1,4 @@
-"""Models beside the figures that were published of them."""
+"""Published figures against counted ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,45 @@ import re
 
 import pytest
 
-from ckptkit.analysis import audit, audit_registry, profile_model
+from ckptkit.analysis import audit
+from ckptkit.analysis.audit import audit_registry, check_figure, profile_model
 from ckptkit.base.errors import NotFoundError
-from ckptkit.registry import Entry, load_registry
+from ckptkit.registry import Entry, KnownDeviation, load_registry
+
+
+def known(published):
+    return KnownDeviation(figure="flops", published=published, reason="the table is cut off")
+
+
+@pytest.mark.parametrize(
+    ("counted", "published", "listed", "verdict", "ok"),
+    [
+        (34_450_000_000, "34.5G", False, "exact", True),
+        (34_550_000_000, "34.5G", False, "exact", True),
+        (34_550_000_001, "34.5G", False, "close", True),
+        (34_554_167_892, "34.5G", True, "known", True),
+        (34_500_000_000, "34.5G", True, "stale", False),
+        (35_190_000_000, "34.5G", False, "close", True),
+        (33_810_000_000, "34.5G", False, "close", True),
+        (35_190_000_001, "34.5G", False, "off", False),
+        (33_809_999_999, "34.5G", False, "off", False),
+        (40_000_000_000, "34.5G", True, "known", True),
+        # It rounds, so it agrees, although one decimal leaves room for 2.4%.
+        (1_638_000_000.5, "1.6B", False, "exact", True),
+    ],
+)
+def test_verdicts(counted, published, listed, verdict, ok):
+    check = check_figure("flops", counted, published, known(published) if listed else None)
+    assert (check.verdict, check.ok) == (verdict, ok)
+    assert check.to_json()["ok"] is ok
+
+
+def test_what_is_said_of_them():
+    assert check_figure("flops", 36e9, "34.5G").reason == "+4.3% off, and no known deviation"
+    assert check_figure("flops", 34.56e9, "34.5G", known("34.5G")).reason == "the table is cut off"
+    assert "rounds to the published 34.5G" in check_figure("flops", 34.5e9, "34.5G", known("34.5G")).reason
+    assert check_figure("flops", 30e9, "40G").deviation == -0.25
+
 
 KNOWN = [{"figure": "flops", "published": "0.80G", "reason": "a slip"}]
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ckptkit.analysis import convention_of
+from ckptkit.analysis.profile import convention_of
 from ckptkit.base.errors import NotFoundError
 from ckptkit.families.flops import FREE, PRODUCTS, Call
 from ckptkit.families.moat.published import TENSORFLOW_GRAPH
