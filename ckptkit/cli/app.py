@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup
 
 from ckptkit._version import __version__
 from ckptkit.base.text import escaped
-from ckptkit.cli.options import State
+from ckptkit.cli.options import State, with_shared_options
 from ckptkit.cli.output import ExitCode, Output, exit_code, prepare_streams
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
@@ -128,19 +128,7 @@ def help_of(function: object, *, rich: bool) -> str:
 
 
 class Command(TyperCommand):
-    """Has ``--json``; takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.params.append(
-            TyperOption(
-                param_decls=["--json"],
-                is_flag=True,
-                expose_value=False,
-                callback=_print_json,
-                help="Print the result as JSON.",
-            )
-        )
+    """Takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -148,11 +136,6 @@ class Command(TyperCommand):
 
         ctx.params.update({name: expanded(value) for name, value in ctx.params.items()})
         return super().invoke(ctx)
-
-
-def _print_json(context: Any, _option: Any, wanted: bool) -> None:
-    if wanted and isinstance(context.find_root().obj, State):
-        context.find_root().obj.output.as_json = True
 
 
 class Root(TyperGroup):
@@ -168,9 +151,12 @@ class Root(TyperGroup):
             part = typer.Typer(rich_markup_mode=app.rich_markup_mode)
             importlib.import_module(f"ckptkit.cli.{_MODULES[cmd_name]}").register(part)
             for command in (*part.registered_commands, *_of_groups(part)):
+                if command.cls is Command:  # of a group that was loaded before, by an earlier command line
+                    continue
                 command.cls = Command
                 command.epilog = EPILOG
                 command.help = help_of(command.callback, rich=_RICH)
+                command.callback = with_shared_options(command.callback)
             self.commands.update(typer.main.get_group(part).commands)
         return self.commands.get(cmd_name)
 

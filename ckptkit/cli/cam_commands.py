@@ -14,16 +14,8 @@ import typer
 
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
-    ResolutionOption,
-    SettingOptions,
+    SourceOptions,
     State,
-    StateDictOption,
-    StripPrefixOption,
-    SyntheticOption,
-    VariantOption,
-    WeightsOption,
-    WhichWeights,
-    opened_source,
     state_of,
 )
 from ckptkit.cli.output import Column, Output
@@ -141,13 +133,7 @@ def cam(
         WhichColormap.EMBER
     ),
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into folders' folders too.")] = False,
-    resolution: ResolutionOption = None,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
-    variant: VariantOption = None,
-    settings: SettingOptions = None,
-    synthetic: SyntheticOption = False,
+    chosen: SourceOptions = SourceOptions(),
     force: Annotated[bool, typer.Option("--force", help="Replace existing pictures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
 ) -> None:
@@ -169,17 +155,7 @@ def cam(
     require_packages()
     gathering = _gather(state, images, recursive=recursive)
     planned = _plan(gathering, output, force=force)
-    with opened_source(
-        state.workspace(),
-        what,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        variant=variant,
-        settings=settings,
-    ) as source:
+    with chosen.opened(state.workspace(), what) as source:
         classes = head_classes(source)
         for wanted in request.targets:
             if wanted is not None:

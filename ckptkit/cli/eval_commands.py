@@ -13,16 +13,8 @@ import typer
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
-    ResolutionOption,
-    SettingOptions,
+    SourceOptions,
     State,
-    StateDictOption,
-    StripPrefixOption,
-    SyntheticOption,
-    VariantOption,
-    WeightsOption,
-    WhichWeights,
-    opened_source,
     state_of,
 )
 from ckptkit.cli.output import Column, Output
@@ -110,13 +102,7 @@ def evaluate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Begin anew instead of going on after an interruption.")
     ] = False,
-    synthetic: SyntheticOption = False,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
-    variant: VariantOption = None,
-    resolution: ResolutionOption = None,
-    settings: SettingOptions = None,
+    chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
 
@@ -153,17 +139,7 @@ def evaluate(
         require_packages("eval", options.framework)
         with (
             process_group(device, options.framework) as group,
-            opened_source(
-                state.workspace(),
-                what,
-                synthetic=synthetic,
-                resolution=resolution,
-                weights=weights,
-                state_dict=state_dict,
-                strip_prefix=strip_prefix,
-                variant=variant,
-                settings=settings,
-            ) as source,
+            chosen.opened(state.workspace(), what) as source,
         ):
             report = evaluate_source(
                 source,
@@ -290,13 +266,7 @@ def calibrate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
     ] = False,
-    synthetic: SyntheticOption = False,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
-    variant: VariantOption = None,
-    resolution: ResolutionOption = None,
-    settings: SettingOptions = None,
+    chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Recompute BatchNorm's moving statistics from images (Precise BN), and write a new safetensors file.
 
@@ -325,19 +295,7 @@ def calibrate(
             refuse_name(where.file)
             where.refuse_existing()
             refuse_existing_checkpoint(where.path, force=force)
-        source = stack.enter_context(
-            opened_source(
-                state.workspace(),
-                what,
-                synthetic=synthetic,
-                resolution=resolution,
-                weights=weights,
-                state_dict=state_dict,
-                strip_prefix=strip_prefix,
-                variant=variant,
-                settings=settings,
-            )
-        )
+        source = stack.enter_context(chosen.opened(state.workspace(), what))
         path = calibrated_path(source, where.path, folder=where.folder)
         done = calibrate_source(source, options, path, force=force, dry_run=dry_run, bar=_bar(state.output))
         shown = where.shown(done.path) if dry_run else where.deliver(done.path)

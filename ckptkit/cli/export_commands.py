@@ -13,17 +13,9 @@ from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
-    ResolutionOption,
-    SettingOptions,
+    SourceOptions,
     State,
-    StateDictOption,
-    StripPrefixOption,
-    SyntheticOption,
-    VariantOption,
-    WeightsOption,
-    WhichWeights,
     one_of_these,
-    opened_source,
     state_of,
 )
 from ckptkit.cli.output import Column
@@ -71,13 +63,7 @@ def export(
         bool, typer.Option("--features", help="onnx, saved-model: the stages' outputs instead of logits.")
     ] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="onnx: version of the operators.")] = None,
-    resolution: ResolutionOption = None,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
-    variant: VariantOption = None,
-    settings: SettingOptions = None,
-    synthetic: SyntheticOption = False,
+    chosen: SourceOptions = SourceOptions(),
     push: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="hf: send it to the hub, in one commit.")
     ] = None,
@@ -124,25 +110,13 @@ def export(
         synthetic_too=push_synthetic,
         bars=sys.stderr.isatty() and not state.output.quiet,
     )
-    request.require(offline=state.offline, synthetic=synthetic)
+    request.require(offline=state.offline, synthetic=chosen.synthetic)
     with ExitStack() as stack:
         where = stack.enter_context(Place(state, None if target.folder else output, force=force))
         if where.is_elsewhere:
             where.refuse_existing()
             request = replace(request, output=where.path)
-        source = stack.enter_context(
-            opened_source(
-                state.workspace(),
-                what,
-                synthetic=synthetic,
-                resolution=resolution,
-                weights=weights,
-                state_dict=state_dict,
-                strip_prefix=strip_prefix,
-                variant=variant,
-                settings=settings,
-            )
-        )
+        source = stack.enter_context(chosen.opened(state.workspace(), what))
         outcome = run_export(source, request)
         shown: str | None = str(outcome.exported.path)
         if where.is_elsewhere and outcome.exported.ok:

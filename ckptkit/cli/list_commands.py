@@ -12,19 +12,8 @@ from ckptkit.base.text import human_bytes
 from ckptkit.cli import entry_table
 from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
 from ckptkit.cli.options import (
-    AtLeastOption,
-    AtMostOption,
-    CachedOption,
-    FamilyOption,
-    LeastTop1Option,
-    MostTop1Option,
+    EntryFilter,
     PatternsArgument,
-    PixelsOption,
-    PosEmbOption,
-    PretrainOption,
-    SettingOption,
-    VariantsOption,
-    found_entries,
     state_of,
 )
 
@@ -63,19 +52,7 @@ def register(app: typer.Typer) -> None:
 def list_command(
     context: typer.Context,
     patterns: PatternsArgument = None,
-    family: FamilyOption = None,
-    variant: VariantsOption = None,
-    setting: SettingOption = None,
-    pretrain: PretrainOption = None,
-    min_params: AtLeastOption = None,
-    max_params: AtMostOption = None,
-    min_flops: AtLeastOption = None,
-    max_flops: AtMostOption = None,
-    min_top1: LeastTop1Option = None,
-    max_top1: MostTop1Option = None,
-    resolution: PixelsOption = None,
-    pos_emb: PosEmbOption = None,
-    cached: CachedOption = None,
+    where: EntryFilter = EntryFilter(),
     sort: Annotated[
         str | None,
         typer.Option(
@@ -118,23 +95,7 @@ def list_command(
     state = state_of(context)
     chosen = entry_table.fields_named(columns)
     catalogue = state.registry()
-    items = found_entries(
-        catalogue,
-        patterns,
-        cached=cached,
-        family=family,
-        variant=variant,
-        setting=setting,
-        pretrain_data=pretrain,
-        min_params=min_params,
-        max_params=max_params,
-        min_flops=min_flops,
-        max_flops=max_flops,
-        min_top1=min_top1,
-        max_top1=max_top1,
-        resolution=resolution,
-        pos_emb=pos_emb,
-    )
+    items = where.of(catalogue, patterns)
     if sort is not None:
         items = entry_table.ordered(items, sort, reverse=reverse)
     elif reverse:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -18,8 +19,6 @@ from ckptkit.cli.completion import complete_families, complete_ids, complete_var
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.cli.entry_table import Listed
     from ckptkit.registry import Registry
@@ -182,8 +181,6 @@ ResolutionOption = Annotated[
     str | None,
     typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 SettingOptions = Annotated[
     list[str] | None,
     typer.Option(
@@ -245,41 +242,34 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     return key, given
 
 
-@contextmanager
-def opened_source(
-    workspace: Workspace,
-    what: str,
-    *,
-    synthetic: bool = False,
-    resolution: str | None = None,
-    weights: WhichWeights = WhichWeights.AUTO,
-    state_dict: str | None = None,
-    strip_prefix: Sequence[str] | None = None,
-    variant: str | None = None,
-    settings: Sequence[str] | None = None,
-) -> Iterator[ModelSource]:
-    """Open what a command names, an id, a file or (synthetic) an id or a variant, to build models from it.
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which weights of what a command names, and how their model is built."""
 
-    Synthetic weights lie in a temporary folder, there while the block lasts.
-    """
-    from ckptkit.analysis.model_source import named_source
+    synthetic: SyntheticOption = False
+    weights: WeightsOption = WhichWeights.AUTO
+    state_dict: StateDictOption = None
+    strip_prefix: StripPrefixOption = None
+    variant: VariantOption = None
+    resolution: ResolutionOption = None
+    settings: SettingOptions = None
 
-    with named_source(
-        what,
-        workspace,
-        synthetic=synthetic,
-        resolution=parse_resolution(resolution),
-        weights=weights.value,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        variant=variant,
-        settings=parse_settings(settings),
-    ) as source:
-        yield source
+    @contextmanager
+    def opened(self, workspace: Workspace, what: str) -> Iterator[ModelSource]:
+        """Open an id, a file or (synthetic) a variant too; synthetic weights last as long as the block."""
+        from ckptkit.analysis.model_source import named_source
+
+        chosen = {
+            **vars(self),
+            "weights": self.weights.value,
+            "resolution": parse_resolution(self.resolution),
+            "settings": parse_settings(self.settings),
+        }
+        with named_source(what, workspace, **chosen) as source:
+            yield source
 
 
 _ABOUT_GLOB = "a glob, any case; may be repeated."
-_ABOUT_COUNT = "such as 30M, 5.7B or 30000000."
 
 PatternsArgument = Annotated[
     list[str] | None,
@@ -289,54 +279,55 @@ PatternsArgument = Annotated[
         autocompletion=complete_ids,
     ),
 ]
-FamilyOption = Annotated[
-    list[str] | None, typer.Option(help=f"Family: {_ABOUT_GLOB}", autocompletion=complete_families)
-]
-VariantsOption = Annotated[
-    list[str] | None, typer.Option(help=f"Architecture: {_ABOUT_GLOB}", autocompletion=complete_variants)
-]
-SettingOption = Annotated[list[str] | None, typer.Option(help=f"Training setting: {_ABOUT_GLOB}")]
-PretrainOption = Annotated[list[str] | None, typer.Option(help=f"Pretraining data: {_ABOUT_GLOB}")]
-AtLeastOption = Annotated[str | None, typer.Option(metavar="COUNT", help=f"At least, {_ABOUT_COUNT}")]
-AtMostOption = Annotated[str | None, typer.Option(metavar="COUNT", help=f"At most, {_ABOUT_COUNT}")]
-LeastTop1Option = Annotated[float | None, typer.Option(metavar="PERCENT", help="At least this top-1.")]
-MostTop1Option = Annotated[float | None, typer.Option(metavar="PERCENT", help="At most this top-1.")]
-PixelsOption = Annotated[
-    int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
-]
-PosEmbOption = Annotated[
-    bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
-]
-CachedOption = Annotated[bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")]
+_Globs = list[str] | None
 
 
-def found_entries(
-    catalogue: Registry, patterns: Sequence[str] | None, *, cached: bool | None, **conditions: Any
-) -> list[Listed]:
-    """Return the entries that meet every condition given.
+def _count(at: str) -> Any:
+    return typer.Option(metavar="COUNT", help=f"{at}, such as 30M, 5.7B or 30000000.")
 
-    Parameters
-    ----------
-    catalogue : Registry
-    patterns : sequence of str or None
-        Ids and globs on them; None for all.
-    cached : bool or None
-        In the cache or not.
-    **conditions
-        As `Registry.find` takes them.
 
-    Raises
-    ------
-    NotFoundError
-        When a plain id is not there.
-    """
-    from ckptkit.cli.entry_table import Listed
-    from ckptkit.store.cache import Home
+@dataclass(frozen=True)
+class EntryFilter:
+    """The entries that meet every condition given."""
 
-    found = catalogue.find(ids=_known(catalogue, patterns), **conditions)
-    fetched = set(Home.default().fetched_ids())
-    items = [Listed(row, row.id in fetched) for row in found]
-    return [item for item in items if cached is None or item.cached is cached]
+    family: Annotated[
+        _Globs, typer.Option(help=f"Family: {_ABOUT_GLOB}", autocompletion=complete_families)
+    ] = None
+    variant: Annotated[
+        _Globs, typer.Option(help=f"Architecture: {_ABOUT_GLOB}", autocompletion=complete_variants)
+    ] = None
+    setting: Annotated[_Globs, typer.Option(help=f"Training setting: {_ABOUT_GLOB}")] = None
+    pretrain: Annotated[_Globs, typer.Option(help=f"Pretraining data: {_ABOUT_GLOB}")] = None
+    min_params: Annotated[str | None, _count("At least")] = None
+    max_params: Annotated[str | None, _count("At most")] = None
+    min_flops: Annotated[str | None, _count("At least")] = None
+    max_flops: Annotated[str | None, _count("At most")] = None
+    min_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At least this top-1.")] = None
+    max_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At most this top-1.")] = None
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
+    ] = None
+    pos_emb: Annotated[
+        bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
+    ] = None
+    cached: Annotated[bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")] = (
+        None
+    )
+
+    def of(self, catalogue: Registry, patterns: Sequence[str] | None) -> list[Listed]:
+        """Choose from a registry; ``patterns`` are ids and globs on them, None for all."""
+        from ckptkit.cli.entry_table import Listed
+        from ckptkit.store.cache import Home
+
+        conditions = {
+            "pretrain_data" if name == "pretrain" else name: value
+            for name, value in vars(self).items()
+            if name != "cached"
+        }
+        found = catalogue.find(ids=_known(catalogue, patterns), **conditions)
+        fetched = set(Home.default().fetched_ids())
+        items = [Listed(row, row.id in fetched) for row in found]
+        return [item for item in items if self.cached is None or item.cached is self.cached]
 
 
 def _known(catalogue: Registry, patterns: Sequence[str] | None) -> Sequence[str] | None:
@@ -347,3 +338,41 @@ def _known(catalogue: Registry, patterns: Sequence[str] | None) -> Sequence[str]
         if not is_glob(pattern):
             catalogue[pattern]
     return patterns or None
+
+
+_JSON = inspect.Parameter(
+    "as_json",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=False,
+    annotation=Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+)
+
+
+def with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--json``, and for a parameter that is a dataclass an option for each of its fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[one.name]
+            )
+            for one in fields(parameter.annotation)
+        ]
+    parameters.append(_JSON)
+
+    def run(**values: Any) -> None:
+        state_of(values["context"]).output.as_json |= values.pop("as_json")
+        for name, group in groups.items():
+            values[name] = group(**{one.name: values.pop(one.name) for one in fields(group)})
+        function(**values)
+
+    run.__name__ = function.__name__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run

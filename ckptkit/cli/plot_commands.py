@@ -14,19 +14,8 @@ from ckptkit.base.parse import parse_inches
 from ckptkit.base.text import csv_text
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.options import (
-    AtLeastOption,
-    AtMostOption,
-    CachedOption,
-    FamilyOption,
-    LeastTop1Option,
-    MostTop1Option,
+    EntryFilter,
     PatternsArgument,
-    PixelsOption,
-    PosEmbOption,
-    PretrainOption,
-    SettingOption,
-    VariantsOption,
-    found_entries,
     state_of,
 )
 from ckptkit.cli.output import Column, Output
@@ -63,19 +52,7 @@ def plot(
         Path, typer.Option("--output", "-o", help="FILE.png, .svg, .pdf, or .html to look into.")
     ],
     patterns: PatternsArgument = None,
-    family: FamilyOption = None,
-    variant: VariantsOption = None,
-    setting: SettingOption = None,
-    pretrain: PretrainOption = None,
-    min_params: AtLeastOption = None,
-    max_params: AtMostOption = None,
-    min_flops: AtLeastOption = None,
-    max_flops: AtMostOption = None,
-    min_top1: LeastTop1Option = None,
-    max_top1: MostTop1Option = None,
-    resolution: PixelsOption = None,
-    pos_emb: PosEmbOption = None,
-    cached: CachedOption = None,
+    where: EntryFilter = EntryFilter(),
     x: Annotated[Cost, typer.Option("--x", help="What the horizontal axis shows.")] = Cost.PARAMS,
     y: Annotated[Accuracy, typer.Option("--y", help="What the vertical axis shows.")] = Accuracy.TOP1,
     linear: Annotated[bool, typer.Option("--linear", help="No logarithmic axis.")] = False,
@@ -112,23 +89,7 @@ def plot(
         dpi=dpi,
         title=title,
     )
-    items = found_entries(
-        state.registry(),
-        patterns,
-        cached=cached,
-        family=family,
-        variant=variant,
-        setting=setting,
-        pretrain_data=pretrain,
-        min_params=min_params,
-        max_params=max_params,
-        min_flops=min_flops,
-        max_flops=max_flops,
-        min_top1=min_top1,
-        max_top1=max_top1,
-        resolution=resolution,
-        pos_emb=pos_emb,
-    )
+    items = where.of(state.registry(), patterns)
     rows = [item.row for item in items]
     saved = save_plot(rows, output, x=x.value, y=y.value, options=options, force=force, dry_run=dry_run)
     shown = f"{saved.entries} entries at {saved.points} points"

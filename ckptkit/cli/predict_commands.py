@@ -19,16 +19,8 @@ import typer
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
-    ResolutionOption,
-    SettingOptions,
+    SourceOptions,
     State,
-    StateDictOption,
-    StripPrefixOption,
-    SyntheticOption,
-    VariantOption,
-    WeightsOption,
-    WhichWeights,
-    opened_source,
     state_of,
 )
 from ckptkit.cli.output import Column, ExitCode, Output
@@ -81,13 +73,7 @@ def predict(
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails/--no-thumbnails", help="Show each image, where the terminal can.")
     ] = True,
-    synthetic: SyntheticOption = False,
-    resolution: ResolutionOption = None,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
-    variant: VariantOption = None,
-    settings: SettingOptions = None,
+    chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Name what images show: the likeliest of ImageNet's 1,000 classes, by any framework.
 
@@ -111,19 +97,7 @@ def predict(
         for fault in gathering.faults:
             run.remember(fault)
         if gathering.pictures:
-            source = stack.enter_context(
-                opened_source(
-                    state.workspace(),
-                    what,
-                    synthetic=synthetic,
-                    resolution=resolution,
-                    weights=weights,
-                    state_dict=state_dict,
-                    strip_prefix=strip_prefix,
-                    variant=variant,
-                    settings=settings,
-                )
-            )
+            source = stack.enter_context(chosen.opened(state.workspace(), what))
             predictor = Predictor(source, runs_in, top, batch_size)
             _say_what_runs(state.output, source, runs_in)
             renderer = _renderer(state.output) if thumbnails else None
