@@ -40,7 +40,7 @@ def _refused(error: Any, root: Any = None) -> BaseException:
         return cast(BaseException, error)
     from ckptkit.base.errors import UsageError, command
 
-    text, _, meant = error.format_message().partition(" Did you mean ")
+    text, _, meant = error.format_message().replace(": Value error, ", ": ").partition(" Did you mean ")
     if hasattr(error, "possibilities"):
         known = (*(error.possibilities or ()), *_GLOBAL_FLAGS, *_GLOBAL_VALUES)
         close = difflib.get_close_matches(error.option_name, known, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,6 +28,8 @@ from tests.support.commands import runner
 from tests.support.running import registry_file
 
 COMMANDS = list(_MODULES)
+TYPER = tuple(map(int, importlib.metadata.version("typer").split(".")[:2]))
+NOT_AN_INT = "'y' is not a valid int" if TYPER < (0, 28) else "Input should be a valid integer"
 
 
 def run(*arguments, **options):
@@ -94,7 +97,7 @@ def test_the_version(capsys):
             "convert x --weights y",
             "invalid value for '--weights': 'y' is not one of 'auto', 'ema', 'raw'",
         ),
-        ("parity x --batch y", "invalid value for '--batch': 'y' is not a valid int"),
+        ("parity x --batch y", f"invalid value for '--batch': {NOT_AN_INT}"),
         ("convert x --to pytroch", "no format 'pytroch'; did you mean torch? one of safetensors, torch, tf"),
         ("convert x --dtype fp8", "no dtype 'fp8'; "),
         ("predict x y --framework jax", "no framework 'jax'; one of torch, keras"),
