@@ -17,6 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -371,6 +372,66 @@ def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iter
             raise FormatError(path, "what follows the end mark is not a tar archive", offset=begin)
         yield first
         yield from entries
+
+
+def members_in_place(path: Path, file: BinaryIO, *, most: int) -> Iterator[tarfile.TarInfo]:
+    """The files of a plain archive, from header to header; `offset_data` of each is where its bytes are."""
+    headers = _PlainHeaders(path, file)
+    for count, member in enumerate(tar_entries(path, headers, errors="surrogateescape")):
+        if count == most:
+            raise FormatError(path, f"more than {most:,} members")
+        if member.isdir():
+            continue
+        if not member.isfile() or member.issparse():
+            what = "a link" if member.issym() or member.islnk() else "no plain file"
+            raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
+        if member.offset_data + member.size > headers.size:
+            raise FormatError(path, "truncated inside a member", offset=member.offset_data)
+        yield member
+
+
+class _PlainHeaders:
+    """A plain archive as `tarfile` reads its headers: never much at once, remembering what came last."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self._position = 0
+        self.size = file.seek(0, os.SEEK_END)
+        self._steps = Budget(self.size, partial(FormatError, path))
+        self.last_header = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Read header bytes."""
+        if not 0 <= size <= DEFAULT_LIMITS.header_bytes:
+            raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
+        self._file.seek(self._position)
+        self.last_header = self._file.read(size)
+        self._steps.spend(steps=search_steps(self._path, self.last_header))
+        self._position += len(self.last_header)
+        return self.last_header
+
+    def seek(self, target: int, /) -> int:
+        """Go to the next header."""
+        self._position = target
+        return target
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def begin_entry(self) -> None:
+        """Nothing to do: what a header may have is bounded in `read`."""
+
+    def begins_again(self) -> bool:
+        """Skip the zeros behind an end mark; whether anything follows them."""
+        self._file.seek(self._position)
+        while piece := self._file.read(READ_BYTES):
+            if rest := piece.lstrip(b"\0"):
+                self._position += (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
+                return True
+            self._position += len(piece)
+        return False
 
 
 def _entries_to_end_mark(path: Path, headers: Headers, errors: str) -> Iterator[tarfile.TarInfo]:

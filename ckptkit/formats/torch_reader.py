@@ -27,6 +27,7 @@ from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, sw
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader, whole_bytes
 from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine
+from ckptkit.formats.tar import TAR_BLOCK, members_in_place
 from ckptkit.formats.torch_pickle import (
     TORCH_DTYPES,
     TORCH_HANDLERS,
@@ -49,8 +50,6 @@ _LEGACY_HEAD_BYTES = 64
 _LEGACY_PROTOCOL = 1001
 METADATA_RECORD = "ckptkit.json"
 _MAX_METADATA_BYTES = 1 << 20
-_TAR_BLOCK = 512
-_ZEROS_AT_ONCE = 1 << 20
 _MAX_RECORDS = 1_000_000
 _MAX_DIGITS = 30
 _MAX_FILES = 20_000  # a process may have 65,530 maps
@@ -407,32 +406,18 @@ def _counted_storage(file: MappedFile, position: int, end: int, itemsize: int) -
 
 def is_tar(file: MappedFile) -> bool:
     """Whether the file starts with a tar header."""
-    return file.size >= _TAR_BLOCK and file.data[257:262] == b"ustar"
+    return file.size >= TAR_BLOCK and file.data[257:262] == b"ustar"
 
 
 def tar_members(file: MappedFile) -> dict[str, Extent]:
-    """Name and place of the regular files of an uncompressed tar, header by header, behind end marks too."""
+    """Name and place of the files of an uncompressed tar."""
     members: dict[str, Extent] = {}
-    position = 0
-    while header := file.data[position : position + _TAR_BLOCK]:
-        if not header.strip(b"\0"):
-            piece = file.data[position : position + _ZEROS_AT_ONCE]
-            zeros = len(piece) - len(piece.lstrip(b"\0"))
-            position += max(zeros // _TAR_BLOCK, 1) * _TAR_BLOCK
-            continue
-        try:
-            size = int(header[124:136].strip(b" \0") or b"0", 8)
-        except ValueError:
-            size = -1
-        start = position + _TAR_BLOCK
-        if header[257:262] != b"ustar" or not 0 <= size <= file.size - start:
-            raise FormatError(file.path, "damaged or truncated tar header", offset=position)
-        if header[156:157] in (b"0", b"\0"):
-            name = header[:100].split(b"\0")[0].decode("utf-8", "replace").removeprefix("./")
+    with file.path.open("rb") as raw:
+        for entry in members_in_place(file.path, raw, most=_MAX_FILES):
+            name = entry.name.removeprefix("./")
             if name in members:
-                raise FormatError(file.path, f"two tar members are called {name!r}", offset=position)
-            members[name] = Extent(start, size)
-        position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
+                raise FormatError(file.path, f"two tar members are called {name!r}", offset=entry.offset)
+            members[name] = Extent(entry.offset_data, entry.size)
     return members
 
 

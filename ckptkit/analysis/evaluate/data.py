@@ -10,7 +10,6 @@ header; images are then read by their offsets, in any order and by several threa
 from __future__ import annotations
 
 import codecs
-import functools
 import hashlib
 import io
 import itertools
@@ -27,11 +26,10 @@ from typing import BinaryIO, Literal, cast
 
 import numpy
 
-from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
 from ckptkit.base.files import open_named, open_regular
 from ckptkit.base.tensors import Array
-from ckptkit.formats.tar import TAR_BLOCK, search_steps, tar_entries
+from ckptkit.formats.tar import members_in_place
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.decoding import opened_image
 from ckptkit.models.images.gathering import entries_of, files_below
@@ -329,8 +327,6 @@ def images_below(folder: Path, remark: Callable[[str], None], above: Sequence[Pa
     return (path for path in files_below(folder, circle, above) if path.suffix.lower() in IMAGE_ENDINGS)
 
 
-_HEADER_BYTES = 1 << 20
-"""More than any member's headers take: whatever asks for more at once is no shard."""
 _LABEL_BYTES = 1 << 16
 _NAME_BYTES, _BLOCKS_A_NAME = 4 << 20, 8
 """Names are kept: so many bytes of them, and an eighth of the file's size, where each member takes 512."""
@@ -475,56 +471,7 @@ def members(path: Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise FormatError(
             path, f"compressed with {kind}, so its images cannot be read at random", hint="unpack it to .tar"
         )
-    file.seek(0)
-    headers = _Headers(path, file)
-    for count, member in enumerate(tar_entries(path, headers, errors="surrogateescape")):
-        if count == _MEMBERS:
-            raise FormatError(path, f"more than {_MEMBERS:,} members")
-        if member.isdir():
-            continue
-        if not member.isfile() or member.issparse():
-            what = "a link" if member.issym() or member.islnk() else "no plain file"
-            raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
-        yield member
-
-
-class _Headers:
-    """A tar file as `tarfile` reads its headers: never much at once, remembering what came last."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._file = file
-        self._position = 0
-        self._steps = Budget(file.seek(0, os.SEEK_END), functools.partial(FormatError, path))
-        self.last_header = b""
-
-    def read(self, size: int, /) -> bytes:
-        if not 0 <= size <= _HEADER_BYTES:
-            raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
-        self._file.seek(self._position)
-        self.last_header = self._file.read(size)
-        self._steps.spend(steps=search_steps(self._path, self.last_header))
-        self._position += len(self.last_header)
-        return self.last_header
-
-    def seek(self, target: int, /) -> int:
-        self._position = target
-        return target
-
-    def tell(self) -> int:
-        return self._position
-
-    def begin_entry(self) -> None:
-        """Nothing to do: what a header may have is bounded in `read`."""
-
-    def begins_again(self) -> bool:
-        self._file.seek(self._position)
-        while piece := self._file.read(_HEADER_BYTES):
-            if rest := piece.lstrip(b"\0"):
-                self._position += (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
-                return True
-            self._position += len(piece)
-        return False
+    return members_in_place(path, file, most=_MEMBERS)
 
 
 def _label(path: Path, file: BinaryIO, key: str, parts: _Parts, num_classes: int) -> int:

@@ -441,7 +441,7 @@ def test_shards_behind_each_other_are_read_whole(tmp_path: Path, between: int):
     assert found(path) == {"joined.tar/a": 0, "joined.tar/b": 1, "joined.tar/c": 2}
     for tail, reason in (
         (b"garbage", "end mark is not a tar archive"),
-        (parts[0][:1024], "no end mark|unexp"),
+        (parts[0][:1024], "truncated inside a member"),
     ):
         path.write_bytes(parts[1] + tail)
         with pytest.raises(FormatError, match=reason):
