@@ -19,7 +19,6 @@ from pathlib import Path
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, Piece, TensorSpec
 from ckptkit.base.text import counted
-from ckptkit.formats.base import Check
 from ckptkit.formats.foreign import quoted, told
 from ckptkit.formats.hdf5_reader import (
     BRAIN_FLOAT,
@@ -39,9 +38,8 @@ from ckptkit.formats.hdf5_reader import (
 from ckptkit.formats.hdf5_writer import Hdf5Layout, hdf5_layout
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MappedFile, MappedReader
-from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
 from ckptkit.formats.shards import index_beside, shards_of
-from ckptkit.formats.tensor_writer import TensorWriter, metadata_json, put_at
+from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json, put_at
 from ckptkit.formats.zip import DEFLATED, STORED, CheckedMembers, read_directory
 
 KERAS_MEMBER = "model.weights.h5"
@@ -242,7 +240,7 @@ class _Archive:
         return Hdf5File(self._file, self.held.offset, self.held.size)
 
 
-class KerasH5Writer(TensorWriter):
+class KerasH5Writer(SingleFileWriter):
     """Writes a weights file of Keras 3.
 
     Keras' ``model.load_weights`` takes it when its names are those of the model, and its own name ends with
@@ -254,7 +252,7 @@ class KerasH5Writer(TensorWriter):
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         self._plan = self._layout()
-        self._file = staged_checkpoint(self.path, force=force)
+        self._stage(force=force)
 
     def _layout(self) -> Hdf5Layout:
         attribute = (_ATTRIBUTE, metadata_json(self._metadata))
@@ -267,15 +265,10 @@ class KerasH5Writer(TensorWriter):
         super()._settle(late)
         self._plan = self._layout()
 
-    def _commit(self, check: Check | None) -> list[Path]:
+    def _end(self) -> None:
         self._file.write_at(self._plan.head, 0)
         self._file.skip_to(self._plan.tail_offset)
         self._file.append(self._plan.tail)
-        return commit_checkpoint(self._file, check)
-
-    def discard(self) -> None:
-        """Remove the temporary file; harmless after `finish`."""
-        self._file.discard()
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -20,12 +20,10 @@ from typing import Any
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, Array, DType, Piece, RawTensor, TensorSpec
-from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedReader
 from ckptkit.formats.member_names import unsafe_name
-from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
-from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
+from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json
 from ckptkit.formats.zip import (
     DEFLATED,
     STORED,
@@ -320,7 +318,7 @@ def _unreadable(header: NpyHeader) -> str:
     return f"elements of type {header.code[:40]!r}, which is not known here"
 
 
-class NpzWriter(TensorWriter):
+class NpzWriter(SingleFileWriter):
     """Writes an npz archive; metadata goes into its comment, where numpy does not see it."""
 
     most = 150_000
@@ -341,7 +339,7 @@ class NpzWriter(TensorWriter):
         length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
         if length > _MAX_COMMENT:
             raise UsageError(f"{self.path}: metadata of {length} bytes, npz holds {_MAX_COMMENT}")
-        self._file = staged_checkpoint(self.path, force=force)
+        self._stage(force=force)
         self._zip = ZipWriter(self._file)
         self._arrays = {
             name: self._zip.reserve(name + _EXTENSION, len(header_bytes(spec)) + spec.nbytes)
@@ -363,10 +361,5 @@ class NpzWriter(TensorWriter):
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))
 
-    def _commit(self, check: Check | None) -> list[Path]:
+    def _end(self) -> None:
         self._zip.close(_COMMENT_PREFIX + metadata_json(self._metadata))
-        return commit_checkpoint(self._file, check)
-
-    def discard(self) -> None:
-        """Remove the temporary file; harmless after `finish`."""
-        self._file.discard()

@@ -25,11 +25,9 @@ from ckptkit.base.files import (
     move,
     new_token,
     refuse_existing,
-    sync_checked,
     sync_folder,
     translated,
 )
-from ckptkit.formats.base import Check
 
 _TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 """How every table of LevelDB ends, the index of a TensorFlow checkpoint among them."""
@@ -49,18 +47,6 @@ def files_at(path: Path) -> Iterator[Path]:
     for leader in _leaders(path):
         yield leader
         yield from _followers(leader, leader)
-
-
-def staged_checkpoint(path: Path, *, force: bool) -> StagedFile:
-    """Begin a checkpoint of one file; `commit_checkpoint` ends it."""
-    refuse_existing_checkpoint(path, force=force)
-    return StagedFile(path, force=force)
-
-
-def commit_checkpoint(file: StagedFile, check: Check | None) -> list[Path]:
-    """Sync a checkpoint of one file, have it checked, and put it in place."""
-    sync_checked([file], check, file.temporary)
-    return put_in_place([file], file.final)
 
 
 def put_in_place(files: Sequence[StagedFile], path: Path) -> list[Path]:

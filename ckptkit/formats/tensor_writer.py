@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import ConversionError
-from ckptkit.base.files import StagedFile
+from ckptkit.base.files import StagedFile, sync_checked
 from ckptkit.base.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
 from ckptkit.formats.base import Check
+from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -96,6 +97,29 @@ class TensorWriter(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+class SingleFileWriter(TensorWriter):
+    """A checkpoint of one file, which has a temporary name until it is whole."""
+
+    _file: StagedFile
+
+    def _stage(self, *, force: bool) -> None:
+        refuse_existing_checkpoint(self.path, force=force)
+        self._file = StagedFile(self.path, force=force)
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Write what comes before and after the tensors."""
+
+    def _commit(self, check: Check | None) -> list[Path]:
+        self._end()
+        sync_checked([self._file], check, self._file.temporary)
+        return put_in_place([self._file], self._file.final)
+
+    def discard(self) -> None:
+        """Remove the temporary file; harmless after `finish`."""
+        self._file.discard()
 
 
 def put_at(file: StagedFile, pieces: Iterable[Piece], offset: int) -> int:

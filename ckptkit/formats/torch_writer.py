@@ -11,9 +11,7 @@ from typing import Any
 
 from ckptkit.base.errors import ConversionError
 from ckptkit.base.tensors import Piece, TensorSpec
-from ckptkit.formats.base import Check
-from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
-from ckptkit.formats.tensor_writer import TensorWriter, metadata_json
+from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json
 from ckptkit.formats.torch_reader import METADATA_RECORD
 from ckptkit.formats.zip import ZipWriter
 
@@ -23,7 +21,7 @@ _VERSION_3_ONLY = frozenset({"uint16", "uint32", "uint64"})
 """Types whose storage class torch no longer has: like those that never had one, they are kept as bytes."""
 
 
-class TorchWriter(TensorWriter):
+class TorchWriter(SingleFileWriter):
     """A PyTorch checkpoint being written; see `ckptkit.formats.base.Writer`.
 
     The file holds one ``OrderedDict`` of tensors, each in a storage of its own, and opens with
@@ -47,7 +45,7 @@ class TorchWriter(TensorWriter):
             if not holds(spec):
                 raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
         self.order = [name for name in self.order if name not in (shared or {})]
-        self._file = staged_checkpoint(self.path, force=force)
+        self._stage(force=force)
         try:
             self._zip = ZipWriter(self._file)
             self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree, shared))
@@ -67,15 +65,10 @@ class TorchWriter(TensorWriter):
     def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         return self._zip.fill(self._storages[spec.name], pieces)
 
-    def _commit(self, check: Check | None) -> list[Path]:
+    def _end(self) -> None:
         self._zip.fill(self._record, [metadata_json(self._metadata)])
         self._zip.add(f"{_ROOT}/version", b"3\n")
         self._zip.close()
-        return commit_checkpoint(self._file, check)
-
-    def discard(self) -> None:
-        """Remove the temporary file; harmless after `finish`."""
-        self._file.discard()
 
 
 @dataclass(frozen=True)
