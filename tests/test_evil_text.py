@@ -32,8 +32,7 @@ import yaml
 
 from ckptkit.base.net import Policy
 from ckptkit.cli import app as command_line
-from ckptkit.parity.junit import junit_document
-from ckptkit.parity.report import Failure
+from ckptkit.parity.report import Failure, junit_document
 from ckptkit.registry.edit import Pin, with_entries
 from tests.parity.test_report import report, stage
 from tests.support.commands import cache

@@ -16,7 +16,7 @@ from ckptkit.families.binding import Weights
 from ckptkit.models import Framework, create_model
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models.synth import is_synthetic
-from ckptkit.parity.files import said_normalization, said_resolution
+from ckptkit.parity.inputs import said_normalization, said_resolution
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:

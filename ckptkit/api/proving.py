@@ -14,7 +14,7 @@ from ckptkit.base.tensors import float_named
 if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
     from ckptkit.families.binding import Weights
-    from ckptkit.parity.report import Backend, ParityReport
+    from ckptkit.parity.report import BackendName, ParityReport
     from ckptkit.registry import Entry
     from ckptkit.workspace import Named
 
@@ -33,7 +33,7 @@ def parity(
     strip_prefix: str | Sequence[str] | None = None,
     dtype: str | None = None,
     converted: str | Path | None = None,
-    backend: Backend | None = None,
+    backend: BackendName | None = None,
     variant: str | None = None,
     allow_missing_bn: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -82,8 +82,8 @@ def parity(
     MissingDependencyError
         When torch, or what the other side needs, is not installed.
     """
-    from ckptkit.parity.backends import backend_named, chosen_backends, run_with
-    from ckptkit.parity.run import synthetic_checkpoint
+    from ckptkit.parity.backends import backend_named, chosen_backends
+    from ckptkit.parity.run import run_parity, synthetic_checkpoint
 
     workspace = workspace_of_environment()
     options: dict[str, Any] = {
@@ -102,13 +102,13 @@ def parity(
     (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=options["dtype"])
     if not synthetic:
         located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
-        return run_with(chosen, located, **options, note=note)
+        return run_parity(located, backend=chosen, **options, note=note)
     from ckptkit.models.synth import synthetic_stand_in
 
     entry, stand_in = synthetic_stand_in(what, workspace.registry)
     with synthetic_checkpoint(stand_in, entry) as located:
         name = entry.id if entry else str(what)
-        return run_with(chosen, located, **options, synthetic=True, name=name, note=note)
+        return run_parity(located, backend=chosen, **options, synthetic=True, name=name, note=note)
 
 
 @public

@@ -118,9 +118,9 @@ def parity(
     """
     from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.output import ExitCode, exit_code
-    from ckptkit.parity.backends import backend_named, chosen_backends, run_with
-    from ckptkit.parity.packages import require_packages
+    from ckptkit.parity.backends import backend_named, chosen_backends, require_packages
     from ckptkit.parity.report import Failure
+    from ckptkit.parity.run import run_parity
 
     state = state_of(context)
     workspace = state.workspace()
@@ -154,9 +154,9 @@ def parity(
                 with _located(workspace, name, synthetic=synthetic) as found:
                     located = found.chosen(state_dict, strip_prefix)
                     for backend in with_each:
-                        report = run_with(
-                            backend,
+                        report = run_parity(
                             located,
+                            backend=backend,
                             **options,
                             synthetic=synthetic,
                             name=name if synthetic else None,
@@ -282,7 +282,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
     if junit is None:
         return None
     from ckptkit.base.files import StagedFile
-    from ckptkit.parity.junit import refuse_other_file
+    from ckptkit.parity.report import refuse_other_file
 
     refuse_other_file(junit)
     return stack.enter_context(StagedFile(junit, force=True))
@@ -291,7 +291,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
 def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Failure]) -> None:
     if staged is None:
         return
-    from ckptkit.parity.junit import junit_document
+    from ckptkit.parity.report import junit_document
 
     staged.append(junit_document(results).encode())
     staged.commit()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ckptkit.cli.output import Results
     from ckptkit.models import Framework
     from ckptkit.models.images.gathering import Fault, Gathering
-    from ckptkit.parity.preparation import PreparationReport
+    from ckptkit.parity.inputs import PreparationReport
 
 
 _NO_KNOWLEDGE = "the weights are synthetic, random numbers: these predictions mean nothing"
@@ -124,7 +124,7 @@ class _ExtrasOf:
     check: bool
 
     def __call__(self, picture: Image) -> _Extras:
-        from ckptkit.parity.preparation import compare_preparations
+        from ckptkit.parity.inputs import compare_preparations
 
         return _Extras(
             self.renderer(picture) if self.renderer else None,
@@ -242,7 +242,7 @@ def print_prediction(output: Output, prediction: Prediction, thumbnail: str | No
 
 def print_check(output: Output, check: PreparationReport) -> None:
     """Print how far a picture's preparations lie apart."""
-    from ckptkit.parity.preparation import LEVELS
+    from ckptkit.parity.inputs import LEVELS
 
     columns = [
         Column("preprocessing by"),

@@ -17,9 +17,8 @@ from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
 from ckptkit.export.weights import PlannedWeights, planned_weights, settings_of
 from ckptkit.families.base import Backbone, Consumer, Family, Structure
 from ckptkit.formats.detect import open_reader
-from ckptkit.parity.comparison import TOLERANCES, StageComparison, compare, is_logits
-from ckptkit.parity.files import ModelFile, examine, lossy_precision
-from ckptkit.parity.forward import Model, torch_stages
+from ckptkit.parity.backends import ModelFile, TorchBackend, examine, lossy_precision
+from ckptkit.parity.compare import TOLERANCES, StageComparison, compare, is_logits
 from ckptkit.parity.inputs import random_inputs
 
 if TYPE_CHECKING:
@@ -138,9 +137,7 @@ def compare_features(source: ModelSource, written: Path) -> tuple[StageCompariso
 
 
 def _features(file: ModelFile, settings: dict[str, object], images: Array) -> dict[str, Array]:
-    found = file.recognition
-    model = Model(found.family, found.variant, found.structure, settings)
-    outputs, _ = torch_stages(model, file.fill_torch, images)
+    outputs = TorchBackend(file, settings, str(file.reader.path)).run(images, lambda _sentence: None).outputs
     return {name: output for name, output in outputs.items() if not is_logits(name)}
 
 

@@ -39,10 +39,9 @@ from ckptkit.models.graphs.onnx_graph import (
 )
 from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
 from ckptkit.models.onnx_model import PACKAGES
-from ckptkit.parity.comparison import LOGITS, TOLERANCES, StageComparison, compare
-from ckptkit.parity.forward import run_torch
+from ckptkit.parity.backends import FRAMEWORKS, run_torch
+from ckptkit.parity.compare import LOGITS, TOLERANCES, StageComparison, compare
 from ckptkit.parity.inputs import Inputs, random_inputs
-from ckptkit.parity.packages import FRAMEWORKS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource

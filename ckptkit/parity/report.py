@@ -1,48 +1,48 @@
-"""What a parity run found, for people and for machines."""
+"""What a parity run found: for people, as JSON, and as JUnit XML, which CI systems show.
+
+Of JUnit there is no standard, only what readers accept; this keeps to what Jenkins' published schema
+(junit-10.xsd) and GitLab's and GitHub's readers have in common: one suite a target, one test case an output.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
-from ckptkit.parity.comparison import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
+from ckptkit.base.errors import UsageError
+from ckptkit.base.files import open_regular
+from ckptkit.base.text import escaped
+from ckptkit.parity.compare import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
 Framework = Literal["keras", "torch", "onnxruntime"]
-Backend = Literal["keras", "onnxruntime"]
+BackendName = Literal["keras", "onnxruntime"]
 """What PyTorch is compared with."""
+
+Note = Callable[[str], None]
+"""Takes each sentence about what is being done."""
 
 FRAMEWORK_NAMES: Mapping[Framework, str] = {"keras": "Keras", "torch": "PyTorch", "onnxruntime": "ONNX"}
 
 
 @dataclass(frozen=True)
 class Side:
-    """One framework's part.
-
-    Parameters
-    ----------
-    framework : {"keras", "torch", "onnxruntime"}
-    versions : str
-        ``tensorflow 2.21.0, keras 3.15.0``.
-    reads : str
-        What the model was filled from, in words.
-    format, layout, dtype : str
-        Of that file.
-    settings : mapping
-        Behaviour settings that the model was built with.
-    seconds : float
-        Building, loading and the forward pass.
-    """
+    """One framework's part."""
 
     framework: Framework
-    versions: str
-    reads: str
-    format: str
+    versions: str  # "tensorflow 2.21.0, keras 3.15.0"
+    reads: str  # what the model was filled from, in words
+    format: str  # of that file, as layout and dtype
     layout: str
     dtype: str
-    settings: Mapping[str, Any]
-    seconds: float
+    settings: Mapping[str, Any]  # that the model was built with
+    seconds: float  # building, loading and the forward pass
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -51,56 +51,24 @@ class Side:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Both models' outputs compared.
+    """Both models' outputs compared."""
 
-    Parameters
-    ----------
-    name : str
-        Registry id, path, or variant.
-    family, variant : str
-    pos_emb : bool
-    num_classes : int or None
-        None for a headless file, which is compared on its stages only.
-    source : str
-        Path of the checkpoint.
-    synthetic : bool
-        Whether the weights are made by recipe.
-    weights : str or None
-        ``ema`` or ``raw`` where the source holds both, else None.
-    reference : {"keras", "torch"}
-        The side that reads the source; figures are relative to its outputs.
-    sides : (Side, Side)
-        Keras', then PyTorch's; or PyTorch's, then ONNX Runtime's.
-    inputs : Inputs
-    precision : str
-        What the conversion rounded the weights to; ``float32`` where it only moved bytes.
-    stages : tuple of StageComparison
-        ``stage1`` … ``stage5``, ``logits``; before them ``input`` where a picture was prepared: by Pillow
-        and by each framework alone, the two that lie furthest apart.
-    top : TopAgreement or None
-        None without a head.
-    notes : tuple of str
-        What a reader must know to judge the result.
-    seconds : float
-        Of the whole run.
-    """
-
-    name: str
+    name: str  # registry id, path, or variant
     family: str
     variant: str
     pos_emb: bool | None
-    num_classes: int | None
-    source: str
-    synthetic: bool
-    weights: str | None
-    reference: Framework
-    sides: tuple[Side, Side]
+    num_classes: int | None  # None for a headless file, which is compared on its stages only
+    source: str  # path of the checkpoint
+    synthetic: bool  # whether the weights are made by recipe
+    weights: str | None  # "ema" or "raw" where the source holds both
+    reference: Framework  # the side that reads the source; figures are relative to its outputs
+    sides: tuple[Side, Side]  # Keras', then PyTorch's; or PyTorch's, then ONNX Runtime's
     inputs: Inputs
-    precision: str
-    stages: tuple[StageComparison, ...]
-    top: TopAgreement | None
-    notes: tuple[str, ...] = ()
-    seconds: float = field(default=0.0, compare=False)
+    precision: str  # what the conversion rounded the weights to; "float32" where it only moved bytes
+    stages: tuple[StageComparison, ...]  # in order, before them "input" where a picture was prepared
+    top: TopAgreement | None  # None without a head
+    notes: tuple[str, ...] = ()  # what a reader must know to judge the result
+    seconds: float = field(default=0.0, compare=False)  # of the whole run
 
     @property
     def ok(self) -> bool:
@@ -118,7 +86,7 @@ class ParityReport:
         return next(side for side in self.sides if side.framework == self.reference).settings
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> BackendName:
         """What PyTorch was compared with."""
         return "onnxruntime" if any(side.framework == "onnxruntime" for side in self.sides) else "keras"
 
@@ -174,30 +142,122 @@ class ParityReport:
             "seconds": finite_or_none(round(self.seconds, 3)),
         }
 
-    def to_junit(self) -> str:
-        """Return a JUnit XML document with one test case per output."""
-        from ckptkit.parity.junit import junit_document
-
-        return junit_document([self])
-
 
 @dataclass(frozen=True)
 class Failure:
-    """A target that could not be compared.
-
-    Parameters
-    ----------
-    name : str
-    error : str
-        One line.
-    kind : str
-        Class of the error.
-    """
+    """A target that could not be compared."""
 
     name: str
-    error: str
-    kind: str
+    error: str  # one line
+    kind: str  # class of the error
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, with ``ok`` false as in a report."""
         return {"name": self.name, "ok": False, "error": self.error, "kind": self.kind}
+
+
+# -- JUnit ---------------------------------------------------------------------------------------------------
+
+_HEAD_BYTES = 4096
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuse to replace what is no JUnit report; an older report is replaced by the next, as CI wants it."""
+    with (
+        contextlib.suppress(OSError),
+        open_regular(path) as file,
+    ):  # nothing there, or a device: see StagedFile
+        head = file.read(_HEAD_BYTES)
+        if head and b"<testsuite" not in head:
+            raise UsageError(f"{path} exists and is no JUnit report", hint="name another file")
+
+
+def junit_document(results: Sequence[ParityReport | Failure]) -> str:
+    """Write results as one JUnit XML document.
+
+    A disagreement is a failure of its test case, a target that could not be compared an error.
+    """
+    root = ElementTree.Element("testsuites")
+    suites = [_suite(result) if isinstance(result, ParityReport) else _error(result) for result in results]
+    for count in ("tests", "failures", "errors"):
+        root.set(count, str(sum(int(suite.get(count, "0")) for suite in suites)))
+    root.set("time", f"{sum(float(suite.get('time', '0')) for suite in suites):.3f}")
+    root.set("name", "ckptkit parity")
+    root.extend(suites)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _suite(report: ParityReport) -> ElementTree.Element:
+    failures = sum(not stage.ok for stage in report.stages)
+    suite = _element(
+        "testsuite",
+        name=f"parity {report.title}",
+        tests=str(len(report.stages)),
+        failures=str(failures),
+        errors="0",
+        skipped="0",
+        time=f"{report.seconds:.3f}",
+    )
+    properties = ElementTree.SubElement(suite, "properties")
+    for name, value in _facts(report).items():
+        properties.append(_element("property", name=name, value=value))
+    # The forward passes give all outputs at once: their time belongs to the first case.
+    times = [report.seconds, *[0.0] * len(report.stages)]
+    for stage, seconds in zip(report.stages, times, strict=False):
+        suite.append(_case(report, stage, seconds))
+    output = ElementTree.SubElement(suite, "system-out")
+    answers = [f"same answers: {report.top}"] if report.top else []
+    output.text = "\n".join(escaped(text, "xml") for text in (report.verdict, *answers, *report.notes))
+    return suite
+
+
+def _facts(report: ParityReport) -> dict[str, str]:
+    facts = {
+        "variant": report.variant,
+        "source": report.source,
+        "synthetic": str(report.synthetic).lower(),
+        "weights": report.weights or "the only copy",
+        "precision": report.precision,
+        "inputs": str(report.inputs),
+        "settings": json.dumps(dict(report.settings)),
+    }
+    for side in report.sides:
+        facts[side.framework] = f"{side.versions}; reads {side.reads}"
+    return facts
+
+
+def _case(report: ParityReport, stage: StageComparison, seconds: float) -> ElementTree.Element:
+    case = _element("testcase", classname=_class_name(report.title), name=stage.name, time=f"{seconds:.3f}")
+    figures = (
+        f"shape {list(stage.shape)}\nmax abs {stage.max_abs:.6e}\nmean abs {stage.mean_abs:.6e}\n"
+        f"relative {stage.relative:.6e}\nscale {stage.scale:.6e}\ncosine {stage.cosine:.9f}\n"
+        f"tolerance {stage.limit}\nreference {FRAMEWORK_NAMES[report.reference]}"
+    )
+    if not stage.ok:
+        failure = _element("failure", message=stage.reason, type=stage.verdict)
+        failure.text = figures
+        case.append(failure)
+    else:
+        ElementTree.SubElement(case, "system-out").text = figures
+    return case
+
+
+def _error(failure: Failure) -> ElementTree.Element:
+    name = f"parity {failure.name}"
+    suite = _element("testsuite", name=name, tests="1", failures="0", errors="1", skipped="0", time="0.000")
+    case = _element("testcase", classname=_class_name(failure.name), name="comparison", time="0.000")
+    error = _element("error", message=failure.error, type=failure.kind)
+    error.text = escaped(failure.error, "xml")
+    case.append(error)
+    suite.append(case)
+    return suite
+
+
+def _class_name(name: str) -> str:
+    """Readers split class names at dots and slashes, so a path becomes one word."""
+    return "ckptkit.parity." + (re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "checkpoint")
+
+
+def _element(tag: str, **attributes: str) -> ElementTree.Element:
+    return ElementTree.Element(tag, {name: escaped(value, "xml") for name, value in attributes.items()})

@@ -4,50 +4,67 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import ConversionError, UsageError, listed
 from ckptkit.base.tensors import Array
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import plan_by_layout
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.binding import Weights
-from ckptkit.families.settings import missing_settings
+from ckptkit.families.settings import missing_settings, set_option, setting_of_file
 from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
 from ckptkit.models.synth import Synthetic, is_synthetic, write_checkpoint
-from ckptkit.parity.comparison import TOLERANCES, Tolerance, compare, top_agreement
-from ckptkit.parity.files import (
+from ckptkit.parity.backends import (
+    KerasBackend,
     ModelFile,
+    OnnxBackend,
+    Ran,
+    TorchBackend,
     examine,
-    inputs_for,
     lossy_precision,
     modes_of,
+    require_packages,
     require_same_model,
     settings_of,
 )
-from ckptkit.parity.forward import Model, keras_stages, torch_stages
-from ckptkit.parity.inputs import Inputs
-from ckptkit.parity.notes import source_notes
-from ckptkit.parity.packages import require_packages
-from ckptkit.parity.preparation import compare_inputs
-from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, ParityReport, Side
+from ckptkit.parity.compare import TOLERANCES, Tolerance, compare, top_agreement
+from ckptkit.parity.inputs import Inputs, compare_inputs, inputs_for
+from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, Note, ParityReport
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
+    from ckptkit.models.graphs.onnx_graph import OnnxGraph
     from ckptkit.registry import Entry
 
-Note = Callable[[str], None]
+NO_STATISTICS = (
+    "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "
+    "compares the other tensors only and says nothing of predictions"
+)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both sides after their runs."""
+
+    reference: Ran  # the side that read the source
+    candidate: Ran
+    precision: str  # that the way from the one to the other rounded to
+    unknown: Sequence[str]  # settings that nobody said, so that both functions ran
+    notes: Sequence[str] = ()
 
 
 def run_parity(
     located: Located,
     *,
+    backend: BackendName = "keras",
     converted: Path | None = None,
     batch: int | None = None,
     resolution: int | tuple[int, int] | None = None,
@@ -63,66 +80,19 @@ def run_parity(
     name: str | None = None,
     note: Note | None = None,
 ) -> ParityReport:
-    """Run one checkpoint's forward pass in both frameworks and compare them stage by stage.
+    """Run one checkpoint on two sides and compare them stage by stage.
 
-    A file with TensorFlow names is read by the Keras model as it is, and converted for the PyTorch model. Any
-    other is read by the PyTorch model as it is, and converted to TensorFlow for the Keras model. It is the
-    conversion of ``ckptkit convert``, into a temporary folder, unless a converted file is given. Where both
-    that file and the source have PyTorch's names, the Keras model gets it by way of TensorFlow's format.
+    With ``keras``, a file that the Keras model can read by its own names is read by it as it is, and
+    converted for the PyTorch model; any other is read by the PyTorch model, and converted for Keras. It is the
+    conversion of ``ckptkit convert``, into a temporary folder, unless ``converted`` is given. Where both that file and the source have PyTorch's names, the Keras model gets it by way of TensorFlow's format.
+    With ``onnxruntime`` it is the PyTorch model and its graph, a fresh export or the file ``converted``;
+    TensorFlow takes no part.
 
-    Parameters
-    ----------
-    located : Located
-        The checkpoint.
-    converted : Path, optional
-        A conversion of it, to be proven instead of a fresh one.
-    batch : int, optional
-        Random inputs, default 2.
-    resolution : int or (int, int), optional
-        Input side, or height and width; default the entry's test resolution, else what the file says, else
-        the resolution that the variant was published for.
-    seed : int, optional
-        Of the random inputs, default 20260101.
-    image : Path, optional
-        An image instead of random inputs (a batch of one).
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both; both sides take the same.
-    dtype : {"float32", "float16", "bfloat16"}, optional
-        What the conversion rounds to; the other side stays as it is.
-    variant : str, optional
-        Overrides what the file is recognised as.
-    allow_missing_bn : bool
-        Compare a file without BatchNorm moving statistics, with mean 0 and variance 1 on both sides.
-    settings : mapping of str to Any, optional
-        Behaviour settings of the checkpoint, before what its entry and its metadata say. Where a setting that
-        has no default (MogaNet's ``attn_force_fp32``) is not said at all, both functions are compared.
-    tolerance : Tolerance, optional
-        Default: by the precision that the conversion rounded to, see `TOLERANCES`.
-    synthetic : bool
-        Say in the report that the weights are synthetic; a file with the recipe's numbers is known by them.
-    name : str, optional
-        What to call the target, default its id or path.
-    note : callable
-        Takes each sentence about what is being done.
-
-    Returns
-    -------
-    ParityReport
-        ``.ok`` tells whether everything agrees.
-
-    Raises
-    ------
-    MissingDependencyError
-        When a framework, or Pillow for an image, is not installed.
-    ConversionError
-        When the tensors do not fit, or BatchNorm statistics are missing.
-    UsageError
-        When the options make no sense for this file.
-    FormatError
-        When a file is damaged.
+    ``dtype`` is what the conversion rounds to. Where a setting that has no default is not known at all, both
+    functions are compared. ``note`` takes each sentence about what is being done.
     """
     started = time.perf_counter()
-    require_packages(image=image is not None)
+    require_packages(image=image is not None, backend=backend)
     if converted is not None and dtype is not None:
         raise UsageError(
             f"{converted} has the precision it has", hint="leave --dtype out, it is for a fresh conversion"
@@ -132,8 +102,11 @@ def run_parity(
     if entry is not None:
         get_family(entry.family)
     with ExitStack() as opened:
-        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
-        given = None if converted is None else Located(converted).like(located)
+        graph = given = None
+        if converted is not None and backend == "onnxruntime":
+            graph = open_foreign_onnx(converted)
+        elif converted is not None:
+            given = Located(converted).like(located)
         copy = _same_copy(weights, given)
         source = examine(
             opened.enter_context(located.open(copy)),
@@ -143,34 +116,35 @@ def run_parity(
             allow_missing_bn=allow_missing_bn,
             settings=settings,
         )
-        inputs = inputs_for(source, entry, batch=batch, resolution=resolution, seed=seed, image=image)
-        images = inputs.array()
-        prepared, left_out = compare_inputs(inputs)
-        other = examine(
-            opened.enter_context(
-                given.open(copy)
-                if given is not None
-                else open_reader(_convert(source, folder, entry, dtype=dtype, settings=settings, say=say))
-            ),
-            variant=source.recognition.variant,
-            allow_missing_bn=source.lacks_statistics,
-        )
-        require_same_model(source, other)
-        precision = lossy_precision(source, other)
-        reads = "a fresh conversion" if converted is None else str(converted)
-        if not (source.is_for_keras or other.is_for_keras):
-            reads += ", by way of TensorFlow's format"
-            by_way = _convert(other, folder, None, dtype=None, settings=None, say=say)
-            other = examine(opened.enter_context(open_reader(by_way)), allow_missing_bn=True)
-        ran = _run_both(source, other, reads, images, say)
-        stages = compare(
-            ran.reference.outputs,
-            ran.candidate.outputs,
-            tolerance or TOLERANCES[precision],
-            sides=(ran.reference.called, ran.candidate.called),
-        )
         found = source.recognition
+        if graph is not None:
+            batch, resolution = batch or graph.batch, resolution or graph.size
+        inputs = inputs_for(
+            found.family,
+            found.variant,
+            entry,
+            source.reader,
+            batch=batch,
+            resolution=resolution,
+            seed=seed,
+            image=image,
+        )
+        images = inputs.array()
+        prepared, left_out = compare_inputs(inputs, ("torch", "keras") if backend == "keras" else ("torch",))
+        if backend == "onnxruntime":
+            pair = _with_graph(source, graph, images, say)
+        else:
+            pair = _with_keras(_Conversion(source, given, copy, dtype, settings, entry), images, say, opened)
+        ours, theirs = pair.reference, pair.candidate
+        compared = {name: output for name, output in ours.outputs.items() if name in theirs.outputs}
+        stages = compare(
+            compared,
+            {name: theirs.outputs[name] for name in compared} if backend == "onnxruntime" else theirs.outputs,
+            tolerance or TOLERANCES[pair.precision],
+            sides=(FRAMEWORK_NAMES[ours.side.framework], FRAMEWORK_NAMES[theirs.side.framework]),
+        )
         synthetic = synthetic or is_synthetic(source.reader, found)
+        sides = (ours.side, theirs.side)
         return ParityReport(
             name=name or located.name,
             family=found.family.name,
@@ -180,13 +154,19 @@ def run_parity(
             source=str(located.path),
             synthetic=synthetic,
             weights=source.plan.weights,
-            reference=ran.reference.framework,
-            sides=ran.in_report(),
+            reference=ours.side.framework,
+            sides=sides if theirs.side.framework != "keras" else (sides[1], sides[0]),
             inputs=inputs,
-            precision=precision,
+            precision=pair.precision,
             stages=(*prepared, *stages),
-            top=top_agreement(ran.reference.outputs, ran.candidate.outputs, stages),
-            notes=(*((NOTE,) if synthetic else ()), *left_out, *_notes(ran, inputs)),
+            top=top_agreement(compared, theirs.outputs, stages),
+            notes=(
+                *((NOTE,) if synthetic else ()),
+                *left_out,
+                *(pair.notes if backend == "onnxruntime" else ()),
+                *_source_notes(source, inputs, ours.outputs, pair.unknown),
+                *(pair.notes if backend == "keras" else ()),
+            ),
             seconds=time.perf_counter() - started,
         )
 
@@ -197,59 +177,61 @@ def _silent(_sentence: str) -> None:
 
 @contextmanager
 def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> Iterator[Located]:
-    """Write a synthetic checkpoint into a temporary folder, there while the block lasts.
-
-    Parameters
-    ----------
-    synthetic : Synthetic
-    entry : Entry, optional
-        The entry it stands in for: gives settings and resolution.
-    """
+    """A synthetic checkpoint, of the entry it stands in for, in a temporary folder while the block lasts."""
     with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
         yield Located(write_checkpoint(synthetic, Path(folder) / "model.ckpt"), entry)
 
 
-@dataclass(frozen=True)
-class _Ran:
-    """One side after its forward pass."""
-
-    framework: Framework
-    file: ModelFile
-    settings: dict[str, Any]
-    outputs: dict[str, Array]
-    versions: str
-    seconds: float
-
-    @property
-    def called(self) -> str:
-        return FRAMEWORK_NAMES[self.framework]
-
-    def in_report(self, reads: str) -> Side:
-        """What the report says of it."""
-        return Side(
-            framework=self.framework,
-            versions=self.versions,
-            reads=reads,
-            format=self.file.reader.format,
-            layout=self.file.recognition.layout,
-            dtype=self.file.dtype,
-            settings=self.settings,
-            seconds=self.seconds,
-        )
+# -- Keras and PyTorch ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Both:
-    """Both sides: the one that read the source, and the one that read its conversion."""
+class _Conversion:
+    """A source, and how the other side gets its weights."""
 
-    reference: _Ran
-    candidate: _Ran
-    candidate_reads: str
+    source: ModelFile
+    given: Located | None
+    copy: Weights
+    dtype: str | None
+    settings: Mapping[str, Any] | None
+    entry: Entry | None
 
-    def in_report(self) -> tuple[Side, Side]:
-        """Both sides as the report has them: Keras first."""
-        sides = self.reference.in_report("the original"), self.candidate.in_report(self.candidate_reads)
-        return sides if self.reference.framework == "keras" else (sides[1], sides[0])
+
+def _with_keras(asked: _Conversion, images: Array, say: Note, opened: ExitStack) -> _Pair:
+    """Run Keras, let it go, run PyTorch; the one reads the source, the other its conversion."""
+    source, given = asked.source, asked.given
+    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
+    other = examine(
+        opened.enter_context(
+            given.open(asked.copy)
+            if given is not None
+            else open_reader(
+                _convert(source, folder, asked.entry, dtype=asked.dtype, settings=asked.settings, say=say)
+            )
+        ),
+        variant=source.recognition.variant,
+        allow_missing_bn=source.lacks_statistics,
+    )
+    require_same_model(source, other)
+    precision = lossy_precision(source, other)
+    reads = "a fresh conversion" if given is None else str(given.path)
+    if not (source.is_for_keras or other.is_for_keras):
+        reads += ", by way of TensorFlow's format"
+        by_way = _convert(other, folder, None, dtype=None, settings=None, say=say)
+        other = examine(opened.enter_context(open_reader(by_way)), allow_missing_bn=True)
+    known = settings_of(source)
+    # The converted file's own settings count for its side: one that travelled wrongly must show.
+    travelled = {**known, **settings_of(other)}
+    if source.is_for_keras:
+        reference = KerasBackend(source, known, "the original").run(images, say)
+        candidate = TorchBackend(other, travelled, reads).run(images, say)
+    else:
+        candidate = KerasBackend(other, travelled, reads).run(images, say)
+        reference = TorchBackend(source, known, "the original").run(images, say)
+    unknown = missing_settings(source.recognition.family, known)
+    return _Pair(
+        reference, candidate, precision, unknown, [*_differences(reference, candidate, source, other)]
+    )
 
 
 def _same_copy(weights: Weights, converted: Located | None) -> Weights:
@@ -288,52 +270,97 @@ def _convert(
     return execute(plan, source.reader, target, folder / f"converted{EXTENSIONS[to]}").path
 
 
-def _run_both(source: ModelFile, other: ModelFile, reads: str, images: Array, say: Note) -> _Both:
-    """Run Keras, let it go, run PyTorch.
-
-    The converted file's own settings count for its side: one that travelled wrongly must show.
-    """
-    said = settings_of(source)
-    travelled = {**said, **settings_of(other)}
-    if source.is_for_keras:
-        reference = _run("keras", source, said, images, say)
-        return _Both(reference, _run("torch", other, travelled, images, say), reads)
-    candidate = _run("keras", other, travelled, images, say)
-    return _Both(_run("torch", source, said, images, say), candidate, reads)
-
-
-def _run(framework: Framework, file: ModelFile, said: dict[str, Any], images: Array, say: Note) -> _Ran:
-    say(f"loading {FRAMEWORK_NAMES[framework]} and running its model")
-    started = time.perf_counter()
-    found = file.recognition
-    fill, stages = (
-        (file.fill_keras, keras_stages) if framework == "keras" else (file.fill_torch, torch_stages)
-    )
-    modes = list(modes_of(found.family, said))
-    outputs: dict[str, Array] = {}
-    versions = ""
-    for label, settings in modes:
-        model = Model(found.family, found.variant, found.structure, settings)
-        ran, versions = stages(model, fill, images)
-        outputs |= {name + label: output for name, output in ran.items()}
-    settings = modes[0][1] | dict.fromkeys(missing_settings(found.family, said), "both")
-    return _Ran(framework, file, settings, outputs, versions, time.perf_counter() - started)
-
-
-def _notes(ran: _Both, inputs: Inputs) -> Iterator[str]:
-    """What a reader must know to judge the result."""
-    source = ran.reference.file
-    open_keys = missing_settings(source.recognition.family, settings_of(source))
-    yield from source_notes(source, inputs, ran.reference.outputs, unknown=open_keys)
-    for key, value in ran.candidate.settings.items():
-        ours = ran.reference.settings[key]
+def _differences(reference: Ran, candidate: Ran, source: ModelFile, other: ModelFile) -> Iterator[str]:
+    """In what the two files differ besides their tensors."""
+    for key, value in candidate.side.settings.items():
+        ours = reference.side.settings[key]
         if value != ours:
-            yield f"{ran.candidate_reads} says {key} is {value}, the source {ours}: each ran with its own"
-    tables = {file.recognition.structure.table_sizes for file in (source, ran.candidate.file)}
+            yield f"{candidate.side.reads} says {key} is {value}, the source {ours}: each ran with its own"
+    tables = {file.recognition.structure.table_sizes for file in (source, other)}
     if len(tables) > 1:
-        said = (source if source.recognition.structure.table_sizes else ran.candidate.file).reader.metadata
+        metadata = (source if source.recognition.structure.table_sizes else other).reader.metadata
         yield (
             "the position tables of one file were resized"
-            + (f" for {fit}" if (fit := said.get("resolution")) else "")
+            + (f" for {fit}" if (fit := metadata.get("resolution")) else "")
             + ": at any other resolution the two differ"
         )
+
+
+# -- PyTorch and its graph -----------------------------------------------------------------------------------
+
+
+def _with_graph(source: ModelFile, graph: OnnxGraph | None, images: Array, say: Note) -> _Pair:
+    """Run PyTorch's model, then its graph: a fresh export, or the one that is given."""
+    family = source.recognition.family
+    known = settings_of(source)
+    travelled = {} if graph is None else _settings_in(graph, source)
+    chosen = {**travelled, **known}
+    modes = [*modes_of(family, chosen)]
+    unknown = missing_settings(family, chosen)
+    if graph is not None and len(modes) > 1:
+        raise UsageError(
+            f"{graph.path} computes one function, and which of {len(modes)} is not known",
+            hint="say " + " ".join(set_option(family, key) for key in unknown),
+        )
+    torch = TorchBackend(source, chosen, "the original")
+    reference = torch.run(images, say)
+    candidate = OnnxBackend(torch, reference, graph, travelled).run(images, say)
+    others = [name for name in candidate.outputs if name not in reference.outputs]
+    if others or not candidate.outputs:
+        raise ConversionError(
+            f"{graph.path if graph else 'its graph'} gives {listed(candidate.outputs)}, "
+            f"{source.reader.path} gives {listed(reference.outputs)}",
+            hint="give a graph of this very checkpoint",
+        )
+    unseen = [name for name in reference.outputs if name not in candidate.outputs]
+    notes = [*_graph_notes(graph, known, travelled, unseen)] if graph is not None else []
+    return _Pair(reference, candidate, "float32", unknown, notes)
+
+
+def _settings_in(graph: OnnxGraph, source: ModelFile) -> dict[str, Any]:
+    """Settings that a graph says it was made with."""
+    family = source.recognition.family
+    return {
+        key: setting_of_file(family, key, graph.metadata[key], graph.path)
+        for key in family.setting_names
+        if key in graph.metadata
+    }
+
+
+def _graph_notes(
+    graph: OnnxGraph, known: Mapping[str, Any], travelled: Mapping[str, Any], unseen: Sequence[str]
+) -> Iterator[str]:
+    """What a reader must know of a graph to judge the result."""
+    for key, value in travelled.items():
+        if key not in known:
+            yield f"{key} is not known of the source: both ran as {graph.path} says, {value}"
+        elif known[key] != value:
+            yield f"{graph.path} says {key} is {value}, the source {known[key]}: each ran with its own"
+    if unseen:
+        yield f"{graph.path} has no {', '.join(unseen)} by name: not compared"
+
+
+# -- both ----------------------------------------------------------------------------------------------------
+
+
+def _source_notes(
+    source: ModelFile, inputs: Inputs, outputs: Mapping[str, Array], unknown: Sequence[str]
+) -> Iterator[str]:
+    """Tell what limits a comparison, whatever the source is compared with."""
+    usual = source.recognition.family.default_resolution(source.recognition.variant)
+    if source.lacks_statistics:
+        yield NO_STATISTICS
+    if source.recognition.structure.num_classes is None:
+        yield "the file has no classification head: the stages are compared, there are no logits"
+    if source.plan.weights is not None:
+        yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
+    for key in unknown:
+        yield f"{key} is not known of this file: both functions it may stand for were compared"
+    unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
+    if unread and min(inputs.height, inputs.width) < usual:
+        yield (
+            f"the input is smaller than the {usual} pixels this variant was published for, and small {unread}"
+        )
+    last = [output for output in outputs.values() if output.ndim == 4][-1]
+    if last.shape[1:3] == (1, 1):
+        yield "the last stage is a single place at this resolution; a larger one tests more"

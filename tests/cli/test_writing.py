@@ -23,8 +23,7 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.app import main
 from ckptkit.formats.detect import open_reader, writer_for
-from ckptkit.parity.junit import junit_document
-from ckptkit.parity.report import Failure
+from ckptkit.parity.report import Failure, junit_document
 from tests.base.test_files import TARGETS
 from tests.support.running import finish, start, wait_until
 
@@ -57,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
     monkeypatch.setattr(
-        sys.modules["ckptkit.parity.packages"], "require_packages", lambda **_: None
+        sys.modules["ckptkit.parity.backends"], "require_packages", lambda **_: None
     )  # none is used
     return tmp_path
 

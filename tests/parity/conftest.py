@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.parity.forward import Model
+from ckptkit.parity.backends import Model
 from tests.support.moat_files import write_tiny
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.parity import backends
-from ckptkit.parity.backends import chosen_backends, run_with
+from ckptkit.parity.backends import chosen_backends
 
 
 @pytest.mark.parametrize(
@@ -43,16 +42,3 @@ def test_what_is_meant(asked: list[Any], given: dict[str, Any], chosen: tuple[st
 def test_what_contradicts_itself(asked: list[Any], given: dict[str, Any], says: str):
     with pytest.raises(UsageError, match=says):
         chosen_backends(asked, **given)
-
-
-def test_each_gets_its_own_words_for_a_conversion(monkeypatch: pytest.MonkeyPatch):
-    called: dict[str, Any] = {}
-    monkeypatch.setattr(backends, "run_parity", lambda located, **given: called.update(keras=given))
-    monkeypatch.setattr(backends, "run_onnx_parity", lambda located, **given: called.update(onnx=given))
-    located: Any = object()
-    run_with("keras", located, converted=Path("m.pth"), dtype=None, batch=3)
-    run_with("onnxruntime", located, converted=Path("m.onnx"), batch=4)
-    assert called == {
-        "keras": {"converted": Path("m.pth"), "dtype": None, "batch": 3},
-        "onnx": {"graph": Path("m.onnx"), "batch": 4},
-    }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ckptkit.parity.comparison import (
+from ckptkit.parity.compare import (
     TOLERANCES,
     Limit,
     Tolerance,

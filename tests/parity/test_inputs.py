@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
-from ckptkit.parity.files import said_normalization, said_resolution
-from ckptkit.parity.inputs import image_inputs, parse_resolution, random_inputs
+from ckptkit.parity.inputs import (
+    image_inputs,
+    parse_resolution,
+    random_inputs,
+    said_normalization,
+    said_resolution,
+)
 from tests.support.moat_reference import golden_input
 
 

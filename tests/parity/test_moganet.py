@@ -6,7 +6,7 @@ import pytest
 
 from ckptkit.families.base import get_family
 from ckptkit.models.synth import Synthetic, write_torch
-from ckptkit.parity.comparison import TOLERANCES
+from ckptkit.parity.compare import TOLERANCES
 from ckptkit.parity.run import run_parity, synthetic_checkpoint
 from ckptkit.registry import load_registry
 from ckptkit.workspace import Located

@@ -17,8 +17,8 @@ pytest.importorskip("onnxscript")
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError  # noqa: E402
 from ckptkit.models.graphs.onnx_graph import write_onnx  # noqa: E402
-from ckptkit.parity.junit import junit_document  # noqa: E402
-from ckptkit.parity.onnx_backend import run_onnx_parity  # noqa: E402
+from ckptkit.parity.report import junit_document  # noqa: E402
+from ckptkit.parity.run import run_parity  # noqa: E402
 from ckptkit.workspace import Located  # noqa: E402
 from tests.support.toys import (  # noqa: E402
     MOAT,
@@ -56,7 +56,9 @@ def moganet(folder: Path) -> Located:
 
 def test_a_fresh_graph_agrees_stage_by_stage(folder: Path):
     said: list[str] = []
-    report = run_onnx_parity(Located(folder / f"{MOAT}.ckpt"), name="toy", batch=3, note=said.append)
+    report = run_parity(
+        Located(folder / f"{MOAT}.ckpt"), backend="onnxruntime", name="toy", batch=3, note=said.append
+    )
     assert report.ok, report.verdict
     assert [stage.name for stage in report.stages] == [*STAGES[MOAT], "logits"]
     assert [stage.shape[0] for stage in report.stages] == [3] * 6
@@ -87,7 +89,7 @@ def test_a_fresh_graph_agrees_stage_by_stage(folder: Path):
 
 @pytest.mark.slow
 def test_a_setting_that_nobody_said_is_compared_both_ways(moganet: Located):
-    report = run_onnx_parity(moganet)
+    report = run_parity(moganet, backend="onnxruntime")
     assert report.ok, report.verdict
     names = [*STAGES[MOGANET], "logits"]
     assert [stage.name for stage in report.stages] == [
@@ -98,7 +100,7 @@ def test_a_setting_that_nobody_said_is_compared_both_ways(moganet: Located):
 
 
 def test_a_given_graph_agrees_and_says_what_it_is_fixed_to(moganet: Located, folder: Path):
-    report = run_onnx_parity(moganet, graph=folder / "toy.onnx")
+    report = run_parity(moganet, backend="onnxruntime", converted=folder / "toy.onnx")
     assert report.ok, report.verdict
     assert (report.inputs.height, report.inputs.width, report.inputs.batch) == (SIDE, SIDE, 2)
     assert [stage.name for stage in report.stages] == [*STAGES[MOGANET], "logits"]
@@ -110,11 +112,13 @@ def test_a_given_graph_agrees_and_says_what_it_is_fixed_to(moganet: Located, fol
 
 def test_another_resolution_than_the_graphs_is_refused(moganet: Located, folder: Path):
     with pytest.raises(UsageError, match="images of 64x64, not 2 of 96x96"):
-        run_onnx_parity(moganet, graph=folder / "toy.onnx", resolution=96)
+        run_parity(moganet, backend="onnxruntime", converted=folder / "toy.onnx", resolution=96)
 
 
 def test_the_other_gate_is_caught(moganet: Located, folder: Path):
-    report = run_onnx_parity(moganet, graph=folder / "toy.onnx", settings={"attn_force_fp32": False})
+    report = run_parity(
+        moganet, backend="onnxruntime", converted=folder / "toy.onnx", settings={"attn_force_fp32": False}
+    )
     assert not report.ok
     assert report.first_departure == "stage1"
     note = f"{folder / 'toy.onnx'} says attn_force_fp32 is True, the source False: each ran with its own"
@@ -163,7 +167,7 @@ def test_a_fault_planted_in_the_graph_is_caught_where_it_begins(
     model = onnx.load(folder / "toy.onnx")
     plant(model)
     onnx.save(model, tmp_path / "faulty.onnx")
-    report = run_onnx_parity(moganet, graph=tmp_path / "faulty.onnx")
+    report = run_parity(moganet, backend="onnxruntime", converted=tmp_path / "faulty.onnx")
     assert not report.ok
     assert report.first_departure == departs, report.verdict
     assert report.stages[-1].verdict == "differs"
@@ -178,7 +182,7 @@ def test_a_graph_whose_stages_have_no_names_is_compared_on_its_logits(
         for names in (node.input, node.output):
             names[:] = [name.replace("stage", "value") for name in names]
     onnx.save(model, tmp_path / "bare.onnx")
-    report = run_onnx_parity(moganet, graph=tmp_path / "bare.onnx")
+    report = run_parity(moganet, backend="onnxruntime", converted=tmp_path / "bare.onnx")
     assert report.ok, report.verdict
     assert [stage.name for stage in report.stages] == ["logits"]
     assert (
@@ -193,7 +197,7 @@ def test_a_graph_of_another_model_is_refused(moganet: Located, folder: Path, tmp
     model.graph.node.append(onnx.helper.make_node("Identity", ["stage4"], ["stage5"]))
     onnx.save(model, tmp_path / "five.onnx")
     with pytest.raises(ConversionError, match=r"stage4, stage5, logits, .*ckpt gives .*stage4, logits"):
-        run_onnx_parity(moganet, graph=tmp_path / "five.onnx")
+        run_parity(moganet, backend="onnxruntime", converted=tmp_path / "five.onnx")
 
 
 def test_a_graph_that_does_not_say_its_gate_needs_to_be_told(moganet: Located, folder: Path, tmp_path: Path):
@@ -201,8 +205,10 @@ def test_a_graph_that_does_not_say_its_gate_needs_to_be_told(moganet: Located, f
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "silent.onnx")
     with pytest.raises(UsageError, match=r"computes one function.*--set attn_force_fp32=true"):
-        run_onnx_parity(moganet, graph=tmp_path / "silent.onnx")
-    told = run_onnx_parity(moganet, graph=tmp_path / "silent.onnx", settings=SETTINGS[MOGANET])
+        run_parity(moganet, backend="onnxruntime", converted=tmp_path / "silent.onnx")
+    told = run_parity(
+        moganet, backend="onnxruntime", converted=tmp_path / "silent.onnx", settings=SETTINGS[MOGANET]
+    )
     assert told.ok, told.verdict
 
 
@@ -212,4 +218,4 @@ def test_metadata_that_are_no_setting_are_refused(moganet: Located, folder: Path
     onnx.helper.set_model_props(model, {"attn_force_fp32": "perhaps"})
     onnx.save(model, tmp_path / "odd.onnx")
     with pytest.raises(FormatError, match="metadata says attn_force_fp32 is 'perhaps'"):
-        run_onnx_parity(moganet, graph=tmp_path / "odd.onnx")
+        run_parity(moganet, backend="onnxruntime", converted=tmp_path / "odd.onnx")

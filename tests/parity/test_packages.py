@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from ckptkit.base.errors import MissingDependencyError
-from ckptkit.parity.packages import require_packages
+from ckptkit.parity.backends import require_packages
 from tests.support.commands import pip_install
 
 EVERYTHING = ("torch", "tensorflow", "PIL")

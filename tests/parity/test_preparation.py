@@ -9,14 +9,16 @@ import pytest
 
 from ckptkit.models.images import preprocessing, tensorflow_pipeline, torch_pipeline
 from ckptkit.models.images.preprocessing import Preprocessing
-from ckptkit.parity.comparison import INPUT, LOGITS
-from ckptkit.parity.inputs import image_inputs, random_inputs
-from ckptkit.parity.preparation import (
+from ckptkit.parity.compare import INPUT, LOGITS
+from ckptkit.parity.inputs import (
     LEVELS,
     MEAN_LEVELS,
     compare_inputs,
     compare_preparations,
+    image_inputs,
+    random_inputs,
 )
+from ckptkit.parity.report import junit_document
 from ckptkit.parity.run import run_parity
 from ckptkit.workspace import Located
 from tests.support.moat_files import write_tiny
@@ -321,7 +323,7 @@ def test_a_parity_run_has_it_as_its_first_row(tmp_path, monkeypatch):
     assert (report.ok, report.first_departure) == (False, INPUT)
     assert report.verdict.startswith("DISAGREE on the input: ")
     assert all(stage.ok for stage in report.stages[1:]), "the models saw the same picture"
-    assert 'tests="7" failures="1"' in report.to_junit()
+    assert 'tests="7" failures="1"' in junit_document([report])
 
     monkeypatch.undo()
     agreed, _ = compare_inputs(report.inputs)

@@ -10,10 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ckptkit.parity.comparison import Limit, StageComparison, TopAgreement
+from ckptkit.parity.compare import Limit, StageComparison, TopAgreement
 from ckptkit.parity.inputs import Inputs
-from ckptkit.parity.junit import junit_document
-from ckptkit.parity.report import Failure, ParityReport, Side
+from ckptkit.parity.report import Failure, ParityReport, Side, junit_document
 
 STAGE = Limit(5e-5, relative=True)
 
@@ -150,7 +149,7 @@ def assert_fits_schema(element: ElementTree.Element) -> None:
 
 
 def test_junit_has_one_case_per_output_and_figures_in_failures():
-    root = ElementTree.fromstring(DEPARTED.to_junit().encode())
+    root = ElementTree.fromstring(junit_document([DEPARTED]).encode())
     assert_fits_schema(root)
     assert root.attrib == {
         "name": "ckptkit parity",

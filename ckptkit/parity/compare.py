@@ -27,18 +27,10 @@ def is_logits(output: str) -> bool:
 
 @dataclass(frozen=True)
 class Limit:
-    """How far two outputs may lie apart.
-
-    Parameters
-    ----------
-    value : float
-    relative : bool
-        Whether the largest difference is divided by the largest magnitude of the reference (the stage's
-        scale) before it is compared with ``value``.
-    """
+    """How far two outputs may lie apart."""
 
     value: float
-    relative: bool
+    relative: bool  # the largest difference is divided by the reference's largest magnitude first
 
     def __str__(self) -> str:
         return f"{self.value:.1e} {'relative' if self.relative else 'absolute'}"
@@ -86,38 +78,18 @@ Such a tolerance sees gross faults only: prove the rules in float32, and a half-
 
 @dataclass(frozen=True)
 class StageComparison:
-    """One output of both models, compared.
+    """One output of both models, compared."""
 
-    Parameters
-    ----------
-    name : str
-        ``stage1`` … ``stage5``, ``logits``.
-    shape : tuple of int
-        Channels last.
-    scale : float
-        Largest magnitude of the reference.
-    max_abs, mean_abs : float
-        Of the difference.
-    relative : float
-        ``max_abs / scale``.
-    cosine : float
-        Of the two outputs, each flattened to one vector.
-    limit : Limit
-    verdict : str
-    reason : str
-        Why it does not agree; empty when it does.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scale: float
-    max_abs: float
+    name: str  # "stage1" … "stage5", "logits"
+    shape: tuple[int, ...]  # channels last
+    scale: float  # largest magnitude of the reference
+    max_abs: float  # of the difference
     mean_abs: float
-    relative: float
-    cosine: float
+    relative: float  # max_abs / scale
+    cosine: float  # of the two outputs, each flattened to one vector
     limit: Limit
     verdict: Verdict
-    reason: str = ""
+    reason: str = ""  # why it does not agree; empty when it does
 
     @property
     def ok(self) -> bool:
@@ -140,27 +112,13 @@ class StageComparison:
 
 @dataclass(frozen=True)
 class TopAgreement:
-    """How many inputs get the same answers.
-
-    Parameters
-    ----------
-    batch : int
-        Inputs.
-    top1 : int
-        Inputs whose best class is the same.
-    top5 : int
-        Inputs whose ``classes`` best classes are the same set.
-    classes : int
-        5, or the number of classes where there are fewer.
-    one_answer : bool
-        Whether all inputs have one and the same best class, in which case agreement proves little.
-    """
+    """How many inputs get the same answers."""
 
     batch: int
-    top1: int
-    top5: int
-    classes: int
-    one_answer: bool
+    top1: int  # inputs whose best class is the same
+    top5: int  # inputs whose `classes` best classes are the same set
+    classes: int  # 5, or the number of classes where there are fewer
+    one_answer: bool  # all inputs have one and the same best class: agreement proves little
 
     def __str__(self) -> str:
         text = f"top-1 {self.top1}/{self.batch}, top-{self.classes} {self.top5}/{self.batch}"
@@ -183,21 +141,6 @@ def compare(
 ) -> tuple[StageComparison, ...]:
     """Compare all outputs of two models.
 
-    Parameters
-    ----------
-    reference, candidate : mapping of str to numpy.ndarray
-        The same names in the same order; channels last.
-    tolerance : Tolerance
-    sides : (str, str)
-        What messages call the two.
-
-    Raises
-    ------
-    ValueError
-        When the two give different outputs by name: the models are of different kinds.
-
-    Examples
-    --------
     >>> import numpy
     >>> a = numpy.array([[1.0, -4.0]])
     >>> (found,) = compare({"logits": a}, {"logits": a + 0.5}, TOLERANCES["float32"])
