@@ -86,8 +86,8 @@ def run_parity(
     converted for the PyTorch model; any other is read by PyTorch, and converted for Keras. It is the
     conversion of ``ckptkit convert``, into a temporary folder, unless ``converted`` is given. Where both that
     file and the source have PyTorch's names, Keras gets it by way of TensorFlow's format. With the backend
-    ``onnxruntime`` it is the PyTorch model and its graph, a fresh export or the file ``converted``; TensorFlow
-    takes no part.
+    ``onnxruntime`` it is the PyTorch model and its graph, a fresh export or the file ``converted``;
+    TensorFlow takes no part.
 
     ``dtype`` is what the conversion rounds to. Where a setting that has no default is not known at all, both
     functions are compared. ``note`` takes each sentence about what is being done.
