@@ -423,7 +423,7 @@ def _move_by_hand(source: Path, target: Path) -> None:
         status = source.stat()
         try:
             with source.open("rb") as old, target.open("xb") as new:
-                shutil.copyfileobj(old, new, _WRITE_BYTES)
+                shutil.copyfileobj(old, new, PIECE_BYTES)
                 new.flush()
                 sync_file(new.fileno())
         except BaseException:
@@ -768,7 +768,7 @@ def _pour(source: int, into: int) -> None:
     offset = 0
     while True:
         os.lseek(source, offset, os.SEEK_SET)
-        piece = os.read(source, _WRITE_BYTES)
+        piece = os.read(source, PIECE_BYTES)
         if not piece:
             return
         offset += len(piece)
@@ -785,7 +785,7 @@ def _pour(source: int, into: int) -> None:
 
 _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work: waiting for all of a file at its end took a third longer."""
-_WRITE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
 """Bytes per system call: with 2 MB, Linux 6.18 looks for huge pages and took 2.5 times as long."""
 
 
@@ -923,7 +923,7 @@ class StagedFile:
         self._unsynced += len(view)  # two threads may lose a count here: it only decides when to begin
         with translated(self.final):
             while view:
-                written = _pwrite(self._fd, view[:_WRITE_BYTES], offset)
+                written = _pwrite(self._fd, view[:PIECE_BYTES], offset)
                 view, offset = view[written:], offset + written
         if self._unsynced >= _SYNC_EVERY and self._syncer.submit_if_idle(sync_file, self._fd):
             self._unsynced = 0

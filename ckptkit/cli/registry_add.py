@@ -303,8 +303,6 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
         )
 
 
-_PIECE = 1 << 20
-
 _REGISTRY_WORDS = {"keras-h5": "keras"}
 """Layouts that are one to the registry, where the format tells them apart."""
 
@@ -396,28 +394,21 @@ def observed_fields(
     StorageError
         When it cannot be read.
     """
-    import hashlib
     from datetime import datetime, timezone
 
-    from ckptkit.base.errors import UsageError, storage_error
+    from ckptkit.base.errors import UsageError
+    from ckptkit.store.expected import hash_file
 
     if not path.is_file():
         raise UsageError(
             f"{path} is not one file, and only the file as published has a checksum to pin",
             hint="give the file that lies at the URL, such as the .tar.gz, or leave --pin out",
         )
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as stream, progress(f"hashing {path}", path.stat().st_size) as advance:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-                size += len(piece)
-                advance(len(piece))
-    except OSError as error:
-        raise storage_error(error, path) from error
+    with progress(f"hashing {path}", path.stat().st_size) as advance:
+        digests = hash_file(path, ("sha256",), advance=advance)
     return {
-        "sha256": digest.hexdigest(),
-        "size": size,
+        "sha256": digests.sha256,
+        "size": digests.size,
         "hash_provenance": {
             "observed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "url": url,

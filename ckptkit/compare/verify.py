@@ -289,7 +289,7 @@ def _check_own_file(path: Path, progress: Progress) -> Check:
 def _hash(path: Path, progress: Progress) -> Digests:
     size = path.stat().st_size if path.is_file() else None
     with progress(f"hashing {path.name}", size) as advance:
-        return hash_file(path, advance=advance)
+        return hash_file(path, ("sha256",), advance=advance)
 
 
 # -- names and shapes, BatchNorm statistics ------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.base.errors import storage_error
+from ckptkit.base.files import PIECE_BYTES, translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from ckptkit.workspace import Located
 
-_PIECE_BYTES = 1 << 20
 _SMALL_BYTES = 4 << 20
 """Hashed in a few milliseconds, when it is asked for."""
 _UNKNOWN = "0" * 64
@@ -53,15 +52,11 @@ class Provenance:
         return {self._key: self._known} if self._key and self._known else {}
 
     def _hash(self, path: Path) -> str:
-        buffer = bytearray(_PIECE_BYTES)
-        view = memoryview(buffer)
-        try:
-            with path.open("rb", buffering=0) as file:
-                digest = hashlib.sha256()
-                while not self._stop.is_set() and (count := file.readinto(buffer)):
-                    digest.update(view[:count])
-        except OSError as error:
-            raise storage_error(error, path) from error
+        buffer = bytearray(PIECE_BYTES)
+        view, digest = memoryview(buffer), hashlib.sha256()
+        with translated(path), path.open("rb", buffering=0) as file:
+            while not self._stop.is_set() and (count := file.readinto(buffer)):
+                digest.update(view[:count])
         return digest.hexdigest()
 
     def __enter__(self) -> Self:

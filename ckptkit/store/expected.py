@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import CkptkitError, IntegrityError
-from ckptkit.base.files import open_regular, translated
+from ckptkit.base.files import PIECE_BYTES, open_regular, translated
 from ckptkit.base.net import (
     Answer,
     Credentials,
@@ -32,7 +32,6 @@ from ckptkit.base.net import (
     SourceError,
 )
 
-_PIECE = 1 << 20
 _DIGEST_BYTES = {"sha256": 32, "md5": 16, "crc32c": 4}
 _REPR_DIGEST_NAMES = {"sha-256": "sha256", "md5": "md5", "crc32c": "crc32c"}
 _REPR_DIGEST = re.compile(r"(?<![A-Za-z0-9*_.-])([A-Za-z0-9*_.-]+)\s*=\s*:([A-Za-z0-9+/=]*):")
@@ -107,7 +106,7 @@ def hash_file(
     """Checksums of a file; ``advance`` is told the bytes of each piece."""
     hasher = StreamHasher(algorithms)
     with translated(path), open_regular(path) as stream:
-        while piece := stream.read(_PIECE):
+        while piece := stream.read(PIECE_BYTES):
             hasher.update(piece)
             if advance:
                 advance(len(piece))

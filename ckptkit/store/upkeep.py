@@ -19,6 +19,7 @@ from typing import Literal
 
 from ckptkit.base.errors import CkptkitError, IntegrityError, storage_error
 from ckptkit.base.files import (
+    PIECE_BYTES,
     TEMPORARY,
     UNSUPPORTED,
     Folder,
@@ -507,7 +508,6 @@ def _is_busy(folder: Path) -> bool:
 
 # -- what is read again --------------------------------------------------------------------------------------
 
-_PIECE = 1 << 20
 _MOST_THREADS = 8
 
 Expected = Callable[[str, str], Sequence[ExpectedChecksum]]
@@ -632,7 +632,7 @@ def _of_unpacked(home: Home, id: str, folder: Path, read: Callable[[int], None])
                 continue
             path = folder.joinpath(*member.name.split("/"))
             with translated(path), open_regular(path) as stream:
-                while piece := content.read(_PIECE):
+                while piece := content.read(PIECE_BYTES):
                     if stream.read(len(piece)) != piece:
                         raise IntegrityError(f"{path} differs from what {record.file} holds")
                     size += len(piece)
