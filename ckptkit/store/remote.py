@@ -1,9 +1,9 @@
 """Files in object stores: ``s3://``, ``gs://``, ``az://`` and ``hf://``, through fsspec and its packages.
 
-Reading is one more opener of `ckptkit.base.net`: identity and expected from what the store says of the
-object, ranges to resume, errors translated. Writing is one call for each object: in all of these stores an
-object appears whole or not at all, so no temporary name is needed (an upload in parts that breaks off leaves
-parts that only the store's owner sees; set a rule there that removes them).
+Reading is one more opener like those of `ckptkit.store.openers`: identity and checksums from what the store
+says of the object, ranges to resume, errors translated. Writing is one call for each object: in all of these
+stores an object appears whole or not at all, so no temporary name is needed (an upload in parts that breaks
+off leaves parts that only the store's owner sees; set a rule there that removes them).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Transfer:
 
     url: str  # where the bytes come from, after mirror rules
     partial: Partial  # where they go
-    opener: Opener  # makes one request; see `open_url`
+    opener: Opener  # makes one request; see `url_opener`
     policy: Policy
     expected_size: int | None = None  # the pinned size
     progress: Progress | None = None

@@ -284,9 +284,9 @@ def _remove(folder: Path) -> None:
 
 # -- a safe walk over a zip archive --------------------------------------------------------------------------
 #
-# By the same rules as `ckptkit.formats.tar` has for tar. The directory is checked against the file
-# first (`ckptkit.formats.zip`): encrypted, overlapping and misplaced members are refused there.
-# What is in it is read with every size bounded by what the directory says.
+# By the same rules as `ckptkit.formats.tar` has for tar. The directory is checked against the file first
+# (`ckptkit.formats.zip`): encrypted, overlapping and misplaced members are refused there. What is in it is
+# read with every size bounded by what the directory says.
 
 _READ = 256 << 10
 

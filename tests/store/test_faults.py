@@ -229,7 +229,7 @@ REDIRECTS = [
     refused("to ftp:", "ftp://a.org/x", "not followed"),
     refused("to data:", "data:,x", "not followed"),
     refused("with a user name", "http://me:secret@127.0.0.1/x", "not followed"),
-    refused("to no URL", "http://[::1", "no URL"),
+    refused("to no URL", "http://[::1", "not a URL"),
     refused("to nowhere", "", "without saying where"),
     Row("redirect, then cut", [redirect("/b")] * 2, [None, None, 70_000, 70_000], also={"/b": [cut(70_000)]}),
     Row(

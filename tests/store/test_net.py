@@ -130,7 +130,7 @@ def test_a_redirects_promise_is_kept_to(server: FaultServer, store: Store) -> No
         ("file:///etc/passwd", "not followed"),
         ("ftp://a.org/x", "not followed"),
         ("http://user:secret@127.0.0.1/x", "not followed"),
-        ("http://[::1", "no URL"),
+        ("http://[::1", "not a URL"),
         ("", "without saying where"),
     ],
 )
