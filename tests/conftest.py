@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+gc.set_threshold(10_000)  # one of Keras' models is 100,000 objects, which were looked through again and again
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MOST_TEMPORARY = 500 << 20
 """Bytes of temporary files that one process of a run may have: with four processes that is under 2 GB."""
