@@ -27,32 +27,16 @@ DEMO_ENTRY = "tiny-moat0-256"
 
 @dataclass(frozen=True)
 class Served:
-    """A file being served in place of a published one.
-
-    Parameters
-    ----------
-    published : str
-        The URL it stands in for.
-    mirror : str
-        The ``FROM=TO`` rule that leads to it.
-    file : Path
-    """
+    """A file being served in place of a published one."""
 
     published: str
-    mirror: str
+    mirror: str  # the FROM=TO rule that leads to it
     file: Path
 
 
 @contextmanager
 def serve_synthetic(entry: Entry, folder: Path) -> Iterator[Served]:
-    """Write an entry's synthetic file and serve it on loopback under the published path.
-
-    Parameters
-    ----------
-    entry : Entry
-    folder : Path
-        Where the file is written.
-    """
+    """Write an entry's synthetic file and serve it on loopback under the published path."""
     published = next(source.url for source in entry.sources if not source.manual)
     parts = urlsplit(published)
     file = write_checkpoint(synthetic_for(entry), folder / Path(parts.path).name)
@@ -62,14 +46,7 @@ def serve_synthetic(entry: Entry, folder: Path) -> Iterator[Served]:
 
 @contextmanager
 def serve_file(file: Path, path: str) -> Iterator[int]:
-    """Serve one file on loopback, with Google Cloud Storage's checksum headers; yields the port.
-
-    Parameters
-    ----------
-    file : Path
-    path : str
-        URL path it is served under; anything else is 404.
-    """
+    """Serve one file on loopback, with Google Cloud Storage's checksum headers; yields the port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(file, path))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -112,7 +112,7 @@ def examine(
     advance: Advance = lambda _step: None,
     stdout: TextIO | None = None,
 ) -> Examination:
-    """Look at everything ckptkit depends on; ``advance`` is told of each host and framework that answered.
+    """Look at everything ckptkit depends on; ``advance`` counts the hosts and frameworks that answered.
 
     ``stdout`` is where results go, which a progress bar replaces while it is shown.
     """
@@ -212,9 +212,9 @@ def _namesakes() -> list[Finding]:
     for place in dict.fromkeys(sys.path):
         other = Path(place or os.curdir, "ckptkit", "__init__.py")
         if other.is_file() and not other.samefile(taken):
-            said = f"{other.parent}; this one is {taken.parent}"
+            text = f"{other.parent}; this one is {taken.parent}"
             advice = "remove one of them, or start Python elsewhere"
-            found.append(Finding("versions", "ckptkit twice", "note", said, advice))
+            found.append(Finding("versions", "ckptkit twice", "note", text, advice))
     return found
 
 
@@ -223,8 +223,8 @@ def examine_packages(needed: Iterable[Requirement] | None = None) -> list[Findin
     try:
         found = requirements() if needed is None else list(needed)
     except importlib.metadata.PackageNotFoundError:
-        said = "ckptkit runs without being installed, so which packages it supports is not known"
-        return [Finding("packages", "metadata", "note", said, "pip install -e .")]
+        text = "ckptkit runs without being installed, so which packages it supports is not known"
+        return [Finding("packages", "metadata", "note", text, "pip install -e .")]
     base = [one for one in found if not one.extra]
     extras = _by_package(one for one in found if one.extra)
     wrong = [finding for one in base if (finding := _examine(one, "")).verdict != "ok"]
@@ -250,15 +250,15 @@ def _examine(one: Requirement, extras: str) -> Finding:
     install = f"pip install {one.install_word}"
     brought = f", extra {extras}" if extras else ""
     if version is None:
-        said = f"not installed{brought}"
-        return Finding("packages", one.name, "note" if one.extra else "problem", said, install)
+        text = f"not installed{brought}"
+        return Finding("packages", one.name, "note" if one.extra else "problem", text, install)
     if not one.supports(version):
-        said = f"{version}, but {one.supported} is supported{brought}"
-        return Finding("packages", one.name, "note", said, install)
+        text = f"{version}, but {one.supported} is supported{brought}"
+        return Finding("packages", one.name, "note", text, install)
     if not _can_be_found(one.module):
-        said = f"{version} is recorded, but the package itself is not there{brought}"
+        text = f"{version} is recorded, but the package itself is not there{brought}"
         advice = f"pip install --force-reinstall {one.install_word}"
-        return Finding("packages", one.name, "note" if one.extra else "problem", said, advice)
+        return Finding("packages", one.name, "note" if one.extra else "problem", text, advice)
     return Finding("packages", one.name, "ok", f"{version}{brought}")
 
 
@@ -286,16 +286,16 @@ def examine_folders() -> list[Finding]:
 def _examine_home(folder: Path) -> list[Finding]:
     """The folder that is written to."""
     if folder == NOWHERE:
-        said = "there is none, for no home folder is known (HOME is not set)"
-        return [Finding("cache", "folder", "problem", said, "set CKPTKIT_HOME to a folder")]
+        text = "there is none, for no home folder is known (HOME is not set)"
+        return [Finding("cache", "folder", "problem", text, "set CKPTKIT_HOME to a folder")]
     if folder.exists() and not folder.is_dir():
         return [Finding("cache", "folder", "problem", f"{folder} is a file", _ANOTHER)]
     if not is_writable(folder):
-        said = f"{folder} cannot be written" + ("" if folder.exists() else " and is not there")
-        return [Finding("cache", "folder", "problem", said, f"{_ANOTHER}, or change who may write there")]
+        text = f"{folder} cannot be written" + ("" if folder.exists() else " and is not there")
+        return [Finding("cache", "folder", "problem", text, f"{_ANOTHER}, or change who may write there")]
     if not folder.exists():
-        said = f"{folder}, made when first needed"
-        return [Finding("cache", "folder", "ok", said), _space(folder)]
+        text = f"{folder}, made when first needed"
+        return [Finding("cache", "folder", "ok", text), _space(folder)]
     size = Finding("cache", "folder", "ok", f"{folder}, holds {_size(folder)}")
     return [size, *_closed(folder), _space(folder), *_file_system(folder)]
 
@@ -305,19 +305,19 @@ def _closed(folder: Path) -> list[Finding]:
     closed = [name for name in (*KINDS, "locks") if not is_writable(folder / name)]
     if not closed:
         return []
-    said = f"{folder} can be written, but not {', '.join(closed)} in it: entries go to the next folder"
+    text = f"{folder} can be written, but not {', '.join(closed)} in it: entries go to the next folder"
     advice = "CKPTKIT_HOME may list another folder behind it; 'chmod -R g+w' by their owner opens them"
-    return [Finding("cache", "shared folder", "note", said, advice)]
+    return [Finding("cache", "shared folder", "note", text, advice)]
 
 
 def _examine_shared(folder: Path) -> list[Finding]:
     """A folder that is only read."""
     if not folder.is_dir():
-        said, advice = f"{folder} is not there", "check CKPTKIT_HOME"
-        return [Finding("cache", "shared folder", "note", said, advice)]
+        text, advice = f"{folder} is not there", "check CKPTKIT_HOME"
+        return [Finding("cache", "shared folder", "note", text, advice)]
     if not os.access(folder, os.R_OK | os.X_OK):
-        said, advice = f"{folder} cannot be read", "ask whoever it belongs to"
-        return [Finding("cache", "shared folder", "note", said, advice)]
+        text, advice = f"{folder} cannot be read", "ask whoever it belongs to"
+        return [Finding("cache", "shared folder", "note", text, advice)]
     return [Finding("cache", "shared folder", "ok", f"{folder}, holds {_size(folder)}")]
 
 
@@ -345,23 +345,23 @@ def _file_system(folder: Path) -> list[Finding]:
             tried = Path(name)
             return [_locks(tried / "lock"), _letters(tried)]
     except (OSError, CkptkitError) as error:
-        said = str(error if isinstance(error, CkptkitError) else storage_error(error, folder))
-        return [Finding("cache", "writing", "problem", said, _ANOTHER)]
+        text = str(error if isinstance(error, CkptkitError) else storage_error(error, folder))
+        return [Finding("cache", "writing", "problem", text, _ANOTHER)]
 
 
 def _locks(path: Path) -> Finding:
     with hold(path) as first, hold(path, wait=False) as second:
         if (first, second) == ("held", "taken"):
             return Finding("cache", "locks", "ok", "work")
-    said = "this file system has no working locks, so two processes may download the same file twice"
-    return Finding("cache", "locks", "note", said, f"{_ANOTHER}, on a local disk")
+    text = "this file system has no working locks, so two processes may download the same file twice"
+    return Finding("cache", "locks", "note", text, f"{_ANOTHER}, on a local disk")
 
 
 def _letters(folder: Path) -> Finding:
     (folder / "letters").touch()
     if (folder / "LETTERS").exists():
-        said = "capital and small letters are the same in names here; no two ids differ by that alone"
-        return Finding("cache", "names", "ok", said)
+        text = "capital and small letters are the same in names here; no two ids differ by that alone"
+        return Finding("cache", "names", "ok", text)
     return Finding("cache", "names", "ok", "capital and small letters differ")
 
 
@@ -387,8 +387,8 @@ def examine_trust() -> Finding:
     except CkptkitError as error:
         return Finding("cache", "lock file", "problem", error.message, error.hint or "")
     if not is_writable(trust.path.parent) or (trust.path.exists() and not os.access(trust.path, os.W_OK)):
-        said = f"{trust.path} cannot be written, so checksums of new files are not remembered there"
-        return Finding("cache", "lock file", "note", said, "set CKPTKIT_TRUST to another file")
+        text = f"{trust.path} cannot be written, so checksums of new files are not remembered there"
+        return Finding("cache", "lock file", "note", text, "set CKPTKIT_TRUST to another file")
     there = "" if trust.path.exists() else ", made with the first fetch"
     return Finding("cache", "lock file", "ok", f"{trust.path}{there}")
 
@@ -460,14 +460,14 @@ def _mirror(rules: str) -> Finding:
         parsed = parse_mirrors((), rules)
     except CkptkitError as error:
         return Finding("environment", MIRROR, "problem", error.message, error.hint or "")
-    said = "; ".join(f"{without_secrets(rule.origin)} from {without_secrets(rule.target)}" for rule in parsed)
-    return Finding("environment", MIRROR, "ok", said)
+    text = "; ".join(f"{without_secrets(rule.origin)} from {without_secrets(rule.target)}" for rule in parsed)
+    return Finding("environment", MIRROR, "ok", text)
 
 
 def _proxy(name: str, value: str) -> Finding:
     if value.lower().startswith("socks") and importlib.util.find_spec("socks") is None:
-        said = f"{masked(value)}: a SOCKS proxy, which needs a package that is not installed"
-        return Finding("environment", name, "problem", said, install_command("pysocks"))
+        text = f"{masked(value)}: a SOCKS proxy, which needs a package that is not installed"
+        return Finding("environment", name, "problem", text, install_command("pysocks"))
     return Finding("environment", name, "ok", masked(value))
 
 
@@ -476,8 +476,8 @@ def _certificates(name: str, value: str, first: str) -> Finding:
         return Finding("environment", name, "ok", f"{value}, not used: {first} comes first")
     if any(path and Path(path).exists() for path in value.strip().split(os.pathsep)):
         return Finding("environment", name, "ok", value)
-    said = f"{value} does not exist, so nothing can be fetched over https"
-    return Finding("environment", name, "problem", said, f"unset {name}, or set it to a file of certificates")
+    text = f"{value} does not exist, so nothing can be fetched over https"
+    return Finding("environment", name, "problem", text, f"unset {name}, or set it to a file of certificates")
 
 
 def _is_unknown(name: str) -> bool:
@@ -640,13 +640,13 @@ def ask_host(origin: str, policy: Policy = PATIENCE) -> Answer:
         session.close()
 
 
-def _refusal(said: str) -> Answer:
+def _refusal(text: str) -> Answer:
     """An HTTP answer that is none a fetch could use."""
-    if said.startswith("407"):
+    if text.startswith("407"):
         return Answer(
-            False, f"blocked by the proxy: {said}", "give the proxy's user name and password in its URL"
+            False, f"blocked by the proxy: {text}", "give the proxy's user name and password in its URL"
         )
-    return Answer(True, f"reachable, answers {said}" if said[:1].isdigit() else f"reachable ({said})")
+    return Answer(True, f"reachable, answers {text}" if text[:1].isdigit() else f"reachable ({text})")
 
 
 def explained(error: BaseException) -> Answer:
@@ -761,13 +761,13 @@ def driver() -> Finding:
     if tool is None:
         return Finding("devices", "NVIDIA driver", "ok", "not installed: " + _NONE)
     try:
-        said = probe([tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"], 15.0)
+        reply = probe([tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"], 15.0)
     except OSError as error:
-        said = ProbeReply(126, "", str(error))
-    lines = [line.strip() for line in said.out.splitlines() if line.strip()]
-    if said.code == 0 and lines:
+        reply = ProbeReply(126, "", str(error))
+    lines = [line.strip() for line in reply.out.splitlines() if line.strip()]
+    if reply.code == 0 and lines:
         return Finding("devices", "NVIDIA driver", "ok", "; ".join(lines[:8]))
-    why = "gave no answer in time" if said.code is None else _last_line(said.err + said.out)
+    why = "gave no answer in time" if reply.code is None else _last_line(reply.err + reply.out)
     return Finding(
         "devices", "NVIDIA driver", "note", f"nvidia-smi: {why}", "check the driver's installation"
     )
@@ -778,16 +778,16 @@ def framework(package: str, seconds: float = PROBE_SECONDS) -> Finding | None:
     if not _is_installed(package):
         return None
     code = {"torch": _TORCH, "tensorflow": _TENSORFLOW}[package]
-    said = probe([sys.executable, "-c", code], seconds)
-    if said.code is None:
+    reply = probe([sys.executable, "-c", code], seconds)
+    if reply.code is None:
         return Finding(
             "devices", package, "note", f"gave no answer within {seconds:.0f} s", _reinstall(package)
         )
-    if said.code != 0:
-        why = _last_line(said.err) or f"ended with {said.code}"
+    if reply.code != 0:
+        why = _last_line(reply.err) or f"ended with {reply.code}"
         return Finding("devices", package, "note", f"cannot be imported: {why}", _reinstall(package))
     try:
-        found = json.loads(said.out.strip().splitlines()[-1])
+        found = json.loads(reply.out.strip().splitlines()[-1])
         names, built_for = [str(name) for name in found["names"]], found["built_for"]
     except (ValueError, LookupError, TypeError):
         return Finding("devices", package, "note", "gave an answer that cannot be read", _reinstall(package))
@@ -859,15 +859,15 @@ def _processors() -> str:
 
 
 def _memory() -> str:
-    """Memory in all and what is free, as far as the system tells."""
-    told: dict[str, int] = {}
+    """Memory in all and what is free, as far as the system reports."""
+    sizes: dict[str, int] = {}
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             name, _, value = line.partition(":")
-            told[name] = int(value.split()[0]) * 1024
-    if "MemTotal" in told:
-        parts = [human_bytes(told["MemTotal"]), f"{human_bytes(told.get('MemAvailable', 0))} of it free"]
-        return ", ".join([*parts, *_limit(told["MemTotal"])])
+            sizes[name] = int(value.split()[0]) * 1024
+    if "MemTotal" in sizes:
+        parts = [human_bytes(sizes["MemTotal"]), f"{human_bytes(sizes.get('MemAvailable', 0))} of it free"]
+        return ", ".join([*parts, *_limit(sizes["MemTotal"])])
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return human_bytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return "not known"
@@ -891,8 +891,8 @@ def examine_terminal(
     letters = Finding("terminal", "letters", "ok", "UTF-8")
     if encoding != "utf8":
         name = getattr(stdout, "encoding", None) or "an unknown encoding"
-        said = f"{name}: signs such as × and – are written in plain letters or escaped"
-        letters = Finding("terminal", "letters", "note", said, "set PYTHONUTF8=1, or a UTF-8 locale")
+        text = f"{name}: signs such as × and – are written in plain letters or escaped"
+        letters = Finding("terminal", "letters", "note", text, "set PYTHONUTF8=1, or a UTF-8 locale")
     if not stdout.isatty():
         return [Finding("terminal", "output", "ok", "no terminal: plain text, no colour"), letters]
     width = shutil.get_terminal_size().columns

@@ -1,6 +1,6 @@
 """The Python face: each public function, as `import ckptkit` offers it.
 
-The functions stand on the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGISTRY``,
+The functions use the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGISTRY``,
 ``CKPTKIT_MIRROR``); what they have to say goes to the ``ckptkit`` logger.
 """
 

@@ -1,4 +1,4 @@
-"""What the Python face stands on: the environment's settings, and its own way to speak of arguments."""
+"""What the public functions share: the environment's settings, and messages that name arguments."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ _VALUE = re.compile(
     r" ([A-Z]{2,}\b|[\w./~:-]*[\w~][./:][\w./:-]*[\w/]|\d\w*|as-is|torch|tf|keras|npz|safetensors|onnxruntime"
     r"|float32|float16|bfloat16|ema|raw|hf|onnx|saved-model|backbone|cuda|cpu)(?![\w-])"
 )
-"""What stands behind an option as its value, and not as the sentence's next word."""
+"""What follows an option as its value, and not as the sentence's next word."""
 
 
 _VALUES = {

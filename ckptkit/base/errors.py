@@ -1,4 +1,4 @@
-"""What can go wrong, said so that a person knows what to do next.
+"""What can go wrong, in words that lead on.
 
 Each message is one line: the real file or id, what was found, and (as ``hint``) the next step.
 The command line maps each class to one exit code (``ckptkit/cli/output.py``); nothing else does.
@@ -200,19 +200,11 @@ class IntegrityError(CkptkitError):
 
 
 class RegistryError(CkptkitError):
-    """A registry file breaks its schema.
-
-    Parameters
-    ----------
-    path : str or Path
-        The registry file.
-    faults : list of str
-        Every fault found, each as ``line N: what``.
-    """
+    """A registry file breaks its schema."""
 
     def __init__(self, path: str | Path, faults: list[str]) -> None:
         self.path = path
-        self.faults = faults
+        self.faults = faults  # each as "line N: what"
         plural = "fault" if len(faults) == 1 else "faults"
         super().__init__(
             f"{path}: {len(faults)} {plural}: {faults_in_words(faults)}",
@@ -229,7 +221,7 @@ class UnknownModelError(ConversionError):
 
 
 class StorageError(CkptkitError):
-    """The disk said no: full, read-only, not permitted."""
+    """Writing or reading failed: disk full, read-only, not permitted."""
 
 
 _OS_REASONS = {

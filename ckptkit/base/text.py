@@ -134,10 +134,10 @@ def _code_span(text: str) -> str:
     >>> print(_code_span("moat0-224"), _code_span("a`<b>"))
     `moat0-224` `` a`<b> ``
     """
-    said = line(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
-    blank = " " if "`" in said or not said.strip() else ""
-    return fence + blank + said.replace("|", "\\|") + blank + fence
+    shown = line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    blank = " " if "`" in shown or not shown.strip() else ""
+    return fence + blank + shown.replace("|", "\\|") + blank + fence
 
 
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|inf|nan)")
@@ -179,9 +179,9 @@ def yaml_text(value: Any, **style: Any) -> str:
     import yaml
 
     style = {"width": float("inf"), **style}
-    said = str(yaml.safe_dump(value, allow_unicode=True, **style))
-    if all(map(_is_shown, said.split("\n"))):
-        return said
+    written = str(yaml.safe_dump(value, allow_unicode=True, **style))
+    if all(map(_is_shown, written.split("\n"))):
+        return written
     return str(yaml.safe_dump(value, allow_unicode=False, **style))
 
 

@@ -35,7 +35,7 @@ _LineFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__
 
 
 def _refused(error: Any, root: Any = None) -> BaseException:
-    """Say what is wrong with the line as every other error is said."""
+    """Print what is wrong with the line like every other error."""
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
         return cast(BaseException, error)
     from ckptkit.base.errors import UsageError, command
@@ -95,7 +95,7 @@ def _ending_in_order() -> Iterator[None]:
 _HEAD = "Examples: "
 _BETWEEN = " · "
 _KEEP_LINES = "\b\n"
-"""Before a paragraph it tells click not to wrap it."""
+"""Keeps click from wrapping the paragraph that follows."""
 
 
 def examples_in(help_text: str) -> list[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 cache_app = typer.Typer(
-    help="See, check and clear what lies in the cache folder (CKPTKIT_HOME).", no_args_is_help=True
+    help="Inspect, verify and clean the cache folder (CKPTKIT_HOME).", no_args_is_help=True
 )
 
 Ids = Annotated[
@@ -38,12 +38,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remo
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.add_typer(cache_app, name="cache", short_help="See, check and clear the cache folder.")
+    app.add_typer(cache_app, name="cache", short_help="Inspect, verify and clean the cache folder.")
 
 
 @cache_app.command("ls")
 def ls_command(context: typer.Context, ids: Ids = None) -> None:
-    """List what lies in the cache: sizes, last use, and whether it is intact as far as size and time tell.
+    """List what is in the cache: sizes, last use, and whether it is intact by size and time.
 
     Stale is what was unpacked or converted from other bytes than the entry's file has now.
 
@@ -194,7 +194,7 @@ def path_command(
         typer.Argument(metavar="[ID]", help="An entry that was fetched.", autocompletion=complete_fetched),
     ] = None,
 ) -> None:
-    """Print the cache folder, or where the checkpoint of an entry lies.
+    """Print the cache folder, or the path of an entry's checkpoint.
 
     Of several cache folders the one that is written to comes first.
 
@@ -263,8 +263,8 @@ def _warn_of_links(state: State, home: Home) -> None:
     from ckptkit.store.cache import KINDS, OTHER_DISK
 
     for single in home.homes:
-        for said in single.links(kinds=(*KINDS, "locks")):
-            state.output.warn(f"{said}; left as it is: {OTHER_DISK}")
+        for link in single.links(kinds=(*KINDS, "locks")):
+            state.output.warn(f"{link}; left as it is: {OTHER_DISK}")
 
 
 def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: bool) -> None:
@@ -319,16 +319,16 @@ def _total_cells(held: Sequence[Holding]) -> list[str]:
 
 
 def _state_in_words(holding: Holding) -> str:
-    said = []
+    states = []
     names = {"artefact": "file", "unpacked": "unpacked", "converted": "conversion", "unfinished": "download"}
     for item in holding.items:
         if item.kind == "unfinished":
             if item.path.suffix != ".json":
-                said.append(f"{item.state}: {human_bytes(item.size)}")
+                states.append(f"{item.state}: {human_bytes(item.size)}")
         elif item.state != "intact":
             what = item.path.name if item.kind == "converted" else names[item.kind]
-            said.append(f"{what} {item.state}")
-    return ", ".join(said) or "intact"
+            states.append(f"{what} {item.state}")
+    return ", ".join(states) or "intact"
 
 
 def _day(seconds: float) -> str:

@@ -326,14 +326,7 @@ def _as_json(plan: _Planned, heatmaps: Sequence[Heatmap]) -> list[dict[str, Any]
 
 
 def print_heatmaps(output: Output, shown: Sequence[tuple[str, str, Sequence[Heatmap]]]) -> None:
-    """Print a line for each heat map.
-
-    Parameters
-    ----------
-    output : Output
-    shown : sequence of (str, str, sequence of Heatmap)
-        The file written, the picture's name, and its heat maps.
-    """
+    """Print a line for each heat map."""
     columns = [
         Column("image"),
         Column("class"),

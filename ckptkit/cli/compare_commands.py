@@ -245,7 +245,7 @@ _COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}
 
 
 def _copies_in_words(inspection: Inspection) -> str:
-    """Which copies of the weights stand where."""
+    """Where each copy of the weights is."""
     if len(inspection.copies) == 1:
         (shown,) = inspection.copies
         return f"both copies, each in a state dict of its own; these are the {_COPY_NAMES[shown]}"
@@ -380,7 +380,7 @@ def diff(
         ),
     ] = 0.0,
     ignore_dtype: Annotated[
-        bool, typer.Option("--ignore-dtype", help="Another element type alone is no difference.")
+        bool, typer.Option("--ignore-dtype", help="Do not count another element type alone as a difference.")
     ] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="Compare metadata and settings too.")] = False,
     everything: Annotated[

@@ -37,7 +37,7 @@ _DESCRIPTION = 200
 
 
 def complete_ids(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Ids of the registry, those of the overlays on the line too, without those that stand there already."""
+    """Ids of the registry, those of the overlays on the line too, without those given already."""
     given = _given(ctx)
     return [id for id in _registry(ctx) if id.startswith(incomplete) and id not in given]
 
@@ -109,7 +109,7 @@ def complete_columns(incomplete: str) -> list[str]:
 
 
 def _registry(ctx: typer.Context) -> Registry:
-    """The entries, with the overlays that stand on the line; without those where one cannot be read."""
+    """The entries, with the overlays on the line; without those where one cannot be read."""
     from ckptkit.base.errors import CkptkitError
     from ckptkit.families import registry_families
     from ckptkit.registry import load_registry
@@ -128,7 +128,7 @@ def _fetched() -> list[str]:
 
 
 def _given(ctx: typer.Context) -> set[str]:
-    """What stands on the line already, of arguments that may be repeated."""
+    """What is on the line already, of arguments that may be repeated."""
     return {word for values in ctx.params.values() if isinstance(values, (list, tuple)) for word in values}
 
 

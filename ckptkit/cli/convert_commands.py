@@ -225,7 +225,7 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
 
 
 def _left_out_in_words(plan: Plan) -> Iterator[str]:
-    """What of the source is not in the result: by rule, and what is no tensor."""
+    """What of the source is not in the result: by rule, and what is not a tensor."""
     by_rule: dict[str, list[str]] = {}
     for name, rule in plan.left_out.items():
         by_rule.setdefault(rule, []).append(name)

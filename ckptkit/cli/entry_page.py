@@ -30,7 +30,7 @@ _html = partial(escaped, target="html")
 
 
 def list_page(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
-    """Return the page; default columns are what tells entries apart, and links to all that is published."""
+    """Return the page; default columns are what distinguishes entries, and links to all that is published."""
     fields = list(chosen or [field_named(key) for key in _KEYS])
     families = family_indices(item.row.family for item in items)
     body = Template(template("list.html", _TEMPLATES)).substitute(

@@ -39,31 +39,15 @@ class Listed:
 
 @dataclass(frozen=True)
 class Field:
-    """One thing that a list can show of an entry.
+    """One thing that a list can show of an entry."""
 
-    Parameters
-    ----------
-    key : str
-        Its name for ``--columns`` and ``--sort``, and in JSON.
-    heading : str
-    value : callable
-        The value as it is: for JSON, CSV and sorting.
-    text : callable, optional
-        How a person reads it; by default the value itself.
-    short : callable, optional
-        The same in fewer letters, for narrow terminals.
-    short_heading : str, optional
-    numeric : bool
-        Right-aligned.
-    """
-
-    key: str
+    key: str  # its name for --columns and --sort, and in JSON
     heading: str
-    value: Callable[[Listed], Any]
-    text: Callable[[Listed], str] | None = None
-    short: Callable[[Listed], str] | None = None
+    value: Callable[[Listed], Any]  # for JSON, CSV and sorting
+    text: Callable[[Listed], str] | None = None  # how a person reads it, where not as the value itself
+    short: Callable[[Listed], str] | None = None  # the same in fewer letters, for narrow terminals
     short_heading: str | None = None
-    numeric: bool = False
+    numeric: bool = False  # right-aligned
 
     def shown(self, item: Listed, *, brief: bool = False) -> str:
         """Return the cell of a table."""
@@ -224,16 +208,7 @@ def fields_named(names: str | None) -> list[Field] | None:
 
 
 def ordered(items: Iterable[Listed], key: str, *, reverse: bool) -> list[Listed]:
-    """Sort by a field; what is not known comes last in either direction.
-
-    Parameters
-    ----------
-    items : iterable of Listed
-    key : str
-        Name of a field; ``-`` in front of it sorts downwards.
-    reverse : bool
-        Turn the direction round.
-    """
+    """Sort by a field; what is not known comes last in either direction."""
     field = field_named(key.removeprefix("-"))
     down = key.startswith("-") is not reverse
     known = [item for item in items if field.value(item) is not None]
@@ -312,14 +287,7 @@ _Group = tuple[str, str | None, bool | None, str]
 
 
 def as_markdown(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
-    """Return the as_markdown, each under a heading.
-
-    Parameters
-    ----------
-    items : sequence of Listed
-    chosen : sequence of Field, optional
-        Columns; by default those of the published as_markdown, and of them only the ones that say something.
-    """
+    """Return the as_markdown, each under a heading."""
     groups: dict[_Group, list[Listed]] = {}
     for item in items:
         row = item.row
@@ -348,12 +316,12 @@ def _markdown_table(key: _Group, items: Sequence[Listed], chosen: Sequence[Field
 def _markdown_heading(key: _Group, items: Sequence[Listed]) -> str:
     """Say what the rows share: ``MOAT, strong, with position embedding (deeplab2 layout)``."""
     family, group, pos_emb, layout = key
-    # The family's own spelling stands inside the display names: tiny-MOAT-0, MogaNet-XT.
+    # The family's own spelling is in the display names: tiny-MOAT-0, MogaNet-XT.
     parts = items[0].row.display_name.split("-")
     title = next((part for part in parts if part.lower() == family), family)
     embedding = None if pos_emb is None else f"{'with' if pos_emb else 'without'} position embedding"
-    said = ", ".join(part for part in (title, group, embedding) if part)
-    return f"{escaped(said, 'markdown')} ({escaped(layout, 'markdown')} layout)"
+    shared = ", ".join(part for part in (title, group, embedding) if part)
+    return f"{escaped(shared, 'markdown')} ({escaped(layout, 'markdown')} layout)"
 
 
 def _markdown_capital(field: Field) -> str:

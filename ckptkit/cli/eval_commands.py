@@ -84,7 +84,7 @@ def evaluate(
     device: DeviceOption = "auto",
     framework: FrameworkOption = "torch",
     check: Annotated[
-        bool, typer.Option("--check", help="Return 1 when a published figure lies outside.")
+        bool, typer.Option("--check", help="Return 1 when a published figure is outside.")
     ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Return 0 although some images cannot be decoded.")
@@ -106,7 +106,7 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
 
-    A published figure agrees when a value that rounds to it lies in the 95% (Wilson) interval of the measured
+    A published figure agrees when a value that rounds to it is in the 95% (Wilson) interval of the measured
     one. Needs Pillow and PyTorch, TensorFlow or ONNX Runtime. Interrupted, the same command goes on where it
     was. Started by torchrun, the processes share the images. Images that cannot be decoded count neither way;
     they are named, and without --skip-bad the command returns 5.
@@ -190,9 +190,9 @@ def print_report(output: Output, report: Evaluation) -> None:
     output.text(f"{report.name}: {chosen}, {report.classes:,} classes")
     output.text(f"  images    {report.data}; {report.rule}")
     output.text(f"  input     {report.preprocessing}")
-    said = [f"{key} {str(value).lower()}" for key, value in report.settings.items()]
-    if said:
-        output.text(f"  settings  {', '.join(said)}")
+    settings = [f"{key} {str(value).lower()}" for key, value in report.settings.items()]
+    if settings:
+        output.text(f"  settings  {', '.join(settings)}")
     output.text(f"  model     {report.variant}, {report.versions}, {_device(report)}")
     columns = [
         Column("accuracy"),

@@ -43,7 +43,7 @@ def export(
             tuple(TARGETS),
             help="hf: a folder for the Hugging Face hub, which create_model loads. "
             "backbone: headless weights as dense-prediction code loads them. "
-            "onnx (also said by an --output that ends so), saved-model: a graph that runs without ckptkit.",
+            "onnx (also by an --output that ends in .onnx), saved-model: a graph that runs without ckptkit.",
         ),
     ] = None,
     output: Annotated[

@@ -279,9 +279,9 @@ def _sources(row: Entry) -> list[str]:
         lines.append(f"  {number}. {source.url}")
         statistics = {True: "has BatchNorm statistics", False: "lacks BatchNorm statistics", None: None}
         marks = [statistics[source.bn_statistics], "by hand only" if source.manual else None]
-        said = "; ".join(text for text in [*marks, source.note] if text)
-        if said:
-            lines.append(f"     {said}")
+        remarks = "; ".join(text for text in [*marks, source.note] if text)
+        if remarks:
+            lines.append(f"     {remarks}")
     return lines
 
 

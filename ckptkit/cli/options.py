@@ -1,4 +1,4 @@
-"""What the global options said, and the options that several commands share."""
+"""The state that global options set, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -27,24 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class State:
-    """Global options of one run.
-
-    Parameters
-    ----------
-    output : Output
-        The sink.
-    offline : bool
-        Never touch the network.
-    registries : tuple of Path
-        ``--registry`` files, later overrides earlier; come after ``CKPTKIT_REGISTRY``'s.
-    mirrors : tuple of str
-        ``--mirror FROM=TO`` rules, before ``CKPTKIT_MIRROR``'s.
-    """
+    """Global options of one run."""
 
     output: Output = field(default_factory=Output)
     offline: bool = False
-    registries: tuple[Path, ...] = ()
-    mirrors: tuple[str, ...] = ()
+    registries: tuple[Path, ...] = ()  # --registry: later overrides earlier; after CKPTKIT_REGISTRY's
+    mirrors: tuple[str, ...] = ()  # --mirror FROM=TO rules, before CKPTKIT_MIRROR's
     _spool: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def workspace(self) -> Workspace:
@@ -62,15 +50,7 @@ class State:
         )
 
     def spooled_input(self) -> Path:
-        """Copy standard input into a temporary file, which is there until the command ends.
-
-        Raises
-        ------
-        UsageError
-            Standard input is a terminal, or was read before.
-        StorageError
-            The disk refuses.
-        """
+        """Copy standard input into a temporary file, which is there until the command ends."""
         from ckptkit.base.errors import UsageError, storage_error
 
         if self._spool is not None:
@@ -118,19 +98,7 @@ class WhichWeights(str, Enum):
 def one_of_these(
     named: Callable[[str], str], names: Sequence[str], param: str | None = None, **more: Any
 ) -> Any:
-    """An option that takes one of several names, or another word for one of them.
-
-    Parameters
-    ----------
-    named : callable
-        Gives the name that a word means; raises UsageError for any other.
-    names : sequence of str
-        Shown in the help, and offered to a shell.
-    param : str, optional
-        The option, where it is not called as its parameter.
-    **more
-        Of `typer.Option`.
-    """
+    """An option that takes one of several names, or another word for one of them."""
     return typer.Option(
         *([param] if param else []),
         parser=named,
@@ -186,7 +154,7 @@ SettingOptions = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting that no tensor tells, such as attn_force_fp32=true; may be repeated.",
+        help="A setting that tensors do not show, such as attn_force_fp32=true; may be repeated.",
     ),
 ]
 

@@ -144,7 +144,7 @@ def logs(
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The figure that tells the best epoch; a wrong one lists them all."
+            metavar="NAME", help="The figure that decides the best epoch; a wrong one lists them all."
         ),
     ] = None,
     all_epochs: Annotated[bool, typer.Option("--all-epochs", help="A row for every epoch.")] = False,
@@ -243,17 +243,17 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
 
 
 def _log_verdict(log: TrainingLog, best: Epoch | None, name: str | None) -> str:
-    """Say how the best epoch stands beside the published figure."""
+    """The best epoch beside the published figure."""
     if name is None:
         return "no best epoch: no known loss or accuracy; choose a figure with --metric"
     heading = _HEADINGS.get(name, name)
     if best is None:
         return f"best {heading}: no epoch has a number"
     found, published = best.figure(name) or 0.0, log.published(name)
-    said = f"best {heading} {_figure_cell(name, found)} at epoch {best.number}"
+    best_of = f"best {heading} {_figure_cell(name, found)} at epoch {best.number}"
     if published is None:
-        return said + ("" if log.url else "; no published figure to set beside it")
-    return f"{said}, published {published:g}%: {found - published:+.2f}"
+        return best_of + ("" if log.url else "; no published figure to set beside it")
+    return f"{best_of}, published {published:g}%: {found - published:+.2f}"
 
 
 def _epochs(numbers: Sequence[int]) -> str:

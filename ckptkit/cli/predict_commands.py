@@ -134,7 +134,7 @@ class _ExtrasOf:
 
 @dataclass
 class _Run:
-    """Results as they come, and what will have to be said at the end."""
+    """Results as they come, and what is reported at the end."""
 
     output: Output
     show: Results

@@ -122,7 +122,7 @@ def _exactly(check: FigureCheck) -> str:
 
 
 def _beside(check: FigureCheck, report: ProfileReport) -> str:
-    """Tell how the published figure compares; whose it is where that does not go without saying."""
+    """How the published figure compares, and whose it is where that is not obvious."""
     if check.published is None:
         return f"not compared: {check.reason}"
     whose = "" if report.entry is None or report.entry.id == report.name else f" of {report.entry.id}"
@@ -184,13 +184,13 @@ def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
 
 
 def _by_reason(audits: Sequence[EntryAudit]) -> dict[str, list[str]]:
-    """Ids by what is said about a figure of theirs, since many rows of one table share a reason."""
+    """Ids by the reason of a verdict, since many rows of one table share a reason."""
     reasons: dict[str, list[str]] = {}
     for audit in audits:
         for one in audit.checks:
             if one.reason:
-                said = f"{one.verdict}: {_LABELS[one.figure]} {one.published or ''}: {one.reason}"
-                reasons.setdefault(said, []).append(audit.id)
+                reason = f"{one.verdict}: {_LABELS[one.figure]} {one.published or ''}: {one.reason}"
+                reasons.setdefault(reason, []).append(audit.id)
     return reasons
 
 

@@ -57,7 +57,7 @@ def add_command(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="FILE", help="The file itself: what is not said is told from its tensors."
+            "--checkpoint", metavar="FILE", help="The file itself: its tensors supply what is not given."
         ),
     ] = None,
     state_dict: StateDictOption = None,
@@ -126,7 +126,7 @@ def add_command(
 ) -> None:
     """Add an entry to a registry file of your own, made if need be.
 
-    What the options do not say is told from the tensors of --checkpoint: family, variant, format, layout,
+    What the options leave open comes from the tensors of --checkpoint: family, variant, format, layout,
     position embedding, and settings that a converted file carries. Nothing else is filled in. Comments and
     order of the file are kept, and it is written only if it then loads. An id of a registry below is
     overridden in what is given here.
@@ -144,7 +144,7 @@ def add_command(
         from ckptkit.base.errors import UsageError
 
         raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
-    told = parse_settings(settings)
+    options = parse_settings(settings)
     fields = {
         "family": family or _family_of(variant),
         "variant": variant,
@@ -163,24 +163,24 @@ def add_command(
         "normalization": normalization,
         "note": note,
     }
-    said = {**{name: value for name, value in fields.items() if value is not None}, **told}
+    given = {**{name: value for name, value in fields.items() if value is not None}, **options}
     facts = None
     if checkpoint is not None:
         from ckptkit.workspace import Located
 
         located = Located(checkpoint).chosen(state_dict, strip_prefix)
         facts = checkpoint_facts(located, variant=variant)
-        said = _with_recognised(facts, said)
+        given = _with_recognised(facts, given)
     addition = preview_addition(
-        target, id, urls, said, below=below, families=registry_families(), force=force
+        target, id, urls, given, below=below, families=registry_families(), force=force
     )
-    _check_model(addition.entry, told)
+    _check_model(addition.entry, options)
     if pin and checkpoint is not None:
-        said |= observed_fields(checkpoint, urls[0], state.output.progress)
+        given |= observed_fields(checkpoint, urls[0], state.output.progress)
         addition = preview_addition(
-            target, id, urls, said, below=below, families=registry_families(), force=force
+            target, id, urls, given, below=below, families=registry_families(), force=force
         )
-    _tell(state, addition, said, facts)
+    _tell(state, addition, given, facts)
     entry, edit = addition.entry, addition.edit
     if edit.changes and not dry_run:
         edit.write()
@@ -242,30 +242,30 @@ def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
 
 
 def _family_of(variant: str | None) -> str | None:
-    """No two families have a variant of the same name, so it tells the family."""
+    """No two families have a variant of the same name, so it determines the family."""
     from ckptkit.families.base import family_of_variant
 
     return None if variant is None else family_of_variant(variant).name
 
 
-def _with_recognised(facts: CheckpointFacts, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what a file tells of itself to what is said, which it must not contradict."""
+def _with_recognised(facts: CheckpointFacts, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what a file shows to what was given, which must not contradict it."""
     from ckptkit.base.errors import UsageError
 
     for name, found in facts.recognised.items():
-        if said.get(name, found) != found:
+        if given.get(name, found) != found:
             raise UsageError(
-                f"{facts.path}: its {name} is {_shown(found)}, not {_shown(said[name])}",
-                hint=f"leave --{name.replace('_', '-')} out: --checkpoint tells it",
+                f"{facts.path}: its {name} is {_shown(found)}, not {_shown(given[name])}",
+                hint=f"leave --{name.replace('_', '-')} out: --checkpoint shows it",
             )
-    return {**facts.recognised, **facts.settings, **said}
+    return {**facts.recognised, **facts.settings, **given}
 
 
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
+def _check_model(entry: Entry, options: Mapping[str, Any]) -> None:
     """Refuse what the family does not have: the variant, its layout in this format, a setting."""
     from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families import registry_families
@@ -275,10 +275,10 @@ def _check_model(entry: Entry, told: Mapping[str, Any]) -> None:
 
     for name, what in family_faults(entry, registry_families()):
         raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
-    known_settings(get_family(entry.family), told=told)
+    known_settings(get_family(entry.family), told=options)
 
 
-def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: CheckpointFacts | None) -> None:
+def _tell(state: State, addition: Addition, given: Mapping[str, Any], facts: CheckpointFacts | None) -> None:
     """Say what follows from the entry that the options do not show."""
     from ckptkit.families.base import get_family
     from ckptkit.families.settings import known_settings, missing_settings
@@ -288,39 +288,28 @@ def _tell(state: State, addition: Addition, said: Mapping[str, Any], facts: Chec
         state.output.note(
             f"{entry.id}: overrides the entry of {addition.overrides}; what is not given here stays as there"
         )
-    if entry.sha256 and "sha256" not in said:
+    if entry.sha256 and "sha256" not in given:
         state.output.note(f"{entry.id}: the checksum pinned before still holds; another file needs --pin")
     if facts and facts.copies and entry.weights is None:
         state.output.note(
-            f"{facts.path} holds two copies of the weights, and no tensor tells which one the published "
-            "accuracy belongs to: --weights ema or raw says it; ema is taken meanwhile"
+            f"{facts.path} holds two copies of the weights, and no tensor shows which one the published "
+            "accuracy belongs to: --weights ema or raw says it; ema is used until then"
         )
     family = get_family(entry.family)
     for key in missing_settings(family, known_settings(family, entry=entry)):
         state.output.note(
-            f"{entry.id}: {key} is not said, so every command that runs the model will ask for it; "
+            f"{entry.id}: {key} is not given, so every command that runs the model will ask for it; "
             f"--set {key}=true or false"
         )
 
 
 _REGISTRY_WORDS = {"keras-h5": "keras"}
-"""Layouts that are one to the registry, where the format tells them apart."""
+"""Layouts that are one to the registry, where the format distinguishes them."""
 
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a file tells of itself.
-
-    Parameters
-    ----------
-    path : Path
-    recognised : mapping of str to Any
-        Fields of an entry that its tensors and its container leave no choice about.
-    settings : mapping of str to Any
-        Behaviour settings that its metadata states, as converted files have it.
-    copies : bool
-        Whether it holds two copies of the weights.
-    """
+    """What a file tells of itself."""
 
     path: Path
     recognised: Mapping[str, Any]
@@ -329,24 +318,7 @@ class CheckpointFacts:
 
 
 def checkpoint_facts(located: Located, *, variant: str | None = None) -> CheckpointFacts:
-    """Recognise a file.
-
-    Parameters
-    ----------
-    located : Located
-        Any supported file, folder or prefix.
-    variant : str, optional
-        What the user says it is of.
-
-    Raises
-    ------
-    NotFoundError
-        No such file, or no such variant.
-    FormatError
-        A damaged or unsupported file.
-    ConversionError
-        A file of no known family, or unlike the variant.
-    """
+    """Recognise a file."""
     from ckptkit.families.base import require_recognition
     from ckptkit.families.settings import known_settings
 
@@ -376,24 +348,7 @@ def _has_two_copies(reader: Reader, recognition: Recognition) -> bool:
 def observed_fields(
     path: Path, url: str, progress: Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 ) -> dict[str, Any]:
-    """Return sha256, size and their provenance of a local file that is to be the one at a URL.
-
-    Parameters
-    ----------
-    path : Path
-        The file as published.
-    url : str
-        Where it is published.
-    progress : callable
-        Opens a display for (description, total bytes).
-
-    Raises
-    ------
-    UsageError
-        When it is no single file.
-    StorageError
-        When it cannot be read.
-    """
+    """Return sha256, size and their provenance of a local file that is to be the one at a URL."""
     from datetime import datetime, timezone
 
     from ckptkit.base.errors import UsageError
@@ -402,7 +357,7 @@ def observed_fields(
     if not path.is_file():
         raise UsageError(
             f"{path} is not one file, and only the file as published has a checksum to pin",
-            hint="give the file that lies at the URL, such as the .tar.gz, or leave --pin out",
+            hint="give the file at the URL, such as the .tar.gz, or leave --pin out",
         )
     with progress(f"hashing {path}", path.stat().st_size) as advance:
         digests = hash_file(path, ("sha256",), advance=advance)

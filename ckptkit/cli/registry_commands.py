@@ -129,7 +129,7 @@ def pin_command(
 ) -> None:
     """Write the observed sha256, size and time of fetched files into a registry file.
 
-    What was observed stands in the cache and in the lock file. Comments and order are kept. The checksum is
+    What was observed is in the cache and in the lock file. Comments and order are kept. The checksum is
     that of the file you fetched, not the publisher's word: the entry says when and from where it was
     observed, and which of the server's checksums held.
 
@@ -155,19 +155,7 @@ registry_app.command("add")(add_command)
 
 
 def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, force: bool) -> list[Pin]:
-    """Pins of the entries asked for, or of all that were ever fetched here.
-
-    Raises
-    ------
-    UsageError
-        When both ids and all are asked for, or neither; when only the lesser upload of an entry was fetched.
-    NotFoundError
-        When an entry, or with ``all_entries`` every entry, was never fetched here.
-    IntegrityError
-        When what was observed contradicts an earlier pin, or the cache contradicts the lock file.
-    FormatError
-        When the lock file is damaged.
-    """
+    """Pins of the entries asked for, or of all that were ever fetched here."""
     from ckptkit.store.cache import Home
     from ckptkit.store.lockfile import LockFile
 
@@ -277,9 +265,9 @@ def _provenance_note(record: Record) -> str | None:
     """Say how the bytes came and what they were compared with, where that is more than the URL says."""
     hashes = " and ".join(sorted(record.server_hashes))
     elsewhere = record.used_url not in ("", record.url)
-    told = [
+    parts = [
         record.note,
         f"published at {record.url}" if elsewhere else "",
         f"the server's {hashes} held" if hashes else "",
     ]
-    return "; ".join(text for text in told if text) or None
+    return "; ".join(text for text in parts if text) or None

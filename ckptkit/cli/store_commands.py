@@ -237,13 +237,13 @@ def _fetch_one(
 
 def _checked_by(fetched: Fetched) -> str:
     """Say what the bytes were compared with: a person must know when it was nothing."""
-    said_by: dict[str, list[str]] = {}
+    by_origin: dict[str, list[str]] = {}
     for promise in fetched.held:
         server = not promise.origin.startswith(("the ", "GitHub"))
-        said_by.setdefault("the server" if server else promise.origin, []).append(promise.algorithm)
-    told = [f"{' and '.join(sorted(set(kinds)))} as {who} says" for who, kinds in said_by.items()]
+        by_origin.setdefault("the server" if server else promise.origin, []).append(promise.algorithm)
+    held = [f"{' and '.join(sorted(set(kinds)))} as {who} says" for who, kinds in by_origin.items()]
     sha256 = f"sha256 {fetched.record.sha256}"
-    return "; ".join([*told, sha256] if told else ["nobody publishes a checksum to compare with", sha256])
+    return "; ".join([*held, sha256] if held else ["nobody publishes a checksum to compare with", sha256])
 
 
 def _as_json(fetched: Fetched) -> dict[str, Any]:

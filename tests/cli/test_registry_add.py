@@ -135,14 +135,14 @@ def test_what_no_tensor_tells_is_said_to_be_open(run: Runner, tmp_path: Path, mo
     done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, "--resolution", "192")
     assert done.code == 0
     assert f"{moganet} holds two copies of the weights" in done.err and "--weights ema or raw" in done.err
-    assert "xt: attn_force_fp32 is not said" in done.err
+    assert "xt: attn_force_fp32 is not given" in done.err
     entry = entry_in(mine, "xt")
     assert (entry["layout"], entry["format"]) == ("torch", "torch")
     assert (entry["train_resolution"], entry["test_resolution"]) == (192, 192)
     assert not {"weights", "attn_force_fp32", "pos_emb", "sha256"} & set(entry)
     told = ("--set", "attn_force_fp32=true", "--weights", "raw")
     done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, *told, "--force")
-    assert done.code == 0 and "two copies" not in done.err and "is not said" not in done.err
+    assert done.code == 0 and "two copies" not in done.err and "is not given" not in done.err
     assert entry_in(mine, "xt") == {**entry, "weights": "raw", "attn_force_fp32": True}
 
 
