@@ -368,14 +368,14 @@ class Reader(ABC):
 
 
 def bytes_of(reader: Reader, name: str) -> RawTensor:
-    """The bytes of one tensor in C order: as they lie in the file, or a copy where they do not lie so."""
+    """The bytes of one tensor in C order: those of the file, or a copy where the file has another order."""
     raw = reader.raw(name)
     if raw is not None:
         return raw
     import numpy
 
     array = reader.read(name)
-    if array.dtype.names:  # numpy would copy a record's fields, and not what lies between them
+    if array.dtype.names:  # numpy would copy a record's fields, and not what is between them
         array = array.view(f"V{array.itemsize}")
     copied: Array = numpy.array(array, order="C").reshape(-1).view(numpy.uint8)
     return RawTensor(reader.specs[name].shape, copied.data)

@@ -82,7 +82,7 @@ def is_unpacked_torch(folder: Path) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """What is in a folder, less what nobody meant to be there."""
+    """What is in a folder, without hidden files of other programs and our own temporary ones."""
     names = []
     try:
         with os.scandir(folder) as entries:

@@ -79,22 +79,22 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def told(hint: str | None, path: Path) -> str | None:
+def filled(hint: str | None, path: Path) -> str | None:
     """Fill a path into a hint; what comes behind ``python:`` is code, which may write an ``.npz``."""
     if hint is None:
         return None
-    said, found, code = hint.partition("python: ")
+    before, found, code = hint.partition("python: ")
     if not found:
         return hint.replace("{path}", quoted(path))
     result = path.with_suffix(".npz") if path.suffix else path.with_name(f"{path.name}.npz")
     for mark, filled in (("{path}", path), ("{absolute}", path.absolute()), ("{npz}", result)):
         code = code.replace(mark, json.dumps(str(filled)))
-    return f"{said}python -c {shlex.quote(code)}"
+    return f"{before}python -c {shlex.quote(code)}"
 
 
 def _starts(magic: bytes, what: str, hint: str | None = None) -> _Kind:
     def kind(sample: Sample) -> Foreign | None:
-        return Foreign(what, told(hint, sample.path)) if sample.head.startswith(magic) else None
+        return Foreign(what, filled(hint, sample.path)) if sample.head.startswith(magic) else None
 
     return kind
 
@@ -107,7 +107,7 @@ def _reads(
     def kind(sample: Sample) -> Foreign | None:
         fits = sample.text.startswith(beginnings) and _is_text(sample.head.removeprefix(_BOM))
         if fits and (not within or any(word in sample.text for word in within)):
-            return Foreign(what, told(hint, sample.path))
+            return Foreign(what, filled(hint, sample.path))
         return None
 
     return kind
@@ -123,9 +123,9 @@ def _web_page(sample: Sample) -> Foreign | None:
     lower = sample.head.lower()
     begin = lower.find(b">", lower.find(b"<title")) + 1
     end = lower.find(b"</title>", begin)
-    said = f" ({_quote(sample.head[begin:end])})" if b"<title" in lower and 0 < begin < end else ""
+    title = f" ({_quote(sample.head[begin:end])})" if b"<title" in lower and 0 < begin < end else ""
     return Foreign(
-        f"an HTML page{said}", "the download gave a web page: fetch it again, or from another source"
+        f"an HTML page{title}", "the download gave a web page: fetch it again, or from another source"
     )
 
 
@@ -205,7 +205,7 @@ class _Message:
 
 
 def _message(sample: Sample) -> _Message | None:
-    """Walk over a file's fields, up to some number of them; None where it is no message."""
+    """Walk over a file's fields, up to some number of them; None where it is not a message."""
     found: list[tuple[int, int | bytes]] = []
     position = 0
     try:
@@ -246,9 +246,9 @@ def _versioned(message: _Message, version: int, path: Path) -> Foreign | None:
     """A message that begins with a number."""
     numbers = message.numbers
     if isinstance(message.first(7), bytes) and numbers <= {*range(1, 10), 14, 20, 25, 26}:
-        return Foreign("an ONNX model", told(_ONNX, path))
+        return Foreign("an ONNX model", filled(_ONNX, path))
     if version == 1 and numbers == {1, 2}:
-        return Foreign("the graph of a SavedModel, without its variables", told(_SAVED_MODEL, path))
+        return Foreign("the graph of a SavedModel, without its variables", filled(_SAVED_MODEL, path))
     if max(numbers) >= 200:
         return Foreign("a Core ML model", "give the checkpoint it was converted from")
     return None
@@ -260,7 +260,7 @@ def _of_parts(message: _Message, path: Path) -> Foreign | None:
     if not isinstance(first, bytes):
         return None
     if numbers & {2, 100} and numbers <= {1, 2, 3, 4, 5, 6, 7, 8, 100} and _is_name(first):
-        return Foreign("a Caffe model", told(_BY_HAND.replace("{it}", "Caffe"), path))
+        return Foreign("a Caffe model", filled(_BY_HAND.replace("{it}", "Caffe"), path))
     if first[:1] == b"\x0a" and _is_name(first[2 : 2 + first[1]] if len(first) > 1 else b""):
         return Foreign("a frozen TensorFlow graph", "give the checkpoint or the SavedModel it was made from")
     return _graph_of_checkpoint(path) if {1, 2} <= numbers <= set(range(1, 8)) else None
@@ -353,7 +353,7 @@ def _msgpack(sample: Sample) -> Foreign | None:
         length, start = int.from_bytes(head[start : start + 1], "big"), start + 1
     if not length or not _is_name(head[start : start + length]):
         return None
-    return Foreign("a msgpack file, as Flax writes its parameters", told(_FLAX, sample.path))
+    return Foreign("a msgpack file, as Flax writes its parameters", filled(_FLAX, sample.path))
 
 
 def _events(sample: Sample) -> Foreign | None:
@@ -367,7 +367,7 @@ def _named(sample: Sample) -> Foreign | None:
     name, head = sample.path.name, sample.head
     if name.endswith(".weights") and head[:12] in _DARKNET:
         return Foreign(
-            "a Darknet weights file", told(_BY_HAND.replace("{it}", "a Darknet reader"), sample.path)
+            "a Darknet weights file", filled(_BY_HAND.replace("{it}", "a Darknet reader"), sample.path)
         )
     prefix, found, _ = name.rpartition(".data-")
     if found and re.fullmatch(r"\d{5}-of-\d{5}", name[len(prefix) + len(found) :]):
@@ -423,8 +423,8 @@ def _zlib(sample: Sample) -> Foreign | None:
     except zlib.error:
         return None
     if inside.startswith(b"\x80"):
-        return Foreign("a pickle packed with zlib, as joblib writes it", told(_JOBLIB, sample.path))
-    return Foreign("a single file packed with zlib", told(_ZLIB, sample.path))
+        return Foreign("a pickle packed with zlib, as joblib writes it", filled(_JOBLIB, sample.path))
+    return Foreign("a single file packed with zlib", filled(_ZLIB, sample.path))
 
 
 _JOBLIB = _BY_HAND.replace("{it}", "joblib")
@@ -440,7 +440,7 @@ def foreign_pickle(sample: Sample) -> Foreign | None:
         return None
     start = sample.read(0, 64 << 10)
     if b"joblib.numpy_pickle" in start:
-        return Foreign("a joblib pickle", told(_JOBLIB, sample.path))
+        return Foreign("a joblib pickle", filled(_JOBLIB, sample.path))
     return None
 
 
@@ -468,7 +468,7 @@ def _table(sample: Sample) -> Foreign | None:
 
 def tf_v1(path: Path) -> Foreign:
     """A whole checkpoint of TensorFlow's first format."""
-    return Foreign("a TensorFlow V1 checkpoint", told(_TF_V1, path))
+    return Foreign("a TensorFlow V1 checkpoint", filled(_TF_V1, path))
 
 
 _CHECK = "check that it is the file you meant"
@@ -548,11 +548,11 @@ _CONTAINERS: tuple[_Kind, ...] = (
 def of_zip(path: Path, names: Collection[str]) -> Foreign:
     """What a zip archive is in which no format's reader found its own."""
     if any(name.endswith("/archive_format") for name in names):
-        return Foreign("a program saved by torch.export", told(_EXPORTED, path))
+        return Foreign("a program saved by torch.export", filled(_EXPORTED, path))
     if "MAR-INF/MANIFEST.json" in names:
         return Foreign("a TorchServe archive", f"unpack it first: {_unzip(path)}")
     if "schema.json" in names:
-        return Foreign("a skops file (scikit-learn)", told(_BY_HAND.replace("{it}", "skops"), path))
+        return Foreign("a skops file (scikit-learn)", filled(_BY_HAND.replace("{it}", "skops"), path))
     if "[Content_Types].xml" in names:
         return Foreign("an Office document", _CHECK)
     if "META-INF/MANIFEST.MF" in names:
@@ -561,7 +561,7 @@ def of_zip(path: Path, names: Collection[str]) -> Foreign:
 
 
 def of_archive(path: Path, names: Collection[str]) -> Foreign:
-    """What a tar archive is that holds no TensorFlow checkpoint."""
+    """What a tar archive without a TensorFlow checkpoint is."""
     folder = path.with_name(f"{path.name}.unpacked")
     unpack = f"mkdir {quoted(folder)} && tar -xf {quoted(path)} -C {quoted(folder)}"
     return _archive("tar archive", path, names, unpack)
@@ -618,7 +618,7 @@ def of_folder(folder: Path, names: Collection[str]) -> Foreign | None:
     if parts:
         return Foreign("a torch.distributed checkpoint (DCP) without its .metadata", _AGAIN)
     if not _ORBAX.isdisjoint(names):
-        return Foreign("an Orbax checkpoint (JAX)", told(_ORBAX_RESTORED, _orbax_item(folder, names)))
+        return Foreign("an Orbax checkpoint (JAX)", filled(_ORBAX_RESTORED, _orbax_item(folder, names)))
     if not _ZARR.isdisjoint(names):
         return Foreign("a checkpoint of zarr arrays (T5X)", _BY_HAND.replace("{it}", "zarr"))
     if "Manifest.json" in names and "Data" in names:

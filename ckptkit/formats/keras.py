@@ -19,7 +19,7 @@ from pathlib import Path
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, Piece, TensorSpec
 from ckptkit.base.text import counted
-from ckptkit.formats.foreign import quoted, told
+from ckptkit.formats.foreign import filled, quoted
 from ckptkit.formats.hdf5_reader import (
     BRAIN_FLOAT,
     NEITHER,
@@ -135,7 +135,7 @@ class KerasH5Reader(MappedReader):
             raise FormatError(
                 self.path,
                 f"is {kind}, not Keras weights (it holds {sample})",
-                hint=told(_DATASETS, self.path) if datasets else "give the file with the model's weights",
+                hint=filled(_DATASETS, self.path) if datasets else "give the file with the model's weights",
             )
 
     def _read(self, name: str) -> Array:

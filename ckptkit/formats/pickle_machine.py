@@ -22,7 +22,7 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 
 MAX_PICKLE_BYTES = 64 << 20
-"""A checkpoint's pickle has some 400 bytes per tensor; the tensors themselves lie outside."""
+"""A checkpoint's pickle has some 400 bytes per tensor; the tensors themselves are outside."""
 
 _MAX_LINE = 4096
 _MAX_NAME = 1000
@@ -358,13 +358,13 @@ class PickleMachine:
     def call(self, function: object, args: object) -> object:
         """Record a call, or let the handler of that name answer it."""
         if not isinstance(args, tuple):
-            raise ValueError("call arguments that are no tuple")
+            raise ValueError("call arguments that are not a tuple")
         self._budget.spend(steps=_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
             self.note(function.name, args)
             return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
         if not isinstance(function, GlobalName):
-            raise ValueError(f"a call of something that is no function ({type(function).__name__})")
+            raise ValueError(f"a call of something that is not a function ({type(function).__name__})")
         handler = self._handlers.get(function.name)
         if handler is None:
             self.note(function.name, args)
@@ -382,7 +382,7 @@ class PickleMachine:
         return len(argument) if isinstance(argument, (str, bytes, Blob)) else 0
 
     def persistent(self, identifier: object) -> object:
-        """What a persistent id stands for."""
+        """What a persistent id means."""
         self._budget.spend(steps=_CALL_COST)
         return self._persistent_load(identifier)
 
@@ -412,7 +412,7 @@ class PickleMachine:
     def new_object_with_names(self, kind: object, args: object, names: object) -> Inert:
         """Record a construction with keyword arguments."""
         if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
-            raise ValueError("a call of something that is no class")
+            raise ValueError("a call of something that is not a class")
         self._budget.spend(steps=_CALL_COST)
         self.note(kind.name, args)
         return Inert(kind.name, args, state=names)

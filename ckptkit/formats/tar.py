@@ -173,7 +173,7 @@ def _zstd_module() -> Any:
 
 
 def decompressed(path: Path, raw: BinaryIO) -> _Readable:
-    """Undo the compression of an open file, whatever it is; FormatError when it holds no archive."""
+    """Undo the compression of an open file, whatever it is; FormatError when it is not an archive."""
     head = raw.read(TAR_BLOCK)
     raw.seek(0)
     if not is_archive(head):
@@ -383,7 +383,7 @@ def members_in_place(path: Path, file: BinaryIO, *, most: int) -> Iterator[tarfi
         if member.isdir():
             continue
         if not member.isfile() or member.issparse():
-            what = "a link" if member.issym() or member.islnk() else "no plain file"
+            what = "a link" if member.issym() or member.islnk() else "not a plain file"
             raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
         if member.offset_data + member.size > headers.size:
             raise FormatError(path, "truncated inside a member", offset=member.offset_data)
@@ -503,7 +503,7 @@ class SafeMember:
 def iter_safe_members(
     path: Path, *, limits: TarLimits = DEFAULT_LIMITS, source: BinaryIO | None = None
 ) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
-    """Walk over the files and folders of a tar archive in the order they stand."""
+    """Walk over the files and folders of a tar archive in their order."""
     with contextlib.ExitStack() as stack:
         try:
             raw = source or stack.enter_context(path.open("rb"))

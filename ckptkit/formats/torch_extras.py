@@ -58,7 +58,7 @@ def describe(value: object, limit: int = _MAX_TEXT) -> str:
 
 
 def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
-    r"""Describe all that lies beside the state dicts; tables and objects with attributes one level deep.
+    r"""Describe everything beside the state dicts; tables and objects with attributes one level deep.
 
     Each text is one line, but for texts that are several lines in the file itself, such as a training
     configuration: those keep their lines (``\n``), and everything else in them that a terminal would obey is

@@ -1,4 +1,4 @@
-"""What the few names with a meaning in a PyTorch pickle stand for: storages, tensors, arrays, containers.
+"""What the few names with a meaning in a PyTorch pickle mean: storages, tensors, arrays, containers.
 
 The names and their arguments are those of ``torch/_utils.py``, ``torch/storage.py`` and numpy's
 ``__reduce__``. Nothing here imports torch; a tensor becomes a `TensorRef`, which says where its bytes are.
@@ -48,7 +48,7 @@ class TensorRef:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class UnsupportedTensor:
-    """A tensor that is no strided view of plain numbers."""
+    """A tensor that is not a strided view of plain numbers."""
 
     kind: str  # what it is, for people
 
@@ -65,7 +65,7 @@ def _axis(value: object, what: str) -> tuple[int, ...]:
     if isinstance(value, Inert) and value.name == "torch.Size":
         value = value.args[0] if value.args else ()
     if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMS:
-        raise ValueError(f"tensor {what} that is no list of at most {MAX_DIMS} numbers")
+        raise ValueError(f"tensor {what} that is not a list of at most {MAX_DIMS} numbers")
     return tuple(whole_number(number, f"tensor {what}") for number in value)
 
 
@@ -99,7 +99,7 @@ def storage_dtype(kind: object) -> str | None:
 
 def _torch_dtype(value: object) -> str:
     if not isinstance(value, GlobalName) or not value.name.startswith("torch."):
-        raise ValueError("a tensor whose dtype is no torch dtype")
+        raise ValueError("a tensor whose dtype is not a torch dtype")
     return value.name.removeprefix("torch.")
 
 
@@ -109,7 +109,7 @@ def parse_storage(identifier: object) -> StorageRef:
     ``("storage", class, key, location, count)``, with an optional ``(view key, offset, count)`` behind it.
     """
     if not isinstance(identifier, tuple) or not identifier or identifier[0] not in ("storage", b"storage"):
-        raise ValueError("a persistent id that is no storage")
+        raise ValueError("a persistent id that is not a storage")
     if len(identifier) not in (5, 6):
         raise ValueError(f"a storage described by {len(identifier)} values")
     _, kind, key, _, count, *view = identifier
@@ -357,7 +357,7 @@ def _dictionary(args: tuple[object, ...]) -> object:
     built: dict[object, object] = {}
     for pair in source:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError("a dictionary item that is no pair")
+            raise ValueError("a dictionary item that is not a pair")
         built[dictionary_key(pair[0])] = pair[1]
     return built
 

@@ -55,7 +55,7 @@ _MAX_DIGITS = 30
 _MAX_FILES = 20_000  # a process may have 65,530 maps
 _MAX_LOOKED_INTO = 1_000_000
 _MAX_BESIDE, _MAX_NOTED = 1000, 20
-"""Values that are no tensors: how many are told by name, and how many of those of a state dict are noted."""
+"""Values that are not tensors: how many are listed by name, and how many of a state dict are noted."""
 
 _TYPE_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 PREFIX = "module."
@@ -95,7 +95,7 @@ class TorchContents:
     members: CheckedMembers | None = None
 
     def refusal(self, path: Path) -> FormatError:
-        """What is said of a file that holds no weights and runs code when it is loaded."""
+        """The refusal of a file without weights that runs code when it is loaded."""
         return _running(path, self.would_run, "pickle" if self.kind else "torch")
 
 
@@ -273,7 +273,7 @@ def parse_metadata(file: MappedFile, raw: bytes | None) -> dict[str, str]:
     except (ValueError, RecursionError) as error:
         raise FormatError(file.path, "ckptkit's metadata record is not valid JSON") from error
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(file.path, "ckptkit's metadata record is no table of texts")
+        raise FormatError(file.path, "ckptkit's metadata record is not a table of texts")
     return found
 
 
@@ -534,7 +534,7 @@ def _described(value: object, limit: int) -> str:
 
 
 def _tensor(value: object, inside: _Inside) -> TensorRef | PickledArray | str | None:
-    """The tensor that a value of a state dict is, or why it cannot be carried; None where it is no tensor."""
+    """The tensor that a value of a state dict is, or why it cannot be carried; None for other values."""
     if isinstance(value, TensorRef):
         return value
     if isinstance(value, UnsupportedTensor):
@@ -548,7 +548,7 @@ def _tensor(value: object, inside: _Inside) -> TensorRef | PickledArray | str | 
 
 
 class _Inside:
-    """Looks into values that are no tensors themselves for tensors, such as packed parameters of a layer."""
+    """Looks for tensors inside other values, such as packed parameters of a layer."""
 
     def __init__(self) -> None:
         self._left = _MAX_LOOKED_INTO
@@ -603,11 +603,13 @@ def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -
         else:
             others += 1
             if others <= _MAX_NOTED:
-                found.notes.append(f"{_described(name, 80)} is no tensor ({_described(value, 80)}): skipped")
+                found.notes.append(
+                    f"{_described(name, 80)} is not a tensor ({_described(value, 80)}): skipped"
+                )
             if others <= _MAX_BESIDE:
                 found.beside[_described(name, 200)] = value
     if others > _MAX_NOTED:
-        found.notes.append(f"{others - _MAX_NOTED} more values are no tensors: skipped")
+        found.notes.append(f"{others - _MAX_NOTED} more values are not tensors: skipped")
     return found if as_saved else _without_prefix(found)
 
 
@@ -660,7 +662,7 @@ class TorchReader(MappedReader):
                     contents.root,
                     wanted=state_dict,
                     weights=weights,
-                    said=lambda value: _described(value, 120),
+                    described=lambda value: _described(value, 120),
                     kind=contents.kind,
                 )
             except FormatError as error:
@@ -845,7 +847,7 @@ class TorchReader(MappedReader):
         return specs
 
     def _spec(self, name: str, tensor: TensorRef) -> TensorSpec | str:
-        """Check that a tensor lies inside its storage and its storage inside the file.
+        """Check that a tensor is inside its storage and its storage inside the file.
 
         A text says why it cannot be carried.
         """
@@ -858,7 +860,7 @@ class TorchReader(MappedReader):
                 raise FormatError(self.path, f"tensor {name!r} has elements of type {unknown!r}")
             return f"elements of type {unknown}, which is not known here"
         if storage.dtype is not None and storage_dtype is not dtype:
-            raise FormatError(self.path, f"tensor {name!r} of {dtype} lies in a storage of {storage_dtype}")
+            raise FormatError(self.path, f"tensor {name!r} of {dtype} is in a storage of {storage_dtype}")
         if dtype.bits is not None and not tensor.shape:
             return f"a single byte of packed {dtype}, which has no shape"
         extent = self._extent(name, tensor)
@@ -904,7 +906,7 @@ def _itemsize(dtype: DType) -> int:
 
 
 def _is_contiguous(tensor: TensorRef) -> bool:
-    """Whether its elements lie one after the other in C order."""
+    """Whether its elements follow each other in C order."""
     step = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
         if size != 1 and stride != step:

@@ -74,14 +74,14 @@ def find_state_dict(
     *,
     wanted: str | None = None,
     weights: Weights | None = None,
-    said: Callable[[object], str] = repr,
+    described: Callable[[object], str] = repr,
     kind: str = "",
 ) -> StateDict:
     """Find the state dict that is asked for, or the only one that can be meant.
 
-    ``said`` puts the content into words, ``kind`` says what the file is where torch.save did not write it.
+    ``described`` puts content into words, ``kind`` says what a file is that torch.save did not write.
     """
-    found = _candidates(path, root, said, kind)
+    found = _candidates(path, root, described, kind)
     pairs = _pairs(root, found)
     if wanted is not None:
         name, table = _named(path, root, found, wanted)
@@ -95,7 +95,7 @@ def find_state_dict(
 # -- places --------------------------------------------------------------------------------------------------
 
 
-def _candidates(path: Path, root: object, said: Callable[[object], str], kind: str) -> dict[str, Table]:
+def _candidates(path: Path, root: object, described: Callable[[object], str], kind: str) -> dict[str, Table]:
     """Every table that can be a model's weights, by its keys; the usual places first.
 
     Arrays of numpy count where there are no tensors; beside tensors they are constants of somebody's.
@@ -107,7 +107,7 @@ def _candidates(path: Path, root: object, said: Callable[[object], str], kind: s
         if places := walk.found:
             break
     if not places:
-        raise _no_state_dict(path, root, said, kind)
+        raise _no_state_dict(path, root, described, kind)
     if len(places) > _MAX_STATE_DICTS:
         raise FormatError(path, f"{len(places)} tables of tensors, more than {_MAX_STATE_DICTS}")
     found: dict[str, Table] = {}
@@ -178,7 +178,7 @@ def _words_of(text: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORD.findall(text))
 
 
-def _no_state_dict(path: Path, root: object, said: Callable[[object], str], kind: str) -> FormatError:
+def _no_state_dict(path: Path, root: object, described: Callable[[object], str], kind: str) -> FormatError:
     hint = "save model.state_dict() with torch.save"
     called = next(_functions(root), None)
     if called is not None:
@@ -186,13 +186,15 @@ def _no_state_dict(path: Path, root: object, said: Callable[[object], str], kind
         what = f"is a pickle that would call {called} when loaded by {loader}"
         return FormatError(path, what, hint="ckptkit does not call it")
     if isinstance(root, Inert):
-        return FormatError(path, f"is a whole pickled object ({said(root)}), not a state dict", hint=hint)
+        return FormatError(
+            path, f"is a whole pickled object ({described(root)}), not a state dict", hint=hint
+        )
     what = f"is {kind} without tensors" if kind else "holds no state dict"
-    return FormatError(path, f"{what}, only {said(root)}", hint=hint)
+    return FormatError(path, f"{what}, only {described(root)}", hint=hint)
 
 
 def _functions(value: object, depth: int = 0) -> Iterator[str]:
-    """Names of functions whose results stand where a state dict or a tensor should."""
+    """Names of functions whose results are where a state dict or a tensor should be."""
     if isinstance(value, Inert) and would_call(value.name):
         yield value.name
     if isinstance(value, (dict, list, tuple)) and depth < 3:

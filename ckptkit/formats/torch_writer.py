@@ -50,7 +50,7 @@ class TorchWriter(SingleFileWriter):
             self._zip = ZipWriter(self._file)
             self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree, shared))
             # No .format_version record: it would promise the exact spacing of torch's own writer, from which
-            # torch may then compute where storages lie instead of looking it up.
+            # torch may then compute where storages are instead of looking it up.
             self._zip.add(f"{_ROOT}/byteorder", b"little")
             record = f"{_ROOT}/{METADATA_RECORD}"
             self._record = self._zip.reserve(record, len(metadata_json(self._metadata)))

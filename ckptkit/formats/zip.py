@@ -71,7 +71,7 @@ _PADDING_ID = 0x4246  # "FB", the extra field in which torch.save puts its paddi
 
 @dataclass(frozen=True)
 class ZipEntry:
-    """One member: where its bytes lie and what they should be."""
+    """One member: where its bytes are and what they should be."""
 
     name: str  # path inside the archive
     method: int  # 0 stored, 8 deflated
@@ -143,7 +143,7 @@ def check_members(path: Path) -> None:
 
 
 def damaged(file: MappedFile, entry: ZipEntry, reason: str, what: str = "") -> FormatError:
-    """What is said of a member that is not as the archive says; ``what`` is in it."""
+    """The refusal of a member that is not as the archive says; ``what`` is in it."""
     what = what or f"damaged member {entry.name[:200]!r}"
     return FormatError(file.path, f"{what}: {reason}", offset=entry.offset, hint=_DAMAGED)
 
@@ -340,13 +340,13 @@ _Span: TypeAlias = "tuple[int, int, str, _CentralRow, ZipEntry]"
 
 
 def _member(file: MappedFile, row: _CentralRow, end: _End) -> tuple[ZipEntry, _Span]:
-    """Bring a record and what stands before its data together."""
+    """Compare a record with the header before its data."""
     name = _decoded(file, row.name, row.position)
     if row.flags & _ENCRYPTED:
         raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=row.position)
     size, packed, header = _wide_values(file, name, row.extra, (row.size, row.packed, row.header))
     if header + LOCAL.size > file.size:
-        raise FormatError(file.path, f"zip entry {name!r} lies outside the file", offset=header)
+        raise FormatError(file.path, f"zip entry {name!r} is outside the file", offset=header)
     fields = LOCAL.unpack(file.data[header : header + LOCAL.size])
     start = header + LOCAL.size
     offset = start + fields[9] + fields[10]
@@ -367,7 +367,7 @@ def _compare_headers(
     """Refuse a member that its own header describes in another way than the directory."""
     _, _, flags, method, _, _, crc, packed, size, *_ = local
     size, packed, _ = _wide_values(file, entry.name, extra, (size, packed, 0), is_local=True)
-    later = bool(flags & row.flags & _STREAMED)  # what was not known yet stands behind the data, or as zero
+    later = bool(flags & row.flags & _STREAMED)  # what was not known yet comes behind the data, or is zero
     found = ((crc, entry.crc32), (packed, entry.packed), (size, entry.size))
     differs = any(one != other and not (later and one in (0, _WIDE)) for one, other in found)
     if differs or method != row.method or (flags ^ row.flags) & _SAME_FLAGS:
@@ -481,7 +481,7 @@ class Member:
         return self.header + LOCAL.size + len(self.name) + len(self.extra)
 
     def local_header(self) -> bytes:
-        """What stands before its data."""
+        """What comes before its data."""
         version, size = (_VERSION64, _WIDE) if self.size >= _LARGE else (_VERSION, self.size)
         extra = self.extra
         fields = (version, self.flags, STORED, 0, _DOS_DATE, self.crc32, size, size)
@@ -504,7 +504,7 @@ class ZipWriter:
         self.fill(self.reserve(name, len(data)), [data])
 
     def reserve(self, name: str, size: int) -> Member:
-        """Keep the next place for an entry of ``size`` bytes; its data lies at a multiple of `ALIGNMENT`."""
+        """Keep the next place for an entry of ``size`` bytes; its data is at a multiple of `ALIGNMENT`."""
         flags = 0 if name.isascii() else _UTF8
         member = Member(name.encode(), flags, size, self._position)
         self._position = member.data + size

@@ -297,7 +297,7 @@ def test_tables_that_hold_each_other_end() -> None:
     for _ in range(100_000):
         deep = {"d": deep}
     with pytest.raises(FormatError, match="no state dict"):
-        find(deep, said=lambda _: "…")
+        find(deep, described=lambda _: "…")
 
 
 def test_many_tables_are_refused_quickly() -> None:

@@ -404,7 +404,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes):
         member.type = kind
         member.linkname = "/etc/passwd"
         archive.addfile(member)
-    with pytest.raises(FormatError, match=r"member 'a.jpg' is (a link|no plain file), which is refused"):
+    with pytest.raises(FormatError, match=r"member 'a.jpg' is (a link|not a plain file), which is refused"):
         found(path)
 
 
