@@ -136,4 +136,4 @@ def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> N
                 f"{final} exists already", hint="give --force to replace it, or another --output"
             )
     elif final.exists() or final.is_symlink():
-        raise UsageError(f"{final} exists already and is no folder", hint="give another --output")
+        raise UsageError(f"{final} exists already and is not a folder", hint="give another --output")

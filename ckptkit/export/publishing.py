@@ -45,7 +45,7 @@ class Destination:
         sound = slash and _NAME.fullmatch(owner) and _NAME.fullmatch(name)
         if not sound or "--" in self.repository or ".." in self.repository or name.endswith(".git"):
             raise UsageError(
-                f"{self.repository!r} is no name of a repository", hint="write it like my-name/moat0-224"
+                f"{self.repository!r} is not a repository name", hint="write it like my-name/moat0-224"
             )
 
 

@@ -166,7 +166,7 @@ def test_an_existing_picture_stays(run: Runner):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("cat.jpg", "-o", "out.gif"), "out.gif: no picture ends so"),
+        (("cat.jpg", "-o", "out.gif"), "cannot tell the picture format from 'out.gif'"),
         (("images", "-o", "out.png"), "2 images do not go into out.png; give -o a folder"),
         (("cat.jpg", "-o", "out.png", "--stage", "9"), "no stage '9'; this model has stage1 to stage4"),
         (("cat.jpg", "-o", "out.png", "--target", "cta"), "no class 'cta'"),

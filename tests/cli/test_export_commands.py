@@ -131,7 +131,7 @@ def test_a_check_that_does_not_hold_returns_one(run: Runner, here: Path, monkeyp
         ((), 2, "--to"),
         (("--to", "hf", "--opset", "18"), 2, "--opset means nothing to --to hf"),
         (("--to", "hf", "--private"), 2, "--private and --push-synthetic are for --push"),
-        (("--to", "hf", "--push", "nobody"), 2, "'nobody' is no name of a repository"),
+        (("--to", "hf", "--push", "nobody"), 2, "'nobody' is not a repository name"),
         (("--to", "hf", "--push", "me/moga"), 2, "these weights are synthetic"),
         (("--to", "hf", "--push", "me/moga", "--push-synthetic", "--offline"), 4, "--offline forbids"),
         (("--to", "hf", "--set", "pool_size=2"), 2, "family moganet has no setting pool_size"),

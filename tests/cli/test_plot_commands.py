@@ -95,7 +95,11 @@ def test_an_existing_output_is_refused(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-o", "a.jpg"], 2, "a.jpg: no picture ends in .jpg; name it .png, .svg, .pdf or .html"),
+        (
+            ["-o", "a.jpg"],
+            2,
+            "cannot tell the picture format from 'a.jpg'; name it .png, .svg, .pdf or .html",
+        ),
         (
             ["-o", "a.png", "--size", "9"],
             2,

@@ -163,7 +163,7 @@ def test_without_the_package(monkeypatch):
     "name", ["moga", "me/", "/moga", "a/b/c", "me/mo ga", "me/..", "me/a--b", "me/x.git", ""]
 )
 def test_what_is_no_name(name):
-    with pytest.raises(UsageError, match="is no name of a repository"):
+    with pytest.raises(UsageError, match="is not a repository name"):
         Destination(name)
 
 

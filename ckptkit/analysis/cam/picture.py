@@ -479,7 +479,8 @@ def require_ending(path: Path) -> str:
     """
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise UsageError(f"{path}: no picture ends so", hint="end it with " + ", ".join(ENDINGS))
+        hint = "end it with " + ", ".join(ENDINGS)
+        raise UsageError(f"cannot tell the picture format from {str(path)!r}", hint=hint)
     return kind
 
 

@@ -299,7 +299,7 @@ def class_index(text: str, num_classes: int, where: str) -> int:
     by_wnid = {one.wnid: one.index for one in imagenet_classes()}
     if num_classes == len(by_wnid) and stripped in by_wnid:
         return by_wnid[stripped]
-    raise FormatError(where, f"{stripped[:40]!r} is no class", hint="give its index, counted from 0")
+    raise FormatError(where, f"{stripped[:40]!r} is not a class", hint="give its index, counted from 0")
 
 
 def any_images(folder: Path) -> ImageSet:
@@ -381,7 +381,7 @@ def _expanded(pattern: str) -> list[str]:
     first, last = int(found[1]), int(found[2])
     if not 0 <= last - first < _MAX_SHARDS:
         raise UsageError(
-            f"{pattern}: {found[0]} is no range of shards", hint="write it like {000000..000049}"
+            f"{pattern}: {found[0]} is not a range of shards", hint="write it like {000000..000049}"
         )
     heads = [f"{pattern[: found.start()]}{n:0{len(found[1])}d}" for n in range(first, last + 1)]
     tails = _expanded(pattern[found.end() :])
@@ -534,7 +534,8 @@ def _folder_of_images(data: Sequence[str | Path]) -> Path | None:
     folders = [Path(one) for one in data if Path(one).is_dir() and not _tars(Path(one))]
     if folders and len(data) > 1:
         raise UsageError(
-            f"{folders[0]} is a folder of images, which stands alone", hint="name one folder, or shards"
+            f"{folders[0]} is a folder of images: only one can be given",
+            hint="name one folder, or shards",
         )
     return folders[0] if folders else None
 

@@ -129,7 +129,7 @@ class Group:
             yield
         except RuntimeError as error:
             raise CkptkitError(
-                "another process of this evaluation is gone", hint="see what it said; run it again to go on"
+                "another process of this evaluation is gone", hint="see its error; run it again to go on"
             ) from error
 
 

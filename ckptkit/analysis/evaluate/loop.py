@@ -229,7 +229,7 @@ class StateFile:
         except (ValueError, RecursionError):
             return None, "the state file is damaged"
         if not isinstance(values, dict) or not isinstance(values.get("identity"), dict):
-            return None, "the state file is no such file"
+            return None, "the file there is not a state file"
         if values.get("format") != _FORMAT:
             return None, "the state file is of another version"
         kept = values["identity"]

@@ -48,7 +48,9 @@ def picture_format(path: Path) -> str:
     """
     ending = path.suffix.lower().removeprefix(".")
     if ending not in FORMATS:
-        raise UsageError(f"{path}: no picture that can be drawn", hint="end the name in .png, .svg or .pdf")
+        raise UsageError(
+            f"cannot tell the picture format from {str(path)!r}", hint="end the name in .png, .svg or .pdf"
+        )
     return ending
 
 

@@ -80,7 +80,7 @@ def form_of(output: Path) -> str:
     ending = output.suffix.lower().removeprefix(".")
     if ending not in (*FORMATS, *_PAGES):
         raise UsageError(
-            f"{output}: no picture ends in {output.suffix or 'nothing'}",
+            f"cannot tell the picture format from {str(output)!r}",
             hint="name it .png, .svg, .pdf or .html",
         )
     return "html" if ending in _PAGES else ending

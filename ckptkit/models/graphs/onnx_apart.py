@@ -333,7 +333,7 @@ def _faults(model: Any) -> Iterator[str]:
         yield f"it uses operators of {_short(domains)}"
     for value in (*graph.input, *graph.output):
         if value.type.WhichOneof("value") != "tensor_type":
-            yield f"its {_short([value.name])} is no tensor"
+            yield f"its {_short([value.name])} is not a tensor"
     if len(graph.output) > _OUTPUTS:
         yield f"it has {len(graph.output):,} outputs"
     others = [value.name for value in graph.output if value.name != LOGITS and not is_stage(value.name)]

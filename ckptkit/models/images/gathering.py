@@ -203,7 +203,7 @@ class Gatherer:
             return self._at_path(Path(name))
         if hasattr(name, "convert"):
             return [_decoded_already(name, number)]
-        raise UsageError(f"{name!r} is no picture", hint="give paths, URLs or PIL images")
+        raise UsageError(f"{name!r} is not a picture", hint="give paths, URLs or PIL images")
 
     def _at_path(self, path: Path) -> list[NamedPicture]:
         if path.is_dir():
