@@ -21,13 +21,7 @@ _STDERR = 2
 
 
 def require_backend() -> None:
-    """Choose Keras' TensorFlow backend, or say that another one is chosen already.
-
-    Raises
-    ------
-    UsageError
-        When keras is loaded with another backend, or ``KERAS_BACKEND`` asks for one.
-    """
+    """Choose Keras' TensorFlow backend, or say that another one is chosen already."""
     wanted = os.environ.setdefault("KERAS_BACKEND", BACKEND)
     loaded = sys.modules.get("keras")
     backend = loaded.backend.backend() if loaded is not None else wanted

@@ -9,15 +9,7 @@ from ckptkit.base.errors import UsageError
 
 
 def build_chain(layers: Sequence[Any], channels: int) -> None:
-    """Build layers that follow each other; only their channels matter, so no map is computed.
-
-    Parameters
-    ----------
-    layers : sequence of keras.layers.Layer
-        Those with ``filters`` change the number of channels, the others keep it.
-    channels : int
-        Channels that the first one gets.
-    """
+    """Build layers that follow each other; only their channels matter, so no map is computed."""
     for layer in layers:
         layer.build((None, None, None, channels))
         channels = getattr(layer, "filters", channels)
@@ -30,18 +22,7 @@ def track(model: Any, layers: Iterable[Any]) -> None:
 
 
 def require_images(inputs: Any) -> None:
-    """Check that something is a batch of images, where an error can still say so in one line.
-
-    Parameters
-    ----------
-    inputs : array or tensor
-        Sides unknown yet (None) may be any.
-
-    Raises
-    ------
-    UsageError
-        When its shape is not (N, height, width, 3).
-    """
+    """Check that something is a batch of images, where an error can still say so in one line."""
     shape = tuple(getattr(inputs, "shape", ()))
     if len(shape) != 4 or shape[-1] != 3 or 0 in shape[1:3]:
         raise UsageError(

@@ -35,20 +35,6 @@ STEP_COUNTERS = Ignore(
 def rules_of_keras_file(rules: Iterable[Rule], places: Mapping[str, str]) -> tuple[Rule, ...]:
     """Rules of a weights file, from those of the ``keras`` layout.
 
-    Parameters
-    ----------
-    rules : iterable of Rule
-        Those for variables that Keras has not are left out.
-    places : mapping of str to str
-        First part of a variable's name → where that is in the file.
-
-    Raises
-    ------
-    ValueError
-        A name that begins with none of the places, or with several.
-
-    Examples
-    --------
     >>> (rule,) = rules_of_keras_file([Rule("fc.bias", "net/fc/bias")], {"net/fc": "layers/dense"})
     >>> rule.external
     'layers/dense/vars/1'

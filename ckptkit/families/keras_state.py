@@ -18,36 +18,12 @@ _COUNTER = "/num_batches_tracked"
 
 
 def variables_by_name(model: Any) -> dict[str, Any]:
-    """Every variable by its name in the ``keras`` layout, whatever name scope the model was made in.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built.
-
-    Returns
-    -------
-    dict of str to keras.Variable
-    """
+    """Every variable by its name in the ``keras`` layout, whatever name scope the model was made in."""
     return {model.name + v.path.removeprefix(model.path): v for v in model.weights}
 
 
 def load_state(model: Any, state: Mapping[str, Array]) -> None:
-    """Fill a model from tensors of the ``keras`` layout; nothing is changed unless all of them fit.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Built.
-    state : mapping of str to numpy.ndarray
-        Exactly the model's variables, of any float type; ``num_batches_tracked`` may be there and is
-        ignored.
-
-    Raises
-    ------
-    ConversionError
-        When tensors are missing, unexpected, of another shape or not of a float type.
-    """
+    """Fill a model from tensors of the ``keras`` layout; nothing is changed unless all of them fit."""
     variables = variables_by_name(model)
     misfits = [misfit(name, state[name], variable) for name, variable in variables.items() if name in state]
     refuse(

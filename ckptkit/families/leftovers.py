@@ -117,8 +117,6 @@ AROUND_DEEPLAB2 = (
 def whole_model(reasons: Iterable[str]) -> str:
     """What a file is of, by the reasons why its parts are left out.
 
-    Examples
-    --------
     >>> whole_model(["part of a dense-prediction model", "part of a detector", "state of the optimizer"])
     'detector'
     """

@@ -73,29 +73,14 @@ class ModelConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An exported folder whose config fits its tensors.
-
-    Parameters
-    ----------
-    config : ModelConfig
-    weights : Path
-        The file of the tensors.
-    """
+    """An exported folder whose config fits its tensors."""
 
     config: ModelConfig
-    weights: Path
+    weights: Path  # the file of the tensors
 
 
 def open_exported(folder: Path) -> ExportedModel:
-    """Read an exported folder's config, and set it against the folder's tensors.
-
-    Raises
-    ------
-    NotFoundError
-        No such folder, or it lacks a file.
-    FormatError
-        The config is damaged, is not ckptkit's, or says something else than the tensors.
-    """
+    """Read an exported folder's config, and set it against the folder's tensors."""
     config = read_config(folder)
     weights = folder / WEIGHTS
     if not weights.is_file():
@@ -110,17 +95,7 @@ def open_exported(folder: Path) -> ExportedModel:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read a folder's config.
-
-    Raises
-    ------
-    NotFoundError
-        No such folder, or no config in it.
-    UsageError
-        It is a file.
-    FormatError
-        The config is damaged or not ckptkit's.
-    """
+    """Read a folder's config."""
     path = folder / CONFIG
     if folder.is_file():
         raise UsageError(

@@ -24,17 +24,6 @@ def load_state(model: Any, state: Mapping[str, Array]) -> None:
     All names and shapes are checked before the first value is copied, so a refused state leaves the model as
     it was. Half-precision arrays are widened to the parameter's type. A model on the ``meta`` device is given
     memory on the CPU.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    state : mapping of str to numpy.ndarray
-        Canonical names; ``num_batches_tracked`` may be absent and is ignored.
-
-    Raises
-    ------
-    ConversionError
-        When a tensor is missing, has no place in the model, or has a wrong shape or no floating-point type.
     """
     import torch
 

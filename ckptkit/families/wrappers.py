@@ -35,27 +35,7 @@ def open_checkpoint(
     where_it_fits: bool = False,
     unwrap: bool = True,
 ) -> Reader:
-    """Open a checkpoint of any format, less prefixes that are to go and those of a known model's wrappers.
-
-    Parameters
-    ----------
-    path : Path
-    state_dict, weights
-        As for `ckptkit.formats.detect.open_reader`.
-    strip_prefix : sequence of str
-        To be taken off the front of every name, one after the other.
-    where_it_fits : bool
-        Do without a state dict that is not there, and without prefixes that the names do not have.
-    unwrap : bool
-        Whether to look for a known model behind the prefixes of wrappers.
-
-    Raises
-    ------
-    NotFoundError, FormatError, UsageError
-        As `ckptkit.formats.detect.open_reader` raises them.
-    ConversionError
-        Not every name has a prefix that is to be taken off.
-    """
+    """Open a checkpoint of any format, less prefixes that are to go and those of a known model's wrappers."""
     options: dict[str, Any] = {"weights": weights, "as_saved": bool(strip_prefix)}
     try:
         reader = open_reader(path, state_dict=state_dict, **options)

@@ -27,29 +27,14 @@ PUBLISHED_TABLE_SIZES = tuple((side, side) for side in POSITION_TABLE_SIZE.value
 
 @dataclass(frozen=True)
 class MoatConfig:
-    """One variant.
+    """One variant."""
 
-    Parameters
-    ----------
-    name : str
-        ``moat0`` … ``tiny-moat3``.
-    stem : int
-        Channels of the two stem convolutions.
-    depths : tuple of int
-        Blocks per stage.
-    widths : tuple of int
-        Channels per stage.
-    resolution : int
-        Input side in pixels that the published checkpoints were trained at.
-    normalization : str
-        ``imagenet`` or ``half``: what the published checkpoints' inputs were normalized with.
-    """
-
-    name: str
-    stem: int
-    depths: tuple[int, int, int, int]
-    widths: tuple[int, int, int, int]
-    resolution: int
+    name: str  # ``moat0`` … ``tiny-moat3``
+    stem: int  # channels of the two stem convolutions
+    depths: tuple[int, int, int, int]  # blocks per stage
+    widths: tuple[int, int, int, int]  # channels per stage
+    resolution: int  # input side in pixels that the published checkpoints were trained at
+    # ``imagenet`` or ``half``: what the published checkpoints' inputs were normalized with
     normalization: str
 
 
@@ -79,16 +64,6 @@ def moat_sites(
     """Return every place of a variant where a tensor stands, with its indices and sizes.
 
     A block's ``number`` counts the blocks of its kind, MBConv or MOAT, through all stages.
-
-    Parameters
-    ----------
-    config : MoatConfig
-    pos_emb : bool
-        Whether the attention has relative position tables.
-    num_classes : int or None
-        Outputs of the head; None for a headless model.
-    table_sizes : sequence of (int, int), optional
-        Rows and columns of the position tables by attention stage, default the published ones.
     """
     sides = dict(zip(POSITION_TABLE_SIZE, table_sizes or PUBLISHED_TABLE_SIZES, strict=True))
     blocks: list[Site] = []

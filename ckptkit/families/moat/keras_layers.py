@@ -49,20 +49,7 @@ def resize_table(table: Tensor, rows: int | Tensor, columns: int | Tensor) -> Te
 
 
 def position_bias(table: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
-    """Attention bias of every pair of places in a window, from the relative position table.
-
-    Parameters
-    ----------
-    table : tensor of shape [heads, rows, columns]
-        Bias by relative offset, no offset in the middle.
-    height, width : int or scalar tensor
-        Size of the window.
-
-    Returns
-    -------
-    tensor of shape [heads, height · width, height · width]
-        Query before key, both in raster order.
-    """
+    """Attention bias [heads, h·w, h·w] of every pair of places in a window, from the table of offsets."""
     offsets = resize_table(table, 2 * height - 1, 2 * width - 1)
     by_row = tf.gather(offsets, _key_minus_query(height), axis=1)
     by_row_and_column = tf.gather(by_row, _key_minus_query(width), axis=3)
@@ -177,15 +164,7 @@ class Projection(keras.layers.Layer):
 
 
 class Attention(keras.layers.Layer):
-    """Multi-head self-attention over a window, with a bias by relative position.
-
-    Parameters
-    ----------
-    width : int
-        Channels, a multiple of 32.
-    table_size : int, (int, int) or None
-        Rows and columns of the relative position table, None for no position embedding.
-    """
+    """Multi-head self-attention over a window, with a bias by relative position."""
 
     def __init__(self, width: int, table_size: int | Size | None, name: str = "attention") -> None:
         super().__init__(name=name, dtype="float32")
@@ -223,17 +202,7 @@ class Attention(keras.layers.Layer):
 
 
 def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) -> Tensor:
-    """Apply a function to each window of a map; windows do not overlap and stand in raster order.
-
-    Parameters
-    ----------
-    function : callable
-        Takes and gives (N · windows, h, w, C).
-    x : tensor of shape (N, H, W, C)
-        The window's sides must divide H and W.
-    window : tuple of int or None
-        None is the whole map.
-    """
+    """Apply a function to each window of a map; windows do not overlap and stand in raster order."""
     if window is None:
         return function(x)
     height, width = _map_size(x)
@@ -246,17 +215,7 @@ def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) 
 
 
 class MBConvBlock(keras.layers.Layer):
-    """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions.
-
-    Parameters
-    ----------
-    channels, width : int
-        Channels of its input and of its output.
-    stride : int
-        1, or 2 for the first block of a stage.
-    pool_size : int
-        Window of the average pool on the shortcut of a stride-2 block.
-    """
+    """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions."""
 
     squeeze_excite = True
 
@@ -299,17 +258,7 @@ class MBConvBlock(keras.layers.Layer):
 
 
 class MoatBlock(MBConvBlock):
-    """Inverted bottleneck without squeeze-and-excitation, then self-attention.
-
-    Parameters
-    ----------
-    channels, width, stride, pool_size, name
-        As for `MBConvBlock`.
-    table_size : (int, int) or None
-        Rows and columns of the relative position table, None for no position embedding.
-    window : tuple of int or None
-        What the attention sees.
-    """
+    """Inverted bottleneck without squeeze-and-excitation, then self-attention."""
 
     squeeze_excite = False
 

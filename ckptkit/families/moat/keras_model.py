@@ -137,25 +137,7 @@ class MoatModel(keras.Model):
         return outputs["logits"] if "logits" in outputs else list(outputs.values())
 
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
-        """Run the model and keep what each stage gives.
-
-        Parameters
-        ----------
-        inputs : array or tensor of shape (N, H, W, 3)
-            Normalized RGB.
-        head : bool
-            Whether to go on to the logits, where there is a head.
-
-        Returns
-        -------
-        dict of str to tensor
-            ``stage1`` (the stem) … ``stage5``, (N, h, w, C), then ``logits`` (N, classes).
-
-        Raises
-        ------
-        UsageError
-            When the shape is another, or a window does not divide its map.
-        """
+        """Run the model and keep what each stage gives."""
         self._check_input(inputs)
         x = self.stem(keras.ops.convert_to_tensor(inputs, dtype="float32"))
         outputs = {STAGES[0]: x}
@@ -208,45 +190,7 @@ def build(
     global_attention: bool = False,
     table_sizes: Sequence[Sequence[int]] | None = None,
 ) -> MoatModel:
-    """Make a variant with all its variables, zero until they are loaded.
-
-    Parameters
-    ----------
-    variant : str
-        ``moat0`` … ``tiny-moat3``.
-    resolution : int or (height, width), optional
-        Input size it is meant for, in pixels; default the published one. Other sizes run too. Given
-        together with windows, it is checked that they fit.
-    num_classes : int or None
-        Outputs of the head; None or 0 for a headless model.
-    features_only : bool
-        Give the five feature maps instead of the logits; the head's variables stay.
-    pos_emb : bool
-        Whether attention has relative position tables.
-    pool_size : {2, 3}
-        Average pool on the shortcuts: 2 in classifiers, 3 for dense prediction.
-    window_size : int, (height, width), None, or a mapping of stage (2, 3) to one of these
-        Attention windows in places of the map; None, also for a stage left out, is the whole map. See
-        `parse_window_size`.
-    global_attention : bool
-        Let the last block of each attention stage see the whole map.
-    table_sizes : tuple, optional
-        Rows and columns of the position tables of both attention stages, for weights whose tables were
-        resized (``convert --resolution``); default the published ones. Tables of any size work at any
-        resolution.
-
-    Returns
-    -------
-    MoatModel
-        A built `keras.Model` in float32.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such variant.
-    UsageError
-        When a setting makes no sense.
-    """
+    """Make a variant with all its variables, zero until they are loaded."""
     model = MoatModel(
         variant,
         resolution=resolution,
@@ -265,24 +209,7 @@ def build(
 def load_published(
     model: MoatModel, names: Collection[str], read: Callable[[str], Array], *, suffix: str = ""
 ) -> None:
-    """Fill the model straight from a TensorFlow checkpoint, by variable names and without any layout rule.
-
-    Parameters
-    ----------
-    model : MoatModel
-    names : collection of str
-        What the checkpoint holds; more than the model needs is fine.
-    read : callable
-        Gives the tensor of a name, of any float type.
-    suffix : str
-        ``/ExponentialMovingAverage`` takes that twin of every trainable variable; statistics come from the
-        plain names, and nothing is mixed: a parameter without its twin is missing.
-
-    Raises
-    ------
-    ConversionError
-        When a variable is missing, or has another shape or no float type.
-    """
+    """Fill the model straight from a TensorFlow checkpoint, by variable names and without any layout rule."""
     available = frozenset(names)
     variables = variables_by_name(model)
     endings = {name: suffix if variable.trainable else "" for name, variable in variables.items()}

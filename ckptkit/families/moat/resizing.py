@@ -35,21 +35,6 @@ def table_sizes_at(resolution: Size, settings: Mapping[str, Any] | None = None) 
     A stage's map is the input divided by the stage's stride (16, then 32), rounded up as padding does it;
     a window of h×w places has (2h − 1)×(2w − 1) displacements.
 
-    Parameters
-    ----------
-    resolution : (int, int)
-        Input height and width in pixels.
-    settings : mapping of str to Any, optional
-        What is said of the model's behaviour.
-
-    Raises
-    ------
-    UsageError
-        When a side is out of range, or the attention is said to have windows of a fixed size: the table then
-        follows from the window, at every resolution.
-
-    Examples
-    --------
     >>> table_sizes_at((224, 224)), table_sizes_at((384, 500))
     (((27, 27), (13, 13)), ((47, 63), (23, 31)))
     """
@@ -77,16 +62,8 @@ def _at_stride(resolution: Size, stride: int) -> Size:
 def plausible_sizes(shapes: Mapping[int, tuple[int, ...]]) -> TableSizes | None:
     """Sizes of a file's resized tables; None where their shapes are nothing that `table_sizes_at` gives.
 
-    Parameters
-    ----------
-    shapes : mapping of int to tuple of int
-        Shape of one table of each attention stage.
-
-    Returns
-    -------
-    tuple or None
-        Shapes are believed only when one input could have made both: odd sides, and stage 3 seeing half of
-        what stage 2 sees, rounded up. Anything else is left to be reported as a wrong shape.
+    Shapes are believed only when one input could have made both: odd sides, and stage 3 seeing half of what
+    stage 2 sees, rounded up. Anything else is left to be reported as a wrong shape.
     """
     if any(len(shapes.get(stage, ())) != 3 for stage in POSITION_TABLE_SIZE):
         return None
@@ -102,20 +79,6 @@ def plausible_sizes(shapes: Mapping[int, tuple[int, ...]]) -> TableSizes | None:
 def resize_table(table: Array, size: Size) -> Array:
     """Resize tables bilinearly: half-pixel centres, edges clamped, no antialias, in float32.
 
-    Parameters
-    ----------
-    table : numpy.ndarray
-        ``(heads, rows, columns)``, any float type; read as float32.
-    size : (int, int)
-        Rows and columns wanted.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(heads, *size)``, float32.
-
-    Examples
-    --------
     >>> import numpy
     >>> resize_table(numpy.array([[[0.0, 1.0]]]), (1, 4))
     array([[[0.  , 0.25, 0.75, 1.  ]]], dtype=float32)

@@ -90,15 +90,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention inside windows, with a relative position bias.
-
-    Parameters
-    ----------
-    width : int
-        Channels, 32 a head.
-    table_size : (int, int) or None
-        Rows and columns of the relative position table; None for attention without position.
-    """
+    """Multi-head self-attention inside windows, with a relative position bias."""
 
     def __init__(self, width: int, table_size: Size | None) -> None:
         super().__init__()
@@ -131,17 +123,7 @@ class Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """What both kinds of block share: the shortcut and the inverted bottleneck.
-
-    Parameters
-    ----------
-    site : mapping of str to int
-        The block's place and sizes (`moat_sites`).
-    pool_size : int
-        Window of the shortcut's average pool; stride-2 blocks only.
-    squeeze : bool
-        Whether channels are gated after the depthwise convolution.
-    """
+    """What both kinds of block share: the shortcut and the inverted bottleneck."""
 
     def __init__(self, site: Site, *, pool_size: int, squeeze: bool) -> None:
         super().__init__()
@@ -180,17 +162,7 @@ class MBConvBlock(_Block):
 
 
 class MoatBlock(_Block):
-    """Inverted bottleneck, then windowed attention: stages 2 and 3.
-
-    Parameters
-    ----------
-    site, pool_size
-        As for every block.
-    pos_emb : bool
-        Whether the attention has a relative position table.
-    window : tuple of int or None
-        Attention window; None is the whole map.
-    """
+    """Inverted bottleneck, then windowed attention: stages 2 and 3."""
 
     def __init__(self, site: Site, *, pool_size: int, pos_emb: bool, window: Size | None) -> None:
         super().__init__(site, pool_size=pool_size, squeeze=False)
@@ -209,26 +181,7 @@ class MoatBlock(_Block):
 
 
 class MoatModel(nn.Module):
-    """MOAT with or without its head; `build` makes one by name.
-
-    Parameters
-    ----------
-    config : MoatConfig
-    resolution : tuple of int
-        Input size (height, width) the model is meant for; other sizes work too.
-    num_classes : int or None
-        Outputs of the head; None leaves the head out.
-    features_only : bool
-        Whether calling the model gives the stage outputs although there is a head.
-    pos_emb : bool
-    pool_size : int
-    windows : mapping of int to (tuple of int or None)
-        Attention window by stage, None being the whole map.
-    global_attention : bool
-        Whether the last block of each attention stage sees the whole map.
-    table_sizes : tuple, optional
-        Sizes of the position tables by attention stage, where they were resized.
-    """
+    """MOAT with or without its head; `build` makes one by name."""
 
     def __init__(
         self,
@@ -262,23 +215,7 @@ class MoatModel(nn.Module):
         self.head = None if num_classes is None else nn.Linear(config.widths[-1], num_classes)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Run everything but the head.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            ``(N, 3, H, W)``, normalized as the weights were trained.
-
-        Returns
-        -------
-        list of torch.Tensor
-            The stem's output and those of the four stages, NCHW, at strides 2, 4, 8, 16 and 32.
-
-        Raises
-        ------
-        UsageError
-            When the input is not a batch of RGB images, or a window does not divide its map.
-        """
+        """Run everything but the head."""
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
             raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
         outputs = [self.stem(x)]
@@ -324,42 +261,6 @@ def build(
 
     Under ``torch.device("meta")`` it takes no memory; `load_state` then gives it some.
 
-    Parameters
-    ----------
-    variant : str
-        ``moat0`` … ``tiny-moat3``.
-    resolution : int or (int, int), optional
-        Input size it is meant for, default the one of the published checkpoints. No parameter depends on it
-        and other sizes work; when given, windows are checked against it at once.
-    num_classes : int or None
-        Outputs of the head; None or 0 leaves the head out.
-    features_only : bool
-        Make calls return the five stage outputs; a head, if there is one, keeps its parameters.
-    pos_emb : bool
-        Whether attention has relative position tables.
-    pool_size : int
-        Window of the shortcuts' average pool, 2 (classification) or 3 (the published code's default).
-    window_size : None, int, pair or mapping
-        Attention windows, by default the whole map: see `ckptkit.families.moat.windows.parse_window_size`.
-    global_attention : bool
-        Whether the last block of each attention stage sees the whole map in spite of ``window_size``.
-    table_sizes : tuple, optional
-        Rows and columns of both stages' position tables, where ``convert --resolution`` resized them.
-
-    Returns
-    -------
-    MoatModel
-        Parameters have the names and shapes of the canonical layout.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such variant.
-    UsageError
-        When an argument makes no sense, or a window does not divide its map at ``resolution``.
-
-    Examples
-    --------
     >>> model = build("tiny-moat0", num_classes=10)
     >>> with torch.inference_mode():
     ...     model(torch.zeros(1, 3, 64, 64)).shape

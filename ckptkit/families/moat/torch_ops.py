@@ -16,15 +16,6 @@ def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
     Operating on the result gives ``ceil(size / stride)`` places; an odd amount of padding has its extra row
     or column at the end, which PyTorch's own symmetric padding cannot express.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``(N, C, H, W)``.
-    kernel, stride : int
-        The same along both axes.
-
-    Examples
-    --------
     >>> import torch
     >>> same_padding(torch.ones(1, 1, 4, 5), kernel=3, stride=2).shape
     torch.Size([1, 1, 5, 7])
@@ -44,14 +35,6 @@ def _same_total(size: int, kernel: int, stride: int) -> int:
 def same_average_pool(x: Tensor, kernel: int, stride: int) -> Tensor:
     """Average pool with SAME padding: each place is divided by the number of real pixels under it.
 
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``(N, C, H, W)``.
-    kernel, stride : int
-
-    Examples
-    --------
     >>> import torch
     >>> same_average_pool(torch.tensor([[[[2.0, 4.0, 6.0]]]]), kernel=2, stride=2)
     tensor([[[[3., 6.]]]])
@@ -72,20 +55,6 @@ def position_bias(table: Tensor, height: int, width: int) -> Tensor:
     A table of another size than the window needs is resized bilinearly (half-pixel centres, no antialias,
     edges clamped), in float32 whatever the table's type.
 
-    Parameters
-    ----------
-    table : torch.Tensor
-        ``(heads, rows, columns)``: bias by relative position, the middle being no displacement.
-    height, width : int
-        Size of the window.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(heads, height * width, height * width)`` float32, by query and key; places in raster order.
-
-    Examples
-    --------
     >>> import torch
     >>> position_bias(torch.tensor([[[1.0, 2.0, 3.0]]]), 1, 2)  # left of the query 1, at it 2, right 3
     tensor([[[2., 3.],

@@ -22,30 +22,12 @@ ATTENTION_STAGES = tuple(POSITION_TABLE_SIZE)
 
 
 def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
-    """Read which attention window each stage gets.
+    """Read which attention window each stage gets: (height, width), or None for the whole map.
 
-    Parameters
-    ----------
-    window_size : None, int, pair or mapping
-        * None: both stages see the whole map.
-        * ``12`` or ``(12, 16)``: this window, a side or (height, width), in both stages.
-        * A mapping from stage (``2``, ``3``, or the same as strings, as JSON has them) to a side,
-          (height, width) or None; a stage that is not named sees the whole map.
-        * A pair (stage 2, stage 3) of such values, at least one of them not an integer, because two integers
-          are (height, width): ``((14, 14), (7, 7))``, ``(14, None)``.
+    One side or (height, width) is for both stages; a mapping says it for each stage (``2``, ``3``, or the same
+    as strings, as JSON has them), and a stage that it does not name sees the whole map; a pair is of stage 2
+    and stage 3 where it is not of two integers, which are (height, width).
 
-    Returns
-    -------
-    dict
-        Stage to (height, width), or None for the whole map.
-
-    Raises
-    ------
-    UsageError
-        For anything else.
-
-    Examples
-    --------
     >>> parse_window_size(12)
     {2: (12, 12), 3: (12, 12)}
     >>> parse_window_size({2: 14, 3: (7, 7)})
@@ -82,13 +64,7 @@ def _is_pair(value: object) -> TypeGuard[Sequence[object]]:
 
 
 def require_whole_windows(size: Size, window: Size) -> None:
-    """Check that a map can be cut into windows.
-
-    Raises
-    ------
-    UsageError
-        When the window does not divide the map.
-    """
+    """Check that a map can be cut into windows."""
     if size[0] % window[0] or size[1] % window[1]:
         raise UsageError(
             f"an attention map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}",
@@ -97,25 +73,7 @@ def require_whole_windows(size: Size, window: Size) -> None:
 
 
 def split_windows(x: Tensor, window: Size) -> Tensor:
-    """Cut a channels-last map into windows, in raster order.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-        ``(N, H, W, C)``.
-    window : tuple of int
-        ``(h, w)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(N * H/h * W/w, h, w, C)``.
-
-    Raises
-    ------
-    UsageError
-        When the window does not divide the map.
-    """
+    """Cut a channels-last map (N, H, W, C) into windows (N * H/h * W/w, h, w, C), in raster order."""
     batch, height, width, channels = x.shape
     require_whole_windows((height, width), window)
     rows, columns = height // window[0], width // window[1]

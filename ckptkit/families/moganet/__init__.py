@@ -17,6 +17,7 @@ from ckptkit.rules.language import Site
 class MogaNetSettings(Settings):
     """What a MogaNet model computes, besides its tensors."""
 
+    # Without default: both functions are in use, and no tensor and no published file tells which.
     attn_force_fp32: bool = Field(
         title="attn_force_fp32",
         description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice.",

@@ -14,27 +14,14 @@ BATCH_NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class MogaNetConfig:
-    """One variant.
+    """One variant."""
 
-    Parameters
-    ----------
-    name : str
-        ``moganet-xt`` … ``moganet-xl``.
-    widths : tuple of int
-        Channels per stage.
-    depths : tuple of int
-        Blocks per stage.
-    expansions : tuple of int
-        Hidden channels of the feed-forward part, in multiples of the stage's channels.
-    resolution : int
-        Input side in pixels of the published figures.
-    """
-
-    name: str
-    widths: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
+    name: str  # ``moganet-xt`` … ``moganet-xl``
+    widths: tuple[int, int, int, int]  # channels per stage
+    depths: tuple[int, int, int, int]  # blocks per stage
+    # Hidden channels of the feed-forward part, in multiples of the stage's channels
     expansions: tuple[int, int, int, int] = (8, 8, 4, 4)
-    resolution: int = 224
+    resolution: int = 224  # input side in pixels of the published figures
 
 
 MOGANET_CONFIGS: dict[str, MogaNetConfig] = {
@@ -53,8 +40,6 @@ MOGANET_CONFIGS: dict[str, MogaNetConfig] = {
 def value_split(width: int) -> tuple[int, int, int]:
     """Channels of the three branches of the multi-order value: an eighth, three eighths, a half.
 
-    Examples
-    --------
     >>> value_split(64)
     (8, 24, 32)
     """
@@ -66,12 +51,6 @@ def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str
     """Return every place of a variant where a tensor stands, with its indices and sizes.
 
     A block's ``number`` counts the blocks through all stages.
-
-    Parameters
-    ----------
-    config : MogaNetConfig
-    num_classes : int or None
-        Outputs of the head; None for a headless model.
     """
     blocks: list[Site] = []
     stages: list[Site] = []

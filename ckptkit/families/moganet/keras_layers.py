@@ -102,13 +102,7 @@ class StemEmbed(keras.layers.Layer):
 
 
 class PatchEmbed(keras.layers.Layer):
-    """Patch embedding of the stages after: a 3×3 convolution of stride 2, normalized, not activated.
-
-    Parameters
-    ----------
-    channels, width : int
-        Channels of its input and of its output.
-    """
+    """Patch embedding of the stages after: a 3×3 convolution of stride 2, normalized, not activated."""
 
     def __init__(self, channels: int, width: int, name: str) -> None:
         super().__init__(name=name, dtype="float32")
@@ -171,15 +165,7 @@ class MultiOrderDWConv(keras.layers.Layer):
 
 
 class MultiOrderGatedAggregation(keras.layers.Layer):
-    """Spatial aggregation: what is not the map's mean is scaled, then a gate chooses from the value.
-
-    Parameters
-    ----------
-    width : int
-        Channels.
-    attn_force_fp32 : bool
-        Whether the gate and the value are activated twice; see `activate_branch`.
-    """
+    """Spatial aggregation: what is not the map's mean is scaled, then a gate chooses from the value."""
 
     def __init__(self, width: int, name: str = "attn", *, attn_force_fp32: bool) -> None:
         super().__init__(name=name, dtype="float32")
@@ -205,13 +191,7 @@ class MultiOrderGatedAggregation(keras.layers.Layer):
 
 
 class ChannelAggregation(keras.layers.Layer):
-    """Channel aggregation, the feed-forward part: what one channel cannot say for all is scaled.
-
-    Parameters
-    ----------
-    width, hidden : int
-        Channels outside and inside.
-    """
+    """Channel aggregation, the feed-forward part: what one channel cannot say for all is scaled."""
 
     def __init__(self, width: int, hidden: int, name: str = "mlp") -> None:
         super().__init__(name=name, dtype="float32")
@@ -234,15 +214,7 @@ class ChannelAggregation(keras.layers.Layer):
 
 
 class MogaBlock(keras.layers.Layer):
-    """Spatial, then channel aggregation, each normalized before and scaled after.
-
-    Parameters
-    ----------
-    width, hidden : int
-        Channels of the map, and inside the feed-forward part.
-    attn_force_fp32 : bool
-        As for `MultiOrderGatedAggregation`.
-    """
+    """Spatial, then channel aggregation, each normalized before and scaled after."""
 
     def __init__(self, width: int, hidden: int, name: str, *, attn_force_fp32: bool) -> None:
         super().__init__(name=name, dtype="float32")

@@ -116,25 +116,7 @@ class MogaNetModel(keras.Model):
         return outputs["logits"] if "logits" in outputs else list(outputs.values())
 
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
-        """Run the model and keep what each stage gives.
-
-        Parameters
-        ----------
-        inputs : array or tensor of shape (N, H, W, 3)
-            Normalized RGB.
-        head : bool
-            Whether to go on to the logits, where there is a head.
-
-        Returns
-        -------
-        dict of str to tensor
-            ``stage1`` … ``stage4``, each after its norm, (N, h, w, C), then ``logits`` (N, classes).
-
-        Raises
-        ------
-        UsageError
-            When the shape is another.
-        """
+        """Run the model and keep what each stage gives."""
         require_images(inputs)
         x = keras.ops.convert_to_tensor(inputs, dtype="float32")
         outputs = {}
@@ -167,34 +149,7 @@ def build(
     num_classes: int | None = 1000,
     features_only: bool = False,
 ) -> MogaNetModel:
-    """Make a variant with all its variables, kernels and scales zero until they are loaded.
-
-    Parameters
-    ----------
-    variant : str
-        ``moganet-xt`` … ``moganet-xl``.
-    attn_force_fp32 : bool
-        Which function the weights were trained for: True activates the gate and the value twice. There is
-        no default, because the weights themselves do not tell; the registry's entries do.
-    resolution : int or (height, width), optional
-        Input size it is meant for, in pixels; default that of the published figures. Other sizes run too.
-    num_classes : int or None
-        Outputs of the head; None or 0 for a headless model.
-    features_only : bool
-        Give the four feature maps instead of the logits; the head's variables stay.
-
-    Returns
-    -------
-    MogaNetModel
-        A built `keras.Model` in float32.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such variant.
-    UsageError
-        When a setting makes no sense.
-    """
+    """Make a variant with all its variables, kernels and scales zero until they are loaded."""
     model = MogaNetModel(
         variant,
         attn_force_fp32=attn_force_fp32,

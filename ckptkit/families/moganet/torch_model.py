@@ -118,16 +118,7 @@ class MultiOrderDWConv(nn.Module):
 
 
 class MultiOrderGatedAggregation(nn.Module):
-    """Spatial aggregation: what is special about each place, seen in several orders and gated.
-
-    Parameters
-    ----------
-    width : int
-        Channels.
-    attn_force_fp32 : bool
-        Compute the gating in float32 even under autocast, and, as the published code has it in that mode,
-        with the activation applied twice to either side.
-    """
+    """Spatial aggregation: what is special about each place, seen in several orders and gated."""
 
     def __init__(self, width: int, *, attn_force_fp32: bool) -> None:
         super().__init__()
@@ -199,20 +190,7 @@ class MogaBlock(nn.Module):
 
 
 class MogaNetModel(nn.Module):
-    """MogaNet with or without its head; `build` makes one by name.
-
-    Parameters
-    ----------
-    config : MogaNetConfig
-    attn_force_fp32 : bool
-        Which of the two published functions it is.
-    resolution : tuple of int
-        Input size (height, width) the model is meant for; other sizes work too.
-    num_classes : int or None
-        Outputs of the head; None leaves the head out.
-    features_only : bool
-        Whether calling the model gives the stage outputs although there is a head.
-    """
+    """MogaNet with or without its head; `build` makes one by name."""
 
     def __init__(
         self,
@@ -243,23 +221,7 @@ class MogaNetModel(nn.Module):
         self.head = None if num_classes is None else nn.Linear(inside, num_classes)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Run everything but the head.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            ``(N, 3, H, W)``, normalized as the weights were trained; any height and width from one pixel up.
-
-        Returns
-        -------
-        list of torch.Tensor
-            Outputs of the four stages after their norms, NCHW, at strides 4, 8, 16 and 32, rounded up.
-
-        Raises
-        ------
-        UsageError
-            When the input is not a batch of RGB images.
-        """
+        """Run everything but the head."""
         if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
             raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
         outputs: list[Tensor] = []
@@ -302,35 +264,6 @@ def build(
 
     Under ``torch.device("meta")`` it takes no memory; `load_state` then gives it some.
 
-    Parameters
-    ----------
-    variant : str
-        ``moganet-xt`` … ``moganet-xl``.
-    attn_force_fp32 : bool
-        Which function the weights were trained with: True computes the gating in float32 and applies its
-        activation twice, False once. No published file says which and no value is right for all of them, so
-        there is no default.
-    resolution : int or (int, int), optional
-        Input size it is meant for, default the one of the published figures. Nothing depends on it.
-    num_classes : int or None
-        Outputs of the head; None or 0 leaves the head out.
-    features_only : bool
-        Make calls return the four stage outputs; a head, if there is one, keeps its parameters.
-
-    Returns
-    -------
-    MogaNetModel
-        Parameters and statistics have the names and shapes of the canonical layout.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such variant.
-    UsageError
-        When an argument makes no sense.
-
-    Examples
-    --------
     >>> model = build("moganet-xt", attn_force_fp32=True, num_classes=10)
     >>> with torch.inference_mode():
     ...     model(torch.zeros(1, 3, 64, 64)).shape
