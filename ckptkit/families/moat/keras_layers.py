@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptkit.base.parse import Size, parse_size
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.keras_building import build_chain
+from ckptkit.families.keras_models import build_chain
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
     EXPANSION,

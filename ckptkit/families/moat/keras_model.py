@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.tensors import Array
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_building import build_chain, require_images, track
+from ckptkit.families.keras_models import StagedModel, build_chain, built, track
 from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
 from ckptkit.families.moat.config import (
     FIRST_ATTENTION_STAGE,
@@ -48,8 +47,8 @@ __all__ = [
 
 
 @keras.saving.register_keras_serializable(package="ckptkit")
-class MoatModel(keras.Model):
-    """One variant; the parameters are those of `build`.
+class MoatModel(StagedModel):
+    """One variant.
 
     Calling it with images (N, H, W, 3) gives the logits (N, classes), or the list of the five feature maps
     (N, H/2, W/2, stem) … (N, H/32, W/32, width), rounded up, when it is headless or ``features_only``.
@@ -73,16 +72,17 @@ class MoatModel(keras.Model):
         config = MOAT_CONFIGS[variant]
         if pool_size not in POOL_SIZES:
             raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")
-        classes = parse_num_classes(num_classes)
-        super().__init__(name="moat", dtype="float32")
-        self.variant = variant
-        self.num_classes = classes
-        self.features_only = features_only
+        super().__init__(
+            "moat",
+            variant,
+            usual=config.resolution,
+            resolution=resolution,
+            num_classes=num_classes,
+            features_only=features_only,
+        )
         self.pos_emb = pos_emb
         self.pool_size = pool_size
         self.global_attention = global_attention
-        self.resolution = parse_size(config.resolution if resolution is None else resolution, "resolution")
-        self.resolution_is_given = resolution is not None
         sizes = [(rows, columns) for rows, columns in table_sizes or PUBLISHED_TABLE_SIZES]
         self.table_sizes = dict(zip(POSITION_TABLE_SIZE, sizes, strict=True))
         self.windows = parse_window_size(window_size)
@@ -99,9 +99,9 @@ class MoatModel(keras.Model):
         track(self, self.blocks)
         self.stage_ends = [sum(config.depths[: stage + 1]) for stage in range(len(config.depths))]
         self.final_layer_norm = self.logits_head = None
-        if classes is not None:
+        if self.num_classes is not None:
             self.final_layer_norm = layer_norm("final_layer_norm")
-            self.logits_head = conv("logits_head", classes)
+            self.logits_head = conv("logits_head", self.num_classes)
 
     def _block(self, stage: int, block: int, channels: int, width: int, *, last: bool) -> MBConvBlock:
         name = f"block_{stage:02d}_{block:02d}"
@@ -126,19 +126,9 @@ class MoatModel(keras.Model):
         if self.logits_head is not None:
             build_chain((self.final_layer_norm, self.logits_head), MOAT_CONFIGS[self.variant].widths[-1])
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Check the input's shape, where an error can still say so in one line, then run the model."""
-        self._check_input(inputs)
-        return super().__call__(inputs, *args, **kwargs)
-
-    def call(self, inputs: Tensor) -> Any:
-        """Logits (N, classes), or the list of five feature maps."""
-        outputs = self.forward_stages(inputs, head=not self.features_only)
-        return outputs["logits"] if "logits" in outputs else list(outputs.values())
-
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""
-        self._check_input(inputs)
+        self.check_input(inputs)
         x = self.stem(keras.ops.convert_to_tensor(inputs, dtype="float32"))
         outputs = {STAGES[0]: x}
         for count, block in enumerate(self.blocks, start=1):
@@ -150,8 +140,9 @@ class MoatModel(keras.Model):
             outputs["logits"] = keras.ops.squeeze(self.logits_head(pooled), axis=(1, 2))
         return outputs
 
-    def _check_input(self, inputs: Any) -> None:
-        require_images(inputs)
+    def check_input(self, inputs: Any) -> None:
+        """Refuse what is not a batch of images, or has maps that the windows do not divide."""
+        super().check_input(inputs)
         shape = tuple(inputs.shape)
         self._check_windows(shape[1], shape[2])
 
@@ -166,10 +157,7 @@ class MoatModel(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Return the parameters, for ``model.save``."""
         return {
-            "variant": self.variant,
-            "resolution": list(self.resolution) if self.resolution_is_given else None,
-            "num_classes": self.num_classes,
-            "features_only": self.features_only,
+            **super().get_config(),
             "pos_emb": self.pos_emb,
             "pool_size": self.pool_size,
             "window_size": {str(stage): window for stage, window in self.windows.items()},
@@ -178,31 +166,9 @@ class MoatModel(keras.Model):
         }
 
 
-def build(
-    variant: str,
-    *,
-    resolution: int | tuple[int, int] | None = None,
-    num_classes: int | None = 1000,
-    features_only: bool = False,
-    pos_emb: bool = True,
-    pool_size: int = 2,
-    window_size: WindowSize = None,
-    global_attention: bool = False,
-    table_sizes: Sequence[Sequence[int]] | None = None,
-) -> MoatModel:
-    """Make a variant with all its variables, zero until they are loaded."""
-    model = MoatModel(
-        variant,
-        resolution=resolution,
-        num_classes=num_classes,
-        features_only=features_only,
-        pos_emb=pos_emb,
-        pool_size=pool_size,
-        window_size=window_size,
-        global_attention=global_attention,
-        table_sizes=table_sizes,
-    )
-    model.build((None, *model.resolution, 3))
+def build(variant: str, **options: Any) -> MoatModel:
+    """Make a variant with all its variables, zero until they are loaded; options as for `MoatModel`."""
+    model: MoatModel = built(MoatModel(variant, **options))
     return model
 
 

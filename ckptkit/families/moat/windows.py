@@ -24,9 +24,9 @@ ATTENTION_STAGES = tuple(POSITION_TABLE_SIZE)
 def parse_window_size(window_size: WindowSize) -> dict[int, Size | None]:
     """Read which attention window each stage gets: (height, width), or None for the whole map.
 
-    One side or (height, width) is for both stages; a mapping says it for each stage (``2``, ``3``, or the same
-    as strings, as JSON has them), and a stage that it does not name sees the whole map; a pair is of stage 2
-    and stage 3 where it is not of two integers, which are (height, width).
+    One side or (height, width) is for both stages; a mapping says it for each (``2``, ``3``, or the same as
+    strings, as JSON has them), and a stage that it does not name sees the whole map; a pair is of stage 2 and
+    stage 3 where it is not of two integers, which are (height, width).
 
     >>> parse_window_size(12)
     {2: (12, 12), 3: (12, 12)}

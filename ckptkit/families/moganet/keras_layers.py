@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.keras_building import build_chain
+from ckptkit.families.keras_models import build_chain
 from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, value_split
 
 Tensor = Any

@@ -11,9 +11,8 @@ from itertools import accumulate
 from typing import Any
 
 from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_building import build_chain, require_images, track
+from ckptkit.families.keras_models import StagedModel, build_chain, built, track
 from ckptkit.families.keras_state import load_state, variables_by_name
 from ckptkit.families.moganet import keras_layers
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
@@ -32,8 +31,8 @@ __all__ = ["STAGES", "MogaNetModel", "build", "load_state", "variables_by_name"]
 
 
 @keras.saving.register_keras_serializable(package="ckptkit")
-class MogaNetModel(keras.Model):
-    """One variant; the parameters are those of `build`.
+class MogaNetModel(StagedModel):
+    """One variant.
 
     Calling it with images (N, H, W, 3) gives the logits (N, classes), or the list of the four feature maps
     (N, H/4, W/4, C1) … (N, H/32, W/32, C4), rounded up, when it is headless or ``features_only``.
@@ -58,15 +57,15 @@ class MogaNetModel(keras.Model):
                 hint="give True or False: the weights do not tell, and the logits depend on it",
             )
         config = MOGANET_CONFIGS[variant]
-        classes = parse_num_classes(num_classes)
-        size = parse_size(config.resolution if resolution is None else resolution, "resolution")
-        super().__init__(name="moganet", dtype="float32")
-        self.variant = variant
+        super().__init__(
+            "moganet",
+            variant,
+            usual=config.resolution,
+            resolution=resolution,
+            num_classes=num_classes,
+            features_only=features_only,
+        )
         self.attn_force_fp32 = attn_force_fp32
-        self.num_classes = classes
-        self.features_only = features_only
-        self.resolution = size
-        self.resolution_is_given = resolution is not None
 
         self.patch_embeds: list[Any] = [StemEmbed(config.widths[0], "patch_embed1")]
         for stage, (channels, width) in enumerate(zip(config.widths, config.widths[1:], strict=False), 2):
@@ -82,8 +81,10 @@ class MogaNetModel(keras.Model):
         self.norms = [batch_norm(f"norm{stage}") for stage in range(1, len(config.widths) + 1)]
         track(self, (*self.patch_embeds, *self.blocks, *self.norms))
         self.head = None
-        if classes is not None:
-            self.head = keras.layers.Dense(classes, kernel_initializer="zeros", name="head", dtype="float32")
+        if self.num_classes is not None:
+            self.head = keras.layers.Dense(
+                self.num_classes, kernel_initializer="zeros", name="head", dtype="float32"
+            )
 
     def _stages(self) -> Iterator[tuple[Any, Sequence[MogaBlock], Any]]:
         """Patch embedding, blocks and last norm of each stage."""
@@ -105,19 +106,9 @@ class MogaNetModel(keras.Model):
         if self.head is not None:
             self.head.build((None, channels))
 
-    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Check the input's shape, where an error can still say so in one line, then run the model."""
-        require_images(inputs)
-        return super().__call__(inputs, *args, **kwargs)
-
-    def call(self, inputs: Tensor) -> Any:
-        """Logits (N, classes), or the list of four feature maps."""
-        outputs = self.forward_stages(inputs, head=not self.features_only)
-        return outputs["logits"] if "logits" in outputs else list(outputs.values())
-
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""
-        require_images(inputs)
+        self.check_input(inputs)
         x = keras.ops.convert_to_tensor(inputs, dtype="float32")
         outputs = {}
         for name, (embed, blocks, norm) in zip(STAGES, self._stages(), strict=True):
@@ -132,30 +123,10 @@ class MogaNetModel(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Return the parameters, for ``model.save``."""
-        return {
-            "variant": self.variant,
-            "attn_force_fp32": self.attn_force_fp32,
-            "resolution": list(self.resolution) if self.resolution_is_given else None,
-            "num_classes": self.num_classes,
-            "features_only": self.features_only,
-        }
+        return {**super().get_config(), "attn_force_fp32": self.attn_force_fp32}
 
 
-def build(
-    variant: str,
-    *,
-    attn_force_fp32: bool,
-    resolution: int | tuple[int, int] | None = None,
-    num_classes: int | None = 1000,
-    features_only: bool = False,
-) -> MogaNetModel:
-    """Make a variant with all its variables, kernels and scales zero until they are loaded."""
-    model = MogaNetModel(
-        variant,
-        attn_force_fp32=attn_force_fp32,
-        resolution=resolution,
-        num_classes=num_classes,
-        features_only=features_only,
-    )
-    model.build((None, *model.resolution, 3))
+def build(variant: str, *, attn_force_fp32: bool, **options: Any) -> MogaNetModel:
+    """Make a variant with all its variables, zero until they are loaded; options as for `MogaNetModel`."""
+    model: MogaNetModel = built(MogaNetModel(variant, attn_force_fp32=attn_force_fp32, **options))
     return model

@@ -1,4 +1,4 @@
-"""What the Keras models are built with; stand-ins for layers do, so no framework is needed."""
+"""What the Keras models are built with; stand-ins for layers do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.families.keras_building import build_chain, require_images
+
+pytest.importorskip("tensorflow")
+
+from ckptkit.families.keras_models import build_chain, require_images
 
 
 def test_a_chain_hands_on_the_channels():
