@@ -130,16 +130,8 @@ def cam(
         Index, WordNet id or name of a class; default the predicted one.
     synthetic : bool
         Use synthetic weights by recipe; the heat means nothing then.
-    resolution : int or (int, int), optional
-        Input (height, width); default the entry's test resolution.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both.
-    state_dict, strip_prefix
-        As for `ckptkit.load`.
-    variant : str, optional
-        Overrides what the file is recognised as.
-    settings : mapping of str to Any, optional
-        Behaviour settings where no entry says them: ``{"attn_force_fp32": True}``.
+    resolution, weights, state_dict, strip_prefix, variant, settings
+        As for `predict`.
 
     Returns
     -------

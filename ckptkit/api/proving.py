@@ -160,16 +160,8 @@ def export(
         Of the ONNX operators.
     synthetic : bool
         Use synthetic weights by recipe; needs no download.
-    resolution : int or (int, int), optional
-        Input (height, width); default the entry's test resolution.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both.
-    state_dict, strip_prefix
-        As for `ckptkit.load`.
-    variant : str, optional
-        Overrides what the file is recognised as.
-    settings : mapping of str to Any, optional
-        Behaviour settings where no entry says them: ``{"attn_force_fp32": True}``.
+    resolution, weights, state_dict, strip_prefix, variant, settings
+        As for `ckptkit.predict`.
 
     Returns
     -------
