@@ -846,19 +846,19 @@ class _Heap:
 # opaque elements of two bytes with an attribute ``dtype`` beside them. h5py stores booleans as an enumeration
 # of FALSE and TRUE, complex numbers as a record of ``r`` and ``i``.
 
-_INTEGER, _FLOAT, _TIME, _STRING, _BITS, _OPAQUE = range(6)
-_RECORD, _REFERENCE, _ENUM, _VARIABLE, _ARRAY, _COMPLEX = range(6, 12)
+INTEGER, FLOAT, TIME, STRING, BITS, OPAQUE = range(6)
+RECORD, REFERENCE, ENUM, VARIABLE, ARRAY, COMPLEX = range(6, 12)
 _MAX_NESTING = 8
 _MAX_VERSION = 5
 
 # sign bit's position, then the location and size of exponent and mantissa in bits, and the exponent's bias
-_FLOAT_FIELDS = {
+FLOAT_FIELDS = {
     "float16": (15, 10, 5, 0, 10, 15),
     "bfloat16": (15, 7, 8, 0, 7, 127),
     "float32": (31, 23, 8, 0, 23, 127),
     "float64": (63, 52, 11, 0, 52, 1023),
 }
-_IMPLIED_BIT = 2 << 4  # the mantissa's first bit is always one and not stored
+IMPLIED_BIT = 2 << 4  # the mantissa's first bit is always one and not stored
 
 BRAIN_FLOAT = "bfloat16"
 
@@ -896,20 +896,20 @@ def parse_type(piece: Piece, depth: int = 0) -> ElementType:
     size = piece.number(4)
     if not 1 <= version <= _MAX_VERSION or size == 0 or depth > _MAX_NESTING:
         raise piece.error("an element type that makes no sense")
-    if kind == _STRING:
+    if kind == STRING:
         return ElementType(size, text="fixed", what="texts")
-    if kind == _VARIABLE:
+    if kind == VARIABLE:
         parse_type(piece, depth + 1)
         if bits & 15 == 1:
             return ElementType(size, text="variable", what="texts")
         return ElementType(size, what="lists of any length")
-    if kind == _REFERENCE:
+    if kind == REFERENCE:
         return ElementType(size, what="references to other objects")
-    if kind in (_OPAQUE, _TIME, _BITS):
+    if kind in (OPAQUE, TIME, BITS):
         name, properties = {
-            _OPAQUE: (f"void{8 * size}", bits & 0xFF),  # a tag
-            _TIME: (f"time of {8 * size} bits", 2),
-            _BITS: (f"bit field of {8 * size} bits", 4),
+            OPAQUE: (f"void{8 * size}", bits & 0xFF),  # a tag
+            TIME: (f"time of {8 * size} bits", 2),
+            BITS: (f"bit field of {8 * size} bits", 4),
         }[kind]
         piece.raw(properties)
         return ElementType(size, _opaque(name, size))
@@ -929,8 +929,8 @@ def _integer(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> 
 def _float(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> ElementType:
     start, precision, *fields, bias = struct.unpack("<HHBBBBI", piece.raw(12))
     found = (bits >> 8 & 0xFF, *fields, bias)
-    name = next((name for name, known in _FLOAT_FIELDS.items() if known == found), None)
-    unusual = start or precision != 8 * size or bits & 0x40 or bits & 0x30 != _IMPLIED_BIT
+    name = next((name for name, known in FLOAT_FIELDS.items() if known == found), None)
+    unusual = start or precision != 8 * size or bits & 0x40 or bits & 0x30 != IMPLIED_BIT
     if name is None or unusual or DTYPES[name].itemsize != size:
         return ElementType(size, _opaque(f"float of {precision} bits in {size} bytes", size))
     return ElementType(size, DTYPES[name], big_endian=bool(bits & 1))
@@ -941,12 +941,12 @@ def _enumeration(piece: Piece, bits: int, size: int, version: int, depth: int) -
     base = parse_type(piece, depth + 1)
     names = [_member_name(piece, version) for _ in range(bits & 0xFFFF)]
     values = [piece.raw(base.size) for _ in names]
-    if size == base.size == 1 and dict(zip(names, values, strict=True)) == _BOOLEAN:
+    if size == base.size == 1 and dict(zip(names, values, strict=True)) == BOOLEAN:
         return ElementType(1, DTYPES["bool"])
     return base
 
 
-_BOOLEAN = {b"FALSE": b"\0", b"TRUE": b"\1"}
+BOOLEAN = {b"FALSE": b"\0", b"TRUE": b"\1"}
 
 
 def _record(piece: Piece, bits: int, size: int, version: int, depth: int) -> ElementType:
@@ -994,12 +994,12 @@ def _complex_of(part: ElementType, size: int) -> ElementType | None:
 
 
 _CLASSES: Mapping[int, Callable[[Piece, int, int, int, int], ElementType]] = {
-    _INTEGER: _integer,
-    _FLOAT: _float,
-    _RECORD: _record,
-    _ENUM: _enumeration,
-    _ARRAY: _array,
-    _COMPLEX: _complex,
+    INTEGER: _integer,
+    FLOAT: _float,
+    RECORD: _record,
+    ENUM: _enumeration,
+    ARRAY: _array,
+    COMPLEX: _complex,
 }
 
 

@@ -15,23 +15,23 @@ from pathlib import Path
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
 from ckptkit.formats.hdf5_reader import (
-    _BOOLEAN,
-    _ENUM,
-    _FLOAT,
-    _FLOAT_FIELDS,
-    _IMPLIED_BIT,
-    _INTEGER,
-    _OPAQUE,
-    _RECORD,
-    _STRING,
     ATTRIBUTE,
+    BOOLEAN,
     BRAIN_FLOAT,
     DATASPACE,
     DATATYPE,
+    ENUM,
+    FLOAT,
+    FLOAT_FIELDS,
+    IMPLIED_BIT,
+    INTEGER,
     LAYOUT,
     MAGIC,
     MAX_DEPTH,
     MAX_NAME,
+    OPAQUE,
+    RECORD,
+    STRING,
     SYMBOL_TABLE,
     UNDEFINED,
 )
@@ -258,22 +258,22 @@ def type_message(dtype: DType) -> bytes | None:
     """
     bits = 8 * dtype.itemsize
     if dtype.name == BRAIN_FLOAT:
-        return struct.pack("<B3xI", _OPAQUE | 1 << 4, dtype.itemsize)
-    if dtype.name in _FLOAT_FIELDS:
-        sign, *fields, bias = _FLOAT_FIELDS[dtype.name]
-        head = struct.pack("<BBBxI", _FLOAT | 1 << 4, _IMPLIED_BIT, sign, dtype.itemsize)
+        return struct.pack("<B3xI", OPAQUE | 1 << 4, dtype.itemsize)
+    if dtype.name in FLOAT_FIELDS:
+        sign, *fields, bias = FLOAT_FIELDS[dtype.name]
+        head = struct.pack("<BBBxI", FLOAT | 1 << 4, IMPLIED_BIT, sign, dtype.itemsize)
         return head + struct.pack("<HHBBBBI", 0, bits, *fields, bias)
     if dtype.kind in ("int", "uint"):
         signed = 8 if dtype.kind == "int" else 0
-        return struct.pack("<BB2xIHH", _INTEGER | 1 << 4, signed, dtype.itemsize, 0, bits)
+        return struct.pack("<BB2xIHH", INTEGER | 1 << 4, signed, dtype.itemsize, 0, bits)
     if dtype.kind == "bool":
-        head = struct.pack("<BB2xI", _ENUM | 1 << 4, len(_BOOLEAN), 1)
-        base = struct.pack("<BB2xIHH", _INTEGER | 1 << 4, 8, 1, 0, 8)
-        return head + base + b"".join(name.ljust(8, b"\0") for name in _BOOLEAN) + b"".join(_BOOLEAN.values())
+        head = struct.pack("<BB2xI", ENUM | 1 << 4, len(BOOLEAN), 1)
+        base = struct.pack("<BB2xIHH", INTEGER | 1 << 4, 8, 1, 0, 8)
+        return head + base + b"".join(name.ljust(8, b"\0") for name in BOOLEAN) + b"".join(BOOLEAN.values())
     if dtype.kind == "complex":
         part = type_message(DTYPES[f"float{bits // 2}"])
         assert part is not None
-        head = struct.pack("<BB2xI", _RECORD | 1 << 4, 2, dtype.itemsize)
+        head = struct.pack("<BB2xI", RECORD | 1 << 4, 2, dtype.itemsize)
         offsets = ((b"r", 0), (b"i", dtype.itemsize // 2))
         return head + b"".join(struct.pack("<8sI28x", name, offset) + part for name, offset in offsets)
     return None
@@ -281,4 +281,4 @@ def type_message(dtype: DType) -> bytes | None:
 
 def fixed_text_message(length: int) -> bytes:
     """The datatype message of a UTF-8 text of so many bytes, filled up with zeros."""
-    return struct.pack("<BB2xI", _STRING | 1 << 4, 0x11, length)
+    return struct.pack("<BB2xI", STRING | 1 << 4, 0x11, length)
