@@ -331,9 +331,7 @@ class NpzWriter(SingleFileWriter):
             if descr(spec.dtype) is None:
                 raise UsageError(
                     f"{self.path}: npz cannot hold {spec.name!r} as {spec.dtype}: numpy has no name for it",
-                    hint="choose --dtype float32 or float16, or --to safetensors"
-                    if spec.dtype.is_float
-                    else None,
+                    hint="write float32 or float16, or safetensors" if spec.dtype.is_float else None,
                 )
         self._refuse_names()
         length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
