@@ -7,13 +7,15 @@ A plug-in that does not load, or is not what its group holds, is a warning that 
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.text import escaped
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class PluginWarning(UserWarning):
@@ -42,10 +44,12 @@ def load(group: str, kind: type = object, taken: Collection[str] = ()) -> dict[s
 
 
 @lru_cache
-def _loaded(group: str) -> list[tuple[importlib.metadata.EntryPoint, Any]]:
+def _loaded(group: str) -> list[tuple[EntryPoint, Any]]:
     """What a group's entry points lead to, in a steady order, looked up once in a process."""
+    from importlib.metadata import entry_points  # which takes a while to import
+
     loaded = []
-    for point in sorted(importlib.metadata.entry_points(group=group), key=_place):
+    for point in sorted(entry_points(group=group), key=_place):
         try:
             loaded.append((point, point.load()))
         except (Exception, SystemExit) as error:
@@ -60,7 +64,7 @@ def forget() -> None:
     _loaded.cache_clear()
 
 
-def package_of(point: importlib.metadata.EntryPoint) -> str:
+def package_of(point: EntryPoint) -> str:
     """The package that an entry point belongs to, with its version."""
     try:
         assert point.dist is not None
@@ -69,10 +73,10 @@ def package_of(point: importlib.metadata.EntryPoint) -> str:
         return f"the package of {point.value}"
 
 
-def _place(point: importlib.metadata.EntryPoint) -> tuple[str, str]:
+def _place(point: EntryPoint) -> tuple[str, str]:
     return point.name, package_of(point)
 
 
-def _warn(point: importlib.metadata.EntryPoint, what: str) -> None:
+def _warn(point: EntryPoint, what: str) -> None:
     text = f"the plug-in {point.name!r} of {package_of(point)} ({point.group}) {what} and is left out"
     warnings.warn(escaped(text), PluginWarning, stacklevel=3)

@@ -131,11 +131,13 @@ _ABOUT_THE_FILE = (
 
 
 @cache
-def _fields() -> tuple[Field, ...]:
+def _fields(plugins: bool = True) -> tuple[Field, ...]:
     """Every column: those of all entries, with one for each setting of a family."""
     from ckptkit.families.base import families, get_family
 
-    settings = [setting for name in families() for setting in get_family(name).settings.model_fields.items()]
+    settings = [
+        setting for name in families(plugins) for setting in get_family(name).settings.model_fields.items()
+    ]
     return (
         *_OF_THE_MODEL,
         *(
@@ -189,7 +191,8 @@ def field_named(name: str) -> Field:
     """
     squeezed = _squeezed(name)
     wanted = _squeezed(_ALIASES.get(squeezed, squeezed))
-    found = next((field for field in _fields() if _squeezed(field.key) == wanted), None)
+    every = (field for plugins in (False, True) for field in _fields(plugins))
+    found = next((field for field in every if _squeezed(field.key) == wanted), None)
     if found is None:
         raise UsageError(
             f"no column {name!r}", hint=f"choose from {', '.join(field.key for field in _fields())}"
