@@ -75,7 +75,7 @@ def test_a_file_or_a_link_is_never_replaced(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     for name in ("file", "link"):
-        with pytest.raises(UsageError, match="is no folder"):
+        with pytest.raises(UsageError, match="is not a folder"):
             refuse_replacement(tmp_path / name, force=True, owned=OWNED)
 
 
