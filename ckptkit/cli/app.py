@@ -344,6 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_streams()
     if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
         os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # it would look through every installed package
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on pictures' metadata; faults are errors
     as_before, warnings.formatwarning = warnings.formatwarning, _warning
     hoisted = hoist_global_options(sys.argv[1:] if arguments is None else arguments)
