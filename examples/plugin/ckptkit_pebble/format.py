@@ -10,8 +10,7 @@ import numpy
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.base import Format, Reader
-from ckptkit.formats.replacing import commit_checkpoint, staged_checkpoint
-from ckptkit.formats.tensor_writer import TensorWriter
+from ckptkit.formats.tensor_writer import SingleFileWriter
 
 MARK = b"SLAB"
 HELD = ("float32", "float16", "int64")
@@ -78,14 +77,14 @@ class SlabReader(Reader):
         return True
 
 
-class SlabWriter(TensorWriter):
+class SlabWriter(SingleFileWriter):
     """A file being written: kept in memory until it is whole, for it is an example."""
 
     concurrent = False
 
     def __init__(self, path, specs, metadata, force):
         super().__init__(path, specs, metadata)
-        self._file = staged_checkpoint(path, force=force)
+        self._stage(force=force)
         self._bytes = {}
 
     def _put(self, spec, pieces):
@@ -94,7 +93,7 @@ class SlabWriter(TensorWriter):
         self._bytes[spec.name] = b"".join(bytes(piece) for piece in pieces)
         return crc32c(numpy.frombuffer(self._bytes[spec.name], numpy.uint8))
 
-    def _commit(self, check):
+    def _end(self):
         rows, at = [], 0
         for name, raw in self._bytes.items():
             spec = self._specs[name]
@@ -102,11 +101,6 @@ class SlabWriter(TensorWriter):
             at += len(raw)
         head = json.dumps({"metadata": self._metadata, "tensors": rows}).encode()
         self._file.append(MARK + head + b"\n" + b"".join(self._bytes.values()))
-        return commit_checkpoint(self._file, check)
-
-    def discard(self):
-        """Remove the temporary file."""
-        self._file.discard()
 
 
 SLAB = Slab()
