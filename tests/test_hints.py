@@ -390,6 +390,10 @@ SITUATIONS: Mapping[str, Situation] = {
         arrange=_text("broken.yaml", "entries:\n  - id: tiny-moat0-256\n    nosuch: 1\n"),
         then="registry schema",
     ),
+    "a field that cannot be": Situation(
+        "registry add new https://example.org/m.pth --checkpoint moat.pth --top1 999 --file own.yaml",
+        then="registry schema",
+    ),
     "a pin without the file": Situation(
         "registry add new https://example.org/m.pth --pin --file own.yaml", fill={"FILE": "moat.pth"}
     ),
