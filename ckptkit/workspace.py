@@ -156,9 +156,7 @@ class Workspace:
         return self._find(name, fetch).chosen(state_dict, strip_prefix)
 
     def _find(self, name: Named, fetch: bool) -> Located:
-        from ckptkit.registry import Entry
-
-        if isinstance(name, Entry):
+        if not isinstance(name, (str, Path)):
             return self.fetch(name) if fetch else self._as_cached(name)
         if name == STANDARD and self.standard_input is not None:
             return Located(self.standard_input())

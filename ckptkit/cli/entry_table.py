@@ -135,19 +135,17 @@ def _fields(plugins: bool = True) -> tuple[Field, ...]:
     """Every column: those of all entries, with one for each setting of a family."""
     from ckptkit.families.base import families, get_family
 
-    settings = [
-        setting for name in families(plugins) for setting in get_family(name).settings.model_fields.items()
-    ]
+    settings = [each for name in families(plugins) for each in get_family(name).settings.items()]
     return (
         *_OF_THE_MODEL,
         *(
             Field(
                 name.replace("_", "-"),
-                field.title or name.replace("_", " "),
+                setting.title or name.replace("_", " "),
                 lambda item, name=name: item.row.settings.get(name),  # type: ignore[misc]
-                numeric=field.annotation is not bool,
+                numeric=not setting.is_switch,
             )
-            for name, field in settings
+            for name, setting in settings
         ),
         *_ABOUT_THE_FILE,
     )

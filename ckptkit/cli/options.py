@@ -196,7 +196,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     key = one_of("setting", key, tuple(owners))
     family = owners[key]
     lower = value.strip().lower()
-    is_switch = family.settings.model_fields[key].annotation is bool
+    is_switch = family.settings[key].is_switch
     try:
         if is_switch and lower in {"0", "1"}:
             return key, lower == "1"

@@ -11,11 +11,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ckptkit.base import plugins
 from ckptkit.base.errors import (
@@ -29,11 +27,15 @@ from ckptkit.base.errors import (
 from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
-from ckptkit.families.settings import Settings, takes
+from ckptkit.families.settings import Setting, settings_model, takes
 from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.formats.builtin import BUILT_IN, format_of
-from ckptkit.registry.schema import FamilyFacts
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from ckptkit.registry.schema import FamilyFacts
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
@@ -132,7 +134,7 @@ class Family(ABC):
         Layout that a conversion to a format gets when none is asked for, where the format says another.
     keras_layout : str
         Layout of the Keras model's variables.
-    settings : type of Settings
+    settings : mapping of str to Setting
         What changes the output but no tensor's shape: fields of a registry, options of ``--set``, columns of
         ``list`` and arguments of `ckptkit.create_model` and of the models' ``build``.
     has_pos_emb : bool
@@ -173,7 +175,7 @@ class Family(ABC):
     default_layout: Mapping[str, str] = {}
     layout_titles: Mapping[str, str] = {}
     keras_layout: str = "keras"
-    settings: type[Settings] = Settings
+    settings: Mapping[str, Setting] = {}
     has_pos_emb: bool = False
     summary: str = ""
     flops: Convention | None = None
@@ -238,25 +240,30 @@ class Family(ABC):
     @property
     def setting_names(self) -> tuple[str, ...]:
         """Names of the settings."""
-        return tuple(self.settings.model_fields)
+        return tuple(self.settings)
 
     @property
     def required_settings(self) -> tuple[str, ...]:
         """Settings that nobody may guess."""
-        return tuple(key for key, field in self.settings.model_fields.items() if field.is_required())
+        return tuple(key for key, setting in self.settings.items() if setting.required)
 
     @property
     def default_settings(self) -> dict[str, Any]:
         """Value of each setting that has a default: what a classifier has."""
-        fields = self.settings.model_fields.items()
-        return {key: field.default for key, field in fields if not field.is_required()}
+        return {key: setting.default for key, setting in self.settings.items() if not setting.required}
+
+    @cached_property
+    def settings_model(self) -> type[BaseModel]:
+        """The pydantic model of the settings, by which values are checked."""
+        return settings_model(f"{self.title}Settings", self.settings)
 
     def check_setting(self, key: str, value: object) -> None:
         """Refuse a value that a setting cannot have, with a UsageError that says what it can have."""
+        from pydantic import ValidationError
+
         try:
-            self.settings.__pydantic_validator__.validate_assignment(
-                self.settings.model_construct(), key, value
-            )
+            model = self.settings_model
+            model.__pydantic_validator__.validate_assignment(model.model_construct(), key, value)
         except ValidationError as error:
             raise UsageError(f"{key} is {shown(value)}", hint=f"it can be {takes(self, key)}") from error
 
@@ -266,9 +273,11 @@ class Family(ABC):
 
     def registry_facts(self) -> FamilyFacts:
         """What an entry of the registry may say."""
+        from ckptkit.registry.schema import FamilyFacts
+
         any_names = [format.name for format in BUILT_IN.values() if format.any_names]
         formats = {layout: (*own, *any_names) for layout, own in self.containers.items()}
-        return FamilyFacts(self.variants, formats, self.settings)
+        return FamilyFacts(self.variants, formats, self.settings_model)
 
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""

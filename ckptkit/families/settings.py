@@ -1,4 +1,4 @@
-"""Settings of models: what changes the output but no tensor's shape, and who says it.
+"""Settings of models: what changes the output but no tensor's shape, what each can be, and who says it.
 
 In order of precedence: the user, the registry entry, the file's own metadata, the family's default. A setting
 without default is never guessed.
@@ -7,27 +7,64 @@ without default is never guessed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ckptkit.base.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ckptkit.families.base import Family
     from ckptkit.registry import Entry
 
 
-class Settings(BaseModel):
-    """The settings of a family, each with its type, its description and its default.
+REQUIRED = object()
+"""Default of a setting that nobody may guess: several values are in use, and no tensor tells which."""
 
-    A field without default is one that nobody may guess: both values are in use, and no tensor tells which. A
-    string in a field's metadata says what it takes, for messages.
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting can be, and what it is where nobody says it.
+
+    The pydantic model of a family's settings follows from these. They do without pydantic, whose import
+    takes as long as a small conversion.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    type: Any  # as in a pydantic model; ranges from `annotated_types`: ``Annotated[int, Ge(2), Le(3)]``
+    description: str
+    default: Any = REQUIRED
+    takes: str = "another value"  # what it can be, in a phrase for messages
+    check: Callable[[Any], object] | None = None  # raises ValueError for what the type cannot rule out
+    title: str | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is REQUIRED
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false."""
+        return self.type is bool
+
+
+def settings_model(name: str, settings: Mapping[str, Setting]) -> type[BaseModel]:
+    """The pydantic model of some settings, strict and closed."""
+    from pydantic import AfterValidator, ConfigDict, Field, create_model
+
+    def checked(check: Callable[[Any], object]) -> AfterValidator:
+        return AfterValidator(lambda value: (check(value), value)[1])
+
+    fields: dict[str, Any] = {}
+    for key, setting in settings.items():
+        kind: Any = Annotated[setting.type, checked(setting.check)] if setting.check else setting.type
+        default = ... if setting.required else setting.default
+        fields[key] = (kind, Field(default, title=setting.title, description=setting.description))
+    config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    return create_model(name, __config__=config, **fields)
 
 
 def known_settings(
@@ -43,7 +80,7 @@ def known_settings(
     ``told`` is the user's word; ``metadata`` the file's, each setting as JSON.
     A value that a setting cannot have is a UsageError, or a FormatError where the file says it.
     """
-    told, metadata = told or {}, metadata or {}
+    told, metadata, by_entry = told or {}, metadata or {}, entry.settings if entry else {}
     for key in told:
         if key not in family.setting_names:
             raise UsageError(
@@ -52,13 +89,12 @@ def known_settings(
             )
     known = {}
     for key in family.setting_names:
-        by_entry = entry.settings.get(key) if entry else None
         if key in told:
             family.check_setting(key, told[key])
             known[key] = told[key]
-        elif by_entry is not None:
-            family.check_setting(key, by_entry)
-            known[key] = by_entry
+        elif by_entry.get(key) is not None:
+            family.check_setting(key, by_entry[key])
+            known[key] = by_entry[key]
         elif key in metadata:
             known[key] = setting_of_file(family, key, metadata[key], path)
     return known
@@ -81,15 +117,13 @@ def missing_settings(family: Family, known: Mapping[str, Any]) -> list[str]:
 
 def takes(family: Family, key: str) -> str:
     """What values a setting can have, in a phrase."""
-    field = family.settings.model_fields[key]
-    if field.annotation is bool:
-        return "true or false"
-    return next((phrase for phrase in field.metadata if isinstance(phrase, str)), "another value")
+    setting = family.settings[key]
+    return "true or false" if setting.is_switch else setting.takes
 
 
 def set_option(family: Family, key: str) -> str:
     """How a setting is given on the command line: ``--set key=true or =false``."""
-    values = "true or =false" if family.settings.model_fields[key].annotation is bool else "VALUE"
+    values = "true or =false" if family.settings[key].is_switch else "VALUE"
     return f"--set {key}={values}"
 
 

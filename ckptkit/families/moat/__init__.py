@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from annotated_types import Ge, Le
 
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.base import Family, PublishedFile, Structure, TableSizes
@@ -13,26 +13,9 @@ from ckptkit.families.moat import published
 from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
-from ckptkit.families.settings import Settings
+from ckptkit.families.settings import Setting
 from ckptkit.families.synthetic import Make
 from ckptkit.rules.language import Site, Table
-
-
-def _window(value: Any) -> Any:
-    parse_window_size(value)  # it says what it cannot read
-    return value
-
-
-class MoatSettings(Settings):
-    """What a MOAT model computes, besides its tensors."""
-
-    pool_size: Annotated[int, Field(ge=2, le=3), "2 or 3"] = Field(
-        2, description="MOAT: size of the stride-2 average pool."
-    )
-    window_size: Annotated[Any, AfterValidator(_window), "a whole number above 0, or none"] = Field(
-        None, description="MOAT: attention window; null: the whole map."
-    )
-    global_attention: bool = Field(False, description="MOAT: the last block of a stage sees all.")
 
 
 class Moat(Family):
@@ -50,7 +33,19 @@ class Moat(Family):
         "keras": ("keras", "tf"),
     }
     default_layout: Mapping[str, str] = {"tf": "deeplab2", "keras": "keras-h5"}
-    settings = MoatSettings
+    settings: Mapping[str, Setting] = {
+        "pool_size": Setting(
+            Annotated[int, Ge(2), Le(3)], "MOAT: size of the stride-2 average pool.", 2, takes="2 or 3"
+        ),
+        "window_size": Setting(
+            Any,
+            "MOAT: attention window; null: the whole map.",
+            None,
+            takes="a whole number above 0, or none",
+            check=parse_window_size,
+        ),
+        "global_attention": Setting(bool, "MOAT: the last block of a stage sees all.", False),
+    }
     has_pos_emb = True
     models: Mapping[str, str] = {
         "torch": "ckptkit.families.moat.torch_model",

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field
-
 from ckptkit.families.base import Family, PublishedFile, Structure
 from ckptkit.families.moganet import published
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MOGANET_DEFINITIONS, moganet_sites
 from ckptkit.families.moganet.layouts import MOGANET_LAYOUTS
-from ckptkit.families.settings import Settings
+from ckptkit.families.settings import Setting
 from ckptkit.rules.language import Site
-
-
-class MogaNetSettings(Settings):
-    """What a MogaNet model computes, besides its tensors."""
-
-    # Without default: both functions are in use, and no tensor and no published file tells which.
-    attn_force_fp32: bool = Field(
-        title="attn_force_fp32",
-        description="MogaNet: the gate of the OpenMixup configs, which applies its activation twice.",
-    )
 
 
 class MogaNet(Family):
@@ -42,7 +30,14 @@ class MogaNet(Family):
         "keras": ("keras", "tf"),
     }
     default_layout: Mapping[str, str] = {"tf": "keras", "keras": "keras-h5"}
-    settings = MogaNetSettings
+    settings: Mapping[str, Setting] = {
+        # Without default: both functions are in use, and no tensor and no published file tells which.
+        "attn_force_fp32": Setting(
+            bool,
+            "MogaNet: the gate of the OpenMixup configs, which applies its activation twice.",
+            title="attn_force_fp32",
+        ),
+    }
     models: Mapping[str, str] = {
         "torch": "ckptkit.families.moganet.torch_model",
         "keras": "ckptkit.families.moganet.keras_model",

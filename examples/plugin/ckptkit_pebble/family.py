@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated
 
-from pydantic import Field
+from annotated_types import Ge, Lt
 
 from ckptkit.families.base import Family, PublishedFile
 from ckptkit.families.flops import Convention
-from ckptkit.families.settings import Settings
+from ckptkit.families.settings import Setting
 from ckptkit.rules.language import Definition, Layout, Rule
 
 #: Width and number of blocks of each variant.
@@ -40,14 +40,6 @@ KERAS = Layout(
 )
 
 
-class PebbleSettings(Settings):
-    """What a Pebble computes, besides its tensors."""
-
-    negative_slope: Annotated[float, Field(ge=0, lt=1), "a number from 0 to 1"] = Field(
-        0.0, description="Pebble: slope of the activation below zero."
-    )
-
-
 class Pebble(Family):
     """The two Pebbles."""
 
@@ -57,7 +49,14 @@ class Pebble(Family):
     layouts = {"torch": TORCH, "keras": KERAS}
     containers = {"torch": ("torch", "slab"), "keras": ("tf", "slab")}
     published_files = {"torch": PublishedFile("torch", ".pth")}
-    settings = PebbleSettings
+    settings = {
+        "negative_slope": Setting(
+            Annotated[float, Ge(0), Lt(1)],
+            "Pebble: slope of the activation below zero.",
+            0.0,
+            takes="a number from 0 to 1",
+        )
+    }
     models = {"torch": "ckptkit_pebble.torch_model", "keras": "ckptkit_pebble.keras_model"}
     flops = Convention(
         name="products",
