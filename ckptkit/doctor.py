@@ -493,7 +493,7 @@ def _unknown(name: str) -> Finding:
 def _token(name: str, value: str) -> Finding:
     if value.strip().isascii() and value.strip().isprintable() and " " not in value.strip():
         return Finding("environment", name, "ok", "set")
-    return Finding("environment", name, "note", "set, but no token: it is not used", f"set {name} anew")
+    return Finding("environment", name, "note", "set, but no token: it is not used", f"set {name} again")
 
 
 GITHUB_API = "https://api.github.com"
@@ -767,7 +767,7 @@ def driver() -> Finding:
     lines = [line.strip() for line in reply.out.splitlines() if line.strip()]
     if reply.code == 0 and lines:
         return Finding("devices", "NVIDIA driver", "ok", "; ".join(lines[:8]))
-    why = "gave no answer in time" if reply.code is None else _last_line(reply.err + reply.out)
+    why = "timed out" if reply.code is None else _last_line(reply.err + reply.out)
     return Finding(
         "devices", "NVIDIA driver", "note", f"nvidia-smi: {why}", "check the driver's installation"
     )

@@ -183,8 +183,8 @@ def test_convert_takes_the_format_from_the_name(arrays, monkeypatch, output, opt
         ({"output": "a.pth", "to": "npz"}, "a.pth is the name of a torch file, not of npz"),
         ({"output": "a.keras"}, "a.keras is the name of a whole Keras model"),
         ({"output": "a.foo"}, "cannot tell the format"),
-        ({"to": "torhc"}, "no format 'torhc'; did you mean torch"),
-        ({"dtype": "double"}, "no dtype 'double'; one of float32, float16, bfloat16"),
+        ({"to": "torhc"}, "unknown format 'torhc'; did you mean torch"),
+        ({"dtype": "double"}, "unknown dtype 'double'; one of float32, float16, bfloat16"),
         ({"output": "net.npz", "force": True}, "net.npz is the source itself"),
         ({"output": "net.npz/"}, "net.npz is a file"),
     ],
@@ -202,16 +202,16 @@ def test_convert_refuses_what_a_name_contradicts(arrays, tmp_path, monkeypatch, 
     [
         (
             lambda: ckptkit.create_model("tiny-moat0", framework="jax"),
-            "no framework 'jax'; one of torch, keras",
+            "unknown framework 'jax'; one of torch, keras",
         ),
         (
             lambda: ckptkit.export("tiny-moat0", "hf", "x.onnx", synthetic=True),
             'give output="x", or to="onnx"',
         ),
-        (lambda: ckptkit.export("tiny-moat0", output="x", synthetic=True), "nothing says what to export to"),
+        (lambda: ckptkit.export("tiny-moat0", output="x", synthetic=True), "no export target given"),
         (lambda: ckptkit.export("tiny-moat0", "onxn", synthetic=True), "did you mean onnx"),
-        (lambda: ckptkit.parity("tiny-moat0", synthetic=True, backend="jax"), "no backend 'jax'"),
-        (lambda: ckptkit.parity("tiny-moat0", synthetic=True, dtype="int8"), "no dtype 'int8'"),
+        (lambda: ckptkit.parity("tiny-moat0", synthetic=True, backend="jax"), "unknown backend 'jax'"),
+        (lambda: ckptkit.parity("tiny-moat0", synthetic=True, dtype="int8"), "unknown dtype 'int8'"),
     ],
 )
 def test_words_that_nothing_is_called(call, says):
@@ -287,8 +287,8 @@ def test_synthetic_weights_of_an_entry(tmp_path):
         ("give -o there/m.npz, or --to torch", 'give output="there/m.npz", or to="torch"'),
         ("leave --weights out, or say raw", "leave weights out, or say raw"),
         (
-            "--no-head, --variant has no meaning with --layout as-is",
-            'head=False, variant has no meaning with layout="as-is"',
+            "--no-head, --variant cannot be used with --layout as-is",
+            'head=False, variant cannot be used with layout="as-is"',
         ),
         (
             "choose --to torch or npz; --dtype float32 casts floats",
@@ -328,7 +328,7 @@ def test_errors_speak_of_arguments(said, in_words_of_python):
         ),
         (
             lambda path: ckptkit.convert(path, layout="as-is", head=False),
-            'head=False has no meaning with layout="as-is"',
+            'head=False cannot be used with layout="as-is"',
         ),
         (lambda path: ckptkit.convert(path, "npz", path.parent / "m.pth"), 'or to="torch"'),
         (lambda path: ckptkit.create_model("moganet-xt"), "give attn_force_fp32=True or False"),

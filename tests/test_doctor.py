@@ -389,7 +389,7 @@ def test_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert examine_trust() == Finding("cache", "lock file", "ok", str(path))
     path.write_text('{"ckptkit_lock": 1, "entries": ')
     damaged = examine_trust()
-    assert damaged.verdict == "problem" and "not a sound lock file" in damaged.said and damaged.advice
+    assert damaged.verdict == "problem" and "not a valid lock file" in damaged.said and damaged.advice
 
 
 def test_a_lock_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

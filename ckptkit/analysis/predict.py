@@ -96,7 +96,7 @@ class Predictor:
     def __post_init__(self) -> None:
         for what, value in (("top", self.top), ("batch size", self.batch_size)):
             if value < 1:
-                raise UsageError(f"a {what} of {value}", hint="one at least")
+                raise UsageError(f"a {what} of {value}", hint="use 1 or more")
         if self.source.num_classes is None:
             raise UsageError(
                 f"{self.source.name} has no classification head, so it names no classes",
@@ -133,7 +133,7 @@ class Predictor:
             if not numpy.isfinite(values).all():
                 raise FormatError(
                     self.source.located.path,
-                    f"the model's answer to {one.name} holds NaN or infinite numbers",
+                    f"the model's answer to {one.name} contains NaN or infinite values",
                     hint=command("verify", self.source.name),
                 )
             top = rank(values, self.top)

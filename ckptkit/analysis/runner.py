@@ -48,7 +48,7 @@ def open_runner(
     if framework == "torch":
         return _torch_runner(source, torch_device(device), amp=amp, **options)
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device} is for --framework torch", hint="say cpu, or leave it out")
+        raise UsageError(f"--device {device} is for --framework torch", hint="use cpu, or leave it out")
     if framework == "onnxruntime":
         return _onnx_runner(source, **options)
     return _keras_runner(source, device, **options)
@@ -65,10 +65,10 @@ def torch_device(wanted: str = "auto") -> str:
     local = os.environ.get("LOCAL_RANK", "0")
     index = number or (local if local.isdigit() else "0")
     if wanted != "auto" and (kind != "cuda" or not index.isdigit() or wanted.endswith(":")):
-        raise UsageError(f"no device {wanted!r}", hint="one of auto, cpu, cuda, cuda:N")
+        raise UsageError(f"unknown device {wanted!r}", hint="one of auto, cpu, cuda, cuda:N")
     if count == 0:
         raise UsageError(
-            f"--device {wanted}: PyTorch sees no GPU here", hint="leave --device out, or say cpu"
+            f"--device {wanted}: PyTorch sees no GPU here", hint="leave --device out, or use cpu"
         )
     if int(index) >= count:
         raise UsageError(f"--device: no GPU {index}, there are {count}", hint=f"cuda:0 to cuda:{count - 1}")

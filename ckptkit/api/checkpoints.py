@@ -247,7 +247,7 @@ def convert(
 
 def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
     if path is None and reverse:
-        raise UsageError("reverse=True has no meaning without rules", hint="give rules=FILE too")
+        raise UsageError("reverse=True requires rules", hint="give rules=FILE too")
     if path is None:
         return None
     from ckptkit.rules.file import load_rules

@@ -259,7 +259,7 @@ def plot(
     labels, pareto : bool
         Names at the points; the line through those that no other beats at no greater cost.
     dark : bool
-        Light on dark.
+        Use a dark background.
     size : (float, float)
         Width and height of a picture, inches.
     dpi : int

@@ -455,7 +455,7 @@ _without_answer: set[int] = set()
 
 
 def flock(fd: int, operation: int) -> None:
-    """Lock as `fcntl.flock` does; no answer in time is the answer of a file system without locks."""
+    """Lock as `fcntl.flock` does; no answer in time is that of a file system without locks."""
     device = os.fstat(fd).st_dev
     answer: list[OSError | None] = []
 
@@ -474,7 +474,7 @@ def flock(fd: int, operation: int) -> None:
             thread.join(_LOCK_SECONDS / 2)
     if not answer:
         _without_answer.add(device)
-        raise OSError(errno.ENOLCK, "locks give no answer")
+        raise OSError(errno.ENOLCK, "file locking does not respond")
     if answer[0] is not None:
         raise answer[0]
 
@@ -610,7 +610,7 @@ def _create(final: Path, ending: str, token: str) -> tuple[Path, int]:
             os.close(fd)
             raise
         os.close(fd)
-    raise FileNotFoundError(errno.ENOENT, "its temporary file is taken away again and again", str(final))
+    raise FileNotFoundError(errno.ENOENT, "its temporary file keeps being removed", str(final))
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -632,7 +632,7 @@ def _open_temporary(path: Path, flags: int) -> int:
     fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return fd
 
 
@@ -684,7 +684,7 @@ def _allowed(path: Path, *, force: bool, plain: bool = False, own: bool = False)
         try:
             mode = path.stat().st_mode if is_link else itself.st_mode
         except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"{path} is a link that leads nowhere", hint="name another file") from None
+            raise UsageError(f"{path} is a broken link", hint="name another file") from None
         place = _Place(path)
         if is_link:
             place = _Place(Path(os.path.realpath(path)), descriptor=open_file_of(path))
@@ -751,13 +751,13 @@ def _open_stream(place: _Place) -> int:
                 raise
             if time.monotonic() > end:
                 raise StorageError(
-                    f"{place.path} is a named pipe that nobody reads", hint="start its reader first"
+                    f"{place.path} is a named pipe without a reader", hint="start its reader first"
                 ) from error
             time.sleep(0.02)
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
         os.close(fd)
-        raise OSError(errno.EBUSY, "was replaced meanwhile", str(place.path))
+        raise OSError(errno.EBUSY, "was replaced in the meantime", str(place.path))
     if os.name != "nt":
         os.set_blocking(fd, True)
     return fd

@@ -438,7 +438,7 @@ class Answer:
         except TimeoutError as error:
             raise PassingError("the connection stalled") from error
         except (http.client.HTTPException, ValueError, OSError) as error:
-            raise PassingError(f"the connection broke: {_brief(error)}") from error
+            raise PassingError(f"connection lost: {_brief(error)}") from error
 
 
 class Session:
@@ -480,10 +480,10 @@ class Session:
                     return
                 location = answer.headers.get("Location")
                 if not location:
-                    raise SourceError(f"answered {answer.status} without saying where to go")
+                    raise SourceError(f"answered {answer.status} without a location to redirect to")
                 redirects.append(answer.header_lines)
                 url = checked_redirect(url, _as_sent(location))
-        raise SourceError(f"redirects in a circle (more than {self.policy.max_redirects})")
+        raise SourceError(f"redirect loop (more than {self.policy.max_redirects})")
 
     def refuse_status(self, answer: Answer, url: str, *, plain: bool) -> None:
         """Raise what a status means that brings no file.
@@ -591,9 +591,9 @@ def _meaning(error: Exception, through: str, certificates: tuple[str, Path] | No
 
     if isinstance(error, requests.exceptions.SSLError):
         known = f"the certificates of {certificates[0]}" if certificates else "certifi's certificates"
-        return SourceError(f"the TLS connection is not to be trusted by {known}: {_brief(error)}")
+        return SourceError(f"the TLS connection is not trusted by {known}: {_brief(error)}")
     if isinstance(error, requests.exceptions.Timeout):
-        return PassingError("no answer in time")
+        return PassingError("timed out")
     if isinstance(error, ValueError):  # InvalidURL, InvalidSchema, UnicodeError and a bare one of urllib
         if through and "socks support" in str(error).lower():
             return MissingDependencyError(through, "pysocks")
@@ -877,7 +877,7 @@ class _Watched(io.RawIOBase):
     def _too_slow(self) -> LimitError:
         policy = self._policy
         if self._ends is not None:
-            return LimitError(SlowError(f"no whole answer within {policy.head_seconds:g} s"))
+            return LimitError(SlowError(f"no complete answer within {policy.head_seconds:g} s"))
         return LimitError(
             SlowError(
                 f"{self._count:,} bytes in {policy.slow_seconds:g} s, less than {policy.slowest:,} a second"
@@ -958,7 +958,7 @@ def _skip_trailers(stream: io.BufferedReader) -> None:
 
 
 def _broken() -> LimitError:
-    return LimitError(PassingError("the connection broke: the body ended early"))
+    return LimitError(PassingError("connection lost: the body ended early"))
 
 
 def _misframed() -> LimitError:

@@ -248,7 +248,7 @@ def root(
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     registry: Annotated[
         list[Path] | None,
-        typer.Option(help="A registry of your own on top of the built-in one; may be repeated."),
+        typer.Option(help="Your own registry, on top of the built-in one; may be repeated."),
     ] = None,
     mirror: Annotated[
         list[str] | None,

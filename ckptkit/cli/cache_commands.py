@@ -29,11 +29,11 @@ Ids = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[ID…]",
-        help="Ids or globs such as 'moat*-384'; none: all.",
+        help="Ids or globs such as 'moat*-384'; default: all.",
         autocompletion=complete_fetched,
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -112,14 +112,16 @@ def rm_command(
 def prune_command(
     context: typer.Context,
     older_than: Annotated[
-        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long: 30d, 12h, 2w.")
+        str | None,
+        typer.Option(metavar="AGE", help="Remove what has not been used for this long: 30d, 12h, 2w."),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove until all together is at most so large: 20GB, 500MiB."),
+        typer.Option(metavar="SIZE", help="Remove until the total size is at most: 20GB, 500MiB."),
     ] = None,
     imported: Annotated[
-        bool, typer.Option("--imported", help="Also what was imported by hand: no fetch brings it back.")
+        bool,
+        typer.Option("--imported", help="Also remove what was imported by hand, which fetch cannot restore."),
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -136,7 +138,7 @@ def prune_command(
     state = state_of(context)
     if older_than is None and max_size is None:
         raise UsageError(
-            "nothing says what to remove", hint="give --older-than 30d, --max-size 20GB, or both"
+            "nothing selected for removal", hint="give --older-than 30d, --max-size 20GB, or both"
         )
     home = Home.default()
     age = None if older_than is None else parse_age(older_than)
@@ -180,7 +182,7 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
     state.output.result([_verdict_json(verdict) for verdict in verdicts], *([table] if rows else []))
     state.output.note(
         f"{len(verdicts)} files and unpacked folders, {human_bytes(sum(v.size for v in verdicts))} read: "
-        + (f"{len(wrong)} do not hold" if wrong else "all hold")
+        + (f"{len(wrong)} failed" if wrong else "all passed")
     )
     if wrong:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
@@ -248,7 +250,7 @@ def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
 
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(id, pattern) for id in found):
-            raise NotFoundError(f"the cache has nothing of {pattern!r}", hint="see 'ckptkit cache ls'")
+            raise NotFoundError(f"nothing in the cache matches {pattern!r}", hint="see 'ckptkit cache ls'")
 
 
 def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:

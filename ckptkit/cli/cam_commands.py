@@ -132,10 +132,10 @@ def cam(
     colormap: Annotated[WhichColormap, typer.Option(help="Colours, from no evidence to most.")] = (
         WhichColormap.EMBER
     ),
-    recursive: Annotated[bool, typer.Option("--recursive", help="Look into folders' folders too.")] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Search subfolders too.")] = False,
     chosen: SourceOptions = SourceOptions(),
     force: Annotated[bool, typer.Option("--force", help="Replace existing pictures.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
     """Show where in a picture a model finds its evidence for a class, as heat maps: Grad-CAM and its kin.
 
@@ -218,7 +218,9 @@ def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
     if output.endswith("/") or target.is_dir() or not target.suffix:
         paths = list(_paths_in(target, pictures))
     elif len(pictures) > 1:
-        raise UsageError(f"{len(pictures)} images do not go into {output}", hint="give -o a folder: out/")
+        raise UsageError(
+            f"{len(pictures)} images cannot be written to one file, {output}", hint="give -o a folder: out/"
+        )
     else:
         require_ending(target)
         paths = [target]

@@ -154,7 +154,9 @@ def inspect(
     ],
     pattern: Annotated[
         str | None,
-        typer.Argument(metavar="[PATTERN]", help="List only tensors called so: a glob, or part of a name."),
+        typer.Argument(
+            metavar="[PATTERN]", help="List only tensors whose name matches: a glob, or part of a name."
+        ),
     ] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Minimum, maximum, mean, deviation, zeros, NaN, infinities.")
@@ -169,7 +171,7 @@ def inspect(
     ] = None,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
-    summary: Annotated[bool, typer.Option("--summary", help="Leave the list of tensors out.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Omit the list of tensors.")] = False,
 ) -> None:
     """Show what is in a checkpoint: tensors with shape, type and size, and what the file says of itself.
 
@@ -354,21 +356,21 @@ def diff(
         WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
     ] = WhichWeights.AUTO,
     weights_b: Annotated[
-        WhichWeights | None, typer.Option("--weights-b", help="For B, where it is another copy.")
+        WhichWeights | None, typer.Option("--weights-b", help="The same for B, if it differs.")
     ] = None,
     state_dict: StateDictOption = None,
     state_dict_b: Annotated[
         str | None,
-        typer.Option("--state-dict-b", metavar="KEY[.KEY…]", help="For B, where it is another one."),
+        typer.Option("--state-dict-b", metavar="KEY[.KEY…]", help="The same for B, if it differs."),
     ] = None,
     strip_prefix: StripPrefixOption = None,
     strip_prefix_b: Annotated[
         list[str] | None,
-        typer.Option("--strip-prefix-b", metavar="PREFIX", help="For B, where it is another one."),
+        typer.Option("--strip-prefix-b", metavar="PREFIX", help="The same for B, if it differs."),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Only tensors called so: a glob, or part of a name."),
+        typer.Option(metavar="PATTERN", help="Only tensors whose name matches: a glob, or part of a name."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="Largest absolute difference allowed; 0: bit for bit.")
@@ -380,7 +382,7 @@ def diff(
         ),
     ] = 0.0,
     ignore_dtype: Annotated[
-        bool, typer.Option("--ignore-dtype", help="Do not count another element type alone as a difference.")
+        bool, typer.Option("--ignore-dtype", help="Ignore differences in element type alone.")
     ] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="Compare metadata and settings too.")] = False,
     everything: Annotated[
@@ -389,7 +391,7 @@ def diff(
             "--all", help="Count also what is left out by rule (step counters, optimizer state, other copy)."
         ),
     ] = False,
-    summary: Annotated[bool, typer.Option("--summary", help="Leave the lists of tensors out.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Omit the lists of tensors.")] = False,
 ) -> None:
     """Say what differs between two checkpoints, of any formats and layouts.
 
@@ -572,4 +574,4 @@ def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
     app.command(short_help="Check a checkpoint: checksum, container, shapes, values.")(verify)
     app.command(short_help="Show the tensors in any checkpoint file.")(inspect)
-    app.command(short_help="Say what differs between two checkpoints.")(diff)
+    app.command(short_help="Show the differences between two checkpoints.")(diff)

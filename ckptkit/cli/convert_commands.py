@@ -259,7 +259,7 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
 def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
     if path is None:
         if reverse:
-            raise UsageError("--reverse has no meaning without --rules", hint="give --rules FILE too")
+            raise UsageError("--reverse requires --rules", hint="give --rules FILE too")
         return None
     from ckptkit.rules.file import load_rules
 
@@ -308,7 +308,7 @@ def synth(
         bool, typer.Option("--no-bn", help="Without BatchNorm statistics, like the first uploads.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
     """Write a synthetic checkpoint in the published format: no download, the same bytes everywhere.
 

@@ -27,7 +27,7 @@ def demo(
         Path | None,
         typer.Option(metavar="FOLDER", help="Leave everything there; default: a temporary folder, removed."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
 ) -> None:
     """Fetch, verify, convert and prove a synthetic checkpoint: the whole job without a network.
 

@@ -193,7 +193,7 @@ def field_named(name: str) -> Field:
     found = next((field for field in every if _squeezed(field.key) == wanted), None)
     if found is None:
         raise UsageError(
-            f"no column {name!r}", hint=f"choose from {', '.join(field.key for field in _fields())}"
+            f"unknown column {name!r}", hint=f"choose from {', '.join(field.key for field in _fields())}"
         )
     return found
 

@@ -36,7 +36,7 @@ DataOption = Annotated[
         "like 'val-{000..049}.tar'; may be repeated for shards.",
     ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images the model takes at once.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(min=0, help="Threads that load images; default one for each core, at most 8."),
@@ -74,7 +74,8 @@ def evaluate(
         typer.Option(help="Of class folders' names: as text 10 comes before 2, as a number after it."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="So many images, spread over the classes, always the same.")
+        int | None,
+        typer.Option(min=1, help="Number of images, spread over the classes, always the same ones."),
     ] = None,
     batch_size: BatchOption = 32,
     workers: WorkersOption = None,
@@ -84,10 +85,10 @@ def evaluate(
     device: DeviceOption = "auto",
     framework: FrameworkOption = "torch",
     check: Annotated[
-        bool, typer.Option("--check", help="Return 1 when a published figure is outside.")
+        bool, typer.Option("--check", help="Exit with 1 if a published figure is out of tolerance.")
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Return 0 although some images cannot be decoded.")
+        bool, typer.Option("--skip-bad", help="Exit with 0 even if some images cannot be decoded.")
     ] = False,
     both_gates: Annotated[
         bool,
@@ -97,10 +98,10 @@ def evaluate(
     ] = False,
     state_file: Annotated[
         Path | None,
-        typer.Option("--state", metavar="FILE", help="Where to keep what is done; default in the cache."),
+        typer.Option("--state", metavar="FILE", help="File to save progress in; default: in the cache."),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin anew instead of going on after an interruption.")
+        bool, typer.Option("--fresh", help="Start over instead of resuming after an interruption.")
     ] = False,
     chosen: SourceOptions = SourceOptions(),
 ) -> None:
@@ -257,14 +258,14 @@ def calibrate(
         ),
     ],
     images: Annotated[
-        int, typer.Option(min=2, help="So many images, always the same; all where there are fewer.")
+        int, typer.Option(min=2, help="Number of images, always the same ones; all if there are fewer.")
     ] = 2048,
     batch_size: BatchOption = 32,
     workers: WorkersOption = None,
     device: DeviceOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
     ] = False,
     chosen: SourceOptions = SourceOptions(),
 ) -> None:

@@ -74,7 +74,7 @@ def export(
         bool, typer.Option("--push-synthetic", help="Push synthetic weights, which --push refuses.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
     """Hand a checkpoint over to other tools, checked after it is written.
 

@@ -61,7 +61,7 @@ def list_command(
             autocompletion=complete_column,
         ),
     ] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Turn the order round.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Reverse the order.")] = False,
     columns: Annotated[
         str | None,
         typer.Option(
@@ -82,7 +82,7 @@ def list_command(
         Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
     """List the published checkpoints, in the order of the published tables.
 
@@ -118,7 +118,7 @@ def list_command(
         written = {"path": str(output), "dry_run": dry_run, "entries": len(items)}
         state.output.result(written, *([] if dry_run else [str(output)]))
     if not items:
-        state.output.note(f"no entry meets all of this (of {len(catalogue)} in the registry)")
+        state.output.note(f"no entry matches all filters (of {len(catalogue)} in the registry)")
 
 
 def _write_list(

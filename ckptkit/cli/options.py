@@ -54,7 +54,7 @@ class State:
         from ckptkit.base.errors import UsageError, storage_error
 
         if self._spool is not None:
-            raise UsageError("standard input can be read once only", hint="give '-' in one place")
+            raise UsageError("standard input can be read only once", hint="give '-' in one place")
         if sys.stdin.isatty():
             raise UsageError("standard input is a terminal", hint="send a file into it: … < FILE")
         self._spool = tempfile.TemporaryDirectory(prefix="ckptkit-stdin-")
@@ -116,7 +116,7 @@ def _framework(text: str) -> str:
 
 WeightsOption = Annotated[
     WhichWeights,
-    typer.Option(help="Copy to take where a file holds both; auto: the one the figures belong to, or ask."),
+    typer.Option(help="Copy to use if a file holds both; auto: the one the figures belong to, or ask."),
 ]
 StateDictOption = Annotated[
     str | None,
@@ -131,7 +131,7 @@ StripPrefixOption = Annotated[
     typer.Option(
         "--strip-prefix",
         metavar="PREFIX",
-        help="Take PREFIX off the front of every tensor's name; may be repeated, one after the other.",
+        help="Remove PREFIX from the front of every tensor's name; may be repeated, one after the other.",
     ),
 ]
 FrameworkOption = Annotated[

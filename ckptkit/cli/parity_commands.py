@@ -44,7 +44,7 @@ def parity(
         list[str] | None,
         typer.Argument(
             metavar="WHAT…",
-            help="Ids (fetched when they are not here) or files; with --synthetic ids or variants.",
+            help="Ids (fetched if needed) or files; with --synthetic ids or variants.",
             autocompletion=complete_ids,
         ),
     ] = None,
@@ -199,7 +199,7 @@ def _targets(
     if not names:
         raise UsageError("nothing to compare", hint="name ids or files, or give --all")
     if converted is not None and len(names) > 1:
-        raise UsageError("--converted is one file for one checkpoint", hint="name its source alone")
+        raise UsageError("--converted works for a single checkpoint", hint="name its source alone")
     return names
 
 

@@ -49,16 +49,16 @@ def register(app: typer.Typer) -> None:
 def plot(
     context: typer.Context,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="FILE.png, .svg, .pdf, or .html to look into.")
+        Path, typer.Option("--output", "-o", help="FILE.png, .svg, .pdf, or .html for an interactive plot.")
     ],
     patterns: PatternsArgument = None,
     where: EntryFilter = EntryFilter(),
     x: Annotated[Cost, typer.Option("--x", help="What the horizontal axis shows.")] = Cost.PARAMS,
     y: Annotated[Accuracy, typer.Option("--y", help="What the vertical axis shows.")] = Accuracy.TOP1,
-    linear: Annotated[bool, typer.Option("--linear", help="No logarithmic axis.")] = False,
-    no_labels: Annotated[bool, typer.Option("--no-labels", help="No names at the points.")] = False,
-    no_pareto: Annotated[bool, typer.Option("--no-pareto", help="No Pareto front.")] = False,
-    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+    linear: Annotated[bool, typer.Option("--linear", help="Use linear axes.")] = False,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Do not label the points.")] = False,
+    no_pareto: Annotated[bool, typer.Option("--no-pareto", help="Do not draw the Pareto front.")] = False,
+    dark: Annotated[bool, typer.Option("--dark", help="Use a dark background.")] = False,
     size: Annotated[
         str, typer.Option(metavar="WxH", help="Width and height of a picture in inches.")
     ] = "9x5.6",
@@ -67,7 +67,7 @@ def plot(
         str | None, typer.Option(help="Another title; an empty one leaves it out of a picture.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be drawn.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be drawn.")] = False,
 ) -> None:
     """Draw accuracy against parameters or FLOPs, for any choice of entries.
 
@@ -155,7 +155,7 @@ def logs(
     refresh: Annotated[bool, typer.Option("--refresh", help="Fetch the log again, even if cached.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say which picture would be written, and write none.")
+        bool, typer.Option("--dry-run", help="Show which picture would be written; write none.")
     ] = False,
 ) -> None:
     """Show how a checkpoint was trained: its best and its last epoch beside the published accuracy.

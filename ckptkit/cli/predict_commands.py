@@ -47,7 +47,7 @@ def predict(
         str,
         typer.Argument(
             metavar="ID|FILE",
-            help="An id (fetched when it is not here), or a checkpoint file.",
+            help="An id (fetched if needed), or a checkpoint file.",
             autocompletion=complete_ids,
         ),
     ],
@@ -59,10 +59,8 @@ def predict(
     ],
     top: Annotated[int, typer.Option(metavar="K", help="How many classes to name.")] = 5,
     framework: FrameworkOption = "torch",
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images that go through at once.")] = 8,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Look into the folders of folders too.")
-    ] = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 8,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")] = False,
     check_preprocessing: Annotated[
         bool,
         typer.Option(

@@ -44,7 +44,7 @@ def profile(
         bool, typer.Option("--all", help="The figures of every entry instead of one model's modules.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Return 1 when a published figure does not hold.")
+        bool, typer.Option("--check", help="Exit with 1 if a published figure is not reproduced.")
     ] = False,
 ) -> None:
     """Count parameters and multiply-adds, by module and beside the published figures.
@@ -62,7 +62,7 @@ def profile(
     state = state_of(context)
     if (what is None) != all_entries:
         raise UsageError(
-            "nothing to count" if what is None else "--all is for no id", hint="name one or --all"
+            "nothing to count" if what is None else "--all cannot be used with ids", hint="name one or --all"
         )
     if all_entries:
         if resolution or no_head or no_pos_emb or settings:

@@ -40,7 +40,7 @@ def add_command(
         str,
         typer.Argument(
             metavar="ID",
-            help="What the command line shall call it; an id known already is overridden.",
+            help="Id on the command line; an existing id is overridden.",
             autocompletion=complete_ids,
         ),
     ],
@@ -89,7 +89,7 @@ def add_command(
             autocompletion=complete_values("weights"),
         ),
     ] = None,
-    display_name: Annotated[str | None, typer.Option(help="Name for people; default the id.")] = None,
+    display_name: Annotated[str | None, typer.Option(help="Display name; default: the id.")] = None,
     resolution: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Input side in training and in the test.")
     ] = None,
@@ -109,7 +109,7 @@ def add_command(
         bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
     ] = None,
     settings: SettingOptions = None,
-    note: Annotated[str | None, typer.Option(help="What else to know.")] = None,
+    note: Annotated[str | None, typer.Option(help="A note about the entry.")] = None,
     pin: Annotated[
         bool,
         typer.Option(
@@ -121,7 +121,8 @@ def add_command(
         bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Update an entry that the file holds; replace another checksum.")
+        bool,
+        typer.Option("--force", help="Update an entry already in the file; replace a different checksum."),
     ] = False,
 ) -> None:
     """Add an entry to a registry file of your own, made if need be.
@@ -196,7 +197,7 @@ def target_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
     files = registry_files(state.registries)
     if file is None and len(files) == 1 and not in_source_tree():
         raise UsageError(
-            "the registry inside the installed package is not for editing",
+            "the registry inside the installed package cannot be edited",
             hint="name one of your own with --file FILE (made if need be), then use it with --registry",
         )
     target = file or files[-1]
@@ -237,7 +238,7 @@ def _own_registry(state: State, file: Path | None) -> tuple[Path, list[Path]]:
         raise UsageError("no registry file is named to hold the entry", hint=hint)
     target, below = target_registry(state, file)
     if resolved(target) == resolved(built_in_path()) and not in_source_tree():
-        raise UsageError("the registry inside the installed package is not for editing", hint=hint)
+        raise UsageError("the registry inside the installed package cannot be edited", hint=hint)
     return target, below
 
 
@@ -286,7 +287,7 @@ def _tell(state: State, addition: Addition, given: Mapping[str, Any], facts: Che
     entry = addition.entry
     if addition.overrides and not addition.updates:
         state.output.note(
-            f"{entry.id}: overrides the entry of {addition.overrides}; what is not given here stays as there"
+            f"{entry.id}: overrides the entry of {addition.overrides}; other fields keep their values"
         )
     if entry.sha256 and "sha256" not in given:
         state.output.note(f"{entry.id}: the checksum pinned before still holds; another file needs --pin")

@@ -35,7 +35,7 @@ def validate_command(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FILE…", help="Registries, each on top of the built-in one; none: those in use."
+            metavar="FILE…", help="Registries, each on top of the built-in one; default: those in use."
         ),
     ] = None,
 ) -> None:
@@ -112,7 +112,7 @@ def pin_command(
         ),
     ] = None,
     all_entries: Annotated[
-        bool, typer.Option("--all", help="Pin every entry that was fetched, and pass over the others.")
+        bool, typer.Option("--all", help="Pin every fetched entry; skip the others.")
     ] = False,
     file: Annotated[
         Path | None,
@@ -175,15 +175,11 @@ def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, f
         except NotFoundError:
             continue
         if _lacks_bn_statistics(entry, seen) and not force:
-            state.output.warn(
-                f"{entry.id}: passed over, only the upload without BatchNorm statistics is here"
-            )
+            state.output.warn(f"{entry.id}: skipped, only the upload without BatchNorm statistics is here")
             continue
         pins.append(_pin_of(entry, seen, force))
     if not pins:
-        raise NotFoundError(
-            "nothing that could be pinned was fetched here", hint="run 'ckptkit fetch ID' first"
-        )
+        raise NotFoundError("nothing to pin has been fetched here", hint="run 'ckptkit fetch ID' first")
     left = len(registry) - len(pins)
     if left:
         state.output.note(f"{len(pins)} of {len(registry)} entries were fetched; the others stay as they are")
@@ -198,7 +194,7 @@ def _observed(entry: Entry, home: Home, trust: LockFile, *, force: bool) -> Reco
         record = _remembered(entry, known)
     if record is None:
         raise NotFoundError(
-            f"{entry.id} was never fetched here, so nothing is known of its file",
+            f"{entry.id} has not been fetched here, so its checksum is not known",
             hint=command("fetch", entry.id),
         )
     trusted = trust.expected(entry.id, record.file)

@@ -42,7 +42,7 @@ RequireChecksum = Annotated[
     bool,
     typer.Option(
         "--require-checksum",
-        help="Take only what the registry pins or the lock file knows, whatever servers say: for CI.",
+        help="Accept only checksums from the registry or the lock file, for CI.",
     ),
 ]
 Connections = Annotated[
@@ -57,9 +57,9 @@ Connections = Annotated[
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Entries to fetch at once.")]
 LimitRate = Annotated[
     str | None,
-    typer.Option("--limit-rate", metavar="RATE", help="Bytes a second for all of it, such as 10MB."),
+    typer.Option("--limit-rate", metavar="RATE", help="Total bytes per second, such as 10MB."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; do nothing.")]
 
 
 def register(app: typer.Typer) -> None:

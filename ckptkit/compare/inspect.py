@@ -123,7 +123,7 @@ def _chosen(reader: Reader, pattern: str | None, sort: Sort) -> list[TensorSpec]
     chosen = [spec for spec in reader.specs.values() if pattern is None or _matches(spec.name, pattern)]
     if pattern is not None and not chosen:
         raise NotFoundError(
-            f"{reader.path}: none of its {len(reader.specs):,} tensors is called like {pattern!r}",
+            f"{reader.path}: none of its {len(reader.specs):,} tensors has a name that matches {pattern!r}",
             hint="write a part of a name, or a glob such as '*/kernel'",
         )
     if sort == "name":
@@ -166,7 +166,7 @@ def _renamed(reader: Reader, recognition: Recognition | None, layout: str) -> di
     """Name in the file → name in another layout, second copies included."""
     if recognition is None:
         raise UsageError(
-            f"{reader.path}: of no known architecture, so its tensors have no names in layout {layout!r}",
+            f"{reader.path}: not of a known architecture, so its tensors have no names in layout {layout!r}",
             hint="leave --layout out",
         )
     target = recognition.family.table(layout, recognition.variant, recognition.structure)

@@ -54,11 +54,11 @@ class Target:
             raise UsageError(f"{self.format} files are read, not written: {self.kind.read_only}")
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
             names = ", ".join(FLOAT_DTYPES)
-            raise UsageError(f"no dtype {self.dtype!r} to convert to", hint="one of " + names)
+            raise UsageError(f"unknown dtype {self.dtype!r}", hint="one of " + names)
         if self.max_shard_size is not None and not self.kind.shards:
             able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
             raise UsageError(
-                f"--max-shard-size has no meaning for {self.format}", hint=f"only {able} has shards"
+                f"--max-shard-size does not apply to {self.format}", hint=f"only {able} has shards"
             )
 
     @property

@@ -78,7 +78,7 @@ def plan(reader: Reader, options: Options, *, entry: Entry | None = None) -> Pla
 
         if options.layout is not None:
             raise UsageError(
-                f"--layout {options.layout} has no meaning with --rules, which say all names",
+                f"--layout {options.layout} cannot be used with --rules, which give all names",
                 hint="leave it out",
             )
         options.refuse_family_options("--rules")

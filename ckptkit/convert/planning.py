@@ -422,7 +422,7 @@ def refuse_family_options(given: Sequence[str], mode: str) -> None:
     """Refuse options that need a known architecture in a mode that knows none."""
     if given:
         raise UsageError(
-            f"{', '.join(given)} has no meaning with {mode}, which knows no architecture",
+            f"{', '.join(given)} cannot be used with {mode}, which ignores the architecture",
             hint=f"leave it out, or convert without {mode}",
         )
 

@@ -98,7 +98,7 @@ class Target:
         """Refuse options that mean nothing to this target, and ask for the packages it needs."""
         for option in ("dtype", "features", "opset"):
             if option not in self.takes and getattr(options, option):
-                raise UsageError(f"--{option} means nothing to --to {self.name}", hint="leave it out")
+                raise UsageError(f"--{option} does not apply to --to {self.name}", hint="leave it out")
         self._function("require")(options)
 
     def export(self, source: ModelSource, output: Path, options: ExportOptions) -> Exported:
@@ -130,7 +130,7 @@ def target_named(text: str) -> str:
     >>> target_named("SavedModel")
     'saved-model'
     """
-    return one_of("export to", text, tuple(TARGETS), _ALIASES)
+    return one_of("export target", text, tuple(TARGETS), _ALIASES)
 
 
 def get_target(to: str | None, output: str | Path | None = None) -> Target:
@@ -144,7 +144,7 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
             t for t in TARGETS.values() if not t.folder and str(output or "").lower().endswith(t.ending)
         ]
         if not fitting:
-            raise UsageError("nothing says what to export to", hint=f"choose --to {', '.join(TARGETS)}")
+            raise UsageError("no export target given", hint=f"choose --to {', '.join(TARGETS)}")
         return fitting[0]
     target = TARGETS[target_named(to)]
     target.refuse_name(output)

@@ -30,7 +30,7 @@ class Call:
         """Shape of a positional argument that must be a tensor."""
         shape = self.inputs[position]
         if shape is None:
-            raise TypeError(f"{self.operation}: argument {position} is no tensor")
+            raise TypeError(f"{self.operation}: argument {position} is not a tensor")
         return shape
 
     def has_input(self, position: int) -> bool:

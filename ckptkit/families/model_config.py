@@ -112,7 +112,7 @@ def read_config(folder: Path) -> ModelConfig:
         with open_regular(path) as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
-            raise FormatError(path, f"larger than {_MAX_BYTES} bytes, so no config of a model")
+            raise FormatError(path, f"larger than {_MAX_BYTES} bytes, too large for a model config")
         said = json.loads(text)
     except OSError as error:
         raise storage_error(error, path) from error

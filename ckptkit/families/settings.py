@@ -106,7 +106,9 @@ def setting_of_file(family: Family, key: str, text: str, path: str | Path) -> An
         value = json.loads(text)
         family.check_setting(key, value)
     except (ValueError, RecursionError, UsageError) as error:
-        raise FormatError(path, f"its metadata says {key} is {text[:40]!r}, which is no setting") from error
+        raise FormatError(
+            path, f"its metadata says {key} is {text[:40]!r}, which is not a valid value"
+        ) from error
     return value
 
 

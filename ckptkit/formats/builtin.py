@@ -273,7 +273,7 @@ def format_of(name: str) -> Format:
     """
     found = BUILT_IN.get(name) or added().get(name)
     if found is None:
-        raise UsageError(f"no format {name!r}", hint=f"one of {', '.join((*BUILT_IN, *added()))}")
+        raise UsageError(f"unknown format {name!r}", hint=f"one of {', '.join((*BUILT_IN, *added()))}")
     return found
 
 

@@ -30,7 +30,7 @@ def writer_for(format: str) -> Callable[..., Writer]:
     >>> writer_for("onnx")
     Traceback (most recent call last):
     ...
-    ckptkit.base.errors.UsageError: no format 'onnx'; one of safetensors, torch, tf, keras, npz
+    ckptkit.base.errors.UsageError: unknown format 'onnx'; one of safetensors, torch, tf, keras, npz
     """
     return format_of(format).writer
 
@@ -122,7 +122,7 @@ def _not_a_checkpoint(sample: Sample) -> FormatError:
         return FormatError(
             path,
             f"is an HDF5 file behind a user block of {places[0]} bytes: not supported",
-            hint="write it anew without one",
+            hint="write it again without one",
         )
     found = Foreign.of(sample)
     if found is not None:
@@ -287,7 +287,7 @@ def _refuse_second_kind(sample: Sample) -> None:
     if len(found) > 1 and not (sample.is_zip and len(found) == 2 and is_hdf5 and _are_members(sample)):
         raise FormatError(
             sample.path,
-            f"is at once {' and '.join(found)}, and other programs may read the other",
+            f"is both {' and '.join(found)}, and other programs may read the other",
             hint="fetch it again, or from another source",
         )
 

@@ -27,7 +27,7 @@ UNDEFINED = (1 << 64) - 1
 MAX_DEPTH, MAX_NAME = 64, 1024
 """Groups inside each other, and characters of a whole path: no file of weights comes near."""
 
-ANEW = "write it anew with Keras, or with h5py's defaults"
+ANEW = "write it again with Keras, or with h5py's defaults"
 """What to do with a sound file of a kind that is not read."""
 _DAMAGED = "the file is damaged: fetch or write it again"
 _TOO_SHORT = "a structure is shorter than what it should hold"
@@ -60,7 +60,7 @@ class Hdf5Bytes:
         if nbytes > self.budget.nbytes:
             raise self.error(
                 f"{name}: {nbytes:,} bytes when unpacked, too many for a file of {self.file.size:,} bytes",
-                hint="write the dataset anew, in one piece",
+                hint="write the dataset again, in one piece",
             )
         self.budget.spend(nbytes=nbytes)
 
@@ -1050,7 +1050,7 @@ def single(values: Texts) -> str | None:
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
 """Filters that chunks can go through: zlib, bytes sorted by their place in an element, a checksum behind."""
-_PLAIN = "write the dataset anew, plain or packed by gzip"
+_PLAIN = "write the dataset again, plain or packed by gzip"
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class JsonWalk:
     def string(self) -> str:
         """Take a text."""
         if not self._text.startswith('"', self._at):
-            raise JsonError("bad JSON: something else where a text belongs")
+            raise JsonError("bad JSON: a string is expected here")
         found, self._at = _parsed(lambda text: _DECODER.raw_decode(text, self._at), self._text)
         if self._escapes and (half := _HALVES["strict"].search(found)):
             raise JsonError(f"bad JSON: half a character, {half[0]!r}")
@@ -209,7 +209,7 @@ class JsonWalk:
     def end(self) -> None:
         """Refuse what follows."""
         if self._at != len(self._text):
-            raise JsonError(f"bad JSON: something behind its end, at character {self._at}")
+            raise JsonError(f"bad JSON: data after its end, at character {self._at}")
 
     def _take(self, pattern: re.Pattern[str], reason: str) -> re.Match[str]:
         found = pattern.match(self._text, self._at)

@@ -500,4 +500,4 @@ class _LegacyFile:
         return {key: text for key, text in found.items() if text}
 
     def _error(self, reason: str) -> FormatError:
-        return self._file.error(reason, hint="write it anew with Keras' model.save_weights")
+        return self._file.error(reason, hint="write it again with Keras' model.save_weights")

@@ -108,7 +108,7 @@ class MappedFile:
                 raise ValueError("compressed data that ends early")
             packed = unpacker.unconsumed_tail
         if offset < stop or unpacker.unused_data:
-            raise ValueError("something behind the compressed data")
+            raise ValueError("extra bytes after the compressed data")
 
     def release(self, offset: int, nbytes: int) -> None:
         """Tell the kernel that the whole pages inside a range are not needed for now."""

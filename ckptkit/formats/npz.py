@@ -91,7 +91,7 @@ class NpyHeader:
 def parse_header(raw: bytes) -> NpyHeader:
     """Read the header at the start of an array; its first `MAX_HEADER_BYTES` + 12 bytes are enough."""
     if raw[:6] != MAGIC or len(raw) < 12:
-        raise ValueError("no .npy array")
+        raise ValueError("not an .npy array")
     version = raw[6]
     if version == 1:
         start, length = 10, struct.unpack_from("<H", raw, 8)[0]

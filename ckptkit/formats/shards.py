@@ -92,7 +92,7 @@ def read_index(path: Path) -> dict[str, set[str]]:
                 raise FormatError(
                     path,
                     "is the index of a TensorFlow or Flax model of transformers, in shards",
-                    hint="take its safetensors or PyTorch files, or save it anew with transformers before 5",
+                    hint="take its safetensors or PyTorch files, or save it again with transformers before 5",
                 )
             if not isinstance(shard, str) or not (shard in shards or _is_plain_name(shard)):
                 raise FormatError(path, f"places {name!r} in {shard!r}, which is not the name of a shard")

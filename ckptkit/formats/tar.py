@@ -268,7 +268,7 @@ class TarStream:
             if self._position - begin > self._limits.padding_bytes:
                 raise FormatError(
                     self._path,
-                    f"more than {self._limits.padding_bytes:,} zeros behind its end mark",
+                    f"more than {self._limits.padding_bytes:,} zero bytes after its end mark",
                     offset=begin,
                 )
             if rest := piece.lstrip(b"\0"):

@@ -323,7 +323,7 @@ class _Unpickler:
         """Refuse what is behind the last thing that a reader takes: another may take that."""
         if stop != end:
             raise FormatError(
-                self._file.path, f"{end - stop:,} bytes behind its end belong to nothing", offset=stop
+                self._file.path, f"{end - stop:,} bytes after its end belong to nothing", offset=stop
             )
 
 

@@ -91,7 +91,7 @@ def random_inputs(batch: int | None, size: tuple[int, int], seed: int | None) ->
     batch = DEFAULT_BATCH if batch is None else batch
     seed = DEFAULT_SEED if seed is None else seed
     if batch < 1:
-        raise UsageError(f"a batch of {batch}", hint="one input at least")
+        raise UsageError(f"a batch of {batch}", hint="use 1 or more")
     if not 0 <= seed <= _LARGEST_SEED:
         raise UsageError(f"seed {seed}", hint="a number from 0 to 2**128 - 1")
     return Inputs(batch, *size, seed=seed)
@@ -110,7 +110,9 @@ def image_inputs(
     if batch not in (None, 1):
         raise UsageError(f"one image is a batch of 1, not of {batch}", hint="leave --batch out")
     if normalization not in NORMALIZATIONS:
-        raise UsageError(f"no normalization {normalization!r}", hint="one of " + ", ".join(NORMALIZATIONS))
+        raise UsageError(
+            f"unknown normalization {normalization!r}", hint="one of " + ", ".join(NORMALIZATIONS)
+        )
     return Inputs(
         1,
         *size,
@@ -150,7 +152,7 @@ def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int,
     if not sides or max(sides) > MAX_SIDE:
         raise FormatError(
             path,
-            f"its metadata says resolution is {text[:40]!r}, which is no size of an input",
+            f"its metadata says resolution is {text[:40]!r}, which is not an input size",
             hint=f"at most {MAX_SIDE} pixels a side",
         )
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])

@@ -169,7 +169,7 @@ def refuse_other_file(path: Path) -> None:
     ):  # nothing there, or a device: see StagedFile
         head = file.read(_HEAD_BYTES)
         if head and b"<testsuite" not in head:
-            raise UsageError(f"{path} exists and is no JUnit report", hint="name another file")
+            raise UsageError(f"{path} exists and is not a JUnit report", hint="name another file")
 
 
 def junit_document(results: Sequence[ParityReport | Failure]) -> str:

@@ -96,7 +96,7 @@ def run_parity(
     require_packages(image=image is not None, backend=backend)
     if converted is not None and dtype is not None:
         raise UsageError(
-            f"{converted} has the precision it has", hint="leave --dtype out, it is for a fresh conversion"
+            f"{converted} already has its precision", hint="leave --dtype out, it is for a fresh conversion"
         )
     say = note or _silent
     entry = located.entry

@@ -64,7 +64,9 @@ class Edit:
                 copy_mode(self.path, file.temporary)
             file.sync()
             if _text_of(self.path) != self.before:
-                raise UsageError(f"{self.path}: was changed by someone else meanwhile", hint="run it again")
+                raise UsageError(
+                    f"{self.path}: was changed by another program in the meantime", hint="run it again"
+                )
             file.rename()
 
 

@@ -175,6 +175,6 @@ class Registry(Mapping[str, Entry]):
                 continue
             fitting = self.find(ids=pattern)
             if not fitting:
-                raise NotFoundError(f"no id fits {pattern!r}", hint="see 'ckptkit list'")
+                raise NotFoundError(f"no id matches {pattern!r}", hint="see 'ckptkit list'")
             wanted.update(entry.id for entry in fitting)
         return [entry for key, entry in self._entries.items() if key in wanted]

@@ -177,7 +177,7 @@ class Entry(BaseModel):
     )
     config_url: Address | None = Field(None, description="The training configuration.")
     log_url: Address | None = Field(None, description="The training log.")
-    note: str | None = Field(None, description="What else to know.")
+    note: str | None = Field(None, description="A note about the entry.")
 
     @property
     def settings(self) -> dict[str, Any]:

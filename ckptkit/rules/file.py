@@ -305,7 +305,7 @@ class _Checked:
             if row.axes is not None:
                 return _op(*_sides(row.axes), row.sizes)
             if row.op not in OPS:
-                raise ValueError(f"no op {row.op!r}: one of {', '.join(OPS)}; or write 'axes'")
+                raise ValueError(f"unknown op {row.op!r}: one of {', '.join(OPS)}; or write 'axes'")
             known = OPS[row.op]
             return _op(known.external, known.canonical, row.sizes)
         except ValueError as error:

@@ -275,7 +275,7 @@ class GitHub:
                     answer = session.send(url, headers, self.credentials.authorization(url))
                     with answer.raw:
                         if time.monotonic() > ends:
-                            raise NoDigestError(f"no whole answer within {_MAX_SECONDS:.0f} s")
+                            raise NoDigestError(f"no complete answer within {_MAX_SECONDS:.0f} s")
                         if answer.status not in _REDIRECTS:
                             _refuse_status(answer)
                             return json.loads(_body(answer, ends))
@@ -284,7 +284,7 @@ class GitHub:
             raise NoDigestError(str(error)) from error
         except (ValueError, RecursionError) as error:  # not JSON, not a URL, nested beyond all measure
             raise NoDigestError("the answer cannot be read") from error
-        raise NoDigestError("redirects in a circle")
+        raise NoDigestError("redirect loop")
 
 
 def _checked(target: str, api: str) -> str:
@@ -315,5 +315,5 @@ def _body(answer: Answer, ends: float) -> bytes:
         if len(body) > _MAX_ANSWER:
             raise NoDigestError(f"the answer is larger than {_MAX_ANSWER:,} bytes")
         if time.monotonic() > ends:
-            raise NoDigestError(f"no whole answer within {_MAX_SECONDS:.0f} s")
+            raise NoDigestError(f"no complete answer within {_MAX_SECONDS:.0f} s")
     return bytes(body)

@@ -94,7 +94,7 @@ def refuse_contradiction(*, accept_new: bool, require_checksum: bool) -> None:
     """Refuse to accept whatever is new and to require a known checksum at once."""
     if accept_new and require_checksum:
         raise UsageError(
-            "to accept whatever is new and to require a known checksum exclude each other",
+            "a new checksum cannot be both accepted and refused",
             hint="give only one of --accept-new and --require-checksum",
         )
 
@@ -273,7 +273,7 @@ def _nothing(
         return NetworkError(f"{entry.id}: {said}", hint=hint)
     if offline and len(manual) < len(entry.sources):
         return NetworkError(
-            f"{entry.id} is not cached, and --offline forbids to fetch it",
+            f"{entry.id} is not cached, and --offline forbids fetching it",
             hint=f"run without --offline, or '{by_hand}'",
         )
     where = f" from {manual[0].url}" if manual else ""

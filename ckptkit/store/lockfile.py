@@ -153,8 +153,8 @@ class LockFile:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise FormatError(
                 self.path,
-                f"not a sound lock file: {reason}",
-                hint="bring a sound copy back (version control, a backup), or move it away to begin anew; "
+                f"not a valid lock file: {reason}",
+                hint="restore a valid copy (version control, a backup), or move it away to start over; "
                 "every checksum it held is then forgotten",
             ) from error
 

@@ -259,4 +259,4 @@ def _coding(value: str) -> str:
         return ""
     if len(packed) == 1 and packed[0] in ("gzip", "x-gzip"):
         return "gzip"
-    raise SourceError(f"the server packs the file as {', '.join(packed)!r}, although asked not to")
+    raise SourceError(f"the server compresses the file with {', '.join(packed)!r}, although asked not to")

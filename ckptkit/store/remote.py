@@ -159,7 +159,7 @@ def upload(file: Path, url: str, *, force: bool = False) -> None:
     except (SourceError, PassingError, RangeError) as error:
         if isinstance(error.__cause__, FileExistsError):
             raise UsageError(
-                f"{without_secrets(url)} was written by somebody else just now", hint="give another --output"
+                f"{without_secrets(url)} was just written by another process", hint="give another --output"
             ) from error
         raise _unwritable(url, error) from error
     size = file.stat().st_size

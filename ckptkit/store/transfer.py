@@ -232,7 +232,7 @@ class Transfer:
         if self.partial.size > self.policy.most_unknown:
             most = self.policy.most_unknown
             self.partial.discard()
-            raise SourceError(f"sends more than {most:,} bytes without having said how many there are")
+            raise SourceError(f"sends more than {most:,} bytes without announcing how many there are")
         if not coded and not self.may_begin(self.partial.head):
             self.partial.discard()
             raise SourceError("sends something that is not the file, and does not say how much of it")

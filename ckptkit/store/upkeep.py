@@ -485,7 +485,7 @@ def _take_out(parent: Folder, folder: Folder, id: str, aside: str) -> tuple[int,
     if not parent.holds(aside, folder):
         if aside != id and not parent.has(id):
             parent.rename(aside, id)
-        return 0, f"{path} was replaced meanwhile; left as it is"
+        return 0, f"{path} was replaced in the meantime; left as it is"
     if _is_busy(parent.path / aside) and aside != id and not parent.has(id):  # somebody began in between
         parent.rename(aside, id)
         return 0, f"{path} is being written; left as it is"
@@ -640,6 +640,6 @@ def _of_unpacked(home: Home, id: str, folder: Path, read: Callable[[int], None])
                 if stream.read(1):
                     raise IntegrityError(f"{path} is longer than in {record.file}")
     except CkptkitError as error:
-        hint = f"remove the folder, and 'ckptkit fetch {record.id}' unpacks it anew"
+        hint = f"remove the folder, and 'ckptkit fetch {record.id}' unpacks it again"
         return Verdict(record.id, folder, False, f"{error}; {hint}", size)
     return Verdict(record.id, folder, True, f"every byte as in {record.file}", size)

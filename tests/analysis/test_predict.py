@@ -338,7 +338,7 @@ class TestWhatIsAskedOfThePythonFace:
             ckptkit.predict("moat0-224", [tmp_path / "none.png"])
 
     def test_no_such_framework(self):
-        with pytest.raises(UsageError, match="no framework 'jax'"):
+        with pytest.raises(UsageError, match="unknown framework 'jax'"):
             ckptkit.predict("tiny-moat0", [], framework="jax", synthetic=True)
 
 

@@ -158,7 +158,7 @@ TARGETS = {
     "null": (lambda p: device(p, 0o666 | stat.S_IFCHR, 1, 3), None),
     "full": (lambda p: device(p, 0o666 | stat.S_IFCHR, 1, 7), "no space left"),
     "disk": (lambda p: device(p, 0o600 | stat.S_IFBLK, 7, 199), "is a block device"),
-    "pipe that nobody reads": (os.mkfifo, "is a named pipe that nobody reads"),
+    "pipe that nobody reads": (os.mkfifo, "is a named pipe without a reader"),
     "socket": (bound, "is a socket"),
     "folder": (Path.mkdir, "is a folder"),
     "link to a device": (lambda p: p.symlink_to("/dev/null"), None),
@@ -167,8 +167,8 @@ TARGETS = {
         None,
     ),
     "link to a folder": (lambda p: p.symlink_to("."), "is a folder"),
-    "link to nothing": (lambda p: p.symlink_to("gone"), "is a link that leads nowhere"),
-    "link below nothing": (lambda p: p.symlink_to("gone/x"), "is a link that leads nowhere"),
+    "link to nothing": (lambda p: p.symlink_to("gone"), "is a broken link"),
+    "link below nothing": (lambda p: p.symlink_to("gone/x"), "is a broken link"),
     "link to itself": (lambda p: p.symlink_to(p.name), "Too many levels"),
 }
 

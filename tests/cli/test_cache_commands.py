@@ -115,13 +115,13 @@ def test_prune_leaves_imported_files(run: Runner) -> None:
 
 def test_verify(run: Runner, home: Home) -> None:
     result = run("cache", "verify")
-    assert result.code == 0 and result.out.count(" ok ") == 3 and "all hold" in result.err
+    assert result.code == 0 and result.out.count(" ok ") == 3 and "all passed" in result.err
     path = home.artefact_folder("test-b") / "b.pth"
     times = path.stat()
     flip_byte(path, 500)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     result = run("cache", "verify")
-    assert result.code == 1 and result.out.count(" wrong ") == 1 and "1 do not hold" in result.err
+    assert result.code == 1 and result.out.count(" wrong ") == 1 and "1 failed" in result.err
     assert run("cache", "verify", "test-a").code == 0
     found = json.loads(run("cache", "verify", "test-b", "--json").out)
     assert [(item["id"], item["ok"]) for item in found] == [("test-b", False)]
@@ -166,8 +166,8 @@ def test_several_folders(run: Runner, home: Home, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["rm", "nobody"], 3, "the cache has nothing of 'nobody'"),
-        (["rm", "../x"], 3, "the cache has nothing of '../x'"),
+        (["rm", "nobody"], 3, "nothing in the cache matches 'nobody'"),
+        (["rm", "../x"], 3, "nothing in the cache matches '../x'"),
         (["ls", "nobody-*"], 3, "see 'ckptkit cache ls'"),
         (["verify", "nobody"], 3, "nothing of 'nobody'"),
         (["path", "nobody"], 3, "ckptkit fetch nobody"),

@@ -167,9 +167,9 @@ def test_an_existing_picture_stays(run: Runner):
     ("arguments", "message"),
     [
         (("cat.jpg", "-o", "out.gif"), "cannot tell the picture format from 'out.gif'"),
-        (("images", "-o", "out.png"), "2 images do not go into out.png; give -o a folder"),
-        (("cat.jpg", "-o", "out.png", "--stage", "9"), "no stage '9'; this model has stage1 to stage4"),
-        (("cat.jpg", "-o", "out.png", "--target", "cta"), "no class 'cta'"),
+        (("images", "-o", "out.png"), "2 images cannot be written to one file, out.png; give -o a folder"),
+        (("cat.jpg", "-o", "out.png", "--stage", "9"), "unknown stage '9'; this model has stage1 to stage4"),
+        (("cat.jpg", "-o", "out.png", "--target", "cta"), "unknown class 'cta'"),
         (("cat.jpg", "-o", "o.png", "--compare", "methods", "--method", "gradcam"), "leave --method out"),
         (("cat.jpg", "-o", "o.png", "--compare", "stages", "--stage", "1"), "leave --stage out"),
         (

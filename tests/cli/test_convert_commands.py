@@ -435,12 +435,12 @@ def test_what_is_left_out_and_what_else_is_in_the_file_are_named(foreign, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--layout", "as-is", "--no-head"], 2, "--no-head has no meaning with --layout as-is"),
+        (["--layout", "as-is", "--no-head"], 2, "--no-head cannot be used with --layout as-is"),
         (["--layout", "as-is", "--to", "keras", "--weights", "raw"], 2, "has no raw weights"),
-        (["--reverse"], 2, "--reverse has no meaning without --rules"),
+        (["--reverse"], 2, "--reverse requires --rules"),
         (["--rules", "gone.yaml"], 3, "gone.yaml: no such file of rules"),
         (["--rules", "rules.yaml", "--reverse"], 5, "3 tensors fit no rule"),
-        (["--rules", "rules.yaml", "--layout", "as-is"], 2, "--layout as-is has no meaning with --rules"),
+        (["--rules", "rules.yaml", "--layout", "as-is"], 2, "--layout as-is cannot be used with --rules"),
         (["--rules", "broken.yaml"], 2, "broken.yaml: 1 fault: line 2: rules[0].target is missing"),
     ],
     ids=str,

@@ -73,7 +73,7 @@ def test_results_are_printed_where_the_state_cannot_be_kept_which_is_said_first(
     assert done.code == 0 and json.loads(done.out)["images"] == 3
     warning, working = done.err.splitlines()
     assert warning.startswith(f"warning: {file}")
-    assert warning.endswith(": what is done cannot be kept, so an interrupted run begins anew")
+    assert warning.endswith(": progress cannot be saved, so an interrupted run starts over")
     assert working.startswith("evaluating")
 
 
@@ -131,7 +131,7 @@ def test_check_holds_the_published_figure(
 def test_check_without_anything_to_check(run: Runner, known: Known):
     done = run("eval", known.model, "--data", known.data, "--check")
     assert done.code == 2
-    assert "--check has nothing to hold" in done.err
+    assert "--check has nothing to compare" in done.err
     done = run("eval", "moganet-xt-224", "--synthetic", "--data", known.data, "--check")
     assert done.code == 2
     assert "the weights are synthetic" in done.err
@@ -272,12 +272,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_the_same(
     assert out == ""
     if signal_sent == signal.SIGINT:
         assert code == 130, err
-        assert f"of {IMAGES} images are done; the same command goes on from there ({folder}" in err
+        assert f"of {IMAGES} images are done; the same command resumes from there ({folder}" in err
     else:
         assert code == -signal.SIGKILL
     done = run(*arguments)
     assert done.code == 0
-    assert "going on after" in done.err
+    assert "resuming after" in done.err
     report = json.loads(done.out)
     assert 0 < report["resumed"] < IMAGES
     assert scores(done.out) == [(known.top1, IMAGES), (known.top5, IMAGES)]

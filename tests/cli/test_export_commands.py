@@ -129,7 +129,7 @@ def test_a_check_that_does_not_hold_returns_one(run: Runner, here: Path, monkeyp
     [
         (("--to", "coreml"), 2, "coreml"),
         ((), 2, "--to"),
-        (("--to", "hf", "--opset", "18"), 2, "--opset means nothing to --to hf"),
+        (("--to", "hf", "--opset", "18"), 2, "--opset does not apply to --to hf"),
         (("--to", "hf", "--private"), 2, "--private and --push-synthetic are for --push"),
         (("--to", "hf", "--push", "nobody"), 2, "'nobody' is not a repository name"),
         (("--to", "hf", "--push", "me/moga"), 2, "these weights are synthetic"),

@@ -146,7 +146,7 @@ class TestWithFrameworks:
             ([], 2, "nothing to compare"),
             (["tiny-moat0", "--synthetic", "--resolution", "big"], 2, "write it like 224"),
             (["tiny-moat0", "--synthetic", "--resolution", "16"], 2, "from 32 to 4096"),
-            (["tiny-moat0", "--synthetic", "--batch", "0"], 2, "one input at least"),
+            (["tiny-moat0", "--synthetic", "--batch", "0"], 2, "use 1 or more"),
             (["tiny-moat0", "--synthetic", "--seed", "-1"], 2, "a number from 0"),
             (["tiny-moat0", "--synthetic", "--weights", "ema"], 2, "no moving averages"),
             (["a", "b", "--converted", "c"], 2, "one file for one checkpoint"),
@@ -159,7 +159,7 @@ class TestWithFrameworks:
             (["moganet-xt-224", "--offline"], 4, "--offline"),
             (["moganet-xt", "--synthetic", "--set", "pool_size=2"], 2, "no setting pool_size"),
             (["moganet-xt", "--synthetic", "--set", "attn_force_fp32=7"], 2, "attn_force_fp32 cannot be '7'"),
-            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "no setting 'colour'; one of "),
+            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "unknown setting 'colour'; one of "),
             (["tiny-moat0", "--synthetic", "--image", "no.png"], 3, "no.png"),
         ],
     )

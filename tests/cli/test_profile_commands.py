@@ -155,7 +155,7 @@ def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_
     ("arguments", "code", "says"),
     [
         ([], 2, "nothing to count; name one or --all"),
-        (["moat0", "--all"], 2, "--all is for no id"),
+        (["moat0", "--all"], 2, "--all cannot be used with ids"),
         (["--all", "--no-head"], 2, "--all counts every entry as it was published"),
         (["moat0", "--resolution", "big"], 2, "invalid size 'big'"),
         (["moat0", "--resolution", "224x99999"], 2, "at most 16384 pixels a side"),

@@ -214,7 +214,7 @@ def test_pin_all_passes_over_the_lesser_upload(run: Runner, tmp_path: Path) -> N
     overlay = tmp_path / "mine.yaml"
     result = run("registry", "pin", "--all", "--file", overlay)
     assert result.code == 0 and list(pinned(overlay)) == ["moat1-224"]
-    assert "moat0-224: passed over, only the upload without BatchNorm statistics" in result.err
+    assert "moat0-224: skipped, only the upload without BatchNorm statistics" in result.err
     assert run("registry", "pin", "--all", "--file", overlay, "--force").code == 0
     assert list(pinned(overlay)) == ["moat1-224", "moat0-224"]
 
@@ -252,7 +252,7 @@ def test_pin_refuses_where_cache_and_lock_file_differ(run: Runner, tmp_path: Pat
     [
         ([], 2, "give ids or globs, or --all"),
         (["moat0-224", "--all"], 2, "not both"),
-        (["--all"], 3, "nothing that could be pinned was fetched here"),
+        (["--all"], 3, "nothing to pin has been fetched here"),
     ],
 )
 def test_what_to_pin_must_be_said(

@@ -163,7 +163,7 @@ def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
     result = run("list", "--family", "resnet")
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
-    assert result.err == "no entry meets all of this (of 42 in the registry)\n"
+    assert result.err == "no entry matches all filters (of 42 in the registry)\n"
     assert run("list", "--family", "resnet", "--quiet").err == ""
     assert json.loads(run("list", "--min-top1", "99", "--json").out) == []
     assert len(run("list", "no*", "--format", "csv").out.splitlines()) == 1
@@ -174,10 +174,10 @@ def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
     [
         (["list", "moat0-225"], 3, "no entry 'moat0-225' in the registry; did you mean moat0-224"),
         (["show", "moat0-225"], 3, "did you mean moat0-224"),
-        (["show", "x*"], 3, "no id fits 'x*'"),
-        (["list", "--columns", "id,colour"], 2, "no column 'colour'; choose from family, id,"),
+        (["show", "x*"], 3, "no id matches 'x*'"),
+        (["list", "--columns", "id,colour"], 2, "unknown column 'colour'; choose from family, id,"),
         (["list", "--columns", ", "], 2, "--columns names no column"),
-        (["list", "--sort", "colour"], 2, "no column 'colour'"),
+        (["list", "--sort", "colour"], 2, "unknown column 'colour'"),
         (["list", "--max-params", "30X"], 2, "'30X' is not a number; write it like 30M"),
         (["list", "--registry", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
         (["registry", "validate", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),

@@ -235,8 +235,8 @@ def arrays_sent(arrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["convert", "-", "--layout", "as-is", "--dry-run"], 0, "to stdin.safetensors"),
         (["convert", "-", "--layout", "as-is", "-o", "new/"], 0, "new/stdin.safetensors"),
         (["convert", "-"], 5, "error: standard input: "),
-        (["diff", "-", "-"], 2, "standard input can be read once only"),
-        (["convert", "-", "-", "-o", "x/"], 2, "standard input can be read once only"),
+        (["diff", "-", "-"], 2, "standard input can be read only once"),
+        (["convert", "-", "-", "-o", "x/"], 2, "standard input can be read only once"),
         (["convert", "-", "--layout", "as-is", "-o", "-", "--to", "tf"], 2, "this writes several files"),
         (["convert", "a.npz", "-o", "-", "--max-shard-size", "1MB"], 2, "this writes several files"),
         (

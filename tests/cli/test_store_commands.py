@@ -95,7 +95,7 @@ def test_globs_and_a_failure_among_them(run) -> None:
         (["fetch"], 2, "give ids or globs, or --all"),
         (["fetch", "--all", "test-a"], 2, "not both"),
         (["fetch", "tset-a"], 3, "did you mean test-a"),
-        (["fetch", "nothing-*"], 3, "no id fits"),
+        (["fetch", "nothing-*"], 3, "no id matches"),
         (["fetch", "test-a", "--offline"], 4, "--offline forbids"),
         (["fetch", "test-hand"], 4, "by hand"),
         (["fetch", "test-a", "--mirror", "nonsense"], 2, "FROM=TO"),
@@ -257,7 +257,7 @@ def test_a_damaged_lock_file_is_named(run, server: FaultServer) -> None:
     for command in (["fetch", "test-b"], ["fetch", "test-b", "--accept-new"]):
         result = run(*command)
         assert (result.code, result.out) == (5, "")
-        assert f"{lock}: not a sound lock file: Expecting value: line 1" in result.err
+        assert f"{lock}: not a valid lock file: Expecting value: line 1" in result.err
     assert server.requests == [] and lock.read_text() == "<<<<<<< HEAD\n"
 
 

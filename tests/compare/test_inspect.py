@@ -121,7 +121,7 @@ def test_pattern(bundle, pattern, names):
 
 
 def test_a_pattern_that_fits_nothing(bundle):
-    with pytest.raises(NotFoundError, match="none of its 362 tensors is called like 'nothing'"):
+    with pytest.raises(NotFoundError, match="none of its 362 tensors has a name that matches 'nothing'"):
         inspect_file(bundle, pattern="nothing")
 
 

@@ -220,8 +220,8 @@ def test_an_interruption_leaves_nothing(target: str, tmp_path: Path, monkeypatch
     ("target", "options", "says"),
     [
         ("onnx", {"opset": 17}, "operator set 17; from 18 to 25"),
-        ("onnx", {"dtype": "float16"}, "--dtype means nothing to --to onnx"),
-        ("saved-model", {"opset": 18}, "--opset means nothing to --to saved-model"),
+        ("onnx", {"dtype": "float16"}, "--dtype does not apply to --to onnx"),
+        ("saved-model", {"opset": 18}, "--opset does not apply to --to saved-model"),
     ],
 )
 def test_options_that_make_no_sense(target: str, options: dict[str, Any], says: str):

@@ -22,11 +22,11 @@ def test_every_target_has_a_module_with_both_functions(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hf", ExportOptions(opset=18), "--opset means nothing to --to hf"),
-        ("hf", ExportOptions(features=True), "--features means nothing to --to hf"),
-        ("backbone", ExportOptions(features=True), "--features means nothing to --to backbone"),
-        ("onnx", ExportOptions(dtype="float16"), "--dtype means nothing to --to onnx"),
-        ("saved-model", ExportOptions(opset=18), "--opset means nothing to --to saved-model"),
+        ("hf", ExportOptions(opset=18), "--opset does not apply to --to hf"),
+        ("hf", ExportOptions(features=True), "--features does not apply to --to hf"),
+        ("backbone", ExportOptions(features=True), "--features does not apply to --to backbone"),
+        ("onnx", ExportOptions(dtype="float16"), "--dtype does not apply to --to onnx"),
+        ("saved-model", ExportOptions(opset=18), "--opset does not apply to --to saved-model"),
     ],
 )
 def test_options_of_other_targets_are_refused(name, options, message):
@@ -35,7 +35,7 @@ def test_options_of_other_targets_are_refused(name, options, message):
 
 
 def test_a_target_that_does_not_exist():
-    with pytest.raises(UsageError, match="no export to 'coreml'; one of hf, "):
+    with pytest.raises(UsageError, match="unknown export target 'coreml'; one of hf, "):
         get_target("coreml")
 
 
@@ -65,8 +65,8 @@ def test_the_target_is_named_or_said_by_the_ending(to, output, name):
         ("hf", "x.onnx", "--to hf writes a folder; give -o x, or --to onnx"),
         ("backbone", "x.pth", "--to backbone writes a folder; give -o x"),
         ("saved-model", "x.keras", "writes a folder; give -o x"),
-        (None, None, "nothing says what to export to; choose --to hf, onnx, saved-model, backbone"),
-        (None, "x.pb", "nothing says what to export to"),
+        (None, None, "no export target given; choose --to hf, onnx, saved-model, backbone"),
+        (None, "x.pb", "no export target given"),
     ],
     ids=str,
 )

@@ -296,7 +296,7 @@ TWO_KINDS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("kind", TWO_KINDS)
 def test_files_of_two_kinds_are_refused(tmp_path: Path, kind: str) -> None:
     content, said = TWO_KINDS[kind]
-    with pytest.raises(FormatError, match=r"is at once") as caught:
+    with pytest.raises(FormatError, match=r"is both") as caught:
         open_reader(raw(tmp_path, content, "m.bin"))
     assert said in str(caught.value)
 

@@ -384,7 +384,7 @@ def test_a_named_type_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="at byte"):
             KerasH5Reader(path)
     path.write_bytes(raw[:place] + b"\3\1" + raw[place + 2 :])
-    with pytest.raises(FormatError, match="several objects share: not supported; write it anew"):
+    with pytest.raises(FormatError, match="several objects share: not supported; write it again"):
         KerasH5Reader(path)
 
 

@@ -300,7 +300,7 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
 def test_newer_structures_say_what_to_do(tmp_path: Path) -> None:
     packed = lambda f: f.create_dataset("c", data=np.zeros((20, 20)), chunks=(5, 5))  # noqa: E731
     path = keras_file(tmp_path / "m.h5", packed, libver="latest")
-    with pytest.raises(FormatError, match=r"newer .* not supported; write it anew"):
+    with pytest.raises(FormatError, match=r"newer .* not supported; write it again"):
         KerasH5Reader(path)
 
 

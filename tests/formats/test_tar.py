@@ -418,7 +418,7 @@ TWO_MEANINGS = {
     "a file called as a folder": (raw_header("d/"), "a file with the name of a folder"),
     "a prefix in GNU's header": (raw_header("f", at_257=b"ustar  \0", at_345=b"e"), "half of a name"),
     "a negative size": (raw_header("f", at_124=b"\xff" * 12), "negative size"),
-    "endless zeros": (raw_header("f") + bytes(70 << 20), "zeros behind its end mark"),
+    "endless zeros": (raw_header("f") + bytes(70 << 20), "zero bytes after its end mark"),
     "a number without end": (records(b"x", b"1" * 900_000) + raw_header("f"), "a number of 900,000 digits"),
     "numbers by the thousand": (
         b"".join(records(b"x", (b"1" * 255 + b" ") * 4000) + raw_header(f"f{n}") for n in range(20)),

@@ -139,7 +139,7 @@ def test_an_image_is_one_input():
 
 
 def test_an_unknown_normalization_is_refused():
-    with pytest.raises(UsageError, match="no normalization 'zscore'"):
+    with pytest.raises(UsageError, match="unknown normalization 'zscore'"):
         image_inputs(Path("a.png"), None, (32, 32), "zscore")
 
 

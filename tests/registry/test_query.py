@@ -98,7 +98,7 @@ def test_it_is_a_mapping(registry: Registry) -> None:
 def test_select_keeps_the_order_and_names_each_once(registry: Registry) -> None:
     chosen = registry.select(["moganet-t-256", "moat1-*", "moat1-224"])
     assert [entry.id for entry in chosen] == ["moat1-224", "moat1-224-noposemb", "moganet-t-256"]
-    with pytest.raises(NotFoundError, match="no id fits 'resnet\\*'"):
+    with pytest.raises(NotFoundError, match="no id matches 'resnet\\*'"):
         registry.select(["moat0-224", "resnet*"])
     with pytest.raises(NotFoundError, match="did you mean"):
         registry.select(["moat0-22"])

@@ -178,7 +178,7 @@ def test_every_fault_of_a_file_at_once_with_its_line(tmp_path):
     assert "rules.yaml: 10 faults: " in told
     for line, what in (
         (2, "{i}, {j} is on one side only"),
-        (3, "no op 'conf'"),
+        (3, "unknown op 'conf'"),
         (4, "give either 'op' or 'axes'"),
         (5, "{0} is not a placeholder"),
         (6, "not two patterns"),

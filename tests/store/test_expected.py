@@ -227,8 +227,8 @@ UNHELPFUL: dict[str, tuple[list[Fault], str]] = {
     "elsewhere": ([redirect("https://evil.org/x")], "redirects to another host"),
     "another port": ([redirect("http://127.0.0.1:9/x")], "redirects to another host"),
     "another scheme": ([redirect("file:///etc/passwd")], "redirects to another host"),
-    "in a circle": ([redirect(API)] * 9, "redirects in a circle"),
-    "to nowhere": ([redirect("")] * 9, "redirects in a circle"),
+    "in a circle": ([redirect(API)] * 9, "redirect loop"),
+    "to nowhere": ([redirect("")] * 9, "redirect loop"),
     "no URL": ([redirect("http://[")], "cannot be read"),
 }
 
@@ -263,7 +263,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(
     server.serve(API, b" " * 100_000)
     server.fail(API, slowly(0.2, 2000))
     store.fetch(entry_of(url), github=github, force=True)
-    assert "no whole answer within" in store.notes[1]
+    assert "no complete answer within" in store.notes[1]
     assert_only(store, BODY)
 
 

@@ -158,7 +158,7 @@ LINES = [
     Row("reset at once", [reset(0)], 2),
     Row("reset after some bytes", [reset(70_000)], 2),
     Row("stall after some bytes", [stall(70_000)], [None, 70_000], says="stalled", patience=0.6),
-    Row("stall before the answer", [raw(b"", stall=True)], 2, says="no answer in time", patience=0.6),
+    Row("stall before the answer", [raw(b"", stall=True)], 2, says="timed out", patience=0.6),
     Row("stall within the headers", [raw(b"HTTP/1.1 200 OK\r\nA: b", stall=True)], 2, patience=0.6),
     Row("slow drip, slower in all than the patience", [slowly(0.15, 40_000)], 1, slept=[], patience=0.6),
     *ill("nothing at all", b""),
@@ -400,7 +400,7 @@ WRONG = [
         [header("Content-Encoding", "br")],
         1,
         NetworkError,
-        "packs the file as 'br'",
+        "compresses the file with 'br'",
     ),
     Row("no header but the length", [rewritten(("Content-Length", str(SIZE)))]),
 ]

@@ -148,7 +148,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(trust: LockFile, case: str)
     for ask in (lambda: trust.get("m", "f"), lambda: trust.remember("x", "y", FIRST, accept=True)):
         with pytest.raises(FormatError, match=says) as caught:
             ask()
-        assert str(trust.path) in str(caught.value) and "move it away to begin anew" in str(caught.value)
+        assert str(trust.path) in str(caught.value) and "move it away to start over" in str(caught.value)
     assert trust.path.read_bytes() == text
 
 

@@ -617,14 +617,14 @@ ENDLESS = [
     Case("leading zeros of a chunk's size", for_ever(CHUNKED, b"0" * 1000), "not framed", 3),
     Case("zeros in chunks", for_ever(CHUNKED, b"10000\r\n" + bytes(65536) + b"\r\n"), "not the file"),
     Case("a zip in chunks", for_ever(CHUNKED + b"4\r\nPK\x03\x04\r\n", b"10000\r\n" + bytes(65536) + b"\r\n"),
-         "without having said how many"),
+         "without announcing how many"),
 ]  # fmt: skip
 
 SLOW = [
-    Case("says nothing", wait, "no whole answer within 0.6 s", 2),
-    Case("the status line", dripping(b"HTTP/1.1 200 OK"), "no whole answer within 0.6 s", 2),
-    Case("a header", dripping(b"X: ", first=OK), "no whole answer within 0.6 s", 2),
-    Case("interim answers", dripping(b"HTTP/1.1 100 C\r\n\r\n" * 9), "no whole answer within 0.6 s", 2),
+    Case("says nothing", wait, "no complete answer within 0.6 s", 2),
+    Case("the status line", dripping(b"HTTP/1.1 200 OK"), "no complete answer within 0.6 s", 2),
+    Case("a header", dripping(b"X: ", first=OK), "no complete answer within 0.6 s", 2),
+    Case("interim answers", dripping(b"HTTP/1.1 100 C\r\n\r\n" * 9), "no complete answer within 0.6 s", 2),
     Case("the body", dripping(b"", first=OK + b"Content-Length: 99\r\n\r\n"), "less than 2,000 a second", 2),
     Case("the size of a chunk", dripping(b"0" * 100, first=CHUNKED), "less than 2,000 a second", 2),
     Case("chunks", dripping(b"1\r\nx\r\n" * 100, first=CHUNKED), "less than 2,000 a second", 2),

@@ -718,7 +718,7 @@ def test_a_damaged_or_unknown_coding(server: FaultServer, store: Store, assert_o
     assert_only(store, BODY)
     assert server.ranges(PATH) == [None, None, None]
     server.fail(PATH, header("Content-Encoding", "br"))
-    with pytest.raises(NetworkError, match="packs the file as 'br'"):
+    with pytest.raises(NetworkError, match="compresses the file with 'br'"):
         store.fetch(entry_of(url), force=True)
     assert_only(store, BODY)
 
@@ -756,7 +756,7 @@ def test_what_a_store_adds_to_gzip_is_no_coding(server: FaultServer, store: Stor
 def test_codings_that_are_not_taken_off_are_refused(server: FaultServer, store: Store, value: str) -> None:
     server.fail(PATH, header("Content-Encoding", value))
     packed = value.removeprefix("aws-chunked, ")
-    with pytest.raises(NetworkError, match=f"packs the file as '{packed}', although asked not to"):
+    with pytest.raises(NetworkError, match=f"compresses the file with '{packed}', although asked not to"):
         store.fetch(entry_of(server.serve(PATH, BODY)))
     assert store.files == []
 

@@ -196,7 +196,7 @@ def test_a_damaged_lock_file_stops_every_fetch_before_it_begins(
     asked = len(server.requests)
     lock_file().write_text("{")
     with pytest.raises(
-        FormatError, match=r"ckptkit\.lock: not a sound lock file.*move it away to begin anew"
+        FormatError, match=r"ckptkit\.lock: not a valid lock file.*move it away to start over"
     ):
         store.fetch(entry, **options)
     assert len(server.requests) == asked and lock_file().read_text() == "{"

@@ -38,7 +38,7 @@ class HeadClasses:
             return find_class(text).index
         if not (text.isascii() and text.isdigit() and int(text) < self.count):
             raise UsageError(
-                f"no class {text!r}",
+                f"unknown class {text!r}",
                 hint=f"this head has {self.count} classes without names: give 0 to {self.count - 1}",
             )
         return int(text)
@@ -109,7 +109,7 @@ def find_stage(text: str | int | None, seen: Pass) -> str:
     wanted = str(text).strip().lower()
     wanted = f"stage{wanted}" if wanted.isdigit() else wanted
     if wanted not in seen.layers:
-        raise UsageError(f"no stage {text!r}", hint=f"this model has stage1 to {seen.last}")
+        raise UsageError(f"unknown stage {text!r}", hint=f"this model has stage1 to {seen.last}")
     return wanted
 
 
@@ -165,7 +165,7 @@ class Explainer:
         if not seen.logits.isfinite().all():
             raise FormatError(
                 self.source.located.path,
-                "the model's answer to this picture holds NaN or infinite numbers",
+                "the model's answer to this picture contains NaN or infinite values",
                 hint=command("verify", self.source.name),
             )
         return Activations(self, cut, images, seen)
@@ -226,7 +226,7 @@ def _scaled(signed: Any, source: ModelSource) -> tuple[Array, float]:
     if not signed.isfinite().all():
         raise FormatError(
             source.located.path,
-            "the evidence for this class holds NaN or infinite numbers",
+            "the evidence for this class contains NaN or infinite values",
             hint=command("verify", source.name),
         )
     positive = signed.relu()

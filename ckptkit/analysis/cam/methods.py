@@ -150,5 +150,5 @@ def find_method(name: str) -> Method:
     'Grad-CAM'
     """
     if name not in METHODS:
-        raise UsageError(f"no method {name!r}", hint="one of " + ", ".join(METHODS))
+        raise UsageError(f"unknown method {name!r}", hint="one of " + ", ".join(METHODS))
     return METHODS[name]

@@ -210,7 +210,7 @@ def colour_table(name: str) -> Array:
     import numpy
 
     if name not in _CONTROL_POINTS:
-        raise UsageError(f"no colormap {name!r}", hint="one of " + ", ".join(COLORMAPS))
+        raise UsageError(f"unknown colormap {name!r}", hint="one of " + ", ".join(COLORMAPS))
     points = numpy.array(_CONTROL_POINTS[name], dtype=numpy.float64)
     values = numpy.linspace(0, 1, 256)
     at = numpy.linspace(0, 1, len(points))
@@ -261,9 +261,9 @@ class Style:
             ("colormap", self.colormap, COLORMAPS),
         ):
             if value not in known:
-                raise UsageError(f"no {what} {value!r}", hint="one of " + ", ".join(known))
+                raise UsageError(f"unknown {what} {value!r}", hint="one of " + ", ".join(known))
         if not 0 <= self.alpha <= 1:
-            raise UsageError(f"alpha {self.alpha}", hint="a share from 0 to 1")
+            raise UsageError(f"invalid alpha {self.alpha}", hint="use a number from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def _label_lines(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
                 if not name:
                     raise FormatError(
                         path,
-                        f"line {number} is {line.strip()[:40]!r}, no name and class",
+                        f"line {number} is {line.strip()[:40]!r}, not a name and a class",
                         hint="class numbers alone could be of another order (ILSVRC's own count from 1)",
                     )
                 if name in seen:
@@ -368,7 +368,7 @@ def shard_paths(pattern: str) -> list[Path] | None:
         else:
             found = sorted(Path(name) for name in glob.glob(pattern))  # noqa: PTH207  # absolute ones too
         if not found:
-            raise NotFoundError(f"{pattern}: nothing fits this pattern", hint="check the path")
+            raise NotFoundError(f"{pattern}: nothing matches this pattern", hint="check the path")
         return found
     return None
 

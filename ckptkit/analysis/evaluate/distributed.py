@@ -129,7 +129,8 @@ class Group:
             yield
         except RuntimeError as error:
             raise CkptkitError(
-                "another process of this evaluation is gone", hint="see its error; run it again to go on"
+                "another process of this evaluation has stopped",
+                hint="see its error, then run the same command again to resume",
             ) from error
 
 

@@ -354,7 +354,7 @@ def evaluate_source(
         raise UsageError(f"{source.name}: no classification head, so there is nothing to score")
     reason = not_comparable(source)
     if options.check and reason:
-        raise UsageError(f"--check has nothing to hold {source.name} against: {reason}", hint="leave it out")
+        raise UsageError(f"--check has nothing to compare {source.name} with: {reason}", hint="leave it out")
     return _Run(source, options, group or Group(), note, warn, bar).evaluate(reason)
 
 
@@ -405,9 +405,7 @@ class _Run:
         known = self._known(state, len(images))
         state.save(known, try_only=True)
         if state.refused is not None:
-            self.warn(
-                f"{state.refused.message}: what is done cannot be kept, so an interrupted run begins anew"
-            )
+            self.warn(f"{state.refused.message}: progress cannot be saved, so an interrupted run starts over")
         progress = Progress.of(len(images))
         progress.merge(known)
         begun = time.monotonic()
@@ -491,7 +489,7 @@ class _Run:
         if self.group.rank == 0:
             loaded, why = (None, "") if self.options.fresh else state.load()
             if why:
-                self.note(f"{why}: beginning anew ({state.path})")
+                self.note(f"{why}: starting over ({state.path})")
             if self.options.fresh:
                 state.remove()
             if loaded is not None:
@@ -502,7 +500,7 @@ class _Run:
         if known is None:
             raise _different_images()
         if done := int(known.done.sum()):
-            self.note(f"going on after {done:,} of {images:,} images ({state.path})")
+            self.note(f"resuming after {done:,} of {images:,} images ({state.path})")
         return known
 
     def _score(
@@ -555,14 +553,14 @@ class _Run:
             return
         state.save(progress)
         if state.refused is not None:
-            self.warn(f"{state.refused.message}: what is done was not kept")
+            self.warn(f"{state.refused.message}: progress was not saved")
             return
         what = (
             f"{done:,} of {len(progress.done):,} images are done"
             if self.group.world == 1
             else "kept what is done"
         )
-        self.note(f"{what}; the same command goes on from there ({state.path})")
+        self.note(f"{what}; the same command resumes from there ({state.path})")
 
     def _scores(self, progress: Progress, reason: str) -> tuple[Score, ...]:
         entry, classes = self.source.origin, self.source.num_classes or 0

@@ -45,7 +45,7 @@ class _Bounded(Partial):
     def append(self, data: bytes | memoryview) -> None:
         if self.size + len(data) > MAX_BYTES:
             self.discard()
-            raise SourceError(f"sends more than {MAX_BYTES:,} bytes, which no training log has")
+            raise SourceError(f"sends more than {MAX_BYTES:,} bytes, too many for a training log")
         super().append(data)
 
 
@@ -64,7 +64,7 @@ def fetch_log(
     url = resolve(published, parse_mirrors(workspace.mirrors))
     if workspace.offline and not is_local(url):
         raise NetworkError(
-            f"the training log of {entry.id} is not cached, and --offline forbids to fetch it",
+            f"the training log of {entry.id} is not cached, and --offline forbids fetching it",
             hint="run without --offline",
         )
     waiting = f"waiting for another process that is fetching {entry.id}"

@@ -205,7 +205,7 @@ class LogFile:
         except OSError as error:
             raise storage_error(error, path) from error
         if len(self._bytes) > MAX_BYTES:
-            raise FormatError(path, f"larger than {MAX_BYTES:,} bytes, which no training log is")
+            raise FormatError(path, f"larger than {MAX_BYTES:,} bytes, too large for a training log")
         self.budget = Budget(len(self._bytes), partial(FormatError, path))
         self._bytes = self._bytes.removeprefix(b"\xef\xbb\xbf")
         if not self._bytes.strip():
@@ -554,5 +554,5 @@ def _framework(file: LogFile) -> Framework:
     if start.startswith(b"<"):
         raise FormatError(file.path, "a web page, not a training log", hint="download it again")
     raise FormatError(
-        file.path, "no training log: neither JSON lines of mmcv nor a CSV file with a column 'epoch'"
+        file.path, "not a training log: neither JSON lines of mmcv nor a CSV file with a column 'epoch'"
     )

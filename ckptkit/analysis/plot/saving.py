@@ -89,5 +89,5 @@ def form_of(output: Path) -> str:
 def measure(name: str, measures: dict[str, Measure]) -> Measure:
     """Return what an axis shows."""
     if name not in measures:
-        raise UsageError(f"no axis {name!r}", hint=f"choose from {', '.join(measures)}")
+        raise UsageError(f"unknown axis {name!r}", hint=f"choose from {', '.join(measures)}")
     return measures[name]

@@ -68,7 +68,7 @@ class MoatModel(StagedModel):
         table_sizes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if variant not in MOAT_CONFIGS:
-            raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
+            raise NotFoundError(f"unknown MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
         config = MOAT_CONFIGS[variant]
         if pool_size not in POOL_SIZES:
             raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")

@@ -267,7 +267,7 @@ def build(
     torch.Size([1, 10])
     """
     if variant not in MOAT_CONFIGS:
-        raise NotFoundError(f"no MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
+        raise NotFoundError(f"unknown MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
     if pool_size not in POOL_SIZES:
         raise UsageError(f"pool_size is {pool_size!r}", hint="MOAT has 2 or 3")
     if num_classes is not None and num_classes < 0:

@@ -49,7 +49,7 @@ class MogaNetModel(StagedModel):
     ) -> None:
         if variant not in MOGANET_CONFIGS:
             raise NotFoundError(
-                f"no MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS)
+                f"unknown MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS)
             )
         if not isinstance(attn_force_fp32, bool):
             raise UsageError(

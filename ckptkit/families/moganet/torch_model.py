@@ -270,7 +270,9 @@ def build(
     torch.Size([1, 10])
     """
     if variant not in MOGANET_CONFIGS:
-        raise NotFoundError(f"no MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS))
+        raise NotFoundError(
+            f"unknown MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS)
+        )
     if not isinstance(attn_force_fp32, bool):
         raise UsageError(
             f"attn_force_fp32 is {attn_force_fp32!r}",

@@ -79,7 +79,7 @@ def open_foreign_onnx(path: Path) -> OnnxGraph:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file")
     if path.stat().st_size > _LARGEST_FILE:
-        raise FormatError(path, f"no valid ONNX file: more than {_LARGEST_FILE:,} bytes")
+        raise FormatError(path, f"not a valid ONNX file: more than {_LARGEST_FILE:,} bytes")
     apart = _Apart(path)
     try:
         found, _ = apart.ask({}, b"", Allowance.to_load(_weight(path)), "load")
@@ -318,7 +318,7 @@ def check_foreign(path: Path, model: Any) -> None:
     """Refuse what no graph from images to logits has, before anything looks closer at the file."""
     reason = next(_faults(model), None)
     if reason is not None:
-        raise FormatError(path, reason, hint="export the model anew")
+        raise FormatError(path, reason, hint="export the model again")
 
 
 def _faults(model: Any) -> Iterator[str]:

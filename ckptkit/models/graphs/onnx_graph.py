@@ -341,13 +341,13 @@ def _checked_outline(path: Path, check: Callable[[Path, Any], None] | None) -> t
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError, OSError
-        raise FormatError(path, f"no valid ONNX file: {first_line(error)}") from error
+        raise FormatError(path, f"not a valid ONNX file: {first_line(error)}") from error
     if check is not None:
         check(path, model)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # protobuf's DecodeError, onnx' ValidationError and InferenceError, OSError
-        raise FormatError(path, f"no valid ONNX file: {first_line(error)}") from error
+        raise FormatError(path, f"not a valid ONNX file: {first_line(error)}") from error
     inputs = [
         value for value in model.graph.input if value.name not in {i.name for i in model.graph.initializer}
     ]

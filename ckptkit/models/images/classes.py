@@ -51,7 +51,7 @@ def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageC
     if wanted.isascii() and wanted.isdigit():
         if int(wanted) < len(classes):
             return classes[int(wanted)]
-        raise UsageError(f"no class {text}", hint=f"the classes are 0 to {len(classes) - 1}")
+        raise UsageError(f"unknown class {text}", hint=f"the classes are 0 to {len(classes) - 1}")
     found = [c for c in classes if wanted == c.wnid or wanted in (word.casefold() for word in c.words)]
     if len(found) == 1:
         return found[0]
@@ -63,4 +63,4 @@ def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageC
     hint = (
         "do you mean " + ", ".join(near) if near else "give an index, a WordNet id or a word of ImageNet-1K"
     )
-    raise UsageError(f"no class {text!r}", hint=hint)
+    raise UsageError(f"unknown class {text!r}", hint=hint)

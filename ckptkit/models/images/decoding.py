@@ -391,7 +391,7 @@ def _faults_in_words(called: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise FormatError(called, f"too large ({error})", hint=_SHRINK) from error
     except CostlyError as error:
-        raise FormatError(called, f"asks for {error}", hint="save it anew with another program") from error
+        raise FormatError(called, f"asks for {error}", hint="save it again with another program") from error
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
             raise FormatError(called, f"cannot be read ({error.strerror})") from error

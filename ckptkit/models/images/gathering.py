@@ -101,7 +101,7 @@ def _receive(opener: Opener, url: str, name: str, most_bytes: int, progress: Pro
             if len(content) > most_bytes:
                 raise _too_large(name, most_bytes)
         if response.length is not None and not response.coding and len(content) != response.length:
-            raise PassingError(f"the connection broke after {len(content):,} of {response.length:,} bytes")
+            raise PassingError(f"connection lost after {len(content):,} of {response.length:,} bytes")
         return bytes(content)
 
 
@@ -226,7 +226,7 @@ class Gatherer:
         shown, used = without_secrets(url), resolve(url, self.mirrors)
         if self.offline and not is_local(used):
             raise NetworkError(
-                f"{shown} is on the network, and --offline forbids to fetch it", hint="run without --offline"
+                f"{shown} is on the network, and --offline forbids fetching it", hint="run without --offline"
             )
         return NamedPicture(
             shown, lambda: open_image(download_picture(used, name=shown, progress=self.progress), shown)
@@ -249,7 +249,7 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
         if one.is_symlink() and not os.path.exists(one.path):  # noqa: PTH110 (pathlib's raises)
             target = Path(one.path).readlink()
             raise NotFoundError(
-                f"{one.path}: its link to {target} cannot be followed", hint="mend the link, or remove it"
+                f"{one.path}: its link to {target} cannot be followed", hint="fix the link, or remove it"
             )
     return found
 

@@ -52,7 +52,7 @@ class Preprocessing:
             ("interpolation", self.interpolation, INTERPOLATIONS),
         ):
             if value not in known:
-                raise UsageError(f"no {what} {value!r}", hint="one of " + ", ".join(known))
+                raise UsageError(f"unknown {what} {value!r}", hint="one of " + ", ".join(known))
 
     def __call__(self, picture: Image) -> Array:
         """Prepare one picture: (height, width, 3) float32."""

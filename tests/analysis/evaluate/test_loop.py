@@ -314,12 +314,12 @@ def test_nothing_but_bad_images(known: Known, tmp_path: Path):
         ({"batch_size": 0}, "batch size of 0"),
         ({"limit": 0}, "limit of 0"),
         ({"workers": -1}, "workers of -1"),
-        ({"framework": "jax"}, "no framework 'jax'"),
+        ({"framework": "jax"}, "unknown framework 'jax'"),
         ({"framework": "tf", "amp": True}, "amp=True is for"),
         ({"framework": "tf", "device": "cuda"}, 'device="cuda" is for'),
-        ({"device": "tpu"}, "no device 'tpu'"),
-        ({"device": "cuda:"}, "no device 'cuda:'"),
-        ({"device": "cuda:x"}, "no device 'cuda:x'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "cuda:"}, "unknown device 'cuda:'"),
+        ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
     ],
 )
 def test_options_that_make_no_sense(known: Known, options, said: str):
@@ -420,7 +420,7 @@ def test_a_changed_data_set_begins_anew_and_says_so(
     os.utime(max(data.rglob("*.png")), ns=(5, 5))
     with caplog.at_level("INFO", logger="ckptkit"):
         assert ckptkit.evaluate(known.model, data).resumed == 0
-    assert "the data set has changed: beginning anew" in caplog.text
+    assert "the data set has changed: starting over" in caplog.text
 
 
 def test_a_changed_checkpoint_begins_anew_and_says_so(
@@ -433,7 +433,7 @@ def test_a_changed_checkpoint_begins_anew_and_says_so(
     os.utime(model, ns=(5, 5))
     with caplog.at_level("INFO", logger="ckptkit"):
         assert ckptkit.evaluate(model, known.data).resumed == 0
-    assert "the checkpoint has changed: beginning anew" in caplog.text
+    assert "the checkpoint has changed: starting over" in caplog.text
 
 
 def test_other_choices_have_a_state_of_their_own(known: Known):

@@ -80,7 +80,7 @@ def test_mirrors_count(server: FaultServer, workspace: Workspace):
 
 def test_offline(server: FaultServer, workspace: Workspace, tmp_path: Path):
     away = replace(workspace, offline=True)
-    with pytest.raises(NetworkError, match="is not cached, and --offline forbids to fetch it"):
+    with pytest.raises(NetworkError, match="is not cached, and --offline forbids fetching it"):
         fetch_log(entry(server), away)
     assert server.requests == []
     local = tmp_path / "here.csv"

@@ -195,7 +195,7 @@ def test_a_window_that_does_not_divide_the_map_is_refused():
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
-        ({"variant": "moat9"}, NotFoundError, "no MOAT variant 'moat9'"),
+        ({"variant": "moat9"}, NotFoundError, "unknown MOAT variant 'moat9'"),
         ({"pool_size": 4}, UsageError, "pool_size is 4"),
         ({"num_classes": -1}, UsageError, "num_classes is -1"),
         ({"resolution": 0}, UsageError, "resolution is 0"),

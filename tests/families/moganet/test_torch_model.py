@@ -268,7 +268,7 @@ def test_a_model_without_memory_tells_shapes(attn_force_fp32):
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
-        ({"variant": "moganet-m"}, NotFoundError, "no MogaNet variant 'moganet-m'; one of moganet-xt, "),
+        ({"variant": "moganet-m"}, NotFoundError, "unknown MogaNet variant 'moganet-m'; one of moganet-xt, "),
         ({"attn_force_fp32": None}, UsageError, "attn_force_fp32 is None; give True .* or False"),
         ({"attn_force_fp32": 1}, UsageError, "attn_force_fp32 is 1;"),
         ({"attn_force_fp32": "true"}, UsageError, "attn_force_fp32 is 'true'"),

@@ -284,7 +284,7 @@ def test_outputs_of_other_types_and_files_that_are_none(tmp_path: Path):
     with pytest.raises(FormatError, match="logits is not a float32 tensor"):
         open_foreign_onnx(path).run(IMAGES, LIKE, 0.1)
     path.write_bytes(b"<!DOCTYPE html>")
-    with pytest.raises(FormatError, match="no valid ONNX file"):
+    with pytest.raises(FormatError, match="not a valid ONNX file"):
         open_foreign_onnx(path)
     with pytest.raises(NotFoundError, match="no such file"):
         open_foreign_onnx(tmp_path / "absent.onnx")

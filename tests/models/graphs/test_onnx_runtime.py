@@ -148,14 +148,14 @@ def weights_gone(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (cut, "no valid ONNX file"),
-        (page, "no valid ONNX file"),
-        (empty, "no valid ONNX file"),
-        (unknown_operator, "no valid ONNX file"),
+        (cut, "not a valid ONNX file"),
+        (page, "not a valid ONNX file"),
+        (empty, "not a valid ONNX file"),
+        (unknown_operator, "not a valid ONNX file"),
         (no_logits, "gives pooled, neither logits nor stages"),
         (other_input, ""),
         (two_inputs, "does not take one batch of images"),
-        (weights_gone, r"no valid ONNX file.*m\.data"),
+        (weights_gone, r"not a valid ONNX file.*m\.data"),
     ],
 )
 def test_what_is_no_graph_of_ours_is_refused(damage: Callable[[Path], None], says: str, tmp_path: Path):

@@ -39,8 +39,8 @@ def test_known_classes(index, wnid, name):
     [
         ("1000", "no class 1000; the classes are 0 to 999"),
         ("crane", "'crane' means 2 classes; n02012849 .134. or n03126707 .517."),
-        ("retriever", "no class 'retriever'; do you mean .*golden retriever"),
-        ("zzz", "no class 'zzz'; give an index"),
+        ("retriever", "unknown class 'retriever'; do you mean .*golden retriever"),
+        ("zzz", "unknown class 'zzz'; give an index"),
     ],
 )
 def test_what_is_no_class_is_refused_in_words(text, message):

@@ -69,7 +69,7 @@ def test_a_fault_that_passes_is_borne(server, fault):
 def test_one_that_stays_is_told(server):
     url = server.serve("/cat.png", BODY)
     server.fail("/cat.png", *[cut(1000)] * 3)
-    with pytest.raises(NetworkError, match=r"cat: the connection broke after .* try again later"):
+    with pytest.raises(NetworkError, match=r"cat: connection lost after .* try again later"):
         fetch(url)
     assert len(server.requests) == 3
 
@@ -338,7 +338,7 @@ class TestUrls:
         assert fault.name == "https://elsewhere.example/b.png"
         assert isinstance(fault.error, NetworkError)
         assert str(fault.error) == (
-            "https://elsewhere.example/b.png is on the network, and --offline forbids to fetch it; "
+            "https://elsewhere.example/b.png is on the network, and --offline forbids fetching it; "
             "run without --offline"
         )
 

@@ -124,8 +124,8 @@ def test_what_would_take_gigabytes_is_refused_in_words():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalization": "zscore"}, "no normalization 'zscore'"),
-        ({"interpolation": "area"}, "no interpolation"),
+        ({"normalization": "zscore"}, "unknown normalization 'zscore'"),
+        ({"interpolation": "area"}, "unknown interpolation"),
     ],
 )
 def test_what_is_not_known_is_refused(options, message):
