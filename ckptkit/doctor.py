@@ -122,7 +122,7 @@ def examine(
 
     def hosts() -> list[Finding]:
         if offline:
-            return [Finding("network", "hosts", "ok", "not asked, for --offline is given")]
+            return [Finding("network", "hosts", "ok", "not asked: --offline is given")]
         if registry is None:
             return []
         return examine_hosts(hosts_of(registry, rules), advance=advance)
@@ -438,7 +438,7 @@ def examine_settings(environment: Mapping[str, str] | None = None) -> list[Findi
     tokens = sorted(set(TOKEN_HOSTS.values()))
     findings += [_token(name, given[name]) for name in tokens if given.get(name)]
     findings += [_unknown(name) for name in sorted(given) if _is_unknown(name)]
-    return findings or [Finding("environment", "variables", "ok", "none is set that matters")]
+    return findings or [Finding("environment", "variables", "ok", "none of the relevant variables is set")]
 
 
 def masked(address: str) -> str:
@@ -487,13 +487,13 @@ def _is_unknown(name: str) -> bool:
 
 def _unknown(name: str) -> Finding:
     known = ", ".join((*_OURS, MIRROR))
-    return Finding("environment", name, "note", "ckptkit knows no such variable", f"it knows {known}")
+    return Finding("environment", name, "note", "not a variable that ckptkit reads", f"it knows {known}")
 
 
 def _token(name: str, value: str) -> Finding:
     if value.strip().isascii() and value.strip().isprintable() and " " not in value.strip():
         return Finding("environment", name, "ok", "set")
-    return Finding("environment", name, "note", "set, but no token: it is not used", f"set {name} again")
+    return Finding("environment", name, "note", "set, but not a valid token; ignored", f"set {name} again")
 
 
 GITHUB_API = "https://api.github.com"
@@ -904,9 +904,9 @@ def examine_terminal(
 
 def _colour(given: Mapping[str, str]) -> Finding:
     if given.get("NO_COLOR"):
-        return Finding("terminal", "colour", "ok", "none, for NO_COLOR is set")
+        return Finding("terminal", "colour", "ok", "none: NO_COLOR is set")
     if given.get("TERM", "") in ("", "dumb"):
-        return Finding("terminal", "colour", "ok", f"none, for TERM is {given.get('TERM') or 'not set'}")
+        return Finding("terminal", "colour", "ok", f"none: TERM is {given.get('TERM') or 'not set'}")
     many = given.get("COLORTERM", "").lower() in ("truecolor", "24bit")
     return Finding(
         "terminal", "colour", "ok", f"{'all colours' if many else 'colours'}, TERM={given['TERM']}"

@@ -82,7 +82,7 @@ def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch):
     found = examine(offline=True)
     assert list(found.sections) == SECTIONS
     assert [one.said for one in found.findings if one.section == "network"] == [
-        "not asked, for --offline is given"
+        "not asked: --offline is given"
     ]
     assert found.ok
     json.dumps(found.to_json(), allow_nan=False)
@@ -427,7 +427,7 @@ def variables_told(**variables: str) -> dict[str, tuple[str, str]]:
 
 
 def test_nothing_set():
-    assert variables_told(UNRELATED="1") == {"variables": ("ok", "none is set that matters")}
+    assert variables_told(UNRELATED="1") == {"variables": ("ok", "none of the relevant variables is set")}
 
 
 @pytest.mark.parametrize(
@@ -448,8 +448,8 @@ def test_proxies_without_credentials(name: str, value: str, shown: str):
 def test_tokens_are_only_set():
     found = variables_told(HF_TOKEN="hf_secret", GITHUB_TOKEN="two words")
     assert found["HF_TOKEN"] == ("ok", "set")
-    assert found["GITHUB_TOKEN"] == ("note", "set, but no token: it is not used")
-    assert variables_told(HF_TOKEN="") == {"variables": ("ok", "none is set that matters")}
+    assert found["GITHUB_TOKEN"] == ("note", "set, but not a valid token; ignored")
+    assert variables_told(HF_TOKEN="") == {"variables": ("ok", "none of the relevant variables is set")}
 
 
 def test_certificates_that_are_not_there(tmp_path: Path):
@@ -500,7 +500,7 @@ def test_plain_variables_as_they_are():
 
 def test_a_variable_that_somebody_mistyped():
     found = variables_told(CKPTKIT_HOME="/srv", CKPTKIT_CACHE="/srv", _CKPTKIT_COMPLETE="x")
-    assert found["CKPTKIT_CACHE"] == ("note", "ckptkit knows no such variable")
+    assert found["CKPTKIT_CACHE"] == ("note", "not a variable that ckptkit reads")
     assert set(found) == {"CKPTKIT_HOME", "CKPTKIT_CACHE"}
 
 
@@ -923,9 +923,9 @@ def test_processors_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     [
         ({"TERM": "xterm-256color"}, "colours, TERM=xterm-256color"),
         ({"TERM": "xterm", "COLORTERM": "truecolor"}, "all colours, TERM=xterm"),
-        ({"TERM": "dumb"}, "none, for TERM is dumb"),
-        ({}, "none, for TERM is not set"),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, "none, for NO_COLOR is set"),
+        ({"TERM": "dumb"}, "none: TERM is dumb"),
+        ({}, "none: TERM is not set"),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, "none: NO_COLOR is set"),
     ],
 )
 def test_colours(environment: dict[str, str], colour: str):

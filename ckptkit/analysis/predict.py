@@ -96,7 +96,7 @@ class Predictor:
     def __post_init__(self) -> None:
         for what, value in (("top", self.top), ("batch size", self.batch_size)):
             if value < 1:
-                raise UsageError(f"a {what} of {value}", hint="use 1 or more")
+                raise UsageError(f"invalid {what} {value}", hint="use 1 or more")
         if self.source.num_classes is None:
             raise UsageError(
                 f"{self.source.name} has no classification head, so it names no classes",

@@ -203,8 +203,8 @@ def evaluate(
     what : str, Path or Entry
         Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     data : path, or sequence of path
-        A folder with one folder a class, or WebDataset shards: tar files, a folder of them, a pattern such
-        as ``val-{000..049}.tar``.
+        A folder with one subfolder per class, or WebDataset shards: tar files, a folder of them, a pattern
+        such as ``val-{000..049}.tar``.
     labels : path, optional
         For a flat folder: lines of an image's name and its class.
     class_order : {"text", "number"}, optional

@@ -117,7 +117,7 @@ def prune_command(
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Remove until the total size is at most: 20GB, 500MiB."),
+        typer.Option(metavar="SIZE", help="Remove until the total size is at most this: 20GB, 500MiB."),
     ] = None,
     imported: Annotated[
         bool,
@@ -125,7 +125,7 @@ def prune_command(
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove whole entries, the one that was used longest ago first.
+    """Remove whole entries, least recently used first.
 
     Used means: fetched, converted or proven by ckptkit. Nothing goes that another process works on.
 
@@ -158,7 +158,7 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
     """Read everything again: each file against its record, the registry's pin and the lock file.
 
     Unpacked folders are compared with their archive. Several threads read at once; nothing is changed.
-    Returns 1 when something does not hold.
+    Exits with 1 if a check fails.
 
     Examples: ckptkit cache verify · ckptkit cache verify moganet-xt-224 --json
     """

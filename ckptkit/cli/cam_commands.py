@@ -105,23 +105,23 @@ def cam(
     method: Annotated[
         WhichMethod | None,
         typer.Option(
-            help="How evidence is found; ablationcam takes long before the last stage.",
+            help="How evidence is found; ablationcam is slow before the last stage.",
             show_default="gradcam",
         ),
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option(metavar="N|stageN", help="Which stage's map is looked at; default the last."),
+        typer.Option(metavar="N|stageN", help="Stage whose map is shown; default: the last."),
     ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CLASS",
-            help="Whose evidence: index, WordNet id or name; may be repeated; default the predicted class.",
+            help="Class to explain: index, WordNet id or name; may be repeated; default: predicted class.",
         ),
     ] = None,
     compare: Annotated[
-        Compare | None, typer.Option(help="All methods, or all stages, beside each other.")
+        Compare | None, typer.Option(help="Show all methods, or all stages, side by side.")
     ] = None,
     layout: Annotated[
         WhichLayout, typer.Option(help="Over the picture; picture, heat and both; or the heat alone.")
@@ -316,8 +316,8 @@ class _Run:
             for one in heatmaps:
                 if one.is_empty:
                     self.output.warn(
-                        f"{plan.picture.name}: nothing at {one.stage} speaks for {one.class_name} as "
-                        f"{one.method} sees it; the heat is zero everywhere"
+                        f"{plan.picture.name}: {one.method} finds no evidence for {one.class_name} "
+                        f"at {one.stage}; the heat is zero everywhere"
                     )
         for name, error in self.faults:
             self.output.warn(f"{name} was left out: {error}")

@@ -54,7 +54,7 @@ def verify(
         bool, typer.Option("--deep", help="Also compare each tensor with the checksum stored beside it.")
     ] = False,
     weights: Annotated[
-        WhichWeights, typer.Option(help="Which copy to set against the architecture; auto takes ema.")
+        WhichWeights, typer.Option(help="Which copy to compare with the architecture; auto takes ema.")
     ] = WhichWeights.AUTO,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
@@ -63,7 +63,7 @@ def verify(
 ) -> None:
     """Verify checkpoints: checksum, container, names and shapes, values, parameter count.
 
-    Returns 1 when a check does not hold, 5 when a file is damaged. Nothing is downloaded or repaired.
+    Exits with 1 if a check fails, 5 if a file is damaged. Nothing is downloaded or repaired.
 
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
@@ -167,7 +167,7 @@ def inspect(
     ] = None,
     weights: Annotated[
         WhichWeights | None,
-        typer.Option(help="Which copy, where a file holds both in state dicts of their own."),
+        typer.Option(help="Which copy to use if a file holds both in state dicts of their own."),
     ] = None,
     state_dict: StateDictOption = None,
     strip_prefix: StripPrefixOption = None,
@@ -353,7 +353,7 @@ def diff(
         typer.Option(help="as-is: pair by plain names and leave axes alone, whatever the layouts."),
     ] = PairBy.AUTO,
     weights: Annotated[
-        WhichWeights, typer.Option(help="Which copy where a file holds both; auto takes ema.")
+        WhichWeights, typer.Option(help="Which copy to use if a file holds both; auto takes ema.")
     ] = WhichWeights.AUTO,
     weights_b: Annotated[
         WhichWeights | None, typer.Option("--weights-b", help="The same for B, if it differs.")
@@ -393,10 +393,10 @@ def diff(
     ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Omit the lists of tensors.")] = False,
 ) -> None:
-    """Say what differs between two checkpoints, of any formats and layouts.
+    """Show the differences between two checkpoints of any format and layout.
 
     Tensors of two files of one family are paired by what they are, in one axis order; all others by name.
-    Lists begin with the largest relative difference. Returns 0 when nothing differs, 1 when something does.
+    Lists begin with the largest relative difference. Exits with 0 if nothing differs, 1 if something does.
 
     Examples: ckptkit diff model.ckpt moat.safetensors
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'

@@ -54,7 +54,7 @@ def convert(
         one_of_these(
             lambda text: text if text.lower() in GRAPHS else format_named(text),  # refused with its source
             FORMATS,
-            help=f"Format to write. Default: as the ending of --output says, else {DEFAULT_FORMAT}.",
+            help=f"Format to write. Default: by the ending of --output, else {DEFAULT_FORMAT}.",
         ),
     ] = None,
     layout: Annotated[

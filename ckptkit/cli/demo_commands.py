@@ -21,11 +21,13 @@ def demo(
     context: typer.Context,
     what: Annotated[
         str,
-        typer.Argument(metavar="[ID]", help="The registry entry to do it on.", autocompletion=complete_ids),
+        typer.Argument(metavar="[ID]", help="The registry entry to use.", autocompletion=complete_ids),
     ] = "tiny-moat0-256",
     keep: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Leave everything there; default: a temporary folder, removed."),
+        typer.Option(
+            metavar="FOLDER", help="Keep all files there; default: a temporary folder, removed afterwards."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
 ) -> None:
@@ -137,4 +139,4 @@ def _prove(state: State, located: Located, converted: Path) -> ParityReport:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command(short_help="Do the main job on a built-in synthetic example.")(demo)
+    app.command(short_help="Run the main workflow on a built-in synthetic example.")(demo)

@@ -75,4 +75,4 @@ def _verdict(found: Examination) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command(short_help="Look at what this machine has and lacks.")(doctor)
+    app.command(short_help="Check what this machine has and lacks.")(doctor)

@@ -32,8 +32,8 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         metavar="DIR|TAR",
-        help="A folder with one folder a class, or WebDataset shards: a tar, a folder of them, a pattern "
-        "like 'val-{000..049}.tar'; may be repeated for shards.",
+        help="A folder with one subfolder per class, or WebDataset shards: a tar, a folder of them, a "
+        "pattern like 'val-{000..049}.tar'; may be repeated for shards.",
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")]
@@ -318,5 +318,5 @@ def calibrate(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the root."""
-    app.command("eval", short_help="Measure accuracy beside the published figures.")(evaluate)
+    app.command("eval", short_help="Measure accuracy and compare it with the published figures.")(evaluate)
     app.command(short_help="Recompute BatchNorm statistics from images.")(calibrate)

@@ -76,10 +76,10 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
 ) -> None:
-    """Hand a checkpoint over to other tools, checked after it is written.
+    """Export a checkpoint for other tools, checked after it is written.
 
     --push needs huggingface_hub, and finds token and endpoint as that does (HF_TOKEN, 'hf auth login'). A
-    check that does not hold returns 1 and leaves nothing.
+    failed check exits with 1 and leaves nothing.
 
     Examples: ckptkit export tiny-moat0-256 --synthetic --to hf -o moat-hf
     · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone
@@ -158,4 +158,4 @@ def _print(state: State, outcome: ExportOutcome, request: ExportRequest, shown: 
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command(short_help="Hand a checkpoint over to other tools.")(export)
+    app.command(short_help="Export a checkpoint for other tools.")(export)

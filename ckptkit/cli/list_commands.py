@@ -46,7 +46,7 @@ _BY_ENDING = {
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("list", short_help="List the published checkpoints.")(list_command)
-    app.command("show", short_help="Show everything known of an entry.")(show_command)
+    app.command("show", short_help="Show everything known about an entry.")(show_command)
 
 
 def list_command(
@@ -57,7 +57,7 @@ def list_command(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Sort by a column; -COLUMN sorts downwards.",
+            help="Sort by a column; -COLUMN sorts in descending order.",
             autocompletion=complete_column,
         ),
     ] = None,
@@ -66,7 +66,7 @@ def list_command(
         str | None,
         typer.Option(
             metavar="A,B,…",
-            help="Columns to show; a wrong one lists them all.",
+            help="Columns to show; an unknown one lists them all.",
             autocompletion=complete_columns,
         ),
     ] = None,
@@ -74,7 +74,7 @@ def list_command(
         Form | None,
         typer.Option(
             "--format",
-            help="What to print; default what the ending of --output says, else table.",
+            help="Output format; default: by the ending of --output, else table.",
             show_default=False,
         ),
     ] = None,
@@ -163,7 +163,7 @@ def show_command(
         typer.Argument(metavar="ID…", help="Ids, or globs on them.", autocompletion=complete_ids),
     ],
 ) -> None:
-    """Show everything known of an entry, and what to run next.
+    """Show everything known about an entry, and what to run next.
 
     Examples: ckptkit show moat2-384-noposemb · ckptkit show 'moganet-xt-*' --json
     """

@@ -139,7 +139,7 @@ FrameworkOption = Annotated[
 ]
 SyntheticOption = Annotated[
     bool,
-    typer.Option("--synthetic", help="Random weights by recipe: no download, no knowledge."),
+    typer.Option("--synthetic", help="Random weights from a fixed recipe: no download, nothing learned."),
 ]
 VariantOption = Annotated[
     str | None,

@@ -49,7 +49,7 @@ def parity(
         ),
     ] = None,
     synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Use synthetic weights by recipe; nothing is downloaded.")
+        bool, typer.Option("--synthetic", help="Use synthetic weights; nothing is downloaded.")
     ] = False,
     backends: Annotated[
         list[str] | None,
@@ -67,12 +67,12 @@ def parity(
             help="Prove this conversion of WHAT, or this .onnx file of it, instead of making a fresh one.",
         ),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Random inputs; default 2.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Number of random inputs; default: 2.")] = None,
     resolution: Annotated[
         str | None,
         typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random inputs; default 20260101.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random inputs; default: 20260101.")] = None,
     image: Annotated[
         Path | None,
         typer.Option(

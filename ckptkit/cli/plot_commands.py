@@ -63,9 +63,7 @@ def plot(
         str, typer.Option(metavar="WxH", help="Width and height of a picture in inches.")
     ] = "9x5.6",
     dpi: Annotated[int, typer.Option(help="Pixels per inch of a PNG.")] = 200,
-    title: Annotated[
-        str | None, typer.Option(help="Another title; an empty one leaves it out of a picture.")
-    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the plot; an empty one omits it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be drawn.")] = False,
 ) -> None:
@@ -139,12 +137,12 @@ def logs(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PICTURE", help="Draw it too: a .png, .svg or .pdf file."),
+        typer.Option("--output", "-o", metavar="PICTURE", help="Also draw it: a .png, .svg or .pdf file."),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The figure that decides the best epoch; a wrong one lists them all."
+            metavar="NAME", help="The figure that decides the best epoch; an unknown one lists them all."
         ),
     ] = None,
     all_epochs: Annotated[bool, typer.Option("--all-epochs", help="A row for every epoch.")] = False,

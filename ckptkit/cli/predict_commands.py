@@ -73,7 +73,7 @@ def predict(
     ] = True,
     chosen: SourceOptions = SourceOptions(),
 ) -> None:
-    """Name what images show: the likeliest of ImageNet's 1,000 classes, by any framework.
+    """Classify images: the most likely of ImageNet's 1,000 classes, in any framework.
 
     Images are resized, cropped and normalized as the published evaluation of the checkpoint does it. One that
     cannot be read is named, the others are predicted, and 5 is returned; 1 when a preprocessing check fails.
@@ -272,7 +272,7 @@ def print_check(output: Output, check: PreparationReport) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the root."""
-    app.command(short_help="Name what images show.")(predict)
+    app.command(short_help="Classify images.")(predict)
 
 
 Renderer = Callable[["Image"], str]

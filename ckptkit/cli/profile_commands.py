@@ -179,7 +179,7 @@ def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
             output.warn(f"{audit.id}: {calls} calls of {operation} are not counted")
     failed = [audit.id for audit in audits if not audit.ok]
     known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
-    verdict = "does not hold: " + ", ".join(failed) if failed else "all published figures hold"
+    verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
     output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
 
 

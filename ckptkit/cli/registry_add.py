@@ -91,10 +91,10 @@ def add_command(
     ] = None,
     display_name: Annotated[str | None, typer.Option(help="Display name; default: the id.")] = None,
     resolution: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Input side in training and in the test.")
+        int | None, typer.Option(metavar="PIXELS", help="Input side in training and testing.")
     ] = None,
     test_resolution: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Input side in the test, where that differs.")
+        int | None, typer.Option(metavar="PIXELS", help="Input side in testing, if different.")
     ] = None,
     params: Annotated[str | None, typer.Option(metavar="COUNT", help=f"Parameters {_COUNT} 27.8M.")] = None,
     flops: Annotated[str | None, typer.Option(metavar="COUNT", help=f"Multiply-adds {_COUNT} 5.7B.")] = None,
@@ -103,7 +103,10 @@ def add_command(
     license: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence, such as Apache-2.0.")] = None,
     normalization: Annotated[
         str | None,
-        typer.Option(help="Of the input: imagenet or half.", autocompletion=complete_values("normalization")),
+        typer.Option(
+            help="Normalization of the input: imagenet or half.",
+            autocompletion=complete_values("normalization"),
+        ),
     ] = None,
     pos_emb: Annotated[
         bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")

@@ -44,7 +44,9 @@ class Place:
         self.folder = self._standard or (text is not None and is_folder(text, results=results))
         self.file = None if self.folder else text
         if results > 1 and (self.file or self._standard):
-            raise UsageError(f"--output {text} is one file for {results} conversions", hint="give a folder")
+            raise UsageError(
+                f"--output {text} is one file, but there are {results} conversions", hint="give a folder"
+            )
         if self._standard and state.output.as_json:
             raise UsageError(
                 "--json and -o - would both write to standard output", hint="leave one of them out"

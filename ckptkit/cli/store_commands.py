@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
 Overrule = Annotated[
     bool,
-    typer.Option("--force", help="Replace what is cached, and take a file that does not fit the entry."),
+    typer.Option("--force", help="Replace what is cached, and accept a file that does not match the entry."),
 ]
 AcceptNew = Annotated[
     bool,
     typer.Option(
         "--accept-new",
-        help="Accept a file that differs from the one that came before; the lock file's history keeps that.",
+        help="Accept a file that differs from the earlier one, which stays in the lock file's history.",
     ),
 ]
 RequireChecksum = Annotated[
@@ -51,7 +51,7 @@ Connections = Annotated[
         "--connections",
         min=1,
         max=8,
-        help="Ranges of a file to ask for at once, where it has more than 64 MB and its server has ranges.",
+        help="Connections per file, if it is over 64 MB and its server supports ranges.",
     ),
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=16, help="Entries to fetch at once.")]

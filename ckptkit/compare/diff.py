@@ -267,7 +267,7 @@ class Opened(AbstractContextManager["Opened"]):
         """Raise UsageError when a copy is asked for and nothing tells which tensors it is made of."""
         if self.weights != "auto" and self.reader.weights is None:
             raise UsageError(
-                f"{self.name}: nothing tells which of its tensors are {self.weights}",
+                f"{self.name}: cannot tell which of its tensors are {self.weights}",
                 hint="--weights needs files of one known family, and no --layout as-is",
             )
 
@@ -495,7 +495,7 @@ def compare_files(
     ignore_dtype: bool = False,
     progress: Progress | None = None,
 ) -> Difference:
-    """Say what differs between two checkpoints, of any formats and layouts."""
+    """Show the differences between two checkpoints of any format and layout."""
     allowed = _tolerance(tolerance, relative, ignore_dtype)
     first, second = (side if isinstance(side, Located) else Located(Path(side)) for side in (a, b))
     first = first.chosen(state_dict, strip_prefix)

@@ -226,7 +226,7 @@ def _choose_copy(recognition: Recognition, both: bool, weights: Weights, known: 
     other = _IN_WORDS[known.available_copy] if known.available_copy else f"no {_IN_WORDS['ema']}"
     raise UsageError(
         f"this file holds {other}" + (" only" if known.available_copy else ""),
-        hint=f"leave --weights out, or say {known.available_copy or 'raw'}",
+        hint=f"leave --weights out, or use {known.available_copy or 'raw'}",
     )
 
 

@@ -91,9 +91,9 @@ def random_inputs(batch: int | None, size: tuple[int, int], seed: int | None) ->
     batch = DEFAULT_BATCH if batch is None else batch
     seed = DEFAULT_SEED if seed is None else seed
     if batch < 1:
-        raise UsageError(f"a batch of {batch}", hint="use 1 or more")
+        raise UsageError(f"invalid batch {batch}", hint="use 1 or more")
     if not 0 <= seed <= _LARGEST_SEED:
-        raise UsageError(f"seed {seed}", hint="a number from 0 to 2**128 - 1")
+        raise UsageError(f"invalid seed {seed}", hint="use a number from 0 to 2**128 - 1")
     return Inputs(batch, *size, seed=seed)
 
 

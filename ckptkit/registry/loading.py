@@ -282,7 +282,9 @@ def family_faults(entry: Entry, families: Families) -> list[tuple[str, str]]:
         faults.append((name, what))
     formats = facts.formats.get(entry.layout)
     if formats is not None and entry.format in BUILT_IN_FORMATS and entry.format not in formats:
-        faults.append(("format", f"{entry.format!r} does not hold layout {entry.layout!r}{_one_of(formats)}"))
+        faults.append(
+            ("format", f"{entry.format!r} does not support layout {entry.layout!r}{_one_of(formats)}")
+        )
     return faults
 
 

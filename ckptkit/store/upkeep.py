@@ -415,7 +415,7 @@ def prune(
     dry_run: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Iterator[Removal]:
-    """Remove whole entries, the one that was used longest ago first, from the folders they are written to."""
+    """Remove whole entries, least recently used first, from the folders they are written to."""
     held = own_holdings(home)
     total = sum(entry.size for entry in held)
     for entry in sorted(held, key=lambda entry: entry.used):

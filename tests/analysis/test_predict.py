@@ -181,7 +181,7 @@ class TestBatches:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"top": 0}, "a top of 0"), ({"batch_size": 0}, "a batch size of 0")]
+    ("options", "message"), [({"top": 0}, "invalid top 0"), ({"batch_size": 0}, "invalid batch size 0")]
 )
 def test_what_makes_no_sense_is_refused(options, message):
     with pytest.raises(UsageError, match=message):

@@ -195,7 +195,7 @@ def test_nothing_that_speaks_for_a_class_is_said(run: Runner, monkeypatch: pytes
     done = run("cam", "moganet-xt-224", "cat.jpg", "-o", "out.png", *SMALL, "--target", "7")
     assert done.code == 0
     assert "nowhere" in rows(done)[0]
-    assert "cat.jpg: nothing at stage4 speaks for cock as gradcam sees it; the heat is zero" in done.err
+    assert "cat.jpg: gradcam finds no evidence for cock at stage4; the heat is zero" in done.err
 
 
 @pytest.mark.parametrize("package", ["captum", "torch"])

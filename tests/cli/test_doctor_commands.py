@@ -32,7 +32,7 @@ def test_offline_on_a_machine_where_all_is_well(run: Runner):
         *("versions", "packages", "cache", "registry", "environment", "network", "machine", "terminal")
     ]
     assert lines[-1].endswith("fetching, verifying and converting should work")
-    assert any(re.fullmatch(r"  ok {7}hosts +not asked, for --offline is given", line) for line in lines)
+    assert any(re.fullmatch(r"  ok {7}hosts +not asked: --offline is given", line) for line in lines)
     assert "\x1b" not in done.out
 
 

@@ -126,7 +126,7 @@ def test_all_tells_every_entry_and_each_known_deviation_once(run: Runner, few: N
     assert len(known) == 2
     assert known[1].startswith("known: parameters 2.97M: the published parameter count does not round")
     assert known[1].endswith("(moganet-xt-224, moganet-xt-256)")
-    assert lines[-1] == "3 entries, 3 known deviations; all published figures hold"
+    assert lines[-1] == "3 entries, 3 known deviations; all published figures reproduced"
     assert "\x1b" not in done.out
 
 
@@ -144,11 +144,11 @@ def test_all_as_json(run: Runner, few: None):
 def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_path: Path):
     done = run("profile", "--all", "--check")
     assert done.code == 0
-    assert done.out.splitlines()[-1] == "42 entries, 14 known deviations; all published figures hold"
+    assert done.out.splitlines()[-1] == "42 entries, 14 known deviations; all published figures reproduced"
     overlay = write(tmp_path, "entries: [{id: moat4-512, published_flops: 600.0B}]")
     done = run("profile", "--all", "--check", "--registry", overlay)
     assert done.code == 1
-    assert done.out.splitlines()[-1].endswith("does not hold: moat4-512")
+    assert done.out.splitlines()[-1].endswith("failed: moat4-512")
 
 
 @pytest.mark.parametrize(

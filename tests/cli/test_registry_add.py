@@ -275,7 +275,7 @@ def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_pa
         (
             ["xt", URL, "--variant", "moat0", "--layout", "deeplab2", "--format", "torch"],
             2,
-            "xt: format: 'torch' does not hold layout 'deeplab2' (one of tf, safetensors, npz)",
+            "xt: format: 'torch' does not support layout 'deeplab2' (one of tf, safetensors, npz)",
         ),
         (["xt", URL, *SAID, "--layout", "nchw"], 2, "layout: input should be 'deeplab2', 'openmixup'"),
         (["xt", URL, *SAID, "--weights", "both"], 2, "weights: input should be 'ema' or 'raw'"),

@@ -143,12 +143,12 @@ def family_faults_of(*replaced: tuple[str, str]) -> list[str]:
         (
             "    format: tf  ",
             "    format: torch  ",
-            ["line 5: family 'moat': format: 'torch' does not hold layout 'deeplab2' (one of tf, npz)"],
+            ["line 5: family 'moat': format: 'torch' does not support layout 'deeplab2' (one of tf, npz)"],
         ),
         (
             "    variant: moat1\n",
             "    variant: moat1\n    layout: keras\n    format: tf\n",
-            ["line 24: entry 'two': format: 'tf' does not hold layout 'keras' (one of keras)"],
+            ["line 24: entry 'two': format: 'tf' does not support layout 'keras' (one of keras)"],
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_what_an_overlay_changes_is_checked_with_what_it_keeps() -> None:
         load_texts([(Path("below.yaml"), SMALL), (HERE, overlay)], FAMILIES)
     assert caught.value.path == HERE
     assert caught.value.faults == [
-        "line 3: entry 'two': format: 'keras' does not hold layout 'deeplab2' (one of tf, npz)"
+        "line 3: entry 'two': format: 'keras' does not support layout 'deeplab2' (one of tf, npz)"
     ]
 
 

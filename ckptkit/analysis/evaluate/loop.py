@@ -88,7 +88,7 @@ class EvaluationOptions:
             ("number of workers", self.workers, 0),
         ):
             if value is not None and value < least:
-                raise UsageError(f"a {what} of {value}", hint=f"give at least {least}")
+                raise UsageError(f"invalid {what} {value}", hint=f"give at least {least}")
         if self.amp and self.framework != "torch":
             raise UsageError("--amp is for --framework torch", hint="leave it out")
 

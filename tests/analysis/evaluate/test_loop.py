@@ -311,9 +311,9 @@ def test_nothing_but_bad_images(known: Known, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch_size": 0}, "batch size of 0"),
+        ({"batch_size": 0}, "batch size 0"),
         ({"limit": 0}, "limit of 0"),
-        ({"workers": -1}, "workers of -1"),
+        ({"workers": -1}, "workers -1"),
         ({"framework": "jax"}, "unknown framework 'jax'"),
         ({"framework": "tf", "amp": True}, "amp=True is for"),
         ({"framework": "tf", "device": "cuda"}, 'device="cuda" is for'),
