@@ -1,4 +1,4 @@
-"""What a classifier says of pictures: the likeliest classes."""
+"""What a classifier predicts for pictures: the likeliest classes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture."""
+    """What a model predicts for one picture."""
 
     image: str  # what the picture is called
     top: tuple[Guess, ...]  # likeliest first

@@ -1,1 +1,1 @@
-"""What every room stands on and what knows no checkpoint: errors, text, files, budgets, tensors."""
+"""The base of every room, independent of checkpoints: errors, text, files, budgets, tensors."""

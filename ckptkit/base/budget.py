@@ -24,7 +24,7 @@ class Limit:
     ceiling: int
 
     def of(self, nbytes: int) -> int:
-        """The amount for a file of so many bytes."""
+        """The amount for a file of this size."""
         return min(self.ceiling, self.floor + int(self.a_byte * nbytes))
 
 

@@ -127,7 +127,7 @@ def _read(file: BinaryIO, most: int, path: str | Path) -> bytes:
 
 
 def regular_status(path: str | Path) -> os.stat_result | None:
-    """What the system says of a regular file; None where there is none, or something else."""
+    """The status of a regular file; None where there is none, or something else."""
     try:
         status = os.stat(path)  # noqa: PTH116 (`ckptkit list` asks it of every entry)
     except (OSError, ValueError):
@@ -237,7 +237,7 @@ class Folder:
             return sorted(entry.name for entry in entries)
 
     def status(self, name: str) -> os.stat_result:
-        """What the system says of a name; of a link itself."""
+        """The status of a name; of a link itself."""
         if HAS_DIR_FD:
             return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
         return os.lstat(self.path / name)
@@ -575,7 +575,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether the writer of a temporary file lives; None where there are no locks to tell by."""
+    """Whether the writer of a temporary file is still running; None where there are no locks to tell by."""
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
@@ -862,7 +862,7 @@ class BackgroundThread:
             raise self._error
 
     def close(self) -> None:
-        """End the thread after the calls under way; errors are not told."""
+        """End the thread after the pending calls; errors are ignored."""
         if self._thread is not None:
             self._calls.put(None)
             self._thread.join()

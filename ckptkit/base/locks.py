@@ -117,7 +117,7 @@ def new_writer() -> str:
 
 
 def release(token: str) -> None:
-    """Say that nobody in this process writes the file with this token any more."""
+    """Record that this process no longer writes the file with this token."""
     _living.discard(token)
 
 

@@ -90,7 +90,7 @@ class FramingError(PassingError):
 
 
 class SlowError(PassingError):
-    """An answer that nearly stands still: waiting for it again and again helps nobody."""
+    """A response that nearly stalls: waiting for it again and again helps nobody."""
 
 
 class RangeError(Exception):

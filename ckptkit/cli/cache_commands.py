@@ -127,7 +127,7 @@ def prune_command(
 ) -> None:
     """Remove whole entries, least recently used first.
 
-    Used means: fetched, converted or proven by ckptkit. Nothing goes that another process works on.
+    Used means: fetched, converted or proven by ckptkit. Nothing is removed that another process works on.
 
     Examples: ckptkit cache prune --older-than 30d · ckptkit cache prune --max-size 20GB --dry-run
     """

@@ -18,11 +18,11 @@ _MARGIN = 11
 
 
 def doctor(context: typer.Context) -> None:
-    """Look at what ckptkit depends on, and say what to do where something is missing.
+    """Check what ckptkit depends on, and show what to do where something is missing.
 
     Versions, optional packages, the cache folder, the lock file, registries, environment variables, the hosts
     of the registry, GPUs, the terminal. Changes nothing. A note is worth knowing; a problem stands in the way
-    of fetching, verifying and converting, and makes the command return 1. With --offline no host is asked.
+    of fetching, verifying and converting, and makes the command exit with 1. With --offline no host is asked.
 
     Examples: ckptkit doctor --offline · ckptkit doctor --offline --json
     """

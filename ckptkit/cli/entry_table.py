@@ -209,7 +209,7 @@ def fields_named(names: str | None) -> list[Field] | None:
 
 
 def ordered(items: Iterable[Listed], key: str, *, reverse: bool) -> list[Listed]:
-    """Sort by a field; what is not known comes last in either direction."""
+    """Sort by a field; unknown values come last in either direction."""
     field = field_named(key.removeprefix("-"))
     down = key.startswith("-") is not reverse
     known = [item for item in items if field.value(item) is not None]
@@ -270,7 +270,7 @@ def as_json(items: Sequence[Listed], chosen: Sequence[Field] | None) -> list[dic
 
 
 def as_csv(items: Sequence[Listed], chosen: Sequence[Field] | None) -> str:
-    """Return the list as CSV: every column, or the chosen ones; what is not known is empty."""
+    """Return the list as CSV: every column, or the chosen ones; unknown values are empty."""
     fields = list(chosen or _fields())
     rows = [[_csv_cell(field.value(item)) for field in fields] for item in items]
     return csv_text([[field.key for field in fields], *rows])

@@ -108,9 +108,9 @@ def evaluate(
     """Measure top-1 and top-5 accuracy on labelled images, beside the published figures.
 
     A published figure agrees when a value that rounds to it is in the 95% (Wilson) interval of the measured
-    one. Needs Pillow and PyTorch, TensorFlow or ONNX Runtime. Interrupted, the same command goes on where it
-    was. Started by torchrun, the processes share the images. Images that cannot be decoded count neither way;
-    they are named, and without --skip-bad the command returns 5.
+    one. Needs Pillow and PyTorch, TensorFlow or ONNX Runtime. After an interruption the same command
+    resumes. Started by torchrun, the processes share the images. Images that cannot be decoded count neither way;
+    they are named, and without --skip-bad the command exits with 5.
 
     Examples: ckptkit eval moganet-xt-224 --data imagenet/val --synthetic --limit 3
     · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8

@@ -109,7 +109,7 @@ def parity(
     """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
 
     The model of the framework it was published for reads the file as it is (Keras for MOAT, PyTorch for
-    MogaNet), the other one its conversion. Returns 1 when they disagree. Needs both frameworks. With
+    MogaNet), the other one its conversion. Exits with 1 if they disagree. Needs both frameworks. With
     --with onnxruntime PyTorch's model is compared with its own ONNX graph, which needs no TensorFlow.
 
     Examples: ckptkit parity tiny-moat0-256 --synthetic

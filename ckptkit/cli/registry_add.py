@@ -128,7 +128,7 @@ def add_command(
         typer.Option("--force", help="Update an entry already in the file; replace a different checksum."),
     ] = False,
 ) -> None:
-    """Add an entry to a registry file of your own, made if need be.
+    """Add an entry to a registry file of your own, created if missing.
 
     What the options leave open comes from the tensors of --checkpoint: family, variant, format, layout,
     position embedding, and settings that a converted file carries. Nothing else is filled in. Comments and

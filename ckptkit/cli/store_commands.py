@@ -65,7 +65,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("fetch", short_help="Download, verify and unpack published files.")(fetch_command)
-    app.command("import", short_help="Take a file downloaded by hand into the cache.")(import_command)
+    app.command("import", short_help="Add a file downloaded by hand to the cache.")(import_command)
 
 
 def fetch_command(
@@ -160,7 +160,7 @@ def import_command(
     accept_new: AcceptNew = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Take a file downloaded by hand into the cache: it is copied, hashed and checked like a download.
+    """Add a file downloaded by hand to the cache: it is copied, hashed and checked like a download.
 
     Where no checksum is known, it must open as a checkpoint and fit the entry. --accept-new replaces what
     came before, --force takes any file.

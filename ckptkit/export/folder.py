@@ -1,4 +1,4 @@
-"""A folder that stands whole under its final name or not at all."""
+"""A folder that appears whole under its final name or not at all."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _sweep(place: Path) -> None:
 
 
 def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> None:
-    """Refuse to write a folder where something stands that must not be replaced."""
+    """Refuse to write a folder over something that must not be replaced."""
     if final.is_dir() and not final.is_symlink():
         try:
             names = sorted(path.name for path in final.iterdir())

@@ -193,7 +193,7 @@ def _metadata(weights: PlannedWeights) -> dict[str, str]:
 
 
 def _put_in_place(files: OnnxFiles, output: Path) -> None:
-    """Give the files their final names, weights first; an older graph never stands beside newer weights."""
+    """Give the files their final names, weights first; an older graph is never left beside newer weights."""
     with translated(output):
         for path in files.paths:
             with path.open("rb+") as file:

@@ -1,4 +1,4 @@
-"""Where the variables of the Keras models stand in Keras 3's weights files.
+"""Where Keras 3's weights files store the variables of the Keras models.
 
 Keras names nothing there: a variable is the n-th of its layer, and a layer is found by the attributes that
 lead to it from the model. The rules follow from those of the ``keras`` layout, whose names end with the

@@ -113,7 +113,7 @@ def setting_of_file(family: Family, key: str, text: str, path: str | Path) -> An
 
 
 def missing_settings(family: Family, known: Mapping[str, Any]) -> list[str]:
-    """Settings that have no default and that nobody has said."""
+    """Settings that have no default and were not given."""
     return [key for key in family.required_settings if key not in known]
 
 

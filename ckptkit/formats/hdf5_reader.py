@@ -91,7 +91,7 @@ class Hdf5Bytes:
             raise self.error("structures that overlap", address)
 
     def require(self, address: int, length: int, what: str) -> None:
-        """Raise FormatError unless a range lies inside the file."""
+        """Raise FormatError unless a range is inside the file."""
         if address > self.size or length > self.size - address:
             raise self.error(f"{what} of {length} bytes reaches outside the file", min(address, self.size))
 

@@ -51,7 +51,7 @@ class MappedFile:
     def view(
         self, offset: int, dtype: DType, shape: Sequence[int], strides: Sequence[int] | None = None
     ) -> Array:
-        """Read-only array over the map; the caller has checked that it lies inside the file."""
+        """Read-only array over the map; the caller has checked that it is inside the file."""
         import numpy
 
         if 0 in shape:  # numpy refuses an offset at the very end of a buffer, where empty tensors may be
@@ -74,7 +74,7 @@ class MappedFile:
         return numpy.ndarray(tuple(shape), dtype.numpy, buffer=self._whole, offset=offset, strides=steps)
 
     def raw(self, offset: int, nbytes: int) -> memoryview:
-        """The bytes of a range; the caller has checked that it lies inside the file."""
+        """The bytes of a range; the caller has checked that it is inside the file."""
         if isinstance(self.data, _Unmapped):
             return memoryview(self.data[offset : offset + nbytes])
         return memoryview(self.data)[offset : offset + nbytes]
@@ -214,7 +214,7 @@ class MappedReader(Reader):
             raise
 
     def _open(self) -> None:
-        """Read what the file says of its tensors."""
+        """Read the file's description of its tensors."""
         raise NotImplementedError
 
     @property

@@ -430,7 +430,7 @@ class PickleMachine:
 
 
 def _text(raw: bytes | Blob) -> str | bytes | Blob:
-    """Python 2 had one type for text and bytes; what is no UTF-8 stays bytes."""
+    """Python 2 had one type for text and bytes; anything but UTF-8 stays bytes."""
     try:
         return raw.decode() if isinstance(raw, bytes) else raw
     except UnicodeDecodeError:

@@ -20,7 +20,7 @@ _FIELD_STEPS = 2
 
 
 class WireError(ValueError):
-    """The bytes are no valid message; callers say in which file."""
+    """The bytes are not a valid message; callers say in which file."""
 
 
 class Field(NamedTuple):

@@ -262,7 +262,7 @@ class TarStream:
         self.budget = self._limits.header_bytes
 
     def begins_again(self) -> bool:
-        """Skip the zeros behind an end mark; whether anything follows them."""
+        """Skip the zeros after an end mark; whether anything follows them."""
         begin = self._position
         while piece := self.read_exactly(READ_BYTES):
             if self._position - begin > self._limits.padding_bytes:
@@ -359,7 +359,7 @@ class Headers(Protocol):
         """Told before each member's header."""
 
     def begins_again(self) -> bool:
-        """Skip the zeros behind an end mark; whether anything follows them."""
+        """Skip the zeros after an end mark; whether anything follows them."""
 
 
 def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
@@ -424,7 +424,7 @@ class _PlainHeaders:
         """Nothing to do: what a header may have is bounded in `read`."""
 
     def begins_again(self) -> bool:
-        """Skip the zeros behind an end mark; whether anything follows them."""
+        """Skip the zeros after an end mark; whether anything follows them."""
         self._file.seek(self._position)
         while piece := self._file.read(READ_BYTES):
             if rest := piece.lstrip(b"\0"):

@@ -162,7 +162,7 @@ _HEAD_BYTES = 4096
 
 
 def refuse_other_file(path: Path) -> None:
-    """Refuse to replace what is no JUnit report; an older report is replaced by the next, as CI wants it."""
+    """Refuse to replace anything but a JUnit report; the next report replaces an older one, as CI wants."""
     with (
         contextlib.suppress(OSError),
         open_regular(path) as file,

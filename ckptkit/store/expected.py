@@ -155,7 +155,7 @@ def _parse_header(name: str, value: str, partial: bool) -> list[tuple[str, str]]
 
 
 def _decoded(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Base64 to hex, leaving out what is no checksum of a known kind."""
+    """Base64 to hex, leaving out what is not a checksum of a known kind."""
     result = []
     for algorithm, text in pairs:
         try:

@@ -129,7 +129,7 @@ class Job:
         return None if self._misfit(record, path) else self._found(path, artefact, record)
 
     def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
-        """Return what is cached if its bytes are still the recorded ones; unpacks it anew where need be."""
+        """Return what is cached if its bytes are still the recorded ones; unpacks it again if necessary."""
         notes = say_nothing if quiet else self.notes
         record = self.home.record(self.entry.id) or self._adopt(notes)
         if record is None:
@@ -235,7 +235,7 @@ class Job:
         return record
 
     def _adopt(self, notes: Say) -> Record | None:
-        """Make a record anew for an artefact that lost its own; a pinned checksum must fit."""
+        """Make a new record for an artefact that lost its own; a pinned checksum must fit."""
         folder = self.home.artefact_folder(self.entry.id)
         for source in plan_sources(self.entry, ()):
             artefact = folder / source.file

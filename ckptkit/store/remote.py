@@ -228,7 +228,7 @@ def _in_time(call: Callable[[], Any], seconds: float) -> Any:
 
 
 def _info(files: Any, path: str) -> Mapping[str, Any]:
-    """What the store says of an object now, not what a listing said before."""
+    """The store's current status of an object, not what a listing said before."""
     with contextlib.suppress(NotImplementedError):
         files.invalidate_cache()
     found: Mapping[str, Any] = files.info(path)

@@ -164,7 +164,7 @@ class Transfer:
         return self.partial.size > 0 and (size is None or self.partial.size >= size)
 
     def _is_progress(self, count: int, seconds: float) -> bool:
-        """Whether so many bytes in so many seconds are worth going on for."""
+        """Whether this rate is worth continuing for."""
         return count > 0 and (seconds < _SOON or count >= self.policy.slowest * seconds)
 
     def _wait(self, seconds: float, reason: str) -> None:
@@ -474,7 +474,7 @@ def decoded(pieces: Iterator[bytes | memoryview], name: str) -> Iterator[bytes |
 
 
 def _first_bytes(head: bytes) -> bytes | None:
-    """Return the first bytes that come out, None where ``head`` is no gzip stream."""
+    """Return the first bytes that come out, None if ``head`` is not a gzip stream."""
     try:
         return zlib.decompressobj(31).decompress(head, len(_GZIP_MAGIC))
     except zlib.error:

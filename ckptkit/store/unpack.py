@@ -237,7 +237,7 @@ class Marker:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """What an unpacked folder says of itself; None where it says nothing sound."""
+    """What an unpacked folder says of itself; None if it says nothing valid."""
     try:
         value: Any = json.loads(read_regular(folder / MARKER, _MARKER_BYTES))
         marker = Marker(value["sha256"], dict(value["files"]))
@@ -457,7 +457,7 @@ class EarlyUnpack:
             self._staged = StagedFolder(growing.path, self._folder, shown=shown, source=source)
 
     def take(self, sha256: str) -> StagedFolder | None:
-        """Return what is unpacked, for the caller to commit or discard; None where it has to be done anew."""
+        """Return what is unpacked, for the caller to commit or discard; None if it must be done again."""
         if self._growing is None or not self._growing.is_still(self._partial.path):
             self.drop()
             return None
@@ -534,7 +534,7 @@ class _Growing(io.RawIOBase):
         self._wake.set()
 
     def drop(self) -> None:
-        """Say that nobody wants the rest."""
+        """Signal that the rest is no longer wanted."""
         self._dropped = True
         self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Heat maps of a checkpoint: where in a picture the evidence for a class lies."""
+"""Heat maps of a checkpoint: where in a picture a model sees a class."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class Activations:
     def heatmap(
         self, method: str = "gradcam", stage: str | int | None = None, target: int | str | None = None
     ) -> Heatmap:
-        """Find where the evidence for a class lies."""
+        """Locate the evidence for a class."""
         asked = find_method(method)
         where = find_stage(stage, self.seen)
         index = self.predicted if target is None else self.explainer.classes.find(target)

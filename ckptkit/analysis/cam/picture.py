@@ -42,7 +42,7 @@ class Spot:
 
     @property
     def words(self) -> str:
-        """In which ninth of the picture it lies.
+        """Which ninth of the picture it is in.
 
         >>> Spot(200, 20, 224, 224).words
         'top right'
@@ -223,7 +223,7 @@ def colour_table(name: str) -> Array:
 
 
 def _lab_to_srgb(lab: Array) -> Array:
-    """CIELAB (n, 3) to sRGB in [0, 1]; what lies outside the gamut is clipped."""
+    """CIELAB (n, 3) to sRGB in [0, 1]; values outside the gamut are clipped."""
     import numpy
 
     middle = (lab[:, 0] + 16) / 116
@@ -485,7 +485,7 @@ def require_ending(path: Path) -> str:
 
 
 def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
-    """What the metadata says of a picture; several values of one kind are separated by semicolons."""
+    """The metadata to write into a picture; several values of one kind are separated by semicolons."""
 
     def each(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(values))

@@ -108,7 +108,7 @@ def _moments(maps: Any) -> tuple[int, Any, Any]:
 
 
 def even_groups(images: int, batch_size: int) -> list[range]:
-    """Cut so many images into batches whose sizes differ by one at most, none larger than asked for.
+    """Split the images into batches whose sizes differ by one at most, none larger than asked for.
 
     A last batch of a single image would weigh like any other value but be normalized by itself.
 

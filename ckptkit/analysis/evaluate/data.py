@@ -88,7 +88,7 @@ class ImageSet:
         return len({sample.label for sample in self.samples})
 
     def limited(self, limit: int | None) -> ImageSet:
-        """Keep a sample of so many images, the same ones each time; see `stratified`."""
+        """Keep a sample of this many images, the same ones each time; see `stratified`."""
         if limit is None or limit >= len(self):
             return self
         chosen = stratified(self.samples, limit)
@@ -225,7 +225,7 @@ def _with_numbers(name: str) -> list[str | int]:
 
 
 def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
-    """Read a folder whose images' classes stand in a file."""
+    """Read a folder whose images' classes are listed in a file."""
     found = dict(_label_lines(labels, num_classes))
     remarks: list[str] = []
     there = {path.relative_to(folder).as_posix(): path for path in images_below(folder, remarks.append)}
@@ -374,7 +374,7 @@ def shard_paths(pattern: str) -> list[Path] | None:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """Every text a pattern of number ranges stands for; numbers keep the first one's width."""
+    """Expand a pattern of number ranges; numbers keep the first one's width."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]

@@ -60,7 +60,7 @@ class Score:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether some value that rounds to the published one lies in the interval."""
+        """Whether the interval contains a value that rounds to the published one."""
         if self.published is None or self.reason:
             return "not compared"
         low, high = self.interval

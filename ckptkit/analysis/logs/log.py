@@ -115,7 +115,7 @@ def _first_kept(paths: Sequence[Path], url: str) -> Path | None:
 
 
 def _is_log_of(path: Path, url: str) -> bool:
-    """Whether the whole log that was fetched from this address lies here."""
+    """Whether the whole log from this address is cached."""
     try:
         record: Any = json.loads(read_regular(_record_path(path), _RECORD_BYTES))
     except (OSError, ValueError, RecursionError):
@@ -150,7 +150,7 @@ def nearest_with_log(entry: Entry, registry: Registry) -> Entry | None:
 
 
 def read_log(what: Named, workspace: Workspace, *, refresh: bool = False) -> TrainingLog:
-    """Read the training log of an entry, or one that lies on this machine."""
+    """Read the training log of an entry, or a local one."""
     if isinstance(what, Entry):
         return _of_entry(what, workspace, refresh=refresh)
     named_like_a_file = "/" in str(what) or Path(what).suffix in (".json", ".csv")

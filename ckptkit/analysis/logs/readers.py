@@ -49,7 +49,7 @@ class Epoch:
         return value
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that every JSON parser takes: what is no number is null."""
+        """Plain values that every JSON parser takes: anything that is not a number is null."""
         figures = {name: finite(self.figure(name)) for name in FIGURES}
         return {
             "epoch": self.number,
@@ -165,7 +165,7 @@ def is_better_low(name: str) -> bool:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where it is no finite number."""
+    """The value, or None if it is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -379,7 +379,7 @@ class _Run:
 
 
 def _figures(record: Mapping[str, Any], *, keep_loss: bool = False) -> dict[str, Any]:
-    """What a line has besides the things that every line has; text, lists and the like are no figures."""
+    """What a line has besides the things that every line has; text, lists and the like are not figures."""
     left_out = _NOT_FIGURES - {"loss"} if keep_loss else _NOT_FIGURES
     wanted = {name: value for name, value in record.items() if name not in left_out}
     known = {name for name in wanted if _TOP.fullmatch(name) or _LOSS.fullmatch(name)}

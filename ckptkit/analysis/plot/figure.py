@@ -443,7 +443,7 @@ def _short(text: str) -> str:
 def is_free(
     box: Bbox, bounds: Bbox, *, taken: Sequence[Bbox], own: Bbox, others: Sequence[Bbox], gap: float
 ) -> bool:
-    """Whether a name may stand here: within bounds, over nothing, and nearest to its own marker."""
+    """Whether a label may be placed here: within bounds, over nothing, and nearest to its own marker."""
     inside = bounds.x0 <= box.x0 and bounds.y0 <= box.y0 and box.x1 <= bounds.x1 and box.y1 <= bounds.y1
     if not inside or box.padded(gap).count_overlaps([*taken, *others]):
         return False

@@ -91,7 +91,7 @@ def _hash(text: str) -> str:
 
 
 def embedded_json(value: Any) -> str:
-    r"""Write JSON that may stand in a script element: nothing in it can end the element or open a comment.
+    r"""Write JSON that is safe in a script element: nothing in it can end the element or open a comment.
 
     >>> print(embedded_json({"name": "</script><!-- & more"}))
     {"name":"\u003c/script\u003e\u003c!-- \u0026 more"}

@@ -132,7 +132,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Point:
-    """One place in the picture, with every entry that lies there."""
+    """One place in the picture, with every entry at that point."""
 
     x: float  # figures of the two axes
     y: float

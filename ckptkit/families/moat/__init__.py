@@ -108,7 +108,7 @@ class Moat(Family):
     def read_table_sizes(
         self, layout: str, variant: str, specs: Mapping[str, TensorSpec]
     ) -> TableSizes | None:
-        """Sizes of a file's position tables, told by the last one of each attention stage."""
+        """Sizes of a file's position tables, from the last one of each attention stage."""
         sites = self.sites(variant, Structure())["position"]
         last = {site["stage"]: site for site in sites}
         name = self.layouts[layout].by_canonical[POSITION_TABLE].external

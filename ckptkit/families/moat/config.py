@@ -61,7 +61,7 @@ def moat_sites(
     num_classes: int | None,
     table_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> dict[str, list[Site]]:
-    """Return every place of a variant where a tensor stands, with its indices and sizes.
+    """Return every place of a variant that has a tensor, with its indices and sizes.
 
     A block's ``number`` counts the blocks of its kind, MBConv or MOAT, through all stages.
     """

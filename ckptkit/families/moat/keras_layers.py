@@ -202,7 +202,7 @@ class Attention(keras.layers.Layer):
 
 
 def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) -> Tensor:
-    """Apply a function to each window of a map; windows do not overlap and stand in raster order."""
+    """Apply a function to each window of a map; windows do not overlap and are in raster order."""
     if window is None:
         return function(x)
     height, width = _map_size(x)

@@ -48,7 +48,7 @@ def value_split(width: int) -> tuple[int, int, int]:
 
 
 def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str, list[Site]]:
-    """Return every place of a variant where a tensor stands, with its indices and sizes.
+    """Return every place of a variant that has a tensor, with its indices and sizes.
 
     A block's ``number`` counts the blocks through all stages.
     """

@@ -76,7 +76,7 @@ def require_opset(opset: int) -> None:
 
 
 def data_path(graph: Path) -> Path:
-    """Where the weights stand that are too large for the graph's own file.
+    """Where the weights are stored that are too large for the graph's own file.
 
     >>> data_path(Path("moat4.onnx")).name
     'moat4.onnx.data'
