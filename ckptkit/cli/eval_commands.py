@@ -109,8 +109,8 @@ def evaluate(
 
     A published figure agrees when a value that rounds to it is in the 95% (Wilson) interval of the measured
     one. Needs Pillow and PyTorch, TensorFlow or ONNX Runtime. After an interruption the same command
-    resumes. Started by torchrun, the processes share the images. Images that cannot be decoded count neither way;
-    they are named, and without --skip-bad the command exits with 5.
+    resumes. Started by torchrun, the processes share the images. Images that cannot be decoded count neither
+    way; they are named, and without --skip-bad the command exits with 5.
 
     Examples: ckptkit eval moganet-xt-224 --data imagenet/val --synthetic --limit 3
     · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8

@@ -76,8 +76,8 @@ def predict(
     """Classify images: the most likely of ImageNet's 1,000 classes, in any framework.
 
     Images are resized, cropped and normalized as the published evaluation of the checkpoint does it. One that
-    cannot be read is named, the others are predicted, and the exit status is 5; 1 when a preprocessing check fails.
-    Needs Pillow and the framework. ONNX Runtime is the quickest on a CPU; its graph is exported once.
+    cannot be read is named, the others are predicted, and the exit status is 5; 1 when a preprocessing check
+    fails. Needs Pillow and the framework. ONNX Runtime is the quickest on a CPU; its graph is exported once.
 
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
     · ckptkit predict moganet-xt-224 images/ --synthetic --framework onnxruntime --json
