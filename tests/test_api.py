@@ -285,7 +285,7 @@ def test_synthetic_weights_of_an_entry(tmp_path):
             "give force=True to replace it, or another output",
         ),
         ("give -o there/m.npz, or --to torch", 'give output="there/m.npz", or to="torch"'),
-        ("leave --weights out, or use raw", "leave weights out, or say raw"),
+        ("leave --weights out, or use raw", "leave weights out, or use raw"),
         (
             "--no-head, --variant cannot be used with --layout as-is",
             'head=False, variant cannot be used with layout="as-is"',

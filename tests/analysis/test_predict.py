@@ -175,7 +175,7 @@ class TestBatches:
 
         counting = Counting(answer=torch.tensor([[1.0, value, 0.0]]))
         with pytest.raises(
-            FormatError, match=r"counting\.pth: the model's answer to 0 holds NaN or infinite"
+            FormatError, match=r"counting\.pth: the model's answer to 0 contains NaN or infinite"
         ):
             list(Predictor(counting.source()).predict(named(RED)))
 

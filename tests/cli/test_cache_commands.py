@@ -169,7 +169,7 @@ def test_several_folders(run: Runner, home: Home, tmp_path: Path, monkeypatch: p
         (["rm", "nobody"], 3, "nothing in the cache matches 'nobody'"),
         (["rm", "../x"], 3, "nothing in the cache matches '../x'"),
         (["ls", "nobody-*"], 3, "see 'ckptkit cache ls'"),
-        (["verify", "nobody"], 3, "nothing of 'nobody'"),
+        (["verify", "nobody"], 3, "nothing in the cache matches 'nobody'"),
         (["path", "nobody"], 3, "ckptkit fetch nobody"),
         (["path", "../x"], 2, "cannot be an entry id"),
         (["prune"], 2, "give --older-than 30d, --max-size 20GB, or both"),

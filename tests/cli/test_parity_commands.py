@@ -149,7 +149,7 @@ class TestWithFrameworks:
             (["tiny-moat0", "--synthetic", "--batch", "0"], 2, "use 1 or more"),
             (["tiny-moat0", "--synthetic", "--seed", "-1"], 2, "a number from 0"),
             (["tiny-moat0", "--synthetic", "--weights", "ema"], 2, "no moving averages"),
-            (["a", "b", "--converted", "c"], 2, "one file for one checkpoint"),
+            (["a", "b", "--converted", "c"], 2, "works for a single checkpoint"),
             (["tiny-moat0", "--synthetic", "--converted", "c.pth"], 3, "c.pth: no such file"),
             (["tiny-moat0", "--synthetic", "--dtype", "int8"], 2, "int8"),
             (["tiny-moat0-257", "--synthetic"], 3, "did you mean tiny-moat0-256"),

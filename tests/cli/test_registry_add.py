@@ -327,7 +327,7 @@ def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
         done = run("registry", "add", "xt", URL, *SAID)
         assert (done.code, done.out) == (2, "") and "--file FILE" in done.err
     done = run("registry", "add", "xt", URL, *SAID, "--file", tree)
-    assert (done.code, done.out) == (2, "") and "not for editing" in done.err
+    assert (done.code, done.out) == (2, "") and "cannot be edited" in done.err
     assert tree.read_text() == SMALL
     monkeypatch.setattr(loading, "in_source_tree", lambda: True)
     assert run("registry", "add", "xt", URL, *SAID, "--file", tree).code == 0

@@ -181,7 +181,7 @@ def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
         (["list", "--max-params", "30X"], 2, "'30X' is not a number; write it like 30M"),
         (["list", "--registry", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
         (["registry", "validate", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
-        (["registry", "pin", "moat0-224"], 3, "moat0-224 was never fetched here"),
+        (["registry", "pin", "moat0-224"], 3, "moat0-224 has not been fetched here"),
         (["registry", "pin", "moat0-22"], 3, "did you mean moat0-224"),
     ],
 )

@@ -200,7 +200,7 @@ def test_a_report_replaces_an_older_report_and_nothing_else(
     (place / "x.xml").write_text(older)
     code, _, err = run(capsys, "-q", "parity", "nothing", "--junit", "x.xml")
     if kept:
-        assert code == 2 and "no JUnit report" in err and (place / "x.xml").read_text() == older
+        assert code == 2 and "not a JUnit report" in err and (place / "x.xml").read_text() == older
     else:
         assert code == 3
         assert ElementTree.parse(place / "x.xml").getroot().get("errors") == "1"

@@ -1056,7 +1056,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("case", BEHIND)
 def test_bytes_behind_the_end_are_refused(case: str, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="behind its end belong to nothing"):
+    with pytest.raises(FormatError, match="after its end belong to nothing"):
         open_raw(tmp_path, BEHIND[case])
 
 

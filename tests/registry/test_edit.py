@@ -295,7 +295,7 @@ def test_a_change_by_someone_else_is_not_overwritten(tmp_path: Path, monkeypatch
         write(tmp_path, SMALL + "# theirs\n")
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    with pytest.raises(UsageError, match="changed by someone else meanwhile"):
+    with pytest.raises(UsageError, match="changed by another program in the meantime"):
         pin_many(path, [ONE], below=[])
     assert path.read_text() == SMALL + "# theirs\n"
     assert list(tmp_path.iterdir()) == [path]

@@ -230,7 +230,7 @@ REDIRECTS = [
     refused("to data:", "data:,x", "not followed"),
     refused("with a user name", "http://me:secret@127.0.0.1/x", "not followed"),
     refused("to no URL", "http://[::1", "not a URL"),
-    refused("to nowhere", "", "without saying where"),
+    refused("to nowhere", "", "without a location to redirect to"),
     Row("redirect, then cut", [redirect("/b")] * 2, [None, None, 70_000, 70_000], also={"/b": [cut(70_000)]}),
     Row(
         "a signed address ends half way, the published one leads to another",

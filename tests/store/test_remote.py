@@ -347,7 +347,7 @@ def test_s3_upload_replaces_nothing_unasked(s3: Any, tmp_path: Path, monkeypatch
         upload(file, url)
     # somebody else's object appears between the question and the upload: the store itself refuses
     monkeypatch.setattr(remote, "exists", lambda _url: False)
-    with pytest.raises(UsageError, match="by somebody else just now"):
+    with pytest.raises(UsageError, match="was just written by another process"):
         upload(file, url)
     assert s3.cat(url) == BODY
     upload(file, url, force=True)

@@ -287,7 +287,7 @@ def test_damaged_weights_are_named(explainer: Explainer, varied: Varied):
 def test_a_map_that_is_not_finite_is_named(moganet: Explainer, monkeypatch: pytest.MonkeyPatch):
     broken = Method("gradcam", "Grad-CAM", lambda question: question.activation()[0, 0] / 0)
     monkeypatch.setitem(METHODS, "gradcam", broken)
-    with pytest.raises(FormatError, match="evidence for this class holds NaN or infinite"):
+    with pytest.raises(FormatError, match="evidence for this class contains NaN or infinite"):
         moganet.forward(PICTURE).heatmap()
 
 

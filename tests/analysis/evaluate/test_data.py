@@ -256,7 +256,7 @@ def test_a_flat_folder_with_labels(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "classes", "said"),
     [
-        ("490", 1000, "no name and class"),
+        ("490", 1000, "not a name and a class"),
         ("a.jpg 1000", 1000, r"line 1: class 1000 for a model of 1,000 classes \(0 to 999\)"),
         ("a.jpg -1", 1000, "'-1' is not a class"),
         ("a.jpg tench", 1000, "'tench' is not a class"),

@@ -312,7 +312,7 @@ def test_nothing_but_bad_images(known: Known, tmp_path: Path):
     ("options", "said"),
     [
         ({"batch_size": 0}, "batch size 0"),
-        ({"limit": 0}, "limit of 0"),
+        ({"limit": 0}, "limit 0"),
         ({"workers": -1}, "workers -1"),
         ({"framework": "jax"}, "unknown framework 'jax'"),
         ({"framework": "tf", "amp": True}, "amp=True is for"),
