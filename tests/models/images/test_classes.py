@@ -37,7 +37,7 @@ def test_known_classes(index, wnid, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1000", "no class 1000; the classes are 0 to 999"),
+        ("1000", "unknown class 1000; the classes are 0 to 999"),
         ("crane", "'crane' means 2 classes; n02012849 .134. or n03126707 .517."),
         ("retriever", "unknown class 'retriever'; do you mean .*golden retriever"),
         ("zzz", "unknown class 'zzz'; give an index"),
