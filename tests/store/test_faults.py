@@ -224,7 +224,7 @@ STATUSES = [
 ]
 
 REDIRECTS = [
-    refused("in a circle", PATH, "in a circle", 11),
+    refused("in a circle", PATH, "redirect loop", 11),
     refused("to file:", "file:///etc/passwd", "not followed"),
     refused("to ftp:", "ftp://a.org/x", "not followed"),
     refused("to data:", "data:,x", "not followed"),
