@@ -161,7 +161,9 @@ def test_an_unknown_normalization_is_refused():
     ],
 )
 def test_a_file_says_no_size_that_no_input_has(text):
-    with pytest.raises(FormatError, match=r"its metadata says resolution is '.{0,40}', which is not an input size"):
+    with pytest.raises(
+        FormatError, match=r"its metadata says resolution is '.{0,40}', which is not an input size"
+    ):
         said_resolution({"resolution": text}, Path("f.pth"))
 
 
