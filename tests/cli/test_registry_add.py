@@ -231,7 +231,8 @@ def test_an_id_that_is_there_needs_force_and_one_below_is_overridden(run: Runner
     assert (trial.out, trial.err) == ("", f"{mine}: would stay as it is\n")
     done = run("registry", "add", "moat0-224", URL, "--file", mine)
     assert done.code == 0
-    assert f"moat0-224: overrides the entry of {loading.built_in_path()}; what is not given" in done.err
+    overridden = f"overrides the entry of {loading.built_in_path()}; other fields keep their values"
+    assert f"moat0-224: {overridden}" in done.err
     assert entry_in(mine, "moat0-224") == {"id": "moat0-224", "sources": [{"url": URL}]}
 
 

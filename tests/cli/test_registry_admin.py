@@ -121,7 +121,7 @@ def test_pin_is_all_or_nothing(run: Runner, tmp_path: Path) -> None:
     overlay = tmp_path / "mine.yaml"
     result = run("registry", "pin", "moat?-224", "--file", overlay)
     assert (result.code, result.out) == (3, "")
-    assert "moat1-224 was never fetched here" in result.err
+    assert "moat1-224 has not been fetched here" in result.err
     assert not overlay.exists()
 
 

@@ -297,11 +297,11 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, reason: str | None):
         (b"", "empty file"),
         (b"  \n\r\n ", "empty file"),
         (b"<!DOCTYPE html><html>", "a web page"),
-        (b"training started\n", "no training log"),
+        (b"training started\n", "not a training log"),
         (b'{"lr": 0.1, "step": 1}\n', "no line with the mode"),
         (b'{"mode": "train", "epoch": 1, "iter": 1, "memory": 9}\n', "its epochs have no figures"),
         (b'{"mode": "train", "epoch": 1, "loss": 1}\n\xff\xfe\n', "line 2: no UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "no training log"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "not a training log"),
     ],
 )
 def test_other_files_are_named_as_what_they_are(tmp_path: Path, content: bytes, reason: str):
@@ -414,8 +414,8 @@ def test_a_last_row_that_is_cut_off(tmp_path: Path):
         ('epoch,train_loss\n0,1\n"epoch",",train_loss\n1,1\n', "line 3: not a row"),
         ("epoch,train_loss\n\n0,\n\n1, \n", "its epochs have no figures"),
         ("epoch,train_loss\nepoch\n0\n1\n", "its epochs have no figures"),
-        ("step,train_loss\n0,1\n", "no training log"),
-        ("epochs and epochs\n", "no training log"),
+        ("step,train_loss\n0,1\n", "not a training log"),
+        ("epochs and epochs\n", "not a training log"),
     ],
 )
 def test_damaged_rows_are_named(tmp_path: Path, text: str, reason: str):
