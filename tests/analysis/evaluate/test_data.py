@@ -359,7 +359,7 @@ def test_patterns(tmp_path: Path):
     assert found(tmp_path / "val-000.tar", f"{tmp_path}/val-00[12].tar") == every
     with pytest.raises(NotFoundError, match=r"2 of 4 shards are not there, .*val-003.tar first"):
         found(f"{tmp_path}/val-{{001..004}}.tar")
-    with pytest.raises(NotFoundError, match="nothing fits"):
+    with pytest.raises(NotFoundError, match="nothing matches"):
         found(f"{tmp_path}/train-*.tar")
     with pytest.raises(UsageError, match=r"\{5..1\} is not a range"):
         found(f"{tmp_path}/val-{{5..1}}.tar")
