@@ -23,7 +23,7 @@ from ckptkit.store.cache import Home
 from tests.support.caches import put_entry
 
 NAMES = [name for name in ckptkit.__all__ if name != "__version__"]
-ROOMS = [name for name in NAMES if Path(ckptkit.__file__).with_name(name).is_dir()]
+ROOMS = [name for name in NAMES if Path(ckptkit.__file__).with_name(name).joinpath("__init__.py").is_file()]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import chain, zip_longest
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -275,7 +275,7 @@ def entry_model(families: Families) -> type[Entry]:
     return _entry_model(tuple(dict.fromkeys(filter(None, chain(*layouts)))), settings)
 
 
-@lru_cache(maxsize=8)
+@cache  # entries of two registries are compared, so their class must be one
 def _entry_model(layouts: tuple[str, ...], settings: tuple[type[BaseModel], ...]) -> type[Entry]:
     if not layouts:
         return Entry
