@@ -10,6 +10,7 @@ from ckptkit.analysis.model_source import named_source, open_source, preprocessi
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
+from ckptkit.families import registry_families
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry
@@ -53,14 +54,14 @@ class TestPreprocessing:
         ],
     )
     def test_as_the_published_evaluation_has_it(self, id, size, resize, normalization):
-        entry = load_registry()[id]
+        entry = load_registry(families=registry_families)[id]
         found = preprocessing_of(get_family(entry.family), entry.variant, entry, {})
         assert (found.size, found.resize, found.normalization) == ((size, size), resize, normalization)
         assert found.interpolation == "bicubic"
 
     @pytest.mark.parametrize(("asked", "resize"), [(64, 71), ((64, 96), 71), (224, 248), (448, 496)])
     def test_at_another_resolution_the_margin_keeps_its_ratio(self, asked, resize):
-        entry = load_registry()["moganet-xt-224"]
+        entry = load_registry(families=registry_families)["moganet-xt-224"]
         found = preprocessing_of(get_family("moganet"), "moganet-xt", entry, {}, asked)
         assert found.size == (asked if isinstance(asked, tuple) else (asked, asked))
         assert found.resize == resize, "248/224 of the shorter side"
@@ -92,14 +93,14 @@ class TestOpening:
         assert (source.synthetic, source.made, source.preprocessing.size) == (True, False, (256, 256))
 
     def test_a_conversion_remembers_its_entry(self, tiny, tmp_path):
-        entry = load_registry()["tiny-moat0-256"]
+        entry = load_registry(families=registry_families)["tiny-moat0-256"]
         source = opened(converted(tiny, tmp_path, entry))
         assert source.entry is None
         assert source.origin == entry
         assert json.loads(source.metadata["pool_size"]) == 2
 
     def test_an_entry_of_another_variant_is_not_believed(self, tiny, tmp_path):
-        path = converted(tiny, tmp_path, load_registry()["tiny-moat0-256"])
+        path = converted(tiny, tmp_path, load_registry(families=registry_families)["tiny-moat0-256"])
         overwrite_metadata(path, entry="moat2-384")
         assert opened(path).origin is None
         overwrite_metadata(path, entry="no-such-entry")
@@ -120,7 +121,7 @@ class TestOpening:
         with named_source("moganet-xt-224", Workspace(offline=True), synthetic=True, resolution=64) as source:
             assert source.located.path.exists()
             assert (source.name, source.synthetic, source.num_classes) == ("moganet-xt-224", True, 1000)
-            assert source.entry == load_registry()["moganet-xt-224"]
+            assert source.entry == load_registry(families=registry_families)["moganet-xt-224"]
             assert (source.preprocessing.size, source.preprocessing.resize) == ((64, 64), 71)
         assert not source.located.path.exists()
 
@@ -137,7 +138,7 @@ class TestModels:
                 told = {} if settings is None else {"attn_force_fp32": settings}
                 with named_source("moganet-xt-224", Workspace(), synthetic=True, settings=told) as source:
                     answers[name] = source.model()(images)
-        said = load_registry()["moganet-xt-224"].attn_force_fp32
+        said = load_registry(families=registry_families)["moganet-xt-224"].attn_force_fp32
         assert said is not None
         assert torch.equal(answers["entry"], answers[str(said).lower()])
         assert not torch.allclose(answers["true"], answers["false"])
