@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
 from ckptkit.base.errors import FormatError, StorageError, UsageError
-from ckptkit.base.files import translated
+from ckptkit.base.files import is_own_folder, translated
 from ckptkit.base.locks import hold
 from ckptkit.models.graphs.onnx_graph import INPUT, LOGITS, first_line, in_order, open_session, write_onnx
 from ckptkit.models.loading import Loaded
@@ -27,6 +29,7 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript")
 """What exporting a graph and running it takes."""
 
 _GRAPH, _RECORD = "model.onnx", "loaded"
+_NOT_KEPT = "the graph cannot be kept, so it is made each time"
 
 
 class OnnxModel:
@@ -83,19 +86,23 @@ def onnx_model(
     place = workspace.home.writable("onnx") / f"{loaded.variant}-{digest}"
     if (found := _kept(place, loaded, facts)) is not None:
         return found
+    for folder in (place.parent, place):
+        if os.path.lexists(folder) and not is_own_folder(folder):
+            workspace.warn(f"{folder} is not a plain folder: {_NOT_KEPT}")
+            return _made_for_once(make, facts, features_only=features_only)
     waiting = "waiting for another process that is exporting a graph"
     try:
         with hold(place.with_name("lock"), waiting=lambda: workspace.note(waiting)):
             found = _kept(place, loaded, facts)
             return found or _export(make, place, facts, features_only=features_only, workspace=workspace)
     except StorageError as error:
-        workspace.warn(f"{error.message}: the graph cannot be kept, so it is made each time")
+        workspace.warn(f"{error.message}: {_NOT_KEPT}")
         return _made_for_once(make, facts, features_only=features_only)
 
 
 def _kept(place: Path, loaded: Loaded, facts: Mapping[str, Any]) -> OnnxModel | None:
-    """The graph in the cache; None where there is none, or a damaged one."""
-    if not (place / _GRAPH).is_file():
+    """The graph in the cache; None where there is none, a damaged one, or one of another user."""
+    if not _is_ours(place):
         return None
     try:
         model = OnnxModel(place / _GRAPH, loaded=loaded, **facts)
@@ -104,6 +111,22 @@ def _kept(place: Path, loaded: Loaded, facts: Mapping[str, Any]) -> OnnxModel | 
     except (FormatError, KeyError, ValueError, TypeError):
         return None
     return model
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a folder has a graph in files of this user, nothing of it reached through a link."""
+    try:
+        folders = [place.parent.lstat(), place.lstat()]
+        files = [path.lstat() for path in place.iterdir()]
+    except OSError:
+        return False
+    user = os.getuid() if hasattr(os, "getuid") else None
+    return (
+        all(stat.S_ISDIR(folder.st_mode) for folder in folders)
+        and all(stat.S_ISREG(file.st_mode) for file in files)
+        and (place / _GRAPH).exists()
+        and all(user in (None, status.st_uid) for status in (*folders, *files))
+    )
 
 
 def _export(

@@ -196,6 +196,50 @@ def test_a_cache_that_cannot_be_written_is_warned_of(tmp_path, home, exports):
     assert len(heard) == 1 and heard[0].endswith("the graph cannot be kept, so it is made each time")
 
 
+def planted_link(place, elsewhere):
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+
+
+def planted_file(place, elsewhere):
+    (place / "model.onnx").rename(elsewhere)
+    (place / "model.onnx").symlink_to(elsewhere)
+
+
+def planted_by_another_user(place, elsewhere):
+    os.chown(place / "model.onnx", 12345, -1)
+
+
+@pytest.mark.parametrize("plant", [planted_link, planted_file, planted_by_another_user])
+def test_a_graph_that_was_planted_is_not_run(tmp_path, home, exports, plant):
+    if plant is planted_by_another_user and (not hasattr(os, "getuid") or os.getuid() != 0):
+        pytest.skip("only root can give a file away")
+    file = toy_file(tmp_path, MOAT)
+    first = create_model(MOAT, "onnxruntime", checkpoint=file)
+    (place,) = graphs(home)
+    small_graph(place / "model.onnx", first.resolution, False, 1e6, first.metadata)  # gives other logits
+    plant(place, tmp_path / "elsewhere")
+    heard = []
+    again = create_model(MOAT, "onnxruntime", checkpoint=file, workspace=Workspace(warn=heard.append))
+    x = golden_input(SIDE, SIDE)[:1]
+    np.testing.assert_array_equal(run(again, "onnxruntime", x), run(first, "onnxruntime", x))
+    assert len(exports) == 2
+    assert plant is planted_by_another_user or (tmp_path / "elsewhere").exists()
+
+
+def test_nothing_is_written_through_a_link(tmp_path, home, exports):
+    (tmp_path / "elsewhere").mkdir()
+    home.parent.mkdir()
+    home.symlink_to(tmp_path / "elsewhere")
+    heard = []
+    for _ in range(2):
+        create_model(
+            MOAT, "onnxruntime", checkpoint=toy_file(tmp_path, MOAT), workspace=Workspace(warn=heard.append)
+        )
+    assert len(exports) == len(heard) == 2
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+
+
 @pytest.fixture
 def untrained(tmp_path):
     small_graph(tmp_path / "m.onnx", (SIDE, SIDE), False, 0, {})
