@@ -314,9 +314,9 @@ def subject_of(
     from ckptkit.families.settings import known_settings, resolve_settings
 
     indifferent = convention_of(family).indifferent
-    said = known_settings(family, told=settings, entry=entry)
+    known = known_settings(family, given=settings, entry=entry)
     unseen = {key: value for key, value in indifferent.items() if key in family.required_settings}
-    settled = resolve_settings(family, {**unseen, **said}, name=entry.id if entry else variant)
+    settled = resolve_settings(family, {**unseen, **known}, name=entry.id if entry else variant)
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
     size = parse_size(resolution, "resolution")

@@ -134,7 +134,7 @@ class ConvertedPath(_Path):
     left_out : mapping of str to str
         Tensors of the source that a rule leaves out: which rule, and why.
     also_in_file : mapping of str to str
-        What is no tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
+        What is not a tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
     """
 
     left_out: Mapping[str, str] = MappingProxyType({})
@@ -290,7 +290,7 @@ def load(
     LoadedTensors
         A dict of str to numpy.ndarray. Its attribute ``left_out`` names the tensors of the file that a rule
         leaves out (a step counter, the other copy of the weights), each with the rule and why;
-        ``also_in_file`` names what is no tensor of the model (an epoch, the optimizer's state), in a few
+        ``also_in_file`` names what is not a tensor of the model (an epoch, the optimizer's state), in a few
         words each. Elements of a type that numpy and ml_dtypes have not come as numpy void.
 
     Raises

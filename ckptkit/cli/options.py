@@ -165,7 +165,7 @@ def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        When there is no such setting, or the value is none of its values.
+        When there is no such setting, or the setting cannot have the value.
 
     Examples
     --------

@@ -279,7 +279,7 @@ def _check_model(entry: Entry, options: Mapping[str, Any]) -> None:
 
     for name, what in family_faults(entry, registry_families()):
         raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
-    known_settings(get_family(entry.family), told=options)
+    known_settings(get_family(entry.family), given=options)
 
 
 def _tell(state: State, addition: Addition, given: Mapping[str, Any], facts: CheckpointFacts | None) -> None:

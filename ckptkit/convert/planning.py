@@ -160,7 +160,7 @@ def plan_by_layout(
     known = FileFacts.of(reader, entry)
     found = match(reader.specs, recognition, weights=weights, known=known, head=head)
     known_values = known_settings(
-        family, told=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
+        family, given=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
     )
     if not head:
         structure = replace(structure, num_classes=None)

@@ -122,7 +122,7 @@ def settings_of(source: ModelSource) -> dict[str, Any]:
     """Every behaviour setting of a source's model, said or by default, as JSON has it."""
     said = known_settings(
         source.family,
-        told=source.settings,
+        given=source.settings,
         entry=source.entry,
         metadata=source.metadata,
         path=source.located.path,

@@ -22,7 +22,7 @@ class Call:
     """One call of a tensor operation, as far as its cost depends on it."""
 
     operation: str  # pyTorch's name of it without overload and in-place mark: ``convolution``, ``add``
-    inputs: tuple[Shape | None, ...]  # shape of each positional argument, None for one that is no tensor
+    inputs: tuple[Shape | None, ...]  # shape of each positional argument, None for one that is not a tensor
     arguments: tuple[Any, ...]  # the positional arguments that are no tensors, None for one that is
     output: Shape  # shape of the (first) result
 

@@ -70,18 +70,18 @@ def settings_model(name: str, settings: Mapping[str, Setting]) -> type[BaseModel
 def known_settings(
     family: Family,
     *,
-    told: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
     entry: Entry | None = None,
     metadata: Mapping[str, str] | None = None,
     path: str | Path = "the file",
 ) -> dict[str, Any]:
     """What is known of a checkpoint's settings, without any default.
 
-    ``told`` is the user's word; ``metadata`` the file's, each setting as JSON.
+    ``given`` is the user's word; ``metadata`` the file's, each setting as JSON.
     A value that a setting cannot have is a UsageError, or a FormatError where the file says it.
     """
-    told, metadata, by_entry = told or {}, metadata or {}, entry.settings if entry else {}
-    for key in told:
+    given, metadata, by_entry = given or {}, metadata or {}, entry.settings if entry else {}
+    for key in given:
         if key not in family.setting_names:
             raise UsageError(
                 f"family {family.name} has no setting {key}",
@@ -89,9 +89,9 @@ def known_settings(
             )
     known = {}
     for key in family.setting_names:
-        if key in told:
-            family.check_setting(key, told[key])
-            known[key] = told[key]
+        if key in given:
+            family.check_setting(key, given[key])
+            known[key] = given[key]
         elif by_entry.get(key) is not None:
             family.check_setting(key, by_entry[key])
             known[key] = by_entry[key]

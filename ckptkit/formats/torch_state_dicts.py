@@ -136,7 +136,7 @@ class _Walk:
     """Looks through nested tables and lists, each once, for those that hold tensors.
 
     Where a table and one inside it both hold tensors, the one with more of them is meant, or the inner one if
-    its key says that weights are there: a loss beside a state dict is no state dict, and neither is a table
+    its key says that weights are there: a loss beside a state dict is not one, and neither is a table
     of some layer's extra state inside one.
     """
 

@@ -207,10 +207,10 @@ def create_model(
     family = family_of_variant(entry.variant if entry else id_or_variant)
     variant = entry.variant if entry else id_or_variant
     _require_framework(family, framework, compile=compile)
-    told = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
+    given = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
     if exported is not None:
-        told = {**exported.config.settings, **told}
-    said = known_settings(family, told=told, entry=entry)
+        given = {**exported.config.settings, **given}
+    known = known_settings(family, given=given, entry=entry)
     wanted = _Wanted(
         family,
         variant,
@@ -223,7 +223,7 @@ def create_model(
     if located is None and (state_dict is not None or strip_prefix):
         raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
     if located is None:
-        settings = resolve_settings(family, said, name=variant)
+        settings = resolve_settings(family, known, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
 
         def initialised(name: Framework) -> tuple[Any, Loaded]:
@@ -234,7 +234,7 @@ def create_model(
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
         found = _recognised(reader, variant)
-        said = known_settings(family, told=told, entry=owner, metadata=reader.metadata, path=reader.path)
+        known = known_settings(family, given=given, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure
         classes = has.num_classes or (None if features_only else 1000)
         wanted = replace(
@@ -245,7 +245,7 @@ def create_model(
         )
         if strict:
             _require_same_pos_emb(located, wanted, found)
-        settings = resolve_settings(family, said, name=located.path)
+        settings = resolve_settings(family, known, name=located.path)
         record = Loaded(variant, settings, owner.id if owner else None, located.path)
 
         def filled(name: Framework) -> tuple[Any, Loaded]:

@@ -97,7 +97,7 @@ class StageComparison:
         return self.verdict == "agrees"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a figure that is no number is None."""
+        """Plain values; a figure that is not a number is None."""
         figures = ("scale", "max_abs", "mean_abs", "relative", "cosine")
         return {
             "name": self.name,
@@ -158,7 +158,7 @@ def compare(
 def compare_output(
     name: str, reference: Array, candidate: Array, limit: Limit, *, sides: tuple[str, str]
 ) -> StageComparison:
-    """Compare one output; a value that is no number, or an output that says nothing, never agrees."""
+    """Compare one output; a value that is not a number, or an output without values, never agrees."""
     nan = math.nan
     if reference.shape != candidate.shape:
         reason = (

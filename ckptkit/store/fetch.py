@@ -176,7 +176,7 @@ class _Tried:
             job.notes(f"{without_secrets(source.used_url)}: passed over, no checksum of it is known")
             return True
         if job.entry.sha256 is None and lacks:
-            if self.withheld:  # no say_nothing loss of accuracy because of a fault that may pass
+            if self.withheld:  # a fault that may pass must not cost accuracy in silence
                 self.lacking.append(source)
                 return True
             if self.failures:

@@ -390,7 +390,7 @@ def _sync_data(fd: int) -> None:
 
 
 def _open_own(path: Path, flags: int) -> int:
-    """Open a regular file that has no other name, and is no link, to write to it."""
+    """Open a regular file that has no other name and is not a link, to write to it."""
     fd = os.open(path, flags | _O_SAFELY)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

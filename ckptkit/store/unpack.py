@@ -418,7 +418,7 @@ class _MemberStream(io.RawIOBase):
 # -- while the archive still arrives -------------------------------------------------------------------------
 #
 # So that the two take little longer than the slower of them. What is unpacked early keeps its temporary name
-# until the whole archive has arrived and every checksum holds. Whatever goes wrong here is no matter: the
+# until the whole archive has arrived and every checksum holds. Whatever goes wrong here does not matter: the
 # archive is then unpacked after the download, and what is wrong with it is found, and said, there.
 
 FROM_BYTES = 16 << 20

@@ -16,7 +16,7 @@ REGISTRY = load_registry()
 
 
 @pytest.mark.parametrize(
-    ("told", "entry", "metadata", "expected"),
+    ("given", "entry", "metadata", "expected"),
     [
         ({}, None, {}, {}),
         ({}, None, {"attn_force_fp32": "true"}, {"attn_force_fp32": True}),
@@ -26,9 +26,9 @@ REGISTRY = load_registry()
         ({"attn_force_fp32": True}, "moganet-xt-224-timm", {}, {"attn_force_fp32": True}),
     ],
 )
-def test_the_users_word_counts_before_the_entrys_before_the_files(told, entry, metadata, expected):
+def test_the_users_word_counts_before_the_entrys_before_the_files(given, entry, metadata, expected):
     owner = REGISTRY[entry] if entry else None
-    assert known_settings(MOGANET, told=told, entry=owner, metadata=metadata) == expected
+    assert known_settings(MOGANET, given=given, entry=owner, metadata=metadata) == expected
 
 
 @pytest.mark.parametrize("entry", [e for e in REGISTRY.values() if e.family == "moganet"], ids=lambda e: e.id)
@@ -55,7 +55,7 @@ def test_defaults_fill_in_for_moat():
 
 def test_settings_of_another_family_are_refused():
     with pytest.raises(UsageError, match="family moganet has no setting pool_size"):
-        known_settings(MOGANET, told={"pool_size": 2})
+        known_settings(MOGANET, given={"pool_size": 2})
 
 
 @pytest.mark.parametrize("text", ["yes", "[" * 100_000, ""])
@@ -94,7 +94,7 @@ def test_a_value_that_a_setting_cannot_have(key, text):
         known_settings(MOAT, metadata={key: text}, path="f.safetensors")
     if text[0] not in "9[N{":
         with pytest.raises(UsageError, match=key):
-            known_settings(MOAT, told={key: json.loads(text)})
+            known_settings(MOAT, given={key: json.loads(text)})
 
 
 @pytest.mark.parametrize(

@@ -459,7 +459,7 @@ class _Run:
         source = self.source
         known = known_settings(
             source.family,
-            told=source.settings,
+            given=source.settings,
             entry=source.entry,
             metadata=source.metadata,
             path=source.located.path,

@@ -192,7 +192,7 @@ Source: the operation counts that TensorFlow registers (``profiler/internal/flop
 of each stage is activated whether it is used or not. The totals that were measured on the published graph are
 higher by up to 0.08%. That is, to one unit of their last digit, an eighth of a multiply-add for each weight:
 what the random initializers in that graph cost, a multiplication and an addition a weight once a batch.
-Initializing is no part of a forward pass, so it stays out here.
+Initializing is not part of a forward pass, so it stays out here.
 """
 
 
