@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -24,12 +23,10 @@ from ckptkit.base import errors
 from ckptkit.cli.app import _MODULES, hoist_global_options, load_commands
 from ckptkit.cli.options import parse_settings
 from ckptkit.cli.output import ExitCode, exit_code
-from tests.support.commands import runner
+from tests.support.commands import NOT_AN_INT, runner
 from tests.support.running import registry_file
 
 COMMANDS = list(_MODULES)
-TYPER = tuple(map(int, importlib.metadata.version("typer").split(".")[:2]))
-NOT_AN_INT = "'y' is not a valid int" if TYPER < (0, 28) else "Input should be a valid integer"
 
 
 def run(*arguments, **options):

@@ -9,7 +9,7 @@ import pytest
 
 from ckptkit.cli.options import State
 from ckptkit.registry import Registry, load_registry
-from tests.support.commands import Runner, pip_install, runner
+from tests.support.commands import BELOW_0, Runner, pip_install, runner
 from tests.support.registries import write
 from tests.support.running import finish, start
 
@@ -159,7 +159,7 @@ def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_
         (["--all", "--no-head"], 2, "--all counts every entry as it was published"),
         (["moat0", "--resolution", "big"], 2, "invalid size 'big'"),
         (["moat0", "--resolution", "224x99999"], 2, "at most 16384 pixels a side"),
-        (["moat0", "--depth", "-1"], 2, "-1 is not in the range"),
+        (["moat0", "--depth", "-1"], 2, BELOW_0),
         (["moganet-xt", "--no-pos-emb"], 2, "family moganet has no position embedding"),
         (["moat0", "--set", "window_size=5"], 2, "14x14 cannot be cut into windows of 5x5"),
         (["moat0", "--set", "attn_force_fp32=true"], 2, "family moat has no setting attn_force_fp32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from ckptkit.store.cache import Home, Record, write_json
 from tests.conftest import REPOSITORY
 
 SHA = "0123456789abcdef" * 4
+_TYPER = tuple(map(int, importlib.metadata.version("typer").split(".")[:2]))
+NOT_AN_INT = "'y' is not a valid int" if _TYPER < (0, 28) else "Input should be a valid integer"
+BELOW_0 = "-1 is not in the range" if _TYPER < (0, 28) else "Input should be greater than or equal to 0"
 WHEN = "2026-01-02T03:04:05.000001+00:00"
 
 
