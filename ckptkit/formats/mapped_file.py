@@ -97,6 +97,7 @@ class MappedFile:
         while not unpacker.eof:
             if not packed:
                 packed = self.data[offset : min(offset + _WINDOW, stop)]
+                self.release(offset, len(packed))
                 offset += len(packed)
             try:
                 piece = unpacker.decompress(packed, _WINDOW)

@@ -16,16 +16,15 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ckptkit.base.budget import MAX_RATIO, Budget
+from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, storage_error
 from ckptkit.formats.base import Sample
 from ckptkit.formats.foreign import Foreign
-from ckptkit.formats.member_names import MemberNames
+from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember
 
 READ_BYTES = 256 << 10
 TAR_BLOCK = 512
@@ -40,26 +39,6 @@ _MAGICS = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
 )
-
-
-@dataclass(frozen=True)
-class TarLimits:
-    """Bounds of a walk; generous for checkpoints of many gigabytes, far from what a bomb needs."""
-
-    members: int = 20_000  # files and folders in the archive
-    total_bytes: int = 256 << 30  # size of the archive when decompressed
-    # decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have been
-    # produced (weights hardly compress at all; a small file of zeros is harmless)
-    ratio: int = MAX_RATIO
-    # decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have been
-    # produced (weights hardly compress at all; a small file of zeros is harmless)
-    ratio_from_bytes: int = 256 << 20
-    header_bytes: int = 1 << 20  # what one member may spend on its headers (long names, pax records)
-    # zeros behind the end mark; tar pads to the size of a record, which is 10 kB
-    padding_bytes: int = 64 << 20
-
-
-DEFAULT_LIMITS = TarLimits()
 
 
 def is_archive(head: bytes) -> bool:
@@ -220,7 +199,7 @@ class TarStream:
     loaded into memory. Members' bytes are read, or skipped, without that budget.
     """
 
-    def __init__(self, path: Path, raw: BinaryIO, source: _Readable, limits: TarLimits) -> None:
+    def __init__(self, path: Path, raw: BinaryIO, source: _Readable, limits: Limits) -> None:
         self._path = path
         self._raw = raw
         self._source = source
@@ -491,17 +470,8 @@ _LARGEST_OCTAL = 1 << 33
 # -- members -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SafeMember:
-    """A file or folder of an archive, its name checked."""
-
-    name: str  # relative, with ``/`` between parts, no ``.`` or ``..`` among them
-    size: int  # bytes; 0 for a folder
-    is_folder: bool  # folders have no bytes
-
-
 def iter_safe_members(
-    path: Path, *, limits: TarLimits = DEFAULT_LIMITS, source: BinaryIO | None = None
+    path: Path, *, limits: Limits = DEFAULT_LIMITS, source: BinaryIO | None = None
 ) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
     """Walk over the files and folders of a tar archive in their order."""
     with contextlib.ExitStack() as stack:
@@ -523,35 +493,19 @@ def iter_safe_members(
             if member.is_folder:
                 yield member, None
                 continue
-            body = _MemberStream(path, stream, member)
+            body = MemberStream(_contents(path, stream, member))
             yield member, io.BufferedReader(body, READ_BYTES)
             body.expire()
 
 
-class _MemberStream(io.RawIOBase):
-    """Bytes of one member."""
-
-    def __init__(self, path: Path, stream: TarStream, member: SafeMember) -> None:
-        self._path = path
-        self._stream = stream
-        self._member = member
-        self._remaining = member.size
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._remaining)
-        piece = self._stream.read_some(wanted) if wanted else b""
-        if wanted and not piece:
-            raise FormatError(self._path, f"truncated inside {self._member.name!r}")
-        buffer[: len(piece)] = piece
-        self._remaining -= len(piece)
-        return len(piece)
-
-    def expire(self) -> None:
-        """The walk goes on: nothing more may be read here."""
-        self._remaining = 0
+def _contents(path: Path, stream: TarStream, member: SafeMember) -> Iterator[bytes]:
+    left = member.size
+    while left:
+        piece = stream.read_some(min(READ_BYTES, left))
+        if not piece:
+            raise FormatError(path, f"truncated inside {member.name!r}")
+        left -= len(piece)
+        yield piece
 
 
 def _checked(path: Path, entry: tarfile.TarInfo, names: MemberNames) -> SafeMember | None:

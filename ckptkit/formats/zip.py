@@ -9,7 +9,9 @@ beyond 4 GB or 65535 entries. Source of the layout: PKWARE's APPNOTE 6.3 (sectio
 from __future__ import annotations
 
 import contextlib
+import io
 import posixpath
+import stat
 import struct
 import zlib
 from collections import deque
@@ -18,13 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32, crc32c
 from ckptkit.base.errors import FormatError
 from ckptkit.base.files import StagedFile
 from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember
 
 LOCAL_MAGIC = b"PK\x03\x04"
 CENTRAL_MAGIC = b"PK\x01\x02"
@@ -52,6 +55,7 @@ _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _STREAMED, _UTF8 = 0x8, 0x800
 _SAME_FLAGS = _ENCRYPTED | _UTF8
 _ZIP64, _OTHER_NAME = 1, 0x7075
+READ_BYTES = 256 << 10
 _KEPT_PAGES = 32 << 20
 _DAMAGED = "the file is damaged: fetch it again"
 
@@ -118,7 +122,7 @@ class CheckedMembers:
 
     def inflated(self, entry: ZipEntry) -> Iterator[bytes]:
         """Unpack a deflated member piece by piece; it is checked at its end, raising as `require`."""
-        yield from inflated(self._file, entry)
+        yield from contents(self._file, entry)
         self._checked.add(entry.name)
 
     def require_all(self) -> None:
@@ -133,7 +137,7 @@ class CheckedMembers:
             found = self._file.crc32(entry.offset, entry.packed, keep=entry.packed <= _KEPT_PAGES)
             _require_crc32(self._file, entry, found, what)
         else:
-            deque(inflated(self._file, entry), 0)
+            deque(contents(self._file, entry), 0)
 
 
 def check_members(path: Path) -> None:
@@ -148,11 +152,12 @@ def damaged(file: MappedFile, entry: ZipEntry, reason: str, what: str = "") -> F
     return FormatError(file.path, f"{what}: {reason}", offset=entry.offset, hint=_DAMAGED)
 
 
-def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
-    """Unpack a deflated member piece by piece, no further than the size it should have."""
+def contents(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
+    """Bytes of a member piece by piece, no more than its size; its CRC-32 is compared at its end."""
     left, found = entry.size, 0
+    stored = entry.method == STORED
     try:
-        for piece in file.inflated(entry.offset, entry.packed, -zlib.MAX_WBITS):
+        for piece in _windows(file, entry) if stored else _inflated(file, entry):
             left -= len(piece)
             if left < 0:
                 break
@@ -161,8 +166,19 @@ def inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
     except ValueError as error:
         raise damaged(file, entry, str(error)) from error
     if left:
-        raise damaged(file, entry, f"unpacks to other than {entry.size} bytes")
+        raise damaged(file, entry, f"unpacks to {'more' if left < 0 else 'fewer'} than {entry.size} bytes")
     _require_crc32(file, entry, found)
+
+
+def _inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
+    return file.inflated(entry.offset, entry.packed, -zlib.MAX_WBITS)
+
+
+def _windows(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
+    stop = entry.offset + entry.packed
+    for start in range(entry.offset, stop, READ_BYTES):
+        yield file.data[start : min(start + READ_BYTES, stop)]
+        file.release(start, READ_BYTES)
 
 
 def _require_crc32(file: MappedFile, entry: ZipEntry, found: int, what: str = "") -> None:
@@ -454,6 +470,64 @@ def _is_descriptor(file: MappedFile, entry: ZipEntry, start: int, stop: int) -> 
         return False
     mark, *fields = struct.unpack(form, file.data[start:stop])
     return mark in (b"", DESCRIPTOR_MAGIC) and fields == [entry.crc32, entry.packed, entry.size]
+
+
+# -- a safe walk -------------------------------------------------------------------------------------------
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a zip archive (an empty one begins with its end)."""
+    return head.startswith((LOCAL_MAGIC, END_MAGIC))
+
+
+def iter_safe_members(
+    path: Path, *, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[tuple[SafeMember, BinaryIO | None]]:
+    """Walk over the files and folders of an archive in the order of its directory."""
+    with contextlib.closing(MappedFile(path)) as file:
+        entries = list(read_directory(file).entries.values())
+        _refuse_excess(file, entries, limits)
+        names = MemberNames(path)
+        for member, entry in [(_checked(file, entry, names), entry) for entry in entries]:
+            if member is None:
+                continue
+            if member.is_folder:
+                yield member, None
+                continue
+            body = MemberStream(contents(file, entry))
+            yield member, io.BufferedReader(body, READ_BYTES)
+            body.expire()
+            file.release(entry.offset, entry.packed)
+
+
+def _refuse_excess(file: MappedFile, entries: list[ZipEntry], limits: Limits) -> None:
+    if len(entries) > limits.members:
+        raise FormatError(file.path, f"more than {limits.members} members")
+    total = sum(entry.size for entry in entries)
+    if total > limits.total_bytes:
+        raise FormatError(file.path, f"unpacks to more than {limits.total_bytes} bytes")
+    if total > max(limits.ratio_from_bytes, limits.ratio * file.size):
+        raise FormatError(file.path, f"expands more than {limits.ratio} times: a decompression bomb")
+
+
+def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMember | None:
+    """The member if it is safe; None for the archive's own root folder."""
+    shown = repr(entry.name[:200])
+    path = entry.name.replace("\\", "/")  # as PowerShell and .NET before 4.6.1 write them
+    kind = stat.S_IFMT(entry.attributes >> 16)  # zero where the archive was not made by Unix
+    is_folder = path.endswith("/")
+    if kind == stat.S_IFLNK:
+        raise FormatError(file.path, f"member {shown} is a link, which is refused")
+    if kind not in (0, stat.S_IFDIR if is_folder else stat.S_IFREG) or (is_folder and entry.size):
+        raise FormatError(file.path, f"member {shown} is neither a file nor a folder, which is refused")
+    if entry.method not in (STORED, DEFLATED):
+        raise FormatError(
+            file.path,
+            f"member {shown} is packed by method {entry.method}, which is not supported: unpack it with "
+            "another program, and give the checkpoint in it by its path",
+        )
+    name = names.claim(path, is_folder=is_folder)
+    return SafeMember(name, entry.size, is_folder) if name else None
 
 
 # -- writing -----------------------------------------------------------------------------------------------

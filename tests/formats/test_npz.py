@@ -337,7 +337,7 @@ def test_bombs(tmp_path: Path) -> None:
     header = npy(np.zeros(10, np.float32))[:128]
     lying = archive(tmp_path / "m.npz", header + bytes(10_000_000), zipfile.ZIP_DEFLATED)
     (tmp_path / "m.npz").write_bytes(sized(lying, 168))
-    with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match="other than 168 bytes"):
+    with NpzReader(tmp_path / "m.npz") as reader, pytest.raises(FormatError, match="more than 168 bytes"):
         reader.read("w")
     archive(tmp_path / "m.npz", npy(np.zeros(20_000_000, np.float32)), zipfile.ZIP_DEFLATED)
     with pytest.raises(FormatError, match="bytes unpacked in a file of"):

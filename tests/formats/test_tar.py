@@ -19,7 +19,8 @@ else:
     zstd = pytest.importorskip("backports.zstd")
 
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
-from ckptkit.formats.tar import DEFAULT_LIMITS, SafeMember, TarLimits, iter_safe_members
+from ckptkit.formats.members import DEFAULT_LIMITS, Limits, SafeMember
+from ckptkit.formats.tar import iter_safe_members
 
 CONTENT = {
     "a/model.index": b"i" * 700,
@@ -62,7 +63,7 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.GNU_FORMAT)
     return buffer.getvalue()
 
 
-def walk(path: Path, data: bytes, limits: TarLimits = DEFAULT_LIMITS) -> dict[str, bytes | None]:
+def walk(path: Path, data: bytes, limits: Limits = DEFAULT_LIMITS) -> dict[str, bytes | None]:
     path.write_bytes(data)
     found = {}
     for item, stream in iter_safe_members(path, limits=limits):
@@ -338,14 +339,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "reason"),
     [
-        (TarLimits(members=3), "more than 3 members"),
-        (TarLimits(total_bytes=5000), "more than 5000 bytes"),
-        (TarLimits(ratio=2, ratio_from_bytes=1000), "bomb"),
-        (TarLimits(header_bytes=511), "headers claim"),
+        (Limits(members=3), "more than 3 members"),
+        (Limits(total_bytes=5000), "more than 5000 bytes"),
+        (Limits(ratio=2, ratio_from_bytes=1000), "bomb"),
+        (Limits(header_bytes=511), "headers claim"),
     ],
 )
-def test_limits(tmp_path: Path, limits: TarLimits, reason: str) -> None:
-    assert len(walk(tmp_path / "x", gzip.compress(SAMPLE), TarLimits(members=4))) == 4
+def test_limits(tmp_path: Path, limits: Limits, reason: str) -> None:
+    assert len(walk(tmp_path / "x", gzip.compress(SAMPLE), Limits(members=4))) == 4
     with pytest.raises(FormatError, match=reason):
         walk(tmp_path / "x", gzip.compress(SAMPLE), limits)
 
@@ -357,7 +358,7 @@ def test_a_bomb_is_stopped_also_when_nobody_reads_it(
     path = tmp_path / "bomb.tar.gz"
     path.write_bytes(compress(tar(member("zeros", bytes(8 << 20)))))
     with pytest.raises(FormatError, match="bomb"):
-        list(iter_safe_members(path, limits=TarLimits(ratio_from_bytes=1 << 20)))
+        list(iter_safe_members(path, limits=Limits(ratio_from_bytes=1 << 20)))
 
 
 def test_an_xz_file_that_wants_gigabytes_of_memory_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
-"""Names of an archive's members: which may become files here, and which would meet on some file system."""
+"""Members of archives: names that may become files here, bounds of a walk, and the bytes of one member."""
 
 from __future__ import annotations
 
+import io
 import re
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ckptkit.base.budget import MAX_RATIO
 from ckptkit.base.errors import FormatError
 
 _MAX_NAME = 1024
@@ -96,3 +101,54 @@ class MemberNames:
 def _folded(part: str) -> str:
     """Without letter case or ways to code an accent; folding can undo the normal form: it is made twice."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", part).casefold())
+
+
+@dataclass(frozen=True)
+class SafeMember:
+    """A file or folder of an archive, its name checked."""
+
+    name: str  # relative, with ``/`` between parts, no ``.`` or ``..`` among them
+    size: int  # bytes; 0 for a folder
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a walk; generous for checkpoints of many gigabytes, far from what a bomb needs."""
+
+    members: int = 20_000  # files and folders in the archive
+    total_bytes: int = 256 << 30  # size of the archive when decompressed
+    # decompressed size over compressed size may not exceed ``ratio`` once ``ratio_from_bytes`` have been
+    # produced (weights hardly compress at all; a small file of zeros is harmless)
+    ratio: int = MAX_RATIO
+    ratio_from_bytes: int = 256 << 20
+    header_bytes: int = 1 << 20  # what one member of a tar may spend on its headers (long names, pax records)
+    padding_bytes: int = 64 << 20  # zeros after the end mark of a tar, which pads to records of 10 kB
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class MemberStream(io.RawIOBase):
+    """The bytes of one member, which come in pieces, as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the piece at hand goes; 0 at the end."""
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        taken = self._rest[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._rest = self._rest[len(taken) :]
+        return len(taken)
+
+    def expire(self) -> None:
+        """The walk goes on: nothing more may be read here."""
+        self._pieces, self._rest = iter(()), memoryview(b"")
