@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,20 +36,22 @@ from ckptkit.doctor import (
     Finding,
     Host,
     ask_host,
+    check_environment,
+    check_folders,
+    check_hosts,
+    check_lock_file,
+    check_machine,
+    check_packages,
+    check_registries,
+    check_terminal,
+    check_versions,
     compared,
     driver,
     examine,
-    examine_folders,
-    examine_hosts,
-    examine_machine,
-    examine_packages,
-    examine_registries,
-    examine_settings,
-    examine_terminal,
-    examine_trust,
-    examine_versions,
     framework,
     hosts_of,
+    note,
+    ok,
     probe,
 )
 from ckptkit.registry import Registry, load_registry
@@ -78,10 +80,10 @@ def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch):
     def never(*_arguments: object, **_options: object) -> list[Finding]:
         raise AssertionError("asked")
 
-    monkeypatch.setattr(doctor, "examine_hosts", never)
+    monkeypatch.setattr(doctor, "check_hosts", never)
     found = examine(offline=True)
     assert list(found.sections) == SECTIONS
-    assert [one.said for one in found.findings if one.section == "network"] == [
+    assert [one.detail for one in found.findings if one.section == "network"] == [
         "not asked: --offline is given"
     ]
     assert found.ok
@@ -91,10 +93,10 @@ def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.usefixtures("_no_frameworks")
 def test_hosts_are_asked_through_the_mirrors(server: FaultServer, monkeypatch: pytest.MonkeyPatch):
     few = Registry([entry_of("https://a.org/m.pth", log_url="https://b.org/x.csv")])
-    monkeypatch.setattr(doctor, "examine_registries", lambda _overlays: ([], few))
+    monkeypatch.setattr(doctor, "check_registries", lambda _overlays: ([], few))
     found = examine(mirrors=[f"https://a.org={server.base}", f"https://b.org={server.base}"])
     asked = {one.name: one for one in found.findings if one.section == "network"}
-    assert {name: (one.verdict, one.said) for name, one in asked.items()} == {
+    assert {name: (one.verdict, one.detail) for name, one in asked.items()} == {
         f"127.0.0.1:{server.port}": ("ok", "reachable (1 file, 1 log)")
     }
     assert [request.path for request in server.requests] == ["/"]
@@ -118,7 +120,7 @@ def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch):
     steps: list[int] = []
     found = examine(offline=True, advance=steps.append)
     assert "cannot be started: Resource temporarily unavailable" in [
-        one.said for one in found.findings if one.section == "devices"
+        one.detail for one in found.findings if one.section == "devices"
     ]
     assert steps == [1]
 
@@ -145,13 +147,13 @@ def install(site: Path, name: str, version: str, *, module: str | None = None) -
         (site / f"{module}.py").write_text("raise RuntimeError('nobody may import this')\n")
 
 
-def named(findings: list[Finding], name: str) -> Finding:
+def named(findings: Iterable[Finding], name: str) -> Finding:
     (finding,) = (one for one in findings if one.name == name)
     return finding
 
 
 def test_versions():
-    found = {one.name: one.said for one in examine_versions()}
+    found = {one.name: one.detail for one in check_versions()}
     assert found["ckptkit"] == __version__
     assert found["Python"].startswith(platform.python_version()) and sys.executable in found["Python"]
 
@@ -160,7 +162,7 @@ def test_packages_of_extras(site: Path):
     install(site, "fakeone", "1.5", module="fakeone")
     install(site, "fakeold", "0.9", module="fakeold")
     install(site, "fakegone", "1.5")
-    found = examine_packages(
+    found = check_packages(
         [
             Requirement("fakeone", ">=1,<2", "a"),
             Requirement("fakeone", ">=1,<2", "b"),
@@ -169,42 +171,40 @@ def test_packages_of_extras(site: Path):
             Requirement("fakemissing", ">=1,<2", "b"),
         ]
     )
-    assert named(found, "fakeone") == Finding("packages", "fakeone", "ok", "1.5, extra a, b")
-    assert named(found, "fakeold") == Finding(
-        "packages",
+    assert named(found, "fakeone") == ok("fakeone", "1.5, extra a, b")
+    assert named(found, "fakeold") == note(
         "fakeold",
-        "note",
         "0.9, but >=1,<2 is supported, extra a",
         "pip install 'fakeold>=1,<2'",
     )
-    assert named(found, "fakemissing") == Finding(
-        "packages", "fakemissing", "note", "not installed, extra b", "pip install 'fakemissing>=1,<2'"
+    assert named(found, "fakemissing") == note(
+        "fakemissing", "not installed, extra b", "pip install 'fakemissing>=1,<2'"
     )
     assert named(found, "fakegone").verdict == "note"
-    assert "is recorded, but the package itself is not there" in named(found, "fakegone").said
+    assert "is recorded, but the package itself is not there" in named(found, "fakegone").detail
 
 
 def test_what_is_always_needed(site: Path):
     install(site, "fakeone", "1.5", module="fakeone")
     install(site, "fakeold", "0.9", module="fakeold")
-    found = examine_packages([Requirement(name, ">=1") for name in ("fakeone", "fakeold", "fakemissing")])
+    found = check_packages([Requirement(name, ">=1") for name in ("fakeone", "fakeold", "fakemissing")])
     assert [one.verdict for one in found] == ["ok", "note", "problem"]
-    assert found[0].said == "1 packages, as supported"
-    assert found[2].advice == "pip install 'fakemissing>=1'"
+    assert found[0].detail == "1 package, as supported"
+    assert found[2].hint == "pip install 'fakemissing>=1'"
 
 
 def test_a_package_that_an_import_hook_hides(site: Path, monkeypatch: pytest.MonkeyPatch):
     install(site, "fakeone", "1.5", module="fakeone")
     monkeypatch.setitem(sys.modules, "fakeone", None)
-    (_, finding) = examine_packages([Requirement("fakeone", "", "a")])
+    (_, finding) = check_packages([Requirement("fakeone", "", "a")])
     assert finding.verdict == "note"
-    assert finding.advice == "pip install --force-reinstall fakeone"
+    assert finding.hint == "pip install --force-reinstall fakeone"
 
 
 def test_every_package_installed_here_is_found():
     """Each has a module of the name that is looked for, or is listed under another."""
-    found = examine_packages()
-    assert [one for one in found if "itself is not there" in one.said] == []
+    found = check_packages()
+    assert [one for one in found if "itself is not there" in one.detail] == []
     assert named(found, "always needed").verdict == "ok"
 
 
@@ -213,23 +213,23 @@ def test_without_metadata(monkeypatch: pytest.MonkeyPatch):
         raise importlib.metadata.PackageNotFoundError(_name)
 
     monkeypatch.setattr(importlib.metadata, "requires", nothing)
-    (finding,) = examine_packages()
-    assert finding.verdict == "note" and "without being installed" in finding.said
+    (finding,) = check_packages()
+    assert finding.verdict == "note" and "without being installed" in finding.detail
 
 
 def test_another_project_of_the_same_name_is_a_problem(site: Path):
-    assert [one for one in examine_versions() if one.verdict != "ok"] == []
+    assert [one for one in check_versions() if one.verdict != "ok"] == []
     install(site, "ckptkit", "0.3.0")
-    (finding,) = [one for one in examine_versions() if one.verdict == "problem"]
-    assert str(site / "ckptkit-0.3.0.dist-info") in finding.said
-    assert finding.advice.startswith("pip uninstall ckptkit; then install ckptkit-cli again")
+    (finding,) = [one for one in check_versions() if one.verdict == "problem"]
+    assert str(site / "ckptkit-0.3.0.dist-info") in finding.detail
+    assert finding.hint.startswith("pip uninstall ckptkit; then install ckptkit-cli again")
 
 
 def test_a_second_copy_of_the_package_is_noted(site: Path):
     (site / "ckptkit").mkdir()
     (site / "ckptkit" / "__init__.py").touch()
-    found = named(examine_versions(), "ckptkit twice")
-    assert found.verdict == "note" and found.said.startswith(str(site / "ckptkit"))
+    found = named(check_versions(), "second copy")
+    assert found.verdict == "note" and found.detail.startswith(str(site / "ckptkit"))
 
 
 @pytest.mark.parametrize(
@@ -264,29 +264,29 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: Iterable[Finding]) -> dict[str, Finding]:
     return {one.name: one for one in findings}
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "home_folders", lambda: [NOWHERE])
-    (found,) = doctor.examine_folders()
-    assert (found.verdict, found.advice) == ("problem", "set CKPTKIT_HOME to a folder")
-    assert "no home folder is known" in found.said
+    (found,) = doctor.check_folders()
+    assert (found.verdict, found.hint) == ("problem", "set CKPTKIT_HOME to a folder")
+    assert "no home folder is known" in found.detail
 
 
 def test_what_somebody_else_made_below_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "artefacts").mkdir()
     monkeypatch.setattr(doctor, "home_folders", lambda: [tmp_path])
-    assert [one for one in doctor.examine_folders() if one.verdict != "ok"] == []
+    assert [one for one in doctor.check_folders() if one.verdict != "ok"] == []
     monkeypatch.setattr(doctor, "is_writable", lambda path: path.name != "artefacts")
-    (found,) = [one for one in doctor.examine_folders() if one.verdict != "ok"]
-    assert found.said.startswith(f"{tmp_path} can be written, but not artefacts in it")
+    (found,) = [one for one in doctor.check_folders() if one.verdict != "ok"]
+    assert found.detail.startswith(f"{tmp_path} can be written, but not artefacts in it")
 
 
 def test_a_folder_that_is_not_there_yet(home: Path):
-    found = by_name(examine_folders())
-    assert found["folder"] == Finding("cache", "folder", "ok", f"{home}, made when first needed")
+    found = by_name(check_folders())
+    assert found["folder"] == ok("folder", f"{home}, made when first needed")
     assert found["free space"].verdict == "ok"
     assert not home.exists()
 
@@ -295,26 +295,26 @@ def test_a_folder_and_what_it_holds(home: Path):
     (home / "artefacts" / "x").mkdir(parents=True)
     (home / "artefacts" / "x" / "a").write_bytes(bytes(1_500_000))
     (home / "artefacts" / "x" / "b").write_bytes(bytes(1_000_000))
-    found = by_name(examine_folders())
-    assert found["folder"].said == f"{home}, holds 2.5 MB"
-    assert found["locks"] == Finding("cache", "locks", "ok", "work")
-    assert found["names"].said == "capital and small letters differ"
+    found = by_name(check_folders())
+    assert found["folder"].detail == f"{home}, holds 2.5 MB"
+    assert found["locks"] == ok("locks", "work")
+    assert found["names"].detail == "capital and small letters differ"
     assert [path.name for path in home.iterdir()] == ["artefacts"]
 
 
 def test_a_file_where_the_folder_should_be(home: Path):
     home.write_text("x")
-    (found,) = examine_folders()
-    assert (found.verdict, found.said) == ("problem", f"{home} is a file")
-    assert "set CKPTKIT_HOME" in found.advice
+    (found,) = check_folders()
+    assert (found.verdict, found.detail) == ("problem", f"{home} is a file")
+    assert "set CKPTKIT_HOME" in found.hint
 
 
 def test_a_place_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("CKPTKIT_HOME", str(tmp_path / "file" / "home"))
-    (found,) = examine_folders()
+    (found,) = check_folders()
     assert found.verdict == "problem"
-    assert "cannot be written and is not there" in found.said
+    assert "cannot be written and is not there" in found.detail
 
 
 def test_a_folder_that_this_user_may_not_write(home: Path, tmp_path: Path):
@@ -331,7 +331,7 @@ def test_a_folder_that_this_user_may_not_write(home: Path, tmp_path: Path):
     code, out, _ = finish(start(["doctor", "--offline", "--json"], home, prelude=drop))
     values = json.loads(out)
     (found,) = (one for one in values["findings"] if one["name"] == "folder")
-    assert (found["verdict"], found["said"]) == ("problem", f"{home} cannot be written")
+    assert (found["verdict"], found["detail"]) == ("problem", f"{home} cannot be written")
     assert (code, values["ok"], values["problems"]) == (1, False, 1)
 
 
@@ -340,9 +340,9 @@ def test_a_folder_that_this_user_may_not_write(home: Path, tmp_path: Path):
 )
 def test_little_space(home: Path, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**12, 0, free))
-    found = by_name(examine_folders())["free space"]
+    found = by_name(check_folders())["free space"]
     assert found.verdict == verdict
-    assert bool(found.advice) is (verdict != "ok")
+    assert bool(found.hint) is (verdict != "ok")
 
 
 def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch):
@@ -350,29 +350,29 @@ def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch
 
     home.mkdir()
     monkeypatch.setattr(locks, "_try", lambda _fd: "no locks")
-    found = by_name(examine_folders())["locks"]
-    assert found.verdict == "note" and "no working locks" in found.said
+    found = by_name(check_folders())["locks"]
+    assert found.verdict == "note" and "no working locks" in found.detail
 
 
 def test_a_file_system_that_does_not_tell_capitals(home: Path, monkeypatch: pytest.MonkeyPatch):
     home.mkdir()
     really = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path.name == "LETTERS" or really(path))
-    assert by_name(examine_folders())["names"].said.startswith("capital and small letters are the same")
+    assert by_name(check_folders())["names"].detail.startswith("capital and small letters are the same")
 
 
 def test_counting_ends_in_time(home: Path, monkeypatch: pytest.MonkeyPatch):
     home.mkdir()
     (home / "a").write_bytes(b"12")
     monkeypatch.setattr(doctor, "_COUNTING_SECONDS", -1.0)
-    assert by_name(examine_folders())["folder"].said.endswith("holds more than 2 B")
+    assert by_name(check_folders())["folder"].detail.endswith("holds more than 2 B")
 
 
 def test_shared_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "shared").mkdir()
     names = [str(tmp_path / name) for name in ("mine", "shared", "missing")]
     monkeypatch.setenv("CKPTKIT_HOME", os.pathsep.join(names))
-    found = [(one.name, one.verdict, one.said) for one in examine_folders() if "folder" in one.name]
+    found = [(one.name, one.verdict, one.detail) for one in check_folders() if "folder" in one.name]
     assert found == [
         ("folder", "ok", f"{names[0]}, made when first needed"),
         ("shared folder", "ok", f"{names[1]}, holds 0 B"),
@@ -383,20 +383,20 @@ def test_shared_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "trust" / "ckptkit.lock"
     monkeypatch.setenv("CKPTKIT_TRUST", str(path))
-    assert examine_trust() == Finding("cache", "lock file", "ok", f"{path}, made with the first fetch")
+    assert check_lock_file() == [ok("lock file", f"{path}, made with the first fetch")]
     path.parent.mkdir()
     path.write_text('{"ckptkit_lock": 1, "entries": {}}')
-    assert examine_trust() == Finding("cache", "lock file", "ok", str(path))
+    assert check_lock_file() == [ok("lock file", str(path))]
     path.write_text('{"ckptkit_lock": 1, "entries": ')
-    damaged = examine_trust()
-    assert damaged.verdict == "problem" and "not a valid lock file" in damaged.said and damaged.advice
+    (damaged,) = check_lock_file()
+    assert damaged.verdict == "problem" and "not a valid lock file" in damaged.detail and damaged.hint
 
 
 def test_a_lock_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("CKPTKIT_TRUST", str(tmp_path / "file" / "ckptkit.lock"))
-    found = examine_trust()
-    assert found.verdict == "note" and "set CKPTKIT_TRUST" in found.advice
+    (found,) = check_lock_file()
+    assert found.verdict == "note" and "set CKPTKIT_TRUST" in found.hint
 
 
 def test_registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -409,7 +409,7 @@ def test_registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bad.write_text("entries:\n  - id: moat0-224\n    colour: red\n")
     more.write_text("entries:\n" + entry.format("mine-too") + entry.format("mine"))
     monkeypatch.setenv("CKPTKIT_REGISTRY", str(good))
-    found, registry = examine_registries([bad, tmp_path / "missing.yaml", more])
+    found, registry = check_registries([bad, tmp_path / "missing.yaml", more])
     assert [(one.name, one.verdict) for one in found] == [
         ("registry.yaml", "ok"),
         ("good.yaml", "ok"),
@@ -417,13 +417,13 @@ def test_registries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("missing.yaml", "problem"),
         ("more.yaml", "ok"),
     ]
-    assert [found[place].said.endswith(", 1 entry of its own") for place in (1, 4)] == [True, True]
-    assert "line 3" in found[2].said and found[2].advice.startswith("see 'ckptkit registry validate")
+    assert [found[place].detail.endswith(", 1 entry of its own") for place in (1, 4)] == [True, True]
+    assert "line 3" in found[2].detail and found[2].hint.startswith("see 'ckptkit registry validate")
     assert registry is not None and {"mine", "mine-too", "moat0-224"} <= set(registry)
 
 
 def variables_told(**variables: str) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.verdict, one.said) for one in examine_settings(variables)}
+    return {one.name: (one.verdict, one.detail) for one in check_environment(variables)}
 
 
 def test_nothing_set():
@@ -474,9 +474,9 @@ def test_a_socks_proxy_needs_a_package(monkeypatch: pytest.MonkeyPatch, installe
     find = importlib.util.find_spec
     spec = find("os") if installed else None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "socks" else find(name))
-    (found,) = examine_settings({"ALL_PROXY": "socks5h://me:secret@proxy:1080"})
-    assert found.said.startswith("socks5h://***@proxy:1080")
-    assert (found.verdict, found.advice) == (("ok", "") if installed else ("problem", "pip install pysocks"))
+    (found,) = check_environment({"ALL_PROXY": "socks5h://me:secret@proxy:1080"})
+    assert found.detail.startswith("socks5h://***@proxy:1080")
+    assert (found.verdict, found.hint) == (("ok", "") if installed else ("problem", "pip install pysocks"))
 
 
 def test_mirrors():
@@ -581,7 +581,7 @@ def test_any_answer_will_do(server: FaultServer, fault, said: str):
     if fault:
         server.fail("/", fault)
     answer = ask_host(server.base, QUICK)
-    assert answer.reached and answer.said.startswith(said)
+    assert answer.verdict == "ok" and answer.detail.startswith(said)
 
 
 def test_no_secret_is_sent(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -589,36 +589,36 @@ def test_no_secret_is_sent(server: FaultServer, tmp_path: Path, monkeypatch: pyt
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    assert ask_host(server.base).reached
+    assert ask_host(server.base).verdict == "ok"
     assert "authorization" not in server.requests[0].headers
 
 
 def test_nobody_there():
     answer = ask_host(f"http://127.0.0.1:{closed_port()}", QUICK)
-    assert (answer.reached, answer.said) == (False, "refused: nothing listens there")
+    assert (answer.verdict, answer.detail) == ("note", "refused: no server listens there")
 
 
 def test_a_host_that_says_nothing():
     with silent_host() as origin:
         answer = ask_host(origin, IMPATIENT)
-    assert (answer.reached, answer.said) == (False, "timeout: no answer")
+    assert (answer.verdict, answer.detail) == ("note", "timeout: no answer")
 
 
 def test_a_host_that_hangs_up(server: FaultServer):
     server.fail("/", raw(b""))
     answer = ask_host(server.base, QUICK)
-    assert not answer.reached and answer.said.startswith("connection failed: ")
+    assert answer.verdict == "note" and answer.detail.startswith("connection failed: ")
 
 
 def test_a_host_that_speaks_another_language(server: FaultServer):
     server.fail("/", raw(b"220 mail.example.org ESMTP\r\n"))
     answer = ask_host(server.base, QUICK)
-    assert not answer.reached and answer.said.startswith("connection failed: ")
+    assert answer.verdict == "note" and answer.detail.startswith("connection failed: ")
 
 
 def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch):
     answer = ask_host("http://host.invalid", QUICK)
-    assert (answer.reached, answer.said) == (False, "its name is not known here")
+    assert (answer.verdict, answer.detail) == ("note", "its name is not known here")
 
 
 @pytest.fixture
@@ -654,24 +654,24 @@ def https_server(tmp_path: Path) -> Iterator[FaultServer]:
 
 def test_certificates(https_server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     answer = ask_host(https_server.base, QUICK)
-    assert not answer.reached
-    assert answer.said.startswith("TLS failure: ") and "certificate verify failed" in answer.said
-    assert "REQUESTS_CA_BUNDLE" in answer.advice
+    assert answer.verdict == "note"
+    assert answer.detail.startswith("TLS failure: ") and "certificate verify failed" in answer.detail
+    assert "REQUESTS_CA_BUNDLE" in answer.hint
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "c.pem"))
-    assert ask_host(https_server.base, QUICK).said == "reachable"
+    assert ask_host(https_server.base, QUICK).detail == "reachable"
 
 
 def test_certificates_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     answer = ask_host("https://127.0.0.1:9")
-    assert not answer.reached
-    assert answer.said == f"SSL_CERT_FILE names {tmp_path / 'ca.pem'}, which does not exist"
+    assert answer.verdict == "note"
+    assert answer.detail == f"SSL_CERT_FILE names {tmp_path / 'ca.pem'}, which does not exist"
 
 
 def test_https_asked_of_one_that_has_only_http():
     with proxy(b"HTTP/1.1 400 Bad Request\r\n\r\n") as (address, _):
         answer = ask_host(f"https://{address}", QUICK)
-    assert not answer.reached and answer.said.startswith("TLS failure: ")
+    assert answer.verdict == "note" and answer.detail.startswith("TLS failure: ")
 
 
 @contextlib.contextmanager
@@ -700,19 +700,19 @@ def test_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch, scheme: str, code
         monkeypatch.setenv(f"{scheme}_proxy", f"http://me:hunter2@{address}")
         answer = ask_host(f"{scheme}://files.example.org", QUICK)
     assert len(asked) == 1 and b"files.example.org" in asked[0]
-    assert "hunter2" not in answer.said
+    assert "hunter2" not in answer.detail
     if (scheme, code[:3]) == ("http", "403"):  # nothing tells it from an answer of the host itself
-        assert answer.reached
+        assert answer.verdict == "ok"
     else:
-        assert not answer.reached
-        assert answer.said.startswith("blocked by the proxy: ") and code[:3] in answer.said
+        assert answer.verdict == "note"
+        assert answer.detail.startswith("blocked by the proxy: ") and code[:3] in answer.detail
 
 
 def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{closed_port()}")
     answer = ask_host("https://files.example.org", QUICK)
-    assert not answer.reached and answer.said.startswith("blocked by the proxy: ")
-    assert "HTTPS_PROXY" in answer.advice
+    assert answer.verdict == "note" and answer.detail.startswith("blocked by the proxy: ")
+    assert "HTTPS_PROXY" in answer.hint
 
 
 def test_all_hosts_at_once_and_one_that_trickles(server: FaultServer):
@@ -722,31 +722,31 @@ def test_all_hosts_at_once_and_one_that_trickles(server: FaultServer):
         hosts = [Host(origin, {"file": 1}) for origin in (silent, server.base, other.base)]
         steps: list[int] = []
         began = time.monotonic()
-        found = examine_hosts(hosts, policy=slow, seconds=2.0, advance=steps.append)
+        found = check_hosts(hosts, policy=slow, seconds=2.0, advance=steps.append)
         assert time.monotonic() - began < 15
     assert [one.verdict for one in found] == ["note", "note", "ok"]
-    assert found[0].said == "timeout: no answer within 2 s (1 file)"
+    assert found[0].detail == "timeout: no answer within 2 s (1 file)"
     assert steps == [1]
 
 
 def test_problems_only_where_no_files_can_be_had(server: FaultServer):
     away = [Host(f"http://127.0.0.1:{closed_port()}", {"file": 3}), Host("http://host.invalid", {"log": 2})]
-    assert [one.verdict for one in examine_hosts(away, policy=QUICK)] == ["problem", "note"]
+    assert [one.verdict for one in check_hosts(away, policy=QUICK)] == ["problem", "note"]
     there = Host(server.base, {"file": 1, "log": 2})
-    found = examine_hosts([*away, there], policy=QUICK)
+    found = check_hosts([*away, there], policy=QUICK)
     assert [one.verdict for one in found] == ["note", "note", "ok"]
-    assert found[2].said == "reachable (1 file, 2 logs)"
+    assert found[2].detail == "reachable (1 file, 2 logs)"
 
 
 def test_a_host_without_an_answer_in_the_body(server: FaultServer):
     server.serve("/", b"x" * 1000)
     server.fail("/", stall(10))
-    assert ask_host(server.base, QUICK).said == "reachable"
+    assert ask_host(server.base, QUICK).detail == "reachable"
 
 
 def test_what_is_not_asked():
-    found = examine_hosts([Host("file://", {"file": 2}), Host("s3://bucket", {"file": 1})])
-    assert [(one.verdict, one.said) for one in found] == [
+    found = check_hosts([Host("file://", {"file": 2}), Host("s3://bucket", {"file": 1})])
+    assert [(one.verdict, one.detail) for one in found] == [
         ("ok", "on this machine (2 files)"),
         ("ok", "an object store, not asked here (1 file)"),
     ]
@@ -794,14 +794,12 @@ print("a greeting")
 
 
 def test_no_driver(tool):
-    assert driver() == Finding(
-        "devices", "NVIDIA driver", "ok", "not installed: no GPU; models run on the processor"
-    )
+    assert driver() == ok("NVIDIA driver", "not installed: no GPU; models run on the processor")
 
 
 def test_a_driver_with_gpus(tool):
     tool('echo "H200, 143771 MiB, 570.1"\necho "H200, 143771 MiB, 570.1"')
-    assert driver().said == "H200, 143771 MiB, 570.1; H200, 143771 MiB, 570.1"
+    assert driver().detail == "H200, 143771 MiB, 570.1; H200, 143771 MiB, 570.1"
 
 
 @pytest.mark.parametrize(
@@ -814,7 +812,7 @@ def test_a_driver_with_gpus(tool):
 def test_a_driver_that_fails(tool, script: str, said: str):
     tool(script)
     found = driver()
-    assert found.verdict == "note" and said in found.said
+    assert found.verdict == "note" and said in found.detail
 
 
 def test_a_tool_that_cannot_be_started(tool, tmp_path: Path):
@@ -825,11 +823,11 @@ def test_a_tool_that_cannot_be_started(tool, tmp_path: Path):
 
 def test_what_a_framework_sees(package):
     package("torch", TORCH.format(gpus=2, built="'12.8'"))
-    assert framework("torch") == Finding("devices", "torch", "ok", "Fake GPU 0; Fake GPU 1")
+    assert framework("torch") == ok("torch", "Fake GPU 0; Fake GPU 1")
     package("torch", TORCH.format(gpus=0, built="'12.8'"))
-    assert framework("torch").said == "no GPU; models run on the processor"
+    assert framework("torch").detail == "no GPU; models run on the processor"
     package("torch", TORCH.format(gpus=0, built=None))
-    assert framework("torch").said.endswith("(built without GPU support)")
+    assert framework("torch").detail.endswith("(built without GPU support)")
 
 
 @pytest.mark.parametrize(
@@ -848,7 +846,7 @@ def test_what_a_framework_sees(package):
 def test_frameworks_that_are_broken(package, body: str, said: str):
     package("torch", body)
     found = framework("torch")
-    assert found.verdict == "note" and said in found.said and found.advice
+    assert found.verdict == "note" and said in found.detail and found.hint
 
 
 def test_a_framework_that_hangs_is_ended_with_what_it_started(package, tmp_path: Path):
@@ -862,7 +860,7 @@ time.sleep(60)
     began = time.monotonic()
     found = framework("torch", seconds=3.0)
     assert time.monotonic() - began < 30
-    assert found.said == "gave no answer within 3 s"
+    assert found.detail == "gave no answer within 3 s"
     status = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
     end = time.monotonic() + 10
     while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
@@ -877,15 +875,15 @@ def test_a_framework_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_process_that_says_too_much():
     said = probe([sys.executable, "-c", "print('x' * 3_000_000)"], 30)
-    assert said.code == 0 and len(said.out) == doctor._MOST_OUTPUT
+    assert said.returncode == 0 and len(said.stdout) == doctor._MOST_OUTPUT
 
 
 def test_a_framework_that_does_not_see_what_the_driver_sees():
     none = "no GPU; models run on the processor"
-    gpu = Finding("devices", "NVIDIA driver", "ok", "H200, 143771 MiB")
-    blind, seeing = Finding("devices", "torch", "ok", none), Finding("devices", "tensorflow", "ok", "H200")
+    gpu = ok("NVIDIA driver", "H200, 143771 MiB")
+    blind, seeing = ok("torch", none), ok("tensorflow", "H200")
     assert [one.verdict for one in compared([gpu, blind, seeing])] == ["ok", "note", "ok"]
-    absent = Finding("devices", "NVIDIA driver", "ok", f"not installed: {none}")
+    absent = ok("NVIDIA driver", f"not installed: {none}")
     assert compared([absent, blind]) == [absent, blind]
 
 
@@ -903,7 +901,7 @@ class Terminal(io.StringIO):
 
 
 def terminal_told(stream: io.StringIO, **environment: str) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.verdict, one.said) for one in examine_terminal(stream, environment)}
+    return {one.name: (one.verdict, one.detail) for one in check_terminal(stream, environment)}
 
 
 def test_processors_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -911,11 +909,11 @@ def test_processors_and_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2}, raising=False)
     monkeypatch.setattr(doctor, "_CONTROL_GROUP", tmp_path / "memory.max")
     (tmp_path / "memory.max").write_text("500000000\n")
-    found = {one.name: one.said for one in examine_machine()}
+    found = {one.name: one.detail for one in check_machine()}
     assert found["processors"] == "3 of 64"
     assert found["memory"].endswith("500.0 MB granted to this container")
     (tmp_path / "memory.max").write_text("max\n")
-    assert "granted" not in {one.name: one.said for one in examine_machine()}["memory"]
+    assert "granted" not in {one.name: one.detail for one in check_machine()}["memory"]
 
 
 @pytest.mark.parametrize(

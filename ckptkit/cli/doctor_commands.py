@@ -56,10 +56,10 @@ def print_examination(output: Output, found: Examination) -> None:
 
 def _print_finding(output: Output, finding: Finding, width: int) -> None:
     mark = f"{finding.verdict:<{_MARGIN - 4}}"
-    shown = f"  {mark}  {finding.name:<{width}}  {finding.said}"
+    shown = f"  {mark}  {finding.name:<{width}}  {finding.detail}"
     output.text(shown, marked=mark, fg=_COLOURS[finding.verdict])
-    if finding.advice:
-        output.text(" " * (_MARGIN + width + 2) + finding.advice)
+    if finding.hint:
+        output.text(" " * (_MARGIN + width + 2) + finding.hint)
 
 
 def _verdict(found: Examination) -> str:

@@ -39,7 +39,7 @@ def test_offline_on_a_machine_where_all_is_well(run: Runner):
 def test_json(run: Runner):
     values = json.loads(run("doctor", "--json", "--offline").out)
     assert values["ok"] is True and values["problems"] == 0
-    assert {"section", "name", "verdict", "said", "advice"} == set(values["findings"][0])
+    assert {"section", "name", "verdict", "detail", "hint"} == set(values["findings"][0])
 
 
 def test_a_problem_is_said_with_what_to_do(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
