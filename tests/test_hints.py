@@ -30,7 +30,7 @@ import ckptkit
 from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.app import main
 from ckptkit.families.moganet import MogaNet
-from ckptkit.formats.mapped_file import MappedReader
+from ckptkit.formats.readers import MappedReader
 from ckptkit.registry import load_registry
 from ckptkit.store.cache import Home
 from ckptkit.store.lockfile import LockFile

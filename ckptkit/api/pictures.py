@@ -348,7 +348,7 @@ def calibrate(
     )
     from ckptkit.analysis.model_source import named_source
     from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.replacing import refuse_existing_checkpoint
+    from ckptkit.formats.writing import refuse_existing_checkpoint
 
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     options = CalibrationOptions(paths, images, batch_size, workers, device)

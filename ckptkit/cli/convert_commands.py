@@ -115,7 +115,7 @@ def convert(
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
     from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
-    from ckptkit.formats.replacing import refuse_existing_checkpoint
+    from ckptkit.formats.writing import refuse_existing_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()

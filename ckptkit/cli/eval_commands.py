@@ -285,7 +285,7 @@ def calibrate(
         refuse_name,
     )
     from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.replacing import refuse_existing_checkpoint
+    from ckptkit.formats.writing import refuse_existing_checkpoint
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)

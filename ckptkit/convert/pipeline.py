@@ -21,8 +21,8 @@ from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import without_ending
-from ckptkit.formats.replacing import files_at, refuse_existing_checkpoint
 from ckptkit.formats.shards import INDEX_ENDINGS, shards_of
+from ckptkit.formats.writing import files_at, refuse_existing_checkpoint
 from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:

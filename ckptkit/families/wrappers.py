@@ -11,7 +11,7 @@ from ckptkit.base.errors import ConversionError, NotFoundError, command
 from ckptkit.families.base import recognise, resembles_a_model
 from ckptkit.formats.base import AVERAGING_COUNTERS, Reader, Weights
 from ckptkit.formats.detect import open_reader
-from ckptkit.formats.renamed import Renamed
+from ckptkit.formats.readers import Renamed
 
 _MODULE = "module."
 _AROUND = frozenset(

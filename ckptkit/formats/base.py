@@ -34,6 +34,13 @@ Check = Callable[[Path], None]
 """Looks at a written checkpoint and raises when it is not what it should be."""
 
 HEAD_BYTES = 4096
+HDF5_MARK = b"\x89HDF\r\n\x1a\n"
+TABLE_MARK = (0xDB4775248B80FB57).to_bytes(8, "little")
+"""What ends the index of a TensorFlow checkpoint, and a checkpoint of the first format."""
+_LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""The number that begins the pickle stream of torch.save before its zip archives."""
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""How gzip, bzip2, xz and zstd begin."""
 _BOM = b"\xef\xbb\xbf"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -79,6 +86,31 @@ class Sample:
     def is_tar(self) -> bool:
         """Whether it begins as a tar archive that is not packed."""
         return self.head[257:262] == b"ustar"
+
+    @cached_property
+    def is_packed(self) -> bool:
+        """Whether it begins as a compressed file does, an archive or not."""
+        return self.head.startswith(_PACKED)
+
+    @cached_property
+    def is_hdf5(self) -> bool:
+        """Whether it begins as an HDF5 file."""
+        return self.head.startswith(HDF5_MARK)
+
+    @cached_property
+    def is_table(self) -> bool:
+        """Whether it ends as a sorted table, such as the index of a TensorFlow checkpoint."""
+        return self.tail == TABLE_MARK
+
+    @cached_property
+    def is_pickle(self) -> bool:
+        """Whether it begins as a pickle of protocol 2 or later."""
+        return self.head[:1] == b"\x80"
+
+    @cached_property
+    def is_torch_pickle(self) -> bool:
+        """Whether it is the stream of pickles that torch.save wrote before its zip archives."""
+        return self.is_pickle and _LEGACY_TORCH in self.head[:64]
 
     @cached_property
     def zip_names(self) -> Sequence[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,35 @@ from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.base import Format, Opening, Reader, Sample, Writer
 
 _TORCH_TAR = {"pickle", "storages", "tensors"}
-HDF5 = b"\x89HDF\r\n\x1a\n"
-LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-"""The number that begins the pickle stream of torch.save before its zip archives."""
-TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-"""What ends the index of a TensorFlow checkpoint, and a checkpoint of the first format."""
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
-"""How gzip, bzip2, xz and zstd begin."""
 
 
-class Safetensors(Format):
+class BuiltIn(Format):
+    """A format whose reader and writer are found by ``module:class`` when they are needed."""
+
+    reader_class: str
+    writer_class: str
+    opening: Sequence[str] = ()  # what of `Opening` its reader takes
+
+    def open(self, path: Path, how: Opening) -> Reader:
+        """Open it with the reader of its module."""
+        options = {name: getattr(how, name) for name in self.opening}
+        reader: Reader = _attribute(self.reader_class)(path, **options)
+        return reader
+
+    def writer(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
+    ) -> Writer:
+        """Start the writer of its module."""
+        writer: Writer = _attribute(self.writer_class)(path, specs, metadata, **more)
+        return writer
+
+
+def _attribute(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"ckptkit.formats.{module}"), name)
+
+
+class Safetensors(BuiltIn):
     """Safetensors files. Tried first: they begin with a length, whose bytes may be another format's mark."""
 
     name = title = "safetensors"
@@ -35,32 +55,19 @@ class Safetensors(Format):
     aliases = ("st",)
     any_names = True
     shards = True
+    reader_class, writer_class = "safetensors:SafetensorsReader", "safetensors:SafetensorsWriter"
 
     def matches(self, sample: Sample) -> bool:
         """By the length of the header and its first character."""
         length = int.from_bytes(sample.head[:8], "little")
         return len(sample.head) > 8 and sample.head[8:9] == b"{" and length < 1 << 40
 
-    def open(self, path: Path, how: Opening) -> Reader:
-        """Map the file."""
-        from ckptkit.formats.safetensors import SafetensorsReader
-
-        return SafetensorsReader(path)
-
     def holds(self, spec: TensorSpec) -> bool:
         """What the header has a name for."""
         return spec.dtype.safetensors is not None
 
-    def writer(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
-    ) -> Writer:
-        """Start a file, or shards."""
-        from ckptkit.formats.safetensors import SafetensorsWriter
 
-        return SafetensorsWriter(path, specs, metadata, **more)
-
-
-class Torch(Format):
+class Torch(BuiltIn):
     """What torch.save has written over the years: zip archives, pickle streams, tar archives."""
 
     name = "torch"
@@ -70,12 +77,12 @@ class Torch(Format):
     aliases = ("pytorch", "pt", "pth")
     checksum = "zip CRC-32"
     shares_tensors = True
+    reader_class, writer_class = "torch_reader:TorchReader", "torch_writer:TorchWriter"
+    opening = ("state_dict", "weights", "as_saved")
 
     def matches(self, sample: Sample) -> bool:
         """By a pickle, in an archive or by itself, that is not of another library."""
         if sample.is_folder:
-            from ckptkit.formats.folders import is_unpacked_torch
-
             return is_unpacked_torch(sample.path)
         if sample.is_zip:
             return any(name.endswith("/data.pkl") for name in sample.zip_names)
@@ -86,28 +93,29 @@ class Torch(Format):
 
         return is_pickle(sample.head[:MAX_PICKLE_HEAD], sample.tail) and foreign_pickle(sample) is None
 
-    def open(self, path: Path, how: Opening) -> Reader:
-        """Read the pickle; nothing that it names is imported or called."""
-        from ckptkit.formats.torch_reader import TorchReader
-
-        return TorchReader(path, state_dict=how.state_dict, weights=how.weights, as_saved=how.as_saved)
-
     def holds(self, spec: TensorSpec) -> bool:
         """What a state dict can be unpickled to."""
         from ckptkit.formats.torch_writer import holds
 
         return holds(spec)
 
-    def writer(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
-    ) -> Writer:
-        """Start a zip archive."""
-        from ckptkit.formats.torch_writer import TorchWriter
 
-        return TorchWriter(path, specs, metadata, **more)
+def is_unpacked_torch(folder: Path) -> bool:
+    """Whether a folder is what unzipping a file of torch.save gives."""
+    return (folder / "data.pkl").is_file() and ((folder / "data").is_dir() or (folder / "version").is_file())
 
 
-class Tf(Format):
+def _is_torch_tar(sample: Sample) -> bool:
+    """The first PyTorch files were tar archives; TensorFlow checkpoints are published in them."""
+    from ckptkit.formats.mapped_file import MappedFile
+    from ckptkit.formats.torch_reader import tar_members
+
+    with contextlib.closing(MappedFile(sample.path)) as file, contextlib.suppress(FormatError):
+        return tar_members(file).keys() >= _TORCH_TAR
+    return False  # the TensorFlow reader's own walk says what is wrong with it
+
+
+class Tf(BuiltIn):
     """TensorFlow V2 checkpoints, which go by a prefix: an index and data files, or an archive of them."""
 
     name = "tf"
@@ -117,24 +125,19 @@ class Tf(Format):
     layout = "keras"
     checksum = "crc32c"
     one_file = False
+    reader_class, writer_class = "tf_bundle:TfBundleReader", "tf_bundle:TfBundleWriter"
 
     def matches(self, sample: Sample) -> bool:
         """By the end of its index, less whole checkpoints of the first format; or by an archive."""
-        if sample.tail == TABLE_MAGIC:
+        if sample.is_table:
             from ckptkit.formats.foreign import is_tf_v1
 
             return not is_tf_v1(sample.path)
-        if sample.head.startswith(PACKED):
+        if sample.is_packed:
             from ckptkit.formats.tar import packer_of_a_single_file
 
             return packer_of_a_single_file(sample.path) is None
         return sample.is_tar and not _is_torch_tar(sample)
-
-    def open(self, path: Path, how: Opening) -> Reader:
-        """Read the index, and map data files when they are asked for."""
-        from ckptkit.formats.tf_bundle import TfBundleReader
-
-        return TfBundleReader(path)
 
     def holds(self, spec: TensorSpec) -> bool:
         """What the index has a number for."""
@@ -146,16 +149,8 @@ class Tf(Format):
         yield from path.parent.glob(f"{name}.index")
         yield from path.parent.glob(f"{name}.data-*-of-*")
 
-    def writer(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
-    ) -> Writer:
-        """Start an index and one data file."""
-        from ckptkit.formats.tf_bundle import TfBundleWriter
 
-        return TfBundleWriter(path, specs, metadata, **more)
-
-
-class Keras(Format):
+class Keras(BuiltIn):
     """Weights of every Keras, which are HDF5 files, and whole models of Keras 3, which are zip archives."""
 
     name = "keras"
@@ -165,6 +160,8 @@ class Keras(Format):
     layout = "keras"
     only_usual_layout = True
     names_rule = "Keras finds variables by layer and number, as in layers/dense/vars/0"
+    reader_class, writer_class = "keras:KerasH5Reader", "keras:KerasH5Writer"
+    opening = ("is_shard",)
 
     def matches(self, sample: Sample) -> bool:
         """By the mark of HDF5, or by the weights in an archive."""
@@ -172,13 +169,7 @@ class Keras(Format):
             from ckptkit.formats.keras import KERAS_MEMBER
 
             return KERAS_MEMBER in sample.zip_names
-        return sample.head.startswith(HDF5)
-
-    def open(self, path: Path, how: Opening) -> Reader:
-        """Read the tree of groups, and map datasets that are in one piece."""
-        from ckptkit.formats.keras import KerasH5Reader
-
-        return KerasH5Reader(path, is_shard=how.is_shard)
+        return sample.is_hdf5
 
     def holds(self, spec: TensorSpec) -> bool:
         """What HDF5 describes."""
@@ -192,16 +183,8 @@ class Keras(Format):
 
         return unloadable(names)
 
-    def writer(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
-    ) -> Writer:
-        """Start a file of weights as Keras 3 lays it out."""
-        from ckptkit.formats.keras import KerasH5Writer
 
-        return KerasH5Writer(path, specs, metadata, **more)
-
-
-class Npz(Format):
+class Npz(BuiltIn):
     """Archives of numpy arrays."""
 
     name = title = "npz"
@@ -209,40 +192,17 @@ class Npz(Format):
     aliases = ("numpy", "np")
     any_names = True
     checksum = "zip CRC-32"
+    reader_class, writer_class = "npz:NpzReader", "npz:NpzWriter"
 
     def matches(self, sample: Sample) -> bool:
         """By an array in a zip archive."""
         return any(name.endswith(".npy") for name in sample.zip_names)
-
-    def open(self, path: Path, how: Opening) -> Reader:
-        """Map stored arrays; compressed ones are unpacked when read."""
-        from ckptkit.formats.npz import NpzReader
-
-        return NpzReader(path)
 
     def holds(self, spec: TensorSpec) -> bool:
         """What numpy has a name for."""
         from ckptkit.formats.npz import descr
 
         return descr(spec.dtype) is not None
-
-    def writer(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], **more: Any
-    ) -> Writer:
-        """Start an archive, not compressed."""
-        from ckptkit.formats.npz import NpzWriter
-
-        return NpzWriter(path, specs, metadata, **more)
-
-
-def _is_torch_tar(sample: Sample) -> bool:
-    """The first PyTorch files were tar archives; TensorFlow checkpoints are published in them."""
-    from ckptkit.formats.mapped_file import MappedFile
-    from ckptkit.formats.torch_reader import tar_members
-
-    with contextlib.closing(MappedFile(sample.path)) as file, contextlib.suppress(FormatError):
-        return tar_members(file).keys() >= _TORCH_TAR
-    return False  # the TensorFlow reader's own walk says what is wrong with it
 
 
 BUILT_IN: Mapping[str, Format] = {
@@ -261,11 +221,6 @@ def added() -> Mapping[str, Format]:
 def format_of(name: str) -> Format:
     """The format of a name that is exact: from a reader, a registry, or an option that has been looked up.
 
-    Raises
-    ------
-    UsageError
-        There is none.
-
     Examples
     --------
     >>> format_of("keras").endings
@@ -282,8 +237,9 @@ def may_begin(format: str, head: bytes) -> bool:
     sample = Sample(Path(), head)
     return (
         format not in BUILT_IN
-        or head.startswith((b"\x80", HDF5[:4], *PACKED))
-        or head[:2] == b"PK"
-        or head[8:9] == b"{"  # safetensors
+        or sample.is_pickle
+        or sample.is_packed
         or sample.is_tar
+        or head.startswith((b"PK", b"\x89HDF"))
+        or head[8:9] == b"{"  # safetensors
     )

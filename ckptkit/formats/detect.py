@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptkit.base.errors import FormatError, NotFoundError, UsageError
-from ckptkit.formats.base import Format, Opening, Reader, Sample, Weights, Writer
-from ckptkit.formats.builtin import BUILT_IN, HDF5, LEGACY_TORCH, PACKED, TABLE_MAGIC, added, format_of
-from ckptkit.formats.foreign import Foreign, foreign_pickle, of_distcp, of_zip, packed
-from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, numbered
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
+from ckptkit.base.files import TEMPORARY
+from ckptkit.formats import foreign
+from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
+from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_unpacked_torch
+from ckptkit.formats.shards import INDEX_ENDINGS, ShardedReader, index_beside, index_of, numbered, shards_of
 
 _ZIP_END = b"PK\x05\x06"
 _ZIP_REACH = 0xFFFF + 22
@@ -91,7 +95,7 @@ def _opened(sample: Sample, how: Opening) -> Reader:
             return open_it(sample, how)
     if _is_shard_index(sample) and not how.is_shard:
         return _open_shards(sample.path, how)
-    if not sample.head.startswith(PACKED):
+    if not sample.is_packed:
         _refuse_second_kind(sample)
     format = _format_of(sample)
     if format is None:
@@ -112,19 +116,19 @@ def _added_format_of(sample: Sample) -> Format | None:
 def _not_a_checkpoint(sample: Sample) -> FormatError:
     path = sample.path
     if sample.is_zip:
-        return of_zip(path, sample.zip_names).error(path)
-    if sample.head.startswith(PACKED):
+        return foreign.of_zip(path, sample.zip_names).error(path)
+    if sample.is_packed:
         from ckptkit.formats.tar import packer_of_a_single_file
 
         if single := packer_of_a_single_file(path):
-            return packed(path, *single).error(path)
+            return foreign.packed(path, *single).error(path)
     if places := _hdf5_places(sample):
         return FormatError(
             path,
             f"is an HDF5 file behind a user block of {places[0]} bytes: not supported",
             hint="write it again without one",
         )
-    found = Foreign.of(sample)
+    found = foreign.Foreign.of(sample)
     if found is not None:
         return found.error(path)
     *titles, last = (format.title for format in (*BUILT_IN.values(), *added().values()))
@@ -195,7 +199,7 @@ def _open_shards(path: Path, how: Opening) -> Reader:
     reader: Reader = ShardedReader(path, lambda path: _open(path, shard))
     names = reader.specs.keys() | reader.left_out.keys()
     if reader.format == "torch" and not how.as_saved and all(name.startswith(PREFIX) for name in names):
-        from ckptkit.formats.renamed import Renamed
+        from ckptkit.formats.readers import Renamed
 
         note = f"the prefix '{PREFIX}' of every name is left out"
         return Renamed(reader, {name: name.removeprefix(PREFIX) for name in names}, note)
@@ -204,8 +208,6 @@ def _open_shards(path: Path, how: Opening) -> Reader:
 
 def _open_folder(sample: Sample, how: Opening) -> Reader:
     """A folder that is a checkpoint, or the one checkpoint in it."""
-    from ckptkit.formats.folders import checkpoint_in
-
     if BUILT_IN["torch"].matches(sample):
         return BUILT_IN["torch"].open(sample.path, how)
     kinds = (_looks_like_checkpoint, _looks_like_pickle_or_archive, _looks_added)
@@ -228,15 +230,14 @@ def _looks_like_checkpoint(path: Path) -> bool:
             return any(BUILT_IN[name].matches(sample) for name in ("torch", "npz", "keras"))
         except FormatError:
             return True  # opening it says what is wrong with it
-    is_legacy_torch = sample.head[:1] == b"\x80" and LEGACY_TORCH in sample.head[:64]
-    return BUILT_IN["safetensors"].matches(sample) or is_legacy_torch or sample.head.startswith(HDF5)
+    return BUILT_IN["safetensors"].matches(sample) or sample.is_torch_pickle or sample.is_hdf5
 
 
 def _looks_like_pickle_or_archive(path: Path) -> bool:
     sample = Sample(path)
-    if sample.head[:1] == b"\x80":
-        return foreign_pickle(sample) is None
-    return sample.head.startswith(PACKED) or sample.is_tar
+    if sample.is_pickle:
+        return foreign.foreign_pickle(sample) is None
+    return sample.is_packed or sample.is_tar
 
 
 def _looks_added(path: Path) -> bool:
@@ -248,7 +249,7 @@ def _refuse_missing(sample: Sample, _how: Opening) -> Reader:
 
 
 def _refuse_distcp(sample: Sample, _how: Opening) -> Reader:
-    raise of_distcp(sample.path).error(sample.path)
+    raise foreign.of_distcp(sample.path).error(sample.path)
 
 
 def _refuse_special(sample: Sample, _how: Opening) -> Reader:
@@ -267,6 +268,155 @@ _PATHS: tuple[tuple[Callable[[Sample], bool], Callable[[Sample, Opening], Reader
 )
 
 
+# -- folders: the only checkpoint in it, or the one that its own files name -------------------
+
+_MAX_ENTRIES = 20_000
+_MAX_DEPTH = 3
+_SHOWN = 5
+_HUGGING_FACE = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "tf_model.h5",
+)
+"""What Hugging Face's libraries look for, best first: the same weights in several formats."""
+
+_BESIDE_IT = (
+    *(*_HUGGING_FACE, "consolidated*.safetensors", "consolidated*.pth"),
+    *("tf_model.h5.index.json", "tf_model-*.h5", "flax_model.msgpack.index.json"),
+)
+_TRAINING = (
+    *("optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "scaler.pt", "training_args.bin"),
+    *("rng_state*.pth", "random_states_*.pkl"),
+)
+"""What trainers write beside the weights: state of their own."""
+
+IsCheckpoint = Callable[[Path], bool]
+
+
+def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
+    """The checkpoint of a folder: a file, a prefix, or a folder that is one.
+
+    A kind says whether a file looks like a checkpoint; the next is asked where those before find none.
+    """
+    shown = f"{str(folder).rstrip(os.sep)}{os.sep}"
+    names = _names(folder)
+    if not names:
+        raise FormatError(shown, "is empty")
+    snapshot = _snapshot(folder, names)
+    if snapshot is not None:
+        return checkpoint_in(snapshot, *kinds)
+    refused = foreign.of_folder(folder, names)
+    if refused is not None:
+        raise refused.error(shown)
+    found: list[Path] = []
+    for kind in kinds:
+        found = found or _found(folder, names, kind)
+        refused = None if found else foreign.of_training_folder(folder, names)
+        if refused is not None:
+            raise refused.error(shown)
+        found = found or _below(folder, names, kind)
+    if not found:
+        raise _nothing(folder, shown, names)
+    indexes = {index_of(path.name) for path in found}
+    if None not in indexes:
+        missing = ", ".join(sorted(filter(None, indexes)))
+        shards = "a shard without its" if len(found) == 1 else f"{len(found)} shards without their"
+        raise FormatError(shown, f"holds {shards} index", hint=f"fetch {missing}, too")
+    if len(found) > 1:
+        choices = [path.relative_to(folder).as_posix() for path in found]
+        raise UsageError(
+            f"{shown} holds {len(found)} checkpoints", hint=f"name one: {listed(choices, _SHOWN)}"
+        )
+    return found[0]
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder, without hidden files of other programs and our own temporary ones."""
+    names = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith((TEMPORARY, "._")) and entry.name != ".DS_Store":
+                    names.append(entry.name)
+                if len(names) > _MAX_ENTRIES:
+                    raise UsageError(f"{folder}: more than {_MAX_ENTRIES} files", hint="name the checkpoint")
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    return sorted(names)
+
+
+def _snapshot(folder: Path, names: list[str]) -> Path | None:
+    """The snapshot that a folder of Hugging Face's cache means: that of its branch main."""
+    main = folder / "refs" / "main"
+    if "snapshots" not in names or not main.is_file():
+        return None
+    with main.open("rb") as file:
+        revision = file.read(100).decode("utf-8", "replace").strip()
+    snapshot = folder / "snapshots" / revision
+    return snapshot if re.fullmatch(r"[0-9a-f]+", revision) and snapshot.is_dir() else None
+
+
+def _found(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[Path]:
+    """Every checkpoint at the top of a folder, less shards of others and copies in other formats."""
+    if is_unpacked_torch(folder):
+        return [folder]
+    indexes = [folder / name for name in names if name.endswith(INDEX_ENDINGS)]
+    covered = {shard for index in indexes for shard in shards_of(index)}
+    from ckptkit.formats.tf_bundle import prefixes_in  # not for those who write other formats
+
+    found = {*prefixes_in(folder), *indexes}
+    for name in names:
+        of_training = any(fnmatchcase(name, pattern) for pattern in _TRAINING)
+        of_others = name in covered or (indexes and numbered(name)) or name.startswith(".")
+        path = folder / name
+        if not (of_training or of_others) and path.is_file() and is_checkpoint(path):
+            found.add(path)
+    best = next((folder / name for name in _HUGGING_FACE if folder / name in found), None)
+    if best is not None:
+        found -= {path for path in found - {best} if any(fnmatchcase(path.name, p) for p in _BESIDE_IT)}
+    return sorted(found)
+
+
+def _below(folder: Path, names: list[str], is_checkpoint: IsCheckpoint) -> list[Path]:
+    """Every checkpoint of the folders below, to some depth; links to folders are followed no further."""
+    found: list[Path] = []
+    left = _MAX_ENTRIES
+    for below, its_names in _folders(folder, names, _MAX_DEPTH):
+        left -= len(its_names)
+        if left < 0:
+            raise UsageError(f"{folder}: more than {_MAX_ENTRIES} files below it", hint="name the checkpoint")
+        found += _found(below, its_names, is_checkpoint)
+    return found
+
+
+def _folders(folder: Path, names: list[str], depth: int) -> Iterator[tuple[Path, list[str]]]:
+    """The folders below that may hold checkpoints, with the names in each."""
+    for name in names:
+        below = folder / name
+        if not name.startswith(".") and below.is_dir() and not below.is_symlink():
+            its_names = _names(below)
+            yield below, its_names
+            if depth > 1 and not is_unpacked_torch(below):
+                yield from _folders(below, its_names, depth - 1)
+
+
+def _nothing(folder: Path, shown: str, names: list[str]) -> FormatError:
+    """The refusal of a folder without a checkpoint: the first thing in it that has a name says what it is."""
+    for below, its_names in _folders(folder, names, 1):
+        found = foreign.of_folder(below, its_names) or foreign.of_training_folder(below, its_names)
+        if found is not None:
+            return FormatError(shown, f"holds {found.what}: {below.name}{os.sep}", hint=found.hint)
+    for name in names:
+        if (folder / name).is_file():
+            sample = Sample(folder / name)
+            found = foreign.Foreign.of(sample, texts=name.endswith(foreign.LIKELY))
+            if found is not None:
+                return FormatError(shown, f"holds no checkpoint; {name} is {found.what}", hint=found.hint)
+    return FormatError(shown, f"holds no checkpoint, only {listed(names, _SHOWN)}")
+
+
 # -- files of two kinds --------------------------------------------------------------------------------------
 
 
@@ -279,9 +429,9 @@ def _refuse_second_kind(sample: Sample) -> None:
         "a zip archive": sample.is_zip or (not is_tar and _ends_as_zip(sample)),
         "a tar archive": is_tar,
         "an HDF5 file": is_hdf5,
-        "a TensorFlow index": sample.tail == TABLE_MAGIC,
+        "a TensorFlow index": sample.is_table,
         "a safetensors file": is_safetensors and int.from_bytes(head[:8], "little") < sample.size,
-        "a pickle": head[:1] == b"\x80" and LEGACY_TORCH in head[:64],
+        "a pickle": sample.is_torch_pickle,
     }
     found = [kind for kind, is_one in kinds.items() if is_one]
     if len(found) > 1 and not (sample.is_zip and len(found) == 2 and is_hdf5 and _are_members(sample)):
@@ -294,13 +444,13 @@ def _refuse_second_kind(sample: Sample) -> None:
 
 def _hdf5_places(sample: Sample) -> list[int]:
     """Where an HDF5 file could begin that is in this one: programs look at powers of two for it."""
-    places = [0, *(512 << power for power in range(40) if 512 << power < sample.size - len(HDF5))]
-    return [at for at in places if _around(sample, at).startswith(HDF5)]
+    places = [0, *(512 << power for power in range(40) if 512 << power < sample.size - len(HDF5_MARK))]
+    return [at for at in places if _around(sample, at).startswith(HDF5_MARK)]
 
 
 def _around(sample: Sample, offset: int) -> bytes:
-    end = offset + len(HDF5)
-    return sample.head[offset:end] if end <= len(sample.head) else sample.read(offset, len(HDF5))
+    end = offset + len(HDF5_MARK)
+    return sample.head[offset:end] if end <= len(sample.head) else sample.read(offset, len(HDF5_MARK))
 
 
 def _ends_as_zip(sample: Sample) -> bool:

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.formats.base import HEAD_BYTES, Sample
-from ckptkit.formats.builtin import BUILT_IN, TABLE_MAGIC
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
 
 _SCAN_BYTES = 256 << 20
@@ -27,12 +26,8 @@ _PROTO_FIELDS = 64
 _PROTO_HEAD = 64
 
 LIKELY = (
-    *(ending for format in BUILT_IN.values() for ending in format.endings),
-    ".h5",
-    ".hdf5",
-    ".keras",
-    ".index",
-    ".pkl",
+    *(".safetensors", ".pth", ".pt", ".bin", ".pth.tar", ".pt.tar", ".ckpt", ".npz"),
+    *(".weights.h5", ".h5", ".hdf5", ".keras", ".index", ".pkl"),
 )
 """What checkpoints are usually called: only for saying which of an archive's members may be one."""
 
@@ -461,7 +456,7 @@ def is_tf_v1(path: Path) -> bool:
 
 
 def _table(sample: Sample) -> Foreign | None:
-    if len(sample.head) < 48 or sample.tail != TABLE_MAGIC:
+    if len(sample.head) < 48 or not sample.is_table:
         return None
     return tf_v1(sample.path) if is_tf_v1(sample.path) else None
 

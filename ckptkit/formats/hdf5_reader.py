@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType
+from ckptkit.formats.base import HDF5_MARK
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 
 UNDEFINED = (1 << 64) - 1
@@ -203,8 +204,6 @@ class Piece:
 # default), links in the group's header, and links in a heap (many members, with ``track_order`` or
 # ``libver="latest"``). Links to other files are refused.
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
-
 OLD_FILL_VALUE, FILL_VALUE = 0x04, 0x05
 DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT, FILTERS = 1, 2, 3, 6, 7, 8, 0x0B
 ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0C, 0x10, 0x11, 0x15
@@ -295,7 +294,7 @@ class Hdf5File(Hdf5Bytes):
 
     def _superblock(self) -> int:
         head = self.piece(0, 9, "the superblock")
-        head.expect(MAGIC, "HDF5 superblock")
+        head.expect(HDF5_MARK, "HDF5 superblock")
         version = head.number(1)
         if version in (0, 1):
             body = self.piece(9, 87 + 4 * version, "the superblock")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
+from ckptkit.formats.base import HDF5_MARK
 from ckptkit.formats.hdf5_reader import (
     ATTRIBUTE,
     BOOLEAN,
@@ -26,7 +27,6 @@ from ckptkit.formats.hdf5_reader import (
     IMPLIED_BIT,
     INTEGER,
     LAYOUT,
-    MAGIC,
     MAX_DEPTH,
     MAX_NAME,
     OPAQUE,
@@ -154,7 +154,7 @@ class _Builder:
         versions = bytes((0, 0, 0, 0, 0, 8, 8, 0))
         end = self._start + len(self.tail)
         return (
-            MAGIC
+            HDF5_MARK
             + versions
             + struct.pack("<HHI", _LEAF_K, self._internal_k, 0)
             + struct.pack("<QQQQ", 0, UNDEFINED, end, UNDEFINED)

@@ -37,9 +37,10 @@ from ckptkit.formats.hdf5_reader import (
 )
 from ckptkit.formats.hdf5_writer import Hdf5Layout, hdf5_layout
 from ckptkit.formats.json_text import parse_metadata
-from ckptkit.formats.mapped_file import MappedFile, MappedReader
+from ckptkit.formats.mapped_file import MappedFile
+from ckptkit.formats.readers import MappedReader
 from ckptkit.formats.shards import index_beside, shards_of
-from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json, put_at
+from ckptkit.formats.writing import SingleFileWriter, metadata_json, put_at
 from ckptkit.formats.zip import DEFLATED, STORED, CheckedMembers, read_directory
 
 KERAS_MEMBER = "model.weights.h5"

@@ -1,4 +1,4 @@
-"""A file as one read-only memory map, from which tensors are handed out as views."""
+"""A file as one read-only memory map, from which ranges are handed out as views and bytes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import overload
 
 from ckptkit.base.checksums import crc32
 from ckptkit.base.errors import FormatError, NotFoundError, storage_error
-from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
-from ckptkit.formats.base import Reader
+from ckptkit.base.tensors import Array, DType
 
 MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
@@ -196,93 +193,3 @@ class _Unmapped:
 def _strides(shape: Sequence[int], itemsize: int) -> list[int]:
     """Bytes from one element to the next along each axis, in C order."""
     return [itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
-class MappedReader(Reader):
-    """A reader of mapped files: `read` and `raw` hand out nothing before the checksum that covers it held."""
-
-    _files: list[MappedFile]
-    _also: Mapping[str, str] = MappingProxyType({})
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._file = MappedFile(self.path)
-        self._files = [self._file]
-        try:
-            self._open()
-        except BaseException:  # Ctrl+C too
-            self.close()
-            raise
-
-    def _open(self) -> None:
-        """Read the file's description of its tensors."""
-        raise NotImplementedError
-
-    @property
-    def extras(self) -> Mapping[str, str]:
-        """What else is in the file, in detail."""
-        return self._also
-
-    def read(self, name: str) -> Array:
-        """Read-only array of one tensor."""
-        self._hold(name)
-        return self._read(name)
-
-    def raw(self, name: str) -> RawTensor | None:
-        """The bytes of one tensor, without numpy; None where they are not in C order."""
-        self._hold(name)
-        return self._raw(name)
-
-    def _read(self, name: str) -> Array:
-        raise NotImplementedError
-
-    def _raw(self, _name: str) -> RawTensor | None:
-        return None
-
-    def _check_bytes(self, name: str) -> None:
-        """Compare the stored checksum of a tensor's bytes, where reading them does not do it."""
-
-    def _require(self, name: str) -> None:
-        if name not in self.specs:
-            raise NotFoundError(f"{self.path}: no tensor {name!r}")
-
-    @cached_property
-    def _held(self) -> set[str]:
-        return set()
-
-    def _hold(self, name: str) -> None:
-        """Check a tensor before it is handed out for the first time."""
-        if name in self._held:
-            return
-        self._require(name)
-        self._check_bytes(name)
-        if self.specs[name].dtype.kind == "bool":
-            refuse_odd_bools(self.path, name, self._raw(name) or self._read(name))
-        self._held.add(name)
-
-    def close(self) -> None:
-        """Unmap and close; views handed out must not be used after."""
-        for file in self._files:
-            file.close()
-
-
-def refuse_odd_bools(path: Path, name: str, stored: Array | RawTensor) -> None:
-    """Raise FormatError for a byte other than 0 and 1, which is true for some programs and 2 for others."""
-    for piece in byte_pieces(stored):
-        if odd := bytes(piece).translate(None, b"\0\1"):
-            raise FormatError(
-                path,
-                f"bool tensor {name!r} holds byte {odd[0]:#04x}, which is neither false nor true",
-                hint="write it again with bools of 0 and 1",
-            )
-
-
-def whole_bytes(path: Path, spec: TensorSpec) -> DType:
-    """Element type of the array that a tensor is read as; FormatError where it can be none."""
-    dtype = array_dtype(spec)
-    if dtype is None:
-        raise FormatError(
-            path,
-            f"tensor {spec.name!r}: no array can hold it, its elements ({spec.dtype}) are not whole bytes",
-        )
-    return dtype

@@ -21,9 +21,10 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.formats.json_text import parse_metadata
-from ckptkit.formats.mapped_file import MAX_DIMS, MappedReader
+from ckptkit.formats.mapped_file import MAX_DIMS
 from ckptkit.formats.members import unsafe_name
-from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json
+from ckptkit.formats.readers import MappedReader
+from ckptkit.formats.writing import SingleFileWriter, metadata_json
 from ckptkit.formats.zip import (
     DEFLATED,
     STORED,

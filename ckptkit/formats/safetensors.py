@@ -20,10 +20,10 @@ from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync
 from ckptkit.base.tensors import KNOWN, Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
-from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader, whole_bytes
-from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
+from ckptkit.formats.readers import MappedReader, whole_bytes
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
-from ckptkit.formats.tensor_writer import TensorWriter, put_at
+from ckptkit.formats.writing import TensorWriter, put_at, put_in_place, refuse_existing_checkpoint
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000

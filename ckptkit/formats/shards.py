@@ -18,7 +18,7 @@ from ckptkit.base.errors import CkptkitError, FormatError
 from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import strict_json, utf8
 from ckptkit.formats.mapped_file import MappedFile
-from ckptkit.formats.renamed import Relay
+from ckptkit.formats.readers import Relay
 
 EXTENSION = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"

@@ -32,11 +32,10 @@ from ckptkit.base.files import (
 from ckptkit.base.tensors import DTYPES, Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.formats import foreign
 from ckptkit.formats.base import Check
-from ckptkit.formats.mapped_file import MappedFile, MappedReader, refuse_odd_bools, whole_bytes
+from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.protobuf_wire import WireError
-from ckptkit.formats.replacing import put_in_place, refuse_existing_checkpoint
+from ckptkit.formats.readers import MappedReader, refuse_odd_bools, whole_bytes
 from ckptkit.formats.tar import iter_safe_members
-from ckptkit.formats.tensor_writer import TensorWriter, put_at
 from ckptkit.formats.tf_index import (
     BundleEntry,
     BundleHeader,
@@ -58,6 +57,7 @@ from ckptkit.formats.tf_object_graph import (
     string_checksum,
     variable_names,
 )
+from ckptkit.formats.writing import TensorWriter, put_at, put_in_place, refuse_existing_checkpoint
 
 _SHARD_NAME = re.compile(r"\.data-\d{5}-of-\d{5}$")
 _STATE_PATH = re.compile(

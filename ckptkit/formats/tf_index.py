@@ -21,6 +21,7 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import FormatError, NotFoundError, storage_error
 from ckptkit.base.tensors import KNOWN, DType
+from ckptkit.formats.base import TABLE_MARK
 from ckptkit.formats.json_text import JsonError, parse_json
 from ckptkit.formats.protobuf_wire import (
     FIXED32,
@@ -37,7 +38,6 @@ from ckptkit.formats.protobuf_wire import (
 )
 
 FOOTER_BYTES = 48
-MAGIC = 0xDB4775248B80FB57
 TRAILER_BYTES = 5
 BLOCK_BYTES = 256 << 10
 """A data block is closed when it reaches this size (TensorFlow's table::Options::block_size)."""
@@ -132,7 +132,7 @@ class _Table:
                 f"{len(self._data)} bytes are too few for a checkpoint index: truncated or not one"
             )
         footer = self._data[start:]
-        if int.from_bytes(footer[-8:], "little") != MAGIC:
+        if footer[-8:] != TABLE_MARK:
             raise self._error("no table magic at the end: truncated, or not a checkpoint index", start)
         numbers = self._numbers(footer[:-8], 4, "footer", start)
         return (numbers[0], numbers[1]), (numbers[2], numbers[3])
@@ -242,7 +242,7 @@ def build_table(items: Iterable[tuple[bytes, bytes]], *, block_bytes: int = BLOC
     if closed is not None and last is not None:
         index.add(_successor(last), closed)
     footer = metaindex + _append_block(table, index.finish())
-    return bytes(table + footer.ljust(FOOTER_BYTES - 8, b"\0") + MAGIC.to_bytes(8, "little"))
+    return bytes(table + footer.ljust(FOOTER_BYTES - 8, b"\0") + TABLE_MARK)
 
 
 class _BlockBuilder:

@@ -25,8 +25,9 @@ from ckptkit.base.budget import LIMITS, Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
-from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile, MappedReader, whole_bytes
+from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine
+from ckptkit.formats.readers import MappedReader, whole_bytes
 from ckptkit.formats.tar import TAR_BLOCK, members_in_place
 from ckptkit.formats.torch_pickle import (
     TORCH_DTYPES,

@@ -11,8 +11,8 @@ from typing import Any
 
 from ckptkit.base.errors import ConversionError
 from ckptkit.base.tensors import Piece, TensorSpec
-from ckptkit.formats.tensor_writer import SingleFileWriter, metadata_json
 from ckptkit.formats.torch_reader import METADATA_RECORD
+from ckptkit.formats.writing import SingleFileWriter, metadata_json
 from ckptkit.formats.zip import ZipWriter
 
 _ROOT = "archive"

@@ -33,7 +33,7 @@ from ckptkit.families.binding import Weights
 from ckptkit.families.settings import missing_settings
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.formats.renamed import Renamed
+from ckptkit.formats.readers import Renamed
 from ckptkit.models.graphs.onnx_graph import OnnxGraph, open_onnx, write_onnx
 from ckptkit.parity.compare import TOLERANCES
 from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, Framework, Note, Side

@@ -10,7 +10,7 @@ import pytest
 from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.base.tensors import DTYPES, OPAQUE, TensorSpec
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.formats.mapped_file import MappedReader
+from ckptkit.formats.readers import MappedReader
 from ckptkit.formats.tf_bundle import TfBundleReader
 from ckptkit.registry import load_registry
 

@@ -11,6 +11,7 @@ import pytest
 
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.builtin import BUILT_IN, WORDS, format_of, may_begin
+from ckptkit.formats.foreign import LIKELY
 from ckptkit.formats.names import EXTENSIONS, OUTPUT_HELP
 from tests.conftest import REPOSITORY
 
@@ -84,6 +85,10 @@ def test_names_words_and_endings_are_each_of_one_format() -> None:
     assert len(set(endings)) == len(endings)
     assert all(ending.startswith(".") and ending == ending.lower() for ending in endings)
     assert all(format_of(name) is format and not format.read_only for name, format in BUILT_IN.items())
+
+
+def test_members_of_archives_are_called_by_every_ending() -> None:
+    assert {ending for format in BUILT_IN.values() for ending in format.endings} <= set(LIKELY)
 
 
 def test_help_lists_what_can_be_written() -> None:

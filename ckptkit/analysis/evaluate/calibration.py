@@ -38,7 +38,7 @@ from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import DEFAULT_FORMAT, EXTENSIONS, file_ending, without_ending
-from ckptkit.formats.replacing import refuse_existing_checkpoint
+from ckptkit.formats.writing import refuse_existing_checkpoint
 
 
 @dataclass

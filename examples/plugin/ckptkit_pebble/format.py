@@ -10,7 +10,7 @@ import numpy
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.base import Format, Reader
-from ckptkit.formats.tensor_writer import SingleFileWriter
+from ckptkit.formats.writing import SingleFileWriter
 
 MARK = b"SLAB"
 HELD = ("float32", "float16", "int64")

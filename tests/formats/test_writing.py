@@ -1,4 +1,4 @@
-"""A result takes the place of every earlier one of its name, and of nothing else."""
+"""What every writer promises: tensors in any order, and the place of every earlier result of the name."""
 
 from __future__ import annotations
 
@@ -10,16 +10,129 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 
-from ckptkit.base.errors import CkptkitError, UsageError
+from ckptkit.base.errors import CkptkitError, ConversionError, UsageError
 from ckptkit.base.files import TEMPORARY
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.formats import replacing
+from ckptkit.formats import writing
 from ckptkit.formats.detect import open_reader, writer_for
+from ckptkit.formats.keras import KerasH5Writer
+from ckptkit.formats.npz import NpzWriter
+from ckptkit.formats.safetensors import SafetensorsWriter
+from ckptkit.formats.tf_bundle import TfBundleWriter
+from ckptkit.formats.torch_writer import TorchWriter
+from tests.support.tensors import Array, specs_of, write_all
+
+META = {"layout": "torch", "note": "ü"}
+WRITERS = [
+    pytest.param(SafetensorsWriter, "m.safetensors", id="safetensors"),
+    pytest.param(TorchWriter, "m.pth", id="torch"),
+    pytest.param(TfBundleWriter, "m", id="tf"),
+    pytest.param(NpzWriter, "m.npz", id="npz"),
+    pytest.param(KerasH5Writer, "m.weights.h5", id="keras"),
+]
+
+
+@pytest.fixture(scope="module")
+def held() -> dict[str, Array]:
+    """A few dozen tensors, some of several pieces, some empty, some transposed."""
+    source = np.random.default_rng(8)
+    sizes = [(3, 5), (), (0, 4), (1300, 1100), (64,), (2000, 700), (1,)] * 5
+    made = {f"t{i}": source.standard_normal(size).astype(np.float32) for i, size in enumerate(sizes)}
+    return {name: array.T if i % 2 else array for i, (name, array) in enumerate(made.items())}
+
+
+@pytest.mark.parametrize(("kind", "name"), WRITERS)
+def test_any_order_and_any_thread_give_the_same_bytes(
+    kind: Callable[..., Any], name: str, held: dict[str, Array], tmp_path: Path
+) -> None:
+    files, sums = write_all(kind(tmp_path / "in order" / name, specs_of(held), META), held)
+    with kind(tmp_path / "any order" / name, specs_of(held), META) as writer:
+        assert writer.concurrent
+        backwards = list(reversed(writer.order))
+        with ThreadPoolExecutor(4) as pool:
+            found = dict(zip(backwards, pool.map(lambda n: writer.write(n, held[n]), backwards), strict=True))
+        others = writer.finish()
+    assert found == sums == {n: google_crc32c.value(held[n].tobytes()) for n in held}
+    assert [file.name for file in files] == [file.name for file in others]
+    for file, other in zip(files, others, strict=True):
+        assert file.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "name"), WRITERS)
+def test_misuse_is_refused(kind: Callable[..., Any], name: str, tmp_path: Path) -> None:
+    held = {"a": np.zeros(3, np.float32), "b": np.ones(2, np.float32)}
+    with kind(tmp_path / name, specs_of(held), {}) as writer:
+        with pytest.raises(ValueError, match="'c' is not to be written"):
+            writer.write("c", held["a"])
+        with pytest.raises(ValueError, match="'a' has shape"):
+            writer.write("a", held["b"])
+        writer.write("a", held["a"])
+        with pytest.raises(ValueError, match=r"'a' .* was before"):
+            writer.write("a", held["a"])
+        with pytest.raises(ValueError, match=r"1 tensors .* never written"):
+            writer.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+SHARDED = pytest.param(partial(SafetensorsWriter, max_shard_size=1000), "m.safetensors", id="shards")
+
+
+@pytest.mark.parametrize(("kind", "name"), [*WRITERS, SHARDED])
+def test_metadata_told_late_gives_the_same_bytes_as_told_at_once(
+    kind: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    held = {"a": np.arange(300, dtype=np.float32), "b": np.ones((2, 40), np.float16)}
+    told = META | {"source_sha256": "1f" * 32}
+    files, _ = write_all(kind(tmp_path / "at once" / name, specs_of(held), told), held)
+    checked: list[Path] = []
+    with kind(tmp_path / "late" / name, specs_of(held), META | {"source_sha256": "0" * 64}) as writer:
+        for tensor in writer.order:
+            writer.write(tensor, held[tensor])
+        others = writer.finish(checked.append, {"source_sha256": "1f" * 32})
+    assert len(checked) == 1
+    assert [file.name for file in files] == [file.name for file in others]
+    for file, other in zip(files, others, strict=True):
+        assert file.read_bytes() == other.read_bytes()
+    path = next((file for file in others if file.name.endswith(".index.json")), tmp_path / "late" / name)
+    with open_reader(path) as reader:
+        assert reader.metadata["source_sha256"] == "1f" * 32
+
+
+@pytest.mark.parametrize("late", [{"layout": "longer than it was"}, {"new": "key"}], ids=["length", "key"])
+@pytest.mark.parametrize(("kind", "name"), WRITERS)
+def test_late_metadata_without_a_place_is_refused(
+    kind: Callable[..., Any], name: str, late: dict[str, str], tmp_path: Path
+) -> None:
+    held = {"a": np.zeros(3, np.float32)}
+    with kind(tmp_path / name, specs_of(held), META) as writer:
+        writer.write("a", held["a"])
+        with pytest.raises(ValueError, match="late metadata"):
+            writer.finish(None, late)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", [TorchWriter, TfBundleWriter, NpzWriter])
+def test_more_than_can_be_read_back_is_refused_before_it_is_written(
+    writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "most", 2)
+    specs = specs_of({name: np.zeros(1, "float32") for name in "abc"})
+    with pytest.raises(ConversionError, match=r"m: 3 tensors; such a file is read with 2 at most"):
+        writer(tmp_path / "m", specs, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------
+# A result takes the place of every earlier one of its name, and of nothing else.
 
 Write = Callable[[Path, int], None]
 """Writes a checkpoint whose tensors have a value to a name."""
@@ -105,7 +218,7 @@ ORDERS = [
 ]
 
 
-def held(path: Path) -> int | None:
+def value_at(path: Path) -> int | None:
     """The value of all tensors at a path; None where nothing opens. A mixture fails."""
     try:
         with open_reader(path) as reader:
@@ -128,7 +241,7 @@ def test_what_opens_is_the_new_one(tmp_path: Path, name: str, old: str, new: str
         place.mkdir()
     WAYS[name][new](alone / name, 2)
     BEFORE[name][old](folder / name, 1)
-    assert held(folder) == 1
+    assert value_at(folder) == 1
     bystanders = {"m-mine.safetensors", "n.ckpt.data-00000-of-00003", "m.ckpt.data-00000-of-00009", "m.txt"}
     for one in bystanders:
         (folder / one).write_bytes(b"mine")
@@ -136,7 +249,7 @@ def test_what_opens_is_the_new_one(tmp_path: Path, name: str, old: str, new: str
     assert names(folder) == names(alone) | bystanders
     for one in bystanders:
         (folder / one).unlink()
-    assert held(folder) == 2
+    assert value_at(folder) == 2
 
 
 @pytest.mark.parametrize(("name", "old", "new"), ORDERS)
@@ -145,8 +258,8 @@ def test_without_force_nothing_is_touched(tmp_path: Path, name: str, old: str, n
     before = names(tmp_path)
     if (old == "shards") == (new == "shards") or name == "m.bin":  # of "m" these are m.safetensors…
         with pytest.raises(UsageError, match="exists already"):
-            replacing.refuse_existing_checkpoint(tmp_path / name, force=False)
-    assert names(tmp_path) == before and held(tmp_path) == 1
+            writing.refuse_existing_checkpoint(tmp_path / name, force=False)
+    assert names(tmp_path) == before and value_at(tmp_path) == 1
 
 
 def killed_at(step: int, folder: Path, work: Callable[[], object]) -> bool:
@@ -186,10 +299,10 @@ def test_killed_before_every_change_of_a_name(tmp_path: Path, name: str, old: st
         folder = tmp_path / str(step)
         shutil.copytree(before, folder)
         killed = killed_at(step, folder, lambda folder=folder: WAYS[name][new](folder / name, 2))
-        seen.append(held(folder))
+        seen.append(value_at(folder))
         assert not any(n.startswith(TEMPORARY) for n in names(folder)) or killed
         WAYS[name][new](folder / name, 2)
-        assert held(folder) == 2 and not any(n.startswith(TEMPORARY) for n in names(folder))
+        assert value_at(folder) == 2 and not any(n.startswith(TEMPORARY) for n in names(folder))
         if not killed:
             break
         left = names(folder)
@@ -205,20 +318,20 @@ def test_killed_before_every_change_of_a_name(tmp_path: Path, name: str, old: st
 def test_what_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     write("safetensors", tmp_path / "m.safetensors", 1)
     before = names(tmp_path)
-    real, calls = replacing.StagedFile.rename, iter(range(100))
+    real, calls = writing.StagedFile.rename, iter(range(100))
 
-    def rename(file: replacing.StagedFile) -> Path:
+    def rename(file: writing.StagedFile) -> Path:
         if next(calls) == failing:
             raise KeyboardInterrupt
         return real(file)
 
-    monkeypatch.setattr(replacing.StagedFile, "rename", rename)
+    monkeypatch.setattr(writing.StagedFile, "rename", rename)
     with contextlib.suppress(KeyboardInterrupt):
         write("safetensors", tmp_path / "m.safetensors", 2, max_shard_size=100)
     if failing < 3:
-        assert names(tmp_path) == before and held(tmp_path) == 1
+        assert names(tmp_path) == before and value_at(tmp_path) == 1
     else:
-        assert held(tmp_path) == 2
+        assert value_at(tmp_path) == 2
 
 
 def test_a_shard_that_another_index_names_stays(tmp_path: Path) -> None:
@@ -228,7 +341,7 @@ def test_a_shard_that_another_index_names_stays(tmp_path: Path) -> None:
     shards = names(tmp_path) - {index.name}
     write("safetensors", tmp_path / "m.safetensors", 2)
     assert names(tmp_path) == shards | {"m.safetensors"}
-    assert held(tmp_path / "kept.safetensors.index.json") == 1
+    assert value_at(tmp_path / "kept.safetensors.index.json") == 1
 
 
 def test_what_an_index_names_beside_its_own_shards_stays(tmp_path: Path) -> None:
@@ -259,7 +372,7 @@ def test_links_among_the_old_are_removed_and_what_they_lead_to_is_not(tmp_path: 
     shutil.copy(store / "m.safetensors.index.json", folder)
     kept = names(store)
     write("safetensors", folder / "m.safetensors", 2)
-    assert names(folder) == {"m.safetensors"} and names(store) == kept and held(store) == 1
+    assert names(folder) == {"m.safetensors"} and names(store) == kept and value_at(store) == 1
 
 
 def test_writers_of_all_kinds_at_once_leave_one_whole(tmp_path: Path) -> None:
@@ -279,5 +392,5 @@ def test_writers_of_all_kinds_at_once_leave_one_whole(tmp_path: Path) -> None:
                     os._exit(1)
             children.append(child)
         assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
-        assert held(folder) in range(1, 7)
+        assert value_at(folder) in range(1, 7)
         assert not any(name.startswith(TEMPORARY) for name in names(folder))

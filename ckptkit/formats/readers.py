@@ -1,13 +1,107 @@
-"""Readers over other readers: their tensors as one checkpoint, or under other names than in the file."""
+"""What readers are built on: one mapped file, or other readers, as one checkpoint or under other names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
 
-from ckptkit.base.errors import NotFoundError
-from ckptkit.base.tensors import Array, RawTensor
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.tensors import Array, DType, RawTensor, TensorSpec, array_dtype, byte_pieces
 from ckptkit.formats.base import Reader
+from ckptkit.formats.mapped_file import MappedFile
+
+
+class MappedReader(Reader):
+    """A reader of mapped files: `read` and `raw` hand out nothing before the checksum that covers it held."""
+
+    _files: list[MappedFile]
+    _also: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._file = MappedFile(self.path)
+        self._files = [self._file]
+        try:
+            self._open()
+        except BaseException:  # Ctrl+C too
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Read the file's description of its tensors."""
+        raise NotImplementedError
+
+    @property
+    def extras(self) -> Mapping[str, str]:
+        """What else is in the file, in detail."""
+        return self._also
+
+    def read(self, name: str) -> Array:
+        """Read-only array of one tensor."""
+        self._hold(name)
+        return self._read(name)
+
+    def raw(self, name: str) -> RawTensor | None:
+        """The bytes of one tensor, without numpy; None where they are not in C order."""
+        self._hold(name)
+        return self._raw(name)
+
+    def _read(self, name: str) -> Array:
+        raise NotImplementedError
+
+    def _raw(self, _name: str) -> RawTensor | None:
+        return None
+
+    def _check_bytes(self, name: str) -> None:
+        """Compare the stored checksum of a tensor's bytes, where reading them does not do it."""
+
+    def _require(self, name: str) -> None:
+        if name not in self.specs:
+            raise NotFoundError(f"{self.path}: no tensor {name!r}")
+
+    @cached_property
+    def _held(self) -> set[str]:
+        return set()
+
+    def _hold(self, name: str) -> None:
+        """Check a tensor before it is handed out for the first time."""
+        if name in self._held:
+            return
+        self._require(name)
+        self._check_bytes(name)
+        if self.specs[name].dtype.kind == "bool":
+            refuse_odd_bools(self.path, name, self._raw(name) or self._read(name))
+        self._held.add(name)
+
+    def close(self) -> None:
+        """Unmap and close; views handed out must not be used after."""
+        for file in self._files:
+            file.close()
+
+
+def refuse_odd_bools(path: Path, name: str, stored: Array | RawTensor) -> None:
+    """Raise FormatError for a byte other than 0 and 1, which is true for some programs and 2 for others."""
+    for piece in byte_pieces(stored):
+        if odd := bytes(piece).translate(None, b"\0\1"):
+            raise FormatError(
+                path,
+                f"bool tensor {name!r} holds byte {odd[0]:#04x}, which is neither false nor true",
+                hint="write it again with bools of 0 and 1",
+            )
+
+
+def whole_bytes(path: Path, spec: TensorSpec) -> DType:
+    """Element type of the array that a tensor is read as; FormatError where it can be none."""
+    dtype = array_dtype(spec)
+    if dtype is None:
+        raise FormatError(
+            path,
+            f"tensor {spec.name!r}: no array can hold it, its elements ({spec.dtype}) are not whole bytes",
+        )
+    return dtype
 
 
 class Relay(Reader):
