@@ -586,7 +586,7 @@ def _failure(origin: str, error: BaseException) -> Finding:
         (exceptions.SSLError, "TLS failure: {}", certificate),
         (exceptions.ProxyError, "blocked by the proxy: {}", "check HTTPS_PROXY and NO_PROXY"),
         (exceptions.Timeout, "timeout: no answer", _NETWORK),
-        (socket.gaierror, "its name is not known here", "check the network and its name servers"),
+        (socket.gaierror, "could not resolve its name", "check the network and its DNS servers"),
         (
             ConnectionRefusedError,
             "refused: no server listens there",

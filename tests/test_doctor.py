@@ -618,7 +618,7 @@ def test_a_host_that_speaks_another_language(server: FaultServer):
 
 def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch):
     answer = ask_host("http://host.invalid", QUICK)
-    assert (answer.verdict, answer.detail) == ("note", "its name is not known here")
+    assert (answer.verdict, answer.detail) == ("note", "could not resolve its name")
 
 
 @pytest.fixture

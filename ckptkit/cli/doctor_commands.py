@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 import typer
@@ -56,10 +58,21 @@ def print_examination(output: Output, found: Examination) -> None:
 
 def _print_finding(output: Output, finding: Finding, width: int) -> None:
     mark = f"{finding.verdict:<{_MARGIN - 4}}"
-    shown = f"  {mark}  {finding.name:<{width}}  {finding.detail}"
-    output.text(shown, marked=mark, fg=_COLOURS[finding.verdict])
+    margin = " " * (_MARGIN + width + 2)
+    first, *more = _lines(output, finding.detail, len(margin))
+    output.text(f"  {mark}  {finding.name:<{width}}  {first}", marked=mark, fg=_COLOURS[finding.verdict])
     if finding.hint:
-        output.text(" " * (_MARGIN + width + 2) + finding.hint)
+        more += _lines(output, finding.hint, len(margin))
+    output.text(*(margin + line for line in more))
+
+
+def _lines(output: Output, text: str, margin: int) -> list[str]:
+    """Break a text at its spaces where a terminal shows it."""
+    if not output.stdout.isatty():
+        return [text]
+    width = max(shutil.get_terminal_size().columns - margin, 20)
+    shown = output.line(text)
+    return textwrap.wrap(shown, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _verdict(found: Examination) -> str:

@@ -88,7 +88,8 @@ def test_colours_on_a_terminal(tmp_path: Path):
         "from ckptkit.cli.app import main\n"
         "main(['doctor', '--offline'])"
     )
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "PYTHONUTF8": "1"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "PYTHONUTF8": "1"}
+    environment["NO_PROXY"] = "one " * 40
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=follower, stderr=follower, env=environment
@@ -108,3 +109,5 @@ def test_colours_on_a_terminal(tmp_path: Path):
         "checking this machine" in text
     )  # the progress bar, which puts a stream of its own in stdout's place
     assert "colours, TERM=xterm-256color" in text and re.search(r"letters +UTF-8", text)
+    words = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if " one one" in line]
+    assert len(words) > 2 and max(map(len, words)) <= 80, "words are broken at spaces"
