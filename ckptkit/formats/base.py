@@ -39,8 +39,8 @@ TABLE_MARK = (0xDB4775248B80FB57).to_bytes(8, "little")
 """What ends the index of a TensorFlow checkpoint, and a checkpoint of the first format."""
 _LEGACY_TORCH = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 """The number that begins the pickle stream of torch.save before its zip archives."""
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
-"""How gzip, bzip2, xz and zstd begin."""
+PACKERS = {"gzip": b"\x1f\x8b", "bzip2": b"BZh", "xz": b"\xfd7zXZ\0", "zstd": b"\x28\xb5\x2f\xfd"}
+"""How compressed files begin."""
 _BOM = b"\xef\xbb\xbf"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -90,7 +90,7 @@ class Sample:
     @cached_property
     def is_packed(self) -> bool:
         """Whether it begins as a compressed file does, an archive or not."""
-        return self.head.startswith(_PACKED)
+        return self.head.startswith(tuple(PACKERS.values()))
 
     @cached_property
     def is_hdf5(self) -> bool:

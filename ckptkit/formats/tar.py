@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, storage_error
-from ckptkit.formats.base import Sample
+from ckptkit.formats.base import PACKERS, Sample
 from ckptkit.formats.foreign import Foreign
 from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember
 
@@ -33,12 +33,6 @@ _DIGITS = re.compile(rb"[0-9]{20,}")
 _MOST_DIGITS = 255  # as a file's name may have
 _XZ_MEMORY = 256 << 20  # the largest preset of xz asks for 65 MB to decompress
 _ZSTD_WINDOW_LOG = 27  # 128 MiB, what zstd itself takes unless told to take more
-_MAGICS = (
-    (b"\x1f\x8b", "gzip"),
-    (b"BZh", "bzip2"),
-    (b"\xfd7zXZ\x00", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-)
 
 
 def is_archive(head: bytes) -> bool:
@@ -47,7 +41,7 @@ def is_archive(head: bytes) -> bool:
 
 
 def _compression(head: bytes) -> str | None:
-    return next((name for magic, name in _MAGICS if head.startswith(magic)), None)
+    return next((name for name, mark in PACKERS.items() if head.startswith(mark)), None)
 
 
 class _Decompressor(Protocol):
