@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import contextvars
-import difflib
 import importlib
 import inspect
 import os
@@ -42,6 +41,8 @@ def _refused(error: Any, root: Any = None) -> BaseException:
 
     text, _, meant = error.format_message().replace(": Value error, ", ": ").partition(" Did you mean ")
     if hasattr(error, "possibilities"):
+        import difflib
+
         known = (*(error.possibilities or ()), *_GLOBAL_FLAGS, *_GLOBAL_VALUES)
         close = difflib.get_close_matches(error.option_name, known, 1)
         text, meant = error.message, f"{close[0]}?" if close else ""

@@ -277,7 +277,8 @@ class Family(ABC):
 
         any_names = [format.name for format in BUILT_IN.values() if format.any_names]
         formats = {layout: (*own, *any_names) for layout, own in self.containers.items()}
-        return FamilyFacts(self.variants, formats, self.settings_model)
+        settings = tuple((key, one.kind, one.title, one.description) for key, one in self.settings.items())
+        return FamilyFacts(self.variants, formats, settings)
 
     def table(self, layout: str, variant: str, structure: Structure) -> Table:
         """Expand one layout of one variant to its exact list of tensors."""

@@ -50,19 +50,27 @@ class Setting:
         """Whether it is true or false."""
         return self.type is bool
 
+    @property
+    def kind(self) -> Any:
+        """Its type with its check, as pydantic takes it."""
+        from pydantic import AfterValidator
+
+        return Annotated[self.type, AfterValidator(self._checked)] if self.check else self.type
+
+    def _checked(self, value: Any) -> Any:
+        assert self.check is not None
+        self.check(value)
+        return value
+
 
 def settings_model(name: str, settings: Mapping[str, Setting]) -> type[BaseModel]:
     """The pydantic model of some settings, strict and closed."""
-    from pydantic import AfterValidator, ConfigDict, Field, create_model
-
-    def checked(check: Callable[[Any], object]) -> AfterValidator:
-        return AfterValidator(lambda value: (check(value), value)[1])
+    from pydantic import ConfigDict, Field, create_model
 
     fields: dict[str, Any] = {}
     for key, setting in settings.items():
-        kind: Any = Annotated[setting.type, checked(setting.check)] if setting.check else setting.type
         default = ... if setting.required else setting.default
-        fields[key] = (kind, Field(default, title=setting.title, description=setting.description))
+        fields[key] = (setting.kind, Field(default, title=setting.title, description=setting.description))
     config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
     return create_model(name, __config__=config, **fields)
 

@@ -22,7 +22,6 @@ MAX_DIGITS = 400
 """Of one number; Python reads longer ones in a time that grows with the square of their length."""
 
 _LONGEST_FAULT = 500
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _DECIMALS: dict[type[int] | type[float], re.Pattern[str]] = {
     int: re.compile("[-+]?(?:0|[1-9][0-9]*)"),
@@ -61,28 +60,65 @@ class Document:
 class _TooMuchError(Exception):
     """The document asks for more than any registry needs."""
 
+    def __init__(self, what: str, line: int = 1) -> None:
+        super().__init__(what)
+        self.line = line
+
+
+class _Bounded:
+    """A part of a loader, which ends it before what it reads exhausts the stack or the memory."""
+
+    _depth = 0
+    _count = 0
+
+    def descend_resolver(self, current_node: yaml.Node | None, current_index: Any) -> None:
+        """Count a value; PyYAML calls this before it reads what is in it."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _TooMuchError(f"nested more than {MAX_DEPTH} levels deep", _line(current_node))
+        self._count_one(current_node)
+        super().descend_resolver(current_node, current_index)  # type: ignore[misc]
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+        """Count an alias, which the loader written in Python reads slowly."""
+        if self.check_event(yaml.AliasEvent):  # type: ignore[attr-defined]
+            self._count_one(parent)
+        return super().compose_node(parent, index)  # type: ignore[misc]
+
+    def _count_one(self, parent: yaml.Node | None) -> None:
+        self._count += 1
+        if self._count > 2 * MAX_NODES:
+            raise _TooMuchError(f"more than {MAX_NODES:,} values", _line(parent))
+
+    def ascend_resolver(self) -> None:
+        """Leave a value."""
+        self._depth -= 1
+        super().ascend_resolver()  # type: ignore[misc]
+
+
+def bounded_loader(loader: Any) -> Any:
+    """A loader of PyYAML's with bounds."""
+    return type(f"Bounded{loader.__name__}", (_Bounded, loader), {})
+
+
+_LOADER = bounded_loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
 
 def parse(text: str) -> Document:
     """Read YAML text; faults are listed, never raised."""
     document = Document()
     try:
-        fault = _excess(text)
-        node = None if fault else yaml.compose(text, Loader=_LOADER)
+        node = yaml.compose(text, Loader=_LOADER)
+        if node is not None:
+            document.value = _Builder(document, len(text)).build(node, ())
+    except _TooMuchError as error:
+        document.faults.append((error.line, str(error)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = " ".join(part for part in (error.context, error.problem) if part)
-        fault = (mark.line + 1 if mark else 1, f"not YAML: {what}")
+        document.faults.append((mark.line + 1 if mark else 1, bounded(f"not YAML: {what}")))
     except yaml.YAMLError as error:
-        fault = (1, f"not YAML: {' '.join(str(error).split())}")
-    if fault:
-        document.faults.append((fault[0], bounded(fault[1])))
-        return document
-    if node is not None:
-        try:
-            document.value = _Builder(document, len(text)).build(node, ())
-        except _TooMuchError as error:
-            document.value = None
-            document.faults.append((1, str(error)))
+        document.faults.append((1, bounded(f"not YAML: {' '.join(str(error).split())}")))
     return document
 
 
@@ -91,30 +127,15 @@ def bounded(what: str) -> str:
     return what if len(what) <= _LONGEST_FAULT else what[: _LONGEST_FAULT - 1] + "…"
 
 
-def _excess(text: str) -> tuple[int, str] | None:
-    """Find what would exhaust the stack or the memory, one event at a time, before a tree is built."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
-        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            depth += 1
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            return _line(event), f"nested more than {MAX_DEPTH} levels deep"
-        if count > 2 * MAX_NODES:
-            return _line(event), f"more than {MAX_NODES:,} values"
-    return None
-
-
 def short(text: str, *, quoted: bool = True) -> str:
     """The start of a text that a fault quotes."""
     cut = text if len(text) <= 40 else text[:39] + "…"
     return repr(cut) if quoted else cut
 
 
-def _line(place: yaml.Event | yaml.Node) -> int:
-    """Line of an event or node, from 1."""
-    return place.start_mark.line + 1 if place.start_mark else 1
+def _line(node: yaml.Node | None) -> int:
+    """Line of a node, from 1."""
+    return node.start_mark.line + 1 if node is not None and node.start_mark else 1
 
 
 class _Builder:

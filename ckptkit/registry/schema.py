@@ -27,7 +27,7 @@ from ckptkit.base.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
 
-_CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+_CONFIG = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 def _checked_url(url: str) -> str:
@@ -120,10 +120,10 @@ class Entry(BaseModel):
     """One published checkpoint.
 
     A field that is None is not known. `params`, `flops`, `file_name` and `is_archive` follow from the fields.
-    Settings of models are further fields; what they may be is not known here but by `entry_model`.
+    Settings of models are further fields, which `entry_model` adds.
     """
 
-    model_config = {**_CONFIG, "extra": "allow"}
+    model_config = _CONFIG
 
     id: Name = Field(description="What the command line calls it; never changes once released.")
     family: Name = Field(description="Architecture family.")
@@ -247,14 +247,17 @@ class Entry(BaseModel):
         return value
 
 
+SettingField = tuple[str, Any, str | None, str]
+"""Name, type as in a pydantic model, title and description."""
+
+
 @dataclass(frozen=True)
 class FamilyFacts:
     """What an entry of a family may say, handed in from above: this room knows no architecture."""
 
     variants: Sequence[str]
     formats: Mapping[str, Sequence[str]]  # containers that each layout comes in
-    #: Fields of its entries besides those that every entry has.
-    settings: type[BaseModel] | None = None
+    settings: tuple[SettingField, ...] = ()  # fields of its entries besides those that every entry has
 
     def known(self, field: str) -> Sequence[str]:
         """Values of ``variant`` or ``layout``."""
@@ -264,26 +267,23 @@ class FamilyFacts:
 Families = Mapping[str, FamilyFacts]
 
 
-class _StrictEntry(Entry):
-    model_config = _CONFIG
-
-
 def entry_model(families: Families) -> type[Entry]:
     """The model of an entry of these families, with their layouts and with their settings as fields."""
-    layouts = zip_longest(*(facts.formats for facts in families.values()))
-    settings = tuple(facts.settings for facts in families.values() if facts.settings is not None)
-    return _entry_model(tuple(dict.fromkeys(filter(None, chain(*layouts)))), settings)
+    layouts = chain(*zip_longest(*(facts.formats for facts in families.values())))
+    settings = chain(*(facts.settings for facts in families.values()))
+    return _entry_model(tuple(dict.fromkeys(filter(None, layouts))), tuple(settings))
 
 
 @cache  # entries of two registries are compared, so their class must be one
-def _entry_model(layouts: tuple[str, ...], settings: tuple[type[BaseModel], ...]) -> type[Entry]:
+def _entry_model(
+    layouts: tuple[str, ...], settings: tuple[tuple[str, Any, str | None, str], ...]
+) -> type[Entry]:
     if not layouts:
-        return Entry
+        return create_model("Entry", __base__=Entry, __cls_kwargs__={"extra": "allow"})
     fields: dict[str, Any] = {"layout": (Literal[layouts], Entry.model_fields["layout"])}
-    for name, field in chain(*(model.model_fields.items() for model in settings)):
-        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        fields[name] = (kind | None, Field(None, title=field.title, description=field.description))
-    return create_model("Entry", __base__=_StrictEntry, **fields)
+    for name, kind, title, description in settings:
+        fields[name] = (kind | None, Field(None, title=title, description=description))
+    return create_model("Entry", __base__=Entry, **fields)
 
 
 def json_schema(families: Families) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from ckptkit.analysis import audit
 from ckptkit.analysis.audit import audit_registry, check_figure, profile_model
 from ckptkit.base.errors import NotFoundError
-from ckptkit.registry import Entry, KnownDeviation, load_registry
+from ckptkit.registry import KnownDeviation, load_registry
 
 
 def known(published):
@@ -56,7 +56,7 @@ def registry():
 
 def changed(registry, id, **fields):
     """An entry of the registry with other fields, checked as a file's is."""
-    return Entry.model_validate({**registry[id].model_dump(), **fields})
+    return type(registry[id]).model_validate({**registry[id].model_dump(), **fields})
 
 
 @pytest.mark.slow

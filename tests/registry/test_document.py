@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ckptkit.registry import document
-from ckptkit.registry.document import MAX_DEPTH, parse
+from ckptkit.registry.document import MAX_DEPTH, bounded_loader, parse
 from tests.support.registries import SMALL
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -23,7 +23,7 @@ def _both_loaders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     loader = getattr(yaml, "CSafeLoader", None) if request.param == "libyaml" else yaml.SafeLoader
     if loader is None:
         pytest.skip("this PyYAML comes without libyaml")
-    monkeypatch.setattr(document, "_LOADER", loader)
+    monkeypatch.setattr(document, "_LOADER", bounded_loader(loader))
 
 
 def test_values_are_those_of_yaml_and_lines_are_where_they_stand() -> None:
