@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 from ckptkit._version import DISTRIBUTION, __version__, strangers
-from ckptkit.base.errors import CkptkitError, storage_error
-from ckptkit.base.extras import Requirement, install_command, is_installed, requirements
-from ckptkit.base.files import TEMPORARY
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.files import TEMPORARY, storage_error
 from ckptkit.base.home import NOWHERE, home_folders, is_writable
 from ckptkit.base.locks import hold
 from ckptkit.base.net import (
@@ -45,6 +44,7 @@ from ckptkit.base.net import (
     SourceError,
     SourceGoneError,
 )
+from ckptkit.base.packages import Requirement, install_command, is_installed, requirements
 from ckptkit.base.text import counted, human_bytes
 from ckptkit.base.urls import full_url, is_local, without_secrets
 from ckptkit.registry.schema import Entry

@@ -27,9 +27,9 @@ import pytest
 
 from ckptkit import doctor
 from ckptkit._version import __version__
-from ckptkit.base.extras import Requirement
 from ckptkit.base.home import NOWHERE
 from ckptkit.base.net import Policy
+from ckptkit.base.packages import Requirement
 from ckptkit.doctor import (
     GITHUB_API,
     Examination,

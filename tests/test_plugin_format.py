@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.base import plugins
+from ckptkit.base import packages
 from ckptkit.base.errors import FormatError, RegistryError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.formats.builtin import BUILT_IN
@@ -166,7 +166,7 @@ HELD = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.arr
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     yield
-    plugins.forget()
+    packages.forget_plugins()
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_a_broken_one_warns_and_stops_nothing(
 ) -> None:
     install(tmp_path / "site", monkeypatch, "import no_such_module", POINTS, version="0.3")
     (tmp_path / "m.what").write_bytes(b"\x01\x02\x03 nothing known")
-    with pytest.warns(plugins.PluginWarning, match=r"'toy' of ckptkit-toy 0\.3 .* cannot be loaded"):
+    with pytest.warns(packages.PluginWarning, match=r"'toy' of ckptkit-toy 0\.3 .* cannot be loaded"):
         done = run("inspect", tmp_path / "m.what")
     assert done.code == 5
     assert "not a checkpoint of any known format" in done.err
@@ -333,7 +333,7 @@ def test_one_that_takes_a_built_in_name_is_left_out(tmp_path: Path, monkeypatch:
     with open_reader(tmp_path / "m.npz") as reader:
         assert reader.read("step").tolist() == [3]
     (tmp_path / "m.toy").write_bytes(b"TOYS{}\n")
-    with pytest.warns(plugins.PluginWarning, match="has a name that is taken"), pytest.raises(FormatError):
+    with pytest.warns(packages.PluginWarning, match="has a name that is taken"), pytest.raises(FormatError):
         open_reader(tmp_path / "m.toy")
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.base.errors import UsageError
-from ckptkit.base.extras import require_installed
+from ckptkit.base.errors import UsageError, require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models import Framework
 from ckptkit.models.onnx_model import PACKAGES

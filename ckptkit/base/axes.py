@@ -35,8 +35,6 @@ def _parse(pattern: str) -> tuple[tuple[str, ...], ...]:
 class Op:
     """A change of axis order between a layout and the canonical one, with its inverse.
 
-    Examples
-    --------
     >>> import numpy
     >>> conv = Op("conv", "h w i o", "o i h w")
     >>> conv.to_canonical(numpy.zeros((3, 3, 8, 16)), (16, 8, 3, 3)).shape

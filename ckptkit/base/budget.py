@@ -39,8 +39,6 @@ LIMITS = {
 class Budget:
     """What is left of the cost that one file may cause; all parts of the file spend from the same.
 
-    Examples
-    --------
     >>> from ckptkit.base.errors import FormatError
     >>> budget = Budget(100, lambda reason: FormatError("a.index", reason))
     >>> budget.spend(nodes=90_000)

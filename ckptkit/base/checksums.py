@@ -13,8 +13,6 @@ from typing import Any
 def crc32c(data: Any, crc: int = 0) -> int:
     """crc32c (Castagnoli) of some bytes, going on from that of the bytes before.
 
-    Examples
-    --------
     >>> hex(crc32c(b"123456789"))  # the check value of RFC 3720
     '0xe3069283'
     >>> crc32c(b"6789", crc32c(b"12345")) == crc32c(b"123456789")
@@ -28,8 +26,6 @@ def crc32c(data: Any, crc: int = 0) -> int:
 def crc32(data: Any, crc: int = 0) -> int:
     """CRC-32 as zip archives use it, like `zlib.crc32`, of which isal's is four times as fast.
 
-    Examples
-    --------
     >>> hex(crc32(b"123456789"))
     '0xcbf43926'
     """

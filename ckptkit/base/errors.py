@@ -6,13 +6,11 @@ The command line maps each class to one exit code (``ckptkit/cli/output.py``); n
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from ckptkit.base.packages import install_command, is_installed
 from ckptkit.base.text import escaped
 from ckptkit.base.urls import scrubbed
 
@@ -27,8 +25,6 @@ NAMED_REGISTRIES: ContextVar[tuple[str, ...]] = ContextVar("NAMED_REGISTRIES", d
 def command(*words: object) -> str:
     """A command for a hint, quoted so that it works when typed; it ends the hint.
 
-    Examples
-    --------
     >>> command("verify", "my model.pth")
     "Run: ckptkit verify 'my model.pth'"
     """
@@ -43,8 +39,6 @@ WHOLE_LISTS: ContextVar[bool] = ContextVar("WHOLE_LISTS", default=False)
 def listed(names: Iterable[str], shown: int = 8) -> str:
     """The first of some names, and how many more there are; all of them with ``--verbose``.
 
-    Examples
-    --------
     >>> listed(["epoch", "arch", "optimizer"], 2)
     'epoch, arch and 1 more'
     """
@@ -57,8 +51,6 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
 def faults_in_words(faults: Iterable[str]) -> str:
     """Faults in one line: as many as a message has room for, and how many more there are.
 
-    Examples
-    --------
     >>> faults_in_words(["line 1: no id", "line 3: " + "x" * 2000, "line 4: no id"])
     'line 1: no id; and 2 more, which --verbose lists'
     """
@@ -87,15 +79,6 @@ def _without_middle(text: str, most: int) -> str:
 class CkptkitError(Exception):
     r"""Anything ckptkit refuses or fails to do.
 
-    Parameters
-    ----------
-    message : str
-        What was found, naming the file, id or URL.
-    hint : str, optional
-        What to do next.
-
-    Examples
-    --------
     >>> str(CkptkitError("a.index: empty file", hint="download it again"))
     'a.index: empty file; download it again'
     >>> str(CkptkitError("tiny-moat0-256 is not in the cache", hint=command("fetch", "tiny-moat0-256")))
@@ -128,13 +111,6 @@ class UsageError(CkptkitError):
 def one_of(what: str, text: str, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> str:
     """The one of several names that a user means, by itself or by another word for it.
 
-    Raises
-    ------
-    UsageError
-        It is none of them.
-
-    Examples
-    --------
     >>> one_of("framework", "PyTorch", ("torch", "keras"), {"pytorch": "torch"})
     'torch'
     """
@@ -163,19 +139,6 @@ class FormatError(CkptkitError):
     The reason may quote the file: it is cut to 1000 characters. One that begins with "is" or "holds" makes a
     sentence with the path.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    reason : str
-        What is wrong with it.
-    offset : int, optional
-        Where in the file, in bytes.
-    hint : str, optional
-        What to do next.
-
-    Examples
-    --------
     >>> str(FormatError("m.index", "bad table magic", offset=40))
     'm.index: at byte 40: bad table magic'
     >>> str(FormatError("m.onnx", "is an ONNX model"))
@@ -224,67 +187,19 @@ class StorageError(CkptkitError):
     """Writing or reading failed: disk full, read-only, not permitted."""
 
 
-_OS_REASONS = {
-    errno.ENOSPC: ("no space left on the disk", "free some space or {}"),
-    errno.EDQUOT: ("disk quota used up", "free some space or {}"),
-    errno.EFBIG: ("file too large for this file system or process limit", "{}"),
-    errno.EROFS: ("read-only file system", "{}"),
-    errno.EACCES: ("permission denied", "check who may write there, or {}"),
-    errno.EPERM: ("operation not permitted", "check who may write there, or {}"),
-}
-
-
-def storage_error(error: OSError, path: str | Path) -> StorageError:
-    """Turn an operating-system error about ``path`` into one line that says what to do.
-
-    Examples
-    --------
-    >>> import errno
-    >>> str(storage_error(OSError(errno.ENOSPC, "x"), "out.safetensors"))
-    'out.safetensors: no space left on the disk; free some space or choose another place'
-    """
-    reason, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
-    name = os.fspath(path)
-    if error.errno in {errno.EACCES, errno.EPERM} and _is_unreadable_file(name):
-        hint = "check who may read it"
-    elif error.errno == errno.ENOENT and not Path(name).absolute().parent.is_dir():
-        reason, hint = "its folder is not there and cannot be created", "{}"
-    return StorageError(f"{path}: {reason}", hint=hint and hint.format(_another_place(name)))
-
-
-def _is_unreadable_file(name: str) -> bool:
-    with contextlib.suppress(OSError):  # in a folder that may not be looked into
-        return Path(name).is_file() and not os.access(name, os.R_OK)
-    return False
-
-
-def _another_place(path: str) -> str:
-    from ckptkit.base.home import ENVIRONMENT, home_folders
-
-    try:
-        cached = any(Path(path).is_relative_to(folder) for folder in home_folders())
-    except UsageError:
-        cached = False
-    return f"set {ENVIRONMENT} to another folder" if cached else "choose another place"
-
-
 class MissingDependencyError(CkptkitError):
     """Optional packages are needed.
 
-    Parameters
-    ----------
-    purpose : str
-        What they are needed for.
-    *packages : str
-        The distributions that are not installed.
-
-    Examples
-    --------
     >>> str(MissingDependencyError("the PyTorch forward pass", "torch"))
     "the PyTorch forward pass needs torch; pip install 'torch>=2.6,<2.14'"
     """
 
     def __init__(self, purpose: str, *packages: str) -> None:
-        from ckptkit.base.extras import install_command
-
         super().__init__(f"{purpose} needs {' and '.join(packages)}", hint=install_command(*packages))
+
+
+def require_installed(needed: Sequence[str], purpose: str) -> None:
+    """Refuse a work for which packages are missing, naming all of them; none is imported."""
+    missing = [package for package in needed if not is_installed(package)]
+    if missing:
+        raise MissingDependencyError(purpose, *missing)

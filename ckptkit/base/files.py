@@ -35,7 +35,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ckptkit.base.errors import StorageError, UsageError, storage_error
+from ckptkit.base.errors import StorageError, UsageError
+from ckptkit.base.home import ENVIRONMENT as HOME_VARIABLE
+from ckptkit.base.home import home_folders
 
 if TYPE_CHECKING:
     import tempfile
@@ -65,6 +67,46 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a regular file")
 
 
+_OS_REASONS = {
+    errno.ENOSPC: ("no space left on the disk", "free some space or {}"),
+    errno.EDQUOT: ("disk quota used up", "free some space or {}"),
+    errno.EFBIG: ("file too large for this file system or process limit", "{}"),
+    errno.EROFS: ("read-only file system", "{}"),
+    errno.EACCES: ("permission denied", "check who may write there, or {}"),
+    errno.EPERM: ("operation not permitted", "check who may write there, or {}"),
+}
+
+
+def storage_error(error: OSError, path: str | Path) -> StorageError:
+    """Turn an operating-system error about ``path`` into one line that says what to do.
+
+    >>> import errno
+    >>> str(storage_error(OSError(errno.ENOSPC, "x"), "out.safetensors"))
+    'out.safetensors: no space left on the disk; free some space or choose another place'
+    """
+    reason, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+    name = os.fspath(path)
+    if error.errno in {errno.EACCES, errno.EPERM} and _is_unreadable_file(name):
+        hint = "check who may read it"
+    elif error.errno == errno.ENOENT and not Path(name).absolute().parent.is_dir():
+        reason, hint = "its folder is not there and cannot be created", "{}"
+    return StorageError(f"{path}: {reason}", hint=hint and hint.format(_another_place(name)))
+
+
+def _is_unreadable_file(name: str) -> bool:
+    with contextlib.suppress(OSError):  # in a folder that may not be looked into
+        return Path(name).is_file() and not os.access(name, os.R_OK)
+    return False
+
+
+def _another_place(path: str) -> str:
+    try:
+        cached = any(Path(path).is_relative_to(folder) for folder in home_folders())
+    except UsageError:
+        cached = False
+    return f"set {HOME_VARIABLE} to another folder" if cached else "choose another place"
+
+
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn OSError into a StorageError that names ``path``."""
@@ -74,33 +116,34 @@ def translated(path: Path) -> Iterator[None]:
         raise storage_error(error, path) from error
 
 
-def open_regular(
-    path: str | Path, *, links: bool = True, folder: int | None = None, buffering: int = -1
-) -> BinaryIO:
-    """Open a regular file to read; opening a pipe that nobody writes to would wait for ever.
+def open_fd(path: str | Path, flags: int, *, links: bool = True, folder: int | None = None) -> int:
+    """Open a regular file, whatever others may have put there; a pipe without a writer is not waited for.
 
     ``links`` says whether ``path`` itself may be a link to one; ``folder`` is the descriptor of the folder
     that ``path`` begins in.
+    """
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", *(() if links else ("O_NOFOLLOW",))):
+        flags |= getattr(os, name, 0)
+    fd = os.open(path, flags, 0o666, dir_fd=folder)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        what = f"{kind_of(mode)} where a regular file is needed"
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, what, str(path))
+    return fd
 
-    Examples
-    --------
+
+def open_regular(
+    path: str | Path, *, links: bool = True, folder: int | None = None, buffering: int = -1
+) -> BinaryIO:
+    """Open a regular file to read; see `open_fd`.
+
     >>> open_regular("/dev/null")
     Traceback (most recent call last):
         ...
     OSError: [Errno 22] a device where a regular file is needed: '/dev/null'
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    flags |= getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
-    fd = os.open(path, flags, dir_fd=folder)
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
-            what = f"{kind_of(mode)} where a regular file is needed"
-            raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, what, str(path))
-        return os.fdopen(fd, "rb", buffering)
-    except BaseException:
-        os.close(fd)
-        raise
+    return os.fdopen(open_fd(path, os.O_RDONLY, links=links, folder=folder), "rb", buffering)
 
 
 def open_named(path: str | Path) -> BinaryIO:
@@ -137,22 +180,25 @@ def regular_status(path: str | Path) -> os.stat_result | None:
 
 def is_own_folder(path: str | Path) -> bool:
     """Whether a path is a folder itself, not a link to one."""
-    try:
-        return _is_folder(os.lstat(path))
-    except (OSError, ValueError):
-        return False
+    status = _own_status(path)
+    return status is not None and _is_folder(status)
 
 
 def is_own_file(path: str | Path) -> bool:
     """Whether a path is a regular file itself, not a link to one."""
+    status = _own_status(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def _own_status(path: str | Path) -> os.stat_result | None:
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
+        return os.lstat(path)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _is_folder(status: os.stat_result) -> bool:
-    """Whether it is a folder; a junction of Windows is none."""
+    """Whether it is a folder; a junction of Windows does not count."""
     return stat.S_ISDIR(status.st_mode) and not getattr(status, "st_reparse_tag", 0)
 
 
@@ -208,23 +254,24 @@ class Folder:
 
     def __init__(self, path: Path, *, below: Path) -> None:
         self.path = below
-        self._fd = os.open(below, _FOLDER) if HAS_DIR_FD else -1
+        self._fd = os.open(below, _FOLDER) if HAS_DIR_FD else None
         try:
             for name in path.relative_to(below).parts:
-                self._enter(name)
+                inner = self.folder(name)
+                self.close()
+                self.path, self._fd = inner.path, inner._fd
         except BaseException:
             self.close()
             raise
 
-    def _enter(self, name: str) -> None:
-        inner = self.folder(name)
-        self._fd, inner._fd, self.path = inner._fd, self._fd, inner.path
-        inner.close()
+    def _at(self, name: str) -> tuple[str | Path, int | None]:
+        """A name in it as the system's calls take it: by descriptor, or by path where none is held."""
+        return (name, self._fd) if HAS_DIR_FD else (self.path / name, None)
 
     def folder(self, name: str) -> Folder:
         """Open a folder in this one."""
         inner = Folder.__new__(Folder)
-        inner.path, inner._fd = self.path / name, -1
+        inner.path, inner._fd = self.path / name, None
         if HAS_DIR_FD:
             inner._fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=self._fd)
         elif not is_own_folder(inner.path):
@@ -233,28 +280,24 @@ class Folder:
 
     def names(self) -> list[str]:
         """All names in it, sorted."""
-        with os.scandir(self._fd if HAS_DIR_FD else self.path) as entries:
+        with os.scandir(self.path if self._fd is None else self._fd) as entries:
             return sorted(entry.name for entry in entries)
 
     def status(self, name: str) -> os.stat_result:
         """The status of a name; of a link itself."""
-        if HAS_DIR_FD:
-            return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        return os.lstat(self.path / name)
+        where, fd = self._at(name)
+        return os.stat(where, dir_fd=fd, follow_symlinks=False)
 
     def read(self, name: str, most: int) -> bytes:
-        """All bytes of a regular file that has at most ``most``; see `read_regular`."""
-        if not HAS_DIR_FD:
-            return read_regular(self.path / name, most, links=False)
-        with open_regular(name, links=False, folder=self._fd) as file:
+        """All bytes of a regular file that has at most ``most``."""
+        where, fd = self._at(name)
+        with open_regular(where, links=False, folder=fd) as file:
             return _read(file, most, self.path / name)
 
-    def rename(self, old: str, new: str) -> None:
-        """Give a name another; nothing may have that."""
-        if HAS_DIR_FD:
-            os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        else:
-            (self.path / old).rename(self.path / new)
+    def rename(self, old: str, new: str, into: Folder | None = None) -> None:
+        """Give a name another, here or in another folder; nothing may have that."""
+        (source, fd), (target, target_fd) = self._at(old), (into or self)._at(new)
+        os.rename(source, target, src_dir_fd=fd, dst_dir_fd=target_fd)
 
     def has(self, name: str) -> bool:
         """Whether anything has this name."""
@@ -264,9 +307,16 @@ class Folder:
             return False
         return True
 
+    def has_file(self, name: str) -> bool:
+        """Whether a regular file has this name."""
+        try:
+            return stat.S_ISREG(self.status(name).st_mode)
+        except OSError:
+            return False
+
     def holds(self, name: str, folder: Folder) -> bool:
         """Whether an open folder is the one of this name."""
-        if not HAS_DIR_FD:
+        if folder._fd is None:
             return is_own_folder(self.path / name)
         with contextlib.suppress(OSError):
             return os.path.samestat(self.status(name), os.fstat(folder._fd))
@@ -274,59 +324,42 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with everything in it; what refuses and other mounts stay."""
+        self._remove(name, Folder.clear)
+
+    def _remove(self, name: str, clear: Callable[[Folder], None]) -> None:
+        where, fd = self._at(name)
         if not _is_folder(self.status(name)):
-            if HAS_DIR_FD:
-                os.unlink(name, dir_fd=self._fd)
-            else:
-                (self.path / name).unlink()
-        elif not HAS_DIR_FD:
-            shutil.rmtree(self.path / name)
-        else:
-            with self.folder(name) as inner:
-                self._refuse_mount(inner)
-                inner.clear()
-            os.rmdir(name, dir_fd=self._fd)
+            os.unlink(where, dir_fd=fd)
+            return
+        with self.folder(name) as inner:
+            if _mount(inner._fd) != _mount(self._fd):  # another file system, or another part of this one
+                raise OSError(errno.EBUSY, "something is mounted there", str(inner.path))
+            clear(inner)
+        os.rmdir(where, dir_fd=fd)
 
     def clear(self) -> None:
         """Remove everything in it; what refuses is left."""
-        if HAS_DIR_FD:
-            self._clear(self, 0, itertools.count())
-            return
-        for name in self.names():
-            with contextlib.suppress(OSError):
-                self.remove(name)
+        self._clear(self, 0, itertools.count())
 
     def _clear(self, top: Folder, depth: int, numbers: Iterator[int]) -> None:
         left: set[str] = set()
         while names := [name for name in self.names() if name not in left]:
             for name in names:
                 try:
-                    if not _is_folder(self.status(name)):
-                        os.unlink(name, dir_fd=self._fd)
-                        continue
-                    if depth == _DEEPEST:
-                        up = f".ckptkit-deep-{next(numbers)}"
-                        os.rename(name, up, src_dir_fd=self._fd, dst_dir_fd=top._fd)
-                        continue
-                    with self.folder(name) as inner:
-                        self._refuse_mount(inner)
-                        inner._clear(top, depth + 1, numbers)
-                    os.rmdir(name, dir_fd=self._fd)
+                    if depth == _DEEPEST and _is_folder(self.status(name)):
+                        self.rename(name, f".ckptkit-deep-{next(numbers)}", top)
+                    else:
+                        self._remove(name, lambda inner: inner._clear(top, depth + 1, numbers))
                 except OSError:
                     left.add(name)
             if self is not top:
                 return
 
-    def _refuse_mount(self, inner: Folder) -> None:
-        """Raise where another file system, or another part of this one, is mounted."""
-        if _mount(inner._fd) != _mount(self._fd):
-            raise OSError(errno.EBUSY, "something is mounted there", str(inner.path))
-
     def close(self) -> None:
         """Let it go."""
-        if self._fd >= 0:
+        if self._fd is not None:
             os.close(self._fd)
-            self._fd = -1
+            self._fd = None
 
     def __enter__(self) -> Self:
         return self
@@ -337,8 +370,10 @@ class Folder:
         self.close()
 
 
-def _mount(fd: int) -> tuple[int, bytes]:
-    """What tells mounts apart: the device and, on Linux, the mount's number."""
+def _mount(fd: int | None) -> tuple[int, bytes]:
+    """What tells mounts apart: the device and, on Linux, the mount's number; nothing where none is held."""
+    if fd is None:
+        return 0, b""
     with contextlib.suppress(OSError), Path(f"/proc/self/fdinfo/{fd}").open("rb") as info:
         return os.fstat(fd).st_dev, next((line for line in info if line.startswith(b"mnt_id:")), b"")
     return os.fstat(fd).st_dev, b""
@@ -396,17 +431,23 @@ def move(source: Path, target: Path) -> None:
         mode = target.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
             raise FileExistsError(errno.EEXIST, f"{kind_of(mode)} is there", str(target))
+    if not _rename(source, target):
+        _move_by_hand(source, target)
+
+
+def _rename(source: Path, target: Path) -> bool:
+    """Rename, again and again while a name is busy; returns whether the file system knows how."""
     for seconds in (*_BUSY_SECONDS, 0.0):
         try:
             (source.rename if source.is_dir() else source.replace)(target)
+            break
         except OSError as error:
-            if error.errno in _BUSY and seconds:
-                time.sleep(seconds)
-                continue
-            if error.errno not in UNSUPPORTED:
+            if error.errno in UNSUPPORTED:
+                return False
+            if error.errno not in _BUSY or not seconds:
                 raise
-            _move_by_hand(source, target)
-        return
+            time.sleep(seconds)
+    return True
 
 
 def _move_by_hand(source: Path, target: Path) -> None:
@@ -526,9 +567,10 @@ _ASIDE = ".old"
 _TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}{_TOKEN}-.*(?:\.part.*|\.old)", re.DOTALL)
 _LONG_NAME = 140
 """Bytes of a name, beyond which a digest stands for the final one in it: eCryptfs takes 143, others 255."""
-_CREATING = 20
-"""How often a temporary file is made anew when others sweep it before its lock is held."""
-_SWEEPING = (0.002, 0.01, 0.02)
+_UNLOCKED = f"-{_SUFFIX}"
+"""What the name of a temporary file ends with until its writer holds its lock: that of no file's."""
+_YOUNG_SECONDS = 60.0
+"""How long one may have that name: its writer was killed if it is older."""
 
 
 def new_token() -> str:
@@ -539,8 +581,6 @@ def new_token() -> str:
 def temporary_path(final: Path, ending: str, token: str) -> Path:
     """Where a file is until it is renamed.
 
-    Examples
-    --------
     >>> temporary_path(Path("m.index"), ".index", "0a1b2c3d4e5f").name
     '.ckptkit-0a1b2c3d4e5f-m.part.index'
     """
@@ -579,7 +619,7 @@ def is_held(path: Path) -> bool | None:
     if fcntl is None:
         return None
     with contextlib.suppress(OSError):
-        fd = _open_temporary(path, os.O_RDONLY)
+        fd = open_fd(path, os.O_RDONLY, links=False)
         try:
             flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
@@ -591,26 +631,20 @@ def is_held(path: Path) -> bool | None:
 
 
 def _create(final: Path, ending: str, token: str) -> tuple[Path, int]:
-    """Make a temporary file that no sweep takes: it is locked, and then seen to be there still."""
+    """Make a temporary file, locked before it gets the name that sweeps look for: so none takes it."""
+    path = temporary_path(final, ending, token or new_token())
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_CLOEXEC", 0)
-    for left in reversed(range(_CREATING)):
-        path = temporary_path(final, ending, token or new_token())
-        fd = os.open(path, flags, 0o666)
-        try:
-            held = try_lock(fd)
-            for seconds in _SWEEPING:
-                if held is False:  # by a sweep, which ends at once, or where every lock is said to be held
-                    time.sleep(seconds)
-                    held = try_lock(fd)
-            if (held is not False or token or not left) and os.path.lexists(path):
-                return path, fd
-            path.unlink(missing_ok=True)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            os.close(fd)
-            raise
+    if fcntl is None:
+        return path, os.open(path, flags, 0o666)
+    unlocked = path.with_name(f"{TEMPORARY}{new_token()}{_UNLOCKED}")
+    fd = os.open(unlocked, flags, 0o666)
+    try:
+        try_lock(fd)  # where every lock is said to be held, no sweep gets it either
+        return (path if _rename(unlocked, path) else unlocked), fd
+    except BaseException:
         os.close(fd)
-    raise FileNotFoundError(errno.ENOENT, "its temporary file keeps being removed", str(final))
+        unlocked.unlink(missing_ok=True)
+        raise
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -621,36 +655,30 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _unlink_if(fd: int, path: Path) -> None:
-    if _is_at(fd, path):
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _open_temporary(path: Path, flags: int) -> int:
-    """Open what has the name of a temporary file, which others may have put there."""
-    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return fd
-
-
 def _sweep_orphans(final: Path, ending: str) -> None:
     """Remove temporary files of ``final`` whose writer is gone."""
     if fcntl is None:
         return
     import glob
 
-    said = glob.escape(_in_temporary(final, _SUFFIX + ending, ending))
-    for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}-{said}"):
+    name = glob.escape(_in_temporary(final, _SUFFIX + ending, ending))
+    for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}-{name}"):
+        _remove_unlocked(path)
+    for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}{_UNLOCKED}"):
         with contextlib.suppress(OSError):
-            fd = _open_temporary(path, os.O_RDWR)
-            try:
-                if try_lock(fd):
-                    _unlink_if(fd, path)
-            finally:
-                os.close(fd)
+            if time.time() - path.lstat().st_mtime > _YOUNG_SECONDS:
+                _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a temporary file whose lock can be had: its writer is gone."""
+    with contextlib.suppress(OSError):
+        fd = open_fd(path, os.O_RDWR, links=False)
+        try:
+            if try_lock(fd) and _is_at(fd, path):
+                path.unlink()
+        finally:
+            os.close(fd)
 
 
 # -- what a target is ----------------------------------------------------------------------------------------
@@ -796,8 +824,6 @@ _WAITING = 8
 class BackgroundThread:
     """One thread that makes calls in the order they were given; the giver waits when too many wait.
 
-    Examples
-    --------
     >>> seen: list[int] = []
     >>> thread = BackgroundThread("example")
     >>> for number in range(3):

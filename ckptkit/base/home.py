@@ -14,13 +14,6 @@ ENVIRONMENT = "CKPTKIT_HOME"
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it: ``~`` and ``~name`` are home folders, also where no shell saw them.
 
-    Raises
-    ------
-    UsageError
-        Nobody is called so, or nothing says which folder is the user's.
-
-    Examples
-    --------
     >>> user_path("~/m.pth") == Path.home() / "m.pth", user_path("./~")
     (True, PosixPath('~'))
     """

@@ -102,8 +102,6 @@ _living: set[str] = set()
 def new_writer() -> str:
     """Return a token for one temporary file of this process; `release` it when the file is left or renamed.
 
-    Examples
-    --------
     >>> token = new_writer()
     >>> is_gone(Path(f".m.pth.{token}.part"))
     False

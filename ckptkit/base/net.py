@@ -109,8 +109,6 @@ _SMALLEST_PIECE, _LARGEST_PIECE = 1 << 10, 1 << 18
 class Throttle:
     """A bucket that fills at the given rate and holds a quarter of a second's bytes; safe for many threads.
 
-    Examples
-    --------
     >>> waited: list[float] = []
     >>> throttle = Throttle(1000, clock=lambda: 0.0, sleep=waited.append)
     >>> throttle.take(250), throttle.take(500)  # what the bucket holds, then half a second's bytes
@@ -169,8 +167,6 @@ _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 class Credentials:
     """What may be sent to whom.
 
-    Examples
-    --------
     >>> credentials = Credentials({"HF_TOKEN": "hf_abc", "NETRC": "/dev/null"})
     >>> credentials.authorization("https://huggingface.co/a/b/resolve/main/m.safetensors")
     'Bearer hf_abc'
@@ -256,8 +252,6 @@ def _basic(login: str, password: str) -> str:
 def is_loopback(url: str) -> bool:
     """Whether a URL's host is this machine.
 
-    Examples
-    --------
     >>> is_loopback("http://127.0.0.1:8000/x"), is_loopback("https://127.0.0.1.evil.org/")
     (True, False)
     """
@@ -353,8 +347,6 @@ class Failures:
 def retry_after(value: str | None, now: float) -> float | None:
     """Seconds a ``Retry-After`` header asks for, given as a number or as a date; None when it says nothing.
 
-    Examples
-    --------
     >>> retry_after("7", 0), retry_after("Thu, 01 Jan 1970 00:01:00 GMT", 10), retry_after("soon", 0)
     (7.0, 50.0, None)
     """
@@ -637,8 +629,6 @@ def checked_redirect(origin: str, location: str) -> str:
     elsewhere (the bytes would come unprotected, and http URLs are published only as they stand), never to
     another scheme, never with a user name in it.
 
-    Examples
-    --------
     >>> checked_redirect("https://a.org/x/y", "../z")
     'https://a.org/z'
     """
@@ -680,8 +670,6 @@ def _as_sent(location: str) -> str:
 
     http.client reads headers as latin-1; a host that is UTF-8 stays text, for it has an encoding of its own.
 
-    Examples
-    --------
     >>> _as_sent("/mod\u00c3\u00a8les/a b.pth"), _as_sent("/mod\u00e8les")
     ('/mod%C3%A8les/a%20b.pth', '/mod%E8les')
     """

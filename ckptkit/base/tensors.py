@@ -49,8 +49,6 @@ _FLOAT_ALIASES = {
 def float_named(text: str) -> str:
     """The element type that a user names, for floating tensors to be cast to.
 
-    Examples
-    --------
     >>> float_named("bf16"), float_named("half"), float_named("float32")
     ('bfloat16', 'float16', 'float32')
     """
@@ -187,8 +185,6 @@ KNOWN = (*DTYPES.values(), *OPAQUE.values())
 def swapped(array: Array, dtype: DType) -> Array:
     """Read-only copy with the bytes of each element, or of both parts of a complex one, the other way round.
 
-    Examples
-    --------
     >>> import numpy
     >>> swapped(numpy.array([1, 256], "int16"), DTYPES["int16"]).tolist()
     [256, 1]
@@ -206,8 +202,6 @@ def swapped(array: Array, dtype: DType) -> Array:
 def dtype_of(array: Array) -> DType:
     """The table row of an array's dtype.
 
-    Examples
-    --------
     >>> import numpy
     >>> dtype_of(numpy.zeros(3, "float32")).safetensors
     'F32'
@@ -219,8 +213,6 @@ def dtype_of(array: Array) -> DType:
 class TensorSpec:
     """Name, element type and shape of one tensor: everything but its bytes.
 
-    Examples
-    --------
     >>> TensorSpec("w", DTYPES["float32"], (3, 3, 8, 16)).nbytes
     4608
     """
@@ -248,8 +240,6 @@ class TensorSpec:
 def array_dtype(spec: TensorSpec) -> DType | None:
     """Element type of the array that a tensor's bytes are read as; None where elements are not whole bytes.
 
-    Examples
-    --------
     >>> odd = DType("Q7_X", 0, "opaque", safetensors="Q7_X")
     >>> array_dtype(TensorSpec("w", odd, (3,), stored=5))
     >>> array_dtype(TensorSpec("w", odd, (3,), stored=6)).numpy
@@ -284,8 +274,6 @@ def contiguous_chunks(
     A strided view (a transpose, say) is made contiguous strip by strip, so memory stays bounded by the
     piece and not by the tensor; a contiguous array of the right type is yielded as views without a copy.
 
-    Examples
-    --------
     >>> import numpy
     >>> a = numpy.arange(6, dtype="int32").reshape(2, 3)
     >>> [piece.tolist() for piece in contiguous_chunks(a.T, chunk_bytes=16)]

@@ -61,8 +61,6 @@ _LINE = _Codes(_code)
 def line(text: str) -> str:
     r"""Escape what is not seen when it is printed: controls, line breaks, invisible and unassigned signs.
 
-    Examples
-    --------
     >>> print(line("a\x1b[2J\nb\u202e"))
     a\x1b[2J\nb\u202e
     """
@@ -108,8 +106,6 @@ _BLOCK = re.compile(r"\A(?:>|[-+=](?=[\s=-]|\Z)|\d{1,9}(?=[.)](?:\s|\Z)))")
 def _markdown(text: str) -> str:
     r"""Nothing in it is markup, HTML, a link, a formula, or ends a table's cell.
 
-    Examples
-    --------
     >>> print(_markdown("a_b | [x](javascript:y) <b> https://e.org"))
     a\_b \| \[x](javascript:y) \<b> https&#58;//e.org
     """
@@ -129,8 +125,6 @@ def _markdown_words(text: str) -> str:
 def _code_span(text: str) -> str:
     r"""As Markdown's code; a vertical bar is written as within a table.
 
-    Examples
-    --------
     >>> print(_code_span("moat0-224"), _code_span("a`<b>"))
     `moat0-224` `` a`<b> ``
     """
@@ -147,8 +141,6 @@ _FORMULA = re.compile(r"""(\A|[;|])(?=[\s"']*[=+\-@\t\r＝＋－＠])""")  # oth
 def _csv(text: str) -> str:
     r"""One cell, quoted where it must be: one that a spreadsheet would run has an apostrophe before it.
 
-    Examples
-    --------
     >>> print(_csv("-1.5"), _csv("=1+1"), _csv("a;b"), _csv('"=1'))
     -1.5 '=1+1 "a;b" "'""=1"
     """
@@ -166,8 +158,6 @@ def csv_text(rows: Iterable[Iterable[str]]) -> str:
 def _yaml(text: str) -> str:
     r"""A text as YAML on one line, quoted.
 
-    Examples
-    --------
     >>> print(_yaml("a\x1b: b\u202e"))
     "a\e: b\u202E"
     """
@@ -188,8 +178,6 @@ def yaml_text(value: Any, **style: Any) -> str:
 def _shell(text: str) -> str:
     r"""A word for bash and zsh; one with controls in it works, too.
 
-    Examples
-    --------
     >>> print(_shell("my model"), _shell("a\x1bb'c"))
     'my model' $'a\x1bb\'c'
     """
@@ -232,8 +220,6 @@ def json_text(
 ) -> str:
     r"""JSON in which nothing is hidden: controls, signs that turn the direction and the like are codes.
 
-    Examples
-    --------
     >>> print(json_text({"a\x9b": "ä\u202e"}))
     {"a\u009b": "ä\u202e"}
     """
@@ -269,8 +255,6 @@ def library_logger() -> logging.Logger:
 def web_address(url: str) -> str | None:
     """A URL that a document may link to, in plain ASCII; None for anything but http and https.
 
-    Examples
-    --------
     >>> web_address("https://e.org/a b)<"), web_address("javascript:alert(1)")
     ('https://e.org/a%20b%29%3C', None)
     """
@@ -284,8 +268,6 @@ def web_address(url: str) -> str | None:
 def shape_text(shape: Iterable[int]) -> str:
     """A tensor's shape for people.
 
-    Examples
-    --------
     >>> shape_text((3, 4)), shape_text(())
     ('3×4', 'scalar')
     """
@@ -295,8 +277,6 @@ def shape_text(shape: Iterable[int]) -> str:
 def human_bytes(count: int | float) -> str:
     """Size for people, in powers of 1000.
 
-    Examples
-    --------
     >>> human_bytes(13_539_672)
     '13.5 MB'
     """
@@ -313,8 +293,6 @@ _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5}(?:v\d{1,2})?|[a-z-]{2,20}(?:\.[A-Z]{
 def arxiv_id(paper: str | None) -> str | None:
     """Read the id out of a registry's ``paper`` field; None where it is something else.
 
-    Examples
-    --------
     >>> arxiv_id("arXiv:2210.01820"), arxiv_id("arXiv:1](javascript:alert(1))")
     ('2210.01820', None)
     """
@@ -325,8 +303,6 @@ def arxiv_id(paper: str | None) -> str | None:
 def counted(count: int, noun: str) -> str:
     """Count with its noun.
 
-    Examples
-    --------
     >>> counted(1, "tensor"), counted(1200, "tensor")
     ('1 tensor', '1,200 tensors')
     """

@@ -41,8 +41,6 @@ _HEADER = re.compile(r"(\bBearer |\bAuthorization['\"]?: ?b?['\"]?(?:Basic|token
 class Url(str):
     """A URL that reads as its `public_url`, and keeps the whole for who makes the request.
 
-    Examples
-    --------
     >>> url = Url("https://me:secret@a.org/m.pth?download=1&token=x")
     >>> print(url, full_url(url))
     https://a.org/m.pth?download=1 https://me:secret@a.org/m.pth?download=1&token=x
@@ -69,8 +67,6 @@ def full_url(url: str) -> str:
 def public_url(url: str) -> str:
     """URL without user name, password, and the parameters of its query that may be secret.
 
-    Examples
-    --------
     >>> public_url("https://me:p%40ss@a.org:8443/m.pth?X-Amz-Signature=1&id=7")
     'https://a.org:8443/m.pth?id=7'
     """
@@ -105,8 +101,6 @@ def is_harmless(parameter: str) -> bool:
 def scrubbed(text: str) -> str:
     """Text without logins and tokens in the URLs that it quotes.
 
-    Examples
-    --------
     >>> scrubbed("refused: http://me:secret@a.org/m?token=x&id=7 (url: /m?sig=y)")
     'refused: http://a.org/m?token=…&id=7 (url: /m?sig=…)'
     """
@@ -140,8 +134,6 @@ def is_local(url: str) -> bool:
 def without_secrets(url: str) -> str:
     """URL without user name, password and query: fit for a record, a message or a log.
 
-    Examples
-    --------
     >>> without_secrets("https://me:secret@a.org:8443/m.pth?X-Amz-Signature=1")
     'https://a.org:8443/m.pth'
     """
@@ -151,8 +143,6 @@ def without_secrets(url: str) -> str:
 def host_of(url: str) -> str:
     """Name of the place a URL points to, for messages.
 
-    Examples
-    --------
     >>> host_of("https://me:secret@a.org:8443/m.pth"), host_of("file:///srv/m.pth")
     ('a.org:8443', 'file:///srv/m.pth')
     """

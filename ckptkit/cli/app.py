@@ -202,7 +202,7 @@ class Root(TyperGroup):
 
 def _system_refused(error: OSError, context: Any = None) -> int:
     """Explain what the system refused; returns the exit status."""
-    from ckptkit.base.errors import storage_error
+    from ckptkit.base.files import storage_error
 
     _explain(error, str(storage_error(error, error.filename or "disk")), context)
     return int(ExitCode.DAMAGED)

@@ -51,7 +51,8 @@ class State:
 
     def spooled_input(self) -> Path:
         """Copy standard input into a temporary file, which is there until the command ends."""
-        from ckptkit.base.errors import UsageError, storage_error
+        from ckptkit.base.errors import UsageError
+        from ckptkit.base.files import storage_error
 
         if self._spool is not None:
             raise UsageError("standard input can be read only once", hint="give '-' in one place")

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from ckptkit.base.errors import UsageError, storage_error
-from ckptkit.base.files import open_file_of
+from ckptkit.base.errors import UsageError
+from ckptkit.base.files import open_file_of, storage_error
 from ckptkit.base.home import user_path
 from ckptkit.formats.names import is_folder
 from ckptkit.workspace import STANDARD

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ckptkit.base.errors import IntegrityError, UsageError, command
-from ckptkit.base.extras import require_installed
+from ckptkit.base.errors import IntegrityError, UsageError, command, require_installed
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.hub import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportOptions

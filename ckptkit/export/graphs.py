@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.base.extras import require_installed
+from ckptkit.base.errors import require_installed
 from ckptkit.base.files import (
     move,
     refuse_existing,

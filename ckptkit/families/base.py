@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ckptkit.base import plugins
+from ckptkit.base import packages
 from ckptkit.base.errors import (
     ConversionError,
     MissingDependencyError,
@@ -334,7 +334,7 @@ def families(plugins: bool = True) -> Sequence[str]:
 
 
 def _plugins() -> dict[str, Family]:
-    return plugins.load("ckptkit.families", Family, tuple(_FAMILIES))
+    return packages.plugins("ckptkit.families", Family, tuple(_FAMILIES))
 
 
 def get_family(name: str) -> Family:

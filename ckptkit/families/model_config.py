@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError, storage_error
-from ckptkit.base.files import open_regular
+from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageError
+from ckptkit.base.files import open_regular, storage_error
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.text import json_text
 from ckptkit.families.base import Recognition, family_of_variant, require_recognition

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from ckptkit.base.errors import UsageError, storage_error
+from ckptkit.base.errors import UsageError
+from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import Array, RawTensor, TensorSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base import plugins
+from ckptkit.base import packages
 from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.base import Format, Opening, Reader, Sample, Writer
@@ -215,7 +215,7 @@ WORDS: Mapping[str, str] = {word: format.name for format in BUILT_IN.values() fo
 
 def added() -> Mapping[str, Format]:
     """The formats of other packages; asked for only where no built-in one has the name or knows the file."""
-    return plugins.load("ckptkit.formats", Format, (*BUILT_IN, *WORDS))
+    return packages.plugins("ckptkit.formats", Format, (*BUILT_IN, *WORDS))
 
 
 def format_of(name: str) -> Format:

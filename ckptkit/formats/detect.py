@@ -10,8 +10,8 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
-from ckptkit.base.files import TEMPORARY
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
+from ckptkit.base.files import TEMPORARY, storage_error
 from ckptkit.formats import foreign
 from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
 from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_unpacked_torch

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import overload
 
 from ckptkit.base.checksums import crc32
-from ckptkit.base.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import Array, DType
 
 MAX_DIMS = 32

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, storage_error
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
+from ckptkit.base.files import storage_error
 from ckptkit.formats.base import PACKERS, Sample
 from ckptkit.formats.foreign import Foreign
 from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember

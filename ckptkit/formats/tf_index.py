@@ -19,7 +19,8 @@ from pathlib import Path
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import FormatError, NotFoundError, storage_error
+from ckptkit.base.errors import FormatError, NotFoundError
+from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import KNOWN, DType
 from ckptkit.formats.base import TABLE_MARK
 from ckptkit.formats.json_text import JsonError, parse_json

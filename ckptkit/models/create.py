@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.base.extras import require_installed
+from ckptkit.base.errors import ConversionError, UsageError, require_installed
 from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.text import library_logger
 from ckptkit.convert.provenance import Provenance

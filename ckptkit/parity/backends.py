@@ -24,8 +24,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from ckptkit.base.errors import ConversionError, UsageError, one_of
-from ckptkit.base.extras import is_installed, require_installed
+from ckptkit.base.errors import ConversionError, UsageError, one_of, require_installed
+from ckptkit.base.packages import is_installed
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ckptkit.base.errors import NotFoundError, RegistryError, storage_error
-from ckptkit.base.files import open_named
+from ckptkit.base.errors import NotFoundError, RegistryError
+from ckptkit.base.files import open_named, storage_error
 from ckptkit.base.home import listed_paths
 from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.query import Registry, nearest

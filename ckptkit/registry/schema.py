@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from ckptkit.base import plugins
+from ckptkit.base import packages
 from ckptkit.base.parse import parse_count
 from ckptkit.base.urls import Url
 
@@ -55,7 +55,7 @@ BUILT_IN_FORMATS = ("tf", "torch", "safetensors", "keras", "npz")
 
 
 def _formats() -> tuple[str, ...]:
-    return (*BUILT_IN_FORMATS, *plugins.load("ckptkit.formats"))
+    return (*BUILT_IN_FORMATS, *packages.plugins("ckptkit.formats"))
 
 
 def _checked_format(name: Any) -> str:

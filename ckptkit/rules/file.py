@@ -30,8 +30,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ckptkit.base.axes import OPS, Op, Shape
-from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words, storage_error
-from ckptkit.base.files import open_named
+from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words
+from ckptkit.base.files import open_named, storage_error
 from ckptkit.registry.document import Document, Location, bounded, parse, short
 from ckptkit.rules.user_patterns import compiled
 

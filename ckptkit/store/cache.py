@@ -121,8 +121,6 @@ class Home:
     An untouched file comes before one that was touched or damaged, in whichever folder. Nothing is created by
     asking.
 
-    Examples
-    --------
     >>> Home(Path("cache")).artefact_folder("moat0-224").as_posix()
     'cache/artefacts/moat0-224'
     """
@@ -140,8 +138,6 @@ class Home:
     def candidate_paths(self, path: Path) -> list[Path]:
         """Return the same place in each of its folders, given that in the one that is written to.
 
-        Examples
-        --------
         >>> home = Home(Path("mine"), [Path("shared")])
         >>> [path.as_posix() for path in home.candidate_paths(home.unpacked_folder("moat0-224"))]
         ['mine/unpacked/moat0-224', 'shared/unpacked/moat0-224']
@@ -203,8 +199,6 @@ class Home:
     def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
         """Where a conversion of an entry goes.
 
-        Examples
-        --------
         >>> Home(Path("c")).converted_path("moat0-224", "torch", "float32", ".safetensors").as_posix()
         'c/converted/moat0-224/torch-float32.safetensors'
         """
@@ -320,8 +314,6 @@ def _worth(home: Home, record: Record) -> int:
 def safe_id(id: str) -> str:
     """Return ``id`` if it can name a folder; ids come from registry files, which anybody may write.
 
-    Examples
-    --------
     >>> safe_id("moat2-384-noposemb")
     'moat2-384-noposemb'
     """

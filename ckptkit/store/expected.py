@@ -63,8 +63,6 @@ class ExpectedChecksum:
 class StreamHasher:
     """Checksums of bytes as they pass by: sha256, md5 and crc32c, or some of them.
 
-    Examples
-    --------
     >>> hasher = StreamHasher()
     >>> hasher.update(b"1234")
     >>> hasher.update(b"56789")
@@ -118,8 +116,6 @@ def server_checksums(
 ) -> tuple[ExpectedChecksum, ...]:
     """Checksums of the whole file that a response's headers state.
 
-    Examples
-    --------
     >>> server_checksums([("X-Goog-Hash", "crc32c=4waSgw==")])
     (ExpectedChecksum(algorithm='crc32c', value='e3069283', origin='x-goog-hash'),)
     """
@@ -170,8 +166,6 @@ def _decoded(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def compare(name: str, found: Digests, expected: Sequence[ExpectedChecksum], *, hint: str) -> None:
     """Compare checksums with every expected one.
 
-    Examples
-    --------
     >>> found = Digests(1, "ab", "cd", "ef")
     >>> compare("a.pth", found, [ExpectedChecksum("md5", "00", "x-goog-hash")], hint="fetch again")
     Traceback (most recent call last):
@@ -227,8 +221,6 @@ class Asset:
 class GitHub:
     """Where GitHub is; tests put a server of their own there.
 
-    Examples
-    --------
     >>> GitHub().asset("https://github.com/o/r/releases/download/v1/m.pth")
     Asset(owner='o', repository='r', tag='v1', name='m.pth')
     """

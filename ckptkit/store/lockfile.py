@@ -27,8 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base.errors import FormatError, IntegrityError, command, storage_error
-from ckptkit.base.files import open_regular, resolved
+from ckptkit.base.errors import FormatError, IntegrityError, command
+from ckptkit.base.files import open_regular, resolved, storage_error
 from ckptkit.base.home import home_folders, platform_folder, user_path
 from ckptkit.base.text import json_text
 from ckptkit.store.expected import ExpectedChecksum
@@ -78,8 +78,6 @@ class LockEntry:
 class LockFile:
     """A lock file on the disk; it need not exist yet.
 
-    Examples
-    --------
     >>> LockFile(Path("nowhere.lock")).get("moat0-224", "moat0.tar.gz") is None
     True
     """
@@ -192,8 +190,6 @@ class LockFile:
 def in_words(how: str, when: str, where: str) -> str:
     """How, when and from where bytes came.
 
-    Examples
-    --------
     >>> in_words("import", "2026-01-02T03:04:05+00:00", "file:///home/me/cat.jpg")
     'imported 2026-01-02T03:04:05+00:00 from file:///home/me/cat.jpg'
     """

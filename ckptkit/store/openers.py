@@ -142,8 +142,6 @@ def _file_pieces(read: Callable[[int], bytes | None]) -> Iterator[bytes]:
 def file_path(url: str) -> Path:
     """Local path of a ``file://`` URL.
 
-    Examples
-    --------
     >>> file_path("file:///srv/a%20b.pth").as_posix()
     '/srv/a b.pth'
     """

@@ -20,7 +20,6 @@ import json
 import mmap
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import takewhile
@@ -28,15 +27,17 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import StorageError, storage_error
+from ckptkit.base.errors import StorageError
 from ckptkit.base.files import (
     TEMPORARY,
     BackgroundThread,
     is_own_file,
     make_folders,
     move,
+    open_fd,
     read_regular,
     regular_status,
+    storage_error,
     sync_file,
     sync_folder,
     translated,
@@ -57,7 +58,6 @@ _HEAD = 512
 _LONG_NAME = 140
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _O_BINARY = getattr(os, "O_BINARY", 0)
-_O_SAFELY = _O_BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _HAS_WRITEV = hasattr(os, "writev")
 _SYNC_EVERY = 64 << 20
 """Bytes after which the disk is set to work behind the receiving, so that little is left to wait for."""
@@ -391,9 +391,8 @@ def _sync_data(fd: int) -> None:
 
 def _open_own(path: Path, flags: int) -> int:
     """Open a regular file that has no other name and is not a link, to write to it."""
-    fd = os.open(path, flags | _O_SAFELY)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+    fd = open_fd(path, flags, links=False)
+    if os.fstat(fd).st_nlink > 1:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a file of its own", str(path))
     return fd
@@ -434,8 +433,6 @@ class BackgroundHasher(StreamHasher):
 
     sha256 is always taken (records and pins speak of it), md5 and crc32c only where a server states them.
 
-    Examples
-    --------
     >>> hasher = BackgroundHasher(["crc32c"])
     >>> hasher.update(b"123456789")
     >>> digests = hasher.digests()

@@ -69,8 +69,6 @@ STORES: dict[str, Store] = {
 def is_remote(url: str) -> bool:
     """Whether a URL names an object in a store.
 
-    Examples
-    --------
     >>> is_remote("s3://bucket/m.safetensors"), is_remote("https://a.org/m"), is_remote("m.safetensors")
     (True, False, False)
     """

@@ -60,8 +60,6 @@ def source_of_file(entry: Entry, file: Path) -> PlannedSource:
 def file_name_of(url: str, id: str) -> str:
     """Name of the artefact in the cache: the last part of the URL's path, if it can be a file name.
 
-    Examples
-    --------
     >>> file_name_of("https://a.org/x/moat0.tar.gz?download=1", "moat0-224")
     'moat0.tar.gz'
     >>> file_name_of("https://a.org/x/..%2f..%2fetc", "moat0-224")
@@ -88,8 +86,6 @@ class Mirror:
     def rewrite(self, url: str) -> str:
         """Replace the prefix, minding a slash that only one of the two has.
 
-        Examples
-        --------
         >>> Mirror("https://a.org/x/", "http://127.0.0.1:8000").rewrite("https://a.org/x/m.pth")
         'http://127.0.0.1:8000/m.pth'
         """
@@ -105,8 +101,6 @@ class Mirror:
 def parse_mirrors(rules: Sequence[str], environment: str | None = None) -> tuple[Mirror, ...]:
     """Read rules, from the command line first and then from ``CKPTKIT_MIRROR``.
 
-    Examples
-    --------
     >>> parse_mirrors(["https://a.org=file:///srv/a"], "")
     (Mirror(origin='https://a.org', target='file:///srv/a'),)
     """
@@ -131,8 +125,6 @@ def _parse(rule: str, where: str) -> Mirror:
 def resolve(url: str, mirrors: Sequence[Mirror]) -> str:
     """URL to fetch from, after the mirror rules.
 
-    Examples
-    --------
     >>> rules = parse_mirrors(["https://a.org=https://b.org", "https://a.org/x=file:///srv/x"], "")
     >>> resolve("https://a.org/x/m.pth", rules), resolve("https://a.org/y/m.pth", rules)
     ('file:///srv/x/m.pth', 'https://b.org/y/m.pth')

@@ -539,8 +539,6 @@ def url_opener(policy: Policy, notes: Say = say_nothing) -> Iterator[Opener]:
 def explain(failures: Sequence[tuple[str, Exception]]) -> str:
     """One line on why no source gave the file.
 
-    Examples
-    --------
     >>> from ckptkit.base.net import SourceGoneError
     >>> explain([("https://a.org/m.pth", SourceGoneError("404 Not Found"))])
     'https://a.org/m.pth: 404 Not Found'

@@ -61,8 +61,6 @@ _TORCH_NAMES = (".pth.tar", ".pt.tar", ".ckpt.tar")
 def is_archive_name(name: str) -> bool:
     """Whether a published file of this name is an archive to unpack.
 
-    Examples
-    --------
     >>> is_archive_name("moat0.tar.gz"), is_archive_name("moat0.zip"), is_archive_name("moganet.pth.tar")
     (True, True, False)
     """

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.base.errors import CkptkitError, IntegrityError, storage_error
+from ckptkit.base.errors import CkptkitError, IntegrityError
 from ckptkit.base.files import (
     PIECE_BYTES,
     TEMPORARY,
@@ -29,6 +29,7 @@ from ckptkit.base.files import (
     is_temporary,
     open_regular,
     regular_status,
+    storage_error,
     translated,
 )
 from ckptkit.base.home import is_writable

@@ -388,20 +388,31 @@ def test_no_writer_is_lost(tmp_path, refused):
     assert (tmp_path / "s.bin").read_bytes() == b"x" * 5000
 
 
-def test_a_writer_that_was_stopped_before_its_lock_begins_again(tmp_path, monkeypatch):
-    """Another one's sweep finds the file before it is locked."""
+def test_no_sweep_takes_a_file_that_its_writer_has_not_locked_yet(tmp_path, monkeypatch):
     target = tmp_path / "x.bin"
-    real, swept = os.open, []
+    real, made = os.open, []
 
     def stopped(path, flags, *more, **named):
         fd = real(path, flags, *more, **named)
-        if flags & os.O_EXCL and len(swept) < 2:
-            swept.append(path)
+        if flags & os.O_EXCL:
+            made.append(Path(path))
             files._sweep_orphans(target, "")
         return fd
 
     monkeypatch.setattr(files.os, "open", stopped)
     with StagedFile(target) as staged:
+        assert staged.temporary != made[0] and files.is_held(staged.temporary)
         staged.append(b"abc")
         staged.commit()
-    assert len(swept) == 2 and target.read_bytes() == b"abc" and leftovers(tmp_path) == []
+    assert len(made) == 1 and target.read_bytes() == b"abc" and leftovers(tmp_path) == []
+
+
+def test_a_file_whose_writer_was_killed_before_its_lock_is_swept_a_minute_later(tmp_path):
+    path = tmp_path / ".ckptkit-0123456789ab-.part"
+    path.touch()
+    assert files.is_temporary(path)
+    files._sweep_orphans(tmp_path / "x.bin", "")
+    assert leftovers(tmp_path) == [path.name]
+    os.utime(path, (0, 0))
+    files._sweep_orphans(tmp_path / "x.bin", "")
+    assert leftovers(tmp_path) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.base import plugins
+from ckptkit.base import packages
 
 
 def install(
@@ -31,4 +31,4 @@ def install(
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(__import__("sys").modules, module, raising=False)
-    plugins.forget()
+    packages.forget_plugins()

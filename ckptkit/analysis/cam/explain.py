@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.cam.methods import CamInputs, find_method
 from ckptkit.analysis.cam.picture import Heatmap
-from ckptkit.base.errors import FormatError, UsageError, command
-from ckptkit.base.extras import require_installed
+from ckptkit.base.errors import FormatError, UsageError, command, require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models.images.classes import ImageClass, find_class, imagenet_classes
 

@@ -26,8 +26,8 @@ from typing import BinaryIO, Literal, cast
 
 import numpy
 
-from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed, storage_error
-from ckptkit.base.files import open_named, open_regular
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
+from ckptkit.base.files import open_named, open_regular, storage_error
 from ckptkit.base.tensors import Array
 from ckptkit.formats.tar import members_in_place
 from ckptkit.models.images.classes import imagenet_classes

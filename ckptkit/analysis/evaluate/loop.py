@@ -32,8 +32,8 @@ from ckptkit.analysis.evaluate.distributed import Group
 from ckptkit.analysis.evaluate.report import BadImage, Evaluation, Score, SettingComparison
 from ckptkit.analysis.model_source import ModelSource
 from ckptkit.analysis.runner import Runner, open_runner
-from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command, storage_error
-from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams
+from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command
+from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams, storage_error
 from ckptkit.base.tensors import Array
 from ckptkit.families.settings import known_settings, missing_settings
 from ckptkit.models import Framework

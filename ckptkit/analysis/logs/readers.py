@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import FormatError, NotFoundError, UsageError, storage_error
-from ckptkit.base.files import open_named
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.files import open_named, storage_error
 
 Framework = Literal["mmcv", "timm"]
 

@@ -17,14 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
 
-from ckptkit.base.errors import (
-    CkptkitError,
-    FormatError,
-    NetworkError,
-    NotFoundError,
-    UsageError,
-    storage_error,
-)
+from ckptkit.base.errors import CkptkitError, FormatError, NetworkError, NotFoundError, UsageError
+from ckptkit.base.files import storage_error
 from ckptkit.base.net import (
     BusyError,
     Failures,
