@@ -238,6 +238,9 @@ class SourceOptions:
             yield source
 
 
+PosEmbOption = Annotated[
+    bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
+]
 _ABOUT_GLOB = "a glob, any case; may be repeated."
 
 PatternsArgument = Annotated[
@@ -276,9 +279,7 @@ class EntryFilter:
     resolution: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
     ] = None
-    pos_emb: Annotated[
-        bool | None, typer.Option("--pos-emb/--no-pos-emb", help="With or without position embedding.")
-    ] = None
+    pos_emb: PosEmbOption = None
     cached: Annotated[bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")] = (
         None
     )

@@ -91,9 +91,9 @@ class Output:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     _names: dict[str, str] = field(default_factory=dict, init=False)
 
-    def result(self, value: Any, *people: str | Callable[[], None]) -> None:
-        """Print a result: with ``--json`` the value, for people their lines, or what a function prints."""
-        if self.as_json:
+    def result(self, value: Any, *people: str | Callable[[], None], json: bool = False) -> None:
+        """Print a result: as JSON with ``--json`` (or ``json``), for people their lines, or by a function."""
+        if json or self.as_json:
             self._print_json(_plain(value))
         else:
             self._show(people)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,16 +11,42 @@ import typer
 
 from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
-from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import State, state_of
-from ckptkit.cli.registry_add import add_command, show_edit, target_registry
+from ckptkit.base.urls import scrubbed
+from ckptkit.cli.completion import (
+    complete_families,
+    complete_fetched,
+    complete_ids,
+    complete_values,
+    complete_variants,
+)
+from ckptkit.cli.options import (
+    PosEmbOption,
+    SettingOptions,
+    State,
+    StateDictOption,
+    StripPrefixOption,
+    parse_settings,
+    state_of,
+)
+from ckptkit.cli.output import ExitCode
+from ckptkit.formats.names import FORMATS
 
 if TYPE_CHECKING:
-    from ckptkit.cli.options import State
-    from ckptkit.registry import Entry, Pin
-    from ckptkit.store.cache import Home, Record
+    from ckptkit.families.base import Recognition
+    from ckptkit.formats.base import Reader
+    from ckptkit.registry import Addition, Entry, Pin
+    from ckptkit.registry.edit import Edit
+    from ckptkit.store.cache import Record
     from ckptkit.store.lockfile import LockEntry, LockFile
+    from ckptkit.workspace import Located
 
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")]
 
 registry_app = typer.Typer(help="Check, describe, pin and add to registry files.", no_args_is_help=True)
 
@@ -49,8 +76,6 @@ def validate_command(
     checks = [_check(file) for file in files] if files else _check_chain(registry_files(state.registries))
     state.output.result(checks, *(line for check in checks for line in _checked(check)))
     if any(check["faults"] for check in checks):
-        from ckptkit.cli.output import ExitCode
-
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
@@ -97,9 +122,7 @@ def schema_command(context: typer.Context) -> None:
     from ckptkit.families import registry_families
     from ckptkit.registry import json_schema
 
-    output = state_of(context).output
-    output.as_json = True  # a schema is JSON with or without --json
-    output.result(json_schema(registry_families()))
+    state_of(context).output.result(json_schema(registry_families()), json=True)
 
 
 @registry_app.command("pin")
@@ -114,18 +137,11 @@ def pin_command(
     all_entries: Annotated[
         bool, typer.Option("--all", help="Pin every fetched entry; skip the others.")
     ] = False,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
-        ),
-    ] = None,
+    file: FileOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a different checksum, or pin the lesser upload.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the change as a diff, write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Write the observed sha256, size and time of fetched files into a registry file.
 
@@ -136,26 +152,21 @@ def pin_command(
     Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
     from ckptkit.families import registry_families
-    from ckptkit.registry import pin_many, preview_pins
+    from ckptkit.registry import preview_pins
 
     state = state_of(context)
-    pins = observed_checksums(state, ids or [], all_entries=all_entries, force=force)
-    target, below = target_registry(state, file)
+    pins = _observed_checksums(state, ids or [], all_entries=all_entries, force=force)
+    target, below = _target(state, file)
     edit = preview_pins(target, pins, below=below, families=registry_families())
     lines = [f"{pin.id}  sha256 {pin.sha256}  {pin.size} bytes  {pin.observed_at}" for pin in pins]
-    if not dry_run:
-        pin_many(target, pins, below=below, families=registry_families())
     shown = [
         {"id": pin.id, "sha256": pin.sha256, "size": pin.size, "observed_at": pin.observed_at} for pin in pins
     ]
-    show_edit(state, target, edit, {"pins": shown}, lines, dry_run=dry_run)
+    _finish(state, target, edit, {"pins": shown}, lines, dry_run=dry_run)
 
 
-registry_app.command("add")(add_command)
-
-
-def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, force: bool) -> list[Pin]:
-    """Pins of the entries asked for, or of all that were ever fetched here."""
+def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, force: bool) -> list[Pin]:
+    """Pins of some entries, or of all that were ever fetched here."""
     from ckptkit.store.cache import Home
     from ckptkit.store.lockfile import LockFile
 
@@ -163,48 +174,20 @@ def observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, f
         both = ", not both" if ids else ""
         raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list --cached'")
     registry, home, trust = state.registry(), Home.default(), LockFile.default()
-    if not all_entries:
-        return [
-            _pin_of(entry, _observed(entry, home, trust, force=force), force)
-            for entry in registry.select(ids)
-        ]
     pins = []
-    for entry in registry.values():
-        try:
-            seen = _observed(entry, home, trust, force=force)
-        except NotFoundError:
+    for entry in registry.values() if all_entries else registry.select(ids):
+        record = home.record(entry.id) or _remembered(entry, trust.files(entry.id))
+        if all_entries and record is None:
             continue
-        if _lacks_bn_statistics(entry, seen) and not force:
+        if all_entries and record and _lacks_bn_statistics(entry, record) and not force:
             state.output.warn(f"{entry.id}: skipped, only the upload without BatchNorm statistics is here")
             continue
-        pins.append(_pin_of(entry, seen, force))
+        pins.append(_pin_of(entry, record, trust, force=force))
     if not pins:
         raise NotFoundError("nothing to pin has been fetched here", hint="run 'ckptkit fetch ID' first")
-    left = len(registry) - len(pins)
-    if left:
+    if all_entries and len(pins) < len(registry):
         state.output.note(f"{len(pins)} of {len(registry)} entries were fetched; the others stay as they are")
     return pins
-
-
-def _observed(entry: Entry, home: Home, trust: LockFile, *, force: bool) -> Record:
-    """Return what is known of an entry's file: the cache's record, else what the lock file remembers."""
-    known = trust.files(entry.id)
-    record = home.record(entry.id)
-    if record is None:
-        record = _remembered(entry, known)
-    if record is None:
-        raise NotFoundError(
-            f"{entry.id} has not been fetched here, so its checksum is not known",
-            hint=command("fetch", entry.id),
-        )
-    trusted = trust.expected(entry.id, record.file)
-    if trusted is not None and trusted.value != record.sha256 and not force:
-        raise IntegrityError(
-            f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
-            f"{trusted.value}",
-            hint="--force pins the cached one, if that is the right one",
-        )
-    return record
 
 
 def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
@@ -212,9 +195,8 @@ def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
     from ckptkit.store.cache import FOUND, IMPORTED, Record
     from ckptkit.store.sources import plan_sources
 
-    planned = {source.file: source.bn_statistics for source in reversed(plan_sources(entry))}
-    names = [*(source.file for source in plan_sources(entry)), *known]
-    file = next((name for name in names if name in known), None)
+    planned = plan_sources(entry)
+    file = next((name for name in [*(source.file for source in planned), *known] if name in known), None)
     if file is None:
         return None
     seen = known[file]
@@ -228,14 +210,26 @@ def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
         used_url=seen.used_url,
         server_hashes=seen.server_hashes,
         note={"import": IMPORTED, "cache": FOUND}.get(seen.how, ""),
-        bn_statistics=planned.get(file),
+        bn_statistics=next((source.bn_statistics for source in planned if source.file == file), None),
     )
 
 
-def _pin_of(entry: Entry, record: Record, force: bool) -> Pin:
-    """Make a pin of a record; refuse what contradicts an earlier pin, or would refuse the better upload."""
+def _pin_of(entry: Entry, record: Record | None, trust: LockFile, *, force: bool) -> Pin:
+    """Make a pin of a record; refuse what contradicts an earlier one, or would refuse the better upload."""
     from ckptkit.registry import Pin
 
+    if record is None:
+        raise NotFoundError(
+            f"{entry.id} has not been fetched here, so its checksum is not known",
+            hint=command("fetch", entry.id),
+        )
+    trusted = trust.expected(entry.id, record.file)
+    if trusted is not None and trusted.value != record.sha256 and not force:
+        raise IntegrityError(
+            f"{entry.id}: the cached file has sha256 {record.sha256}, but {trusted.origin} says "
+            f"{trusted.value}",
+            hint="--force pins the cached one, if that is the right one",
+        )
     if entry.sha256 is not None and entry.sha256 != record.sha256 and not force:
         raise IntegrityError(
             f"{entry.id}: the fetched file has sha256 {record.sha256}, but {entry.sha256} is pinned",
@@ -267,3 +261,307 @@ def _provenance_note(record: Record) -> str | None:
         f"the server's {hashes} held" if hashes else "",
     ]
     return "; ".join(text for text in parts if text) or None
+
+
+_COUNT = "exactly as published, such as"
+
+
+@dataclass(frozen=True)
+class EntryFields:
+    """What the options of ``add`` say of an entry, under the registry's names."""
+
+    family: Annotated[
+        str | None, typer.Option(help="Architecture family.", autocompletion=complete_families)
+    ] = None
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Architecture of the family, which follows from it.", autocompletion=complete_variants
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Names and axis order: torch, deeplab2, openmixup, timm, keras.",
+            autocompletion=complete_values("layout"),
+        ),
+    ] = None
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"Container: {', '.join(FORMATS)}.", autocompletion=complete_values("format")),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Copy the accuracy belongs to, where the file holds both: ema, raw.",
+            autocompletion=complete_values("weights"),
+        ),
+    ] = None
+    display_name: Annotated[str | None, typer.Option(help="Display name; default: the id.")] = None
+    train_resolution: Annotated[
+        int | None, typer.Option("--resolution", metavar="PIXELS", help="Input side in training and testing.")
+    ] = None
+    test_resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Input side in testing, if different.")
+    ] = None
+    published_params: Annotated[
+        str | None, typer.Option("--params", metavar="COUNT", help=f"Parameters {_COUNT} 27.8M.")
+    ] = None
+    published_flops: Annotated[
+        str | None, typer.Option("--flops", metavar="COUNT", help=f"Multiply-adds {_COUNT} 5.7B.")
+    ] = None
+    published_top1: Annotated[
+        float | None, typer.Option("--top1", metavar="PERCENT", help="Published top-1 accuracy.")
+    ] = None
+    published_top5: Annotated[
+        float | None, typer.Option("--top5", metavar="PERCENT", help="Published top-5 accuracy.")
+    ] = None
+    license: Annotated[str | None, typer.Option(metavar="SPDX", help="Licence, such as Apache-2.0.")] = None
+    normalization: Annotated[
+        str | None,
+        typer.Option(
+            help="Normalization of the input: imagenet or half.",
+            autocompletion=complete_values("normalization"),
+        ),
+    ] = None
+    pos_emb: PosEmbOption = None
+    note: Annotated[str | None, typer.Option(help="A note about the entry.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are given, and those that follow: the test resolution, a variant's family."""
+        from ckptkit.families.base import family_of_variant
+
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.train_resolution is not None:
+            given.setdefault("test_resolution", self.train_resolution)
+        if self.variant is not None and self.family is None:
+            given["family"] = family_of_variant(self.variant).name
+        return given
+
+
+@registry_app.command("add")
+def add_command(
+    context: typer.Context,
+    id: Annotated[
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="Id on the command line; an existing id is overridden.",
+            autocompletion=complete_ids,
+        ),
+    ],
+    urls: Annotated[
+        list[str],
+        typer.Argument(metavar="URL…", help="Where its file is, best first: https://, s3://, file:/// …"),
+    ],
+    file: FileOption = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint", metavar="FILE", help="The file itself: its tensors supply what is not given."
+        ),
+    ] = None,
+    state_dict: StateDictOption = None,
+    strip_prefix: StripPrefixOption = None,
+    fields: EntryFields = EntryFields(),
+    settings: SettingOptions = None,
+    pin: Annotated[
+        bool,
+        typer.Option(
+            "--pin",
+            help="Write sha256 and size of --checkpoint, which must be the file at URL, byte by byte.",
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Update an entry already in the file; replace a different checksum."),
+    ] = False,
+) -> None:
+    """Add an entry to a registry file of your own, created if missing.
+
+    What the options leave open comes from the tensors of --checkpoint: family, variant, format, layout,
+    position embedding, and settings that a converted file carries. Nothing else is filled in. Comments and
+    order of the file are kept, and it is written only if it then loads. An id of a registry below is
+    overridden in what is given here.
+
+    Examples: ckptkit registry add my-moat https://example.org/my-moat.pth --file mine.yaml --checkpoint a.pth
+    · ckptkit registry add my-xt https://example.org/my-xt.pth --file mine.yaml --variant moganet-xt
+    --layout torch --format torch --set attn_force_fp32=false --dry-run
+    """
+    from ckptkit.families import registry_families
+    from ckptkit.registry import preview_addition
+    from ckptkit.workspace import Located
+
+    state = state_of(context)
+    target, below = _target(state, file, for_entry=True)
+    if pin and checkpoint is None:
+        raise UsageError("--pin needs the file itself", hint="give it with --checkpoint FILE")
+    options = parse_settings(settings)
+    given, two_copies = {**fields.given(), **options}, False
+    if checkpoint is not None:
+        located = Located(checkpoint).chosen(state_dict, strip_prefix)
+        given, two_copies = _with_recognised(located, given)
+
+    def preview() -> Addition:
+        return preview_addition(
+            target, id, urls, given, below=below, families=registry_families(), force=force
+        )
+
+    addition = preview()
+    _check_model(addition.entry, options)
+    if pin and checkpoint is not None:
+        given |= _observed_fields(checkpoint, urls[0], state)
+        addition = preview()
+    entry = addition.entry
+    for note in _remarks(addition, given, checkpoint if two_copies else None):
+        state.output.note(f"{entry.id}: {note}")
+    line = f"{entry.id}  {entry.family}  {entry.variant}  {entry.format}  {entry.layout}"
+    _finish(state, target, addition.edit, {"entry": entry.model_dump(mode="json")}, [line], dry_run=dry_run)
+
+
+def _target(state: State, file: Path | None, *, for_entry: bool = False) -> tuple[Path, list[Path]]:
+    """The registry to write, and those below it; an entry goes into the built-in one only by name."""
+    from ckptkit.registry import built_in_path, in_source_tree, registry_files
+
+    hint = "name one of your own with --file FILE (made if need be), then use it with --registry"
+    files = registry_files(state.registries)
+    if file is None and for_entry and len(files) == 1:
+        raise UsageError("no registry file is named to hold the entry", hint=hint)
+    target = file or files[-1]
+    if resolved(target) == resolved(built_in_path()) and not in_source_tree():
+        raise UsageError("the registry inside the installed package cannot be edited", hint=hint)
+    in_use = [resolved(path) for path in files]
+    below = files[: in_use.index(resolved(target))] if resolved(target) in in_use else [built_in_path()]
+    return target, below
+
+
+def _finish(
+    state: State,
+    target: Path,
+    edit: Edit,
+    result: dict[str, Any],
+    lines: Sequence[str],
+    *,
+    dry_run: bool,
+) -> None:
+    """Write a registry file and print what is in it now; with --dry-run only print the diff."""
+    from ckptkit.registry import registry_files
+
+    diff = scrubbed(edit.diff()).rstrip("\n").split("\n") if edit.changes else []
+    result |= {"file": str(target), "changed": edit.changes, "dry_run": dry_run}
+    if dry_run:
+        state.output.result(result | {"diff": diff}, *diff)
+    else:
+        edit.write()
+        state.output.result(result, *lines)
+    if not edit.changes:
+        outcome = "would stay as it is" if dry_run else "already up to date"
+    elif resolved(target) in [resolved(path) for path in registry_files(state.registries)]:
+        outcome = "written"
+    else:
+        outcome = f"written; use it with --registry {target}"
+    if not (dry_run and diff):
+        state.output.note(f"{target}: {outcome}")
+
+
+def _with_recognised(located: Located, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Add what a file shows to what was given, which must agree; and whether it has two copies of them."""
+    from ckptkit.families.base import require_recognition
+    from ckptkit.families.settings import known_settings
+
+    path = located.path
+    with located.open(None) as reader:
+        recognition = require_recognition(path, reader.specs, variant=given.get("variant"))
+        family = recognition.family
+        found: dict[str, Any] = {
+            "family": family.name,
+            "variant": recognition.variant,
+            "layout": _REGISTRY_WORDS.get(recognition.layout, recognition.layout),
+            "format": reader.format,
+        }
+        if family.has_pos_emb:
+            found["pos_emb"] = recognition.structure.pos_emb
+        settings = known_settings(family, metadata=reader.metadata, path=path)
+        two_copies = _has_two_copies(reader, recognition)
+    for name, value in found.items():
+        if given.get(name, value) != value:
+            raise UsageError(
+                f"{path}: its {name} is {_shown(value)}, not {_shown(given[name])}",
+                hint=f"leave --{name.replace('_', '-')} out: --checkpoint shows it",
+            )
+    return {**found, **settings, **given}, two_copies
+
+
+_REGISTRY_WORDS = {"keras-h5": "keras"}
+"""Layouts that are one to the registry, where the format distinguishes them."""
+
+
+def _has_two_copies(reader: Reader, recognition: Recognition) -> bool:
+    if reader.weights is not None:  # a PyTorch file with a state dict for each
+        return True
+    twin = recognition.table.layout.second_copy
+    return twin is not None and any(twin.of(name) in reader.specs for name in recognition.table.by_external)
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_model(entry: Entry, options: Mapping[str, Any]) -> None:
+    """Refuse what the family does not have: the variant, its layout in this format, a setting."""
+    from ckptkit.families import registry_families
+    from ckptkit.families.base import get_family
+    from ckptkit.families.settings import known_settings
+    from ckptkit.registry.loading import family_faults
+
+    for name, what in family_faults(entry, registry_families()):
+        raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
+    known_settings(get_family(entry.family), given=options)
+
+
+def _remarks(addition: Addition, given: Mapping[str, Any], two_copies: Path | None) -> Iterator[str]:
+    """What follows from the entry that the options do not show."""
+    from ckptkit.families.base import get_family
+    from ckptkit.families.settings import known_settings, missing_settings
+
+    entry = addition.entry
+    if addition.overrides and not addition.updates:
+        yield f"overrides the entry of {addition.overrides}; other fields keep their values"
+    if entry.sha256 and "sha256" not in given:
+        yield "the checksum pinned before still holds; another file needs --pin"
+    if two_copies and entry.weights is None:
+        yield (
+            f"{two_copies} holds two copies of the weights, and no tensor shows which one the published "
+            "accuracy belongs to: --weights ema or raw says it; ema is used until then"
+        )
+    family = get_family(entry.family)
+    for key in missing_settings(family, known_settings(family, entry=entry)):
+        yield (
+            f"{key} is not given, so every command that runs the model will ask for it; "
+            f"--set {key}=true or false"
+        )
+
+
+def _observed_fields(path: Path, url: str, state: State) -> dict[str, Any]:
+    """sha256, size and their provenance of a local file that is to be the one at a URL."""
+    from datetime import datetime, timezone
+
+    from ckptkit.store.expected import hash_file
+
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not one file, and only the file as published has a checksum to pin",
+            hint="give the file at the URL, such as the .tar.gz, or leave --pin out",
+        )
+    with state.output.progress(f"hashing {path}", path.stat().st_size) as advance:
+        digests = hash_file(path, ("sha256",), advance=advance)
+    return {
+        "sha256": digests.sha256,
+        "size": digests.size,
+        "hash_provenance": {
+            "observed_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "url": url,
+            "note": f"observed on a local file, {path.name}, which was not fetched from there",
+        },
+    }

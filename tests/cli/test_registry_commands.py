@@ -1,23 +1,28 @@
-"""list and show, as a user runs them."""
+"""registry validate, schema, pin and add, as a user runs them, and what the other commands make of it."""
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import json
-import os
-import re
 import subprocess
 import sys
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from ckptkit.families import registry_families
-from ckptkit.registry import load_registry
-from ckptkit.store.cache import Home
-from tests.support.commands import SHA, WHEN, Run, Runner, cache, runner
-from tests.support.registries import write
+from ckptkit.cli import completion
+from ckptkit.models.synth import Synthetic, write_checkpoint
+from ckptkit.registry import Pin, edit, load_registry, loading, pin_many
+from ckptkit.store.lockfile import LockEntry, LockFile
+from tests.support.commands import SHA, WHEN, Runner, cache, runner
+from tests.support.http_server import FaultServer, Served
+from tests.support.registries import SMALL, write
+
+URL = "https://example.org/my.pth"
+SAID = ("--variant", "moganet-xt", "--layout", "torch", "--format", "torch")
 
 
 @pytest.fixture
@@ -25,283 +30,567 @@ def run(capsys: pytest.CaptureFixture[str]) -> Runner:
     return runner(capsys)
 
 
-def ids(result: Run) -> list[str]:
-    return [row["id"] for row in json.loads(result.out)]
-
-
-def test_list_in_a_pipe_is_plain_aligned_text(run: Runner) -> None:
-    cache("moat1-224")
-    result = run("list", "moat[01]-224", "moganet-xt-160-rsba3")
+def test_validate_finds_no_fault_in_the_registry(run: Runner) -> None:
+    result = run("registry", "validate")
     assert (result.code, result.err) == (0, "")
-    assert result.out.splitlines() == [
-        "family   id                    resolution  pos-emb  pretrain     setting"
-        "  params  FLOPs  top-1  cached",
-        "moat     moat0-224                    224  yes      ImageNet-1K  -         27.8M   5.7B   83.3  no",
-        "moat     moat1-224                    224  yes      ImageNet-1K  -         41.6M   9.1B   84.2  yes",
-        "moganet  moganet-xt-160-rsba3     160/224  -        ImageNet-1K  RSB A3    2.97M  0.80G   72.8  no",
+    assert result.out.endswith("registry.yaml: 42 entries, no fault\n")
+    assert result.out.count("\n") == 1
+
+
+def test_validate_lists_all_faults_of_all_files(run: Runner, tmp_path: Path) -> None:
+    good = write(tmp_path, SMALL, "good.yaml")
+    bad = write(tmp_path, SMALL.replace("variant:", "varient:"), "bad.yaml")
+    worse = write(tmp_path, "entries: [", "worse.yaml")
+    result = run("registry", "validate", good, bad, worse)
+    assert (result.code, result.err) == (1, "")
+    lines = result.out.splitlines()
+    assert lines[0] == f"{good}: 2 entries, no fault"
+    assert lines[1] == f"{bad}: line 9: entry 'one': variant is missing"
+    assert lines[2] == f"{bad}: line 11: entry 'one': unknown key 'varient' (did you mean 'variant'?)"
+    assert lines[5] == f"{bad}: 4 faults"
+    assert lines[6].startswith(f"{worse}: line 2: not YAML: ")
+    assert lines[7] == f"{worse}: 1 fault"
+    data = json.loads(run("registry", "validate", good, bad, "--json").out)
+    assert [(check["file"], check["entries"], len(check["faults"])) for check in data] == [
+        (str(good), 2, 0),
+        (str(bad), None, 4),
     ]
 
 
-def test_list_has_every_entry_in_the_order_of_the_registry(run: Runner) -> None:
-    lines = run("list").out.splitlines()
-    assert [line.split()[1] for line in lines[1:]] == list(load_registry())
+def test_validate_without_a_file_checks_those_in_use(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CKPTKIT_REGISTRY", str(write(tmp_path, SMALL)))
+    built_in, mine = run("registry", "validate").out.splitlines()
+    assert built_in.endswith("registry.yaml: 42 entries, no fault")
+    assert mine == f"{tmp_path / 'mine.yaml'}: 2 entries, no fault"
+    flag = write(tmp_path, "entries: [{id: one, colour: red}]", "flag.yaml")
+    result = run("registry", "validate", "--registry", flag)
+    assert result.code == 1
+    assert result.out.startswith(f"{flag}: line 1: entry 'one': unknown key 'colour'")
 
 
-S_224 = ["moganet-s-224", "moganet-s-224-timm"]
+def test_schema_is_json(run: Runner) -> None:
+    schema = json.loads(run("registry", "schema").out)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "sha256" in schema["$defs"]["Entry"]["properties"]
+
+
+def test_pin_writes_what_was_observed(run: Runner, tmp_path: Path) -> None:
+    record = cache("moat0-224")
+    overlay = tmp_path / "mine.yaml"
+    trial = run("registry", "pin", "moat0-224", "--file", overlay, "--dry-run")
+    assert trial.code == 0 and not overlay.exists()
+    assert f'+    sha256: "{SHA}"' in trial.out.splitlines()
+    result = run("registry", "pin", "moat0-224", "--file", overlay)
+    assert result.code == 0
+    assert result.out == f"moat0-224  sha256 {SHA}  5 bytes  {WHEN}\n"
+    assert yaml.safe_load(overlay.read_text())["entries"] == [
+        {
+            "id": "moat0-224",
+            "sha256": SHA,
+            "size": 5,
+            "hash_provenance": {"observed_at": WHEN, "url": record.url},
+        }
+    ]
+    again = run("registry", "pin", "moat0-224", "--registry", overlay)
+    assert (again.code, again.err) == (0, f"{overlay}: already up to date\n")
+    assert (
+        "would stay as it is" in run("registry", "pin", "moat0-224", "--registry", overlay, "--dry-run").err
+    )
+    shown = run("show", "moat0-224", "--registry", overlay).out
+    assert f"sha256              {SHA}\n" in shown
+    assert f"observed {WHEN} from {record.url}" in shown
+
+
+def test_pin_of_another_checksum_needs_force(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224")
+    overlay = tmp_path / "mine.yaml"
+    run("registry", "pin", "moat0-224", "--file", overlay)
+    before = overlay.read_text()
+    overlay.write_text(before.replace(SHA, "f" * 64))
+    result = run("registry", "pin", "moat0-224", "--registry", overlay)
+    assert result.code == 5
+    assert f"the fetched file has sha256 {SHA}, but {'f' * 64} is pinned" in result.err
+    assert overlay.read_text() == before.replace(SHA, "f" * 64)
+    assert run("registry", "pin", "moat0-224", "--registry", overlay, "--force").code == 0
+    assert overlay.read_text() == before
+
+
+def test_pin_refuses_the_upload_without_statistics(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224", bn_statistics=False)
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "moat0-224", "--file", overlay)
+    assert result.code == 2
+    assert "without BatchNorm statistics" in result.err
+    assert not overlay.exists()
+    assert run("registry", "pin", "moat0-224", "--file", overlay, "--force").code == 0
+
+
+def test_pin_is_all_or_nothing(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224")
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "moat?-224", "--file", overlay)
+    assert (result.code, result.out) == (3, "")
+    assert "moat1-224 has not been fetched here" in result.err
+    assert not overlay.exists()
+
+
+def test_an_installed_ckptkit_does_not_write_into_itself(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache("moat0-224")
+    monkeypatch.setattr(loading, "in_source_tree", lambda: False)
+    result = run("registry", "pin", "moat0-224")
+    assert (result.code, result.out) == (2, "")
+    assert "--file FILE" in result.err
+
+
+def test_pin_in_a_source_tree_writes_its_registry(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache("moat0-224")
+    original = loading.built_in_path().read_text(encoding="utf-8")
+    tree = write(tmp_path, original, "registry.yaml")
+    (tmp_path / "pyproject.toml").write_text("")
+    for module in (loading, edit):
+        monkeypatch.setattr(module, "built_in_path", lambda: tree)
+    assert run("registry", "pin", "moat0-224").code == 0
+    changed = [line for line in tree.read_text().splitlines() if line not in original.splitlines()]
+    assert [line.split(":")[0].strip() for line in changed] == ["sha256", "size", "hash_provenance"]
+
+
+def remember(id: str, sha256: str, *, source: int = 0, **facts: object) -> None:
+    """Have the lock file know an entry's file, as a fetch into a cache that is gone would have left it."""
+    url = load_registry()[id].sources[source].url
+    facts = {"used_url": url, **facts}
+    seen = LockEntry(sha256, 7, "2025-05-05T05:05:05+00:00", url, **facts)
+    LockFile.default().remember(id, url.rpartition("/")[2], seen)
+
+
+def pinned(overlay: Path) -> dict[str, dict[str, object]]:
+    return {entry.pop("id"): entry for entry in yaml.safe_load(overlay.read_text())["entries"]}
+
+
+def test_pin_all_writes_what_the_cache_and_the_lock_file_know(run: Runner, tmp_path: Path) -> None:
+    cached = cache("moat0-224")
+    imported = {"used_url": "file:///home/me/moat1.tar.gz", "how": "import"}
+    remember("moat1-224", "a" * 64, server_hashes={"md5": "0" * 32, "crc32c": "0" * 8}, **imported)
+    mirrored = {"used_url": "http://127.0.0.1:8765/moat2.tar.gz", "how": "mirror"}
+    remember("moat2-384", "b" * 64, **mirrored)
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "--all", "--file", overlay)
+    assert result.code == 0
+    assert "3 of 42 entries were fetched" in result.err
+    entries = pinned(overlay)
+    assert list(entries) == ["moat0-224", "moat1-224", "moat2-384"]
+    published = {id: load_registry()[id].sources[0].url for id in entries}
+    assert entries["moat0-224"]["hash_provenance"] == {"observed_at": WHEN, "url": cached.url}
+    assert entries["moat1-224"] == {
+        "sha256": "a" * 64,
+        "size": 7,
+        "hash_provenance": {
+            "observed_at": "2025-05-05T05:05:05+00:00",
+            "url": "file:///home/me/moat1.tar.gz",
+            "note": f"imported by hand; published at {published['moat1-224']}; "
+            "the server's crc32c and md5 held",
+        },
+    }
+    assert entries["moat2-384"]["hash_provenance"] == {
+        "observed_at": "2025-05-05T05:05:05+00:00",
+        "url": "http://127.0.0.1:8765/moat2.tar.gz",
+        "note": f"published at {published['moat2-384']}",
+    }
+    assert run("registry", "validate", overlay).code == 0
+    again = run("registry", "pin", "--all", "--registry", overlay)
+    assert again.code == 0 and "already up to date" in again.err
+
+
+def test_pin_all_keeps_comments_order_and_all_else(run: Runner, tmp_path: Path) -> None:
+    overlay = write(tmp_path, SMALL)
+    for id, sha256 in [("two", "b" * 64), ("one", "a" * 64)]:
+        seen = LockEntry(sha256, 7, WHEN, f"https://a.org/{id}.tar.gz")
+        LockFile.default().remember(id, f"{id}.tar.gz", seen)
+    result = run("registry", "pin", "--all", "--registry", overlay)
+    assert result.code == 0 and [line.split()[0] for line in result.out.splitlines()] == ["one", "two"]
+    after = overlay.read_text().splitlines()
+    new = [line for line in after if line not in SMALL.splitlines()]
+    assert [line for line in after if line not in new] == SMALL.splitlines()
+    assert [line.split(":")[0].strip() for line in new] == ["sha256", "size", "hash_provenance"] * 2
+
+
+def test_pin_all_passes_over_the_lesser_upload(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224", bn_statistics=False)
+    cache("moat1-224")
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "--all", "--file", overlay)
+    assert result.code == 0 and list(pinned(overlay)) == ["moat1-224"]
+    assert "moat0-224: skipped, only the upload without BatchNorm statistics" in result.err
+    assert run("registry", "pin", "--all", "--file", overlay, "--force").code == 0
+    assert list(pinned(overlay)) == ["moat1-224", "moat0-224"]
+
+
+def test_of_several_uploads_in_the_lock_file_the_first_source_is_pinned(run: Runner, tmp_path: Path) -> None:
+    sources = load_registry()["moat0-224"].sources
+    better, lesser = (
+        next(i for i, s in enumerate(sources) if s.bn_statistics is has) for has in (True, False)
+    )
+    overlay = tmp_path / "mine.yaml"
+    remember("moat0-224", "b" * 64, source=lesser)
+    refused = run("registry", "pin", "moat0-224", "--file", overlay)
+    assert refused.code == 2 and "without BatchNorm statistics" in refused.err
+    remember("moat0-224", "a" * 64, source=better)
+    assert run("registry", "pin", "moat0-224", "--file", overlay).code == 0
+    assert pinned(overlay)["moat0-224"]["sha256"] == "a" * 64
+
+
+def test_pin_refuses_where_cache_and_lock_file_differ(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224")
+    remember("moat0-224", "a" * 64)
+    overlay = tmp_path / "mine.yaml"
+    for which in ("moat0-224", "--all"):
+        result = run("registry", "pin", which, "--file", overlay)
+        assert (result.code, result.out) == (5, "") and not overlay.exists()
+        assert (
+            f"the cached file has sha256 {SHA}, but the lock file " in result.err and "a" * 64 in result.err
+        )
+    assert run("registry", "pin", "moat0-224", "--file", overlay, "--force").code == 0
+    assert pinned(overlay)["moat0-224"]["sha256"] == SHA
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "code", "said"),
     [
-        (["--family", "moat", "--max-params", "5M"], ["tiny-moat0-256", "tiny-moat0-256-noposemb"]),
-        (["--min-top1", "88.9"], ["moat4-512", "moat4-512-noposemb"]),
-        (["--max-top1", "75"], ["moganet-xt-160-rsba3"]),
-        (["--resolution", "384", "--no-pos-emb"], ["moat2-384-noposemb"]),
-        (["--resolution", "384", "--pos-emb"], ["moat2-384"]),
-        (["--setting", "DeiT III"], ["moganet-xt-256-deit3", "moganet-t-256-deit3"]),
-        (["--pretrain", "*22K*", "--min-flops", "600B"], ["moat4-512", "moat4-512-noposemb"]),
-        (["--variant", "moganet-xl"], ["moganet-xl-224", "moganet-xl-224-timm"]),
-        (["--variant", "moat0", "--variant", "moat1", "--pos-emb"], ["moat0-224", "moat1-224"]),
-        (["moat3-*", "--reverse"], ["moat3-512-noposemb", "moat3-512"]),
-        (["moat?-224", "--sort", "top1"], ["moat0-224", "moat1-224"]),
-        (["moat?-224", "--sort", "-top1"], ["moat1-224", "moat0-224"]),
-        (["moat?-224", "--sort", "Top-1", "--reverse"], ["moat1-224", "moat0-224"]),
-        # 82.5M comes before 180.8M: by number, not by letter.
-        (["moganet-[sx]*-timm", "moganet-l-224", "--sort", "params", "--min-params", "25M"],
-         ["moganet-s-224-timm", "moganet-l-224", "moganet-xl-224-timm"]),
-        # What is not known comes last in both directions.
-        (["moganet-s-224*", "--sort", "top1"], [*S_224, "moganet-s-224-nofp32gate"]),
-        (["moganet-s-224*", "--sort", "-top1"], [*S_224, "moganet-s-224-nofp32gate"]),
+        ([], 2, "give ids or globs, or --all"),
+        (["moat0-224", "--all"], 2, "not both"),
+        (["--all"], 3, "nothing to pin has been fetched here"),
     ],
-)  # fmt: skip
-def test_filters_and_order(run: Runner, arguments: list[str], expected: list[str]) -> None:
-    assert ids(run("list", *arguments, "--json")) == expected
+)
+def test_what_to_pin_must_be_said(
+    run: Runner, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    result = run("registry", "pin", *arguments, "--file", tmp_path / "mine.yaml")
+    assert (result.code, result.out) == (code, "") and said in result.err
+    assert not (tmp_path / "mine.yaml").exists()
 
 
-def test_cached_or_not(run: Runner) -> None:
-    cache("moat1-224")
-    assert ids(run("list", "--cached", "--json")) == ["moat1-224"]
-    left = ids(run("list", "--not-cached", "--json"))
-    assert len(left) == 41 and "moat1-224" not in left
-    (
-        Home.default().artefact_folder("moat1-224")
-        / Path(load_registry(families=registry_families)["moat1-224"].file_name)
-    ).unlink()
-    assert ids(run("list", "--cached", "--json")) == []
+# -- add
 
 
-def test_json_has_every_field_as_the_registry_has_it(run: Runner) -> None:
-    listed = json.loads(run("list", "--json").out)
-    for row, entry in zip(listed, load_registry(families=registry_families).values(), strict=True):
-        derived = {"params": entry.params, "flops": entry.flops, "cached": False}
-        assert row == {**json.loads(entry.model_dump_json()), **derived}
+@pytest.fixture(scope="module")
+def moat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-moat0 without position embedding, as published."""
+    file = tmp_path_factory.mktemp("moat") / "tiny.tar.gz"
+    return write_checkpoint(Synthetic("tiny-moat0", pos_emb=False), file)
 
 
-def test_columns(run: Runner) -> None:
-    plain = run("list", "moat0-224", "--columns", "params, ID,published_top5,layout")
-    assert plain.out.splitlines() == [
-        "params  id         top-5  layout",
-        " 27.8M  moat0-224      -  deeplab2",
-    ]
-    data = json.loads(run("list", "moat0-224", "--columns", "id,params,pos-emb,top5", "--json").out)
-    assert data == [{"id": "moat0-224", "params": 27.8e6, "pos-emb": True, "top5": None}]
+@pytest.fixture(scope="module")
+def moganet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """moganet-xt with moving averages and raw weights, as published."""
+    file = tmp_path_factory.mktemp("moganet") / "xt.pth"
+    return write_checkpoint(Synthetic("moganet-xt", layout="torch", twins=True), file)
 
 
-def test_csv_is_read_back(run: Runner) -> None:
-    rows = list(csv.DictReader(io.StringIO(run("list", "--format", "csv").out)))
-    for row, entry in zip(rows, load_registry(families=registry_families).values(), strict=True):
-        assert (row["id"], row["published-params"], row["url"]) == (
-            entry.id,
-            entry.published_params,
-            entry.sources[0].url,
-        )
-        assert float(row["params"]) == entry.params
-        assert row["top1"] == ("" if entry.published_top1 is None else str(entry.published_top1))
-        assert row["sha256"] == ""
-
-
-def tables(text: str) -> dict[str, list[list[str]]]:
-    """Cells of each Markdown table, by its heading."""
-    found: dict[str, list[list[str]]] = {}
-    for block in text.strip().split("\n\n### "):
-        heading, _, table = block.removeprefix("### ").partition("\n\n")
-        found[heading] = [line.strip("| ").split(" | ") for line in table.splitlines()]
+def entry_in(path: Path, id: str) -> dict[str, Any]:
+    (found,) = (e for e in yaml.safe_load(path.read_text(encoding="utf-8"))["entries"] if e["id"] == id)
     return found
 
 
-def test_markdown_is_one_table_for_each_published_one(run: Runner) -> None:
-    found = tables(run("list", "--format", "markdown").out)
-    assert {heading: len(table) - 2 for heading, table in found.items()} == {
-        "MOAT, strong, with position embedding (deeplab2 layout)": 5,
-        "MOAT, strong, without position embedding (deeplab2 layout)": 5,
-        "MOAT, tiny, with position embedding (deeplab2 layout)": 4,
-        "MOAT, tiny, without position embedding (deeplab2 layout)": 4,
-        "MogaNet (openmixup layout)": 16,
-        "MogaNet (torch layout)": 8,
+def test_a_file_tells_what_is_not_said(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = write(tmp_path, "# mine\nentries:\n  - id: moat0-224\n    note: ours  # why\n")
+    trial = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat, "--dry-run")
+    assert trial.code == 0 and "+  - id: my-moat" in trial.out.splitlines()
+    assert entry_in(mine, "moat0-224") and "my-moat" not in mine.read_text()
+    done = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat)
+    assert (done.code, done.out) == (0, "my-moat  moat  tiny-moat0  tf  deeplab2\n")
+    assert done.err == f"{mine}: written; use it with --registry {mine}\n"
+    assert entry_in(mine, "my-moat") == {
+        "id": "my-moat",
+        "family": "moat",
+        "variant": "tiny-moat0",
+        "display_name": "my-moat",
+        "pos_emb": False,
+        "layout": "deeplab2",
+        "format": "tf",
+        "sources": [{"url": URL}],
     }
-    table = found["MOAT, tiny, without position embedding (deeplab2 layout)"]
-    assert table[0] == ["Model", "id", "Pretrain", "Resolution", "Params", "FLOPs", "Top-1", "Files"]
-    assert table[1] == ["---", "---", "---", "---:", "---:", "---:", "---:", "---"]
-    url = load_registry(families=registry_families)["tiny-moat0-256-noposemb"].sources[0].url
-    assert table[2] == [
-        *("tiny-MOAT-0", "`tiny-moat0-256-noposemb`", "ImageNet-1K", "256", "3.3M", "1.1B", "76.0"),
-        f"[download]({url})",
-    ]
-    assert {len(row) for row in found["MogaNet (openmixup layout)"]} == {10}
-
-
-def test_markdown_keeps_a_cell_one_cell(run: Runner, tmp_path: Path) -> None:
-    overlay = write(
-        tmp_path, "entries: [{id: moat0-224, display_name: 'a|b*<i>', setting: \"x\\ny\", group: '[z]'}]"
+    assert mine.read_text().startswith(
+        "# mine\nentries:\n  - id: moat0-224\n    note: ours  # why\n\n  - id: "
     )
-    result = run("list", "moat0-224", "--format", "markdown", "--registry", overlay)
-    assert "| a\\|b\\*\\<i> | `moat0-224` | x y |" in result.out
-    assert "### moat, \\[z], with position embedding" in result.out
+    (listed,) = json.loads(run("list", "my-*", "--registry", mine, "--format", "json").out)
+    assert (listed["id"], listed["variant"], listed["params"]) == ("my-moat", "tiny-moat0", None)
 
 
-def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
-    result = run("list", "--family", "resnet")
-    assert result.code == 0
-    assert len(result.out.splitlines()) == 1
-    assert result.err == "no entry matches all filters (of 42 in the registry)\n"
-    assert run("list", "--family", "resnet", "--quiet").err == ""
-    assert json.loads(run("list", "--min-top1", "99", "--json").out) == []
-    assert len(run("list", "no*", "--format", "csv").out.splitlines()) == 1
+def test_a_file_is_recognised_without_a_framework(tmp_path: Path, moat: Path) -> None:
+    words = ["registry", "add", "x", URL, "--file", "m.yaml", "--checkpoint", str(moat)]
+    code = (
+        "import sys\n"
+        f"sys.argv = ['ckptkit', *{words!r}]\n"
+        "from ckptkit.cli.app import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'tensorflow', 'keras', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "x  moat  tiny-moat0  tf  deeplab2\n[]\n"), done.stderr
+
+
+def test_everything_can_be_said(run: Runner, tmp_path: Path) -> None:
+    mine = tmp_path / "new" / "mine.yaml"
+    options = {
+        "--display-name": "Mine",
+        "--resolution": "160",
+        "--test-resolution": "224",
+        "--params": "2.97M",
+        "--flops": "0.80G",
+        "--top1": "76.5",
+        "--top5": "93.4",
+        "--license": "MIT",
+        "--normalization": "imagenet",
+        "--weights": "ema",
+        "--note": "trained: here",
+        "--set": "attn_force_fp32=false",
+    }
+    words = [word for pair in options.items() for word in pair]
+    done = run("registry", "add", "mine", URL, "https://b.org/x", *SAID, *words, "--registry", mine)
+    assert (done.code, done.err) == (0, f"{mine}: written\n")
+    assert entry_in(mine, "mine") == {
+        "id": "mine",
+        "family": "moganet",
+        "variant": "moganet-xt",
+        "display_name": "Mine",
+        "train_resolution": 160,
+        "test_resolution": 224,
+        "published_params": "2.97M",
+        "published_flops": "0.80G",
+        "published_top1": 76.5,
+        "published_top5": 93.4,
+        "license": "MIT",
+        "layout": "torch",
+        "format": "torch",
+        "weights": "ema",
+        "attn_force_fp32": False,
+        "normalization": "imagenet",
+        "sources": [{"url": URL}, {"url": "https://b.org/x"}],
+        "note": "trained: here",
+    }
+    assert run("registry", "validate", mine).out == f"{mine}: 1 entry, no fault\n"
+
+
+def test_what_no_tensor_tells_is_said_to_be_open(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, "--resolution", "192")
+    assert done.code == 0
+    assert f"{moganet} holds two copies of the weights" in done.err and "--weights ema or raw" in done.err
+    assert "xt: attn_force_fp32 is not given" in done.err
+    entry = entry_in(mine, "xt")
+    assert (entry["layout"], entry["format"]) == ("torch", "torch")
+    assert (entry["train_resolution"], entry["test_resolution"]) == (192, 192)
+    assert not {"weights", "attn_force_fp32", "pos_emb", "sha256"} & set(entry)
+    told = ("--set", "attn_force_fp32=true", "--weights", "raw")
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet, *told, "--force")
+    assert done.code == 0 and "two copies" not in done.err and "is not given" not in done.err
+    assert entry_in(mine, "xt") == {**entry, "weights": "raw", "attn_force_fp32": True}
+
+
+def test_settings_travel_in_converted_files(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    converted, mine = tmp_path / "xt.safetensors", tmp_path / "mine.yaml"
+    told = ("--set", "attn_force_fp32=true")
+    assert run("convert", moganet, "--to", "safetensors", "-o", converted, *told).code == 0
+    done = run("registry", "add", "xt", URL, "--file", mine, "--checkpoint", converted)
+    assert (done.code, done.out) == (0, "xt  moganet  moganet-xt  safetensors  torch\n")
+    assert entry_in(mine, "xt")["attn_force_fp32"] is True
+
+
+def test_a_keras_file_has_the_layout_keras(run: Runner, tmp_path: Path, moat: Path) -> None:
+    converted, mine = tmp_path / "tiny.weights.h5", tmp_path / "mine.yaml"
+    assert run("convert", moat, "--to", "keras", "-o", converted).code == 0
+    done = run("registry", "add", "k", URL, "--file", mine, "--checkpoint", converted)
+    assert (done.code, done.out) == (0, "k  moat  tiny-moat0  keras  keras\n")
+
+
+def test_a_pin_is_what_was_observed_on_the_file(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "my-moat", URL, "--file", mine, "--checkpoint", moat, "--pin")
+    assert done.code == 0
+    entry = entry_in(mine, "my-moat")
+    body = moat.read_bytes()
+    assert (entry["sha256"], entry["size"]) == (hashlib.sha256(body).hexdigest(), len(body))
+    seen = entry["hash_provenance"]
+    assert (seen["url"], seen["note"]) == (
+        URL,
+        "observed on a local file, tiny.tar.gz, which was not fetched from there",
+    )
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(seen["observed_at"])
+    assert timedelta(0) <= age < timedelta(minutes=10)
+
+
+def test_a_pin_needs_the_file_as_published(run: Runner, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "m", URL, *SAID, "--file", mine, "--pin")
+    assert (done.code, done.out) == (2, "") and "give it with --checkpoint FILE" in done.err
+    prefix = write_checkpoint(Synthetic("tiny-moat0", twins=True), tmp_path / "model.ckpt")
+    done = run("registry", "add", "m", URL, "--file", mine, "--checkpoint", prefix, "--pin")
+    assert (done.code, done.out) == (2, "")
+    assert f"{prefix} is not one file, and only the file as published has a checksum" in done.err
+    assert not mine.exists()
+    done = run("registry", "add", "m", URL, "--file", mine, "--checkpoint", prefix)
+    assert done.code == 0 and f"{prefix} holds two copies of the weights" in done.err
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_fetch_takes_the_entry(run: Runner, tmp_path: Path, moganet: Path, pinned: bool) -> None:
+    mine = tmp_path / "mine.yaml"
+    pin = ("--pin",) if pinned else ()
+    with FaultServer(files={"/xt.pth": Served(moganet.read_bytes())}) as server:
+        url = f"{server.base}/xt.pth"
+        assert run("registry", "add", "xt", url, "--file", mine, "--checkpoint", moganet, *pin).code == 0
+        done = run("fetch", "xt", "--registry", mine)
+        assert done.code == 0, done.err
+        assert Path(done.out.strip()).read_bytes() == moganet.read_bytes()
+        assert ("sha256 as the registry says" in done.err) == pinned
+        server.files["/xt.pth"] = Served(b"other bytes", etag='"v2"')
+        assert run("cache", "rm", "xt", "--registry", mine).code == 0
+        again = run("fetch", "xt", "--registry", mine)
+        assert (again.code, again.out) == (5, ""), again.err
+
+
+def test_fetch_takes_an_entry_of_a_file_url(run: Runner, tmp_path: Path, moat: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    added = run("registry", "add", "mine", moat.as_uri(), "--file", mine, "--checkpoint", moat, "--pin")
+    assert added.code == 0
+    done = run("fetch", "mine", "--registry", mine)
+    assert done.code == 0, done.err
+    assert run("verify", "mine", "--registry", mine).code == 0
+
+
+def test_an_id_that_is_there_needs_force_and_one_below_is_overridden(run: Runner, tmp_path: Path) -> None:
+    mine = write(tmp_path, SMALL)
+    done = run("registry", "add", "one", URL, "--file", mine)
+    assert (done.code, done.out) == (2, "")
+    assert f"{mine} has an entry 'one' already; give --force to update its fields" in done.err
+    assert mine.read_text() == SMALL
+    assert run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84").code == 0
+    assert entry_in(mine, "one")["published_top1"] == 84.0
+    again = run("registry", "add", "one", URL, "--file", mine, "--force", "--top1", "84")
+    assert again.err == f"{mine}: already up to date\n"
+    trial = run("registry", "add", "one", URL, "--file", mine, "--force", "--dry-run")
+    assert (trial.out, trial.err) == ("", f"{mine}: would stay as it is\n")
+    done = run("registry", "add", "moat0-224", URL, "--file", mine)
+    assert done.code == 0
+    overridden = f"overrides the entry of {loading.built_in_path()}; other fields keep their values"
+    assert f"moat0-224: {overridden}" in done.err
+    assert entry_in(mine, "moat0-224") == {"id": "moat0-224", "sources": [{"url": URL}]}
+
+
+def test_a_checksum_that_stays_is_told(run: Runner, tmp_path: Path, moganet: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    first = ("registry", "add", "xt", URL, "--file", mine, "--checkpoint", moganet)
+    assert run(*first, "--pin").code == 0
+    before = entry_in(mine, "xt")["sha256"]
+    done = run("registry", "add", "xt", "https://b.org/x", "--file", mine, "--force")
+    assert done.code == 0 and "xt: the checksum pinned before still holds" in done.err
+    assert entry_in(mine, "xt")["sha256"] == before
+    assert "pinned before" not in run(*first, "--pin", "--force").err
+
+
+def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_path: Path, moat: Path) -> None:
+    below, mine = write(tmp_path, SMALL, "below.yaml"), tmp_path / "mine.yaml"
+    pin_many(below, [Pin("one", SHA, 5, WHEN, URL)])
+    words = ("--registry", below, "--registry", mine, "--checkpoint", moat, "--pin")
+    done = run("registry", "add", "one", URL, *words)
+    assert (done.code, done.out) == (5, "")
+    assert f"but {SHA} is pinned; --force replaces the pinned one" in done.err
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("words", "code", "said"),
     [
-        (["list", "moat0-225"], 3, "no entry 'moat0-225' in the registry; did you mean moat0-224"),
-        (["show", "moat0-225"], 3, "did you mean moat0-224"),
-        (["show", "x*"], 3, "no id matches 'x*'"),
-        (["list", "--columns", "id,colour"], 2, "unknown column 'colour'; choose from family, id,"),
-        (["list", "--columns", ", "], 2, "--columns names no column"),
-        (["list", "--sort", "colour"], 2, "unknown column 'colour'"),
-        (["list", "--max-params", "30X"], 2, "'30X' is not a number; write it like 30M"),
-        (["list", "--registry", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
-        (["registry", "validate", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
-        (["registry", "pin", "moat0-224"], 3, "moat0-224 has not been fetched here"),
-        (["registry", "pin", "moat0-22"], 3, "did you mean moat0-224"),
+        (["xt", URL], 2, "xt: cannot be added: family is missing; variant is missing; layout is missing"),
+        (["xt", URL, *SAID, "--variant", "moat9"], 3, "no variant 'moat9'"),
+        (
+            ["xt", URL, *SAID, "--family", "moat"],
+            3,
+            "xt: variant: 'moganet-xt' is a variant of family 'moganet', not of 'moat'",
+        ),
+        (["xt", URL, *SAID, "--family", "net"], 3, "xt: family: no family 'net' (did you mean 'moganet'?)"),
+        (
+            ["xt", URL, "--variant", "moat0", "--layout", "openmixup", "--format", "torch"],
+            2,
+            "xt: layout: 'openmixup' is a layout of family 'moganet', not of 'moat'",
+        ),
+        (
+            ["xt", URL, "--variant", "moat0", "--layout", "deeplab2", "--format", "torch"],
+            2,
+            "xt: format: 'torch' does not support layout 'deeplab2' (one of tf, safetensors, npz)",
+        ),
+        (["xt", URL, *SAID, "--layout", "nchw"], 2, "layout: input should be 'deeplab2', 'openmixup'"),
+        (["xt", URL, *SAID, "--weights", "both"], 2, "weights: input should be 'ema' or 'raw'"),
+        (["xt", "my.pth", *SAID], 2, "sources[0].url: a URL begins with one of https://"),
+        (["xt", URL, *SAID, "--params", "3 M"], 2, "published_params: string should match pattern"),
+        (["xt", URL, *SAID, "--top1", "-1"], 2, "published_top1: input should be greater than or equal to 0"),
+        (["xt", URL, *SAID, "--resolution", "0"], 2, "train_resolution: input should be greater than"),
+        (["xt", URL, *SAID, "--set", "pool_size=2"], 2, "family moganet has no setting pool_size"),
+        (["xt", URL, *SAID, "--set", "colour=2"], 2, "unknown setting 'colour'; one of "),
+        (["xt", URL, "--checkpoint", "missing.pth"], 3, "missing.pth: no such file"),
     ],
 )
-def test_one_line_says_what_is_wrong(run: Runner, arguments: list[str], code: int, message: str) -> None:
-    result = run(*arguments)
-    assert (result.code, result.out) == (code, "")
-    assert result.err.startswith("error: ") and result.err.count("\n") == 1
-    assert message in result.err
-
-
-def test_a_damaged_overlay_is_refused_by_every_command(run: Runner, tmp_path: Path) -> None:
-    overlay = write(tmp_path, "entries: [{id: moat0-224, colour: red}]")
-    for command in (["list"], ["show", "moat0-224"], ["registry", "pin", "moat0-224"]):
-        result = run(*command, "--registry", overlay)
-        assert (result.code, result.out) == (5, "")
-        assert "line 1: entry 'moat0-224': unknown key 'colour'" in result.err
-
-
-def test_show_tells_everything(run: Runner) -> None:
-    entry = load_registry(families=registry_families)["moganet-s-160-rsba3"]
-    result = run("show", entry.id)
-    assert result.code == 0
-    for value in (
-        *("moganet-s-160-rsba3: MogaNet-S", "25.3M as published, 25,335,675 exactly", "4.97G as published"),
-        *("top-1 81.1%", "160×160", "224×224, resize 236, bicubic, imagenet normalization", "RSB A3"),
-        *("attn_force_fp32 yes", "Apache-2.0, arXiv:2211.03295", "format torch, layout openmixup"),
-        *("not pinned: no checksum of this file is published", entry.config_url, entry.log_url),
-        *(source.url for source in entry.sources),
-        *(source.note for source in entry.sources),
-        "ckptkit fetch moganet-s-160-rsba3",
-    ):
-        assert value in result.out, value
-    moat = run("show", "tiny-moat3-256").out
-    for value in ("position embedding  yes", "pool_size 2", "lacks BatchNorm statistics; the first upload"):
-        assert value in moat, value
-    assert "a later edition of the published table says 83.3" in moat
-
-
-def test_show_of_a_fetched_entry_leads_on(run: Runner) -> None:
-    record = cache("moat0-224")
-    text = run("show", "moat0-224").out
-    assert f"observed here       sha256 {SHA}, 5 bytes, {WHEN}" in text
-    after = text.partition("\nNext\n")[2].split("\n")
-    assert [line.strip() for line in after if line] == [
-        "ckptkit verify moat0-224 --deep",
-        "ckptkit convert moat0-224 --to safetensors",
-        "ckptkit parity moat0-224",
-        "ckptkit registry pin moat0-224",
-    ]
-    (data,) = json.loads(run("show", "moat0-224", "--json").out)
-    assert data["observed"] == {"sha256": SHA, "size": 5, "fetched_at": WHEN, "url": record.url}
-    assert (data["cached"], data["params"], data["is_archive"]) == (True, 27.8e6, True)
-
-
-def test_show_of_an_entry_that_only_a_person_can_fetch(run: Runner, tmp_path: Path) -> None:
-    overlay = write(
-        tmp_path, "entries: [{id: moganet-s-224, sources: [{url: 'https://pan.org/x', manual: true}]}]"
-    )
-    text = run("show", "moganet-s-224", "--registry", overlay).out
-    assert "ckptkit import moganet-s-224 FILE" in text
-    assert "ckptkit fetch" not in text
-
-
-LEAVES_OUT = (
-    "numpy",
-    "requests",
-    "rich",
-    "torch",
-    "tensorflow",
-    "keras",
-    "h5py",
-    "matplotlib",
-)
-
-
-def test_list_loads_nothing_heavy() -> None:
-    code = (
-        "import sys; from ckptkit.cli.app import main\n"
-        "try: main(['list'])\n"
-        f"finally: print(sorted(set({LEAVES_OUT}) & set(sys.modules)), file=sys.stderr)"
-    )
-    command = [sys.executable, "-c", code]
-    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
-    assert second.stderr == "[]\n"
-    assert first.stdout == second.stdout
-    assert len(second.stdout.splitlines()) == 43
-    assert not {"torch", "tensorflow", "keras", "requests", "numpy"} & set(eval(first.stderr))
-
-
-def on_a_terminal(width: int, *arguments: str) -> list[str]:
-    """What a terminal of this width gets to see."""
-    ours, theirs = pytest.importorskip("pty").openpty()
-    environment = {**os.environ, "COLUMNS": str(width), "LINES": "50", "TERM": "xterm", "PYTHONUTF8": "1"}
-    command = [sys.executable, "-m", "ckptkit.cli.app", *arguments]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    seen = b""
-    try:
-        while piece := os.read(ours, 65536):
-            seen += piece
-    except OSError:  # Linux says so when the other end is closed
-        pass
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    return seen.decode().replace("\r\n", "\n").split("\n")
+def test_faults_are_told_in_a_line_and_nothing_is_written(
+    run: Runner, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", *words, "--file", mine)
+    assert (done.code, done.out) == (code, "") and said in done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize(
-    ("width", "hidden"),
-    [(160, []), (125, []), (100, ["family"]), (80, ["family", "pretrain", "setting"])],
+    ("words", "said"),
+    [
+        (["--variant", "tiny-moat1"], "are unlike tiny-moat1"),
+        (["--layout", "torch"], "its layout is deeplab2, not torch"),
+        (["--format", "torch"], "its format is tf, not torch"),
+        (["--family", "moganet"], "its family is moat, not moganet"),
+        (["--pos-emb"], "its pos_emb is false, not true"),
+    ],
 )
-def test_the_table_fits_the_terminal(width: int, hidden: list[str]) -> None:
-    lines = on_a_terminal(width, "list")
-    heading = re.sub(r"\x1b\[\d*m", "", next(line for line in lines if "params" in line)).rstrip()
-    assert max(len(line) for line in lines if "moat" in line) <= width
-    assert len(heading) <= width
-    full = {"family", "pretrain", "setting", "params", "FLOPs", "top-1", "cached", "id"}
-    assert full - set(heading.split()) == set(hidden)
-    assert len([line for line in lines if "noposemb" in line]) == 9  # none is wrapped
-    note = [line for line in lines if "too wide for this terminal" in line]
-    assert note == (
-        [f"too wide for this terminal: {', '.join(hidden)}; choose with --columns"] if hidden else []
-    )
+def test_a_file_is_not_contradicted(
+    run: Runner, tmp_path: Path, moat: Path, words: list[str], said: str
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    done = run("registry", "add", "x", URL, "--file", mine, "--checkpoint", moat, *words)
+    assert (done.code, done.out) == (5 if "unlike" in said else 2, "") and said in done.err
+    assert not mine.exists()
+
+
+def test_the_built_in_registry_is_written_only_in_a_source_tree_and_by_name(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = write(tmp_path, SMALL, "registry.yaml")
+    monkeypatch.setattr(loading, "built_in_path", lambda: tree)
+    for in_tree in (True, False):
+        monkeypatch.setattr(loading, "in_source_tree", lambda in_tree=in_tree: in_tree)
+        done = run("registry", "add", "xt", URL, *SAID)
+        assert (done.code, done.out) == (2, "") and "--file FILE" in done.err
+    done = run("registry", "add", "xt", URL, *SAID, "--file", tree)
+    assert (done.code, done.out) == (2, "") and "cannot be edited" in done.err
+    assert tree.read_text() == SMALL
+    monkeypatch.setattr(loading, "in_source_tree", lambda: True)
+    assert run("registry", "add", "xt", URL, *SAID, "--file", tree).code == 0
+    assert tree.read_text().startswith(SMALL) and entry_in(tree, "xt")["variant"] == "moganet-xt"
+
+
+@pytest.mark.parametrize(
+    ("field", "begun", "offered"),
+    [
+        ("layout", "", ["deeplab2", "openmixup", "torch", "keras"]),
+        ("format", "t", ["tf", "torch"]),
+        ("weights", "", ["ema", "raw"]),
+        ("normalization", "x", []),
+    ],
+)
+def test_values_are_completed(field: str, begun: str, offered: list[str]) -> None:
+    assert completion.complete_values(field)(begun) == offered

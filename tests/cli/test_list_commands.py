@@ -1,0 +1,307 @@
+"""list and show, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptkit.families import registry_families
+from ckptkit.registry import load_registry
+from ckptkit.store.cache import Home
+from tests.support.commands import SHA, WHEN, Run, Runner, cache, runner
+from tests.support.registries import write
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return runner(capsys)
+
+
+def ids(result: Run) -> list[str]:
+    return [row["id"] for row in json.loads(result.out)]
+
+
+def test_list_in_a_pipe_is_plain_aligned_text(run: Runner) -> None:
+    cache("moat1-224")
+    result = run("list", "moat[01]-224", "moganet-xt-160-rsba3")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        "family   id                    resolution  pos-emb  pretrain     setting"
+        "  params  FLOPs  top-1  cached",
+        "moat     moat0-224                    224  yes      ImageNet-1K  -         27.8M   5.7B   83.3  no",
+        "moat     moat1-224                    224  yes      ImageNet-1K  -         41.6M   9.1B   84.2  yes",
+        "moganet  moganet-xt-160-rsba3     160/224  -        ImageNet-1K  RSB A3    2.97M  0.80G   72.8  no",
+    ]
+
+
+def test_list_has_every_entry_in_the_order_of_the_registry(run: Runner) -> None:
+    lines = run("list").out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == list(load_registry())
+
+
+S_224 = ["moganet-s-224", "moganet-s-224-timm"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--family", "moat", "--max-params", "5M"], ["tiny-moat0-256", "tiny-moat0-256-noposemb"]),
+        (["--min-top1", "88.9"], ["moat4-512", "moat4-512-noposemb"]),
+        (["--max-top1", "75"], ["moganet-xt-160-rsba3"]),
+        (["--resolution", "384", "--no-pos-emb"], ["moat2-384-noposemb"]),
+        (["--resolution", "384", "--pos-emb"], ["moat2-384"]),
+        (["--setting", "DeiT III"], ["moganet-xt-256-deit3", "moganet-t-256-deit3"]),
+        (["--pretrain", "*22K*", "--min-flops", "600B"], ["moat4-512", "moat4-512-noposemb"]),
+        (["--variant", "moganet-xl"], ["moganet-xl-224", "moganet-xl-224-timm"]),
+        (["--variant", "moat0", "--variant", "moat1", "--pos-emb"], ["moat0-224", "moat1-224"]),
+        (["moat3-*", "--reverse"], ["moat3-512-noposemb", "moat3-512"]),
+        (["moat?-224", "--sort", "top1"], ["moat0-224", "moat1-224"]),
+        (["moat?-224", "--sort", "-top1"], ["moat1-224", "moat0-224"]),
+        (["moat?-224", "--sort", "Top-1", "--reverse"], ["moat1-224", "moat0-224"]),
+        # 82.5M comes before 180.8M: by number, not by letter.
+        (["moganet-[sx]*-timm", "moganet-l-224", "--sort", "params", "--min-params", "25M"],
+         ["moganet-s-224-timm", "moganet-l-224", "moganet-xl-224-timm"]),
+        # What is not known comes last in both directions.
+        (["moganet-s-224*", "--sort", "top1"], [*S_224, "moganet-s-224-nofp32gate"]),
+        (["moganet-s-224*", "--sort", "-top1"], [*S_224, "moganet-s-224-nofp32gate"]),
+    ],
+)  # fmt: skip
+def test_filters_and_order(run: Runner, arguments: list[str], expected: list[str]) -> None:
+    assert ids(run("list", *arguments, "--json")) == expected
+
+
+def test_cached_or_not(run: Runner) -> None:
+    cache("moat1-224")
+    assert ids(run("list", "--cached", "--json")) == ["moat1-224"]
+    left = ids(run("list", "--not-cached", "--json"))
+    assert len(left) == 41 and "moat1-224" not in left
+    (
+        Home.default().artefact_folder("moat1-224")
+        / Path(load_registry(families=registry_families)["moat1-224"].file_name)
+    ).unlink()
+    assert ids(run("list", "--cached", "--json")) == []
+
+
+def test_json_has_every_field_as_the_registry_has_it(run: Runner) -> None:
+    listed = json.loads(run("list", "--json").out)
+    for row, entry in zip(listed, load_registry(families=registry_families).values(), strict=True):
+        derived = {"params": entry.params, "flops": entry.flops, "cached": False}
+        assert row == {**json.loads(entry.model_dump_json()), **derived}
+
+
+def test_columns(run: Runner) -> None:
+    plain = run("list", "moat0-224", "--columns", "params, ID,published_top5,layout")
+    assert plain.out.splitlines() == [
+        "params  id         top-5  layout",
+        " 27.8M  moat0-224      -  deeplab2",
+    ]
+    data = json.loads(run("list", "moat0-224", "--columns", "id,params,pos-emb,top5", "--json").out)
+    assert data == [{"id": "moat0-224", "params": 27.8e6, "pos-emb": True, "top5": None}]
+
+
+def test_csv_is_read_back(run: Runner) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("list", "--format", "csv").out)))
+    for row, entry in zip(rows, load_registry(families=registry_families).values(), strict=True):
+        assert (row["id"], row["published-params"], row["url"]) == (
+            entry.id,
+            entry.published_params,
+            entry.sources[0].url,
+        )
+        assert float(row["params"]) == entry.params
+        assert row["top1"] == ("" if entry.published_top1 is None else str(entry.published_top1))
+        assert row["sha256"] == ""
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """Cells of each Markdown table, by its heading."""
+    found: dict[str, list[list[str]]] = {}
+    for block in text.strip().split("\n\n### "):
+        heading, _, table = block.removeprefix("### ").partition("\n\n")
+        found[heading] = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return found
+
+
+def test_markdown_is_one_table_for_each_published_one(run: Runner) -> None:
+    found = tables(run("list", "--format", "markdown").out)
+    assert {heading: len(table) - 2 for heading, table in found.items()} == {
+        "MOAT, strong, with position embedding (deeplab2 layout)": 5,
+        "MOAT, strong, without position embedding (deeplab2 layout)": 5,
+        "MOAT, tiny, with position embedding (deeplab2 layout)": 4,
+        "MOAT, tiny, without position embedding (deeplab2 layout)": 4,
+        "MogaNet (openmixup layout)": 16,
+        "MogaNet (torch layout)": 8,
+    }
+    table = found["MOAT, tiny, without position embedding (deeplab2 layout)"]
+    assert table[0] == ["Model", "id", "Pretrain", "Resolution", "Params", "FLOPs", "Top-1", "Files"]
+    assert table[1] == ["---", "---", "---", "---:", "---:", "---:", "---:", "---"]
+    url = load_registry(families=registry_families)["tiny-moat0-256-noposemb"].sources[0].url
+    assert table[2] == [
+        *("tiny-MOAT-0", "`tiny-moat0-256-noposemb`", "ImageNet-1K", "256", "3.3M", "1.1B", "76.0"),
+        f"[download]({url})",
+    ]
+    assert {len(row) for row in found["MogaNet (openmixup layout)"]} == {10}
+
+
+def test_markdown_keeps_a_cell_one_cell(run: Runner, tmp_path: Path) -> None:
+    overlay = write(
+        tmp_path, "entries: [{id: moat0-224, display_name: 'a|b*<i>', setting: \"x\\ny\", group: '[z]'}]"
+    )
+    result = run("list", "moat0-224", "--format", "markdown", "--registry", overlay)
+    assert "| a\\|b\\*\\<i> | `moat0-224` | x y |" in result.out
+    assert "### moat, \\[z], with position embedding" in result.out
+
+
+def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
+    result = run("list", "--family", "resnet")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 1
+    assert result.err == "no entry matches all filters (of 42 in the registry)\n"
+    assert run("list", "--family", "resnet", "--quiet").err == ""
+    assert json.loads(run("list", "--min-top1", "99", "--json").out) == []
+    assert len(run("list", "no*", "--format", "csv").out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["list", "moat0-225"], 3, "no entry 'moat0-225' in the registry; did you mean moat0-224"),
+        (["show", "moat0-225"], 3, "did you mean moat0-224"),
+        (["show", "x*"], 3, "no id matches 'x*'"),
+        (["list", "--columns", "id,colour"], 2, "unknown column 'colour'; choose from family, id,"),
+        (["list", "--columns", ", "], 2, "--columns names no column"),
+        (["list", "--sort", "colour"], 2, "unknown column 'colour'"),
+        (["list", "--max-params", "30X"], 2, "'30X' is not a number; write it like 30M"),
+        (["list", "--registry", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
+        (["registry", "validate", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),
+        (["registry", "pin", "moat0-224"], 3, "moat0-224 has not been fetched here"),
+        (["registry", "pin", "moat0-22"], 3, "did you mean moat0-224"),
+    ],
+)
+def test_one_line_says_what_is_wrong(run: Runner, arguments: list[str], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1
+    assert message in result.err
+
+
+def test_a_damaged_overlay_is_refused_by_every_command(run: Runner, tmp_path: Path) -> None:
+    overlay = write(tmp_path, "entries: [{id: moat0-224, colour: red}]")
+    for command in (["list"], ["show", "moat0-224"], ["registry", "pin", "moat0-224"]):
+        result = run(*command, "--registry", overlay)
+        assert (result.code, result.out) == (5, "")
+        assert "line 1: entry 'moat0-224': unknown key 'colour'" in result.err
+
+
+def test_show_tells_everything(run: Runner) -> None:
+    entry = load_registry(families=registry_families)["moganet-s-160-rsba3"]
+    result = run("show", entry.id)
+    assert result.code == 0
+    for value in (
+        *("moganet-s-160-rsba3: MogaNet-S", "25.3M as published, 25,335,675 exactly", "4.97G as published"),
+        *("top-1 81.1%", "160×160", "224×224, resize 236, bicubic, imagenet normalization", "RSB A3"),
+        *("attn_force_fp32 yes", "Apache-2.0, arXiv:2211.03295", "format torch, layout openmixup"),
+        *("not pinned: no checksum of this file is published", entry.config_url, entry.log_url),
+        *(source.url for source in entry.sources),
+        *(source.note for source in entry.sources),
+        "ckptkit fetch moganet-s-160-rsba3",
+    ):
+        assert value in result.out, value
+    moat = run("show", "tiny-moat3-256").out
+    for value in ("position embedding  yes", "pool_size 2", "lacks BatchNorm statistics; the first upload"):
+        assert value in moat, value
+    assert "a later edition of the published table says 83.3" in moat
+
+
+def test_show_of_a_fetched_entry_leads_on(run: Runner) -> None:
+    record = cache("moat0-224")
+    text = run("show", "moat0-224").out
+    assert f"observed here       sha256 {SHA}, 5 bytes, {WHEN}" in text
+    after = text.partition("\nNext\n")[2].split("\n")
+    assert [line.strip() for line in after if line] == [
+        "ckptkit verify moat0-224 --deep",
+        "ckptkit convert moat0-224 --to safetensors",
+        "ckptkit parity moat0-224",
+        "ckptkit registry pin moat0-224",
+    ]
+    (data,) = json.loads(run("show", "moat0-224", "--json").out)
+    assert data["observed"] == {"sha256": SHA, "size": 5, "fetched_at": WHEN, "url": record.url}
+    assert (data["cached"], data["params"], data["is_archive"]) == (True, 27.8e6, True)
+
+
+def test_show_of_an_entry_that_only_a_person_can_fetch(run: Runner, tmp_path: Path) -> None:
+    overlay = write(
+        tmp_path, "entries: [{id: moganet-s-224, sources: [{url: 'https://pan.org/x', manual: true}]}]"
+    )
+    text = run("show", "moganet-s-224", "--registry", overlay).out
+    assert "ckptkit import moganet-s-224 FILE" in text
+    assert "ckptkit fetch" not in text
+
+
+LEAVES_OUT = (
+    "numpy",
+    "requests",
+    "rich",
+    "torch",
+    "tensorflow",
+    "keras",
+    "h5py",
+    "matplotlib",
+)
+
+
+def test_list_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from ckptkit.cli.app import main\n"
+        "try: main(['list'])\n"
+        f"finally: print(sorted(set({LEAVES_OUT}) & set(sys.modules)), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    assert second.stderr == "[]\n"
+    assert first.stdout == second.stdout
+    assert len(second.stdout.splitlines()) == 43
+    assert not {"torch", "tensorflow", "keras", "requests", "numpy"} & set(eval(first.stderr))
+
+
+def on_a_terminal(width: int, *arguments: str) -> list[str]:
+    """What a terminal of this width gets to see."""
+    ours, theirs = pytest.importorskip("pty").openpty()
+    environment = {**os.environ, "COLUMNS": str(width), "LINES": "50", "TERM": "xterm", "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "ckptkit.cli.app", *arguments]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 65536):
+            seen += piece
+    except OSError:  # Linux says so when the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return seen.decode().replace("\r\n", "\n").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"),
+    [(160, []), (125, []), (100, ["family"]), (80, ["family", "pretrain", "setting"])],
+)
+def test_the_table_fits_the_terminal(width: int, hidden: list[str]) -> None:
+    lines = on_a_terminal(width, "list")
+    heading = re.sub(r"\x1b\[\d*m", "", next(line for line in lines if "params" in line)).rstrip()
+    assert max(len(line) for line in lines if "moat" in line) <= width
+    assert len(heading) <= width
+    full = {"family", "pretrain", "setting", "params", "FLOPs", "top-1", "cached", "id"}
+    assert full - set(heading.split()) == set(hidden)
+    assert len([line for line in lines if "noposemb" in line]) == 9  # none is wrapped
+    note = [line for line in lines if "too wide for this terminal" in line]
+    assert note == (
+        [f"too wide for this terminal: {', '.join(hidden)}; choose with --columns"] if hidden else []
+    )
