@@ -7,8 +7,9 @@ Source: https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ckptkit.base.budget import Budget
 
@@ -16,43 +17,12 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 _VARINT_BYTES = 10
 _FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
+_HELD = {VARINT: "a number", FIXED64: "8 bytes", LENGTH_DELIMITED: "bytes", FIXED32: "4 bytes"}
 _FIELD_STEPS = 2
 
 
 class WireError(ValueError):
     """The bytes are not a valid message; callers say in which file."""
-
-
-class Field(NamedTuple):
-    """One field of a message: its number, its wire type, and an int or the bytes it holds."""
-
-    number: int
-    wire: int
-    value: int | bytes
-
-    def unsigned(self) -> int:
-        """The value as an unsigned integer; WireError when the field holds bytes."""
-        if isinstance(self.value, bytes):
-            raise WireError(f"field {self.number} holds bytes where a number belongs")
-        return self.value
-
-    def signed(self) -> int:
-        """The value as int32 or int64 (two's complement in 64 bits); WireError when it holds bytes."""
-        value = self.unsigned()
-        return value - (1 << 64) if value >> 63 else value
-
-    def payload(self) -> bytes:
-        """The bytes of a string, bytes or message field; WireError when it holds a number."""
-        if isinstance(self.value, int):
-            raise WireError(f"field {self.number} holds a number where bytes belong")
-        return self.value
-
-    def text(self) -> str:
-        """The string; WireError when it is not UTF-8."""
-        try:
-            return self.payload().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise WireError(f"field {self.number} is not UTF-8 text") from error
 
 
 def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
@@ -77,13 +47,13 @@ def read_varint(data: bytes, position: int = 0) -> tuple[int, int]:
     raise WireError("a number has more than 64 bits")
 
 
-def fields(data: bytes, budget: Budget) -> Iterator[Field]:
-    """Walk over the fields of a message in their order, each at the cost of a few steps.
+def fields(data: bytes, budget: Budget) -> Iterator[tuple[int, int, int | bytes]]:
+    """Number, wire type and value of each field of a message in their order, at the cost of a few steps.
 
     Examples
     --------
     >>> list(fields(bytes([0x08, 0x96, 0x01]), Budget(3, ValueError)))
-    [Field(number=1, wire=0, value=150)]
+    [(1, 0, 150)]
     """
     position = 0
     while position < len(data):
@@ -100,7 +70,7 @@ def fields(data: bytes, budget: Budget) -> Iterator[Field]:
             raise WireError("field number 0")
         if wire == VARINT:
             value, position = read_varint(data, position)
-            yield Field(number, wire, value)
+            yield number, wire, value
             continue
         if wire == LENGTH_DELIMITED:
             size, position = read_varint(data, position)
@@ -112,26 +82,72 @@ def fields(data: bytes, budget: Budget) -> Iterator[Field]:
             raise WireError(f"field {number} runs past the end")
         payload = bytes(data[position : position + size])
         position += size
-        yield Field(number, wire, payload if wire == LENGTH_DELIMITED else int.from_bytes(payload, "little"))
+        yield number, wire, payload if wire == LENGTH_DELIMITED else int.from_bytes(payload, "little")
 
 
-def known_fields(
-    data: bytes, wires: Mapping[int, int], budget: Budget, *, repeated: Collection[int] = ()
-) -> Iterator[Field]:
-    """The fields of a message that its reader knows, as two readers must understand them alike."""
-    seen: set[int] = set()
-    for item in fields(data, budget):
-        wire = wires.get(item.number)
-        if wire is None:
-            continue
-        if item.wire != wire:
-            item.payload() if wire == LENGTH_DELIMITED else item.unsigned()  # says what does not belong
-            raise WireError(f"field {item.number} has the wire type {item.wire}, not {wire}")
-        if item.number not in repeated:
-            if item.number in seen:
-                raise WireError(f"field {item.number} occurs twice")
-            seen.add(item.number)
-        yield item
+@dataclass(frozen=True)
+class Kind:
+    """What a field holds, and what becomes of its value."""
+
+    wire: int
+    read: Callable[[Any, Budget], Any]
+    repeated: bool = False
+    most: int = 1 << 62  # of a repeated field
+    nodes: int = 0  # what each of them costs
+
+
+def _signed(value: int, _budget: Budget) -> int:
+    """An int32 or int64, which is two's complement in 64 bits."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+INT = Kind(VARINT, _signed)
+FIXED = Kind(FIXED32, lambda value, _budget: value)
+TEXT = Kind(LENGTH_DELIMITED, lambda value, _budget: value.decode())
+
+
+def message(make: Callable[..., Any], members: Mapping[int, tuple[str, Kind]]) -> Kind:
+    """A message, of whose known fields ``make`` is given those that are there, by name.
+
+    Two readers must understand a message alike: no field may be of another wire type, or occur twice.
+
+    Examples
+    --------
+    >>> point = message(dict, {1: ("x", INT), 2: ("y", INT)})
+    >>> point.read(bytes([0x08, 0x96, 0x01]), Budget(3, ValueError))
+    {'x': 150}
+    """
+
+    def read(data: bytes, budget: Budget) -> Any:
+        found: dict[str, Any] = {}
+        for number, wire, value in fields(data, budget):
+            if number not in members:
+                continue
+            name, kind = members[number]
+            if wire != kind.wire:
+                raise WireError(f"field {number} holds {_HELD[wire]}, not {_HELD[kind.wire]}")
+            if kind.repeated:
+                budget.spend(nodes=kind.nodes)
+            elif name in found:
+                raise WireError(f"field {number} occurs twice")
+            try:
+                one = kind.read(value, budget)
+            except UnicodeDecodeError as error:
+                raise WireError(f"field {number} is not UTF-8 text") from error
+            if not kind.repeated:
+                found[name] = one
+            elif len(found.setdefault(name, [])) < kind.most:
+                found[name].append(one)
+            else:
+                raise WireError(f"more than {kind.most} {name}")
+        return make(**found)
+
+    return Kind(LENGTH_DELIMITED, read)
+
+
+def many(kind: Kind, *, nodes: int = 0, most: int = 1 << 62) -> Kind:
+    """A repeated field, which is handed on as a list."""
+    return replace(kind, repeated=True, nodes=nodes, most=most)
 
 
 def varint(value: int) -> bytes:

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from ckptkit.base.tensors import KNOWN, DType
 from ckptkit.formats.base import TABLE_MARK
 from ckptkit.formats.json_text import JsonError, parse_json
 from ckptkit.formats.protobuf_wire import (
-    FIXED32,
-    LENGTH_DELIMITED,
-    VARINT,
-    Field,
+    FIXED,
+    INT,
+    TEXT,
     WireError,
     bytes_field,
     fixed32_field,
-    known_fields,
+    many,
+    message,
     number_field,
     read_varint,
     varint,
@@ -335,7 +335,7 @@ class BundleHeader:
     """BundleHeaderProto: the value of the empty key."""
 
     num_shards: int = 1
-    big_endian: bool = False
+    big_endian: int = 0
     min_consumer: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -344,61 +344,68 @@ class BundleHeader:
 class BundleEntry:
     """BundleEntryProto: what one tensor is and where its bytes are."""
 
-    dtype: int  # number in TensorFlow's DataType enum, as stored (100 more for a reference type)
-    shape: tuple[int, ...]
+    dtype: int = 0  # number in TensorFlow's DataType enum, as stored (100 more for a reference type)
+    shape: tuple[int, ...] = ()
     shard: int = 0
     offset: int = 0  # in its data file, in bytes
     size: int = 0
     crc32c: int | None = None  # masked
-    slices: tuple[Slice, ...] = ()  # parts of a partitioned variable, each stored under a key of its own
+    slices: Sequence[Slice] = ()  # parts of a partitioned variable, each stored under a key of its own
 
 
-# Fields of each message by number, and which of them may be repeated.
-_HEADER = {1: VARINT, 2: VARINT, 3: LENGTH_DELIMITED, METADATA_FIELD: LENGTH_DELIMITED}
-_VERSION = {2: VARINT}
-_ENTRY, _SLICES = (
-    dict.fromkeys((1, 3, 4, 5), VARINT) | {2: LENGTH_DELIMITED, 6: FIXED32, 7: LENGTH_DELIMITED},
-    (7,),
+def _shape(axes: Sequence[int] = (), unknown: int = 0) -> tuple[int, ...]:
+    if unknown:
+        raise WireError("the shape is unknown")
+    return tuple(axes)
+
+
+def _extent(start: int = 0, length: int | None = None) -> tuple[int, int]:
+    if length is not None and length < 0:
+        raise WireError(f"a slice of {length} elements")
+    if start < 0 or (length is None and start):
+        raise WireError(f"a slice that begins at {start}")
+    return start, FULL if length is None else length
+
+
+_VERSION = message(lambda least=0: least, {2: ("least", INT)})
+_HEADER = message(
+    partial(dict, num_shards=0),
+    {
+        1: ("num_shards", INT),
+        2: ("big_endian", INT),
+        3: ("min_consumer", _VERSION),
+        METADATA_FIELD: ("metadata", TEXT),
+    },
 )
-_SHAPE, _AXES = {2: LENGTH_DELIMITED, 3: VARINT}, (2,)
-_AXIS = {1: VARINT}
-_SLICE, _EXTENTS = {1: LENGTH_DELIMITED}, (1,)
-_EXTENT = {1: VARINT, 2: VARINT}
+_AXIS = message(lambda size=0: size, {1: ("size", INT)})
+_SHAPE = message(_shape, {2: ("axes", many(_AXIS, most=_MAX_AXES)), 3: ("unknown", INT)})
+_EXTENT = message(_extent, {1: ("start", INT), 2: ("length", INT)})
+_SLICE = message(lambda extents=(): tuple(extents), {1: ("extents", many(_EXTENT, nodes=1))})
+_ENTRY = message(
+    BundleEntry,
+    {
+        1: ("dtype", INT),
+        2: ("shape", _SHAPE),
+        3: ("shard", INT),
+        4: ("offset", INT),
+        5: ("size", INT),
+        6: ("crc32c", FIXED),
+        7: ("slices", many(_SLICE, nodes=1)),
+    },
+)
 
 
 def decode_header(data: bytes, budget: Budget) -> BundleHeader:
     """Read BundleHeaderProto; WireError when it is damaged."""
-    shards = min_consumer = 0
-    big_endian = False
-    metadata: dict[str, str] = {}
-    for item in known_fields(data, _HEADER, budget):
-        if item.number == 1:
-            shards = item.signed()
-        elif item.number == 2:
-            big_endian = item.unsigned() != 0
-        elif item.number == 3:
-            min_consumer = _only_number(item, _VERSION, budget)
-        else:
-            metadata = _decode_metadata(item, budget)
-    return BundleHeader(shards, big_endian, min_consumer, metadata)
-
-
-def _only_number(message: Field, wires: Mapping[int, int], budget: Budget) -> int:
-    """The one field that is asked for of a message; 0 where it is not there."""
-    value = 0
-    for item in known_fields(message.payload(), wires, budget):
-        value = item.signed()
-    return value
-
-
-def _decode_metadata(item: Field, budget: Budget) -> dict[str, str]:
-    try:
-        metadata = parse_json(item.text(), budget)
-    except JsonError as error:
-        raise WireError("the metadata is not JSON") from error
-    if not all(isinstance(value, str) for value in metadata.values()):
-        raise WireError("the metadata is not a table of strings")
-    return metadata
+    found = _HEADER.read(data, budget)
+    if "metadata" in found:
+        try:
+            found["metadata"] = parse_json(found["metadata"], budget)
+        except JsonError as error:
+            raise WireError("the metadata is not JSON") from error
+        if not all(isinstance(value, str) for value in found["metadata"].values()):
+            raise WireError("the metadata is not a table of strings")
+    return BundleHeader(**found)
 
 
 def encode_header(header: BundleHeader) -> bytes:
@@ -418,55 +425,8 @@ def encode_header(header: BundleHeader) -> bytes:
 
 def decode_entry(data: bytes, budget: Budget) -> BundleEntry:
     """Read BundleEntryProto; WireError when it is damaged. Ranges are the caller's to check."""
-    numbers = {1: 0, 3: 0, 4: 0, 5: 0}
-    shape: tuple[int, ...] = ()
-    crc: int | None = None
-    slices: list[Slice] = []
-    for item in known_fields(data, _ENTRY, budget, repeated=_SLICES):
-        if item.number in numbers:
-            numbers[item.number] = item.signed()
-        elif item.number == 2:
-            shape = _decode_shape(item.payload(), budget)
-        elif item.number == 6:
-            crc = item.unsigned()
-        else:
-            budget.spend(nodes=1)
-            slices.append(_decode_slice(item.payload(), budget))
-    return BundleEntry(numbers[1], shape, numbers[3], numbers[4], numbers[5], crc, tuple(slices))
-
-
-def _decode_shape(data: bytes, budget: Budget) -> tuple[int, ...]:
-    shape: list[int] = []
-    for item in known_fields(data, _SHAPE, budget, repeated=_AXES):
-        if item.number == 2:
-            if len(shape) == _MAX_AXES:
-                raise WireError(f"more than {_MAX_AXES} axes")
-            shape.append(_only_number(item, _AXIS, budget))
-        elif item.unsigned():
-            raise WireError("the shape is unknown")
-    return tuple(shape)
-
-
-def _decode_slice(data: bytes, budget: Budget) -> Slice:
-    extents = []
-    for item in known_fields(data, _SLICE, budget, repeated=_EXTENTS):
-        budget.spend(nodes=1)
-        extents.append(_decode_extent(item.payload(), budget))
-    return tuple(extents)
-
-
-def _decode_extent(data: bytes, budget: Budget) -> tuple[int, int]:
-    start, length = 0, FULL
-    for item in known_fields(data, _EXTENT, budget):
-        if item.number == 1:
-            start = item.signed()
-        else:
-            length = item.signed()
-            if length < 0:
-                raise WireError(f"a slice of {length} elements")
-    if start < 0 or (length == FULL and start):
-        raise WireError(f"a slice that begins at {start}")
-    return start, length
+    entry: BundleEntry = _ENTRY.read(data, budget)
+    return entry
 
 
 def encode_entry(entry: BundleEntry) -> bytes:

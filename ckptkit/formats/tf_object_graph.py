@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
-from ckptkit.formats.protobuf_wire import LENGTH_DELIMITED, VARINT, WireError, known_fields, read_varint
+from ckptkit.formats.protobuf_wire import INT, TEXT, WireError, many, message, read_varint
 from ckptkit.formats.tf_index import mask
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -42,6 +42,29 @@ class _Node:
     slots: Sequence[tuple[int, str, int]] = ()  # variable's node, slot, slot's node
     key: str = ""
     """The key of the variable that it is; empty for other objects."""
+
+    def __post_init__(self) -> None:
+        self.key = next((key for attribute, _, key in self.attributes if attribute == _VALUE_ATTRIBUTE), "")
+
+
+_CHILD = message(lambda node=0, name="": (name, node), {1: ("node", INT), 2: ("name", TEXT)})
+_ATTRIBUTE = message(
+    lambda name="", full_name="", key="": (name, full_name, key),
+    {1: ("name", TEXT), 2: ("full_name", TEXT), 3: ("key", TEXT)},
+)
+_SLOT = message(
+    lambda variable=0, name="", slot=0: (variable, name, slot),
+    {1: ("variable", INT), 2: ("name", TEXT), 3: ("slot", INT)},
+)
+_NODE = message(
+    _Node,
+    {
+        1: ("children", many(_CHILD, nodes=_PART_COST)),
+        2: ("attributes", many(_ATTRIBUTE, nodes=_PART_COST)),
+        3: ("slots", many(_SLOT, nodes=_PART_COST)),
+    },
+)
+_GRAPH = message(lambda nodes=(): nodes, {1: ("nodes", many(_NODE, nodes=_NODE_COST))})
 
 
 @dataclass
@@ -107,7 +130,8 @@ def variable_names(
 ) -> Names:
     """Give every key of an object-based checkpoint its variable's name."""
     keys = list(keys)
-    nodes = [_node(item.payload(), budget) for item in known_fields(graph, _GRAPH, budget, repeated=_NODES)]
+    budget.spend(names=len(graph))
+    nodes: Sequence[_Node] = _GRAPH.read(graph, budget)
     wanted = _wanted(nodes, budget)
     alike: dict[Hashable, int] = {}
     prints = {
@@ -200,34 +224,3 @@ def _reached(nodes: Sequence[_Node], starts: Iterable[int], *, avoid: Collection
             if child not in avoid and not name.startswith(_TRAINED)
         ]
     return reached
-
-
-_GRAPH, _NODES = {1: LENGTH_DELIMITED}, (1,)
-_NODE, _NODE_PARTS = {1: LENGTH_DELIMITED, 2: LENGTH_DELIMITED, 3: LENGTH_DELIMITED}, (1, 2, 3)
-_CHILD = {1: VARINT, 2: LENGTH_DELIMITED}
-_ATTRIBUTE = {1: LENGTH_DELIMITED, 2: LENGTH_DELIMITED, 3: LENGTH_DELIMITED}
-_SLOT = {1: VARINT, 2: LENGTH_DELIMITED, 3: VARINT}
-
-
-def _node(data: bytes, budget: Budget) -> _Node:
-    children, attributes, slots = [], [], []
-    budget.spend(nodes=_NODE_COST)
-    for item in known_fields(data, _NODE, budget, repeated=_NODE_PARTS):
-        budget.spend(nodes=_PART_COST, names=len(item.payload()))
-        if item.number == 1:
-            child = {f.number: f for f in known_fields(item.payload(), _CHILD, budget)}
-            children.append((child[2].text() if 2 in child else "", child[1].signed() if 1 in child else 0))
-        elif item.number == 2:
-            texts = {f.number: f.text() for f in known_fields(item.payload(), _ATTRIBUTE, budget)}
-            attributes.append((texts.get(1, ""), texts.get(2, ""), texts.get(3, "")))
-        else:
-            slot = {f.number: f for f in known_fields(item.payload(), _SLOT, budget)}
-            slots.append(
-                (
-                    slot[1].signed() if 1 in slot else 0,
-                    slot[2].text() if 2 in slot else "",
-                    slot[3].signed() if 3 in slot else 0,
-                )
-            )
-    key = next((key for attribute, _, key in attributes if attribute == _VALUE_ATTRIBUTE), "")
-    return _Node(children or (), attributes or (), slots or (), key)

@@ -275,15 +275,15 @@ def test_entry_with_every_field() -> None:
 
 def test_entry_of_a_partitioned_variable() -> None:
     data = entry(1, (10, 4), slices=[[(0, 4), None], [(4, 6), (0, 4)]])
-    assert decode_entry(data, plenty()).slices == (((0, 4), (0, FULL)), ((4, 6), (0, 4)))
+    assert decode_entry(data, plenty()).slices == [((0, 4), (0, FULL)), ((4, 6), (0, 4))]
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (message((2, message((3, 1)))), "shape is unknown"),
-        (message((2, 5)), "where bytes belong"),
-        (message((1, b"x")), "where a number belongs"),
+        (message((2, 5)), "holds a number, not bytes"),
+        (message((1, b"x")), "holds bytes, not a number"),
         (message((7, message((1, message((1, 3)))))), "begins at 3"),
         (message((7, message((1, message((1, -1), (2, 3)))))), "begins at -1"),
         (message((7, message((1, message((2, -2)))))), "-2 elements"),
@@ -698,7 +698,7 @@ def test_an_archive_buys_no_more_than_its_own_size(tmp_path: Path) -> None:
     [
         (entry(FLOAT, (2,), size=8) + message((1, 3)), "field 1 occurs twice"),
         (entry(FLOAT, (1,), size=8) + message((2, message((2, message((1, 2)))))), "field 2 occurs twice"),
-        (entry(FLOAT, (), size=4) + bytes([6 * 8]) + varint(CRC), "field 6 has the wire type 0"),
+        (entry(FLOAT, (), size=4) + bytes([6 * 8]) + varint(CRC), "field 6 holds a number, not 4 bytes"),
         (message((1, 1), (2, message((2, message((1, 1), (1, 2))))), (5, 8)), "field 1 occurs twice"),
     ],
 )

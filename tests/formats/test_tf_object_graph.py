@@ -190,7 +190,7 @@ def test_variables_of_one_name_elsewhere_stay_two() -> None:
     ("graph", "reason"),
     [
         (b"\x0a", "past the end"),
-        (message((1, 5)), "where bytes belong"),
+        (message((1, 5)), "holds a number, not bytes"),
         (message((1, message((2, message((2, b"\xff")))))), "UTF-8"),
         (message(slots((0, "m", 7))), "slot variable"),
         (message(slots((-1, "m", 0))), "slot variable"),
