@@ -13,8 +13,8 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal, TypeVar
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
@@ -28,7 +28,7 @@ UNDEFINED = (1 << 64) - 1
 MAX_DEPTH, MAX_NAME = 64, 1024
 """Groups inside each other, and characters of a whole path: no file of weights comes near."""
 
-ANEW = "write it again with Keras, or with h5py's defaults"
+REWRITE = "write it again with Keras, or with h5py's defaults"
 """What to do with a sound file of a kind that is not read."""
 _DAMAGED = "the file is damaged: fetch or write it again"
 _TOO_SHORT = "a structure is shorter than what it should hold"
@@ -48,13 +48,21 @@ class Hdf5Bytes:
         self._allowance = 2 * self.size
         self.budget = Budget(file.size, partial(FormatError, file.path))
 
-    def piece(self, address: int, length: int, what: str) -> Piece:
-        """A range that holds a structure, named ``what`` in errors."""
+    def piece(
+        self, address: int, length: int, what: str, mark: bytes = b"", *, checked: bool = False
+    ) -> Piece:
+        """A range that holds a structure: after its mark, and before its checksum if it ends with one."""
         self.require(address, length, what)
         self._spend(address, length)
         self.budget.spend(steps=2)
         first = self.start + address
-        return Piece(self, address, self.file.data[first : first + length])
+        raw = self.file.data[first : first + length]
+        if not raw.startswith(mark):
+            raise self.error(f"not {what}", address)
+        if checked:
+            raw, stored = raw[:-4], raw[-4:]
+            self.require_checksum(raw, stored, address, what)
+        return Piece(self, address, raw, len(mark))
 
     def claim(self, nbytes: int, name: str) -> None:
         """Count what a dataset becomes in memory that is not in the file as it is."""
@@ -65,15 +73,9 @@ class Hdf5Bytes:
             )
         self.budget.spend(nbytes=nbytes)
 
-    def require_checksum(self, address: int, length: int, what: str, hole: int | None = None) -> None:
-        """Compare a structure with the checksum behind it, or in a ``hole`` of four bytes inside it."""
-        at = address + length if hole is None else address + hole
-        self.require(address, max(length, at + 4 - address), what)
-        self.budget.spend(steps=length // 4)
-        first, place = self.start + address, self.start + at
-        raw, stored = self.file.data[first : first + length], self.file.data[place : place + 4]
-        if hole is not None:
-            raw = raw[:hole] + bytes(4) + raw[hole + 4 :]
+    def require_checksum(self, raw: bytes, stored: bytes, address: int, what: str) -> None:
+        """Compare the bytes of a structure with their checksum."""
+        self.budget.spend(steps=len(raw) // 4)
         if lookup3(raw) != int.from_bytes(stored, "little"):
             raise self.error(f"the checksum of {what} does not match", address)
 
@@ -140,11 +142,11 @@ def lookup3(raw: bytes) -> int:
 class Piece:
     """Some bytes of the file, read from their beginning to their end and not beyond."""
 
-    def __init__(self, source: Hdf5Bytes, address: int, raw: bytes) -> None:
+    def __init__(self, source: Hdf5Bytes, address: int, raw: bytes, position: int = 0) -> None:
         self._source = source
         self._address = address
         self._raw = raw
-        self._position = 0
+        self._position = position
 
     @property
     def left(self) -> int:
@@ -174,6 +176,11 @@ class Piece:
         self._position = end
         return int.from_bytes(self._raw[start:end], "little")
 
+    def fields(self, form: str) -> tuple[Any, ...]:
+        """Read the next numbers, whose widths and gaps are given as `struct` has them."""
+        packed = _struct(form)
+        return packed.unpack(self.raw(packed.size))
+
     def until_zero(self) -> bytes:
         """Read the next bytes up to a zero, and the zero."""
         end = self._raw.find(b"\0", self._position)
@@ -184,19 +191,18 @@ class Piece:
         address = self.address
         return Piece(self._source, address, self.raw(length))
 
-    def anew(self) -> Piece:
+    def again(self) -> Piece:
         """The same bytes, to be read from their beginning."""
         return Piece(self._source, self._address, self._raw)
-
-    def expect(self, magic: bytes, what: str) -> None:
-        """Read the mark of a structure."""
-        address = self.address
-        if self.raw(len(magic)) != magic:
-            raise self._source.error(f"no {what} where one should be", address)
 
     def error(self, reason: str, hint: str = _DAMAGED) -> FormatError:
         """Make the error that names the file and this place."""
         return self._source.error(reason, self.address, hint)
+
+
+@cache
+def _struct(form: str) -> struct.Struct:
+    return struct.Struct("<" + form)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -217,58 +223,49 @@ _NO_LINKS = "copy what it links to into one file, for example with h5py's File.c
 
 
 @dataclass(frozen=True)
-class Message:
-    """One message of an object header."""
-
-    kind: int
-    flags: int
-    body: Piece
-
-
-@dataclass(frozen=True)
 class Header:
-    """An object's header: what it is and where its parts are."""
+    """An object's header: its messages, which say what it is and where its parts are."""
 
     address: int
-    messages: Sequence[Message]
+    messages: Mapping[int, Sequence[tuple[int, Piece]]]  # flags and body of each, by their kind
 
     def body(self, kind: int) -> Piece | None:
         """The body of the only message of a kind, None where there is none."""
-        found = [message for message in self.messages if message.kind == kind]
+        found = self.messages.get(kind)
         if not found:
             return None
-        body = found[0].body.anew()
-        if len(found) > 1:
+        (flags, body), *others = found
+        if others:
             raise body.error(f"an object with two messages of kind {kind:#x}")
-        if found[0].flags & _SHARED:
-            raise body.error(f"a message of kind {kind:#x} that several objects share: not supported", ANEW)
-        return body
+        if flags & _SHARED:
+            raise body.error(
+                f"a message of kind {kind:#x} that several objects share: not supported", REWRITE
+            )
+        return body.again()
 
     def shared(self, kind: int) -> Piece | None:
         """Where the only message of a kind is, when that is in another object."""
-        found = [message for message in self.messages if message.kind == kind]
-        return found[0].body.anew() if len(found) == 1 and found[0].flags & _SHARED else None
+        found = self.messages.get(kind, ())
+        return found[0][1].again() if len(found) == 1 and found[0][0] & _SHARED else None
 
     def bodies(self, kind: int) -> Iterator[Piece]:
         """The bodies of all messages of a kind."""
-        return (message.body.anew() for message in self.messages if message.kind == kind)
+        return (body.again() for _, body in self.messages.get(kind, ()))
 
     @property
     def is_group(self) -> bool:
-        """Whether other objects hang on it."""
-        return any(message.kind in (SYMBOL_TABLE, LINK_INFO, LINK) for message in self.messages)
+        """Whether it has members."""
+        return not self.messages.keys().isdisjoint((SYMBOL_TABLE, LINK_INFO, LINK))
 
     @property
     def is_dataset(self) -> bool:
         """Whether it holds data."""
-        return any(message.kind == LAYOUT for message in self.messages)
+        return LAYOUT in self.messages
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """A member of a group: the address of an object, or, of a soft link, the path where to look for one."""
 
-    name: str
     address: int | None
     target: str = ""
 
@@ -283,7 +280,7 @@ class Hdf5File(Hdf5Bytes):
         super().__init__(file, start, size)
         self._headers: dict[int, Header] = {}
         self._links: dict[int, dict[str, Link]] = {}
-        self._noted: tuple[int, int] | None = None  # where the superblock says that the root's members are
+        self._noted: tuple[int, ...] | None = None  # where the superblock says that the root's members are
         self._heaps: dict[int, dict[int, tuple[int, int]]] = {}  # collections of texts, by address
         self.root = self._superblock()
 
@@ -293,40 +290,27 @@ class Hdf5File(Hdf5Bytes):
             found.clear()
 
     def _superblock(self) -> int:
-        head = self.piece(0, 9, "the superblock")
-        head.expect(HDF5_MARK, "HDF5 superblock")
-        version = head.number(1)
+        what = "the HDF5 superblock"
+        version = self.piece(0, 9, what, HDF5_MARK).number(1)
         if version in (0, 1):
-            body = self.piece(9, 87 + 4 * version, "the superblock")
-            body.raw(4)
-            widths = body.raw(2)
-            body.raw(9 + 4 * version)
+            body = self.piece(9, 87 + 4 * version, what)
+            widths, base, end, root, cached, *noted = body.fields(f"4x2s{9 + 4 * version}xQ8xQ16xQI4xQQ")
+            self._noted = tuple(noted) if cached == _CACHED_TABLE else None
         elif version in (2, 3):
-            self.require_checksum(0, 44, "the superblock")
-            body = self.piece(9, 39, "the superblock")
-            widths = body.raw(2)
-            body.raw(1)
+            body = self.piece(0, 48, what, checked=True)
+            widths, base, end, root = body.fields("9x2sxQ8xQQ")
         else:
-            raise self.error(f"an HDF5 superblock of version {version}", 8, ANEW)
+            raise self.error(f"an HDF5 superblock of version {version}", 8, REWRITE)
         if widths != b"\x08\x08":
-            raise body.error("an HDF5 file with addresses of other than 8 bytes")
-        base, _, end = body.number(8), body.number(8), body.number(8)
+            raise self.error("an HDF5 file with addresses of other than 8 bytes", 9)
         if base:
-            raise body.error("an HDF5 file that does not begin at its own beginning")
+            raise self.error("an HDF5 file that does not begin at its own beginning", 9)
         if end > self.size:
             raise self.error(f"truncated: {self.size} bytes of {end}", hint="fetch or write it again")
         if end < self.size:
-            raise self.error(
-                f"{self.size - end} bytes behind the end of the HDF5 file", end, "fetch it again"
-            )
-        if version >= 2:
-            return body.number(8)
-        body.raw(16)  # of the driver, and of the root's name
-        root = body.number(8)
-        if body.number(4) == _CACHED_TABLE:
-            body.raw(4)
-            self._noted = (body.number(8), body.number(8))
-        return root
+            extra = self.size - end
+            raise self.error(f"{extra} bytes behind the end of the HDF5 file", end, "fetch it again")
+        return int(root)
 
     # -- object headers --------------------------------------------------------------------------------------
 
@@ -336,60 +320,48 @@ class Hdf5File(Hdf5Bytes):
             self._headers[address] = Header(address, self._messages(address))
         return self._headers[address]
 
-    def _messages(self, address: int) -> list[Message]:
-        start = self.piece(address, 4, "an object header")
-        if start.raw(4) == b"OHDR":
-            return self._newer_messages(address + 4)
-        prefix = self.piece(address, 16, "an object header")
-        if prefix.number(1) != 1:
-            raise self.error("no object header where one should be", address)
-        prefix.raw(7)
-        return self._in_blocks(self.piece(address + 16, prefix.number(4), "an object header"), 2, 3)
-
-    def _newer_messages(self, address: int) -> list[Message]:
-        start = self.piece(address, 2, "an object header")
-        if start.number(1) != 2:
+    def _messages(self, address: int) -> dict[int, list[tuple[int, Piece]]]:
+        what = "an object header"
+        start = self.piece(address, 6, what)
+        if start.raw(4) != b"OHDR":
+            version, length = self.piece(address, 16, what).fields("B7xI4x")
+            if version != 1:
+                raise self.error(f"not {what}", address)
+            return self._in_blocks(self.piece(address + 16, length, what), "HHB3x")
+        version, flags = start.fields("BB")
+        if version != 2:
             raise start.error("an object header of another version than 1 and 2")
-        flags = start.number(1)
-        times, limits, width = 16 * (flags >> 5 & 1), 4 * (flags >> 4 & 1), 1 << (flags & 3)
-        sizes = self.piece(address + 2, times + limits + width, "an object header")
-        sizes.raw(times + limits)
-        first, size = sizes.address + width, sizes.number(width)
-        self.require_checksum(address - 4, first + size - (address - 4), "an object header")
-        return self._in_blocks(self.piece(first, size, "an object header"), 1, 2 * (flags >> 2 & 1))
+        skipped, width = 16 * (flags >> 5 & 1) + 4 * (flags >> 4 & 1), 1 << (flags & 3)
+        first = 6 + skipped + width
+        length = self.piece(address + 6 + skipped, width, what).number(width)
+        whole = self.piece(address, first + length + 4, what, checked=True)
+        whole.raw(first)
+        return self._in_blocks(whole, "BHB2x" if flags & 4 else "BHB")
 
-    def _in_blocks(self, first: Piece, kind_bytes: int, ignored_bytes: int) -> list[Message]:
-        """The messages of a header's first block and of those that it continues in."""
-        messages: list[Message] = []
-        blocks = [first]
+    def _in_blocks(self, first: Piece, form: str) -> dict[int, list[tuple[int, Piece]]]:
+        """The messages of a header's first block and of those that it continues in, by their kind."""
+        messages: dict[int, list[tuple[int, Piece]]] = {}
+        blocks, newer, head_bytes = [first], form.startswith("B"), _struct(form).size
+        what, mark = "the rest of an object header", b"OCHK" if newer else b""
         for block in blocks:  # grows while it is walked over
-            while block.left >= kind_bytes + 3 + ignored_bytes:
+            while block.left >= head_bytes:
                 self.budget.spend(steps=2)
-                kind, length, flags = block.number(kind_bytes), block.number(2), block.number(1)
-                block.raw(ignored_bytes)
+                kind, length, flags = block.fields(form)
                 body = block.part(length)
                 if kind == CONTINUATION:
-                    blocks.append(self._continuation(body, checked=kind_bytes == 1))
+                    place, size = body.fields("QQ")
+                    blocks.append(self.piece(place, size, what, mark, checked=newer))
                 else:
-                    messages.append(Message(kind, flags, body))
+                    messages.setdefault(kind, []).append((flags, body))
         return messages
-
-    def _continuation(self, body: Piece, *, checked: bool) -> Piece:
-        address, length = body.number(8), body.number(8)
-        block = self.piece(address, length, "the rest of an object header")
-        if not checked:
-            return block
-        block.expect(b"OCHK", "rest of an object header")
-        self.require_checksum(address, max(0, length - 4), "the rest of an object header")
-        return block.part(max(0, block.left - 4))
 
     def datatype(self, header: Header) -> Piece | None:
         """The type of a dataset's elements: in its own header, or in that of a type with a name."""
         shared = header.shared(DATATYPE)
         if shared is None:
             return header.body(DATATYPE)
-        if (shared.number(1), shared.number(1)) not in _NAMED_TYPES:
-            raise shared.error("an element type that several objects share: not supported", ANEW)
+        if shared.fields("BB") not in _NAMED_TYPES:
+            raise shared.error("an element type that several objects share: not supported", REWRITE)
         return self.header(shared.number(8)).body(DATATYPE)
 
     # -- groups ----------------------------------------------------------------------------------------------
@@ -409,13 +381,13 @@ class Hdf5File(Hdf5Bytes):
                 raise self.error("a name that is not UTF-8", header.address) from error
             if not name or "/" in name or "\0" in name or name == "." or name in found:
                 raise self.error(f"a group with two members, or none, of name {name!r}", header.address)
-            found[name] = Link(name, address, target.decode(errors="replace"))
+            found[name] = Link(address, target.decode(errors="replace"))
         return found
 
     def _raw_links(self, header: Header) -> Iterator[tuple[bytes, int | None, bytes]]:
         table = header.body(SYMBOL_TABLE)
         if table is not None:
-            tree, heap = table.number(8), table.number(8)
+            tree, heap = table.fields("QQ")
             if header.address == self.root and self._noted not in (None, (tree, heap)):
                 raise table.error("the root group has its members at two places")
             yield from self._symbols(tree, heap)
@@ -428,7 +400,7 @@ class Hdf5File(Hdf5Bytes):
 
     def _link(self, body: Piece) -> tuple[int, bytes, int | None, bytes]:
         """When it was made, its name, its address or None, and the path that a soft link holds."""
-        version, flags = body.number(1), body.number(1)
+        version, flags = body.fields("BB")
         if version != 1:
             raise body.error(f"a link of version {version}")
         kind = body.number(1) if flags & 8 else _HARD
@@ -446,10 +418,7 @@ class Hdf5File(Hdf5Bytes):
 
     def _symbols(self, tree: int, heap: int) -> Iterator[tuple[bytes, int | None, bytes]]:
         """Members of a group whose names are in a heap, sorted through a tree of tables."""
-        head = self.piece(heap, 32, "a group's names")
-        head.expect(b"HEAP\0", "heap of a group's names")
-        head.raw(3)
-        size, _, names = head.number(8), head.number(8), head.number(8)
+        size, names = self.piece(heap, 32, "a group's names", b"HEAP\0").fields("3xQ8xQ")
         self.require(names, size, "a group's names")
 
         def text(row: Piece, offset: int) -> bytes:
@@ -462,19 +431,17 @@ class Hdf5File(Hdf5Bytes):
 
         for _, address, first, last in self.leaves(tree, kind=0, key_bytes=8, rank=rank):
             before = first
-            table = self.piece(address, 8, "a group's table")
-            table.expect(b"SNOD\1", "table of a group")
-            table.raw(1)
-            rows = self.piece(address + 8, 40 * table.number(2), "a group's table")
+            (count,) = self.piece(address, 8, "a group's table", b"SNOD\1").fields("xH")
+            rows = self.piece(address + 8, 40 * count, "a group's table")
             while rows.left:
                 row = rows.part(40)
-                name, target, cached = text(row, row.number(8)), row.number(8), row.number(4)
+                name_at, target, cached, target_at = row.fields("QQI4xI12x")
+                name = text(row, name_at)
                 if not before < name <= last:  # HDF5 looks names up by their order
                     raise row.error(f"a group whose members are not in order, at {name[:80]!r}")
                 before = name
                 if cached == _CACHED_SOFT_LINK:
-                    row.raw(4)
-                    yield name, None, text(row, row.number(4))
+                    yield name, None, text(row, target_at)
                 else:
                     yield name, target, b""
 
@@ -485,9 +452,8 @@ class Hdf5File(Hdf5Bytes):
         waiting: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = [(tree, None, None)]
         while waiting:
             address, expected, around = waiting.pop()
-            node = self.piece(address, 24, "a node of a tree")
-            node.expect(b"TREE", "node of a tree")
-            found, level, count = node.number(1), node.number(1), node.number(2)
+            node = self.piece(address, 24, "a node of a tree", b"TREE")
+            found, level, count = node.fields("BBH16x")
             if found != kind or expected not in (None, level):
                 raise node.error("a node of another tree")
             if not count:
@@ -495,13 +461,13 @@ class Hdf5File(Hdf5Bytes):
             rows = self.piece(address + 24, count * (key_bytes + 8) + key_bytes, "a node of a tree")
             self.budget.spend(nodes=count, steps=4 * count)
             key = rows.part(key_bytes)
-            low = rank(key.anew())
+            low = rank(key.again())
             if around and low < around[0]:
                 raise rows.error("a tree that is not in order")
             below: list[tuple[int, int | None, tuple[_Rank, _Rank] | None]] = []
             for _ in range(count):
                 child, following = rows.number(8), rows.part(key_bytes)
-                high = rank(following.anew())
+                high = rank(following.again())
                 if not low < high or (around and around[1] < high):
                     raise rows.error("a tree that is not in order")
                 if level:
@@ -553,11 +519,10 @@ class Hdf5File(Hdf5Bytes):
 
     def _attribute_head(self, body: Piece) -> tuple[str, ElementType | None, tuple[int, ...] | None]:
         """Name, type and shape, up to the value; no type where it is in another object."""
-        version, flags = body.number(1), body.number(1)
+        version, flags, *sizes = body.fields("BBHHH")
         if version not in (1, 2, 3):
             raise body.error(f"an attribute of version {version}")
         self.budget.spend(nodes=1, steps=8)
-        sizes = [body.number(2) for _ in range(3)]
         body.raw(1 if version == 3 else 0)
         name, kind, space = (self._padded(body, size, 8 if version == 1 else 1) for size in sizes)
         text = name.raw(name.left).rstrip(b"\0").decode(errors="replace")
@@ -568,8 +533,7 @@ class Hdf5File(Hdf5Bytes):
     @staticmethod
     def _attribute_name(body: Piece) -> bytes:
         """The name as it is stored, without the zeros behind it."""
-        version = body.raw(2)[0]
-        length = body.number(2)
+        version, length = body.fields("BxH")
         body.raw(5 if version == 3 else 4)
         return body.raw(length).partition(b"\0")[0]
 
@@ -596,7 +560,7 @@ class Hdf5File(Hdf5Bytes):
 
     def _text(self, cell: Piece, element: ElementType) -> str | None:
         if element.text == "variable":
-            length, heap, index = cell.number(4), cell.number(8), cell.number(4)
+            length, heap, index = cell.fields("IQI")
             if length > _MAX_TEXT:
                 return None
             raw = self._from_heap(heap, index)[:length] if length else b""
@@ -610,16 +574,11 @@ class Hdf5File(Hdf5Bytes):
     def _from_heap(self, address: int, index: int) -> bytes:
         """An object of a collection in the global heap, which holds texts of any length."""
         if address not in self._heaps:
-            head = self.piece(address, 16, "a collection of texts")
-            head.expect(b"GCOL\1", "collection of texts")
-            head.raw(3)
-            size = head.number(8)
+            (size,) = self.piece(address, 16, "a collection of texts", b"GCOL\1").fields("3xQ")
             body = self.piece(address + 16, max(0, size - 16), "a collection of texts")
             objects: dict[int, tuple[int, int]] = {}
             while body.left >= 16:
-                number = body.number(2)
-                body.raw(6)
-                length = body.number(8)
+                number, length = body.fields("H6xQ")
                 if number == 0:  # the rest is free
                     break
                 objects[number] = (body.address, length)
@@ -660,9 +619,8 @@ def dense_messages(
     """
     if info is None:
         return
-    info.raw(1)
-    info.raw(_ORDER_BYTES[kind] * (info.number(1) & 1))
-    heap, tree = info.number(8), info.number(8)
+    _, flags = info.fields("BB")
+    heap, tree = info.fields(f"{_ORDER_BYTES[kind] * (flags & 1)}xQQ")
     if heap == UNDEFINED:
         return
     messages = _Heap(source, heap)
@@ -679,7 +637,7 @@ def dense_messages(
             raise record.error("a tree that is not in order")
         before = stored
         message = messages.message(place)
-        name = name_of(message.anew())
+        name = name_of(message.again())
         if lookup3(name) != stored:
             raise message.error(f"{name[:80]!r} is listed under the hash of another name")
         yield message
@@ -687,15 +645,11 @@ def dense_messages(
 
 def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
     """Every record of a version 2 B-tree."""
-    head = source.piece(tree, 38, "the head of a tree")
-    head.expect(b"BTHD\0", "head of a tree")
-    found, node_bytes, record_bytes, depth = (head.number(width) for width in (1, 4, 2, 2))
-    head.raw(2)
-    root, records, total = head.number(8), head.number(2), head.number(8)
+    head = source.piece(tree, 38, "the head of a tree", b"BTHD\0", checked=True)
+    found, node_bytes, record_bytes, depth, root, records, total = head.fields("BIHHxxQHQ")
     if found != kind or record_bytes != _RECORD_BYTES[kind] or depth > _MAX_DEPTH:
         raise head.error("a tree of another kind, or deeper than any group needs")
     most, pointers = _node_limits(node_bytes, record_bytes, depth)
-    source.require_checksum(tree, 34, "the head of a tree")
     # Records of nodes come between those of the nodes below them.
     waiting: list[tuple[int, int, int] | Piece] = [] if root == UNDEFINED else [(root, records, depth)]
     seen = 0
@@ -708,11 +662,10 @@ def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
         address, count, level = one
         if count > most[level]:
             raise head.error(f"a node of {count} records in a tree of at most {most[level]}")
-        length = 6 + count * record_bytes + (count + 1) * sum(pointers[level])
-        source.require_checksum(address, length, "a node of a tree")
+        length = 6 + count * record_bytes + (count + 1) * sum(pointers[level]) + 4
         source.budget.spend(nodes=count)
-        node = source.piece(address, length, "a node of a tree")
-        node.expect(b"BTIN\0" if level else b"BTLF\0", "node of a tree")
+        mark = b"BTIN\0" if level else b"BTLF\0"
+        node = source.piece(address, length, "a node of a tree", mark, checked=True)
         node.raw(1)
         parts: list[tuple[int, int, int] | Piece] = [node.part(record_bytes) for _ in range(count)]
         for place in range(0, 2 * count + 1, 2) if level else ():
@@ -749,19 +702,14 @@ class _Heap:
     def __init__(self, source: Hdf5Bytes, address: int) -> None:
         self._source = source
         self._address = address
-        head = source.piece(address, 142, "the head of a heap")
-        head.expect(b"FRHP\0", "head of a heap")
-        self.place_bytes, filters, self._flags, largest = (head.number(width) for width in (2, 2, 1, 4))
+        head = source.piece(address, 142, "the head of a heap", b"FRHP\0")
+        self.place_bytes, filters, self._flags, largest = head.fields("HHBI")
         if filters:
             raise source.error("links or attributes in a packed heap: not supported", address)
-        source.require_checksum(address, 142, "the head of a heap")
-        head.raw(8)
-        self._huge_tree = head.number(8)
-        head.raw(80)  # how full it is
-        self._width, self._first, self._most = head.number(2), head.number(8), head.number(8)
-        bits = head.number(2)
-        head.raw(2)
-        root, rows = head.number(8), head.number(2)
+        source.piece(address, 146, "the head of a heap", checked=True)
+        self._huge_tree, self._width, self._first, self._most, bits, root, rows = head.fields(
+            "8xQ80xHQQH2xQH"
+        )
         sizes = (self._width, self._first, self._most)
         if any(size == 0 or size & (size - 1) for size in sizes) or self._first > self._most or bits > 64:
             raise head.error("a heap whose sizes make no sense")
@@ -780,10 +728,8 @@ class _Heap:
         waiting = [(root, rows, 0)]
         while waiting:
             address, rows, offset = waiting.pop()
-            length = 13 + self._offset_bytes + 8 * rows * self._width
-            block = self._source.piece(address, length, "a block of a heap")
-            block.expect(b"FHIB\0", "block of a heap")
-            self._source.require_checksum(address, length, "a block of a heap")
+            length = 13 + self._offset_bytes + 8 * rows * self._width + 4
+            block = self._source.piece(address, length, "a block of a heap", b"FHIB\0", checked=True)
             block.raw(8 + self._offset_bytes)
             for row in range(rows):
                 size = self._first << max(0, row - 1)
@@ -815,24 +761,29 @@ class _Heap:
             raise place.error("a message outside of its heap")
         start, size, address = self._blocks[index]
         if address not in self._checked:
-            block = self._source.piece(address, 13, "a block of a heap")
-            block.expect(b"FHDB\0", "block of a heap")
-            if block.number(8) != self._address:
-                raise block.error("a block of another heap")
-            if self._flags & _CHECKED_BLOCKS:
-                hole = 13 + self._offset_bytes
-                self._source.require_checksum(address, size, "a block of a heap", hole)
+            self._require_block(address, size)
             self._checked.add(address)
         return self._source.piece(address + offset - start, length, "a message of a heap")
+
+    def _require_block(self, address: int, size: int) -> None:
+        """Check that a block belongs to this heap, and its checksum, which is among its first bytes."""
+        what = "a block of a heap"
+        if self._source.piece(address, 13, what, b"FHDB\0").number(8) != self._address:
+            raise self._source.error("a block of another heap", address)
+        if self._flags & _CHECKED_BLOCKS:
+            block = self._source.piece(address, size, what)
+            head, stored = block.raw(13 + self._offset_bytes), block.raw(4)
+            self._source.require_checksum(head + bytes(4) + block.raw(block.left), stored, address, what)
 
     def _huge_object(self, place: Piece) -> tuple[int, int]:
         """Address and length of a message too long for the blocks."""
         if self.place_bytes > 16:
-            return place.number(8), place.number(8)
+            address, length = place.fields("QQ")
+            return address, length
         if self._huge is None:
             self._huge = {}
             for record in _records(self._source, self._huge_tree, _HUGE_OBJECT):
-                address, length, key = record.number(8), record.number(8), record.number(8)
+                address, length, key = record.fields("QQQ")
                 self._huge[key] = (address, length)
         found = self._huge.get(place.number(place.left))
         if found is None:
@@ -918,7 +869,7 @@ def parse_type(piece: Piece, depth: int = 0) -> ElementType:
 
 
 def _integer(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> ElementType:
-    start, precision = piece.number(2), piece.number(2)
+    start, precision = piece.fields("HH")
     dtype = DTYPES.get(f"{'int' if bits & 8 else 'uint'}{8 * size}")
     if start or precision != 8 * size or dtype is None:
         return ElementType(size, _opaque(f"integer of {precision} bits in {size} bytes", size))
@@ -926,7 +877,7 @@ def _integer(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> 
 
 
 def _float(piece: Piece, bits: int, size: int, _version: int, _depth: int) -> ElementType:
-    start, precision, *fields, bias = struct.unpack("<HHBBBBI", piece.raw(12))
+    start, precision, *fields, bias = piece.fields("HHBBBBI")
     found = (bits >> 8 & 0xFF, *fields, bias)
     name = next((name for name, known in FLOAT_FIELDS.items() if known == found), None)
     unusual = start or precision != 8 * size or bits & 0x40 or bits & 0x30 != IMPLIED_BIT
@@ -1021,15 +972,12 @@ _REFERENCE_BYTES = 16  # of a text of any length: how long it is, and where
 
 def parse_shape(piece: Piece) -> tuple[int, ...] | None:
     """Read a dataspace message: the axis lengths, None for a dataset declared to be empty."""
-    version, rank = piece.number(1), piece.number(1)
-    piece.raw(1)  # whether the largest axis lengths follow, which say nothing of the data
+    # the third says whether the largest axis lengths follow, which say nothing of the data
+    version, rank, _, kind = piece.fields("BBBB")
     if version not in (1, 2) or rank > 32:
         raise piece.error(f"a dataspace of version {version} with {rank} axes")
-    kind = piece.number(1)
     piece.raw(4 if version == 1 else 0)
-    if version == 2 and kind == 2:
-        return None
-    return tuple(piece.number(8) for _ in range(rank))
+    return None if version == 2 and kind == 2 else piece.fields(f"{rank}Q")
 
 
 def single(values: Texts) -> str | None:
@@ -1128,12 +1076,12 @@ class _Storage:
         self._name = name
         version = body.number(1)
         if version not in (3, 4):
-            raise body.error(f"{name}: a data layout of version {version}: not supported", ANEW)
+            raise body.error(f"{name}: a data layout of version {version}: not supported", REWRITE)
         self._kind = body.number(1)
         if self._kind == _VIRTUAL:
             raise body.error(f"{name}: a virtual dataset, put together from others", "not followed")
         if self._kind == _CHUNKED and version == 4:
-            raise body.error(f"{name}: chunks with one of HDF5's newer indexes: not supported", ANEW)
+            raise body.error(f"{name}: chunks with one of HDF5's newer indexes: not supported", REWRITE)
         if self._kind not in (_COMPACT, _CONTIGUOUS, _CHUNKED):
             raise body.error(f"{name}: a data layout of class {self._kind}")
 
@@ -1146,7 +1094,7 @@ class _Storage:
             address = self._body.address
             self._body.raw(size)
         else:
-            address, size = self._body.number(8), self._body.number(8)
+            address, size = self._body.fields("QQ")
         if size != nbytes and not (address == UNDEFINED and nbytes == 0):
             raise self._body.error(f"{self._name}: {nbytes} bytes by its shape, {size} by its place")
         if nbytes == 0:
@@ -1159,9 +1107,8 @@ class _Storage:
 
     def _chunked(self, element: ElementType, dtype: DType, shape: tuple[int, ...]) -> Dataset:
         body = self._body
-        axes = body.number(1)
-        tree = body.number(8)
-        *chunk, itemsize = (body.number(4) for _ in range(max(axes, 1)))
+        axes, tree = body.fields("BQ")
+        *chunk, itemsize = body.fields(f"{max(axes, 1)}I")
         if len(chunk) != len(shape) or itemsize != dtype.itemsize or 0 in chunk:
             raise body.error(f"{self._name}: chunks of {axes} axes in a dataset of {len(shape)}")
         filters = _parse_filters(self._header.body(FILTERS), self._name)
@@ -1441,10 +1388,10 @@ class _Walk:
         while waiting:
             prefix, above = waiting.pop()
             below: list[tuple[str, tuple[int, ...]]] = []
-            for link in self._file.links(self._file.header(above[-1])).values():
-                path = prefix + link.name
+            for name, link in self._file.links(self._file.header(above[-1])).items():
+                path = prefix + name
                 self._count(path, above[-1])
-                address = self._address(link, above[-1])
+                address = self._address(name, link, above[-1])
                 if address is None:
                     why = f"a soft link to {link.target}, which is not in the file"
                     found.objects[path] = NotRead(why)
@@ -1470,11 +1417,11 @@ class _Walk:
         if path.count("/") >= MAX_DEPTH or len(path) > MAX_NAME:
             raise self._file.error("groups inside each other deeper than any model's", address)
 
-    def _address(self, link: Link, group: int, hops: int = 16) -> int | None:
+    def _address(self, name: str, link: Link, group: int, hops: int = 16) -> int | None:
         """Where a link of a group leads; None for a soft link to something that is not there."""
-        if link.address is not None or (group, link.name) in self._followed:
-            return self._followed.get((group, link.name), link.address)
-        self._followed[group, link.name] = None
+        if link.address is not None or (group, name) in self._followed:
+            return self._followed.get((group, name), link.address)
+        self._followed[group, name] = None
         at = self._file.root if link.target.startswith("/") else group
         for step in link.target.split("/"):
             self._file.budget.spend(steps=1)
@@ -1482,9 +1429,9 @@ class _Walk:
                 continue
             header = self._file.header(at)
             following = self._file.links(header).get(step) if header.is_group else None
-            reached = self._address(following, at, hops - 1) if following and hops else None
+            reached = self._address(step, following, at, hops - 1) if following and hops else None
             if reached is None:
                 return None
             at = reached
-        self._followed[group, link.name] = at
+        self._followed[group, name] = at
         return at
