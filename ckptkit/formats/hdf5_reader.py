@@ -7,6 +7,7 @@ Format Specification, version 3.0.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import zlib
@@ -1229,100 +1230,42 @@ def read_chunks(source: Hdf5Bytes, dataset: Dataset, name: str) -> Array:
 
 
 def _unpack(source: Hdf5Bytes, dataset: Dataset, chunk: Chunk, name: str, target: Array) -> None:
-    """Unpack a chunk's elements into the bytes of ``target``, which is as long as they should be."""
-    applied = [number for index, number in enumerate(dataset.filters) if not chunk.skipped >> index & 1]
-    start, nbytes = source.start + chunk.address, chunk.packed
-
-    def check(raw: bytes) -> None:
-        if len(raw) < 4 or not _fletcher32_agrees(raw[:-4], int.from_bytes(raw[-4:], "little")):
-            raise source.error(f"{name}: a chunk's checksum does not match", chunk.address)
-
-    if applied[-1:] == [FLETCHER32]:
-        applied.pop()
-        raw = source.file.data[start : start + nbytes]
-        check(raw)
-        nbytes -= 4
-    pieces: Iterator[bytes]
-    if applied[-1:] == [DEFLATE]:
-        applied.pop()
-        pieces = source.file.inflated(start, nbytes)
-    else:
-        pieces = iter((source.file.data[start : start + nbytes],))
-    width = 1
-    try:
-        if applied == [SHUFFLE]:
-            width = dataset.dtype.itemsize
-        elif applied:  # an order of filters that h5py does not choose
-            pieces = iter((_taken_back(dataset, applied, pieces, check),))
-        written = _scatter(pieces, target, width)
-    except ValueError:
-        written = False
-    if not written:
-        raise source.error(f"{name}: a chunk does not unpack to {target.size} bytes", chunk.address)
-
-
-def _taken_back(
-    dataset: Dataset, applied: list[int], pieces: Iterator[bytes], check: Callable[[bytes], None]
-) -> bytes:
-    """What further filters were given, all of it in memory."""
-    limit = math.prod(dataset.chunk) * dataset.dtype.itemsize + 4
-    raw = _joined(pieces, limit)
-    for number in reversed(applied):
-        if number == FLETCHER32:
-            check(raw)
-            raw = raw[:-4]
+    """Take back what a chunk went through, and copy its elements to ``target``, which is of their bytes."""
+    start = source.start + chunk.address
+    raw = source.file.data[start : start + chunk.packed]
+    limit = target.size + 4  # with a checksum behind
+    left = [number for index, number in enumerate(dataset.filters) if not chunk.skipped >> index & 1]
+    while left and left != [SHUFFLE]:
+        number = left.pop()
+        if number == DEFLATE:
+            unpacker = zlib.decompressobj()
+            with contextlib.suppress(zlib.error):
+                raw = unpacker.decompress(raw, limit + 1)
+            if not unpacker.eof or unpacker.unused_data:
+                raw = b""
         elif number == SHUFFLE:
             raw = _unshuffled(raw, dataset.dtype.itemsize)
+        elif len(raw) < 4 or not _fletcher32_agrees(raw[:-4], int.from_bytes(raw[-4:], "little")):
+            raise source.error(f"{name}: a chunk's checksum does not match", chunk.address)
         else:
-            unpacker = zlib.decompressobj()
-            try:
-                raw = unpacker.decompress(raw, limit + 1)
-            except zlib.error as error:
-                raise ValueError("damaged compressed data") from error
-            if not unpacker.eof:
-                raise ValueError("compressed data that ends early, or is too long")
-    return raw
+            raw = raw[:-4]
+    if len(raw) != target.size:
+        raise source.error(f"{name}: a chunk does not unpack to {target.size} bytes", chunk.address)
+    planes = _planes(raw, dataset.dtype.itemsize if left else 1)
+    target.reshape(planes.shape)[...] = planes
 
 
-def _joined(pieces: Iterator[bytes], limit: int) -> bytes:
-    raw = bytearray()
-    for piece in pieces:
-        raw += piece
-        if len(raw) > limit:
-            raise ValueError("more than a chunk can hold")
-    return bytes(raw)
-
-
-def _scatter(pieces: Iterator[bytes], target: Array, width: int) -> bool:
-    """Put bytes into their places: the first bytes of all elements come first, then the second, and so on.
-
-    False where they are not as many as there are places.
-    """
+def _planes(raw: bytes, itemsize: int) -> Array:
+    """Elements whose first bytes come first, then all second ones, and so on, as shuffle puts them."""
     import numpy
 
-    planes = target.reshape(-1, width)
-    count = len(planes)
-    position = 0
-    for piece in pieces:
-        if position + len(piece) > target.size:
-            return False
-        data = numpy.frombuffer(piece, numpy.uint8)
-        while data.size:
-            plane, row = divmod(position, count)
-            part = data[: count - row]
-            planes[row : row + part.size, plane] = part
-            position += part.size
-            data = data[part.size :]
-    return position == target.size
+    return numpy.frombuffer(raw, numpy.uint8).reshape(itemsize, -1).T
 
 
 def _unshuffled(raw: bytes, itemsize: int) -> bytes:
-    """Undo shuffle, which puts the first bytes of all elements first, then the second, and so on."""
-    import numpy
-
+    """Undo shuffle; a part of an element at the end is left where it is."""
     whole = len(raw) - len(raw) % itemsize
-    planes = numpy.frombuffer(raw, numpy.uint8, whole).reshape(itemsize, -1)
-    return planes.T.tobytes() + raw[whole:]
+    return _planes(raw[:whole], itemsize).tobytes() + raw[whole:]
 
 
 def _fletcher32_agrees(raw: bytes, stored: int) -> bool:
