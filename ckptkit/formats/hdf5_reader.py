@@ -1251,21 +1251,26 @@ def _unpack(source: Hdf5Bytes, dataset: Dataset, chunk: Chunk, name: str, target
             raw = raw[:-4]
     if len(raw) != target.size:
         raise source.error(f"{name}: a chunk does not unpack to {target.size} bytes", chunk.address)
-    planes = _planes(raw, dataset.dtype.itemsize if left else 1)
-    target.reshape(planes.shape)[...] = planes
+    _unshuffle(raw, dataset.dtype.itemsize if left else 1, target)
 
 
-def _planes(raw: bytes, itemsize: int) -> Array:
-    """Elements whose first bytes come first, then all second ones, and so on, as shuffle puts them."""
+def _unshuffle(raw: bytes, itemsize: int, target: Array) -> None:
+    """Undo shuffle, which puts the first bytes of all elements first, then the second, and so on."""
     import numpy
 
-    return numpy.frombuffer(raw, numpy.uint8).reshape(itemsize, -1).T
+    planes = numpy.frombuffer(raw, numpy.uint8).reshape(itemsize, -1)
+    for place, plane in zip(target.reshape(-1, itemsize).T, planes, strict=True):
+        place[...] = plane
 
 
 def _unshuffled(raw: bytes, itemsize: int) -> bytes:
-    """Undo shuffle; a part of an element at the end is left where it is."""
+    """The same in memory of its own; a part of an element at the end is left where it is."""
+    import numpy
+
     whole = len(raw) - len(raw) % itemsize
-    return _planes(raw[:whole], itemsize).tobytes() + raw[whole:]
+    target = numpy.empty(whole, numpy.uint8)
+    _unshuffle(raw[:whole], itemsize, target)
+    return target.tobytes() + raw[whole:]
 
 
 def _fletcher32_agrees(raw: bytes, stored: int) -> bool:
