@@ -112,8 +112,12 @@ def _block_checked(raw: bytes, start: int, damaged: bytes) -> bytes:
 
 def without_times(raw: bytes) -> bytes:
     """The same file in every run: newer headers say when they were written."""
-    for start, stop in checked_spans(raw):
-        if raw[start : start + 4] == b"OHDR" and raw[start + 5] & 0x20:
+    for mark in re.finditer(b"OHDR", raw):
+        start, flags = mark.start(), raw[mark.start() + 5]
+        size_at = start + 22 + (4 if flags & 0x10 else 0)
+        messages = size_at + (1 << (flags & 3))
+        stop = messages + int.from_bytes(raw[size_at:messages], "little")
+        if flags & 0x20 and lookup3(raw[start:stop]) == int.from_bytes(raw[stop : stop + 4], "little"):
             head = raw[start : start + 6] + bytes(16) + raw[start + 22 : stop]
             raw = raw[:start] + head + lookup3(head).to_bytes(4, "little") + raw[stop + 4 :]
     return raw

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ckptkit.base.tensors import DTYPES, dtype_of
+from tests.fuzz.hdf5_seeds import without_times
 from tests.fuzz.layers import written
 
 NAMES = ("weight", "bias", "running_mean", "a b", "größe", "重み", "x" * 90, "0", "q.k.v", "UPPER", "e\u0301")
@@ -265,9 +266,8 @@ def h5py(draw: Draw, folder: Path) -> str:
     version = draw.choice((None, ("v110", "v110"), "latest") if rare else (None, None, ("earliest", "v108")))
     block = 512 * (rare and draw.often(0.2))
     order = draw.often(0.3)
-    with h5py.File(
-        folder / "m.weights.h5", "w", libver=version, userblock_size=block, track_order=order
-    ) as root:
+    file = folder / "m.weights.h5"
+    with h5py.File(file, "w", libver=version, userblock_size=block, track_order=order) as root:
         groups = [f"layers/dense_{n}/vars" for n in range(draw.choice((1, 2, 3, 12)))]
         for path in groups:
             group = root.create_group(path, track_order=draw.often(0.3))
@@ -290,7 +290,8 @@ def h5py(draw: Draw, folder: Path) -> str:
             root.create_group("empty")
         if draw.often(0.1):
             _odd_dataset(draw, root, first, rare=rare)
-    return "m.weights.h5"
+    file.write_bytes(without_times(file.read_bytes()))
+    return file.name
 
 
 def _odd_dataset(draw: Draw, root: Any, group: Any, *, rare: bool) -> None:
@@ -356,6 +357,7 @@ def _dataset(draw: Draw, group: Any, name: str, *, rare: bool) -> None:
     elif how == "compact" and not options and array.nbytes < 60_000:
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plist.set_layout(h5py.h5d.COMPACT)
+        plist.set_obj_track_times(False)
         space = h5py.h5s.create_simple(array.shape) if array.shape else h5py.h5s.create(h5py.h5s.SCALAR)
         kind = h5py.h5t.py_create(array.dtype, logical=True)
         made = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, plist))
