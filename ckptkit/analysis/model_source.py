@@ -77,77 +77,69 @@ class ModelSource:
         )
 
 
+@dataclass(frozen=True)
+class SourceRequest:
+    """Which weights of what the user names, and how their model is built."""
+
+    what: Named  # id or entry (fetched when it is not cached) or path; with ``synthetic`` an id or a variant
+    synthetic: bool = False  # random weights from a fixed recipe, in a temporary folder
+    resolution: int | Size | None = None  # input (height, width); default the checkpoint's own
+    weights: Weights = "auto"  # which copy where the file holds both
+    state_dict: str | None = None  # which of several: its keys, joined by dots
+    strip_prefix: str | Sequence[str] | None = None  # taken off the front of every tensor's name
+    variant: str | None = None  # overrides what the file is recognised as
+    settings: Mapping[str, Any] | None = None  # behaviour settings that no tensor shows
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[ModelSource]:
+        """Find the checkpoint and open it; synthetic weights are there while the block lasts."""
+        if not self.synthetic:
+            located = workspace.locate(self.what, state_dict=self.state_dict, strip_prefix=self.strip_prefix)
+            yield open_source(located, workspace, self)
+            return
+        if self.state_dict is not None or self.strip_prefix:
+            raise UsageError(
+                "synthetic weights have one state dict, and no prefix", hint="leave --synthetic out"
+            )
+        from ckptkit.models.synth import synthetic_stand_in
+        from ckptkit.parity.run import synthetic_checkpoint
+
+        entry, stand_in = synthetic_stand_in(self.what, workspace.registry)
+        with synthetic_checkpoint(stand_in, entry) as located:
+            yield open_source(located, workspace, self, name=entry.id if entry else str(self.what))
+
+
 def open_source(
-    located: Located,
-    workspace: Workspace,
-    *,
-    resolution: int | Size | None = None,
-    weights: Weights = "auto",
-    variant: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    synthetic: bool = False,
-    name: str | None = None,
+    located: Located, workspace: Workspace, request: SourceRequest | None = None, *, name: str | None = None
 ) -> ModelSource:
     """Recognise a checkpoint and find out how it wants its pictures; no framework is imported."""
-    entry = located.entry
-    with located.open(weights) as reader:
+    request = request or SourceRequest(located.path)
+    entry, resolution = located.entry, request.resolution
+    with located.open(request.weights) as reader:
         found = require_recognition(
-            reader.path, reader.specs, variant=variant or (entry.variant if entry else None)
+            reader.path, reader.specs, variant=request.variant or (entry.variant if entry else None)
         )
         metadata = dict(reader.metadata)
         path = reader.path
-        known = synthetic or is_synthetic(reader, found)
+        synthetic = request.synthetic or is_synthetic(reader, found)
+    if entry is None and resolution is None:
+        # a conversion may be for another resolution than the entry it was made of
+        resolution = said_resolution(metadata, path)
+    origin = entry or origin_of(metadata, found.variant, workspace)
     return ModelSource(
         name or located.name,
         located,
         found.family,
         found.variant,
         found.structure.num_classes,
-        settings or {},
-        weights,
-        preprocessing_of(
-            found.family,
-            found.variant,
-            entry or origin_of(metadata, found.variant, workspace),
-            metadata,
-            # a conversion may be for another resolution than the entry it was made of
-            said_resolution(metadata, path) if entry is None and resolution is None else resolution,
-            path=path,
-        ),
+        request.settings or {},
+        request.weights,
+        preprocessing_of(found.family, found.variant, origin, metadata, resolution, path=path),
         workspace,
-        known,
-        metadata,
         synthetic,
+        metadata,
+        request.synthetic,
     )
-
-
-@contextmanager
-def named_source(
-    what: Named,
-    workspace: Workspace,
-    *,
-    synthetic: bool = False,
-    state_dict: str | None = None,
-    strip_prefix: str | Sequence[str] | None = None,
-    **options: Any,
-) -> Iterator[ModelSource]:
-    """Open what a user names: an id (fetched when it is not here), a file, or synthetic weights of either.
-
-    Synthetic weights lie in a temporary folder, there while the block lasts.
-    """
-    if synthetic and (state_dict is not None or strip_prefix):
-        raise UsageError("synthetic weights have one state dict, and no prefix", hint="leave --synthetic out")
-    if not synthetic:
-        located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
-        yield open_source(located, workspace, **options)
-        return
-    from ckptkit.models.synth import synthetic_stand_in
-    from ckptkit.parity.run import synthetic_checkpoint
-
-    entry, stand_in = synthetic_stand_in(what, workspace.registry)
-    with synthetic_checkpoint(stand_in, entry) as located:
-        name = entry.id if entry else str(what)
-        yield open_source(located, workspace, **options, synthetic=True, name=name)
 
 
 def origin_of(metadata: Mapping[str, str], variant: str, workspace: Workspace) -> Entry | None:

@@ -21,8 +21,8 @@ from ckptkit.store.sources import parse_mirrors
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.workspace import Named, Workspace
+    from ckptkit.analysis.model_source import ModelSource, SourceRequest
+    from ckptkit.workspace import Workspace
 
 DEFAULT_TOP = 5
 DEFAULT_BATCH_SIZE = 8
@@ -51,6 +51,7 @@ class Prediction:
     top: tuple[Guess, ...]  # likeliest first
     source: ModelSource = field(repr=False)  # the checkpoint, with the preprocessing
     framework: Framework
+    extra: Any = field(default=None, repr=False)  # what the caller made of the picture while it was in memory
 
     @property
     def best(self) -> Guess:
@@ -74,14 +75,6 @@ class Prediction:
                 "note": NOTE if source.synthetic else None,
             },
         }
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A prediction, and what was made of its picture while that was decoded."""
-
-    prediction: Prediction
-    aside: Any = None
 
 
 @dataclass(frozen=True)
@@ -112,47 +105,62 @@ class Predictor:
         pictures: Iterable[NamedPicture],
         *,
         on_fault: Callable[[Fault], None] | None = None,
-        aside: Callable[[Image], Any] | None = None,
-    ) -> Iterator[Predicted]:
+        extra: Callable[[Image], Any] | None = None,
+    ) -> Iterator[Prediction]:
         """Predict pictures, a batch at a time, in their order.
 
         ``on_fault`` takes each picture that cannot be read, and the others go on; without it the first one
-        ends all. ``aside`` makes something of each decoded picture that comes back beside its prediction:
-        the pictures themselves are not kept.
+        ends all. ``extra`` makes something of each decoded picture: the pictures themselves are not kept.
         """
-        readable = (_read(picture, self.source, aside, on_fault) for picture in pictures)
-        prepared = (one for one in readable if one is not None)
-        while batch := list(islice(prepared, self.batch_size)):
+        prepared = (self._prepare(picture, extra, on_fault) for picture in pictures)
+        readable = (one for one in prepared if one is not None)
+        while batch := list(islice(readable, self.batch_size)):
             yield from self._predict(batch)
 
-    def _predict(self, batch: Sequence[_Prepared]) -> Iterator[Predicted]:
+    def _prepare(
+        self,
+        picture: NamedPicture,
+        extra: Callable[[Image], Any] | None,
+        on_fault: Callable[[Fault], None] | None,
+    ) -> tuple[str, Array, Any] | None:
+        """Name, pixels and extra of a picture; None for one whose fault was taken."""
+        try:
+            decoded = picture.read()
+            try:
+                pixels = self.source.preprocessing(decoded)
+            except FormatError as error:  # of this picture's shape; its name is not known there
+                raise FormatError(picture.name, error.reason, hint=error.hint) from error
+            return picture.name, pixels, extra(decoded) if extra else None
+        except CkptkitError as error:
+            if on_fault is None:
+                raise
+            on_fault(Fault(picture.name, error))
+            return None
+
+    def _predict(self, batch: Sequence[tuple[str, Array, Any]]) -> Iterator[Prediction]:
         import numpy
 
-        logits = self._runner.run(numpy.stack([one.pixels for one in batch]))
-        for one, values in zip(batch, logits, strict=True):
+        logits = self._runner.run(numpy.stack([pixels for _, pixels, _ in batch]))
+        for (name, _, extra), values in zip(batch, logits, strict=True):
             if not numpy.isfinite(values).all():
                 raise FormatError(
                     self.source.located.path,
-                    f"the model's answer to {one.name} contains NaN or infinite values",
+                    f"the model's answer to {name} contains NaN or infinite values",
                     hint=command("verify", self.source.name),
                 )
-            top = rank(values, self.top)
-            yield Predicted(Prediction(one.name, top, self.source, self.framework), one.aside)
+            yield Prediction(name, rank(values, self.top), self.source, self.framework, extra)
 
 
 def predict_images(
-    what: Named,
+    request: SourceRequest,
     images: str | Path | Image | Iterable[str | Path | Image],
     workspace: Workspace,
     *,
     framework: str = "torch",
     top: int = DEFAULT_TOP,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    **options: Any,
 ) -> list[Prediction]:
     """Predict everything that is named; the first image that cannot be had ends it."""
-    from ckptkit.analysis.model_source import named_source
-
     builder = framework_named(framework)
     require_packages("predict", builder)
     alone = isinstance(images, (str, Path)) or hasattr(images, "convert")
@@ -161,9 +169,8 @@ def predict_images(
     gathering = gatherer.gather(named)
     if gathering.faults:
         raise gathering.faults[0].error
-    with named_source(what, workspace, **options) as source:
-        predictor = Predictor(source, builder, top, batch_size)
-        return [predicted.prediction for predicted in predictor.predict(gathering.pictures)]
+    with request.open(workspace) as source:
+        return list(Predictor(source, builder, top, batch_size).predict(gathering.pictures))
 
 
 def rank(logits: Array, top: int) -> tuple[Guess, ...]:
@@ -191,32 +198,3 @@ def rank(logits: Array, top: int) -> tuple[Guess, ...]:
         )
         for place, index in enumerate(order, start=1)
     )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """One picture as the model takes it."""
-
-    name: str
-    pixels: Array
-    aside: Any
-
-
-def _read(
-    picture: NamedPicture,
-    source: ModelSource,
-    aside: Callable[[Image], Any] | None,
-    on_fault: Callable[[Fault], None] | None,
-) -> _Prepared | None:
-    try:
-        decoded = picture.read()
-        try:
-            pixels = source.preprocessing(decoded)
-        except FormatError as error:  # of this picture's shape; its name is not known there
-            raise FormatError(picture.name, error.reason, hint=error.hint) from error
-        return _Prepared(picture.name, pixels, aside(decoded) if aside else None)
-    except CkptkitError as error:
-        if on_fault is None:
-            raise
-        on_fault(Fault(picture.name, error))
-        return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import logger, note, public, warn, workspace_of_environment
+from ckptkit.api.environment import logger, public, workspace_of_environment
 from ckptkit.formats.names import is_folder
 
 if TYPE_CHECKING:
@@ -78,23 +78,12 @@ def predict(
     NotFoundError, NetworkError, FormatError
         No such checkpoint or image; not to be had; damaged. The first such image ends it.
     """
+    from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.analysis.predict import predict_images
 
-    return predict_images(
-        what,
-        images,
-        workspace_of_environment(),
-        framework=framework,
-        top=top,
-        batch_size=batch_size,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        variant=variant,
-        settings=settings,
-    )
+    source = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
+    workspace = workspace_of_environment()
+    return predict_images(source, images, workspace, framework=framework, top=top, batch_size=batch_size)
 
 
 @public
@@ -149,23 +138,14 @@ def cam(
     """
     from ckptkit.analysis.cam.explain import Explainer, read_picture, require_packages
     from ckptkit.analysis.cam.methods import find_method
-    from ckptkit.analysis.model_source import named_source
+    from ckptkit.analysis.model_source import SourceRequest
 
     require_packages()
     find_method(method)
     workspace = workspace_of_environment()
     picture = read_picture(image, workspace)
-    with named_source(
-        what,
-        workspace,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        variant=variant,
-        settings=settings,
-    ) as source:
+    request = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
+    with request.open(workspace) as source:
         return Explainer(source).forward(picture).heatmap(method, stage, target)
 
 
@@ -247,12 +227,11 @@ def evaluate(
     NotFoundError, NetworkError, FormatError, ConversionError
         Nothing there; not to be had; damaged; BatchNorm statistics are missing (see `calibrate`).
     """
-    from ckptkit.analysis.evaluate.distributed import process_group
-    from ckptkit.analysis.evaluate.loop import EvaluationOptions, evaluate_source
-    from ckptkit.analysis.model_source import named_source
-    from ckptkit.analysis.runner import require_packages
+    from ckptkit.analysis.evaluate.loop import EvaluationOptions, run_evaluation
+    from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.models import framework_named
 
+    source = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
     options = EvaluationOptions(
         [data] if isinstance(data, (str, Path)) else list(data),
         labels=Path(labels) if labels is not None else None,
@@ -267,20 +246,7 @@ def evaluate(
         fresh=fresh,
         both_gates=both_gates,
     )
-    require_packages("evaluate", options.framework)
-    chosen: dict[str, Any] = {
-        "resolution": resolution,
-        "weights": weights,
-        "state_dict": state_dict,
-        "strip_prefix": strip_prefix,
-        "variant": variant,
-        "settings": settings,
-    }
-    with (
-        process_group(device, options.framework) as group,
-        named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source,
-    ):
-        report = evaluate_source(source, options, group=group, note=note, warn=warn)
+    report = run_evaluation(source, options, workspace_of_environment())
     for bad in report.bad:
         logger.warning("%s cannot be decoded: %s", bad.name, bad.reason)
     return report
@@ -346,7 +312,7 @@ def calibrate(
         calibrated_path,
         refuse_name,
     )
-    from ckptkit.analysis.model_source import named_source
+    from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.analysis.runner import require_packages
     from ckptkit.formats.writing import refuse_existing_checkpoint
 
@@ -357,15 +323,8 @@ def calibrate(
     if not folder:  # before a download
         refuse_name(output)
         refuse_existing_checkpoint(Path(output), force=force)
-    chosen: dict[str, Any] = {
-        "resolution": resolution,
-        "weights": weights,
-        "state_dict": state_dict,
-        "strip_prefix": strip_prefix,
-        "variant": variant,
-        "settings": settings,
-    }
-    with named_source(what, workspace_of_environment(), synthetic=synthetic, **chosen) as source:
+    request = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
+    with request.open(workspace_of_environment()) as source:
         path = calibrated_path(source, Path(output), folder=folder)
         done = calibrate_source(source, options, path, force=force)
     for bad in done.bad:

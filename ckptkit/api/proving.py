@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.api.environment import note, public, warn, workspace_of_environment
+from ckptkit.api.environment import note, public, workspace_of_environment
 from ckptkit.base.home import user_path
 from ckptkit.base.tensors import float_named
 
@@ -187,41 +187,28 @@ def export(
     ...     sorted(path.name for path in made.iterdir())
     ['README.md', 'config.json', 'model.safetensors']
     """
-    from ckptkit.analysis.model_source import named_source
+    from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.base.errors import IntegrityError
-    from ckptkit.export.publishing import Destination
-    from ckptkit.export.targets import ExportOptions, ExportRequest, get_target, place_of, run_export
+    from ckptkit.export.targets import ExportRequest, place_of, run_export
 
     workspace = workspace_of_environment()
     request = ExportRequest(
-        get_target(to, output),
-        ExportOptions(
-            dtype=float_named(dtype) if dtype is not None else None,
-            features=features,
-            opset=opset,
-            force=force,
-            note=note,
-            warn=warn,
-        ),
-        output,
-        None if push is None else Destination(push, private),
-        synthetic_too=push_synthetic,
+        to=to,
+        output=output,
+        dtype=float_named(dtype) if dtype is not None else None,
+        features=features,
+        opset=opset,
+        force=force,
+        push=push,
+        private=private,
+        push_synthetic=push_synthetic,
     )
     request.require(offline=workspace.offline, synthetic=synthetic)
-    with named_source(
-        what,
-        workspace,
-        synthetic=synthetic,
-        resolution=resolution,
-        weights=weights,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        variant=variant,
-        settings=settings,
-    ) as source:
-        if request.output is None:  # what is returned must still be there
+    chosen = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
+    with chosen.open(workspace) as source:
+        if output is None:  # what is returned must still be there
             request = replace(request, output=place_of(source, request.target, None))
-        exported = run_export(source, request).exported
+        exported = run_export(source, request)
     if not exported.ok:
         raise IntegrityError(f"{exported.path}: {exported.verdict}")
     return exported.path

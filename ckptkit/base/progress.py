@@ -15,13 +15,15 @@ Say = Callable[[str], None]
 class Progress(Protocol):
     """Opens a display for a description and a total, None where the total is not known."""
 
-    def __call__(self, description: str, total: int | None, /) -> AbstractContextManager[Advance]:
+    def __call__(
+        self, description: str, total: int | None, /, *, unit: str = "bytes"
+    ) -> AbstractContextManager[Advance]:
         """Show the display while the block lasts."""
         ...
 
 
 @contextmanager
-def no_progress(_description: str, _total: int | None, /) -> Iterator[Advance]:
+def no_progress(_description: str, _total: int | None, /, *, unit: str = "bytes") -> Iterator[Advance]:
     """Show nothing."""
     yield lambda _steps: None
 

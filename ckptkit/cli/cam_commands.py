@@ -155,7 +155,7 @@ def cam(
     require_packages()
     gathering = _gather(state, images, recursive=recursive)
     planned = _plan(gathering, output, force=force)
-    with chosen.opened(state.workspace(), what) as source:
+    with chosen.of(what).open(state.workspace()) as source:
         classes = head_classes(source)
         for wanted in request.targets:
             if wanted is not None:

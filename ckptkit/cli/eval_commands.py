@@ -21,7 +21,6 @@ from ckptkit.cli.output import Column, Output
 from ckptkit.cli.remote_output import Place
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.evaluate.loop import ProgressBar
     from ckptkit.analysis.evaluate.report import BadImage, Evaluation, Score
 
 _SHOWN_BAD = 10
@@ -115,9 +114,7 @@ def evaluate(
     Examples: ckptkit eval moganet-xt-224 --data imagenet/val --synthetic --limit 3
     · ckptkit eval tiny-moat0-256 --data imagenet/val --batch-size 8
     """
-    from ckptkit.analysis.evaluate.distributed import process_group
-    from ckptkit.analysis.evaluate.loop import EvaluationOptions, evaluate_source
-    from ckptkit.analysis.runner import require_packages
+    from ckptkit.analysis.evaluate.loop import EvaluationOptions, run_evaluation
     from ckptkit.cli.output import ExitCode
     from ckptkit.models import framework_named
 
@@ -137,19 +134,7 @@ def evaluate(
         check=check,
     )
     with _first_speaks(state_of(context)) as state:
-        require_packages("eval", options.framework)
-        with (
-            process_group(device, options.framework) as group,
-            chosen.opened(state.workspace(), what) as source,
-        ):
-            report = evaluate_source(
-                source,
-                options,
-                group=group,
-                note=state.output.note,
-                warn=state.output.warn,
-                bar=_bar(state.output),
-            )
+        report = run_evaluation(chosen.of(what), options, state.workspace())
         state.output.result(report, lambda: print_report(state.output, report))
     if check and not report.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
@@ -179,10 +164,6 @@ def _first_speaks(state: State) -> Iterator[State]:
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
-
-
-def _bar(output: Output) -> ProgressBar:
-    return lambda description, images: output.progress(description, images, unit="images")
 
 
 def print_report(output: Output, report: Evaluation) -> None:
@@ -296,9 +277,9 @@ def calibrate(
             refuse_name(where.file)
             where.refuse_existing()
             refuse_existing_checkpoint(where.path, force=force)
-        source = stack.enter_context(chosen.opened(state.workspace(), what))
+        source = stack.enter_context(chosen.of(what).open(state.workspace()))
         path = calibrated_path(source, where.path, folder=where.folder)
-        done = calibrate_source(source, options, path, force=force, dry_run=dry_run, bar=_bar(state.output))
+        done = calibrate_source(source, options, path, force=force, dry_run=dry_run)
         shown = where.shown(done.path) if dry_run else where.deliver(done.path)
     _print_bad(state.output, done.bad, "were left out")
     state.output.note(

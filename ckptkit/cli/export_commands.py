@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +13,15 @@ from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     SourceOptions,
-    State,
     one_of_these,
     state_of,
 )
-from ckptkit.cli.output import Column
+from ckptkit.cli.output import Column, Output
 from ckptkit.cli.remote_output import Place
-from ckptkit.export.targets import TARGETS, ExportOptions, get_target, target_named
+from ckptkit.export.targets import TARGETS, ExportRequest, target_named
 
 if TYPE_CHECKING:
-    from ckptkit.export.targets import ExportOutcome, ExportRequest
+    from ckptkit.export.targets import Exported
 
 
 def export(
@@ -86,61 +84,52 @@ def export(
     """
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
-    from ckptkit.export.publishing import Destination
-    from ckptkit.export.targets import ExportRequest, run_export
+    from ckptkit.export.targets import run_export
 
     state = state_of(context)
     if push is None and (private or push_synthetic):
         raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
-    target = get_target(to, output)
     request = ExportRequest(
-        target,
-        ExportOptions(
-            dtype=dtype,
-            features=features,
-            opset=opset,
-            force=force,
-            dry_run=dry_run,
-            verbose=state.output.verbose,
-            note=state.output.note,
-            warn=state.output.warn,
-        ),
-        output,
-        Destination(push, private) if push is not None else None,
-        synthetic_too=push_synthetic,
+        to=to,
+        output=output,
+        dtype=dtype,
+        features=features,
+        opset=opset,
+        force=force,
+        dry_run=dry_run,
+        push=push,
+        private=private,
+        push_synthetic=push_synthetic,
         bars=sys.stderr.isatty() and not state.output.quiet,
+        verbose=state.output.verbose,
     )
     request.require(offline=state.offline, synthetic=chosen.synthetic)
-    with ExitStack() as stack:
-        where = stack.enter_context(Place(state, None if target.folder else output, force=force))
+    with Place(state, None if request.target.folder else output, force=force) as where:
         if where.is_elsewhere:
             where.refuse_existing()
             request = replace(request, output=where.path)
-        source = stack.enter_context(chosen.opened(state.workspace(), what))
-        outcome = run_export(source, request)
-        shown: str | None = str(outcome.exported.path)
-        if where.is_elsewhere and outcome.exported.ok:
-            if len(outcome.exported.files) > 1:
+        with chosen.of(what).open(state.workspace()) as source:
+            exported = run_export(source, request)
+        path: str | None = str(exported.path)
+        if where.is_elsewhere and exported.ok:
+            if len(exported.files) > 1:
                 where.refuse_several("the graph and its weights are two files")
-            path = outcome.exported.path
-            shown = where.shown(path) if dry_run else where.deliver(path)
+            path = where.shown(exported.path) if dry_run else where.deliver(exported.path)
     state.output.result(
-        outcome.to_json() | ({"path": shown} if where.is_elsewhere else {}),
-        lambda: _print(state, outcome, request, shown),
+        exported.to_json() | ({"path": path} if where.is_elsewhere else {}),
+        lambda: _print(state.output, exported, request, path),
     )
-    if not outcome.exported.ok:
+    if not exported.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
-def _print(state: State, outcome: ExportOutcome, request: ExportRequest, shown: str | None) -> None:
-    exported, output = outcome.exported, state.output
-    if request.options.dry_run:
-        rows = [
-            [file.name, "?" if file.nbytes is None else human_bytes(file.nbytes)] for file in exported.files
-        ]
+def _print(output: Output, exported: Exported, request: ExportRequest, path: str | None) -> None:
+    if request.dry_run:
+        sizes = ["?" if file.nbytes is None else human_bytes(file.nbytes) for file in exported.files]
+        rows = [[file.name, size] for file, size in zip(exported.files, sizes, strict=True)]
         output.table([Column("file"), Column("size", numeric=True)], rows)
-        place = f" to {shown}" if outcome.kept else ""
-        pushed = f", and push to {request.destination.repository}" if request.destination else ""
+        place = f" to {path}" if exported.kept else ""
+        pushed = f", and push to {request.push}" if request.push else ""
         output.note(f"would write {len(rows)} files{place}{pushed}; {exported.verdict}")
         return
     if not exported.ok:
@@ -150,10 +139,10 @@ def _print(state: State, outcome: ExportOutcome, request: ExportRequest, shown: 
     for file in exported.files:
         if file.nbytes is not None:
             output.note(f"  {file.name}  {human_bytes(file.nbytes)}")
-    if outcome.kept and shown is not None:
-        output.text(shown)
-    if outcome.pushed is not None:
-        output.text(outcome.pushed)
+    if exported.kept and path is not None:
+        output.text(path)
+    if exported.pushed is not None:
+        output.text(exported.pushed)
 
 
 def register(app: typer.Typer) -> None:

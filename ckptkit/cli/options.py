@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,7 +18,7 @@ from ckptkit.cli.completion import complete_families, complete_ids, complete_var
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.model_source import ModelSource
+    from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.cli.entry_table import Listed
     from ckptkit.registry import Registry
     from ckptkit.workspace import Workspace
@@ -223,10 +222,9 @@ class SourceOptions:
     resolution: ResolutionOption = None
     settings: SettingOptions = None
 
-    @contextmanager
-    def opened(self, workspace: Workspace, what: str) -> Iterator[ModelSource]:
-        """Open an id, a file or (synthetic) a variant too; synthetic weights last as long as the block."""
-        from ckptkit.analysis.model_source import named_source
+    def of(self, what: str) -> SourceRequest:
+        """The request for an id, a file, or with ``--synthetic`` a variant."""
+        from ckptkit.analysis.model_source import SourceRequest
 
         chosen = {
             **vars(self),
@@ -234,8 +232,7 @@ class SourceOptions:
             "resolution": parse_resolution(self.resolution),
             "settings": parse_settings(self.settings),
         }
-        with named_source(what, workspace, **chosen) as source:
-            yield source
+        return SourceRequest(what, **chosen)
 
 
 PosEmbOption = Annotated[

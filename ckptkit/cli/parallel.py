@@ -116,7 +116,7 @@ def shared_output(output: Output) -> Iterator[SharedOutput]:
         shown.console.print(output.line(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def progress(description: str, total: int | None) -> Iterator[Advance]:
+    def progress(description: str, total: int | None, /, *, unit: str = "bytes") -> Iterator[Advance]:
         task = shown.add_task(output.line(description), total=total)
         try:
             yield lambda steps: shown.advance(task, steps)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from ckptkit.base.progress import no_progress
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.analysis.predict import Predicted, Prediction, Predictor
+    from ckptkit.analysis.predict import Prediction, Predictor
     from ckptkit.cli.output import Results
     from ckptkit.models import Framework
     from ckptkit.models.images.gathering import Fault, Gathering
     from ckptkit.parity.inputs import PreparationReport
 
 
-_NO_KNOWLEDGE = "the weights are synthetic, random numbers: these predictions mean nothing"
+_MEANINGLESS = "the weights are synthetic, random numbers: these predictions mean nothing"
 
 
 def predict(
@@ -95,39 +96,14 @@ def predict(
         for fault in gathering.faults:
             run.remember(fault)
         if gathering.pictures:
-            source = stack.enter_context(chosen.opened(state.workspace(), what))
+            source = stack.enter_context(chosen.of(what).open(state.workspace()))
             predictor = Predictor(source, runs_in, top, batch_size)
-            _say_what_runs(state.output, source, runs_in)
+            _note_model(state.output, source, runs_in)
             renderer = _renderer(state.output) if thumbnails else None
-            run.go(predictor, gathering, _ExtrasOf(renderer, source, check=check_preprocessing))
+            run.predict(predictor, gathering, renderer, check=check_preprocessing)
             if source.synthetic:
-                state.output.text(f"note: {_NO_KNOWLEDGE}")
+                state.output.text(f"note: {_MEANINGLESS}")
     run.finish()
-
-
-@dataclass(frozen=True)
-class _Extras:
-    """What is kept of a picture itself."""
-
-    thumbnail: str | None
-    check: PreparationReport | None
-
-
-@dataclass(frozen=True)
-class _ExtrasOf:
-    """Makes a picture's thumbnail and checks its preparation, while it is in memory."""
-
-    renderer: Renderer | None
-    source: ModelSource
-    check: bool
-
-    def __call__(self, picture: Image) -> _Extras:
-        from ckptkit.parity.inputs import compare_preparations
-
-        return _Extras(
-            self.renderer(picture) if self.renderer else None,
-            compare_preparations(picture, self.source.preprocessing) if self.check else None,
-        )
 
 
 @dataclass
@@ -144,27 +120,34 @@ class _Run:
         self.faults.append(fault)
         self.show({"image": fault.name, "error": str(fault.error), "kind": type(fault.error).__name__})
 
-    def go(self, predictor: Predictor, gathering: Gathering, extras: Callable[[Image], _Extras]) -> None:
+    def predict(
+        self, predictor: Predictor, gathering: Gathering, renderer: Renderer | None, *, check: bool
+    ) -> None:
         """Predict all pictures; a bar shows how far it is where the results themselves do not."""
-        with ExitStack() as stack:
-            count = len(gathering.pictures)
-            advance = None
-            if count > predictor.batch_size and not self.output.is_seen:
-                advance = stack.enter_context(self.output.progress("predicting", count, unit="images"))
-            on_fault = None if gathering.is_single else self.remember
-            for predicted in predictor.predict(gathering.pictures, on_fault=on_fault, aside=extras):
-                self._take(predicted)
-                if advance is not None:
-                    advance(1)
+        from ckptkit.parity.inputs import compare_preparations
 
-    def _take(self, predicted: Predicted) -> None:
-        extras: _Extras = predicted.aside
-        values = predicted.prediction.to_json()
-        people = [partial(print_prediction, self.output, predicted.prediction, extras.thumbnail)]
-        if extras.check is not None:
-            self.checks_hold &= extras.check.ok
-            values["preprocessing_check"] = extras.check.to_json()
-            people.append(partial(print_check, self.output, extras.check))
+        preprocessing = predictor.source.preprocessing
+
+        def extra(picture: Image) -> tuple[str | None, PreparationReport | None]:
+            thumbnail = renderer(picture) if renderer else None
+            return thumbnail, compare_preparations(picture, preprocessing) if check else None
+
+        count = len(gathering.pictures)
+        is_slow = count > predictor.batch_size and not self.output.is_seen
+        progress = self.output.progress if is_slow else no_progress
+        on_fault = None if gathering.is_single else self.remember
+        with progress("predicting", count, unit="images") as advance:
+            for prediction in predictor.predict(gathering.pictures, on_fault=on_fault, extra=extra):
+                self._print(prediction, *prediction.extra)
+                advance(1)
+
+    def _print(self, prediction: Prediction, thumbnail: str | None, check: PreparationReport | None) -> None:
+        values = prediction.to_json()
+        people = [partial(print_prediction, self.output, prediction, thumbnail)]
+        if check is not None:
+            self.checks_hold &= check.ok
+            values["preprocessing_check"] = check.to_json()
+            people.append(partial(print_check, self.output, check))
         self.show(values, *people)
 
     def finish(self) -> None:
@@ -199,13 +182,13 @@ def _gathered(state: State, images: list[str], *, recursive: bool, most_at_once:
     return gathering
 
 
-def _say_what_runs(output: Output, source: ModelSource, framework: Framework) -> None:
+def _note_model(output: Output, source: ModelSource, framework: Framework) -> None:
     from ckptkit.analysis.predict import ONLY_NUMBERS
     from ckptkit.analysis.runner import FRAMEWORK_NAMES
 
     output.note(f"{source.name}: {source.variant} in {FRAMEWORK_NAMES[framework]}; {source.preprocessing}")
     if source.synthetic:
-        output.warn(_NO_KNOWLEDGE)
+        output.warn(_MEANINGLESS)
     if source.num_classes != 1000:
         output.note(f"note: {ONLY_NUMBERS.format(source.num_classes)}")
 
@@ -290,27 +273,12 @@ _CUBE = (0, 95, 135, 175, 215, 255)
 
 
 def choose_renderer(stream: TextIO, environment: Mapping[str, str], columns: int) -> Renderer | None:
-    """How to show a picture on a stream; None where it cannot be, or is not wanted.
+    """How to show a picture on a stream; None where it cannot be, or is not wanted (a pipe, ``NO_COLOR``).
 
-    Parameters
-    ----------
-    stream : TextIO
-        Where the text will go: nothing is shown in a pipe.
-    environment : mapping of str to str
-        ``NO_COLOR``, ``TERM`` and what terminals say of themselves.
-    columns : int
-        Width of the terminal.
-
-    Returns
-    -------
-    callable or None
-        Makes of a picture the text to print, without the last line break.
-
-    Notes
-    -----
-    Inside tmux and screen, which pass no pictures on, half blocks are drawn. kitty's protocol:
-    https://sw.kovidgoyal.net/kitty/graphics-protocol/ (Ghostty speaks it too); iTerm2's:
-    https://iterm2.com/documentation-images.html (WezTerm speaks it too).
+    The function makes of a picture the text to print, without the last line break. Inside tmux and screen,
+    which pass no pictures on, half blocks are drawn. kitty's protocol, which Ghostty speaks too:
+    https://sw.kovidgoyal.net/kitty/graphics-protocol/; iTerm2's, which WezTerm speaks too:
+    https://iterm2.com/documentation-images.html.
     """
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     width = min(_COLUMNS, columns - 1)
@@ -340,8 +308,6 @@ def _is_multiplexed(environment: Mapping[str, str]) -> bool:
 def fitted(width: int, height: int, columns: int, rows: int = _ROWS) -> tuple[int, int]:
     """Columns and half rows that a picture takes, in its proportions; one of each at least.
 
-    Examples
-    --------
     >>> fitted(640, 480, 36), fitted(480, 640, 36), fitted(10_000, 1, 36)
     ((36, 27), (21, 28), (36, 1))
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ckptkit.base.errors import IntegrityError, UsageError, command, require_installed
 from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.hub import SYNTHETIC
-from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, planned_weights, settings_of
 from ckptkit.families.base import Backbone, Consumer, Family, Structure
 from ckptkit.formats.detect import open_reader
@@ -30,9 +30,9 @@ _SIDE = 64
 """Input side of the check, pixels: two pixels are left at the last stage."""
 
 
-def require_backbone(options: ExportOptions) -> None:
+def require_backbone(request: ExportRequest) -> None:
     """Ask for PyTorch, which the check runs in, whatever the backbone is for."""
-    if not options.dry_run:
+    if not request.dry_run:
         require_installed(["torch"], "the check of an exported backbone")
 
 
@@ -46,18 +46,18 @@ def consumer_of(family: Family, source: object = "FILE") -> Consumer:
     return family.consumer
 
 
-def export_backbone(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+def export_backbone(source: ModelSource, output: Path, request: ExportRequest) -> Exported:
     """Write a folder with the weights and a text that says what to put into a config.
 
     Before it gets its name, the names and shapes are compared with what the headless architecture has, and
     the features that PyTorch computes from the written file with those from the source.
     """
     consumer = consumer_of(source.family, source.name)
-    if consumer.dtype is not None and options.dtype not in (None, consumer.dtype):
+    if consumer.dtype is not None and request.dtype not in (None, consumer.dtype):
         raise UsageError(f"{consumer.name} takes {consumer.dtype} alone", hint="leave --dtype out")
-    refuse_replacement(output, force=options.force, owned=_owned(consumer))
+    refuse_replacement(output, force=request.force, owned=_owned(consumer))
     with planned_weights(
-        source, consumer.to, layout=consumer.layout, dtype=consumer.dtype or options.dtype, head=False
+        source, consumer.to, layout=consumer.layout, dtype=consumer.dtype or request.dtype, head=False
     ) as weights:
         structure = weights.plan.recognition.structure
         if structure.table_sizes is not None:
@@ -73,14 +73,14 @@ def export_backbone(source: ModelSource, output: Path, options: ExportOptions) -
             Path(os.path.abspath(output)) / consumer.file,  # noqa: PTH100 - a link stays a link
         )
         notes = _notes(source, consumer, backbone)
-        if options.dry_run:
+        if request.dry_run:
             files = [ExportedFile(name, None) for name in consumer.files]
             size = ExportedFile(NOTES, len(notes.encode()))
             return Exported(output, (*files, size), f"{len(weights.plan.moves)} tensors")
-        done = _write(weights, consumer, output, notes, options)
+        done = _write(weights, consumer, output, notes, request)
     if done.ok:
         for line in notes.rstrip().split("\n"):
-            options.note(line)
+            source.workspace.note(line)
     return replace(done, details={**done.details, "config": consumer.config(backbone)})
 
 
@@ -89,16 +89,16 @@ def _owned(consumer: Consumer) -> frozenset[str]:
 
 
 def _write(
-    weights: PlannedWeights, consumer: Consumer, output: Path, notes: str, options: ExportOptions
+    weights: PlannedWeights, consumer: Consumer, output: Path, notes: str, request: ExportRequest
 ) -> Exported:
     """Write the folder, check it, and give it its name if the check holds."""
     for note in weights.plan.notes:
-        options.note(f"{weights.source.name}: {note}")
+        weights.source.workspace.note(f"{weights.source.name}: {note}")
     if rules := Counter(one.rule for one in weights.plan.ignored):
         counts = ", ".join(f"{rule} {count:,}" for rule, count in rules.items())
-        options.note(f"{weights.source.name}: left out by rule: {counts}")
-    with StagedFolder(output, force=options.force, owned=_owned(consumer)) as folder:
-        weights.write(folder.path / consumer.file, options)
+        weights.source.workspace.note(f"{weights.source.name}: left out by rule: {counts}")
+    with StagedFolder(output, force=request.force, owned=_owned(consumer)) as folder:
+        weights.write(folder.path / consumer.file)
         _require_names(folder.path / consumer.file, weights)
         features = compare_features(weights.source, folder.path / consumer.file)
         verdict = _verdict(weights, features)

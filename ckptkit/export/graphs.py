@@ -23,7 +23,7 @@ from ckptkit.base.files import (
 )
 from ckptkit.base.tensors import Array
 from ckptkit.export.folder import StagedFolder, refuse_replacement
-from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.synthetic import NOTE
@@ -121,45 +121,48 @@ def check_graph(
     return GraphCheck(backend, reference.inputs, compared(len(images)), compared(1))
 
 
-def require_onnx(options: ExportOptions) -> None:
+def require_onnx(request: ExportRequest) -> None:
     """Ask for PyTorch and the packages of the extra ``onnx``, and for a sensible operator set."""
-    require_opset(options.opset or DEFAULT_OPSET)
+    require_opset(request.opset or DEFAULT_OPSET)
     require_installed(PACKAGES, "export --to onnx")
 
 
-def export_onnx(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+def export_onnx(source: ModelSource, output: Path, request: ExportRequest) -> Exported:
     """Write the graph, run it by ONNX Runtime, and compare it with the PyTorch model."""
     refuse_not_utf8(output, "onnx")
     for path in (output, data_path(output)):
-        refuse_existing(path, force=options.force)
+        refuse_existing(path, force=request.force)
         refuse_streams(path)
     with planned_weights(source, DEFAULT_FORMAT, layout=CANONICAL) as weights:
         metadata = _metadata(weights)
         large = weights.plan.nbytes > SINGLE_FILE_BYTES
-    if options.dry_run:
+    if request.dry_run:
         names = (data_path(output).name, output.name) if large else (output.name,)
         return Exported(output, tuple(ExportedFile(name, None) for name in names), "not written, not checked")
+    note = source.workspace.note
     if source.synthetic:
-        options.note(f"{source.name}: {NOTE}")
+        note(f"{source.name}: {NOTE}")
     height, width = source.preprocessing.size
     model = source.model("torch")
-    options.note(f"{source.name}: running PyTorch's model …")
+    note(f"{source.name}: running PyTorch's model …")
     reference = reference_of(source, model)
-    options.note(f"{source.name}: writing the graph for {height}x{width}, operator set {_opset(options)} …")
+    source.workspace.note(
+        f"{source.name}: writing the graph for {height}x{width}, operator set {_opset(request)} …"
+    )
     with StagedFolder(output.with_name(f"{output.name}.parts"), owned=()) as folder:
         files = write_onnx(
             model,
             folder.path / output.name,
             size=(height, width),
-            features=options.features,
-            opset=_opset(options),
+            features=request.features,
+            opset=_opset(request),
             metadata=metadata,
-            verbose=options.verbose,
+            verbose=request.verbose,
         )
         del model
         graph = open_onnx(files.graph)
-        options.note(f"{source.name}: running it by {graph.versions} …")
-        checked = check_graph(reference, graph.run, features=options.features, backend=graph.versions)
+        note(f"{source.name}: running it by {graph.versions} …")
+        checked = check_graph(reference, graph.run, features=request.features, backend=graph.versions)
         details = {
             "opset": graph.opset,
             "resolution": [height, width],
@@ -174,8 +177,8 @@ def export_onnx(source: ModelSource, output: Path, options: ExportOptions) -> Ex
     return Exported(output, written, checked.verdict, details=details)
 
 
-def _opset(options: ExportOptions) -> int:
-    return options.opset or DEFAULT_OPSET
+def _opset(request: ExportRequest) -> int:
+    return request.opset or DEFAULT_OPSET
 
 
 def _metadata(weights: PlannedWeights) -> dict[str, str]:
@@ -216,38 +219,39 @@ _FILES = (
 )
 
 
-def require_saved_model(_options: ExportOptions) -> None:
+def require_saved_model(_request: ExportRequest) -> None:
     """Ask for both frameworks: PyTorch's model is what the SavedModel is compared with."""
     require_installed(FRAMEWORKS, "export --to saved-model, which is checked against PyTorch,")
 
 
-def export_saved_model(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+def export_saved_model(source: ModelSource, output: Path, request: ExportRequest) -> Exported:
     """Write the Keras model, load it again by TensorFlow alone, and compare it with the PyTorch model."""
     refuse_not_utf8(output, "TensorFlow")
-    refuse_replacement(output, force=options.force, owned=CONTENTS)
+    refuse_replacement(output, force=request.force, owned=CONTENTS)
     with planned_weights(source, DEFAULT_FORMAT, layout=CANONICAL) as weights:
         facts = config_of(weights).model_dump(mode="json", exclude={"id2label", "label2id"})
-    if options.dry_run:
+    if request.dry_run:
         files = tuple(ExportedFile(name, None) for name in _FILES)
         return Exported(output, files, "not written, not checked")
+    note = source.workspace.note
     if source.synthetic:
-        options.note(f"{source.name}: {NOTE}")
-    options.note(f"{source.name}: running PyTorch's model …")
+        note(f"{source.name}: {NOTE}")
+    note(f"{source.name}: running PyTorch's model …")
     reference = reference_of(source, source.model("torch"))
     height, width = source.preprocessing.size
-    options.note(f"{source.name}: writing Keras' model as a graph for {height}x{width} …")
-    with StagedFolder(output, force=options.force, owned=CONTENTS) as folder:
+    note(f"{source.name}: writing Keras' model as a graph for {height}x{width} …")
+    with StagedFolder(output, force=request.force, owned=CONTENTS) as folder:
         model = source.model("keras")
         variables = source.family.keras_module().variables_by_name(model)
         outputs = write_saved_model(
-            model, variables, folder.path, size=(height, width), features=options.features, facts=facts
+            model, variables, folder.path, size=(height, width), features=request.features, facts=facts
         )
         del model, variables
-        options.note(f"{source.name}: running it by TensorFlow alone …")
+        note(f"{source.name}: running it by TensorFlow alone …")
         checked = check_graph(
             reference,
             load_saved_model(folder.path),
-            features=options.features,
+            features=request.features,
             backend=_tensorflow(),
         )
         details = {

@@ -1,20 +1,25 @@
-"""``--to hf``: a folder for the Hugging Face hub with its model card, for `ckptkit.create_model` too.
+"""``--to hf`` and ``--push``: a folder for the Hugging Face hub with its model card, and its upload.
 
 Source of the card's form: https://github.com/huggingface/hub-docs/blob/main/modelcard.md. Every figure on a
 card is the publisher's and is called so; nothing that was not published and nothing of synthetic weights is
-claimed.
+claimed. `ckptkit.create_model` takes the folder too. Token, endpoint and proxies are found by
+huggingface_hub's own rules (``HF_TOKEN``, ``hf auth login``, ``HF_ENDPOINT``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit._version import DISTRIBUTION, REPOSITORY
+from ckptkit._version import DISTRIBUTION, REPOSITORY, __version__
+from ckptkit.base.errors import CkptkitError, MissingDependencyError, NetworkError
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
 from ckptkit.export.folder import StagedFolder, refuse_replacement
-from ckptkit.export.targets import Exported, ExportedFile, ExportOptions
+from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL, Page, Paper, family_of_variant, get_family
 from ckptkit.families.model_config import CONFIG, WEIGHTS, open_exported
@@ -282,26 +287,26 @@ OWNED = frozenset({CONFIG, WEIGHTS, CARD})
 """What such a folder holds."""
 
 
-def require_hf(_options: ExportOptions) -> None:
+def require_hf(_request: ExportRequest) -> None:
     """Ask for nothing: no framework is needed to write the folder."""
 
 
-def export_hf(source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Exported:
     """Write the folder."""
-    refuse_replacement(output, force=options.force, owned=OWNED)
-    with planned_weights(source, "safetensors", layout=CANONICAL, dtype=options.dtype) as weights:
-        texts = _texts(weights, options.repository)
+    refuse_replacement(output, force=request.force, owned=OWNED)
+    with planned_weights(source, "safetensors", layout=CANONICAL, dtype=request.dtype) as weights:
+        texts = _texts(weights, request.push)
         size = file_bytes(Path(WEIGHTS), weights.plan.specs, weights.metadata)
         files = (
             ExportedFile(WEIGHTS, size),
             *(ExportedFile(name, len(text.encode())) for name, text in texts.items()),
         )
-        if options.dry_run:
+        if request.dry_run:
             return Exported(output, files, f"{len(weights.plan.moves)} tensors")
         for note in (*weights.plan.notes, *((NOTE,) if source.synthetic else ())):
-            options.note(f"{source.name}: {note}")
-        with StagedFolder(output, force=options.force, owned=OWNED) as folder:
-            weights.write(folder.path / WEIGHTS, options)
+            source.workspace.note(f"{source.name}: {note}")
+        with StagedFolder(output, force=request.force, owned=OWNED) as folder:
+            weights.write(folder.path / WEIGHTS)
             for name, text in texts.items():
                 folder.write_text(name, text)
             open_exported(folder.path)
@@ -315,3 +320,105 @@ def _texts(weights: PlannedWeights, repository: str | None) -> dict[str, str]:
     """Return the files beside the weights, by name."""
     config = config_of(weights)
     return {CONFIG: config.text(), CARD: model_card(weights.source, config, repository=repository)}
+
+
+_LOGIN = "set HF_TOKEN to a token that may write, or run 'hf auth login'"
+_MAX_REASON = 200
+
+_REFUSALS = {
+    401: ("the hub does not accept the token", _LOGIN),
+    403: ("the token may not write there", "take one that may write to this name"),
+    404: ("the hub knows no such place, or hides it from this token", "check the name and the token"),
+    429: ("the hub asks to wait", "try again later"),
+}
+
+
+def require_hub(*, offline: bool) -> None:
+    """Ask for the package and a token before any work is done."""
+    if offline:
+        raise NetworkError("--push needs the network, which --offline forbids", hint="leave one of them out")
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise MissingDependencyError("--push", "huggingface_hub") from error
+    if not hub.get_token():
+        raise NetworkError("no token for the Hugging Face hub", hint=_LOGIN)
+
+
+def push(
+    folder: Path,
+    files: Sequence[ExportedFile],
+    repository: str,
+    *,
+    private: bool = False,
+    message: str,
+    bars: bool = False,
+) -> str:
+    """Create the repository where it does not exist, and send the files in one commit.
+
+    Files of the repository that the export has not stay as they are.
+    """
+    hub: Any = importlib.import_module("huggingface_hub")
+    utils: Any = importlib.import_module("huggingface_hub.utils")
+    (utils.enable_progress_bars if bars else utils.disable_progress_bars)()
+    api = hub.HfApi(library_name="ckptkit", library_version=__version__)
+    with _translated(repository, api.endpoint):
+        # not private=False, which would make a repository public against an organization's default
+        visibility = {"private": True} if private else {}
+        api.create_repo(repository, exist_ok=True, **visibility)
+        operations = [
+            hub.CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(folder / file.name))
+            for file in files
+        ]
+        commit = api.create_commit(repository, operations, commit_message=message)
+    return str(commit.commit_url)
+
+
+@contextmanager
+def _translated(repository: str, endpoint: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line.
+
+    It raises its HTTP library's errors (requests, httpx or httpx2, by its version), OSError and ValueError,
+    and wraps some in RuntimeError.
+    """
+    raised: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *_http_errors())
+    try:
+        yield
+    except CkptkitError:
+        raise
+    except raised as error:
+        raise _explained(error, repository, endpoint) from error
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    found = []
+    for module, name in (("requests", "RequestException"), ("httpx", "HTTPError"), ("httpx2", "HTTPError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def _explained(error: BaseException, repository: str, endpoint: str) -> NetworkError:
+    """Say what the hub said, by the first error of the chain that has an answer of the hub."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for one in chain:
+        status = getattr(getattr(one, "response", None), "status_code", None)
+        if isinstance(status, int):
+            passing = status >= 500 or status in {408, 425}
+            helps = "try again later" if passing else "check the name, the token and the endpoint"
+            reason, hint = _REFUSALS.get(status, (f"the hub answered {status}", helps))
+            message = getattr(one, "server_message", None)
+            details = f" ({_short(str(message))})" if message else ""
+            return NetworkError(f"{repository}: {reason}{details}", hint=hint)
+    last = chain[-1]
+    reason = _short(str(last)) or type(last).__name__
+    return NetworkError(
+        f"{repository}: cannot push to {endpoint}: {reason}", hint="check the connection, try again"
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_REASON else line[: _MAX_REASON - 1] + "…"

@@ -2,17 +2,18 @@
 
 To add a target is to add one row to `TARGETS` and one module with two functions:
 
-* ``require_NAME(options)`` asks for the packages it needs, before anything slow is done, and raises
+* ``require_NAME(request)`` asks for the packages it needs, before anything slow is done, and raises
   `ckptkit.base.errors.MissingDependencyError`;
-* ``export_NAME(source, output, options)`` writes it, checks what it wrote, and returns an `Exported`.
+* ``export_NAME(source, output, request)`` writes it, checks what it wrote, and returns an `Exported`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,26 +21,69 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError, one_of
 from ckptkit.base.home import user_path
-from ckptkit.export.publishing import Destination, push, require_hub
 from ckptkit.formats.names import file_ending, is_folder
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What an export should make."""
+PUSHED = "hf"
+"""The target that can be pushed."""
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What an export should make, and where it goes."""
+
+    to: str | None = None  # name of the target; None: by the ending of the output
+    output: str | Path | None = None  # default: a name by the source's, in the current folder
     dtype: str | None = None  # ``float32``, ``float16`` or ``bfloat16`` for all floating tensors
     features: bool = False  # the stages' outputs instead of logits (graphs only)
     opset: int | None = None  # of the ONNX operators
     force: bool = False  # replace an existing output
     dry_run: bool = False  # say what would be written, write nothing
+    push: str | None = None  # ``ORG/NAME`` on the Hugging Face hub
+    private: bool = False  # whether a repository that has to be created is private
+    push_synthetic: bool = False  # as a rule synthetic weights should not be where weights are looked for
+    bars: bool = False  # whether huggingface_hub may draw progress bars
     verbose: bool = False  # whether other packages may print what they like
-    repository: str | None = None  # where on the Hugging Face hub it will be, for what it says of its use
-    note: Callable[[str], None] = field(default=lambda _text: None, repr=False)  # for what may interest
-    warn: Callable[[str], None] = field(default=lambda _text: None, repr=False)  # for what must be seen
+
+    def __post_init__(self) -> None:
+        if self.push is None:
+            return
+        owner, _, name = self.push.partition("/")
+        sound = _REPOSITORY.fullmatch(owner) and _REPOSITORY.fullmatch(name)
+        if not sound or "--" in self.push or ".." in self.push or name.endswith(".git"):
+            raise UsageError(
+                f"{self.push!r} is not a repository name", hint="write it like my-name/moat0-224"
+            )
+
+    @property
+    def target(self) -> Target:
+        """What to export to; refuses a name of the output that contradicts it."""
+        return get_target(self.to, self.output)
+
+    def require(self, *, offline: bool, synthetic: bool) -> None:
+        """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
+        if self.push is not None:
+            if self.target.name != PUSHED:
+                raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
+            self.require_consent(synthetic=synthetic)
+            if not self.dry_run:
+                from ckptkit.export.hub import require_hub
+
+                require_hub(offline=offline)
+        self.target.require(self)
+
+    def require_consent(self, *, synthetic: bool) -> None:
+        """Refuse to push synthetic weights unless they are meant to be."""
+        if synthetic and self.push is not None and not self.push_synthetic:
+            raise UsageError(
+                "these weights are synthetic: on the hub somebody may take them for trained ones",
+                hint="give --push-synthetic if that is what you want",
+            )
 
 
 @dataclass(frozen=True)
@@ -59,6 +103,19 @@ class Exported:
     verdict: str  # one sentence: what was checked and what came of it
     ok: bool = True  # whether the check held
     details: Mapping[str, Any] = field(default_factory=dict)  # more for ``--json``
+    pushed: str | None = None  # URL of the commit on the hub
+    kept: bool = True  # whether ``path`` is still there
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "path": str(self.path) if self.kept else None,
+            "pushed": self.pushed,
+            "files": [{"name": file.name, "bytes": file.nbytes} for file in self.files],
+            "ok": self.ok,
+            "verdict": self.verdict,
+            **self.details,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,7 +125,7 @@ class Target:
     name: str  # after ``--to``
     module: str  # where ``require_NAME`` and ``export_NAME`` are
     ending: str  # of the default output's name
-    # Options of `ExportOptions` that mean something to it, apart from those all targets take
+    # Fields of `ExportRequest` that mean something to it, apart from those all targets take
     takes: frozenset[str] = frozenset()
     folder: bool = True  # whether it is a folder
 
@@ -94,16 +151,16 @@ class Target:
                 hint=f"give -o {stem}{self.ending}",
             )
 
-    def require(self, options: ExportOptions) -> None:
+    def require(self, request: ExportRequest) -> None:
         """Refuse options that mean nothing to this target, and ask for the packages it needs."""
         for option in ("dtype", "features", "opset"):
-            if option not in self.takes and getattr(options, option):
+            if option not in self.takes and getattr(request, option):
                 raise UsageError(f"--{option} does not apply to --to {self.name}", hint="leave it out")
-        self._function("require")(options)
+        self._function("require")(request)
 
-    def export(self, source: ModelSource, output: Path, options: ExportOptions) -> Exported:
+    def export(self, source: ModelSource, output: Path, request: ExportRequest) -> Exported:
         """Write it (or, in a dry run, say what would be written); see `Exported`."""
-        exported: Exported = self._function("export")(source, output, options)
+        exported: Exported = self._function("export")(source, output, request)
         return exported
 
     def _function(self, verb: str) -> Any:
@@ -151,86 +208,30 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
     return target
 
 
-PUSHED = "hf"
-"""The target that can be pushed."""
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What the user asked for."""
-
-    target: Target
-    options: ExportOptions
-    output: str | Path | None = None  # default: a name by the source's, in the current folder
-    destination: Destination | None = None  # where on the hub to push it
-    # Push synthetic weights: as a rule nobody should find them where weights are looked for
-    synthetic_too: bool = False
-    bars: bool = False  # whether huggingface_hub may draw progress bars
-
-    def require(self, *, offline: bool, synthetic: bool) -> None:
-        """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
-        if self.destination is not None:
-            if self.target.name != PUSHED:
-                raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
-            self.require_consent(synthetic=synthetic)
-            if not self.options.dry_run:
-                require_hub(offline=offline)
-        self.target.require(self.options)
-
-    def require_consent(self, *, synthetic: bool) -> None:
-        """Refuse to push synthetic weights unless they are meant to be."""
-        if synthetic and self.destination is not None and not self.synthetic_too:
-            raise UsageError(
-                "these weights are synthetic: on the hub somebody may take them for trained ones",
-                hint="give --push-synthetic if that is what you want",
-            )
-
-
-@dataclass(frozen=True)
-class ExportOutcome:
-    """What became of a request."""
-
-    exported: Exported
-    pushed: str | None = None  # URL of the commit on the hub
-    kept: bool = True  # whether ``exported.path`` is still there
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the outcome as ``--json`` prints it."""
-        exported = self.exported
-        return {
-            "path": str(exported.path) if self.kept else None,
-            "pushed": self.pushed,
-            "files": [{"name": file.name, "bytes": file.nbytes} for file in exported.files],
-            "ok": exported.ok,
-            "verdict": exported.verdict,
-            **exported.details,
-        }
-
-
-def run_export(source: ModelSource, request: ExportRequest) -> ExportOutcome:
+def run_export(source: ModelSource, request: ExportRequest) -> Exported:
     """Export a source, and push it where that is asked for."""
     request.require_consent(synthetic=source.synthetic)
-    destination, options = request.destination, request.options
     with ExitStack() as stack:
         output, kept = place_of(source, request.target, request.output), True
-        if request.output is None and destination is not None:
+        if request.output is None and request.push is not None:
             kept = False
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-export-"))
             output = Path(temporary) / "folder"
-        if destination is not None:
-            options = replace(options, repository=destination.repository)
-        exported = request.target.export(source, output, options)
-        if destination is None or options.dry_run or not exported.ok:
-            return ExportOutcome(exported, kept=kept)
-        options.note(f"pushing {len(exported.files)} files to {destination.repository}")
+        exported = replace(request.target.export(source, output, request), kept=kept)
+        if request.push is None or request.dry_run or not exported.ok:
+            return exported
+        from ckptkit.export.hub import push
+
+        source.workspace.note(f"pushing {len(exported.files)} files to {request.push}")
         url = push(
             exported.path,
             exported.files,
-            destination,
+            request.push,
+            private=request.private,
             message=f"{source.origin.id if source.origin else source.variant}, exported by ckptkit",
             bars=request.bars,
         )
-        return ExportOutcome(exported, url, kept)
+        return replace(exported, pushed=url)
 
 
 def place_of(source: ModelSource, target: Target, output: str | Path | None) -> Path:

@@ -24,7 +24,6 @@ from ckptkit.models.images.preprocessing import NORMALIZATIONS
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.convert.execution import Converted
-    from ckptkit.export.targets import ExportOptions
     from ckptkit.formats.base import Reader
     from ckptkit.models.images.preprocessing import Preprocessing
 
@@ -47,14 +46,14 @@ class PlannedWeights:
     def _late(self) -> dict[str, str]:
         return {} if self.source.synthetic else dict(self._provenance.wait())
 
-    def write(self, path: Path, options: ExportOptions) -> Converted:
+    def write(self, path: Path) -> Converted:
         """Convert, read back and compare."""
         with self.source.workspace.progress(f"exporting {self.source.name}", self.plan.nbytes) as advance:
             converted = execute(
                 self.plan, self._reader, self._target, path, progress=advance, late=self._late
             )
         if converted.losses:
-            options.warn(f"{self.source.name}: {describe(converted.losses)}")
+            self.source.workspace.warn(f"{self.source.name}: {describe(converted.losses)}")
         return converted
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ckptkit.analysis.model_source import named_source, open_source, preprocessing_of
+from ckptkit.analysis.model_source import SourceRequest, open_source, preprocessing_of
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
@@ -35,7 +35,7 @@ def converted(source, folder, entry=None, **options):
 
 def opened(path, **options):
     workspace = Workspace()
-    return open_source(workspace.locate(path), workspace, **options)
+    return open_source(workspace.locate(path), workspace, SourceRequest(path, **options))
 
 
 class TestPreprocessing:
@@ -118,7 +118,9 @@ class TestOpening:
             opened(tmp_path / "other.safetensors")
 
     def test_synthetic_weights_are_there_while_the_block_lasts(self):
-        with named_source("moganet-xt-224", Workspace(offline=True), synthetic=True, resolution=64) as source:
+        with SourceRequest("moganet-xt-224", synthetic=True, resolution=64).open(
+            Workspace(offline=True)
+        ) as source:
             assert source.located.path.exists()
             assert (source.name, source.synthetic, source.num_classes) == ("moganet-xt-224", True, 1000)
             assert source.entry == load_registry(families=registry_families)["moganet-xt-224"]
@@ -136,7 +138,8 @@ class TestModels:
         with torch.inference_mode():
             for name, settings in (("entry", None), ("true", True), ("false", False)):
                 told = {} if settings is None else {"attn_force_fp32": settings}
-                with named_source("moganet-xt-224", Workspace(), synthetic=True, settings=told) as source:
+                request = SourceRequest("moganet-xt-224", synthetic=True, settings=told)
+                with request.open(Workspace()) as source:
                     answers[name] = source.model()(images)
         said = load_registry(families=registry_families)["moganet-xt-224"].attn_force_fp32
         assert said is not None
@@ -145,14 +148,14 @@ class TestModels:
 
     def test_a_setting_that_nobody_tells_is_asked_for(self):
         with (
-            named_source("moganet-xt", Workspace(), synthetic=True) as source,
+            SourceRequest("moganet-xt", synthetic=True).open(Workspace()) as source,
             pytest.raises(UsageError, match="attn_force_fp32"),
         ):
             source.model()
 
     def test_more_arguments_reach_the_builder(self):
         pytest.importorskip("torch")
-        with named_source("tiny-moat0", Workspace(), synthetic=True, resolution=64) as source:
+        with SourceRequest("tiny-moat0", synthetic=True, resolution=64).open(Workspace()) as source:
             model = source.model(features_only=True)
             import torch
 

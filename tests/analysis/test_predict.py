@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.analysis.model_source import named_source
+from ckptkit.analysis.model_source import SourceRequest
 from ckptkit.analysis.predict import Predictor, rank
 from ckptkit.analysis.runner import require_packages
 from ckptkit.base.errors import (
@@ -107,7 +107,7 @@ class TestBatches:
     def test_each_picture_gets_its_own_answer(self, batch_size):
         counting = Counting()
         predictor = Predictor(counting.source(), "torch", 1, batch_size)
-        found = [one.prediction for one in predictor.predict(named(GREEN, RED, BLUE, BLUE, RED))]
+        found = list(predictor.predict(named(GREEN, RED, BLUE, BLUE, RED)))
         assert [(one.image, one.best.index) for one in found] == [
             ("0", 1),
             ("1", 0),
@@ -141,7 +141,7 @@ class TestBatches:
         pictures = [*named(GREEN, RED), NamedPicture("bad.png", bad), *named(BLUE)]
         faults = []
         predictor = Predictor(Counting().source(), top=1, batch_size=2)
-        found = [one.prediction.best.index for one in predictor.predict(pictures, on_fault=faults.append)]
+        found = [one.best.index for one in predictor.predict(pictures, on_fault=faults.append)]
         assert found == [1, 0, 2]
         assert [(fault.name, str(fault.error)) for fault in faults] == [("bad.png", "bad.png: damaged image")]
         with pytest.raises(FormatError, match="damaged image"):
@@ -162,12 +162,10 @@ class TestBatches:
             )
         assert counting.built == 0
 
-    def test_what_is_made_aside_comes_back(self):
+    def test_what_the_caller_makes_of_a_picture_comes_back(self):
         predictor = Predictor(Counting().source())
-        asides = [
-            one.aside for one in predictor.predict(named(RED, BLUE), aside=lambda p: p.getpixel((0, 0)))
-        ]
-        assert asides == [RED, BLUE]
+        found = predictor.predict(named(RED, BLUE), extra=lambda picture: picture.getpixel((0, 0)))
+        assert [one.extra for one in found] == [RED, BLUE]
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_an_answer_that_is_no_number_is_refused(self, value):
@@ -261,7 +259,7 @@ class TestRealModels:
         )
         mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
         images = ((pixels / 255 - mean) / deviation).astype(np.float32).transpose(2, 0, 1)[None]
-        with named_source("tiny-moat0", Workspace(), synthetic=True) as source, torch.inference_mode():
+        with SourceRequest("tiny-moat0", synthetic=True).open(Workspace()) as source, torch.inference_mode():
             model = ckptkit.create_model("tiny-moat0", checkpoint=source.located.path, resolution=SIDE)
             probabilities = torch.softmax(model(torch.from_numpy(images).contiguous()).double(), 1)[0]
         values, places = torch.topk(probabilities, 5)
@@ -347,4 +345,4 @@ def test_gathered_pictures_go_straight_in(tmp_path):
     save(image.new("RGB", (40, 40), BLUE), tmp_path / "blue.png")
     predictor = Predictor(Counting().source(), top=1)
     (found,) = predictor.predict(Gatherer().gather([tmp_path]).pictures)
-    assert found.prediction.best.index == 2
+    assert found.best.index == 2

@@ -15,14 +15,14 @@ from ckptkit.export import backbone as module
 from ckptkit.export.backbone import NOTES, consumer_of
 from ckptkit.export.backbone import export_backbone as export
 from ckptkit.export.backbone import require_backbone as require
-from ckptkit.export.targets import ExportOptions
+from ckptkit.export.targets import ExportRequest
 from ckptkit.families.base import Backbone, get_family
 from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.families.moat.published import deeplab2_name
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
 from ckptkit.registry import load_registry
 from tests.support.commands import pip_install
-from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
+from tests.support.exporting import MOAT, MOGANET, noting, source_of, trained, write_safetensors
 
 REGISTRY = load_registry()
 IDS = {MOAT: "tiny-moat0-256", MOGANET: "moganet-xt-224"}
@@ -44,7 +44,7 @@ def test_moat_is_what_deeplab2s_loader_asks_for(sources, tmp_path):
     tensorflow = pytest.importorskip("tensorflow")
     from tests.support.moat_reference import variable_shapes
 
-    done = export(sources[MOAT], tmp_path / "out", ExportOptions())
+    done = export(sources[MOAT], tmp_path / "out", ExportRequest())
     assert done.ok
     reader = tensorflow.train.load_checkpoint(str(tmp_path / "out" / "backbone.ckpt"))
     has = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
@@ -64,7 +64,7 @@ def test_moganet_loads_into_the_backbone_of_its_repository(sources, tmp_path):
     """`MogaNet_feat` hands the whole mapping to `load_state_dict`, without taking a prefix off."""
     import torch
 
-    export(sources[MOGANET], tmp_path / "out", ExportOptions())
+    export(sources[MOGANET], tmp_path / "out", ExportRequest())
     loaded = torch.load(tmp_path / "out" / "backbone.pth", weights_only=True, map_location="cpu")
     assert "state_dict" not in loaded
     assert "model" not in loaded
@@ -84,7 +84,7 @@ def test_the_backbone_of_a_detector(tmp_path):
         write_safetensors(tmp_path / "det.safetensors", whole), settings={"attn_force_fp32": False}
     )
     said: list[str] = []
-    done = export(source, tmp_path / "out", ExportOptions(note=said.append))
+    done = export(noting(source, said), tmp_path / "out", ExportRequest())
     assert done.ok
     assert f"{source.name}: left out by rule: neck 1" in said
     assert done.details["left_out"] == {"neck.convs.0.weight": "neck: part of a dense-prediction model"}
@@ -95,7 +95,7 @@ def test_the_backbone_of_a_detector(tmp_path):
 
 
 def test_deeplab2s_config(sources, tmp_path):
-    done = export(sources[MOAT], tmp_path / 'a "b"', ExportOptions())
+    done = export(sources[MOAT], tmp_path / 'a "b"', ExportRequest())
     said = (tmp_path / 'a "b"' / NOTES).read_text(encoding="utf-8")
     assert done.details["config"] in said
     assert '    name: "kmax_tiny_moat0_pretrain_256_1k"\n' in said
@@ -108,7 +108,7 @@ def test_deeplab2s_config(sources, tmp_path):
 
 
 def test_mmdetections_config(sources, tmp_path):
-    done = export(sources[MOGANET], tmp_path / "it's", ExportOptions())
+    done = export(sources[MOGANET], tmp_path / "it's", ExportRequest())
     said = (tmp_path / "it's" / NOTES).read_text(encoding="utf-8")
     assert done.details["config"] in said
     names: dict = {}
@@ -174,9 +174,9 @@ def test_a_family_without_known_code():
 
 
 def test_a_dry_run_names_the_files_and_writes_nothing(sources, tmp_path):
-    said = export(sources[MOAT], tmp_path / "out", ExportOptions(dry_run=True)).files
+    said = export(sources[MOAT], tmp_path / "out", ExportRequest(dry_run=True)).files
     assert not (tmp_path / "out").exists()
-    done = export(sources[MOAT], tmp_path / "out", ExportOptions()).files
+    done = export(sources[MOAT], tmp_path / "out", ExportRequest()).files
     assert {file.name for file in said} == {file.name for file in done}
     assert {file.name: file.nbytes for file in done} == {
         path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()
@@ -184,11 +184,11 @@ def test_a_dry_run_names_the_files_and_writes_nothing(sources, tmp_path):
 
 
 def test_half_precision_where_its_user_casts(sources, tmp_path):
-    done = export(sources[MOGANET], tmp_path / "out", ExportOptions(dtype="float16"))
+    done = export(sources[MOGANET], tmp_path / "out", ExportRequest(dtype="float16"))
     assert done.ok
     assert max(stage["relative"] for stage in done.details["stages"]) > 0
     with pytest.raises(UsageError, match=r"deeplab2 \(kMaX-DeepLab\) takes float32 alone"):
-        export(sources[MOAT], tmp_path / "moat", ExportOptions(dtype="float16"))
+        export(sources[MOAT], tmp_path / "moat", ExportRequest(dtype="float16"))
     assert not (tmp_path / "moat").exists()
 
 
@@ -197,7 +197,7 @@ def test_resized_position_tables_are_not_for_deeplab2(sources, tmp_path):
 
     resized = ckptkit.convert(sources[MOAT].located.path, "npz", tmp_path / "m.npz", resolution=64)
     with pytest.raises(UsageError, match=r"its position tables were resized, and deeplab2"):
-        export(source_of(resized), tmp_path / "out", ExportOptions())
+        export(source_of(resized), tmp_path / "out", ExportRequest())
     assert not (tmp_path / "out").exists()
 
 
@@ -207,8 +207,8 @@ def test_features_that_differ_leave_nothing(sources, tmp_path, monkeypatch):
 
     write = module.PlannedWeights.write
 
-    def wrong(self, path, options):
-        converted = write(self, path, options)
+    def wrong(self, path):
+        converted = write(self, path)
         state = torch.load(path, weights_only=True)
         kernel = state["blocks2.0.attn.proj_1.weight"]
         state["blocks2.0.attn.proj_1.weight"] = kernel.transpose(0, 1).contiguous()
@@ -216,7 +216,7 @@ def test_features_that_differ_leave_nothing(sources, tmp_path, monkeypatch):
         return converted
 
     monkeypatch.setattr(module.PlannedWeights, "write", wrong)
-    done = export(sources[MOGANET], tmp_path / "out", ExportOptions())
+    done = export(sources[MOGANET], tmp_path / "out", ExportRequest())
     assert not done.ok
     assert "but stage2 at 64 pixels differs from the source's: " in done.verdict
     assert list(tmp_path.iterdir()) == []
@@ -226,8 +226,8 @@ def test_other_names_than_the_architectures_leave_nothing(sources, tmp_path, mon
     torch = pytest.importorskip("torch")
     write = module.PlannedWeights.write
 
-    def renaming(self, path, options):
-        converted = write(self, path, options)
+    def renaming(self, path):
+        converted = write(self, path)
         names = {"blocks1.0.norm1.weight": "blocks1.0.normX.weight"}
         saved = torch.load(path, weights_only=True)
         table = saved.get("state_dict", saved)
@@ -241,12 +241,12 @@ def test_other_names_than_the_architectures_leave_nothing(sources, tmp_path, mon
     with pytest.raises(
         IntegrityError, match=r"2 tensors are not those of moganet-xt without head: blocks1\.0"
     ):
-        export(sources[MOGANET], tmp_path / "out", ExportOptions())
+        export(sources[MOGANET], tmp_path / "out", ExportRequest())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_torch_is_asked_for_before_any_work(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(MissingDependencyError, match=f"needs torch; {pip_install('torch')}"):
-        require(ExportOptions())
-    require(ExportOptions(dry_run=True))
+        require(ExportRequest())
+    require(ExportRequest(dry_run=True))

@@ -17,8 +17,8 @@ pytest.importorskip("torch")
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import TEMPORARY
 from ckptkit.export import graphs
-from ckptkit.export.targets import ExportOptions, get_target
-from tests.support.exporting import source_of
+from ckptkit.export.targets import ExportRequest, get_target
+from tests.support.exporting import noting, source_of
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, STAGES, toy_file, toy_variants
 
 
@@ -52,7 +52,7 @@ def test_an_onnx_file_appears_when_it_was_found_to_agree(tmp_path: Path):
     source = toy_source(tmp_path, MOGANET)
     said: list[str] = []
     output = tmp_path / "out" / "m.onnx"
-    done = get_target("onnx").export(source, output, ExportOptions(note=said.append))
+    done = get_target("onnx").export(noting(source, said), output, ExportRequest())
     assert done.ok
     assert (done.path, left(output.parent)) == (output, {"m.onnx"})
     assert [(file.name, file.nbytes) for file in done.files] == [("m.onnx", output.stat().st_size)]
@@ -88,8 +88,8 @@ def test_a_saved_model_appears_when_it_was_found_to_agree(tmp_path: Path):
     output.mkdir()
     (output / "saved_model.pb").write_text("an older one")
     with pytest.raises(UsageError, match="exists already"):
-        get_target("saved-model").export(source, output, ExportOptions())
-    done = get_target("saved-model").export(source, output, ExportOptions(force=True, features=True))
+        get_target("saved-model").export(source, output, ExportRequest())
+    done = get_target("saved-model").export(source, output, ExportRequest(force=True, features=True))
     assert done.ok
     assert "tensorflow 2." in done.verdict
     assert done.details["outputs"] == list(STAGES[MOAT])
@@ -101,7 +101,7 @@ def test_a_saved_model_appears_when_it_was_found_to_agree(tmp_path: Path):
         if path.is_file()
     }
     facts = json.loads((output / "assets.extra" / "ckptkit.json").read_text())
-    planned = get_target("saved-model").export(source, tmp_path / "x", ExportOptions(dry_run=True)).files
+    planned = get_target("saved-model").export(source, tmp_path / "x", ExportRequest(dry_run=True)).files
     assert {file.name for file in planned} == {file.name for file in done.files}
     assert (facts["model_type"], facts["variant"]) == ("moat", MOAT)
     assert facts["settings"] == {"pool_size": 2, "window_size": None, "global_attention": False}
@@ -120,7 +120,7 @@ def test_a_graph_that_does_not_agree_leaves_what_was_there(
     source, output = toy_source(tmp_path, MOGANET), tmp_path / "m.onnx"
     if older:
         output.write_bytes(b"older")
-    done = graphs.export_onnx(source, output, ExportOptions(force=older))
+    done = graphs.export_onnx(source, output, ExportRequest(force=older))
     assert not done.ok
     assert done.files == ()
     assert "DISAGREES with PyTorch at logits" in done.verdict
@@ -158,11 +158,11 @@ def test_weights_that_are_too_large_stand_beside_and_replace_older_ones(
     source, output = toy_source(tmp_path, MOGANET), tmp_path / "m.onnx"
     (tmp_path / "m.onnx.data").write_bytes(b"older")
     with pytest.raises(UsageError, match=r"m\.onnx\.data exists already"):
-        graphs.export_onnx(source, output, ExportOptions())
+        graphs.export_onnx(source, output, ExportRequest())
     output.write_bytes(b"older")
     with pytest.raises(UsageError, match=r"m\.onnx exists already"):
-        graphs.export_onnx(source, output, ExportOptions())
-    done = graphs.export_onnx(source, output, ExportOptions(force=True))
+        graphs.export_onnx(source, output, ExportRequest())
+    done = graphs.export_onnx(source, output, ExportRequest(force=True))
     assert done.ok, done.verdict
     assert [file.name for file in done.files] == ["m.onnx.data", "m.onnx"]
     assert left(tmp_path) == {"m.onnx", "m.onnx.data"}
@@ -184,7 +184,7 @@ def test_a_dry_run_writes_nothing_and_builds_nothing(
     need(target)
     monkeypatch.setattr(graphs, "reference_of", None)
     output = tmp_path / "absent" / "m"
-    done = get_target(target).export(toy_source(tmp_path, MOGANET), output, ExportOptions(dry_run=True))
+    done = get_target(target).export(toy_source(tmp_path, MOGANET), output, ExportRequest(dry_run=True))
     assert done.ok
     assert "not written, not checked" in done.verdict
     assert done.files
@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing_and_builds_nothing(
 def test_a_dry_run_knows_of_large_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     need("onnx")
     monkeypatch.setattr(graphs, "SINGLE_FILE_BYTES", 1000)
-    done = graphs.export_onnx(toy_source(tmp_path, MOAT), tmp_path / "m.onnx", ExportOptions(dry_run=True))
+    done = graphs.export_onnx(toy_source(tmp_path, MOAT), tmp_path / "m.onnx", ExportRequest(dry_run=True))
     assert [file.name for file in done.files] == ["m.onnx.data", "m.onnx"]
 
 
@@ -211,7 +211,7 @@ def test_an_interruption_leaves_nothing(target: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(graphs, "reference_of", lambda *_: None)
     monkeypatch.setattr(graphs, f"write_{target.replace('-', '_')}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        get_target(target).export(toy_source(tmp_path, MOGANET), tmp_path / "m", ExportOptions())
+        get_target(target).export(toy_source(tmp_path, MOGANET), tmp_path / "m", ExportRequest())
     assert left(tmp_path) == set()
     assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
 
@@ -227,7 +227,7 @@ def test_an_interruption_leaves_nothing(target: str, tmp_path: Path, monkeypatch
 def test_options_that_make_no_sense(target: str, options: dict[str, Any], says: str):
     need(target)
     with pytest.raises(UsageError, match=says):
-        get_target(target).require(ExportOptions(**options))
+        get_target(target).require(ExportRequest(**options))
 
 
 class TestTheCheck:

@@ -16,7 +16,7 @@ from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.base.text import arxiv_id
 from ckptkit.export.hub import bibtex, model_card
 from ckptkit.export.hub import export_hf as export
-from ckptkit.export.targets import ExportOptions
+from ckptkit.export.targets import ExportRequest
 from ckptkit.families.base import families, get_family
 from ckptkit.families.model_config import ModelConfig
 from ckptkit.models import create_model
@@ -274,7 +274,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("variant", ENTRIES)
 def test_the_folder_holds_the_source_under_pytorch_names(files, variant, tmp_path):
     entry = load_registry()[ENTRIES[variant]]
-    done = export(source_of(files[variant], entry), tmp_path / "out", ExportOptions())
+    done = export(source_of(files[variant], entry), tmp_path / "out", ExportRequest())
     from safetensors.numpy import load_file
 
     written, wanted = load_file(tmp_path / "out" / "model.safetensors"), trained(variant)
@@ -289,7 +289,7 @@ def test_the_folder_holds_the_source_under_pytorch_names(files, variant, tmp_pat
 
 def test_the_config_says_what_the_model_is(files, tmp_path):
     entry = load_registry()["moganet-xt-224"]
-    export(source_of(files[MOGANET], entry), tmp_path / "out", ExportOptions())
+    export(source_of(files[MOGANET], entry), tmp_path / "out", ExportRequest())
     said = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     labels, indices = said.pop("id2label"), said.pop("label2id")
     assert len(labels) == len(indices) == 1000
@@ -327,7 +327,7 @@ def test_where_it_was_published_is_what_the_fetch_recorded(files, tmp_path):
 
     record = cache("moganet-xt-224")
     entry = load_registry()["moganet-xt-224"]
-    export(source_of(files[MOGANET], entry), tmp_path / "out", ExportOptions())
+    export(source_of(files[MOGANET], entry), tmp_path / "out", ExportRequest())
     said = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert said["provenance"]["source_url"] == record.url == Home.default().record("moganet-xt-224").url
 
@@ -337,7 +337,7 @@ def test_it_gives_back_the_same_logits_in_both_frameworks(files, variant, tmp_pa
     need("torch")
     need("keras")
     source = source_of(files[variant], load_registry()[ENTRIES[variant]], resolution=64)
-    export(source, tmp_path / "out", ExportOptions())
+    export(source, tmp_path / "out", ExportRequest())
     wanted = logits_of(source.model(), "torch", IMAGES)
     assert np.ptp(wanted) > 0.1
     in_torch = logits_of(create_model(str(tmp_path / "out")), "torch", IMAGES)
@@ -351,7 +351,7 @@ def test_settings_come_from_the_config_and_not_from_defaults(files, variant, tmp
     need("torch")
     told = {MOAT: {"pool_size": 3}, MOGANET: {"attn_force_fp32": False}}[variant]
     source = source_of(files[variant], settings=told, resolution=64)
-    export(source, tmp_path / "out", ExportOptions())
+    export(source, tmp_path / "out", ExportRequest())
     wanted = logits_of(source.model(), "torch", IMAGES)
     np.testing.assert_array_equal(logits_of(create_model(tmp_path / "out"), "torch", IMAGES), wanted)
     config = tmp_path / "out" / "config.json"
@@ -368,7 +368,7 @@ def test_ten_classes_are_remembered(variant, tmp_path):
     need("torch")
     state = trained(variant, num_classes=10)
     ten = source_of(write_safetensors(tmp_path / "ten.safetensors", state), **TOLD[variant])
-    export(ten, tmp_path / "ten", ExportOptions())
+    export(ten, tmp_path / "ten", ExportRequest())
     assert "id2label" not in json.loads((tmp_path / "ten" / "config.json").read_text())
     model = create_model(tmp_path / "ten")
     assert logits_of(model, "torch", IMAGES[:1]).shape == (1, 10)
@@ -383,7 +383,7 @@ def test_a_backbone_stays_one(variant, framework, tmp_path):
     need(framework)
     state = trained(variant, num_classes=None)
     headless = source_of(write_safetensors(tmp_path / "none.safetensors", state), **TOLD[variant])
-    export(headless, tmp_path / "none", ExportOptions())
+    export(headless, tmp_path / "none", ExportRequest())
     assert json.loads((tmp_path / "none" / "config.json").read_text())["num_classes"] is None
     model = create_model(tmp_path / "none", framework, features_only=True)
     if framework == "keras":
@@ -398,7 +398,7 @@ def test_a_backbone_stays_one(variant, framework, tmp_path):
 @pytest.mark.parametrize("variant", ENTRIES)
 def test_a_resolution_of_ones_own_is_remembered(files, variant, tmp_path):
     source = source_of(files[variant], load_registry()[ENTRIES[variant]], resolution=(96, 64))
-    export(source, tmp_path / "out", ExportOptions())
+    export(source, tmp_path / "out", ExportRequest())
     said = json.loads((tmp_path / "out" / "config.json").read_text())["preprocessing"]
     assert said["size"] == [96, 64]
     assert said["resize"] == {MOAT: None, MOGANET: round(248 * 64 / 224)}[variant]
@@ -409,7 +409,7 @@ def test_a_resolution_of_ones_own_is_remembered(files, variant, tmp_path):
 def test_half_precision_is_written_and_loaded(files, tmp_path):
     need("torch")
     source = source_of(files[MOAT], load_registry()["tiny-moat0-256"], resolution=64)
-    export(source, tmp_path / "out", ExportOptions(dtype="bfloat16"))
+    export(source, tmp_path / "out", ExportRequest(dtype="bfloat16"))
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     whole = logits_of(source.model(), "torch", IMAGES)
     half = logits_of(create_model(tmp_path / "out"), "torch", IMAGES)
@@ -419,7 +419,7 @@ def test_half_precision_is_written_and_loaded(files, tmp_path):
 def test_recalibrated_statistics_are_said_everywhere(tmp_path):
     said = {"entry": "tiny-moat0-256", "bn_statistics": "recalibrated", "bn_images": "2048"}
     file = write_safetensors(tmp_path / "m.safetensors", trained(MOAT), **said)
-    export(source_of(file), tmp_path / "out", ExportOptions())
+    export(source_of(file), tmp_path / "out", ExportRequest())
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (config["entry"], config["provenance"]["bn_statistics"]) == ("tiny-moat0-256", "recalibrated")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -435,7 +435,7 @@ def test_recalibrated_statistics_are_said_everywhere(tmp_path):
 
 def test_a_setting_that_nobody_knows_is_asked_for(files, tmp_path):
     with pytest.raises(UsageError, match=r"attn_force_fp32 is not known.*--set attn_force_fp32=true"):
-        export(source_of(files[MOGANET]), tmp_path / "out", ExportOptions())
+        export(source_of(files[MOGANET]), tmp_path / "out", ExportRequest())
     assert not (tmp_path / "out").exists()
 
 
@@ -443,15 +443,15 @@ def test_a_file_without_statistics_is_refused(tmp_path):
     state = {name: array for name, array in trained(MOAT).items() if "running" not in name}
     source = source_of(write_safetensors(tmp_path / "first.safetensors", state))
     with pytest.raises(ConversionError, match="no BatchNorm moving statistics"):
-        export(source, tmp_path / "out", ExportOptions())
+        export(source, tmp_path / "out", ExportRequest())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_says_the_sizes_and_writes_nothing(files, tmp_path):
     source = source_of(files[MOAT], load_registry()["tiny-moat0-256"])
-    said = export(source, tmp_path / "dry", ExportOptions(dry_run=True)).files
+    said = export(source, tmp_path / "dry", ExportRequest(dry_run=True)).files
     assert not (tmp_path / "dry").exists()
-    assert export(source, tmp_path / "wet", ExportOptions()).files == said
+    assert export(source, tmp_path / "wet", ExportRequest()).files == said
     assert {file.name: file.nbytes for file in said} == {
         path.name: path.stat().st_size for path in (tmp_path / "wet").iterdir()
     }
@@ -460,7 +460,7 @@ def test_a_dry_run_says_the_sizes_and_writes_nothing(files, tmp_path):
 def test_the_same_source_gives_the_same_bytes(files, tmp_path):
     source = source_of(files[MOAT], load_registry()["tiny-moat0-256"])
     for name in ("one", "two"):
-        export(source, tmp_path / name, ExportOptions())
+        export(source, tmp_path / name, ExportRequest())
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 

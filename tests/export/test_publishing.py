@@ -8,8 +8,8 @@ import pytest
 
 from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.cli.output import ExitCode, exit_code
-from ckptkit.export.publishing import Destination, push, require_hub
-from ckptkit.export.targets import ExportedFile, ExportOptions, ExportRequest, get_target, run_export
+from ckptkit.export.hub import push, require_hub
+from ckptkit.export.targets import ExportedFile, ExportRequest, run_export
 from ckptkit.registry import load_registry
 from tests.support.exporting import source_of, trained, write_safetensors
 from tests.support.fake_hub import COMMIT, TOKEN, FakeHub
@@ -47,7 +47,7 @@ BATCH = "/me/moga.git/info/lfs/objects/batch"
 
 
 def pushed(folder, *, private=False):
-    return push(folder, FILES, Destination("me/moga", private), message="a message")
+    return push(folder, FILES, "me/moga", private=private, message="a message")
 
 
 def test_the_hub_receives_the_very_bytes_in_one_commit(server, folder):
@@ -164,21 +164,21 @@ def test_without_the_package(monkeypatch):
 )
 def test_what_is_no_name(name):
     with pytest.raises(UsageError, match="is not a repository name"):
-        Destination(name)
+        ExportRequest(push=name)
 
 
 def test_an_export_is_pushed_and_leaves_nothing_here(server, tmp_path, monkeypatch):
     file = write_safetensors(tmp_path / "m.safetensors", trained("moganet-xt"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    request = ExportRequest(get_target("hf"), ExportOptions(), destination=Destination("me/moga"))
+    request = ExportRequest("hf", push="me/moga")
     outcome = run_export(source_of(file, load_registry()["moganet-xt-224"]), request)
     assert outcome.pushed == f"{server.url}/me/moga/commit/{COMMIT}"
     assert outcome.to_json()["path"] is None
     assert list((tmp_path / "here").iterdir()) == []
     assert server.commits == ["moganet-xt-224, exported by ckptkit"]
     assert b'snapshot_download("me/moga")' in server.files["README.md"]
-    assert {file.name: file.nbytes for file in outcome.exported.files} == {
+    assert {file.name: file.nbytes for file in outcome.files} == {
         name: len(held) for name, held in server.files.items()
     }
 
@@ -188,18 +188,16 @@ def test_synthetic_weights_need_consent(server, tmp_path):
 
     file = write_torch(Synthetic("moganet-xt"), tmp_path / "moga.pth")
     source = source_of(file, load_registry()["moganet-xt-224"])
-    request = ExportRequest(get_target("hf"), ExportOptions(), destination=Destination("me/moga"))
+    request = ExportRequest("hf", push="me/moga")
     with pytest.raises(UsageError, match=r"these weights are synthetic.*--push-synthetic"):
         run_export(source, request)
     assert server.requests == []
-    meant = ExportRequest(
-        get_target("hf"), ExportOptions(), destination=Destination("me/moga"), synthetic_too=True
-    )
+    meant = ExportRequest("hf", push="me/moga", push_synthetic=True)
     assert run_export(source, meant).pushed is not None
     assert b"> **Synthetic weights.**" in server.files["README.md"]
 
 
 def test_only_folders_for_the_hub_are_pushed():
-    request = ExportRequest(get_target("backbone"), ExportOptions(), destination=Destination("me/moga"))
+    request = ExportRequest("backbone", push="me/moga")
     with pytest.raises(UsageError, match="--push is for --to hf"):
         request.require(offline=False, synthetic=False)

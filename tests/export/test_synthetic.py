@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ckptkit
-from ckptkit.export.targets import ExportOptions, ExportRequest, get_target, run_export
+from ckptkit.export.targets import ExportRequest, run_export
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from ckptkit.registry import load_registry
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
@@ -53,7 +53,7 @@ def test_a_fine_tuned_head_does_not_hide_the_recipe(tmp_path):
 
 def test_what_is_exported_of_them_says_so(published, tmp_path):
     entry = load_registry()["moganet-xt-224"]
-    request = ExportRequest(get_target("hf"), ExportOptions(), tmp_path / "out")
+    request = ExportRequest("hf", tmp_path / "out")
     run_export(source_of(published[MOGANET], entry), request)
     said = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (said["synthetic"], said["entry"]) == (True, None)
@@ -71,7 +71,7 @@ def test_what_is_exported_of_them_says_so(published, tmp_path):
 def test_what_is_exported_of_trained_ones_names_its_entry(tmp_path):
     for variant, id in IDS.items():
         file = write_safetensors(tmp_path / f"{variant}.safetensors", trained(variant))
-        request = ExportRequest(get_target("hf"), ExportOptions(), tmp_path / variant)
+        request = ExportRequest("hf", tmp_path / variant)
         run_export(source_of(file, load_registry()[id]), request)
         said = json.loads((tmp_path / variant / "config.json").read_text(encoding="utf-8"))
         assert (said["synthetic"], said["entry"]) == (False, id)

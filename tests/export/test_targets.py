@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.export.targets import TARGETS, ExportOptions, get_target
+from ckptkit.export.targets import TARGETS, ExportRequest, get_target
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -22,11 +22,11 @@ def test_every_target_has_a_module_with_both_functions(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hf", ExportOptions(opset=18), "--opset does not apply to --to hf"),
-        ("hf", ExportOptions(features=True), "--features does not apply to --to hf"),
-        ("backbone", ExportOptions(features=True), "--features does not apply to --to backbone"),
-        ("onnx", ExportOptions(dtype="float16"), "--dtype does not apply to --to onnx"),
-        ("saved-model", ExportOptions(opset=18), "--opset does not apply to --to saved-model"),
+        ("hf", ExportRequest(opset=18), "--opset does not apply to --to hf"),
+        ("hf", ExportRequest(features=True), "--features does not apply to --to hf"),
+        ("backbone", ExportRequest(features=True), "--features does not apply to --to backbone"),
+        ("onnx", ExportRequest(dtype="float16"), "--dtype does not apply to --to onnx"),
+        ("saved-model", ExportRequest(opset=18), "--opset does not apply to --to saved-model"),
     ],
 )
 def test_options_of_other_targets_are_refused(name, options, message):

@@ -8,7 +8,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.export.hub import export_hf as export
-from ckptkit.export.targets import ExportOptions
+from ckptkit.export.targets import ExportRequest
 from ckptkit.families.model_config import open_exported, read_config
 from ckptkit.models import create_model
 from ckptkit.registry import load_registry
@@ -19,9 +19,9 @@ from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_saf
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     file = write_safetensors(folder / "m.safetensors", trained(MOGANET))
-    export(source_of(file, load_registry()["moganet-xt-224"]), folder / "moganet", ExportOptions())
+    export(source_of(file, load_registry()["moganet-xt-224"]), folder / "moganet", ExportRequest())
     file = write_safetensors(folder / "t.safetensors", trained(MOAT, num_classes=10))
-    export(source_of(file), folder / "moat", ExportOptions())
+    export(source_of(file), folder / "moat", ExportRequest())
     return folder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptkit.analysis.model_source import open_source
+from ckptkit.analysis.model_source import SourceRequest, open_source
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
@@ -159,7 +159,7 @@ def test_windows_at_another_resolution(bundle, framework):
 def test_a_model_source_passes_the_options_on(bundle):
     pytest.importorskip("torch")
     workspace = Workspace()
-    source = open_source(workspace.locate(bundle), workspace, resolution=64)
+    source = open_source(workspace.locate(bundle), workspace, SourceRequest(bundle, resolution=64))
     features = source.model(features_only=True)
     assert features.features_only and features.resolution == (64, 64)
     x = golden_input(64, 64)[:1]

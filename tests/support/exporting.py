@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ckptkit.analysis.model_source import ModelSource, open_source
+from ckptkit.analysis.model_source import ModelSource, SourceRequest, open_source
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import Structure, get_family
 from ckptkit.registry import Entry
@@ -51,7 +52,13 @@ def write_safetensors(path: Path, state: Mapping[str, Array], **metadata: str) -
 
 def source_of(path: Path, entry: Entry | None = None, **options: Any) -> ModelSource:
     """Open a file as a command would that found it for an entry."""
-    return open_source(Located(path, entry), Workspace(note=lambda _: None, warn=lambda _: None), **options)
+    workspace = Workspace(note=lambda _: None, warn=lambda _: None)
+    return open_source(Located(path, entry), workspace, SourceRequest(path, **options))
+
+
+def noting(source: ModelSource, notes: list[str]) -> ModelSource:
+    """The same source; its notes are kept."""
+    return replace(source, workspace=replace(source.workspace, note=notes.append))
 
 
 def logits_of(model: Any, framework: str, images: Array) -> Array:

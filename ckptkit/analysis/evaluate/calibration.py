@@ -23,7 +23,6 @@ from typing import Any
 import numpy
 
 from ckptkit.analysis.evaluate.data import ImageSet, load_batches, open_images, stamp_of
-from ckptkit.analysis.evaluate.loop import ProgressBar, no_bar
 from ckptkit.analysis.evaluate.report import BadImage
 from ckptkit.analysis.model_source import ModelSource
 from ckptkit.analysis.runner import plain_out_of_memory, torch_device
@@ -178,7 +177,6 @@ def calibrate_source(
     *,
     force: bool = False,
     dry_run: bool = False,
-    bar: ProgressBar = no_bar,
 ) -> Calibrated:
     """Recompute a checkpoint's BatchNorm statistics from images and write a new file.
 
@@ -206,7 +204,7 @@ def calibrate_source(
         if dry_run:
             layers = len(_statistics(conversion)) // 2
             return Calibrated(output, layers, len(images), {**metadata, **provenance.wait()}, (), len(specs))
-        moments, passed, bad = _gather(source, options, images, bar)
+        moments, passed, bad = _gather(source, options, images)
         metadata |= {"bn_images": str(passed), **provenance.wait()}
         _write(conversion, reader, specs, _tensors(moments), metadata=metadata, output=output, force=force)
     return Calibrated(output, len(moments), passed, metadata, bad, len(specs))
@@ -251,7 +249,7 @@ def listing_digest(images: ImageSet) -> str:
 
 
 def _gather(
-    source: ModelSource, options: CalibrationOptions, images: ImageSet, bar: ProgressBar
+    source: ModelSource, options: CalibrationOptions, images: ImageSet
 ) -> tuple[dict[str, Moments], int, tuple[BadImage, ...]]:
     """Pass the images through the model; returns each layer's moments, how many passed, which did not."""
     import torch
@@ -264,7 +262,7 @@ def _gather(
     with (
         torch.no_grad(),
         gathered_moments(model) as moments,
-        bar(f"calibrating {source.name}", len(images)) as advance,
+        source.workspace.progress(f"calibrating {source.name}", len(images), unit="images") as advance,
         closing(loading) as batches,
     ):
         for batch in batches:

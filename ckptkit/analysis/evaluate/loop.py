@@ -11,8 +11,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ from ckptkit.analysis.evaluate.data import (
     stamp_of,
     stratified,
 )
-from ckptkit.analysis.evaluate.distributed import Group
+from ckptkit.analysis.evaluate.distributed import Group, process_group
 from ckptkit.analysis.evaluate.report import BadImage, Evaluation, Score, SettingComparison
-from ckptkit.analysis.model_source import ModelSource
-from ckptkit.analysis.runner import Runner, open_runner
+from ckptkit.analysis.model_source import ModelSource, SourceRequest
+from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command
 from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams, storage_error
 from ckptkit.base.tensors import Array
 from ckptkit.families.settings import known_settings, missing_settings
 from ckptkit.models import Framework
+from ckptkit.workspace import Workspace
 
 GATE_SAMPLE = 1000
 """Images on which the other value of a missing setting is tried: enough to see 2% of accuracy."""
@@ -50,14 +51,6 @@ _MAX_BYTES = 64 << 20
 _HEAD_BYTES = 4096
 _FLAGS = ("done", "top1", "top5")
 _PART = ".rank"
-
-ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Opens a progress display for (description, images); its context gives a function to call with steps."""
-
-
-def no_bar(_description: str, _images: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show nothing."""
-    return nullcontext(lambda _steps: None)
 
 
 @dataclass(frozen=True)
@@ -340,22 +333,26 @@ def checkpoint_stamp(source: ModelSource) -> str:
     return "; ".join(stamp_of(file).replace("\0", " ") for file in files)
 
 
+def run_evaluation(request: SourceRequest, options: EvaluationOptions, workspace: Workspace) -> Evaluation:
+    """Measure the accuracy of a checkpoint, by all processes that torchrun started."""
+    require_packages("eval", options.framework)
+    with (
+        process_group(options.device, options.framework) as group,
+        request.open(workspace) as source,
+    ):
+        return evaluate_source(source, options, group)
+
+
 def evaluate_source(
-    source: ModelSource,
-    options: EvaluationOptions,
-    *,
-    group: Group | None = None,
-    note: Callable[[str], None] = lambda _sentence: None,
-    warn: Callable[[str], None] = lambda _sentence: None,
-    bar: ProgressBar = no_bar,
+    source: ModelSource, options: EvaluationOptions, group: Group | None = None
 ) -> Evaluation:
-    """Measure the accuracy of a checkpoint; every process of a group gets the whole report."""
+    """Measure the accuracy of an open checkpoint; every process of a group gets the whole report."""
     if source.num_classes is None:
         raise UsageError(f"{source.name}: no classification head, so there is nothing to score")
     reason = not_comparable(source)
     if options.check and reason:
         raise UsageError(f"--check has nothing to compare {source.name} with: {reason}", hint="leave it out")
-    return _Run(source, options, group or Group(), note, warn, bar).evaluate(reason)
+    return _Run(source, options, group or Group()).evaluate(reason)
 
 
 def not_comparable(source: ModelSource) -> str:
@@ -382,10 +379,12 @@ class _Run:
     source: ModelSource
     options: EvaluationOptions
     group: Group
-    note: Callable[[str], None]
-    warn: Callable[[str], None]
-    bar: ProgressBar
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where notes, warnings and progress go."""
+        return self.source.workspace
 
     def evaluate(self, reason: str) -> Evaluation:
         """Find the images, take up what an earlier run did, run the rest, report."""
@@ -394,7 +393,7 @@ class _Run:
             options.data, source.num_classes, labels=options.labels, class_order=options.class_order
         )
         for remark in whole.remarks:
-            self.warn(remark)
+            self.workspace.warn(remark)
         images = whole.limited(options.limit)
         if len(set(group.all_gather(f"{images.identity} {options.limit}"))) > 1:
             raise _different_images()
@@ -405,7 +404,9 @@ class _Run:
         known = self._known(state, len(images))
         state.save(known, try_only=True)
         if state.refused is not None:
-            self.warn(f"{state.refused.message}: progress cannot be saved, so an interrupted run starts over")
+            self.workspace.warn(
+                f"{state.refused.message}: progress cannot be saved, so an interrupted run starts over"
+            )
         progress = Progress.of(len(images))
         progress.merge(known)
         begun = time.monotonic()
@@ -489,7 +490,7 @@ class _Run:
         if self.group.rank == 0:
             loaded, why = (None, "") if self.options.fresh else state.load()
             if why:
-                self.note(f"{why}: starting over ({state.path})")
+                self.workspace.note(f"{why}: starting over ({state.path})")
             if self.options.fresh:
                 state.remove()
             if loaded is not None:
@@ -500,7 +501,7 @@ class _Run:
         if known is None:
             raise _different_images()
         if done := int(known.done.sum()):
-            self.note(f"resuming after {done:,} of {images:,} images ({state.path})")
+            self.workspace.note(f"resuming after {done:,} of {images:,} images ({state.path})")
         return known
 
     def _score(
@@ -523,7 +524,11 @@ class _Run:
             workers=self.options.workers,
         )
         where = f" (process 1 of {self.group.world})" if self.group.world > 1 else ""
-        with self.bar(f"{doing} {self.source.name}{where}", len(rest)) as advance, closing(batches):
+        title = f"{doing} {self.source.name}{where}"
+        with (
+            self.workspace.progress(title, len(rest), unit="images") as advance,
+            closing(batches),
+        ):
             for batch in batches:
                 self.group.check()
                 ranks = numpy.empty(0, int)
@@ -553,14 +558,14 @@ class _Run:
             return
         state.save(progress)
         if state.refused is not None:
-            self.warn(f"{state.refused.message}: progress was not saved")
+            self.workspace.warn(f"{state.refused.message}: progress was not saved")
             return
         what = (
             f"{done:,} of {len(progress.done):,} images are done"
             if self.group.world == 1
             else "kept what is done"
         )
-        self.note(f"{what}; the same command resumes from there ({state.path})")
+        self.workspace.note(f"{what}; the same command resumes from there ({state.path})")
 
     def _scores(self, progress: Progress, reason: str) -> tuple[Score, ...]:
         entry, classes = self.source.origin, self.source.num_classes or 0

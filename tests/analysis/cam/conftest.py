@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptkit.analysis.cam.explain import Explainer
-from ckptkit.analysis.model_source import named_source
+from ckptkit.analysis.model_source import SourceRequest
 from ckptkit.models.images.preprocessing import Preprocessing
 from ckptkit.workspace import Workspace
 
@@ -20,7 +20,7 @@ FAMILIES = ("tiny-moat0", "moganet-xt-224")
 def _opened(what: str) -> Iterator[Explainer]:
     for package in ("torch", "captum", "PIL"):
         pytest.importorskip(package)
-    with named_source(what, Workspace(), synthetic=True, resolution=64) as source:
+    with SourceRequest(what, synthetic=True, resolution=64).open(Workspace()) as source:
         yield Explainer(source)
 
 

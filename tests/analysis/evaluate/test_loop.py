@@ -25,7 +25,7 @@ from ckptkit.analysis.evaluate.loop import (
     default_state_path,
     evaluate_source,
 )
-from ckptkit.analysis.model_source import open_source
+from ckptkit.analysis.model_source import SourceRequest, open_source
 from ckptkit.base.errors import ConversionError, FormatError, StorageError, UsageError
 from ckptkit.registry import load_registry
 from ckptkit.workspace import Located, Workspace
@@ -488,7 +488,7 @@ def test_beside_the_published_figure(known: Known, figure: float, verdict: str):
 def test_when_there_is_nothing_to_compare_with(known: Known, changes, reason: str):
     source = published(known.model, 50.0, **changes)
     if not reason:
-        source = open_source(source.located, Workspace(), resolution=64)
+        source = open_source(source.located, Workspace(), SourceRequest(known.model, resolution=64))
         reason = "published at 128×128"
     with pytest.raises(UsageError, match=reason):
         evaluate_source(source, EvaluationOptions([known.data], check=True))
