@@ -210,7 +210,8 @@ def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gatherin
 
 def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
     """Find out where every picture goes, and whether it may be written there, before any work is done."""
-    from ckptkit.analysis.cam.picture import require_ending
+    from ckptkit.analysis.cam.picture import ENDINGS
+    from ckptkit.analysis.drawing import picture_kind
     from ckptkit.base.errors import UsageError
     from ckptkit.base.files import refuse_existing
 
@@ -222,7 +223,7 @@ def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
             f"{len(pictures)} images cannot be written to one file, {output}", hint="give -o a folder: out/"
         )
     else:
-        require_ending(target)
+        picture_kind(target, ENDINGS)
         paths = [target]
     for path in paths:
         refuse_existing(path, force=force)

@@ -11,9 +11,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from ckptkit.analysis.plot.figure import LIGHT
 from ckptkit.analysis.plot.page import link, links_of, page, template
 from ckptkit.analysis.plot.points import family_indices, family_name
-from ckptkit.analysis.plot.theme import LIGHT
 from ckptkit.base.text import escaped
 from ckptkit.cli.entry_table import Field, Listed, field_named
 

@@ -75,7 +75,7 @@ def plot(
     Examples: ckptkit plot -o accuracy.png · ckptkit plot --family moganet --x flops -o moganet.svg
     · ckptkit plot -o accuracy.html
     """
-    from ckptkit.analysis.plot import FigureOptions, save_plot
+    from ckptkit.analysis.plot.figure import FigureOptions, save_plot
 
     state = state_of(context)
     options = FigureOptions(
@@ -163,15 +163,14 @@ def logs(
 
     Examples: ckptkit logs moganet-xt-224 · ckptkit logs moganet-xt-224 --every 50 -o log.png
     """
-    from ckptkit.analysis.logs.figure import PURPOSE, picture_format
+    from ckptkit.analysis.drawing import picture_kind, require_matplotlib, write_picture
+    from ckptkit.analysis.logs.figure import PURPOSE, draw_log
     from ckptkit.analysis.logs.log import read_log
-    from ckptkit.analysis.plot.figure import require_matplotlib
     from ckptkit.base.files import refuse_existing
 
     state = state_of(context)
-    picture = None
     if output is not None:
-        picture = picture_format(output)
+        kind = picture_kind(output)
         require_matplotlib(PURPOSE)
         refuse_existing(output, force=force)
     log = read_log(what, state.workspace(), refresh=refresh)
@@ -186,22 +185,10 @@ def logs(
         if csv
         else partial(print_log, state.output, log, rows, metric),
     )
-    if output is not None and picture is not None:
-        if dry_run:
-            state.output.note(f"would write {output}")
-            return
-        _draw_log(log, output, picture, metric, force=force)
-        state.output.note(f"wrote {output}")
-
-
-def _draw_log(log: TrainingLog, output: Path, form: str, metric: str | None, *, force: bool) -> None:
-    from ckptkit.analysis.logs.figure import draw_log
-    from ckptkit.base.files import StagedFile
-
-    picture = draw_log(log, form, metric=metric)
-    with StagedFile(output, force=force) as staged:
-        staged.append(picture)
-        staged.commit()
+    if output is not None and not dry_run:
+        write_picture(draw_log(log, kind, metric=metric), output, force=force)
+    if output is not None:
+        state.output.note(f"{'would write' if dry_run else 'wrote'} {output}")
 
 
 def _chosen_epochs(log: TrainingLog, every: int | None, *, everything: bool) -> list[Epoch]:

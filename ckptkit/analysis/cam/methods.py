@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ckptkit.analysis.plot.figure import require_matplotlib
+from ckptkit.analysis.drawing import require_matplotlib
 from ckptkit.base.errors import UsageError
 
 _ABLATIONS_AT_ONCE = 16

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
 from ckptkit.analysis.cam.methods import METHODS
+from ckptkit.analysis.drawing import picture_kind, write_picture
 from ckptkit.base.errors import UsageError
-from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import Array
 from ckptkit.base.text import escaped
 from ckptkit.models.images.classes import ImageClass
@@ -136,8 +136,6 @@ class Heatmap:
 
     def overlay(self, alpha: float = 0.5, colormap: str = "ember") -> Image:
         """Lay the heat over the picture."""
-        from ckptkit.analysis.cam.picture import Style, overlay
-
         return overlay(self, Style(alpha=alpha, colormap=colormap))
 
     def save(
@@ -150,9 +148,7 @@ class Heatmap:
         force: bool = False,
     ) -> Path:
         """Write a picture of it: PNG, JPEG or WebP by the name's ending."""
-        from ckptkit.analysis.cam.picture import Style, compose, require_ending, save_picture
-
-        require_ending(Path(path))
+        picture_kind(Path(path), ENDINGS)
         style = Style(layout=layout, alpha=alpha, colormap=colormap)
         return save_picture(compose([self], style), [self], Path(path), force=force)
 
@@ -471,19 +467,6 @@ _DESCRIPTION, _SOFTWARE = 0x010E, 0x0131
 """EXIF (TIFF) tags ImageDescription and Software."""
 
 
-def require_ending(path: Path) -> str:
-    """Which kind of picture a name asks for.
-
-    >>> require_ending(Path("out.JPG"))
-    'JPEG'
-    """
-    kind = ENDINGS.get(path.suffix.lower())
-    if kind is None:
-        hint = "end it with " + ", ".join(ENDINGS)
-        raise UsageError(f"cannot tell the picture format from {str(path)!r}", hint=hint)
-    return kind
-
-
 def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
     """The metadata to write into a picture; several values of one kind are separated by semicolons."""
 
@@ -504,10 +487,8 @@ def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
 
 def save_picture(picture: Image, heatmaps: Sequence[Heatmap], path: Path, *, force: bool = False) -> Path:
     """Write a picture whole or not at all; PNG, JPEG or WebP by the name's ending."""
-    kind = require_ending(path)
-    with StagedFile(path, force=force) as staged:
-        staged.append(encoded(picture, describe(heatmaps), kind))
-        return staged.commit()
+    data = encoded(picture, describe(heatmaps), picture_kind(path, ENDINGS))
+    return write_picture(data, path, force=force)
 
 
 def encoded(picture: Image, said: dict[str, str], kind: str) -> bytes:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from ckptkit.analysis.logs.readers import TrainingLog
-from ckptkit.analysis.plot.figure import require_matplotlib
-from ckptkit.base.errors import UsageError
+from ckptkit.analysis.drawing import drawing, figure_bytes, require_matplotlib
+from ckptkit.analysis.logs.readers import TrainingLog, finite
 from ckptkit.base.text import escaped
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-FORMATS = ("png", "svg", "pdf")
 PURPOSE = "drawing a training log"
 _SIZE = (8.0, 9.0)
 _DPI = 120
@@ -40,29 +33,14 @@ _PANELS = (
 )
 
 
-def picture_format(path: Path) -> str:
-    """Which kind of picture a file's name asks for.
-
-    >>> picture_format(Path("log.SVG"))
-    'svg'
-    """
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in FORMATS:
-        raise UsageError(
-            f"cannot tell the picture format from {str(path)!r}", hint="end the name in .png, .svg or .pdf"
-        )
-    return ending
-
-
 def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) -> bytes:
     """Draw a log; the same log gives the same bytes."""
     require_matplotlib(PURPOSE)
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     panels = _panels(log, metric)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS}):
+    with drawing():
         height = _SIZE[1] * (0.1 + 0.3 * len(panels))
         figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -73,25 +51,7 @@ def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) 
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.align_ylabels(axes)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=form, metadata=_UNDATED[form])
-    return buffer.getvalue()
-
-
-_UNDATED: Mapping[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
-"""Fields of each format left out, so that the bytes depend on the log only."""
-
-
-_SETTINGS: Mapping[str, Any] = {
-    "svg.hashsalt": "ckptkit",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "text.parse_math": False,  # a dollar in a file's name begins no formula
-}
+        return figure_bytes(figure, form)
 
 
 def _title(log: TrainingLog) -> str:
@@ -110,12 +70,12 @@ def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, 
 
 
 def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -> None:
-    numbers = [epoch.number for epoch in log.epochs]
     for name in names:
         text, colour = _LABELS.get(name, (escaped(name, "figure"), _BLUE))
-        values = [value if value is not None else math.nan for value in map(_figure(name), log.epochs)]
-        marker = "." if sum(not math.isnan(value) for value in values) < 40 else ""
-        ax.plot(*_without_gaps(numbers, values), color=colour, label=text, linewidth=1.4, marker=marker)
+        values = {epoch.number: finite(epoch.figure(name)) for epoch in log.epochs}
+        known = {number: value for number, value in values.items() if value is not None}  # no gaps in a line
+        marker = "." if len(known) < 40 else ""
+        ax.plot(list(known), list(known.values()), color=colour, label=text, linewidth=1.4, marker=marker)
     for name, published, text in (
         ("top1", log.published_top1, "published top-1"),
         ("top5", log.published_top5, "published top-5"),
@@ -137,16 +97,6 @@ def _draw_panel(ax: Any, log: TrainingLog, label: str, names: tuple[str, ...]) -
     ax.spines[["top", "right"]].set_visible(False)
     if len(names) > 1:
         ax.legend(loc="upper right" if "loss" in label else "lower right", fontsize=8, framealpha=0.9)
-
-
-def _figure(name: str) -> Any:
-    return lambda epoch: epoch.figure(name)
-
-
-def _without_gaps(numbers: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """Leave out epochs without a figure, so that those before and after are joined by a line."""
-    kept = [(number, value) for number, value in zip(numbers, values, strict=True) if math.isfinite(value)]
-    return [number for number, _ in kept], [value for _, value in kept]
 
 
 def _mark_best(

@@ -1,53 +1,48 @@
-"""The picture for a page of paper: PNG, SVG or PDF through matplotlib, without its global state.
+"""Accuracy against cost: the figure for a page of paper (PNG, SVG or PDF), or the page to look into.
 
-A name stands at its point, those of the Pareto front first, where it lies over nothing else; points without a
-name are counted. The same points and options give the same bytes: the fonts are matplotlib's own, text is set
-without hinting, and no date or random id is written. Lengths are in points (1/72 inch), from the lower left.
+A name is written beside its point, those of the Pareto front first, where it covers nothing else; points
+without a name are counted. Lengths are in points (1/72 inch), from the lower left.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.analysis.drawing import (
+    FIGURES,
+    drawing,
+    figure_bytes,
+    picture_kind,
+    require_matplotlib,
+    write_picture,
+)
 from ckptkit.analysis.plot.points import (
+    X_MEASURES,
+    Y_MEASURES,
     Measure,
     Points,
     Series,
+    collect,
     default_title,
     human,
+    missing_note,
     pareto_front,
     source_line,
 )
-from ckptkit.analysis.plot.theme import DARK, LIGHT, marker_of
-from ckptkit.base.errors import MissingDependencyError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.files import refuse_existing
 from ckptkit.base.text import escaped
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
-FORMATS = ("png", "svg", "pdf")
-RULES: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "text.hinting": "none",
-    "text.usetex": False,
-    "text.parse_math": False,  # a dollar in a name begins no formula
-    "svg.hashsalt": "ckptkit",
-    "svg.fonttype": "path",  # looks the same where the font is not installed
-    "pdf.fonttype": 42,  # what journals ask for
-}
-"""Settings of matplotlib while a picture is drawn."""
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": "ckptkit"},
-    "pdf": {"CreationDate": None, "Producer": None, "Creator": "ckptkit"},
-}
+    from ckptkit.registry import Entry
+
+_KINDS = {**FIGURES, ".html": "html", ".htm": "html"}
 _INCHES = (2.5, 60.0)
 _DPI = (30, 1200)
 _MOST_PIXELS = 100_000_000
@@ -79,6 +74,64 @@ _SIDES = (
 _TICK_ROOM = 28.0
 
 
+# The colours are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which people with every
+# common kind of colour vision tell apart; families differ by marker too, their subgroups by how it is filled.
+
+MARKERS = ("circle", "diamond", "triangle", "square", "down")
+"""Marker of each family, by its index."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one picture."""
+
+    background: str  # ``#rrggbb``
+    text: str
+    muted: str  # lesser words, axes
+    grid: str
+    front: str  # the Pareto front
+    families: tuple[str, ...]  # of each family, by its index
+
+    def family(self, index: int) -> str:
+        """Colour of a family; they come round again after the last."""
+        return self.families[index % len(self.families)]
+
+    def tint(self, colour: str) -> str:
+        """Return a colour two fifths of the way from the background.
+
+        >>> LIGHT.tint("#000000")
+        '#999999'
+        """
+        mixed = (
+            round(0.4 * int(colour[at : at + 2], 16) + 0.6 * int(self.background[at : at + 2], 16))
+            for at in (1, 3, 5)
+        )
+        return "#" + "".join(f"{value:02x}" for value in mixed)
+
+
+LIGHT = Theme(
+    background="#ffffff",
+    text="#1b1f24",
+    muted="#5f6770",
+    grid="#e3e6ea",
+    front="#6b7280",
+    families=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00"),
+)
+DARK = Theme(
+    background="#14171c",
+    text="#e8eaed",
+    muted="#a3abb5",
+    grid="#2b3038",
+    front="#9aa3ae",
+    families=("#56b4e9", "#f28e2b", "#2ec99a", "#e29bc4", "#f0e442"),
+)
+
+
+def marker_of(family_index: int) -> str:
+    """Return the marker of a family."""
+    return MARKERS[family_index % len(MARKERS)]
+
+
 @dataclass(frozen=True)
 class FigureOptions:
     """How a picture looks."""
@@ -105,35 +158,72 @@ class FigureOptions:
             )
 
 
-def require_matplotlib(purpose: str = "a PNG, SVG or PDF picture") -> None:
-    """Import matplotlib, also where ``MPLBACKEND`` names a backend that is not installed: none is needed."""
-    backend = os.environ.get("MPLBACKEND")
-    try:
-        if backend and "matplotlib" not in sys.modules:
-            del os.environ["MPLBACKEND"]  # of a notebook, say, in which this process was started
-            try:
-                import matplotlib
-            finally:
-                os.environ["MPLBACKEND"] = backend
-            with contextlib.suppress(ValueError):  # as importing it does
-                matplotlib.rcParams["backend"] = backend
-        import matplotlib.figure
-    except ImportError as error:
-        raise MissingDependencyError(purpose, "matplotlib") from error
+@dataclass(frozen=True)
+class Saved:
+    """What was written, or would be."""
+
+    path: Path
+    points: int  # places with a marker
+    entries: int  # entries at these places
+    missing: str  # which entries are not shown, and why
+    unlabelled: int = 0  # points for whose label there was no room
+
+
+def save_plot(
+    entries: Sequence[Entry],
+    output: Path,
+    *,
+    x: str = "params",
+    y: str = "top1",
+    options: FigureOptions | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Saved:
+    """Draw accuracy against cost; the ending of ``output`` says how."""
+    options = options or FigureOptions()
+    form = picture_kind(output, _KINDS)
+    across, up = measure(x, X_MEASURES), measure(y, Y_MEASURES)
+    if form != "html":
+        require_matplotlib()
+    points = collect(entries, across, up)
+    if not entries:
+        raise NotFoundError(
+            "no entry to draw", hint="'ckptkit list' with the same filters says what there is"
+        )
+    if not points.points:
+        raise UsageError(
+            f"nothing to draw: none of {len(entries)} entries has published {across.short} and {up.short}",
+            hint="choose other entries, --x or --y",
+        )
+    drawn = sum(len(point.entries) for point in points.points)
+    saved = Saved(output, len(points.points), drawn, missing_note(points, across, up))
+    if dry_run:
+        return saved
+    refuse_existing(output, force=force)
+    if form == "html":
+        from ckptkit.analysis.plot.page import plot_page
+
+        data = plot_page(entries, x=across.name, y=up.name, options=options).encode()
+    else:
+        data, unlabelled = render(points, across, up, options, form)
+        saved = replace(saved, unlabelled=unlabelled)
+    write_picture(data, output, force=force)
+    return saved
+
+
+def measure(name: str, measures: dict[str, Measure]) -> Measure:
+    """Return what an axis shows."""
+    if name not in measures:
+        raise UsageError(f"unknown axis {name!r}", hint=f"choose from {', '.join(measures)}")
+    return measures[name]
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:
     """Draw the picture; return the bytes of its file, and how many points found no room for a label."""
     require_matplotlib()
-    import matplotlib as mpl
-
-    with mpl.rc_context(RULES):
+    with drawing():
         figure, unlabelled = draw(points, x, y, options)
-        file = io.BytesIO()
-        figure.savefig(
-            file, format=form, dpi=options.dpi, metadata=_METADATA[form], facecolor=figure.get_facecolor()
-        )
-    return file.getvalue(), unlabelled
+        return figure_bytes(figure, form), unlabelled
 
 
 def draw(points: Points, x: Measure, y: Measure, options: FigureOptions) -> tuple[Any, int]:
@@ -390,7 +480,7 @@ class _Drawing:
 
     def _draw_labels(self) -> int:
         """Write the names that have a place; how many have none."""
-        from matplotlib.path import Path
+        from matplotlib.path import Path as Line
         from matplotlib.patheffects import withStroke
         from matplotlib.transforms import Bbox
 
@@ -398,7 +488,7 @@ class _Drawing:
         at = self.axes.transData.transform([(point.x, point.y) for point in points])
         radius = _RADIUS * self.pixels
         markers = [Bbox([[x - radius, y - radius], [x + radius, y + radius]]) for x, y in at]
-        line = Path(self.axes.transData.transform(self.front)) if len(self.front) > 1 else None
+        line = Line(self.axes.transData.transform(self.front)) if len(self.front) > 1 else None
         bounds = self.axes.get_window_extent(self.renderer).padded(-self.pixels)
         taken: list[Bbox] = []
         leading = set(self.front)

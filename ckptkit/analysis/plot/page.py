@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.analysis.plot.figure import DARK, LIGHT, FigureOptions, Theme, marker_of
 from ckptkit.analysis.plot.points import (
     X_MEASURES,
     Y_MEASURES,
@@ -25,11 +26,9 @@ from ckptkit.analysis.plot.points import (
     series_of,
     short_names,
 )
-from ckptkit.analysis.plot.theme import DARK, LIGHT, Theme, marker_of
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.plot.figure import FigureOptions
     from ckptkit.registry import Entry
 
 _TEMPLATES = Path(__file__).parent / "templates"

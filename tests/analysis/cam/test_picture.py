@@ -325,7 +325,7 @@ def test_an_existing_file_stays(tmp_path: Path):
 @pytest.mark.parametrize("name", ["a.gif", "a", "a.png.txt"])
 def test_no_such_kind(name: str, tmp_path: Path):
     with pytest.raises(
-        UsageError, match=r"cannot tell the picture format from '.*'; end it with \.png, \.jpg"
+        UsageError, match=r"cannot tell the picture format from '.*'; choose from \.png, \.jpg"
     ):
         save(tmp_path / name)
     assert not any(tmp_path.iterdir())

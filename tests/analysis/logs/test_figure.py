@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.analysis.logs.figure import draw_log, picture_format
+from ckptkit.analysis.drawing import picture_kind
+from ckptkit.analysis.logs.figure import draw_log
 from ckptkit.analysis.logs.readers import Epoch, TrainingLog
 from ckptkit.base.errors import UsageError
 
@@ -95,10 +96,10 @@ def test_the_picture_is_not_blank():
 
 
 def test_names_that_no_picture_has():
-    assert picture_format(Path("a.PDF")) == "pdf"
+    assert picture_kind(Path("a.PDF")) == "pdf"
     for name in ("log.jpg", "log", "png"):
-        with pytest.raises(UsageError, match=r"end the name in \.png, \.svg or \.pdf"):
-            picture_format(Path(name))
+        with pytest.raises(UsageError, match=r"choose from \.png, \.svg or \.pdf"):
+            picture_kind(Path(name))
 
 
 def test_names_are_no_formulas_and_fit():

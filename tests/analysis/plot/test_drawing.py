@@ -14,8 +14,9 @@ import pytest
 mpl = pytest.importorskip("matplotlib")
 
 
+from ckptkit.analysis.drawing import drawing  # noqa: E402
 from ckptkit.analysis.plot import figure as figure_module  # noqa: E402
-from ckptkit.analysis.plot.figure import RULES, FigureOptions, Row, draw, fitted, legend_rows  # noqa: E402
+from ckptkit.analysis.plot.figure import FigureOptions, Row, draw, fitted, legend_rows  # noqa: E402
 from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, Points, collect  # noqa: E402  # noqa: E402
 from ckptkit.registry import Entry  # noqa: E402
 from tests.support.entries import entry_of  # noqa: E402
@@ -29,7 +30,7 @@ MOGANET = tuple(entry for entry in ALL if entry.family == "moganet")
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
-    with mpl.rc_context(RULES):
+    with drawing():
         yield
 
 

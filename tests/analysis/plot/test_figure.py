@@ -14,7 +14,8 @@ import pytest
 
 mpl = pytest.importorskip("matplotlib")
 
-from ckptkit.analysis.plot.figure import FORMATS, FigureOptions, render  # noqa: E402
+from ckptkit.analysis.drawing import FIGURES  # noqa: E402
+from ckptkit.analysis.plot.figure import FigureOptions, render  # noqa: E402
 from ckptkit.analysis.plot.points import (  # noqa: E402
     X_MEASURES,
     Y_MEASURES,
@@ -33,8 +34,9 @@ def tiny(form: str, **options: Any) -> bytes:
 
 ELSEWHERE = """
 import hashlib, sys
-from tests.analysis.plot.test_figure import FORMATS, tiny
-for form in FORMATS:
+from ckptkit.analysis.drawing import FIGURES
+from tests.analysis.plot.test_figure import tiny
+for form in FIGURES.values():
     print(form, hashlib.sha256(tiny(form)).hexdigest())
 assert "matplotlib.pyplot" not in sys.modules
 """
@@ -44,7 +46,7 @@ def test_another_process_draws_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PYTHONHASHSEED", "12345")
     monkeypatch.setenv("MPLBACKEND", "pdf")
     found = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, text=True, check=True)
-    expected = [f"{form} {hashlib.sha256(tiny(form)).hexdigest()}" for form in FORMATS]
+    expected = [f"{form} {hashlib.sha256(tiny(form)).hexdigest()}" for form in FIGURES.values()]
     assert found.stdout.splitlines() == expected
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import ckptkit
-from ckptkit.analysis.plot import save_plot
-from ckptkit.analysis.plot.saving import form_of
+from ckptkit.analysis.drawing import picture_kind
+from ckptkit.analysis.plot.figure import _KINDS, save_plot
 from ckptkit.base.errors import MissingDependencyError, NotFoundError, StorageError, UsageError
 from tests.support.commands import pip_install
 from tests.support.registries import published
@@ -24,12 +24,12 @@ TINY = published().find(variant="tiny-moat*")
     [("a.png", "png"), ("a.SVG", "svg"), ("a.b.pdf", "pdf"), ("a.html", "html"), ("a.htm", "html")],
 )
 def test_the_ending_says_the_form(name: str, form: str) -> None:
-    assert form_of(Path(name)) == form
+    assert picture_kind(Path(name), _KINDS) == form
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png", "a.png.gz", ".png"])
 def test_other_endings_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"name it \.png, \.svg, \.pdf or \.html"):
+    with pytest.raises(UsageError, match=r"choose from \.png, \.svg, \.pdf, \.html or \.htm"):
         save_plot(TINY, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
