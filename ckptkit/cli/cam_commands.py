@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -18,14 +17,15 @@ from ckptkit.cli.options import (
     State,
     state_of,
 )
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Column, ExitCode, Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.cam.explain import Activations, Explainer
-    from ckptkit.analysis.cam.picture import Heatmap, Style
-    from ckptkit.analysis.model_source import ModelSource
-    from ckptkit.base.errors import CkptkitError
-    from ckptkit.models.images.gathering import Gathering, NamedPicture
+    from ckptkit.analysis.cam.explain import Activations
+    from ckptkit.analysis.cam.picture import Heatmap
+    from ckptkit.models.images.gathering import Fault, Gathering, NamedPicture
+
+    Drawn = tuple[str, Path, list[Heatmap]]
+    """An image's name, the file written, and the heat maps in it."""
 
 
 class WhichMethod(str, Enum):
@@ -60,24 +60,6 @@ class Compare(str, Enum):
 
     METHODS = "methods"
     STAGES = "stages"
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Which heat maps every picture gets."""
-
-    method: str | None
-    stage: str | None
-    targets: tuple[str | None, ...]
-    compare: Compare | None
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A picture to be looked at, and the file its heat maps go to."""
-
-    picture: NamedPicture
-    path: Path
 
 
 def cam(
@@ -147,36 +129,46 @@ def cam(
     · ckptkit cam tiny-moat0-256 images/ -o heat/ --stage 4 --layout side-by-side --synthetic
     """
     from ckptkit.analysis.cam.explain import Explainer, head_classes, require_packages
-    from ckptkit.analysis.cam.picture import Style
+    from ckptkit.analysis.cam.picture import Style, compose, save_picture
+    from ckptkit.base.errors import CkptkitError
+    from ckptkit.models.images.gathering import Fault
 
     state = state_of(context)
-    request = _request(method, stage, target, compare)
+    _refuse_contradictions(method, stage, target, compare)
     style = Style(layout.value, alpha, colormap.value)
     require_packages()
     gathering = _gather(state, images, recursive=recursive)
-    planned = _plan(gathering, output, force=force)
+    paths = _paths(gathering.pictures, output, force=force)
+    planned = list(zip(gathering.pictures, paths, strict=True))
     with chosen.of(what).open(state.workspace()) as source:
         classes = head_classes(source)
-        for wanted in request.targets:
-            if wanted is not None:
-                classes.find(wanted)
+        for wanted in target or ():
+            classes.find(wanted)
         if dry_run:
-            _tell_plan(state.output, source, planned)
+            state.output.text(f"{source.name}: {source.preprocessing}")
+            for picture, path in planned:
+                state.output.text(f"would write {path} from {picture.name}")
             return
-        run = _Run(state.output, Explainer(source), request, style, force=force)
-        for fault in gathering.faults:
-            run.blame(fault.name, fault.error)
+        explainer = Explainer(source)
+        drawn: list[Drawn] = []
+        faults = list(gathering.faults)
         with state.output.progress("looking at pictures", len(planned), unit="images") as advance:
-            for plan in planned:
-                run.look(plan)
+            for picture, path in planned:
+                try:
+                    activations = explainer.forward(picture.read())
+                except CkptkitError as error:  # the others are looked at all the same
+                    faults.append(Fault(picture.name, error))
+                else:
+                    heatmaps = list(_heatmaps(activations, method, stage, target, compare))
+                    save_picture(compose(heatmaps, style), heatmaps, path, force=force)
+                    drawn.append((picture.name, path, heatmaps))
                 advance(1)
-    run.report()
+    _report(state.output, drawn, faults, synthetic=source.synthetic)
 
 
-def _request(
+def _refuse_contradictions(
     method: WhichMethod | None, stage: str | None, targets: Sequence[str] | None, compare: Compare | None
-) -> _Request:
-    """Check that the choices go together."""
+) -> None:
     from ckptkit.base.errors import UsageError
 
     if compare is Compare.METHODS and method:
@@ -189,7 +181,6 @@ def _request(
         raise UsageError(
             "eigencam is the same for every class", hint="give --target once, or another --method"
         )
-    return _Request(method.value if method else None, stage, tuple(targets or (None,)), compare)
 
 
 def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gathering:
@@ -208,14 +199,14 @@ def _gather(state: State, images: Sequence[str], *, recursive: bool) -> Gatherin
     return gathering
 
 
-def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
-    """Find out where every picture goes, and whether it may be written there, before any work is done."""
+def _paths(pictures: Sequence[NamedPicture], output: str, *, force: bool) -> list[Path]:
+    """Where each picture's heat maps go, and that they may be written there, before any work is done."""
     from ckptkit.analysis.cam.picture import ENDINGS
     from ckptkit.analysis.drawing import picture_kind
     from ckptkit.base.errors import UsageError
     from ckptkit.base.files import refuse_existing
 
-    pictures, target = gathering.pictures, Path(output)
+    target = Path(output)
     if output.endswith("/") or target.is_dir() or not target.suffix:
         paths = list(_paths_in(target, pictures))
     elif len(pictures) > 1:
@@ -227,7 +218,7 @@ def _plan(gathering: Gathering, output: str, *, force: bool) -> list[_Planned]:
         paths = [target]
     for path in paths:
         refuse_existing(path, force=force)
-    return [_Planned(picture, path) for picture, path in zip(pictures, paths, strict=True)]
+    return paths
 
 
 def _paths_in(folder: Path, pictures: Sequence[NamedPicture]) -> Iterator[Path]:
@@ -244,91 +235,53 @@ def _paths_in(folder: Path, pictures: Sequence[NamedPicture]) -> Iterator[Path]:
         yield folder / f"{name}.png"
 
 
-def _tell_plan(output: Output, source: ModelSource, planned: Sequence[_Planned]) -> None:
-    output.text(f"{source.name}: {source.preprocessing}")
-    for plan in planned:
-        output.text(f"would write {plan.path} from {plan.picture.name}")
+def _heatmaps(
+    activations: Activations,
+    method: WhichMethod | None,
+    stage: str | None,
+    targets: Sequence[str] | None,
+    compare: Compare | None,
+) -> Iterator[Heatmap]:
+    from ckptkit.analysis.cam.methods import METHODS
+
+    name = method.value if method else "gradcam"
+    classes: Sequence[str | None] = targets or [None]
+    if compare is Compare.METHODS:
+        for each in METHODS.values():
+            if not each.many_passes or activations.is_last(stage):
+                yield activations.heatmap(each.name, stage, classes[0])
+    elif compare is Compare.STAGES:
+        for one in activations.stages:
+            yield activations.heatmap(name, one, classes[0])
+    else:
+        for target in classes:
+            yield activations.heatmap(name, stage, target)
 
 
-class _Run:
-    """Looks at one picture after another; what fails for one leaves the others alone."""
-
-    def __init__(
-        self, output: Output, explainer: Explainer, request: _Request, style: Style, *, force: bool
-    ) -> None:
-        self.output, self.explainer, self.request, self.style = output, explainer, request, style
-        self.force = force
-        self.done: list[tuple[_Planned, list[Heatmap]]] = []
-        self.faults: list[tuple[str, CkptkitError]] = []
-
-    def blame(self, name: str, error: CkptkitError) -> None:
-        """Note that a picture failed."""
-        self.faults.append((name, error))
-
-    def look(self, plan: _Planned) -> None:
-        """Make one picture's heat maps and write them."""
-        from ckptkit.analysis.cam.picture import compose, save_picture
-        from ckptkit.base.errors import CkptkitError
-
-        try:
-            seen = self.explainer.forward(plan.picture.read())
-        except CkptkitError as error:  # the others are looked at all the same
-            self.blame(plan.picture.name, error)
-            return
-        heatmaps = list(self._heatmaps(seen))
-        save_picture(compose(heatmaps, self.style), heatmaps, plan.path, force=self.force)
-        self.done.append((plan, heatmaps))
-
-    def _heatmaps(self, seen: Activations) -> Iterator[Heatmap]:
-        from ckptkit.analysis.cam.methods import METHODS
-
-        request = self.request
-        target = request.targets[0]
-        if request.compare is Compare.METHODS:
-            for method in METHODS.values():
-                if not method.many_passes or seen.is_last(request.stage):
-                    yield seen.heatmap(method.name, request.stage, target)
-        elif request.compare is Compare.STAGES:
-            for stage in seen.stages:
-                yield seen.heatmap(request.method or "gradcam", stage, target)
-        else:
-            for target in request.targets:
-                yield seen.heatmap(request.method or "gradcam", request.stage, target)
-
-    def report(self) -> None:
-        """Print what was found; fails when a picture failed."""
-        from ckptkit.cli.output import ExitCode
-
-        if len(self.faults) == 1 and not self.done:
-            raise self.faults[0][1]
-        shown = [(str(p.path), p.picture.name, maps) for p, maps in self.done]
-        self.output.result(
-            [value for plan, heatmaps in self.done for value in _as_json(plan, heatmaps)],
-            *([lambda: print_heatmaps(self.output, shown)] if shown else []),
-        )
-        self._warn()
-        if self.faults:
-            raise typer.Exit(int(ExitCode.DAMAGED))
-
-    def _warn(self) -> None:
-        if self.explainer.source.synthetic:
-            self.output.warn("synthetic weights: neither the classes nor the heat mean anything")
-        for plan, heatmaps in self.done:
-            for one in heatmaps:
-                if one.is_empty:
-                    self.output.warn(
-                        f"{plan.picture.name}: {one.method} finds no evidence for {one.class_name} "
-                        f"at {one.stage}; the heat is zero everywhere"
-                    )
-        for name, error in self.faults:
-            self.output.warn(f"{name} was left out: {error}")
+def _report(output: Output, drawn: Sequence[Drawn], faults: Sequence[Fault], *, synthetic: bool) -> None:
+    """Print what was found; fails when a picture failed."""
+    if len(faults) == 1 and not drawn:
+        raise faults[0].error
+    values = [
+        {"image": image, "file": str(path), **one.to_json()} for image, path, maps in drawn for one in maps
+    ]
+    output.result(values, *([lambda: print_heatmaps(output, drawn)] if drawn else []))
+    if synthetic:
+        output.warn("synthetic weights: neither the classes nor the heat mean anything")
+    for image, _, maps in drawn:
+        for one in maps:
+            if one.is_empty:
+                output.warn(
+                    f"{image}: {one.method} finds no evidence for {one.class_name} at {one.stage}; the heat "
+                    "is zero everywhere"
+                )
+    for fault in faults:
+        output.warn(f"{fault.name} was left out: {fault.error}")
+    if faults:
+        raise typer.Exit(int(ExitCode.DAMAGED))
 
 
-def _as_json(plan: _Planned, heatmaps: Sequence[Heatmap]) -> list[dict[str, Any]]:
-    return [{"image": plan.picture.name, "file": str(plan.path), **one.to_json()} for one in heatmaps]
-
-
-def print_heatmaps(output: Output, shown: Sequence[tuple[str, str, Sequence[Heatmap]]]) -> None:
+def print_heatmaps(output: Output, drawn: Sequence[Drawn]) -> None:
     """Print a line for each heat map."""
     columns = [
         Column("image"),
@@ -339,7 +292,7 @@ def print_heatmaps(output: Output, shown: Sequence[tuple[str, str, Sequence[Heat
         Column("most heat at"),
         Column("written"),
     ]
-    output.table(columns, [_row(name, path, one) for path, name, maps in shown for one in maps])
+    output.table(columns, [_row(image, str(path), one) for image, path, maps in drawn for one in maps])
 
 
 def _row(name: str, path: str, one: Heatmap) -> list[str]:
