@@ -84,37 +84,10 @@ def check_figure(
 
 
 @dataclass(frozen=True)
-class EntryAudit:
-    """The figures of one entry set against the counts of its model."""
-
-    id: str
-    variant: str
-    resolution: Size  # height and width that the FLOPs are for
-    checks: tuple[FigureCheck, FigureCheck]  # of parameters, then of FLOPs
-    uncounted: Mapping[str, int]  # see `Profile`
-
-    @property
-    def ok(self) -> bool:
-        """Whether every figure holds, or its deviation is known, and nothing was left uncounted."""
-        return all(check.ok for check in self.checks) and not self.uncounted
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values that `json.dumps` takes."""
-        return {
-            "id": self.id,
-            "ok": self.ok,
-            "variant": self.variant,
-            "resolution": list(self.resolution),
-            "checks": [check.to_json() for check in self.checks],
-            "uncounted": dict(self.uncounted),
-        }
-
-
-@dataclass(frozen=True)
 class ProfileReport:
     """A profile beside the figures that were published of the same model."""
 
-    name: str  # the id or variant it was asked for by
+    name: str  # the id or variant
     profile: Profile
     entry: Entry | None  # whose figures stand beside it
     checks: tuple[FigureCheck, FigureCheck]  # of parameters, then of FLOPs
@@ -132,6 +105,17 @@ class ProfileReport:
             "ok": self.ok,
             "checks": [check.to_json() for check in self.checks],
             **self.profile.to_json(depth),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The figures alone, as plain values."""
+        return {
+            "id": self.name,
+            "ok": self.ok,
+            "variant": self.profile.subject.variant,
+            "resolution": list(self.profile.subject.resolution),
+            "checks": [check.to_json() for check in self.checks],
+            "uncounted": dict(self.profile.uncounted),
         }
 
 
@@ -197,22 +181,21 @@ def _fitting_entry(subject: Subject, registry: Registry) -> Entry | None:
 
 def audit_registry(
     entries: Iterable[Entry], *, advance: Callable[[int], None] = lambda _steps: None
-) -> list[EntryAudit]:
+) -> list[ProfileReport]:
     """Set the published parameters and FLOPs of entries against what their models cost.
 
     Entries of the same model at the same resolution are counted once.
     """
     counted: dict[Subject, Profile] = {}
-    audits = []
+    reports = []
     for entry in entries:
         subject = _published_subject(entry)
         if subject not in counted:
             counted[subject] = profile(subject)
         found = counted[subject]
-        checks = _checks(found, entry)
-        audits.append(EntryAudit(entry.id, entry.variant, subject.resolution, checks, found.uncounted))
+        reports.append(ProfileReport(entry.id, found, entry, _checks(found, entry)))
         advance(1)
-    return audits
+    return reports
 
 
 def _published_subject(entry: Entry) -> Subject:

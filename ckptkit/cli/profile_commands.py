@@ -13,7 +13,7 @@ from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.audit import EntryAudit, FigureCheck, ProfileReport
+    from ckptkit.analysis.audit import FigureCheck, ProfileReport
     from ckptkit.analysis.profile import ModuleProfile
 
 _LABELS = {"params": "parameters", "flops": "multiply-adds"}
@@ -154,18 +154,18 @@ def _audit(state: State) -> bool:
     entries = [entry for entry in state.registry().values() if entry.family in families()]
     with state.output.progress("counting", len(entries), unit="entries") as advance:
         audits = audit_registry(entries, advance=advance)
-    state.output.result(audits, lambda: print_audit(state.output, audits))
+    state.output.result([audit.summary() for audit in audits], lambda: print_audit(state.output, audits))
     return all(audit.ok for audit in audits)
 
 
-def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
+def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
     """Print the figures of all entries, then what is to say about those that do not agree."""
     columns = [Column("id"), Column("resolution")]
     for label in _LABELS.values():
         columns += [Column(label, numeric=True), Column("published", numeric=True), Column("verdict")]
     rows, styles = [], []
     for audit in audits:
-        row = [audit.id, "×".join(map(str, audit.resolution))]
+        row = [audit.name, "×".join(map(str, audit.profile.subject.resolution))]
         for one in audit.checks:
             row += [_exactly(one), one.published or "–", one.verdict]
         rows.append(row)
@@ -175,22 +175,22 @@ def print_audit(output: Output, audits: Sequence[EntryAudit]) -> None:
     for reason, whose in _by_reason(audits).items():
         output.text(f"{reason} ({', '.join(whose)})")
     for audit in audits:
-        for operation, calls in audit.uncounted.items():
-            output.warn(f"{audit.id}: {calls} calls of {operation} are not counted")
-    failed = [audit.id for audit in audits if not audit.ok]
+        for operation, calls in audit.profile.uncounted.items():
+            output.warn(f"{audit.name}: {calls} calls of {operation} are not counted")
+    failed = [audit.name for audit in audits if not audit.ok]
     known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
     verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
     output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
 
 
-def _by_reason(audits: Sequence[EntryAudit]) -> dict[str, list[str]]:
+def _by_reason(audits: Sequence[ProfileReport]) -> dict[str, list[str]]:
     """Ids by the reason of a verdict, since many rows of one table share a reason."""
     reasons: dict[str, list[str]] = {}
     for audit in audits:
         for one in audit.checks:
             if one.reason:
                 reason = f"{one.verdict}: {_LABELS[one.figure]} {one.published or ''}: {one.reason}"
-                reasons.setdefault(reason, []).append(audit.id)
+                reasons.setdefault(reason, []).append(audit.name)
     return reasons
 
 

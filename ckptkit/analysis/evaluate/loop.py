@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import json
@@ -46,10 +44,9 @@ SAVE_EVERY_S = 5.0
 _VALIDATION_IMAGES = 50_000
 """Images of ImageNet-1K's validation set, of which the published figures are."""
 
-_FORMAT = 1
+_FORMAT = 2
 _MAX_BYTES = 64 << 20
 _HEAD_BYTES = 4096
-_FLAGS = ("done", "top1", "top5")
 _PART = ".rank"
 
 
@@ -86,87 +83,88 @@ class EvaluationOptions:
             raise UsageError("--amp is for --framework torch", hint="leave it out")
 
 
+_TO_DO, _MISSED, _TOP5, _TOP1 = range(4)
+"""What came of an image: not evaluated, its class not among the best five, among them, the best one."""
+
+
 @dataclass
 class Progress:
     """Which images of a set are done, and which of them were hit."""
 
-    done: Array  # one bool for each image
-    top1: Array
-    top5: Array
+    outcomes: Array  # one uint8 for each image
     bad: dict[int, str] = field(default_factory=dict)  # images that cannot be decoded, and why
 
     @classmethod
     def of(cls, images: int) -> Progress:
         """Nothing done yet."""
-        return cls(numpy.zeros(images, bool), numpy.zeros(images, bool), numpy.zeros(images, bool))
+        return cls(numpy.full(images, _TO_DO, numpy.uint8))
 
-    def note(self, positions: list[int], ranks: Array, bad: Mapping[int, str]) -> None:
-        """Take the result of a batch: ``ranks`` says how many classes came before each image's own."""
-        self.done[positions] = True
-        self.top1[positions] = ranks < 1
-        self.top5[positions] = ranks < 5
-        self.done[list(bad)] = True
-        self.bad.update(bad)
+    @property
+    def done(self) -> Array:
+        """One bool for each image."""
+        done: Array = self.outcomes > _TO_DO
+        return done
 
-    def merge(self, other: Progress) -> None:
-        """Add what another process or run knows."""
-        for flag in _FLAGS:
-            getattr(self, flag)[:] |= getattr(other, flag)
-        self.bad.update(other.bad)
+    @property
+    def top1(self) -> Array:
+        """Whether the best guess was right."""
+        hits: Array = self.outcomes == _TOP1
+        return hits
 
-    def gathered(self, group: Group, known: Progress) -> Progress:
-        """Add up what each process found beyond what all of them knew before."""
-        if group.world == 1:
-            return self
-        before = numpy.stack([getattr(known, flag).astype(int) for flag in _FLAGS])
-        own = numpy.stack([getattr(self, flag).astype(int) for flag in _FLAGS]) - before
-        bad = group.all_gather(json.dumps({str(p): why for p, why in self.bad.items()}))
-        sums = group.all_reduce(own) + before
-        if sums.max(initial=0) > 1:
-            raise AssertionError("an image was taken by two processes")
-        done, top1, top5 = (row.astype(bool) for row in sums)
-        return Progress(
-            done, top1, top5, {int(p): why for text in bad for p, why in json.loads(text).items()}
-        )
+    @property
+    def top5(self) -> Array:
+        """Whether one of the five best guesses was right."""
+        hits: Array = self.outcomes >= _TOP5
+        return hits
 
     @property
     def good(self) -> int:
         """Images done that could be decoded."""
         return int(self.done.sum()) - len(self.bad)
 
+    def note(self, positions: list[int], ranks: Array, bad: Mapping[int, str]) -> None:
+        """Take the result of a batch: ``ranks`` says how many classes came before each image's own."""
+        self.outcomes[positions] = numpy.select([ranks < 1, ranks < 5], [_TOP1, _TOP5], _MISSED)
+        self.outcomes[list(bad)] = _MISSED
+        self.bad.update(bad)
+
+    def merge(self, other: Progress) -> None:
+        """Add what another process or run knows."""
+        numpy.maximum(self.outcomes, other.outcomes, out=self.outcomes)
+        self.bad.update(other.bad)
+
+    def gathered(self, group: Group, known: Progress) -> Progress:
+        """Add up what each process found beyond what all of them knew before."""
+        if group.world == 1:
+            return self
+        own = (self.outcomes - known.outcomes).astype(int)
+        bad = group.all_gather(json.dumps(self.bad))
+        taken, outcomes = group.all_reduce(numpy.stack([own > 0, own]).astype(int))
+        if taken.max(initial=0) > 1:
+            raise AssertionError("an image was taken by two processes")
+        reasons = {int(p): why for text in bad for p, why in json.loads(text).items()}
+        return Progress(known.outcomes + outcomes.astype(numpy.uint8), reasons)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        packed = {flag: numpy.packbits(getattr(self, flag)).tobytes() for flag in _FLAGS}
-        return {
-            "images": len(self.done),
-            **{flag: base64.b64encode(bits).decode() for flag, bits in packed.items()},
-            "bad": {str(position): reason for position, reason in sorted(self.bad.items())},
-        }
+        """Plain values: a digit for each image."""
+        digits = "".join(map(str, self.outcomes.tolist()))
+        return {"outcomes": digits, "bad": {str(p): why for p, why in sorted(self.bad.items())}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], images: int) -> Progress | None:
         """Read what `to_json` gave; None where it is not for so many images, or damaged."""
         try:
-            done, top1, top5 = (_unpacked(values[flag], images) for flag in _FLAGS)
+            digits = values["outcomes"].encode("ascii")
             bad = {int(position): str(reason) for position, reason in values["bad"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error):
+        except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        found = cls(done, top1, top5, bad)
+        outcomes = numpy.frombuffer(digits, numpy.uint8) - ord("0")  # other signs give 10 and more
         sound = (
-            values.get("images") == images
-            and all(0 <= position < images and found.done[position] for position in bad)
-            and not (found.top1 & ~found.top5).any()
-            and not (found.top5 & ~found.done).any()
-            and not any(found.top5[position] for position in bad)
+            len(outcomes) == images
+            and outcomes.max(initial=0) <= _TOP1
+            and all(0 <= position < images and outcomes[position] == _MISSED for position in bad)
         )
-        return found if sound else None
-
-
-def _unpacked(text: str, images: int) -> Array:
-    bits = numpy.frombuffer(base64.b64decode(text, validate=True), numpy.uint8)
-    if len(bits) != (images + 7) // 8:
-        raise ValueError("another number of images")
-    return numpy.unpackbits(bits, count=images).astype(bool)
+        return cls(outcomes, bad) if sound else None
 
 
 class StateFile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -93,17 +92,18 @@ def test_another_identity_begins_anew(tmp_path: Path, identity: dict[str, str], 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda v: v["progress"].pop("done"),
-        lambda v: v["progress"].update(done="!!"),
-        lambda v: v["progress"].update(done=5),
-        lambda v: v["progress"].update(images=22),
+        lambda v: v["progress"].pop("outcomes"),
+        lambda v: v["progress"].update(outcomes="!" * 21),
+        lambda v: v["progress"].update(outcomes="é" * 21),
+        lambda v: v["progress"].update(outcomes=5),
+        lambda v: v["progress"].update(outcomes=v["progress"]["outcomes"] + "0"),
         lambda v: v["progress"].update(bad=[]),
         lambda v: v["progress"].update(bad={"99": "x"}),
         lambda v: v["progress"].update(bad={"1": "not done"}),
         lambda v: v["progress"].update(bad={"0": "was hit"}),
-        lambda v: v["progress"].update(done=v["progress"]["top1"]),
-        lambda v: v["progress"].update(top5=base64.b64encode(bytes(3)).decode()),
-        lambda v: v["progress"].update(top1=base64.b64encode(bytes(99)).decode()),
+        lambda v: v["progress"].update(outcomes=v["progress"]["outcomes"].replace("3", "4")),
+        lambda v: v["progress"].update(outcomes="0" * 20),
+        lambda v: v["progress"].update(outcomes="000"),
         lambda v: v.update(progress=None),
         lambda v: v.update(progress=[1]),
         lambda v: v.update(format=99),
