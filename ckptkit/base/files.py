@@ -288,11 +288,11 @@ class Folder:
         where, fd = self._at(name)
         return os.stat(where, dir_fd=fd, follow_symlinks=False)
 
-    def read(self, name: str, most: int) -> bytes:
-        """All bytes of a regular file that has at most ``most``."""
+    def read(self, name: str, most: int, *, whole: bool = True) -> bytes:
+        """All bytes of a regular file that has at most ``most``, or the first so many of any."""
         where, fd = self._at(name)
         with open_regular(where, links=False, folder=fd) as file:
-            return _read(file, most, self.path / name)
+            return _read(file, most, self.path / name) if whole else file.read(most)
 
     def rename(self, old: str, new: str, into: Folder | None = None) -> None:
         """Give a name another, here or in another folder; nothing may have that."""

@@ -29,7 +29,7 @@ Ids = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[ID…]",
-        help="Ids or globs such as 'moat*-384'; default: all.",
+        help="Ids or globs such as 'moat*-384', 'onnx/*' or 'eval/*'; default: all.",
         autocompletion=complete_fetched,
     ),
 ]
@@ -45,7 +45,8 @@ def register(app: typer.Typer) -> None:
 def ls_command(context: typer.Context, ids: Ids = None) -> None:
     """List what is in the cache: sizes, last use, and whether it is intact by size and time.
 
-    Stale is what was unpacked or converted from other bytes than the entry's file has now.
+    Stale is what was unpacked or converted from other bytes than the entry's file has now. Below the entries
+    are graphs exported for ONNX Runtime (onnx/…) and evaluations that were not finished (eval/…).
 
     Examples: ckptkit cache ls · ckptkit cache ls '*-256' --json
     """
@@ -63,8 +64,16 @@ def ls_command(context: typer.Context, ids: Ids = None) -> None:
 
 
 def _print_holdings(state: State, home: Home, held: Sequence[Holding]) -> None:
-    if not held:
-        return
+    entries = [holding for holding in held if "/" not in holding.id]
+    if entries:
+        _print_entries(state, home, entries)
+    if shared := [holding for holding in held if "/" in holding.id]:
+        columns = [Column("kept"), Column("size", True), Column("last used"), Column("state")]
+        rows = [[h.id, human_bytes(h.size), _day(h.used), h.items[0].state] for h in shared]
+        state.output.table(columns, rows)
+
+
+def _print_entries(state: State, home: Home, held: Sequence[Holding]) -> None:
     columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
                Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
     rows = [_entry_cells(holding) for holding in held]
@@ -81,7 +90,9 @@ def rm_command(
     ids: Annotated[
         list[str],
         typer.Argument(
-            metavar="ID…", help="Ids or globs such as 'moat*-384'.", autocompletion=complete_fetched
+            metavar="ID…",
+            help="Ids or globs such as 'moat*-384', 'onnx/*' or 'eval/*'.",
+            autocompletion=complete_fetched,
         ),
     ],
     converted: Annotated[bool, typer.Option("--converted", help="Only the conversions.")] = False,
@@ -89,20 +100,27 @@ def rm_command(
 ) -> None:
     """Remove entries from the cache: the file, its unpacked archive, its conversions, its training log.
 
+    onnx/… is a graph exported for ONNX Runtime, eval/… an evaluation that was not finished.
+
     What another process works on is left, with a note. Of several cache folders only the one that an entry is
     written to is cleared.
 
     Examples: ckptkit cache rm 'moganet*' --converted --dry-run · ckptkit cache rm tiny-moat0-256
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.upkeep import held_ids, remove, sweep
+    from ckptkit.store.upkeep import held_ids, remove, shared_ids, sweep, written_to
 
     state = state_of(context)
     home = Home.default()
-    found = [id for single in home.homes for id in held_ids(single, ids) if home.at(id) is single]
-    _note_others(state, home, ids)
+    held = [(single, id) for single in home.homes for id in held_ids(single, ids)]
+    if not converted:
+        held += [(single, id) for single in home.homes for id in shared_ids(single, ids)]
+    found = [id for single, id in held if written_to(home, id) is single]
+    for single in home.homes:
+        if others := [id for place, id in held if place is single and written_to(home, id) is not single]:
+            state.output.note(f"{', '.join(others)}: left in {single.path}, which is only read")
     _warn_of_links(state, home)
-    _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
+    _refuse_unknown(ids, [id for _, id in held])
     removals = [remove(home, id, converted_only=converted, dry_run=dry_run) for id in found]
     freed = 0 if dry_run else sweep(home)
     _report(state, removals, freed, dry_run=dry_run)
@@ -125,7 +143,7 @@ def prune_command(
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Remove whole entries, least recently used first.
+    """Remove whole entries, least recently used first; exported graphs and evaluations are pruned alike.
 
     Used means: fetched, converted or proven by ckptkit. Nothing is removed that another process works on.
 
@@ -253,19 +271,12 @@ def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:
             raise NotFoundError(f"nothing in the cache matches {pattern!r}", hint="see 'ckptkit cache ls'")
 
 
-def _note_others(state: State, home: Home, patterns: Sequence[str]) -> None:
-    from ckptkit.store.upkeep import held_ids
-
-    for single in home.homes:
-        if ids := [id for id in held_ids(single, patterns) if home.at(id) is not single]:
-            state.output.note(f"{', '.join(ids)}: left in {single.path}, which is only read")
-
-
 def _warn_of_links(state: State, home: Home) -> None:
     from ckptkit.store.cache import KINDS, OTHER_DISK
+    from ckptkit.store.upkeep import SHARED
 
     for single in home.homes:
-        for link in single.links(kinds=(*KINDS, "locks")):
+        for link in single.links(kinds=(*KINDS, "locks", *SHARED)):
             state.output.warn(f"{link}; left as it is: {OTHER_DISK}")
 
 
@@ -345,6 +356,19 @@ def _cache_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
     """The same for ``--json``, every file with its path."""
     return {
         "folders": [str(single.path) for single in home.homes],
+        "kept": [
+            {
+                "id": holding.id,
+                "folder": str(holding.home),
+                "kind": holding.items[0].kind,
+                "path": str(holding.items[0].path),
+                "size": holding.size,
+                "last_used": _iso(holding.used),
+                "state": holding.items[0].state,
+            }
+            for holding in held
+            if "/" in holding.id
+        ],
         "entries": [
             {
                 "id": holding.id,
@@ -359,10 +383,11 @@ def _cache_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
                 ],
             }
             for holding in held
+            if "/" not in holding.id
         ],
         "total": {
             kind: sum(holding.size_of(kind) for holding in held)
-            for kind in ("artefact", "unpacked", "converted", "unfinished")
+            for kind in ("artefact", "unpacked", "converted", "unfinished", "graph", "evaluation")
         }
         | {"all": sum(holding.size for holding in held)},
     }

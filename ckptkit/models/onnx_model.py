@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -110,6 +111,8 @@ def _kept(place: Path, loaded: Loaded, facts: Mapping[str, Any]) -> OnnxModel | 
         model.loaded = replace(loaded, weights=record["weights"], tensors=int(record["tensors"]))
     except (FormatError, KeyError, ValueError, TypeError):
         return None
+    with contextlib.suppress(OSError):
+        os.utime(place)  # `ckptkit cache prune` removes what was not used for long
     return model
 
 

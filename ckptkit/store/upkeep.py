@@ -7,11 +7,11 @@ import datetime
 import fnmatch
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,13 +38,21 @@ from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
 from ckptkit.store.expected import Digests, ExpectedChecksum, hash_file
 from ckptkit.store.unpack import MARKER, archive_members, is_archive_name, read_marker
 
-Kind = Literal["artefact", "unpacked", "converted", "unfinished"]
+Kind = Literal["artefact", "unpacked", "converted", "unfinished", "graph", "evaluation"]
 State = Literal[
     "intact", "touched", "damaged", "missing", "no record", "stale", "unfinished", "being written"
 ]
 REMOVING = f"{TEMPORARY}removing-"
 """What the name of a folder begins with while it is being removed."""
 _UNPACKING = f"{TEMPORARY}unpacking-"
+SHARED: dict[str, tuple[Kind, re.Pattern[str]]] = {
+    "onnx": ("graph", re.compile(r".+-[0-9a-f]{32}(?:\.part)?")),
+    "eval": ("evaluation", re.compile(r".+-[0-9a-f]{16}\.json(?:\.rank\d+)?")),
+}
+"""Folders of what is kept for no single entry, and what it is called there: graphs that
+`ckptkit.models.onnx_model` exported, and evaluations that were not finished. Here each is ``onnx/<name>``."""
+_EVALUATION_HEAD = (b'{"format": ', b'"identity": ')
+_HEAD_BYTES = 4096
 _CONVERSION = re.compile(r".+-(?:float(?:16|32|64)|bfloat16|float8\w+|mixed)(?:\.|-\d{5}-of-).*|.+-mixed")
 """What `Home.converted_path` and its shards are called."""
 _RECORD_BYTES = 1 << 20
@@ -68,13 +76,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one cache folder holds of one entry."""
+    """What one cache folder holds of one entry, or one thing that is kept for no single entry."""
 
     id: str
     home: Path  # the cache folder
     items: tuple[Item, ...]
-    used: float  # When it was last used (fetched, converted, proven), in seconds since 1970
-    by_hand: bool  # whether its file was imported by hand: no fetch brings it back
+    used: float  # when it was last used (fetched, converted, proven), in seconds since 1970
+    by_hand: bool = False  # whether its file was imported by hand: no fetch brings it back
 
     @property
     def size(self) -> int:
@@ -97,20 +105,30 @@ class Holding:
 
 
 def holdings(home: Home, patterns: Sequence[str] = (), *, examine: bool = True) -> list[Holding]:
-    """What is in every folder of a cache, by folder and id."""
-    found = []
+    """What is in every folder of a cache, by folder and id; what is kept for no single entry comes last."""
+    found, shared = [], []
     for single in home.homes:
         for id in held_ids(single, patterns):
             items = tuple(_items(single, home, id, examine))
-            used = last_used(home, single, id)
-            found.append(Holding(id, single.path, items, used, _by_hand(single, id)))
-    return [holding for holding in found if holding.items]
+            by_hand = any(record.note == IMPORTED for record in single.records(id))
+            found.append(Holding(id, single.path, items, last_used(home, single, id), by_hand))
+        shared += [_shared_holding(single, id) for id in shared_ids(single, patterns)]
+    return [holding for holding in found if holding.items] + shared
+
+
+def _shared_holding(home: Home, id: str) -> Holding:
+    path, folder = home.path / id, id.partition("/")[0]
+    state: State = "intact"
+    if path.suffix == ".part":
+        state = "being written" if is_held(_lock_path(home, id) or path) else "unfinished"
+    item = Item(SHARED[folder][0], path, tree_size(path), state)
+    return Holding(id, home.path, (item,), last_used(home, home, id))
 
 
 def own_holdings(home: Home, patterns: Sequence[str] = ()) -> list[Holding]:
     """What is in the folder it would be written to, and may be removed; conversions are not opened."""
     held = holdings(home, patterns, examine=False)
-    return [holding for holding in held if holding.home == home.at(holding.id).path]
+    return [holding for holding in held if holding.home == written_to(home, holding.id).path]
 
 
 def held_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
@@ -122,36 +140,76 @@ def held_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
         for name in _names(home.path / kind)
         if is_own_folder(home.path / kind / name)
     }
-    return sorted(
-        name
-        for name in names
-        if _is_id(name) and (not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
-    )
+    return sorted(name for name in names if _is_id(name) and _is_meant(name, patterns))
 
 
-def is_own(home: Home, kind: str, id: str) -> bool:
-    """Whether a single cache folder holds something of an entry that ckptkit put there, by no link."""
+def shared_ids(home: Home, patterns: Sequence[str] = ()) -> list[str]:
+    """Names of what a single cache folder keeps for no single entry, sorted: ``onnx/…``, ``eval/…``."""
+    return [
+        f"{folder}/{name}"
+        for folder in sorted(SHARED)
+        for name in _names(home.path / folder)
+        if _is_meant(f"{folder}/{name}", patterns) and _is_own(home, home.path / folder / name)
+    ]
+
+
+def _is_meant(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def written_to(home: Home, id: str) -> Home:
+    """The single cache folder that something is written to, and may be removed from."""
+    folder, slash, _ = id.partition("/")
+    if not slash:
+        return home.at(id)
+    place = home.writable(folder)
+    return next(single for single in home.homes if single.path / folder == place)
+
+
+def _lock_path(home: Home, id: str) -> Path | None:
+    """The lock of whoever writes something; an evaluation has none, and is saved again within seconds."""
+    folder, slash, _ = id.partition("/")
+    if not slash:
+        return home.lock_path(id)
+    return home.path / folder / "lock" if folder == "onnx" else None
+
+
+def _is_own(home: Home, path: Path) -> bool:
+    """Whether a single cache folder holds something that ckptkit put there, by no link."""
     try:
-        with Folder(home.path / kind / id, below=home.path) as folder:
-            return bears_mark(folder, kind, id, locked=_was_locked(home, id))
+        with Folder(path.parent, below=home.path) as parent:
+            return _bears_mark(parent, path.name, locked=_was_locked(home, path))
     except (OSError, ValueError):
         return False
 
 
-def bears_mark(folder: Folder, kind: str, id: str, *, locked: bool) -> bool:
-    """Whether an entry's folder has what only ckptkit puts there: a record, a marker, a part of a file.
+def _bears_mark(parent: Folder, id: str, *, locked: bool) -> bool:
+    """Whether something has what only ckptkit puts there: a record, a marker, a part of a file.
 
     Where ckptkit has locked the entry before, a damaged record will do.
     """
+    kind = parent.path.name
+    if kind in SHARED and SHARED[kind][1].fullmatch(id) is None:
+        return False
+    if kind == "eval":
+        head = parent.read(id, _HEAD_BYTES, whole=False)
+        return head.startswith(_EVALUATION_HEAD[0]) and _EVALUATION_HEAD[1] in head
+    with parent.folder(id) as folder:
+        return _has_mark(folder, kind, id, locked)
+
+
+def _has_mark(folder: Folder, kind: str, id: str, locked: bool) -> bool:
     names = folder.names()
+    if kind == "onnx":
+        return all(name.startswith("model.onnx") for name in names)
     if kind == "unpacked":
-        return MARKER in names and _is_file(folder, MARKER)
+        return folder.has_file(MARKER)
     if any(is_temporary(Path(name)) or (name.startswith(".") and has_token(Path(name))) for name in names):
         return True
     if kind == "converted":
         return any(_CONVERSION.fullmatch(name) for name in names)
     ending = ".record" if kind == "logs" else ".json"
-    records = [name for name in names if name.endswith(ending) and _is_file(folder, name)]
+    records = [name for name in names if name.endswith(ending) and folder.has_file(name)]
     if kind == "logs":
         return any(name.removesuffix(ending) in names for name in records)
     return any(locked or _is_record(folder, name, id) for name in records)
@@ -165,19 +223,14 @@ def _is_record(folder: Folder, name: str, id: str) -> bool:
     return record is not None and record.id == id and f"{record.file}.json" == name
 
 
-def _is_file(folder: Folder, name: str) -> bool:
-    try:
-        return stat.S_ISREG(folder.status(name).st_mode)
-    except OSError:
-        return False
-
-
-def _was_locked(home: Home, id: str) -> bool:
-    return regular_status(home.lock_path(id)) is not None
+def _was_locked(home: Home, path: Path) -> bool:
+    return path.parent.name in KINDS and regular_status(home.lock_path(path.name)) is not None
 
 
 def last_used(home: Home, single: Home, id: str) -> float:
     """When an entry was last used: by its stamp, else when it was fetched or converted."""
+    if "/" in id:
+        return _mtime(single.path / id)
     times = [_mtime(folder.path / "used" / id) for folder in home.homes]
     for record in single.records(id):
         with contextlib.suppress(ValueError, OverflowError):
@@ -191,7 +244,7 @@ def leftovers(home: Home) -> list[Path]:
     """Folders of a single cache that were being removed or unpacked when their process ended."""
     return [
         path
-        for kind in KINDS
+        for kind in (*KINDS, "onnx")
         if is_own_folder(home.path / kind)
         for path in _paths(home.path / kind)
         if path.name.startswith((REMOVING, _UNPACKING))
@@ -313,10 +366,6 @@ def _group(name: str) -> str:
     return re.sub(r"\.data-\d{5}-of-\d{5}$", "", name)
 
 
-def _by_hand(home: Home, id: str) -> bool:
-    return any(record.note == IMPORTED for record in home.records(id))
-
-
 def _is_id(name: str) -> bool:
     try:
         return safe_id(name) == name
@@ -356,12 +405,12 @@ def _mtime(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Removal:
-    """What became of one entry."""
+    """What became of one entry, or of one thing that is kept for none."""
 
     id: str
     freed: int  # bytes that are gone, or would be
-    removed: tuple[Path, ...] = ()  # Folders that are gone, or would be
-    kept: tuple[str, ...] = ()  # Why something is still there, one sentence each
+    removed: tuple[Path, ...] = ()  # what is gone, or would be
+    kept: tuple[str, ...] = ()  # why something is still there, one sentence each
 
 
 def remove(
@@ -372,39 +421,32 @@ def remove(
     dry_run: bool = False,
     unless_used_after: float | None = None,
 ) -> Removal:
-    """Remove what a cache holds of one entry, in the folder that is written to."""
-    single = home.at(id)
-    wanted = ("converted",) if converted_only else KINDS
-    kinds = [kind for kind in wanted if is_own(single, kind, id)]
-    there = [single.path / kind / id for kind in kinds]
-    foreign = [f"{id}: {said}" for said in _foreign(single, id, wanted, kinds)]
-    if not there or single.links(kinds=("locks",)):
+    """Remove what a cache holds of one entry (or of ``onnx/…``, ``eval/…``), where it is written to."""
+    single = written_to(home, id)
+    kinds = ("converted",) if converted_only else KINDS
+    paths = [single.path / id] if "/" in id else [single.path / kind / id for kind in kinds]
+    own = [path for path in paths if _is_own(single, path)]
+    foreign = [f"{id}: {reason}" for path in paths if path not in own and (reason := _why_foreign(path))]
+    lock = _lock_path(single, id)
+    if not own or (lock is not None and lock.parent.is_symlink()):
         return Removal(id, 0, kept=tuple(foreign))
-    locked = regular_status(single.lock_path(id)) is not None
-    if dry_run:
-        if locked:
-            with hold(single.lock_path(id), wait=False) as outcome:
-                if outcome == "taken":
-                    return Removal(id, 0, kept=(f"{id}: in use by another process; skipped",))
-        kept = foreign + [f"{id}: {path} is being written" for path in there if _is_busy(path)]
-        free = [path for path in there if not _is_busy(path)]
-        return Removal(id, sum(map(tree_size, free)), tuple(free), tuple(kept))
-    with hold(single.lock_path(id), wait=False) as outcome:
+    is_locked = lock is not None and regular_status(lock) is not None
+    with hold(lock, wait=False) if lock and (is_locked or not dry_run) else nullcontext() as outcome:
         if outcome == "taken":
             return Removal(id, 0, kept=(f"{id}: in use by another process; skipped",))
         if unless_used_after is not None and last_used(home, single, id) > unless_used_after:
             return Removal(id, 0, kept=(f"{id}: was used just now; left as it is",))
-        taken = [_take_away(single, kind, id, locked) for kind in kinds]
-    removal = Removal(
-        id,
-        sum(freed for freed, _ in taken),
-        tuple(path for path, (_, fault) in zip(there, taken, strict=True) if not fault),
-        (*foreign, *(f"{id}: {fault}" for _, fault in taken if fault)),
-    )
-    if not converted_only and not any(fault for _, fault in taken):
+        taken = [_take_away(single, path, locked=is_locked, dry_run=dry_run) for path in own]
+    faults = [fault for _, fault in taken]
+    if not ("/" in id or converted_only or dry_run or any(faults)):
         with contextlib.suppress(OSError), Folder(single.path / "used", below=single.path) as used:
             used.remove(id)
-    return removal
+    return Removal(
+        id,
+        sum(freed for freed, _ in taken),
+        tuple(path for path, fault in zip(own, faults, strict=True) if not fault),
+        (*foreign, *(f"{id}: {fault}" for fault in faults if fault)),
+    )
 
 
 def prune(
@@ -443,29 +485,32 @@ def sweep(home: Home) -> int:
     return freed
 
 
-def _foreign(home: Home, id: str, wanted: Sequence[str], own: Sequence[str]) -> Iterator[str]:
-    """Why something of an entry's name is left: it is a link, or nothing in it is of ckptkit."""
-    for kind in wanted:
-        path = home.path / kind / id
-        if kind in own or not is_own_folder(path.parent) or not os.path.lexists(path):
-            continue
-        if path.is_symlink():
-            yield f"{path} is a link; left as it is"
-        elif path.is_dir() and any(path.iterdir()):
-            yield f"{path} was not made by ckptkit; left as it is"
+def _why_foreign(path: Path) -> str:
+    """Why something with an entry's name is left: it is a link, or nothing in it is of ckptkit."""
+    if is_own_folder(path.parent) and path.is_symlink():
+        return f"{path} is a link; left as it is"
+    if is_own_folder(path.parent) and path.is_dir() and any(path.iterdir()):
+        return f"{path} was not made by ckptkit; left as it is"
+    return ""
 
 
-def _take_away(home: Home, kind: str, id: str, locked: bool) -> tuple[int, str]:
+def _take_away(home: Home, path: Path, *, locked: bool, dry_run: bool) -> tuple[int, str]:
     """Rename a folder, then delete it; returns bytes freed and why something is still there, if so."""
-    path = home.path / kind / id
     if _is_busy(path):
         return 0, f"{path} is being written; left as it is"
+    if dry_run:
+        return tree_size(path), ""
     writer = new_writer()
     try:
-        with Folder(path.parent, below=home.path) as parent, parent.folder(id) as folder:
-            if not bears_mark(folder, kind, id, locked=locked):
+        with Folder(path.parent, below=home.path) as parent:
+            if not _bears_mark(parent, path.name, locked=locked):
                 return 0, f"{path} was not made by ckptkit; left as it is"
-            return _take_out(parent, folder, id, f"{REMOVING}{id}-{writer}")
+            if parent.has_file(path.name):
+                size = parent.status(path.name).st_size
+                parent.remove(path.name)
+                return size, ""
+            with parent.folder(path.name) as folder:
+                return _take_out(parent, folder, path.name, f"{REMOVING}{path.name}-{writer}")
     except FileNotFoundError:
         return 0, ""
     except OSError as error:  # on Windows: a file in it is open somewhere

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.store.cache import Home
-from tests.support.caches import put_conversion, put_entry
+from tests.support.caches import put_conversion, put_entry, put_shared
 from tests.support.commands import Runner, runner
 from tests.support.entries import tar_gz
 from tests.support.moat_files import flip_byte
@@ -161,6 +161,32 @@ def test_several_folders(run: Runner, home: Home, tmp_path: Path, monkeypatch: p
     assert home.fetched_ids() == ["test-a", "test-b"] and mine.fetched_ids() == []
     listed = run("list", "--cached", "--columns", "id")
     assert listed.code == 0
+
+
+def test_graphs_and_evaluations(run: Runner, home: Home, tmp_path: Path) -> None:
+    graph, evaluation = put_shared(home, days_ago=20)
+    lines = run("cache", "ls").out.splitlines()
+    assert lines[3].split()[:3] == ["total", "of", "2"]
+    assert [line.split()[0] for line in lines[-2:]] == [f"eval/{evaluation.name}", f"onnx/{graph.name}"]
+    found = json.loads(run("cache", "ls", "--json").out)
+    assert [entry["id"] for entry in found["entries"]] == ["test-a", "test-b"]
+    assert [(kept["kind"], kept["path"], kept["size"], kept["state"]) for kept in found["kept"]] == [
+        ("evaluation", str(evaluation), evaluation.stat().st_size, "intact"),
+        ("graph", str(graph), 500, "intact"),
+    ]
+    assert found["total"]["graph"] == 500
+    only = run("cache", "ls", "onnx/*").out.splitlines()
+    assert len(only) == 2 and only[0].split()[0] == "kept"
+    assert run("cache", "rm", "eval/*", "--dry-run").out.split()[0] == f"eval/{evaluation.name}"
+    assert run("cache", "rm", "eval/*").code == 0 and not evaluation.exists() and graph.exists()
+    pruned = run("cache", "prune", "--older-than", "15d", "--json")
+    assert [entry["id"] for entry in json.loads(pruned.out)["entries"]] == [f"onnx/{graph.name}"]
+    assert not graph.exists() and home.fetched_ids() == ["test-a", "test-b"]
+    (home.path / "eval").rmdir()
+    (home.path / "eval").symlink_to(tmp_path)
+    assert f"{home.path / 'eval'} is a link; left as it is" in " ".join(
+        run("cache", "prune", "--older-than", "15d").err.split()
+    )
 
 
 @pytest.mark.parametrize(

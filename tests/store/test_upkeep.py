@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.files import Folder, StagedFile
-from ckptkit.base.locks import new_writer, release
+from ckptkit.base.locks import hold, new_writer, release
 from ckptkit.store.cache import Home
 from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.store.upkeep import (
@@ -27,7 +27,7 @@ from ckptkit.store.upkeep import (
     tree_size,
     verify_cache,
 )
-from tests.support.caches import put_conversion, put_entry
+from tests.support.caches import put_conversion, put_entry, put_shared
 from tests.support.entries import random_bytes, tar_gz
 from tests.support.moat_files import flip_byte
 
@@ -406,6 +406,87 @@ def test_a_training_log_goes_with_its_entry(tmp_path: Path) -> None:
     removal = remove(home, "test-entry")
     assert (removal.freed, removal.removed) == (23, (home.logs_folder("test-entry"),))
     assert not home.logs_folder("test-entry").exists()
+
+
+# -- Graphs and evaluations, which belong to no single entry -------------------------------------------------
+
+
+def test_graphs_and_evaluations_are_held_and_removed(home: Home) -> None:
+    graph, evaluation = put_shared(home, days_ago=3)
+    put_entry(home, "m", BODY)
+    kept = [holding for holding in holdings(home) if "/" in holding.id]
+    assert [holding.id for holding in kept] == [f"eval/{evaluation.name}", f"onnx/{graph.name}"]
+    assert [holding.size for holding in kept] == [evaluation.stat().st_size, 500]
+    assert [holding.items[0].kind for holding in kept] == ["evaluation", "graph"]
+    assert all(time.time() - holding.used > 2 * DAY for holding in kept)
+    assert [holding.id for holding in holdings(home, ["onnx/tiny*"])] == [f"onnx/{graph.name}"]
+    said = remove(home, f"onnx/{graph.name}", dry_run=True)
+    assert graph.exists() and (said.freed, said.removed) == (500, (graph,))
+    assert remove(home, f"onnx/{graph.name}") == said and not graph.exists()
+    assert remove(home, f"eval/{evaluation.name}").removed == (evaluation,) and not evaluation.exists()
+    assert [holding.id for holding in holdings(home)] == ["m"]
+
+
+def test_graphs_and_evaluations_are_pruned_by_their_last_use(home: Home) -> None:
+    put_shared(home, days_ago=3)
+    put_entry(home, "old", BODY, days_ago=5)
+    put_entry(home, "new", BODY, days_ago=1)
+    pruned = [removal.id.partition("/")[0] for removal in prune(home, older_than=2 * DAY)]
+    assert pruned in (["old", "eval", "onnx"], ["old", "onnx", "eval"])
+    assert [holding.id for holding in holdings(home)] == ["new"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_graph_that_is_being_exported_stays(home: Home, dry_run: bool) -> None:
+    graph, _ = put_shared(home)
+    part = graph.rename(graph.with_name(f"{graph.name}.part"))
+    (holding,) = holdings(home, ["onnx/*"])
+    assert holding.items[0].state == "unfinished"
+    with hold(part.with_name("lock")):
+        (holding,) = holdings(home, ["onnx/*"])
+        assert holding.items[0].state == "being written"
+        removal = remove(home, holding.id, dry_run=dry_run)
+    assert removal.freed == 0 and "another process" in removal.kept[0] and part.exists()
+    assert remove(home, holding.id).freed == 500 and not part.exists()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "eval"])
+def test_what_ckptkit_did_not_put_beside_graphs_and_evaluations_stays(
+    home: Home, tmp_path: Path, kind: str
+) -> None:
+    graph, evaluation = put_shared(home)
+    folder = home.path / kind
+    name = f"x-{'0b' * 16}" if kind == "onnx" else f"x-{'0b' * 8}.json"
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "model.onnx").write_bytes(b"precious")
+    (folder / name).symlink_to(victim if kind == "onnx" else evaluation)  # what a link leads to
+    (folder / "thesis").mkdir()
+    (folder / f"y-{'0c' * 16}").mkdir()
+    (folder / f"y-{'0c' * 16}" / "thesis.txt").write_text("precious")
+    (folder / f"z-{'0d' * 8}.json").write_text('{"mine": true}')
+    os.mkfifo(folder / f"pipe-{'0e' * 8}.json")
+    before = sorted(path.name for path in folder.iterdir())
+    own = evaluation if kind == "eval" else graph
+    assert [holding.id for holding in holdings(home, [f"{kind}/*"])] == [f"{kind}/{own.name}"]
+    for other in before:
+        if other != own.name:
+            assert remove(home, f"{kind}/{other}").removed == ()
+    list(prune(home, max_size=0))
+    assert sorted(path.name for path in folder.iterdir()) == [one for one in before if one != own.name]
+    assert (victim / "model.onnx").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "eval"])
+def test_a_link_in_place_of_their_folder_is_not_followed(home: Home, tmp_path: Path, kind: str) -> None:
+    paths = put_shared(home)
+    (own,) = [path for path in paths if path.parent.name == kind]
+    own.parent.rename(tmp_path / "elsewhere")
+    (home.path / kind).symlink_to(tmp_path / "elsewhere")
+    assert holdings(home, [f"{kind}/*"]) == []
+    assert remove(home, f"{kind}/{own.name}").removed == () and own.exists()
+    list(prune(home, max_size=0))
+    assert own.exists()
 
 
 # -- Reading a cache again: every wrong byte is found, and told apart from a cache that changes meanwhile ----

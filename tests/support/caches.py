@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import time
 from pathlib import Path
 
 from ckptkit.store.cache import Home, Record, write_json
@@ -47,3 +48,17 @@ def put_conversion(home: Home, id: str, name: str, source: str, *, days_ago: flo
     then = datetime.datetime.now().timestamp() - days_ago * 86400
     os.utime(path, (then, then))
     return path
+
+
+def put_shared(home: Home, *, days_ago: float = 0.0) -> tuple[Path, Path]:
+    """A graph for ONNX Runtime and an evaluation that was not finished, as they are kept there."""
+    graph = home.path / "onnx" / f"tiny-moat0-{'0a' * 16}"
+    graph.mkdir(parents=True)
+    (graph / "model.onnx").write_bytes(b"x" * 500)
+    (home.path / "onnx" / "lock").touch()
+    evaluation = home.path / "eval" / f"tiny-moat0-256-{'0a' * 8}.json"
+    evaluation.parent.mkdir()
+    evaluation.write_text('{"format": 1, "identity": {}, "progress": {}}')
+    for path in (graph, evaluation):
+        os.utime(path, (time.time() - days_ago * 86400,) * 2)
+    return graph, evaluation
