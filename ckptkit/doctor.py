@@ -346,7 +346,7 @@ def check_lock_file() -> list[Finding]:
 
 def check_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registry | None]:
     """Load the registry files, each on top of those before it."""
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import load_texts, registry_files
     from ckptkit.registry.loading import read_text
 

@@ -16,7 +16,7 @@ from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, Usa
 from ckptkit.base.files import resolved
 from ckptkit.base.home import user_path
 from ckptkit.base.progress import Progress, no_progress
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.formats.names import file_ending
 from ckptkit.store.cache import Home
 
@@ -78,7 +78,7 @@ class Located:
     def open(self, weights: Weights | None = "auto", *, unwrap: bool = True) -> Reader:
         """Open it as it was asked for."""
         from ckptkit.families.binding import wanted_copy
-        from ckptkit.families.wrappers import open_checkpoint
+        from ckptkit.families.recognition import open_checkpoint
 
         reader = open_checkpoint(
             self.path,

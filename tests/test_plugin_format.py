@@ -288,7 +288,7 @@ def test_a_format_may_be_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_registry_may_have_entries_of_it(toy: Path) -> None:
     (toy / "r.yaml").write_text(ENTRY)
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
 
     assert load_registry([toy / "r.yaml"], registry_families)["mine"].format == "toy"
     assert json_schema(registry_families())["$defs"]["Entry"]["properties"]["format"]["enum"] == [

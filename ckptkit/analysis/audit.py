@@ -137,7 +137,7 @@ def profile_model(
     ['known', 'exact']
     """
     if registry is None:
-        from ckptkit.families import registry_families
+        from ckptkit.families.base import registry_families
         from ckptkit.registry import load_registry
 
         registry = load_registry(families=registry_families)
@@ -164,7 +164,7 @@ def _family_and_variant(name: str, entry: Entry | None) -> tuple[Family, str]:
         return family_of_variant(name), name
     except NotFoundError as error:
         raise NotFoundError(
-            f"no entry and no variant {name!r}", hint=f"see 'ckptkit list'; variants: {error.hint}"
+            f"no entry and no variant {name!r}", hint=f"see 'ckptkit list'; {error.hint}"
         ) from error
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import Size, parse_size
 from ckptkit.convert.pipeline import stem_of
-from ckptkit.families.base import Family, require_recognition
+from ckptkit.families.base import Family
 from ckptkit.families.binding import Weights
+from ckptkit.families.recognition import require_recognition
 from ckptkit.models import Framework, create_model
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models.synth import is_synthetic

@@ -311,12 +311,10 @@ def subject_of(
     settings: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Put together what is to be counted: as asked, else the entry's, else a classifier's."""
-    from ckptkit.families.settings import known_settings, resolve_settings
-
     indifferent = convention_of(family).indifferent
-    known = known_settings(family, given=settings, entry=entry)
+    known = family.known_settings(given=settings, entry=entry)
     unseen = {key: value for key, value in indifferent.items() if key in family.required_settings}
-    settled = resolve_settings(family, {**unseen, **known}, name=entry.id if entry else variant)
+    settled = family.resolve_settings({**unseen, **known}, name=entry.id if entry else variant)
     if resolution is None:
         resolution = (entry and entry.test_resolution) or family.default_resolution(variant)
     size = parse_size(resolution, "resolution")

@@ -54,7 +54,7 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     >>> [entry.id for entry in ckptkit.registry().find(family="moat", pos_emb=True, max_params=6e6)]
     ['tiny-moat0-256', 'tiny-moat1-256']
     """
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import load_registry
 
     return load_registry(tuple(Path(path) for path in overlays), registry_families)

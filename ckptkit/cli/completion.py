@@ -78,7 +78,7 @@ def complete_values(field: str) -> Callable[[str], list[str]]:
     """
 
     def complete(incomplete: str) -> list[str]:
-        from ckptkit.families import registry_families
+        from ckptkit.families.base import registry_families
         from ckptkit.registry.schema import json_schema
 
         rule = json_schema(registry_families())["$defs"]["Entry"]["properties"][field]
@@ -111,7 +111,7 @@ def complete_columns(incomplete: str) -> list[str]:
 def _registry(ctx: typer.Context) -> Registry:
     """The entries, with the overlays on the line; without those where one cannot be read."""
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import load_registry
 
     overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())

@@ -76,7 +76,7 @@ class State:
 
     def registry(self) -> Registry:
         """Load the built-in registry with every overlay on top."""
-        from ckptkit.families import registry_families
+        from ckptkit.families.base import registry_families
         from ckptkit.registry import load_registry
 
         return load_registry(self.registries, registry_families)
@@ -187,10 +187,9 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
     from ckptkit.base.errors import UsageError, one_of
     from ckptkit.families.base import families, get_family
-    from ckptkit.families.settings import takes
 
     key, equals, value = text.partition("=")
-    owners = {name: family for family in map(get_family, families()) for name in family.setting_names}
+    owners = {name: family for family in map(get_family, families()) for name in family.settings}
     if not equals:
         raise UsageError(f"--set {text!r} has no value", hint=f"write KEY=VALUE; keys: {', '.join(owners)}")
     key = one_of("setting", key, tuple(owners))
@@ -203,7 +202,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
         given = _WORDS[lower] if lower in _WORDS else json.loads(lower)
         family.check_setting(key, given)
     except (ValueError, RecursionError, UsageError) as error:
-        phrase = "yes or no (true, false, on, off, 1, 0)" if is_switch else takes(family, key)
+        phrase = "yes or no (true, false, on, off, 1, 0)" if is_switch else family.settings[key].accepts
         raise UsageError(
             f"--set {text[:80]}: {key} cannot be {value!r}", hint=f"{key} takes {phrase}"
         ) from error

@@ -32,7 +32,7 @@ from ckptkit.cli.output import ExitCode
 from ckptkit.formats.names import FORMATS
 
 if TYPE_CHECKING:
-    from ckptkit.families.base import Recognition
+    from ckptkit.families.recognition import Recognition
     from ckptkit.formats.base import Reader
     from ckptkit.registry import Addition, Entry, Pin
     from ckptkit.registry.edit import Edit
@@ -98,7 +98,7 @@ def _check(file: Path) -> dict[str, Any]:
 def _check_chain(files: list[Path]) -> list[dict[str, Any]]:
     """Load files on top of each other: how many entries each has, or the faults of the first that has any."""
     from ckptkit.base.errors import RegistryError
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry.loading import load_texts, read_text
 
     try:
@@ -119,7 +119,7 @@ def schema_command(context: typer.Context) -> None:
 
     Examples: ckptkit registry schema · ckptkit registry schema > registry.schema.json
     """
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import json_schema
 
     state_of(context).output.result(json_schema(registry_families()), json=True)
@@ -151,7 +151,7 @@ def pin_command(
 
     Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import preview_pins
 
     state = state_of(context)
@@ -389,7 +389,7 @@ def add_command(
     · ckptkit registry add my-xt https://example.org/my-xt.pth --file mine.yaml --variant moganet-xt
     --layout torch --format torch --set attn_force_fp32=false --dry-run
     """
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry import preview_addition
     from ckptkit.workspace import Located
 
@@ -467,8 +467,7 @@ def _finish(
 
 def _with_recognised(located: Located, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
     """Add what a file shows to what was given, which must agree; and whether it has two copies of them."""
-    from ckptkit.families.base import require_recognition
-    from ckptkit.families.settings import known_settings
+    from ckptkit.families.recognition import require_recognition
 
     path = located.path
     with located.open(None) as reader:
@@ -482,7 +481,7 @@ def _with_recognised(located: Located, given: Mapping[str, Any]) -> tuple[dict[s
         }
         if family.has_pos_emb:
             found["pos_emb"] = recognition.structure.pos_emb
-        settings = known_settings(family, metadata=reader.metadata, path=path)
+        settings = family.known_settings(metadata=reader.metadata, path=path)
         two_copies = _has_two_copies(reader, recognition)
     for name, value in found.items():
         if given.get(name, value) != value:
@@ -510,20 +509,17 @@ def _shown(value: object) -> str:
 
 def _check_model(entry: Entry, options: Mapping[str, Any]) -> None:
     """Refuse what the family does not have: the variant, its layout in this format, a setting."""
-    from ckptkit.families import registry_families
-    from ckptkit.families.base import get_family
-    from ckptkit.families.settings import known_settings
+    from ckptkit.families.base import get_family, registry_families
     from ckptkit.registry.loading import family_faults
 
     for name, what in family_faults(entry, registry_families()):
         raise (NotFoundError if name in ("family", "variant") else UsageError)(f"{entry.id}: {name}: {what}")
-    known_settings(get_family(entry.family), given=options)
+    get_family(entry.family).known_settings(given=options)
 
 
 def _remarks(addition: Addition, given: Mapping[str, Any], two_copies: Path | None) -> Iterator[str]:
     """What follows from the entry that the options do not show."""
     from ckptkit.families.base import get_family
-    from ckptkit.families.settings import known_settings, missing_settings
 
     entry = addition.entry
     if addition.overrides and not addition.updates:
@@ -536,7 +532,7 @@ def _remarks(addition: Addition, given: Mapping[str, Any], two_copies: Path | No
             "accuracy belongs to: --weights ema or raw says it; ema is used until then"
         )
     family = get_family(entry.family)
-    for key in missing_settings(family, known_settings(family, entry=entry)):
+    for key in family.missing_settings(family.known_settings(entry=entry)):
         yield (
             f"{key} is not given, so every command that runs the model will ask for it; "
             f"--set {key}=true or false"

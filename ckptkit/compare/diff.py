@@ -25,8 +25,8 @@ from ckptkit.base.progress import Progress, no_progress
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.arrays import Tolerance, ValueDifference, compare_arrays, compare_bytes
-from ckptkit.families.base import Recognition, recognise
 from ckptkit.families.binding import FileFacts, Match, Weights, match
+from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.formats.base import bytes_of
 from ckptkit.rules.language import IDENTITY, Binding, Op
 from ckptkit.workspace import Located
@@ -291,7 +291,7 @@ class Opened(AbstractContextManager["Opened"]):
     def settings(self) -> dict[str, str]:
         """Settings that change the model's output, as JSON: the entry's, else the file's."""
         found = {}
-        for key in self.recognition.family.setting_names if self.recognition else ():
+        for key in self.recognition.family.settings if self.recognition else ():
             by_entry = getattr(self.located.entry, key, None)
             if by_entry is not None:
                 found[key] = json.dumps(by_entry)

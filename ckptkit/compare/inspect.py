@@ -16,7 +16,7 @@ from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.progress import Progress, no_progress
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.compare.arrays import Statistics, statistics
-from ckptkit.families.base import Recognition, recognise
+from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from ckptkit.base.progress import Advance, Progress, no_progress
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.arrays import ValueRange, value_range
-from ckptkit.families.base import Family, Recognition, Structure, families, family_of_variant, recognise
+from ckptkit.families.base import Family, Structure, families, family_of_variant
 from ckptkit.families.binding import FileFacts, Match, Weights, match
-from ckptkit.families.leftovers import whole_model
+from ckptkit.families.layouts import whole_model
+from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.rules.language import Binding

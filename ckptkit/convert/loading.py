@@ -22,8 +22,9 @@ from ckptkit.convert.planning import (
     refuse_family_options,
     refuse_unread,
 )
-from ckptkit.families.base import CANONICAL, Recognition, Structure, recognise, require_recognition
+from ckptkit.families.base import CANONICAL, Structure
 from ckptkit.families.binding import FileFacts, Match, Weights, match
+from ckptkit.families.recognition import Recognition, recognise, require_recognition
 from ckptkit.formats.base import Copy, Reader
 from ckptkit.rules.language import Binding, Table
 

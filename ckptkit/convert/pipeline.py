@@ -15,8 +15,8 @@ from ckptkit.base.files import resolved
 from ckptkit.convert.execution import Converted, Target, execute
 from ckptkit.convert.planning import AS_IS, Plan, plan_as_is, plan_by_layout, refuse_family_options
 from ckptkit.convert.provenance import Provenance
-from ckptkit.families.base import require_recognition
 from ckptkit.families.binding import Weights
+from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader

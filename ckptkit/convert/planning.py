@@ -18,10 +18,10 @@ from ckptkit._version import __version__
 from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command, listed
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.base.text import counted
-from ckptkit.families.base import Recognition, Structure
+from ckptkit.families.base import Structure
 from ckptkit.families.binding import FileFacts, Ignored, Match, Weights, match
-from ckptkit.families.leftovers import OPTIMIZER, slot_rule, whole_model
-from ckptkit.families.settings import known_settings, missing_settings, set_option
+from ckptkit.families.layouts import OPTIMIZER, slot_rule, whole_model
+from ckptkit.families.recognition import Recognition
 from ckptkit.formats.base import Reader
 from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table
 
@@ -159,8 +159,8 @@ def plan_by_layout(
     family, structure = recognition.family, recognition.structure
     known = FileFacts.of(reader, entry)
     found = match(reader.specs, recognition, weights=weights, known=known, head=head)
-    known_values = known_settings(
-        family, given=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
+    known_values = family.known_settings(
+        given=settings or {}, entry=entry, metadata=reader.metadata, path=reader.path
     )
     if not head:
         structure = replace(structure, num_classes=None)
@@ -326,8 +326,8 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
     notes += [
         f"{key} is not known, so it is not in the result and models built from it need it "
-        f"({set_option(found.recognition.family, key)} writes it in)"
-        for key in missing_settings(found.recognition.family, settings)
+        f"({found.recognition.family.set_option(key)} writes it in)"
+        for key in found.recognition.family.missing_settings(settings)
     ]
     return notes
 

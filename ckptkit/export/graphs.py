@@ -242,11 +242,10 @@ def export_saved_model(source: ModelSource, output: Path, request: ExportRequest
     note(f"{source.name}: writing Keras' model as a graph for {height}x{width} …")
     with StagedFolder(output, force=request.force, owned=CONTENTS) as folder:
         model = source.model("keras")
-        variables = source.family.keras_module().variables_by_name(model)
         outputs = write_saved_model(
-            model, variables, folder.path, size=(height, width), features=request.features, facts=facts
+            model, folder.path, size=(height, width), features=request.features, facts=facts
         )
-        del model, variables
+        del model
         note(f"{source.name}: running it by TensorFlow alone …")
         checked = check_graph(
             reference,

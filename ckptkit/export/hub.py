@@ -193,7 +193,7 @@ def _input(source: ModelSource, config: ModelConfig) -> str:
         ("standard deviation", ", ".join(map(str, pictures.std))),
         *((escaped(key, "code"), str(value)) for key, value in config.settings.items()),
     ]
-    behaviour = ", ".join(f"`{key}`" for key in get_family(config.model_type).setting_names)
+    behaviour = ", ".join(f"`{key}`" for key in get_family(config.model_type).settings)
     return (
         f"## Input and settings\n\n| | |\n|---|---|\n{_table(rows)}\n\n"
         f"Mean and standard deviation are of RGB in [0, 1]. The settings ({behaviour}) change what the model "

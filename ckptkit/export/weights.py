@@ -15,9 +15,8 @@ from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.convert.provenance import Provenance
 from ckptkit.convert.rounding import describe
-from ckptkit.families.base import require_recognition
 from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
-from ckptkit.families.settings import known_settings, resolve_settings
+from ckptkit.families.recognition import require_recognition
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.preprocessing import NORMALIZATIONS
 
@@ -119,14 +118,13 @@ def config_of(weights: PlannedWeights) -> ModelConfig:
 
 def settings_of(source: ModelSource) -> dict[str, Any]:
     """Every behaviour setting of a source's model, said or by default, as JSON has it."""
-    said = known_settings(
-        source.family,
+    said = source.family.known_settings(
         given=source.settings,
         entry=source.entry,
         metadata=source.metadata,
         path=source.located.path,
     )
-    settled = resolve_settings(source.family, said, name=source.name)
+    settled = source.family.resolve_settings(said, name=source.name)
     plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 

@@ -1,4 +1,4 @@
-"""What a family is, and how a file is recognised as one's.
+"""What a family is.
 
 A family in another package is found through its entry point (group ``ckptkit.families``); a built-in one is a
 line in `_FAMILIES`.
@@ -7,27 +7,20 @@ line in `_FAMILIES`.
 from __future__ import annotations
 
 import importlib
-import math
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from ckptkit.base import packages
-from ckptkit.base.errors import (
-    ConversionError,
-    MissingDependencyError,
-    NotFoundError,
-    UnknownModelError,
-    UsageError,
-    command,
-)
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
 from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
-from ckptkit.families.settings import Setting, settings_model, takes
 from ckptkit.families.synthetic import Make, canonical_recipe
 from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.rules.language import Definition, Layout, Site, Table, expand
@@ -35,7 +28,7 @@ from ckptkit.rules.language import Definition, Layout, Site, Table, expand
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from ckptkit.registry.schema import FamilyFacts
+    from ckptkit.registry.schema import Entry, Families, FamilyFacts
 
 CANONICAL = "torch"
 """The layout every other layout is rules to and from: the names of the PyTorch model's state_dict."""
@@ -45,6 +38,65 @@ _FAMILIES = {"moat": "ckptkit.families.moat:MOAT", "moganet": "ckptkit.families.
 
 TableSizes: TypeAlias = tuple[tuple[int, int], ...]
 """Rows and columns of the position tables of each stage that has attention."""
+
+
+REQUIRED = object()
+"""Default of a setting that nobody may guess: several values are in use, and no tensor tells which."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a setting can be, and what it is where nobody says it.
+
+    The pydantic model of a family's settings follows from these. They do without pydantic, whose import
+    takes as long as a small conversion.
+    """
+
+    type: Any  # as in a pydantic model; ranges from `annotated_types`: ``Annotated[int, Ge(2), Le(3)]``
+    description: str
+    default: Any = REQUIRED
+    takes: str = "another value"  # what it can be, in a phrase for messages
+    check: Callable[[Any], object] | None = None  # raises ValueError for what the type cannot rule out
+    title: str | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is REQUIRED
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false."""
+        return self.type is bool
+
+    @property
+    def accepts(self) -> str:
+        """What it can be, in a phrase."""
+        return "true or false" if self.is_switch else self.takes
+
+    @property
+    def kind(self) -> Any:
+        """Its type with its check, as pydantic takes it."""
+        from pydantic import AfterValidator
+
+        return Annotated[self.type, AfterValidator(self._checked)] if self.check else self.type
+
+    def _checked(self, value: Any) -> Any:
+        assert self.check is not None
+        self.check(value)
+        return value
+
+
+def settings_model(name: str, settings: Mapping[str, Setting]) -> type[BaseModel]:
+    """The pydantic model of some settings, strict and closed."""
+    from pydantic import ConfigDict, Field, create_model
+
+    fields: dict[str, Any] = {}
+    for key, setting in settings.items():
+        default = ... if setting.required else setting.default
+        fields[key] = (setting.kind, Field(default, title=setting.title, description=setting.description))
+    config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+    return create_model(name, __config__=config, **fields)
 
 
 @dataclass(frozen=True)
@@ -142,10 +194,10 @@ class Family(ABC):
     models : mapping of str to str
         Module of the reference model for each framework, ``torch`` and ``keras``. It offers
         ``build(variant, *, resolution, num_classes, features_only, **settings)`` (with ``pos_emb`` where the
-        family has one) and ``load_state(model, arrays)``; the model ``forward_stages(images)``, a dict of the
-        stages' outputs in order, the last one ``logits`` where there is a head. That of Keras offers
-        ``variables_by_name(model)`` too, and ``load_published(model, names, read, *, suffix)`` where the
-        published files have names of their own.
+        family has one); the model ``forward_stages(images)``, a dict of the stages' outputs in order, the
+        last one ``logits`` where there is a head. That of Keras offers
+        ``load_published(model, names, read, *, suffix)`` too, where the published files have names of their
+        own.
     flops : Convention or None
         How the publication counts multiply-adds; None where that is not known.
     papers : mapping of str to Paper
@@ -238,11 +290,6 @@ class Family(ABC):
     # -- what follows from the above -------------------------------------------------------------------------
 
     @property
-    def setting_names(self) -> tuple[str, ...]:
-        """Names of the settings."""
-        return tuple(self.settings)
-
-    @property
     def required_settings(self) -> tuple[str, ...]:
         """Settings that nobody may guess."""
         return tuple(key for key, setting in self.settings.items() if setting.required)
@@ -265,7 +312,67 @@ class Family(ABC):
             model = self.settings_model
             model.__pydantic_validator__.validate_assignment(model.model_construct(), key, value)
         except ValidationError as error:
-            raise UsageError(f"{key} is {shown(value)}", hint=f"it can be {takes(self, key)}") from error
+            hint = f"it can be {self.settings[key].accepts}"
+            raise UsageError(f"{key} is {shown(value)}", hint=hint) from error
+
+    def setting_of_file(self, key: str, text: str, path: str | Path) -> Any:
+        """A setting that a file's metadata give as JSON."""
+        try:
+            value = json.loads(text)
+            self.check_setting(key, value)
+        except (ValueError, RecursionError, UsageError) as error:
+            raise FormatError(
+                path, f"its metadata says {key} is {text[:40]!r}, which is not a valid value"
+            ) from error
+        return value
+
+    def known_settings(
+        self,
+        *,
+        given: Mapping[str, Any] | None = None,
+        entry: Entry | None = None,
+        metadata: Mapping[str, str] | None = None,
+        path: str | Path = "the file",
+    ) -> dict[str, Any]:
+        """What is known of a checkpoint's settings, without any default.
+
+        In order of precedence: the user (``given``), the registry entry, the file's own ``metadata``, each
+        setting as JSON. A value that a setting cannot have is a UsageError, or a FormatError where the file
+        has it.
+        """
+        given, metadata, by_entry = given or {}, metadata or {}, entry.settings if entry else {}
+        for key in given:
+            if key not in self.settings:
+                raise UsageError(
+                    f"family {self.name} has no setting {key}",
+                    hint="its settings are " + ", ".join(self.settings),
+                )
+        known = {}
+        for key in self.settings:
+            if key in given or by_entry.get(key) is not None:
+                known[key] = given.get(key, by_entry.get(key))
+                self.check_setting(key, known[key])
+            elif key in metadata:
+                known[key] = self.setting_of_file(key, metadata[key], path)
+        return known
+
+    def missing_settings(self, known: Mapping[str, Any]) -> list[str]:
+        """Settings that have no default and are not known."""
+        return [key for key in self.required_settings if key not in known]
+
+    def resolve_settings(self, known: Mapping[str, Any], *, name: object) -> dict[str, Any]:
+        """Every setting of a model to build: as known, else the default; ``name`` is what the model is of."""
+        for key in self.missing_settings(known):
+            raise UsageError(
+                f"{name}: {key} is not known, and it changes what the model computes",
+                hint=f"name the registry entry, or give {self.set_option(key)}; "
+                "'ckptkit show ID' tells what each file needs",
+            )
+        return {**self.default_settings, **known}
+
+    def set_option(self, key: str) -> str:
+        """How a setting is given on the command line: ``--set key=true or =false``."""
+        return f"--set {key}={'true or =false' if self.settings[key].is_switch else 'VALUE'}"
 
     def layout_for(self, format: str) -> str:
         """Layout that a conversion to a format gets when none is asked for."""
@@ -325,7 +432,7 @@ def _table(family: Family, layout: str, variant: str, structure: Structure) -> T
 
 
 def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return "one of " + ", ".join(names)
+    return "choose from " + ", ".join(names)
 
 
 def families(plugins: bool = True) -> Sequence[str]:
@@ -352,141 +459,22 @@ def get_family(name: str) -> Family:
     raise NotFoundError(f"no model code for family {name!r}", hint=_one_of(families()))
 
 
-def _each_family() -> Iterator[Family]:
-    """Every family, the built-in ones before any plug-in is looked for."""
-    yield from map(get_family, _FAMILIES)
-    yield from _plugins().values()
+def family_groups() -> Iterator[Iterable[Family]]:
+    """The built-in families, then those of plug-ins, which are not looked for before they are asked for."""
+    yield map(get_family, _FAMILIES)
+    yield _plugins().values()
 
 
 def family_of_variant(variant: str) -> Family:
     """Return the family that has a variant of this name."""
-    for family in _each_family():
+    known: list[str] = []
+    for family in chain.from_iterable(family_groups()):
         if variant in family.variants:
             return family
-    known = [variant for family in _each_family() for variant in family.variants]
-    raise NotFoundError(f"no variant {variant!r}", hint=_one_of(known))
+        known += family.variants
+    raise NotFoundError(f"unknown variant {variant!r}", hint=_one_of(known))
 
 
-@dataclass(frozen=True)
-class Recognition:
-    """What a file turned out to be."""
-
-    family: Family
-    variant: str
-    structure: Structure
-    table: Table  # the layout's exact list of tensors for this variant
-
-    @property
-    def layout(self) -> str:
-        """Name of the layout."""
-        return self.table.layout.name
-
-
-def recognise(
-    specs: Mapping[str, TensorSpec], *, variant: str | None = None, layout: str | None = None
-) -> Recognition | None:
-    """Tell family, variant and layout of a file from its tensors' names and shapes.
-
-    ``variant`` and ``layout`` narrow the search. None when fewer than half of the tensors that tell variants
-    apart are there. Plug-ins are looked at where no built-in family fits.
-    """
-    built_in = map(get_family, _FAMILIES)
-    return _best(built_in, specs, variant, layout) or _best(_plugins().values(), specs, variant, layout)
-
-
-def _best(
-    families: Iterable[Family], specs: Mapping[str, TensorSpec], variant: str | None, layout: str | None
-) -> Recognition | None:
-    candidates = [
-        (family, layout_name, candidate)
-        for family in families
-        for layout_name in family.layouts
-        for candidate in family.variants
-        if layout in (None, layout_name) and variant in (None, candidate)
-    ]
-    # The first tensor alone leaves two or three candidates; where it is the one that is damaged, all count.
-    likely = [c for c in candidates if _has_first_tensor(*c, specs)] or candidates
-    best: tuple[float, Family, str, str, Structure] | None = None
-    for family, layout_name, candidate in likely:
-        score, structure = _resemblance(family, layout_name, candidate, specs)
-        if best is None or score > best[0]:
-            best = (score, family, layout_name, candidate, structure)
-    if best is None or best[0] <= 0:
-        return None
-    _, family, layout_name, candidate, structure = best
-    if structure.pos_emb:
-        structure = replace(structure, table_sizes=family.read_table_sizes(layout_name, candidate, specs))
-    return Recognition(family, candidate, structure, family.table(layout_name, candidate, structure))
-
-
-def resembles_a_model(specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the first tensor of any model known here is there, by name and shape: a quick look."""
-    return any(
-        _has_first_tensor(family, layout, variant, specs)
-        for family in _each_family()
-        for layout in family.layouts
-        for variant in family.variants
-    )
-
-
-def _has_first_tensor(family: Family, layout: str, variant: str, specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether the architecture's first tensor is there, with the variant's shape."""
-    first = family.definitions[:1]
-    (binding,) = expand(family.layouts[layout], first, family.sites(variant, Structure())).bindings
-    return any(
-        name in specs and specs[name].shape == binding.external_shape
-        for name in (binding.external, *binding.aliases)
-    )
-
-
-def _resemblance(
-    family: Family, layout: str, variant: str, specs: Mapping[str, TensorSpec]
-) -> tuple[float, Structure]:
-    """Share of a variant's telling tensors that the file has, less the share it lacks.
-
-    One tensor of rank two or more for each set of sites and op, at every site, is enough to tell all
-    variants and layouts apart, and several times cheaper than the whole table.
-    """
-    rules = family.layouts[layout]
-    telling: dict[tuple[str, str], Definition] = {}
-    for definition in family.definitions:
-        if len(definition.shape) > 1:
-            telling.setdefault((definition.sites, rules.by_canonical[definition.name].op), definition)
-    table = expand(rules, telling.values(), family.sites(variant, Structure()))
-    pos_emb = False
-    found = missing = 0
-    for binding in table.bindings:
-        spec = next((specs[n] for n in (binding.external, *binding.aliases) if n in specs), None)
-        if binding.part == "position":
-            pos_emb = pos_emb or spec is not None
-        elif spec is not None and spec.shape == binding.external_shape:
-            found += 1
-        elif binding.part != "head":
-            missing += 1
-    structure = Structure(pos_emb=pos_emb, num_classes=_num_classes(family, rules, specs))
-    return (found - missing) / max(1, found + missing) + found * 1e-6, structure
-
-
-def _num_classes(family: Family, layout: Layout, specs: Mapping[str, TensorSpec]) -> int | None:
-    """Outputs of the head in the file: the length of the head's bias, None where there is none."""
-    external = layout.by_canonical["head.bias"].external
-    if external not in specs:
-        return None
-    return math.prod(specs[external].shape)
-
-
-def require_recognition(
-    path: object, specs: Mapping[str, TensorSpec], *, variant: str | None = None, layout: str | None = None
-) -> Recognition:
-    """Recognise a file, or refuse it: it belongs to no known family, or is unlike ``variant``."""
-    if variant is not None:
-        family_of_variant(variant)
-    found = recognise(specs, variant=variant, layout=layout)
-    if found is None:
-        sample = ", ".join(list(specs)[:3]) or "none"
-        asked = f"unlike {variant}" if variant else "of no family known here"
-        raise (ConversionError if variant else UnknownModelError)(
-            f"{path}: {len(specs)} tensors ({sample} …) are {asked}",
-            hint=f"'ckptkit list' shows what is supported. {command('inspect', path)}",
-        )
-    return found
+def registry_families(plugins: bool = True) -> Families:
+    """What entries of the registry are checked against, with the families of plug-ins or without."""
+    return {name: get_family(name).registry_facts() for name in families(plugins)}

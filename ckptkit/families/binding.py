@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import TensorSpec
-from ckptkit.families.base import Recognition, Structure, families, get_family, recognise
-from ckptkit.families.leftovers import OPTIMIZER, OPTIMIZER_AVERAGES
+from ckptkit.families.base import Structure, families, get_family
+from ckptkit.families.layouts import OPTIMIZER, OPTIMIZER_AVERAGES
+from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.rules.language import Binding, Ignore, Table
 

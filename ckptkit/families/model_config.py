@@ -17,7 +17,8 @@ from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, UsageE
 from ckptkit.base.files import open_regular, storage_error
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.text import json_text
-from ckptkit.families.base import Recognition, family_of_variant, require_recognition
+from ckptkit.families.base import family_of_variant
+from ckptkit.families.recognition import Recognition, require_recognition
 from ckptkit.formats.detect import open_reader
 
 CONFIG = "config.json"
@@ -143,8 +144,8 @@ def _require_known(path: Path, config: ModelConfig) -> None:
         raise FormatError(
             path, f"it says model_type {config.model_type}, but {config.variant} is of {family.name}"
         )
-    unknown = config.settings.keys() - {*family.setting_names}
-    missing = {*family.setting_names} - config.settings.keys()
+    unknown = config.settings.keys() - {*family.settings}
+    missing = {*family.settings} - config.settings.keys()
     if unknown or missing:
         what = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
         raise FormatError(path, f"its settings do not fit family {family.name}: {what}")

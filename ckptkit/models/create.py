@@ -12,19 +12,9 @@ from ckptkit.base.errors import ConversionError, UsageError, require_installed
 from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.text import library_logger
 from ckptkit.convert.provenance import Provenance
-from ckptkit.families.base import (
-    Family,
-    Recognition,
-    Structure,
-    TableSizes,
-    families,
-    family_of_variant,
-    get_family,
-    recognise,
-    require_recognition,
-)
+from ckptkit.families.base import Family, Structure, TableSizes, families, family_of_variant, get_family
 from ckptkit.families.binding import wanted_copy
-from ckptkit.families.settings import known_settings, resolve_settings
+from ckptkit.families.recognition import Recognition, recognise, require_recognition
 from ckptkit.formats.base import Reader, Weights
 from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
 from ckptkit.registry.schema import Entry
@@ -66,10 +56,9 @@ class _Wanted:
         """What of it the tensors tell."""
         return Structure(self.pos_emb, self.num_classes, self.table_sizes)
 
-    def build(self, framework: Framework, settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Build it without weights; the model, and its family's module."""
-        module = self.family.model_module(framework)
-        model = module.build(
+    def build(self, framework: Framework, settings: Mapping[str, Any]) -> Any:
+        """Build it without weights."""
+        return self.family.model_module(framework).build(
             self.variant,
             resolution=self.resolution,
             num_classes=self.num_classes or None,
@@ -78,7 +67,6 @@ class _Wanted:
             **({"table_sizes": self.table_sizes} if self.table_sizes else {}),
             **settings,
         )
-        return model, module
 
 
 def create_model(
@@ -209,7 +197,7 @@ def create_model(
     given = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
     if exported is not None:
         given = {**exported.config.settings, **given}
-    known = known_settings(family, given=given, entry=entry)
+    known = family.known_settings(given=given, entry=entry)
     wanted = _Wanted(
         family,
         variant,
@@ -222,18 +210,18 @@ def create_model(
     if located is None and (state_dict is not None or strip_prefix):
         raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
     if located is None:
-        settings = resolve_settings(family, known, name=variant)
+        settings = family.resolve_settings(known, name=variant)
         record = Loaded(variant, settings, entry.id if entry else None)
 
         def initialised(name: Framework) -> tuple[Any, Loaded]:
-            return wanted.build(name, settings)[0], record
+            return wanted.build(name, settings), record
 
         return _finished(initialised, wanted, record, framework, compile=compile, workspace=workspace)
     owner = entry or located.entry
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
         found = _recognised(reader, variant)
-        known = known_settings(family, given=given, entry=owner, metadata=reader.metadata, path=reader.path)
+        known = family.known_settings(given=given, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure
         classes = has.num_classes or (None if features_only else 1000)
         wanted = replace(
@@ -244,13 +232,13 @@ def create_model(
         )
         if strict:
             _require_same_pos_emb(located, wanted, found)
-        settings = resolve_settings(family, known, name=located.path)
+        settings = family.resolve_settings(known, name=located.path)
         record = Loaded(variant, settings, owner.id if owner else None, located.path)
 
         def filled(name: Framework) -> tuple[Any, Loaded]:
-            model, module = wanted.build(name, settings)
+            model = wanted.build(name, settings)
             filling = fill(
-                Target(model, module, name, wanted.structure),
+                Target(model, name, wanted.structure),
                 reader,
                 found,
                 weights=weights,
@@ -280,7 +268,7 @@ def create_model(
 
 def _with_settings(signature: inspect.Signature) -> inspect.Signature:
     """The signature with an argument for each setting of the built-in families instead of ``**settings``."""
-    names = dict.fromkeys(name for family in families(False) for name in get_family(family).setting_names)
+    names = dict.fromkeys(name for family in families(False) for name in get_family(family).settings)
     keyword = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(name, keyword, default=UNSET, annotation=Any) for name in names]
     return signature.replace(parameters=[*list(signature.parameters.values())[:-1], *added])

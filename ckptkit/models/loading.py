@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ckptkit.base.errors import one_of
 from ckptkit.convert.loading import LoadPlan, Misfit, describe, other_misfits, plan_load, require_complete
-from ckptkit.families.base import CANONICAL, Recognition, Structure
+from ckptkit.families.base import CANONICAL, Structure
 from ckptkit.families.binding import FileFacts
+from ckptkit.families.filling import load_state, tensors_of
+from ckptkit.families.recognition import Recognition
 from ckptkit.formats.base import Copy, Reader, Weights
 
 if TYPE_CHECKING:
@@ -60,7 +62,6 @@ class Target:
     """A built model that waits for its weights."""
 
     model: Any
-    module: Any  # the family's, of its framework
     framework: Framework
     structure: Structure  # the model's
 
@@ -70,10 +71,7 @@ class Target:
 
     def initial(self, names: Iterable[str]) -> dict[str, Array]:
         """Return the values that some of its tensors have now, by the names of its layout."""
-        if self.framework == "torch":
-            tensors = self.model.state_dict()
-        else:
-            tensors = self.module.variables_by_name(self.model)
+        tensors = tensors_of(self.model)
         return {name: tensors[name].numpy() for name in names}
 
 
@@ -102,7 +100,7 @@ def fill(
     fresh = target.initial(plan.initialised)
     if target.framework == "keras" and plan.has_new_head:
         fresh |= _random_kernels(fresh, found, target)
-    target.module.load_state(target.model, {**plan.read(reader), **fresh})
+    load_state(target.model, {**plan.read(reader), **fresh})
     for sentence in _warnings(plan, found, target.structure):
         warn(f"{reader.path}: {sentence}")
     return plan

@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import (
-    Family,
-    PublishedFile,
-    Recognition,
-    Structure,
-    families,
-    family_of_variant,
-    get_family,
-)
+from ckptkit.families.base import Family, PublishedFile, Structure, families, family_of_variant, get_family
+from ckptkit.families.recognition import Recognition
 from ckptkit.families.synthetic import Make
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of

@@ -28,9 +28,10 @@ from ckptkit.base.errors import ConversionError, UsageError, one_of, require_ins
 from ckptkit.base.packages import is_installed
 from ckptkit.base.tensors import DTYPES, Array
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
-from ckptkit.families.base import CANONICAL, Family, Recognition, Structure, require_recognition
+from ckptkit.families.base import CANONICAL, Family, Structure
 from ckptkit.families.binding import Weights
-from ckptkit.families.settings import missing_settings
+from ckptkit.families.filling import load_state
+from ckptkit.families.recognition import Recognition, require_recognition
 from ckptkit.formats.base import Reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.readers import Renamed
@@ -155,15 +156,11 @@ class ModelFile:
         with torch.no_grad():
             with torch.device("meta"):  # no time spent on random weights: loading gives memory, on the CPU
                 built = model.build(module)
-            self.fill_torch(module, built)
-        return built
-
-    def fill_torch(self, module: Any, model: Any) -> None:
-        """Fill the PyTorch model."""
-        state = {move.target.name: move.apply(self._read(move.source)) for move in self.plan.moves}
-        state |= {row.canonical: _neutral(row, row.canonical_shape) for row in self._missing_statistics()}
-        module.load_state(model, state)
+            state = {move.target.name: move.apply(self._read(move.source)) for move in self.plan.moves}
+            state |= {row.canonical: _neutral(row, row.canonical_shape) for row in self._missing_statistics()}
+            load_state(built, state)
         self._release()
+        return built
 
     def fill_keras(self, module: Any, model: Any) -> None:
         """Fill the Keras model by the file's own names, or by Keras' own loader."""
@@ -173,7 +170,7 @@ class ModelFile:
         neutral = {row.external: _neutral(row, row.external_shape) for row in self._missing_statistics()}
         if self.recognition.layout == self.recognition.family.keras_layout:
             state = {move.inward.external: self._read(move.source) for move in self.plan.moves}
-            module.load_state(model, state | neutral)
+            load_state(model, state | neutral)
             self._release()
             return
         twin = self.recognition.table.layout.second_copy
@@ -269,7 +266,7 @@ def lossy_precision(source: ModelFile, converted: ModelFile) -> str:
 
 def settings_of(file: ModelFile) -> dict[str, Any]:
     """Behaviour settings that are said of a file: by the user, its entry or its metadata."""
-    keys = file.recognition.family.setting_names
+    keys = file.recognition.family.settings
     return {key: json.loads(value) for key, value in file.plan.metadata.items() if key in keys}
 
 
@@ -278,7 +275,7 @@ def modes_of(family: Family, said: Mapping[str, Any]) -> Iterator[tuple[str, dic
 
     One, where every setting is said or has a default; else one for either value of each that is not.
     """
-    open_keys = missing_settings(family, said)
+    open_keys = family.missing_settings(said)
     for values in product((False, True), repeat=len(open_keys)):
         chosen = dict(zip(open_keys, values, strict=True))
         label = ", ".join(f"{key} {str(value).lower()}" for key, value in chosen.items())
@@ -357,7 +354,7 @@ class ModelBackend(Backend):
             format=self.file.reader.format,
             layout=self.file.recognition.layout,
             dtype=self.file.dtype,
-            settings=modes[0][1] | dict.fromkeys(missing_settings(family, self.known), "both"),
+            settings=modes[0][1] | dict.fromkeys(family.missing_settings(self.known), "both"),
             seconds=time.perf_counter() - started,
         )
         return Ran(outputs, side)

@@ -16,7 +16,6 @@ from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import plan_by_layout
 from ckptkit.families.base import CANONICAL, get_family
 from ckptkit.families.binding import Weights
-from ckptkit.families.settings import missing_settings, set_option, setting_of_file
 from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
@@ -229,7 +228,7 @@ def _with_keras(asked: _Conversion, images: Array, say: Note, opened: ExitStack)
     else:
         candidate = KerasBackend(other, travelled, reads).run(images, say)
         reference = TorchBackend(source, known, "the original").run(images, say)
-    unknown = missing_settings(source.recognition.family, known)
+    unknown = source.recognition.family.missing_settings(known)
     return _Pair(
         reference, candidate, precision, unknown, [*_differences(reference, candidate, source, other)]
     )
@@ -297,11 +296,11 @@ def _with_graph(source: ModelFile, graph: OnnxGraph | None, images: Array, say: 
     travelled = {} if graph is None else _settings_in(graph, source)
     chosen = {**travelled, **known}
     modes = [*modes_of(family, chosen)]
-    unknown = missing_settings(family, chosen)
+    unknown = family.missing_settings(chosen)
     if graph is not None and len(modes) > 1:
         raise UsageError(
             f"{graph.path} computes one function, and which of {len(modes)} is not known",
-            hint="say " + " ".join(set_option(family, key) for key in unknown),
+            hint="say " + " ".join(family.set_option(key) for key in unknown),
         )
     torch = TorchBackend(source, chosen, "the original")
     reference = torch.run(images, say)
@@ -322,8 +321,8 @@ def _settings_in(graph: OnnxGraph, source: ModelFile) -> dict[str, Any]:
     """Settings that a graph says it was made with."""
     family = source.recognition.family
     return {
-        key: setting_of_file(family, key, graph.metadata[key], graph.path)
-        for key in family.setting_names
+        key: family.setting_of_file(key, graph.metadata[key], graph.path)
+        for key in family.settings
         if key in graph.metadata
     }
 

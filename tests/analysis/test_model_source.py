@@ -10,8 +10,7 @@ from ckptkit.analysis.model_source import SourceRequest, open_source, preprocess
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.families import registry_families
-from ckptkit.families.base import get_family
+from ckptkit.families.base import get_family, registry_families
 from ckptkit.formats.detect import open_reader
 from ckptkit.registry import load_registry
 from ckptkit.workspace import Workspace

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ckptkit.cli.app import load_commands
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.registry import load_registry
 from tests.support.commands import cache
 from tests.support.running import registry_file

@@ -509,7 +509,7 @@ def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_pa
     ("words", "code", "said"),
     [
         (["xt", URL], 2, "xt: cannot be added: family is missing; variant is missing; layout is missing"),
-        (["xt", URL, *SAID, "--variant", "moat9"], 3, "no variant 'moat9'"),
+        (["xt", URL, *SAID, "--variant", "moat9"], 3, "unknown variant 'moat9'"),
         (
             ["xt", URL, *SAID, "--family", "moat"],
             3,

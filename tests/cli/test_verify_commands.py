@@ -163,7 +163,7 @@ def write_page(folder: Path) -> Path:
         ([], (2, "nothing to verify; name ids or files, or give --all")),
         (["--all"], (3, "nothing has been fetched yet")),
         (["SOUND", "--weights", "ema"], (2, "no moving averages")),
-        (["SOUND", "--variant", "moat9"], (3, "no variant 'moat9'")),
+        (["SOUND", "--variant", "moat9"], (3, "unknown variant 'moat9'")),
         (["PAGE"], (5, "HTML")),
     ],
 )

@@ -27,8 +27,9 @@ from ckptkit.compare.diff import (
 )
 from ckptkit.convert.execution import execute
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import match
+from ckptkit.families.recognition import recognise
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.torch_writer import TorchWriter

@@ -29,8 +29,9 @@ from ckptkit.compare.verify import (
     rounds_to,
     verify_checkpoint,
 )
-from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import FileFacts, match
+from ckptkit.families.recognition import recognise
 from ckptkit.registry import load_registry
 from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.workspace import Located
@@ -621,7 +622,7 @@ def test_averages_of_some_parameters_only_are_a_fault():
 def test_usage_and_lookup_errors_stay_errors():
     with pytest.raises(UsageError, match="no moving averages"):
         fit(specs_of(), weights="ema")
-    with pytest.raises(NotFoundError, match="no variant 'moat9'"):
+    with pytest.raises(NotFoundError, match="unknown variant 'moat9'"):
         fit(specs_of(), variant="moat9")
 
 

@@ -64,9 +64,9 @@ def keras_model(case, **options):
 
 
 def variables(model):
-    from ckptkit.families.keras_state import variables_by_name
+    from ckptkit.families.filling import tensors_of
 
-    return {name: variable.numpy() for name, variable in variables_by_name(model).items()}
+    return {name: variable.numpy() for name, variable in tensors_of(model).items()}
 
 
 @pytest.mark.parametrize("head", [True, False])

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.convert.loading import plan_load, require_complete
-from ckptkit.families.base import Structure, get_family, require_recognition
+from ckptkit.families.base import Structure, get_family
+from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.detect import open_reader
 
 XT = get_family("moganet").table("torch", "moganet-xt", Structure(False, 1000))

@@ -176,7 +176,7 @@ KERNEL = "moat/block_01_00/expand_conv/kernel"
             "--no-head",
         ),
         (lambda s: s, {"variant": "tiny-moat1"}, ConversionError, "unlike tiny-moat1"),
-        (lambda s: s, {"variant": "moat9"}, NotFoundError, "no variant 'moat9'"),
+        (lambda s: s, {"variant": "moat9"}, NotFoundError, "unknown variant 'moat9'"),
         (lambda s: s, {"layout": "onnx"}, NotFoundError, "one of torch, deeplab2, keras"),
         (lambda s: s, {"dtype": "int8"}, UsageError, "one of float32, float16, bfloat16"),
         (lambda s: s, {"to": "onnx"}, UsageError, "one of safetensors, torch, tf, keras, npz"),

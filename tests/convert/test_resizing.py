@@ -10,8 +10,8 @@ from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.compare.verify import verify_checkpoint
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.families.base import require_recognition
-from ckptkit.families.moat.resizing import plausible_sizes, resize_table, table_sizes_at
+from ckptkit.families.moat.windows import plausible_sizes, resize_table, table_sizes_at
+from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
 from ckptkit.parity.run import run_parity

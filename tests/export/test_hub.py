@@ -50,7 +50,7 @@ def config_of(entry, /, **fields) -> ModelConfig:
         "entry": entry.id,
         "num_classes": 1000,
         "pos_emb": entry.pos_emb,
-        "settings": {key: entry.settings.get(key) for key in family.setting_names},
+        "settings": {key: entry.settings.get(key) for key in family.settings},
         "preprocessing": {
             "size": [side, side],
             "resize": entry.test_resize,

@@ -6,7 +6,8 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, NotFoundError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Structure, family_of_variant, get_family, recognise, require_recognition
+from ckptkit.families.base import Structure, family_of_variant, get_family
+from ckptkit.families.recognition import recognise, require_recognition
 
 MOAT = get_family("moat")
 
@@ -58,12 +59,12 @@ def test_asking_for_a_variant_considers_no_other():
     assert recognise(specs, variant="moat0").variant == "moat0"  # its tensors are all there
     with pytest.raises(ConversionError, match="unlike tiny-moat0"):
         require_recognition("x", specs, variant="tiny-moat0")
-    with pytest.raises(NotFoundError, match="no variant 'moat9'"):
+    with pytest.raises(NotFoundError, match="unknown variant 'moat9'"):
         require_recognition("x", specs, variant="moat9")
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(NotFoundError, match="one of moat"):
+    with pytest.raises(NotFoundError, match="choose from moat"):
         get_family("resnet")
     with pytest.raises(NotFoundError, match="tiny-moat3"):
         family_of_variant("resnet50")

@@ -6,9 +6,10 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Structure, family_of_variant, get_family, require_recognition
+from ckptkit.families.base import Structure, family_of_variant, get_family
 from ckptkit.families.binding import FileFacts, match
-from ckptkit.families.leftovers import whole_model
+from ckptkit.families.layouts import whole_model
+from ckptkit.families.recognition import require_recognition
 
 TABLE = get_family("moat").table("deeplab2", "tiny-moat0", Structure())
 EMA = "/ExponentialMovingAverage"

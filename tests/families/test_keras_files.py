@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.families.base import Structure, get_family
-from ckptkit.families.keras_files import rules_of_keras_file
+from ckptkit.families.layouts import rules_of_keras_file
 from ckptkit.rules.language import Rule
 
 PLACES = {"net/fc": "layers/dense", "net/head": "head"}

@@ -11,7 +11,7 @@ from ckptkit.base.errors import UsageError
 
 pytest.importorskip("tensorflow")
 
-from ckptkit.families.keras_models import build_chain, require_images
+from ckptkit.families.keras_backend import build_chain, require_images
 
 
 def test_a_chain_hands_on_the_channels():

@@ -12,8 +12,8 @@ pytest.importorskip("tensorflow")
 
 from ckptkit.convert.loading import load_tensors
 from ckptkit.convert.pipeline import Options, plan
+from ckptkit.families.filling import tensors_of
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.keras_state import variables_by_name
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, toy_model, toy_variants
@@ -34,7 +34,7 @@ def toy(request, tmp_path_factory):
 
 
 def values(model):
-    return {name: variable.numpy() for name, variable in variables_by_name(model).items()}
+    return {name: variable.numpy() for name, variable in tensors_of(model).items()}
 
 
 def fresh(toy):

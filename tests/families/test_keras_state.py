@@ -10,8 +10,8 @@ pytest.importorskip("tensorflow")
 import ml_dtypes
 
 from ckptkit.base.errors import ConversionError
+from ckptkit.families.filling import load_state, tensors_of
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_state import load_state, variables_by_name
 from ckptkit.families.moat import keras_model
 from tests.support.moat_keras import departure, keras_state, shared_model
 from tests.support.moat_reference import philox_normal
@@ -40,7 +40,7 @@ def test_values_arrive(model, state):
 def test_other_float_types_become_float32(model, state, dtype):
     narrow = {name: array.astype(dtype) for name, array in state.items()}
     load_state(model, narrow)
-    for name, variable in variables_by_name(model).items():
+    for name, variable in tensors_of(model).items():
         assert variable.dtype == "float32"
         np.testing.assert_array_equal(variable.numpy(), narrow[name].astype(np.float32))
 
@@ -63,11 +63,11 @@ def changed(state, **changes):
     [
         ({"bias": None}, "tensors do not fit net: 1 missing (net/first/bias)"),
         ({"scale": np.ones(4)}, "tensors do not fit net: 1 unexpected (net/first/scale)"),
-        ({"bias": np.ones(5)}, "1 unfit (net/first/bias is [5] and not [4])"),
-        ({"kernel": np.ones((4, 3))}, "1 unfit (net/first/kernel is [4, 3] and not [3, 4])"),
-        ({"bias": np.ones((1, 4))}, "1 unfit (net/first/bias is [1, 4] and not [4])"),
-        ({"bias": np.ones(4, np.int32)}, "1 unfit (net/first/bias is int32 and not a float type)"),
-        ({"bias": np.array(list("abcd"))}, "1 unfit (net/first/bias is <U1 and not a float type)"),
+        ({"bias": np.ones(5)}, "1 of the wrong shape (net/first/bias [5] instead of [4])"),
+        ({"kernel": np.ones((4, 3))}, "1 of the wrong shape (net/first/kernel [4, 3] instead of [3, 4])"),
+        ({"bias": np.ones((1, 4))}, "1 of the wrong shape (net/first/bias [1, 4] instead of [4])"),
+        ({"bias": np.ones(4, np.int32)}, "1 not floating-point (net/first/bias int32)"),
+        ({"bias": np.array(list("abcd"))}, "1 not floating-point (net/first/bias <U1)"),
         ({"bias": None, "scale": np.ones(4)}, "1 missing (net/first/bias); 1 unexpected (net/first/scale)"),
     ],
 )
@@ -100,7 +100,7 @@ def test_what_is_no_step_counter_is_unexpected(model, state, name):
 def test_names_do_not_depend_on_the_scope_a_model_is_made_in():
     with keras.name_scope("outer"):
         model = keras_model.build("tiny-moat0")
-    assert set(variables_by_name(model)) == set(keras_state("tiny-moat0"))
+    assert set(tensors_of(model)) == set(keras_state("tiny-moat0"))
 
 
 def test_moat_from_the_keras_layout():

@@ -64,7 +64,7 @@ FAULTS = [
     ({"num_classes": 10}, r"it says num_classes 10, but model\.safetensors has 1000"),
     ({"num_classes": None}, r"it says num_classes null, but model\.safetensors has 1000"),
     ({"variant": "moganet-t"}, r"it says moganet-t, but .*model\.safetensors"),
-    ({"variant": "moganet-xxl"}, r"no variant 'moganet-xxl'"),
+    ({"variant": "moganet-xxl"}, r"unknown variant 'moganet-xxl'"),
     ({"model_type": "moat"}, r"it says model_type moat, but moganet-xt is of moganet"),
     ({"library_name": "timm"}, r"not written by ckptkit \(it is of a moganet model\)"),
     (

@@ -14,7 +14,7 @@ BUILT_IN = [get_family(name) for name in families(plugins=False)]
 WORDS = {
     word.lower()
     for family in BUILT_IN
-    for word in (family.name, family.title, *family.setting_names, *family.layouts)
+    for word in (family.name, family.title, *family.settings, *family.layouts)
 } - {"torch", "keras", "keras-h5"}
 #: Where a word may still be; docstrings and help may name what exists.
 EXCEPTIONS = {

@@ -8,7 +8,6 @@ import pytest
 
 from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import get_family
-from ckptkit.families.settings import known_settings, missing_settings, resolve_settings
 from ckptkit.registry import load_registry
 
 MOAT, MOGANET = get_family("moat"), get_family("moganet")
@@ -28,7 +27,7 @@ REGISTRY = load_registry()
 )
 def test_the_users_word_counts_before_the_entrys_before_the_files(given, entry, metadata, expected):
     owner = REGISTRY[entry] if entry else None
-    assert known_settings(MOGANET, given=given, entry=owner, metadata=metadata) == expected
+    assert MOGANET.known_settings(given=given, entry=owner, metadata=metadata) == expected
 
 
 @pytest.mark.parametrize("entry", [e for e in REGISTRY.values() if e.family == "moganet"], ids=lambda e: e.id)
@@ -36,32 +35,32 @@ def test_every_moganet_entry_says_its_gate(entry):
     """OpenMixup's files need the double activation, but for one, whose name says so; the timm style no."""
     url = entry.sources[0].url
     expected = "no_forcefp32" not in url and "openmixup" in url
-    assert known_settings(MOGANET, entry=entry) == {"attn_force_fp32": expected}
+    assert MOGANET.known_settings(entry=entry) == {"attn_force_fp32": expected}
 
 
 def test_what_has_no_default_must_be_told():
-    assert missing_settings(MOGANET, {}) == ["attn_force_fp32"]
+    assert MOGANET.missing_settings({}) == ["attn_force_fp32"]
     with pytest.raises(UsageError, match=r"x\.pth: attn_force_fp32 is not known") as caught:
-        resolve_settings(MOGANET, {}, name="x.pth")
+        MOGANET.resolve_settings({}, name="x.pth")
     assert "--set attn_force_fp32=true" in caught.value.hint
-    assert resolve_settings(MOGANET, {"attn_force_fp32": False}, name="x") == {"attn_force_fp32": False}
+    assert MOGANET.resolve_settings({"attn_force_fp32": False}, name="x") == {"attn_force_fp32": False}
 
 
 def test_defaults_fill_in_for_moat():
-    assert missing_settings(MOAT, {}) == []
-    settled = resolve_settings(MOAT, {"pool_size": 3}, name="x")
+    assert MOAT.missing_settings({}) == []
+    settled = MOAT.resolve_settings({"pool_size": 3}, name="x")
     assert settled == {"pool_size": 3, "window_size": None, "global_attention": False}
 
 
 def test_settings_of_another_family_are_refused():
     with pytest.raises(UsageError, match="family moganet has no setting pool_size"):
-        known_settings(MOGANET, given={"pool_size": 2})
+        MOGANET.known_settings(given={"pool_size": 2})
 
 
 @pytest.mark.parametrize("text", ["yes", "[" * 100_000, ""])
 def test_metadata_that_is_no_json_is_the_files_fault(text):
     with pytest.raises(FormatError, match="not a valid value"):
-        known_settings(MOGANET, metadata={"attn_force_fp32": text}, path="f.safetensors")
+        MOGANET.known_settings(metadata={"attn_force_fp32": text}, path="f.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -91,10 +90,10 @@ def test_metadata_that_is_no_json_is_the_files_fault(text):
 def test_a_value_that_a_setting_cannot_have(key, text):
     """It would go into config.json, and from there into a model."""
     with pytest.raises(FormatError, match=f"f.safetensors: its metadata says {key} is .* not a valid value"):
-        known_settings(MOAT, metadata={key: text}, path="f.safetensors")
+        MOAT.known_settings(metadata={key: text}, path="f.safetensors")
     if text[0] not in "9[N{":
         with pytest.raises(UsageError, match=key):
-            known_settings(MOAT, given={key: json.loads(text)})
+            MOAT.known_settings(given={key: json.loads(text)})
 
 
 @pytest.mark.parametrize(
@@ -106,4 +105,4 @@ def test_a_value_that_a_setting_cannot_have(key, text):
     ],
 )
 def test_values_that_a_setting_can_have(key, value):
-    assert known_settings(MOAT, metadata={key: json.dumps(value)}) == {key: value}
+    assert MOAT.known_settings(metadata={key: json.dumps(value)}) == {key: value}

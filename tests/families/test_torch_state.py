@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ckptkit.base.errors import ConversionError  # noqa: E402
-from ckptkit.families.torch_state import load_state  # noqa: E402
+from ckptkit.families.filling import load_state  # noqa: E402
 
 
 def _model():
@@ -103,8 +103,8 @@ def test_everything_wrong_is_said_at_once_and_nothing_is_copied():
     with pytest.raises(ConversionError) as caught:
         load_state(model, state)
     message = str(caught.value)
-    assert "4 missing (1.weight, 1.bias, 1.running_mean, …)" in message
-    assert "1 without a place in the model (head.weight)" in message
+    assert "4 missing (1.weight, 1.bias, 1.running_mean and 1 more)" in message
+    assert "1 unexpected (head.weight)" in message
     assert "1 of the wrong shape (0.weight [2, 4, 1, 1] instead of [4, 2, 1, 1])" in message
     assert "1 not floating-point (0.bias int32)" in message
     assert "\n" not in message

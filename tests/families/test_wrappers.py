@@ -13,9 +13,9 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, NotFoundError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import match
-from ckptkit.families.wrappers import open_checkpoint
+from ckptkit.families.recognition import open_checkpoint, recognise
 from ckptkit.formats.detect import writer_for
 from tests.support.tensors import specs_of, write_all
 

@@ -55,7 +55,7 @@ def _registry() -> Iterator[Seed]:
 
 def use_registry(path: Path) -> str:
     """Load, as ``--registry`` does."""
-    from ckptkit.families import registry_families
+    from ckptkit.families.base import registry_families
     from ckptkit.registry.loading import load_texts, read_text
 
     registry = load_texts([(path, read_text(path))], registry_families())

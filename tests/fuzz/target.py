@@ -110,7 +110,7 @@ def _used(use: Callable[[Path], str], path: Path) -> str:
 @functools.lru_cache(maxsize=1000)
 def _recognise(specs: tuple[Any, ...]) -> None:
     """Recognise a table of tensors, once: that of a good file comes again and again, and takes long."""
-    from ckptkit.families.base import recognise
+    from ckptkit.families.recognition import recognise
 
     recognise({spec.name: spec for spec in specs})
 

@@ -41,14 +41,14 @@ def in_torch_model(name: str, make: Callable[[], Any]) -> Plant:
     return plant
 
 
-def in_keras_layers(name: str, make: Callable[[], Any]) -> Plant:
+def in_keras_model(name: str, make: Callable[[], Any]) -> Plant:
     """Replace a function or constant of the Keras model."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        from ckptkit.families.moat import keras_layers
+        from ckptkit.families.moat import keras_model
 
-        assert hasattr(keras_layers, name)
-        patch.setattr(keras_layers, name, make())
+        assert hasattr(keras_model, name)
+        patch.setattr(keras_model, name, make())
 
     return plant
 
@@ -124,7 +124,7 @@ def no_position() -> Any:
 
 
 def swapped_position() -> Any:
-    from ckptkit.families.moat.torch_ops import position_bias
+    from ckptkit.families.moat.torch_model import position_bias
 
     return lambda table, height, width: position_bias(table, height, width).transpose(1, 2)
 
@@ -175,7 +175,7 @@ def test_a_planted_fault_is_caught_where_it_begins(
 
 def test_a_fault_of_the_reference_side_is_caught_just_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     """tanh's GELU in Keras, whose model must be built with it."""
-    assert_caught(in_keras_layers("gelu", keras_tanh_gelu), "stage1", tiny, monkeypatch)
+    assert_caught(in_keras_model("gelu", keras_tanh_gelu), "stage1", tiny, monkeypatch)
 
 
 def assert_caught(plant: Plant, departs: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

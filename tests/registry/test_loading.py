@@ -12,7 +12,7 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import NotFoundError, RegistryError, StorageError
 from ckptkit.cli.options import State
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.registry import FamilyFacts, built_in_path, load_registry, load_texts
 from ckptkit.workspace import Workspace
 from tests.support.registries import SMALL, write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.registry import Registry, built_in_path, load_registry, load_texts
 from ckptkit.registry.loading import read_text
 

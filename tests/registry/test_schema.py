@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.registry import Entry, json_schema
 from tests.support.entries import entry_of
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from ckptkit.registry import Entry, entry_model
 

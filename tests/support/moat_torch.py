@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ckptkit.families.base import Structure, get_family
+from ckptkit.families.filling import load_state
 from ckptkit.families.moat import torch_model
 from tests.support.moat_reference import UNITS_VARIANT, GoldenCase, recipe_weights
 
@@ -29,7 +30,7 @@ def recipe_model(variant: str = UNITS_VARIANT, *, pos_emb: bool = True, **settin
     """Build a model and give it the recipe weights."""
     with torch.device("meta"):
         model = torch_model.build(variant, pos_emb=pos_emb, **settings)
-    torch_model.load_state(model, canonical_weights(variant, pos_emb))
+    load_state(model, canonical_weights(variant, pos_emb))
     return model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ckptkit.families.filling import load_state
 from ckptkit.families.moganet import keras_model
 from tests.support.moganet_weights import Array, recipe_state
 
@@ -67,7 +68,7 @@ def loaded(
 ) -> keras_model.MogaNetModel:
     """Return a new model that holds the recipe's weights."""
     model = keras_model.build(variant, attn_force_fp32=attn_force_fp32, num_classes=num_classes, **settings)
-    keras_model.load_state(model, keras_state(variant, num_classes=num_classes))
+    load_state(model, keras_state(variant, num_classes=num_classes))
     return model
 
 

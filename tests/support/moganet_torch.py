@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ckptkit.families.filling import load_state
 from ckptkit.families.moganet import torch_model
 from tests.support.moganet_weights import Array, GoldenCase, TensorRow, recipe_state
 
@@ -31,7 +32,7 @@ def recipe_model(variant: str = SMALLEST, *, attn_force_fp32: bool = False, **se
     """Build a model and give it the recipe weights."""
     with torch.device("meta"):
         model = torch_model.build(variant, attn_force_fp32=attn_force_fp32, **settings)
-    torch_model.load_state(model, weights(variant))
+    load_state(model, weights(variant))
     return model
 
 

@@ -32,7 +32,8 @@ from ckptkit.convert.execution import check_written
 from ckptkit.convert.pipeline import refuse_source
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.convert.provenance import Provenance
-from ckptkit.families.base import CANONICAL, require_recognition
+from ckptkit.families.base import CANONICAL
+from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import writer_for

@@ -33,7 +33,6 @@ from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command
 from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams, storage_error
 from ckptkit.base.tensors import Array
-from ckptkit.families.settings import known_settings, missing_settings
 from ckptkit.models import Framework
 from ckptkit.workspace import Workspace
 
@@ -456,8 +455,7 @@ class _Run:
     def _settings(self) -> dict[str, Any]:
         """Behaviour settings that are known; with both values asked for, a missing one is taken as true."""
         source = self.source
-        known = known_settings(
-            source.family,
+        known = source.family.known_settings(
             given=source.settings,
             entry=source.entry,
             metadata=source.metadata,
@@ -468,7 +466,7 @@ class _Run:
                 raise UsageError(
                     f"--both-gates: family {source.family.name} has no such setting", hint="leave it out"
                 )
-            for key in missing_settings(source.family, known):
+            for key in source.family.missing_settings(known):
                 self.notes.append(f"{key} is not known: evaluated as true, then as false")
                 known[key] = True
         return known

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 
 from ckptkit.base.tensors import Array, TensorSpec
-from ckptkit.families.base import Family, PublishedFile, Structure, TableSizes
+from ckptkit.families.base import Family, PublishedFile, Setting, Structure, TableSizes
 from ckptkit.families.moat import published
 from ckptkit.families.moat.config import MOAT_CONFIGS, MOAT_DEFINITIONS, POSITION_TABLE, moat_sites
 from ckptkit.families.moat.layouts import MOAT_LAYOUTS
 from ckptkit.families.moat.windows import parse_window_size
-from ckptkit.families.settings import Setting
 from ckptkit.families.synthetic import Make
 from ckptkit.rules.language import Site, Table
 
@@ -95,13 +94,13 @@ class Moat(Family):
 
     def table_sizes_at(self, resolution: tuple[int, int], settings: Mapping[str, Any]) -> TableSizes:
         """Sizes of the position tables that the model uses at an input resolution."""
-        from ckptkit.families.moat.resizing import table_sizes_at
+        from ckptkit.families.moat.windows import table_sizes_at
 
         return table_sizes_at(resolution, settings)
 
     def resized_table(self, table: Array, size: tuple[int, int]) -> Array:
         """Resize position tables as the models do it at run time."""
-        from ckptkit.families.moat.resizing import resize_table
+        from ckptkit.families.moat.windows import resize_table
 
         return resize_table(table, size)
 
@@ -117,7 +116,7 @@ class Moat(Family):
         found = {stage: specs[name].shape for stage, name in tables.items() if name in specs}
         if all(published[stage] == shape[1:] for stage, shape in found.items()):
             return None  # the usual case needs no more
-        from ckptkit.families.moat.resizing import plausible_sizes
+        from ckptkit.families.moat.windows import plausible_sizes
 
         return plausible_sizes(found)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ckptkit.base.errors import NotFoundError
+from ckptkit.families.layouts import batch_norm, conv, layer_norm
 from ckptkit.rules.language import Definition, Site
 
 HEAD_SIZE = 32
@@ -18,7 +20,6 @@ LAYER_NORM_EPSILON = 1e-5
 FIRST_ATTENTION_STAGE = 2
 """Stages before this one are MBConv blocks, from here on MOAT blocks."""
 
-POOL_SIZES = (2, 3)
 POSITION_TABLE_SIZE = {2: 27, 3: 13}
 """Side of the relative position table by stage, the same at every resolution: 2·14 − 1 and 2·7 − 1."""
 
@@ -52,6 +53,15 @@ MOAT_CONFIGS: dict[str, MoatConfig] = {
         MoatConfig("tiny-moat3", 80, (2, 3, 7, 2), (80, 160, 320, 640), 256, "imagenet"),
     )
 }
+
+
+def moat_config(variant: str) -> MoatConfig:
+    """The variant of this name."""
+    if variant not in MOAT_CONFIGS:
+        raise NotFoundError(
+            f"unknown MOAT variant {variant!r}", hint="choose from " + ", ".join(MOAT_CONFIGS)
+        )
+    return MOAT_CONFIGS[variant]
 
 
 def moat_sites(
@@ -100,54 +110,31 @@ def moat_sites(
     }
 
 
-def _conv(name: str, sites: str, shape: tuple[int | str, ...], *, bias: bool) -> list[Definition]:
-    weight = [Definition(f"{name}.weight", shape, sites)]
-    return [*weight, Definition(f"{name}.bias", shape[:1], sites)] if bias else weight
-
-
-def _layer_norm(name: str, sites: str, width: str, part: str = "body") -> list[Definition]:
-    return [Definition(f"{name}.{what}", (width,), sites, part=part) for what in ("weight", "bias")]
-
-
-def _batch_norm(name: str, sites: str, width: str) -> list[Definition]:
-    statistics = [
-        Definition(f"{name}.{what}", (width,), sites, trainable=False, part="bn_statistics")
-        for what in ("running_mean", "running_var")
-    ]
-    return _layer_norm(name, sites, width) + statistics
-
-
 _BLOCK = "stages.{stage}.{block}"
 
 POSITION_TABLE = f"{_BLOCK}.attention.relative_position_embedding"
 """Canonical name of a block's table."""
 
 MOAT_DEFINITIONS: tuple[Definition, ...] = (
-    *_conv("stem.conv_0", "stem", ("stem", 3, 3, 3), bias=True),
-    *_batch_norm("stem.norm_0", "stem", "stem"),
-    *_conv("stem.conv_1", "stem", ("stem", "stem", 3, 3), bias=True),
-    *_conv(f"{_BLOCK}.shortcut_conv", "shortcut", ("out", "in", 1, 1), bias=True),
-    *_batch_norm(f"{_BLOCK}.pre_norm", "block", "in"),
-    *_conv(f"{_BLOCK}.expand_conv", "block", ("hidden", "in", 1, 1), bias=False),
-    *_batch_norm(f"{_BLOCK}.expand_norm", "block", "hidden"),
-    *_conv(f"{_BLOCK}.depthwise_conv", "block", ("hidden", 1, 3, 3), bias=False),
-    *_batch_norm(f"{_BLOCK}.depthwise_norm", "block", "hidden"),
-    *_conv(f"{_BLOCK}.se.reduce", "mbconv", ("squeezed", "hidden", 1, 1), bias=True),
-    *_conv(f"{_BLOCK}.se.expand", "mbconv", ("hidden", "squeezed", 1, 1), bias=True),
-    *_conv(f"{_BLOCK}.shrink_conv", "block", ("out", "hidden", 1, 1), bias=True),
-    *_layer_norm(f"{_BLOCK}.attention_norm", "attention", "out"),
-    Definition(
-        POSITION_TABLE,
-        ("heads", "table_rows", "table_columns"),
-        "position",
-        part="position",
-    ),
-    *(
-        definition
-        for projection in ("q", "k", "v", "o")
-        for definition in _conv(f"{_BLOCK}.attention.{projection}", "attention", ("out", "out"), bias=True)
-    ),
-    *_layer_norm("norm", "head", "width", part="head"),
+    *conv("stem.conv_0", "stem", "stem", 3, 3, 3),
+    *batch_norm("stem.norm_0", "stem", "stem"),
+    *conv("stem.conv_1", "stem", "stem", "stem", 3, 3),
+    *conv(f"{_BLOCK}.shortcut_conv", "shortcut", "out", "in", 1, 1),
+    *batch_norm(f"{_BLOCK}.pre_norm", "block", "in"),
+    *conv(f"{_BLOCK}.expand_conv", "block", "hidden", "in", 1, 1, bias=False),
+    *batch_norm(f"{_BLOCK}.expand_norm", "block", "hidden"),
+    *conv(f"{_BLOCK}.depthwise_conv", "block", "hidden", 1, 3, 3, bias=False),
+    *batch_norm(f"{_BLOCK}.depthwise_norm", "block", "hidden"),
+    *conv(f"{_BLOCK}.se.reduce", "mbconv", "squeezed", "hidden", 1, 1),
+    *conv(f"{_BLOCK}.se.expand", "mbconv", "hidden", "squeezed", 1, 1),
+    *conv(f"{_BLOCK}.shrink_conv", "block", "out", "hidden", 1, 1),
+    *layer_norm(f"{_BLOCK}.attention_norm", "attention", "out"),
+    Definition(POSITION_TABLE, ("heads", "table_rows", "table_columns"), "position", part="position"),
+    *conv(f"{_BLOCK}.attention.q", "attention", "out", "out"),
+    *conv(f"{_BLOCK}.attention.k", "attention", "out", "out"),
+    *conv(f"{_BLOCK}.attention.v", "attention", "out", "out"),
+    *conv(f"{_BLOCK}.attention.o", "attention", "out", "out"),
+    *layer_norm("norm", "head", "width", part="head"),
     Definition("head.weight", ("classes", "width"), "head", part="head"),
     Definition("head.bias", ("classes",), "head", part="head"),
 )

@@ -1,7 +1,9 @@
 """MOAT in Keras 3 with the TensorFlow backend, written from arXiv:2210.01820 and the measured facts.
 
-Channels-last, float32. Variables are called as in deeplab2's checkpoints (the ``keras`` layout). Stochastic
-depth, which acts in training only, is not part of the model. The layers are in `keras_layers`.
+Channels-last, float32. Layers and variables are called as in deeplab2's checkpoints (the ``keras`` layout).
+Stochastic depth, which acts in training only, is not part of the model. What decides the numbers (GELU,
+padding, pooling, the position bias) is one small function each, looked up when a layer is called, so that a
+test can put a wrong one in its place and see parity fail.
 """
 
 from __future__ import annotations
@@ -10,40 +12,270 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.parse import Size, parse_size
 from ckptkit.base.tensors import Array
-from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_models import StagedModel, build_chain, built, track
-from ckptkit.families.keras_state import assign, load_state, misfit, refuse, variables_by_name
+from ckptkit.families.filling import load_state, refuse, tensors_of
+from ckptkit.families.keras_backend import (
+    StagedModel,
+    build_chain,
+    built,
+    conv,
+    depthwise_conv,
+    gelu,
+    keras,
+    tf,
+    track,
+)
+from ckptkit.families.moat import MOAT
 from ckptkit.families.moat.config import (
+    BATCH_NORM_EPSILON,
+    EXPANSION,
     FIRST_ATTENTION_STAGE,
-    MOAT_CONFIGS,
-    POOL_SIZES,
+    HEAD_SIZE,
+    LAYER_NORM_EPSILON,
     POSITION_TABLE_SIZE,
     PUBLISHED_TABLE_SIZES,
-)
-from ckptkit.families.moat.keras_layers import (
-    MBConvBlock,
-    MoatBlock,
-    Stem,
-    Tensor,
-    conv,
-    layer_norm,
+    SE_RATIO,
+    moat_config,
 )
 from ckptkit.families.moat.windows import WindowSize, parse_window_size, require_whole_windows
 
 STAGES = ("stage1", "stage2", "stage3", "stage4", "stage5")
 """The five feature maps: the stem's, then one for each stage of blocks, at strides 2, 4, 8, 16 and 32."""
 
+Tensor = Any
+Window = tuple[int, int] | None
+"""Height and width of an attention window; None is the whole map."""
 
-__all__ = [
-    "STAGES",
-    "MoatModel",
-    "build",
-    "load_published",
-    "load_state",
-    "variables_by_name",
-]
+
+def spatial_conv(layer: keras.layers.Layer, x: Tensor) -> Tensor:
+    """Apply a convolution that looks beyond a pixel; its TensorFlow SAME padding is the layer's own."""
+    return layer(x)
+
+
+def average_pool(x: Tensor, size: int) -> Tensor:
+    """Halve a map by averages over ``size`` × ``size`` real pixels; SAME padding is not counted."""
+    return keras.ops.average_pool(x, size, strides=2, padding="same", data_format="channels_last")
+
+
+def resize_table(table: Tensor, rows: int | Tensor, columns: int | Tensor) -> Tensor:
+    """Resize a position table [heads, h, w] bilinearly: half-pixel centres, edges clamped, no antialias."""
+    image = tf.transpose(table, (1, 2, 0))[tf.newaxis]
+    resized = tf.image.resize(image, (rows, columns), method="bilinear", antialias=False)
+    return tf.transpose(resized[0], (2, 0, 1))
+
+
+def position_bias(table: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Attention bias [heads, h·w, h·w] of every pair of places in a window, from the table of offsets."""
+    offsets = resize_table(table, 2 * height - 1, 2 * width - 1)
+    by_row = tf.gather(offsets, _key_minus_query(height), axis=1)
+    by_row_and_column = tf.gather(by_row, _key_minus_query(width), axis=3)
+    pairs = tf.transpose(by_row_and_column, (0, 1, 3, 2, 4))
+    return tf.reshape(pairs, (-1, height * width, height * width))
+
+
+def _key_minus_query(length: int | Tensor) -> Tensor:
+    """Index into 2·length − 1 offsets for each query (row) and key (column) along one axis."""
+    places = tf.range(length)
+    return places[tf.newaxis, :] - places[:, tf.newaxis] + length - 1
+
+
+def _map_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Height and width of a map: numbers where they are known, else tensors of the graph."""
+    dynamic = tf.shape(x)
+    return x.shape[1] or dynamic[1], x.shape[2] or dynamic[2]
+
+
+def batch_norm(name: str) -> Any:
+    """Make a batch normalization over channels."""
+    return keras.layers.BatchNormalization(axis=-1, epsilon=BATCH_NORM_EPSILON, name=name, dtype="float32")
+
+
+def layer_norm(name: str) -> Any:
+    """Make a layer normalization over channels."""
+    return keras.layers.LayerNormalization(axis=-1, epsilon=LAYER_NORM_EPSILON, name=name, dtype="float32")
+
+
+class Stem(keras.layers.Layer):
+    """Two 3×3 convolutions, the first with stride 2."""
+
+    def __init__(self, width: int, name: str = "stem") -> None:
+        super().__init__(name=name, dtype="float32")
+        self.conv_0 = conv("conv_0", width, 3, 2)
+        self.norm_0 = batch_norm("norm_0")
+        self.conv_1 = conv("conv_1", width, 3)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, 3)."""
+        build_chain((self.conv_0, self.norm_0, self.conv_1), input_shape[-1] or 3)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) to (N, ⌈H/2⌉, ⌈W/2⌉, width)."""
+        x = gelu(self.norm_0(spatial_conv(self.conv_0, x)))
+        return spatial_conv(self.conv_1, x)
+
+
+class SqueezeExcite(keras.layers.Layer):
+    """Scale each channel by what the mean of all channels says of it."""
+
+    def __init__(self, squeezed: int, width: int, name: str = "se") -> None:
+        super().__init__(name=name, dtype="float32")
+        self.reduce_conv2d = conv("reduce_conv2d", squeezed)
+        self.expand_conv2d = conv("expand_conv2d", width)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, width)."""
+        build_chain((self.reduce_conv2d, self.expand_conv2d), self.expand_conv2d.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, width) to the same shape."""
+        squeezed = keras.ops.silu(self.reduce_conv2d(keras.ops.mean(x, axis=(1, 2), keepdims=True)))
+        return x * keras.ops.sigmoid(self.expand_conv2d(squeezed))
+
+
+class Projection(keras.layers.Layer):
+    """An einsum with a bias: channels to heads, or heads back to channels."""
+
+    def __init__(self, equation: str, weight: tuple[int, ...], bias: tuple[int, ...], name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.equation = equation
+        self.weight_shape = weight
+        self.bias_shape = bias
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        """Create the two variables; their shapes need no input."""
+        self.weight = self.add_weight(name="weight", shape=self.weight_shape, initializer="zeros")
+        self.bias = self.add_weight(name="bias", shape=self.bias_shape, initializer="zeros")
+
+    def call(self, x: Tensor) -> Tensor:
+        """Project ``x`` as the equation says."""
+        return tf.einsum(self.equation, x, self.weight) + self.bias
+
+
+class Attention(keras.layers.Layer):
+    """Multi-head self-attention over a window, with a bias by relative position."""
+
+    def __init__(self, width: int, table_size: int | Size | None, name: str = "attention") -> None:
+        super().__init__(name=name, dtype="float32")
+        heads = width // HEAD_SIZE
+        self.table_shape = (
+            None if table_size is None else (heads, *parse_size(table_size, "size of the position table"))
+        )
+        into = ("nlc,chd->nlhd", (width, heads, HEAD_SIZE), (heads, HEAD_SIZE))
+        self.q = Projection(*into, name="q")
+        self.k = Projection(*into, name="k")
+        self.v = Projection(*into, name="v")
+        self.o = Projection("nlhd,hdc->nlc", (heads, HEAD_SIZE, width), (width,), name="o")
+        self.relative_position_embedding = None
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        """Create the variables; their shapes need no input."""
+        if self.table_shape is not None:
+            self.relative_position_embedding = self.add_weight(
+                name="relative_position_embedding", shape=self.table_shape, initializer="zeros"
+            )
+        for projection in (self.q, self.k, self.v, self.o):
+            projection.build(None)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, h, w, width) to the same shape, every place seeing all h · w."""
+        height, width = _map_size(x)
+        places = tf.reshape(x, (-1, height * width, x.shape[-1]))
+        query = self.q(places) * HEAD_SIZE**-0.5
+        scores = tf.einsum("nqhd,nkhd->nhqk", query, self.k(places))
+        if self.relative_position_embedding is not None:
+            table = tf.convert_to_tensor(self.relative_position_embedding)
+            scores += position_bias(table, height, width)
+        mixed = tf.einsum("nhqk,nkhd->nqhd", tf.nn.softmax(scores, axis=-1), self.v(places))
+        return tf.reshape(self.o(mixed), (-1, height, width, x.shape[-1]))
+
+
+def in_windows(function: Callable[[Tensor], Tensor], x: Tensor, window: Window) -> Tensor:
+    """Apply a function to each window of a map; windows do not overlap and are in raster order."""
+    if window is None:
+        return function(x)
+    height, width = _map_size(x)
+    (rows, columns), channels = window, x.shape[-1]
+    down, across = height // rows, width // columns
+    split = tf.transpose(tf.reshape(x, (-1, down, rows, across, columns, channels)), (0, 1, 3, 2, 4, 5))
+    done = function(tf.reshape(split, (-1, rows, columns, channels)))
+    joined = tf.transpose(tf.reshape(done, (-1, down, across, rows, columns, channels)), (0, 1, 3, 2, 4, 5))
+    return tf.reshape(joined, (-1, height, width, channels))
+
+
+class MBConvBlock(keras.layers.Layer):
+    """Inverted bottleneck with squeeze-and-excitation, normalized before its convolutions."""
+
+    squeeze_excite = True
+
+    def __init__(self, channels: int, width: int, stride: int, pool_size: int, name: str) -> None:
+        super().__init__(name=name, dtype="float32")
+        self.channels, self.stride, self.pool_size = channels, stride, pool_size
+        hidden = EXPANSION * width
+        self.shortcut_conv = conv("shortcut_conv", width) if channels != width else None
+        self.pre_norm = batch_norm("pre_norm")
+        self.expand_conv = conv("expand_conv", hidden, bias=False)
+        self.expand_norm = batch_norm("expand_norm")
+        self.depthwise_conv = depthwise_conv("depthwise_conv", 3, strides=stride, bias=False)
+        self.depthwise_norm = batch_norm("depthwise_norm")
+        self.se = SqueezeExcite(int(SE_RATIO * width), hidden) if self.squeeze_excite else None
+        self.shrink_conv = conv("shrink_conv", width)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, channels)."""
+        if self.shortcut_conv is not None:
+            build_chain((self.shortcut_conv,), self.channels)
+        build_chain((self.pre_norm, self.expand_conv), self.channels)
+        inner = (self.expand_norm, self.depthwise_conv, self.depthwise_norm, self.se, self.shrink_conv)
+        build_chain([layer for layer in inner if layer is not None], self.expand_conv.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        return self.shortcut(x) + self.residual(x)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """What the residual is added to."""
+        if self.stride == 2:
+            x = average_pool(x, self.pool_size)
+        return x if self.shortcut_conv is None else self.shortcut_conv(x)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Widen, look around, narrow again."""
+        x = gelu(self.expand_norm(self.expand_conv(self.pre_norm(x))))
+        x = gelu(self.depthwise_norm(spatial_conv(self.depthwise_conv, x)))
+        return self.shrink_conv(x if self.se is None else self.se(x))
+
+
+class MoatBlock(MBConvBlock):
+    """Inverted bottleneck without squeeze-and-excitation, then self-attention."""
+
+    squeeze_excite = False
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        pool_size: int,
+        name: str,
+        *,
+        table_size: Size | None,
+        window: Window,
+    ) -> None:
+        super().__init__(channels, width, stride, pool_size, name)
+        self.window = window
+        self.attention_norm = layer_norm("attention_norm")
+        self.attention = Attention(width, table_size)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Create the variables for (N, H, W, channels)."""
+        super().build(input_shape)
+        build_chain((self.attention_norm, self.attention), self.shrink_conv.filters)
+
+    def call(self, x: Tensor) -> Tensor:
+        """(N, H, W, channels) to (N, ⌈H/stride⌉, ⌈W/stride⌉, width)."""
+        x = super().call(x)
+        return x + in_windows(self.attention, self.attention_norm(x), self.window)
 
 
 @keras.saving.register_keras_serializable(package="ckptkit")
@@ -67,11 +299,8 @@ class MoatModel(StagedModel):
         global_attention: bool = False,
         table_sizes: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if variant not in MOAT_CONFIGS:
-            raise NotFoundError(f"unknown MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
-        config = MOAT_CONFIGS[variant]
-        if pool_size not in POOL_SIZES:
-            raise UsageError(f"pool_size={pool_size!r}", hint="2 for classification, 3 for dense prediction")
+        config = moat_config(variant)
+        MOAT.check_setting("pool_size", pool_size)
         super().__init__(
             "moat",
             variant,
@@ -124,7 +353,7 @@ class MoatModel(StagedModel):
         for block in self.blocks:
             build_chain((block,), block.channels)
         if self.logits_head is not None:
-            build_chain((self.final_layer_norm, self.logits_head), MOAT_CONFIGS[self.variant].widths[-1])
+            build_chain((self.final_layer_norm, self.logits_head), moat_config(self.variant).widths[-1])
 
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""
@@ -177,20 +406,13 @@ def load_published(
 ) -> None:
     """Fill the model straight from a TensorFlow checkpoint, by variable names and without any layout rule."""
     available = frozenset(names)
-    variables = variables_by_name(model)
-    endings = {name: suffix if variable.trainable else "" for name, variable in variables.items()}
-    sources = {name: _source(name, ending, available) for name, ending in endings.items()}
-    refuse(model, missing=[_deeplab2_name(n) + endings[n] for n, source in sources.items() if source is None])
-    misfits = []
-    for name, source in sources.items():
-        if source is None:
-            continue
-        array = read(source)
-        if reason := misfit(source, array, variables[name]):
-            misfits.append(reason)
-        else:
-            assign(variables[name], array)
-    refuse(model, unfit=misfits)
+    wanted = {
+        name: _deeplab2_name(name) + (suffix if variable.trainable else "")
+        for name, variable in tensors_of(model).items()
+    }
+    sources = {name: _source(published, available) for name, published in wanted.items()}
+    refuse(model, {"missing": [wanted[name] for name, source in sources.items() if source is None]})
+    load_state(model, {name: read(source) for name, source in sources.items() if source is not None})
 
 
 def _deeplab2_name(name: str) -> str:
@@ -199,7 +421,6 @@ def _deeplab2_name(name: str) -> str:
     return f"{layer}/depthwise_kernel" if layer.endswith("/depthwise_conv") and leaf == "kernel" else name
 
 
-def _source(name: str, ending: str, available: Collection[str]) -> str | None:
+def _source(published: str, available: Collection[str]) -> str | None:
     """Name under which a checkpoint has a variable; models made in TF2 name the stem's layers bare."""
-    plain = _deeplab2_name(name) + ending
-    return next((n for n in (plain, plain.removeprefix("moat/stem/")) if n in available), None)
+    return next((n for n in (published, published.removeprefix("moat/stem/")) if n in available), None)

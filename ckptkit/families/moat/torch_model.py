@@ -1,7 +1,8 @@
 """MOAT in PyTorch: the reference forward pass of the converted side.
 
 Parameters carry the names of the canonical layout, so a converted file loads as it is. Inputs are NCHW. The
-model is for inference: stochastic depth, which changes nothing there, is left out.
+model is for inference: stochastic depth, which changes nothing there, is left out. The published model leaves
+padding and the resizing of tables to TensorFlow's defaults; they are spelled out here.
 
 Source of the architecture: arXiv:2210.01820 and the published code of google-research/deeplab2.
 """
@@ -14,31 +15,97 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ckptkit.base.errors import NotFoundError, UsageError
-from ckptkit.base.parse import Size, parse_size
+from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.base import TableSizes
+from ckptkit.families.moat import MOAT
 from ckptkit.families.moat.config import (
     BATCH_NORM_EPSILON,
     FIRST_ATTENTION_STAGE,
     HEAD_SIZE,
     LAYER_NORM_EPSILON,
-    MOAT_CONFIGS,
-    POOL_SIZES,
     MoatConfig,
+    moat_config,
     moat_sites,
 )
-from ckptkit.families.moat.torch_ops import gelu, position_bias, same_average_pool, same_padding
-from ckptkit.families.moat.windows import (
-    WindowSize,
-    join_windows,
-    parse_window_size,
-    require_whole_windows,
-    split_windows,
-)
-from ckptkit.families.torch_state import load_state
+from ckptkit.families.moat.windows import WindowSize, parse_window_size, require_whole_windows
+from ckptkit.families.torch_backend import StagedModel
 from ckptkit.rules.language import Site
 
-__all__ = ["MoatModel", "build", "load_state"]
+
+def same_padding(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Pad a map with zeros so that an unpadded operation does what TensorFlow's SAME does.
+
+    Operating on the result gives ``ceil(size / stride)`` places; an odd amount of padding has its extra row
+    or column at the end, which PyTorch's own symmetric padding cannot express.
+
+    >>> import torch
+    >>> same_padding(torch.ones(1, 1, 4, 5), kernel=3, stride=2).shape
+    torch.Size([1, 1, 5, 7])
+    """
+    height, width = (_same_total(size, kernel, stride) for size in x.shape[-2:])
+    if not height and not width:
+        return x
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def _same_total(size: int, kernel: int, stride: int) -> int:
+    """Rows that SAME adds along an axis, before and after together."""
+    places = -(-size // stride)
+    return max((places - 1) * stride + kernel - size, 0)
+
+
+def same_average_pool(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """Average pool with SAME padding: each place is divided by the number of real pixels under it.
+
+    >>> import torch
+    >>> same_average_pool(torch.tensor([[[[2.0, 4.0, 6.0]]]]), kernel=2, stride=2)
+    tensor([[[[3., 6.]]]])
+    """
+    pixels = same_padding(x.new_ones(1, 1, *x.shape[-2:]), kernel, stride)
+    sums = F.avg_pool2d(same_padding(x, kernel, stride), kernel, stride, divisor_override=1)
+    return sums / F.avg_pool2d(pixels, kernel, stride, divisor_override=1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Gaussian error linear unit in its exact form, with the error function."""
+    return F.gelu(x, approximate="none")
+
+
+def position_bias(table: Tensor, height: int, width: int) -> Tensor:
+    """Position bias between all places of a window.
+
+    A table of another size than the window needs is resized bilinearly (half-pixel centres, no antialias,
+    edges clamped), in float32 whatever the table's type.
+
+    >>> import torch
+    >>> position_bias(torch.tensor([[[1.0, 2.0, 3.0]]]), 1, 2)  # left of the query 1, at it 2, right 3
+    tensor([[[2., 3.],
+             [1., 2.]]])
+    """
+    size = (2 * height - 1, 2 * width - 1)
+    table = table.float()
+    if table.shape[1:] != size:
+        table = F.interpolate(table[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+    # Query y sees the keys at table rows height-1-y …: the sliding windows stand in reverse order of queries.
+    by_displacement = table.unfold(1, height, 1).unfold(2, width, 1)
+    places = height * width
+    return by_displacement.flip(1, 2).reshape(-1, places, places)
+
+
+def split_windows(x: Tensor, window: Size) -> Tensor:
+    """Cut a channels-last map (N, H, W, C) into windows (N * H/h * W/w, h, w, C), in raster order."""
+    batch, height, width, channels = x.shape
+    require_whole_windows((height, width), window)
+    rows, columns = height // window[0], width // window[1]
+    tiles = x.reshape(batch, rows, window[0], columns, window[1], channels)
+    return tiles.transpose(2, 3).reshape(-1, *window, channels)
+
+
+def join_windows(windows: Tensor, size: Size) -> Tensor:
+    """Put windows back together: the inverse of `split_windows` for a map of ``size`` (H, W)."""
+    _, height, width, channels = windows.shape
+    tiles = windows.reshape(-1, size[0] // height, size[1] // width, height, width, channels)
+    return tiles.transpose(2, 3).reshape(-1, *size, channels)
 
 
 class SameConv2d(nn.Conv2d):
@@ -180,7 +247,7 @@ class MoatBlock(_Block):
         return x + join_windows(self.attention(windows), size).permute(0, 3, 1, 2)
 
 
-class MoatModel(nn.Module):
+class MoatModel(StagedModel):
     """MOAT with or without its head; `build` makes one by name."""
 
     def __init__(
@@ -196,10 +263,9 @@ class MoatModel(nn.Module):
         global_attention: bool,
         table_sizes: TableSizes | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.resolution = resolution
-        self.features_only = features_only or num_classes is None
+        super().__init__(
+            config.name, resolution=resolution, num_classes=num_classes, features_only=features_only
+        )
         self.stem = Stem(config.stem)
         self.stages = nn.ModuleList(nn.ModuleList() for _ in config.depths)
         sites = moat_sites(config, pos_emb=pos_emb, num_classes=num_classes, table_sizes=table_sizes)
@@ -211,13 +277,11 @@ class MoatModel(nn.Module):
             last = block == config.depths[stage] - 1
             window = None if global_attention and last else windows[stage]
             self.stages[stage].append(MoatBlock(site, pool_size=pool_size, pos_emb=pos_emb, window=window))
-        self.norm = None if num_classes is None else _layer_norm(config.widths[-1])
+        self.norm: nn.Module | None = None if num_classes is None else _layer_norm(config.widths[-1])
         self.head = None if num_classes is None else nn.Linear(config.widths[-1], num_classes)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Run everything but the head."""
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
+    def stage_outputs(self, x: Tensor) -> list[Tensor]:
+        """The stem's map, then that of each stage of blocks."""
         outputs = [self.stem(x)]
         for stage in self.stages:
             x = outputs[-1]
@@ -226,23 +290,10 @@ class MoatModel(nn.Module):
             outputs.append(x)
         return outputs
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """``(N, C, h, w)`` of the last stage to logits ``(N, classes)``; only where there is a head."""
-        if self.norm is None or self.head is None:
-            raise UsageError("this model has no head", hint="build it with num_classes")
-        return self.head(self.norm(features.mean(dim=(2, 3))))
-
-    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, in order: ``stage1`` (the stem) … ``stage5``, ``logits`` if there is a head."""
-        outputs = {f"stage{n}": output for n, output in enumerate(self.forward_features(x), start=1)}
-        if self.head is not None:
-            outputs["logits"] = self.forward_head(outputs["stage5"])
-        return outputs
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """``(N, 3, H, W)`` to logits ``(N, classes)``, or to the five stage outputs."""
-        features = self.forward_features(x)
-        return features if self.features_only else self.forward_head(features[-1])
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean over the map, normalized."""
+        assert self.norm is not None  # it comes with the head
+        return self.norm(x.mean(dim=(2, 3)))
 
 
 def build(
@@ -266,13 +317,8 @@ def build(
     ...     model(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
     """
-    if variant not in MOAT_CONFIGS:
-        raise NotFoundError(f"unknown MOAT variant {variant!r}", hint="one of " + ", ".join(MOAT_CONFIGS))
-    if pool_size not in POOL_SIZES:
-        raise UsageError(f"pool_size is {pool_size!r}", hint="MOAT has 2 or 3")
-    if num_classes is not None and num_classes < 0:
-        raise UsageError(f"num_classes is {num_classes}", hint="give a positive number, or None for no head")
-    config = MOAT_CONFIGS[variant]
+    config = moat_config(variant)
+    MOAT.check_setting("pool_size", pool_size)
     size = parse_size(config.resolution if resolution is None else resolution, "resolution")
     windows = parse_window_size(window_size)
     if resolution is not None:
@@ -280,7 +326,7 @@ def build(
     model = MoatModel(
         config,
         resolution=size,
-        num_classes=num_classes or None,
+        num_classes=parse_num_classes(num_classes),
         features_only=features_only,
         pos_emb=pos_emb,
         pool_size=pool_size,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ckptkit.families.base import Family, PublishedFile, Structure
+from ckptkit.families.base import Family, PublishedFile, Setting, Structure
 from ckptkit.families.moganet import published
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MOGANET_DEFINITIONS, moganet_sites
 from ckptkit.families.moganet.layouts import MOGANET_LAYOUTS
-from ckptkit.families.settings import Setting
 from ckptkit.rules.language import Site
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ckptkit.base.errors import NotFoundError
+from ckptkit.families.layouts import batch_norm, conv
 from ckptkit.rules.language import Definition, Site
 
 BATCH_NORM_EPSILON = 1e-5
@@ -35,6 +37,15 @@ MOGANET_CONFIGS: dict[str, MogaNetConfig] = {
         MogaNetConfig("moganet-xl", (96, 192, 480, 960), (6, 6, 44, 4)),
     )
 }
+
+
+def moganet_config(variant: str) -> MogaNetConfig:
+    """The variant of this name."""
+    if variant not in MOGANET_CONFIGS:
+        raise NotFoundError(
+            f"unknown MogaNet variant {variant!r}", hint="choose from " + ", ".join(MOGANET_CONFIGS)
+        )
+    return MOGANET_CONFIGS[variant]
 
 
 def value_split(width: int) -> tuple[int, int, int]:
@@ -82,49 +93,34 @@ def moganet_sites(config: MogaNetConfig, *, num_classes: int | None) -> dict[str
     }
 
 
-def _conv(name: str, sites: str, *shape: int | str) -> list[Definition]:
-    return [Definition(f"{name}.weight", shape, sites), Definition(f"{name}.bias", shape[:1], sites)]
-
-
-def _batch_norm(name: str, sites: str, width: str) -> list[Definition]:
-    return [
-        *(Definition(f"{name}.{what}", (width,), sites) for what in ("weight", "bias")),
-        *(
-            Definition(f"{name}.{what}", (width,), sites, trainable=False, part="bn_statistics")
-            for what in ("running_mean", "running_var")
-        ),
-        Definition(f"{name}.num_batches_tracked", (), sites, trainable=False, part="counter"),
-    ]
-
-
 _BLOCK = "blocks{stage}.{block}"
 _PATCH = "patch_embed{stage}"
 
 MOGANET_DEFINITIONS: tuple[Definition, ...] = (
-    *_conv(f"{_PATCH}.projection.0", "stem", "in", 3, 3, 3),
-    *_batch_norm(f"{_PATCH}.projection.1", "stem", "in"),
-    *_conv(f"{_PATCH}.projection.3", "stem", "out", "in", 3, 3),
-    *_batch_norm(f"{_PATCH}.projection.4", "stem", "out"),
-    *_conv(f"{_PATCH}.projection", "downsample", "out", "in", 3, 3),
-    *_batch_norm(f"{_PATCH}.norm", "downsample", "out"),
+    *conv(f"{_PATCH}.projection.0", "stem", "in", 3, 3, 3),
+    *batch_norm(f"{_PATCH}.projection.1", "stem", "in", counter=True),
+    *conv(f"{_PATCH}.projection.3", "stem", "out", "in", 3, 3),
+    *batch_norm(f"{_PATCH}.projection.4", "stem", "out", counter=True),
+    *conv(f"{_PATCH}.projection", "downsample", "out", "in", 3, 3),
+    *batch_norm(f"{_PATCH}.norm", "downsample", "out", counter=True),
     Definition(f"{_BLOCK}.layer_scale_1", (1, "out", 1, 1), "block"),
     Definition(f"{_BLOCK}.layer_scale_2", (1, "out", 1, 1), "block"),
-    *_batch_norm(f"{_BLOCK}.norm1", "block", "out"),
-    *_conv(f"{_BLOCK}.attn.proj_1", "block", "out", "out", 1, 1),
-    *_conv(f"{_BLOCK}.attn.gate", "block", "out", "out", 1, 1),
-    *_conv(f"{_BLOCK}.attn.value.DW_conv0", "block", "out", 1, 5, 5),
-    *_conv(f"{_BLOCK}.attn.value.DW_conv1", "block", "middle", 1, 5, 5),
-    *_conv(f"{_BLOCK}.attn.value.DW_conv2", "block", "high", 1, 7, 7),
-    *_conv(f"{_BLOCK}.attn.value.PW_conv", "block", "out", "out", 1, 1),
-    *_conv(f"{_BLOCK}.attn.proj_2", "block", "out", "out", 1, 1),
+    *batch_norm(f"{_BLOCK}.norm1", "block", "out", counter=True),
+    *conv(f"{_BLOCK}.attn.proj_1", "block", "out", "out", 1, 1),
+    *conv(f"{_BLOCK}.attn.gate", "block", "out", "out", 1, 1),
+    *conv(f"{_BLOCK}.attn.value.DW_conv0", "block", "out", 1, 5, 5),
+    *conv(f"{_BLOCK}.attn.value.DW_conv1", "block", "middle", 1, 5, 5),
+    *conv(f"{_BLOCK}.attn.value.DW_conv2", "block", "high", 1, 7, 7),
+    *conv(f"{_BLOCK}.attn.value.PW_conv", "block", "out", "out", 1, 1),
+    *conv(f"{_BLOCK}.attn.proj_2", "block", "out", "out", 1, 1),
     Definition(f"{_BLOCK}.attn.sigma.scale", (1, "out", 1, 1), "block"),
-    *_batch_norm(f"{_BLOCK}.norm2", "block", "out"),
-    *_conv(f"{_BLOCK}.mlp.fc1", "block", "hidden", "out", 1, 1),
-    *_conv(f"{_BLOCK}.mlp.dwconv", "block", "hidden", 1, 3, 3),
-    *_conv(f"{_BLOCK}.mlp.fc2", "block", "out", "hidden", 1, 1),
-    *_conv(f"{_BLOCK}.mlp.decompose", "block", 1, "hidden", 1, 1),
+    *batch_norm(f"{_BLOCK}.norm2", "block", "out", counter=True),
+    *conv(f"{_BLOCK}.mlp.fc1", "block", "hidden", "out", 1, 1),
+    *conv(f"{_BLOCK}.mlp.dwconv", "block", "hidden", 1, 3, 3),
+    *conv(f"{_BLOCK}.mlp.fc2", "block", "out", "hidden", 1, 1),
+    *conv(f"{_BLOCK}.mlp.decompose", "block", 1, "hidden", 1, 1),
     Definition(f"{_BLOCK}.mlp.sigma.scale", (1, "hidden", 1, 1), "block"),
-    *_batch_norm("norm{stage}", "stage", "out"),
+    *batch_norm("norm{stage}", "stage", "out", counter=True),
     Definition("head.weight", ("classes", "width"), "head", part="head"),
     Definition("head.bias", ("classes",), "head", part="head"),
 )

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from ckptkit.families.keras_files import STEP_COUNTERS, rules_of_keras_file
-from ckptkit.families.leftovers import AROUND, AROUND_DEEPLAB2, TF_AVERAGES, TRAINING
+from ckptkit.families.layouts import (
+    AROUND,
+    AROUND_DEEPLAB2,
+    STEP_COUNTERS,
+    TF_AVERAGES,
+    TRAINING,
+    rules_of_keras_file,
+    tensorflow_rules,
+)
 from ckptkit.families.moganet.config import MOGANET_DEFINITIONS
 from ckptkit.rules.language import CopyNaming, Layout, Rule
 
@@ -11,24 +18,6 @@ _BLOCK = "blocks{stage}.{block}"
 _KERAS_BLOCK = "moganet/blocks{stage}_{block}"
 _PATCH = "patch_embed{stage}"
 _KERAS_PATCH = "moganet/patch_embed{stage}"
-
-
-def _conv(canonical: str, external: str, op: str = "conv") -> list[Rule]:
-    return [
-        Rule(f"{canonical}.weight", f"{external}/kernel", op),
-        Rule(f"{canonical}.bias", f"{external}/bias"),
-    ]
-
-
-def _batch_norm(canonical: str, external: str) -> list[Rule]:
-    names = {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-        "num_batches_tracked": "num_batches_tracked",
-    }
-    return [Rule(f"{canonical}.{ours}", f"{external}/{theirs}") for ours, theirs in names.items()]
 
 
 TORCH = Layout(
@@ -55,32 +44,22 @@ OPENMIXUP = Layout(
 
 KERAS = Layout(
     "keras",
-    (
-        *_conv(f"{_PATCH}.projection.0", f"{_KERAS_PATCH}/conv_0"),
-        *_batch_norm(f"{_PATCH}.projection.1", f"{_KERAS_PATCH}/norm_0"),
-        *_conv(f"{_PATCH}.projection.3", f"{_KERAS_PATCH}/conv_1"),
-        *_batch_norm(f"{_PATCH}.projection.4", f"{_KERAS_PATCH}/norm_1"),
-        *_conv(f"{_PATCH}.projection", f"{_KERAS_PATCH}/projection"),
-        *_batch_norm(f"{_PATCH}.norm", f"{_KERAS_PATCH}/norm"),
-        Rule(f"{_BLOCK}.layer_scale_1", f"{_KERAS_BLOCK}/layer_scale_1", "channels"),
-        Rule(f"{_BLOCK}.layer_scale_2", f"{_KERAS_BLOCK}/layer_scale_2", "channels"),
-        *_batch_norm(f"{_BLOCK}.norm1", f"{_KERAS_BLOCK}/norm1"),
-        *_conv(f"{_BLOCK}.attn.proj_1", f"{_KERAS_BLOCK}/attn/proj_1"),
-        *_conv(f"{_BLOCK}.attn.gate", f"{_KERAS_BLOCK}/attn/gate"),
-        *_conv(f"{_BLOCK}.attn.value.DW_conv0", f"{_KERAS_BLOCK}/attn/value/dw_conv0", "depthwise"),
-        *_conv(f"{_BLOCK}.attn.value.DW_conv1", f"{_KERAS_BLOCK}/attn/value/dw_conv1", "depthwise"),
-        *_conv(f"{_BLOCK}.attn.value.DW_conv2", f"{_KERAS_BLOCK}/attn/value/dw_conv2", "depthwise"),
-        *_conv(f"{_BLOCK}.attn.value.PW_conv", f"{_KERAS_BLOCK}/attn/value/pw_conv"),
-        *_conv(f"{_BLOCK}.attn.proj_2", f"{_KERAS_BLOCK}/attn/proj_2"),
-        Rule(f"{_BLOCK}.attn.sigma.scale", f"{_KERAS_BLOCK}/attn/sigma/scale", "channels"),
-        *_batch_norm(f"{_BLOCK}.norm2", f"{_KERAS_BLOCK}/norm2"),
-        *_conv(f"{_BLOCK}.mlp.fc1", f"{_KERAS_BLOCK}/mlp/fc1"),
-        *_conv(f"{_BLOCK}.mlp.dwconv", f"{_KERAS_BLOCK}/mlp/dwconv", "depthwise"),
-        *_conv(f"{_BLOCK}.mlp.fc2", f"{_KERAS_BLOCK}/mlp/fc2"),
-        *_conv(f"{_BLOCK}.mlp.decompose", f"{_KERAS_BLOCK}/mlp/decompose"),
-        Rule(f"{_BLOCK}.mlp.sigma.scale", f"{_KERAS_BLOCK}/mlp/sigma/scale", "channels"),
-        *_batch_norm("norm{stage}", "moganet/norm{stage}"),
-        *_conv("head", "moganet/head", "linear"),
+    tensorflow_rules(
+        MOGANET_DEFINITIONS,
+        {
+            _PATCH: _KERAS_PATCH,
+            f"{_PATCH}.projection.0": f"{_KERAS_PATCH}/conv_0",
+            f"{_PATCH}.projection.1": f"{_KERAS_PATCH}/norm_0",
+            f"{_PATCH}.projection.3": f"{_KERAS_PATCH}/conv_1",
+            f"{_PATCH}.projection.4": f"{_KERAS_PATCH}/norm_1",
+            _BLOCK: _KERAS_BLOCK,
+            f"{_BLOCK}.attn.value.DW_conv0": f"{_KERAS_BLOCK}/attn/value/dw_conv0",
+            f"{_BLOCK}.attn.value.DW_conv1": f"{_KERAS_BLOCK}/attn/value/dw_conv1",
+            f"{_BLOCK}.attn.value.DW_conv2": f"{_KERAS_BLOCK}/attn/value/dw_conv2",
+            f"{_BLOCK}.attn.value.PW_conv": f"{_KERAS_BLOCK}/attn/value/pw_conv",
+            "norm{stage}": "moganet/norm{stage}",
+            "head": "moganet/head",
+        },
     ),
     ignores=TRAINING,
     around=AROUND_DEEPLAB2,

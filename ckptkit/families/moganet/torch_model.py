@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, silu
 
-from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.parse import Size, parse_num_classes, parse_size
-from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, MOGANET_CONFIGS, MogaNetConfig, value_split
-from ckptkit.families.torch_state import load_state
-
-__all__ = ["MogaNetModel", "build", "load_state"]
+from ckptkit.families.moganet import MOGANET
+from ckptkit.families.moganet.config import BATCH_NORM_EPSILON, MogaNetConfig, moganet_config, value_split
+from ckptkit.families.torch_backend import StagedModel
 
 INITIAL_SCALE = 1e-5
 """What a fresh model's element and layer scales are: blocks begin close to the identity."""
@@ -146,7 +144,7 @@ class MultiOrderGatedAggregation(nn.Module):
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Switch autocast off where ``x`` lies, if there is any."""
+    """Switch autocast off where ``x`` is, if there is any."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device):  # "meta" has none to switch off
         return nullcontext()
@@ -189,7 +187,7 @@ class MogaBlock(nn.Module):
         return x + self.layer_scale_2 * self.mlp(self.norm2(x))
 
 
-class MogaNetModel(nn.Module):
+class MogaNetModel(StagedModel):
     """MogaNet with or without its head; `build` makes one by name."""
 
     def __init__(
@@ -201,11 +199,11 @@ class MogaNetModel(nn.Module):
         num_classes: int | None,
         features_only: bool,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(
+            config.name, resolution=resolution, num_classes=num_classes, features_only=features_only
+        )
+        self.stages = len(config.widths)
         self.attn_force_fp32 = attn_force_fp32
-        self.resolution = resolution
-        self.features_only = features_only or num_classes is None
         inside = 0
         for stage, (width, depth, expansion) in enumerate(
             zip(config.widths, config.depths, config.expansions, strict=True), start=1
@@ -220,36 +218,20 @@ class MogaNetModel(nn.Module):
             inside = width
         self.head = None if num_classes is None else nn.Linear(inside, num_classes)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Run everything but the head."""
-        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-            raise UsageError(f"input of shape {list(x.shape)}", hint="the model takes (N, 3, H, W)")
+    def stage_outputs(self, x: Tensor) -> list[Tensor]:
+        """The normalized map of each stage, from which the next one goes on."""
         outputs: list[Tensor] = []
-        for stage in range(1, len(self.config.widths) + 1):
+        for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"patch_embed{stage}")(x)
             for block in self.get_submodule(f"blocks{stage}"):
                 x = block(x)
-            x = self.get_submodule(f"norm{stage}")(x)  # the next stage goes on from the normalized map
+            x = self.get_submodule(f"norm{stage}")(x)
             outputs.append(x)
         return outputs
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """``(N, C, h, w)`` of the last stage to logits ``(N, classes)``; only where there is a head."""
-        if self.head is None:
-            raise UsageError("this model has no head", hint="build it with num_classes")
-        return self.head(features.mean(dim=(2, 3)))
-
-    def forward_stages(self, x: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, in order: ``stage1`` … ``stage4``, ``logits`` if there is a head."""
-        outputs = {f"stage{n}": output for n, output in enumerate(self.forward_features(x), start=1)}
-        if self.head is not None:
-            outputs["logits"] = self.forward_head(outputs["stage4"])
-        return outputs
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """``(N, 3, H, W)`` to logits ``(N, classes)``, or to the four stage outputs."""
-        features = self.forward_features(x)
-        return features if self.features_only else self.forward_head(features[-1])
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean over the map."""
+        return x.mean(dim=(2, 3))
 
 
 def build(
@@ -269,16 +251,8 @@ def build(
     ...     model(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 10])
     """
-    if variant not in MOGANET_CONFIGS:
-        raise NotFoundError(
-            f"unknown MogaNet variant {variant!r}", hint="one of " + ", ".join(MOGANET_CONFIGS)
-        )
-    if not isinstance(attn_force_fp32, bool):
-        raise UsageError(
-            f"attn_force_fp32 is {attn_force_fp32!r}",
-            hint="give True (files of OpenMixup) or False (timm-style files), as the weights were trained",
-        )
-    config = MOGANET_CONFIGS[variant]
+    config = moganet_config(variant)
+    MOGANET.check_setting("attn_force_fp32", attn_force_fp32)
     model = MogaNetModel(
         config,
         attn_force_fp32=attn_force_fp32,

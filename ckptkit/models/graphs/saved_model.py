@@ -29,7 +29,6 @@ CONTENTS = frozenset({"saved_model.pb", "fingerprint.pb", "variables", "assets",
 
 def write_saved_model(
     model: Any,
-    variables: Mapping[str, Any],
     folder: Path,
     *,
     size: tuple[int, int],
@@ -37,6 +36,7 @@ def write_saved_model(
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Write a model as a SavedModel."""
+    from ckptkit.families.filling import tensors_of
     from ckptkit.families.keras_backend import stderr_aside, tf
 
     names: list[str] = []
@@ -53,7 +53,7 @@ def write_saved_model(
             with stderr_aside(), tf.device("CPU:0"):
                 function = tf.function(serve, input_signature=[specification], autograph=False)
                 signatures = {SIGNATURE: function.get_concrete_function()}
-                tf.saved_model.save(_named(variables, tf), str(folder), signatures=signatures)
+                tf.saved_model.save(_named(tensors_of(model), tf), str(folder), signatures=signatures)
         except tf.errors.OpError as error:
             raise ConversionError(f"{folder}: TensorFlow cannot write the model: {error.message}") from error
         path = folder / FACTS

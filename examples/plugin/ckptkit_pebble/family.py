@@ -7,9 +7,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Lt
 
-from ckptkit.families.base import Family, PublishedFile
+from ckptkit.families.base import Family, PublishedFile, Setting
 from ckptkit.families.flops import Convention
-from ckptkit.families.settings import Setting
 from ckptkit.rules.language import Definition, Layout, Rule
 
 #: Width and number of blocks of each variant.

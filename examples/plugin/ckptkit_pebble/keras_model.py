@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from ckptkit.families.keras_backend import keras
-from ckptkit.families.keras_state import load_state, variables_by_name
 from ckptkit_pebble.family import VARIANTS
-
-__all__ = ["Pebble", "build", "load_state", "variables_by_name"]
 
 
 class Pebble(keras.Model):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 
-from ckptkit.families.torch_state import load_state
 from ckptkit_pebble.family import VARIANTS
-
-__all__ = ["Pebble", "build", "load_state"]
 
 
 class Pebble(nn.Module):

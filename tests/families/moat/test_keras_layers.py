@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.moat import keras_layers
+from ckptkit.families.moat import keras_model
 from tests.support.moat_keras import loaded, shared_model
 from tests.support.moat_reference import load_units, philox_normal
 
@@ -60,7 +60,7 @@ def test_position_bias_is_what_was_recorded(unit):
     case, block = unit
     _, height, width, _ = case.attention_input.shape
     table = tf.convert_to_tensor(block.attention.relative_position_embedding)
-    bias = keras_layers.position_bias(table, height, width).numpy()
+    bias = keras_model.position_bias(table, height, width).numpy()
     np.testing.assert_allclose(bias[0, 0], case.bias_head0_row0, rtol=0, atol=1e-6)
     middle = height * width // 2
     np.testing.assert_allclose(bias[-1, middle], case.bias_lasthead_row_mid, rtol=0, atol=1e-6)
@@ -85,13 +85,13 @@ def bilinear(image, height, width):
 @pytest.mark.parametrize("size", [(31, 31), (15, 15), (9, 41), (1, 3), (27, 14)])
 def test_table_is_resized_between_pixel_centres(size):
     table = philox_normal(1, (3, 27, 27))
-    resized = keras_layers.resize_table(tf.constant(table), *size).numpy()
+    resized = keras_model.resize_table(tf.constant(table), *size).numpy()
     np.testing.assert_allclose(resized, bilinear(table, *size), rtol=0, atol=1e-5)
 
 
 def test_table_of_the_right_size_is_left_alone():
     table = philox_normal(2, (2, 13, 13))
-    np.testing.assert_array_equal(keras_layers.resize_table(tf.constant(table), 13, 13).numpy(), table)
+    np.testing.assert_array_equal(keras_model.resize_table(tf.constant(table), 13, 13).numpy(), table)
 
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (8, 6), (1, 1), (3, 10)])
@@ -103,7 +103,7 @@ def test_position_bias_looks_up_key_minus_query(height, width):
         [[head[y_k - y_q + height - 1, x_k - x_q + width - 1] for y_k, x_k in places] for y_q, x_q in places]
         for head in offsets
     ]
-    bias = keras_layers.position_bias(tf.constant(table), height, width).numpy()
+    bias = keras_model.position_bias(tf.constant(table), height, width).numpy()
     np.testing.assert_allclose(bias, expected, rtol=0, atol=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_windows_stand_in_raster_order_and_come_back_in_place():
         seen.append(windows.numpy())
         return windows - tf.reduce_mean(windows, axis=(1, 2), keepdims=True)
 
-    output = keras_layers.in_windows(centre, tf.constant(image), (3, 4)).numpy()
+    output = keras_model.in_windows(centre, tf.constant(image), (3, 4)).numpy()
     corners = [(n, top, left) for n in range(2) for top in (0, 3) for left in (0, 4)]
     cut = [image[n, top : top + 3, left : left + 4] for n, top, left in corners]
     np.testing.assert_array_equal(seen[0], np.stack(cut))
@@ -143,14 +143,14 @@ def test_average_pool_divides_by_real_pixels(sides, size):
     for y, x in itertools.product(range(rows), range(columns)):
         window = padded[:, 2 * y : 2 * y + size, 2 * x : 2 * x + size]
         expected[:, y, x] = np.nanmean(window, axis=(1, 2))
-    output = keras_layers.average_pool(tf.constant(image), size).numpy()
+    output = keras_model.average_pool(tf.constant(image), size).numpy()
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 7), (6, 5)])
 def test_strided_convolution_pads_as_tensorflow_does(sides):
     image, kernel = philox_normal(6, (1, *sides, 2)), philox_normal(7, (3, 3, 2, 4))
-    layer = keras_layers.conv("c", 4, 3, 2, bias=False)
+    layer = keras_model.conv("c", 4, 3, 2, bias=False)
     layer.build((None, None, None, 2))
     layer.kernel.assign(kernel)
     padded = np.nan_to_num(padded_same(image, 3))
@@ -159,18 +159,18 @@ def test_strided_convolution_pads_as_tensorflow_does(sides):
     for y, x in itertools.product(range(rows), range(columns)):
         window = padded[:, 2 * y : 2 * y + 3, 2 * x : 2 * x + 3]
         expected[:, y, x] = np.einsum("nijc,ijco->no", window, kernel.astype(np.float64))
-    output = keras_layers.spatial_conv(layer, tf.constant(image)).numpy()
+    output = keras_model.spatial_conv(layer, tf.constant(image)).numpy()
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
 
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 97, dtype=np.float32)
     expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(np.float64)]
-    np.testing.assert_allclose(keras_layers.gelu(x).numpy(), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(keras_model.gelu(x).numpy(), expected, rtol=0, atol=1e-6)
 
 
 def test_squeeze_excite_by_definition():
-    layer = keras_layers.SqueezeExcite(3, 8)
+    layer = keras_model.SqueezeExcite(3, 8)
     layer.build((None, None, None, 8))
     values = [philox_normal(10 + i, tuple(v.shape)) for i, v in enumerate(layer.weights)]
     layer.set_weights(values)
@@ -184,7 +184,7 @@ def test_squeeze_excite_by_definition():
 
 
 @pytest.mark.parametrize(
-    ("make", "epsilon"), [(keras_layers.batch_norm, 1e-3), (keras_layers.layer_norm, 1e-5)]
+    ("make", "epsilon"), [(keras_model.batch_norm, 1e-3), (keras_model.layer_norm, 1e-5)]
 )
 def test_epsilons(make, epsilon):
     assert make("norm").epsilon == epsilon
@@ -194,7 +194,7 @@ def test_layers_stay_float32_under_another_policy():
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        layer = keras_layers.Attention(64, 13)
+        layer = keras_model.Attention(64, 13)
         layer.build(None)
         output = layer(philox_normal(9, (1, 4, 4, 64)))
     finally:

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from ckptkit.base.errors import ConversionError
+from ckptkit.families.filling import tensors_of
 from ckptkit.families.keras_backend import tf
 from ckptkit.families.moat import keras_model
 from tests.support.moat_keras import GOLDEN_TOLERANCE, logits_departure
@@ -82,7 +83,9 @@ def test_a_wrong_shape_is_named():
     weights = dict(recipe_weights("tiny-moat0"))
     weights["moat/stem/conv_1/kernel"] = weights["moat/stem/conv_1/kernel"][..., :31]
     model = keras_model.build("tiny-moat0")
-    with pytest.raises(ConversionError, match=r"1 unfit \(moat/stem/conv_1/kernel is \[3, 3, 32, 31\]"):
+    with pytest.raises(
+        ConversionError, match=r"1 of the wrong shape \(moat/stem/conv_1/kernel \[3, 3, 32, 31\]"
+    ):
         keras_model.load_published(model, weights.keys(), weights.__getitem__)
 
 
@@ -113,7 +116,7 @@ def test_raw_weights_beside_moving_averages(shared_folder, tmp_path):
     reader, names = unpack(shared_folder, "tiny_moat0_nope_ema", tmp_path)
     model = keras_model.build("tiny-moat0", pos_emb=False)
     keras_model.load_published(model, names, reader.get_tensor)
-    variables = keras_model.variables_by_name(model)
+    variables = tensors_of(model)
     for name, shape in variable_shapes("tiny-moat0", False).items():
         variable = variables[name.replace("depthwise_kernel", "kernel")]
         expected = recipe_tensor(name, shape, key_suffix="#raw" if variable.trainable else "")

@@ -11,8 +11,9 @@ pytest.importorskip("tensorflow")
 
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.families.base import Structure, get_family
+from ckptkit.families.filling import tensors_of
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.moat import keras_layers, keras_model
+from ckptkit.families.moat import keras_model
 from tests.support.moat_keras import GOLDEN_TOLERANCE, departure, loaded, logits_departure, shared_model
 from tests.support.moat_reference import (
     GOLDEN_CASES,
@@ -80,7 +81,7 @@ def symmetric_padding(layer, x):
     return layer(tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
 
 
-right_bias = keras_layers.position_bias
+right_bias = keras_model.position_bias
 
 MISTAKES = {
     "LayerNorm epsilon 1e-6": ("LAYER_NORM_EPSILON", 1e-6, 5e-5),
@@ -95,14 +96,14 @@ MISTAKES = {
     ),
     "symmetric padding": ("spatial_conv", symmetric_padding, 0.2),
 }
-"""Attribute of keras_layers, what it becomes, and by how much facts/moat.md says logits move."""
+"""Attribute of keras_model, what it becomes, and by how much facts/moat.md says logits move."""
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_shows(mistake, monkeypatch):
     case = load_golden("tiny_moat0_pe_256_pool2")
     attribute, wrong, documented = MISTAKES[mistake]
-    monkeypatch.setattr(keras_layers, attribute, wrong)
+    monkeypatch.setattr(keras_model, attribute, wrong)
     model = loaded("tiny-moat0")
     moved = np.abs(model(case.input).numpy() - case.logits).max()
     assert moved / np.abs(case.logits).max() > GOLDEN_TOLERANCE
@@ -142,7 +143,7 @@ def test_variables_and_parameter_count(variant, pos_emb):
 def test_variables_are_those_of_the_keras_layout(num_classes, pos_emb):
     model = keras_model.build("tiny-moat0", num_classes=num_classes, pos_emb=pos_emb)
     table = get_family("moat").table("keras", "tiny-moat0", Structure(pos_emb, num_classes or None))
-    found = {name: (tuple(v.shape), v.trainable) for name, v in keras_model.variables_by_name(model).items()}
+    found = {name: (tuple(v.shape), v.trainable) for name, v in tensors_of(model).items()}
     assert found == {b.external: (b.external_shape, b.trainable) for b in table.bindings}
 
 
@@ -174,7 +175,7 @@ def test_a_table_loaded_after_tracing_counts():
     case = load_golden("tiny_moat0_pe_256_pool2")
     graph = tf.function(model)
     before = graph(case.input).numpy()
-    for name, variable in keras_model.variables_by_name(model).items():
+    for name, variable in tensors_of(model).items():
         if name.endswith("relative_position_embedding"):
             variable.assign(tf.zeros_like(variable))
     after = graph(case.input).numpy()
@@ -234,7 +235,7 @@ def test_global_attention_lets_the_last_block_of_a_stage_see_the_whole_map():
         ({"variant": "moat9"}, NotFoundError, "moat9"),
         ({"num_classes": -1}, UsageError, "num_classes"),
         ({"num_classes": 2.5}, UsageError, "num_classes"),
-        ({"pool_size": 4}, UsageError, "pool_size=4"),
+        ({"pool_size": 4}, UsageError, "pool_size is 4"),
         ({"window_size": 0}, UsageError, "window_size"),
         ({"window_size": "whole"}, UsageError, "window_size"),
         ({"window_size": {1: 7}}, UsageError, "stage 1"),

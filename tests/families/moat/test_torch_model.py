@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from ckptkit.base.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
 from ckptkit.families.base import Structure, get_family  # noqa: E402
+from ckptkit.families.filling import load_state  # noqa: E402
 from ckptkit.families.moat import torch_model  # noqa: E402
 from ckptkit.families.moat.config import MOAT_CONFIGS  # noqa: E402
 from tests.support.moat_reference import (  # noqa: E402
@@ -137,7 +138,7 @@ def test_height_and_width_are_told_apart(size, window, turned_window):
     """A transposed image through transposed kernels gives transposed features."""
     upright = recipe_model(window_size=window, features_only=True)
     turned = recipe_model(window_size=turned_window, features_only=True)
-    torch_model.load_state(turned, _turned(canonical_weights(UNITS_VARIANT)))
+    load_state(turned, _turned(canonical_weights(UNITS_VARIANT)))
     x = nchw(philox_normal(2, (1, *size, 3)))
     with torch.inference_mode():
         pairs = list(zip(upright(x), turned(x.transpose(2, 3)), strict=True))
@@ -222,7 +223,7 @@ def test_a_table_loaded_after_a_forward_pass_counts():
     x = nchw(golden.input)
     with torch.inference_mode():
         model(x)
-        torch_model.load_state(model, canonical_weights(UNITS_VARIANT))
+        load_state(model, canonical_weights(UNITS_VARIANT))
         assert logits_error(model(x), golden) <= LOGITS_TOLERANCE
         for stage in model.stages[2:]:
             for block in stage:
@@ -233,10 +234,10 @@ def test_a_table_loaded_after_a_forward_pass_counts():
 
 def test_a_state_of_another_structure_is_refused():
     model = torch_model.build(UNITS_VARIANT, pos_emb=False)
-    with pytest.raises(ConversionError, match=r"9 without a place in the model \(stages\.2\.0\.attention\."):
-        torch_model.load_state(model, canonical_weights(UNITS_VARIANT, True))
+    with pytest.raises(ConversionError, match=r"9 unexpected \(stages\.2\.0\.attention\."):
+        load_state(model, canonical_weights(UNITS_VARIANT, True))
     with pytest.raises(ConversionError, match="9 missing"):
-        torch_model.load_state(torch_model.build(UNITS_VARIANT), canonical_weights(UNITS_VARIANT, False))
+        load_state(torch_model.build(UNITS_VARIANT), canonical_weights(UNITS_VARIANT, False))
 
 
 def test_every_parameter_takes_part():

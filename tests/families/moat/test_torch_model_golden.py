@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from ckptkit.families.filling import load_state  # noqa: E402
 from ckptkit.families.moat import torch_model  # noqa: E402
 from tests.support.moat_reference import GOLDEN_CASES, UNITS_VARIANT, load_golden, load_units  # noqa: E402
 from tests.support.moat_torch import (  # noqa: E402
@@ -107,6 +108,8 @@ def _no_bias(table: Any, height: int, width: int) -> Any:
 
 
 def _symmetric_padding(x: Any, kernel: int, stride: int) -> Any:
+    if kernel == 2:  # that of the pool stays
+        return same_padding(x, kernel, stride)
     return torch.nn.functional.pad(x, (kernel // 2,) * 4)
 
 
@@ -114,7 +117,7 @@ def _tanh_gelu(x: Any) -> Any:
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
-position_bias = torch_model.position_bias
+position_bias, same_padding = torch_model.position_bias, torch_model.same_padding
 
 MISTAKES: dict[str, tuple[str, Any, float]] = {
     "LayerNorm epsilon 1e-6": ("LAYER_NORM_EPSILON", 1e-6, 5e-5),
@@ -147,6 +150,6 @@ def test_a_transposed_square_weight_moves_the_logits(name):
     golden = load_golden("tiny_moat0_pe_256_pool2")
     model = recipe_model()
     weights = canonical_weights(UNITS_VARIANT)
-    torch_model.load_state(model, {**weights, name: weights[name].T})
+    load_state(model, {**weights, name: weights[name].T})
     with torch.inference_mode():
         assert logits_error(model(nchw(golden.input)), golden) > 100 * LOGITS_TOLERANCE

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.families.moat.torch_ops import gelu, position_bias, same_average_pool, same_padding  # noqa: E402
+from ckptkit.families.moat.torch_model import gelu, position_bias, same_average_pool, same_padding  # noqa: E402
 
 RNG_KEY = 5
 

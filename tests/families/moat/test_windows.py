@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import UsageError
-from ckptkit.families.moat.windows import join_windows, parse_window_size, split_windows
+from ckptkit.families.moat.windows import parse_window_size
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,8 @@ def test_nonsense_is_refused(asked):
 
 def test_windows_stand_in_raster_order():
     torch = pytest.importorskip("torch")
+    from ckptkit.families.moat.torch_model import join_windows, split_windows
+
     image = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
     expected = [
         image[n, top : top + 2, left : left + 3] for n in range(2) for top in (0, 2) for left in (0, 3)
@@ -53,5 +55,7 @@ def test_windows_stand_in_raster_order():
 @pytest.mark.parametrize("size", [(4, 7), (5, 6)])
 def test_a_map_that_windows_do_not_divide_is_refused(size):
     torch = pytest.importorskip("torch")
+    from ckptkit.families.moat.torch_model import split_windows
+
     with pytest.raises(UsageError, match=f"map of {size[0]}x{size[1]} cannot be cut into windows of 2x3"):
         split_windows(torch.zeros(1, *size, 8), (2, 3))

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.moganet import keras_layers
+from ckptkit.families.moganet import keras_model
 from tests.support.moganet_weights import philox_normal
 
 NEAR = {"rtol": 0, "atol": 2e-5}
@@ -111,25 +111,25 @@ def below(values, layer):
 
 def test_activations_are_the_exact_ones():
     x = np.linspace(-6, 6, 97, dtype=np.float32)
-    np.testing.assert_allclose(keras_layers.gelu(x).numpy(), gelu(x.astype(np.float64)), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(keras_layers.silu(x).numpy(), silu(x.astype(np.float64)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(keras_model.gelu(x).numpy(), gelu(x.astype(np.float64)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(keras_model.silu(x).numpy(), silu(x.astype(np.float64)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("twice", "at_one"), [(False, 0.7310586), (True, 0.4934920)])
 def test_a_branch_is_activated_once_or_twice(twice, at_one):
     """The figures are σ(1) and σ(1) · σ(σ(1)), computed with decimal numbers."""
-    found = keras_layers.activate_branch(tf.constant([1.0]), twice=twice).numpy()
+    found = keras_model.activate_branch(tf.constant([1.0]), twice=twice).numpy()
     np.testing.assert_allclose(found, [at_one], rtol=1e-6)
 
 
 def test_spatial_mean():
     image = philox_normal(1, (2, 3, 5, 4))
     expected = np.array([[[[image[n, :, :, c].mean() for c in range(4)]]] for n in range(2)])
-    np.testing.assert_allclose(keras_layers.spatial_mean(image).numpy(), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(keras_model.spatial_mean(image).numpy(), expected, rtol=0, atol=1e-6)
 
 
 def test_epsilon():
-    assert keras_layers.batch_norm("norm").epsilon == 1e-5
+    assert keras_model.batch_norm("norm").epsilon == 1e-5
 
 
 # --- patch embeddings ---------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_epsilon():
 
 @pytest.mark.parametrize("sides", [(8, 8), (7, 7), (6, 5), (1, 2), (1, 1)])
 def test_patch_embed_pads_one_zero_on_each_side(sides):
-    layer = keras_layers.PatchEmbed(3, 4, "patch_embed2")
+    layer = keras_model.PatchEmbed(3, 4, "patch_embed2")
     values = built(layer, 3)
     image = philox_normal(2, (2, *sides, 3))
     expected = normalized(values, "norm", strided(values, "projection", image))
@@ -146,7 +146,7 @@ def test_patch_embed_pads_one_zero_on_each_side(sides):
 
 @pytest.mark.parametrize("sides", [(16, 16), (13, 10), (1, 3)])
 def test_stem_is_two_strided_convolutions_with_one_gelu(sides):
-    layer = keras_layers.StemEmbed(8, "patch_embed1")
+    layer = keras_model.StemEmbed(8, "patch_embed1")
     values = built(layer, 3)
     image = philox_normal(3, (2, *sides, 3))
     x = gelu(normalized(values, "norm_0", strided(values, "conv_0", image)))
@@ -162,7 +162,7 @@ MAPS = [(14, 14), (7, 7), (5, 5), (9, 4), (1, 1), (3, 23)]
 
 @pytest.mark.parametrize("sides", MAPS)
 def test_value_is_of_three_orders(sides):
-    layer = keras_layers.MultiOrderDWConv(16)
+    layer = keras_model.MultiOrderDWConv(16)
     values = built(layer, 16)
     image = philox_normal(4, (2, *sides, 16))
     np.testing.assert_allclose(layer(image).numpy(), multi_order(values, image), **NEAR)
@@ -171,7 +171,7 @@ def test_value_is_of_three_orders(sides):
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("sides", MAPS[:3])
 def test_attention(sides, twice):
-    layer = keras_layers.MultiOrderGatedAggregation(16, attn_force_fp32=twice)
+    layer = keras_model.MultiOrderGatedAggregation(16, attn_force_fp32=twice)
     values = built(layer, 16)
     image = philox_normal(5, (2, *sides, 16))
     np.testing.assert_allclose(layer(image).numpy(), aggregated(values, image, twice=twice), **NEAR)
@@ -179,14 +179,14 @@ def test_attention(sides, twice):
 
 @pytest.mark.parametrize("sides", MAPS)
 def test_channel_aggregation(sides):
-    layer = keras_layers.ChannelAggregation(8, 32)
+    layer = keras_model.ChannelAggregation(8, 32)
     values = built(layer, 8)
     image = philox_normal(6, (2, *sides, 8))
     np.testing.assert_allclose(layer(image).numpy(), channel_aggregated(values, image), **NEAR)
 
 
 def test_block_scales_both_parts_and_adds_them():
-    layer = keras_layers.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=True)
+    layer = keras_model.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=True)
     values = built(layer, 16)
     image = philox_normal(7, (2, 6, 9, 16))
     attn = aggregated(below(values, "attn"), normalized(values, "norm1", image), twice=True)
@@ -197,7 +197,7 @@ def test_block_scales_both_parts_and_adds_them():
 
 
 def test_a_built_block_has_every_variable_once():
-    layer = keras_layers.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=False)
+    layer = keras_model.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=False)
     values = built(layer, 16)
     convs = (
         "proj_1",
@@ -223,7 +223,7 @@ def test_layers_stay_float32_under_another_policy():
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        layer = keras_layers.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=False)
+        layer = keras_model.MogaBlock(16, 64, "blocks1_0", attn_force_fp32=False)
         layer.build(None)
         output = layer(philox_normal(9, (1, 4, 4, 16)))
     finally:

@@ -12,6 +12,7 @@ pytest.importorskip("tensorflow")
 
 from ckptkit.base.errors import ConversionError, NotFoundError, UsageError
 from ckptkit.families.base import Structure, get_family
+from ckptkit.families.filling import load_state, tensors_of
 from ckptkit.families.keras_backend import keras, tf
 from ckptkit.families.moganet import keras_model
 from ckptkit.families.moganet.config import MOGANET_CONFIGS, MogaNetConfig
@@ -55,7 +56,7 @@ def test_number_of_parameters(bare):
 @pytest.mark.parametrize("num_classes", [1000, 7, None, 0])
 def test_variables_follow_the_number_of_classes(num_classes):
     model = keras_model.build(XT, attn_force_fp32=True, num_classes=num_classes)
-    found = {name: tuple(v.shape) for name, v in keras_model.variables_by_name(model).items()}
+    found = {name: tuple(v.shape) for name, v in tensors_of(model).items()}
     expected = {name: array.shape for name, array in keras_state(XT, num_classes=num_classes or None).items()}
     assert found == expected
     assert [n for n in found if "/head/" in n] == (
@@ -75,7 +76,7 @@ def test_a_built_model_is_ready_without_a_forward_pass():
 def test_names_do_not_depend_on_the_scope_a_model_is_made_in():
     with keras.name_scope("outer"):
         model = keras_model.build(XT, attn_force_fp32=False)
-    assert set(keras_model.variables_by_name(model)) == set(keras_state(XT))
+    assert set(tensors_of(model)) == set(keras_state(XT))
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -95,15 +96,17 @@ def test_step_counters_may_ride_along():
     model = keras_model.build(XT, attn_force_fp32=False)
     counters = {b.external: np.array(1000, np.int64) for b in table().bindings if b.part == "counter"}
     assert len(counters) == 2 + 3 + 2 * 18 + 4
-    keras_model.load_state(model, keras_state(XT) | counters)
+    load_state(model, keras_state(XT) | counters)
     for name, expected in keras_state(XT).items():
-        np.testing.assert_array_equal(keras_model.variables_by_name(model)[name].numpy(), expected)
+        np.testing.assert_array_equal(tensors_of(model)[name].numpy(), expected)
 
 
 def test_the_weights_of_another_variant_are_refused():
     model = keras_model.build(XT, attn_force_fp32=False)
-    with pytest.raises(ConversionError, match=r"fit moganet-xt: 68 unexpected .*; \d+ unfit") as caught:
-        keras_model.load_state(model, keras_state("moganet-t"))
+    with pytest.raises(
+        ConversionError, match=r"fit moganet-xt: 68 unexpected .*; \d+ of the wrong shape"
+    ) as caught:
+        load_state(model, keras_state("moganet-t"))
     assert "\n" not in str(caught.value)
 
 
@@ -119,7 +122,7 @@ def small(monkeypatch):
 
     def make(*, attn_force_fp32=True, **settings):
         model = keras_model.build(SMALL.name, attn_force_fp32=attn_force_fp32, **settings)
-        for name, variable in keras_model.variables_by_name(model).items():
+        for name, variable in tensors_of(model).items():
             value = philox_normal(zlib.crc32(name.encode()), tuple(variable.shape)) / 8
             is_factor = name.endswith(("moving_variance", "gamma"))
             variable.assign(np.exp(value) if is_factor else value)
@@ -201,7 +204,7 @@ def test_features_only_gives_four_maps_and_keeps_the_head():
 def test_a_headless_model_gives_four_maps(num_classes):
     image = philox_normal(6, (1, 64, 64, 3))
     model = keras_model.build(XT, attn_force_fp32=False, num_classes=num_classes)
-    keras_model.load_state(model, keras_state(XT, num_classes=None))
+    load_state(model, keras_state(XT, num_classes=None))
     expected = shared_model().forward_stages(image)
     for found, stage in zip(model(image), keras_model.STAGES, strict=True):
         np.testing.assert_array_equal(found.numpy(), expected[stage].numpy())
@@ -230,11 +233,11 @@ def test_statistics_stay_when_the_model_is_called(small):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"variant": "moganet-xxl"}, NotFoundError, "moganet-xxl'; one of moganet-xt, "),
+        ({"variant": "moganet-xxl"}, NotFoundError, "moganet-xxl'; choose from moganet-xt, "),
         ({"variant": "tiny-moat0"}, NotFoundError, "tiny-moat0"),
-        ({"attn_force_fp32": None}, UsageError, "attn_force_fp32=None; give True or False"),
-        ({"attn_force_fp32": "false"}, UsageError, "attn_force_fp32='false'"),
-        ({"attn_force_fp32": 1}, UsageError, "attn_force_fp32=1"),
+        ({"attn_force_fp32": None}, UsageError, "attn_force_fp32 is None; it can be true or false"),
+        ({"attn_force_fp32": "false"}, UsageError, "attn_force_fp32 is 'false'"),
+        ({"attn_force_fp32": 1}, UsageError, "attn_force_fp32 is 1"),
         ({"num_classes": -1}, UsageError, "num_classes is -1"),
         ({"num_classes": 2.5}, UsageError, "num_classes is 2.5"),
         ({"resolution": 0}, UsageError, "resolution is 0"),

@@ -7,8 +7,9 @@ import pytest
 
 pytest.importorskip("tensorflow")
 
+from ckptkit.families.filling import tensors_of
 from ckptkit.families.keras_backend import keras, tf
-from ckptkit.families.moganet import keras_layers, keras_model
+from ckptkit.families.moganet import keras_model
 from tests.support.moganet_keras import GOLDEN_TOLERANCE, departure, loaded, shared_model
 from tests.support.moganet_weights import GOLDEN_CASES, load_golden
 
@@ -77,7 +78,7 @@ def test_patch_embedding_is_the_recorded_one(recorded, number):
 
 def test_pooled_is_the_recorded_one(recorded):
     case, _, outputs = recorded
-    pooled = keras_layers.spatial_mean(outputs["stage4"]).numpy()[:, 0, 0]
+    pooled = keras_model.spatial_mean(outputs["stage4"]).numpy()[:, 0, 0]
     assert departure(pooled, case.arrays["pooled"]) <= GOLDEN_TOLERANCE
 
 
@@ -108,16 +109,16 @@ def not_dilated(name, kernel, dilation=1):
 
 def gate_alone_twice(self, h):
     p = self.proj_1(h)
-    p = keras_layers.silu(p + self.sigma(p - keras_layers.spatial_mean(p)))
-    gate, value = keras_layers.silu(self.gate(p)), keras_layers.silu(self.value(p))
-    return self.proj_2((keras_layers.silu(gate) if self.attn_force_fp32 else gate) * value) + h
+    p = keras_model.silu(p + self.sigma(p - keras_model.spatial_mean(p)))
+    gate, value = keras_model.silu(self.gate(p)), keras_model.silu(self.value(p))
+    return self.proj_2((keras_model.silu(gate) if self.attn_force_fp32 else gate) * value) + h
 
 
 def no_mean_taken_off(self, h):
     p = self.proj_1(h)
-    p = keras_layers.silu(p + self.sigma(p))
+    p = keras_model.silu(p + self.sigma(p))
     gate, value = (
-        keras_layers.activate_branch(branch(p), twice=self.attn_force_fp32)
+        keras_model.activate_branch(branch(p), twice=self.attn_force_fp32)
         for branch in (self.gate, self.value)
     )
     return self.proj_2(gate * value) + h
@@ -134,12 +135,12 @@ def shortcut_before_the_norm(self, x):
 
 
 def decompose_not_activated(self, x):
-    y = keras_layers.gelu(self.dwconv(self.fc1(x)))
+    y = keras_model.gelu(self.dwconv(self.fc1(x)))
     return self.fc2(y + self.sigma(y - self.decompose(y)))
 
 
-right_depthwise = keras_layers.depthwise_conv
-right_attention = keras_layers.MultiOrderGatedAggregation.call
+right_depthwise = keras_model.depthwise_conv
+right_attention = keras_model.MultiOrderGatedAggregation.call
 
 MISTAKES = {
     "BatchNorm epsilon 1e-3": ("BATCH_NORM_EPSILON", 1e-3),
@@ -155,7 +156,7 @@ MISTAKES = {
     "shortcut inside attention from before the norm": ("MogaBlock.call", shortcut_before_the_norm),
     "decomposition without GELU": ("ChannelAggregation.call", decompose_not_activated),
 }
-"""Attribute of keras_layers and what it becomes. The least of them, epsilon 1e-6, was measured to move the
+"""Attribute of keras_model and what it becomes. The least of them, epsilon 1e-6, was measured to move the
 logits by 4.8e-5 of their absolute maximum."""
 
 MADE_WITH = {"BATCH_NORM_EPSILON", "depthwise_conv"}
@@ -167,7 +168,7 @@ def test_a_planted_mistake_shows(mistake, monkeypatch):
     case = load_golden("xtiny_224_fp32gate")
     attribute, wrong = MISTAKES[mistake]
     owner, _, name = attribute.rpartition(".")
-    target = getattr(keras_layers, owner) if owner else keras_layers
+    target = getattr(keras_model, owner) if owner else keras_model
     assert hasattr(target, name)
     monkeypatch.setattr(target, name, wrong)
     model = loaded(case.variant, attn_force_fp32=True) if attribute in MADE_WITH else shared_model(True)
@@ -201,7 +202,7 @@ def model_to_change():
 @pytest.mark.parametrize("name", SWAPPED_AXES)
 def test_swapped_axes_show(name, model_to_change):
     case = load_golden("xtiny_224_plain")
-    variable = keras_model.variables_by_name(model_to_change)[name]
+    variable = tensors_of(model_to_change)[name]
     right = variable.numpy()
     variable.assign(np.transpose(right, SWAPPED_AXES[name]))
     wrong_logits = model_to_change(case.input)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Structure, get_family, recognise
+from ckptkit.families.base import Structure, get_family
+from ckptkit.families.recognition import recognise
 from tests.support.moganet_weights import tensor_rows
 
 FAMILY = get_family("moganet")

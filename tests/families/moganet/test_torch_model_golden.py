@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
+from ckptkit.families.filling import load_state  # noqa: E402
 from ckptkit.families.moganet import torch_model  # noqa: E402
 from tests.support.moganet_torch import (  # noqa: E402
     FEATURE_TOLERANCE,
@@ -234,6 +235,6 @@ def test_a_transposed_square_weight_moves_the_logits(name):
     golden = load_golden(PLAIN)
     model = recipe_model()
     state = weights("moganet-xt")
-    torch_model.load_state(model, {**state, name: state[name].swapaxes(0, 1)})
+    load_state(model, {**state, name: state[name].swapaxes(0, 1)})
     with torch.inference_mode():
         assert logits_error(model(nchw(golden.input)), golden) > 100 * LOGITS_TOLERANCE

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("tensorflow")
 
 from ckptkit.base.errors import FormatError
-from ckptkit.families.base import family_of_variant, recognise
+from ckptkit.families.filling import tensors_of
+from ckptkit.families.recognition import recognise
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, load_saved_model, write_saved_model
 from tests.support.toys import MOAT, MOGANET, SIDE, STAGES, toy_model
@@ -48,10 +49,9 @@ class Written(NamedTuple):
 
 def write(folder: Path, variant: str, **options: Any) -> Written:
     model = toy_model(folder, variant, "keras")
-    variables = family_of_variant(variant).keras_module().variables_by_name(model)
     path = folder / "saved"
     path.mkdir()
-    outputs = write_saved_model(model, variables, path, size=(SIDE, SIDE), facts=SAID, **options)
+    outputs = write_saved_model(model, path, size=(SIDE, SIDE), facts=SAID, **options)
     return Written(variant, model, path, outputs)
 
 
@@ -109,8 +109,7 @@ def test_stages_can_be_had(moganet: Written):
 @pytest.mark.parametrize("which", ["moat", "moganet"])
 def test_ckptkit_reads_its_variables_as_any_checkpoint(which: str, request: pytest.FixtureRequest):
     written: Written = request.getfixturevalue(which)
-    family = family_of_variant(written.variant)
-    held = {name: v.numpy() for name, v in family.keras_module().variables_by_name(written.model).items()}
+    held = {name: v.numpy() for name, v in tensors_of(written.model).items()}
     with open_reader(written.folder) as reader:
         found = recognise(reader.specs)
         assert found is not None
@@ -128,7 +127,7 @@ def test_the_folder_holds_what_it_is_said_to_hold(moat: Written):
 
 def test_nothing_of_this_machine_is_in_the_graph(moat: Written):
     graph = (moat.folder / "saved_model.pb").read_bytes()
-    for trace in (str(Path.cwd()), str(moat.folder.parent), "keras_layers.py"):
+    for trace in (str(Path.cwd()), str(moat.folder.parent), "keras_model.py"):
         assert trace.encode() not in graph
 
 

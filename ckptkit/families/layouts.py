@@ -1,4 +1,4 @@
-"""What files hold beside a model's own tensors, by named rules that every family shares.
+"""What the layouts of all families share: definitions and names of layers, and what else is in such files.
 
 What training leaves behind is always left out; what is built around a backbone (a detector's neck and heads)
 where only the backbone is wanted. What no rule names is refused.
@@ -12,7 +12,144 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ckptkit.formats.base import AVERAGING_COUNTERS
-from ckptkit.rules.language import CopyNaming, Ignore
+from ckptkit.rules.language import CopyNaming, Definition, Ignore, Rule
+
+# -- layers --------------------------------------------------------------------------------------------------
+
+
+def conv(name: str, sites: str, *shape: int | str, bias: bool = True) -> list[Definition]:
+    """The tensors of a convolution or linear layer, whose weight has this shape."""
+    weight = Definition(f"{name}.weight", shape, sites)
+    return [weight, Definition(f"{name}.bias", shape[:1], sites)] if bias else [weight]
+
+
+def layer_norm(name: str, sites: str, width: str, part: str = "body") -> list[Definition]:
+    """The tensors of a LayerNorm."""
+    return [Definition(f"{name}.{leaf}", (width,), sites, part=part) for leaf in ("weight", "bias")]
+
+
+def batch_norm(name: str, sites: str, width: str, *, counter: bool = False) -> list[Definition]:
+    """The tensors of a BatchNorm; ``counter`` is that of its training steps."""
+    statistics = [
+        Definition(f"{name}.{leaf}", (width,), sites, trainable=False, part="bn_statistics")
+        for leaf in ("running_mean", "running_var")
+    ]
+    steps = Definition(f"{name}.num_batches_tracked", (), sites, trainable=False, part="counter")
+    return [*layer_norm(name, sites, width), *statistics, *([steps] if counter else ())]
+
+
+# -- their names in TensorFlow and Keras ---------------------------------------------------------------------
+
+_OF_NORMS = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
+}
+
+
+def tensorflow_rules(
+    definitions: Iterable[Definition],
+    modules: Mapping[str, str],
+    *,
+    others: Mapping[str, tuple[str, str]] | None = None,
+    depthwise: str = "kernel",
+    optional: str = "",
+) -> tuple[Rule, ...]:
+    """Rules of a layout that has TensorFlow's names and axis orders.
+
+    ``modules`` maps beginnings of canonical names, ``others`` the tensors that follow no custom to their last
+    name and op. ``depthwise`` is the name of a depthwise kernel, ``optional`` a beginning that may be absent.
+
+    >>> definitions = [*conv("stem.0", "", 8, 3, 3, 3), *batch_norm("stem.1", "", "width")]
+    >>> for rule in tensorflow_rules(definitions, {"stem": "net/stem", "stem.1": "net/norm"})[:3]:
+    ...     print(rule.external, rule.op)
+    net/stem/0/kernel conv
+    net/stem/0/bias identity
+    net/norm/gamma identity
+    """
+    definitions = list(definitions)
+    norms = {_layer(one) for one in definitions if one.name.endswith(".weight") and len(one.shape) == 1}
+    rules = []
+    for one in definitions:
+        leaf, op = (others or {}).get(one.name) or _custom(one, depthwise, is_norm=_layer(one) in norms)
+        external = f"{_renamed(_layer(one), modules)}/{leaf}"
+        bare = external.removeprefix(optional)
+        rules.append(Rule(one.name, external, op, aliases=() if bare == external else (bare,)))
+    return tuple(rules)
+
+
+def _layer(definition: Definition) -> str:
+    return definition.name.rpartition(".")[0]
+
+
+def _custom(definition: Definition, depthwise: str, *, is_norm: bool) -> tuple[str, str]:
+    """Last name and op of a tensor in TensorFlow."""
+    leaf = definition.name.rpartition(".")[2]
+    rank = len(definition.shape)
+    if is_norm:
+        return _OF_NORMS.get(leaf, leaf), "identity"
+    if leaf == "weight" and rank == 2:
+        return "kernel", "linear"
+    if leaf == "weight":
+        return (depthwise, "depthwise") if definition.shape[1] == 1 else ("kernel", "conv")
+    return leaf, "identity" if rank == 1 else "channels"
+
+
+def _renamed(layer: str, modules: Mapping[str, str]) -> str:
+    """A layer's name under the longest beginning that is mapped."""
+    begins = [name for name in modules if f"{layer}.".startswith(f"{name}.")]
+    begin = max(begins, key=len)
+    return modules[begin] + layer.removeprefix(begin).replace(".", "/")
+
+
+# -- their places in Keras' weights files --------------------------------------------------------------------
+
+_NUMBERS = {
+    "kernel": 0,
+    "depthwise_kernel": 0,
+    "weight": 0,
+    "bias": 1,
+    "gamma": 0,
+    "beta": 1,
+    "moving_mean": 2,
+    "moving_variance": 3,
+    "scale": 0,
+    "layer_scale_1": 0,
+    "layer_scale_2": 1,
+    "relative_position_embedding": 0,
+}
+"""The order in which layers create their variables, by the variables' names."""
+
+STEP_COUNTERS = Ignore(
+    "BatchNorm step counters", "", "Keras counts no steps; they are not needed with a fixed momentum"
+)
+
+
+def rules_of_keras_file(rules: Iterable[Rule], places: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Rules of a Keras 3 weights file, from those of the ``keras`` layout.
+
+    Keras names nothing there: a variable is the n-th of its layer, and a layer is found by the attributes
+    that lead to it from the model.
+
+    >>> (rule,) = rules_of_keras_file([Rule("fc.bias", "net/fc/bias")], {"net/fc": "layers/dense"})
+    >>> rule.external
+    'layers/dense/vars/1'
+    """
+    return tuple(
+        Rule(rule.canonical, _place(rule.external, places), rule.op)
+        for rule in rules
+        if rule.external.rpartition("/")[2] in _NUMBERS
+    )
+
+
+def _place(name: str, places: Mapping[str, str]) -> str:
+    layer, _, variable = name.rpartition("/")
+    (first,) = (first for first in places if f"{layer}/".startswith(f"{first}/"))
+    return f"{places[first]}{layer.removeprefix(first)}/vars/{_NUMBERS[variable]}"
+
+
+# -- what else is in such files ------------------------------------------------------------------------------
 
 _STATE = "state of the optimizer"
 _SLOT = "per-variable state of the optimizer"
