@@ -177,8 +177,9 @@ def _inflated(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
 def _windows(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
     stop = entry.offset + entry.packed
     for start in range(entry.offset, stop, READ_BYTES):
-        yield file.data[start : min(start + READ_BYTES, stop)]
-        file.release(start, READ_BYTES)
+        window = file.data[start : min(start + READ_BYTES, stop)]
+        yield window
+        file.release(start, len(window))
 
 
 def _require_crc32(file: MappedFile, entry: ZipEntry, found: int, what: str = "") -> None:

@@ -245,6 +245,12 @@ def test_files_and_folders(tmp_path: Path, method: int) -> None:
     assert members[:2] == [SafeMember("moat", 0, True), SafeMember("moat/m.index", 1000, False)]
 
 
+def test_an_archive_smaller_than_a_page(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(zipped({"a": b"one", "b": b"two"}, zipfile.ZIP_STORED))
+    folder = unpack(tmp_path / "x", tmp_path / "u" / "m")
+    assert [(folder / name).read_bytes() for name in "ab"] == [b"one", b"two"]
+
+
 def test_backslashes_are_folders(tmp_path: Path) -> None:
     files = {"moat\\": b"", **{name.replace("/", "\\"): body for name, body in CONTENT.items()}}
     assert walk(tmp_path / "x", backslashed(files)) == {"moat": None, **CONTENT}
