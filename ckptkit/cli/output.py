@@ -16,6 +16,7 @@ import re
 import select
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ class Output:
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     _names: dict[str, str] = field(default_factory=dict, init=False)
+    _bars: dict[str, tuple[Any, int]] = field(default_factory=dict, init=False)  # by unit, and how many run
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def result(self, value: Any, *people: str | Callable[[], None], json: bool = False) -> None:
         """Print a result: as JSON with ``--json`` (or ``json``), for people their lines, or by a function."""
@@ -171,11 +174,20 @@ class Output:
     def note(self, text: str) -> None:
         """Write a note to stderr unless quiet."""
         if not self.quiet:
-            print(self.line(text), file=self.stderr)
+            self._remark(self.line(text))
 
     def warn(self, text: str) -> None:
         """Write a warning to stderr, which even ``--quiet`` shows."""
-        print(f"warning: {self.line(text)}", file=self.stderr)
+        self._remark(f"warning: {self.line(text)}")
+
+    def _remark(self, line: str) -> None:
+        """Write to stderr, above the bars of what runs."""
+        with self._lock:
+            bars = next((shown for shown, _ in self._bars.values()), None)
+        if bars is None:
+            print(line, file=self.stderr)
+        else:
+            bars.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def table(
         self,
@@ -194,9 +206,13 @@ class Output:
         columns = [Column(self.line(column.heading), column.numeric) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
-            self._draw(columns, rows, title, styles)
+            least = sum(max(map(_longest_word, column)) + _COLUMN_GAP for column in _cells(columns, rows))
+            if least - _COLUMN_GAP <= shutil.get_terminal_size().columns:
+                self._draw(columns, rows, title, styles)
+            else:
+                self._stack(columns, rows, title)
             return
-        widths = [max(len(c.heading), *(len(r[i]) for r in rows), 0) for i, c in enumerate(columns)]
+        widths = [max(map(len, column)) for column in _cells(columns, rows)]
         for cells in [[c.heading for c in columns], *rows]:
             aligned = (
                 cell.rjust(width) if column.numeric else cell.ljust(width)
@@ -204,13 +220,24 @@ class Output:
             )
             print("  ".join(aligned).rstrip(), file=self.stdout)
 
+    def _stack(self, columns: Sequence[Column], rows: Sequence[Sequence[str]], title: str | None) -> None:
+        """Print the cells of a row below each other, so that no id, number, hash or URL is cut."""
+        width = max(len(column.heading) for column in columns[1:])
+        if title is not None:
+            print(self.line(title), file=self.stdout)
+        for first, *others in rows:
+            print(first.rstrip(), file=self.stdout)
+            for column, cell in zip(columns[1:], others, strict=True):
+                print(f"  {column.heading:<{width}}  {cell}".rstrip(), file=self.stdout)
+
     def fits(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
         """Whether a drawn table would show every cell whole; plain text is as wide as it likes."""
         if not self.stdout.isatty():
             return True
-        cells = zip((column.heading for column in columns), *rows, strict=True)
-        width = sum(max(len(self.line(cell)) for cell in column) + _COLUMN_GAP for column in cells)
-        return width <= shutil.get_terminal_size().columns
+        shown = _cells(columns, [[self.line(cell) for cell in row] for row in rows])
+        return (
+            sum(max(map(len, column)) + _COLUMN_GAP for column in shown) <= shutil.get_terminal_size().columns
+        )
 
     def _draw(
         self,
@@ -236,31 +263,57 @@ class Output:
 
     @contextmanager
     def progress(self, description: str, total: int | None, *, unit: str = "bytes") -> Iterator[Advance]:
-        """Show how far a long work is: sizes, speed and time left, or for any unit but bytes steps."""
+        """Show how far a long work is, beside others: sizes and speed, or steps for any unit but bytes."""
         description = self.line(description)
         if self.quiet or not self.stderr.isatty():
             if not self.quiet:
                 print(f"{description} …", file=self.stderr)
             yield lambda _steps: None
             return
-        from rich import progress as bars
-        from rich.console import Console
+        with self._lock:
+            bars, running = self._bars.get(unit) or (_new_bars(self.stderr, unit), 0)
+            self._bars[unit] = bars, running + 1
+            bars.start()
+        task = bars.add_task(description, total=total)
+        try:
+            yield lambda steps: bars.advance(task, steps)
+        finally:
+            with self._lock:
+                bars, running = self._bars.pop(unit)
+                if running > 1:
+                    self._bars[unit] = bars, running - 1
+                    bars.remove_task(task)
+                else:
+                    bars.stop()
 
-        middle: list[bars.ProgressColumn] = (
-            [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
-            if unit == "bytes"
-            else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
-        )
-        shown = bars.Progress(
-            bars.TextColumn("{task.description}", markup=False),
-            bars.BarColumn(),
-            bars.TaskProgressColumn(),
-            *middle,
-            console=Console(file=drawn(self.stderr)),
-        )
-        with shown:
-            task = shown.add_task(description, total=total)
-            yield lambda steps: shown.advance(task, steps)
+
+def _new_bars(stream: TextIO, unit: str) -> Any:
+    """Bars on a terminal, which go when what they show is done."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    amount: list[bars.ProgressColumn] = (
+        [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
+        if unit == "bytes"
+        else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
+    )
+    return bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        *amount,
+        console=Console(file=drawn(stream)),
+        transient=True,
+    )
+
+
+def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
+    """The heading and the cells of each column."""
+    return zip((column.heading for column in columns), *rows, strict=True)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def _plain(value: Any) -> Any:

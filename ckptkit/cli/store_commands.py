@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ckptkit.base.errors import CkptkitError, UsageError
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
 from ckptkit.cli.output import Column, exit_code
 
 if TYPE_CHECKING:
-    from ckptkit.base.errors import CkptkitError
-    from ckptkit.base.net import Policy
     from ckptkit.cli.output import Output
-    from ckptkit.cli.parallel import SharedOutput
     from ckptkit.registry import Entry
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
     from ckptkit.store.sources import Mirror
+
+Result = TypeVar("Result")
+
+_SHUTDOWN_SECONDS = 2.0
+"""How long threads get to put away what they have when they are stopped."""
+_POLL_SECONDS = 0.2
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
 Overrule = Annotated[
@@ -92,12 +98,8 @@ def fetch_command(
     Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*' -j 2 --limit-rate 50MB
     · ckptkit fetch tiny-moat0-256 --require-checksum · ckptkit fetch moganet-xt-224 --force --accept-new
     """
-    import threading
-
-    from ckptkit.base.errors import CkptkitError
     from ckptkit.base.net import Policy, Throttle
     from ckptkit.base.parse import parse_rate
-    from ckptkit.cli.parallel import run_parallel, shared_output
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import fetch, refuse_contradiction
     from ckptkit.store.sources import parse_mirrors
@@ -112,6 +114,10 @@ def fetch_command(
     if dry_run:
         _print_plan(state, entries, home, mirrors, force=force, require_checksum=require_checksum)
         return
+    stop = threading.Event()
+    policy = Policy(connections=connections, throttle=throttle)
+    if jobs > 1:
+        policy = replace(policy, sleep=stop.wait, stopped=stop.is_set)
     fetching = partial(
         fetch,
         home=home,
@@ -121,17 +127,10 @@ def fetch_command(
         force=force,
         accept_new=accept_new,
         require_checksum=require_checksum,
+        policy=policy,
     )
-    policy = Policy(connections=connections, throttle=throttle)
-    outcomes: Iterable[Fetched | CkptkitError]
-    if jobs == 1:
-        outcomes = (_outcome(entry, fetching, policy, state.output) for entry in entries)
-    else:
-        stop = threading.Event()
-        policy = replace(policy, sleep=stop.wait, stopped=stop.is_set)
-        with shared_output(state.output) as shared:
-            calls = [partial(_fetch_one, entry, fetching, policy, shared) for entry in entries]
-            outcomes = run_parallel(calls, jobs, stop)
+    calls = [partial(_fetch_one, entry, fetching, state.output) for entry in entries]
+    outcomes = map(_attempt, calls) if jobs == 1 else run_parallel(calls, jobs, stop)
     errors: list[CkptkitError] = []
     with state.output.results() as show:
         for entry, fetched in zip(entries, outcomes, strict=True):
@@ -199,8 +198,6 @@ def import_command(
 
 
 def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
-    from ckptkit.base.errors import UsageError
-
     if bool(ids) == all_entries:
         both = ", not both" if ids else ""
         raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list'")
@@ -209,22 +206,73 @@ def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
     return list(in_order.values()) if ids else list(registry.values())
 
 
-def _outcome(
-    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output
-) -> Fetched | CkptkitError:
-    from ckptkit.base.errors import CkptkitError
+def run_parallel(
+    calls: Sequence[Callable[[], Result]], jobs: int, stop: threading.Event
+) -> list[Result | CkptkitError]:
+    """Make every call, several at once; results and ckptkit's own errors are in the order of the calls.
 
+    Any other error ends all of it, and so does Ctrl+C: `stop` is set, which calls look at themselves, and the
+    threads are waited for a short time only. They are daemons: one that hears nothing from its server does
+    not hold the process.
+
+    Examples
+    --------
+    >>> run_parallel([lambda: 1, lambda: 2], 2, threading.Event())
+    [1, 2]
+    """
+    waiting = deque(enumerate(calls))
+    outcomes: dict[int, Result | CkptkitError] = {}
+    faults: list[BaseException] = []
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                index, call = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                outcomes[index] = _attempt(call)
+            except BaseException as error:  # raised again in the main thread
+                faults.append(error)
+                return
+
+    threads = [
+        threading.Thread(target=work, name=f"ckptkit-job-{number}", daemon=True)
+        for number in range(min(jobs, len(calls)))
+    ]
+    _run(threads, faults, stop)
+    return [outcomes[index] for index in sorted(outcomes)]
+
+
+def _run(threads: Sequence[threading.Thread], faults: Sequence[BaseException], stop: threading.Event) -> None:
+    """Run threads until they end, or one has a fault, or Ctrl+C."""
     try:
-        return _fetch_one(entry, fetching, policy, output)
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and not faults:
+            for thread in threads:
+                thread.join(_POLL_SECONDS / len(threads))
+        if faults:
+            raise faults[0]
+    except BaseException:  # Ctrl+C too: raised again once what has arrived is put away
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(_SHUTDOWN_SECONDS / len(threads))
+        raise
+
+
+def _attempt(call: Callable[[], Result]) -> Result | CkptkitError:
+    """Make a call; an error of ckptkit's is its outcome, and the others go on."""
+    try:
+        return call()
     except CkptkitError as error:
         return error
 
 
-def _fetch_one(
-    entry: Entry, fetching: Callable[..., Fetched], policy: Policy, output: Output | SharedOutput
-) -> Fetched:
+def _fetch_one(entry: Entry, fetching: Callable[..., Fetched], output: Output) -> Fetched:
     began = time.monotonic()
-    fetched = fetching(entry, policy=policy, progress=output.progress, notes=output.note, warn=output.warn)
+    fetched = fetching(entry, progress=output.progress, notes=output.note, warn=output.warn)
     record = fetched.record
     if fetched.from_cache:
         output.note(f"{entry.id}: in the cache already ({human_bytes(record.size)})")

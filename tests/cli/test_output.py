@@ -242,8 +242,8 @@ def test_a_table_on_a_narrow_terminal_cuts_nothing(monkeypatch):
     output = Output(stdout=Terminal())
     digest = "0123456789abcdef" * 4
     output.table([Column("check"), Column("found")], [["checksum " * 4, digest]], styles=[None])
-    shown = "".join(line[30:].strip() for line in output.stdout.getvalue().splitlines())
-    assert "…" not in output.stdout.getvalue() and sum(map(shown.count, "0123456789abcdef")) >= 64
+    lines = output.stdout.getvalue().splitlines()
+    assert lines == ["checksum " * 3 + "checksum", f"  found  {digest}"]
 
 
 @pytest.mark.parametrize("service", ["GITHUB_ACTIONS", "TF_BUILD", ""])

@@ -16,7 +16,7 @@ import pytest
 
 from ckptkit.base.errors import NetworkError
 from ckptkit.cli.app import main
-from ckptkit.cli.parallel import run_parallel
+from ckptkit.cli.store_commands import run_parallel
 from ckptkit.store.cache import Home
 from tests.support.entries import final_files, pinned, random_bytes
 from tests.support.http_server import Answer, FaultServer, Request, goog_hash, slowly, stall, status

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
     monkeypatch.setattr(
-        sys.modules["ckptkit.parity.backends"], "require_packages", lambda **_: None
+        import_module("ckptkit.parity.backends"), "require_packages", lambda **_: None
     )  # none is used
     return tmp_path
 
