@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import struct
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +35,6 @@ _LARGE_TEXT, _LARGE_BYTES = 1 << 20, 100_000
 
 _SMALL_INT = 1 << 60
 """Larger integers can be made to collide in a dictionary; their digits, being text, cannot."""
-
 
 _MAX_INT_BYTES = 512
 _LONG_LINE = 1 << 20
@@ -90,7 +89,7 @@ def would_run(name: str) -> str | None:
 
 
 def would_call(name: str) -> bool:
-    """Whether a name is that of somebody's function, and no class.
+    """Whether a name is that of a function of other code, not of a class.
 
     Examples
     --------
@@ -104,11 +103,10 @@ def would_call(name: str) -> bool:
 class Blob:
     """Text or bytes of a pickle that were left in the file."""
 
-    offset: int  # where they are
-    nbytes: int  # where they are
-    text: bool = False  # whether they are UTF-8 that stands for text
-    # whether that text stands for bytes, one character each: so protocols 0 to 2 write bytes
-    latin1: bool = False
+    offset: int
+    nbytes: int
+    text: bool = False  # they are UTF-8 and mean text
+    latin1: bool = False  # that text means bytes, one character each: so protocols 0 to 2 write bytes
 
     def __len__(self) -> int:
         return self.nbytes
@@ -168,8 +166,6 @@ def dictionary_key(key: object) -> object:
     """
     if isinstance(key, int) and abs(key) >= _SMALL_INT:
         return hex(key) if abs(key) >= 1 << 64 else str(key)
-    if isinstance(key, _LEAVES):
-        return key
     if isinstance(key, tuple):
         if len(key) > 16 or not all(isinstance(part, _LEAVES) and _is_short(part) for part in key):
             raise ValueError("a dictionary key that is a nested or long tuple")
@@ -220,7 +216,7 @@ class PickleMachine:
         self._handlers = handlers or {}
         self._persistent_load = persistent_load
         self._stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self._memo: dict[int, Any] = {}
         self._globals: dict[str, GlobalName] = {}
         self._budget = budget or Budget(end - start, ValueError)
         self._looked_at: set[str] = set()
@@ -228,22 +224,24 @@ class PickleMachine:
 
     def run(self) -> object:
         """Interpret up to the STOP opcode and return the value built."""
-        data, budget, operations = self._data, self._budget, _OPERATIONS
+        data, budget, stack = self._data, self._budget, self._stack
         while True:
             start = self.position
             try:
                 code = data[start] if start < self.end else self.take(1)[0]
                 self.position = start + 1
                 if code == _STOP:
-                    return self.pop()
-                found = operations.get(code)
-                if found is None:
-                    raise ValueError(f"opcode {code:#04x} has no place in a checkpoint")
-                operation, steps = found
+                    return self.last(1)[0]
+                known = _OPERATIONS.get(code)
+                if known is None:
+                    raise ValueError(_REFUSED.get(code) or f"opcode {code:#04x} has no place in a checkpoint")
+                operation, steps, pushes = known
                 budget.steps -= steps  # as spend does; this loop is most of the time of opening a file
                 if budget.steps < 0:
                     budget.spend()
-                operation(self)
+                value = operation(self)
+                if pushes:
+                    stack.append(value)
             except (ValueError, IndexError, KeyError, struct.error) as error:
                 reason = str(error) if type(error) is ValueError else f"malformed ({error})"
                 raise FormatError(self._path, f"bad pickle: {reason}", offset=start) from error
@@ -286,34 +284,78 @@ class PickleMachine:
         self.position += 1
         return line
 
-    # -- stack ---------------------------------------------------------------------------------------------
+    def protocol(self) -> None:
+        """Refuse versions that do not exist."""
+        version = self.uint(1)
+        if version > 5:
+            raise ValueError(f"pickle protocol {version}")
 
-    def push(self, value: object) -> None:
-        """Put a value on the stack."""
-        self._stack.append(value)
+    def frame(self) -> None:
+        """Refuse a frame that the pickle cannot hold."""
+        if self.uint(8) > self.end - self.position:
+            raise ValueError("a frame longer than the pickle")
 
-    def pop(self) -> Any:
-        """Take the value on top of the stack."""
-        value = self._stack.pop()
-        if value is _MARK:
-            raise ValueError("a mark where a value is needed")
-        return value
+    # -- numbers and texts ---------------------------------------------------------------------------------
+
+    def integer_line(self) -> int:
+        """An integer in digits; protocol 1 writes booleans so, too."""
+        line = self.line()
+        booleans = {b"00": False, b"01": True}
+        return booleans[line] if line in booleans else int(line.rstrip(b"L") or b"0")
+
+    def long(self, width: int) -> int:
+        """An integer after the number of its bytes."""
+        count = self.uint(width)
+        if count > _MAX_INT_BYTES:
+            raise ValueError(f"an integer of {count} bytes")
+        return int.from_bytes(self.take(count), "little", signed=True)
+
+    def quoted(self) -> str | bytes | Blob:
+        """A text as Python 2's ``repr`` wrote it."""
+        line = self.line(_LONG_LINE).strip()
+        if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
+            raise ValueError("a string without quotes")
+        raw = line[1:-1]
+        if b"\\" in raw:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that mean nothing
+                raw = codecs.escape_decode(raw)[0]
+        return _text(raw)
+
+    def utf8(self, width: int) -> str | Blob:
+        """A text after the number of its bytes."""
+        raw = self.content(self.uint(width), text=True)
+        if isinstance(raw, Blob):
+            return raw
+        return raw.decode("ascii") if raw.isascii() else self.unicode(raw.decode("utf-8", "surrogatepass"))
+
+    def unicode(self, text: str) -> str:
+        """Charge characters beyond ASCII, which take up to four bytes each, and escape lone surrogates.
+
+        Pickle writes those, and neither a file nor a terminal takes them as text.
+        """
+        self._budget.spend(names=4 * len(text))
+        return text.encode("utf-8", "backslashreplace").decode()
+
+    # -- stack and memo ------------------------------------------------------------------------------------
 
     def top(self) -> Any:
-        """Look at the value on top of the stack."""
+        """The value on top of the stack, which stays."""
         if self._stack[-1] is _MARK:
             raise ValueError("a mark where a value is needed")
         return self._stack[-1]
 
-    def mark(self) -> None:
-        """Put a mark on the stack."""
-        self._stack.append(_MARK)
+    def last(self, count: int) -> tuple[Any, ...]:
+        """Take the last few values."""
+        taken = tuple(self._stack[-count:])
+        if len(taken) < count:
+            raise IndexError("pop from empty list")
+        if _MARK in taken:
+            raise ValueError("a mark where a value is needed")
+        del self._stack[-count:]
+        return taken
 
-    def drop(self) -> None:
-        """Throw the top of the stack away, mark or value."""
-        self._stack.pop()
-
-    def pop_to_mark(self) -> list[Any]:
+    def to_mark(self) -> list[Any]:
         """Take everything above the last mark, and the mark."""
         stack = self._stack
         index = len(stack) - 1
@@ -325,7 +367,37 @@ class PickleMachine:
         del stack[index:]
         return taken
 
-    # -- values --------------------------------------------------------------------------------------------
+    def put(self, key: int) -> None:
+        """Remember the value on top of the stack."""
+        if not 0 <= key < _MAX_MEMO:
+            raise ValueError("a place in the memo that no opcode has")
+        self._memo[key] = self.top()
+
+    # -- containers ----------------------------------------------------------------------------------------
+
+    def set_items(self, flat: Sequence[Any], target: Any) -> Any:
+        """Put keys and values, alternating in ``flat``, into a dictionary."""
+        if len(flat) % 2:
+            raise ValueError("a key without a value")
+        self._budget.spend(steps=_ITEM_COST * len(flat) // 2)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        if isinstance(target, dict):
+            for key, value in pairs:
+                target[dictionary_key(key)] = value
+        elif isinstance(target, Inert):
+            target.content.extend(pairs)
+        else:
+            raise ValueError(f"items set in a {type(target).__name__}")
+        return target
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Append values to the list on top of the stack."""
+        target = self.top()
+        if not isinstance(target, (list, Inert)):
+            raise ValueError(f"values appended to a {type(target).__name__}")
+        (target if isinstance(target, list) else target.content).extend(values)
+
+    # -- names and calls -----------------------------------------------------------------------------------
 
     def name(self, module: object, attribute: object) -> GlobalName:
         """Turn a global into its name."""
@@ -340,10 +412,9 @@ class PickleMachine:
             known = self._globals[dotted] = GlobalName(dotted)
         return known
 
-    def wide(self, text: str) -> str:
-        """Charge a text with characters beyond ASCII, which takes up to four times its bytes."""
-        self._budget.spend(names=4 * len(text))
-        return text
+    def name_lines(self) -> GlobalName:
+        """A global whose module and name are lines."""
+        return self.name(self.line().decode(), self.line().decode())
 
     def note(self, name: str, args: tuple[object, ...] = ()) -> None:
         """Keep what a call that is not made here would run: the function, or one that it is given."""
@@ -381,33 +452,10 @@ class PickleMachine:
             return len(argument) if len(argument) <= _FEW else _COPY_COST * len(argument)
         return len(argument) if isinstance(argument, (str, bytes, Blob)) else 0
 
-    def persistent(self, identifier: object) -> object:
-        """What a persistent id means."""
-        self._budget.spend(steps=_CALL_COST)
-        return self._persistent_load(identifier)
-
-    def set_items(self, target: object, flat: list[Any]) -> None:
-        """Put keys and values, alternating in ``flat``, into a dictionary."""
-        if len(flat) % 2:
-            raise ValueError("a key without a value")
-        self._budget.spend(steps=_ITEM_COST * len(flat) // 2)
-        pairs = zip(flat[::2], flat[1::2], strict=True)
-        if isinstance(target, dict):
-            for key, value in pairs:
-                target[dictionary_key(key)] = value
-        elif isinstance(target, Inert):
-            target.content.extend(pairs)
-        else:
-            raise ValueError(f"items set in a {type(target).__name__}")
-
-    def extend(self, target: object, values: list[Any]) -> None:
-        """Append values to a list."""
-        if isinstance(target, list):
-            target.extend(values)
-        elif isinstance(target, Inert):
-            target.content.extend(values)
-        else:
-            raise ValueError(f"values appended to a {type(target).__name__}")
+    def call_to_mark(self) -> object:
+        """Call the first value above the mark with the others."""
+        function, *args = self.to_mark()
+        return self.call(function, tuple(args))
 
     def new_object_with_names(self, kind: object, args: object, names: object) -> Inert:
         """Record a construction with keyword arguments."""
@@ -425,6 +473,11 @@ class PickleMachine:
             if isinstance(state, tuple):
                 self.note(target.name, state)
 
+    def persistent(self, identifier: object) -> object:
+        """What a persistent id means."""
+        self._budget.spend(steps=_CALL_COST)
+        return self._persistent_load(identifier)
+
 
 # -- the opcodes --------------------------------------------------------------------------------------------
 
@@ -437,230 +490,100 @@ def _text(raw: bytes | Blob) -> str | bytes | Blob:
         return raw
 
 
-def _utf8(machine: PickleMachine, width: int) -> None:
-    raw = machine.content(machine.uint(width), text=True)
-    if not isinstance(raw, bytes):
-        machine.push(raw)
-    elif raw.isascii():
-        machine.push(raw.decode("ascii"))
-    else:
-        machine.push(_unicode(machine.wide(raw.decode("utf-8", "surrogatepass"))))
+_Operation = Callable[[PickleMachine], object]
 
-
-def _unicode(text: str) -> str:
-    """Escape lone surrogates, which pickle writes and which no file or terminal takes as text."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _integer_line(machine: PickleMachine) -> None:
-    line = machine.line()
-    booleans = {b"00": False, b"01": True}
-    machine.push(booleans[line] if line in booleans else int(line.rstrip(b"L") or b"0"))
-
-
-def _long(machine: PickleMachine, width: int) -> None:
-    count = machine.uint(width)
-    if count > _MAX_INT_BYTES:
-        raise ValueError(f"an integer of {count} bytes")
-    machine.push(int.from_bytes(machine.take(count), "little", signed=True))
-
-
-def _quoted(machine: PickleMachine) -> None:
-    line = machine.line(_LONG_LINE).strip()
-    if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-        raise ValueError("a string without quotes")
-    raw = line[1:-1]
-    if b"\\" in raw:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that mean nothing
-            raw = codecs.escape_decode(raw)[0]
-    machine.push(_text(raw))
-
-
-def _bytearray(machine: PickleMachine) -> None:
-    machine.push(machine.content(machine.uint(8)))
-
-
-def _tuple_of(machine: PickleMachine, count: int) -> None:
-    values = tuple(machine.pop() for _ in range(count))
-    machine.push(values[::-1])
-
-
-def _dict_to_mark(machine: PickleMachine) -> None:
-    flat = machine.pop_to_mark()
-    built: dict[object, object] = {}
-    machine.set_items(built, flat)
-    machine.push(built)
-
-
-def _append(machine: PickleMachine) -> None:
-    value = machine.pop()
-    machine.extend(machine.top(), [value])
-
-
-def _extend_to_mark(machine: PickleMachine) -> None:
-    values = machine.pop_to_mark()
-    machine.extend(machine.top(), values)
-
-
-def _set_item(machine: PickleMachine) -> None:
-    value, key = machine.pop(), machine.pop()
-    machine.set_items(machine.top(), [key, value])
-
-
-def _set_items_to_mark(machine: PickleMachine) -> None:
-    flat = machine.pop_to_mark()
-    machine.set_items(machine.top(), flat)
-
-
-def _drop_to_mark(machine: PickleMachine) -> None:
-    machine.pop_to_mark()
-
-
-def _put(machine: PickleMachine, key: int) -> None:
-    if not 0 <= key < _MAX_MEMO:
-        raise ValueError("a place in the memo that no opcode has")
-    machine.memo[key] = machine.top()
-
-
-def _global_lines(machine: PickleMachine) -> None:
-    module, attribute = machine.line(), machine.line()
-    machine.push(machine.name(module.decode(), attribute.decode()))
-
-
-def _stack_global(machine: PickleMachine) -> None:
-    attribute, module = machine.pop(), machine.pop()
-    machine.push(machine.name(module, attribute))
-
-
-def _reduce(machine: PickleMachine) -> None:
-    args, function = machine.pop(), machine.pop()
-    machine.push(machine.call(function, args))
-
-
-def _new_object_with_names(machine: PickleMachine) -> None:
-    names, args, kind = machine.pop(), machine.pop(), machine.pop()
-    machine.push(machine.new_object_with_names(kind, args, names))
-
-
-def _instance(machine: PickleMachine) -> None:
-    module, attribute = machine.line().decode(), machine.line().decode()
-    machine.push(machine.call(machine.name(module, attribute), tuple(machine.pop_to_mark())))
-
-
-def _object(machine: PickleMachine) -> None:
-    kind, *args = machine.pop_to_mark()
-    machine.push(machine.call(kind, tuple(args)))
-
-
-def _build(machine: PickleMachine) -> None:
-    machine.build(machine.pop())
-
-
-def _persistent(machine: PickleMachine, identifier: object) -> None:
-    machine.push(machine.persistent(identifier))
-
-
-def _protocol(machine: PickleMachine) -> None:
-    version = machine.uint(1)
-    if version > 5:
-        raise ValueError(f"pickle protocol {version}")
-
-
-def _frame(machine: PickleMachine) -> None:
-    if machine.uint(8) > machine.end - machine.position:
-        raise ValueError("a frame longer than the pickle")
-
-
-def _extension(machine: PickleMachine) -> None:
-    raise ValueError("a code of Python's extension registry")
-
-
-def _foreign_buffer(machine: PickleMachine) -> None:
-    raise ValueError("a buffer that is not in the file")
-
-
-_Operation = Callable[[PickleMachine], None]
-
-_BY_CODE: dict[bytes, _Operation] = {
-    b"I": _integer_line,
-    b"L": _integer_line,
-    b"J": lambda m: m.push(struct.unpack("<i", m.take(4))[0]),
-    b"K": lambda m: m.push(m.uint(1)),
-    b"M": lambda m: m.push(m.uint(2)),
-    b"\x8a": lambda m: _long(m, 1),
-    b"\x8b": lambda m: _long(m, 4),
-    b"F": lambda m: m.push(float(m.line())),
-    b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    b"S": _quoted,
-    b"T": lambda m: m.push(_text(m.content(m.uint(4)))),
-    b"U": lambda m: m.push(_text(m.take(m.uint(1)))),
-    b"B": lambda m: m.push(m.content(m.uint(4))),
-    b"C": lambda m: m.push(m.take(m.uint(1))),
-    b"\x8e": lambda m: m.push(m.content(m.uint(8))),
-    b"\x96": _bytearray,
-    b"V": lambda m: m.push(_unicode(m.wide(m.line(_LONG_LINE).decode("raw-unicode-escape")))),
-    b"\x8c": lambda m: _utf8(m, 1),
-    b"X": lambda m: _utf8(m, 4),
-    b"\x8d": lambda m: _utf8(m, 8),
-    b"N": lambda m: m.push(None),
-    b"\x88": lambda m: m.push(True),
-    b"\x89": lambda m: m.push(False),
-    b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.pop_to_mark()),
-    b"a": _append,
-    b"e": _extend_to_mark,
-    b")": lambda m: m.push(()),
-    b"t": lambda m: m.push(tuple(m.pop_to_mark())),
-    b"\x85": lambda m: _tuple_of(m, 1),
-    b"\x86": lambda m: _tuple_of(m, 2),
-    b"\x87": lambda m: _tuple_of(m, 3),
-    b"}": lambda m: m.push({}),
-    b"d": _dict_to_mark,
-    b"s": _set_item,
-    b"u": _set_items_to_mark,
-    b"\x8f": lambda m: m.push([]),  # sets are kept as lists: nothing here asks what they contain
-    b"\x90": _extend_to_mark,
-    b"\x91": lambda m: m.push(m.pop_to_mark()),
-    b"0": lambda m: m.drop(),
-    b"1": _drop_to_mark,
-    b"2": lambda m: m.push(m.top()),
-    b"(": lambda m: m.mark(),
-    b"g": lambda m: m.push(m.memo[int(m.line())]),
-    b"h": lambda m: m.push(m.memo[m.uint(1)]),
-    b"j": lambda m: m.push(m.memo[m.uint(4)]),
-    b"p": lambda m: _put(m, int(m.line())),
-    b"q": lambda m: _put(m, m.uint(1)),
-    b"r": lambda m: _put(m, m.uint(4)),
-    b"\x94": lambda m: _put(m, len(m.memo)),
-    b"c": _global_lines,
-    b"\x93": _stack_global,
-    b"R": _reduce,
-    b"\x81": _reduce,  # NEWOBJ: a class and its arguments
-    b"\x92": _new_object_with_names,
-    b"i": _instance,
-    b"o": _object,
-    b"b": _build,
-    b"P": lambda m: _persistent(m, m.line().decode()),
-    b"Q": lambda m: _persistent(m, m.pop()),
-    b"\x80": _protocol,
-    b"\x95": _frame,
-    b"\x82": _extension,
-    b"\x83": _extension,
-    b"\x84": _extension,
-    b"\x97": _foreign_buffer,
-    b"\x98": _foreign_buffer,
+_NUMBERS: dict[bytes, _Operation] = {
+    b"I": PickleMachine.integer_line,
+    b"L": PickleMachine.integer_line,
+    b"J": lambda m: struct.unpack("<i", m.take(4))[0],
+    b"M": lambda m: m.uint(2),
+    b"\x8a": lambda m: m.long(1),
+    b"\x8b": lambda m: m.long(4),
+    b"F": lambda m: float(m.line()),
+    b"G": lambda m: struct.unpack(">d", m.take(8))[0],
 }
-
-_STEPS = {
-    **dict.fromkeys(b"ILJM\x8a\x8bFG", 2),  # numbers
-    **dict.fromkeys(b"STUBC\x8e\x96V\x8cX\x8d", 3),  # texts
-    **dict.fromkeys(b"]lt\x85\x86\x87}d\x8f\x91", 3),  # containers
-    **dict.fromkeys(b"pqr\x94", 4),  # entries of the memo
+_TEXTS: dict[bytes, _Operation] = {
+    b"S": PickleMachine.quoted,
+    b"T": lambda m: _text(m.content(m.uint(4))),
+    b"U": lambda m: _text(m.take(m.uint(1))),
+    b"B": lambda m: m.content(m.uint(4)),
+    b"C": lambda m: m.take(m.uint(1)),
+    b"\x8e": lambda m: m.content(m.uint(8)),
+    b"\x96": lambda m: m.content(m.uint(8)),
+    b"V": lambda m: m.unicode(m.line(_LONG_LINE).decode("raw-unicode-escape")),
+    b"\x8c": lambda m: m.utf8(1),
+    b"X": lambda m: m.utf8(4),
+    b"\x8d": lambda m: m.utf8(8),
 }
-"""Steps of opcodes that make what takes more than 30 bytes."""
-
-_OPERATIONS: dict[int, tuple[_Operation, int]] = {
-    code[0]: (operation, _STEPS.get(code[0], 1)) for code, operation in _BY_CODE.items()
+_CONTAINERS: dict[bytes, _Operation] = {
+    b"]": lambda _: [],
+    b"l": lambda m: m.to_mark(),
+    b"t": lambda m: tuple(m.to_mark()),
+    b"\x85": lambda m: m.last(1),
+    b"\x86": lambda m: m.last(2),
+    b"\x87": lambda m: m.last(3),
+    b"}": lambda _: {},
+    b"d": lambda m: m.set_items(m.to_mark(), {}),
+    b"\x8f": lambda _: [],  # sets are kept as lists: nothing here asks what they contain
+    b"\x91": lambda m: m.to_mark(),
 }
-"""What each opcode does, and how many steps it costs."""
+_OTHER_VALUES: dict[bytes, _Operation] = {
+    b"K": lambda m: m.uint(1),
+    b"N": lambda _: None,
+    b"\x88": lambda _: True,
+    b"\x89": lambda _: False,
+    b")": lambda _: (),
+    b"(": lambda _: _MARK,
+    b"2": PickleMachine.top,
+    b"g": lambda m: m._memo[int(m.line())],
+    b"h": lambda m: m._memo[m.uint(1)],
+    b"j": lambda m: m._memo[m.uint(4)],
+    b"c": PickleMachine.name_lines,
+    b"\x93": lambda m: m.name(*m.last(2)),
+    b"R": lambda m: m.call(*m.last(2)),
+    b"\x81": lambda m: m.call(*m.last(2)),  # NEWOBJ: a class and its arguments
+    b"\x92": lambda m: m.new_object_with_names(*m.last(3)),
+    b"i": lambda m: m.call(m.name_lines(), tuple(m.to_mark())),
+    b"o": PickleMachine.call_to_mark,
+    b"P": lambda m: m.persistent(m.line().decode()),
+    b"Q": lambda m: m.persistent(*m.last(1)),
+}
+_PUTS: dict[bytes, _Operation] = {
+    b"p": lambda m: m.put(int(m.line())),
+    b"q": lambda m: m.put(m.uint(1)),
+    b"r": lambda m: m.put(m.uint(4)),
+    b"\x94": lambda m: m.put(len(m._memo)),
+}
+_CHANGES: dict[bytes, _Operation] = {
+    b"a": lambda m: m.extend(m.last(1)),
+    b"e": lambda m: m.extend(m.to_mark()),
+    b"\x90": lambda m: m.extend(m.to_mark()),
+    b"s": lambda m: m.set_items(m.last(2), m.top()),
+    b"u": lambda m: m.set_items(m.to_mark(), m.top()),
+    b"0": lambda m: m._stack.pop(),  # mark or value
+    b"1": lambda m: m.to_mark(),
+    b"b": lambda m: m.build(*m.last(1)),
+    b"\x80": PickleMachine.protocol,
+    b"\x95": PickleMachine.frame,
+}
+_OPERATIONS = {
+    code[0]: (operation, steps, pushes)
+    for table, steps, pushes in (
+        (_NUMBERS, 2, True),
+        (_TEXTS, 3, True),
+        (_CONTAINERS, 3, True),
+        (_OTHER_VALUES, 1, True),
+        (_PUTS, 4, False),
+        (_CHANGES, 1, False),
+    )
+    for code, operation in table.items()
+}
+"""What each opcode does, the steps it costs, and whether it pushes what it returns.
+
+Steps are more than one where it makes what takes more than 30 bytes.
+"""
+
+_REFUSED = {
+    **dict.fromkeys(b"\x82\x83\x84", "a code of Python's extension registry"),
+    **dict.fromkeys(b"\x97\x98", "a buffer that is not in the file"),
+}
