@@ -92,6 +92,7 @@ def parse_metadata(path: Path, text: str | bytes) -> dict[str, str]:
     """The metadata that ckptkit wrote into a file: a JSON object of strings."""
     try:
         found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     except (ValueError, RecursionError) as error:
         raise FormatError(path, "ckptkit's metadata is not valid JSON") from error
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):

@@ -152,7 +152,8 @@ _OF_A_CALL: Final = "(…)"
 _LEAVES = (str, bytes, int, float, bool, type(None), GlobalName)
 
 
-def _no_persistent_ids(identifier: object) -> object:
+def no_persistent_ids(identifier: object) -> object:
+    """Refuse them: most pickles have none."""
     raise ValueError("a persistent id where none belongs")
 
 
@@ -203,7 +204,7 @@ class PickleMachine:
         end: int,
         *,
         handlers: Mapping[str, Handler] | None = None,
-        persistent_load: PersistentLoad = _no_persistent_ids,
+        persistent_load: PersistentLoad = no_persistent_ids,
         budget: Budget | None = None,
         would_run: dict[str, None] | None = None,
     ) -> None:

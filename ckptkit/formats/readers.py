@@ -20,9 +20,9 @@ class MappedReader(Reader):
     _files: list[MappedFile]
     _also: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, file: Path | None = None) -> None:
         self.path = Path(path)
-        self._file = MappedFile(self.path)
+        self._file = MappedFile(file or self.path)
         self._files = [self._file]
         try:
             self._open()

@@ -8,15 +8,16 @@ the state dict is found, and its tensors are handed out. Sources: ``torch/serial
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import shlex
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from ckptkit.base.budget import LIMITS, Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
+from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
-from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine
+from ckptkit.formats.pickle_machine import Inert, PersistentLoad, PickleMachine, no_persistent_ids
 from ckptkit.formats.readers import MappedReader, whole_bytes
 from ckptkit.formats.tar import TAR_BLOCK, members_in_place
 from ckptkit.formats.torch_pickle import (
@@ -36,10 +38,11 @@ from ckptkit.formats.torch_pickle import (
     StorageRef,
     TensorRef,
     UnsupportedTensor,
+    array_or_number,
+    describe,
+    describe_extras,
     is_array,
-    is_scalar,
     parse_storage,
-    pickled_array,
     storage_dtype,
     whole_number,
 )
@@ -62,67 +65,107 @@ _TYPE_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 PREFIX = "module."
 """What data parallel models put before every name."""
 
+_AGAIN = "fetch it again"
+
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of one storage in the file; the ``member`` that they are of a zip archive.
+    """Bytes of one storage, and the ``member`` that they are of a zip archive."""
 
-    In an unpacked archive each storage is a ``file`` of its own, and offsets count as if all of them were one
-    file: it begins at ``offset``.
-    """
-
+    file: MappedFile
     offset: int
     nbytes: int
     member: ZipEntry | None = None
-    file: MappedFile | None = None
 
 
 @dataclass(frozen=True)
-class TorchContents:
-    """What a file holds: the object that was saved, its storages by key, and our own metadata.
-
-    ``members`` checks the storages of a zip archive.
-
-    ``big_endian`` says that each element's bytes in the storages run the other way, ``kind`` what the file is
-    where torch.save did not write it, ``would_run`` what loading it elsewhere runs.
-    """
+class _Contents:
+    """What a file holds: the object that was saved, its storages by key, and our own metadata."""
 
     root: object
     storages: Mapping[str, Extent]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    big_endian: bool = False
-    kind: str = ""
-    would_run: tuple[str, ...] = ()
-    members: CheckedMembers | None = None
-
-    def refusal(self, path: Path) -> FormatError:
-        """The refusal of a file without weights that runs code when it is loaded."""
-        return _running(path, self.would_run, "pickle" if self.kind else "torch")
+    big_endian: bool = False  # whether each element's bytes in the storages run the other way
+    kind: str = ""  # what the file is where torch.save did not write it
+    members: CheckedMembers | None = None  # of a zip archive
 
 
-def load_contents(file: MappedFile, folder: Path | None = None) -> TorchContents:
+class _Stream:
+    """Pickles and storages one after the other in a range of a file; all ranges share one budget of work."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self.file = file
+        self.at, self.end = 0, file.size
+        self._budget = Budget(file.size, partial(FormatError, file.path))
+        self.would_run: dict[str, None] = {}
+
+    def within(self, start: int, nbytes: int) -> _Stream:
+        """A stream over a part of the file."""
+        part = _Stream.__new__(_Stream)
+        part.__dict__ = {**self.__dict__, "at": start, "end": start + nbytes}
+        return part
+
+    def pickle(self, persistent_load: PersistentLoad = no_persistent_ids) -> Any:
+        """The value of the next pickle."""
+        machine = PickleMachine(
+            self.file.path,
+            self.file.data,
+            self.at,
+            self.end,
+            handlers=TORCH_HANDLERS,
+            persistent_load=persistent_load,
+            budget=self._budget,
+            would_run=self.would_run,
+        )
+        value = machine.run()
+        self.at = machine.position
+        return value
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if self.at + count > self.end:
+            raise self.error("the file ends before its tensors do", _AGAIN)
+        self.at += count
+        return self.file.data[self.at - count : self.at]
+
+    def storage(self, itemsize: int) -> Extent:
+        """The next storage: an 8-byte count, then the elements."""
+        (count,) = struct.unpack("<q", self.take(8))
+        extent = Extent(self.file, self.at, count * itemsize)
+        if count < 0 or extent.nbytes > self.end - self.at:
+            self.at -= 8
+            reason = f"a storage of {count} elements reaches beyond the end of the file"
+            raise self.error(reason, f"it is probably truncated: {_AGAIN}")
+        self.at += extent.nbytes
+        return extent
+
+    def finish(self) -> None:
+        """Refuse what follows the last thing that a reader takes: another may take that."""
+        if self.at != self.end:
+            raise self.error(f"{self.end - self.at:,} bytes after its end belong to nothing")
+
+    def whole(self, persistent_load: PersistentLoad = no_persistent_ids) -> Any:
+        """The value of a pickle that ends where the range does."""
+        value = self.pickle(persistent_load)
+        self.finish()
+        return value
+
+    def error(self, reason: str, hint: str | None = None) -> FormatError:
+        """The refusal of what is at this place."""
+        return FormatError(self.file.path, reason, offset=self.at, hint=hint)
+
+
+def _load(stream: _Stream) -> _Contents:
     """Tell the container by its first bytes and read it."""
-    unpickler = _Unpickler(file)
-    try:
-        contents = _load(file, unpickler) if folder is None else _load_folder(folder, file, unpickler)
-    except FormatError as error:
-        if not unpickler.would_run:
-            raise
-        raise _running(file.path, unpickler.would_run, "torch") from error
-    return replace(contents, would_run=unpickler.would_run)
-
-
-def _load(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
+    file = stream.file
     if file.data[:2] == b"PK":
-        return _load_zip(file, unpickler)
+        return _load_zip(stream)
     if file.data[:1] in (b"\x80", b"L") and (start := _legacy_start(file)):
-        return _load_legacy(file, start, unpickler)
-    if is_tar(file):
-        return _load_tar(file, unpickler)
-    if is_pickle(
-        file.data[:MAX_PICKLE_HEAD], file.data[file.size - 1 :]
-    ):  # of numpy arrays, or of no use here
-        return TorchContents(unpickler.whole(0, file.size), {}, kind="a plain Python pickle")
+        return _load_legacy(stream.within(start, file.size - start))
+    if file.size >= TAR_BLOCK and file.data[257:262] == b"ustar":
+        return _load_tar(stream)
+    if is_pickle(file.data[:MAX_PICKLE_HEAD], file.data[file.size - 1 :]):
+        return _Contents(stream.whole(), {}, kind="a plain Python pickle")  # of numpy arrays, or of no use
     raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
 
 
@@ -145,48 +188,42 @@ def is_pickle(head: bytes, tail: bytes) -> bool:
     return head[:1] == b"\x80" or (old is not None and (tail[-1:] == b"." or old[0].endswith(b"L\n.")))
 
 
-def _running(path: Path, names: Sequence[str], loader: str) -> FormatError:
+def _running(path: Path, would_run: Mapping[str, None], kind: str = "") -> FormatError:
+    """The refusal of a file that runs code when it is loaded elsewhere."""
+    names = list(would_run)
     listed = (
         " and ".join(names[:2]) if len(names) < 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
     )
-    return FormatError(
-        path,
-        f"is a pickle that would run {listed} when loaded by {loader}.load",
-        hint="ckptkit does not run it",
-    )
+    reason = f"is a pickle that would run {listed} when loaded by {'pickle' if kind else 'torch'}.load"
+    return FormatError(path, reason, hint="ckptkit does not run it")
 
 
-# -- zip archive (torch >= 1.6) ------------------------------------------------------------------------------
+# -- zip archive (torch >= 1.6), or what unzipping it leaves ------------------------------------------------
 
 
-def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
+def _load_zip(stream: _Stream) -> _Contents:
+    file = stream.file
     directory = read_directory(file)
     entries = directory.entries
-    if len({name.lower() for name in entries}) < len(entries):
-        raise FormatError(file.path, "two zip entries that are one to torch, which ignores letter case")
-    roots = [
-        name.removesuffix("data.pkl")
-        for name in entries
-        if name.count("/") == 1 and name.endswith("/data.pkl")
-    ]
-    if len(roots) != 1:
-        raise FormatError(
-            file.path, f"a zip archive with {len(roots)} data.pkl records: not a PyTorch checkpoint"
-        )
-    root = roots[0]
-    if not next(iter(entries)).startswith(root):  # which is where torch takes the folder's name from
-        raise FormatError(file.path, f"a zip archive whose first entry is not in {root!r}, as torch expects")
-    if root + "constants.pkl" in entries:
-        raise _torch_script(file.path)
+    root = _root_of(file.path, list(entries))
     prefix = root + "data/"
     members = CheckedMembers(file, directory, may_lack=True)
     for name, entry in entries.items():
         is_storage = name.startswith(prefix)
         if entry.method == STORED and not is_storage and entry.size <= _MAX_METADATA_BYTES:
             members.require(entry)
-    order = _record(file, entries.get(root + "byteorder"), 16)
-    if order not in (None, b"little", b"big"):
-        raise FormatError(file.path, f"a byte order {order!r}, which is neither little nor big")
+
+    def record(name: str, limit: int) -> bytes | None:
+        entry = entries.get(root + name)
+        if entry is None:
+            return None
+        if entry.size > limit:
+            raise FormatError(
+                file.path, f"zip entry {entry.name!r} has {entry.size} bytes, more than {limit}"
+            )
+        extent = _stored_extent(file, entry)
+        return file.data[extent.offset : extent.offset + extent.nbytes]
+
     storages = {
         name.removeprefix(prefix): _stored_extent(file, entry)
         for name, entry in entries.items()
@@ -194,55 +231,27 @@ def _load_zip(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
     }
     pickle = _stored_extent(file, entries[root + "data.pkl"])
     members.require(entries[root + "data.pkl"])
-    value = unpickler.whole(pickle.offset, pickle.offset + pickle.nbytes, parse_storage)
-    metadata = parse_metadata(file, _record(file, entries.get(root + METADATA_RECORD), _MAX_METADATA_BYTES))
-    return TorchContents(value, storages, metadata, big_endian=order == b"big", members=members)
+    return _from_records(stream.within(pickle.offset, pickle.nbytes), file.path, record, storages, members)
 
 
-def _torch_script(path: Path) -> FormatError:
-    code = f"import torch; torch.save(torch.jit.load({json.dumps(str(path))}).state_dict(), "
-    code += f"{json.dumps(f'{path}.pth')})"
-    return FormatError(
-        path, "is a TorchScript archive", hint=f"save its weights: python -c {shlex.quote(code)}"
-    )
-
-
-def _load_folder(folder: Path, file: MappedFile, unpickler: _Unpickler) -> TorchContents:
-    """What unzipping an archive leaves: its records as files."""
-    if (folder / "constants.pkl").exists():
-        raise FormatError(folder, "is a TorchScript archive, unpacked", hint="give the archive itself")
-    order = _small_file(folder / "byteorder", 16)
-    if order not in (None, b"little", b"big"):
-        raise FormatError(folder, f"a byte order {order!r}, which is neither little nor big")
-    storages: dict[str, Extent] = {}
-    position = 0
-    try:
-        for path in sorted((folder / "data").iterdir()) if (folder / "data").is_dir() else []:
-            if path.is_symlink() or not path.is_file() or len(storages) == _MAX_FILES:
-                raise FormatError(
-                    folder, f"data{os.sep}{path.name} is not a file of its own, or one too many"
-                )
-            nbytes = path.stat().st_size
-            storages[path.name] = Extent(position, nbytes, file=MappedFile(path) if nbytes else None)
-            position += nbytes
-        value = unpickler.whole(0, file.size, parse_storage)
-    except BaseException:
-        for extent in storages.values():
-            if extent.file is not None:
-                extent.file.close()
-        raise
-    metadata = parse_metadata(file, _small_file(folder / METADATA_RECORD, _MAX_METADATA_BYTES))
-    return TorchContents(value, storages, metadata, big_endian=order == b"big")
-
-
-def _small_file(path: Path, limit: int) -> bytes | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as opened:
-        raw = opened.read(limit + 1)
-    if len(raw) > limit:
-        raise FormatError(path, f"more than {limit} bytes")
-    return raw
+def _root_of(path: Path, names: Sequence[str]) -> str:
+    """The folder in a zip archive that everything is in."""
+    if len({name.lower() for name in names}) < len(names):
+        raise FormatError(path, "two zip entries that are one to torch, which ignores letter case")
+    pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise FormatError(
+            path, f"a zip archive with {len(pickles)} data.pkl records: not a PyTorch checkpoint"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    if not names[0].startswith(root):  # which is where torch takes the folder's name from
+        raise FormatError(path, f"a zip archive whose first entry is not in {root!r}, as torch expects")
+    if root + "constants.pkl" in names:
+        code = f"import torch; torch.save(torch.jit.load({json.dumps(str(path))}).state_dict(), "
+        code += f"{json.dumps(f'{path}.pth')})"
+        hint = f"save its weights: python -c {shlex.quote(code)}"
+        raise FormatError(path, "is a TorchScript archive", hint=hint)
+    return root
 
 
 def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
@@ -252,101 +261,77 @@ def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
             f"zip entry {entry.name!r} is compressed, which torch.load refuses too",
             hint="unpack it and save the state_dict with torch.save",
         )
-    return Extent(entry.offset, entry.size, entry)
+    return Extent(file, entry.offset, entry.size, entry)
 
 
-def _record(file: MappedFile, entry: ZipEntry | None, limit: int) -> bytes | None:
-    if entry is None:
-        return None
-    extent = _stored_extent(file, entry)
-    if extent.nbytes > limit:
-        raise FormatError(file.path, f"zip entry {entry.name!r} has {extent.nbytes} bytes, more than {limit}")
-    return file.data[extent.offset : extent.offset + extent.nbytes]
+def _load_folder(stream: _Stream, folder: Path, files: list[MappedFile]) -> _Contents:
+    """Read an unpacked archive; each storage is a file of its own there, kept in ``files``."""
+    if (folder / "constants.pkl").exists():
+        raise FormatError(folder, "is a TorchScript archive, unpacked", hint="give the archive itself")
+
+    def record(name: str, limit: int) -> bytes | None:
+        path = folder / name
+        if not path.is_file():
+            return None
+        with path.open("rb") as opened:
+            raw = opened.read(limit + 1)
+        if len(raw) > limit:
+            raise FormatError(path, f"more than {limit} bytes")
+        return raw
+
+    storages: dict[str, Extent] = {}
+    for path in sorted((folder / "data").iterdir()) if (folder / "data").is_dir() else []:
+        if path.is_symlink() or not path.is_file() or len(storages) == _MAX_FILES:
+            raise FormatError(folder, f"data{os.sep}{path.name} is not a file of its own, or one too many")
+        if path.stat().st_size:
+            files.append(MappedFile(path))
+            storages[path.name] = Extent(files[-1], 0, files[-1].size)
+        else:
+            storages[path.name] = Extent(stream.file, 0, 0)
+    return _from_records(stream, folder, record, storages)
 
 
-def parse_metadata(file: MappedFile, raw: bytes | None) -> dict[str, str]:
-    """Read the JSON object of texts that ckptkit's writers leave in a file ({} for None)."""
-    if raw is None:
-        return {}
-    try:
-        found = json.loads(raw)
-        json.dumps(found, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
-    except (ValueError, RecursionError) as error:
-        raise FormatError(file.path, "ckptkit's metadata record is not valid JSON") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(file.path, "ckptkit's metadata record is not a table of texts")
-    return found
+def _from_records(
+    pickle: _Stream,
+    path: Path,
+    record: Callable[[str, int], bytes | None],
+    storages: Mapping[str, Extent],
+    members: CheckedMembers | None = None,
+) -> _Contents:
+    order = record("byteorder", 16)
+    if order not in (None, b"little", b"big"):
+        raise FormatError(path, f"a byte order {order!r}, which is neither little nor big")
+    root = pickle.whole(parse_storage)
+    ours = record(METADATA_RECORD, _MAX_METADATA_BYTES)
+    metadata = {} if ours is None else parse_metadata(path, ours)
+    return _Contents(root, storages, metadata, big_endian=order == b"big", members=members)
 
 
 # -- pickle stream (torch < 1.6, and mmcv's publish tools) ---------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Unpickled:
-    value: Any
-    stop: int
-
-
-class _Unpickler:
-    """Reads the pickles of one file, all on one budget of work."""
-
-    def __init__(self, file: MappedFile) -> None:
-        self._file = file
-        self._budget = Budget(file.size, lambda reason: FormatError(file.path, reason))
-        self._would_run: dict[str, None] = {}
-
-    @property
-    def would_run(self) -> tuple[str, ...]:
-        """What the pickles read so far would have Python run."""
-        return tuple(self._would_run)
-
-    def load(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> _Unpickled:
-        options: dict[str, Any] = {} if persistent_load is None else {"persistent_load": persistent_load}
-        machine = PickleMachine(
-            self._file.path,
-            self._file.data,
-            start,
-            end,
-            handlers=TORCH_HANDLERS,
-            budget=self._budget,
-            would_run=self._would_run,
-            **options,
-        )
-        return _Unpickled(machine.run(), machine.position)
-
-    def whole(self, start: int, end: int, persistent_load: PersistentLoad | None = None) -> Any:
-        """The value of a pickle that ends where it should."""
-        found = self.load(start, end, persistent_load)
-        self.ends(found.stop, end)
-        return found.value
-
-    def ends(self, stop: int, end: int) -> None:
-        """Refuse what is behind the last thing that a reader takes: another may take that."""
-        if stop != end:
-            raise FormatError(
-                self._file.path, f"{end - stop:,} bytes after its end belong to nothing", offset=stop
-            )
-
-
 def _legacy_start(file: MappedFile) -> int | None:
     """Where the magic number of a legacy file ends, whatever pickle protocol it is written in."""
+    head = _Stream(file).within(0, min(file.size, _LEGACY_HEAD_BYTES))
     try:
-        head = _Unpickler(file).load(0, min(file.size, _LEGACY_HEAD_BYTES))
+        number = head.pickle()
     except FormatError:
         return None
-    return head.stop if type(head.value) is int and head.value == LEGACY_MAGIC else None
+    return head.at if type(number) is int and number == LEGACY_MAGIC else None
 
 
-def _load_legacy(file: MappedFile, start: int, unpickler: _Unpickler) -> TorchContents:
-    protocol = unpickler.load(start, file.size)
-    if protocol.value != _LEGACY_PROTOCOL:
-        raise FormatError(file.path, "unknown version of the legacy PyTorch format", offset=start)
-    system = unpickler.load(protocol.stop, file.size)
-    if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
+def _load_legacy(stream: _Stream) -> _Contents:
+    """Pickles of the version, the system, the object and the storages' keys; then the storages."""
+    path, start = stream.file.path, stream.at
+    if stream.pickle() != _LEGACY_PROTOCOL:
+        raise FormatError(path, "unknown version of the legacy PyTorch format", offset=start)
+    start = stream.at
+    system = stream.pickle()
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise FormatError(
-            file.path,
+            path,
             "saved on a machine of big-endian byte order, in the format before torch 1.6, or damaged",
-            offset=protocol.stop,
+            offset=start,
             hint="load it with torch and save it again",
         )
     sizes: dict[str, int] = {}
@@ -361,273 +346,113 @@ def _load_legacy(file: MappedFile, start: int, unpickler: _Unpickler) -> TorchCo
             raise ValueError(f"storage {found.key} has two element types")
         return found
 
-    content = unpickler.load(system.stop, file.size, storage)
-    keys = unpickler.load(content.stop, file.size)
-    if not isinstance(keys.value, list) or not all(isinstance(key, (str, int)) for key in keys.value):
-        raise FormatError(file.path, "the list of storages is damaged", offset=content.stop)
-    storages, stop = _raw_storages(file, [str(k) for k in keys.value], sizes, keys.stop)
-    unpickler.ends(stop, file.size)
-    return TorchContents(content.value, storages)
-
-
-def _raw_storages(
-    file: MappedFile, keys: list[str], sizes: Mapping[str, int], start: int
-) -> tuple[dict[str, Extent], int]:
-    """Walk over the storages behind the pickles: an 8-byte count, then the elements."""
+    root = stream.pickle(storage)
+    start = stream.at
+    keys = stream.pickle()
+    if not isinstance(keys, list) or not all(isinstance(key, (str, int)) for key in keys):
+        raise FormatError(path, "the list of storages is damaged", offset=start)
     storages: dict[str, Extent] = {}
-    position = start
-    for key in keys:
+    for key in map(str, keys):
         if key not in sizes or key in storages:
-            raise FormatError(
-                file.path, f"storage {key!r} is listed but belongs to no tensor, or twice", offset=position
-            )
-        storages[key] = extent = _counted_storage(file, position, file.size, sizes[key])
-        position = extent.offset + extent.nbytes
-    return storages, position
-
-
-def _counted_storage(file: MappedFile, position: int, end: int, itemsize: int) -> Extent:
-    if position + 8 > end:
-        raise FormatError(
-            file.path, "the file ends before its storages do", offset=position, hint="fetch it again"
-        )
-    (count,) = struct.unpack("<q", file.data[position : position + 8])
-    if not 0 <= count <= (end - position - 8) // itemsize:
-        raise FormatError(
-            file.path,
-            f"a storage of {count} elements reaches beyond the end of the file",
-            offset=position,
-            hint="it is probably truncated: fetch it again",
-        )
-    return Extent(position + 8, count * itemsize)
+            raise stream.error(f"storage {key!r} is listed but belongs to no tensor, or twice")
+        storages[key] = stream.storage(sizes[key])
+    stream.finish()
+    return _Contents(root, storages)
 
 
 # -- tar (before torch 0.1.10) -------------------------------------------------------------------------------
 
 
-def is_tar(file: MappedFile) -> bool:
-    """Whether the file starts with a tar header."""
-    return file.size >= TAR_BLOCK and file.data[257:262] == b"ustar"
-
-
-def tar_members(file: MappedFile) -> dict[str, Extent]:
-    """Name and place of the files of an uncompressed tar."""
-    members: dict[str, Extent] = {}
+def tar_members(file: MappedFile) -> dict[str, tuple[int, int]]:
+    """Where each file of an uncompressed tar begins, and its bytes, by name."""
+    members: dict[str, tuple[int, int]] = {}
     with file.path.open("rb") as raw:
         for entry in members_in_place(file.path, raw, most=_MAX_FILES):
             name = entry.name.removeprefix("./")
             if name in members:
                 raise FormatError(file.path, f"two tar members are called {name!r}", offset=entry.offset)
-            members[name] = Extent(entry.offset_data, entry.size)
+            members[name] = (entry.offset_data, entry.size)
     return members
 
 
-def _load_tar(file: MappedFile, unpickler: _Unpickler) -> TorchContents:
-    members = tar_members(file)
+def _load_tar(stream: _Stream) -> _Contents:
+    """Lists of storages and of tensors, and an object that refers to them; addresses serve as keys."""
+    path = stream.file.path
+    members = tar_members(stream.file)
     missing = [name for name in ("pickle", "storages", "tensors") if name not in members]
     if missing:
-        raise FormatError(file.path, f"a tar without {', '.join(missing)}: not a PyTorch checkpoint")
-    extents, objects = _tar_storages(file, unpickler, members["storages"])
-    _tar_tensors(file, unpickler, members["tensors"], objects)
+        raise FormatError(path, f"a tar without {', '.join(missing)}: not a PyTorch checkpoint")
+    objects: dict[int, object] = {}
+    storages = _tar_storages(stream.within(*members["storages"]), objects)
+    _tar_tensors(stream.within(*members["tensors"]), objects)
 
     def load(identifier: object) -> object:
         if isinstance(identifier, tuple) and identifier:  # (class, file, source): code saved beside a module
             return identifier[0]
         if isinstance(identifier, str) and len(identifier) > _MAX_DIGITS:
             raise ValueError(f"a key of {len(identifier)} characters")
-        key = _tar_key(int(identifier) if isinstance(identifier, str) else identifier)
+        key = whole_number(int(identifier) if isinstance(identifier, str) else identifier, "a key")
         if key not in objects:
             raise ValueError(f"tensor {key} is not in the file")
         return objects[key]
 
-    body = members["pickle"]
-    return TorchContents(unpickler.whole(body.offset, body.offset + body.nbytes, load), extents)
+    return _Contents(stream.within(*members["pickle"]).whole(load), storages)
 
 
-def _tar_key(value: object) -> int:
-    """Addresses of the writing process serve as keys."""
-    return whole_number(value, "a key")
+@contextlib.contextmanager
+def _list_of(what: str, stream: _Stream) -> Iterator[range]:
+    """A counted list in a member of a tar; what goes wrong in it is damage."""
+    try:
+        count = whole_number(stream.pickle(), f"the number of {what}")
+        if count > _MAX_RECORDS:
+            raise ValueError(f"{count} {what}")
+        yield range(count)
+    except (KeyError, ValueError, struct.error) as error:
+        raise stream.error(f"damaged list of {what}: {error}") from error
 
 
-def _bounded(value: object, what: str) -> int:
-    count = whole_number(value, f"the number of {what}")
-    if count > _MAX_RECORDS:
-        raise ValueError(f"{count} {what}")
-    return count
-
-
-def _fields(file: MappedFile, value: object, count: int, where: int) -> tuple[Any, ...]:
+def _record(value: object, count: int) -> tuple[Any, ...]:
     if not isinstance(value, (tuple, list)) or len(value) != count:
-        raise FormatError(file.path, "damaged record of a tensor or storage", offset=where)
+        raise ValueError("a malformed record of a tensor or storage")
     return tuple(value)
 
 
-def _tar_storages(
-    file: MappedFile, unpickler: _Unpickler, member: Extent
-) -> tuple[dict[str, Extent], dict[int, object]]:
-    end = member.offset + member.nbytes
+def _tar_storages(stream: _Stream, objects: dict[int, object]) -> dict[str, Extent]:
     extents: dict[str, Extent] = {}
-    objects: dict[int, object] = {}
-    total = unpickler.load(member.offset, end)
-    position = total.stop
-    try:
-        for _ in range(_bounded(total.value, "storages")):
-            record = unpickler.load(position, end)
-            key, _, kind = _fields(file, record.value, 3, position)
+    with _list_of("storages", stream) as numbers:
+        for _ in numbers:
+            key, _, kind = _record(stream.pickle(), 3)
             dtype = DTYPES[storage_dtype(kind) or "uint8"]
-            extent = _counted_storage(file, record.stop, end, dtype.itemsize)
-            extents[str(_tar_key(key))] = extent
-            objects[_tar_key(key)] = StorageRef(str(key), dtype.name, extent.nbytes // dtype.itemsize)
-            position = extent.offset + extent.nbytes
-        views = unpickler.whole(position, end)
+            name = str(whole_number(key, "a key"))
+            extents[name] = stream.storage(dtype.itemsize)
+            objects[key] = StorageRef(name, dtype.name, extents[name].nbytes // dtype.itemsize)
+        views = stream.whole()
         for view in views if isinstance(views, list) else []:
-            target, root, offset, count = (
-                whole_number(v, "a view") for v in _fields(file, view, 4, position)
-            )
+            target, root, offset, count = (whole_number(number, "a view") for number in _record(view, 4))
             base = objects[root]
             if not isinstance(base, StorageRef) or offset + count > base.count:
                 raise ValueError("a view beyond its storage")
             objects[target] = StorageRef(base.key, base.dtype, count, base.offset + offset)
-    except (KeyError, ValueError) as error:
-        raise FormatError(file.path, f"damaged list of storages: {error}", offset=position) from error
-    return extents, objects
+    return extents
 
 
-def _tar_tensors(file: MappedFile, unpickler: _Unpickler, member: Extent, objects: dict[int, object]) -> None:
-    end = member.offset + member.nbytes
-    total = unpickler.load(member.offset, end)
-    position = total.stop
-    try:
-        for _ in range(_bounded(total.value, "tensors")):
-            record = unpickler.load(position, end)
-            key, storage, _ = _fields(file, record.value, 3, position)
-            number, base = _tar_key(key), objects[_tar_key(storage)]
+def _tar_tensors(stream: _Stream, objects: dict[int, object]) -> None:
+    """Each tensor is a record, and its number of axes (as 8 bytes), sizes, strides and offset."""
+    with _list_of("tensors", stream) as numbers:
+        for _ in numbers:
+            key, storage, _ = _record(stream.pickle(), 3)
+            base = objects[whole_number(storage, "a key")]
             if not isinstance(base, StorageRef) or base.dtype is None:
-                raise ValueError(f"tensor {number} has no storage")
-            tensor, position = _tar_tensor(file, record.stop, end, base)
-            objects[number] = tensor
-        unpickler.ends(position, end)
-    except (KeyError, ValueError, struct.error) as error:
-        raise FormatError(file.path, f"damaged list of tensors: {error}", offset=position) from error
-
-
-def _tar_tensor(file: MappedFile, position: int, end: int, storage: StorageRef) -> tuple[TensorRef, int]:
-    """Read one tensor: number of axes (as 8 bytes), sizes, strides, offset."""
-    axes = int.from_bytes(file.data[position : position + 4], "little")
-    stop = position + 8 + 16 * axes + 8
-    if axes > MAX_DIMS or stop > end:
-        raise ValueError(f"a tensor of {axes} axes")
-    numbers = struct.unpack(f"<{2 * axes + 1}q", file.data[position + 8 : stop])
-    for number in numbers:
-        whole_number(number, "a size, stride or offset")
-    assert storage.dtype is not None
-    tensor = TensorRef(storage, storage.dtype, numbers[-1], numbers[:axes], numbers[axes : 2 * axes])
-    return tensor, stop
-
-
-# -- the tensors of a state dict ---------------------------------------------------------------------------
-
-
-def _described(value: object, limit: int) -> str:
-    from ckptkit.formats.torch_extras import describe  # few files need it to be opened
-
-    return describe(value, limit)
-
-
-def _tensor(value: object, inside: _Inside) -> TensorRef | PickledArray | str | None:
-    """The tensor that a value of a state dict is, or why it cannot be carried; None for other values."""
-    if isinstance(value, TensorRef):
-        return value
-    if isinstance(value, UnsupportedTensor):
-        return value.kind
-    if isinstance(value, Inert) and (is_array(value) or is_scalar(value)):
-        try:
-            return pickled_array(value)
-        except ValueError as error:
-            return str(error)
-    return f"tensors in {_described(value, 80)}" if inside.holds_tensors(value) else None
-
-
-class _Inside:
-    """Looks for tensors inside other values, such as packed parameters of a layer."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_LOOKED_INTO
-
-    def holds_tensors(self, value: object) -> bool:
-        """Whether there are any in a value, or it is too large to be looked through."""
-        pending, seen = [value], set()
-        while pending:
-            inner = pending.pop()
-            if isinstance(inner, (TensorRef, UnsupportedTensor, StorageRef)) or is_array(inner):
-                return True
-            if not isinstance(inner, (dict, list, tuple, Inert)) or id(inner) in seen:
-                continue
-            seen.add(id(inner))
-            self._left -= 1 if isinstance(inner, Inert) else 1 + len(inner)
-            if self._left < 0:
-                return True
-            if isinstance(inner, Inert):
-                pending += [*inner.args, inner.state, inner.content]
-            else:
-                pending += inner.values() if isinstance(inner, dict) else inner
-        return False
-
-
-@dataclass(frozen=True)
-class _Named:
-    """What a state dict holds, by name."""
-
-    tensors: dict[str, TensorRef | PickledArray] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    beside: dict[str, object] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def _named_tensors(path: Path, state: dict[object, object], *, as_saved: bool) -> _Named:
-    """Take the tensors out of a state dict."""
-    found = _Named()
-    others = 0
-    inside = _Inside()
-    for key, value in state.items():
-        name = key if isinstance(key, str) else _described(key, 200)
-        tensor = _tensor(value, inside)
-        if tensor is not None:
-            if name in found.tensors or name in found.left_out:
-                raise FormatError(path, f"two tensors are called {name!r}")
-            if not isinstance(tensor, str):
-                found.tensors[name] = tensor
-            elif tensor.isprintable():
-                found.left_out[name] = tensor
-            else:
-                raise FormatError(path, f"tensor {name!r} is {_described(value, 200)}")
-        else:
-            others += 1
-            if others <= _MAX_NOTED:
-                found.notes.append(
-                    f"{_described(name, 80)} is not a tensor ({_described(value, 80)}): skipped"
-                )
-            if others <= _MAX_BESIDE:
-                found.beside[_described(name, 200)] = value
-    if others > _MAX_NOTED:
-        found.notes.append(f"{others - _MAX_NOTED} more values are not tensors: skipped")
-    return found if as_saved else _without_prefix(found)
-
-
-def _without_prefix(found: _Named) -> _Named:
-    """The same less the ``module.`` of data parallel and averaged models, where it is before every name."""
-    names = {*found.tensors, *found.left_out}
-    inner = names.difference(AVERAGING_COUNTERS)
-    if not all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in inner):
-        return found
-    if not inner or any(PREFIX + counter in names for counter in names - inner):
-        return found
-    return _Named(
-        {name.removeprefix(PREFIX): tensor for name, tensor in found.tensors.items()},
-        {name.removeprefix(PREFIX): why for name, why in found.left_out.items()},
-        found.beside,
-        [*found.notes, f"the prefix '{PREFIX}' of every name is left out"],
-    )
+                raise ValueError(f"tensor {whole_number(key, 'a key')} has no storage")
+            axes = int.from_bytes(stream.take(8)[:4], "little")
+            if axes > MAX_DIMS:
+                raise ValueError(f"a tensor of {axes} axes")
+            values = struct.unpack(f"<{2 * axes + 1}q", stream.take(16 * axes + 8))
+            for number in values:
+                whole_number(number, "a size, stride or offset")
+            tensor = TensorRef(base, base.dtype, values[-1], values[:axes], values[axes : 2 * axes])
+            objects[whole_number(key, "a key")] = tensor
+        stream.finish()
 
 
 # -- the reader --------------------------------------------------------------------------------------------
@@ -649,203 +474,87 @@ class TorchReader(MappedReader):
         weights: Weights | None = None,
         as_saved: bool = False,
     ) -> None:
-        self.path = Path(path)
-        folder = self.path if self.path.is_dir() else None
-        file = MappedFile(self.path if folder is None else folder / "data.pkl")
-        self._file, self._files = file, [file]
-        self._met: dict[tuple[str, int], DType] = {}
+        self._wanted = (state_dict, weights)
+        self._as_saved = as_saved
+        self._folder = Path(path) if Path(path).is_dir() else None
+        super().__init__(path, self._folder and self._folder / "data.pkl")
+
+    def _open(self) -> None:
+        stream, folder = _Stream(self._file), self._folder
+        kind = ""
         try:
-            contents = load_contents(file, folder)
-            self._files += [extent.file for extent in contents.storages.values() if extent.file is not None]
-            try:
-                found = find_state_dict(
-                    self.path,
-                    contents.root,
-                    wanted=state_dict,
-                    weights=weights,
-                    described=lambda value: _described(value, 120),
-                    kind=contents.kind,
-                )
-            except FormatError as error:
-                if not contents.would_run:
-                    raise
-                raise contents.refusal(self.path) from error
-            self.state_dicts: tuple[str, ...] = found.names
-            self.state_dict: str | None = found.name
-            self.weights: Copy | None = found.copy
-            self.metadata: Mapping[str, str] = contents.metadata
-            self._storages, self._big_endian = contents.storages, contents.big_endian
-            self._members = contents.members
-            named = _named_tensors(self.path, found.table, as_saved=as_saved)
-            self._tensors: dict[str, TensorRef] = {}
-            self._arrays: dict[str, PickledArray] = {}
-            self.specs: Mapping[str, TensorSpec] = self._specs(named)
-            self.left_out: Mapping[str, str] = named.left_out
-            warning = contents.refusal(self.path)
-            warned = [f"this {warning.reason}; {warning.hint}"] if contents.would_run else []
-            self.notes: Sequence[str] = [*warned, *named.notes]
-            self._refuse_expansion(contents)
-            self._root = contents.root
-            self._others = [name for name in self.state_dicts if name != self.state_dict]
-            self._beside = named.beside
-        except BaseException:
-            self.close()
+            contents = _load_folder(stream, folder, self._files) if folder else _load(stream)
+            kind = contents.kind
+            wanted, weights = self._wanted
+            found = find_state_dict(self.path, contents.root, wanted=wanted, weights=weights, kind=kind)
+        except FormatError as error:
+            if stream.would_run:
+                raise _running(self.path, stream.would_run, kind) from error
             raise
+        self.state_dicts: tuple[str, ...] = found.names
+        self.state_dict: str | None = found.name
+        self.weights: Copy | None = found.copy
+        self.metadata: Mapping[str, str] = contents.metadata
+        self._root = contents.root
+        self._storages, self._big_endian = contents.storages, contents.big_endian
+        self._members = contents.members
+        self.notes: list[str] = []
+        self._beside: dict[str, object] = {}
+        if stream.would_run:
+            warning = _running(self.path, stream.would_run, kind)
+            self.notes = [f"this {warning.reason}; {warning.hint}"]
+        self._take(self._values(found.table))
+        self._refuse_expansion()
 
-    @cached_property
-    def extras(self) -> Mapping[str, str]:
-        """What else the file holds (``epoch``, ``arch``, ``args.lr``, ``meta.time``, …), in plain text."""
-        from ckptkit.formats.torch_extras import describe_extras
-
-        return {**self._in_state_dict(), **describe_extras(self._root, self.state_dicts)}
-
-    @cached_property
-    def also(self) -> Mapping[str, str]:
-        """What else the file holds, one line for each key at the top or in the state dict."""
-        others = dict.fromkeys(self._others, "another state dict")
-        root = self._root if isinstance(self._root, dict) and "" not in self.state_dicts else {}
-        values: dict[str, str] = {}
-        for key, value in islice(root.items(), _MAX_BESIDE):
-            way = [name for name in self.state_dicts if f"{name}.".startswith(f"{key}.")]
-            inner = value.items() if way and isinstance(value, dict) else ()
-            if not way:
-                values[_described(key, 80)] = _described(value, 80)
-            for field_, held in islice(inner, _MAX_BESIDE) if key not in way else ():
-                if not any(f"{name}.".startswith(f"{key}.{field_}.") for name in way):
-                    values[_described(f"{key}.{field_}", 80)] = _described(held, 80)
-        return {**self._in_state_dict(), **others, **values}
-
-    def _in_state_dict(self) -> dict[str, str]:
-        return {name: _described(value, 80) for name, value in self._beside.items()}
-
-    @cached_property
-    def same(self) -> Mapping[str, str]:
-        """Tensors that are the very same as an earlier one (tied weights), and which that is."""
-        first: dict[object, str] = {}
-        same = {}
-        for name, tensor in self._tensors.items():
-            if 0 not in tensor.shape:
-                start, _ = self._span(name)
-                earlier = first.setdefault((start, tensor.dtype, tensor.shape, tensor.strides), name)
-                if earlier != name:
-                    same[name] = earlier
-        return same
-
-    @cached_property
-    def overlapping(self) -> Sequence[str]:
-        """Tensors whose bytes in the file touch those of one before them in the file: tied weights, views."""
-        spans = sorted(
-            (*self._span(name), name) for name, tensor in self._tensors.items() if 0 not in tensor.shape
-        )
-        reached = 0
-        overlapping = []
-        for start, stop, name in spans:
-            if start < reached:
-                overlapping.append(name)
-            reached = max(reached, stop)
-        return overlapping
-
-    def _read(self, name: str) -> Array:
-        """A view with the strides the tensor was saved with."""
-        dtype = whole_bytes(self.path, self.specs[name])
-        if name in self._arrays:
-            return self._arrays[name].read(self._file)
-        array = self._view(name, dtype)
-        return swapped(array, dtype) if self._big_endian else array
-
-    def _view(self, name: str, dtype: DType) -> Array:
-        tensor = self._tensors[name]
-        strides = [
-            step * dtype.itemsize if size > 1 else dtype.itemsize
-            for size, step in zip(tensor.shape, tensor.strides, strict=True)
-        ]
-        file, start, _ = self._place(name)
-        return file.view(start, dtype, tensor.shape, strides)
-
-    def _raw(self, name: str) -> RawTensor | None:
-        spec = self.specs[name]
-        if name in self._arrays:
-            content = self._arrays[name].plain(self._file)
-            return None if content is None else RawTensor(spec.shape, content)
-        tensor = self._tensors[name]
-        if self._big_endian and spec.dtype.itemsize > 1:
-            return None
-        if not _is_contiguous(tensor):
-            if spec.dtype.itemsize:
-                return None
-            packed = self._view(name, DTYPES["uint8"]).copy(order="C").reshape(-1)
-            return RawTensor(spec.shape, packed.data)
-        file, start, stop = self._place(name)
-        return RawTensor(spec.shape, file.raw(start, stop - start))
-
-    def check(self, name: str, known: int | None = None) -> bool:
-        """Compare the storage of a tensor with the CRC-32 of its zip entry."""
-        self._require(name)
-        if name in self._arrays:
-            return False
-        extent = self._storages.get(self._tensors[name].storage.key)
-        if extent is None or extent.member is None or self._members is None:
-            return False
-        return self._members.require(extent.member, f"tensor {name!r}")
-
-    def check_rest(self) -> None:
-        """Check every member of a zip archive that has not been checked."""
-        if self._members is not None:
-            self._members.require_all()
-
-    def _check_bytes(self, name: str) -> None:
-        self.check(name)
-
-    def release(self, name: str) -> None:
-        """Give back the memory pages of one tensor."""
-        self._require(name)
-        if name in self._tensors:
-            file, start, stop = self._place(name)
-            file.release(start, stop - start)
-        else:
-            self._arrays[name].release(self._file)
-
-    def _extent(self, name: str, tensor: TensorRef) -> Extent:
-        extent = self._storages.get(tensor.storage.key)
-        if extent is None:
-            if 0 in tensor.shape:
-                return Extent(0, 0)
-            raise FormatError(
-                self.path, f"tensor {name!r} needs storage {tensor.storage.key!r}, which is missing"
-            )
-        return extent
-
-    def _place(self, name: str) -> tuple[MappedFile, int, int]:
-        """The file that a checked tensor is in, and its first and last byte (exclusive) there."""
-        start, stop = self._span(name)
-        extent = self._storages.get(self._tensors[name].storage.key)
-        if extent is None or extent.file is None or start == stop:
-            return self._file, start, stop
-        return extent.file, start - extent.offset, stop - extent.offset
-
-    def _span(self, name: str) -> tuple[int, int]:
-        """First and last byte (exclusive) of the file that a checked tensor touches."""
-        tensor, itemsize = self._tensors[name], _itemsize(self.specs[name].dtype)
-        if 0 in tensor.shape:
-            return 0, 0
-        start = self._storages[tensor.storage.key].offset + (tensor.storage.offset + tensor.offset) * itemsize
-        return start, start + _reach(tensor) * itemsize
-
-    def _specs(self, named: _Named) -> dict[str, TensorSpec]:
-        """Check every tensor; one of a type that cannot be carried is left out."""
-        specs = {}
-        for name, tensor in named.tensors.items():
-            if isinstance(tensor, PickledArray):
-                specs[name] = TensorSpec(name, tensor.dtype, tensor.shape)
-                self._arrays[name] = tensor
-                continue
-            spec = self._spec(name, tensor)
-            if isinstance(spec, str):
-                named.left_out[name] = spec
+    def _values(self, table: Mapping[object, object]) -> dict[str, TensorRef | PickledArray | str]:
+        """The tensors of a state dict by name, or why one cannot be carried."""
+        values: dict[str, TensorRef | PickledArray | str] = {}
+        others, inside = 0, _Inside()
+        for key, value in table.items():
+            name = key if isinstance(key, str) else describe(key, 200)
+            tensor = inside.tensor(value)
+            if tensor is None:
+                others += 1
+                self._set_aside(name, value, others)
+            elif name in values:
+                raise FormatError(self.path, f"two tensors are called {name!r}")
+            elif isinstance(tensor, str) and not tensor.isprintable():
+                raise FormatError(self.path, f"tensor {name!r} is {describe(value, 200)}")
             else:
+                values[name] = tensor
+        if others > _MAX_NOTED:
+            self.notes.append(f"{others - _MAX_NOTED} more values are not tensors: skipped")
+        if self._as_saved or not _all_have_prefix(values.keys()):
+            return values
+        self.notes.append(f"the prefix '{PREFIX}' of every name is left out")
+        return {name.removeprefix(PREFIX): tensor for name, tensor in values.items()}
+
+    def _set_aside(self, name: str, value: object, count: int) -> None:
+        """Keep a value that is not a tensor for `also` and `extras`."""
+        if count <= _MAX_NOTED:
+            self.notes.append(f"{describe(name, 80)} is not a tensor ({describe(value, 80)}): skipped")
+        if count <= _MAX_BESIDE:
+            self._beside[describe(name, 200)] = value
+
+    def _take(self, values: Mapping[str, TensorRef | PickledArray | str]) -> None:
+        """Check every tensor; what cannot be carried is left out."""
+        self._met: dict[tuple[str, int], DType] = {}
+        self._tensors: dict[str, TensorRef] = {}
+        self._arrays: dict[str, PickledArray] = {}
+        specs: dict[str, TensorSpec] = {}
+        left_out: dict[str, str] = {}
+        for name, value in values.items():
+            spec = self._spec(name, value) if isinstance(value, TensorRef) else value
+            if isinstance(spec, str):
+                left_out[name] = spec
+            elif isinstance(spec, PickledArray):
+                self._arrays[name] = spec
+                specs[name] = TensorSpec(name, spec.dtype, spec.shape)
+            elif isinstance(value, TensorRef):
+                self._tensors[name] = value
                 specs[name] = spec
-                self._tensors[name] = tensor
-        return specs
+        self.specs: Mapping[str, TensorSpec] = specs
+        self.left_out: Mapping[str, str] = left_out
 
     def _spec(self, name: str, tensor: TensorRef) -> TensorSpec | str:
         """Check that a tensor is inside its storage and its storage inside the file.
@@ -864,11 +573,13 @@ class TorchReader(MappedReader):
             raise FormatError(self.path, f"tensor {name!r} of {dtype} is in a storage of {storage_dtype}")
         if dtype.bits is not None and not tensor.shape:
             return f"a single byte of packed {dtype}, which has no shape"
-        extent = self._extent(name, tensor)
+        extent = self._storages.get(storage.key)
+        if extent is None and 0 not in tensor.shape:
+            raise FormatError(self.path, f"tensor {name!r} needs storage {storage.key!r}, which is missing")
         itemsize = _itemsize(dtype)
         held = (storage.offset + storage.count) * storage_dtype.itemsize
         needed = (storage.offset + tensor.offset + _reach(tensor)) * itemsize
-        if 0 not in tensor.shape and not needed <= held <= extent.nbytes:
+        if extent and 0 not in tensor.shape and not needed <= held <= extent.nbytes:
             raise FormatError(
                 self.path,
                 f"tensor {name!r} needs {needed} bytes of storage {storage.key!r}, "
@@ -893,12 +604,181 @@ class TorchReader(MappedReader):
             (tensor.dtype, width), DType(tensor.dtype, width, "opaque", torch=tensor.dtype)
         )
 
-    def _refuse_expansion(self, contents: TorchContents) -> None:
+    def _refuse_expansion(self) -> None:
         """A few bytes seen through zero strides can pretend to be any amount of data."""
-        real = sum(extent.nbytes for extent in contents.storages.values())
+        real = sum(extent.nbytes for extent in self._storages.values())
         claimed = sum(self.specs[name].nbytes for name in self._tensors)
         if claimed > LIMITS["nbytes"].of(real):
             raise FormatError(self.path, f"tensors of {claimed} bytes in all, made of {real} bytes of data")
+
+    @cached_property
+    def extras(self) -> Mapping[str, str]:
+        """What else the file holds (``epoch``, ``arch``, ``args.lr``, ``meta.time``, …), in plain text."""
+        return {**self._in_state_dict(), **describe_extras(self._root, self.state_dicts)}
+
+    @cached_property
+    def also(self) -> Mapping[str, str]:
+        """What else the file holds, one line for each key at the top or in the state dict."""
+        others = dict.fromkeys(
+            (name for name in self.state_dicts if name != self.state_dict), "another state dict"
+        )
+        root = self._root if isinstance(self._root, dict) and "" not in self.state_dicts else {}
+        values: dict[str, str] = {}
+        for key, value in islice(root.items(), _MAX_BESIDE):
+            way = [name for name in self.state_dicts if f"{name}.".startswith(f"{key}.")]
+            inner = value.items() if way and isinstance(value, dict) else ()
+            if not way:
+                values[describe(key, 80)] = describe(value, 80)
+            for field_, held in islice(inner, _MAX_BESIDE) if key not in way else ():
+                if not any(f"{name}.".startswith(f"{key}.{field_}.") for name in way):
+                    values[describe(f"{key}.{field_}", 80)] = describe(held, 80)
+        return {**self._in_state_dict(), **others, **values}
+
+    def _in_state_dict(self) -> dict[str, str]:
+        return {name: describe(value, 80) for name, value in self._beside.items()}
+
+    @cached_property
+    def same(self) -> Mapping[str, str]:
+        """Tensors that are the very same as an earlier one (tied weights), and which that is."""
+        first: dict[object, str] = {}
+        same = {}
+        for name, tensor in self._tensors.items():
+            if 0 not in tensor.shape:
+                file, start, _ = self._span(name)
+                earlier = first.setdefault((file, start, tensor.dtype, tensor.shape, tensor.strides), name)
+                if earlier != name:
+                    same[name] = earlier
+        return same
+
+    @cached_property
+    def overlapping(self) -> Sequence[str]:
+        """Tensors whose bytes in the file touch those of one before them in the file: tied weights, views."""
+        spans = []
+        for name, tensor in self._tensors.items():
+            if 0 not in tensor.shape:
+                file, start, stop = self._span(name)
+                spans.append((str(file.path), start, stop, name))
+        reached = ("", 0)
+        overlapping = []
+        for path, start, stop, name in sorted(spans):
+            if (path, start) < reached:
+                overlapping.append(name)
+            reached = max(reached, (path, stop))
+        return overlapping
+
+    def _read(self, name: str) -> Array:
+        """A view with the strides the tensor was saved with."""
+        dtype = whole_bytes(self.path, self.specs[name])
+        if name in self._arrays:
+            return self._arrays[name].read(self._file)
+        array = self._view(name, dtype)
+        return swapped(array, dtype) if self._big_endian else array
+
+    def _view(self, name: str, dtype: DType) -> Array:
+        tensor = self._tensors[name]
+        strides = [
+            step * dtype.itemsize if size > 1 else dtype.itemsize
+            for size, step in zip(tensor.shape, tensor.strides, strict=True)
+        ]
+        file, start, _ = self._span(name)
+        return file.view(start, dtype, tensor.shape, strides)
+
+    def _raw(self, name: str) -> RawTensor | None:
+        spec = self.specs[name]
+        if name in self._arrays:
+            content = self._arrays[name].plain(self._file)
+            return None if content is None else RawTensor(spec.shape, content)
+        if self._big_endian and spec.dtype.itemsize > 1:
+            return None
+        if not _is_contiguous(self._tensors[name]):
+            if spec.dtype.itemsize:
+                return None
+            packed = self._view(name, DTYPES["uint8"]).copy(order="C").reshape(-1)
+            return RawTensor(spec.shape, packed.data)
+        file, start, stop = self._span(name)
+        return RawTensor(spec.shape, file.raw(start, stop - start))
+
+    def check(self, name: str, known: int | None = None) -> bool:
+        """Compare the storage of a tensor with the CRC-32 of its zip entry."""
+        self._require(name)
+        extent = None if name in self._arrays else self._storages.get(self._tensors[name].storage.key)
+        if extent is None or extent.member is None or self._members is None:
+            return False
+        return self._members.require(extent.member, f"tensor {name!r}")
+
+    def check_rest(self) -> None:
+        """Check every member of a zip archive that has not been checked."""
+        if self._members is not None:
+            self._members.require_all()
+
+    def _check_bytes(self, name: str) -> None:
+        self.check(name)
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._require(name)
+        if name in self._arrays:
+            self._arrays[name].release(self._file)
+        else:
+            file, start, stop = self._span(name)
+            file.release(start, stop - start)
+
+    def _span(self, name: str) -> tuple[MappedFile, int, int]:
+        """The file that a checked tensor is in, and its first and last byte (exclusive) there."""
+        tensor, itemsize = self._tensors[name], _itemsize(self.specs[name].dtype)
+        if 0 in tensor.shape:
+            return self._file, 0, 0
+        extent = self._storages[tensor.storage.key]
+        start = extent.offset + (tensor.storage.offset + tensor.offset) * itemsize
+        return extent.file, start, start + _reach(tensor) * itemsize
+
+
+class _Inside:
+    """Tells tensors, and other values that hold some, such as packed parameters of a layer."""
+
+    def __init__(self) -> None:
+        self._left = _MAX_LOOKED_INTO
+
+    def tensor(self, value: object) -> TensorRef | PickledArray | str | None:
+        """The tensor that a value of a state dict is, or why it cannot be carried; None for other values."""
+        if isinstance(value, TensorRef):
+            return value
+        if isinstance(value, UnsupportedTensor):
+            return value.kind
+        found = array_or_number(value)
+        if found is None and self._holds_tensors(value):
+            return f"tensors in {describe(value, 80)}"
+        return found
+
+    def _holds_tensors(self, value: object) -> bool:
+        """Whether there are any in a value, or it is too large to be looked through."""
+        pending, seen = [value], set()
+        while pending:
+            inner = pending.pop()
+            if isinstance(inner, (TensorRef, UnsupportedTensor, StorageRef)) or is_array(inner):
+                return True
+            if not isinstance(inner, (dict, list, tuple, Inert)) or id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            self._left -= 1 if isinstance(inner, Inert) else 1 + len(inner)
+            if self._left < 0:
+                return True
+            if isinstance(inner, Inert):
+                pending += [*inner.args, inner.state, inner.content]
+            else:
+                pending += inner.values() if isinstance(inner, dict) else inner
+        return False
+
+
+def _all_have_prefix(names: Collection[str]) -> bool:
+    """Whether the ``module.`` of data parallel and averaged models is before all names but of counters."""
+    inner = set(names).difference(AVERAGING_COUNTERS)
+    counters = set(names) - inner
+    return (
+        bool(inner)
+        and all(name.startswith(PREFIX) and len(name) > len(PREFIX) for name in inner)
+        and not any(PREFIX + counter in inner for counter in counters)
+    )
 
 
 def _itemsize(dtype: DType) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.pickle_machine import Inert, would_call
-from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor, is_array
+from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor, describe, is_array
 
 Table = dict[object, object]
 
@@ -74,14 +74,13 @@ def find_state_dict(
     *,
     wanted: str | None = None,
     weights: Weights | None = None,
-    described: Callable[[object], str] = repr,
     kind: str = "",
 ) -> StateDict:
     """Find the state dict that is asked for, or the only one that can be meant.
 
-    ``described`` puts content into words, ``kind`` says what a file is that torch.save did not write.
+    ``kind`` says what a file is that torch.save did not write.
     """
-    found = _candidates(path, root, described, kind)
+    found = _candidates(path, root, kind)
     pairs = _pairs(root, found)
     if wanted is not None:
         name, table = _named(path, root, found, wanted)
@@ -95,7 +94,7 @@ def find_state_dict(
 # -- places --------------------------------------------------------------------------------------------------
 
 
-def _candidates(path: Path, root: object, described: Callable[[object], str], kind: str) -> dict[str, Table]:
+def _candidates(path: Path, root: object, kind: str) -> dict[str, Table]:
     """Every table that can be a model's weights, by its keys; the usual places first.
 
     Arrays of numpy count where there are no tensors; beside tensors they are constants of somebody's.
@@ -107,7 +106,7 @@ def _candidates(path: Path, root: object, described: Callable[[object], str], ki
         if places := walk.found:
             break
     if not places:
-        raise _no_state_dict(path, root, described, kind)
+        raise _no_state_dict(path, root, kind)
     if len(places) > _MAX_STATE_DICTS:
         raise FormatError(path, f"{len(places)} tables of tensors, more than {_MAX_STATE_DICTS}")
     found: dict[str, Table] = {}
@@ -178,7 +177,7 @@ def _words_of(text: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORD.findall(text))
 
 
-def _no_state_dict(path: Path, root: object, described: Callable[[object], str], kind: str) -> FormatError:
+def _no_state_dict(path: Path, root: object, kind: str) -> FormatError:
     hint = "save model.state_dict() with torch.save"
     called = next(_functions(root), None)
     if called is not None:
@@ -187,10 +186,10 @@ def _no_state_dict(path: Path, root: object, described: Callable[[object], str],
         return FormatError(path, what, hint="ckptkit does not call it")
     if isinstance(root, Inert):
         return FormatError(
-            path, f"is a whole pickled object ({described(root)}), not a state dict", hint=hint
+            path, f"is a whole pickled object ({describe(root, 120)}), not a state dict", hint=hint
         )
     what = f"is {kind} without tensors" if kind else "holds no state dict"
-    return FormatError(path, f"{what}, only {described(root)}", hint=hint)
+    return FormatError(path, f"{what}, only {describe(root, 120)}", hint=hint)
 
 
 def _functions(value: object, depth: int = 0) -> Iterator[str]:

@@ -193,7 +193,7 @@ HALF = b'{"a": "\\ud800"}'
 
 def test_metadata_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "m.pth", whole(table(w=TENSOR)), records={"ckptkit.json": HALF})
-    with pytest.raises(FormatError, match=r"m\.pth: ckptkit's metadata record is not valid JSON"):
+    with pytest.raises(FormatError, match=r"m\.pth: ckptkit's metadata is not valid JSON"):
         open_reader(path)
     raw = b'{"__metadata__": ' + HALF + b"}"
     (tmp_path / "m.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw)

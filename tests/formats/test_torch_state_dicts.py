@@ -278,7 +278,7 @@ def test_names_are_quoted_so_that_the_hint_can_be_typed() -> None:
 @pytest.mark.parametrize(
     ("root", "said"),
     [
-        ({"epoch": 3}, r"one\.pth holds no state dict, only \{'epoch': 3\}"),
+        ({"epoch": 3}, r"one\.pth holds no state dict, only \{epoch: 3\}"),
         (OPTIMIZER, r"one\.pth holds no state dict, only "),
         (Inert("a.Model", ()), r"one\.pth is a whole pickled object \("),
         ([1, 2], r"one\.pth holds no state dict, only \[1, 2\]"),
@@ -297,7 +297,7 @@ def test_tables_that_hold_each_other_end() -> None:
     for _ in range(100_000):
         deep = {"d": deep}
     with pytest.raises(FormatError, match="no state dict"):
-        find(deep, described=lambda _: "…")
+        find(deep)
 
 
 def test_many_tables_are_refused_quickly() -> None:
