@@ -253,23 +253,25 @@ class KerasH5Writer(SingleFileWriter):
     ) -> None:
         super().__init__(Path(path), specs, metadata)
         self._plan = self._layout()
-        self._stage(force=force)
+        self.stage(force=force)
 
     def _layout(self) -> Hdf5Layout:
-        attribute = (_ATTRIBUTE, metadata_json(self._metadata))
-        return hdf5_layout(self.path, self._specs.values(), attribute)
+        attribute = (_ATTRIBUTE, metadata_json(self.metadata))
+        return hdf5_layout(self.path, self.specs.values(), attribute)
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
-        return put_at(self._file, pieces, self._plan.offsets.get(spec.name, 0))  # an empty one has no place
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor at its place."""
+        return put_at(self.file, pieces, self._plan.offsets.get(spec.name, 0))  # an empty one has no place
 
     def _settle(self, late: Mapping[str, str]) -> None:
         super()._settle(late)
         self._plan = self._layout()
 
-    def _end(self) -> None:
-        self._file.write_at(self._plan.head, 0)
-        self._file.skip_to(self._plan.tail_offset)
-        self._file.append(self._plan.tail)
+    def end(self) -> None:
+        """Write what is not the tensors."""
+        self.file.write_at(self._plan.head, 0)
+        self.file.skip_to(self._plan.tail_offset)
+        self.file.append(self._plan.tail)
 
 
 # ----------------------------------------------------------------------------------------------------

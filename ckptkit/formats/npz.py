@@ -328,27 +328,27 @@ class NpzWriter(SingleFileWriter):
         self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
     ) -> None:
         super().__init__(Path(path), specs, metadata)
-        for spec in self._specs.values():
+        for spec in self.specs.values():
             if descr(spec.dtype) is None:
                 raise UsageError(
                     f"{self.path}: npz cannot hold {spec.name!r} as {spec.dtype}: numpy has no name for it",
                     hint="write float32 or float16, or safetensors" if spec.dtype.is_float else None,
                 )
         self._refuse_names()
-        length = len(_COMMENT_PREFIX + metadata_json(self._metadata))
+        length = len(_COMMENT_PREFIX + metadata_json(self.metadata))
         if length > _MAX_COMMENT:
             raise UsageError(f"{self.path}: metadata of {length} bytes, npz holds {_MAX_COMMENT}")
-        self._stage(force=force)
-        self._zip = ZipWriter(self._file)
+        self.stage(force=force)
+        self._zip = ZipWriter(self.file)
         self._arrays = {
             name: self._zip.reserve(name + _EXTENSION, len(header_bytes(spec)) + spec.nbytes)
-            for name, spec in self._specs.items()
+            for name, spec in self.specs.items()
         }
 
     def _refuse_names(self) -> None:
         """A member's name is a tensor's, and programs that unpack archives make paths of them."""
         seen: dict[str, str] = {}
-        for name in self._specs:
+        for name in self.specs:
             other = seen.setdefault(plain_name(name), name)
             why = unsafe_name(name) or (f"is the path of {other!r} too" if other != name else None)
             if why is not None:
@@ -357,8 +357,10 @@ class NpzWriter(SingleFileWriter):
                     hint="choose --to safetensors",
                 )
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor at its place."""
         return self._zip.fill(self._arrays[spec.name], pieces, head=header_bytes(spec))
 
-    def _end(self) -> None:
-        self._zip.close(_COMMENT_PREFIX + metadata_json(self._metadata))
+    def end(self) -> None:
+        """Write what is not the tensors."""
+        self._zip.close(_COMMENT_PREFIX + metadata_json(self.metadata))

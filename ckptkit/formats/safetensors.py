@@ -219,7 +219,7 @@ class SafetensorsWriter(TensorWriter):
     ) -> None:
         super().__init__(Path(path), specs, {"format": "pt", **metadata})
         self._force = force
-        for spec in self._specs.values():
+        for spec in self.specs.values():
             if len(spec.name) > MAX_NAME:
                 raise ConversionError(
                     f"{self.path}: a name of {len(spec.name):,} characters: {spec.name[:80]!r}…"
@@ -228,7 +228,7 @@ class SafetensorsWriter(TensorWriter):
                 known = spec.dtype.safetensors is not None
                 what = "another use for that name" if known else f"no name for {spec.dtype}"
                 raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
-        self._shards = _shards(list(self._specs.values()), max_shard_size)
+        self._shards = _shards(list(self.specs.values()), max_shard_size)
         if max(map(len, self._shards)) > _MAX_TENSORS:
             raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
         self._paths = self._shard_paths(max_shard_size)
@@ -265,7 +265,7 @@ class SafetensorsWriter(TensorWriter):
         return [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}{EXTENSION}") for i in range(1, count + 1)]
 
     def _start_shard(self, number: int) -> None:
-        header = header_bytes(self.path, self._shards[number], self._metadata)
+        header = header_bytes(self.path, self._shards[number], self.metadata)
         # named like a shard while it is temporary, so that the whole can be opened before it is renamed
         several = len(self._shards) > 1
         file = StagedFile(self._paths[number], force=self._force, ending=EXTENSION, plain=several)
@@ -273,14 +273,15 @@ class SafetensorsWriter(TensorWriter):
         file.append(header)
         self._data_starts.append(len(header))
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor at its place."""
         number, offset = self._places[spec.name]
         return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
 
     def _settle(self, late: Mapping[str, str]) -> None:
         super()._settle(late)
         for file, shard in zip(self._staged, self._shards, strict=True):
-            file.write_at(header_bytes(self.path, shard, self._metadata), 0)
+            file.write_at(header_bytes(self.path, shard, self.metadata), 0)
 
     def _commit(self, check: Check | None) -> list[Path]:
         """Rename every shard, then the index: a set of shards exists if and only if its index does."""
@@ -309,7 +310,7 @@ class SafetensorsWriter(TensorWriter):
         weight_map = {
             spec.name: home for shard, home in zip(self._shards, homes, strict=True) for spec in shard
         }
-        total = sum(spec.nbytes for spec in self._specs.values())
+        total = sum(spec.nbytes for spec in self.specs.values())
         table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
         return text.encode(errors="backslashreplace")  # a file's name may not be UTF-8; JSON writes it so

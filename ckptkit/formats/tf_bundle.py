@@ -424,8 +424,8 @@ class TfBundleWriter(TensorWriter):
         path = Path(path)
         self.prefix = path.with_name(path.name.removesuffix(".index") or path.name)
         super().__init__(self.prefix, map(self._holdable, specs), metadata)
-        self.order = sorted(self._specs, key=lambda name: name.encode())
-        sizes = [self._specs[name].nbytes for name in self.order]
+        self.order = sorted(self.specs, key=lambda name: name.encode())
+        sizes = [self.specs[name].nbytes for name in self.order]
         self._offsets = dict(zip(self.order, accumulate(sizes, initial=0), strict=False))
         self._checksums: dict[str, int] = {}
         refuse_existing_checkpoint(self.prefix, force=force)
@@ -449,7 +449,8 @@ class TfBundleWriter(TensorWriter):
             raise ConversionError(f"{self.prefix}: {spec.name!r}: TensorFlow has no {spec.dtype}")
         return spec
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor at its place."""
         crc = put_at(self._data, pieces, self._offsets[spec.name])
         self._checksums[spec.name] = crc
         return crc
@@ -460,9 +461,9 @@ class TfBundleWriter(TensorWriter):
 
     def _commit(self, check: Check | None) -> list[Path]:
         """Rename the index last: a checkpoint exists if and only if its index does."""
-        entries = [(name.encode(), encode_entry(self._entry(self._specs[name]))) for name in self.order]
+        entries = [(name.encode(), encode_entry(self._entry(self.specs[name]))) for name in self.order]
         self._index.append(
-            build_table([(b"", encode_header(BundleHeader(metadata=self._metadata))), *entries])
+            build_table([(b"", encode_header(BundleHeader(metadata=self.metadata))), *entries])
         )
         temporary = self._index.temporary
         sync_checked(

@@ -41,32 +41,34 @@ class TorchWriter(SingleFileWriter):
         tree: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(Path(path), specs, metadata)
-        for spec in self._specs.values():
+        for spec in self.specs.values():
             if not holds(spec):
                 raise ConversionError(f"{self.path}: {spec.name!r}: torch has no {spec.dtype}")
         self.order = [name for name in self.order if name not in (shared or {})]
-        self._stage(force=force)
+        self.stage(force=force)
         try:
-            self._zip = ZipWriter(self._file)
-            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self._specs.values()), tree, shared))
+            self._zip = ZipWriter(self.file)
+            self._zip.add(f"{_ROOT}/data.pkl", checkpoint_pickle(list(self.specs.values()), tree, shared))
             # No .format_version record: it would promise the exact spacing of torch's own writer, from which
             # torch may then compute where storages are instead of looking it up.
             self._zip.add(f"{_ROOT}/byteorder", b"little")
             record = f"{_ROOT}/{METADATA_RECORD}"
-            self._record = self._zip.reserve(record, len(metadata_json(self._metadata)))
+            self._record = self._zip.reserve(record, len(metadata_json(self.metadata)))
             self._storages = {
-                name: self._zip.reserve(f"{_ROOT}/data/{index}", self._specs[name].nbytes)
+                name: self._zip.reserve(f"{_ROOT}/data/{index}", self.specs[name].nbytes)
                 for index, name in enumerate(self.order)
             }
         except BaseException:
-            self._file.discard()
+            self.file.discard()
             raise
 
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+        """Write a tensor at its place."""
         return self._zip.fill(self._storages[spec.name], pieces)
 
-    def _end(self) -> None:
-        self._zip.fill(self._record, [metadata_json(self._metadata)])
+    def end(self) -> None:
+        """Write what is not the tensors."""
+        self._zip.fill(self._record, [metadata_json(self.metadata)])
         self._zip.add(f"{_ROOT}/version", b"3\n")
         self._zip.close()
 

@@ -42,29 +42,40 @@ if TYPE_CHECKING:
 
 
 class TensorWriter(ABC):
-    """A checkpoint in which every tensor's place is known beforehand: any order, any number of threads."""
+    """A checkpoint in which every tensor's place is known beforehand: any order, any number of threads.
+
+    Attributes
+    ----------
+    path : Path
+        Where the checkpoint will be.
+    specs : dict of str to TensorSpec
+        What was announced, by name; names are distinct, and valid Unicode.
+    metadata : dict of str to str
+        What the container shall say about itself.
+    most : int
+        Tensors of one file that ckptkit's own reader takes within its budget.
+    """
 
     order: Sequence[str]
     concurrent = True
     most = 1 << 62
-    """Tensors of one file that ckptkit's own reader takes within its budget."""
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> None:
         self.path = path
-        self._metadata = dict(metadata)
-        self._specs: dict[str, TensorSpec] = {}
+        self.metadata = dict(metadata)
+        self.specs: dict[str, TensorSpec] = {}
         for spec in specs:
-            if spec.name in self._specs:
+            if spec.name in self.specs:
                 raise ConversionError(f"{path}: two tensors have the name {spec.name!r}")
             if not is_unicode(spec.name):
                 raise ConversionError(f"{path}: the tensor name {spec.name!r} is not valid Unicode")
-            self._specs[spec.name] = spec
-        if len(self._specs) > self.most:
+            self.specs[spec.name] = spec
+        if len(self.specs) > self.most:
             raise ConversionError(
-                f"{path}: {len(self._specs):,} tensors; such a file is read with {self.most:,} at most",
+                f"{path}: {len(self.specs):,} tensors; such a file is read with {self.most:,} at most",
                 hint="choose safetensors",
             )
-        self.order = list(self._specs)
+        self.order = list(self.specs)
         self._begun: set[str] = set()
         self._written = 0
         self._lock = threading.Lock()
@@ -72,13 +83,13 @@ class TensorWriter(ABC):
     def write(self, name: str, array: Array | RawTensor) -> int:
         """Write one tensor at its place, cast to its spec's dtype; returns the crc32c of its bytes."""
         with self._lock:
-            if name not in self._specs or name in self._begun:
+            if name not in self.specs or name in self._begun:
                 raise ValueError(f"{name!r} is not to be written to {self.path}, or was before")
-            spec = self._specs[name]
+            spec = self.specs[name]
             if array.shape != spec.shape:
                 raise ValueError(f"{name!r} has shape {array.shape}, announced was {spec.shape}")
             self._begun.add(name)
-        crc = self._put(spec, byte_pieces(array, spec.dtype))
+        crc = self.put(spec, byte_pieces(array, spec.dtype))
         with self._lock:
             self._written += 1
         return crc
@@ -88,19 +99,19 @@ class TensorWriter(ABC):
         missing = len(self.order) - self._written
         if missing:
             raise ValueError(f"{missing} tensors of {self.path} were never written")
-        if late and not late.items() <= self._metadata.items():
+        if late and not late.items() <= self.metadata.items():
             self._settle(late)
         return self._commit(check)
 
     def _settle(self, late: Mapping[str, str]) -> None:
         """Put late values into the metadata; containers that write it at the end need no more."""
-        settled = {**self._metadata, **late}
-        if len(metadata_json(settled)) != len(metadata_json(self._metadata)):
+        settled = {**self.metadata, **late}
+        if len(metadata_json(settled)) != len(metadata_json(self.metadata)):
             raise ValueError(f"late metadata of {self.path} must take the places of values of their length")
-        self._metadata = settled
+        self.metadata = settled
 
     @abstractmethod
-    def _put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
+    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         """Write a tensor's bytes (uint8) at their place; returns their crc32c."""
 
     @abstractmethod
@@ -121,26 +132,61 @@ class TensorWriter(ABC):
 
 
 class SingleFileWriter(TensorWriter):
-    """A checkpoint of one file, which has a temporary name until it is whole."""
+    r"""A checkpoint of one file, which has a temporary name until it is whole: the base of most writers.
 
-    _file: StagedFile
+    A subclass refuses in ``__init__`` what it cannot hold, then calls `stage`, and gives `put` and `end`.
 
-    def _stage(self, *, force: bool) -> None:
+    Attributes
+    ----------
+    file : StagedFile
+        The file from `stage` on: ``append(data)`` writes at its end, ``write_at(data, offset)`` anywhere.
+
+    Examples
+    --------
+    A file of float32 values behind a mark, in the order in which they were announced:
+
+    >>> import numpy, tempfile
+    >>> from ckptkit.base.tensors import DTYPES
+    >>> class ColumnWriter(SingleFileWriter):
+    ...     def __init__(self, path, specs, metadata, *, force=False):
+    ...         super().__init__(path, specs, metadata)
+    ...         self.stage(force=force)
+    ...         self.at = {}
+    ...         for spec in self.specs.values():
+    ...             self.at[spec.name] = 6 + sum(self.specs[name].nbytes for name in self.at)
+    ...
+    ...     def put(self, spec, pieces):
+    ...         return put_at(self.file, pieces, self.at[spec.name])
+    ...
+    ...     def end(self):
+    ...         self.file.write_at(b"COLUMN", 0)
+    >>> path = Path(tempfile.mkdtemp(), "a.column")
+    >>> with ColumnWriter(path, [TensorSpec("x", DTYPES["float32"], (2,))], {}) as writer:
+    ...     _ = writer.write("x", numpy.float32([1, 2]))
+    ...     files = writer.finish()
+    >>> path.read_bytes()[:10]
+    b'COLUMN\x00\x00\x80?'
+    """
+
+    file: StagedFile
+
+    def stage(self, *, force: bool) -> None:
+        """Begin the file; UsageError where a checkpoint is there already, without ``force``."""
         refuse_existing_checkpoint(self.path, force=force)
-        self._file = StagedFile(self.path, force=force)
+        self.file = StagedFile(self.path, force=force)
 
     @abstractmethod
-    def _end(self) -> None:
+    def end(self) -> None:
         """Write what comes before and after the tensors."""
 
     def _commit(self, check: Check | None) -> list[Path]:
-        self._end()
-        sync_checked([self._file], check, self._file.temporary)
-        return put_in_place([self._file], self._file.final)
+        self.end()
+        sync_checked([self.file], check, self.file.temporary)
+        return put_in_place([self.file], self.file.final)
 
     def discard(self) -> None:
         """Remove the temporary file; harmless after `finish`."""
-        self._file.discard()
+        self.file.discard()
 
 
 def put_at(file: StagedFile, pieces: Iterable[Piece], offset: int) -> int:

@@ -84,23 +84,25 @@ class SlabWriter(SingleFileWriter):
 
     def __init__(self, path, specs, metadata, force):
         super().__init__(path, specs, metadata)
-        self._stage(force=force)
+        self.stage(force=force)
         self._bytes = {}
 
-    def _put(self, spec, pieces):
+    def put(self, spec, pieces):
+        """Write a tensor at its place."""
         from ckptkit.base.checksums import crc32c
 
         self._bytes[spec.name] = b"".join(bytes(piece) for piece in pieces)
         return crc32c(numpy.frombuffer(self._bytes[spec.name], numpy.uint8))
 
-    def _end(self):
+    def end(self):
+        """Write what is not the tensors."""
         rows, at = [], 0
         for name, raw in self._bytes.items():
-            spec = self._specs[name]
+            spec = self.specs[name]
             rows.append([name, spec.dtype.name, list(spec.shape), at, zlib.adler32(raw)])
             at += len(raw)
-        head = json.dumps({"metadata": self._metadata, "tensors": rows}).encode()
-        self._file.append(MARK + head + b"\n" + b"".join(self._bytes.values()))
+        head = json.dumps({"metadata": self.metadata, "tensors": rows}).encode()
+        self.file.append(MARK + head + b"\n" + b"".join(self._bytes.values()))
 
 
 SLAB = Slab()
