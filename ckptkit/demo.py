@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ckptkit.models.synth import synthetic_for, write_checkpoint
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store.expected import hash_file
 from ckptkit.workspace import Workspace
 

@@ -55,7 +55,7 @@ from ckptkit.store.sources import ENVIRONMENT as MIRROR
 from ckptkit.store.sources import Mirror, parse_mirrors, resolve
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Registry
+    from ckptkit.registry.query import Registry
 
 Verdict = Literal["ok", "note", "problem"]
 Advance = Callable[[int], object]
@@ -347,8 +347,7 @@ def check_lock_file() -> list[Finding]:
 def check_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registry | None]:
     """Load the registry files, each on top of those before it."""
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import load_texts, registry_files
-    from ckptkit.registry.loading import read_text
+    from ckptkit.registry.loading import load_texts, read_text, registry_files
 
     findings: list[Finding] = []
     texts: list[tuple[Path, str]] = []

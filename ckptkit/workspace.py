@@ -22,7 +22,8 @@ from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
     from ckptkit.formats.base import Reader, Weights
-    from ckptkit.registry import Entry, Registry
+    from ckptkit.registry.query import Registry
+    from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
     from ckptkit.store.expected import ExpectedChecksum
     from ckptkit.store.lockfile import LockFile
@@ -128,7 +129,7 @@ class Workspace:
     @cached_property
     def registry(self) -> Registry:
         """The built-in registry with every overlay on top."""
-        from ckptkit.registry import load_registry
+        from ckptkit.registry.loading import load_registry
 
         return load_registry(tuple(self.registries), registry_families)
 

@@ -54,7 +54,8 @@ from ckptkit.doctor import (
     ok,
     probe,
 )
-from ckptkit.registry import Registry, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.query import Registry
 from ckptkit.store.sources import parse_mirrors
 from tests.conftest import REPOSITORY
 from tests.support.entries import entry_of

@@ -9,7 +9,7 @@ import pytest
 
 from ckptkit.demo import serve_file
 from ckptkit.formats.detect import open_reader
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.commands import runner
 from tests.support.moat_reference import recipe_tensor
 from tests.support.moganet_weights import recipe_state

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.commands import runner
 from tests.support.examples import Example, commands, printed_examples, readme_examples, readme_programs
 from tests.support.s3_server import s3_server

@@ -14,7 +14,7 @@ from ckptkit._version import DISTRIBUTION
 from ckptkit._version import REPOSITORY as ADDRESS
 from ckptkit.cli.app import hoist_global_options, load_commands
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / ".github" / "examples"

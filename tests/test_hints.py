@@ -31,7 +31,7 @@ from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.app import main
 from ckptkit.families.moganet import MogaNet
 from ckptkit.formats.readers import MappedReader
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home
 from ckptkit.store.lockfile import LockFile
 from tests.conftest import REPOSITORY

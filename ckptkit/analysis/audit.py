@@ -13,7 +13,8 @@ from ckptkit.compare.verify import rounds_to
 from ckptkit.families.base import Family, family_of_variant, get_family
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry, KnownDeviation, Registry
+    from ckptkit.registry.query import Registry
+    from ckptkit.registry.schema import Entry, KnownDeviation
 
 FigureName = Literal["params", "flops"]
 Verdict = Literal["exact", "close", "known", "off", "stale", "not compared"]
@@ -138,7 +139,7 @@ def profile_model(
     """
     if registry is None:
         from ckptkit.families.base import registry_families
-        from ckptkit.registry import load_registry
+        from ckptkit.registry.loading import load_registry
 
         registry = load_registry(families=registry_families)
     entry = registry.get(name)

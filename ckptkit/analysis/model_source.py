@@ -21,7 +21,7 @@ from ckptkit.parity.inputs import said_normalization, said_resolution
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 @dataclass(frozen=True)

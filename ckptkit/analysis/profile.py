@@ -17,7 +17,7 @@ from ckptkit.families.base import Family, families, get_family
 from ckptkit.families.flops import Call, Convention, Shape
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 @dataclass

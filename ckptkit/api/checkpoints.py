@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ckptkit.convert.loading import LoadedTensors
     from ckptkit.convert.planning import Plan
     from ckptkit.families.binding import Weights
-    from ckptkit.registry import Entry, Registry
+    from ckptkit.registry.query import Registry
+    from ckptkit.registry.schema import Entry
     from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Named
 
@@ -55,7 +56,7 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     ['tiny-moat0-256', 'tiny-moat1-256']
     """
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import load_registry
+    from ckptkit.registry.loading import load_registry
 
     return load_registry(tuple(Path(path) for path in overlays), registry_families)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
     from ckptkit.families.binding import Weights
     from ckptkit.parity.report import BackendName, ParityReport
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Named
 
 

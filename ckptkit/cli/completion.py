@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Registry
+    from ckptkit.registry.query import Registry
 
 PLAIN = re.compile(r"[A-Za-z0-9@%+,./=_-]+")
 """What no shell takes for anything but itself, typed without quotes."""
@@ -112,7 +112,7 @@ def _registry(ctx: typer.Context) -> Registry:
     """The entries, with the overlays on the line; without those where one cannot be read."""
     from ckptkit.base.errors import CkptkitError
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import load_registry
+    from ckptkit.registry.loading import load_registry
 
     overlays = tuple(Path(name) for name in ctx.find_root().params.get("registry") or ())
     try:

@@ -18,7 +18,7 @@ from ckptkit.base.text import escaped
 from ckptkit.cli.entry_table import Field, Listed, field_named
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _KEYS = ("id", "resolution", "pos-emb", "pretrain", "setting", "params", "flops", "top1", "top5")

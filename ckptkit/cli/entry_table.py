@@ -13,7 +13,7 @@ from ckptkit.base.text import csv_text, escaped, web_address
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 UNKNOWN = "-"

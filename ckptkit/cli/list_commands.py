@@ -20,7 +20,7 @@ from ckptkit.cli.options import (
 if TYPE_CHECKING:
     from ckptkit.cli.entry_table import Field, Listed
     from ckptkit.cli.output import Output
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
 
 

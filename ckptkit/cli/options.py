@@ -20,7 +20,7 @@ from ckptkit.cli.output import Output
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.cli.entry_table import Listed
-    from ckptkit.registry import Registry
+    from ckptkit.registry.query import Registry
     from ckptkit.workspace import Workspace
 
 
@@ -77,7 +77,7 @@ class State:
     def registry(self) -> Registry:
         """Load the built-in registry with every overlay on top."""
         from ckptkit.families.base import registry_families
-        from ckptkit.registry import load_registry
+        from ckptkit.registry.loading import load_registry
 
         return load_registry(self.registries, registry_families)
 

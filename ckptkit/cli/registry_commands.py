@@ -34,8 +34,8 @@ from ckptkit.formats.names import FORMATS
 if TYPE_CHECKING:
     from ckptkit.families.recognition import Recognition
     from ckptkit.formats.base import Reader
-    from ckptkit.registry import Addition, Entry, Pin
-    from ckptkit.registry.edit import Edit
+    from ckptkit.registry.edit import Addition, Edit, Pin
+    from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
     from ckptkit.store.lockfile import LockEntry, LockFile
     from ckptkit.workspace import Located
@@ -70,7 +70,7 @@ def validate_command(
 
     Examples: ckptkit registry validate · ckptkit registry validate mine.yaml --json
     """
-    from ckptkit.registry import registry_files
+    from ckptkit.registry.loading import registry_files
 
     state = state_of(context)
     checks = [_check(file) for file in files] if files else _check_chain(registry_files(state.registries))
@@ -88,7 +88,7 @@ def _checked(check: dict[str, Any]) -> Iterator[str]:
 
 
 def _check(file: Path) -> dict[str, Any]:
-    from ckptkit.registry import built_in_path
+    from ckptkit.registry.loading import built_in_path
 
     built_in = built_in_path()
     alone = resolved(file) == resolved(built_in)
@@ -120,7 +120,7 @@ def schema_command(context: typer.Context) -> None:
     Examples: ckptkit registry schema · ckptkit registry schema > registry.schema.json
     """
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import json_schema
+    from ckptkit.registry.schema import json_schema
 
     state_of(context).output.result(json_schema(registry_families()), json=True)
 
@@ -152,7 +152,7 @@ def pin_command(
     Examples: ckptkit registry pin tiny-moat0-256 --file mine.yaml · ckptkit registry pin --all --dry-run
     """
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import preview_pins
+    from ckptkit.registry.edit import preview_pins
 
     state = state_of(context)
     pins = _observed_checksums(state, ids or [], all_entries=all_entries, force=force)
@@ -216,7 +216,7 @@ def _remembered(entry: Entry, known: dict[str, LockEntry]) -> Record | None:
 
 def _pin_of(entry: Entry, record: Record | None, trust: LockFile, *, force: bool) -> Pin:
     """Make a pin of a record; refuse what contradicts an earlier one, or would refuse the better upload."""
-    from ckptkit.registry import Pin
+    from ckptkit.registry.edit import Pin
 
     if record is None:
         raise NotFoundError(
@@ -390,7 +390,7 @@ def add_command(
     --layout torch --format torch --set attn_force_fp32=false --dry-run
     """
     from ckptkit.families.base import registry_families
-    from ckptkit.registry import preview_addition
+    from ckptkit.registry.edit import preview_addition
     from ckptkit.workspace import Located
 
     state = state_of(context)
@@ -422,7 +422,7 @@ def add_command(
 
 def _target(state: State, file: Path | None, *, for_entry: bool = False) -> tuple[Path, list[Path]]:
     """The registry to write, and those below it; an entry goes into the built-in one only by name."""
-    from ckptkit.registry import built_in_path, in_source_tree, registry_files
+    from ckptkit.registry.loading import built_in_path, in_source_tree, registry_files
 
     hint = "name one of your own with --file FILE (made if need be), then use it with --registry"
     files = registry_files(state.registries)
@@ -446,7 +446,7 @@ def _finish(
     dry_run: bool,
 ) -> None:
     """Write a registry file and print what is in it now; with --dry-run only print the diff."""
-    from ckptkit.registry import registry_files
+    from ckptkit.registry.loading import registry_files
 
     diff = scrubbed(edit.diff()).rstrip("\n").split("\n") if edit.changes else []
     result |= {"file": str(target), "changed": edit.changes, "dry_run": dry_run}

@@ -21,7 +21,7 @@ from ckptkit.cli.output import Column, exit_code
 
 if TYPE_CHECKING:
     from ckptkit.cli.output import Output
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Fetched
     from ckptkit.store.sources import Mirror

@@ -30,7 +30,7 @@ from ckptkit.rules.language import Binding
 from ckptkit.store.expected import Digests, hash_file
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Located
 
 Status = Literal["ok", "failed", "skipped"]

@@ -26,7 +26,7 @@ from ckptkit.rules.language import IDENTITY, Binding
 from ckptkit.rules.user_patterns import TooMuchError, fitting
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 LAYOUT = "rules"
 """In place of a layout's name."""

@@ -29,7 +29,7 @@ from ckptkit.formats.base import Copy, Reader
 from ckptkit.rules.language import Binding, Table
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 class LoadedTensors(dict[str, Array]):

@@ -26,7 +26,7 @@ from ckptkit.formats.writing import files_at, refuse_existing_checkpoint
 from ckptkit.workspace import Located, Workspace
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
     from ckptkit.rules.file import RuleFile
 
 

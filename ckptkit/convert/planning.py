@@ -28,7 +28,7 @@ from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 AS_IS = "as-is"
 """In place of a layout's name: names and axes of the source."""

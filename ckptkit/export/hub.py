@@ -30,7 +30,7 @@ from ckptkit.models.images.classes import imagenet_classes
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.families.model_config import ModelConfig
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _LICENSES = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc-by-4.0", "cc-by-nc-4.0"})
 """Licences that the hub calls by their SPDX identifier in lower case."""

@@ -19,7 +19,7 @@ from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.rules.language import Binding, Ignore, Table
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 __all__ = ["FileFacts", "Ignored", "Match", "Weights", "match", "refuse_another", "wanted_copy"]
 

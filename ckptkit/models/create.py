@@ -22,7 +22,7 @@ from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.families.model_config import ExportedModel
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _logger = library_logger()
 

@@ -17,7 +17,7 @@ from ckptkit.formats.base import Copy, Reader, Weights
 
 if TYPE_CHECKING:
     from ckptkit.base.tensors import Array
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 Framework = Literal["torch", "keras", "onnxruntime"]
 

@@ -30,7 +30,8 @@ from ckptkit.registry.schema import Entry
 from ckptkit.rules.language import Table
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry, Registry
+    from ckptkit.registry.query import Registry
+    from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Named
 
 STATE_DICT, STATE_DICT_EMA = "state_dict", "state_dict_ema"

@@ -41,7 +41,7 @@ from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, Framework, Note,
 from ckptkit.rules.language import Binding
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 GRAPH_ENDING = ".onnx"
 FRAMEWORKS = ("torch", "tensorflow")

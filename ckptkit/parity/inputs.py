@@ -31,7 +31,7 @@ from ckptkit.parity.compare import INPUT, Limit, StageComparison, compare_output
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 DEFAULT_SEED = 20260101
 """Seed of the inputs that the reference outputs of the published code were recorded with."""

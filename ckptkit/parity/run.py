@@ -41,7 +41,7 @@ from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
     from ckptkit.models.graphs.onnx_graph import OnnxGraph
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 NO_STATISTICS = (
     "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "

@@ -2,12 +2,12 @@
 
 The text is edited where the YAML events say that values are; comments, order, blank lines and quoting
 elsewhere are never touched. Before a file is replaced, the edited text is loaded again and compared with what
-was loaded before: the entries edited must say what was asked for, and no other entry may have changed.
+was loaded before: the entries edited must have what was wanted, and no other entry may have changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ckptkit.base.errors import IntegrityError, NotFoundError, RegistryError, UsageError, command
 from ckptkit.base.files import StagedFile, copy_mode, resolved
 from ckptkit.base.text import escaped, yaml_text
-from ckptkit.base.urls import Url, full_url
+from ckptkit.base.urls import full_url
 from ckptkit.registry.document import parse
 from ckptkit.registry.loading import built_in_path, load_texts, read_text
 from ckptkit.registry.query import Registry
@@ -27,8 +27,6 @@ from ckptkit.registry.schema import Entry, Families
 EMPTY_OVERLAY = (
     "# A registry on top of ckptkit's own: fields given here override those of the same id.\nentries: []\n"
 )
-
-_Texts = list[tuple[Path, str]]
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,56 @@ def _text_of(path: Path) -> str:
     return read_text(path) if path.exists() else ""
 
 
-def _texts_below(path: Path, below: Sequence[Path] | None) -> _Texts:
-    """The registry files that one is on top of: as given, else the built-in one, unless it is that."""
-    if below is None:
-        below = [] if path == resolved(built_in_path()) else [built_in_path()]
-    return [(file, read_text(file)) for file in below]
-
-
 def _by_hand(path: Path) -> str:
     return f"change the file by hand, and check it. {command('registry', 'validate', path)}"
 
 
-# -- pinning -------------------------------------------------------------------------------------------------
+class _File:
+    """A registry file to edit, on top of others: as given, else of the built-in one, unless it is that."""
+
+    def __init__(self, path: Path, below: Sequence[Path] | None, families: Families | None) -> None:
+        self.path = resolved(path)  # a link stays a link to the edited file
+        self.before = _text_of(self.path)
+        self.start = self.before or EMPTY_OVERLAY
+        if below is None:
+            below = [] if self.path == resolved(built_in_path()) else [built_in_path()]
+        self.below = [(file, read_text(file)) for file in below]
+        self._families = families
+        self.entries = self._loaded(self.start)
+
+    def _loaded(self, text: str) -> Registry:
+        return load_texts([*self.below, (self.path, text)], self._families, of_family=False)
+
+    def edited(
+        self, changes: Mapping[str, Mapping[str, Any]], kept: Collection[str]
+    ) -> tuple[Edit, Registry]:
+        """Give entries these fields; refuse an edit after which anything else would be read differently.
+
+        Of the entries in ``kept`` all other fields must stay.
+        """
+        edit = Edit(self.path, self.before, with_entries(self.start, changes, self.path))
+        new = self._loaded(edit.after)
+        unchanged = all(new.get(key) == entry for key, entry in self.entries.items() if key not in changes)
+        if not (
+            unchanged
+            and new.keys() == self.entries.keys() | changes.keys()
+            and all(
+                _has(new[key], self.entries[key] if key in kept else new[key], fields)
+                for key, fields in changes.items()
+            )
+        ):
+            raise UsageError(
+                f"{self.path}: cannot be edited in place without changing more", hint=_by_hand(self.path)
+            )
+        return edit, new
+
+
+def _has(entry: Entry, start: Entry, fields: Mapping[str, Any]) -> bool:
+    """Whether an entry is another one with these fields."""
+    try:
+        return entry == type(start).model_validate({**start.model_dump(), **fields})
+    except ValidationError:  # what was valid in the file is not with these fields, so they are not there
+        return False
 
 
 @dataclass(frozen=True)
@@ -105,63 +141,25 @@ class Pin:
         return {"sha256": self.sha256, "size": self.size, "hash_provenance": provenance}
 
 
-def pin(
-    path: Path,
-    id: str,
-    *,
-    sha256: str,
-    size: int,
-    observed_at: str,
-    url: str,
-    below: Sequence[Path] | None = None,
-    families: Families | None = None,
-) -> bool:
-    """Write one observed checksum into a registry file; returns whether the file changed."""
-    return pin_many(path, [Pin(id, sha256, size, observed_at, url)], below=below, families=families)
-
-
-def pin_many(
+def preview_pins(
     path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
-) -> bool:
-    """Write observed checksums into a registry file, all of them or none; returns whether it changed.
+) -> Edit:
+    """The edit that writes observed checksums into a registry file, checked as if it were done.
 
     The file is made when it does not exist; an id that it lacks is appended with these fields only. ``below``
     are the registry files it is on top of, by default the built-in one.
     """
-    edit = preview_pins(path, pins, below=below, families=families)
-    edit.write()
-    return edit.changes
-
-
-def preview_pins(
-    path: Path, pins: Sequence[Pin], *, below: Sequence[Path] | None = None, families: Families | None = None
-) -> Edit:
-    """Return what `pin_many` would do, checked in the same way, without writing."""
-    path = resolved(path)  # a link stays a link to the edited file
-    before, base = _text_of(path), _texts_below(path, below)
-    start = before or EMPTY_OVERLAY
-    old = load_texts([*base, (path, start)], families, of_family=False)
+    file = _File(path, below, families)
     for wanted in pins:
-        if wanted.id not in old:
+        if wanted.id not in file.entries:
             raise NotFoundError(f"no entry {wanted.id!r} to pin", hint="see 'ckptkit list'")
-    after = with_entries(start, {wanted.id: wanted.fields() for wanted in pins}, path)
+    changes = {wanted.id: wanted.fields() for wanted in pins}
     try:
-        new = load_texts([*base, (path, after)], families, of_family=False)
+        return file.edited(changes, kept=changes)[0]
     except RegistryError as error:
         raise UsageError(
-            f"{path}: cannot be edited in place: {error.faults[0]}", hint=_by_hand(path)
+            f"{file.path}: cannot be edited in place: {error.faults[0]}", hint=_by_hand(file.path)
         ) from error
-    expected = {key: entry.model_dump() for key, entry in old.items()}
-    for wanted in pins:
-        expected[wanted.id].update(wanted.fields())
-        seen = expected[wanted.id]["hash_provenance"]
-        expected[wanted.id]["hash_provenance"] = {**seen, "url": Url(seen["url"])}  # as the registry reads it
-    if {key: entry.model_dump() for key, entry in new.items()} != expected:
-        raise UsageError(f"{path}: cannot be edited in place without changing more", hint=_by_hand(path))
-    return Edit(path, before, after)
-
-
-# -- adding --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,22 +172,6 @@ class Addition:
     overrides: Path | None = None  # the registry below that has this entry, which keeps the fields not given
 
 
-def add_entry(
-    path: Path,
-    id: str,
-    urls: Sequence[str],
-    fields: Mapping[str, Any] | None = None,
-    *,
-    below: Sequence[Path] | None = None,
-    families: Families | None = None,
-    force: bool = False,
-) -> Addition:
-    """Write an entry into a registry file, which then loads; see `preview_addition`."""
-    addition = preview_addition(path, id, urls, fields, below=below, families=families, force=force)
-    addition.edit.write()
-    return addition
-
-
 def preview_addition(
     path: Path,
     id: str,
@@ -200,20 +182,17 @@ def preview_addition(
     families: Families | None = None,
     force: bool = False,
 ) -> Addition:
-    """Return what adding an entry would do, checked as if it were done, without writing.
+    """What adding an entry to a registry file would do, checked as if it were done.
 
     ``urls`` are where the file can be had, best first; what is known of a source stays with its URL. An entry
     known nowhere else that is given no display name is called by its id. ``force`` updates the fields of an
     entry that the file has already, and replaces another checksum.
     """
-    path = resolved(path)  # a link stays a link to the edited file
-    before, base = _text_of(path), _texts_below(path, below)
-    start = before or EMPTY_OVERLAY
-    old = load_texts([*base, (path, start)], families, of_family=False)
-    updates = id in _rows(start)
+    file = _File(path, below, families)
+    updates = id in _rows(file.start)
     if updates and not force:
-        raise UsageError(f"{path} has an entry {id!r} already", hint="give --force to update its fields")
-    known = old.get(id)
+        raise UsageError(f"{file.path} has an entry {id!r} already", hint="give --force to update its fields")
+    known = file.entries.get(id)
     wanted = _wanted(id, urls, fields or {}, known)
     pinned = known.sha256 if known else None
     if not force and pinned not in (None, wanted.get("sha256", pinned)):
@@ -221,13 +200,12 @@ def preview_addition(
             f"{id}: the file has sha256 {wanted['sha256']}, but {pinned} is pinned",
             hint="--force replaces the pinned one, if the file is the right one",
         )
-    edit = Edit(path, before, with_entries(start, {id: wanted}, path))
-    if updates and not edit.changes:
-        entry = old[id]
-    else:
-        entry = _checked(edit, base, old, id, wanted, families=families, updates=updates)
-    overrides = next((file for file, text in reversed(base) if id in _rows(text)), None)
-    return Addition(edit, entry, updates, overrides)
+    try:
+        edit, new = file.edited({id: wanted}, kept=(id,) if updates else ())
+    except RegistryError as error:
+        raise _explained(file.path, id, error) from error
+    overrides = next((below for below, text in reversed(file.below) if id in _rows(text)), None)
+    return Addition(edit, new[id], updates, overrides)
 
 
 def _wanted(id: str, urls: Sequence[str], fields: Mapping[str, Any], known: Entry | None) -> dict[str, Any]:
@@ -238,34 +216,6 @@ def _wanted(id: str, urls: Sequence[str], fields: Mapping[str, Any], known: Entr
     }
     wanted = {**fields, "sources": [noted.get(url, {"url": url}) for url in dict.fromkeys(urls)]}
     return wanted if known else {"display_name": id, **wanted}
-
-
-def _checked(
-    edit: Edit,
-    base: _Texts,
-    old: Registry,
-    id: str,
-    wanted: Mapping[str, Any],
-    *,
-    families: Families | None,
-    updates: bool,
-) -> Entry:
-    """Load the edited text; the entry in it, after a look whether it and it alone changed."""
-    try:
-        new = load_texts([*base, (edit.path, edit.after)], families, of_family=False)
-    except RegistryError as error:
-        raise _explained(edit.path, id, error) from error
-    others = {key: entry for key, entry in new.items() if key != id}
-    start = old[id] if updates else new[id]
-    try:
-        as_asked = new[id] == type(start).model_validate({**start.model_dump(), **wanted})
-    except ValidationError:  # what was valid in the file is not with what was asked for, so it is not there
-        as_asked = False
-    if not as_asked or others != {key: entry for key, entry in old.items() if key != id}:
-        raise UsageError(
-            f"{edit.path}: cannot be edited in place without changing more", hint=_by_hand(edit.path)
-        )
-    return new[id]
 
 
 def _explained(path: Path, id: str, error: RegistryError) -> UsageError:
@@ -419,20 +369,20 @@ def _indent_of_sources(entries: _Span) -> int:
 
 
 def _insertions(text: str, entry: _Span, missing: Mapping[str, Any]) -> list[_Replacement]:
-    """Put new fields into an entry, each behind the last one that comes before it in the schema."""
-    behind: dict[int, list[str]] = {}
+    """Put new fields into an entry, each after the last one that comes before it in the schema."""
+    after: dict[int, list[str]] = {}
     pairs = list(entry.pairs())
     for name in sorted(missing, key=_place):
         before = [n for n, (key, _) in enumerate(pairs) if _place(key.value) < _place(name)]
-        behind.setdefault(max(before), []).append(_field(name, missing[name], inline=entry.flow))
+        after.setdefault(max(before), []).append(_field(name, missing[name], inline=entry.flow))
     edits = []
-    for place, lines in behind.items():
+    for place, lines in after.items():
         end = pairs[place][1].end
         if entry.flow:
             edits.append((end, end, "".join(f", {line}" for line in lines)))
         else:
             indent = " " * entry.children[0].column
-            edits.append(_behind_line(text, end, [indent + line for line in lines]))
+            edits.append(_after_line(text, end, [indent + line for line in lines]))
     return edits
 
 
@@ -451,7 +401,7 @@ def _changed_sources(
     urls = [source["url"] for source in sources]
     if len(items) == len(value.children) and urls[: len(items)] == list(items):  # further ones, if any
         lines = [indent + line for source in sources[len(items) :] for line in _dashed(source, 0)]
-        return [_behind_line(text, value.end, lines)] if lines else []
+        return [_after_line(text, value.end, lines)] if lines else []
     end = _end_of_line(text, value.end)
     if any(line.lstrip().startswith("#") for line in text[value.start : end].splitlines()):
         raise UsageError(
@@ -488,8 +438,8 @@ def _edited(text: str, edits: Sequence[_Replacement]) -> str:
     return "".join([*parts, text[done:]])
 
 
-def _behind_line(text: str, position: int, lines: list[str]) -> _Replacement:
-    """Put new lines behind the line that holds ``position``, so that a comment at its end stays with it."""
+def _after_line(text: str, position: int, lines: list[str]) -> _Replacement:
+    """Put new lines after the line that holds ``position``, so that a comment at its end stays with it."""
     end, newline = text.find("\n", position), _newline(text)
     block = newline.join(lines)
     if end < 0:
@@ -513,7 +463,7 @@ def _appended(text: str, entries: _Span, bodies: Sequence[list[str]]) -> list[_R
     if not entries.children:  # entries: []
         start = len(text[: entries.start].rstrip(" "))
         return [(start, entries.end, "".join(_newline(text) + line for line in lines))]
-    return [_behind_line(text, entries.end, lines)]
+    return [_after_line(text, entries.end, lines)]
 
 
 # -- where values are in the text ----------------------------------------------------------------------------
@@ -565,7 +515,7 @@ def _spans(text: str) -> _Span:
             stack.append(span)
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             span = stack.pop()
-            # A block collection "ends" at the next token, behind comments that are not its own.
+            # A block collection "ends" at the next token, after comments that are not its own.
             span.end = (
                 _span_of(event, span.kind).end if span.flow or not span.children else span.children[-1].end
             )

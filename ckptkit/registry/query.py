@@ -16,8 +16,6 @@ Texts = str | Sequence[str]
 def nearest(wanted: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Names most like ``wanted``, best first.
 
-    Examples
-    --------
     >>> nearest("moat0-225", ["moat0-224", "moat1-224", "moganet-s-224"], count=1)
     ['moat0-224']
     """
@@ -73,13 +71,7 @@ class Registry(Mapping[str, Entry]):
         self.counts = tuple(counts)
 
     def __getitem__(self, key: str | Entry) -> Entry:
-        """Return the entry of an id.
-
-        Raises
-        ------
-        NotFoundError
-            When there is none; the message suggests the nearest ids.
-        """
+        """The entry of an id; NotFoundError suggests the nearest ones."""
         if isinstance(key, Entry):
             key = key.id
         if not isinstance(key, str):
@@ -104,7 +96,7 @@ class Registry(Mapping[str, Entry]):
         return key in self._entries
 
     def get(self, key: str, default: Entry | None = None) -> Entry | None:  # type: ignore[override]  # no third type
-        """Return the entry of an id, or ``default``."""
+        """The entry of an id, or ``default``."""
         return self._entries.get(key, default)
 
     def find(
@@ -127,22 +119,9 @@ class Registry(Mapping[str, Entry]):
     ) -> list[Entry]:
         """Entries that meet every condition given.
 
-        Parameters
-        ----------
-        family, variant, ids, group, pretrain_data, setting : str or sequence of str, optional
-            A glob (``moat*-384*``) or several, of which one must fit; upper and lower case are the same.
-        min_params, max_params, min_flops, max_flops : float, int or str, optional
-            Bounds, included, on the published figures: numbers, or text such as ``"30M"``.
-        min_top1, max_top1 : float, optional
-            Bounds, included, in percent.
-        resolution : int, optional
-            Pixels, of training or of testing.
-        pos_emb : bool, optional
-            With or without position embedding; entries of families that have none fit neither.
-
-        Notes
-        -----
-        A figure that is not known (null) meets no condition on it.
+        Texts are globs (``moat*-384*``) or several, of which one must fit; upper and lower case are the same.
+        Bounds are included, and apply to the published figures: numbers, or text such as ``"30M"``. The
+        resolution is that of training or of testing. A figure that is not known meets no condition on it.
         """
         return [
             entry
@@ -161,13 +140,7 @@ class Registry(Mapping[str, Entry]):
         ]
 
     def select(self, patterns: Sequence[str]) -> list[Entry]:
-        """Entries named by ids and globs, each once, in the order of the files.
-
-        Raises
-        ------
-        NotFoundError
-            When a plain id is not there or a glob fits nothing.
-        """
+        """Entries named by ids and globs, each once, in the order of the files; each must name one."""
         wanted: set[str] = set()
         for pattern in patterns:
             if not is_glob(pattern):

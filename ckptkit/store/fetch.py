@@ -41,7 +41,7 @@ from ckptkit.store.transfer import (
 from ckptkit.store.unpack import EarlyUnpack
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 __all__ = ["Fetched", "Fits", "fetch", "import_file"]
 

@@ -51,7 +51,7 @@ from ckptkit.store.unpack import (
 )
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _QUOTED = 200
 _HEAD = 512

@@ -15,7 +15,7 @@ from ckptkit.base.urls import full_url, public_url, scrubbed
 from ckptkit.store.cache import is_safe_file_name
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from ckptkit.analysis import audit
 from ckptkit.analysis.audit import audit_registry, check_figure, profile_model
 from ckptkit.base.errors import NotFoundError
-from ckptkit.registry import KnownDeviation, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.schema import KnownDeviation
 
 
 def known(published):

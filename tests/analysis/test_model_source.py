@@ -12,7 +12,7 @@ from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import get_family, registry_families
 from ckptkit.formats.detect import open_reader
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Workspace
 from tests.support.moat_files import write_tiny
 from tests.support.parity_cases import overwrite_metadata

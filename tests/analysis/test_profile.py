@@ -13,7 +13,7 @@ from ckptkit.base.errors import UsageError
 from ckptkit.families.base import family_of_variant, get_family
 from ckptkit.families.moat.published import TENSORFLOW_GRAPH
 from ckptkit.families.moganet.published import MMCV
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 
 # facts/moat.md: G multiply-adds of the published graph with and without position tables, and of convolutions,
 # depthwise and attention products alone, as printed there, but for the products of moat1: those are 9.001467,

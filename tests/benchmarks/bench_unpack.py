@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store import unpack
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import fetch

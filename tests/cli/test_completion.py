@@ -18,7 +18,7 @@ import pytest
 
 from ckptkit.cli.app import load_commands
 from ckptkit.families.base import registry_families
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.commands import cache
 from tests.support.running import registry_file
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.families.base import registry_families
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home
 from tests.support.commands import SHA, WHEN, Run, Runner, cache, runner
 from tests.support.registries import write

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.commands import Runner, pip_install, runner
 from tests.support.http_server import FaultServer, status
 from tests.support.running import finish, start

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.cli.options import State
-from ckptkit.registry import Registry, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.query import Registry
 from tests.support.commands import BELOW_0, Runner, pip_install, runner
 from tests.support.registries import write
 from tests.support.running import finish, start

@@ -15,11 +15,13 @@ import yaml
 
 from ckptkit.cli import completion
 from ckptkit.models.synth import Synthetic, write_checkpoint
-from ckptkit.registry import Pin, edit, load_registry, loading, pin_many
+from ckptkit.registry import edit, loading
+from ckptkit.registry.edit import Pin
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.support.commands import SHA, WHEN, Runner, cache, runner
 from tests.support.http_server import FaultServer, Served
-from tests.support.registries import SMALL, write
+from tests.support.registries import SMALL, pin_many, write
 
 URL = "https://example.org/my.pth"
 SAID = ("--variant", "moganet-xt", "--layout", "torch", "--format", "torch")

@@ -34,7 +34,7 @@ from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.formats.torch_writer import TorchWriter
 from ckptkit.models.synth import Synthetic, write_bundle
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.rules.language import OPS, Binding
 from ckptkit.workspace import Located
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, tiny_tensors, write_tiny

@@ -32,7 +32,7 @@ from ckptkit.compare.verify import (
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import FileFacts, match
 from ckptkit.families.recognition import recognise
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of

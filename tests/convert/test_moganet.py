@@ -19,7 +19,7 @@ from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_torch
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.moganet_weights import recipe_state
 
 VARIANTS = get_family("moganet").variants

@@ -12,7 +12,7 @@ from ckptkit.base.tensors import DTYPES, OPAQUE, TensorSpec
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.readers import MappedReader
 from ckptkit.formats.tf_bundle import TfBundleReader
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 
 
 class Altered(MappedReader):

@@ -20,7 +20,7 @@ from ckptkit.families.base import Backbone, get_family
 from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.families.moat.published import deeplab2_name
 from ckptkit.families.moganet.config import MOGANET_CONFIGS
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.commands import pip_install
 from tests.support.exporting import MOAT, MOGANET, noting, source_of, trained, write_safetensors
 

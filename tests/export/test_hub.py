@@ -20,7 +20,7 @@ from ckptkit.export.targets import ExportRequest
 from ckptkit.families.base import families, get_family
 from ckptkit.families.model_config import ModelConfig
 from ckptkit.models import create_model
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.exporting import (
     MOAT,
     MOGANET,

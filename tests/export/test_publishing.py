@@ -10,7 +10,7 @@ from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.cli.output import ExitCode, exit_code
 from ckptkit.export.hub import push, require_hub
 from ckptkit.export.targets import ExportedFile, ExportRequest, run_export
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.exporting import source_of, trained, write_safetensors
 from tests.support.fake_hub import COMMIT, TOKEN, FakeHub
 

@@ -10,7 +10,7 @@ import pytest
 import ckptkit
 from ckptkit.export.targets import ExportRequest, run_export
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
 
 IDS = {MOAT: "tiny-moat0-256", MOGANET: "moganet-xt-224"}

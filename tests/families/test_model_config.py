@@ -11,7 +11,7 @@ from ckptkit.export.hub import export_hf as export
 from ckptkit.export.targets import ExportRequest
 from ckptkit.families.model_config import open_exported, read_config
 from ckptkit.models import create_model
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
 
 

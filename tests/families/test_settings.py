@@ -8,7 +8,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.families.base import get_family
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 
 MOAT, MOGANET = get_family("moat"), get_family("moganet")
 REGISTRY = load_registry()

@@ -23,7 +23,7 @@ from ckptkit.models.synth import (
     write_bundle,
     write_torch,
 )
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from tests.conftest import REPOSITORY
 
 CHECK = json.loads((REPOSITORY / "tests/golden/moat/det_weights_check.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 
 from ckptkit.models.synth import synthetic_for
 from ckptkit.parity.run import run_parity, synthetic_checkpoint
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 
 REGISTRY = load_registry()
 QUICK = ("tiny-moat0-256-noposemb", "moganet-xt-256-deit3")

@@ -8,7 +8,7 @@ from ckptkit.families.base import get_family
 from ckptkit.models.synth import Synthetic, write_torch
 from ckptkit.parity.compare import TOLERANCES
 from ckptkit.parity.run import run_parity, synthetic_checkpoint
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located
 from tests.support.parity_cases import (
     convert_to,

@@ -13,7 +13,7 @@ from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.models.synth import Synthetic, synthetic_for
 from ckptkit.parity.report import ParityReport
 from ckptkit.parity.run import run_parity, synthetic_checkpoint
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
 from tests.support.moat_files import data_offset, flip_byte, write_tiny

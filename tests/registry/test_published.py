@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.families.base import registry_families
-from ckptkit.registry import Registry, built_in_path, load_registry, load_texts
-from ckptkit.registry.loading import read_text
+from ckptkit.registry.loading import built_in_path, load_registry, load_texts, read_text
+from ckptkit.registry.query import Registry
 
 
 @pytest.fixture(scope="module")

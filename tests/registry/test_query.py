@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.base.errors import NotFoundError
-from ckptkit.registry import Registry, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.query import Registry
 from tests.support.entries import entry_of
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from ckptkit.families.base import registry_families
-from ckptkit.registry import Entry, json_schema
+from ckptkit.registry.schema import Entry, json_schema
 from tests.support.entries import entry_of
 
 URL = "https://a.org/m.pth"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.net import Policy
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import Fetched, fetch
 from tests.support.entries import anything, final_files

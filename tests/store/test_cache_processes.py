@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home
 from ckptkit.store.fetch import import_file
 from ckptkit.store.upkeep import leftovers, sweep

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store.fetch import Fetched, fetch, import_file
 from ckptkit.store.sources import file_name_of, parse_mirrors
 from tests.store.conftest import AssertOnly, Store

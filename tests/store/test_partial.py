@@ -16,7 +16,7 @@ import pytest
 
 from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.base.files import BackgroundThread
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched, import_file
 from ckptkit.store.openers import Identity

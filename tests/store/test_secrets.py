@@ -12,7 +12,7 @@ import pytest
 
 from ckptkit.base.net import Policy
 from ckptkit.base.urls import Url, full_url, public_url, scrubbed
-from ckptkit.registry import Source
+from ckptkit.registry.schema import Source
 from ckptkit.store.cache import Home, Record, read_record
 from tests.store.conftest import Store
 from tests.support.commands import Runner, runner

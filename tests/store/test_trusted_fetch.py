@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, UsageError
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import Home, Record
 from ckptkit.store.fetch import import_file
 from ckptkit.store.lockfile import LockEntry, LockFile

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.cli.app import main
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home, Record, write_json
 from tests.conftest import REPOSITORY
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptkit.families.base import registry_families
 from ckptkit.models.synth import Synthetic, write_checkpoint
-from ckptkit.registry import Entry, entry_model
+from ckptkit.registry.schema import Entry, entry_model
 
 ANY_MODEL = {"family": "other", "variant": "any", "layout": "torch", "format": "safetensors"}
 """Fields of an entry for which there is no model code: its container must open."""

@@ -12,7 +12,7 @@ import numpy as np
 from ckptkit.analysis.model_source import ModelSource, SourceRequest, open_source
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import Structure, get_family
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from ckptkit.workspace import Located, Workspace
 from tests.support.moat_reference import recipe_weights
 from tests.support.moganet_weights import recipe_state

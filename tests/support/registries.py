@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ckptkit.registry import Registry, load_registry
+from ckptkit.registry.edit import Addition, Pin, preview_addition, preview_pins
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.query import Registry
 
 #: Two entries that a reader sees at once; faults are planted by replacing pieces of it.
 SMALL = """\
@@ -50,3 +54,17 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
 def published() -> Registry:
     """Return the built-in registry, read once: its entries are frozen."""
     return load_registry()
+
+
+def pin_many(path: Path, pins: Sequence[Pin], **options: Any) -> bool:
+    """Write checksums into a registry file; tells whether it changed."""
+    edit = preview_pins(path, pins, **options)
+    edit.write()
+    return edit.changes
+
+
+def add_entry(path: Path, *arguments: Any, **options: Any) -> Addition:
+    """Write an entry into a registry file."""
+    addition = preview_addition(path, *arguments, **options)
+    addition.edit.write()
+    return addition

@@ -18,7 +18,8 @@ import numpy as np
 
 import ckptkit
 from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
-from ckptkit.registry import Entry, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.schema import Entry
 from tests.conftest import REPOSITORY
 from tests.support.http_server import FaultServer, Served, goog_hash
 

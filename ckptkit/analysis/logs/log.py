@@ -33,7 +33,8 @@ from ckptkit.store.transfer import (
 )
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry, Registry
+    from ckptkit.registry.query import Registry
+    from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Named, Workspace
 
 _RECORD_BYTES = 1 << 16

@@ -40,7 +40,7 @@ from ckptkit.base.text import escaped
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _KINDS = {**FIGURES, ".html": "html", ".htm": "html"}
 _INCHES = (2.5, 60.0)

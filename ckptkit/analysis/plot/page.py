@@ -29,7 +29,7 @@ from ckptkit.analysis.plot.points import (
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.families import base as known
 
 if TYPE_CHECKING:
-    from ckptkit.registry import Entry
+    from ckptkit.registry.schema import Entry
 
 
 @dataclass(frozen=True)

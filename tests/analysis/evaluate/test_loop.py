@@ -26,7 +26,7 @@ from ckptkit.analysis.evaluate.loop import (
 )
 from ckptkit.analysis.model_source import SourceRequest, open_source
 from ckptkit.base.errors import ConversionError, FormatError, StorageError, UsageError
-from ckptkit.registry import load_registry
+from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located, Workspace
 from tests.support.evaluation import (
     IMAGES,

@@ -13,7 +13,8 @@ from ckptkit.analysis.logs import log as fetching
 from ckptkit.analysis.logs.log import fetch_log, read_log
 from ckptkit.base.errors import CkptkitError, FormatError, NetworkError, NotFoundError
 from ckptkit.base.net import Policy
-from ckptkit.registry import Entry, load_registry
+from ckptkit.registry.loading import load_registry
+from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import Home
 from ckptkit.workspace import Workspace
 from tests.support.entries import entry_of

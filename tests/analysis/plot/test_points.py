@@ -22,7 +22,7 @@ from ckptkit.analysis.plot.points import (
     short_names,
     source_line,
 )
-from ckptkit.registry import Entry
+from ckptkit.registry.schema import Entry
 from tests.support.entries import entry_of
 from tests.support.registries import published
 
