@@ -197,16 +197,13 @@ class Workspace:
 
     def _as_cached(self, entry: Entry) -> Located:
         """Return an entry's cached file without repairing anything, so that `verify` judges what is there."""
-        from ckptkit.store.unpack import checkpoint_in, is_unpacked
+        from ckptkit.store.unpack import checkpoint_of
 
         record = self.home.record(entry.id)
         artefact = self.home.artefact(record) if record else None
         if record is None or artefact is None or not artefact.is_file():
             raise NotFoundError(f"{entry.id} is not in the cache", hint=command("fetch", entry.id))
-        folders = self.home.candidate_paths(self.home.unpacked_folder(entry.id))
-        unpacked = next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
-        path = checkpoint_in(unpacked) if unpacked else artefact
-        return self._located(path, entry, artefact, record)
+        return self._located(checkpoint_of(self.home, record) or artefact, entry, artefact, record)
 
     def _of_cache(self, path: Path) -> Located | None:
         """A path in the cache belongs to an entry."""

@@ -370,6 +370,12 @@ class Folder:
         self.close()
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a folder; what refuses, and what a link in its place leads to, is left."""
+    with contextlib.suppress(OSError), Folder(path.parent, below=path.parent) as parent:
+        parent.remove(path.name)
+
+
 def _mount(fd: int | None) -> tuple[int, bytes]:
     """What tells mounts apart: the device and, on Linux, the mount's number; nothing where none is held."""
     if fd is None:

@@ -249,15 +249,12 @@ class _Known:
 
 def _checkpoint_path(home: Home, id: str) -> str:
     from ckptkit.base.errors import NotFoundError, command
-    from ckptkit.store.unpack import checkpoint_in, is_unpacked
+    from ckptkit.store.unpack import checkpoint_of
 
     record = home.record(id)
     if record is None or not home.is_cached(id):
         raise NotFoundError(f"{id} is not in the cache", hint=command("fetch", id))
-    for folder in home.candidate_paths(home.unpacked_folder(id)):
-        if is_unpacked(folder, record.sha256):
-            return str(checkpoint_in(folder))
-    return str(home.artefact(record))
+    return str(checkpoint_of(home, record) or home.artefact(record))
 
 
 def _refuse_unknown(patterns: Sequence[str], found: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import IntegrityError, UsageError, command, require_installed
-from ckptkit.export.folder import StagedFolder, refuse_replacement
+from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.export.hub import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, planned_weights, settings_of

@@ -21,8 +21,8 @@ from ckptkit.base.files import (
     sync_folder,
     translated,
 )
+from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.base.tensors import Array
-from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL

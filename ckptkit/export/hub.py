@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, REPOSITORY, __version__
 from ckptkit.base.errors import CkptkitError, MissingDependencyError, NetworkError
+from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
-from ckptkit.export.folder import StagedFolder, refuse_replacement
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
 from ckptkit.families.base import CANONICAL, Page, Paper, family_of_variant, get_family

@@ -42,10 +42,10 @@ from ckptkit.store.partial import Partial
 from ckptkit.store.sources import PlannedSource, plan_sources
 from ckptkit.store.unpack import (
     EarlyUnpack,
-    StagedFolder,
+    UnpackedFolder,
     checkpoint_in,
+    checkpoint_of,
     is_archive_name,
-    is_unpacked,
     remove_folder,
     unpack,
 )
@@ -112,21 +112,13 @@ class Job:
     def untouched(self) -> Fetched | None:
         """Return what is cached if nobody touched it since it was hashed; needs no lock."""
         record = self.home.record(self.entry.id)
-        if (
-            record is None
-            or self._objection(record) is not None
-            or not _is_untouched(self.home.artefact(record), record)
-        ):
+        if record is None or self._objection(record) is not None:
             return None
         artefact = self.home.artefact(record)
-        if is_archive_name(record.file):
-            folder = self._unpacked(record)
-            if folder is None:
-                return None
-            path = checkpoint_in(folder)
-        else:
-            path = artefact
-        return None if self._misfit(record, path) else self._found(path, artefact, record)
+        if not _is_untouched(artefact, record):
+            return None
+        path = checkpoint_of(self.home, record)
+        return None if path is None or self._misfit(record, path) else self._found(path, artefact, record)
 
     def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
         """Return what is cached if its bytes are still the recorded ones; unpacks it again if necessary."""
@@ -134,7 +126,7 @@ class Job:
         record = self.home.record(self.entry.id) or self._adopt(notes)
         if record is None:
             return None
-        artefact = self.home.artefact(record)
+        artefact, path = self.home.artefact(record), checkpoint_of(self.home, record)
         try:
             if objection := self._objection(record):
                 raise IntegrityError(f"{artefact}: {objection}")
@@ -146,24 +138,15 @@ class Job:
                 raise IntegrityError(error.message, hint="run without --offline to fetch it again") from error
             notes(f"{error.message}; fetching it again")
             return None
-        path = artefact
-        if is_archive_name(record.file):
-            folder = self._unpacked(record)
-            if folder is None:
-                folder = self.home.unpacked_folder(self.entry.id)
-                unpack(artefact, folder, sha256=record.sha256)
-            path = checkpoint_in(folder)
+        if path is None:
+            folder = self.home.unpacked_folder(self.entry.id)
+            path = checkpoint_in(unpack(artefact, folder, sha256=record.sha256))
         if misfit := self._misfit(record, path):
             if offline and not quiet:
                 raise IntegrityError(f"{artefact}: {misfit}", hint="run without --offline to fetch it again")
             notes(f"{artefact}: {misfit}; fetching it again")
             return None
         return self._found(path, artefact, record)
-
-    def _unpacked(self, record: Record) -> Path | None:
-        """Folder of the archive unpacked; None where it is in no cache folder."""
-        folders = self.home.candidate_paths(self.home.unpacked_folder(self.entry.id))
-        return next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
 
     def _found(self, path: Path, artefact: Path, record: Record) -> Fetched:
         self.home.touch(self.entry.id)
@@ -359,14 +342,14 @@ class Job:
                 try:
                     staged = stack.enter_context(
                         early.take(found.sha256)
-                        or StagedFolder(partial.path, folder, shown=final, sha256=found.sha256)
+                        or UnpackedFolder(partial.path, folder, shown=final, sha256=found.sha256)
                     )
                 except FormatError as error:
                     if known:
                         raise
                     raise UnfitError(error, final, partial.head, can_be_kept=False) from error
             if not known:
-                base = checkpoint_in(staged.temporary) if staged else partial.path
+                base = checkpoint_in(staged.path) if staged else partial.path
                 record = self._fitting(record, base, partial.head)
             self._remember(record, unwritable=self.warn)
             write_json(_record_path(final), record.to_json())

@@ -17,43 +17,38 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from ckptkit.base.errors import FormatError
 from ckptkit.base.files import (
-    Folder,
     files_below,
-    move,
     open_regular,
     read_regular,
     regular_status,
+    remove_tree,
     sync_file,
-    sync_folder,
     translated,
 )
-from ckptkit.base.locks import has_token, is_gone, new_writer, release
+from ckptkit.base.folders import StagedFolder
+from ckptkit.base.locks import has_token, is_gone
 from ckptkit.formats.members import SafeMember
 from ckptkit.formats.tar import iter_safe_members as tar_members
 from ckptkit.formats.zip import is_zip
 from ckptkit.formats.zip import iter_safe_members as zip_members
+from ckptkit.store.cache import Home, Record
 from ckptkit.store.partial import Partial
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 
 MARKER = ".ckptkit-unpacked.json"
 """Hidden file in an unpacked folder: which archive it came from and what was in it."""
 
 _MARKER_BYTES = 64 << 20
-_PREFIX = ".ckptkit-unpacking-"
-_OLD_ORPHAN = re.compile(rf"{re.escape(_PREFIX)}.*-[0-9a-f]{{12}}")
+UNPACKING = ".ckptkit-unpacking-"
+"""What the names of folders that are being unpacked began with before `ckptkit.base.folders` named them."""
+_OLD_ORPHAN = re.compile(rf"{re.escape(UNPACKING)}.*-[0-9a-f]{{12}}")
 """As ckptkit 0.1.0 called them."""
 _COPY = 1 << 20
 _SYNCERS = 16
 """Threads that bring files to the disk: together they took a twentieth of the time that one takes."""
-_ATTEMPTS = 10
 _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar", ".zip")
 _TORCH_NAMES = (".pth.tar", ".pt.tar", ".ckpt.tar")
 
@@ -68,30 +63,25 @@ def is_archive_name(name: str) -> bool:
     return lower.endswith(_ARCHIVES) and not lower.endswith(_TORCH_NAMES)
 
 
-class StagedFolder:
+class UnpackedFolder(StagedFolder):
     """An archive unpacked under a temporary name, until `commit`."""
 
     def __init__(
         self,
         archive: Path,
-        folder: Path,  # hold the entry's lock: orphans of earlier runs are removed
+        folder: Path,
         *,
         shown: Path | None = None,  # what messages call an archive that has a temporary name itself
         sha256: str = "",  # of the archive, for the marker; may be set later
         source: BinaryIO | None = None,  # where a tar archive's bytes are read from instead
     ) -> None:
-        self.folder = folder
+        for orphan in folder.parent.glob(f"{UNPACKING}{folder.name}-*"):
+            if (has_token(orphan) or _OLD_ORPHAN.fullmatch(orphan.name)) and is_gone(orphan):
+                remove_tree(orphan)
+        super().__init__(folder)
         self.sha256 = sha256
         self._archive = (shown or archive).name
         self._sizes: dict[str, int] = {}
-        with translated(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            for orphan in folder.parent.glob(f"{_PREFIX}{folder.name}-*"):
-                if (has_token(orphan) or _OLD_ORPHAN.fullmatch(orphan.name)) and is_gone(orphan):
-                    _remove(orphan)
-            self._writer = new_writer()
-            self.temporary = folder.parent / f"{_PREFIX}{folder.name}-{self._writer}"
-            self.temporary.mkdir()
         try:
             self._fill(archive, source)
         except FormatError as error:
@@ -105,22 +95,14 @@ class StagedFolder:
         for member, content in archive_members(archive, source):
             if member.name.casefold() == MARKER:
                 raise FormatError(archive, f"member {MARKER!r} has a name that ckptkit uses itself")
-            target = self.temporary.joinpath(*member.name.split("/"))
+            target = self.path.joinpath(*member.name.split("/"))
             if member.is_folder:
-                with translated(self.folder / member.name):
+                with translated(self.final / member.name):
                     target.mkdir(parents=True, exist_ok=True)
             elif content is not None:
-                self._sizes[member.name] = self._write(target, content, self.folder / member.name)
+                self._sizes[member.name] = self._write(target, content, self.final / member.name)
         if not self._sizes:
             raise FormatError(archive, "the archive holds no file")
-
-    def _write_marker(self) -> None:
-        said = {"archive": self._archive, "sha256": self.sha256, "files": self._sizes}
-        marker = json.dumps(said, indent=2).encode()
-        with translated(self.folder), (self.temporary / MARKER).open("xb") as stream:
-            stream.write(marker)
-            stream.flush()
-            sync_file(stream.fileno())
 
     @staticmethod
     def _write(target: Path, content: BinaryIO, shown: Path) -> int:
@@ -144,8 +126,8 @@ class StagedFolder:
                 syncing.result()
 
     def _sync_member(self, name: str) -> None:
-        with translated(self.folder / name):
-            fd = os.open(self.temporary / name, os.O_RDWR)
+        with translated(self.final / name):
+            fd = os.open(self.path / name, os.O_RDWR)
             try:
                 sync_file(fd)
             finally:
@@ -154,36 +136,9 @@ class StagedFolder:
     def commit(self) -> Path:
         """Put the folder in place of an earlier one."""
         self._sync()
-        self._write_marker()
-        with translated(self.folder):
-            for attempt in range(_ATTEMPTS):
-                old = self.temporary.with_name(f"{self.temporary.name}.old{attempt}")
-                with contextlib.suppress(FileNotFoundError):
-                    move(self.folder, old)
-                try:
-                    move(self.temporary, self.folder)
-                except OSError:  # where locks do not exclude, another writer's folder may be there now
-                    if attempt == _ATTEMPTS - 1 or not self.folder.exists():
-                        raise
-                    continue
-                finally:
-                    _remove(old)
-                break
-            sync_folder(self.folder.parent)
-        return self.folder
-
-    def discard(self) -> None:
-        """Remove what is not committed."""
-        _remove(self.temporary)
-        release(self._writer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.discard()
+        marker = {"archive": self._archive, "sha256": self.sha256, "files": self._sizes}
+        self.write_text(MARKER, json.dumps(marker, indent=2))
+        return super().commit()
 
 
 def archive_members(
@@ -200,7 +155,7 @@ def archive_members(
 
 def unpack(archive: Path, folder: Path, *, sha256: str = "") -> Path:
     """Unpack ``archive`` as ``folder``, replacing an earlier one."""
-    with StagedFolder(archive, folder, sha256=sha256) as staged:
+    with UnpackedFolder(archive, folder, sha256=sha256) as staged:
         return staged.commit()
 
 
@@ -253,17 +208,20 @@ def checkpoint_in(folder: Path) -> Path:
     return visible[0] if len(visible) == 1 and not indexes else folder
 
 
+def checkpoint_of(home: Home, record: Record) -> Path | None:
+    """What to convert of a cached file: itself, or what it was unpacked to; None where that is not there."""
+    if not is_archive_name(record.file):
+        return home.artefact(record)
+    folders = home.candidate_paths(home.unpacked_folder(record.id))
+    folder = next((folder for folder in folders if is_unpacked(folder, record.sha256)), None)
+    return folder and checkpoint_in(folder)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder that belongs to an artefact no longer here, if it was unpacked here."""
     if os.path.lexists(folder / MARKER):
         with translated(folder), contextlib.suppress(FileNotFoundError):
-            _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder; what refuses, and what a link in its place leads to, is left."""
-    with contextlib.suppress(OSError), Folder(folder.parent, below=folder.parent) as parent:
-        parent.remove(folder.name)
+            remove_tree(folder)
 
 
 # -- while the archive still arrives -------------------------------------------------------------------------
@@ -288,7 +246,7 @@ class EarlyUnpack:
         self._enabled = enabled and is_archive_name(partial.name) and os.name != "nt"
         self._growing: _Growing | None = None
         self._thread: threading.Thread | None = None
-        self._staged: StagedFolder | None = None
+        self._staged: UnpackedFolder | None = None
 
     def begin(self, size: int | None) -> None:
         """Unpack what arrives from now on, where the file is an archive that is worth it."""
@@ -305,9 +263,9 @@ class EarlyUnpack:
         # Anything at all: it is found again, and said, when the archive is unpacked after the download.
         with contextlib.suppress(Exception):
             shown = self._partial.folder / self._partial.name
-            self._staged = StagedFolder(growing.path, self._folder, shown=shown, source=source)
+            self._staged = UnpackedFolder(growing.path, self._folder, shown=shown, source=source)
 
-    def take(self, sha256: str) -> StagedFolder | None:
+    def take(self, sha256: str) -> UnpackedFolder | None:
         """Return what is unpacked, for the caller to commit or discard; None if it must be done again."""
         if self._growing is None or not self._growing.is_still(self._partial.path):
             self.drop()

@@ -32,11 +32,12 @@ from ckptkit.base.files import (
     storage_error,
     translated,
 )
+from ckptkit.base.folders import NEW, OLD
 from ckptkit.base.home import is_writable
 from ckptkit.base.locks import has_token, hold, is_gone, new_writer, release
 from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
 from ckptkit.store.expected import Digests, ExpectedChecksum, hash_file
-from ckptkit.store.unpack import MARKER, archive_members, is_archive_name, read_marker
+from ckptkit.store.unpack import MARKER, UNPACKING, archive_members, is_archive_name, read_marker
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished", "graph", "evaluation"]
 State = Literal[
@@ -44,7 +45,6 @@ State = Literal[
 ]
 REMOVING = f"{TEMPORARY}removing-"
 """What the name of a folder begins with while it is being removed."""
-_UNPACKING = f"{TEMPORARY}unpacking-"
 SHARED: dict[str, tuple[Kind, re.Pattern[str]]] = {
     "onnx": ("graph", re.compile(r".+-[0-9a-f]{32}(?:\.part)?")),
     "eval": ("evaluation", re.compile(r".+-[0-9a-f]{16}\.json(?:\.rank\d+)?")),
@@ -247,7 +247,7 @@ def leftovers(home: Home) -> list[Path]:
         for kind in (*KINDS, "onnx")
         if is_own_folder(home.path / kind)
         for path in _paths(home.path / kind)
-        if path.name.startswith((REMOVING, _UNPACKING))
+        if path.name.startswith((REMOVING, NEW, OLD, UNPACKING))
         and has_token(path)
         and is_own_folder(path)
         and is_gone(path)

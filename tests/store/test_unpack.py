@@ -446,12 +446,12 @@ def afterwards(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Which archives were unpacked after their download."""
     found: list[Path] = []
 
-    class Watched(install.StagedFolder):
+    class Watched(install.UnpackedFolder):
         def __init__(self, archive: Path, folder: Path, **options: Any) -> None:
             found.append(archive)
             super().__init__(archive, folder, **options)
 
-    monkeypatch.setattr(install, "StagedFolder", Watched)
+    monkeypatch.setattr(install, "UnpackedFolder", Watched)
     return found
 
 

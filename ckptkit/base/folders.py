@@ -1,4 +1,4 @@
-"""A folder that appears whole under its final name or not at all."""
+"""A folder that is whole under its final name, or not there."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import StorageError, UsageError, listed
-from ckptkit.base.files import TEMPORARY, alone_in, make_folders, move, sync_file, sync_folder, translated
+from ckptkit.base.files import (
+    TEMPORARY,
+    alone_in,
+    make_folders,
+    move,
+    remove_tree,
+    sync_file,
+    sync_folder,
+    translated,
+)
 from ckptkit.base.locks import is_gone, new_writer, release
 
 if TYPE_CHECKING:
@@ -22,8 +30,9 @@ if TYPE_CHECKING:
 _SHOWN = 3
 _LONG_NAME = 120
 _THERE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
-_NEW = f"{TEMPORARY}new-"
-_OLD = f"{TEMPORARY}old-"
+NEW = f"{TEMPORARY}new-"
+OLD = f"{TEMPORARY}old-"
+"""What the names of a folder that is being filled, and of one that is being replaced, begin with."""
 
 
 class StagedFolder:
@@ -33,16 +42,17 @@ class StagedFolder:
     back where it had moved it, by the next writer of the same folder.
     """
 
-    def __init__(self, final: Path, *, force: bool = False, owned: Collection[str]) -> None:
+    def __init__(self, final: Path, *, force: bool = False, owned: Collection[str] | None = None) -> None:
         self.final = final
         self._place = Path(os.path.abspath(final))  # noqa: PTH100 - resolve() would follow a link
         with translated(final):
             _sweep(self._place)
-        refuse_replacement(final, force=force, owned=owned)
+        if owned is not None:  # a folder that may hold others' files
+            refuse_replacement(final, force=force, owned=owned)
         with translated(final):
             make_folders(self._place.parent)
             self._writer = new_writer()
-            self.path = self._place.with_name(f"{_NEW}{self._writer}+{_short(self._place.name)}")
+            self.path = self._place.with_name(f"{NEW}{self._writer}+{_short(self._place.name)}")
             self.path.mkdir()
 
     def write_text(self, name: str, text: str) -> None:
@@ -65,7 +75,7 @@ class StagedFolder:
         return self.final
 
     def _took_the_place(self) -> bool:
-        old = self._place.with_name(f"{_OLD}{self._writer}+{_short(self._place.name)}")
+        old = self._place.with_name(f"{OLD}{self._writer}+{_short(self._place.name)}")
         moved = False
         with contextlib.suppress(FileNotFoundError):
             move(self._place, old)
@@ -74,17 +84,17 @@ class StagedFolder:
             move(self.path, self._place)
         except OSError as error:
             if error.errno in _THERE:
-                shutil.rmtree(old, ignore_errors=True)
+                remove_tree(old)
                 return False
             if moved:
                 move(old, self._place)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old)
         return True
 
     def discard(self) -> None:
         """Remove what was not committed; harmless afterwards."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
         release(self._writer)
 
     def __enter__(self) -> Self:
@@ -104,15 +114,15 @@ def _short(name: str) -> str:
 def _sweep(place: Path) -> None:
     """Remove what writers of this folder left that live no more."""
     for orphan in place.parent.glob(f"{TEMPORARY}*"):
-        if not (orphan.name.startswith((_NEW, _OLD)) and orphan.name.endswith(f"+{_short(place.name)}")):
+        if not (orphan.name.startswith((NEW, OLD)) and orphan.name.endswith(f"+{_short(place.name)}")):
             continue
         if not is_gone(orphan):
             continue
-        if orphan.name.startswith(_OLD) and not place.exists():  # killed between the two renames
+        if orphan.name.startswith(OLD) and not place.exists():  # killed between the two renames
             with contextlib.suppress(FileNotFoundError):  # somebody else did it
                 move(orphan, place)
         else:
-            shutil.rmtree(orphan, ignore_errors=True)
+            remove_tree(orphan)
 
 
 def refuse_replacement(final: Path, *, force: bool, owned: Collection[str]) -> None:

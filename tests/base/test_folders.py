@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import StorageError, UsageError
-from ckptkit.export.folder import StagedFolder, refuse_replacement
+from ckptkit.base.folders import StagedFolder, refuse_replacement
 
 OWNED = frozenset({"a.txt", "b.txt"})
 
@@ -101,7 +101,7 @@ def test_a_new_folder_that_cannot_be_renamed_brings_the_old_one_back(tmp_path, m
 KILLED = """
 import os, sys
 from pathlib import Path
-from ckptkit.export.folder import StagedFolder
+from ckptkit.base.folders import StagedFolder
 folder = StagedFolder(Path(sys.argv[1]), force=True, owned={"a.txt"})
 folder.write_text("a.txt", "new")
 rename = Path.rename
