@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class ModelSource:
     """A checkpoint that was opened for use, before any framework is loaded."""
 
-    name: str  # what to call it: the id, the path, or what was asked for with synthetic weights
+    name: str  # the id, the path, or what the user named with synthetic weights
     located: Located  # the file
     family: Family
     variant: str
     num_classes: int | None  # outputs of the file's head
-    settings: Mapping[str, Any]  # behaviour settings that were told
+    settings: Mapping[str, Any]  # behaviour settings that were given
     weights: Weights
-    preprocessing: Preprocessing  # as the published evaluation has it, at the resolution asked for
+    preprocessing: Preprocessing  # as the published evaluation has it, at the requested resolution
     workspace: Workspace = field(repr=False)
     # Whether the weights are random numbers by recipe, made for the occasion or found in the file
     synthetic: bool = False

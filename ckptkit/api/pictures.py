@@ -191,7 +191,7 @@ def evaluate(
         Of class folders that are not called by WordNet ids: as text 10 comes before 2, as a number after it.
         Not given, it is that of the text, with a warning where the other one differs.
     limit : int, optional
-        Take a sample of so many images, spread over the classes, the same ones each time.
+        Take a sample of this many images, spread over the classes, the same ones each time.
     framework : {"torch", "keras", "onnxruntime"}
     batch_size : int
     workers : int, optional
@@ -206,7 +206,7 @@ def evaluate(
     state : path, optional
         Where to keep what is done over an interruption; default a file in the cache.
     fresh : bool
-        Begin anew, whatever an earlier call left.
+        Start over, whatever an earlier call left.
     synthetic : bool
         Use random weights by recipe; they are right by chance only.
     resolution, weights, state_dict, strip_prefix, variant, settings
@@ -284,7 +284,7 @@ def calibrate(
     images : int
         How many are taken, the same ones each time; all where there are fewer.
     batch_size : int
-        At most so many pass together; each layer is normalized by the batch's own statistics meanwhile.
+        Most images that pass together; each layer is normalized by the batch's own statistics meanwhile.
     workers, device
         As for `evaluate`.
     force : bool

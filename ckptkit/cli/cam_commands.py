@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
+    SourceArgument,
     SourceOptions,
     State,
     state_of,
@@ -64,14 +64,7 @@ class Compare(str, Enum):
 
 def cam(
     context: typer.Context,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID|FILE",
-            autocompletion=complete_ids,
-            help="An entry, or a checkpoint; with --synthetic an id or a variant.",
-        ),
-    ],
+    what: SourceArgument,
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE…", help="Image files, folders of them, URLs; - for stdin.")
     ],

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
+    SourceArgument,
     SourceOptions,
     State,
     state_of,
@@ -55,14 +55,7 @@ class ClassOrderName(str, Enum):
 
 def evaluate(
     context: typer.Context,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID|FILE",
-            help="An entry's id, or a checkpoint.",
-            autocompletion=complete_ids,
-        ),
-    ],
+    what: SourceArgument,
     data: DataOption,
     labels: Annotated[
         Path | None,
@@ -220,14 +213,7 @@ def _print_bad(output: Output, found: Sequence[BadImage], so: str) -> None:
 
 def calibrate(
     context: typer.Context,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID|FILE",
-            help="An entry's id, or a checkpoint.",
-            autocompletion=complete_ids,
-        ),
-    ],
+    what: SourceArgument,
     data: DataOption,
     output: Annotated[
         str,

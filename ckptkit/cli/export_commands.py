@@ -10,8 +10,8 @@ import typer
 
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes
-from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
+    SourceArgument,
     SourceOptions,
     one_of_these,
     state_of,
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 
 def export(
     context: typer.Context,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID|FILE",
-            help="An entry's id or a file; with --synthetic a variant too.",
-            autocompletion=complete_ids,
-        ),
-    ],
+    what: SourceArgument,
     to: Annotated[
         str | None,
         one_of_these(

@@ -209,6 +209,16 @@ def _parse_setting(text: str) -> tuple[str, Any]:
     return key, given
 
 
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID|FILE",
+        help="An id (fetched if needed), or a checkpoint file; with --synthetic also a variant.",
+        autocompletion=complete_ids,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """Which weights of what a command names, and how their model is built."""

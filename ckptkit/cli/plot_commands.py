@@ -176,15 +176,10 @@ def logs(
     log = read_log(what, state.workspace(), refresh=refresh)
     log.best(metric)  # refuses a figure that is not there, before anything is printed
     rows = _chosen_epochs(log, every, everything=all_epochs or state.output.verbose)
-    if form is LogForm.JSON:
-        state.output.as_json = True
-    csv = form is LogForm.CSV
-    state.output.result(
-        log.to_json(metric),
-        partial(state.output.document, as_csv(log, rows or log.epochs))
-        if csv
-        else partial(print_log, state.output, log, rows, metric),
-    )
+    people = partial(print_log, state.output, log, rows, metric)
+    if form is LogForm.CSV:
+        people = partial(state.output.document, as_csv(log, rows or log.epochs))
+    state.output.result(log.to_json(metric), people, json=form is LogForm.JSON)
     if output is not None and not dry_run:
         write_picture(draw_log(log, kind, metric=metric), output, force=force)
     if output is not None:
@@ -199,7 +194,7 @@ def _chosen_epochs(log: TrainingLog, every: int | None, *, everything: bool) -> 
 
 
 def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: str | None = None) -> None:
-    """Print the summary of a log, and before it the rows asked for."""
+    """Print the summary of a log, after the chosen rows."""
     names = [name for name in _HEADINGS if log.has(name)]
     name = metric or log.metric
     if name is None:

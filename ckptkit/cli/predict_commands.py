@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from ckptkit.base.progress import no_progress
-from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     FrameworkOption,
+    SourceArgument,
     SourceOptions,
     State,
     state_of,
@@ -44,14 +44,7 @@ _MEANINGLESS = "the weights are synthetic, random numbers: these predictions mea
 
 def predict(
     context: typer.Context,
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID|FILE",
-            help="An id (fetched if needed), or a checkpoint file.",
-            autocompletion=complete_ids,
-        ),
-    ],
+    what: SourceArgument,
     images: Annotated[
         list[str],
         typer.Argument(

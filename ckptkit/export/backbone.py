@@ -162,12 +162,11 @@ def _notes(source: ModelSource, consumer: Consumer, backbone: Backbone) -> str:
     """Say what to put into a config, and what else its user must know."""
     called = source.entry.id if source.entry else source.variant
     whose = f"synthetic weights for {called}" if source.synthetic else called
-    said = [SYNTHETIC] if source.synthetic else []
-    said += consumer.remarks(backbone)
-    remarks = "\n".join(f"- {remark}" for remark in said)
+    remarks = [*([SYNTHETIC] if source.synthetic else []), *consumer.remarks(backbone)]
+    listing = "\n".join(f"- {remark}" for remark in remarks)
     return (
         f"{backbone.variant} without head ({whose}), for {consumer.name}.\n\n"
-        f"In the config:\n\n{consumer.config(backbone)}\n\n{remarks}\n"
+        f"In the config:\n\n{consumer.config(backbone)}\n\n{listing}\n"
     )
 
 

@@ -71,23 +71,23 @@ def front_matter(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
     """Return the card's metadata."""
     origin = None if config.synthetic else source.origin
     task = "image-classification" if config.num_classes else "image-feature-extraction"
-    said: dict[str, Any] = {}
+    card: dict[str, Any] = {}
     if origin is not None and origin.license is not None:
-        said |= _license(origin.license)
-    said |= {"library_name": "ckptkit", "pipeline_tag": task, "tags": [task, config.model_type]}
+        card |= _license(origin.license)
+    card |= {"library_name": "ckptkit", "pipeline_tag": task, "tags": [task, config.model_type]}
     if config.synthetic:
-        said["tags"].append("synthetic-weights")
+        card["tags"].append("synthetic-weights")
     if origin is not None and origin.pretrain_data in _DATASETS:
-        said["datasets"] = list(_DATASETS[origin.pretrain_data])
+        card["datasets"] = list(_DATASETS[origin.pretrain_data])
     entry = entry_of_figures(source, config)
     if entry is not None and (metrics := _metrics(entry)):
-        said["metrics"] = ["accuracy"]
-        said["model-index"] = [{"name": entry.id, "results": [_result(entry, metrics)]}]
-    return said
+        card["metrics"] = ["accuracy"]
+        card["model-index"] = [{"name": entry.id, "results": [_result(entry, metrics)]}]
+    return card
 
 
 def entry_of_figures(source: ModelSource, config: ModelConfig) -> Entry | None:
-    """Return the entry whose published figures are this model's; None where they are not, or nobody knows.
+    """Return the entry whose published figures are this model's; None where they are not, or it is not known.
 
     They are of the published file itself, with its head, of the copy of the weights that was evaluated, and
     at the resolution it was evaluated at.
@@ -149,7 +149,7 @@ def _introduction(source: ModelSource, config: ModelConfig) -> str:
     else:
         origin = "a checkpoint"
     made = f"The weights are those of {origin}, converted by ckptkit to safetensors under PyTorch names; "
-    made += "nothing was trained anew."
+    made += "nothing was trained again."
     statistics = config.provenance.get("bn_statistics", "present")
     if statistics != "present":
         which = escaped(str(statistics), "markdown")
@@ -238,8 +238,8 @@ def _provenance(source: ModelSource, config: ModelConfig) -> str:
         "stands_in_for": "synthetic stand-in for",
         "ckptkit_version": "ckptkit",
     }
-    said = config.provenance
-    table = _table([(what, str(said[key])) for key, what in names.items() if key in said])
+    facts = config.provenance
+    table = _table([(what, str(facts[key])) for key, what in names.items() if key in facts])
     return f"## Provenance\n\n| | |\n|---|---|\n{table}"
 
 
@@ -399,7 +399,7 @@ def _http_errors() -> tuple[type[Exception], ...]:
 
 
 def _explained(error: BaseException, repository: str, endpoint: str) -> NetworkError:
-    """Say what the hub said, by the first error of the chain that has an answer of the hub."""
+    """The hub's own answer, by the first error of the chain that has an answer of the hub."""
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)

@@ -209,7 +209,7 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
 
 
 def run_export(source: ModelSource, request: ExportRequest) -> Exported:
-    """Export a source, and push it where that is asked for."""
+    """Export a source, and push it with ``push``."""
     request.require_consent(synthetic=source.synthetic)
     with ExitStack() as stack:
         output, kept = place_of(source, request.target, request.output), True

@@ -85,11 +85,11 @@ def planned_weights(
         decided = target.fit(decided).with_metadata(known)
         height, width = source.preprocessing.size
         resolution = str(height) if height == width else f"{height}x{width}"
-        said = {**decided.metadata, "resolution": resolution}
+        metadata = {**decided.metadata, "resolution": resolution}
         if source.synthetic:
-            said.pop("entry", None)
-            said["synthetic"] = "true"
-        yield PlannedWeights(source, replace(decided, metadata=said), target, reader, provenance)
+            metadata.pop("entry", None)
+            metadata["synthetic"] = "true"
+        yield PlannedWeights(source, replace(decided, metadata=metadata), target, reader, provenance)
 
 
 def config_of(weights: PlannedWeights) -> ModelConfig:
@@ -117,14 +117,14 @@ def config_of(weights: PlannedWeights) -> ModelConfig:
 
 
 def settings_of(source: ModelSource) -> dict[str, Any]:
-    """Every behaviour setting of a source's model, said or by default, as JSON has it."""
-    said = source.family.known_settings(
+    """Every behaviour setting of a source's model, known or by default, as JSON has it."""
+    known = source.family.known_settings(
         given=source.settings,
         entry=source.entry,
         metadata=source.metadata,
         path=source.located.path,
     )
-    settled = source.family.resolve_settings(said, name=source.name)
+    settled = source.family.resolve_settings(known, name=source.name)
     plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 
@@ -147,7 +147,7 @@ def preprocessing_config(preprocessing: Preprocessing) -> PreprocessingConfig:
 def class_names() -> list[str]:
     """A name for each of ImageNet's 1,000 classes, no two alike: ``label2id`` is a mapping.
 
-    WordNet's usual word; where that stands for two classes, all of its words, or else the WordNet id too.
+    WordNet's usual word; where two classes have it, all of its words, or else the WordNet id too.
 
     >>> names = class_names()
     >>> len(set(names)), names[0], names[134], names[639]

@@ -71,7 +71,7 @@ def grad_cam_plus_plus(inputs: CamInputs) -> Any:
     are not negative; in these networks they can be, so places where the denominator is zero get no weight.
     """
     activation, gradient = inputs.activation(), inputs.gradient()
-    denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * gradient  # g² stands above and below
+    denominator = 2 + activation.sum(dim=(2, 3), keepdim=True) * gradient  # g² is above and below
     usable = denominator != 0
     share = (1 / denominator.masked_fill(~usable, 1)).masked_fill(~usable, 0)
     weights = (share * gradient.relu()).sum(dim=(2, 3), keepdim=True)

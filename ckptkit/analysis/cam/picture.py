@@ -58,7 +58,7 @@ class Spot:
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """Where in a picture the evidence for a class lies, as one method tells it from one stage."""
+    """Where in a picture one method finds the evidence for a class, at one stage."""
 
     name: str  # the entry's id, or the file: whose weights
     picture: Image  # the picture as the model saw it: resized and cut, before normalization
@@ -98,7 +98,7 @@ class Heatmap:
 
     @property
     def peak(self) -> Spot | None:
-        """Where the heat is highest: the middle of that cell; None when there is no heat."""
+        """Where the heat is highest: the middle of that cell; None without heat."""
         if self.is_empty:
             return None
         row, column = divmod(int(self.heat.argmax()), self.heat.shape[1])
@@ -106,7 +106,7 @@ class Heatmap:
 
     @property
     def centroid(self) -> Spot | None:
-        """Mean place, weighted by the heat; None when there is no heat."""
+        """Mean place, weighted by the heat; None without heat."""
         if self.is_empty:
             return None
         import numpy
@@ -330,13 +330,13 @@ def _drawn(heatmap: Heatmap, style: Style) -> Image:
 
 def caption_of(heatmaps: Sequence[Heatmap]) -> tuple[list[str], list[str]]:
     """The caption's lines, and the label of each map: in which of class, method and stage it differs."""
-    said = [(_class_said(one), one.method_title, _stage_said(one)) for one in heatmaps]
-    differing = [len(set(values)) > 1 for values in zip(*said, strict=True)]
+    facts = [(_class_text(one), one.method_title, _stage_text(one)) for one in heatmaps]
+    differing = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
     labels = []
-    for one, values in zip(heatmaps, said, strict=True):
+    for one, values in zip(heatmaps, facts, strict=True):
         words = [value for value, differs in zip(values, differing, strict=True) if differs]
         labels.append(", ".join([*words, *(["no evidence"] if one.is_empty else [])]))
-    shared = [None if differs else value for value, differs in zip(said[0], differing, strict=True)]
+    shared = [None if differs else value for value, differs in zip(facts[0], differing, strict=True)]
     whom, *how = shared
     caption = [
         ": ".join(part for part in (heatmaps[0].short_name, whom) if part),
@@ -347,12 +347,12 @@ def caption_of(heatmaps: Sequence[Heatmap]) -> tuple[list[str], list[str]]:
     return [line for line in caption if line], labels
 
 
-def _class_said(heatmap: Heatmap) -> str:
+def _class_text(heatmap: Heatmap) -> str:
     name = heatmap.class_name if heatmap.image_class is None else f"{heatmap.class_name} ({heatmap.index})"
     return f"{name} {heatmap.probability:.1%}" + (", predicted" if heatmap.predicted else "")
 
 
-def _stage_said(heatmap: Heatmap) -> str:
+def _stage_text(heatmap: Heatmap) -> str:
     rows, columns = heatmap.heat.shape
     return f"{heatmap.stage} ({rows}x{columns})"
 
@@ -473,7 +473,7 @@ def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
     def each(values: Sequence[str]) -> str:
         return "; ".join(dict.fromkeys(values))
 
-    said = {
+    metadata = {
         "entry": heatmaps[0].short_name,
         "class": each([f"{one.index} {one.class_name}" for one in heatmaps]),
         "method": each([one.method for one in heatmaps]),
@@ -481,8 +481,8 @@ def describe(heatmaps: Sequence[Heatmap]) -> dict[str, str]:
         "preprocessing": heatmaps[0].preprocessing,
     }
     if heatmaps[0].synthetic:
-        said["weights"] = "synthetic"
-    return {**said, "Software": f"ckptkit {__version__}"}
+        metadata["weights"] = "synthetic"
+    return {**metadata, "Software": f"ckptkit {__version__}"}
 
 
 def save_picture(picture: Image, heatmaps: Sequence[Heatmap], path: Path, *, force: bool = False) -> Path:
@@ -491,7 +491,7 @@ def save_picture(picture: Image, heatmaps: Sequence[Heatmap], path: Path, *, for
     return write_picture(data, path, force=force)
 
 
-def encoded(picture: Image, said: dict[str, str], kind: str) -> bytes:
+def encoded(picture: Image, metadata: dict[str, str], kind: str) -> bytes:
     """A picture's bytes in one of `ENDINGS`' kinds, with its metadata."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -499,13 +499,15 @@ def encoded(picture: Image, said: dict[str, str], kind: str) -> bytes:
     options: dict[str, Any]
     if kind == "PNG":
         chunks = PngInfo()
-        for key, value in said.items():
+        for key, value in metadata.items():
             chunks.add_text(key, value)
         options = {"pnginfo": chunks, "optimize": True}
     else:
         exif = Image.Exif()
-        exif[_SOFTWARE] = said["Software"]
-        exif[_DESCRIPTION] = ", ".join(f"{key} {value}" for key, value in said.items() if key != "Software")
+        exif[_SOFTWARE] = metadata["Software"]
+        exif[_DESCRIPTION] = ", ".join(
+            f"{key} {value}" for key, value in metadata.items() if key != "Software"
+        )
         options = {"exif": exif.tobytes(), "quality": 92}
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)

@@ -108,7 +108,7 @@ def _moments(maps: Any) -> tuple[int, Any, Any]:
 
 
 def even_groups(images: int, batch_size: int) -> list[range]:
-    """Split the images into batches whose sizes differ by one at most, none larger than asked for.
+    """Split the images into batches whose sizes differ by one at most, none larger than ``batch_size``.
 
     A last batch of a single image would weigh like any other value but be normalized by itself.
 
@@ -134,7 +134,7 @@ class CalibrationOptions:
 
     data: Sequence[str | Path]  # A folder of images, with or without class folders, or shards
     images: int = DEFAULT_IMAGES  # how many are taken, the same ones each time
-    batch_size: int = 32  # at most so many images pass together
+    batch_size: int = 32  # most images that pass together
     workers: int | None = None  # as in `EvaluationOptions`
     device: str = "auto"
 

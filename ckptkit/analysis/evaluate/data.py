@@ -49,7 +49,7 @@ class Sample:
     name: str  # unique in its set: relative path, or shard and key
     path: Path  # the image's file, or the shard
     label: int | None = None  # class index
-    offset: int = 0  # where in the shard it lies, bytes
+    offset: int = 0  # in the shard, bytes
     size: int = -1
 
     def read(self) -> bytes:
@@ -329,7 +329,7 @@ def images_below(folder: Path, remark: Callable[[str], None], above: Sequence[Pa
 
 _LABEL_BYTES = 1 << 16
 _NAME_BYTES, _BLOCKS_A_NAME = 4 << 20, 8
-"""Names are kept: so many bytes of them, and an eighth of the file's size, where each member takes 512."""
+"""Names are kept: this many bytes of them, and an eighth of the file's size, where each member takes 512."""
 _MEMBERS = 10_000_000
 _MAX_SHARDS = 100_000
 _IMAGES = frozenset(ending.removeprefix(".") for ending in IMAGE_ENDINGS)

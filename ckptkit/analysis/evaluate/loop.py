@@ -56,7 +56,7 @@ class EvaluationOptions:
     data: Sequence[str | Path]  # A folder of images, or shards
     labels: Path | None = None  # file of classes, for a flat folder
     class_order: ClassOrder | None = None  # of class folders
-    # Take a sample of so many images, spread over the classes, the same one each time
+    # Take a sample of this many images, spread over the classes, the same one each time
     limit: int | None = None
     framework: Framework = "torch"
     batch_size: int = 32
@@ -64,11 +64,11 @@ class EvaluationOptions:
     amp: bool = False  # compute in half precision where autocast thinks it safe
     device: str = "auto"  # ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
     state: Path | None = None  # where to keep what is done over an interruption
-    fresh: bool = False  # begin anew, whatever an earlier run left
+    fresh: bool = False  # start over, whatever an earlier run left
     # Evaluate all images with the other value of a setting that no tensor tells, too (MogaNet's
     # attn_force_fp32)
     both_gates: bool = False
-    check: bool = False  # refuse to begin where there is no published figure to compare with
+    check: bool = False  # refuse to start without a published figure to compare with
 
     def __post_init__(self) -> None:
         for what, value, least in (
@@ -151,7 +151,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], images: int) -> Progress | None:
-        """Read what `to_json` gave; None where it is not for so many images, or damaged."""
+        """Read what `to_json` gave; None where it is damaged, or for another number of images."""
         try:
             digits = values["outcomes"].encode("ascii")
             bad = {int(position): str(reason) for position, reason in values["bad"].items()}
@@ -453,7 +453,7 @@ class _Run:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """Behaviour settings that are known; with both values asked for, a missing one is taken as true."""
+        """Behaviour settings that are known; with ``both_gates`` a missing one is taken as true."""
         source = self.source
         known = source.family.known_settings(
             given=source.settings,

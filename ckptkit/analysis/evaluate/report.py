@@ -12,11 +12,11 @@ Verdict = Literal["inside", "measured below", "measured above", "not compared"]
 
 CONFIDENCE = 0.95
 _DECIMALS = 1
-"""Published accuracies are rounded to so many decimals of a percent, unless they show more."""
+"""Decimals of a percent to which published accuracies are rounded, unless they show more."""
 
 
 def wilson_interval(hits: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval for the share of hits that so many drawn images are compatible with.
+    """Interval for the share of hits that a sample of this size is compatible with.
 
     The score interval of E. B. Wilson, "Probable inference, the law of succession, and statistical
     inference", J. Amer. Stat. Assoc. 22 (1927): with p = hits / n and z the normal quantile of
@@ -148,10 +148,10 @@ class SettingComparison:
         return "this" if self.only_this > self.only_other else "other"
 
     def __str__(self) -> str:
-        def said(value: bool, hits: int) -> str:
+        def result(value: bool, hits: int) -> str:
             return f"{self.setting}={str(value).lower()} {100 * hits / max(1, self.images):.2f}%"
 
-        figures = f"{said(self.value, self.hits)}, {said(not self.value, self.other_hits)} top-1"
+        figures = f"{result(self.value, self.hits)}, {result(not self.value, self.other_hits)} top-1"
         ending = {
             "this": f"{self.setting}={str(self.value).lower()} fits better, as evaluated",
             "other": f"{self.setting}={str(not self.value).lower()} fits better: give it with --set",
@@ -171,7 +171,7 @@ class Evaluation:
     name: str
     entry: str | None  # the registry's entry whose published figures stand beside the measured ones
     variant: str
-    settings: Mapping[str, Any]  # behaviour settings that were said
+    settings: Mapping[str, Any]  # behaviour settings that are known
     preprocessing: str
     framework: str
     versions: str

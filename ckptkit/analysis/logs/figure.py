@@ -61,7 +61,7 @@ def _title(log: TrainingLog) -> str:
 
 
 def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, ...]]]:
-    """What is drawn: the usual figures the log has, and the one asked for if it is none of them."""
+    """What is drawn: the usual figures the log has, and ``metric`` if it is not one of them."""
     panels = [(label, tuple(name for name in names if log.has(name))) for label, names in _PANELS]
     if metric is not None and metric not in _LABELS:
         panels.insert(2, (metric, (metric,)))

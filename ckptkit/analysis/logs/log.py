@@ -1,7 +1,7 @@
 """The training log of an entry, or of a file: fetched once, kept in the cache under ``logs/<id>/``.
 
 Beside the log is a small record (where it came from, its size and sha256), so that a log whose address
-changed in the registry is fetched anew.
+changed in the registry is fetched again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ from ckptkit.store.transfer import (
 
 if TYPE_CHECKING:
     from ckptkit.registry.query import Registry
-    from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Named, Workspace
 
 _RECORD_BYTES = 1 << 16
@@ -77,7 +76,7 @@ def fetch_log(
 
 def _download(published: str, url: str, target: Path, workspace: Workspace, policy: Policy) -> Path:
     partial = _Bounded(target.parent, target.name, url)
-    with _closing(partial), url_opener(policy) as opener:
+    with contextlib.closing(partial), url_opener(policy) as opener:
         try:
             Transfer(url, partial, opener, policy, None, workspace.progress, workspace.note).run()
         except SourceError as error:
@@ -97,14 +96,6 @@ def _download(published: str, url: str, target: Path, workspace: Workspace, poli
         }
         write_json(_record_path(target), record)
         return partial.rename()
-
-
-@contextlib.contextmanager
-def _closing(partial: Partial) -> Generator[None]:
-    try:
-        yield
-    finally:
-        partial.close()
 
 
 def _record_path(log: Path) -> Path:

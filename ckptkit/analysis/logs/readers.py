@@ -1,4 +1,4 @@
-"""Training logs, epoch by epoch: mmcv's JSON lines and timm's CSV files, told apart by content."""
+"""Training logs, epoch by epoch: mmcv's JSON lines and timm's CSV files, recognised by content."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TrainingLog:
     """A training log."""
 
     name: str  # the entry's id, or the path
-    path: Path  # where it lies on this machine
+    path: Path  # on this machine
     framework: Framework  # whose form it has
     epochs: tuple[Epoch, ...]  # in the order of their numbers, at least one
     # What to know about the file: that training was resumed, that it is cut off
@@ -80,7 +80,7 @@ class TrainingLog:
 
     @property
     def metric(self) -> str | None:
-        """The figure that tells which epoch is best when nobody names one.
+        """The figure that tells which epoch is best by default.
 
         The top-1 accuracy of the copy that the published figure belongs to, else what comes nearest to it;
         None where the log has neither an accuracy nor a loss that is known here.
@@ -289,7 +289,7 @@ class _Gathered:
 def parse_mmcv(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
     """Read mmcv's ``.log.json``, which OpenMixup's runs write too: one JSON object a line.
 
-    The first line describes the run (``env_info``, ``seed``, ``exp_name``) and has no ``mode``. Every so many
+    The first line describes the run (``env_info``, ``seed``, ``exp_name``) and has no ``mode``. Every few
     iterations there is ``{"mode": "train", "epoch", "iter", "lr", "memory", "data_time", "time", "loss", …}``
     with means over these iterations, and after an epoch ``{"mode": "val", "epoch", "iter", "lr", …}`` with
     the figures of the validation (mmcv/runner/hooks/logger/text.py; epochs count from 1, ``lr`` is a mapping
@@ -434,7 +434,7 @@ def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
     what the validation measures (``eval_loss``, ``eval_top1``, ``eval_top5``), since timm 0.9 also ``lr``
     (timm's ``utils/summary.py``). The published training script of MogaNet validates the averaged weights
     after the plain ones where there are some, and writes the later figures only (its ``train.py``). Scripts
-    that keep both say ``eval_ema_top1``, ``eval_top1_ema`` or ``ema_top1``; these are told by the word
+    that keep both say ``eval_ema_top1``, ``eval_top1_ema`` or ``ema_top1``; these are recognised by the word
     ``ema`` in the name.
 
     timm writes the header again when a run is resumed. From the epoch on at which the numbers go back, what

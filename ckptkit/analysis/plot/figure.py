@@ -53,7 +53,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 12.0, 10.0, 50.0
 _NARROW = 6.5 * 72
 """Pictures narrower than this have their legend below the plot, others beside it."""
 _LEAST = 60.0
-"""Width that the plot keeps, whatever stands beside it."""
+"""Width that the plot keeps, whatever is beside it."""
 _SHARE = 0.42
 """Of the height of a narrow picture, which the plot keeps from the legend."""
 _LONGEST_ROW = 48
@@ -240,7 +240,7 @@ class Row:
 
     text: str
     kind: str
-    series: Series | None = None  # whose marker stands in front
+    series: Series | None = None  # whose marker is in front
 
 
 def legend_rows(points: Points, *, front: bool, narrow: bool) -> list[Row]:
@@ -254,13 +254,13 @@ def legend_rows(points: Points, *, front: bool, narrow: bool) -> list[Row]:
         if series.family != family and not narrow:
             rows.append(Row(series.family_name, "heading"))
         family = series.family
-        words = series.said(brief=narrow)
+        words = series.description(brief=narrow)
         named = f"{series.family_name} {words}".strip() if narrow else words or "all entries"
         rows.append(Row(named, "series", series))
         rows += [
             Row(
                 f"and {'' if other.family == family and not narrow else other.family_name + ' '}"
-                f"{other.said(brief=narrow)}",
+                f"{other.description(brief=narrow)}",
                 "joined",
             )
             for other in points.series

@@ -122,7 +122,7 @@ class Series:
         """The family's own spelling."""
         return family_name(self.family)
 
-    def said(self, *, brief: bool = False) -> str:
+    def description(self, *, brief: bool = False) -> str:
         """Return the words, or fewer."""
         words = self.words
         for long, short in _BRIEF if brief else ():
@@ -191,10 +191,10 @@ def series_of(entries: Sequence[Entry]) -> dict[str, Series]:
         members = [entry for entry in entries if entry.family == family]
         kinds = _once(_facts(entry) for entry in members)
         fills = _fills(family, kinds)
-        said = [_words(family, kind, kinds) for kind in kinds]
+        words = [_words(family, kind, kinds) for kind in kinds]
         made = {
-            kind: Series(family, index, fill, words)
-            for kind, fill, words in zip(kinds, fills, said, strict=True)
+            kind: Series(family, index, fill, text)
+            for kind, fill, text in zip(kinds, fills, words, strict=True)
         }
         found.update((entry.id, made[_facts(entry)]) for entry in members)
     return found

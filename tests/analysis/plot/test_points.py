@@ -103,9 +103,9 @@ def test_other_families_get_looks_of_their_own() -> None:
 
 def test_words_for_narrow_pictures_are_shorter() -> None:
     series = series_of(list(published().values()))
-    assert series["moat0-224-noposemb"].said() == "strong, without position embedding"
-    assert series["moat0-224-noposemb"].said(brief=True) == "strong, no pos-emb"
-    assert series["moganet-s-224-timm"].said(brief=True) == "DeiT, timm-style"
+    assert series["moat0-224-noposemb"].description() == "strong, without position embedding"
+    assert series["moat0-224-noposemb"].description(brief=True) == "strong, no pos-emb"
+    assert series["moganet-s-224-timm"].description(brief=True) == "DeiT, timm-style"
 
 
 URL = "https://a.org/x.tar.gz"
