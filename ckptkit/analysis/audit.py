@@ -46,16 +46,8 @@ class FigureCheck:
         return None if self.published is None else self.counted / parse_count(self.published) - 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that `json.dumps` takes."""
-        return {
-            "figure": self.figure,
-            "counted": self.counted,
-            "published": self.published,
-            "deviation": self.deviation,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "ok": self.ok,
-        }
+        """Plain values."""
+        return {**vars(self), "deviation": self.deviation, "ok": self.ok}
 
 
 def check_figure(

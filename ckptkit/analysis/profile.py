@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from ckptkit.analysis.runner import hooked
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.base import Family, families, get_family
@@ -84,18 +85,15 @@ def count_forward(model: Any, size: tuple[int, int], convention: Convention) -> 
 @contextmanager
 def _following(model: Any, path: list[str]) -> Iterator[None]:
     """Keep the name of the module that runs at the end of ``path``."""
-    handles = []
+    hooks = []
     for name, module in model.named_modules():
         if name:
-            handles += [
+            hooks += [
                 module.register_forward_pre_hook(lambda *_, name=name: path.append(name)),
                 module.register_forward_hook(lambda *_: _leave(path)),
             ]
-    try:
+    with hooked(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _leave(path: list[str]) -> None:

@@ -6,8 +6,8 @@ What is done for GPUs follows PyTorch's documentation; it has not been run on on
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,6 +130,15 @@ def _onnx_runner(source: ModelSource, **options: Any) -> Runner:
             return logits
 
     return Runner(run, "cpu", "float32", model.versions)
+
+
+@contextmanager
+def hooked(hooks: Iterable[Any]) -> Iterator[None]:
+    """Remove hooks of PyTorch's modules when the block ends."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield
 
 
 @contextmanager

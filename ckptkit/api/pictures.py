@@ -108,8 +108,6 @@ def cam(
 
     Parameters
     ----------
-    what : str, Path or Entry
-        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     image : str, Path or PIL.Image.Image
         File, URL or picture.
     method : {"gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"}
@@ -117,9 +115,7 @@ def cam(
         ``stage1`` … or its number; default the last.
     target : int or str, optional
         Index, WordNet id or name of a class; default the predicted one.
-    synthetic : bool
-        Use synthetic weights by recipe; the heat means nothing then.
-    resolution, weights, state_dict, strip_prefix, variant, settings
+    what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns
@@ -180,8 +176,6 @@ def evaluate(
 
     Parameters
     ----------
-    what : str, Path or Entry
-        Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     data : path, or sequence of path
         A folder with one subfolder per class, or WebDataset shards: tar files, a folder of them, a pattern
         such as ``val-{000..049}.tar``.
@@ -207,9 +201,7 @@ def evaluate(
         Where to keep what is done over an interruption; default a file in the cache.
     fresh : bool
         Start over, whatever an earlier call left.
-    synthetic : bool
-        Use random weights by recipe; they are right by chance only.
-    resolution, weights, state_dict, strip_prefix, variant, settings
+    what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns
@@ -289,7 +281,7 @@ def calibrate(
         As for `evaluate`.
     force : bool
         Replace an existing output.
-    synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
+    what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns

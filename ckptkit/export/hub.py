@@ -149,7 +149,7 @@ def _introduction(source: ModelSource, config: ModelConfig) -> str:
     else:
         origin = "a checkpoint"
     made = f"The weights are those of {origin}, converted by ckptkit to safetensors under PyTorch names; "
-    made += "nothing was trained again."
+    made += "no training took place."
     statistics = config.provenance.get("bn_statistics", "present")
     if statistics != "present":
         which = escaped(str(statistics), "markdown")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.cam.methods import CamInputs, find_method
 from ckptkit.analysis.cam.picture import Heatmap
+from ckptkit.analysis.runner import hooked
 from ckptkit.base.errors import FormatError, UsageError, command, require_installed
 from ckptkit.base.tensors import Array
 from ckptkit.models.images.classes import ImageClass, find_class, imagenet_classes
@@ -80,13 +81,9 @@ def run_once(model: Any, images: Any) -> Pass:
     def watch(module: Any, _inputs: Any, output: Any) -> None:
         returned.append((module, weakref.ref(output)))  # the map may be freed as in any other forward pass
 
-    hooks = [module.register_forward_hook(watch) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            outputs = dict(model.forward_stages(images))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = (module.register_forward_hook(watch) for module in model.modules())
+    with hooked(hooks), torch.no_grad():
+        outputs = dict(model.forward_stages(images))
     logits = outputs.pop("logits")
     layers = {
         stage: [module for module, output in returned if output() is value][-1]

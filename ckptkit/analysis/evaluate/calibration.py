@@ -25,7 +25,7 @@ import numpy
 from ckptkit.analysis.evaluate.data import ImageSet, load_batches, open_images, stamp_of
 from ckptkit.analysis.evaluate.report import BadImage
 from ckptkit.analysis.model_source import ModelSource
-from ckptkit.analysis.runner import plain_out_of_memory, torch_device
+from ckptkit.analysis.runner import hooked, plain_out_of_memory, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.convert.execution import check_written
@@ -84,12 +84,8 @@ def gathered_moments(model: Any) -> Iterator[dict[str, Moments]]:
 
         return before
 
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    with hooked(layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()):
         yield found
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 def _moments(maps: Any) -> tuple[int, Any, Any]:
