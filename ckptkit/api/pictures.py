@@ -281,7 +281,7 @@ def calibrate(
         As for `evaluate`.
     force : bool
         Replace an existing output.
-    what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
+    synthetic, resolution, weights, state_dict, strip_prefix, variant, settings
         As for `predict`.
 
     Returns
