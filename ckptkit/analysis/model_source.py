@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import Size, parse_size
 from ckptkit.convert.pipeline import stem_of
 from ckptkit.families.base import Family
@@ -17,7 +16,7 @@ from ckptkit.families.recognition import require_recognition
 from ckptkit.models import Framework, create_model
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models.synth import is_synthetic
-from ckptkit.parity.inputs import said_normalization, said_resolution
+from ckptkit.parity.inputs import normalization_in, resolution_in
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
@@ -94,20 +93,16 @@ class SourceRequest:
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[ModelSource]:
         """Find the checkpoint and open it; synthetic weights are there while the block lasts."""
-        if not self.synthetic:
-            located = workspace.locate(self.what, state_dict=self.state_dict, strip_prefix=self.strip_prefix)
-            yield open_source(located, workspace, self)
-            return
-        if self.state_dict is not None or self.strip_prefix:
-            raise UsageError(
-                "synthetic weights have one state dict, and no prefix", hint="leave --synthetic out"
-            )
-        from ckptkit.models.synth import synthetic_stand_in
-        from ckptkit.parity.run import synthetic_checkpoint
+        from ckptkit.models.synth import named_checkpoint
 
-        entry, stand_in = synthetic_stand_in(self.what, workspace.registry)
-        with synthetic_checkpoint(stand_in, entry) as located:
-            yield open_source(located, workspace, self, name=entry.id if entry else str(self.what))
+        with named_checkpoint(
+            self.what,
+            workspace,
+            synthetic=self.synthetic,
+            state_dict=self.state_dict,
+            strip_prefix=self.strip_prefix,
+        ) as (located, name):
+            yield open_source(located, workspace, self, name=name)
 
 
 def open_source(
@@ -125,7 +120,7 @@ def open_source(
         synthetic = request.synthetic or is_synthetic(reader, found)
     if entry is None and resolution is None:
         # a conversion may be for another resolution than the entry it was made of
-        resolution = said_resolution(metadata, path)
+        resolution = resolution_in(metadata, path)
     origin = entry or origin_of(metadata, found.variant, workspace)
     return ModelSource(
         name or located.name,
@@ -169,7 +164,7 @@ def preprocessing_of(
     >>> str(preprocessing_of(get_family("moganet"), "moganet-xt", entry, {}))
     'shorter side to 248, bicubic, centre 224x224, normalization imagenet'
     """
-    usual = (entry.test_resolution if entry else None) or said_resolution(metadata, path or Path())
+    usual = (entry.test_resolution if entry else None) or resolution_in(metadata, path or Path())
     usual_size = parse_size(usual or family.default_resolution(variant), "resolution")
     size = usual_size if resolution is None else parse_size(resolution, "resolution")
     resize = entry.test_resize if entry else None
@@ -179,7 +174,7 @@ def preprocessing_of(
     return Preprocessing(
         size,
         (entry.normalization if entry else None)
-        or said_normalization(metadata, path or Path())
+        or normalization_in(metadata, path or Path())
         or family.normalization(variant),
         resize,
         (entry.interpolation if entry else None) or DEFAULT_INTERPOLATION,

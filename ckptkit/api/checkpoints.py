@@ -119,12 +119,12 @@ def verify(
     NotFoundError, FormatError
         Nothing there; the container itself is damaged.
     """
-    from ckptkit.compare.verify import verify_checkpoint
+    from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     located = workspace_of_environment().locate(
         what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
     )
-    return verify_checkpoint(located, deep=deep, weights=weights, variant=variant)
+    return verify_checkpoint(located, VerifyRequest(deep, weights, variant))
 
 
 class ConvertedPath(_Path):
@@ -240,9 +240,9 @@ def convert(
         check=check,
     )
     if outcome.converted is not None and outcome.converted.losses:
-        from ckptkit.convert.rounding import describe
+        from ckptkit.convert.execution import describe_losses
 
-        logger.warning("%s: %s", what, describe(outcome.converted.losses))
+        logger.warning("%s: %s", what, describe_losses(outcome.converted.losses))
     return ConvertedPath.of(outcome.path, outcome.plan)
 
 

@@ -133,13 +133,13 @@ def _worded(text: str) -> str:
     return "".join([*worded, text[end:]])
 
 
-def _values(said: re.Match[str]) -> list[str]:
-    return [{"true": "True", "false": "False"}.get(value, value) for value in said.groups()[1:] if value]
+def _values(found: re.Match[str]) -> list[str]:
+    return [{"true": "True", "false": "False"}.get(value, value) for value in found.groups()[1:] if value]
 
 
-def _as_argument(said: re.Match[str]) -> str:
-    return f"{said[1]}={' or '.join(_values(said))}"
+def _as_argument(found: re.Match[str]) -> str:
+    return f"{found[1]}={' or '.join(_values(found))}"
 
 
-def _as_dictionary(said: re.Match[str]) -> str:
-    return "settings=" + " or ".join(f'{{"{said[1]}": {value}}}' for value in _values(said))
+def _as_dictionary(found: re.Match[str]) -> str:
+    return "settings=" + " or ".join(f'{{"{found[1]}": {value}}}' for value in _values(found))

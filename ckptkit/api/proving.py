@@ -46,31 +46,24 @@ def parity(
         Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
     synthetic : bool
         Use synthetic weights by recipe; needs no download.
-    batch : int, optional
-        Random images, default 2.
-    resolution : int or (int, int), optional
-        Input (height, width); default the entry's test resolution.
-    seed : int, optional
-        Of the random images.
+    batch, seed : int, optional
+        Number and seed of the random images; default 2 and 20260101.
     image : path, optional
         A picture instead of random images.
-    weights : {"auto", "ema", "raw"}
-        Which copy where the file holds both.
-    state_dict, strip_prefix
-        As for `ckptkit.load`.
     dtype : str, optional
         Round the conversion to ``float16`` or ``bfloat16``; the tolerance follows.
     converted : path, optional
-        A conversion of ``what``, or an ``.onnx`` file of it, to be proven instead of a fresh one.
-    backend : {"keras", "onnxruntime"}, optional
-        What PyTorch is compared with: the Keras model (the default), or its own ONNX graph.
-    variant : str, optional
-        Overrides what the file is recognised as.
+        A conversion of ``what``, an ``.onnx`` file of it, or a recording, to be proven instead of a fresh
+        conversion.
+    backend : {"keras", "onnxruntime", "recorded"}, optional
+        What PyTorch is compared with: the Keras model (the default), its own ONNX graph, or outputs that
+        other code gave. Those are an ``.npz`` with any of ``logits`` (N, classes) and ``stage1``, ``stage2``
+        … (N, H, W, C), made of ``images`` (N, H, W, 3) in the same file, or else of the seeded inputs
+        ``numpy.random.Generator(numpy.random.Philox(key=seed)).standard_normal((N, H, W, 3), "float32")``.
     allow_missing_bn : bool
         Compare a file without BatchNorm statistics, with mean 0 and variance 1 on both sides.
-    settings : mapping of str to Any, optional
-        Behaviour settings where no entry says them; a file of which ``attn_force_fp32`` is not known is
-        compared both ways.
+    resolution, weights, state_dict, strip_prefix, variant, settings
+        As for `ckptkit.predict`; a file of which ``attn_force_fp32`` is not known is compared both ways.
 
     Returns
     -------
@@ -82,33 +75,27 @@ def parity(
     MissingDependencyError
         When torch, or what the other side needs, is not installed.
     """
-    from ckptkit.parity.backends import backend_named, chosen_backends
-    from ckptkit.parity.run import run_parity, synthetic_checkpoint
+    from ckptkit.models.synth import named_checkpoint
+    from ckptkit.parity.run import ParityRequest, prove
 
     workspace = workspace_of_environment()
-    options: dict[str, Any] = {
-        "batch": batch,
-        "resolution": resolution,
-        "seed": seed,
-        "image": Path(image) if image is not None else None,
-        "weights": weights,
-        "dtype": float_named(dtype) if dtype is not None else None,
-        "converted": user_path(converted) if converted is not None else None,
-        "variant": variant,
-        "allow_missing_bn": allow_missing_bn,
-        "settings": settings,
-    }
-    asked = () if backend is None else (backend_named(backend),)
-    (chosen,) = chosen_backends(asked, converted=options["converted"], dtype=options["dtype"])
-    if not synthetic:
-        located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
-        return run_parity(located, backend=chosen, **options, note=note)
-    from ckptkit.models.synth import synthetic_stand_in
-
-    entry, stand_in = synthetic_stand_in(what, workspace.registry)
-    with synthetic_checkpoint(stand_in, entry) as located:
-        name = entry.id if entry else str(what)
-        return run_parity(located, backend=chosen, **options, synthetic=True, name=name, note=note)
+    (request,) = ParityRequest(
+        converted=user_path(converted) if converted is not None else None,
+        batch=batch,
+        resolution=resolution,
+        seed=seed,
+        image=Path(image) if image is not None else None,
+        weights=weights,
+        dtype=float_named(dtype) if dtype is not None else None,
+        variant=variant,
+        allow_missing_bn=allow_missing_bn,
+        settings=settings,
+        synthetic=synthetic,
+    ).with_each(() if backend is None else (backend,))
+    with named_checkpoint(
+        what, workspace, synthetic=synthetic, state_dict=state_dict, strip_prefix=strip_prefix
+    ) as (located, name):
+        return prove(located, replace(request, name=name), note)
 
 
 @public

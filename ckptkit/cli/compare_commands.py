@@ -68,23 +68,21 @@ def verify(
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
     from ckptkit.base.errors import CkptkitError
-    from ckptkit.compare.verify import verify_checkpoint
+    from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
     names = _targets(workspace, what or [], all_entries)
+    request = VerifyRequest(deep, weights.value, variant)
     errors: list[CkptkitError] = []
     codes = {ExitCode.OK}
     with state.output.results() as show:
         for name in names:
             try:
-                report = verify_checkpoint(
-                    workspace.locate(name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix),
-                    deep=deep,
-                    weights=weights.value,
-                    variant=variant,
-                    progress=state.output.progress,
+                located = workspace.locate(
+                    name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
                 )
+                report = verify_checkpoint(located, request, state.output.progress)
             except CkptkitError as error:  # the others are verified all the same
                 errors.append(error)
                 codes.add(exit_code(error))
@@ -179,21 +177,18 @@ def inspect(
 
     Examples: ckptkit inspect moat.safetensors --summary · ckptkit inspect model.ckpt '*/kernel' --stats
     """
-    from ckptkit.compare.inspect import inspect_file
+    from ckptkit.compare.inspect import InspectRequest, inspect_file
 
     state = state_of(context)
-    located = state.workspace().locate(what, fetch=False)
-    inspection = inspect_file(
-        located,
+    located = state.workspace().locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
+    request = InspectRequest(
         pattern=pattern,
         sort=sort.value,
         stats=stats and not summary,
         layout=layout,
         weights=weights.value if weights else None,
-        state_dict=state_dict,
-        strip_prefix=strip_prefix,
-        progress=state.output.progress,
     )
+    inspection = inspect_file(located, request, state.output.progress)
 
     def people() -> None:
         for heading, text in _inspection_lines(inspection, everything=state.output.verbose):
@@ -402,13 +397,11 @@ def diff(
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'
     """
     from ckptkit.cli.output import ExitCode
-    from ckptkit.compare.diff import compare_files
+    from ckptkit.compare.diff import DiffRequest, compare_files
 
     state = state_of(context)
     workspace = state.workspace()
-    found = compare_files(
-        workspace.locate(a, fetch=False),
-        workspace.locate(b, fetch=False),
+    request = DiffRequest(
         layout=layout.value,
         weights=weights.value,
         weights_b=weights_b.value if weights_b else None,
@@ -422,8 +415,9 @@ def diff(
         tolerance=tolerance,
         relative=relative,
         ignore_dtype=ignore_dtype,
-        progress=state.output.progress,
     )
+    first, second = (workspace.locate(side, fetch=False) for side in (a, b))
+    found = compare_files(first, second, request, state.output.progress)
     state.output.result(
         found.to_json(tensors=not summary),
         lambda: print_difference(state.output, found, tensors=not summary),

@@ -218,10 +218,10 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
             f"{len(plan.ignored)} left out by rule"
         )
     if outcome.converted is not None and outcome.converted.losses:
-        from ckptkit.convert.rounding import describe
+        from ckptkit.convert.execution import describe_losses
 
         shown = None if state.output.verbose else 3
-        state.output.warn(f"{located.name}: {describe(outcome.converted.losses, shown=shown)}")
+        state.output.warn(f"{located.name}: {describe_losses(outcome.converted.losses, shown=shown)}")
 
 
 def _left_out_in_words(plan: Plan) -> Iterator[str]:

@@ -90,10 +90,10 @@ def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Locat
 
 def _verify(state: State, located: Located) -> VerifyReport:
     from ckptkit.cli.compare_commands import print_report
-    from ckptkit.compare.verify import verify_checkpoint
+    from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     state.output.text("", f"3. ckptkit verify {located.name} --deep")
-    report = verify_checkpoint(located, deep=True)
+    report = verify_checkpoint(located, VerifyRequest(deep=True))
     print_report(state, report)
     if not report.ok:
         raise typer.Exit(1)
@@ -120,11 +120,11 @@ def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, 
 def _prove(state: State, located: Located, converted: Path) -> ParityReport:
     from ckptkit.base.errors import MissingDependencyError
     from ckptkit.cli.parity_commands import print_report
-    from ckptkit.parity.run import run_parity
+    from ckptkit.parity.run import ParityRequest, prove
 
     state.output.text("", f"5. ckptkit parity {located.name} --converted {converted.name}")
     try:
-        report = run_parity(located, converted=converted, synthetic=True, note=state.output.note)
+        report = prove(located, ParityRequest(converted=converted, synthetic=True), state.output.note)
     except MissingDependencyError:
         state.output.text("   Everything up to here needs no framework; the forward passes need both.")
         raise

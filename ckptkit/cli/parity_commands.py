@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,26 +15,18 @@ from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import shape_text
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.options import (
-    SettingOptions,
-    StateDictOption,
-    StripPrefixOption,
-    WeightsOption,
-    WhichWeights,
-    one_of_these,
-    parse_settings,
-    state_of,
-)
+from ckptkit.cli.options import SourceOptions, one_of_these, parse_settings, state_of
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
     from ckptkit.parity.report import Failure, ParityReport, Side
-    from ckptkit.workspace import Located, Workspace
+    from ckptkit.parity.run import ParityRequest
+    from ckptkit.workspace import Workspace
 
 
 def _backend(text: str) -> str:
-    from ckptkit.parity.backends import backend_named
+    from ckptkit.parity.run import backend_named
 
     return backend_named(text)
 
@@ -48,14 +41,11 @@ def parity(
             autocompletion=complete_ids,
         ),
     ] = None,
-    synthetic: Annotated[
-        bool, typer.Option("--synthetic", help="Use synthetic weights; nothing is downloaded.")
-    ] = False,
     backends: Annotated[
         list[str] | None,
         one_of_these(
             _backend,
-            ("keras", "onnxruntime"),
+            ("keras", "onnxruntime", "recorded"),
             param="--with",
             help="What PyTorch is compared with, default keras; may be repeated, one report each.",
         ),
@@ -64,14 +54,10 @@ def parity(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Prove this conversion of WHAT, or this .onnx file of it, instead of making a fresh one.",
+            help="Prove this instead of a fresh conversion: one of WHAT, its .onnx file, or a recording.",
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Number of random inputs; default: 2.")] = None,
-    resolution: Annotated[
-        str | None,
-        typer.Option(metavar="SIDE|HxW", help="Input size in pixels; default the one of the checkpoint."),
-    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random inputs; default: 20260101.")] = None,
     image: Annotated[
         Path | None,
@@ -79,9 +65,6 @@ def parity(
             metavar="FILE", help="One image instead of random inputs; how it is prepared is compared too."
         ),
     ] = None,
-    weights: WeightsOption = WhichWeights.AUTO,
-    state_dict: StateDictOption = None,
-    strip_prefix: StripPrefixOption = None,
     dtype: Annotated[
         str | None,
         one_of_these(
@@ -90,14 +73,12 @@ def parity(
             help="Convert to this type and compare with the original; the tolerance follows.",
         ),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Overrides what a file is recognised as.")] = None,
     allow_missing_bn: Annotated[
         bool,
         typer.Option(
             "--allow-missing-bn", help="Compare a file without BatchNorm statistics, taken as 0 and 1."
         ),
     ] = False,
-    settings: SettingOptions = None,
     junit: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
@@ -105,6 +86,7 @@ def parity(
     all_entries: Annotated[
         bool, typer.Option("--all", help="Every fetched entry; with --synthetic every entry.")
     ] = False,
+    chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Run the forward pass in TensorFlow and PyTorch on the same inputs and compare them stage by stage.
 
@@ -118,32 +100,30 @@ def parity(
     """
     from ckptkit.base.errors import CkptkitError
     from ckptkit.cli.output import ExitCode, exit_code
-    from ckptkit.parity.backends import backend_named, chosen_backends, require_packages
+    from ckptkit.models.synth import named_checkpoint
     from ckptkit.parity.report import Failure
-    from ckptkit.parity.run import run_parity
+    from ckptkit.parity.run import ParityRequest, prove
 
     state = state_of(context)
     workspace = state.workspace()
-    names = _targets(workspace, what or [], all_entries=all_entries, synthetic=synthetic, converted=converted)
-    with_each = chosen_backends(
-        [backend_named(backend) for backend in backends or ()],
+    asked = ParityRequest(
         converted=converted,
+        batch=batch,
+        resolution=parse_resolution(chosen.resolution),
+        seed=seed,
+        image=image,
+        weights=chosen.weights.value,
         dtype=dtype,
+        variant=chosen.variant,
+        allow_missing_bn=allow_missing_bn,
+        settings=parse_settings(chosen.settings),
+        synthetic=chosen.synthetic,
     )
-    options: dict[str, Any] = {
-        "converted": converted,
-        "batch": batch,
-        "resolution": parse_resolution(resolution),
-        "seed": seed,
-        "image": image,
-        "weights": weights.value,
-        "dtype": dtype,
-        "variant": variant,
-        "allow_missing_bn": allow_missing_bn,
-        "settings": parse_settings(settings),
-    }
-    for backend in with_each:
-        require_packages(image=image is not None, backend=backend)
+    names = _targets(workspace, what or [], asked, all_entries=all_entries)
+    requests = asked.with_each(backends or ())
+    for request in requests:
+        request.require()
+    named: dict[str, Any] = {key: getattr(chosen, key) for key in ("synthetic", "state_dict", "strip_prefix")}
     results: list[ParityReport | Failure] = []
     errors: list[CkptkitError] = []
     with ExitStack() as stack, state.output.results() as show:
@@ -151,17 +131,11 @@ def parity(
         for name in names:
             note = _prefixed(state.output, name)
             try:
-                with _located(workspace, name, synthetic=synthetic) as found:
-                    located = found.chosen(state_dict, strip_prefix)
-                    for backend in with_each:
-                        report = run_parity(
-                            located,
-                            backend=backend,
-                            **options,
-                            synthetic=synthetic,
-                            name=name if synthetic else None,
-                            note=note,
-                        )
+                if not chosen.synthetic:
+                    _refuse_without_models(workspace, name)
+                with named_checkpoint(name, workspace, **named) as (located, called):
+                    for request in requests:
+                        report = prove(located, replace(request, name=called), note)
                         results.append(report)
                         show(report, partial(print_report, state.output, report))
             except CkptkitError as error:  # the others are compared all the same
@@ -179,12 +153,7 @@ def parity(
 
 
 def _targets(
-    workspace: Workspace,
-    what: Sequence[str],
-    *,
-    all_entries: bool,
-    synthetic: bool,
-    converted: Path | None,
+    workspace: Workspace, what: Sequence[str], asked: ParityRequest, *, all_entries: bool
 ) -> list[str]:
     from ckptkit.base.errors import NotFoundError, UsageError
     from ckptkit.families.base import families
@@ -193,31 +162,22 @@ def _targets(
     if all_entries:
         known = [id for id in workspace.registry if workspace.registry[id].family in families()]
         cached = workspace.home.fetched_ids()
-        names += [id for id in known if id not in names and (synthetic or id in cached)]
+        names += [id for id in known if id not in names and (asked.synthetic or id in cached)]
         if not names:
             raise NotFoundError("nothing has been fetched yet", hint="ckptkit fetch ID, or give --synthetic")
     if not names:
         raise UsageError("nothing to compare", hint="name ids or files, or give --all")
-    if converted is not None and len(names) > 1:
+    if asked.converted is not None and len(names) > 1:
         raise UsageError("--converted works for a single checkpoint", hint="name its source alone")
     return names
 
 
-@contextmanager
-def _located(workspace: Workspace, name: str, *, synthetic: bool) -> Iterator[Located]:
-    """Find a checkpoint, fetching an entry that is not here; or make a synthetic one for the time being."""
+def _refuse_without_models(workspace: Workspace, name: str) -> None:
+    """Refuse an entry of a family that has no models, before it is downloaded."""
     from ckptkit.families.base import get_family
-    from ckptkit.models.synth import synthetic_stand_in
-    from ckptkit.parity.run import synthetic_checkpoint
 
-    if not synthetic:
-        if not workspace.is_path(name) and name in workspace.registry:
-            get_family(workspace.registry[name].family)  # no download for what has no models
-        yield workspace.locate(name)
-        return
-    entry, recipe = synthetic_stand_in(name, workspace.registry)
-    with synthetic_checkpoint(recipe, entry) as located:
-        yield located
+    if not workspace.is_path(name) and name in workspace.registry:
+        get_family(workspace.registry[name].family)
 
 
 def _prefixed(output: Output, name: str) -> Any:

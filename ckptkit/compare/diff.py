@@ -70,9 +70,7 @@ class OnlyInOne:
     shape: tuple[int, ...]
     canonical: str | None = None  # its canonical name, where it is one of a known architecture's
     remark: str = ""  # what is known of it
-    by_rule: bool = field(
-        default=False, compare=False
-    )  # whether a named rule explains why the other lacks it
+    by_rule: bool = field(default=False, compare=False)  # a named rule explains why the other lacks it
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes; the list it is in tells whether a rule explains it."""
@@ -87,9 +85,7 @@ class Changed:
     kind: Kind  # the first that differs
     name_a: str
     name_b: str
-    shape_a: tuple[
-        int, ...
-    ]  # in the axis order of the comparison: the files' own if they agree, else canonical
+    shape_a: tuple[int, ...]  # axes as compared: in the files' own order if they agree, else canonical
     shape_b: tuple[int, ...]
     dtype_a: str
     dtype_b: str
@@ -259,9 +255,9 @@ class Opened(AbstractContextManager["Opened"]):
         except ConversionError as error:
             if self.weights != "auto":
                 raise ConversionError(f"{self.name}: {error.message}", hint=error.hint) from error
-            # Nobody asked for that copy; what is there whole can be compared.
-            twin = recognition.table.layout.second_copy
-            return match(specs, recognition, weights=twin.plain if twin else "raw", known=known)
+            # That copy was the default; what is there whole can be compared.
+            second = recognition.table.layout.second_copy
+            return match(specs, recognition, weights=second.plain if second else "raw", known=known)
 
     def refuse_weights(self) -> None:
         """Raise UsageError when a copy is asked for and nothing tells which tensors it is made of."""
@@ -326,9 +322,7 @@ class AlignedTensor:
     """A tensor of a file, and how its axes are ordered for the comparison."""
 
     spec: TensorSpec
-    op: (
-        Op | None
-    )  # leads to the axis order of the comparison; None when the shape does not fit the architecture
+    op: Op | None  # to the axis order of the comparison; None when the shape does not fit the architecture
     shape: tuple[int, ...]  # in that axis order; the file's own when there is no op
 
     @classmethod
@@ -476,41 +470,56 @@ _HOW_MADE = frozenset({"format", "layout", "ckptkit_version", "source_sha256", "
 """Metadata that tells how a file was made and nothing of what is in it."""
 
 
+@dataclass(frozen=True)
+class DiffRequest:
+    """How two checkpoints are compared; what ends in ``_b`` is for the second, where it differs."""
+
+    layout: LayoutChoice = "auto"  # as-is: by plain names, whatever the layouts
+    weights: Weights = "auto"
+    weights_b: Weights | None = None
+    state_dict: str | None = None
+    state_dict_b: str | None = None
+    strip_prefix: str | Sequence[str] | None = None
+    strip_prefix_b: str | Sequence[str] | None = None
+    only: str | None = None  # a glob, or part of a tensor's name
+    everything: bool = False  # count what a rule leaves out, too
+    metadata: bool = False
+    tolerance: float = 0.0
+    relative: float = 0.0
+    ignore_dtype: bool = False
+
+    @property
+    def allowed(self) -> Tolerance:
+        """How far values may be apart."""
+        for name, value in (("--tolerance", self.tolerance), ("--relative", self.relative)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} {value} is not a tolerance", hint="give a number that is 0 or more")
+        return Tolerance(self.tolerance, self.relative, self.ignore_dtype)
+
+    def chosen(self, a: Located, b: Located) -> tuple[Located, Located]:
+        """Both files, with what of each is meant."""
+        first = a.chosen(self.state_dict, self.strip_prefix)
+        if self.state_dict_b is None and self.strip_prefix_b is None:
+            return first, b.like(first)
+        return first, b.chosen(self.state_dict_b, self.strip_prefix_b)
+
+
 def compare_files(
-    a: str | Path | Located,
-    b: str | Path | Located,
-    *,
-    layout: LayoutChoice = "auto",
-    weights: Weights = "auto",
-    weights_b: Weights | None = None,
-    state_dict: str | None = None,
-    state_dict_b: str | None = None,
-    strip_prefix: str | Sequence[str] | None = None,
-    strip_prefix_b: str | Sequence[str] | None = None,
-    only: str | None = None,
-    everything: bool = False,
-    metadata: bool = False,
-    tolerance: float = 0.0,
-    relative: float = 0.0,
-    ignore_dtype: bool = False,
-    progress: Progress | None = None,
+    a: Located, b: Located, request: DiffRequest = DiffRequest(), progress: Progress = no_progress
 ) -> Difference:
     """Show the differences between two checkpoints of any format and layout."""
-    allowed = _tolerance(tolerance, relative, ignore_dtype)
-    first, second = (side if isinstance(side, Located) else Located(Path(side)) for side in (a, b))
-    first = first.chosen(state_dict, strip_prefix)
-    second = second.like(first)
-    if state_dict_b is not None or strip_prefix_b is not None:
-        second = second.chosen(state_dict_b, strip_prefix_b)
+    allowed, everything = request.allowed, request.everything
+    first, second = request.chosen(a, b)
+    unwrap = request.layout == "auto"
     with (
-        open_side(first, weights, unwrap=layout == "auto") as one,
-        open_side(second, weights_b or weights, unwrap=layout == "auto") as two,
+        open_side(first, request.weights, unwrap=unwrap) as one,
+        open_side(second, request.weights_b or request.weights, unwrap=unwrap) as two,
     ):
-        pairing, matches = _paired(one, two, layout)
+        pairing, matches = _paired(one, two, request.layout)
         sides = one.side(matches[0] if matches else None), two.side(matches[1] if matches else None)
-        if only is not None:
-            pairing, sides = _restricted(pairing, only, sides)
-        changed = _changed(pairing, one, two, allowed, progress or no_progress)
+        if request.only is not None:
+            pairing, sides = _restricted(pairing, request.only, sides)
+        changed = _changed(pairing, one, two, allowed, progress)
         return Difference(
             a=sides[0],
             b=sides[1],
@@ -522,18 +531,11 @@ def compare_files(
             left_out_a=tuple(t for t in pairing.only_a if t.by_rule and not everything),
             left_out_b=tuple(t for t in pairing.only_b if t.by_rule and not everything),
             changed=changed,
-            metadata=tuple(_other_metadata(one, two, everything)) if metadata else (),
+            metadata=tuple(_other_metadata(one, two, everything)) if request.metadata else (),
             tolerance=allowed,
-            only=only,
+            only=request.only,
             notes=tuple(_notes(one, two, pairing)),
         )
-
-
-def _tolerance(absolute: float, relative: float, ignore_dtype: bool) -> Tolerance:
-    for name, value in (("--tolerance", absolute), ("--relative", relative)):
-        if not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{name} {value} is not a tolerance", hint="give a number that is 0 or more")
-    return Tolerance(absolute, relative, ignore_dtype)
 
 
 def _paired(one: Opened, two: Opened, layout: LayoutChoice) -> tuple[Pairing, tuple[Match, Match] | None]:

@@ -6,7 +6,7 @@ Any supported file of any model can be inspected; nothing here fails because the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,27 +78,28 @@ class Inspection:
         return values
 
 
+@dataclass(frozen=True)
+class InspectRequest:
+    """What of a file to look at."""
+
+    pattern: str | None = None  # a glob, or part of a tensor's name
+    sort: Sort = "file"
+    stats: bool = False
+    layout: str | None = None  # to show the names in too
+    weights: Weights | None = None  # which state dict, where a file holds both copies in their own
+
+
 def inspect_file(
-    what: str | Path | Located,
-    *,
-    pattern: str | None = None,
-    sort: Sort = "file",
-    stats: bool = False,
-    layout: str | None = None,
-    weights: Weights | None = None,
-    state_dict: str | None = None,
-    strip_prefix: str | Sequence[str] | None = None,
-    progress: Progress | None = None,
+    located: Located, request: InspectRequest = InspectRequest(), progress: Progress = no_progress
 ) -> Inspection:
     """Look into a file."""
-    located = what if isinstance(what, Located) else Located(Path(what))
-    with located.chosen(state_dict, strip_prefix).open(weights) as reader:
+    with located.open(request.weights) as reader:
         recognition = recognise(reader.specs)
-        renamed = _renamed(reader, recognition, layout) if layout is not None else {}
-        chosen = _chosen(reader, pattern, sort)
-        show = (stats and progress) or no_progress
+        renamed = _renamed(reader, recognition, request.layout) if request.layout is not None else {}
+        chosen = _chosen(reader, request.pattern, request.sort)
+        show = progress if request.stats else no_progress
         with show(f"reading {reader.path}", sum(spec.nbytes for spec in chosen)) as advance:
-            tensors = tuple(_inspected(reader, spec, renamed, stats, advance) for spec in chosen)
+            tensors = tuple(_inspected(reader, spec, renamed, request.stats, advance) for spec in chosen)
         return Inspection(
             path=reader.path,
             format=reader.format,
@@ -184,12 +185,12 @@ def _copies(reader: Reader, recognition: Recognition | None) -> dict[str, int]:
     """How many tensors there are of each copy, where there are two."""
     if (opened := reader.weights) is not None:
         return {opened: len(reader.specs)}
-    twin = recognition.table.layout.second_copy if recognition else None
-    if recognition is None or twin is None:
+    copy = recognition.table.layout.second_copy if recognition else None
+    if recognition is None or copy is None:
         return {}
     plain = [name for name in reader.specs if name in recognition.table.by_external]
-    second = sum(twin.of(name) in reader.specs for name in plain)
-    return {twin.plain: len(plain), twin.holds: second} if second else {}
+    second = sum(copy.of(name) in reader.specs for name in plain)
+    return {copy.plain: len(plain), copy.holds: second} if second else {}
 
 
 def _totals(specs: Mapping[str, TensorSpec]) -> Totals:

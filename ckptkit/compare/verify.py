@@ -64,9 +64,7 @@ class VerifyReport:
     family: str | None
     variant: str | None
     layout: str | None
-    weights: (
-        str | None
-    )  # "ema" or "raw": which copy was matched to the architecture where the file holds both
+    weights: str | None  # "ema" or "raw": which copy was matched, where the file holds both
     deep: bool  # whether the tensors' stored checksums were verified too
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()  # what the reader could not read or found unusual
@@ -120,39 +118,50 @@ _COPIES = frozenset({"moving averages", "raw weights"})
 """Rules that leave out the copy of the weights that was not chosen: its values are looked at all the same."""
 
 
+@dataclass(frozen=True)
+class VerifyRequest:
+    """How to verify a checkpoint; see `ckptkit.verify`."""
+
+    deep: bool = False
+    weights: Weights = "auto"
+    variant: str | None = None
+
+
 def verify_checkpoint(
-    located: Located,
-    *,
-    deep: bool = False,
-    weights: Weights = "auto",
-    variant: str | None = None,
-    progress: Progress | None = None,
+    located: Located, request: VerifyRequest = VerifyRequest(), progress: Progress = no_progress
 ) -> VerifyReport:
     """Put every question to a checkpoint; tensors that differ from their stored checksum are all listed."""
-    show = progress or no_progress
-    with located.open(weights) as reader:
-        known = FileFacts.of(reader, located.entry)
-        fitted = fit(reader.specs, entry=located.entry, variant=variant, weights=weights, known=known)
-        checksum = check_checksum(located, show)
+    entry, deep = located.entry, request.deep
+    with located.open(request.weights) as reader:
+        fitted = fit(
+            reader.specs,
+            entry=entry,
+            variant=request.variant,
+            weights=request.weights,
+            known=FileFacts.of(reader, entry),
+        )
+        checksum = check_checksum(located, progress)
         roles = fitted.roles(reader.specs)
         wanted, left_out = _to_look_at(reader.specs, fitted)
-        with show(f"reading {located.name}", sum(spec.nbytes for spec in reader.specs.values())) as advance:
+        total = sum(spec.nbytes for spec in reader.specs.values())
+        with progress(f"reading {located.name}", total) as advance:
             passed = _read_once(reader, wanted, deep=deep, advance=advance)
+        found = fitted.recognition
         return VerifyReport(
             name=located.name,
             path=located.path,
-            entry=located.entry.id if located.entry else None,
+            entry=entry.id if entry else None,
             format=reader.format,
-            family=fitted.recognition.family.name if fitted.recognition else None,
-            variant=fitted.recognition.variant if fitted.recognition else None,
-            layout=fitted.recognition.layout if fitted.recognition else None,
+            family=found.family.name if found else None,
+            variant=found.variant if found else None,
+            layout=found.layout if found else None,
             weights=fitted.match.weights if fitted.match else None,
             deep=deep,
             checks=(
                 checksum,
                 _check_container(reader, passed, deep=deep),
                 fitted.check,
-                check_batch_norm(fitted.match, passed.ranges, located.entry, reader.metadata),
+                check_batch_norm(fitted.match, passed.ranges, entry, reader.metadata),
                 check_values(
                     passed.ranges,
                     reader.specs,
@@ -163,9 +172,7 @@ def verify_checkpoint(
                         "that cannot be read": len(reader.left_out),
                     },
                 ),
-                check_parameters(fitted.match, reader.specs, located.entry)
-                if fitted.match
-                else Check(PARAMETERS, "skipped", UNKNOWN),
+                check_parameters(fitted.match, reader.specs, entry),
             ),
             notes=(
                 *reader.notes,
@@ -319,12 +326,12 @@ class Fit:
         if self.match is None:
             return {}
         table = self.match.recognition.table
-        twin = table.layout.second_copy
+        second = table.layout.second_copy
         return {
             name: row
             for row in table.bindings
             for plain in (row.external, *row.aliases)
-            for name in ((plain, twin.of(plain)) if twin else (plain,))
+            for name in ((plain, second.of(plain)) if second else (plain,))
             if name in specs
         }
 
@@ -352,8 +359,8 @@ def fit(
     try:
         matched = match(specs, found, weights=weights, known=known)
     except ConversionError as error:  # only some parameters have the copy that is to be taken
-        twin = found.table.layout.second_copy
-        matched = match(specs, found, weights=twin.plain if twin else "raw", known=known)
+        second = found.table.layout.second_copy
+        matched = match(specs, found, weights=second.plain if second else "raw", known=known)
         check = _check_names(matched, specs, likeliest)
         return Fit(
             Check(NAMES, "failed", str(error), check.items if check.status == "failed" else ()), matched
@@ -604,7 +611,7 @@ _CLASSES = 1000
 def rounds_to(count: float, figure: str) -> bool:
     """Whether a count rounds to a published figure at the figure's own precision.
 
-    A count exactly between two figures rounds to both, since nobody says how the publishers rounded.
+    A count exactly between two figures rounds to both, since publishers do not say how they rounded.
 
     Examples
     --------
@@ -620,8 +627,10 @@ def rounds_to(count: float, figure: str) -> bool:
     return abs(Decimal(count) - digits * unit) * 2 <= last_place * unit
 
 
-def check_parameters(found: Match, specs: Mapping[str, TensorSpec], entry: Entry | None) -> Check:
+def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry: Entry | None) -> Check:
     """Count the trainable parameters and compare them with the entry's figures."""
+    if found is None:
+        return Check(PARAMETERS, "skipped", UNKNOWN)
     table = found.recognition.table
     count = sum(
         specs[found.sources[row.canonical]].size

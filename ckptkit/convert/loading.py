@@ -5,22 +5,23 @@ No framework is needed here: a model is known by its table of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ckptkit.base.errors import ConversionError, command
-from ckptkit.base.tensors import Array, TensorSpec, array_dtype
-from ckptkit.base.text import counted
+from ckptkit.base.tensors import Array, array_dtype
 from ckptkit.convert.planning import (
     AS_IS,
+    RULES_HELP,
     Move,
     Plan,
     by_reason,
+    move_of,
     plan_as_is,
     plan_by_layout,
     refuse_family_options,
-    refuse_unread,
+    unread_in_words,
 )
 from ckptkit.families.base import CANONICAL, Structure
 from ckptkit.families.binding import FileFacts, Match, Weights, match
@@ -70,7 +71,8 @@ def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> Loaded
     if variant is not None:
         refuse_family_options(["--variant"], f"--layout {AS_IS}")
     plan = plan_as_is(reader, weights=weights)
-    refuse_unread(reader.path, plan.unread)
+    if plan.unread:
+        raise ConversionError(f"{reader.path}: {unread_in_words(plan.unread)}", hint=RULES_HELP)
     packed = {spec.name: spec.dtype.name for spec in reader.specs.values() if array_dtype(spec) is None}
     if packed:
         raise ConversionError(
@@ -156,7 +158,7 @@ def plan_load(
     new_head = {row.canonical for row in rows if row.part == "head" and _is_new(row, found.table)}
     wrong = {binding.canonical for binding, _ in matched.wrong_shape}
     moves = tuple(
-        _move(reader, matched, row)
+        move_of(reader, matched, row)
         for row in rows
         if row.canonical in matched.sources.keys() - new_head - wrong
     )
@@ -178,12 +180,6 @@ def _is_new(row: Binding, table: Table) -> bool:
     return in_file is None or in_file.canonical_shape != row.canonical_shape
 
 
-def _move(reader: Reader, matched: Match, row: Binding) -> Move:
-    source = matched.sources[row.canonical]
-    target = TensorSpec(row.external, reader.specs[source].dtype, row.external_shape)
-    return Move(source, target, matched.recognition.table.by_canonical[row.canonical], row)
-
-
 def _misfits(reader: Reader, matched: Match, wanted: set[str]) -> list[Misfit]:
     """What keeps tensors of the file, or of the canonical names ``wanted``, from their places."""
     return [
@@ -201,31 +197,37 @@ def require_complete(
     reader: Reader, found: Recognition, plan: LoadPlan, *, allow_missing_bn: bool = False
 ) -> None:
     """Refuse a file that does not fill a model wholly; a head of another number of classes is let pass."""
+    for what, hint in _incomplete(reader, found, plan, allow_missing_bn):
+        raise ConversionError(f"{reader.path}: {what}", hint=hint)
+
+
+def _incomplete(
+    reader: Reader, found: Recognition, plan: LoadPlan, allow_missing_bn: bool
+) -> Iterator[tuple[str, str]]:
+    """Why a file does not fill a model, and what to do: the first reason is the one to give."""
     best = recognise(reader.specs) if plan.misfits else found
     if best is not None and best.variant != found.variant:
-        raise ConversionError(
-            f"{reader.path}: unlike {found.variant}, this is a checkpoint of {best.variant}",
-            hint=f"give {best.variant}; strict=False loads what fits",
+        yield (
+            f"unlike {found.variant}, this is a checkpoint of {best.variant}",
+            f"give {best.variant}; strict=False loads what fits",
         )
     if plan.lacks_bn_statistics and not allow_missing_bn:
-        raise ConversionError(
-            f"{reader.path}: no BatchNorm moving statistics, so predictions would be meaningless",
-            hint="'ckptkit calibrate' recomputes them from images; to initialise training take the file with "
+        yield (
+            "no BatchNorm moving statistics, so predictions would be meaningless",
+            "'ckptkit calibrate' recomputes them from images; to initialise training take the file with "
             "allow_missing_bn=True",
         )
     if plan.has_new_head and found.structure.num_classes is None:
-        raise ConversionError(
-            f"{reader.path}: no classification head in this file",
-            hint="num_classes=None builds the backbone alone, strict=False adds a new head",
+        yield (
+            "no classification head in this file",
+            "num_classes=None builds the backbone alone, strict=False adds a new head",
         )
     if plan.unread:
-        unread = f"{counted(len(plan.unread), 'tensor')} cannot be read: {by_reason(plan.unread)}"
-        raise ConversionError(f"{reader.path}: {unread}", hint="strict=False loads the rest")
-    misfits = other_misfits(plan, found)
-    if misfits:
-        raise ConversionError(
-            f"{reader.path}: its tensors do not fit {found.variant}: {describe(misfits)}",
-            hint=f"strict=False loads what fits. {command('verify', reader.path)}",
+        yield unread_in_words(plan.unread), "strict=False loads the rest"
+    if misfits := other_misfits(plan, found):
+        yield (
+            f"its tensors do not fit {found.variant}: {describe(misfits)}",
+            f"strict=False loads what fits. {command('verify', reader.path)}",
         )
 
 

@@ -1,21 +1,30 @@
 """Plans of conversions: every tensor's move, decided before a byte is written.
 
 There are three ways to plan: by a family's layouts (`plan_by_layout`), names and axes as they are
-(`plan_as_is`), and by a user's own rules (`ckptkit.convert.by_rules`). A plan says how tensors
-are called and how their axes are ordered; of the file, a `convert.execution.Target`, it knows nothing.
+(`plan_as_is`), and by a user's own rules (`plan_by_rules`). A plan says how tensors are called and how their
+axes are ordered; of the file, a `convert.execution.Target`, it knows nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ckptkit._version import __version__
-from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command, listed
+from ckptkit.base.budget import Budget
+from ckptkit.base.errors import (
+    WHOLE_LISTS,
+    ConversionError,
+    UsageError,
+    command,
+    faults_in_words,
+    listed,
+)
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.families.base import Structure
@@ -23,12 +32,13 @@ from ckptkit.families.binding import FileFacts, Ignored, Match, Weights, match
 from ckptkit.families.layouts import OPTIMIZER, slot_rule, whole_model
 from ckptkit.families.recognition import Recognition
 from ckptkit.formats.base import Reader
-from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table
+from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table, shape_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ckptkit.registry.schema import Entry
+    from ckptkit.rules.file import IgnoreRule, NameRule, RuleFile
 
 AS_IS = "as-is"
 """In place of a layout's name: names and axes of the source."""
@@ -168,11 +178,9 @@ def plan_by_layout(
     if resolution is not None:
         structure = _resized(reader, structure, family.table_sizes_at(resolution, known_values))
     table = family.table(layout, recognition.variant, structure)
-    _refuse_other_pos_emb(reader.path, recognition, entry)
-    refuse_unread(reader.path, found.unread)
-    _refuse_misfit(reader, found, head=head, allow_missing_bn=allow_missing_bn)
-    _refuse_opaque(reader, found)
-    moves = tuple(_move(reader, found, row) for row in table.bindings if row.canonical in found.sources)
+    for what, hint in _misfits(reader, found, entry, head=head, allow_missing_bn=allow_missing_bn):
+        raise ConversionError(f"{reader.path}: {what}", hint=hint)
+    moves = tuple(move_of(reader, found, row) for row in table.bindings if row.canonical in found.sources)
     copy = found.weights or known.available_copy
     return FamilyPlan(
         source=reader.path,
@@ -191,20 +199,6 @@ def plan_by_layout(
         notes=tuple(_notes(reader, found, known_values)),
         also=reader.also,
     )
-
-
-def _refuse_opaque(reader: Reader, found: Match) -> None:
-    """Refuse tensors of the architecture of a type that nothing computes with."""
-    opaque = {
-        name: reader.specs[name].dtype.name
-        for name in found.sources.values()
-        if reader.specs[name].dtype.is_opaque
-    }
-    if opaque:
-        raise ConversionError(
-            f"{reader.path}: element types that {found.recognition.variant} cannot have: {by_reason(opaque)}",
-            hint=f"--layout {AS_IS} carries their bytes to a format that has the type",
-        )
 
 
 def _resized(reader: Reader, structure: Structure, sizes: tuple[tuple[int, int], ...]) -> Structure:
@@ -234,7 +228,8 @@ def _describe_resizing(resolution: tuple[int, int] | None, moves: Sequence[Move]
     return described
 
 
-def _move(reader: Reader, found: Match, outward: Binding) -> Move:
+def move_of(reader: Reader, found: Match, outward: Binding) -> Move:
+    """The move of a tensor of the architecture that the file has."""
     source = found.sources[outward.canonical]
     inward = found.recognition.table.by_canonical[outward.canonical]
     resized = inward.canonical_shape != outward.canonical_shape  # of position tables only
@@ -257,57 +252,59 @@ def _dropped(found: Match, target: Table) -> list[Ignored]:
     return dropped
 
 
-def _refuse_other_pos_emb(path: Path, recognition: Recognition, entry: Entry | None) -> None:
-    """Refuse a file whose position embedding contradicts its entry."""
-    has = recognition.structure.pos_emb
+def _misfits(
+    reader: Reader, found: Match, entry: Entry | None, *, head: bool, allow_missing_bn: bool
+) -> Iterator[tuple[str, str]]:
+    """Why a file does not fit its architecture, and what to do: the first reason is the one to give."""
+    path, recognition = reader.path, found.recognition
+    variant, has = recognition.variant, recognition.structure.pos_emb
     if entry is not None and entry.pos_emb not in (None, has):
-        raise ConversionError(
-            f"{path}: {'has' if has else 'lacks'} the position embedding that {entry.id} "
-            f"{'lacks' if has else 'has'}",
-            hint=f"is it the file of another entry? see 'ckptkit show {entry.id}'",
+        yield (
+            f"{'has' if has else 'lacks'} the position embedding that {entry.id} {'lacks' if has else 'has'}",
+            f"is it the file of another entry? see 'ckptkit show {entry.id}'",
         )
-
-
-def _refuse_misfit(reader: Reader, found: Match, *, head: bool, allow_missing_bn: bool) -> None:
-    """Refuse a file that does not fit its architecture, by the first kind of misfit."""
-    path, variant = reader.path, found.recognition.variant
-    if found.wrong_shape:
-        binding, spec = found.wrong_shape[0]
-        raise ConversionError(
-            f"{path}: {len(found.wrong_shape)} tensors have another shape than {variant} needs: {spec.name} "
+    if found.unread:
+        yield unread_in_words(found.unread), RULES_HELP
+    another = f"name another variant with --variant, or look at the tensors. {command('inspect', path)}"
+    for binding, spec in found.wrong_shape:
+        yield (
+            f"{len(found.wrong_shape)} tensors have another shape than {variant} needs: {spec.name} "
             f"is {list(spec.shape)} instead of {list(binding.external_shape)}",
-            hint=f"name another variant with --variant, or look at the tensors. {command('inspect', path)}",
+            another,
         )
-    missing = [b for b in found.missing if not (b.part == "head" and not head)]
-    if found.lacks_bn_statistics:
-        if not allow_missing_bn:
-            raise ConversionError(
-                f"{path}: no BatchNorm moving statistics in this file (one of the first uploads?); "
-                "its predictions would be meaningless",
-                hint="fetch the re-uploaded file, or give --allow-missing-bn to convert what is there",
-            )
-        missing = [b for b in missing if b.part != "bn_statistics"]
-    if missing:
-        raise ConversionError(
-            f"{path}: {_some([b.external for b in missing])} missing for {variant}",
-            hint=f"the file is incomplete, or of another variant: see --variant. {command('verify', path)}",
+    if found.lacks_bn_statistics and not allow_missing_bn:
+        yield (
+            "no BatchNorm moving statistics in this file (one of the first uploads?); "
+            "its predictions would be meaningless",
+            "fetch the re-uploaded file, or give --allow-missing-bn to convert what is there",
         )
-    if found.recognition.structure.num_classes is None and head:
-        what = "no classification head in this file"
-        if found.around:
-            whole = whole_model(one.reason for one in found.ignored)
-            what = f"a {whole}'s checkpoint: backbone {variant} with {', '.join(found.around)}"
-        raise ConversionError(f"{path}: {what}", hint="give --no-head to convert the backbone")
+    optional = {"head": not head, "bn_statistics": found.lacks_bn_statistics}
+    if missing := [row.external for row in found.missing if not optional.get(row.part)]:
+        yield (
+            f"{_some(missing)} missing for {variant}",
+            f"the file is incomplete, or of another variant: see --variant. {command('verify', path)}",
+        )
+    if recognition.structure.num_classes is None and head:
+        whole = whole_model(one.reason for one in found.ignored) if found.around else ""
+        yield (
+            f"a {whole}'s checkpoint: backbone {variant} with {', '.join(found.around)}"
+            if found.around
+            else "no classification head in this file",
+            "give --no-head to convert the backbone",
+        )
     if second := [name for name in found.unexpected if name in reader.namesakes]:
-        raise ConversionError(
-            f"{path}: {_some(second)} of a name that another one has too, with other values: "
+        yield (
+            f"{_some(second)} of a name that another one has too, with other values: "
             f"{reader.namesakes[second[0]]}. Nothing tells which one is meant",
-            hint=f"--layout {AS_IS} carries both, --rules FILE can take one",
+            f"--layout {AS_IS} carries both, --rules FILE can take one",
         )
     if found.unexpected:
-        raise ConversionError(
-            f"{path}: {_some(list(found.unexpected))} not known to {variant} nor to any rule",
-            hint=f"name another variant with --variant, or look at the tensors. {command('inspect', path)}",
+        yield f"{_some(list(found.unexpected))} not known to {variant} nor to any rule", another
+    dtypes = {name: reader.specs[name].dtype for name in found.sources.values()}
+    if opaque := {name: dtype.name for name, dtype in dtypes.items() if dtype.is_opaque}:
+        yield (
+            f"element types that {variant} cannot have: {by_reason(opaque)}",
+            f"--layout {AS_IS} carries their bytes to a format that has the type",
         )
 
 
@@ -319,8 +316,8 @@ def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[st
     notes = list(reader.notes)
     if found.weights is not None:
         notes.append(f"the file holds raw weights and moving averages; taking {found.weights}")
-    twin = found.recognition.table.layout.second_copy
-    if found.weights == "raw" and twin is not None and twin.holds == "raw":
+    second = found.recognition.table.layout.second_copy
+    if found.weights == "raw" and second is not None and second.holds == "raw":
         notes.append("its BatchNorm statistics are those of the moving averages, there are no others")
     if found.lacks_bn_statistics:
         notes.append("no BatchNorm moving statistics: good for initialising training, not for predictions")
@@ -371,24 +368,45 @@ def plan_as_is(reader: Reader, *, weights: Weights = "auto", entry: Entry | None
     """Plan a conversion that keeps every name, shape and axis order, of any model."""
     refuse_missing_copy(reader, weights)
     ignored, unread = _unread(reader)
+    rows = [(spec, plain_row(name, spec.shape)) for name, spec in reader.specs.items()]
+    moves = tuple(Move(spec.name, spec, row, row) for spec, row in rows)
+    return replace(
+        _plan_of_any_model(reader, AS_IS, entry),
+        moves=moves,
+        ignored=ignored,
+        unread=unread,
+        shared=dict(reader.same),
+    )
+
+
+def _plan_of_any_model(reader: Reader, layout: str, entry: Entry | None) -> Plan:
+    """What a plan says of the file itself, whose architecture is not known; it has no moves yet."""
+    copy = reader.weights
+    taken = [f"the file holds raw weights and moving averages; taking {copy}"] if copy else []
     return Plan(
         source=reader.path,
         source_format=reader.format,
-        layout=AS_IS,
-        weights=reader.weights,
-        moves=tuple(
-            Move(name, spec, row, row)
-            for name, spec in reader.specs.items()
-            for row in (plain_row(name, spec.shape),)
-        ),
-        ignored=ignored,
-        metadata=carried_metadata(reader, AS_IS, entry),
-        notes=tuple(carried_notes(reader)),
-        shared=dict(reader.same),
+        layout=layout,
+        weights=copy,
+        moves=(),
+        ignored=(),
+        metadata=_carried_metadata(reader, layout, entry),
+        notes=(*reader.notes, *taken),
         overlapping=len(reader.overlapping),
-        unread=unread,
         also=reader.also,
     )
+
+
+def _carried_metadata(reader: Reader, layout: str, entry: Entry | None) -> dict[str, str]:
+    """The source's own metadata, and where the conversion comes from."""
+    metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
+    if metadata.get("format") == "pt":
+        metadata.pop("format")  # the writer adds it itself
+    if entry is not None:
+        metadata["entry"] = entry.id
+    if reader.weights:  # the entry's would not do: a file may hold both copies, and all of it is carried
+        metadata["weights"] = reader.weights
+    return metadata | {"ckptkit_version": __version__, "layout": layout}
 
 
 def _unread(reader: Reader) -> tuple[tuple[Ignored, ...], dict[str, str]]:
@@ -430,12 +448,9 @@ def refuse_family_options(given: Sequence[str], mode: str) -> None:
 RULES_HELP = "a file of --rules that names them under 'ignore' converts the rest"
 
 
-def refuse_unread(path: Path, unread: Mapping[str, str]) -> None:
-    """Refuse a file with tensors that cannot be read, naming all of them and why."""
-    if unread:
-        raise ConversionError(
-            f"{path}: {counted(len(unread), 'tensor')} cannot be read: {by_reason(unread)}", hint=RULES_HELP
-        )
+def unread_in_words(unread: Mapping[str, str]) -> str:
+    """How many tensors cannot be read, all of them by name, and why."""
+    return f"{counted(len(unread), 'tensor')} cannot be read: {by_reason(unread)}"
 
 
 def by_reason(reasons: Mapping[str, str]) -> str:
@@ -455,20 +470,198 @@ def by_reason(reasons: Mapping[str, str]) -> str:
     return f"{listing}; and {rest} more" if rest > 0 else listing
 
 
-def carried_notes(reader: Reader) -> list[str]:
-    """What is unusual, and which copy the reader took."""
-    copy = reader.weights
-    taken = [f"the file holds raw weights and moving averages; taking {copy}"] if copy else []
-    return [*reader.notes, *taken]
+# -- by a user's rules ---------------------------------------------------------------------------------------
+
+BY_RULES = "rules"
+"""In place of a layout's name."""
+
+_SHOWN_FAULTS = 20
 
 
-def carried_metadata(reader: Reader, layout: str, entry: Entry | None) -> dict[str, str]:
-    """The source's own metadata, and where the conversion comes from."""
-    metadata = {key: value for key, value in reader.metadata.items() if key not in _SOURCE}
-    if metadata.get("format") == "pt":
-        metadata.pop("format")  # the writer adds it itself
-    if entry is not None:
-        metadata["entry"] = entry.id
-    if reader.weights:  # the entry's would not do: a file may hold both copies, and all of it is carried
-        metadata["weights"] = reader.weights
-    return metadata | {"ckptkit_version": __version__, "layout": layout}
+def plan_by_rules(
+    reader: Reader,
+    rules: RuleFile,
+    *,
+    weights: Weights = "auto",
+    entry: Entry | None = None,
+) -> Plan:
+    """Plan a conversion by a user's rules; refuses all that does not fit them at once."""
+    refuse_missing_copy(reader, weights)
+    assigned = _assign(reader, rules)
+    _refuse_faults(reader, rules, assigned)
+    moves = []
+    for row in assigned.rows:
+        spec = reader.specs[row.external]
+        target = TensorSpec(row.canonical, spec.dtype, row.canonical_shape, spec.stored)
+        moves.append(Move(row.external, target, row, plain_row(row.canonical, row.canonical_shape)))
+    plan = replace(
+        _plan_of_any_model(reader, BY_RULES, entry),
+        moves=tuple(moves),
+        ignored=tuple(assigned.ignored),
+        shared=_shared(reader.same, assigned.rows),
+    )
+    return plan.with_metadata(
+        {"rules": rules.path.name, "rules_direction": rules.direction, "rules_sha256": rules.sha256}
+    )
+
+
+@dataclass
+class _Assigned:
+    """What the rules make of a file's tensors."""
+
+    rows: list[Binding] = field(default_factory=list)
+    ignored: list[Ignored] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+
+
+def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
+    """Find the rule or ignore of every tensor; faults are collected."""
+    assigned = _Assigned()
+    budget = Budget(sum(spec.nbytes for spec in reader.specs.values()), partial(_refusal, reader, rules))
+    lookup = _Lookup(rules.rules, budget)
+    ignored = _ignored([*reader.specs, *reader.left_out], reader, rules, budget)
+    for name in (*reader.specs, *reader.left_out):
+        spec = reader.specs.get(name)
+        matches, ignores = lookup.matches(name), ignored.get(name, [])
+        assigned.used |= {id(rule) for rule, _ in matches}
+        if len(matches) + len(ignores) > 1:
+            named = [_describe_rule(rule) for rule, _ in matches] + [_describe_ignore(i) for i in ignores]
+            assigned.faults.append(f"{name!r} fits {len(named)}: {listed(named)}")
+        elif ignores:
+            assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
+        elif spec is None:
+            assigned.faults.append(
+                f"{name!r} cannot be read ({reader.left_out[name]}): 'ignore' leaves it out"
+            )
+        elif not matches:
+            assigned.unmatched.append(name)
+        else:
+            rule, digits = matches[0]
+            target = rule.target.fill(digits)
+            budget.spend(names=len(target))
+            _bind(assigned, rule, target, spec)
+    return assigned
+
+
+def _ignored(
+    names: Sequence[str], reader: Reader, rules: RuleFile, budget: Budget
+) -> dict[str, list[IgnoreRule]]:
+    """The ignores that each name fits, of names that fit one."""
+    from ckptkit.registry.document import short
+    from ckptkit.rules.file import TooMuchError, fitting
+
+    budget.spend(steps=len(names) * len(rules.ignores))
+    try:
+        found = fitting([ignore.pattern for ignore in rules.ignores], names)
+    except TooMuchError as error:
+        ignore = rules.ignores[error.place]
+        raise UsageError(
+            f"{rules.path}: line {ignore.line}: the pattern {short(ignore.pattern)} takes too long on the "
+            f"names of {reader.path}",
+            hint="write it without repetitions inside each other",
+        ) from error
+    ignored: dict[str, list[IgnoreRule]] = {}
+    for ignore, places in zip(rules.ignores, found, strict=True):
+        for place in places:
+            ignored.setdefault(names[place], []).append(ignore)
+    return ignored
+
+
+def _refusal(reader: Reader, rules: RuleFile, reason: str) -> ConversionError:
+    return ConversionError(f"{reader.path}: {rules.path} has too many rules for its tensors: {reason}")
+
+
+class _Lookup:
+    """Rules by name: most tables of rules written out have no placeholders, and need no search."""
+
+    def __init__(self, rules: Sequence[NameRule], budget: Budget) -> None:
+        self._budget = budget
+        self._plain: dict[str, list[NameRule]] = {}
+        self._patterns: dict[str, list[NameRule]] = {}
+        for rule in rules:
+            if rule.source.placeholders:
+                self._patterns.setdefault(rule.source.shape, []).append(rule)
+            else:
+                self._plain.setdefault(rule.source.fill({}), []).append(rule)
+
+    def matches(self, name: str) -> list[tuple[NameRule, dict[str, str]]]:
+        """Every rule that a name fits, with the digits in place of its placeholders."""
+        found: list[tuple[NameRule, dict[str, str]]] = [(rule, {}) for rule in self._plain.get(name, ())]
+        if not self._patterns:
+            return found
+        candidates = self._patterns.get(shape_of(name), ())
+        self._budget.spend(steps=len(candidates))
+        for rule in candidates:
+            digits = rule.source.values(name)
+            if digits is not None:
+                found.append((rule, digits))
+        return found
+
+
+def _bind(assigned: _Assigned, rule: NameRule, target: str, spec: TensorSpec) -> None:
+    try:
+        shape = rule.target_shape(spec.shape)
+    except ValueError as error:
+        assigned.faults.append(f"{spec.name!r} does not fit {_describe_rule(rule)} ({rule.op.name}): {error}")
+        return
+    op = IDENTITY if rule.op.is_identity else rule.op
+    if spec.dtype.is_opaque and op is not IDENTITY:
+        assigned.faults.append(
+            f"{spec.name!r} is {spec.dtype}, of which only the bytes are known: {_describe_rule(rule)} "
+            f"({rule.op.name}) cannot turn its axes"
+        )
+        return
+    assigned.rows.append(Binding(target, shape, spec.name, spec.shape, op, trainable=True, part="body"))
+
+
+def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None:
+    faults = [*assigned.faults, *_collisions(assigned.rows)]
+    if assigned.unmatched:
+        count = len(assigned.unmatched)
+        faults.append(
+            f"{count} tensor{'s fit' if count > 1 else ' fits'} no rule: "
+            + listed(assigned.unmatched, _SHOWN_FAULTS)
+        )
+    idle = [rule for rule in rules.rules if id(rule) not in assigned.used and not rule.optional]
+    if idle:
+        faults.append(
+            f"{len(idle)} fit nothing: {listed([_describe_rule(rule) for rule in idle], _SHOWN_FAULTS)}"
+        )
+    if faults:
+        raise ConversionError(
+            f"{reader.path}: does not fit {rules.path}: {faults_in_words(faults)}",
+            hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
+        )
+
+
+def _collisions(rows: Iterable[Binding]) -> list[str]:
+    sources: dict[str, list[str]] = {}
+    for row in rows:
+        sources.setdefault(row.canonical, []).append(row.external)
+    return [
+        f"{', '.join(map(repr, names))} would all be called {target!r}"
+        for target, names in sources.items()
+        if len(names) > 1
+    ]
+
+
+def _shared(same: Mapping[str, str], rows: Iterable[Binding]) -> dict[str, str]:
+    """Target tensors that stay the same as another one: one tensor in the source, turned the same way."""
+    first: dict[tuple[str, str], str] = {}
+    shared = {}
+    for row in rows:
+        key = (same.get(row.external, row.external), f"{row.op.external} → {row.op.canonical}")
+        other = first.setdefault(key, row.canonical)
+        if other != row.canonical:
+            shared[row.canonical] = other
+    return shared
+
+
+def _describe_rule(rule: NameRule) -> str:
+    return f"the rule on line {rule.line} ({rule.source.text})"
+
+
+def _describe_ignore(ignore: IgnoreRule) -> str:
+    return f"the ignore {ignore.name!r}"

@@ -136,7 +136,7 @@ def compare_features(source: ModelSource, written: Path) -> tuple[StageCompariso
 
 
 def _features(file: ModelFile, settings: dict[str, object], images: Array) -> dict[str, Array]:
-    outputs = TorchBackend(file, settings, str(file.reader.path)).run(images, lambda _sentence: None).outputs
+    outputs = TorchBackend(file, settings, str(file.reader.path)).run(images).outputs
     return {name: output for name, output in outputs.items() if not is_logits(name)}
 
 

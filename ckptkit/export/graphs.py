@@ -6,7 +6,6 @@ Each is run once it is written, and compared with the PyTorch model it was made 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +36,12 @@ from ckptkit.models.graphs.onnx_graph import (
     require_opset,
     write_onnx,
 )
-from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, load_saved_model, write_saved_model
+from ckptkit.models.graphs.saved_model import CONTENTS, FACTS, SIGNATURE, write_saved_model
 from ckptkit.models.onnx_model import PACKAGES
-from ckptkit.parity.backends import FRAMEWORKS, run_torch
+from ckptkit.parity.backends import Backend, OnnxBackend, SavedModelBackend, run_torch
 from ckptkit.parity.compare import LOGITS, TOLERANCES, StageComparison, compare
 from ckptkit.parity.inputs import Inputs, random_inputs
+from ckptkit.parity.run import FRAMEWORKS
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
@@ -102,23 +102,27 @@ def reference_of(source: ModelSource, model: Any) -> Reference:
     return Reference(inputs, run_torch(model, inputs.array()))
 
 
-def check_graph(
-    reference: Reference, run: Callable[[Array], dict[str, Array]], *, features: bool, backend: str
-) -> GraphCheck:
+def check_graph(reference: Reference, candidate: Backend, *, features: bool) -> GraphCheck:
     """Compare what a graph gives."""
     images = reference.inputs.array()
     wanted = {name for name in reference.outputs if not (features and name == LOGITS)}
-
     required = wanted & {LOGITS} or wanted  # beside logits a graph need not give the stages
+    together, alone = candidate.run(images), candidate.run(images[:1])
+    versions = together.side.versions
+    sides = ("PyTorch", versions.split(maxsplit=1)[0])
 
-    def compared(count: int) -> tuple[StageComparison, ...]:
-        found = run(images[:count])
+    def compared(found: dict[str, Array], count: int) -> tuple[StageComparison, ...]:
         names = wanted & found.keys() | required
         ours = {name: output[:count] for name, output in reference.outputs.items() if name in names}
         theirs = {name: found[name] for name in ours if name in found}
-        return compare(ours, theirs, TOLERANCES["float32"], sides=("PyTorch", backend.split(maxsplit=1)[0]))
+        return compare(ours, theirs, TOLERANCES["float32"], sides=sides)
 
-    return GraphCheck(backend, reference.inputs, compared(len(images)), compared(1))
+    return GraphCheck(
+        versions,
+        reference.inputs,
+        compared(together.outputs, len(images)),
+        compared(alone.outputs, 1),
+    )
 
 
 def require_onnx(request: ExportRequest) -> None:
@@ -162,7 +166,7 @@ def export_onnx(source: ModelSource, output: Path, request: ExportRequest) -> Ex
         del model
         graph = open_onnx(files.graph)
         note(f"{source.name}: running it by {graph.versions} …")
-        checked = check_graph(reference, graph.run, features=request.features, backend=graph.versions)
+        checked = check_graph(reference, OnnxBackend.of(graph), features=request.features)
         details = {
             "opset": graph.opset,
             "resolution": [height, width],
@@ -247,12 +251,7 @@ def export_saved_model(source: ModelSource, output: Path, request: ExportRequest
         )
         del model
         note(f"{source.name}: running it by TensorFlow alone …")
-        checked = check_graph(
-            reference,
-            load_saved_model(folder.path),
-            features=request.features,
-            backend=_tensorflow(),
-        )
+        checked = check_graph(reference, SavedModelBackend(folder.path), features=request.features)
         details = {
             "signature": SIGNATURE,
             "resolution": [height, width],
@@ -268,9 +267,3 @@ def export_saved_model(source: ModelSource, output: Path, request: ExportRequest
         )
         folder.commit()
     return Exported(output, written, checked.verdict, details=details)
-
-
-def _tensorflow() -> str:
-    from ckptkit.families.keras_backend import tf
-
-    return f"tensorflow {tf.__version__}"

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
-from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.execution import Target, describe_losses, execute
+from ckptkit.convert.pipeline import Provenance
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
-from ckptkit.convert.provenance import Provenance
-from ckptkit.convert.rounding import describe
 from ckptkit.families.model_config import ModelConfig, PreprocessingConfig
 from ckptkit.families.recognition import require_recognition
 from ckptkit.models.images.classes import imagenet_classes
@@ -52,7 +51,7 @@ class PlannedWeights:
                 self.plan, self._reader, self._target, path, progress=advance, late=self._late
             )
         if converted.losses:
-            self.source.workspace.warn(f"{self.source.name}: {describe(converted.losses)}")
+            self.source.workspace.warn(f"{self.source.name}: {describe_losses(converted.losses)}")
         return converted
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from ckptkit.base.errors import ConversionError, UsageError, require_installed
 from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.text import library_logger
-from ckptkit.convert.provenance import Provenance
+from ckptkit.convert.pipeline import Provenance
 from ckptkit.families.base import Family, Structure, TableSizes, families, family_of_variant, get_family
 from ckptkit.families.binding import wanted_copy
 from ckptkit.families.recognition import Recognition, recognise, require_recognition

@@ -10,7 +10,8 @@ import gzip
 import io
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,11 @@ from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.formats.torch_writer import TorchWriter
 from ckptkit.registry.schema import Entry
 from ckptkit.rules.language import Table
+from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
     from ckptkit.registry.query import Registry
-    from ckptkit.registry.schema import Entry
-    from ckptkit.workspace import Named
+    from ckptkit.workspace import Named, Workspace
 
 STATE_DICT, STATE_DICT_EMA = "state_dict", "state_dict_ema"
 
@@ -140,6 +141,34 @@ def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, S
         return None, Synthetic(name)
     entry = registry[name]
     return entry, synthetic_for(entry)
+
+
+@contextmanager
+def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> Iterator[Located]:
+    """A synthetic checkpoint, of the entry it stands in for, in a temporary folder while the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
+        yield Located(write_checkpoint(synthetic, Path(folder) / "model.ckpt"), entry)
+
+
+@contextmanager
+def named_checkpoint(
+    what: Named,
+    workspace: Workspace,
+    *,
+    synthetic: bool = False,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+) -> Iterator[tuple[Located, str]]:
+    """Find a checkpoint, fetching an entry that is not cached, or make a synthetic one; and its name."""
+    if not synthetic:
+        located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
+        yield located, located.name
+        return
+    if state_dict is not None or strip_prefix:
+        raise UsageError("synthetic weights have one state dict, and no prefix", hint="leave --synthetic out")
+    entry, stand_in = synthetic_stand_in(what, workspace.registry)
+    with synthetic_checkpoint(stand_in, entry) as located:
+        yield located, entry.id if entry else str(what)
 
 
 def synthetic_for(entry: Entry) -> Synthetic:

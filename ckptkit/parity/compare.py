@@ -15,7 +15,7 @@ LOGITS = "logits"
 """Name of the last output; every other one is a stage."""
 
 INPUT = "input"
-"""Name of what a picture becomes before either model sees it; it stands before the stages."""
+"""Name of what a picture becomes before either model sees it; it comes before the stages."""
 
 TOP = 5
 
@@ -27,7 +27,7 @@ def is_logits(output: str) -> bool:
 
 @dataclass(frozen=True)
 class Limit:
-    """How far two outputs may lie apart."""
+    """How far apart two outputs may be."""
 
     value: float
     relative: bool  # the largest difference is divided by the reference's largest magnitude first
@@ -137,7 +137,7 @@ def compare(
     candidate: Mapping[str, Array],
     tolerance: Tolerance,
     *,
-    sides: tuple[str, str] = ("reference", "candidate"),
+    sides: Sequence[str] = ("reference", "candidate"),
 ) -> tuple[StageComparison, ...]:
     """Compare all outputs of two models.
 
@@ -156,7 +156,7 @@ def compare(
 
 
 def compare_output(
-    name: str, reference: Array, candidate: Array, limit: Limit, *, sides: tuple[str, str]
+    name: str, reference: Array, candidate: Array, limit: Limit, *, sides: Sequence[str]
 ) -> StageComparison:
     """Compare one output; a value that is not a number, or an output without values, never agrees."""
     nan = math.nan
@@ -183,7 +183,7 @@ def compare_output(
     )
 
 
-def _not_finite(reference: Array, candidate: Array, sides: tuple[str, str]) -> str:
+def _not_finite(reference: Array, candidate: Array, sides: Sequence[str]) -> str:
     import numpy
 
     counts = [int(array.size - numpy.isfinite(array).sum()) for array in (reference, candidate)]

@@ -1,4 +1,4 @@
-"""What both models see: seeded random numbers, or one image prepared as its checkpoint wants it.
+"""What both models see: seeded random numbers, one image prepared as its checkpoint wants it, or a recording.
 
 Every model sees what Pillow prepared (`models.images.preprocessing`). The preparation is set against two
 others as well, written from the same description without it, by PyTorch alone and by TensorFlow alone, so
@@ -19,6 +19,7 @@ from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import Family
 from ckptkit.formats.base import Reader
+from ckptkit.formats.detect import open_reader
 from ckptkit.models.images.decoding import open_image
 from ckptkit.models.images.preprocessing import (
     DEFAULT_INTERPOLATION,
@@ -41,6 +42,9 @@ DEFAULT_BATCH = 2
 SIDES = (32, 4096)
 """Smallest and largest input side: the models' stride, and what no classifier exceeds."""
 
+IMAGES = "images"
+"""Name of the inputs in a recording that has them: (N, H, W, 3)."""
+
 _LARGEST_SEED = 2**128 - 1
 
 
@@ -56,15 +60,24 @@ class Inputs:
     normalization: str | None = None
     resize: int | None = None
     interpolation: str | None = None
+    recorded: Path | None = None  # the file that holds them
 
     def array(self) -> Array:
         """Make the batch: (batch, height, width, 3) float32."""
         if self.image is not None:
-            return _image_array(self)
+            prepared: Array = self.preprocessing()(open_image(self.image))[None]
+            return prepared
         import numpy
 
+        if self.recorded is not None:
+            with open_reader(self.recorded) as reader:
+                return numpy.asarray(reader.read(IMAGES), dtype=numpy.float32)
         generator = numpy.random.Generator(numpy.random.Philox(key=self.seed or 0))
         return generator.standard_normal((self.batch, self.height, self.width, 3), dtype=numpy.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in vars(self).items()}
 
     def preprocessing(self) -> Preprocessing:
         """How an image is prepared for this batch."""
@@ -79,6 +92,8 @@ class Inputs:
         size = f"{self.height}x{self.width}"
         if self.image is not None:
             return f"image {self.image} at {size}, normalization {self.normalization}"
+        if self.recorded is not None:
+            return f"{self.batch} inputs of {self.recorded} at {size}"
         return f"{self.batch} random inputs at {size}, seed {self.seed}"
 
 
@@ -137,12 +152,7 @@ def parse_resolution(value: int | tuple[int, int], *, what: str = "resolution") 
     return height, width
 
 
-def _image_array(inputs: Inputs) -> Array:
-    image: Array = inputs.preprocessing()(open_image(inputs.image or Path()))[None]
-    return image
-
-
-def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int, int] | None:
+def resolution_in(metadata: Mapping[str, str], path: Path) -> int | tuple[int, int] | None:
     """Input side, or height and width, that the metadata of a file give; None where they say nothing."""
     text = metadata.get("resolution")
     if text is None:
@@ -158,7 +168,7 @@ def said_resolution(metadata: Mapping[str, str], path: Path) -> int | tuple[int,
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def said_normalization(metadata: Mapping[str, str], path: Path) -> str | None:
+def normalization_in(metadata: Mapping[str, str], path: Path) -> str | None:
     """Input normalization that the metadata of a file give; None where they say nothing."""
     text = metadata.get("normalization")
     if text is not None and text not in NORMALIZATIONS:
@@ -182,13 +192,13 @@ def inputs_for(
     image: Path | None,
 ) -> Inputs:
     """What both models will see: as asked, else as the entry, the file or the variant has it."""
-    usual = (entry.test_resolution if entry else None) or said_resolution(reader.metadata, reader.path)
+    usual = (entry.test_resolution if entry else None) or resolution_in(reader.metadata, reader.path)
     size = parse_resolution(resolution or usual or family.default_resolution(variant))
     if image is None:
         return random_inputs(batch, size, seed)
     normalization = (
         (entry.normalization if entry else None)
-        or said_normalization(reader.metadata, reader.path)
+        or normalization_in(reader.metadata, reader.path)
         or family.normalization(variant)
     )
     return image_inputs(
@@ -299,14 +309,22 @@ def compare_preparations(
     return PreparationReport(tuple(pairs), tuple(notes))
 
 
-def compare_inputs(
-    inputs: Inputs, frameworks: Sequence[PreparedBy] = ("torch", "keras")
-) -> tuple[tuple[StageComparison, ...], tuple[str, ...]]:
-    """What a parity report says of the preparation of its picture: one row, or none, and notes."""
-    if inputs.image is None:
-        return (), ()
-    report = compare_preparations(open_image(inputs.image), inputs.preprocessing(), frameworks)
-    return (report.worst,) if report.worst else (), report.notes
+@dataclass(frozen=True)
+class Batch:
+    """Inputs as they are: made, and the preparation of a picture compared."""
+
+    inputs: Inputs
+    images: Array  # (N, H, W, 3) float32
+    prepared: tuple[StageComparison, ...] = ()  # one row, where there is a picture
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, inputs: Inputs, frameworks: Sequence[PreparedBy]) -> Batch:
+        """Make them."""
+        if inputs.image is None:
+            return cls(inputs, inputs.array())
+        report = compare_preparations(open_image(inputs.image), inputs.preprocessing(), frameworks)
+        return cls(inputs, inputs.array(), (report.worst,) if report.worst else (), report.notes)
 
 
 def _pipeline(framework: PreparedBy) -> Callable[[Array, Preprocessing], Array]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from xml.etree import ElementTree
 
 from ckptkit.base.errors import UsageError
@@ -21,14 +21,17 @@ from ckptkit.base.text import escaped
 from ckptkit.parity.compare import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
-Framework = Literal["keras", "torch", "onnxruntime"]
-BackendName = Literal["keras", "onnxruntime"]
+Framework = Literal["keras", "torch", "onnxruntime", "saved-model", "recorded"]
+BackendName = Literal["keras", "onnxruntime", "recorded"]
 """What PyTorch is compared with."""
 
-Note = Callable[[str], None]
-"""Takes each sentence about what is being done."""
-
-FRAMEWORK_NAMES: Mapping[Framework, str] = {"keras": "Keras", "torch": "PyTorch", "onnxruntime": "ONNX"}
+FRAMEWORK_NAMES: Mapping[Framework, str] = {
+    "keras": "Keras",
+    "torch": "PyTorch",
+    "onnxruntime": "ONNX",
+    "saved-model": "SavedModel",
+    "recorded": "Recorded",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class ParityReport:
     synthetic: bool  # whether the weights are made by recipe
     weights: str | None  # "ema" or "raw" where the source holds both
     reference: Framework  # the side that reads the source; figures are relative to its outputs
-    sides: tuple[Side, Side]  # Keras', then PyTorch's; or PyTorch's, then ONNX Runtime's
+    sides: tuple[Side, Side]  # Keras', then PyTorch's; or PyTorch's, then the other's
     inputs: Inputs
     precision: str  # what the conversion rounded the weights to; "float32" where it only moved bytes
     stages: tuple[StageComparison, ...]  # in order, before them "input" where a picture was prepared
@@ -88,7 +91,7 @@ class ParityReport:
     @property
     def backend(self) -> BackendName:
         """What PyTorch was compared with."""
-        return "onnxruntime" if any(side.framework == "onnxruntime" for side in self.sides) else "keras"
+        return next(cast(BackendName, side.framework) for side in self.sides if side.framework != "torch")
 
     @property
     def title(self) -> str:
@@ -134,7 +137,7 @@ class ParityReport:
             "reference": self.reference,
             "sides": {side.framework: side.to_json() for side in self.sides},
             "settings": dict(self.settings),
-            "inputs": {**vars(self.inputs), "image": str(self.inputs.image) if self.inputs.image else None},
+            "inputs": self.inputs.to_json(),
             "precision": self.precision,
             "stages": [stage.to_json() for stage in self.stages],
             "top": vars(self.top).copy() if self.top else None,

@@ -1,47 +1,63 @@
-"""A parity run from a checkpoint to a report."""
+"""From what a user asks to a report: a request is opened as a case, and a case is run.
+
+A `Case` is two sides that are ready to run, and what both will see. With ``keras``, a file that the Keras
+model can read by its own names is read by it as it is, and converted for the PyTorch model; any other is read
+by PyTorch, and converted for Keras. Where the source and a given conversion both have PyTorch's names, Keras
+gets the latter by way of TensorFlow's format. With every other backend it is PyTorch's model, and a graph or
+a recording of it; TensorFlow takes no part.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from ckptkit.base.errors import ConversionError, UsageError, listed
-from ckptkit.base.tensors import Array
+from ckptkit.base.errors import ConversionError, UsageError, listed, one_of, require_installed
+from ckptkit.base.packages import is_installed
+from ckptkit.base.progress import Say, say_nothing
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import plan_by_layout
-from ckptkit.families.base import CANONICAL, get_family
+from ckptkit.families.base import CANONICAL, Family, get_family
 from ckptkit.families.binding import Weights
 from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
-from ckptkit.models.synth import Synthetic, is_synthetic, write_checkpoint
+from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.backends import (
+    Backend,
+    GraphBackend,
     KerasBackend,
+    ModelBackend,
     ModelFile,
     OnnxBackend,
     Ran,
+    RecordedBackend,
     TorchBackend,
     examine,
     lossy_precision,
-    modes_of,
-    require_packages,
     require_same_model,
     settings_of,
 )
 from ckptkit.parity.compare import TOLERANCES, Tolerance, compare, top_agreement
-from ckptkit.parity.inputs import Inputs, compare_inputs, inputs_for
-from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, Note, ParityReport
+from ckptkit.parity.inputs import Batch, Inputs, inputs_for
+from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, ParityReport
 from ckptkit.workspace import Located
 
-if TYPE_CHECKING:
-    from ckptkit.models.graphs.onnx_graph import OnnxGraph
-    from ckptkit.registry.schema import Entry
+FRAMEWORKS = ("torch", "tensorflow")
+BACKENDS: Mapping[BackendName, tuple[tuple[str, ...], str]] = {
+    "keras": (FRAMEWORKS, "checkpoints"),
+    "onnxruntime": (("torch", "onnx", "onnxruntime", "onnxscript"), "files ending in .onnx"),
+    "recorded": (("torch",), "outputs in a file ending in .npz"),
+}
+"""What PyTorch can be compared with: the packages that it takes, and what of it can be given."""
+
+_ALIASES = {"tf": "keras", "tensorflow": "keras", "onnx": "onnxruntime", "ort": "onnxruntime"}
 
 NO_STATISTICS = (
     "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "
@@ -49,318 +65,349 @@ NO_STATISTICS = (
 )
 
 
+# -- what is asked for ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class _Pair:
-    """Both sides after their runs."""
+class ParityRequest:
+    """What to compare a checkpoint with, and how; see `ckptkit.parity`."""
 
-    reference: Ran  # the side that read the source
-    candidate: Ran
-    precision: str  # that the way from the one to the other rounded to
-    unknown: Sequence[str]  # settings that nobody said, so that both functions ran
-    notes: Sequence[str] = ()
+    backend: BackendName = "keras"
+    converted: Path | None = None
+    batch: int | None = None
+    resolution: int | tuple[int, int] | None = None
+    seed: int | None = None
+    image: Path | None = None
+    weights: Weights = "auto"
+    dtype: str | None = None  # what a fresh conversion rounds to
+    variant: str | None = None
+    allow_missing_bn: bool = False
+    settings: Mapping[str, Any] | None = None
+    tolerance: Tolerance | None = None  # None: that of the precision
+    synthetic: bool = False
+    name: str | None = None  # what the report calls the checkpoint
+
+    def with_each(self, asked: Sequence[str] = ()) -> tuple[ParityRequest, ...]:
+        """The request with each backend asked for; with none, with the one that fits what is given."""
+        chosen = [backend_named(text) for text in dict.fromkeys(asked)]
+        requests = [replace(self, backend=backend) for backend in dict.fromkeys(chosen or [self._fitting()])]
+        for request in requests:
+            request._refuse_contradiction()
+        return tuple(requests)
+
+    def _fitting(self, backend: BackendName | None = None) -> BackendName:
+        """What the given file is for; an ``.npz`` is a recording only where that is asked for."""
+        suffix = self.converted.suffix.lower() if self.converted else ""
+        if suffix == ".npz" and backend == "recorded":
+            return "recorded"
+        return "onnxruntime" if suffix == ".onnx" else "keras"
+
+    def _refuse_contradiction(self) -> None:
+        fitting = self._fitting(self.backend)
+        if self.backend == "recorded" and self.converted is None:
+            raise UsageError("--with recorded needs a recording", hint="name it: --converted outputs.npz")
+        if self.converted is not None and self.backend != fitting:
+            raise UsageError(
+                f"{self.converted} cannot be compared with {self.backend}",
+                hint=f"leave --with out: it is for --with {fitting}, which takes {BACKENDS[fitting][1]}",
+            )
+        if self.dtype is not None and self.backend != "keras":
+            raise UsageError(f"--with {self.backend} runs in float32", hint="leave --dtype out")
+
+    def require(self) -> None:
+        """Look for the packages it takes without importing them, and refuse options that contradict."""
+        needed, _ = BACKENDS[self.backend]
+        keras = "parity, which runs both frameworks,"
+        purpose = keras if self.backend == "keras" else f"parity --with {self.backend}"
+        if self.image is not None:
+            purpose = "parity --image" if all(map(is_installed, needed)) else purpose
+            needed = (*needed, "pillow")
+        require_installed(needed, purpose)
+        if self.converted is not None and self.dtype is not None:
+            raise UsageError(
+                f"{self.converted} already has its precision",
+                hint="leave --dtype out, it is for a fresh conversion",
+            )
 
 
-def run_parity(
-    located: Located,
-    *,
-    backend: BackendName = "keras",
-    converted: Path | None = None,
-    batch: int | None = None,
-    resolution: int | tuple[int, int] | None = None,
-    seed: int | None = None,
-    image: Path | None = None,
-    weights: Weights = "auto",
-    dtype: str | None = None,
-    variant: str | None = None,
-    allow_missing_bn: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    tolerance: Tolerance | None = None,
-    synthetic: bool = False,
-    name: str | None = None,
-    note: Note | None = None,
-) -> ParityReport:
-    """Run one checkpoint on two sides and compare them stage by stage.
+def backend_named(text: str) -> BackendName:
+    """What PyTorch is to be compared with, by its own name or another one for it."""
+    return cast(BackendName, one_of("backend", text, tuple(BACKENDS), _ALIASES))
 
-    With ``keras``, a file that the Keras model can read by its own names is read by it as it is, and
-    converted for the PyTorch model; any other is read by PyTorch, and converted for Keras. It is the
-    conversion of ``ckptkit convert``, into a temporary folder, unless ``converted`` is given. Where both that
-    file and the source have PyTorch's names, Keras gets it by way of TensorFlow's format. With the backend
-    ``onnxruntime`` it is the PyTorch model and its graph, a fresh export or the file ``converted``;
-    TensorFlow takes no part.
 
-    ``dtype`` is what the conversion rounds to. Where a setting that has no default is not known at all, both
-    functions are compared. ``note`` takes each sentence about what is being done.
-    """
+# -- running -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two sides that are ready to run, and what both will see."""
+
+    name: str
+    path: Path
+    source: ModelFile
+    synthetic: bool
+    reference: Backend  # reads the source
+    candidate: Backend
+    batch: Batch
+    precision: str  # that the way from the one side to the other rounded to
+    tolerance: Tolerance
+    notes: Sequence[str]
+
+
+def prove(located: Located, request: ParityRequest, say: Say = say_nothing) -> ParityReport:
+    """Open a request and run it."""
     started = time.perf_counter()
-    require_packages(image=image is not None, backend=backend)
-    if converted is not None and dtype is not None:
-        raise UsageError(
-            f"{converted} already has its precision", hint="leave --dtype out, it is for a fresh conversion"
-        )
-    say = note or _silent
-    entry = located.entry
-    if entry is not None:
-        get_family(entry.family)
-    with ExitStack() as opened:
-        graph = given = None
-        if converted is not None and backend == "onnxruntime":
-            graph = open_foreign_onnx(converted)
-        elif converted is not None:
-            given = Located(converted).like(located)
-        copy = _same_copy(weights, given)
-        source = examine(
-            opened.enter_context(located.open(copy)),
-            weights=copy,
-            variant=variant,
-            entry=entry,
-            allow_missing_bn=allow_missing_bn,
-            settings=settings,
-        )
-        found = source.recognition
-        if graph is not None:
-            batch, resolution = batch or graph.batch, resolution or graph.size
-        inputs = inputs_for(
-            found.family,
-            found.variant,
-            entry,
-            source.reader,
-            batch=batch,
-            resolution=resolution,
-            seed=seed,
-            image=image,
-        )
-        images = inputs.array()
-        prepared, left_out = compare_inputs(inputs, ("torch", "keras") if backend == "keras" else ("torch",))
-        if backend == "onnxruntime":
-            pair = _with_graph(source, graph, images, say)
-        else:
-            pair = _with_keras(_Conversion(source, given, copy, dtype, settings, entry), images, say, opened)
-        ours, theirs = pair.reference, pair.candidate
-        compared = {name: output for name, output in ours.outputs.items() if name in theirs.outputs}
-        stages = compare(
-            compared,
-            {name: theirs.outputs[name] for name in compared} if backend == "onnxruntime" else theirs.outputs,
-            tolerance or TOLERANCES[pair.precision],
-            sides=(FRAMEWORK_NAMES[ours.side.framework], FRAMEWORK_NAMES[theirs.side.framework]),
-        )
-        synthetic = synthetic or is_synthetic(source.reader, found)
-        sides = (ours.side, theirs.side)
-        return ParityReport(
-            name=name or located.name,
-            family=found.family.name,
-            variant=found.variant,
-            pos_emb=found.structure.pos_emb if found.family.has_pos_emb else None,
-            num_classes=found.structure.num_classes,
-            source=str(located.path),
-            synthetic=synthetic,
-            weights=source.plan.weights,
-            reference=ours.side.framework,
-            sides=sides if theirs.side.framework != "keras" else (sides[1], sides[0]),
-            inputs=inputs,
-            precision=pair.precision,
-            stages=(*prepared, *stages),
-            top=top_agreement(compared, theirs.outputs, stages),
-            notes=(
-                *((NOTE,) if synthetic else ()),
-                *left_out,
-                *(pair.notes if backend == "onnxruntime" else ()),
-                *_source_notes(source, inputs, ours.outputs, pair.unknown),
-                *(pair.notes if backend == "keras" else ()),
-            ),
-            seconds=time.perf_counter() - started,
-        )
+    with open_case(located, request, say) as case:
+        return replace(run_parity(case, say), seconds=time.perf_counter() - started)
 
 
-def _silent(_sentence: str) -> None:
-    return
+def run_parity(opened: Case, say: Say = say_nothing) -> ParityReport:
+    """Run both sides of a case on the same inputs and compare them stage by stage."""
+    reference = opened.reference.run(opened.batch.images, say)
+    candidate = opened.candidate.run(opened.batch.images, say, reference)
+    ours, theirs = _in_common(opened, reference, candidate)
+    sides = (reference.side, candidate.side)
+    stages = compare(
+        ours, theirs, opened.tolerance, sides=[FRAMEWORK_NAMES[side.framework] for side in sides]
+    )
+    return ParityReport(
+        name=opened.name,
+        **opened.source.facts,
+        source=str(opened.path),
+        synthetic=opened.synthetic,
+        reference=reference.side.framework,
+        sides=sides if candidate.side.framework != "keras" else (sides[1], sides[0]),
+        inputs=opened.batch.inputs,
+        precision=opened.precision,
+        stages=(*opened.batch.prepared, *stages),
+        top=top_agreement(ours, theirs, stages),
+        notes=(*opened.notes, *_notes_of(reference, candidate)),
+    )
+
+
+def _in_common(opened: Case, reference: Ran, candidate: Ran) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The outputs to compare: a graph need not give every stage, but none of another model."""
+    ours, theirs = reference.outputs, candidate.outputs
+    if not theirs or theirs.keys() - ours.keys():
+        raise ConversionError(
+            f"{candidate.side.reads} gives {listed(theirs)}, {opened.path} gives {listed(ours)}",
+            hint="give one of this very checkpoint",
+        )
+    names = [name for name in ours if name in theirs]
+    return {name: ours[name] for name in names}, {name: theirs[name] for name in names}
+
+
+def _notes_of(reference: Ran, candidate: Ran) -> Iterator[str]:
+    """What limits a comparison and shows after the runs only."""
+    missing = [name for name in reference.outputs if name not in candidate.outputs]
+    if missing:
+        yield f"{candidate.side.reads} has no {', '.join(missing)} by name: not compared"
+    last = [output for output in reference.outputs.values() if output.ndim == 4][-1]
+    if last.shape[1:3] == (1, 1):
+        yield "the last stage is a single place at this resolution; a larger one tests more"
+
+
+# -- from a request to a case --------------------------------------------------------------------------------
 
 
 @contextmanager
-def synthetic_checkpoint(synthetic: Synthetic, entry: Entry | None = None) -> Iterator[Located]:
-    """A synthetic checkpoint, of the entry it stands in for, in a temporary folder while the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="ckptkit-synthetic-") as folder:
-        yield Located(write_checkpoint(synthetic, Path(folder) / "model.ckpt"), entry)
-
-
-# -- Keras and PyTorch ---------------------------------------------------------------------------------------
+def open_case(located: Located, request: ParityRequest, say: Say = say_nothing) -> Iterator[Case]:
+    """Open both sides of a request while the block lasts: the source, and what is given or made of it."""
+    request.require()
+    if located.entry is not None:
+        get_family(located.entry.family)
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
+        opening = _Opening(located, request, folder, opened, say)
+        yield opening.keras_and_torch() if request.backend == "keras" else opening.torch_and_graph()
 
 
 @dataclass(frozen=True)
-class _Conversion:
-    """A source, and how the other side gets its weights."""
+class _Opening:
+    """A request while its case is made."""
 
-    source: ModelFile
-    given: Located | None
-    copy: Weights
-    dtype: str | None
-    settings: Mapping[str, Any] | None
-    entry: Entry | None
+    located: Located
+    request: ParityRequest
+    folder: Path  # for what is made of the source
+    opened: ExitStack
+    say: Say
 
+    def keras_and_torch(self) -> Case:
+        """The one side reads the source, the other its conversion: a fresh one, or the one given."""
+        given = self.request.converted
+        conversion = Located(given).like(self.located) if given else None
+        weights = _same_copy(self.request.weights, conversion)
+        source = self._source(weights)
+        batch = self._batch(source)
+        reader = conversion.open(weights) if conversion else open_reader(self._convert(source, fresh=True))
+        other = examine(
+            self.opened.enter_context(reader),
+            variant=source.recognition.variant,
+            allow_missing_bn=source.lacks_statistics,
+        )
+        require_same_model(source, other)
+        precision = lossy_precision(source, other)
+        reads = str(given) if given else "a fresh conversion"
+        if not (source.is_for_keras or other.is_for_keras):
+            reads += ", by way of TensorFlow's format"
+            by_way = open_reader(self._convert(other))
+            other = examine(self.opened.enter_context(by_way), allow_missing_bn=True)
+        known = settings_of(source)
+        # The converted file's own settings count for its side: one that travelled wrongly must show.
+        travelled = {**known, **settings_of(other)}
+        first, second = (KerasBackend, TorchBackend) if source.is_for_keras else (TorchBackend, KerasBackend)
+        reference, candidate = first(source, known, "the original"), second(other, travelled, reads)
+        notes = _differences(reference, candidate)
+        return self._case(reference, candidate, batch, precision, notes)
 
-def _with_keras(asked: _Conversion, images: Array, say: Note, opened: ExitStack) -> _Pair:
-    """Run Keras, let it go, run PyTorch; the one reads the source, the other its conversion."""
-    source, given = asked.source, asked.given
-    folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-parity-")))
-    other = examine(
-        opened.enter_context(
-            given.open(asked.copy)
-            if given is not None
-            else open_reader(
-                _convert(source, folder, asked.entry, dtype=asked.dtype, settings=asked.settings, say=say)
+    def torch_and_graph(self) -> Case:
+        """PyTorch's model, and a graph or recording of it: the one given, or a fresh export."""
+        source = self._source(self.request.weights)
+        family, known = source.recognition.family, settings_of(source)
+        if self.request.converted is None:
+            torch = TorchBackend(source, known, "the original", self.folder)
+            return self._case(torch, OnnxBackend(self.folder), self._batch(source))
+        given = _graph(self.request.converted, self.request.backend, family)
+        torch = TorchBackend(source, {**given.settings, **known}, "the original")
+        if len(torch.modes) > 1:
+            unknown = family.missing_settings(torch.known)
+            raise UsageError(
+                f"{given.path} computes one function, and which of {len(torch.modes)} is not known",
+                hint="say " + " ".join(family.set_option(key) for key in unknown),
             )
-        ),
-        variant=source.recognition.variant,
-        allow_missing_bn=source.lacks_statistics,
-    )
-    require_same_model(source, other)
-    precision = lossy_precision(source, other)
-    reads = "a fresh conversion" if given is None else str(given.path)
-    if not (source.is_for_keras or other.is_for_keras):
-        reads += ", by way of TensorFlow's format"
-        by_way = _convert(other, folder, None, dtype=None, settings=None, say=say)
-        other = examine(opened.enter_context(open_reader(by_way)), allow_missing_bn=True)
-    known = settings_of(source)
-    # The converted file's own settings count for its side: one that travelled wrongly must show.
-    travelled = {**known, **settings_of(other)}
-    if source.is_for_keras:
-        reference = KerasBackend(source, known, "the original").run(images, say)
-        candidate = TorchBackend(other, travelled, reads).run(images, say)
-    else:
-        candidate = KerasBackend(other, travelled, reads).run(images, say)
-        reference = TorchBackend(source, known, "the original").run(images, say)
-    unknown = source.recognition.family.missing_settings(known)
-    return _Pair(
-        reference, candidate, precision, unknown, [*_differences(reference, candidate, source, other)]
-    )
+        return self._case(torch, given, self._batch(source, given), notes=_graph_notes(known, given))
+
+    def _source(self, weights: Weights) -> ModelFile:
+        return examine(
+            self.opened.enter_context(self.located.open(weights)),
+            weights=weights,
+            variant=self.request.variant,
+            entry=self.located.entry,
+            allow_missing_bn=self.request.allow_missing_bn,
+            settings=self.request.settings,
+        )
+
+    def _batch(self, source: ModelFile, fixed: GraphBackend | None = None) -> Batch:
+        found = source.recognition
+        asked: dict[str, Any] = {
+            key: getattr(self.request, key) for key in ("batch", "resolution", "seed", "image")
+        }
+        recorded = fixed.path if isinstance(fixed, RecordedBackend) and fixed.has_images else None
+        if recorded is not None and any(value is not None for value in asked.values()):
+            raise UsageError(
+                f"{recorded} has its own inputs",
+                hint="leave --image, --seed, --batch and --resolution out",
+            )
+        for key, value in {"batch": fixed.batch, "resolution": fixed.size}.items() if fixed else ():
+            asked[key] = value if asked[key] is None else asked[key]
+        inputs = inputs_for(found.family, found.variant, self.located.entry, source.reader, **asked)
+        if recorded is not None:
+            inputs = replace(inputs, seed=None, recorded=recorded)
+        return Batch.of(inputs, ("torch", "keras") if self.request.backend == "keras" else ("torch",))
+
+    def _convert(self, file: ModelFile, *, fresh: bool = False) -> Path:
+        """Convert for the other framework, by the code of ``ckptkit convert``; a fresh one as asked for."""
+        found = file.recognition
+        to = "safetensors" if file.is_for_keras else "tf"
+        plan = plan_by_layout(
+            file.reader,
+            found,
+            CANONICAL if file.is_for_keras else found.family.layout_for("tf"),
+            weights=cast(Weights, file.plan.weights or "auto"),
+            head=found.structure.num_classes is not None,
+            allow_missing_bn=file.lacks_statistics,
+            settings=self.request.settings if fresh else None,
+            entry=self.located.entry if fresh else None,
+        )
+        self.say(f"converting to {to} in a temporary folder")
+        target = Target(to, self.request.dtype if fresh else None)
+        return execute(plan, file.reader, target, self.folder / f"converted{EXTENSIONS[to]}").path
+
+    def _case(
+        self,
+        reference: ModelBackend,
+        candidate: Backend,
+        batch: Batch,
+        precision: str = "float32",
+        notes: Iterable[str] = (),
+    ) -> Case:
+        source, request = reference.file, self.request
+        synthetic = request.synthetic or is_synthetic(source.reader, source.recognition)
+        about_source = _source_notes(reference, batch.inputs)
+        return Case(
+            name=request.name or self.located.name,
+            path=self.located.path,
+            source=source,
+            synthetic=synthetic,
+            reference=reference,
+            candidate=candidate,
+            batch=batch,
+            precision=precision,
+            tolerance=request.tolerance or TOLERANCES[precision],
+            notes=(*([NOTE] if synthetic else []), *batch.notes, *about_source, *notes),
+        )
 
 
-def _same_copy(weights: Weights, converted: Located | None) -> Weights:
-    """Take the copy that a converted file says it was made of, where nobody asked for one."""
-    if weights != "auto" or converted is None:
+def _same_copy(weights: Weights, conversion: Located | None) -> Weights:
+    """Take the copy that a conversion says it was made of, where no other was asked for."""
+    if weights != "auto" or conversion is None:
         return weights
-    with converted.open(None) as reader:
-        said = reader.metadata.get("weights")
-    return "ema" if said == "ema" else "raw" if said == "raw" else "auto"
+    with conversion.open(None) as reader:
+        copy = reader.metadata.get("weights")
+    return cast(Weights, copy) if copy in ("ema", "raw") else "auto"
 
 
-def _convert(
-    source: ModelFile,
-    folder: Path,
-    entry: Entry | None,
-    *,
-    dtype: str | None,
-    settings: Mapping[str, Any] | None,
-    say: Note,
-) -> Path:
-    """Convert the source for the other framework, by the code of ``ckptkit convert``."""
-    found = source.recognition
-    to = "safetensors" if source.is_for_keras else "tf"
-    target = Target(to, dtype)
-    plan = plan_by_layout(
-        source.reader,
-        found,
-        CANONICAL if source.is_for_keras else found.family.layout_for("tf"),
-        weights=cast(Weights, source.plan.weights or "auto"),
-        head=found.structure.num_classes is not None,
-        allow_missing_bn=source.lacks_statistics,
-        settings=settings,
-        entry=entry,
+def _graph(path: Path, backend: BackendName, family: Family) -> GraphBackend:
+    """Open a given graph, with the settings that it says it was made with."""
+    if backend == "recorded":
+        return RecordedBackend.of(path)
+    graph = open_foreign_onnx(path)
+    names = [key for key in family.settings if key in graph.metadata]
+    return OnnxBackend.of(
+        graph, {key: family.setting_of_file(key, graph.metadata[key], path) for key in names}
     )
-    say(f"converting to {to} in a temporary folder")
-    return execute(plan, source.reader, target, folder / f"converted{EXTENSIONS[to]}").path
 
 
-def _differences(reference: Ran, candidate: Ran, source: ModelFile, other: ModelFile) -> Iterator[str]:
-    """In what the two files differ besides their tensors."""
-    for key, value in candidate.side.settings.items():
-        ours = reference.side.settings[key]
-        if value != ours:
-            yield f"{candidate.side.reads} says {key} is {value}, the source {ours}: each ran with its own"
-    tables = {file.recognition.structure.table_sizes for file in (source, other)}
-    if len(tables) > 1:
-        metadata = (source if source.recognition.structure.table_sizes else other).reader.metadata
-        yield (
-            "the position tables of one file were resized"
-            + (f" for {fit}" if (fit := metadata.get("resolution")) else "")
-            + ": at any other resolution the two differ"
-        )
-
-
-# -- PyTorch and its graph -----------------------------------------------------------------------------------
-
-
-def _with_graph(source: ModelFile, graph: OnnxGraph | None, images: Array, say: Note) -> _Pair:
-    """Run PyTorch's model, then its graph: a fresh export, or the one that is given."""
-    family = source.recognition.family
-    known = settings_of(source)
-    travelled = {} if graph is None else _settings_in(graph, source)
-    chosen = {**travelled, **known}
-    modes = [*modes_of(family, chosen)]
-    unknown = family.missing_settings(chosen)
-    if graph is not None and len(modes) > 1:
-        raise UsageError(
-            f"{graph.path} computes one function, and which of {len(modes)} is not known",
-            hint="say " + " ".join(family.set_option(key) for key in unknown),
-        )
-    torch = TorchBackend(source, chosen, "the original")
-    reference = torch.run(images, say)
-    candidate = OnnxBackend(torch, reference, graph, travelled).run(images, say)
-    others = [name for name in candidate.outputs if name not in reference.outputs]
-    if others or not candidate.outputs:
-        raise ConversionError(
-            f"{graph.path if graph else 'its graph'} gives {listed(candidate.outputs)}, "
-            f"{source.reader.path} gives {listed(reference.outputs)}",
-            hint="give a graph of this very checkpoint",
-        )
-    unseen = [name for name in reference.outputs if name not in candidate.outputs]
-    notes = [*_graph_notes(graph, known, travelled, unseen)] if graph is not None else []
-    return _Pair(reference, candidate, "float32", unknown, notes)
-
-
-def _settings_in(graph: OnnxGraph, source: ModelFile) -> dict[str, Any]:
-    """Settings that a graph says it was made with."""
-    family = source.recognition.family
-    return {
-        key: family.setting_of_file(key, graph.metadata[key], graph.path)
-        for key in family.settings
-        if key in graph.metadata
-    }
-
-
-def _graph_notes(
-    graph: OnnxGraph, known: Mapping[str, Any], travelled: Mapping[str, Any], unseen: Sequence[str]
-) -> Iterator[str]:
-    """What a reader must know of a graph to judge the result."""
-    for key, value in travelled.items():
-        if key not in known:
-            yield f"{key} is not known of the source: both ran as {graph.path} says, {value}"
-        elif known[key] != value:
-            yield f"{graph.path} says {key} is {value}, the source {known[key]}: each ran with its own"
-    if unseen:
-        yield f"{graph.path} has no {', '.join(unseen)} by name: not compared"
-
-
-# -- both ----------------------------------------------------------------------------------------------------
-
-
-def _source_notes(
-    source: ModelFile, inputs: Inputs, outputs: Mapping[str, Array], unknown: Sequence[str]
-) -> Iterator[str]:
-    """Tell what limits a comparison, whatever the source is compared with."""
-    usual = source.recognition.family.default_resolution(source.recognition.variant)
+def _source_notes(reference: ModelBackend, inputs: Inputs) -> Iterator[str]:
+    """What limits a comparison, whatever the source is compared with."""
+    source, found = reference.file, reference.file.recognition
     if source.lacks_statistics:
         yield NO_STATISTICS
-    if source.recognition.structure.num_classes is None:
+    if found.structure.num_classes is None:
         yield "the file has no classification head: the stages are compared, there are no logits"
     if source.plan.weights is not None:
         yield f"the file holds raw weights and moving averages; both sides took {source.plan.weights}"
-    for key in unknown:
+    for key in found.family.missing_settings(reference.known):
         yield f"{key} is not known of this file: both functions it may stand for were compared"
-    unread = source.recognition.family.unread_at_small_inputs(source.recognition.structure)
+    unread = found.family.unread_at_small_inputs(found.structure)
+    usual = found.family.default_resolution(found.variant)
     if unread and min(inputs.height, inputs.width) < usual:
         yield (
             f"the input is smaller than the {usual} pixels this variant was published for, and small {unread}"
         )
-    last = [output for output in outputs.values() if output.ndim == 4][-1]
-    if last.shape[1:3] == (1, 1):
-        yield "the last stage is a single place at this resolution; a larger one tests more"
+
+
+def _differences(reference: ModelBackend, candidate: ModelBackend) -> Iterator[str]:
+    """In what two files differ besides their tensors."""
+    ours = reference.settings
+    for key, value in candidate.settings.items():
+        if value != ours[key]:
+            yield f"{candidate.reads} says {key} is {value}, the source {ours[key]}: each ran with its own"
+    files = [side.file for side in (reference, candidate)]
+    resized = [file for file in files if file.recognition.structure.table_sizes]
+    if len({file.recognition.structure.table_sizes for file in files}) > 1:
+        fit = resized[0].reader.metadata.get("resolution")
+        yield (
+            "the position tables of one file were resized"
+            + (f" for {fit}" if fit else "")
+            + ": at any other resolution the two differ"
+        )
+
+
+def _graph_notes(known: Mapping[str, Any], given: GraphBackend) -> Iterator[str]:
+    """In what a given graph differs from its source besides the weights."""
+    for key, value in given.settings.items():
+        if key not in known:
+            yield f"{key} is not known of the source: both ran as {given.path} says, {value}"
+        elif known[key] != value:
+            yield f"{given.path} says {key} is {value}, the source {known[key]}: each ran with its own"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ckptkit.base.budget import Budget
+from ckptkit.base.errors import CkptkitError
+from ckptkit.base.files import open_named, storage_error
 
 Location = tuple[str | int, ...]
 
@@ -55,6 +58,33 @@ class Document:
         while location and location not in self.lines:
             location = location[:-1]
         return self.lines.get(location, 1)
+
+
+def read_text(
+    path: Path,
+    most: int,
+    absent: CkptkitError,
+    refuse: Callable[[str], CkptkitError],
+    encoding: str = "utf-8",
+) -> tuple[str, bytes]:
+    """Text of a file that a user names, newlines as they are, and its bytes; at most ``most`` of them.
+
+    ``refuse`` makes an error of what is wrong, which begins with the line.
+    """
+    try:
+        with open_named(path) as file:
+            data = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise absent from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if len(data) > most:
+        raise refuse(f"line 1: larger than {most:,} bytes")
+    try:
+        return data.decode(encoding), data
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refuse(f"line {line}: not UTF-8 text: byte 0x{data[error.start]:02x}") from error
 
 
 class _TooMuchError(Exception):

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ckptkit.base.errors import NotFoundError, RegistryError
-from ckptkit.base.files import open_named, storage_error
 from ckptkit.base.home import listed_paths
+from ckptkit.registry import document
 from ckptkit.registry.document import Document, Location, bounded, parse
 from ckptkit.registry.query import Registry, nearest
 from ckptkit.registry.schema import (
@@ -92,22 +92,9 @@ def load_texts(
 
 def read_text(path: Path) -> str:
     """Text of a registry file, newlines as they are."""
-    try:
-        with open_named(path) as file:
-            data = file.read(MAX_FILE_SIZE + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"{path}: no such registry file", hint="check --registry and CKPTKIT_REGISTRY"
-        ) from error
-    except OSError as error:
-        raise storage_error(error, path) from error
-    if len(data) > MAX_FILE_SIZE:
-        raise RegistryError(path, [f"line 1: larger than {MAX_FILE_SIZE:,} bytes, so no registry"])
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RegistryError(path, [f"line {line}: not UTF-8 text: byte 0x{data[error.start]:02x}"]) from error
+    absent = NotFoundError(f"{path}: no such registry file", hint="check --registry and CKPTKIT_REGISTRY")
+    text, _ = document.read_text(path, MAX_FILE_SIZE, absent, lambda fault: RegistryError(path, [fault]))
+    return text
 
 
 @dataclass

@@ -20,8 +20,12 @@ With ``direction: reverse`` (or ``--reverse``) the whole file is read from the t
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
@@ -31,9 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from ckptkit.base.axes import OPS, Op, Shape
 from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words
-from ckptkit.base.files import open_named, storage_error
-from ckptkit.registry.document import Document, Location, bounded, parse, short
-from ckptkit.rules.user_patterns import compiled
+from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
+from ckptkit.rules.language import shape_of
 
 MAX_FILE_SIZE = 4_000_000
 """Bytes; the largest table of this project, written out as rules, has 20,000."""
@@ -137,17 +140,6 @@ class NamePattern:
         return self.text.format(**values)
 
 
-def shape_of(name: str) -> str:
-    """A name with each number in it replaced by one digit: rules of another shape need not be tried.
-
-    Examples
-    --------
-    >>> shape_of("block_12/conv3/w"), NamePattern.parse("block_{i}/conv3/w").shape
-    ('block_0/conv0/w', 'block_0/conv0/w')
-    """
-    return _DIGITS.sub("0", name)
-
-
 @dataclass(frozen=True)
 class IgnoreRule:
     """Tensors that are left out."""
@@ -202,33 +194,13 @@ class RuleFile:
 def load_rules(path: Path | str, *, reverse: bool = False) -> RuleFile:
     """Read a file of rules."""
     path = Path(path)
-    data = _read(path)
-    checked = _Checked(path, parse(_text(path, data)))
+    absent = NotFoundError(f"{path}: no such file of rules", hint="check --rules")
+    text, data = read_text(
+        path, MAX_FILE_SIZE, absent, lambda fault: UsageError(f"{path}: {fault}"), "utf-8-sig"
+    )
+    checked = _Checked(path, parse(text))
     rules = RuleFile(path, hashlib.sha256(data).hexdigest(), checked.rules, checked.ignores)
     return rules.reversed if (checked.direction == "reverse") != reverse else rules
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open_named(path) as file:
-            data = file.read(MAX_FILE_SIZE + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file of rules", hint="check --rules") from error
-    except OSError as error:
-        raise storage_error(error, path) from error
-    if len(data) > MAX_FILE_SIZE:
-        raise UsageError(
-            f"{path}: larger than {MAX_FILE_SIZE:,} bytes, which is too large for a file of rules"
-        )
-    return data
-
-
-def _text(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path}: line {line}: not UTF-8 text") from error
 
 
 class _Checked:
@@ -343,3 +315,110 @@ def _sentence(location: Sequence[str | int], kind: str, message: str) -> str:
     if kind == "missing":
         return f"{where} is missing"
     return f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+# -- a user's regular expressions on a file's names ----------------------------------------------------------
+
+# Python's ``re`` cannot be stopped, and a short expression may keep it busy for years. One that is seen to
+# take a time in proportion to the name runs here; all others run in a process of their own, which the system
+# ends.
+
+_LONGEST = 10_000
+"""Characters of an expression."""
+_SECONDS = 1
+"""Of processor time for all expressions of a file, and more where there are many names."""
+_PAIRS_A_SECOND = 200_000
+_AT_ONCE = 200_000_000
+"""Characters of expressions times those of names: a fraction of a second at the worst."""
+_MEMORY = 1 << 30
+
+_PROGRAM = """
+import json, re, sys, warnings
+warnings.simplefilter("ignore")
+expressions, names, seconds, memory = json.load(sys.stdin)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+except (ImportError, ValueError, OSError):
+    pass
+for expression in expressions:
+    print("[]", flush=True)
+    fits = re.compile(expression).fullmatch
+    print(json.dumps([at for at, name in enumerate(names) if fits(name)]), flush=True)
+"""
+
+
+class TooMuchError(Exception):
+    """An expression takes too long; ``place`` is its index."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def compiled(expression: str) -> re.Pattern[str]:
+    """Compile an expression; raises ValueError where that fails, or it is too long or nested too deeply."""
+    if len(expression) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST:,} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(expression)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (re.error, OverflowError) as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+
+
+def fitting(expressions: Sequence[str], names: Sequence[str]) -> list[list[int]]:
+    """For each expression, which of the names it fits as a whole.
+
+    Examples
+    --------
+    >>> fitting(["step|epoch", "opt/.*"], ["opt/m", "step", "w"])
+    [[1], [0]]
+    """
+    size, left = sum(map(len, names)), _AT_ONCE
+    found: dict[int, list[int]] = {}
+    apart: dict[int, str] = {}
+    for place, expression in enumerate(expressions):
+        left -= len(expression) * size
+        if left >= 0 and _is_quick(expression):
+            fits = compiled(expression).fullmatch
+            found[place] = [at for at, name in enumerate(names) if fits(name)]
+        else:
+            apart[place] = expression
+    if apart:
+        found.update(_apart(apart, names))
+    return [found[place] for place in range(len(expressions))]
+
+
+def _is_quick(expression: str) -> bool:
+    """Whether there is little to try: one repetition at the most, of a single character, and one group."""
+    signs = re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)", "x", expression, flags=re.DOTALL)
+    repetitions = sum(map(signs.count, "*+?{\\"))
+    return repetitions <= 1 and signs.count("(") <= 1 and not re.search(r"\)[*+?{]", signs)
+
+
+def _apart(expressions: Mapping[int, str], names: Sequence[str]) -> dict[int, list[int]]:
+    """As `fitting`, in a process that is ended when it takes too long."""
+    seconds = _SECONDS + len(expressions) * len(names) // _PAIRS_A_SECOND
+    given = json.dumps([list(expressions.values()), names, seconds, _MEMORY])
+    try:
+        done = subprocess.run(  # noqa: S603 (Python itself, with a program of our own)
+            [sys.executable, "-I", "-S", "-c", _PROGRAM],
+            input=given.encode(),
+            capture_output=True,
+            timeout=10 * seconds,
+            check=False,
+        )
+        output, finished = done.stdout, done.returncode == 0
+    except subprocess.TimeoutExpired as error:
+        output, finished = error.stdout or b"", False
+    lines = output.splitlines()
+    places = list(expressions)
+    if not finished or len(lines) != 2 * len(places):
+        raise TooMuchError(places[min(max(0, len(lines) - 1) // 2, len(places) - 1)])
+    return dict(zip(places, map(json.loads, lines[1::2]), strict=True))

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,6 +24,7 @@ from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli.app import main
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.parity.report import Failure, junit_document
+from ckptkit.parity.run import ParityRequest
 from tests.base.test_files import TARGETS
 from tests.support.running import finish, start, wait_until
 
@@ -56,9 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(files, "_READER_SECONDS", 0.1)
-    monkeypatch.setattr(
-        import_module("ckptkit.parity.backends"), "require_packages", lambda **_: None
-    )  # none is used
+    monkeypatch.setattr(ParityRequest, "require", lambda _: None)  # no framework is used
     return tmp_path
 
 

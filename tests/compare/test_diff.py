@@ -21,7 +21,6 @@ from ckptkit.compare.diff import (
     AlignedTensor,
     OnlyInOne,
     Pairing,
-    compare_files,
     pair_by_architecture,
     pair_by_name,
 )
@@ -37,6 +36,7 @@ from ckptkit.models.synth import Synthetic, write_bundle
 from ckptkit.registry.loading import load_registry
 from ckptkit.rules.language import OPS, Binding
 from ckptkit.workspace import Located
+from tests.support.comparing import compare_files
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, tiny_tensors, write_tiny
 from tests.support.moat_reference import variable_shapes
 from tests.support.tensors import OPAQUE, raw_safetensors, some_arrays, specs_of, write_all

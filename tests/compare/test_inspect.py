@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
-from ckptkit.compare.inspect import Statistics, inspect_file, statistics
+from ckptkit.compare.inspect import Statistics, statistics
+from tests.support.comparing import inspect_file
 from tests.support.moat_files import AVERAGE, write_tiny
 from tests.support.moat_reference import parameter_count, variable_shapes
 from tests.support.tensors import OPAQUE, raw_safetensors

@@ -27,7 +27,6 @@ from ckptkit.compare.verify import (
     fit,
     has_values,
     rounds_to,
-    verify_checkpoint,
 )
 from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import FileFacts, match
@@ -35,6 +34,7 @@ from ckptkit.families.recognition import recognise
 from ckptkit.registry.loading import load_registry
 from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.workspace import Located
+from tests.support.comparing import verify_checkpoint
 from tests.support.entries import entry_of
 from tests.support.moat_files import AVERAGE, data_offset, flip_byte, write_tiny
 from tests.support.moat_reference import parameter_count, variable_shapes

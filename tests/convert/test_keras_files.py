@@ -177,8 +177,8 @@ def test_models_are_built_from_it(sources, tmp_path, framework):
 def test_parity_holds_from_it(sources, tmp_path, case):
     pytest.importorskip("torch")
     pytest.importorskip("tensorflow")
-    from ckptkit.parity.run import run_parity
     from ckptkit.workspace import Located
+    from tests.support.parity_cases import run_parity
 
     variant, settings = CASES[case]
     told = {key: value for key, value in settings.items() if key != "pos_emb"}

@@ -12,7 +12,6 @@ import pytest
 
 import ckptkit
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
-from ckptkit.compare.diff import compare_files
 from ckptkit.convert.execution import execute
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import get_family
@@ -20,6 +19,7 @@ from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_torch
 from ckptkit.registry.loading import load_registry
+from tests.support.comparing import compare_files
 from tests.support.moganet_weights import recipe_state
 
 VARIANTS = get_family("moganet").variants

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from ckptkit.base.errors import StorageError
-from ckptkit.convert import provenance as module
-from ckptkit.convert.pipeline import Options, convert_checkpoint
-from ckptkit.convert.provenance import Provenance
+from ckptkit.convert import pipeline as module
+from ckptkit.convert.pipeline import Options, Provenance, convert_checkpoint
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_bundle, write_checkpoint

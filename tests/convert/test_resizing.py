@@ -7,18 +7,17 @@ import pytest
 
 import ckptkit
 from ckptkit.base.errors import ConversionError, UsageError
-from ckptkit.compare.verify import verify_checkpoint
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.moat.windows import plausible_sizes, resize_table, table_sizes_at
 from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_bundle, write_torch
-from ckptkit.parity.run import run_parity
 from ckptkit.workspace import Located
 from tests.support.commands import runner
+from tests.support.comparing import verify_checkpoint
 from tests.support.moat_files import write_tiny
-from tests.support.parity_cases import convert_to, require_frameworks
+from tests.support.parity_cases import convert_to, require_frameworks, run_parity
 
 SIZE = (96, 160)
 TABLES = {"stages.2.": (11, 19), "stages.3.": (5, 9)}

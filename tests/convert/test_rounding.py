@@ -11,9 +11,8 @@ import pytest
 
 import ckptkit
 from ckptkit.base.tensors import DTYPES, byte_pieces, dtype_of
-from ckptkit.convert.execution import Target, execute
+from ckptkit.convert.execution import RoundingLoss, Target, describe_losses, execute, rounding_loss
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.convert.rounding import RoundingLoss, describe, rounding_loss
 from ckptkit.formats.detect import open_reader
 from tests.support.commands import runner
 from tests.support.moat_files import write_tiny
@@ -211,7 +210,7 @@ def test_the_library_logs_a_warning(planted, tmp_path, caplog):
 
 def test_words():
     losses = [RoundingLoss(f"t{n}", "float16", n % 2, 1) for n in range(5)]
-    said = describe(losses)
+    said = describe_losses(losses)
     assert said.startswith("float16 cannot hold every value: 2 finite values became infinite and 5 values")
     assert said.endswith("in 5 tensors: t0 (1 to zero), t1 (1 to infinity, 1 to zero), t2 (1 to zero) …")
-    assert describe(losses, shown=None).endswith("t4 (1 to zero)")
+    assert describe_losses(losses, shown=None).endswith("t4 (1 to zero)")

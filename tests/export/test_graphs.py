@@ -18,6 +18,8 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.files import TEMPORARY
 from ckptkit.export import graphs
 from ckptkit.export.targets import ExportRequest, get_target
+from ckptkit.parity.backends import Backend, Pass, Ran
+from ckptkit.parity.report import Side
 from tests.support.exporting import noting, source_of
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, STAGES, toy_file, toy_variants
 
@@ -242,13 +244,17 @@ class TestTheCheck:
     )
 
     def check(self, change: Any = None, *, features: bool = False, names: Any = ("stage1", "logits")) -> Any:
-        def run(images: np.ndarray) -> dict[str, np.ndarray]:
-            found = {name: self.REFERENCE.outputs[name][: len(images)].copy() for name in names}
-            if change:
-                change(found)
-            return found
+        class Graph(Backend):
+            framework = "onnxruntime"
 
-        return graphs.check_graph(self.REFERENCE, run, features=features, backend="onnxruntime 1.0")
+            def run(_, images: np.ndarray, *_said: Any) -> Ran:
+                found = {name: self.REFERENCE.outputs[name][: len(images)].copy() for name in names}
+                if change:
+                    change(found)
+                side = Side("onnxruntime", "onnxruntime 1.0", "", "onnx", "opset 18", "float32", {}, 0.0)
+                return Ran({"": Pass(found)}, side)
+
+        return graphs.check_graph(self.REFERENCE, Graph(), features=features)
 
     def test_what_agrees(self):
         found = self.check()

@@ -20,11 +20,10 @@ import pytest
 import ckptkit
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import RawTensor
-from ckptkit.compare.diff import compare_files
-from ckptkit.compare.inspect import inspect_file
 from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.formats.names import EXTENSIONS
 from tests.support.carrying import carry
+from tests.support.comparing import compare_files, inspect_file
 from tests.support.damage import no_maps
 from tests.support.tensors import same_bits, specs_of, write_all
 

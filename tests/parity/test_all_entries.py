@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.models.synth import synthetic_for
-from ckptkit.parity.run import run_parity, synthetic_checkpoint
+from ckptkit.models.synth import synthetic_checkpoint, synthetic_for
 from ckptkit.registry.loading import load_registry
+from tests.support.parity_cases import run_parity
 
 REGISTRY = load_registry()
 QUICK = ("tiny-moat0-256-noposemb", "moganet-xt-256-deit3")

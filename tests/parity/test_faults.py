@@ -12,10 +12,9 @@ import pytest
 
 from ckptkit.base.errors import ConversionError
 from ckptkit.families import base
-from ckptkit.parity.run import run_parity
 from ckptkit.rules.language import OPS, Op
 from ckptkit.workspace import Located
-from tests.support.parity_cases import SIDE, require_frameworks
+from tests.support.parity_cases import SIDE, require_frameworks, run_parity
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -8,10 +8,10 @@ import pytest
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.parity.inputs import (
     image_inputs,
+    normalization_in,
     parse_resolution,
     random_inputs,
-    said_normalization,
-    said_resolution,
+    resolution_in,
 )
 from tests.support.moat_reference import golden_input
 
@@ -164,14 +164,14 @@ def test_a_file_says_no_size_that_no_input_has(text):
     with pytest.raises(
         FormatError, match=r"its metadata says resolution is '.{0,40}', which is not an input size"
     ):
-        said_resolution({"resolution": text}, Path("f.pth"))
+        resolution_in({"resolution": text}, Path("f.pth"))
 
 
 def test_what_a_file_says_of_its_inputs():
     path = Path("f.pth")
-    assert said_resolution({}, path) is None
-    assert said_resolution({"resolution": "224"}, path) == 224
-    assert said_resolution({"resolution": "192x16384"}, path) == (192, 16384)
-    assert said_normalization({"normalization": "half"}, path) == "half"
+    assert resolution_in({}, path) is None
+    assert resolution_in({"resolution": "224"}, path) == 224
+    assert resolution_in({"resolution": "192x16384"}, path) == (192, 16384)
+    assert normalization_in({"normalization": "half"}, path) == "half"
     with pytest.raises(FormatError, match=r"its metadata says normalization is 'x{40}', which is not"):
-        said_normalization({"normalization": "x" * 5000}, path)
+        normalization_in({"normalization": "x" * 5000}, path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.families.base import get_family
-from ckptkit.models.synth import Synthetic, write_torch
+from ckptkit.models.synth import Synthetic, synthetic_checkpoint, write_torch
 from ckptkit.parity.compare import TOLERANCES
-from ckptkit.parity.run import run_parity, synthetic_checkpoint
 from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located
 from tests.support.parity_cases import (
@@ -15,6 +14,7 @@ from tests.support.parity_cases import (
     overwrite_metadata,
     overwrite_tensor,
     require_frameworks,
+    run_parity,
 )
 
 pytestmark = pytest.mark.usefixtures("keras_built_once")

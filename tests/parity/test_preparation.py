@@ -13,19 +13,19 @@ from ckptkit.parity.compare import INPUT, LOGITS
 from ckptkit.parity.inputs import (
     LEVELS,
     MEAN_LEVELS,
-    compare_inputs,
+    Batch,
     compare_preparations,
     image_inputs,
     random_inputs,
 )
 from ckptkit.parity.report import junit_document
-from ckptkit.parity.run import run_parity
 from ckptkit.workspace import Located
 from tests.support.moat_files import write_tiny
-from tests.support.parity_cases import OUTPUTS, require_frameworks
+from tests.support.parity_cases import OUTPUTS, require_frameworks, run_parity
 from tests.support.pictures import drawn, save
 
 image = pytest.importorskip("PIL.Image")
+BOTH = ("torch", "keras")
 
 
 @pytest.fixture(autouse=True)
@@ -274,21 +274,23 @@ def test_figures_are_in_levels_of_255(monkeypatch):
 
 
 class TestInReports:
-    def test_random_inputs_are_prepared_by_nobody(self):
-        assert compare_inputs(random_inputs(2, (32, 32), None)) == ((), ())
+    def test_random_inputs_have_no_preparation(self):
+        batch = Batch.of(random_inputs(2, (32, 32), None), BOTH)
+        assert (batch.prepared, batch.notes) == ((), ())
 
     def test_a_picture_gives_one_row_before_the_stages(self, tmp_path):
         path = save(drawn(), tmp_path / "cat.png")
-        (row,), notes = compare_inputs(image_inputs(path, None, (64, 64), "imagenet", resize=72))
+        batch = Batch.of(image_inputs(path, None, (64, 64), "imagenet", resize=72), BOTH)
+        (row,) = batch.prepared
         assert (row.name, row.verdict, row.shape) == (INPUT, "agrees", (1, 64, 64, 3))
         assert row.limit.value == pytest.approx(2 / 255 / 0.224, rel=2e-3)
-        assert notes == ()
+        assert batch.notes == ()
         assert INPUT != LOGITS
 
     def test_the_worst_pair_speaks_for_all(self, tmp_path, monkeypatch):
         path = save(drawn(), tmp_path / "cat.png")
         crop_one_pixel_off(monkeypatch, None, None)
-        (row,), _ = compare_inputs(image_inputs(path, None, (64, 64), "half", resize=72))
+        (row,) = Batch.of(image_inputs(path, None, (64, 64), "half", resize=72), BOTH).prepared
         assert row.verdict == "differs"
         assert "TensorFlow prepare the picture differently" in row.reason
 
@@ -326,8 +328,8 @@ def test_a_parity_run_has_it_as_its_first_row(tmp_path, monkeypatch):
     assert 'tests="7" failures="1"' in junit_document([report])
 
     monkeypatch.undo()
-    agreed, _ = compare_inputs(report.inputs)
+    agreed = Batch.of(report.inputs, BOTH).prepared
     held = replace(report, stages=(*agreed, *report.stages[1:]))
     assert held.ok
     assert "all 6 outputs and the picture's preparation within tolerance" in held.verdict
-    assert "(input)" not in held.verdict, "its levels of 255 are no relative difference"
+    assert "(input)" not in held.verdict, "its levels of 255 are not a relative difference"

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
-from ckptkit.models.synth import Synthetic, synthetic_for
+from ckptkit.models.synth import Synthetic, synthetic_checkpoint, synthetic_for
 from ckptkit.parity.report import ParityReport
-from ckptkit.parity.run import run_parity, synthetic_checkpoint
 from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located
 from tests.support.entries import entry_of
@@ -26,6 +25,7 @@ from tests.support.parity_cases import (
     overwrite_metadata,
     overwrite_tensor,
     require_frameworks,
+    run_parity,
 )
 
 pytestmark = pytest.mark.usefixtures("keras_built_once")

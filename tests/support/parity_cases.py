@@ -9,16 +9,25 @@ from typing import Any
 
 import pytest
 
+from ckptkit.base.progress import Say, say_nothing
 from ckptkit.convert.execution import execute
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.parity.report import ParityReport
+from ckptkit.parity.run import ParityRequest, prove
+from ckptkit.workspace import Located
 
 VARIANT = "tiny-moat0"
 SIDE = 64
 """Smallest input at which the last stage's attention still sees more than one place."""
 
 OUTPUTS = ("stage1", "stage2", "stage3", "stage4", "stage5", "logits")
+
+
+def run_parity(located: Located, note: Say = say_nothing, **options: Any) -> ParityReport:
+    """Prove a checkpoint by a request with these options."""
+    return prove(located, ParityRequest(**options), note)
 
 
 def require_frameworks() -> None:

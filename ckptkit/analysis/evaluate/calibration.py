@@ -29,9 +29,8 @@ from ckptkit.analysis.runner import hooked, plain_out_of_memory, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.convert.execution import check_written
-from ckptkit.convert.pipeline import refuse_source
+from ckptkit.convert.pipeline import Provenance, refuse_source
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
-from ckptkit.convert.provenance import Provenance
 from ckptkit.families.base import CANONICAL
 from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.base import Reader
