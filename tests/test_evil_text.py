@@ -829,12 +829,12 @@ def test_whatever_others_write_is_shown_on_a_real_terminal(tmp_path: Path) -> No
     pty = pytest.importorskip("pty")
     code = (
         "import logging, sys, warnings\n"
-        "from ckptkit.cli import app, entry_table\n"
+        "from ckptkit.cli import app, entries\n"
         f"evil = {EVIL['clear'] + EVIL['title'] + EVIL['c1'] + EVIL['bidi']!r}\n"
         "def columns(*_):\n"
         "    logging.warning(evil); warnings.warn(evil); print(evil); print(evil, file=sys.stderr)\n"
         "    raise OSError(evil)\n"
-        "entry_table.field_named = columns\n"
+        "entries.field_named = columns\n"
         "app.main(['list', '--columns', 'id', '-v'])\n"
     )
     leader, follower = pty.openpty()

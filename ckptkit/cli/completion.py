@@ -90,7 +90,7 @@ def complete_values(field: str) -> Callable[[str], list[str]]:
 
 def complete_column(incomplete: str) -> list[str]:
     """Columns of ``list``."""
-    from ckptkit.cli.entry_table import column_names
+    from ckptkit.cli.entries import column_names
 
     return [name for name in column_names() if name.startswith(incomplete)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,17 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ckptkit.base.text import human_bytes
-from ckptkit.cli import entry_table
 from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
-from ckptkit.cli.options import (
-    EntryFilter,
-    PatternsArgument,
-    state_of,
-)
+from ckptkit.cli.entries import Listing, fields_named, ordered
+from ckptkit.cli.options import EntryFilter, PatternsArgument, state_of
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from ckptkit.cli.entry_table import Field, Listed
-    from ckptkit.cli.output import Output
     from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
 
@@ -93,25 +89,19 @@ def list_command(
     · ckptkit list -o checkpoints.html
     """
     state = state_of(context)
-    chosen = entry_table.fields_named(columns)
+    chosen = fields_named(columns)
     catalogue = state.registry()
     items = where.of(catalogue, patterns)
     if sort is not None:
-        items = entry_table.ordered(items, sort, reverse=reverse)
+        items = ordered(items, sort, reverse=reverse)
     elif reverse:
         items.reverse()
-    wanted = form or _BY_ENDING.get(output.suffix.lower() if output else "") or Form.TABLE
+    listing = Listing(items, chosen)
     if output is None:
-        _print_list(state.output, items, chosen, wanted)
+        _print(state.output, listing, form)
     else:
         if not dry_run:
-            _write_list(
-                output,
-                items,
-                chosen,
-                Form.JSON if state.output.as_json and form is None else wanted,
-                force=force,
-            )
+            _write(state.output, output, listing, form, force=force)
         state.output.note(
             f"would write {len(items)} entries to {output}" if dry_run else f"{len(items)} entries"
         )
@@ -121,39 +111,29 @@ def list_command(
         state.output.note(f"no entry matches all filters (of {len(catalogue)} in the registry)")
 
 
-def _write_list(
-    path: Path, items: list[Listed], chosen: list[Field] | None, form: Form, *, force: bool
-) -> None:
-    """Write to a file what would be printed in a pipe."""
+def _print(output: Output, listing: Listing, form: Form | None) -> None:
+    documents = {Form.CSV: listing.csv, Form.MARKDOWN: listing.markdown, Form.HTML: listing.html}
+
+    def people() -> None:
+        if form in documents:
+            output.document(documents[form]())
+        else:
+            listing.print_table(output)
+
+    output.result(listing, people, json=form is Form.JSON)
+
+
+def _write(output: Output, path: Path, listing: Listing, form: Form | None, *, force: bool) -> None:
+    """Write to a file what would be printed in a pipe; its ending says in which form where no option does."""
     import io
 
     from ckptkit.base.files import StagedFile
-    from ckptkit.cli.output import Output
 
     text = io.StringIO()
-    _print_list(Output(stdout=text), items, chosen, form)
+    _print(replace(output, stdout=text), listing, form or _BY_ENDING.get(path.suffix.lower()))
     with StagedFile(path, force=force) as file:
         file.append(text.getvalue().encode())
         file.commit()
-
-
-def _print_list(output: Output, items: list[Listed], chosen: list[Field] | None, form: Form) -> None:
-
-    def people() -> None:
-        if form is Form.CSV:
-            output.document(entry_table.as_csv(items, chosen))
-        elif form is Form.MARKDOWN:
-            output.document(entry_table.as_markdown(items, chosen))
-        elif form is Form.HTML:
-            from ckptkit.cli.entry_page import list_page
-
-            page = list_page(items, chosen).rstrip("\n")  # says that it is UTF-8, whatever the output encodes
-            output.document(page.encode("ascii", "xmlcharrefreplace").decode())
-        else:
-            entry_table.print_table(output, items, chosen)
-
-    output.as_json |= form is Form.JSON
-    output.result(entry_table.as_json(items, chosen), people)
 
 
 def show_command(

@@ -19,7 +19,7 @@ from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import SourceRequest
-    from ckptkit.cli.entry_table import Listed
+    from ckptkit.cli.entries import Listed
     from ckptkit.registry.query import Registry
     from ckptkit.workspace import Workspace
 
@@ -292,7 +292,7 @@ class EntryFilter:
 
     def of(self, catalogue: Registry, patterns: Sequence[str] | None) -> list[Listed]:
         """Choose from a registry; ``patterns`` are ids and globs on them, None for all."""
-        from ckptkit.cli.entry_table import Listed
+        from ckptkit.cli.entries import Listed
         from ckptkit.store.cache import Home
 
         conditions = {
