@@ -174,20 +174,21 @@ class Workspace:
 
     def fetch(self, entry: Entry) -> Located:
         """Fetch an entry (at once when it is here and intact)."""
-        from ckptkit.store.fetch import fetch
+        from ckptkit.store.fetch import Job, fetch
         from ckptkit.store.sources import parse_mirrors
 
-        fetched = fetch(
+        job = Job(
             entry,
             self.home,
-            fits=fits,
+            fits,
             offline=self.offline,
             mirrors=parse_mirrors(self.mirrors),
             progress=self.progress,
             notes=self.note,
             warn=self.warn,
-            lock_file=self.trust,
+            trust=self.trust,
         )
+        fetched = fetch(job)
         return self._located(fetched.path, entry, fetched.artefact, fetched.record)
 
     def fetched(self) -> list[Located]:

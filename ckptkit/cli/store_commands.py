@@ -101,7 +101,7 @@ def fetch_command(
     from ckptkit.base.net import Policy, Throttle
     from ckptkit.base.parse import parse_rate
     from ckptkit.store.cache import Home
-    from ckptkit.store.fetch import fetch, refuse_contradiction
+    from ckptkit.store.fetch import Job, fetch, refuse_contradiction
     from ckptkit.store.sources import parse_mirrors
     from ckptkit.workspace import fits
 
@@ -118,8 +118,9 @@ def fetch_command(
     policy = Policy(connections=connections, throttle=throttle)
     if jobs > 1:
         policy = replace(policy, sleep=stop.wait, stopped=stop.is_set)
-    fetching = partial(
-        fetch,
+    output = state.output
+    job = partial(
+        Job,
         home=home,
         fits=fits,
         offline=state.offline,
@@ -128,8 +129,11 @@ def fetch_command(
         accept_new=accept_new,
         require_checksum=require_checksum,
         policy=policy,
+        progress=output.progress,
+        notes=output.note,
+        warn=output.warn,
     )
-    calls = [partial(_fetch_one, entry, fetching, state.output) for entry in entries]
+    calls = [partial(_fetch_one, partial(fetch, job(entry)), entry.id, output) for entry in entries]
     outcomes = map(_attempt, calls) if jobs == 1 else run_parallel(calls, jobs, stop)
     errors: list[CkptkitError] = []
     with state.output.results() as show:
@@ -168,7 +172,7 @@ def import_command(
     · ckptkit import moganet-xt-256 downloaded.pth
     """
     from ckptkit.store.cache import Home
-    from ckptkit.store.fetch import import_file
+    from ckptkit.store.fetch import Job, import_file
     from ckptkit.store.sources import source_of_file
     from ckptkit.workspace import fits
 
@@ -181,17 +185,17 @@ def import_command(
         state.output.result(plan, f"{file} -> {target}")
         return
     output = state.output
-    fetched = import_file(
+    job = Job(
         entry,
-        file,
         home,
-        fits=fits,
+        fits,
         force=force,
         accept_new=accept_new,
         progress=output.progress,
         notes=output.note,
         warn=output.warn,
     )
+    fetched = import_file(job, file)
     how = "was there already" if fetched.from_cache else "imported"
     output.note(f"{id}: {how}, {human_bytes(fetched.record.size)}, sha256 {fetched.record.sha256}")
     output.result(_as_json(fetched), str(fetched.path))
@@ -270,16 +274,16 @@ def _attempt(call: Callable[[], Result]) -> Result | CkptkitError:
         return error
 
 
-def _fetch_one(entry: Entry, fetching: Callable[..., Fetched], output: Output) -> Fetched:
+def _fetch_one(fetch: Callable[[], Fetched], id: str, output: Output) -> Fetched:
     began = time.monotonic()
-    fetched = fetching(entry, progress=output.progress, notes=output.note, warn=output.warn)
+    fetched = fetch()
     record = fetched.record
     if fetched.from_cache:
-        output.note(f"{entry.id}: in the cache already ({human_bytes(record.size)})")
+        output.note(f"{id}: in the cache already ({human_bytes(record.size)})")
     else:
         seconds = max(time.monotonic() - began, 0.001)
         speed = f"{human_bytes(record.size)} in {seconds:.1f} s ({human_bytes(record.size / seconds)}/s)"
-        output.note(f"{entry.id}: {speed}, {_checked_by(fetched)}")
+        output.note(f"{id}: {speed}, {_checked_by(fetched)}")
     return fetched
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import (
     CkptkitError,
@@ -17,20 +16,17 @@ from ckptkit.base.errors import (
     command,
 )
 from ckptkit.base.net import (
-    Policy,
     RefusedError,
     SourceError,
     SourceGoneError,
 )
-from ckptkit.base.progress import Progress, Say, say_nothing
 from ckptkit.base.urls import is_local, without_secrets
-from ckptkit.store.cache import IMPORTED, Home
-from ckptkit.store.expected import ExpectedChecksum, GitHub, hash_file
+from ckptkit.store.cache import IMPORTED
+from ckptkit.store.expected import ExpectedChecksum, hash_file
 from ckptkit.store.install import Fetched, Fits, Job, UnfitError, how_it_came
-from ckptkit.store.lockfile import LockFile
 from ckptkit.store.openers import Opener
 from ckptkit.store.partial import Partial
-from ckptkit.store.sources import Mirror, PlannedSource, plan_sources, source_of_file
+from ckptkit.store.sources import PlannedSource, plan_sources, source_of_file
 from ckptkit.store.transfer import (
     LATER,
     Transfer,
@@ -40,54 +36,23 @@ from ckptkit.store.transfer import (
 )
 from ckptkit.store.unpack import EarlyUnpack
 
-if TYPE_CHECKING:
-    from ckptkit.registry.schema import Entry
-
-__all__ = ["Fetched", "Fits", "fetch", "import_file"]
+__all__ = ["Fetched", "Fits", "Job", "fetch", "import_file"]
 
 
-def fetch(
-    entry: Entry,
-    home: Home,
-    *,
-    fits: Fits,
-    offline: bool = False,
-    mirrors: Sequence[Mirror] = (),
-    force: bool = False,
-    accept_new: bool = False,
-    verify: bool = False,
-    require_checksum: bool = False,
-    progress: Progress | None = None,
-    notes: Say = say_nothing,
-    warn: Say | None = None,
-    policy: Policy | None = None,
-    lock_file: LockFile | None = None,
-    github: GitHub | None = None,
-) -> Fetched:
+def fetch(job: Job) -> Fetched:
     """Have an entry's artefact in the cache, downloading it if it is not there."""
-    refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
-    job = Job(
-        entry,
-        home,
-        lock_file or LockFile.default(home.path),
-        fits,
-        accept_new=accept_new,
-        require_checksum=require_checksum,
-        github=github or GitHub(),
-        progress=progress,
-        notes=notes,
-        warn=warn or notes,
-    )
-    job.lock_file.files(entry.id)  # a damaged lock file is said before anything is downloaded
-    if require_checksum:
-        records = [record.file for record in home.records(entry.id)]
-        job.refuse_unknown([*(source.file for source in plan_sources(entry)), *records])
-    if not force and not verify and (there := job.untouched()):
+    refuse_contradiction(accept_new=job.accept_new, require_checksum=job.require_checksum)
+    id = job.entry.id
+    job.lock_file.files(id)  # a damaged lock file is refused before anything is downloaded
+    if job.require_checksum:
+        records = [record.file for record in job.home.records(id)]
+        job.refuse_unknown([*(source.file for source in plan_sources(job.entry)), *records])
+    if not job.force and not job.verify and (there := job.untouched()):
         return there
-    with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
-        if not force and (there := job.intact(verify=verify, offline=offline)):
+    with job.locked():
+        if not job.force and (there := job.intact()):
             return there
-        return _from_sources(job, offline, mirrors, policy or Policy())
+        return _from_sources(job)
 
 
 def refuse_contradiction(*, accept_new: bool, require_checksum: bool) -> None:
@@ -99,58 +64,35 @@ def refuse_contradiction(*, accept_new: bool, require_checksum: bool) -> None:
         )
 
 
-def import_file(
-    entry: Entry,
-    file: Path,
-    home: Home,
-    *,
-    fits: Fits,
-    force: bool = False,
-    accept_new: bool = False,
-    progress: Progress | None = None,
-    notes: Say = say_nothing,
-    warn: Say | None = None,
-    lock_file: LockFile | None = None,
-) -> Fetched:
+def import_file(job: Job, file: Path) -> Fetched:
     """Take a file that somebody downloaded by hand; it is copied, hashed and checked like a download.
 
     ``force`` replaces what is cached, and takes a file that does not fit the entry, with a warning;
     ``accept_new`` replaces what is cached and what the lock file says.
     """
-    file = file.absolute()
+    file, id = file.absolute(), job.entry.id
     if not file.is_file():
         kind = "a folder" if file.is_dir() else "no such file"
         raise NotFoundError(f"{file}: {kind}", hint="give the file as it was published")
-    job = Job(
-        entry,
-        home,
-        lock_file or LockFile.default(home.path),
-        fits,
-        accept_new=accept_new,
-        overrule=force,
-        note=IMPORTED,
-        progress=progress,
-        notes=notes,
-        warn=warn or notes,
-    )
-    job.lock_file.files(entry.id)
-    with home.lock(entry.id, waiting=lambda: notes(_waiting(entry))):
-        there = None if force or accept_new else job.intact(verify=False, offline=True, quiet=True)
+    job = replace(job, note=IMPORTED)
+    job.lock_file.files(id)
+    with job.locked():
+        there = None if job.force or job.accept_new else job.intact(quiet=True)
         if there is not None:
             if there.record.sha256 == hash_file(file).sha256:
                 return there
             raise UsageError(
-                f"{entry.id} is cached already, with other bytes ({how_it_came(there.record)})",
-                hint=command("import", entry.id, file, "--accept-new").replace("Run", "To replace them", 1),
+                f"{id} is cached already, with other bytes ({how_it_came(there.record)})",
+                hint=command("import", id, file, "--accept-new").replace("Run", "To replace them", 1),
             )
-        origin = source_of_file(entry, file)
-        with url_opener(Policy()) as opener:
+        origin = source_of_file(job.entry, file)
+        with url_opener(job.policy) as opener:
             try:
-                return _take(job, origin, opener, Policy())
+                return _take(job, origin, opener)
             except SourceError as error:
                 hint = "give the file as it was published"
                 if isinstance(error, UnfitError) and error.can_be_kept:
-                    run = command("import", entry.id, file, "--force")
+                    run = command("import", id, file, "--force")
                     hint = run.replace("Run", "To take it all the same", 1)
                 raise FormatError(file, str(error), hint=hint) from error
 
@@ -160,7 +102,6 @@ class _Tried:
     """What became of the sources that were tried so far."""
 
     job: Job
-    offline: bool
     failures: list[tuple[str, Exception]] = field(default_factory=list)
     lacking: list[PlannedSource] = field(default_factory=list)  # left out: no BatchNorm statistics
     withheld: bool = False  # whether a better copy may be had another time
@@ -169,7 +110,7 @@ class _Tried:
     def passes_over(self, source: PlannedSource) -> bool:
         """Whether a source is not to be asked."""
         job, lacks = self.job, source.bn_statistics is False
-        if self.offline and not is_local(source.used_url):
+        if job.offline and not is_local(source.used_url):
             self.withheld |= not lacks
             return True
         if (job.require_checksum or self.wrong) and not job.is_tied(source.file):
@@ -195,23 +136,24 @@ class _Tried:
         return str(error)
 
 
-def _from_sources(job: Job, offline: bool, mirrors: Sequence[Mirror], policy: Policy) -> Fetched:
-    tried, sources = _Tried(job, offline), plan_sources(job.entry, mirrors)
-    with url_opener(policy, job.notes) as opener:
+def _from_sources(job: Job) -> Fetched:
+    tried, sources = _Tried(job), plan_sources(job.entry, job.mirrors)
+    with url_opener(job.policy, job.notes) as opener:
         for source in sources:
             if tried.passes_over(source):
                 continue
             try:
-                return _take(job, source, opener, policy)
+                return _take(job, source, opener)
             except (SourceError, IntegrityError) as error:
-                said = tried.failed(source, error)
-                if source is not sources[-1]:  # of the last one the error itself tells
-                    job.notes(said)
-    raise tried.wrong or _nothing(job.entry, tried.failures, tried.lacking, offline)
+                reason = tried.failed(source, error)
+                if source is not sources[-1]:  # that of the last one is in the error
+                    job.notes(reason)
+    raise tried.wrong or _nothing(job, tried.failures, tried.lacking)
 
 
-def _take(job: Job, source: PlannedSource, opener: Opener, policy: Policy) -> Fetched:
+def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
     """Transfer from one source, check, install; a file joined from parts gets a second chance."""
+    policy = job.policy
     part = Partial(job.home.artefact_folder(job.entry.id), source.file, source.used_url)
     early = EarlyUnpack(part, job.home.unpacked_folder(job.entry.id), enabled=policy.connections == 1)
     published: tuple[ExpectedChecksum, ...] = ()
@@ -231,7 +173,7 @@ def _take(job: Job, source: PlannedSource, opener: Opener, policy: Policy) -> Fe
                 begun=early.begin,
             ).run()
             joined = part.joined and not again
-            published = published or job.published_digest(source, policy)
+            published = published or job.published_digest(source)
             part.expected = tuple(dict.fromkeys((*part.expected, *published)))
             try:
                 held, known = job.check(source, part)
@@ -251,11 +193,9 @@ def _take(job: Job, source: PlannedSource, opener: Opener, policy: Policy) -> Fe
 
 
 def _nothing(
-    entry: Entry,
-    failures: Sequence[tuple[str, Exception]],
-    lacking: Sequence[PlannedSource],
-    offline: bool,
+    job: Job, failures: Sequence[tuple[str, Exception]], lacking: Sequence[PlannedSource]
 ) -> CkptkitError:
+    entry = job.entry
     manual = [source for source in entry.sources if source.manual]
     by_hand = f"ckptkit import {entry.id} FILE"
     if failures:
@@ -267,21 +207,17 @@ def _nothing(
             )
         if manual:
             hint += f"; or download it by hand from {manual[0].url} and run '{by_hand}'"
-        said = f"no source gave the file: {explain(failures)}"
+        reason = f"no source gave the file: {explain(failures)}"
         if not lacking and all(isinstance(error, UnfitError) for _, error in failures):
-            return FormatError(entry.id, said, hint=hint)
-        return NetworkError(f"{entry.id}: {said}", hint=hint)
-    if offline and len(manual) < len(entry.sources):
+            return FormatError(entry.id, reason, hint=hint)
+        return NetworkError(f"{entry.id}: {reason}", hint=hint)
+    if job.offline and len(manual) < len(entry.sources):
         return NetworkError(
             f"{entry.id} is not cached, and --offline forbids fetching it",
             hint=f"run without --offline, or '{by_hand}'",
         )
     where = f" from {manual[0].url}" if manual else ""
     return NetworkError(f"{entry.id} can only be downloaded by hand{where}", hint=f"then run '{by_hand}'")
-
-
-def _waiting(entry: Entry) -> str:
-    return f"waiting for another process that is fetching {entry.id}"
 
 
 def _is_gone(error: Exception) -> bool:

@@ -6,8 +6,9 @@ import codecs
 import datetime
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,7 +40,7 @@ from ckptkit.store.lockfile import ENVIRONMENT as TRUST_ENVIRONMENT
 from ckptkit.store.lockfile import LockEntry, LockFile, in_words
 from ckptkit.store.openers import file_path
 from ckptkit.store.partial import Partial
-from ckptkit.store.sources import PlannedSource, plan_sources
+from ckptkit.store.sources import Mirror, PlannedSource, plan_sources
 from ckptkit.store.unpack import (
     EarlyUnpack,
     UnpackedFolder,
@@ -94,20 +95,34 @@ class UnfitError(SourceError):
 
 @dataclass
 class Job:
-    """One entry on its way into the cache, and what is asked of it."""
+    """One entry on its way into the cache, what is asked of it, and who hears of it."""
 
     entry: Entry
     home: Home
-    lock_file: LockFile
     fits: Fits
+    offline: bool = False
+    mirrors: Sequence[Mirror] = ()
+    force: bool = False  # fetch it although it is cached; import a file although it does not fit
     accept_new: bool = False  # whether bytes may be others than those of an earlier fetch
+    verify: bool = False  # hash what is cached
     require_checksum: bool = False  # whether one must be known before the download that brings the bytes
-    overrule: bool = False  # whether a file that does not fit is taken all the same
     note: str = ""  # how the file gets here when not by download
+    policy: Policy = field(default_factory=Policy)
+    trust: LockFile | None = None  # the lock file; default: the user's own
     github: GitHub = field(default_factory=GitHub)
     progress: Progress | None = None
     notes: Say = say_nothing
     warn: Say = say_nothing
+
+    @cached_property
+    def lock_file(self) -> LockFile:
+        """What is known of files that were fetched before."""
+        return self.trust or LockFile.default(self.home.path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the entry's lock."""
+        waiting = f"waiting for another process that is fetching {self.entry.id}"
+        return self.home.lock(self.entry.id, waiting=lambda: self.notes(waiting))
 
     def untouched(self) -> Fetched | None:
         """Return what is cached if nobody touched it since it was hashed; needs no lock."""
@@ -120,7 +135,7 @@ class Job:
         path = checkpoint_of(self.home, record)
         return None if path is None or self._misfit(record, path) else self._found(path, artefact, record)
 
-    def intact(self, *, verify: bool, offline: bool, quiet: bool = False) -> Fetched | None:
+    def intact(self, *, quiet: bool = False) -> Fetched | None:
         """Return what is cached if its bytes are still the recorded ones; unpacks it again if necessary."""
         notes = say_nothing if quiet else self.notes
         record = self.home.record(self.entry.id) or self._adopt(notes)
@@ -130,11 +145,11 @@ class Job:
         try:
             if objection := self._objection(record):
                 raise IntegrityError(f"{artefact}: {objection}")
-            record = self._checked(artefact, record, verify=verify)
+            record = self._checked(artefact, record, verify=self.verify)
         except FileNotFoundError:
             return None
         except IntegrityError as error:
-            if offline and not quiet:
+            if self.offline and not quiet:
                 raise IntegrityError(error.message, hint="run without --offline to fetch it again") from error
             notes(f"{error.message}; fetching it again")
             return None
@@ -142,7 +157,7 @@ class Job:
             folder = self.home.unpacked_folder(self.entry.id)
             path = checkpoint_in(unpack(artefact, folder, sha256=record.sha256))
         if misfit := self._misfit(record, path):
-            if offline and not quiet:
+            if self.offline and not quiet:
                 raise IntegrityError(f"{artefact}: {misfit}", hint="run without --offline to fetch it again")
             notes(f"{artefact}: {misfit}; fetching it again")
             return None
@@ -281,13 +296,13 @@ class Job:
             if record.file == file
         ]
 
-    def published_digest(self, source: PlannedSource, policy: Policy) -> tuple[ExpectedChecksum, ...]:
+    def published_digest(self, source: PlannedSource) -> tuple[ExpectedChecksum, ...]:
         """GitHub's own checksum of a release asset, if it comes from there and no pin decides anyway."""
         asset = self.github.asset(source.used_url)
         if asset is None or self.entry.sha256 is not None:
             return ()
         try:
-            return (self.github.expected(asset, policy),)
+            return (self.github.expected(asset, self.policy),)
         except NoDigestError as error:
             self.notes(f"{host_of(self.github.api)}: {error}; {source.file} is not compared with it")
             return ()
@@ -374,7 +389,7 @@ class Job:
                 )
         except (FormatError, ConversionError) as error:
             unfit = UnfitError(error, path, head)
-            if not self.overrule:
+            if not (self.force and self.note == IMPORTED):
                 raise unfit from error
             self.warn(f"{record.file} is taken although it does not fit {self.entry.id}: {unfit}")
             return replace(record, bn_statistics=None, overruled=True)

@@ -27,7 +27,7 @@ import numpy as np
 from ckptkit.registry.schema import Entry
 from ckptkit.store import unpack
 from ckptkit.store.cache import Home
-from ckptkit.store.fetch import fetch
+from ckptkit.store.fetch import Job, fetch
 from ckptkit.store.lockfile import LockFile
 
 PIECE = 1 << 20
@@ -82,7 +82,7 @@ def fetch_it(url: str, folder: Path, *, at_once: bool) -> None:
         }
     )
     unpack.FROM_BYTES = 1 << 20 if at_once else 1 << 60
-    fetch(entry, Home(folder), fits=lambda *_: None, trust=LockFile(folder / "trust.json"))
+    fetch(Job(entry, Home(folder), lambda *_, **__: None, trust=LockFile(folder / "trust.json")))
 
 
 def gunzips() -> Iterator[tuple[str, Callable[[Path], Any]]]:

@@ -12,7 +12,7 @@ import pytest
 from ckptkit.base.net import Policy
 from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import Home
-from ckptkit.store.fetch import Fetched, fetch
+from ckptkit.store.fetch import Fetched, Job, fetch, import_file
 from tests.support.entries import anything, final_files
 from tests.support.http_server import FaultServer
 
@@ -39,7 +39,11 @@ class Store:
 
     def fetch(self, entry: Entry, **options: Any) -> Fetched:
         options = {"policy": self.policy, "fits": anything, **options}
-        return fetch(entry, self.home, notes=self.notes.append, warn=self.warnings.append, **options)
+        return fetch(Job(entry, self.home, notes=self.notes.append, warn=self.warnings.append, **options))
+
+    def import_file(self, entry: Entry, file: Path, **options: bool) -> Fetched:
+        job = Job(entry, self.home, anything, notes=self.notes.append, warn=self.notes.append, **options)  # type: ignore[arg-type]
+        return import_file(job, file)
 
     @property
     def files(self) -> list[Path]:

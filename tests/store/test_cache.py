@@ -19,7 +19,7 @@ import pytest
 from ckptkit.base.errors import NetworkError, StorageError, UsageError
 from ckptkit.base.locks import hold
 from ckptkit.store.cache import Home, Record, is_safe_file_name, safe_id, write_json
-from ckptkit.store.fetch import fetch
+from ckptkit.store.fetch import Job, fetch
 from ckptkit.store.unpack import MARKER
 from ckptkit.store.upkeep import own_holdings, remove
 from ckptkit.workspace import Workspace
@@ -245,7 +245,7 @@ def theirs(tmp_path: Path, server: FaultServer, store: Store) -> Callable[[str, 
     def fill(name: str, body: bytes) -> Path:
         url = server.serve(f"/{name}", body, etag=f'"{hashlib.md5(body).hexdigest()}"')
         folder = tmp_path / "theirs"
-        fetch(entry_of(url), Home(folder), fits=anything, policy=store.policy)
+        fetch(Job(entry_of(url), Home(folder), anything, policy=store.policy))
         for path in (folder / "locks", folder / "used"):
             for file in path.iterdir():
                 file.unlink()

@@ -15,7 +15,7 @@ import pytest
 
 from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home
-from ckptkit.store.fetch import import_file
+from ckptkit.store.fetch import Job, import_file
 from ckptkit.store.upkeep import leftovers, sweep
 from ckptkit.workspace import fits
 from tests.support.caches import put_conversion, put_entry
@@ -273,7 +273,7 @@ def test_a_conversion_of_what_is_read_only_goes_elsewhere(tmp_path: Path) -> Non
     published = tmp_path / "published.tar.gz"
     files = {f"tiny/{path.name}": path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
     published.write_bytes(tar_gz(files))
-    import_file(load_registry()["tiny-moat0-256"], published, Home(theirs), fits=fits)
+    import_file(Job(load_registry()["tiny-moat0-256"], Home(theirs), fits), published)
     both = f"{theirs}{os.pathsep}{mine}"
     expected = mine / "converted" / "tiny-moat0-256" / "torch-float32.safetensors"
     convert = ["convert", "tiny-moat0-256", "--offline"]

@@ -22,7 +22,7 @@ import pytest
 
 from ckptkit.base.errors import CkptkitError
 from ckptkit.store.cache import Home
-from ckptkit.store.fetch import fetch
+from ckptkit.store.fetch import Job, fetch
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, final_files, random_bytes
 from tests.support.http_server import FaultServer, cut, slowly
@@ -40,7 +40,7 @@ def _child(answer: Connection, url: str, home: Path, prepare: Callable[[Path], N
     try:
         if prepare:
             prepare(home)
-        fetched = fetch(entry_of(url), Home(home), fits=anything)
+        fetched = fetch(Job(entry_of(url), Home(home), anything))
         answer.send(("fetched", hashlib.sha256(fetched.path.read_bytes()).hexdigest()))
     except CkptkitError as error:
         left = sum(path.stat().st_size for path in home.glob("artefacts/test-entry/.model.pth.*.part"))

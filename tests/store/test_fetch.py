@@ -13,7 +13,7 @@ import pytest
 
 from ckptkit.base.errors import FormatError, IntegrityError, NetworkError, NotFoundError, UsageError
 from ckptkit.registry.schema import Entry
-from ckptkit.store.fetch import Fetched, fetch, import_file
+from ckptkit.store.fetch import Fetched, Job, fetch
 from ckptkit.store.sources import file_name_of, parse_mirrors
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes, tar_gz
@@ -44,7 +44,7 @@ def sha256(body: bytes) -> str:
 
 
 def import_into(store: Store, entry: Entry, file: Path, **options: bool) -> Fetched:
-    return import_file(entry, file, store.home, fits=anything, notes=store.notes.append, **options)
+    return store.import_file(entry, file, **options)
 
 
 # Trust on first use.
@@ -461,5 +461,5 @@ def test_which_upload_an_imported_file_is(store: Store, tmp_path: Path) -> None:
 def test_an_id_that_leads_out_is_refused(server: FaultServer, store: Store) -> None:
     entry = entry_of(server.serve(PATH, BODY)).model_copy(update={"id": "../../evil"})
     with pytest.raises(UsageError, match="cannot be an entry id"):
-        fetch(entry, store.home, fits=anything)
+        fetch(Job(entry, store.home, anything))
     assert server.requests == []

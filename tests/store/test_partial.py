@@ -18,12 +18,12 @@ from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.base.files import BackgroundThread
 from ckptkit.registry.schema import Entry
 from ckptkit.store import partial
-from ckptkit.store.fetch import Fetched, import_file
+from ckptkit.store.fetch import Fetched
 from ckptkit.store.openers import Identity
 from ckptkit.store.partial import BackgroundHasher, Partial
 from ckptkit.store.transfer import Segments, url_opener
 from tests.store.conftest import AssertOnly, Store
-from tests.support.entries import anything, entry_of, random_bytes, tar_gz
+from tests.support.entries import entry_of, random_bytes, tar_gz
 from tests.support.http_server import Answer, FaultServer, Request, cut, goog_hash, md5_of, status
 
 BODY = random_bytes(100_000)
@@ -37,7 +37,7 @@ def sha256(body: bytes) -> str:
 
 
 def import_into(store: Store, entry: Entry, file: Path, **options: bool) -> Fetched:
-    return import_file(entry, file, store.home, fits=anything, notes=store.notes.append, **options)
+    return store.import_file(entry, file, **options)
 
 
 def test_a_second_run_continues_and_hashes_what_was_there(

@@ -21,7 +21,7 @@ from ckptkit.base.errors import StorageError
 from ckptkit.base.files import HAS_DIR_FD, Folder, files_below
 from ckptkit.base.locks import new_writer, release
 from ckptkit.store.cache import KINDS, Home, Record, read_record
-from ckptkit.store.fetch import fetch
+from ckptkit.store.fetch import Job, fetch
 from ckptkit.store.lockfile import LockFile
 from ckptkit.store.unpack import MARKER, checkpoint_in, is_unpacked
 from ckptkit.store.upkeep import held_ids, holdings, leftovers, prune, remove, sweep, tree_size
@@ -109,7 +109,7 @@ def test_nothing_that_a_link_leads_to_is_removed_or_renamed(
     archive = victim.with_name("m.tar.gz")
     archive.write_bytes(ARCHIVE)
     with pytest.raises(StorageError, match="is a link"):
-        fetch(entry_of(archive.as_uri(), id=ID), home, fits=anything, force=True)
+        fetch(Job(entry_of(archive.as_uri(), id=ID), home, anything, force=True))
     assert everything(victim) == before and link.is_symlink()
 
 

@@ -14,7 +14,7 @@ import pytest
 from ckptkit.base.errors import FormatError, IntegrityError, UsageError
 from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import Home, Record
-from ckptkit.store.fetch import import_file
+from ckptkit.store.fetch import Job, import_file
 from ckptkit.store.lockfile import LockEntry, LockFile
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import anything, entry_of, random_bytes
@@ -225,13 +225,13 @@ def test_a_lock_file_that_cannot_be_written_is_a_warning(
 def test_an_import_is_remembered_and_held_to(store: Store, tmp_path: Path) -> None:
     entry, file = entry_of("https://a.org/x/model.pth"), tmp_path / "download (1)"
     file.write_bytes(BODY)
-    import_file(entry, file, store.home, fits=anything)
+    import_file(Job(entry, store.home, anything), file)
     assert (locked()["sha256"], locked()["how"]) == (sha256(BODY), "import")
     file.write_bytes(OTHER)
     elsewhere = Home(tmp_path / "another cache")
     with pytest.raises(IntegrityError, match="the lock file"):
-        import_file(entry, file, elsewhere, fits=anything)
-    import_file(entry, file, elsewhere, fits=anything, accept_new=True)
+        import_file(Job(entry, elsewhere, anything), file)
+    import_file(Job(entry, elsewhere, anything, accept_new=True), file)
     assert [old["sha256"] for old in locked()["history"]] == [sha256(BODY)]
 
 
