@@ -5,7 +5,6 @@ Endpoints as in https://www.w3.org/TR/webdriver2/; the console is read through C
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 import socket
@@ -122,11 +121,6 @@ class Browser:
     def cdp(self, command: str, **parameters: Any) -> Any:
         """Send a command of the DevTools protocol."""
         return self.ask("POST", "/goog/cdp/execute", cmd=command, params=parameters)
-
-    def screenshot(self, path: Path) -> None:
-        """Save the page as it looks, all of its length."""
-        shot = self.cdp("Page.captureScreenshot", captureBeyondViewport=True, format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def messages(self) -> list[str]:
         """What the console said since the last call, from warnings upwards."""
