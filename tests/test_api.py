@@ -184,7 +184,7 @@ def test_convert_takes_the_format_from_the_name(arrays, monkeypatch, output, opt
         ({"output": "a.keras"}, "a.keras is the name of a whole Keras model"),
         ({"output": "a.foo"}, "cannot tell the format"),
         ({"to": "torhc"}, "unknown format 'torhc'; did you mean torch"),
-        ({"dtype": "double"}, "unknown dtype 'double'; one of float32, float16, bfloat16"),
+        ({"dtype": "double"}, "unknown dtype 'double'; choose from float32, float16, bfloat16"),
         ({"output": "net.npz", "force": True}, "net.npz is the source itself"),
         ({"output": "net.npz/"}, "net.npz is a file"),
     ],
@@ -202,7 +202,7 @@ def test_convert_refuses_what_a_name_contradicts(arrays, tmp_path, monkeypatch, 
     [
         (
             lambda: ckptkit.create_model("tiny-moat0", framework="jax"),
-            "unknown framework 'jax'; one of torch, keras",
+            "unknown framework 'jax'; choose from torch, keras",
         ),
         (
             lambda: ckptkit.export("tiny-moat0", "hf", "x.onnx", synthetic=True),

@@ -1068,7 +1068,7 @@ def test_every_hint_is_followed():
 
 _CAN_BE_FOLLOWED = re.compile(
     r"ckptkit (?!does)[a-z]|--[a-z]|pip install|command\("
-    "|one of [^t]|write it like|end it with|choose from|name it "
+    "|one of [^t]|write it like|end it with|choose[ _]from|name it "
 )
 
 
@@ -1112,6 +1112,8 @@ def patterns(value: ast.expr) -> list[str]:
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "command":
         words = [str(w.value) if isinstance(w, ast.Constant) else None for w in value.args]
         return ["[^:]*: ckptkit " + " ".join(".*" if word is None else re.escape(word) for word in words)]
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "choose_from":
+        return ["choose from .*"]
     if isinstance(value, ast.IfExp):
         return [*patterns(value.body), *patterns(value.orelse)]
     if isinstance(value, ast.BinOp):

@@ -157,7 +157,7 @@ def _family_and_variant(name: str, entry: Entry | None) -> tuple[Family, str]:
         return family_of_variant(name), name
     except NotFoundError as error:
         raise NotFoundError(
-            f"no entry and no variant {name!r}", hint=f"see 'ckptkit list'; {error.hint}"
+            f"unknown entry or variant {name!r}", hint=f"see 'ckptkit list'; {error.hint}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.runner import hooked
-from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError, choose_from
 from ckptkit.base.parse import Size, parse_num_classes, parse_size
 from ckptkit.families.base import Family, families, get_family
 from ckptkit.families.flops import Call, Convention, Shape
@@ -293,7 +293,7 @@ def convention_of(family: Family) -> Convention:
     if family.flops is None:
         raise NotFoundError(
             f"how the figures of family {family.name!r} were counted is not known",
-            hint="known are " + ", ".join(name for name in families() if get_family(name).flops),
+            hint=choose_from(name for name in families() if get_family(name).flops),
         )
     return family.flops
 

@@ -64,7 +64,7 @@ def torch_device(wanted: str = "auto") -> str:
     local = os.environ.get("LOCAL_RANK", "0")
     index = number or (local if local.isdigit() else "0")
     if wanted != "auto" and (kind != "cuda" or not index.isdigit() or wanted.endswith(":")):
-        raise UsageError(f"unknown device {wanted!r}", hint="one of auto, cpu, cuda, cuda:N")
+        raise UsageError(f"unknown device {wanted!r}", hint="choose from auto, cpu, cuda, cuda:N")
     if count == 0:
         raise UsageError(
             f"--device {wanted}: PyTorch sees no GPU here", hint="leave --device out, or use cpu"

@@ -122,7 +122,16 @@ def one_of(what: str, text: str, names: Sequence[str], aliases: Mapping[str, str
 
     close = difflib.get_close_matches(lower, [*names, *(aliases or {})], 1)
     meant = f"did you mean {(aliases or {}).get(close[0], close[0])}? " if close else ""
-    raise UsageError(f"unknown {what} {text!r}", hint=f"{meant}one of {', '.join(names)}")
+    raise UsageError(f"unknown {what} {text!r}", hint=meant + choose_from(names))
+
+
+def choose_from(names: Iterable[str]) -> str:
+    """The hint that lists what an option takes.
+
+    >>> choose_from(["torch", "keras"])
+    'choose from torch, keras'
+    """
+    return f"choose from {', '.join(names)}"
 
 
 class NotFoundError(CkptkitError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.base.errors import UsageError, listed
+from ckptkit.base.errors import UsageError, choose_from, listed
 from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes, shape_text
@@ -355,7 +355,7 @@ def _synthetic(
     if layout is not None and layout not in family.published_files:
         raise UsageError(
             f"{family.name} is not published in layout {layout!r}",
-            hint="one of " + ", ".join(family.published_files),
+            hint=choose_from(family.published_files),
         )
     if not pos_emb and not family.has_pos_emb:
         raise UsageError(f"family {family.name} has no position embedding", hint="leave --no-pos-emb out")

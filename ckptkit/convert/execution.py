@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import ConversionError, IntegrityError, UsageError, command
+from ckptkit.base.errors import ConversionError, IntegrityError, UsageError, choose_from, command
 from ckptkit.base.progress import Advance
 from ckptkit.base.tensors import (
     DTYPES,
@@ -57,8 +57,7 @@ class Target:
         if self.kind.read_only:
             raise UsageError(f"{self.format} files are read, not written: {self.kind.read_only}")
         if self.dtype is not None and self.dtype not in FLOAT_DTYPES:
-            names = ", ".join(FLOAT_DTYPES)
-            raise UsageError(f"unknown dtype {self.dtype!r}", hint="one of " + names)
+            raise UsageError(f"unknown dtype {self.dtype!r}", hint=choose_from(FLOAT_DTYPES))
         if self.max_shard_size is not None and not self.kind.shards:
             able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
             raise UsageError(

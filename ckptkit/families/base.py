@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from ckptkit.base import packages
-from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError, choose_from
 from ckptkit.base.parse import shown
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.families.flops import Convention
@@ -345,7 +345,7 @@ class Family(ABC):
             if key not in self.settings:
                 raise UsageError(
                     f"family {self.name} has no setting {key}",
-                    hint="its settings are " + ", ".join(self.settings),
+                    hint=choose_from(self.settings),
                 )
         known = {}
         for key in self.settings:
@@ -425,14 +425,10 @@ _FRAMEWORKS = {
 @lru_cache(maxsize=64)
 def _table(family: Family, layout: str, variant: str, structure: Structure) -> Table:
     if variant not in family.variants:
-        raise NotFoundError(f"family {family.name} has no variant {variant!r}", hint=_one_of(family.variants))
+        raise NotFoundError(f"unknown {family.name} variant {variant!r}", hint=choose_from(family.variants))
     if layout not in family.layouts:
-        raise NotFoundError(f"family {family.name} has no layout {layout!r}", hint=_one_of(family.layouts))
+        raise NotFoundError(f"unknown {family.name} layout {layout!r}", hint=choose_from(family.layouts))
     return expand(family.layouts[layout], family.definitions, family.sites(variant, structure))
-
-
-def _one_of(names: Sequence[str] | Mapping[str, Any]) -> str:
-    return "choose from " + ", ".join(names)
 
 
 def families(plugins: bool = True) -> Sequence[str]:
@@ -456,7 +452,7 @@ def get_family(name: str) -> Family:
         return built_in
     if (found := _plugins().get(name)) is not None:
         return found
-    raise NotFoundError(f"no model code for family {name!r}", hint=_one_of(families()))
+    raise NotFoundError(f"no model code for family {name!r}", hint=choose_from(families()))
 
 
 def family_groups() -> Iterator[Iterable[Family]]:
@@ -472,7 +468,7 @@ def family_of_variant(variant: str) -> Family:
         if variant in family.variants:
             return family
         known += family.variants
-    raise NotFoundError(f"unknown variant {variant!r}", hint=_one_of(known))
+    raise NotFoundError(f"unknown variant {variant!r}", hint=choose_from(known))
 
 
 def registry_families(plugins: bool = True) -> Families:

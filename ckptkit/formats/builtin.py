@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base import packages
-from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.formats.base import Format, Opening, Reader, Sample, Writer
 
@@ -228,7 +228,7 @@ def format_of(name: str) -> Format:
     """
     found = BUILT_IN.get(name) or added().get(name)
     if found is None:
-        raise UsageError(f"unknown format {name!r}", hint=f"one of {', '.join((*BUILT_IN, *added()))}")
+        raise UsageError(f"unknown format {name!r}", hint=choose_from((*BUILT_IN, *added())))
     return found
 
 

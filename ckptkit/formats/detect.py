@@ -135,7 +135,7 @@ def _not_a_checkpoint(sample: Sample) -> FormatError:
     return FormatError(
         path,
         f"not a checkpoint of any known format (it starts with {sample.head[:8].hex(' ')})",
-        hint=f"known are {', '.join(titles)} and {last}",
+        hint=f"supported formats are {', '.join(titles)} and {last}",
     )
 
 

@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import Array
 from ckptkit.families.base import Family
@@ -125,9 +125,7 @@ def image_inputs(
     if batch not in (None, 1):
         raise UsageError(f"one image is a batch of 1, not of {batch}", hint="leave --batch out")
     if normalization not in NORMALIZATIONS:
-        raise UsageError(
-            f"unknown normalization {normalization!r}", hint="one of " + ", ".join(NORMALIZATIONS)
-        )
+        raise UsageError(f"unknown normalization {normalization!r}", hint=choose_from(NORMALIZATIONS))
     return Inputs(
         1,
         *size,
@@ -175,7 +173,7 @@ def normalization_in(metadata: Mapping[str, str], path: Path) -> str | None:
         raise FormatError(
             path,
             f"its metadata says normalization is {text[:40]!r}, which is not known",
-            hint="one of " + ", ".join(NORMALIZATIONS),
+            hint=choose_from(NORMALIZATIONS),
         )
     return text
 

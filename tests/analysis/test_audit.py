@@ -150,5 +150,5 @@ def test_without_any_entry_nothing_is_compared(registry):
 
 
 def test_an_unknown_name_is_neither_entry_nor_variant(registry):
-    with pytest.raises(NotFoundError, match=r"no entry and no variant 'moat9'.*moat0, moat1"):
+    with pytest.raises(NotFoundError, match=r"unknown entry or variant 'moat9'.*moat0, moat1"):
         profile_model("moat9", registry=registry)

@@ -97,12 +97,15 @@ def test_the_version(capsys):
         ("parity x --batch y", f"invalid value for '--batch': {NOT_AN_INT}"),
         (
             "convert x --to pytroch",
-            "unknown format 'pytroch'; did you mean torch? one of safetensors, torch, tf",
+            "unknown format 'pytroch'; did you mean torch? choose from safetensors, torch, tf",
         ),
         ("convert x --dtype fp8", "unknown dtype 'fp8'; "),
-        ("predict x y --framework jax", "unknown framework 'jax'; one of torch, keras"),
-        ("export x --to coreml", "unknown export target 'coreml'; one of hf, onnx, saved-model, backbone"),
-        ("parity x --with jax", "unknown backend 'jax'; one of keras, onnxruntime"),
+        ("predict x y --framework jax", "unknown framework 'jax'; choose from torch, keras"),
+        (
+            "export x --to coreml",
+            "unknown export target 'coreml'; choose from hf, onnx, saved-model",
+        ),
+        ("parity x --with jax", "unknown backend 'jax'; choose from keras, onnxruntime"),
         (
             "convert x --set attn_force_fp23=yes",
             "unknown setting 'attn_force_fp23'; did you mean attn_force_",

@@ -212,7 +212,7 @@ def test_an_archive_that_reaches_outside_is_refused(folder, tmp_path, name):
     [
         (["nowhere.ckpt"], 3, "no such file"),
         (["moat2-348"], 3, "moat2-384"),
-        (["{folder}/model.ckpt", "--layout", "onnx"], 3, "one of torch, deeplab2, keras"),
+        (["{folder}/model.ckpt", "--layout", "onnx"], 3, "choose from torch, deeplab2, keras"),
         (["{folder}/model.ckpt", "--weights", "ema"], 2, "no moving averages"),
         (["{folder}/model.ckpt", "--variant", "tiny-moat1"], 5, "unlike tiny-moat1"),
         (["{folder}/model.ckpt", "--max-shard-size", "huge"], 2, "write it like 500MB"),
@@ -306,8 +306,8 @@ def test_synth_writes_what_is_asked_and_says_it_is_synthetic(tmp_path):
     ("arguments", "code", "says"),
     [
         (["moat9"], 3, "moat9"),
-        (["moganet-xt", "--layout", "deeplab2"], 2, "one of openmixup, torch"),
-        (["tiny-moat0", "--layout", "torch"], 2, "one of deeplab2"),
+        (["moganet-xt", "--layout", "deeplab2"], 2, "choose from openmixup, torch"),
+        (["tiny-moat0", "--layout", "torch"], 2, "choose from deeplab2"),
         (["moganet-xt", "--no-pos-emb"], 2, "no position embedding"),
         (["moganet-xt", "-o", "x.tar.gz"], 2, "a PyTorch file; give -o x.pth"),
         (["moganet-xt", "-o", "x.npz"], 2, "a PyTorch file; give -o x.pth"),

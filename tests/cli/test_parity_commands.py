@@ -159,7 +159,11 @@ class TestWithFrameworks:
             (["moganet-xt-224", "--offline"], 4, "--offline"),
             (["moganet-xt", "--synthetic", "--set", "pool_size=2"], 2, "no setting pool_size"),
             (["moganet-xt", "--synthetic", "--set", "attn_force_fp32=7"], 2, "attn_force_fp32 cannot be '7'"),
-            (["moganet-xt", "--synthetic", "--set", "colour=red"], 2, "unknown setting 'colour'; one of "),
+            (
+                ["moganet-xt", "--synthetic", "--set", "colour=red"],
+                2,
+                "unknown setting 'colour'; choose ",
+            ),
             (["tiny-moat0", "--synthetic", "--image", "no.png"], 3, "no.png"),
         ],
     )

@@ -99,7 +99,7 @@ def test_a_graph_about_to_be_published_is_proven_by_its_name_alone(run: Run, tmp
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--synthetic", "--with", "jax"], 2, "unknown backend 'jax'; one of keras, onnxruntime"),
+        (["--synthetic", "--with", "jax"], 2, "unknown backend 'jax'; choose from keras, onnxruntime"),
         (["--synthetic", "--with", "onnxruntime", "--dtype", "float16"], 2, "leave --dtype out"),
         (["--converted", "m.onnx", "--with", "keras"], 2, "leave --with out"),
         (["--converted", "m.pth", "--with", "onnxruntime"], 2, "leave --with out"),

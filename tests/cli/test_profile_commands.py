@@ -164,7 +164,7 @@ def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_
         (["moganet-xt", "--no-pos-emb"], 2, "family moganet has no position embedding"),
         (["moat0", "--set", "window_size=5"], 2, "14x14 cannot be cut into windows of 5x5"),
         (["moat0", "--set", "attn_force_fp32=true"], 2, "family moat has no setting attn_force_fp32"),
-        (["moat9"], 3, "no entry and no variant 'moat9'"),
+        (["moat9"], 3, "unknown entry or variant 'moat9'"),
     ],
 )
 def test_what_is_refused(run: Runner, arguments: list[str], code: int, says: str):

@@ -535,7 +535,7 @@ def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_pa
         (["xt", URL, *SAID, "--top1", "-1"], 2, "published_top1: input should be greater than or equal to 0"),
         (["xt", URL, *SAID, "--resolution", "0"], 2, "train_resolution: input should be greater than"),
         (["xt", URL, *SAID, "--set", "pool_size=2"], 2, "family moganet has no setting pool_size"),
-        (["xt", URL, *SAID, "--set", "colour=2"], 2, "unknown setting 'colour'; one of "),
+        (["xt", URL, *SAID, "--set", "colour=2"], 2, "unknown setting 'colour'; choose from "),
         (["xt", URL, "--checkpoint", "missing.pth"], 3, "missing.pth: no such file"),
     ],
 )

@@ -35,7 +35,7 @@ def test_options_of_other_targets_are_refused(name, options, message):
 
 
 def test_a_target_that_does_not_exist():
-    with pytest.raises(UsageError, match="unknown export target 'coreml'; one of hf, "):
+    with pytest.raises(UsageError, match="unknown export target 'coreml'; choose from hf, "):
         get_target("coreml")
 
 

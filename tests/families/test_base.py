@@ -68,5 +68,5 @@ def test_unknown_names_list_what_there_is():
         get_family("resnet")
     with pytest.raises(NotFoundError, match="tiny-moat3"):
         family_of_variant("resnet50")
-    with pytest.raises(NotFoundError, match="no layout 'onnx'"):
+    with pytest.raises(NotFoundError, match="unknown moat layout 'onnx'"):
         MOAT.table("onnx", "moat0", Structure())

@@ -91,5 +91,5 @@ def test_an_operation_stands_in_one_table_only(convention):
 
 
 def test_a_family_without_convention_is_named():
-    with pytest.raises(NotFoundError, match=r"family 'resnet' .* known are moat, moganet"):
+    with pytest.raises(NotFoundError, match=r"family 'resnet' .* choose from moat, moganet"):
         convention_of(SimpleNamespace(name="resnet", flops=None))

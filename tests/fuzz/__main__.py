@@ -23,7 +23,7 @@ def main() -> int:
     known = module.FORMATS if chosen.differential else FORMATS
     formats = tuple(chosen.format or known)
     if unknown := {*formats}.difference(known):
-        print(f"no format {', '.join(unknown)}; one of {', '.join(known)}", file=sys.stderr)
+        print(f"unknown format {', '.join(unknown)}; choose from {', '.join(known)}", file=sys.stderr)
         return 2
     count = chosen.count if chosen.minutes is None else sys.maxsize
     plan = Plan(formats, count, chosen.seed, chosen.first, module.__name__)

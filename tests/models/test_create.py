@@ -69,9 +69,9 @@ def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
     ("name", "options", "error", "words"),
     [
         ("moat9", {}, NotFoundError, "moat9"),
-        ("tiny-moat0", {"framework": "jax"}, UsageError, "one of torch, keras, onnxruntime"),
+        ("tiny-moat0", {"framework": "jax"}, UsageError, "choose from torch, keras, onnxruntime"),
         ("tiny-moat0", {"checkpoint": True}, UsageError, "needs an entry's id"),
-        ("tiny-moat0", {"attn_force_fp32": True}, UsageError, "its settings are pool_size"),
+        ("tiny-moat0", {"attn_force_fp32": True}, UsageError, "choose from pool_size"),
         ("moganet-xt", {}, UsageError, "attn_force_fp32 is not known"),
         ("moganet-xt", {"attn_force_fp32": True, "pool_size": 2}, UsageError, "no setting pool_size"),
         ("moganet-xt-224", {"pos_emb": True}, UsageError, "no position embedding"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.analysis.drawing import require_matplotlib
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import UsageError, choose_from
 
 _ABLATIONS_AT_ONCE = 16
 """Channels ablated in one forward pass of Ablation-CAM."""
@@ -150,5 +150,5 @@ def find_method(name: str) -> Method:
     'Grad-CAM'
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint="one of " + ", ".join(METHODS))
+        raise UsageError(f"unknown method {name!r}", hint=choose_from(METHODS))
     return METHODS[name]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 from ckptkit.analysis.cam.methods import METHODS
 from ckptkit.analysis.drawing import picture_kind, write_picture
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import UsageError, choose_from
 from ckptkit.base.tensors import Array
 from ckptkit.base.text import escaped
 from ckptkit.models.images.classes import ImageClass
@@ -206,7 +206,7 @@ def colour_table(name: str) -> Array:
     import numpy
 
     if name not in _CONTROL_POINTS:
-        raise UsageError(f"unknown colormap {name!r}", hint="one of " + ", ".join(COLORMAPS))
+        raise UsageError(f"unknown colormap {name!r}", hint=choose_from(COLORMAPS))
     points = numpy.array(_CONTROL_POINTS[name], dtype=numpy.float64)
     values = numpy.linspace(0, 1, 256)
     at = numpy.linspace(0, 1, len(points))
@@ -257,7 +257,7 @@ class Style:
             ("colormap", self.colormap, COLORMAPS),
         ):
             if value not in known:
-                raise UsageError(f"unknown {what} {value!r}", hint="one of " + ", ".join(known))
+                raise UsageError(f"unknown {what} {value!r}", hint=choose_from(known))
         if not 0 <= self.alpha <= 1:
             raise UsageError(f"invalid alpha {self.alpha}", hint="use a number from 0 to 1")
 

@@ -303,7 +303,7 @@ def opened_image(source: Path | bytes | BinaryIO, name: str | None = None) -> It
                 raise FormatError(
                     called,
                     "not an image of a format that is read",
-                    hint="one of " + ", ".join(FORMATS),
+                    hint="supported formats are " + ", ".join(FORMATS),
                 ) from error
         yield decoded
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.tensors import Array
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Preprocessing:
             ("interpolation", self.interpolation, INTERPOLATIONS),
         ):
             if value not in known:
-                raise UsageError(f"unknown {what} {value!r}", hint="one of " + ", ".join(known))
+                raise UsageError(f"unknown {what} {value!r}", hint=choose_from(known))
 
     def __call__(self, picture: Image) -> Array:
         """Prepare one picture: (height, width, 3) float32."""

@@ -137,7 +137,7 @@ def test_grey_is_grey():
 
 
 def test_no_such_table():
-    with pytest.raises(UsageError, match="unknown colormap 'jet'; one of ember, lagoon, grey"):
+    with pytest.raises(UsageError, match="unknown colormap 'jet'; choose from ember, lagoon, grey"):
         colour_table("jet")
 
 
@@ -257,7 +257,7 @@ def test_letters_that_the_font_lacks():
 @pytest.mark.parametrize(
     ("style", "message"),
     [
-        ({"layout": "row"}, "unknown layout 'row'; one of overlay, side-by-side, heat"),
+        ({"layout": "row"}, "unknown layout 'row'; choose from overlay, side-by-side, heat"),
         ({"colormap": "jet"}, "unknown colormap 'jet'"),
         ({"alpha": 1.5}, "alpha 1.5"),
         ({"alpha": float("nan")}, "alpha nan"),
