@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from ckptkit._version import __version__
 from ckptkit.base import errors
+from ckptkit.base.files import storage_error
 from ckptkit.cli.app import _MODULES, hoist_global_options, load_commands
 from ckptkit.cli.options import parse_settings
 from ckptkit.cli.output import ExitCode, exit_code
@@ -388,7 +389,7 @@ def test_what_the_system_refuses_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.R_OK)
 
     def said(number, path):
-        return str(errors.storage_error(OSError(number, os.strerror(number)), path)).partition(": ")[2]
+        return str(storage_error(OSError(number, os.strerror(number)), path)).partition(": ")[2]
 
     assert said(errno.EACCES, secret) == "permission denied; check who may read it"
     elsewhere = "choose another place"
