@@ -15,7 +15,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -43,21 +43,6 @@ def is_archive(head: bytes) -> bool:
 
 def _compression(head: bytes) -> str | None:
     return next((name for name, mark in PACKERS.items() if head.startswith(mark)), None)
-
-
-class _Decompressor(Protocol):
-    """What the decompressors of bz2, lzma and zstd have in common."""
-
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def needs_input(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
 
 
 class _Readable(Protocol):
@@ -90,25 +75,8 @@ class _BlockStream:
 
     def __init__(self, raw: BinaryIO, kind: str) -> None:
         self._raw = raw
-        self._kind = kind
-        self._damage: type[Exception] = EOFError  # bz2 raises OSError, which says enough
+        self._fresh, self._damage = _decoder(kind)
         self._decoder = self._fresh()
-
-    def _fresh(self) -> _Decompressor:
-        if self._kind == "xz":
-            import lzma  # not in every build of Python
-
-            self._damage = lzma.LZMAError
-            return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-        if self._kind == "zstd":
-            zstd = _zstd_module()
-            self._damage = zstd.ZstdError
-            options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-            decoder: _Decompressor = zstd.ZstdDecompressor(options=options)
-            return decoder
-        import bz2
-
-        return bz2.BZ2Decompressor()
 
     def read(self, size: int, /) -> bytes:
         """Up to ``size`` bytes, none at the end; EOFError if cut short, ValueError or OSError if damaged."""
@@ -127,11 +95,27 @@ class _BlockStream:
                 if not data:
                     raise EOFError
             try:
-                piece = self._decoder.decompress(data, size)
+                piece: bytes = self._decoder.decompress(data, size)
             except self._damage as error:
                 raise ValueError(str(error)) from error
             if piece:
                 return piece
+
+
+def _decoder(kind: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decompressor of a kind, and what that raises for damage."""
+    if kind == "xz":
+        import lzma  # not in every build of Python
+
+        make = partial(lzma.LZMADecompressor, format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        return make, lzma.LZMAError
+    if kind == "zstd":
+        zstd = _zstd_module()
+        options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+        return partial(zstd.ZstdDecompressor, options=options), zstd.ZstdError
+    import bz2
+
+    return bz2.BZ2Decompressor, EOFError  # bz2 raises OSError, which says enough
 
 
 def _zstd_module() -> Any:
@@ -158,9 +142,7 @@ def decompressed(path: Path, raw: BinaryIO) -> _Readable:
     kind = _compression(head)
     if kind is None:
         return raw
-    if kind == "gzip":
-        return _GzipStream(raw)
-    return _BlockStream(raw, kind)
+    return _GzipStream(raw) if kind == "gzip" else _BlockStream(raw, kind)
 
 
 def packer_of_a_single_file(path: Path) -> tuple[str, bytes] | None:
@@ -226,10 +208,13 @@ class TarStream:
         """Skip forward."""
         if target < self._position:
             raise FormatError(self._path, "a member's size is negative or too large", offset=self._position)
+        self._skip_to(target)
+        return target
+
+    def _skip_to(self, target: int) -> None:
         while target > self._position:
             if not self.read_some(min(READ_BYTES, target - self._position)):
                 raise FormatError(self._path, "truncated inside a member", offset=self._position)
-        return self._position
 
     def begin_entry(self) -> None:
         """Grant the next member its budget of header bytes."""
@@ -315,28 +300,7 @@ def search_steps(path: Path, header: bytes) -> int:
     return steps
 
 
-class Headers(Protocol):
-    """A tar file as `tarfile` reads its headers: `read`, `seek` and `tell` are what it needs of a file."""
-
-    last_header: bytes
-
-    def read(self, size: int, /) -> bytes:
-        """Read header bytes."""
-
-    def seek(self, target: int, /) -> int:
-        """Go to the next header."""
-
-    def tell(self) -> int:
-        """Return the position."""
-
-    def begin_entry(self) -> None:
-        """Told before each member's header."""
-
-    def begins_again(self) -> bool:
-        """Skip the zeros after an end mark; whether anything follows them."""
-
-
-def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
+def tar_entries(path: Path, headers: TarStream, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
     """Walk over the members of a tar archive, and of every further one behind it (``cat a.tar b.tar``)."""
     yield from _entries_to_end_mark(path, headers, errors)
     while headers.begins_again():
@@ -350,7 +314,8 @@ def tar_entries(path: Path, headers: Headers, *, errors: str = "strict") -> Iter
 
 def members_in_place(path: Path, file: BinaryIO, *, most: int) -> Iterator[tarfile.TarInfo]:
     """The files of a plain archive, from header to header; `offset_data` of each is where its bytes are."""
-    headers = _PlainHeaders(path, file)
+    size = file.seek(0, os.SEEK_END)
+    headers = _InPlace(path, file, file, Limits(total_bytes=sys.maxsize, padding_bytes=sys.maxsize))
     for count, member in enumerate(tar_entries(path, headers, errors="surrogateescape")):
         if count == most:
             raise FormatError(path, f"more than {most:,} members")
@@ -359,56 +324,24 @@ def members_in_place(path: Path, file: BinaryIO, *, most: int) -> Iterator[tarfi
         if not member.isfile() or member.issparse():
             what = "a link" if member.issym() or member.islnk() else "not a plain file"
             raise FormatError(path, f"member {member.name[:200]!r} is {what}, which is refused")
-        if member.offset_data + member.size > headers.size:
+        if member.offset_data + member.size > size:
             raise FormatError(path, "truncated inside a member", offset=member.offset_data)
         yield member
 
 
-class _PlainHeaders:
-    """A plain archive as `tarfile` reads its headers: never much at once, remembering what came last."""
+class _InPlace(TarStream):
+    """A plain archive of which headers alone are read; others may read the file in between."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._file = file
-        self._position = 0
-        self.size = file.seek(0, os.SEEK_END)
-        self._steps = Budget(self.size, partial(FormatError, path))
-        self.last_header = b""
+    def _skip_to(self, target: int) -> None:
+        self._position, self._returned = target, memoryview(b"")
 
-    def read(self, size: int, /) -> bytes:
-        """Read header bytes."""
-        if not 0 <= size <= DEFAULT_LIMITS.header_bytes:
-            raise FormatError(self._path, f"a header of {size:,} bytes", offset=self._position)
-        self._file.seek(self._position)
-        self.last_header = self._file.read(size)
-        self._steps.spend(steps=search_steps(self._path, self.last_header))
-        self._position += len(self.last_header)
-        return self.last_header
-
-    def seek(self, target: int, /) -> int:
-        """Go to the next header."""
-        self._position = target
-        return target
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._position
-
-    def begin_entry(self) -> None:
-        """Nothing to do: what a header may have is bounded in `read`."""
-
-    def begins_again(self) -> bool:
-        """Skip the zeros after an end mark; whether anything follows them."""
-        self._file.seek(self._position)
-        while piece := self._file.read(READ_BYTES):
-            if rest := piece.lstrip(b"\0"):
-                self._position += (len(piece) - len(rest)) // TAR_BLOCK * TAR_BLOCK
-                return True
-            self._position += len(piece)
-        return False
+    def read_some(self, size: int) -> bytes:
+        """Read from where the last header ended."""
+        self._raw.seek(self._position)
+        return super().read_some(size)
 
 
-def _entries_to_end_mark(path: Path, headers: Headers, errors: str) -> Iterator[tarfile.TarInfo]:
+def _entries_to_end_mark(path: Path, headers: TarStream, errors: str) -> Iterator[tarfile.TarInfo]:
     begin = headers.tell()
     archive: tarfile.TarFile | None = None
     empty = True

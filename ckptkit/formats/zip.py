@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32, crc32c
@@ -84,7 +85,18 @@ class ZipEntry:
     size: int  # bytes when unpacked
     offset: int  # where the member's data starts in the file
     attributes: int = 0  # where Unix wrote them, its mode is in the upper 16 bits
-    is_utf8: bool = True  # the archive says so of its name, or it is ASCII; else programs guess
+    flags: int = 0
+    header: int = 0  # where the member's own header starts in the file
+
+    @property
+    def end(self) -> int:
+        """Where its data ends in the file."""
+        return self.offset + self.packed
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether the archive says so of its name, or it is ASCII; else programs guess."""
+        return bool(self.flags & _UTF8) or self.name.isascii()
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,7 @@ def _require_crc32(file: MappedFile, entry: ZipEntry, found: int, what: str = ""
 
 @dataclass(frozen=True)
 class _End:
-    """What the records at the end of an archive say, and where they begin."""
+    """The numbers in the records at the end of an archive, and where they begin."""
 
     count: int
     size: int
@@ -208,23 +220,22 @@ def read_directory(file: MappedFile) -> ZipDirectory:
     end = _find_end(file)
     if end.count > MAX_ENTRIES:
         raise FormatError(file.path, f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
-    if end.offset + end.size > end.stop or end.count * CENTRAL.size > end.size:
+    excess = end.stop - end.offset - end.size
+    if excess < 0 or end.count * CENTRAL.size > end.size:
         raise FormatError(file.path, "zip directory does not fit into the file", offset=end.offset)
-    if end.offset + end.size != end.stop:
+    if excess:
         raise FormatError(
             file.path,
-            f"{end.stop - end.offset - end.size} bytes that the end of the zip archive does not account for: "
+            f"{excess} bytes that the end of the zip archive does not account for: "
             "something was put into the file",
             offset=end.offset,
         )
     budget = Budget(file.size, partial(FormatError, file.path))
     entries: dict[str, ZipEntry] = {}
     plain: set[str] = set()
-    spans: list[_Span] = []
     position = end.offset
     for _ in range(end.count):
-        row = _CentralRow.read(file, position, end)
-        entry, span = _member(file, row, end)
+        entry, position = _member(file, position, end)
         budget.spend(nodes=1, names=len(entry.name), steps=8)
         path = plain_name(entry.name)
         if path in plain:
@@ -232,13 +243,11 @@ def read_directory(file: MappedFile) -> ZipDirectory:
             raise FormatError(file.path, f"two zip entries {what}")
         entries[entry.name] = entry
         plain.add(path)
-        spans.append(span)
-        position = row.following
     if position != end.stop:
         raise FormatError(
             file.path, f"{end.stop - position} bytes between the zip directory and its end", offset=position
         )
-    _refuse_other_bytes(file, sorted(spans), end)
+    _refuse_other_bytes(file, sorted(entries.values(), key=lambda entry: (entry.header, entry.end)), end)
     return ZipDirectory(entries, end.comment)
 
 
@@ -310,84 +319,45 @@ def _end64_of(file: MappedFile, locator: int, narrow: tuple[int, int, int, int],
     return _End(count, size, offset, position, comment)
 
 
-class _CentralRow(NamedTuple):
-    """One record of the directory."""
-
-    flags: int
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    name: bytes
-    extra: bytes
-    attributes: int
-    header: int
-    position: int
-    following: int
-
-    @classmethod
-    def read(cls, file: MappedFile, position: int, end: _End) -> _CentralRow:
-        stop = end.offset + end.size
-        if position + CENTRAL.size > stop:
-            raise FormatError(file.path, "zip directory is cut off", offset=position)
-        fields = CENTRAL.unpack(file.data[position : position + CENTRAL.size])
-        magic, _, _, flags, method, _, _, crc, packed, size, name, extra, comment, disk = fields[:14]
-        names = position + CENTRAL.size
-        following = names + name + extra + comment
-        if magic != CENTRAL_MAGIC or following > stop or disk not in (0, 0xFFFF):
-            raise FormatError(file.path, "damaged record in the zip directory", offset=position)
-        raw = file.data[names : names + name + extra]
-        return cls(
-            flags,
-            method,
-            crc,
-            packed,
-            size,
-            raw[:name],
-            raw[name:],
-            fields[15],
-            fields[16],
-            position,
-            following,
-        )
-
-
-_Span: TypeAlias = "tuple[int, int, str, _CentralRow, ZipEntry]"
-"""Where a member begins and its data ends, and the member."""
-
-
-def _member(file: MappedFile, row: _CentralRow, end: _End) -> tuple[ZipEntry, _Span]:
-    """Compare a record with the header before its data."""
-    name = _decoded(file, row.name, row.position)
-    if row.flags & _ENCRYPTED:
-        raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=row.position)
-    size, packed, header = _wide_values(file, name, row.extra, (row.size, row.packed, row.header))
-    if header + LOCAL.size > file.size:
-        raise FormatError(file.path, f"zip entry {name!r} is outside the file", offset=header)
-    fields = LOCAL.unpack(file.data[header : header + LOCAL.size])
+def _member(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry, int]:
+    """The member of a record, compared with the header before its data; and where the next record is."""
+    names = position + CENTRAL.size
+    if names > end.stop:
+        raise FormatError(file.path, "zip directory is cut off", offset=position)
+    magic, _, _, flags, method, _, _, crc, packed, size, *lengths, disk, _, attributes, header = (
+        CENTRAL.unpack(file.data[position:names])
+    )
+    following = names + sum(lengths)
+    if magic != CENTRAL_MAGIC or following > end.stop or disk not in (0, 0xFFFF):
+        raise FormatError(file.path, "damaged record in the zip directory", offset=position)
+    raw = file.data[names : names + lengths[0]]
+    name = _decoded(file, raw, position)
+    if flags & _ENCRYPTED:
+        raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=position)
+    extra = file.data[names + lengths[0] : following - lengths[2]]
+    size, packed, header = _wide_values(file, name, extra, (size, packed, header))
     start = header + LOCAL.size
-    offset = start + fields[9] + fields[10]
-    raw = file.data[start:offset]
-    if fields[0] != LOCAL_MAGIC or raw[: fields[9]] != row.name:
+    if start > file.size:
+        raise FormatError(file.path, f"zip entry {name!r} is outside the file", offset=header)
+    local = LOCAL.unpack(file.data[header:start])
+    offset = start + local[9] + local[10]
+    if local[0] != LOCAL_MAGIC or file.data[start : start + local[9]] != raw:
         raise FormatError(file.path, f"zip entry {name!r} is not where the directory says", offset=header)
-    is_utf8 = bool(row.flags & _UTF8) or name.isascii()
-    entry = ZipEntry(name, row.method, row.crc32, packed, size, offset, row.attributes, is_utf8)
-    if offset + packed > end.offset or (row.method == STORED and packed != size):
+    entry = ZipEntry(name, method, crc, packed, size, offset, attributes, flags, header)
+    if entry.end > end.offset or (method == STORED and packed != size):
         raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
-    _compare_headers(file, entry, row, fields, raw[fields[9] :])
-    return entry, (header, offset + packed, name, row, entry)
+    _compare_headers(file, entry, local, file.data[start + local[9] : offset])
+    return entry, following
 
 
-def _compare_headers(
-    file: MappedFile, entry: ZipEntry, row: _CentralRow, local: tuple[Any, ...], extra: bytes
-) -> None:
+def _compare_headers(file: MappedFile, entry: ZipEntry, local: tuple[Any, ...], extra: bytes) -> None:
     """Refuse a member that its own header describes in another way than the directory."""
     _, _, flags, method, _, _, crc, packed, size, *_ = local
     size, packed, _ = _wide_values(file, entry.name, extra, (size, packed, 0), is_local=True)
-    later = bool(flags & row.flags & _STREAMED)  # what was not known yet comes behind the data, or is zero
+    later = bool(flags & entry.flags & _STREAMED)  # what was not known yet follows the data, or is zero
     found = ((crc, entry.crc32), (packed, entry.packed), (size, entry.size))
     differs = any(one != other and not (later and one in (0, _WIDE)) for one, other in found)
-    if differs or method != row.method or (flags ^ row.flags) & _SAME_FLAGS:
+    if differs or method != entry.method or (flags ^ entry.flags) & _SAME_FLAGS:
         raise FormatError(
             file.path,
             f"zip entry {entry.name!r}: its own header and the directory disagree",
@@ -446,28 +416,26 @@ def _wide_values(
     return result[0], result[1], result[2]
 
 
-def _refuse_other_bytes(file: MappedFile, spans: list[_Span], end: _End) -> None:
+def _refuse_other_bytes(file: MappedFile, entries: list[ZipEntry], end: _End) -> None:
     """Members must follow each other from the first byte of the file to the directory."""
-    reached, before = 0, ""
-    for start, stop, name, *_ in spans:
-        if start < reached:
-            raise FormatError(file.path, f"zip entries {before!r} and {name!r} overlap", offset=start)
-        reached, before = stop, name
+    for entry, following in pairwise(entries):
+        if following.header < entry.end:
+            reason = f"zip entries {entry.name!r} and {following.name!r} overlap"
+            raise FormatError(file.path, reason, offset=following.header)
+    gaps = [(entry.header, f"zip entry {entry.name!r}") for entry in entries]
     reached, last = 0, None
-    for start, stop, name, row, entry in [*spans, (end.offset, 0, "", None, None)]:
+    for (start, where), entry in zip_longest([*gaps, (end.offset, "zip directory")], entries):
         if start != reached and not (last and _is_descriptor(file, last, reached, start)):
-            where = f"before the zip entry {name!r}" if row else "before the zip directory"
-            raise FormatError(
-                file.path, f"{start - reached} bytes that belong to no zip entry {where}", offset=reached
-            )
-        reached = stop
-        last = entry if row and row.flags & _STREAMED else None
+            reason = f"{start - reached} bytes that belong to no zip entry before the {where}"
+            raise FormatError(file.path, reason, offset=reached)
+        if entry:
+            reached, last = entry.end, entry
 
 
 def _is_descriptor(file: MappedFile, entry: ZipEntry, start: int, stop: int) -> bool:
-    """Whether bytes say once more, behind a member's data, what the directory says of it."""
+    """Whether the bytes after a member's data repeat what the directory says of it."""
     form = _DESCRIPTORS.get(stop - start)
-    if form is None:
+    if form is None or not entry.flags & _STREAMED:
         return False
     mark, *fields = struct.unpack(form, file.data[start:stop])
     return mark in (b"", DESCRIPTOR_MAGIC) and fields == [entry.crc32, entry.packed, entry.size]
