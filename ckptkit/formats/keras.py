@@ -174,12 +174,14 @@ class KerasH5Reader(MappedReader):
         if self._archive is not None:
             self._archive.members.require(self._archive.held)
 
-    def release(self, name: str) -> None:
-        """Give back the memory pages of one tensor."""
-        self._require(name)
+    def _place(self, name: str) -> tuple[int, int] | None:
         dataset = self._datasets[name]
-        if dataset.address is not None:
-            self._file.release(self._hdf5.start + dataset.address, dataset.nbytes)
+        if dataset.address is None:
+            return None
+        return self._hdf5.start + dataset.address, dataset.nbytes
+
+    def _is_plain(self, name: str) -> bool:
+        return not self._datasets[name].big_endian
 
 
 def _has_gap(datasets: Mapping[str, Dataset]) -> bool:

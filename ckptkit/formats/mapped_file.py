@@ -7,11 +7,10 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
-from ckptkit.base.checksums import crc32
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import Array, DType
@@ -19,9 +18,13 @@ from ckptkit.base.tensors import Array, DType
 MAX_DIMS = 32
 """numpy 1.x holds no more axes; no published model comes near."""
 
-_CRC_WINDOW = 4 << 20
+_CHECKED_BYTES = 4 << 20
 _WINDOW = 256 << 10
 """Bytes read at a time for small ranges of a file that cannot be mapped."""
+
+
+Checksum = Callable[[memoryview, int], int]
+"""Adds some bytes to a checksum."""
 
 
 class MappedFile:
@@ -77,16 +80,16 @@ class MappedFile:
             return memoryview(self.data[offset : offset + nbytes])
         return memoryview(self.data)[offset : offset + nbytes]
 
-    def crc32(self, offset: int, nbytes: int, *, keep: bool = False) -> int:
-        """CRC-32 of a range, computed window by window with the pages given back behind it, or kept."""
-        crc = 0
-        for start in range(offset, offset + nbytes, _CRC_WINDOW):
-            stop = min(start + _CRC_WINDOW, offset + nbytes)
+    def checksum(self, add: Checksum, offset: int, nbytes: int, *, keep: bool = False) -> int:
+        """A checksum of a range, which is walked over in windows; their pages are given back unless kept."""
+        found = 0
+        for start in range(offset, offset + nbytes, _CHECKED_BYTES):
+            stop = min(start + _CHECKED_BYTES, offset + nbytes)
             with self.raw(start, stop - start) as window:
-                crc = crc32(window, crc)
+                found = add(window, found)
             if not keep:
                 self.release(start, stop - start)
-        return crc
+        return found
 
     def inflated(self, offset: int, nbytes: int, wbits: int = zlib.MAX_WBITS) -> Iterator[bytes]:
         """Unpack a deflated range in pieces of at most 256 KB."""

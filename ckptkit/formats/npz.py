@@ -19,7 +19,7 @@ from typing import Any
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
-from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.base.tensors import DTYPES, NOT_IN_NUMPY, Array, DType, Piece, TensorSpec
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS
 from ckptkit.formats.members import unsafe_name
@@ -237,13 +237,16 @@ class NpzReader(MappedReader):
         array.flags.writeable = False
         return array.T if header.fortran else array
 
-    def _raw(self, name: str) -> RawTensor | None:
+    def _place(self, name: str) -> tuple[int, int]:
+        entry, header = self._arrays[name]
+        if entry.method != STORED:
+            return entry.offset, entry.packed
+        return entry.offset + header.start, self.specs[name].nbytes
+
+    def _is_plain(self, name: str) -> bool:
         entry, header = self._arrays[name]
         turned = header.fortran and sum(size != 1 for size in header.shape) > 1
-        if entry.method != STORED or header.big_endian or turned:
-            return None
-        nbytes = self.specs[name].nbytes
-        return RawTensor(header.shape, self._file.raw(entry.offset + header.start, nbytes))
+        return entry.method == STORED and not header.big_endian and not turned
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare an array with the CRC-32 of its zip entry, once; True, or FormatError."""
@@ -258,12 +261,6 @@ class NpzReader(MappedReader):
         entry, _ = self._arrays[name]
         if entry.method == STORED:  # unpacking compares by itself
             self._members.require(entry)
-
-    def release(self, name: str) -> None:
-        """Give back the memory pages of one array."""
-        self._require(name)
-        entry, _ = self._arrays[name]
-        self._file.release(entry.offset, entry.packed)
 
     def _begins_as_array(self, entry: ZipEntry) -> bool:
         """Whether numpy takes a member for an array, whatever it is called."""

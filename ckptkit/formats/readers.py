@@ -52,8 +52,30 @@ class MappedReader(Reader):
     def _read(self, name: str) -> Array:
         raise NotImplementedError
 
-    def _raw(self, _name: str) -> RawTensor | None:
+    def _place(self, _name: str) -> tuple[int, int] | None:
+        """Offset and length of a tensor's bytes in the file; None where they are not in one piece."""
         return None
+
+    def _is_plain(self, _name: str) -> bool:
+        """Whether the bytes at its place are those of the tensor in C order, little-endian."""
+        return True
+
+    def _raw(self, name: str) -> RawTensor | None:
+        place = self._place(name)
+        if place is None or not self._is_plain(name):
+            return None
+        return RawTensor(self.specs[name].shape, self._file.raw(*place))
+
+    def check(self, name: str, known: int | None = None) -> bool:
+        """False: no checksum is stored."""
+        self._require(name)
+        return False
+
+    def release(self, name: str) -> None:
+        """Give back the memory pages of one tensor."""
+        self._require(name)
+        if place := self._place(name):
+            self._file.release(*place)
 
     def _check_bytes(self, name: str) -> None:
         """Compare the stored checksum of a tensor's bytes, where reading them does not do it."""

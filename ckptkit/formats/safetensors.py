@@ -17,7 +17,7 @@ from pathlib import Path
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
-from ckptkit.base.tensors import KNOWN, Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.base.tensors import KNOWN, Array, DType, Piece, TensorSpec
 from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
@@ -176,19 +176,8 @@ class SafetensorsReader(MappedReader):
         spec = self.specs[name]
         return self._file.view(self._offsets[name], whole_bytes(self.path, spec), spec.shape)
 
-    def _raw(self, name: str) -> RawTensor:
-        spec = self.specs[name]
-        return RawTensor(spec.shape, self._file.raw(self._offsets[name], spec.nbytes))
-
-    def check(self, name: str, known: int | None = None) -> bool:
-        """False: the format stores no checksum."""
-        self._require(name)
-        return False
-
-    def release(self, name: str) -> None:
-        """Give back the memory pages of one tensor."""
-        self._require(name)
-        self._file.release(self._offsets[name], self.specs[name].nbytes)
+    def _place(self, name: str) -> tuple[int, int]:
+        return self._offsets[name], self.specs[name].nbytes
 
 
 # ----------------------------------------------------------------------------------------------------

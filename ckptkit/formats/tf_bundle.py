@@ -29,7 +29,7 @@ from ckptkit.base.files import (
     sync_checked,
     translated,
 )
-from ckptkit.base.tensors import DTYPES, Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.base.tensors import Array, DType, Piece, RawTensor, TensorSpec
 from ckptkit.formats import foreign
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile
@@ -206,8 +206,6 @@ def named_by(state: Path) -> Path | None:
 # Reading.
 
 
-_CHECK_BYTES = 4 << 20
-"""How much is checksummed before its pages are given back."""
 _KEEP_BYTES = 16 << 20
 """A tensor up to this size stays resident after its checksum: whoever checks it is about to read it."""
 _FAULT_AROUND = 64 << 10
@@ -296,7 +294,7 @@ class TfBundleReader(MappedReader):
             raise FormatError(path, f"{GRAPH_KEY} is not one string of at most {MAX_GRAPH_BYTES} bytes")
         part = graph.parts[0]
         try:
-            text = decode_string_scalar(self._bytes(part).tobytes())
+            text = decode_string_scalar(bytes(self._bytes(part)))
             if part.crc32c is not None and string_checksum(text) != part.crc32c:
                 raise WireError("its checksum (crc32c) differs")
             return variable_names(keys, text, budget, lambda key: tensors[key].fingerprint)
@@ -331,9 +329,7 @@ class TfBundleReader(MappedReader):
         tensor = self._tensors[name]
         if len(tensor.parts) != 1:
             return None
-        (part,) = tensor.parts
-        data = self._shard(part).raw(part.offset, part.size) if part.size else memoryview(b"")
-        return RawTensor(tensor.shape, data)
+        return RawTensor(tensor.shape, self._bytes(tensor.parts[0]))
 
     def check(self, name: str, known: int | None = None) -> bool:
         """Compare a tensor with its stored crc32c: True when it holds, False when none is stored."""
@@ -350,7 +346,7 @@ class TfBundleReader(MappedReader):
                     hint="fetch it again",
                 )
             if self.specs[name].dtype.kind == "bool":
-                refuse_odd_bools(self.path, name, self._bytes(part))
+                refuse_odd_bools(self.path, name, RawTensor(part.shape, self._bytes(part)))
         self._held.add(name)
         return all(part.crc32c is not None for part in tensor.parts)
 
@@ -376,18 +372,14 @@ class TfBundleReader(MappedReader):
             return empty
         return self._shard(part).view(part.offset, dtype, shape)
 
-    def _bytes(self, part: Part) -> Array:
-        return self._view(part, DTYPES["uint8"], (part.size,))
+    def _bytes(self, part: Part) -> memoryview:
+        return self._shard(part).raw(part.offset, part.size) if part.size else memoryview(b"")
 
     def _crc32c(self, part: Part) -> int:
-        data = self._bytes(part)
-        crc = 0
-        for start in range(0, part.size, _CHECK_BYTES):
-            piece = data[start : start + _CHECK_BYTES]
-            crc = crc32c(piece, crc)
-            if part.size > _KEEP_BYTES:
-                self._release(part, part.offset + start, piece.size)
-        return crc
+        if not part.size:
+            return 0
+        keep = part.size <= _KEEP_BYTES
+        return self._shard(part).checksum(crc32c, part.offset, part.size, keep=keep)
 
     def _release(self, part: Part, offset: int, size: int) -> None:
         if size:

@@ -146,7 +146,7 @@ class CheckedMembers:
 
     def _compare(self, entry: ZipEntry, what: str) -> None:
         if entry.method == STORED:
-            found = self._file.crc32(entry.offset, entry.packed, keep=entry.packed <= _KEPT_PAGES)
+            found = self._file.checksum(crc32, entry.offset, entry.packed, keep=entry.packed <= _KEPT_PAGES)
             _require_crc32(self._file, entry, found, what)
         else:
             deque(contents(self._file, entry), 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckptkit.base.checksums import crc32
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.tensors import DTYPES
 from ckptkit.formats import mapped_file
@@ -72,7 +73,9 @@ def test_release_keeps_the_contents(path: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 20003), (3, 100), (20003, 0)])
 def test_crc32(path: Path, offset: int, length: int) -> None:
-    assert MappedFile(path).crc32(offset, length) == zlib.crc32(path.read_bytes()[offset : offset + length])
+    assert MappedFile(path).checksum(crc32, offset, length) == zlib.crc32(
+        path.read_bytes()[offset : offset + length]
+    )
 
 
 def test_what_cannot_be_mapped(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ def test_without_maps_everything_reads_the_same(
         assert data.find(wanted, start, stop) == whole.find(wanted, start, stop)
         assert data.rfind(wanted, max(0, start - 100), stop) == whole.rfind(wanted, max(0, start - 100), stop)
         assert bytes(unmapped.raw(start, stop - start)) == whole[start:stop]
-        assert unmapped.crc32(start, stop - start) == zlib.crc32(whole[start:stop])
+        assert unmapped.checksum(crc32, start, stop - start) == zlib.crc32(whole[start:stop])
     view = unmapped.view(3, DTYPES["float32"], (50, 100))
     assert np.array_equal(view, VALUES.reshape(50, 100)) and not view.flags.writeable
     assert unmapped.view(3, DTYPES["float32"], (3, 2), (4, 12)).tolist() == [[0, 3], [1, 4], [2, 5]]
