@@ -197,7 +197,7 @@ class Format(ABC):
 
     Examples
     --------
-    A format of one tensor a file, little-endian float32 behind a mark:
+    A format of one tensor a file, little-endian float32 after a mark:
 
     >>> import numpy, tempfile
     >>> from ckptkit.base.tensors import DTYPES
@@ -252,7 +252,7 @@ class Format(ABC):
 
     @abstractmethod
     def matches(self, sample: Sample) -> bool:
-        """Whether a file or folder is of this format, told from its content.
+        """Whether a file or folder is of this format, by its content.
 
         Asked of every file that no format before this one knows, so a few reads must do; what is damaged
         further on is for `open` to say. The path exists.

@@ -125,7 +125,7 @@ def _not_a_checkpoint(sample: Sample) -> FormatError:
     if places := _hdf5_places(sample):
         return FormatError(
             path,
-            f"is an HDF5 file behind a user block of {places[0]} bytes: not supported",
+            f"is an HDF5 file after a user block of {places[0]} bytes: not supported",
             hint="write it again without one",
         )
     found = foreign.Foreign.of(sample)
@@ -454,7 +454,7 @@ def _around(sample: Sample, offset: int) -> bytes:
 
 
 def _ends_as_zip(sample: Sample) -> bool:
-    """Whether an end of a zip archive is within the reach of programs that look for it from behind."""
+    """Whether an end of a zip archive is where programs look for it, from the end backwards."""
     tail = sample.read(max(0, sample.size - _ZIP_REACH), _ZIP_REACH)
     if _ZIP_END not in tail:
         return False

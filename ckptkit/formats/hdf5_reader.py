@@ -310,7 +310,7 @@ class Hdf5File(Hdf5Bytes):
             raise self.error(f"truncated: {self.size} bytes of {end}", hint="fetch or write it again")
         if end < self.size:
             extra = self.size - end
-            raise self.error(f"{extra} bytes behind the end of the HDF5 file", end, "fetch it again")
+            raise self.error(f"{extra} bytes after the end of the HDF5 file", end, "fetch it again")
         return int(root)
 
     # -- object headers --------------------------------------------------------------------------------------
@@ -533,7 +533,7 @@ class Hdf5File(Hdf5Bytes):
 
     @staticmethod
     def _attribute_name(body: Piece) -> bytes:
-        """The name as it is stored, without the zeros behind it."""
+        """The name as it is stored, without the zeros after it."""
         version, length = body.fields("BxH")
         body.raw(5 if version == 3 else 4)
         return body.raw(length).partition(b"\0")[0]
@@ -997,7 +997,7 @@ def single(values: Texts) -> str | None:
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-"""Filters that chunks can go through: zlib, bytes sorted by their place in an element, a checksum behind."""
+"""Filters that chunks can go through: zlib, bytes sorted by their place in an element, a checksum at the end."""
 _PLAIN = "write the dataset again, plain or packed by gzip"
 
 
@@ -1233,7 +1233,7 @@ def _unpack(source: Hdf5Bytes, dataset: Dataset, chunk: Chunk, name: str, target
     """Take back what a chunk went through, and copy its elements to ``target``, which is of their bytes."""
     start = source.start + chunk.address
     raw = source.file.data[start : start + chunk.packed]
-    limit = target.size + 4  # with a checksum behind
+    limit = target.size + 4  # with a checksum at the end
     left = [number for index, number in enumerate(dataset.filters) if not chunk.skipped >> index & 1]
     while left and left != [SHUFFLE]:
         number = left.pop()

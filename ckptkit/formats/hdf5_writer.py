@@ -1,7 +1,7 @@
 """Everything in an HDF5 file but the data, made in one go from the list of tensors.
 
 Written is what h5py writes by default and every release of HDF5 reads: superblock 0, symbol-table groups,
-contiguous datasets. The data comes first, behind the superblock, and the structures after it, so that no
+contiguous datasets. The data comes first, after the superblock, and the structures after it, so that no
 address has to be known twice. No times are noted: the same tensors give the same bytes.
 """
 
@@ -280,5 +280,5 @@ def type_message(dtype: DType) -> bytes | None:
 
 
 def fixed_text_message(length: int) -> bytes:
-    """The datatype message of a UTF-8 text of so many bytes, filled up with zeros."""
+    """The datatype message of a UTF-8 text of a fixed number of bytes, padded with zeros."""
     return struct.pack("<BB2xI", STRING | 1 << 4, 0x11, length)

@@ -175,7 +175,7 @@ class JsonWalk:
                 name = self.string()
                 self._take(_COLON, "bad JSON: a name without ':'")
                 yield name
-            if self._take(_NEXT, "bad JSON: a value without ',' or '}' behind it")[1] == "}":
+            if self._take(_NEXT, "bad JSON: a value without ',' or '}' after it")[1] == "}":
                 return
 
     def string(self) -> str:

@@ -356,7 +356,7 @@ def _count(file: Hdf5File, group: Header, name: str, path: str) -> int:
 
 
 def _whole_name(weight: _Weight) -> str:
-    """A weight's name, behind its layer's unless that is a step of it, whole or up to ``_`` or ``:``."""
+    """A weight's name, after its layer's unless that is a step of it, whole or up to ``_`` or ``:``."""
     layer, name = weight.layer, weight.name
     at = 0 if layer == _OUTSIDE_LAYERS else name.find(layer)
     while at >= 0:
@@ -398,7 +398,7 @@ class _LegacyFile:
         self._file = file
         self._found = found
         self._of_root = self._of_top = of_root
-        self._top = ""  # path of the group with the layers, with a slash behind
+        self._top = ""  # path of the group with the layers, with a slash at the end
         if not {_LAYERS, f"{_LAYERS}0"} & of_root.keys():
             if _MODEL_WEIGHTS not in found.groups:
                 raise file.error(

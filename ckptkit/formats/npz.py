@@ -134,7 +134,7 @@ def _checked(table: object, start: int, *, steps: int) -> NpyHeader:
 
 
 def _opaque(code: object) -> DType | None:
-    """A type whose elements are of so many bytes, whatever is in them; None for texts and Python objects."""
+    """A type of which only the size of its elements matters; None for texts and Python objects."""
     if isinstance(code, list):
         return _record(code)
     found = _OPAQUE_CODE.fullmatch(code) if isinstance(code, str) else None

@@ -153,7 +153,7 @@ class _Checked:
                 raise self._error(f"tensor {name!r} at {begins[name]} {what}")
             position += spec.nbytes
         if position != self._room:
-            raise self._error(f"{self._room - position} bytes behind the last tensor belong to none")
+            raise self._error(f"{self._room - position} bytes after the last tensor belong to none")
         return ordered
 
 

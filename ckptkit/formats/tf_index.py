@@ -139,7 +139,7 @@ class _Table:
         return (numbers[0], numbers[1]), (numbers[2], numbers[3])
 
     def _numbers(self, raw: bytes, count: int, what: str, offset: int) -> list[int]:
-        """So many numbers, with nothing but zeros behind those of a footer, and nothing behind a handle's."""
+        """The numbers of a footer or handle; only zeros may follow those of a footer, nothing those of a handle."""
         numbers, position = [], 0
         try:
             for _ in range(count):
@@ -148,7 +148,7 @@ class _Table:
         except WireError as error:
             raise self._error(f"damaged {what}: {error}", offset) from error
         if raw[position:].strip(b"\0") if what == "footer" else raw[position:]:
-            raise self._error(f"damaged {what}: something behind its numbers", offset)
+            raise self._error(f"damaged {what}: unexpected bytes after its numbers", offset)
         return numbers
 
     def _block(self, offset: int, size: int) -> bytes:
@@ -719,7 +719,7 @@ class _IndexFile:
         return start, size
 
     def _check_spans(self, prefix: Path) -> None:
-        """Every tensor lies inside a data file that exists, and no two share a byte."""
+        """Every tensor is inside a data file that exists, and no two share a byte."""
         count = self.header.num_shards
         entries = ((entry, key) for key, entry in self._entries.items() if not entry.slices)
         lengths: dict[int, int] = {}
@@ -782,11 +782,11 @@ def _overlap(boxes: list[_Box], axes: int, budget: Budget) -> bool:
     boxes = sorted(boxes, key=lambda box: box[0][cut : cut + 1])
     for number, (start, size) in enumerate(boxes):
         end = sum(start[cut : cut + 1]) + sum(size[cut : cut + 1])
-        for behind in range(number + 1, len(boxes)):
+        for later in range(number + 1, len(boxes)):
             budget.spend(steps=_PAIR_STEPS + axes)
-            if boxes[behind][0][cut : cut + 1] >= (end,):
+            if boxes[later][0][cut : cut + 1] >= (end,):
                 break
-            if _meet((start, size), boxes[behind]):
+            if _meet((start, size), boxes[later]):
                 return True
     return False
 

@@ -143,7 +143,7 @@ class SingleFileWriter(TensorWriter):
 
     Examples
     --------
-    A file of float32 values behind a mark, in the order in which they were announced:
+    A file of float32 values after a mark, in the order in which they were announced:
 
     >>> import numpy, tempfile
     >>> from ckptkit.base.tensors import DTYPES

@@ -276,7 +276,7 @@ def tar_that_is_a_zip() -> bytes:
 
 
 def hdf5_in_a_zip() -> bytes:
-    """A stored member that has the mark of HDF5 where programs look for it behind a user block."""
+    """A stored member that has the mark of HDF5 where programs look for it after a user block."""
     mark = b"\x89HDF\r\n\x1a\n"
     raw = npz_bytes(w=np.zeros(400, np.uint8), v=np.zeros(2000, np.uint8))
     at = 512 - raw.index(bytes(300))
@@ -306,7 +306,7 @@ def test_an_hdf5_file_behind_a_user_block(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "m.h5", "w", userblock_size=1024) as file:
         file["dense/vars/0"] = np.ones(3)
-    with pytest.raises(FormatError, match="behind a user block of 1024 bytes"):
+    with pytest.raises(FormatError, match="after a user block of 1024 bytes"):
         open_reader(tmp_path / "m.h5")
 
 

@@ -548,7 +548,7 @@ def test_chunks_must_be_in_order(tmp_path: Path) -> None:
 def test_bytes_behind_the_end(tmp_path: Path) -> None:
     path = keras_file(tmp_path / "m.h5")
     path.write_bytes(path.read_bytes() + b"PK")
-    with pytest.raises(FormatError, match="2 bytes behind the end of the HDF5 file"):
+    with pytest.raises(FormatError, match="2 bytes after the end of the HDF5 file"):
         KerasH5Reader(path)
 
 

@@ -47,7 +47,7 @@ LIMITS: Mapping[str, str] = {
     "chunks with one of HDF5's newer indexes": "only libver='latest' writes them, which Keras never does",
     "packed by filter '(lzf|szip|scaleoffset)'": "filters of h5py and of HDF5 that Keras never uses",
     "is a link to another file: not followed": "a file that is read leads to no other one",
-    "is an HDF5 file behind a user block": "HDF5 behind something else, as a polyglot is",
+    "is an HDF5 file after a user block": "HDF5 behind something else, as a polyglot is",
     "a virtual dataset, put together from others": "as a link to another file",
     "its data is kept in another file; not followed": "as a link to another file",
     "a message of kind 0x3 that several objects share": "a type with a name, which Keras never writes",
