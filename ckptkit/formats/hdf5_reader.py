@@ -997,7 +997,7 @@ def single(values: Texts) -> str | None:
 
 _COMPACT, _CONTIGUOUS, _CHUNKED, _VIRTUAL = 0, 1, 2, 3
 DEFLATE, SHUFFLE, FLETCHER32 = 1, 2, 3
-"""Filters that chunks can go through: zlib, bytes sorted by their place in an element, a checksum at the end."""
+"""Filters of chunks: zlib, bytes sorted by their place in an element, a checksum at the end."""
 _PLAIN = "write the dataset again, plain or packed by gzip"
 
 

@@ -139,7 +139,7 @@ class _Table:
         return (numbers[0], numbers[1]), (numbers[2], numbers[3])
 
     def _numbers(self, raw: bytes, count: int, what: str, offset: int) -> list[int]:
-        """The numbers of a footer or handle; only zeros may follow those of a footer, nothing those of a handle."""
+        """The numbers of a footer, which zeros may follow, or of a handle."""
         numbers, position = [], 0
         try:
             for _ in range(count):

@@ -174,7 +174,7 @@ NOT_CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Path]]] = {
         lambda f: raw(f, b"\x89HDF\r\n\x1a\n" + bytes(100), "m.weights.h5"),
     ),
     "Keras": (
-        "superblock of 9 bytes",
+        "the HDF5 superblock of 9 bytes",
         lambda f: zip_of(f, ["metadata.json", "config.json", "model.weights.h5"]),
     ),
     "npy": ("single .npy array", lambda f: raw(f, b"\x93NUMPY\x01\x00" + bytes(100))),
