@@ -471,6 +471,11 @@ def family_of_variant(variant: str) -> Family:
     raise NotFoundError(f"unknown variant {variant!r}", hint=choose_from(known))
 
 
+def is_variant(name: str) -> bool:
+    """Whether a family has a variant of this name."""
+    return any(name in family.variants for family in chain.from_iterable(family_groups()))
+
+
 def registry_families(plugins: bool = True) -> Families:
     """What entries of the registry are checked against, with the families of plug-ins or without."""
     return {name: get_family(name).registry_facts() for name in families(plugins)}

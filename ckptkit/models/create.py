@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -12,17 +13,24 @@ from ckptkit.base.errors import ConversionError, UsageError, require_installed
 from ckptkit.base.parse import parse_num_classes, parse_size
 from ckptkit.base.text import library_logger
 from ckptkit.convert.pipeline import Provenance
-from ckptkit.families.base import Family, Structure, TableSizes, families, family_of_variant, get_family
+from ckptkit.families.base import (
+    Family,
+    Structure,
+    TableSizes,
+    families,
+    family_of_variant,
+    get_family,
+    is_variant,
+)
 from ckptkit.families.binding import wanted_copy
 from ckptkit.families.recognition import Recognition, recognise, require_recognition
 from ckptkit.formats.base import Reader, Weights
-from ckptkit.models.loading import Framework, Loaded, Target, fill, framework_named
+from ckptkit.models.loading import Framework, Loaded, Source, framework_named
 from ckptkit.registry.schema import Entry
 from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.families.model_config import ExportedModel
-    from ckptkit.registry.schema import Entry
 
 _logger = library_logger()
 
@@ -40,8 +48,8 @@ UNSET: Final = Unset()
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What a model is to be built as."""
+class _Recipe:
+    """What a model is built as, and filled from."""
 
     family: Family
     variant: str
@@ -49,24 +57,27 @@ class _Wanted:
     num_classes: int | None
     features_only: bool
     pos_emb: bool
+    settings: Mapping[str, Any]
+    loaded: Loaded
     table_sizes: TableSizes | None = None
+    source: Source | None = None
 
-    @property
-    def structure(self) -> Structure:
-        """What of it the tensors tell."""
-        return Structure(self.pos_emb, self.num_classes, self.table_sizes)
-
-    def build(self, framework: Framework, settings: Mapping[str, Any]) -> Any:
-        """Build it without weights."""
-        return self.family.model_module(framework).build(
+    def model(self, framework: Framework) -> Any:
+        """Build it, fill it, and attach the record of it."""
+        model = self.family.model_module(framework).build(
             self.variant,
             resolution=self.resolution,
             num_classes=self.num_classes or None,
             features_only=self.features_only,
             **({"pos_emb": self.pos_emb} if self.family.has_pos_emb else {}),
             **({"table_sizes": self.table_sizes} if self.table_sizes else {}),
-            **settings,
+            **self.settings,
         )
+        model.loaded = self.loaded
+        if self.source is not None:
+            structure = Structure(self.pos_emb, self.num_classes, self.table_sizes)
+            model.loaded = self.source.fill(model, framework, structure, self.loaded)
+        return model
 
 
 def create_model(
@@ -182,87 +193,63 @@ def create_model(
     """
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
     framework = framework_named(framework)
-    entry = id_or_variant if isinstance(id_or_variant, Entry) else None
-    exported = None if isinstance(id_or_variant, Entry) else _exported(id_or_variant, checkpoint, workspace)
+    given = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
+    entry, exported = _named(id_or_variant, checkpoint, workspace)
     if exported is not None:
         config, checkpoint = exported.config, exported.weights
-        id_or_variant = config.variant
         resolution = resolution or config.preprocessing.size
         num_classes = config.num_classes if isinstance(num_classes, Unset) else num_classes
-    id_or_variant = entry.id if entry else str(id_or_variant)
-    entry = entry or (None if exported else _entry(id_or_variant, workspace))
-    family = family_of_variant(entry.variant if entry else id_or_variant)
-    variant = entry.variant if entry else id_or_variant
+        given = {**config.settings, **given}
+        variant = config.variant
+    else:
+        variant = entry.variant if entry else str(id_or_variant)
+    family = family_of_variant(variant)
     _require_framework(family, framework, compile=compile)
-    given = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
-    if exported is not None:
-        given = {**exported.config.settings, **given}
     known = family.known_settings(given=given, entry=entry)
-    wanted = _Wanted(
+    classes = None if isinstance(num_classes, Unset) else parse_num_classes(num_classes)
+    pos_embs = _pos_embs(family, pos_emb, entry)
+    located = _checkpoint(checkpoint, entry, variant, workspace)
+    if located is None and (state_dict is not None or strip_prefix):
+        raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
+    recipe = partial(
+        _Recipe,
         family,
         variant,
         resolution or (entry.test_resolution if entry else None),
-        1000 if isinstance(num_classes, Unset) else parse_num_classes(num_classes),
-        features_only,
-        _pos_emb(family, pos_emb, entry, None),
+        features_only=features_only,
     )
-    located = _checkpoint(checkpoint, entry, id_or_variant, workspace)
-    if located is None and (state_dict is not None or strip_prefix):
-        raise UsageError("state_dict and strip_prefix are for a checkpoint", hint="give checkpoint= too")
+    finish = partial(_finished, framework=framework, compile=compile, workspace=workspace)
     if located is None:
         settings = family.resolve_settings(known, name=variant)
-        record = Loaded(variant, settings, entry.id if entry else None)
-
-        def initialised(name: Framework) -> tuple[Any, Loaded]:
-            return wanted.build(name, settings), record
-
-        return _finished(initialised, wanted, record, framework, compile=compile, workspace=workspace)
+        return finish(
+            recipe(
+                num_classes=1000 if isinstance(num_classes, Unset) else classes,
+                pos_emb=pos_embs(True),
+                settings=settings,
+                loaded=Loaded(variant, settings, entry.id if entry else None),
+            )
+        )
     owner = entry or located.entry
     located = replace(located.chosen(state_dict, strip_prefix), entry=owner)
     with located.open(weights) as reader:
         found = _recognised(reader, variant)
         known = family.known_settings(given=given, entry=owner, metadata=reader.metadata, path=reader.path)
         has = found.structure
-        classes = has.num_classes or (None if features_only else 1000)
-        wanted = replace(
-            wanted,
-            num_classes=classes if isinstance(num_classes, Unset) else wanted.num_classes,
-            pos_emb=_pos_emb(family, pos_emb, entry, found),
-            table_sizes=has.table_sizes,
-        )
+        with_pos_emb = pos_embs(has.pos_emb)
         if strict:
-            _require_same_pos_emb(located, wanted, found)
+            _require_same_pos_emb(located, with_pos_emb, found)
         settings = family.resolve_settings(known, name=located.path)
-        record = Loaded(variant, settings, owner.id if owner else None, located.path)
-
-        def filled(name: Framework) -> tuple[Any, Loaded]:
-            model = wanted.build(name, settings)
-            filling = fill(
-                Target(model, name, wanted.structure),
-                reader,
-                found,
-                weights=weights,
-                entry=owner,
-                strict=strict,
-                allow_missing_bn=allow_missing_bn,
-                warn=workspace.warn,
-            )
-            return model, replace(
-                record,
-                weights=filling.weights,
-                tensors=len(filling.moves),
-                initialised=filling.initialised,
-                misfits=filling.misfits,
-            )
-
-        return _finished(
-            filled,
-            wanted,
-            record,
-            framework,
-            compile=compile,
-            workspace=workspace,
-            key=lambda: _graph_key(located, wanted, settings, weights),
+        usual = has.num_classes or (None if features_only else 1000)
+        return finish(
+            recipe(
+                num_classes=usual if isinstance(num_classes, Unset) else classes,
+                pos_emb=with_pos_emb,
+                settings=settings,
+                loaded=Loaded(variant, settings, owner.id if owner else None, located.path),
+                table_sizes=has.table_sizes,
+                source=Source(reader, found, weights, owner, strict, allow_missing_bn, workspace.warn),
+            ),
+            located=located,
         )
 
 
@@ -313,50 +300,47 @@ def require_compiler() -> None:
 
 
 def _finished(
-    make: Callable[[Framework], tuple[Any, Loaded]],
-    wanted: _Wanted,
-    record: Loaded,
-    framework: Framework,
+    recipe: _Recipe,
     *,
+    framework: Framework,
     compile: bool,
     workspace: Workspace,
-    key: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    located: Located | None = None,
 ) -> Any:
-    """Make the model in its framework, and attach its record."""
+    """Make the model in its framework."""
     if framework == "onnxruntime":
         from ckptkit.models.onnx_model import onnx_model
 
-        size = wanted.resolution or wanted.family.default_resolution(wanted.variant)
+        size = recipe.resolution or recipe.family.default_resolution(recipe.variant)
         return onnx_model(
-            lambda: make("torch"),
-            record,
+            lambda: recipe.model("torch"),
+            recipe.loaded,
             size=parse_size(size, "resolution"),
-            features_only=wanted.features_only,
-            key=key(),
+            features_only=recipe.features_only,
+            key=None if located is None else _graph_key(located, recipe),
             workspace=workspace,
         )
-    model, record = make(framework)
-    model.loaded = record
+    model = recipe.model(framework)
     if compile:
         # Shapes that may vary: a graph of MOAT was not compiled after nine minutes (torch 2.13, a busy CPU).
         model.compile(dynamic=False)
     return model
 
 
-def _graph_key(
-    located: Located, wanted: _Wanted, settings: Mapping[str, Any], weights: Weights
-) -> Mapping[str, Any] | None:
+_NOT_IN_KEY = {"family", "loaded", "source"}
+
+
+def _graph_key(located: Located, recipe: _Recipe) -> Mapping[str, Any] | None:
     """What a graph depends on; None where nothing short identifies the checkpoint, such as a folder."""
     source = Provenance(located).wait()
-    if not source:
+    if not source or recipe.source is None:
         return None
     return {
         "source": dict(source),
         "state_dict": located.state_dict,
         "strip_prefix": located.strip_prefix,
-        "weights": wanted_copy(weights, located.entry),
-        "settings": dict(settings),
-        **{key: value for key, value in vars(wanted).items() if key != "family"},
+        "weights": wanted_copy(recipe.source.weights, located.entry),
+        **{key: value for key, value in vars(recipe).items() if key not in _NOT_IN_KEY},
     }
 
 
@@ -374,8 +358,8 @@ def _recognised(reader: Reader, variant: str) -> Recognition:
         ) from error
 
 
-def _require_same_pos_emb(located: Located, wanted: _Wanted, found: Recognition) -> None:
-    if wanted.pos_emb != found.structure.pos_emb:
+def _require_same_pos_emb(located: Located, pos_emb: bool, found: Recognition) -> None:
+    if pos_emb != found.structure.pos_emb:
         has = "has" if found.structure.pos_emb else "has no"
         raise UsageError(
             f"{located.path} {has} position embedding",
@@ -383,36 +367,26 @@ def _require_same_pos_emb(located: Located, wanted: _Wanted, found: Recognition)
         )
 
 
-def _exported(
-    name: str | Path, checkpoint: str | Path | Literal[True] | None, workspace: Workspace
-) -> ExportedModel | None:
-    """Return the exported folder of this name; None where the name is an id's or a variant's."""
-    if not isinstance(name, Path) and (_is_variant(name) or not (workspace.is_path(name) or "/" in name)):
-        return None
+def _named(
+    named: Named, checkpoint: str | Path | Literal[True] | None, workspace: Workspace
+) -> tuple[Entry | None, ExportedModel | None]:
+    """The entry or the exported folder of this name; neither where it is a variant's."""
+    if isinstance(named, Entry):
+        return named, None
+    if isinstance(named, str) and is_variant(named):
+        return None, None
+    if isinstance(named, str) and not (workspace.is_path(named) or "/" in named):
+        return workspace.registry[named], None
     from ckptkit.families.model_config import open_exported
 
-    found = open_exported(Path(name))
+    found = open_exported(Path(named))
     if checkpoint not in (None, True):
-        raise UsageError(f"{name} has weights of its own", hint="leave checkpoint out, or give the variant")
-    return found
-
-
-def _is_variant(name: str) -> bool:
-    from ckptkit.base.errors import NotFoundError
-
-    try:
-        family_of_variant(name)
-    except NotFoundError:
-        return False
-    return True
-
-
-def _entry(name: str, workspace: Workspace) -> Entry | None:
-    return None if _is_variant(name) else workspace.registry[name]
+        raise UsageError(f"{named} has weights of its own", hint="leave checkpoint out, or give the variant")
+    return None, found
 
 
 def _checkpoint(
-    checkpoint: str | Path | Literal[True] | None, entry: Entry | None, name: str, workspace: Workspace
+    checkpoint: str | Path | Literal[True] | None, entry: Entry | None, variant: str, workspace: Workspace
 ) -> Located | None:
     if checkpoint is None:
         return None
@@ -420,19 +394,17 @@ def _checkpoint(
         return workspace.locate(Path(checkpoint))
     if entry is None:
         raise UsageError(
-            f"checkpoint=True needs an entry's id, {name} is a variant", hint="see 'ckptkit list'"
+            f"checkpoint=True needs an entry's id, {variant} is a variant", hint="see 'ckptkit list'"
         )
     return workspace.fetch(entry)
 
 
-def _pos_emb(family: Family, asked: bool | Unset, entry: Entry | None, found: Recognition | None) -> bool:
-    """As asked, else the entry's, else the file's; never where the family has none."""
+def _pos_embs(family: Family, wanted: bool | Unset, entry: Entry | None) -> Callable[[bool], bool]:
+    """With or without position embedding: as wanted, else as the entry, else as the file has it."""
     if not family.has_pos_emb:
-        if not isinstance(asked, Unset) and asked:
+        if not isinstance(wanted, Unset) and wanted:
             raise UsageError(f"family {family.name} has no position embedding", hint="leave pos_emb out")
-        return False
-    if not isinstance(asked, Unset):
-        return asked
-    if entry is not None and entry.pos_emb is not None:
-        return entry.pos_emb
-    return True if found is None else found.structure.pos_emb
+        return lambda _file: False
+    if isinstance(wanted, Unset) and entry is not None and entry.pos_emb is not None:
+        wanted = entry.pos_emb
+    return lambda file: file if isinstance(wanted, Unset) else wanted

@@ -1,9 +1,9 @@
-"""LoadPlan a built model from a checkpoint, and the record of it that stays with the model."""
+"""Fill a built model from a checkpoint, and the record of it that stays with the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -14,6 +14,7 @@ from ckptkit.families.binding import FileFacts
 from ckptkit.families.filling import load_state, tensors_of
 from ckptkit.families.recognition import Recognition
 from ckptkit.formats.base import Copy, Reader, Weights
+from ckptkit.rules.language import Table
 
 if TYPE_CHECKING:
     from ckptkit.base.tensors import Array
@@ -47,7 +48,7 @@ class Loaded:
     """What a model was made of: its attribute ``loaded``."""
 
     variant: str
-    settings: Mapping[str, Any]  # every behaviour setting as the model has it, whoever said it
+    settings: Mapping[str, Any]  # every setting as the model has it
     entry: str | None = None  # id of the registry entry it belongs to
     path: Path | None = None  # the checkpoint
     weights: Copy | None = None  # which copy was taken where the file holds both
@@ -58,62 +59,48 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A built model that waits for its weights."""
+class Source:
+    """An open checkpoint that a model is filled from."""
 
-    model: Any
-    framework: Framework
-    structure: Structure  # the model's
+    reader: Reader
+    found: Recognition
+    weights: Weights
+    entry: Entry | None
+    strict: bool
+    allow_missing_bn: bool
+    warn: Callable[[str], None]
 
-    def layout(self, found: Recognition) -> str:
-        """Name the layout of the model's tensors."""
-        return CANONICAL if self.framework == "torch" else found.family.keras_layout
-
-    def initial(self, names: Iterable[str]) -> dict[str, Array]:
-        """Return the values that some of its tensors have now, by the names of its layout."""
-        tensors = tensors_of(self.model)
-        return {name: tensors[name].numpy() for name in names}
-
-
-def fill(
-    target: Target,
-    reader: Reader,
-    found: Recognition,
-    *,
-    weights: Weights,
-    entry: Entry | None,
-    strict: bool,
-    allow_missing_bn: bool,
-    warn: Callable[[str], None],
-) -> LoadPlan:
-    """Fill a model from an open file, and warn of what it does not fill."""
-    plan = plan_load(
-        reader,
-        found,
-        target.layout(found),
-        target.structure,
-        weights=weights,
-        known=FileFacts.of(reader, entry),
-    )
-    if strict:
-        require_complete(reader, found, plan, allow_missing_bn=allow_missing_bn)
-    fresh = target.initial(plan.initialised)
-    if target.framework == "keras" and plan.has_new_head:
-        fresh |= _random_kernels(fresh, found, target)
-    load_state(target.model, {**plan.read(reader), **fresh})
-    for sentence in _warnings(plan, found, target.structure):
-        warn(f"{reader.path}: {sentence}")
-    return plan
+    def fill(self, model: Any, framework: Framework, structure: Structure, loaded: Loaded) -> Loaded:
+        """Fill a model of this structure, and warn of what is not filled; gives the record of it."""
+        reader, found = self.reader, self.found
+        layout = CANONICAL if framework == "torch" else found.family.keras_layout
+        known = FileFacts.of(reader, self.entry)
+        plan = plan_load(reader, found, layout, structure, weights=self.weights, known=known)
+        if self.strict:
+            require_complete(reader, found, plan, allow_missing_bn=self.allow_missing_bn)
+        tensors = tensors_of(model)
+        fresh = {name: tensors[name].numpy() for name in plan.initialised}
+        if framework == "keras" and plan.has_new_head:
+            fresh |= _random_kernels(fresh, found.family.table(layout, found.variant, structure))
+        load_state(model, {**plan.read(reader), **fresh})
+        for sentence in _warnings(plan, found, structure):
+            self.warn(f"{reader.path}: {sentence}")
+        return replace(
+            loaded,
+            weights=plan.weights,
+            tensors=len(plan.moves),
+            initialised=plan.initialised,
+            misfits=plan.misfits,
+        )
 
 
-def _random_kernels(fresh: Mapping[str, Array], found: Recognition, target: Target) -> dict[str, Array]:
+def _random_kernels(fresh: Mapping[str, Array], table: Table) -> dict[str, Array]:
     """Glorot-uniform kernels for a new head in Keras, whose models are zero where nothing is loaded.
 
     A head of zeros would pass no gradient to the body in the first step.
     """
     import numpy
 
-    table = found.family.table(target.layout(found), found.variant, target.structure)
     random = numpy.random.default_rng()
     kernels = {}
     for row in table.bindings:

@@ -67,7 +67,7 @@ class OnnxModel:
 
 
 def onnx_model(
-    make: Callable[[], tuple[Any, Loaded]],
+    make: Callable[[], Any],
     loaded: Loaded,
     *,
     size: Size,
@@ -133,14 +133,14 @@ def _is_ours(place: Path) -> bool:
 
 
 def _export(
-    make: Callable[[], tuple[Any, Loaded]],
+    make: Callable[[], Any],
     place: Path,
     facts: Mapping[str, Any],
     *,
     features_only: bool,
     workspace: Workspace,
 ) -> OnnxModel:
-    """Make the graph and keep it; the caller holds the lock, so an unfinished one belongs to nobody."""
+    """Make the graph and keep it; the caller holds the lock, so an unfinished one is a dead process'."""
     workspace.note(f"{place.name.rpartition('-')[0]}: exporting the graph for ONNX Runtime, once …")
     part = place.with_name(f"{place.name}.part")
     with translated(place):
@@ -158,17 +158,16 @@ def _export(
     return OnnxModel(place / _GRAPH, loaded=loaded, **facts)
 
 
-def _made_for_once(
-    make: Callable[[], tuple[Any, Loaded]], facts: Mapping[str, Any], *, features_only: bool
-) -> OnnxModel:
+def _made_for_once(make: Callable[[], Any], facts: Mapping[str, Any], *, features_only: bool) -> OnnxModel:
     with tempfile.TemporaryDirectory(prefix="ckptkit-onnx-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / _GRAPH
         loaded = _write(make, path, facts["resolution"], features_only=features_only)
         return OnnxModel(path, loaded=loaded, **facts)
 
 
-def _write(make: Callable[[], tuple[Any, Loaded]], path: Path, size: Size, *, features_only: bool) -> Loaded:
-    model, loaded = make()
+def _write(make: Callable[[], Any], path: Path, size: Size, *, features_only: bool) -> Loaded:
+    model = make()
+    loaded: Loaded = model.loaded
     record = json.dumps({"weights": loaded.weights, "tensors": loaded.tensors})
     write_onnx(model, path, size=size, features=features_only, metadata={_RECORD: record})
     return loaded

@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Family, PublishedFile, Structure, families, family_of_variant, get_family
+from ckptkit.families.base import Family, PublishedFile, Structure, family_of_variant, get_family, is_variant
 from ckptkit.families.recognition import Recognition
 from ckptkit.families.synthetic import Make
-from ckptkit.formats.base import Reader
+from ckptkit.formats.base import Reader, Writer
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import format_to_write, without_ending
 from ckptkit.formats.torch_writer import TorchWriter
@@ -44,7 +44,7 @@ class SyntheticTensor:
 
     spec: TensorSpec  # name, type and shape in the file
     make: Make  # gives its values
-    state_dict: str = STATE_DICT  # which state dict of a PyTorch file it stands in
+    state_dict: str = STATE_DICT  # which state dict of a PyTorch file it is in
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
     """Whether the first bias of a recognised file has the values of the recipe.
 
     A synthetic file does not tell: it is shaped as the published ones are, and `write_checkpoint` makes them
-    for mirrors, too. What is said of its predictions must say it all the same.
+    for mirrors, too. Whoever shows its predictions must say so all the same.
     """
     import numpy
 
@@ -133,11 +133,11 @@ def is_synthetic(reader: Reader, found: Recognition) -> bool:
 
 
 def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, Synthetic]:
-    """What stands in for a variant or an entry of that name, or for an entry itself."""
+    """The synthetic checkpoint for a variant or an entry of that name, or for an entry itself."""
     if isinstance(name, Entry):
         return name, synthetic_for(name)
     name = str(name)
-    if any(name in get_family(family).variants for family in families()):
+    if is_variant(name):
         return None, Synthetic(name)
     entry = registry[name]
     return entry, synthetic_for(entry)
@@ -181,19 +181,21 @@ def synthetic_for(entry: Entry) -> Synthetic:
 _STEP = TensorSpec("global_step", DTYPES["int64"], ())
 
 
+def _write(writer: Writer, makers: Mapping[str, Make]) -> list[Path]:
+    with writer:
+        for name in writer.order:
+            writer.write(name, makers[name]())
+        return list(writer.finish())
+
+
 def write_bundle(synthetic: Synthetic, prefix: Path, *, force: bool = False) -> list[Path]:
     """Write a synthetic TensorFlow checkpoint, with a ``global_step`` of 0, as the published code would."""
     import numpy
 
-    from ckptkit.formats.tf_bundle import TfBundleWriter
-
-    tensors = {tensor.spec.name: tensor.make for tensor in synthetic.tensors()}
-    tensors[_STEP.name] = lambda: numpy.zeros((), numpy.int64)
-    specs = [tensor.spec for tensor in synthetic.tensors()]
-    with TfBundleWriter(prefix, [*specs, _STEP], {}, force=force) as writer:
-        for name in writer.order:
-            writer.write(name, tensors[name]())
-        return list(writer.finish())
+    makers = {tensor.spec.name: tensor.make for tensor in synthetic.tensors()}
+    specs = [*(tensor.spec for tensor in synthetic.tensors()), _STEP]
+    makers[_STEP.name] = lambda: numpy.zeros((), numpy.int64)
+    return _write(format_of("tf").writer(prefix, specs, {}, force=force), makers)
 
 
 def write_archive(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
@@ -238,24 +240,21 @@ class _Appending(io.RawIOBase):
         return memoryview(data).nbytes
 
 
-def write_torch(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
-    """Write a synthetic PyTorch checkpoint, shaped as the release of its layout."""
+def write_file(synthetic: Synthetic, path: Path, *, force: bool = False) -> Path:
+    """Write a synthetic checkpoint of one file; a PyTorch file shaped as the release of its layout."""
     tensors = list(synthetic.tensors())
+    published = synthetic.published_file
+    if published.format != "torch":
+        writer = format_of(published.format).writer(path, [one.spec for one in tensors], {}, force=force)
+        return _write(writer, {one.spec.name: one.make for one in tensors})[0]
     # Two state dicts may hold tensors of one name; in the writer's list each has a name of its own.
-    specs = [
-        TensorSpec(f"{one.state_dict}/{one.spec.name}", one.spec.dtype, one.spec.shape) for one in tensors
-    ]
-    makers = {spec.name: one.make for spec, one in zip(specs, tensors, strict=True)}
+    specs = [replace(one.spec, name=f"{one.state_dict}/{one.spec.name}") for one in tensors]
     dicts: dict[str, dict[str, TensorSpec]] = {STATE_DICT: {}}
     for spec, one in zip(specs, tensors, strict=True):
         dicts.setdefault(one.state_dict, {})[one.spec.name] = spec
-    with TorchWriter(
-        path, specs, {}, force=force, tree=synthetic.published_file.tree(synthetic.variant, dicts)
-    ) as writer:
-        for name in writer.order:
-            writer.write(name, makers[name]())
-        (written,) = writer.finish()
-    return written
+    tree = published.tree(synthetic.variant, dicts)
+    makers = {spec.name: one.make for spec, one in zip(specs, tensors, strict=True)}
+    return _write(TorchWriter(path, specs, {}, force=force, tree=tree), makers)[0]
 
 
 _ARCHIVES = (".tar.gz", ".tgz")
@@ -274,7 +273,7 @@ def write_checkpoint(synthetic: Synthetic, path: Path, *, force: bool = False) -
     """Write a synthetic checkpoint in the format its family is published in."""
     refuse_unpublished(synthetic, path)
     if format_of(synthetic.published_file.format).one_file:
-        return write_torch(synthetic, path, force=force)
+        return write_file(synthetic, path, force=force)
     if path.name.lower().endswith(_ARCHIVES):
         return write_archive(synthetic, path, force=force)
     write_bundle(synthetic, path, force=force)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ckptkit.families.base import family_of_variant
 from ckptkit.models import create_model
-from ckptkit.models.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_file
 
 PLAIN = "plain"
 
@@ -115,7 +115,7 @@ def main() -> None:
         if family_of_variant(arguments.variant).name == "moat":
             write_bundle(synthetic, checkpoint)
         else:
-            checkpoint = write_torch(synthetic, checkpoint.with_suffix(".pth"))
+            checkpoint = write_file(synthetic, checkpoint.with_suffix(".pth"))
         models = build(arguments, checkpoint)
     side = arguments.resolution
     print(f"{arguments.variant} at {side}, torch {torch.__version__}, {arguments.threads} threads")

@@ -13,7 +13,7 @@ from ckptkit.convert.execution import execute
 from ckptkit.convert.loading import load_tensors
 from ckptkit.convert.pipeline import Options, plan
 from ckptkit.formats.detect import open_reader
-from ckptkit.models.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_file
 from tests.support.moganet_weights import recipe_state
 
 CASES = {
@@ -28,7 +28,7 @@ CASES = {
 def sources(tmp_path_factory):
     """Checkpoints as they are published."""
     folder = tmp_path_factory.mktemp("published")
-    moganet = write_torch(Synthetic("moganet-xt"), folder / "moganet.pth")
+    moganet = write_file(Synthetic("moganet-xt"), folder / "moganet.pth")
     write_bundle(Synthetic("tiny-moat0"), folder / "moat.ckpt")
     write_bundle(Synthetic("tiny-moat0", pos_emb=False), folder / "bare.ckpt")
     return {

@@ -17,7 +17,7 @@ from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.base import get_family
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
-from ckptkit.models.synth import Synthetic, write_torch
+from ckptkit.models.synth import Synthetic, write_file
 from ckptkit.registry.loading import load_registry
 from tests.support.comparing import compare_files
 from tests.support.moganet_weights import recipe_state
@@ -59,14 +59,14 @@ def published(tmp_path_factory):
         "timm": Synthetic("moganet-xt", layout="torch"),
         "timm-ema": Synthetic("moganet-xt", layout="torch", twins=True),
     }
-    return {name: write_torch(synthetic, folder / f"{name}.pth") for name, synthetic in kinds.items()}
+    return {name: write_file(synthetic, folder / f"{name}.pth") for name, synthetic in kinds.items()}
 
 
 @pytest.mark.parametrize(
     "variant", [pytest.param(v, marks=pytest.mark.slow if v in LARGE else ()) for v in VARIANTS]
 )
 def test_openmixup_to_torch_to_tf_to_openmixup_is_bit_for_bit(tmp_path, variant):
-    source = write_torch(Synthetic(variant), tmp_path / "published.pth")
+    source = write_file(Synthetic(variant), tmp_path / "published.pth")
     as_torch = convert(source, tmp_path / "a.pth", "torch")
     as_tf = convert(as_torch, tmp_path / "b.ckpt", "tf")
     as_torch.unlink()

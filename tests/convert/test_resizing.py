@@ -12,7 +12,7 @@ from ckptkit.convert.pipeline import Options, plan
 from ckptkit.families.moat.windows import plausible_sizes, resize_table, table_sizes_at
 from ckptkit.families.recognition import require_recognition
 from ckptkit.formats.detect import open_reader
-from ckptkit.models.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_file
 from ckptkit.workspace import Located
 from tests.support.commands import runner
 from tests.support.comparing import verify_checkpoint
@@ -226,7 +226,7 @@ class TestRefused:
         assert "no position tables" in str(error)
 
     def test_moganet(self, tmp_path):
-        error = refusal(write_torch(Synthetic("moganet-xt"), tmp_path / "m.pth"), resolution=SIZE)
+        error = refusal(write_file(Synthetic("moganet-xt"), tmp_path / "m.pth"), resolution=SIZE)
         assert "family moganet has no position tables" in str(error)
 
     @pytest.mark.parametrize("resolution", [(0, 224), (16, 16), (224, 31), (5000, 224)])

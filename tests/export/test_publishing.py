@@ -184,9 +184,9 @@ def test_an_export_is_pushed_and_leaves_nothing_here(server, tmp_path, monkeypat
 
 
 def test_synthetic_weights_need_consent(server, tmp_path):
-    from ckptkit.models.synth import Synthetic, write_torch
+    from ckptkit.models.synth import Synthetic, write_file
 
-    file = write_torch(Synthetic("moganet-xt"), tmp_path / "moga.pth")
+    file = write_file(Synthetic("moganet-xt"), tmp_path / "moga.pth")
     source = source_of(file, load_registry()["moganet-xt-224"])
     request = ExportRequest("hf", push="me/moga")
     with pytest.raises(UsageError, match=r"these weights are synthetic.*--push-synthetic"):

@@ -9,7 +9,7 @@ import pytest
 
 import ckptkit
 from ckptkit.export.targets import ExportRequest, run_export
-from ckptkit.models.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_file
 from ckptkit.registry.loading import load_registry
 from tests.support.exporting import MOAT, MOGANET, source_of, trained, write_safetensors
 
@@ -20,7 +20,7 @@ IDS = {MOAT: "tiny-moat0-256", MOGANET: "moganet-xt-224"}
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     write_bundle(Synthetic(MOAT), folder / "moat.ckpt")
-    return {MOAT: folder / "moat.ckpt", MOGANET: write_torch(Synthetic(MOGANET), folder / "moganet.pth")}
+    return {MOAT: folder / "moat.ckpt", MOGANET: write_file(Synthetic(MOGANET), folder / "moganet.pth")}
 
 
 @pytest.mark.parametrize("variant", IDS)

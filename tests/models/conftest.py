@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptkit.models.synth import Synthetic, write_bundle, write_torch
+from ckptkit.models.synth import Synthetic, write_bundle, write_file
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,6 @@ def bundle(tmp_path_factory):
 def moganet_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("moganet")
     return {
-        "openmixup": write_torch(Synthetic("moganet-xt"), folder / "o.pth"),
-        "timm": write_torch(Synthetic("moganet-xt", layout="torch", twins=True), folder / "t.pth.tar"),
+        "openmixup": write_file(Synthetic("moganet-xt"), folder / "o.pth"),
+        "timm": write_file(Synthetic("moganet-xt", layout="torch", twins=True), folder / "t.pth.tar"),
     }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ckptkit.base.errors import NotFoundError
+from ckptkit.families.base import PublishedFile, get_family
 from ckptkit.families.moat.published import synthetic_tensor
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.tf_bundle import TfBundleReader
@@ -21,7 +22,8 @@ from ckptkit.models.synth import (
     synthetic_stand_in,
     write_archive,
     write_bundle,
-    write_torch,
+    write_checkpoint,
+    write_file,
 )
 from ckptkit.registry.loading import load_registry
 from tests.conftest import REPOSITORY
@@ -94,7 +96,7 @@ MOGANET_FILES = [
 def test_moganet_files_hold_the_bytes_of_those_the_published_code_wrote(
     tmp_path, shared_folder, file, synthetic, state_dicts
 ):
-    write_torch(synthetic, tmp_path / file)
+    write_file(synthetic, tmp_path / file)
     for state_dict in state_dicts:
         with (
             open_reader(shared_folder / "checkpoints" / file, state_dict=state_dict) as published,
@@ -107,11 +109,11 @@ def test_moganet_files_hold_the_bytes_of_those_the_published_code_wrote(
 
 def test_moganet_files_open_with_torch_as_their_kind_does(tmp_path):
     torch = pytest.importorskip("torch")
-    write_torch(Synthetic("moganet-xt"), tmp_path / "o.pth")
+    write_file(Synthetic("moganet-xt"), tmp_path / "o.pth")
     opened = torch.load(tmp_path / "o.pth", weights_only=True, mmap=True)
     assert set(opened) == {"meta", "state_dict"}
     assert opened["state_dict"]["backbone.norm1.num_batches_tracked"].item() == 1000
-    write_torch(Synthetic("moganet-xt", layout="torch"), tmp_path / "t.pth.tar")
+    write_file(Synthetic("moganet-xt", layout="torch"), tmp_path / "t.pth.tar")
     with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
         torch.load(tmp_path / "t.pth.tar", weights_only=True)
     opened = torch.load(tmp_path / "t.pth.tar", weights_only=False)
@@ -141,3 +143,15 @@ def test_a_name_stands_for_a_variant_or_an_entry():
     )
     with pytest.raises(NotFoundError, match="moat2-384"):
         synthetic_stand_in("moat2-383", registry)
+
+
+def test_a_layout_may_be_published_in_any_format_of_one_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        get_family("moganet").published_files, "torch", PublishedFile("safetensors", ".safetensors")
+    )
+    synthetic = Synthetic("moganet-xt", layout="torch")
+    path = write_checkpoint(synthetic, tmp_path / f"m{published_ending(synthetic)}")
+    with open_reader(path) as reader:
+        assert reader.format == "safetensors"
+        for tensor in synthetic.tensors():
+            np.testing.assert_array_equal(reader.read(tensor.spec.name), tensor.make())

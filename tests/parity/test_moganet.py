@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptkit.families.base import get_family
-from ckptkit.models.synth import Synthetic, synthetic_checkpoint, write_torch
+from ckptkit.models.synth import Synthetic, synthetic_checkpoint, write_file
 from ckptkit.parity.compare import TOLERANCES
 from ckptkit.registry.loading import load_registry
 from ckptkit.workspace import Located
@@ -25,7 +25,7 @@ FAST = ("moganet-xt",)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return write_torch(Synthetic("moganet-xt", twins=True), tmp_path_factory.mktemp("m") / "m.pth")
+    return write_file(Synthetic("moganet-xt", twins=True), tmp_path_factory.mktemp("m") / "m.pth")
 
 
 @pytest.mark.parametrize("layout", ["openmixup", "torch"])

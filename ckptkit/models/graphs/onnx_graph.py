@@ -102,7 +102,7 @@ def write_onnx(
     folds a BatchNorm into the convolution before it.
     """
     require_opset(opset)
-    with _said_aside(verbose):
+    with _quiet(verbose):
         program, names = _exported(model, size, features=features, opset=opset, verbose=verbose)
         graph = program.model
         made = graph.opset_imports.get("")
@@ -208,7 +208,7 @@ def _save(model: Any, path: Path, single_file_bytes: int) -> Path | None:
 
 
 @contextmanager
-def _said_aside(verbose: bool) -> Iterator[None]:
+def _quiet(verbose: bool) -> Iterator[None]:
     """Keep what the exporter prints, warns and logs off the terminal, unless the user wants to see it."""
     if verbose:
         yield

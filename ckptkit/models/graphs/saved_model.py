@@ -2,7 +2,7 @@
 
 The folder has one signature, ``serving_default``, from ``images`` (N, H, W, 3) float32 to ``logits``, or to
 the stages. Its variables keep their names of the ``keras`` layout, so that ckptkit reads the folder as it
-reads any checkpoint. What else is to be known of it stands in ``assets.extra/ckptkit.json``: that folder is
+reads any checkpoint. Other facts about it are in ``assets.extra/ckptkit.json``: that folder is
 for files of higher-level libraries, which TensorFlow itself leaves alone
 (tensorflow/python/saved_model/README.md).
 """
@@ -17,6 +17,7 @@ from ckptkit.base.errors import ConversionError, FormatError
 from ckptkit.base.files import translated
 from ckptkit.base.tensors import Array
 from ckptkit.base.text import json_text
+from ckptkit.models.graphs.onnx_graph import first_line
 
 INPUT = "images"
 LOGITS = "logits"
@@ -84,7 +85,7 @@ def load_saved_model(folder: Path) -> Callable[[Array], dict[str, Array]]:
         with stderr_aside(), tf.device("CPU:0"):
             loaded = tf.saved_model.load(str(folder))
     except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise FormatError(folder, f"TensorFlow cannot load it: {_first_line(error)}") from error
+        raise FormatError(folder, f"TensorFlow cannot load it: {first_line(error)}") from error
     if SIGNATURE not in loaded.signatures:
         raise FormatError(folder, f"it has no signature {SIGNATURE}")
 
@@ -93,12 +94,8 @@ def load_saved_model(folder: Path) -> Callable[[Array], dict[str, Array]]:
             with tf.device("CPU:0"):  # `loaded` owns the variables: it must live as long as its signature
                 outputs = loaded.signatures[SIGNATURE](**{INPUT: tf.constant(images)})
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            raise FormatError(folder, f"TensorFlow cannot run it: {_first_line(error)}") from error
+            raise FormatError(folder, f"TensorFlow cannot run it: {first_line(error)}") from error
         names = sorted(outputs, key=lambda name: (name == LOGITS, name))
         return {name: outputs[name].numpy() for name in names}
 
     return run
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
