@@ -566,13 +566,13 @@ def alone_in(folder: Path) -> Iterator[bool]:
 
 
 TEMPORARY = ".ckptkit-"
-"""Names of temporary files begin so: they are nobody's checkpoints."""
+"""Names of temporary files begin so: never a checkpoint's."""
 _SUFFIX = ".part"
 _TOKEN = "[0-9a-f]" * 12
 _ASIDE = ".old"
 _TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}{_TOKEN}-.*(?:\.part.*|\.old)", re.DOTALL)
 _LONG_NAME = 140
-"""Bytes of a name, beyond which a digest stands for the final one in it: eCryptfs takes 143, others 255."""
+"""Bytes of a name, beyond which it has a digest of the final one: eCryptfs takes 143, others 255."""
 _UNLOCKED = f"-{_SUFFIX}"
 """What the name of a temporary file ends with until its writer holds its lock: that of no file's."""
 _YOUNG_SECONDS = 60.0
@@ -645,7 +645,7 @@ def _create(final: Path, ending: str, token: str) -> tuple[Path, int]:
     unlocked = path.with_name(f"{TEMPORARY}{new_token()}{_UNLOCKED}")
     fd = os.open(unlocked, flags, 0o666)
     try:
-        try_lock(fd)  # where every lock is said to be held, no sweep gets it either
+        try_lock(fd)  # where each lock counts as held, no sweep gets it either
         return (path if _rename(unlocked, path) else unlocked), fd
     except BaseException:
         os.close(fd)

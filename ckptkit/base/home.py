@@ -44,7 +44,7 @@ _MOST_PARTS = 16
 def listed_paths(variable: str) -> list[Path]:
     """Paths that an environment variable lists as ``PATH`` does, each once.
 
-    A separator inside a path is told by what is there: ``/data/run:1/cache`` is one path where
+    A separator inside a path is recognised by what is there: ``/data/run:1/cache`` is one path where
     ``/data/run:1`` exists, or where what follows the separator is relative (``/data/new:1``).
     """
     parts = os.environ.get(variable, "").split(os.pathsep)
@@ -88,7 +88,7 @@ def home_folders() -> list[Path]:
     """Return the cache folders, the one that is written to first.
 
     ``CKPTKIT_HOME`` lists them (`listed_paths`); without it there is the platform's cache folder. The
-    first that can be written is, and it is read before all others, so that what was fetched anew counts. The
+    first that can be written is, and it is read before all others, so that the latest fetch counts. The
     others keep their order. Where none can be written the first stays first, and writing says why it fails.
     """
     given = listed_paths(ENVIRONMENT)

@@ -4,7 +4,7 @@ On Windows the lock is the `filelock` package's. On POSIX it is ``flock`` itself
 where NFS has no lock service, and cannot lock a file that another user made and this one may only read.
 
 A network file system may refuse ``flock`` (Lustre without ``-o flock``, NFS without its lock service). A file
-that merely exists in its stead would have to be broken when its maker was killed, and nobody can tell that
+that merely exists in its stead would have to be broken when its maker was killed, and that cannot be told
 from a slow download on another machine. So there the work goes on without a lock, and the worst that happens
 is that two processes download the same file: each temporary name carries its writer's token, no two writers
 share a file, and one takes over or sweeps away another's only when that writer is gone.

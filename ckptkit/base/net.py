@@ -3,12 +3,12 @@
 `Policy` says how patient, `Credentials` who may see which login, `Session` asks. Redirects are followed by
 hand, so that none leads to where bytes come unprotected, to another scheme, in a circle, or carries
 credentials to another host. TLS certificates are always verified. An answer is bounded in bytes and time:
-http.client waits for each byte anew, reads interim answers and trailers without end, and takes only some
+http.client waits as long for each byte, reads interim answers and trailers without end, and takes only some
 framings apart. So heads are read against a clock and a number of bytes here, and bodies by their framing: a
-length, chunks, or the end of the connection. A body that nearly stands still is given up.
+length, chunks, or the end of the connection. A body that nearly stalls is given up.
 
 `Failures` says whether to try again. urllib3's ``Retry`` does not carry its rules: a transfer goes on in the
-middle of a body, any new byte begins the count anew, and what servers ask to wait is bounded in all.
+middle of a body, any new byte starts the count again, and what servers ask to wait is bounded in all.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class PassingError(Exception):
 
 
 class FramingError(PassingError):
-    """An answer that breaks HTTP: something on the way may have done it once, but waiting helps nobody."""
+    """An answer that breaks HTTP: something on the way may have done it once, but waiting does not help."""
 
 
 class SlowError(PassingError):
-    """A response that nearly stalls: waiting for it again and again helps nobody."""
+    """A response that nearly stalls: waiting for it again and again does not help."""
 
 
 class RangeError(Exception):
@@ -285,7 +285,7 @@ class Policy:
     max_retry_after: float = 300.0
     # How long a server may take to send the head of an answer, redirects and all twice as long
     head_seconds: float = 30.0
-    # A body that comes with fewer than ``slowest`` bytes a second over so many seconds is given up, too
+    # A body that comes with fewer than ``slowest`` bytes a second over this time is given up, too
     slow_seconds: float = 60.0
     slowest: int = 1000
     slow_retries: int = 1  # how often an answer that was given up for being slow is asked for again
@@ -440,7 +440,7 @@ class Session:
         import requests
 
         self.policy = policy
-        self._notes = notes  # told of credentials that a server refused
+        self._notes = notes  # hears of credentials that a server refused
         self._refused: dict[str, str] = {}
         self._session = requests.Session()
         self._session.headers.clear()
@@ -482,25 +482,25 @@ class Session:
 
         ``plain`` says that the answer is to a request that anybody could make: no range, no redirect.
         """
-        said = answer.status_line
+        status = answer.status_line
         if answer.status in (200, 206):
             return
         if answer.status in REFUSED and "Retry-After" not in answer.headers:
             if where := self._refused.get(_host(answer.url)):
-                raise RefusedError(f"{said}: {where} was refused, and so was the request without it", where)
+                raise RefusedError(f"{status}: {where} was refused, and so was the request without it", where)
             if plain and not (urlsplit(url).scheme.lower() == "http" and self._proxies(url)):
-                raise SourceGoneError(said)
-            raise RefusedError(said)
+                raise SourceGoneError(status)
+            raise RefusedError(status)
         if answer.status in _GONE:
-            raise SourceGoneError(said)
+            raise SourceGoneError(status)
         if answer.status == 416:
             raise RangeError("the range asked for is not there")
         if answer.status in (*_PASSING, *REFUSED):
             wait = retry_after(answer.headers.get("Retry-After"), self.policy.clock())
             if wait is not None and wait > self.policy.max_retry_after:
-                raise BusyError(f"{said}: the server asks to come back in {wait:.0f} s")
-            raise PassingError(said, wait)
-        raise (SourceError if answer.status < 500 or answer.status in _LASTING else BusyError)(said)
+                raise BusyError(f"{status}: the server asks to come back in {wait:.0f} s")
+            raise PassingError(status, wait)
+        raise (SourceError if answer.status < 500 or answer.status in _LASTING else BusyError)(status)
 
     def _authorized(self, url: str, headers: Mapping[str, str], cookies: RequestsCookieJar) -> Answer:
         """Ask with the host's credentials, and once without where it refuses them."""
@@ -590,8 +590,8 @@ def _meaning(error: Exception, through: str, certificates: tuple[str, Path] | No
         if through and "socks support" in str(error).lower():
             return MissingDependencyError(through, "pysocks")
         if through:
-            said = re.sub(r"(?<!\S)\S*@", "", _brief(error))  # it may repeat the proxy's login
-            return SourceError(f"{through} cannot be used: {said}")
+            reason = re.sub(r"(?<!\S)\S*@", "", _brief(error))  # it may repeat the proxy's login
+            return SourceError(f"{through} cannot be used: {reason}")
         return SourceError(f"not a URL that can be fetched: {_brief(error)}")
     where = f" through {through}" if through else ""
     inner = _innermost(error)

@@ -30,7 +30,7 @@ checksummed and written, but each costs some calls after which two threads wait 
 Measured: see tests/benchmarks/README.md."""
 
 _TILE_COLUMNS, _TILE_PADDING = 256, 16
-"""Tile of a transpose, in elements: so many columns of a whole strip. It is first copied as stored into a
+"""Tile of a transpose, in elements: these columns of a whole strip. It is first copied as stored into a
 buffer of its own: rows of a large matrix are often a multiple of 4096 bytes apart, fall into the same few
 cache lines and push each other out; the padding sets them apart. Smaller tiles suit one thread as well, but
 cost more calls. Measured: see tests/benchmarks/README.md."""

@@ -187,7 +187,7 @@ def _shell(text: str) -> str:
 
 
 def _shell_code(sign: str) -> str:
-    if "\udc80" <= sign <= "\udcff":  # a byte that is no UTF-8
+    if "\udc80" <= sign <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return f"\\u{ord(sign):04x}" if "\x7f" < sign < "\u0100" else _code(sign)
 

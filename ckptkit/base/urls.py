@@ -1,4 +1,4 @@
-"""URLs without what nobody but their host may see: logins, and whatever in the query may be a token.
+"""URLs without what only their host may see: logins, and whatever in the query may be a token.
 
 What is stored and shown is `public_url`; only a request is made to the `full_url`. `scrubbed` takes the same
 out of text that others have put together, such as the errors of a library.

@@ -67,7 +67,7 @@ class Record:
     # Whether it has BatchNorm's moving statistics: what the file itself shows, else what the registry says
     bn_statistics: bool | None = None
     overruled: bool = False  # whether it does not fit its entry and was imported all the same
-    # What stood under this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
+    # What had this name before with other bytes, oldest first: sha256, size, fetched_at, used_url
     previous: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -193,8 +193,8 @@ class Home:
 
     def refuse_links(self, id: str, kinds: Sequence[str] = (*KINDS, "locks")) -> None:
         """Refuse to write where a link leads: what is there belongs to others."""
-        for said in self.at(id).links(safe_id(id), kinds):
-            raise StorageError(f"{said}; ckptkit writes only into folders of its own", hint=OTHER_DISK)
+        for link in self.at(id).links(safe_id(id), kinds):
+            raise StorageError(f"{link}; ckptkit writes only into folders of its own", hint=OTHER_DISK)
 
     def converted_path(self, id: str, layout: str, dtype: str, ext: str) -> Path:
         """Where a conversion of an entry goes.
@@ -259,7 +259,7 @@ class Home:
         return sorted(found)
 
     def touch(self, id: str) -> None:
-        """Remember that an entry is used now; where that cannot be written, nothing is said."""
+        """Remember that an entry is used now; ignored where that cannot be written."""
         home = self.at(id)
         stamp = home._folder("used", id)
         if stamp.parent.is_symlink() or (os.path.lexists(stamp) and not is_own_file(stamp)):
@@ -359,5 +359,5 @@ def write_json(path: Path, value: Any) -> None:
     text = value if isinstance(value, str) else json.dumps(value, indent=2) + "\n"
     refuse_planted(path)
     with StagedFile(path, force=True, own=True) as staged:
-        staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
+        staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is not UTF-8
         staged.commit()

@@ -101,7 +101,7 @@ def hash_file(
     *,
     advance: Callable[[int], None] | None = None,
 ) -> Digests:
-    """Checksums of a file; ``advance`` is told the bytes of each piece."""
+    """Checksums of a file; ``advance`` gets the bytes of each piece."""
     hasher = StreamHasher(algorithms)
     with translated(path), open_regular(path) as stream:
         while piece := stream.read(PIECE_BYTES):
@@ -192,7 +192,7 @@ def as_mapping(expected: Sequence[ExpectedChecksum]) -> Mapping[str, str]:
 # answers with ``assets``, each with a ``name`` and, for files uploaded since June 2025, ``digest``:
 # ``"sha256:<hex>"`` (https://docs.github.com/en/rest/releases/releases#get-a-release-by-tag-name and
 # https://github.blog/changelog/2025-06-03-releases-now-expose-digests-for-release-assets/). Older assets have
-# ``null`` there. Whatever goes wrong here only means that nobody said what the bytes should be: it is a note,
+# ``null`` there. Whatever goes wrong here only means that no digest is known: it is a note,
 # and no error.
 
 _MAX_ANSWER = 8 << 20

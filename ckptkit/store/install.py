@@ -67,7 +67,7 @@ class Fetched:
     path: Path  # what convert and load take: the folder with the checkpoint for an archive, else the artefact
     artefact: Path  # the file as published
     record: Record
-    from_cache: bool  # whether it lay there already
+    from_cache: bool  # whether it was there already
     # The checksums it was compared with when it came: those of the registry, of servers, of the lock file
     held: tuple[ExpectedChecksum, ...] = ()
 
@@ -76,7 +76,7 @@ class Fits(Protocol):
     """Looks into a file that no checksum vouches for: whether it is what an entry publishes."""
 
     def __call__(self, path: Path, entry: Entry, *, deep: bool = True) -> bool | None:
-        """Whether the file holds BatchNorm's moving statistics; None where that cannot be told.
+        """Whether the file holds BatchNorm's moving statistics; None where that is unknown.
 
         ``deep`` compares the checksums that the container stores of its contents as well.
         """
@@ -125,7 +125,7 @@ class Job:
         return self.home.lock(self.entry.id, waiting=lambda: self.notes(waiting))
 
     def untouched(self) -> Fetched | None:
-        """Return what is cached if nobody touched it since it was hashed; needs no lock."""
+        """Return what is cached if it was not touched since it was hashed; needs no lock."""
         record = self.home.record(self.entry.id)
         if record is None or self._objection(record) is not None:
             return None
@@ -429,8 +429,8 @@ class Job:
 
 def _without_path(error: CkptkitError, path: Path) -> str:
     """What an error says of a file under a temporary name."""
-    said = error.message.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
-    return said.replace(f"{path}{os.sep}", "").replace(str(path), "it")
+    reason = error.message.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
+    return reason.replace(f"{path}{os.sep}", "").replace(str(path), "it")
 
 
 def _text(head: bytes) -> str:

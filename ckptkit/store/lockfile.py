@@ -181,7 +181,7 @@ class LockFile:
             raise storage_error(PermissionError(errno.EACCES, "read-only"), self.path)
         text = json_text(value, indent=2) + "\n"
         with StagedFile(path, force=True, plain=True) as staged:
-            staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is no UTF-8
+            staged.append(text.encode(errors="backslashreplace"))  # as JSON writes what is not UTF-8
             if there:
                 copy_mode(path, staged.temporary)
             staged.commit()
@@ -251,7 +251,7 @@ def _trusted(value: Any, where: str, *, past: bool = False) -> LockEntry:
 
 
 def _how(value: Mapping[str, Any]) -> str:
-    """How the bytes came, as ckptkit 0.1.0 said it."""
+    """How the bytes came, as ckptkit 0.1.0 recorded it."""
     notes = {"imported by hand": "import", "found in the cache without a sound record": "cache"}
     mirrored = value.get("used_url") not in ("", None, value.get("url"))
     return notes.get(str(value.get("note")), "mirror" if mirrored else "download")

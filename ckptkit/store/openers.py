@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import http.client
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
@@ -98,9 +97,9 @@ class Response:
     length: int | None = None  # bytes of the body; None where the server does not say
     expected: tuple[ExpectedChecksum, ...] = ()  # of the whole file
     coding: str = ""  # on top of the file: empty or ``gzip``
-    ends_marked: bool = True  # whether the end of the body can be told from a broken connection
+    ends_marked: bool = True  # whether the end of the body differs from a broken connection
     partial: bool = False  # whether the server sent the range that was asked for (206), not the whole file
-    accounted: bool = False  # whether `Policy.account` was told of the bytes already
+    accounted: bool = False  # whether `Policy.account` has counted the bytes already
 
 
 class Opener(Protocol):
@@ -169,8 +168,7 @@ def open_http(
             headers["If-Range"] = known.if_range
     with session.get(url, headers) as answer:
         if start and answer.redirects and answer.status in _EXPIRED:
-            said = f"{answer.status} {http.client.responses[answer.status]}"
-            raise PassingError(f"the address it redirects to has expired ({said})")
+            raise PassingError(f"the address it redirects to has expired ({answer.status_line})")
         session.refuse_status(answer, url, plain=not (answer.redirects or headers))
         yield _response(answer, (start, stop), known, session.policy)
 

@@ -74,7 +74,7 @@ class Partial:
     def __init__(self, folder: Path, name: str, source: str) -> None:
         self.folder = folder  # where the file will be; made when the first byte comes
         self.name = name  # its final name there
-        self.identity: Identity | None = None  # what the server said of the whole file
+        self.identity: Identity | None = None  # what the server stated of the whole file
         self.expected: tuple[ExpectedChecksum, ...] = ()  # checksums the server stated with that identity
         self.joined = False  # whether the bytes come from more than one response
         self.head = b""  # the first bytes, to see by what kind of file it is
@@ -181,12 +181,12 @@ class Partial:
         """Write the file beside the part, and open it for further marks."""
         assert self._path is not None and self.identity is not None
         path = self._path.with_name(f"{self._path.name}.json")
-        said = {
+        header = {
             "source": self._source,
             "identity": asdict(self.identity),
             "promises": [asdict(checksum) for checksum in self.expected],
         }
-        write_json(path, "".join([json.dumps(said), "\n", *(f"{end} {crc:08x}\n" for end, crc in marks)]))
+        write_json(path, "".join([json.dumps(header), "\n", *(f"{end} {crc:08x}\n" for end, crc in marks)]))
         with translated(self.folder / self.name):
             self._marks_fd = _open_own(path, os.O_WRONLY | os.O_APPEND)
 

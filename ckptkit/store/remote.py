@@ -226,7 +226,7 @@ def _in_time(call: Callable[[], Any], seconds: float) -> Any:
 
 
 def _info(files: Any, path: str) -> Mapping[str, Any]:
-    """The store's current status of an object, not what a listing said before."""
+    """The store's current status of an object, not that of an earlier listing."""
     with contextlib.suppress(NotImplementedError):
         files.invalidate_cache()
     found: Mapping[str, Any] = files.info(path)
@@ -248,7 +248,7 @@ def _text(info: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _checksums(info: Mapping[str, Any]) -> tuple[ExpectedChecksum, ...]:
-    """Checksums that a store states of a whole object (S3's ETag is none: it depends on how it was put)."""
+    """Checksums that a store states of a whole object (S3's ETag depends on how it was put)."""
     lines = [("x-goog-hash", f"md5={info.get('md5Hash')}"), ("x-goog-hash", f"crc32c={info.get('crc32c')}")]
     settings, pointer = info.get("content_settings"), info.get("lfs")
     if isinstance(settings, Mapping) and isinstance(settings.get("content_md5"), (bytes, bytearray)):

@@ -48,7 +48,7 @@ def source_of_file(entry: Entry, file: Path) -> PlannedSource:
     planned = plan_sources(entry)
     same = [source for source in planned if source.file == file.name]
     if planned:
-        # Which of several uploads a renamed file is, nobody can tell: say nothing of its statistics then.
+        # Which of several uploads a renamed file is cannot be known, nor whether it has statistics.
         chosen = same[0] if same else replace(planned[0], bn_statistics=None)
         return replace(chosen, used_url=file.as_uri())
     if not entry.sources:

@@ -56,7 +56,7 @@ class Transfer:
     # Whether a checksum known before decides in the end. Parts are then joined whatever marks their answers
     # carry: nodes of one server may give the same file different ETags
     is_tied: bool = False
-    # Whether the file can begin with some bytes; asked of many whose number nobody says
+    # Whether the file can begin with some bytes; asked where the server does not state how many there are
     may_begin: Callable[[bytes], bool] = lambda _head: True
     # Told once how many bytes the file has, when the part is there and the first of them are to come
     begun: Callable[[int | None], None] = lambda _size: None
@@ -69,7 +69,7 @@ class Transfer:
             shown = _Shown(self.progress, self.partial.name, stack)
             self.partial.resume()
             failures, restarts = Failures(self.policy), Failures(self.policy)
-            began_anew = False
+            restarted = False
             in_parallel = may_be_split(self.url, self.policy)
             for _ in range(self.policy.max_attempts):
                 self.policy.account(0)
@@ -90,10 +90,10 @@ class Transfer:
                     self._wait(failures.wait_for(error, progress=False), str(error))
                 except RangeError as error:
                     self.partial.discard()
-                    said = f"{error}; beginning again"
-                    wait = restarts.wait_for(RangeError(said), progress=False)
-                    self._wait(wait if began_anew else 0.0, said)
-                    began_anew = True
+                    reason = f"{error}; beginning again"
+                    wait = restarts.wait_for(RangeError(reason), progress=False)
+                    self._wait(wait if restarted else 0.0, reason)
+                    restarted = True
                 except PassingError as error:
                     if self.partial.size and not self._can_resume():
                         self.partial.discard()
@@ -251,13 +251,13 @@ class Transfer:
             )
 
     def _refuse_page(self, head: bytes) -> None:
-        said = "" if is_local(self.url) else "answered with "
+        answered = "" if is_local(self.url) else "answered with "
         if _WEB_PAGE.match(head):
             self.partial.discard()
-            raise BusyError(f"{said}a web page instead of the file (a login, a quota or an error page)")
+            raise BusyError(f"{answered}a web page instead of the file (a login, a quota or an error page)")
         if head.startswith(_LFS_POINTER):
             self.partial.discard()
-            raise SourceError(f"{said}a Git LFS pointer instead of the file")
+            raise SourceError(f"{answered}a Git LFS pointer instead of the file")
 
 
 class _Shown:
@@ -355,7 +355,7 @@ class Segments:
                 yield content[begin : begin + _HANDED_OVER]
 
     def close(self) -> None:
-        """Have the threads end; one that waits for its server may take its time, and harms nobody."""
+        """Have the threads end; one that waits for its server may take its time, and does no harm."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -228,7 +228,7 @@ def remove_folder(folder: Path) -> None:
 #
 # So that the two take little longer than the slower of them. What is unpacked early keeps its temporary name
 # until the whole archive has arrived and every checksum holds. Whatever goes wrong here does not matter: the
-# archive is then unpacked after the download, and what is wrong with it is found, and said, there.
+# archive is then unpacked after the download, and what is wrong with it is found, and reported, there.
 
 FROM_BYTES = 16 << 20
 """Smaller archives are unpacked before a thread would have started."""
@@ -242,7 +242,7 @@ class EarlyUnpack:
     def __init__(self, partial: Partial, folder: Path, *, enabled: bool = True) -> None:
         self._partial = partial
         self._folder = folder
-        # Windows lets nobody rename or remove a file that somebody reads.
+        # Windows does not let a file be renamed or removed while it is read.
         self._enabled = enabled and is_archive_name(partial.name) and os.name != "nt"
         self._growing: _Growing | None = None
         self._thread: threading.Thread | None = None
@@ -260,7 +260,7 @@ class EarlyUnpack:
 
     def _unpack(self, growing: _Growing) -> None:
         source: Any = io.BufferedReader(growing, 1 << 20)
-        # Anything at all: it is found again, and said, when the archive is unpacked after the download.
+        # Anything at all: it is found again, and reported, when the archive is unpacked after the download.
         with contextlib.suppress(Exception):
             shown = self._partial.folder / self._partial.name
             self._staged = UnpackedFolder(growing.path, self._folder, shown=shown, source=source)

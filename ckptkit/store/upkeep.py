@@ -58,7 +58,7 @@ _CONVERSION = re.compile(r".+-(?:float(?:16|32|64)|bfloat16|float8\w+|mixed)(?:\
 _RECORD_BYTES = 1 << 20
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<ending>\.safetensors)")
 _SILENT_SECONDS = 600.0
-"""Where no lock can tell whether a file is being written, one that nobody wrote to for so long is not."""
+"""Where no lock can tell whether a file is being written: how long one that is may pause."""
 
 
 @dataclass(frozen=True)
@@ -629,10 +629,10 @@ def _of_artefact(home: Home, record: Record, expected: Expected, read: Callable[
     except CkptkitError as error:
         there = os.path.lexists(path)
         return Verdict(record.id, path, False, str(error) if there else "is recorded, but not there any more")
-    said = "the sha256 of its record" + "".join(
+    held = "the sha256 of its record" + "".join(
         f" and of {p.origin.partition(' (')[0]}" for p in expected(record.id, record.file)
     )
-    return Verdict(record.id, path, not faults, "; ".join(faults) or said, found.size, found.sha256)
+    return Verdict(record.id, path, not faults, "; ".join(faults) or held, found.size, found.sha256)
 
 
 def _faults(found: Digests, record: Record, expected: Sequence[ExpectedChecksum]) -> list[str]:
@@ -654,11 +654,11 @@ def _without_record(id: str, path: Path, expected: Expected, read: Callable[[int
         return Verdict(id, path, False, str(error))
     known = list(expected(id, path.name))
     if not known:
-        said = f"has no sound record; 'ckptkit fetch {id}' makes one"
-        return Verdict(id, path, False, said, found.size, found.sha256)
+        detail = f"has no sound record; 'ckptkit fetch {id}' makes one"
+        return Verdict(id, path, False, detail, found.size, found.sha256)
     wrong = _differing(found.sha256, known)
-    said = "has no sound record, but the sha256 of " + " and of ".join(p.origin for p in known)
-    return Verdict(id, path, not wrong, "; ".join(wrong) or said, found.size, found.sha256)
+    held = "has no sound record, but the sha256 of " + " and of ".join(p.origin for p in known)
+    return Verdict(id, path, not wrong, "; ".join(wrong) or held, found.size, found.sha256)
 
 
 def _of_unpacked(home: Home, id: str, folder: Path, read: Callable[[int], None]) -> Verdict:
