@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ckptkit.base.checksums import hash_file
 from ckptkit.models.synth import synthetic_for, write_checkpoint
 from ckptkit.registry.schema import Entry
-from ckptkit.store.expected import hash_file
 from ckptkit.workspace import Workspace
 
 DEMO_ENTRY = "tiny-moat0-256"

@@ -21,11 +21,11 @@ from ckptkit.formats.names import file_ending
 from ckptkit.store.cache import Home
 
 if TYPE_CHECKING:
+    from ckptkit.base.checksums import ExpectedChecksum
     from ckptkit.formats.base import Reader, Weights
     from ckptkit.registry.query import Registry
     from ckptkit.registry.schema import Entry
     from ckptkit.store.cache import Record
-    from ckptkit.store.expected import ExpectedChecksum
     from ckptkit.store.lockfile import LockFile
 
 STANDARD = "-"

@@ -23,11 +23,7 @@ _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
 
 def parse_bytes(text: str, option: str = "", *, example: str = "500MB or 2GB") -> int:
-    """Read a size in bytes; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024.
-
-    >>> parse_bytes("20GB"), parse_bytes("1.5 MiB"), parse_bytes("0")
-    (20000000000, 1572864, 0)
-    """
+    """Read a size in bytes; kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024."""
     found = _BYTES.fullmatch(text.strip().lower())
     if found is None:
         raise UsageError(f"{_named(option)}invalid size {text!r}", hint=f"write it like {example}")
@@ -36,11 +32,7 @@ def parse_bytes(text: str, option: str = "", *, example: str = "500MB or 2GB") -
 
 
 def parse_rate(text: str) -> float:
-    """Read bytes a second: ``10MB``, ``500k``, ``1.5 MiB/s``.
-
-    >>> parse_rate("10MB"), parse_rate("500k"), parse_rate("1.5MiB/s")
-    (10000000.0, 500000.0, 1572864.0)
-    """
+    """Read bytes a second: ``10MB``, ``500k``, ``1.5 MiB/s``."""
     try:
         rate = parse_bytes(text.strip().removesuffix("/s"))
     except UsageError:
@@ -51,11 +43,7 @@ def parse_rate(text: str) -> float:
 
 
 def parse_age(text: str) -> float:
-    """Read an age in seconds.
-
-    >>> parse_age("30d"), parse_age("1.5h")
-    (2592000.0, 5400.0)
-    """
+    """Read an age in seconds."""
     found = _AGE.fullmatch(text.strip().lower())
     if found is None:
         raise UsageError(f"invalid age {text!r}", hint="write it like 30d, 12h or 2w (s, m, h, d, w)")
@@ -63,11 +51,7 @@ def parse_age(text: str) -> float:
 
 
 def parse_inches(text: str, option: str = "--size") -> tuple[float, float]:
-    """Read the width and height of a picture in inches.
-
-    >>> parse_inches("9x5.6")
-    (9.0, 5.6)
-    """
+    """Read the width and height of a picture in inches."""
     found = _INCHES.fullmatch(text.strip().lower())
     if found is None:
         raise UsageError(
@@ -77,11 +61,7 @@ def parse_inches(text: str, option: str = "--size") -> tuple[float, float]:
 
 
 def parse_resolution(text: str | None, option: str = "--resolution") -> Size | None:
-    """Read a side, or height and width, in pixels; None where nothing was given.
-
-    >>> parse_resolution("224"), parse_resolution("192x256")
-    ((224, 224), (192, 256))
-    """
+    """Read a side, or height and width, in pixels; None where nothing was given."""
     if text is None:
         return None
     found = _SIDES.fullmatch(text.strip().lower())
@@ -94,11 +74,7 @@ def parse_resolution(text: str | None, option: str = "--resolution") -> Size | N
 
 
 def parse_size(value: object, what: str) -> Size:
-    """Read a height and width, given as one integer for both or as a pair.
-
-    >>> parse_size(224, "resolution"), parse_size([192, 256], "resolution")
-    ((224, 224), (192, 256))
-    """
+    """Read a height and width, given as one integer for both or as a pair."""
     pair = [value, value] if is_int(value) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(is_int(s) and s > 0 for s in pair):
         raise UsageError(f"{what} is {shown(value)}", hint="give a positive integer or (height, width)")
@@ -109,11 +85,7 @@ def parse_size(value: object, what: str) -> Size:
 
 
 def parse_count(value: float | int | str) -> float:
-    """Read a figure as people write it: a number, or one with K, M, B (= G) or T behind it.
-
-    >>> parse_count("27.8M"), parse_count("4.97G"), parse_count("5.7B"), parse_count(30e6)
-    (27800000.0, 4970000000.0, 5700000000.0, 30000000.0)
-    """
+    """Read a figure as people write it: a number, or one with K, M, B (= G) or T behind it."""
     if not isinstance(value, str):
         return float(value)
     match = _COUNT.fullmatch(value.strip().replace("_", ""))
@@ -125,11 +97,7 @@ def parse_count(value: float | int | str) -> float:
 
 
 def parse_num_classes(value: object) -> int | None:
-    """Read the number of a head's outputs; 0 and None both mean no head.
-
-    >>> parse_num_classes(10), parse_num_classes(0), parse_num_classes(None)
-    (10, None, None)
-    """
+    """Read the number of a head's outputs; 0 and None both mean no head."""
     if value is None:
         return None
     if not is_int(value) or value < 0:

@@ -16,8 +16,8 @@ from ckptkit.cli.options import State, state_of
 from ckptkit.cli.output import Column, ExitCode
 
 if TYPE_CHECKING:
+    from ckptkit.base.checksums import ExpectedChecksum
     from ckptkit.store.cache import Home
-    from ckptkit.store.expected import ExpectedChecksum
     from ckptkit.store.upkeep import Holding, Removal, Verdict
 
 
@@ -239,7 +239,7 @@ class _Known:
         self._trust = LockFile.default()
 
     def __call__(self, id: str, file: str) -> list[ExpectedChecksum]:
-        from ckptkit.store.expected import ExpectedChecksum
+        from ckptkit.base.checksums import ExpectedChecksum
 
         pin = self._pins.get(id)
         known = [ExpectedChecksum("sha256", pin, "the registry")] if pin else []

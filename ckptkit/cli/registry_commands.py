@@ -543,7 +543,7 @@ def _observed_fields(path: Path, url: str, state: State) -> dict[str, Any]:
     """sha256, size and their provenance of a local file that is to be the one at a URL."""
     from datetime import datetime, timezone
 
-    from ckptkit.store.expected import hash_file
+    from ckptkit.base.checksums import hash_file
 
     if not path.is_file():
         raise UsageError(

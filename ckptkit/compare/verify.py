@@ -15,6 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckptkit.base.checksums import Digests, hash_file
 from ckptkit.base.errors import ConversionError, FormatError, listed
 from ckptkit.base.progress import Advance, Progress, no_progress
 from ckptkit.base.tensors import TensorSpec
@@ -27,7 +28,6 @@ from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.formats.base import Reader
 from ckptkit.formats.builtin import format_of
 from ckptkit.rules.language import Binding
-from ckptkit.store.expected import Digests, hash_file
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry

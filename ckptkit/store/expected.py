@@ -1,8 +1,8 @@
-"""Checksums: computed in one pass over the bytes, and compared with those that are expected.
+"""The checksums that servers state of a file, in several dialects.
 
-Servers state them in several dialects. Google Cloud Storage sends ``x-goog-hash`` (base64 of crc32c and md5),
-Azure and older servers ``Content-MD5``, Hugging Face ``X-Linked-Etag`` (the sha256 of a large file, on the
-redirect that leads to it), and RFC 9530 defines ``Repr-Digest``.
+Google Cloud Storage sends ``x-goog-hash`` (base64 of crc32c and md5), Azure and older servers
+``Content-MD5``, Hugging Face ``X-Linked-Etag`` (the sha256 of a large file, on the redirect that leads to
+it), and RFC 9530 defines ``Repr-Digest``.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from ckptkit.base.checksums import crc32c
-from ckptkit.base.errors import CkptkitError, IntegrityError
-from ckptkit.base.files import PIECE_BYTES, open_regular, translated
+from ckptkit.base.checksums import DIGEST_BYTES, ExpectedChecksum
+from ckptkit.base.errors import CkptkitError
 from ckptkit.base.net import (
     Answer,
     Credentials,
@@ -32,83 +29,8 @@ from ckptkit.base.net import (
     SourceError,
 )
 
-_DIGEST_BYTES = {"sha256": 32, "md5": 16, "crc32c": 4}
 _REPR_DIGEST_NAMES = {"sha-256": "sha256", "md5": "md5", "crc32c": "crc32c"}
 _REPR_DIGEST = re.compile(r"(?<![A-Za-z0-9*_.-])([A-Za-z0-9*_.-]+)\s*=\s*:([A-Za-z0-9+/=]*):")
-
-
-@dataclass(frozen=True)
-class Digests:
-    """Size in bytes and checksums (lower-case hex) of one file or stream."""
-
-    size: int
-    sha256: str
-    md5: str
-    crc32c: str
-
-    def of(self, algorithm: str) -> str:
-        """Checksum by name: ``sha256``, ``md5`` or ``crc32c``."""
-        return {"sha256": self.sha256, "md5": self.md5, "crc32c": self.crc32c}[algorithm]
-
-
-@dataclass(frozen=True)
-class ExpectedChecksum:
-    """One checksum that somebody states of a file."""
-
-    algorithm: str  # ``sha256``, ``md5`` or ``crc32c``
-    value: str  # lower-case hex
-    origin: str  # who says so, for messages: ``x-goog-hash``, ``the registry``
-
-
-class StreamHasher:
-    """Checksums of bytes as they pass by: sha256, md5 and crc32c, or some of them.
-
-    >>> hasher = StreamHasher()
-    >>> hasher.update(b"1234")
-    >>> hasher.update(b"56789")
-    >>> hasher.digests().crc32c, hasher.size
-    ('e3069283', 9)
-    """
-
-    def __init__(self, algorithms: Iterable[str] = tuple(_DIGEST_BYTES)) -> None:
-        self.algorithms = frozenset(algorithms)
-        self.size = 0
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._crc32c = 0
-        adders = {"sha256": self._sha256.update, "md5": self._md5.update, "crc32c": self._add_crc32c}
-        self._adders = {name: add for name, add in adders.items() if name in self.algorithms}
-
-    def _add_crc32c(self, data: bytes | memoryview) -> None:
-        self._crc32c = crc32c(data, self._crc32c)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Add bytes."""
-        self.size += len(data)
-        for add in self._adders.values():
-            add(data)
-
-    def digests(self) -> Digests:
-        """Checksums of everything so far; empty text for those that are not taken."""
-        md5 = self._md5.hexdigest() if "md5" in self.algorithms else ""
-        crc = f"{self._crc32c:08x}" if "crc32c" in self.algorithms else ""
-        return Digests(self.size, self._sha256.hexdigest(), md5, crc)
-
-
-def hash_file(
-    path: Path,
-    algorithms: Iterable[str] = tuple(_DIGEST_BYTES),
-    *,
-    advance: Callable[[int], None] | None = None,
-) -> Digests:
-    """Checksums of a file; ``advance`` gets the bytes of each piece."""
-    hasher = StreamHasher(algorithms)
-    with translated(path), open_regular(path) as stream:
-        while piece := stream.read(PIECE_BYTES):
-            hasher.update(piece)
-            if advance:
-                advance(len(piece))
-    return hasher.digests()
 
 
 def server_checksums(
@@ -158,32 +80,9 @@ def _decoded(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
             digest = base64.b64decode(text.strip(), validate=True)
         except (binascii.Error, ValueError):
             continue
-        if len(digest) == _DIGEST_BYTES.get(algorithm):
+        if len(digest) == DIGEST_BYTES.get(algorithm):
             result.append((algorithm, digest.hex()))
     return result
-
-
-def compare(name: str, found: Digests, expected: Sequence[ExpectedChecksum], *, hint: str) -> None:
-    """Compare checksums with every expected one.
-
-    >>> found = Digests(1, "ab", "cd", "ef")
-    >>> compare("a.pth", found, [ExpectedChecksum("md5", "00", "x-goog-hash")], hint="fetch again")
-    Traceback (most recent call last):
-        ...
-    ckptkit.base.errors.IntegrityError: a.pth: md5 is cd, but x-goog-hash says 00; fetch again
-    """
-    for checksum in expected:
-        actual = found.of(checksum.algorithm)
-        if actual != checksum.value:
-            raise IntegrityError(
-                f"{name}: {checksum.algorithm} is {actual}, but {checksum.origin} says {checksum.value}",
-                hint=hint,
-            )
-
-
-def as_mapping(expected: Sequence[ExpectedChecksum]) -> Mapping[str, str]:
-    """Checksums as algorithm → hex, for a record."""
-    return {checksum.algorithm: checksum.value for checksum in expected}
 
 
 # -- the sha256 that GitHub computed of a release asset ------------------------------------------------------

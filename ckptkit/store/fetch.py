@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ckptkit.base.checksums import ExpectedChecksum, hash_file
 from ckptkit.base.errors import (
     CkptkitError,
     FormatError,
@@ -22,7 +23,6 @@ from ckptkit.base.net import (
 )
 from ckptkit.base.urls import is_local, without_secrets
 from ckptkit.store.cache import IMPORTED
-from ckptkit.store.expected import ExpectedChecksum, hash_file
 from ckptkit.store.install import Fetched, Fits, Job, UnfitError, how_it_came
 from ckptkit.store.openers import Opener
 from ckptkit.store.partial import Partial

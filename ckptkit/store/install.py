@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ckptkit._version import __version__
+from ckptkit.base.checksums import Digests, ExpectedChecksum, as_mapping, compare, hash_file
 from ckptkit.base.errors import (
     CkptkitError,
     ConversionError,
@@ -27,15 +28,7 @@ from ckptkit.base.progress import Progress, Say, say_nothing
 from ckptkit.base.urls import host_of, without_secrets
 from ckptkit.formats.builtin import may_begin
 from ckptkit.store.cache import FOUND, IMPORTED, Home, Record, read_record, write_json
-from ckptkit.store.expected import (
-    Digests,
-    ExpectedChecksum,
-    GitHub,
-    NoDigestError,
-    as_mapping,
-    compare,
-    hash_file,
-)
+from ckptkit.store.expected import GitHub, NoDigestError
 from ckptkit.store.lockfile import ENVIRONMENT as TRUST_ENVIRONMENT
 from ckptkit.store.lockfile import LockEntry, LockFile, in_words
 from ckptkit.store.openers import file_path

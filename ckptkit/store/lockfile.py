@@ -27,11 +27,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.errors import FormatError, IntegrityError, command
 from ckptkit.base.files import open_regular, resolved, storage_error
 from ckptkit.base.home import home_folders, platform_folder, user_path
 from ckptkit.base.text import json_text
-from ckptkit.store.expected import ExpectedChecksum
 
 ENVIRONMENT = "CKPTKIT_TRUST"
 FILE_NAME = "ckptkit.lock"

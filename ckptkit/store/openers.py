@@ -18,6 +18,7 @@ from typing import Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
+from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.files import open_regular
 from ckptkit.base.net import (
     PIECE,
@@ -29,7 +30,7 @@ from ckptkit.base.net import (
     Session,
     SourceError,
 )
-from ckptkit.store.expected import ExpectedChecksum, redirect_checksums, server_checksums
+from ckptkit.store.expected import redirect_checksums, server_checksums
 
 _EXPIRED = (400, 401, 403)
 """What storage services answer to a signed address whose time is over: 403 most, 400 and 401 some."""

@@ -20,13 +20,19 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base.checksums import crc32c
+from ckptkit.base.checksums import (
+    BackgroundHasher,
+    Digests,
+    ExpectedChecksum,
+    crc32c,
+    hash_file,
+)
 from ckptkit.base.errors import StorageError
 from ckptkit.base.files import (
     TEMPORARY,
@@ -45,7 +51,6 @@ from ckptkit.base.files import (
 from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.base.urls import public_url
 from ckptkit.store.cache import refuse_planted, write_json
-from ckptkit.store.expected import Digests, ExpectedChecksum, StreamHasher, hash_file
 from ckptkit.store.openers import Identity
 
 _MARK = re.compile(rb"(\d{1,18}) ([0-9a-f]{8})")
@@ -64,8 +69,6 @@ _SYNC_EVERY = 64 << 20
 _PAGE = mmap.PAGESIZE
 _AT_ONCE = 1 << 18
 """Most bytes of a system call: with 1 MiB, Linux 6.18's ext4 took two to three times the processor time."""
-_HASHED_HERE = 1 << 20
-"""Bytes up to which a file is hashed where it is received: a thread would take longer to start."""
 
 
 class Partial:
@@ -426,41 +429,3 @@ def _read_sidecar(
     )
     marks = [(int(m[1]), int(m[2], 16)) for m in takewhile(bool, map(_MARK.fullmatch, lines)) if m]
     return (identity if sound else None), expected, str(source), marks
-
-
-class BackgroundHasher(StreamHasher):
-    """Checksums of one file as it arrives, in threads of their own: sha256 and what somebody states.
-
-    sha256 is always taken (records and pins speak of it), md5 and crc32c only where a server states them.
-
-    >>> hasher = BackgroundHasher(["crc32c"])
-    >>> hasher.update(b"123456789")
-    >>> digests = hasher.digests()
-    >>> digests.crc32c, digests.md5
-    ('e3069283', '')
-    """
-
-    def __init__(self, algorithms: Iterable[str] = ()) -> None:
-        super().__init__({"sha256", *algorithms})
-        self._thread = BackgroundThread("hash")
-        self._md5_thread = BackgroundThread("md5")  # takes more than twice as long as both others
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Add bytes, which must not change any more."""
-        if self.size < _HASHED_HERE:
-            super().update(data)
-            return
-        self.size += len(data)
-        for name, add in self._adders.items():
-            (self._md5_thread if name == "md5" else self._thread).submit(add, data)
-
-    def digests(self) -> Digests:
-        """Checksums of everything so far; empty text for those that are not taken."""
-        self._thread.wait()
-        self._md5_thread.wait()
-        return super().digests()
-
-    def close(self) -> None:
-        """End the threads."""
-        self._thread.close()
-        self._md5_thread.close()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ckptkit.base.checksums import ExpectedChecksum, compare, hash_file
 from ckptkit.base.errors import (
     CkptkitError,
     IntegrityError,
@@ -38,7 +39,7 @@ from ckptkit.base.net import (
     SourceGoneError,
 )
 from ckptkit.base.urls import without_secrets
-from ckptkit.store.expected import ExpectedChecksum, compare, hash_file, server_checksums
+from ckptkit.store.expected import server_checksums
 from ckptkit.store.openers import Identity, Response
 
 _PIECE = 8 << 20  # each is one request to the store; a fault loses at most this

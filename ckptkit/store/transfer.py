@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from ckptkit.base.checksums import StreamHasher, compare
 from ckptkit.base.errors import IntegrityError, StorageError
 from ckptkit.base.net import (
     BusyError,
@@ -27,7 +28,6 @@ from ckptkit.base.net import (
 )
 from ckptkit.base.progress import Advance, Progress, Say, say_nothing
 from ckptkit.base.urls import host_of, is_local, without_secrets
-from ckptkit.store.expected import StreamHasher, compare
 from ckptkit.store.openers import Identity, Opener, Response, open_file, open_http
 from ckptkit.store.partial import Partial, require_space
 from ckptkit.store.remote import STORES, is_remote, open_remote

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from ckptkit.base.checksums import Digests, ExpectedChecksum, hash_file
 from ckptkit.base.errors import CkptkitError, IntegrityError
 from ckptkit.base.files import (
     PIECE_BYTES,
@@ -36,7 +37,6 @@ from ckptkit.base.folders import NEW, OLD
 from ckptkit.base.home import is_writable
 from ckptkit.base.locks import has_token, hold, is_gone, new_writer, release
 from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
-from ckptkit.store.expected import Digests, ExpectedChecksum, hash_file
 from ckptkit.store.unpack import MARKER, UNPACKING, archive_members, is_archive_name, read_marker
 
 Kind = Literal["artefact", "unpacked", "converted", "unfinished", "graph", "evaluation"]

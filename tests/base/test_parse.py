@@ -12,11 +12,14 @@ from ckptkit.base.parse import (
     parse_inches,
     parse_num_classes,
     parse_rate,
+    parse_resolution,
     parse_size,
 )
 
 
-@pytest.mark.parametrize(("asked", "size"), [(224, (224, 224)), ((224, 192), (224, 192)), ([1, 2], (1, 2))])
+@pytest.mark.parametrize(
+    ("asked", "size"), [(224, (224, 224)), ((224, 192), (224, 192)), ([192, 256], (192, 256))]
+)
 def test_size(asked, size):
     assert parse_size(asked, "resolution") == size
 
@@ -41,7 +44,7 @@ def test_nonsensical_numbers_of_classes_are_refused(asked):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90s", 90), ("5m", 300), ("12h", 43200), ("30d", 2592000), ("2W", 1209600), ("0d", 0)],
+    [("90s", 90), ("5m", 300), ("12h", 43200), ("30d", 2592000), ("2W", 1209600), ("0d", 0), ("1.5h", 5400)],
 )
 def test_ages(text: str, seconds: float) -> None:
     assert parse_age(text) == seconds
@@ -50,7 +53,7 @@ def test_ages(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [("0", 0), ("12", 12), ("12B", 12), ("3k", 3000), ("20GB", 20 * 10**9), ("20 gb", 20 * 10**9),
-     ("1.5GiB", 1610612736), ("2Mi", 2097152), ("1TB", 10**12)],
+     ("1.5 MiB", 1572864),     ("1.5GiB", 1610612736), ("2Mi", 2097152), ("1TB", 10**12)],
 )  # fmt: skip
 def test_bytes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
@@ -70,7 +73,17 @@ def test_no_bytes(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("1", 1), ("10MB", 1e7), ("10 mb/s", 1e7), ("1k", 1000), ("2KiB", 2048), ("0.5G", 5e8), ("3B", 3)],
+    [
+        ("1", 1),
+        ("10MB", 1e7),
+        ("10 mb/s", 1e7),
+        ("1k", 1000),
+        ("500k", 5e5),
+        ("1.5MiB/s", 1572864),
+        ("2KiB", 2048),
+        ("0.5G", 5e8),
+        ("3B", 3),
+    ],
 )
 def test_rates(text: str, rate: float) -> None:
     assert parse_rate(text) == rate
@@ -92,12 +105,20 @@ def test_no_inches(text: str) -> None:
 
 def test_inches() -> None:
     assert parse_inches(" 3.5X2 ") == parse_inches("3.5×2") == (3.5, 2.0)
+    assert parse_inches("9x5.6") == (9.0, 5.6)
+
+
+@pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), (None, None)])
+def test_resolutions(text: str | None, size: tuple[int, int] | None) -> None:
+    assert parse_resolution(text) == size
 
 
 @pytest.mark.parametrize(
     ("text", "number"),
     [
         ("27.8M", 27_800_000),
+        ("4.97G", 4_970_000_000),
+        ("5.7B", 5_700_000_000),
         ("0.80G", 800_000_000),
         ("271.0B", 271_000_000_000),
         ("2.97m", 2_970_000),

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.errors import FormatError, NotFoundError, StorageError, UsageError
 from ckptkit.base.tensors import DTYPES, TensorSpec, dtype_of
 from ckptkit.compare.arrays import ValueRange, value_range
@@ -32,7 +33,6 @@ from ckptkit.families.base import Structure, get_family
 from ckptkit.families.binding import FileFacts, match
 from ckptkit.families.recognition import recognise
 from ckptkit.registry.loading import load_registry
-from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.workspace import Located
 from tests.support.comparing import verify_checkpoint
 from tests.support.entries import entry_of

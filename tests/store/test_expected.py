@@ -11,19 +11,10 @@ from typing import Any
 
 import pytest
 
+from ckptkit.base.checksums import Digests, ExpectedChecksum, StreamHasher, compare, hash_file
 from ckptkit.base.errors import IntegrityError, StorageError
 from ckptkit.base.net import Credentials
-from ckptkit.store.expected import (
-    Asset,
-    Digests,
-    ExpectedChecksum,
-    GitHub,
-    StreamHasher,
-    compare,
-    hash_file,
-    redirect_checksums,
-    server_checksums,
-)
+from ckptkit.store.expected import Asset, GitHub, redirect_checksums, server_checksums
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes
 from tests.support.http_server import (

@@ -14,13 +14,14 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
+from ckptkit.base.checksums import BackgroundHasher
 from ckptkit.base.errors import IntegrityError, NetworkError, StorageError
 from ckptkit.base.files import BackgroundThread
 from ckptkit.registry.schema import Entry
 from ckptkit.store import partial
 from ckptkit.store.fetch import Fetched
 from ckptkit.store.openers import Identity
-from ckptkit.store.partial import BackgroundHasher, Partial
+from ckptkit.store.partial import Partial
 from ckptkit.store.transfer import Segments, url_opener
 from tests.store.conftest import AssertOnly, Store
 from tests.support.entries import entry_of, random_bytes, tar_gz

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.files import Folder, StagedFile
 from ckptkit.base.locks import hold, new_writer, release
 from ckptkit.store.cache import Home
-from ckptkit.store.expected import ExpectedChecksum
 from ckptkit.store.upkeep import (
     Verdict,
     holdings,

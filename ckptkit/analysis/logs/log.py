@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.logs.readers import MAX_BYTES, TrainingLog, parse_log
+from ckptkit.base.checksums import compare, hash_file
 from ckptkit.base.errors import NetworkError, NotFoundError
 from ckptkit.base.files import read_regular, regular_status
 from ckptkit.base.home import user_path
@@ -22,7 +23,6 @@ from ckptkit.base.net import Policy, SourceError
 from ckptkit.base.urls import full_url, is_local, public_url, without_secrets
 from ckptkit.registry.schema import Entry
 from ckptkit.store.cache import write_json
-from ckptkit.store.expected import compare, hash_file
 from ckptkit.store.partial import Partial
 from ckptkit.store.sources import file_name_of, parse_mirrors, resolve
 from ckptkit.store.transfer import (
