@@ -53,7 +53,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 DOCTESTS_NEED = {
-    "ckptkit.analysis.audit.profile_model": "torch",
+    "ckptkit.analysis.profile.profile_model": "torch",
     "ckptkit.models.images.preprocessing.Preprocessing": "PIL",
     "ckptkit.models.create.create_model": "torch",
 }

@@ -13,8 +13,7 @@ from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
 from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.audit import FigureCheck, ProfileReport
-    from ckptkit.analysis.profile import ModuleProfile
+    from ckptkit.analysis.profile import FigureCheck, ModuleProfile, ProfileReport
 
 _LABELS = {"params": "parameters", "flops": "multiply-adds"}
 _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
@@ -55,7 +54,7 @@ def profile(
     Examples: ckptkit profile moganet-xt-224 --depth 2 · ckptkit profile moat0 --resolution 512x1024
     · ckptkit profile --all --check
     """
-    from ckptkit.analysis.audit import profile_model
+    from ckptkit.analysis.profile import profile_model
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
 
@@ -148,7 +147,7 @@ def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
 
 def _audit(state: State) -> bool:
     """Audit every entry there are models for, print the result; whether all figures hold."""
-    from ckptkit.analysis.audit import audit_registry
+    from ckptkit.analysis.profile import audit_registry
     from ckptkit.families.base import families
 
     entries = [entry for entry in state.registry().values() if entry.family in families()]

@@ -95,14 +95,8 @@ class ImageSet:
         return replace(self, samples=tuple(self.samples[position] for position in chosen))
 
 
-def image_set(
-    samples: Iterable[Sample],
-    stamps: Iterable[str],
-    what: str,
-    rule: str = "",
-    remarks: tuple[str, ...] = (),
-) -> ImageSet:
-    """Make a set of images."""
+def image_set(samples: Iterable[Sample], what: str, rule: str = "", remarks: Sequence[str] = ()) -> ImageSet:
+    """Make a set of images, known by their names and labels and by what their files were like."""
     ordered = tuple(sorted(samples, key=lambda sample: sample.name))
     twice = [name for name, count in Counter(sample.name for sample in ordered).items() if count > 1]
     if twice:
@@ -114,9 +108,9 @@ def image_set(
                 errors="surrogateescape"
             )
         )
-    for stamp in sorted(stamps):
+    for stamp in sorted(map(stamp_of, {sample.path for sample in ordered})):
         digest.update(f"{stamp}\n".encode(errors="surrogateescape"))
-    return ImageSet(ordered, what, rule, digest.hexdigest(), remarks)
+    return ImageSet(ordered, what, rule, digest.hexdigest(), tuple(remarks))
 
 
 def stamp_of(path: Path) -> str:
@@ -174,8 +168,7 @@ def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = Non
         raise NotFoundError(
             f"{folder}: no images in its {len(names)} folders", hint="their names end in .jpg, .png or .webp"
         )
-    stamps = (stamp_of(sample.path) for sample in samples)
-    return image_set(samples, stamps, str(folder), rule, tuple(remarks))
+    return image_set(samples, str(folder), rule, remarks)
 
 
 def class_labels(
@@ -242,8 +235,7 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
     samples = [Sample(name, there[name], label) for name, label in found.items()]
     left = len(there) - len(found)
     rule = f"labels from {labels}" + (f"; {left:,} images have none and are left out" if left else "")
-    stamps = (stamp_of(sample.path) for sample in samples)
-    return image_set(samples, stamps, str(folder), rule, tuple(remarks))
+    return image_set(samples, str(folder), rule, remarks)
 
 
 def _encoding(start: bytes) -> str:
@@ -309,8 +301,7 @@ def any_images(folder: Path) -> ImageSet:
     samples = [Sample(path.relative_to(folder).as_posix(), path) for path in found]
     if not samples:
         raise NotFoundError(f"{folder}: no images in it", hint="their names end in .jpg, .png or .webp")
-    stamps = (stamp_of(sample.path) for sample in samples)
-    return image_set(samples, stamps, str(folder), remarks=tuple(remarks))
+    return image_set(samples, str(folder), remarks=remarks)
 
 
 def has_folders(folder: Path) -> bool:
@@ -402,7 +393,7 @@ def read_shards(paths: Sequence[Path], num_classes: int | None, what: str) -> Im
         raise NotFoundError(f"{what}: no images in it", hint="members are called like 0001.jpg, 0001.cls")
     rule = "" if num_classes is None else "classes are those the shards state"
     count = f"{len(paths)} shards, " if len(paths) > 1 else ""
-    return image_set(samples, map(stamp_of, paths), f"{count}{what}", rule)
+    return image_set(samples, f"{count}{what}", rule)
 
 
 def shard_names(paths: Sequence[Path]) -> list[str]:

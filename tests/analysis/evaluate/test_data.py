@@ -75,14 +75,17 @@ def test_a_set_tells_a_changed_file_from_an_untouched_one(tmp_path: Path):
     assert any_images(tmp_path).identity not in (touched, whole.identity)
 
 
-def test_the_same_images_of_other_classes_are_another_set():
-    one = image_set([Sample("a", Path("x"), 1)], [], "here")
-    assert image_set([Sample("a", Path("x"), 2)], [], "here").identity != one.identity
+def test_the_same_images_of_other_classes_are_another_set(tmp_path: Path):
+    path = tmp_path / "x"
+    path.touch()
+    one = image_set([Sample("a", path, 1)], "here")
+    assert image_set([Sample("a", path, 1)], "here").identity == one.identity
+    assert image_set([Sample("a", path, 2)], "here").identity != one.identity
 
 
 def test_one_name_for_two_images_is_refused():
     with pytest.raises(FormatError, match="a is there twice"):
-        image_set([Sample("a", Path("x"), 1), Sample("a", Path("y"), 2)], [], "here")
+        image_set([Sample("a", Path("x"), 1), Sample("a", Path("y"), 2)], "here")
 
 
 def test_reading_a_part_of_a_file(tmp_path: Path):
