@@ -58,6 +58,12 @@ class ModelSource:
         """The registry's entry, None for a file of the user's own."""
         return self.located.entry
 
+    def known_settings(self) -> dict[str, Any]:
+        """Behaviour settings that were given, or that the entry or the file states."""
+        return self.family.known_settings(
+            given=self.settings, entry=self.entry, metadata=self.metadata, path=self.located.path
+        )
+
     def model(self, framework: Framework = "torch", **options: Any) -> Any:
         """Build the model and load its weights."""
         return create_model(

@@ -84,6 +84,16 @@ def parse_size(value: object, what: str) -> Size:
     return pair[0], pair[1]
 
 
+def size_text(size: Size) -> str:
+    """Write a size as `parse_resolution` takes it.
+
+    >>> size_text((224, 224)), size_text((192, 256))
+    ('224', '192x256')
+    """
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
 def parse_count(value: float | int | str) -> float:
     """Read a figure as people write it: a number, or one with K, M, B (= G) or T behind it."""
     if not isinstance(value, str):

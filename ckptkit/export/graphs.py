@@ -21,6 +21,7 @@ from ckptkit.base.files import (
     translated,
 )
 from ckptkit.base.folders import StagedFolder, refuse_replacement
+from ckptkit.base.parse import size_text
 from ckptkit.base.tensors import Array
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
@@ -188,12 +189,11 @@ def _opset(request: ExportRequest) -> int:
 def _metadata(weights: PlannedWeights) -> dict[str, str]:
     """What the file says of itself: the keys of a converted file, each setting as JSON."""
     config = config_of(weights)
-    height, width = weights.source.preprocessing.size
     carried = {key: value for key, value in weights.metadata.items() if key not in ("layout", "format")}
     return {
         **carried,
         **{key: json.dumps(value) for key, value in config.settings.items()},
-        "resolution": str(height) if height == width else f"{height}x{width}",
+        "resolution": size_text(weights.source.preprocessing.size),
         "normalization": weights.source.preprocessing.normalization,
         "preprocessing": config.preprocessing.model_dump_json(),
     }

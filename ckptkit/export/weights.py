@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import __version__
+from ckptkit.base.parse import size_text
 from ckptkit.convert.execution import Target, describe_losses, execute
 from ckptkit.convert.pipeline import Provenance
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
@@ -82,9 +83,7 @@ def planned_weights(
         )
         known = {} if source.synthetic else provenance.placeholder
         decided = target.fit(decided).with_metadata(known)
-        height, width = source.preprocessing.size
-        resolution = str(height) if height == width else f"{height}x{width}"
-        metadata = {**decided.metadata, "resolution": resolution}
+        metadata = {**decided.metadata, "resolution": size_text(source.preprocessing.size)}
         if source.synthetic:
             metadata.pop("entry", None)
             metadata["synthetic"] = "true"
@@ -117,13 +116,7 @@ def config_of(weights: PlannedWeights) -> ModelConfig:
 
 def settings_of(source: ModelSource) -> dict[str, Any]:
     """Every behaviour setting of a source's model, known or by default, as JSON has it."""
-    known = source.family.known_settings(
-        given=source.settings,
-        entry=source.entry,
-        metadata=source.metadata,
-        path=source.located.path,
-    )
-    settled = source.family.resolve_settings(known, name=source.name)
+    settled = source.family.resolve_settings(source.known_settings(), name=source.name)
     plain: dict[str, Any] = json.loads(json.dumps(settled))
     return plain
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptkit.analysis.drawing import require_matplotlib
-from ckptkit.base.errors import UsageError, choose_from
+from ckptkit.base.errors import one_of
 
 _ABLATIONS_AT_ONCE = 16
 """Channels ablated in one forward pass of Ablation-CAM."""
@@ -149,6 +149,4 @@ def find_method(name: str) -> Method:
     >>> find_method("gradcam").title
     'Grad-CAM'
     """
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}", hint=choose_from(METHODS))
-    return METHODS[name]
+    return METHODS[one_of("method", name, tuple(METHODS))]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ckptkit._version import __version__
 from ckptkit.analysis.cam.methods import METHODS
 from ckptkit.analysis.drawing import picture_kind, write_picture
-from ckptkit.base.errors import UsageError, choose_from
+from ckptkit.base.errors import UsageError, choose_from, one_of
 from ckptkit.base.tensors import Array
 from ckptkit.base.text import escaped
 from ckptkit.models.images.classes import ImageClass
@@ -205,9 +205,7 @@ def colour_table(name: str) -> Array:
     """
     import numpy
 
-    if name not in _CONTROL_POINTS:
-        raise UsageError(f"unknown colormap {name!r}", hint=choose_from(COLORMAPS))
-    points = numpy.array(_CONTROL_POINTS[name], dtype=numpy.float64)
+    points = numpy.array(_CONTROL_POINTS[one_of("colormap", name, COLORMAPS)], dtype=numpy.float64)
     values = numpy.linspace(0, 1, 256)
     at = numpy.linspace(0, 1, len(points))
     a, b = (numpy.interp(values, at, points[:, axis]) for axis in (0, 1))

@@ -455,12 +455,7 @@ class _Run:
     def _settings(self) -> dict[str, Any]:
         """Behaviour settings that are known; with ``both_gates`` a missing one is taken as true."""
         source = self.source
-        known = source.family.known_settings(
-            given=source.settings,
-            entry=source.entry,
-            metadata=source.metadata,
-            path=source.located.path,
-        )
+        known = source.known_settings()
         if self.options.both_gates:
             if self._open_setting is None:
                 raise UsageError(

@@ -33,7 +33,7 @@ from ckptkit.analysis.plot.points import (
     pareto_front,
     source_line,
 )
-from ckptkit.base.errors import NotFoundError, UsageError
+from ckptkit.base.errors import NotFoundError, UsageError, one_of
 from ckptkit.base.files import refuse_existing
 from ckptkit.base.text import escaped
 
@@ -213,9 +213,7 @@ def save_plot(
 
 def measure(name: str, measures: dict[str, Measure]) -> Measure:
     """Return what an axis shows."""
-    if name not in measures:
-        raise UsageError(f"unknown axis {name!r}", hint=f"choose from {', '.join(measures)}")
-    return measures[name]
+    return measures[one_of("axis", name, tuple(measures))]
 
 
 def render(points: Points, x: Measure, y: Measure, options: FigureOptions, form: str) -> tuple[bytes, int]:

@@ -186,5 +186,7 @@ def test_a_class_means_nothing_to_eigen_cam():
 
 
 def test_no_such_method():
-    with pytest.raises(UsageError, match=r"'scorecam'; choose from gradcam, hirescam, gradcam\+\+"):
+    with pytest.raises(
+        UsageError, match=r"'scorecam'; did you mean hirescam\? choose from gradcam, hirescam, gradcam\+\+"
+    ):
         find_method("scorecam")

@@ -59,7 +59,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         save_plot([], tmp_path / "a.png")
     with pytest.raises(UsageError, match="none of 8 entries has published parameters and top-5 accuracy"):
         save_plot(TINY, tmp_path / "a.png", y="top5")
-    with pytest.raises(UsageError, match="unknown axis 'size'; choose from params, flops"):
+    with pytest.raises(UsageError, match="unknown axis 'size'; one of params, flops"):
         save_plot(TINY, tmp_path / "a.png", x="size")
 
 
