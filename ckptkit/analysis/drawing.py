@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckptkit.base.errors import MissingDependencyError, UsageError
+from ckptkit.base.errors import MissingDependencyError, UsageError, choose_from
 from ckptkit.base.files import StagedFile
 
 FIGURES = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
@@ -46,11 +46,7 @@ def picture_kind(path: Path, kinds: Mapping[str, str] = FIGURES) -> str:
     """
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        *others, last = kinds
-        raise UsageError(
-            f"cannot tell the picture format from {str(path)!r}",
-            hint=f"choose from {', '.join(others)} or {last}",
-        )
+        raise UsageError(f"cannot tell the picture format from {str(path)!r}", hint=choose_from(kinds))
     return kind
 
 

@@ -162,7 +162,7 @@ def test_a_picture(run: Runner, ending: str):
 
 def test_what_is_no_picture_is_refused_before_anything_is_fetched(run: Runner, server: FaultServer):
     done = run("logs", "moganet-xt-224", "-o", "log.gif")
-    assert done.code == 2 and "choose from .png, .svg or .pdf" in done.err
+    assert done.code == 2 and "choose from .png, .svg, .pdf" in done.err
     assert server.requests == []
 
 

@@ -98,7 +98,7 @@ def test_an_existing_output_is_refused(run: Runner) -> None:
         (
             ["-o", "a.jpg"],
             2,
-            "cannot tell the picture format from 'a.jpg'; choose from .png, .svg, .pdf, .html or .htm",
+            "cannot tell the picture format from 'a.jpg'; choose from .png, .svg, .pdf, .html, .htm",
         ),
         (
             ["-o", "a.png", "--size", "9"],

@@ -98,7 +98,7 @@ def test_the_picture_is_not_blank():
 def test_names_that_no_picture_has():
     assert picture_kind(Path("a.PDF")) == "pdf"
     for name in ("log.jpg", "log", "png"):
-        with pytest.raises(UsageError, match=r"choose from \.png, \.svg or \.pdf"):
+        with pytest.raises(UsageError, match=r"choose from \.png, \.svg, \.pdf"):
             picture_kind(Path(name))
 
 

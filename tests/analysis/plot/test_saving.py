@@ -29,7 +29,7 @@ def test_the_ending_says_the_form(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "png", "a.png.gz", ".png"])
 def test_other_endings_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"choose from \.png, \.svg, \.pdf, \.html or \.htm"):
+    with pytest.raises(UsageError, match=r"choose from \.png, \.svg, \.pdf, \.html, \.htm"):
         save_plot(TINY, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -59,7 +59,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
         save_plot([], tmp_path / "a.png")
     with pytest.raises(UsageError, match="none of 8 entries has published parameters and top-5 accuracy"):
         save_plot(TINY, tmp_path / "a.png", y="top5")
-    with pytest.raises(UsageError, match="unknown axis 'size'; one of params, flops"):
+    with pytest.raises(UsageError, match="unknown axis 'size'; choose from params, flops"):
         save_plot(TINY, tmp_path / "a.png", x="size")
 
 
