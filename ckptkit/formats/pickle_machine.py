@@ -154,7 +154,7 @@ _LEAVES = (str, bytes, int, float, bool, type(None), GlobalName)
 
 def no_persistent_ids(identifier: object) -> object:
     """Refuse them: most pickles have none."""
-    raise ValueError("a persistent id where none belongs")
+    raise ValueError("unexpected persistent id")
 
 
 def dictionary_key(key: object) -> object:
@@ -169,12 +169,12 @@ def dictionary_key(key: object) -> object:
         return hex(key) if abs(key) >= 1 << 64 else str(key)
     if isinstance(key, tuple):
         if len(key) > 16 or not all(isinstance(part, _LEAVES) and _is_short(part) for part in key):
-            raise ValueError("a dictionary key that is a nested or long tuple")
+            raise ValueError("unexpected dictionary key: a nested or long tuple")
         return str(key)
     if isinstance(key, complex):  # these, too, can be made to collide
         return str(key)
     if isinstance(key, (list, dict)):
-        raise ValueError(f"a {type(key).__name__} as dictionary key")
+        raise ValueError(f"unexpected dictionary key: {type(key).__name__}")
     return key
 
 
@@ -235,7 +235,7 @@ class PickleMachine:
                     return self.last(1)[0]
                 known = _OPERATIONS.get(code)
                 if known is None:
-                    raise ValueError(_REFUSED.get(code) or f"opcode {code:#04x} has no place in a checkpoint")
+                    raise ValueError(_REFUSED.get(code) or f"unexpected opcode {code:#04x}")
                 operation, steps, pushes = known
                 budget.steps -= steps  # as spend does; this loop is most of the time of opening a file
                 if budget.steps < 0:
@@ -254,7 +254,7 @@ class PickleMachine:
         stop = self.position + count
         if stop > self.end:
             limit = f"it is longer than {MAX_PICKLE_BYTES} bytes"
-            raise ValueError(limit if self.end < self._last else "it ends in the middle")
+            raise ValueError(limit if self.end < self._last else "unexpected end")
         taken: bytes = self._data[self.position : stop]
         self.position = stop
         return taken
@@ -265,7 +265,7 @@ class PickleMachine:
             self._budget.names -= count
             return self.take(count)
         if count > self._last - self.position:
-            raise ValueError("it ends in the middle")
+            raise ValueError("unexpected end")
         found = Blob(self.position, count, text)
         self.position += count
         self.end = min(self._last, self.end + count)
@@ -279,7 +279,7 @@ class PickleMachine:
         """Next line of text, without its end."""
         stop = self._data.find(b"\n", self.position, min(self.end, self.position + limit))
         if stop < 0:
-            raise ValueError("a line without end")
+            raise ValueError("unterminated line")
         self._budget.names -= stop - self.position
         line: bytes = self.take(stop - self.position)
         self.position += 1
@@ -289,12 +289,12 @@ class PickleMachine:
         """Refuse versions that do not exist."""
         version = self.uint(1)
         if version > 5:
-            raise ValueError(f"pickle protocol {version}")
+            raise ValueError(f"unknown protocol {version}")
 
     def frame(self) -> None:
         """Refuse a frame that the pickle cannot hold."""
         if self.uint(8) > self.end - self.position:
-            raise ValueError("a frame longer than the pickle")
+            raise ValueError("a frame reaches beyond the end")
 
     # -- numbers and texts ---------------------------------------------------------------------------------
 
@@ -308,14 +308,14 @@ class PickleMachine:
         """An integer after the number of its bytes."""
         count = self.uint(width)
         if count > _MAX_INT_BYTES:
-            raise ValueError(f"an integer of {count} bytes")
+            raise ValueError(f"an integer of {count} bytes is too long")
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def quoted(self) -> str | bytes | Blob:
         """A text as Python 2's ``repr`` wrote it."""
         line = self.line(_LONG_LINE).strip()
         if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:
-            raise ValueError("a string without quotes")
+            raise ValueError("expected a quoted string")
         raw = line[1:-1]
         if b"\\" in raw:
             with warnings.catch_warnings():
@@ -343,7 +343,7 @@ class PickleMachine:
     def top(self) -> Any:
         """The value on top of the stack, which stays."""
         if self._stack[-1] is _MARK:
-            raise ValueError("a mark where a value is needed")
+            raise ValueError("expected a value, found a mark")
         return self._stack[-1]
 
     def last(self, count: int) -> tuple[Any, ...]:
@@ -352,7 +352,7 @@ class PickleMachine:
         if len(taken) < count:
             raise IndexError("pop from empty list")
         if _MARK in taken:
-            raise ValueError("a mark where a value is needed")
+            raise ValueError("expected a value, found a mark")
         del self._stack[-count:]
         return taken
 
@@ -363,7 +363,7 @@ class PickleMachine:
         while index >= 0 and stack[index] is not _MARK:
             index -= 1
         if index < 0:
-            raise ValueError("no mark on the stack")
+            raise ValueError("expected a mark on the stack, found none")
         taken = stack[index + 1 :]
         del stack[index:]
         return taken
@@ -371,7 +371,7 @@ class PickleMachine:
     def put(self, key: int) -> None:
         """Remember the value on top of the stack."""
         if not 0 <= key < _MAX_MEMO:
-            raise ValueError("a place in the memo that no opcode has")
+            raise ValueError("memo index out of range")
         self._memo[key] = self.top()
 
     # -- containers ----------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class PickleMachine:
     def set_items(self, flat: Sequence[Any], target: Any) -> Any:
         """Put keys and values, alternating in ``flat``, into a dictionary."""
         if len(flat) % 2:
-            raise ValueError("a key without a value")
+            raise ValueError("expected a value for each key")
         self._budget.spend(steps=_ITEM_COST * len(flat) // 2)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         if isinstance(target, dict):
@@ -388,14 +388,14 @@ class PickleMachine:
         elif isinstance(target, Inert):
             target.content.extend(pairs)
         else:
-            raise ValueError(f"items set in a {type(target).__name__}")
+            raise ValueError(f"expected a dictionary, found {type(target).__name__}")
         return target
 
     def extend(self, values: Iterable[Any]) -> None:
         """Append values to the list on top of the stack."""
         target = self.top()
         if not isinstance(target, (list, Inert)):
-            raise ValueError(f"values appended to a {type(target).__name__}")
+            raise ValueError(f"expected a list, found {type(target).__name__}")
         (target if isinstance(target, list) else target.content).extend(values)
 
     # -- names and calls -----------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ class PickleMachine:
     def name(self, module: object, attribute: object) -> GlobalName:
         """Turn a global into its name."""
         if not isinstance(module, str) or not isinstance(attribute, str):
-            raise ValueError("a global whose name is not text")
+            raise ValueError("expected text for the name of a global")
         if len(module) + len(attribute) > _MAX_NAME:
             raise ValueError(f"a global whose name is longer than {_MAX_NAME} characters")
         dotted = f"{module}.{attribute}"
@@ -430,13 +430,13 @@ class PickleMachine:
     def call(self, function: object, args: object) -> object:
         """Record a call, or let the handler of that name answer it."""
         if not isinstance(args, tuple):
-            raise ValueError("call arguments that are not a tuple")
+            raise ValueError(f"expected a tuple of arguments, found {type(args).__name__}")
         self._budget.spend(steps=_CALL_COST)
         if isinstance(function, Inert):  # a call of the result of a call, as getattr tricks make
             self.note(function.name, args)
             return Inert(function.name.removesuffix(_OF_A_CALL) + _OF_A_CALL, args)
         if not isinstance(function, GlobalName):
-            raise ValueError(f"a call of something that is not a function ({type(function).__name__})")
+            raise ValueError(f"expected a function to call, found {type(function).__name__}")
         handler = self._handlers.get(function.name)
         if handler is None:
             self.note(function.name, args)
@@ -461,7 +461,7 @@ class PickleMachine:
     def new_object_with_names(self, kind: object, args: object, names: object) -> Inert:
         """Record a construction with keyword arguments."""
         if not isinstance(kind, GlobalName) or not isinstance(args, tuple):
-            raise ValueError("a call of something that is not a class")
+            raise ValueError("expected a class to make an object of, and a tuple of arguments")
         self._budget.spend(steps=_CALL_COST)
         self.note(kind.name, args)
         return Inert(kind.name, args, state=names)

@@ -87,7 +87,7 @@ def _axis(value: object, what: str) -> tuple[int, ...]:
     if isinstance(value, Inert) and value.name == "torch.Size":
         value = value.args[0] if value.args else ()
     if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMS:
-        raise ValueError(f"tensor {what} that is not a list of at most {MAX_DIMS} numbers")
+        raise ValueError(f"expected a list of at most {MAX_DIMS} numbers as tensor {what}")
     return tuple(whole_number(number, f"tensor {what}") for number in value)
 
 
@@ -107,7 +107,7 @@ def storage_dtype(kind: object) -> str | None:
     'float16'
     """
     if not isinstance(kind, GlobalName):
-        raise ValueError("a storage without type")
+        raise ValueError(f"expected a storage type, found {type(kind).__name__}")
     module, _, name = kind.name.rpartition(".")
     if module in ("torch", "torch.cuda", "torch.storage"):
         if name in _UNTYPED:
@@ -116,12 +116,12 @@ def storage_dtype(kind: object) -> str | None:
             return _STORAGE_DTYPES[name]
         if name.endswith("Storage"):
             return name.removesuffix("Storage")
-    raise ValueError(f"{kind.name} as storage type")
+    raise ValueError(f"unknown storage type {kind.name}")
 
 
 def _torch_dtype(value: object) -> str:
     if not isinstance(value, GlobalName) or not value.name.startswith("torch."):
-        raise ValueError("a tensor whose dtype is not a torch dtype")
+        raise ValueError("expected a torch dtype")
     return value.name.removeprefix("torch.")
 
 
@@ -131,9 +131,9 @@ def parse_storage(identifier: object) -> StorageRef:
     ``("storage", class, key, location, count)``, with an optional ``(view key, offset, count)`` behind it.
     """
     if not isinstance(identifier, tuple) or not identifier or identifier[0] not in ("storage", b"storage"):
-        raise ValueError("a persistent id that is not a storage")
+        raise ValueError("expected a storage as persistent id")
     if len(identifier) not in (5, 6):
-        raise ValueError(f"a storage described by {len(identifier)} values")
+        raise ValueError(f"expected 5 or 6 values for a storage, found {len(identifier)}")
     _, kind, key, _, count, *view = identifier
     if not isinstance(key, str):
         key = str(whole_number(key, "a storage key"))
@@ -177,7 +177,7 @@ def _tensor(args: tuple[object, ...], dtype: str | None) -> object:
     if isinstance(storage, UnsupportedTensor):
         return storage
     if not isinstance(storage, StorageRef):
-        raise ValueError("a tensor without storage")
+        raise ValueError("expected a storage for a tensor")
     sizes, steps = _axis(shape, "size"), _axis(strides, "stride")
     if len(sizes) != len(steps):
         raise ValueError(f"a tensor of {len(sizes)} axes with {len(steps)} strides")
@@ -188,7 +188,7 @@ def _tensor(args: tuple[object, ...], dtype: str | None) -> object:
 def _first_argument(args: tuple[object, ...]) -> object:
     """Parameters and buffers wrap their tensor; flags, hooks and attributes do not matter here."""
     if not args:
-        raise ValueError("a parameter without tensor")
+        raise ValueError("expected a tensor for a parameter")
     return args[0]
 
 
@@ -207,7 +207,7 @@ def _rebuild_from_type(args: tuple[object, ...]) -> object:
     arguments alone.
     """
     if len(args) != 4 or not isinstance(args[0], GlobalName) or not isinstance(args[2], tuple):
-        raise ValueError("a malformed tensor of a class of its own")
+        raise ValueError("malformed tensor subclass")
     rebuild = _PLAIN_REBUILDS.get(args[0].name)
     if not isinstance(args[1], GlobalName) or args[1].name not in _PLAIN_TENSORS or rebuild is None:
         return UnsupportedTensor(f"a tensor of class {args[1]}" if isinstance(args[1], GlobalName) else "odd")
@@ -304,7 +304,7 @@ def pickled_array(value: Inert) -> PickledArray | str:
     Fortran order, bytes); with protocol 5, ``_frombuffer`` gets (bytes, dtype, shape, order).
     """
     if not value.args:
-        raise ValueError("an array of no class")
+        raise ValueError("expected a class for an array")
     kind = str(value.args[0])
     shape: object = ()
     if value.name in _REBUILT and isinstance(value.state, tuple) and len(value.state) in (4, 5):
@@ -318,7 +318,7 @@ def pickled_array(value: Inert) -> PickledArray | str:
         return f"an array of class {kind[:80]}"
     sizes, element = _sizes(shape), _numpy_dtype(dtype)
     if sizes is None:
-        raise ValueError("an array of malformed shape")
+        raise ValueError("malformed shape of an array")
     if kind not in _CLASSES:
         return f"an array of class {kind[:80]}"
     if isinstance(element, str):
@@ -326,7 +326,7 @@ def pickled_array(value: Inert) -> PickledArray | str:
     if isinstance(content, str):
         content = content.encode()  # Python 2 had one type for both
     if not isinstance(content, (bytes, Blob)) or not _fits(content, math.prod(sizes) * element[0].itemsize):
-        raise ValueError("an array of other bytes than its shape says")
+        raise ValueError("the bytes of an array do not fit its shape")
     return PickledArray(element[0], sizes, content, fortran is True, element[1])
 
 
@@ -364,15 +364,15 @@ def _dictionary(args: tuple[object, ...]) -> object:
         return {}
     source = args[0]
     if len(args) > 1:
-        raise ValueError("a dictionary of several arguments")
+        raise ValueError("expected one argument for a dictionary")
     if isinstance(source, dict):
         return dict(source)
     if not isinstance(source, (list, tuple)):
-        raise ValueError("a dictionary made of something else")
+        raise ValueError("expected pairs for a dictionary")
     built: dict[object, object] = {}
     for pair in source:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError("a dictionary item that is not a pair")
+            raise ValueError("expected a pair as dictionary item")
         built[dictionary_key(pair[0])] = pair[1]
     return built
 
@@ -381,7 +381,7 @@ def _sequence(args: tuple[object, ...]) -> list[Any]:
     if not args:
         return []
     if len(args) > 1 or not isinstance(args[0], (list, tuple)):
-        raise ValueError("a sequence made of something else")
+        raise ValueError("expected values for a sequence")
     return list(args[0])
 
 
