@@ -16,6 +16,7 @@ from ckptkit.base.errors import ConversionError, NotFoundError, UnknownModelErro
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.families.base import Family, Structure, family_groups, family_of_variant
 from ckptkit.formats.base import AVERAGING_COUNTERS, Reader, Weights
+from ckptkit.formats.builtin import format_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.readers import Renamed
 from ckptkit.rules.language import Definition, Layout, Table, expand
@@ -181,8 +182,9 @@ def open_checkpoint(
     try:
         for prefix in strip_prefix:
             reader = _stripped(reader, prefix, where_it_fits=where_it_fits)
-        if strip_prefix and reader.format == "torch":
-            reader = _stripped(reader, _MODULE, where_it_fits=True)
+        wrapper = format_of(reader.format).wrapper_prefix
+        if strip_prefix and wrapper:
+            reader = _stripped(reader, wrapper, where_it_fits=True)
         return _unwrapped(reader) if unwrap else reader
     except BaseException:
         reader.close()

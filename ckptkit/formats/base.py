@@ -192,6 +192,8 @@ class Format(ABC):
         Whether its writer takes ``max_shard_size`` (bytes) and then writes several files and their index.
     shares_tensors : bool
         Whether its writer takes ``shared``, a mapping of names to those of the tensors that they are too.
+    wrapper_prefix : str
+        What its framework's wrappers, such as data parallel models, put before every name; empty for none.
     names_rule : str
         What its own framework wants of names, for the refusal of those that `unloadable` gives.
 
@@ -248,6 +250,7 @@ class Format(ABC):
     one_file: bool = True
     shards: bool = False
     shares_tensors: bool = False
+    wrapper_prefix: str = ""
     names_rule: str = ""
 
     @abstractmethod

@@ -77,6 +77,7 @@ class Torch(BuiltIn):
     aliases = ("pytorch", "pt", "pth")
     checksum = "zip CRC-32"
     shares_tensors = True
+    wrapper_prefix = "module."
     reader_class, writer_class = "torch_reader:TorchReader", "torch_writer:TorchWriter"
     opening = ("state_dict", "weights", "as_saved")
 

@@ -193,16 +193,15 @@ def _open_state(sample: Sample, how: Opening) -> Reader:
 
 
 def _open_shards(path: Path, how: Opening) -> Reader:
-    from ckptkit.formats.torch_reader import PREFIX
-
     shard = replace(how, is_shard=True, as_saved=True)
     reader: Reader = ShardedReader(path, lambda path: _open(path, shard))
     names = reader.specs.keys() | reader.left_out.keys()
-    if reader.format == "torch" and not how.as_saved and all(name.startswith(PREFIX) for name in names):
+    prefix = format_of(reader.format).wrapper_prefix
+    if prefix and not how.as_saved and all(name.startswith(prefix) for name in names):
         from ckptkit.formats.readers import Renamed
 
-        note = f"the prefix '{PREFIX}' of every name is left out"
-        return Renamed(reader, {name: name.removeprefix(PREFIX) for name in names}, note)
+        note = f"the prefix '{prefix}' of every name is left out"
+        return Renamed(reader, {name: name.removeprefix(prefix) for name in names}, note)
     return reader
 
 

@@ -228,15 +228,11 @@ class SafetensorsWriter(TensorWriter):
             for target in [*self._paths, self._index]:
                 refuse_existing(target, force=force)
         self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
-        self._places = {}
-        for number, shard in enumerate(self._shards):
-            offsets = accumulate((spec.nbytes for spec in shard), initial=0)
-            self._places.update({spec.name: (number, at) for spec, at in zip(shard, offsets, strict=False)})
+        self._places: dict[str, tuple[StagedFile, int]] = {}
         self._staged: list[StagedFile] = []
-        self._data_starts: list[int] = []
         try:
-            for number in range(len(self._shards)):
-                self._start_shard(number)
+            for shard, target in zip(self._shards, self._paths, strict=True):
+                self._start_shard(shard, target)
         except BaseException:
             self.discard()
             raise
@@ -253,19 +249,20 @@ class SafetensorsWriter(TensorWriter):
         stem = _stem(self.path)
         return [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}{EXTENSION}") for i in range(1, count + 1)]
 
-    def _start_shard(self, number: int) -> None:
-        header = header_bytes(self.path, self._shards[number], self.metadata)
+    def _start_shard(self, shard: Sequence[TensorSpec], target: Path) -> None:
+        header = header_bytes(self.path, shard, self.metadata)
         # named like a shard while it is temporary, so that the whole can be opened before it is renamed
         several = len(self._shards) > 1
-        file = StagedFile(self._paths[number], force=self._force, ending=EXTENSION, plain=several)
+        file = StagedFile(target, force=self._force, ending=EXTENSION, plain=several)
         self._staged.append(file)
         file.append(header)
-        self._data_starts.append(len(header))
+        offsets = accumulate((spec.nbytes for spec in shard), initial=len(header))
+        self._places.update({spec.name: (file, at) for spec, at in zip(shard, offsets, strict=False)})
 
     def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
         """Write a tensor at its place."""
-        number, offset = self._places[spec.name]
-        return put_at(self._staged[number], pieces, self._data_starts[number] + offset)
+        file, offset = self._places[spec.name]
+        return put_at(file, pieces, offset)
 
     def _settle(self, late: Mapping[str, str]) -> None:
         super()._settle(late)

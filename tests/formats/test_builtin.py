@@ -29,9 +29,7 @@ MAY_NAME_ONE = {
     "export/hub.py": "the hub takes nothing else",
     # to go, each with its room:
     "cli/demo_commands.py": "the demo's steps",
-    "parity/files.py": "a plan needs a target though nothing is written; what Keras itself loads",
     "parity/run.py": "what a conversion for a comparison writes",
-    "families/wrappers.py": "the prefix of data parallel models, which only PyTorch files have",
     "store/unpack.py": "names of PyTorch files that look like archives",
     "store/sources.py": "what a file without a name is called in the cache",
 }
