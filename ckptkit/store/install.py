@@ -139,20 +139,17 @@ class Job:
             if objection := self._objection(record):
                 raise IntegrityError(f"{artefact}: {objection}")
             record = self._checked(artefact, record, verify=self.verify)
+            if path is None:
+                folder = self.home.unpacked_folder(self.entry.id)
+                path = checkpoint_in(unpack(artefact, folder, sha256=record.sha256))
+            if misfit := self._misfit(record, path):
+                raise IntegrityError(f"{artefact}: {misfit}")
         except FileNotFoundError:
             return None
         except IntegrityError as error:
             if self.offline and not quiet:
                 raise IntegrityError(error.message, hint="run without --offline to fetch it again") from error
             notes(f"{error.message}; fetching it again")
-            return None
-        if path is None:
-            folder = self.home.unpacked_folder(self.entry.id)
-            path = checkpoint_in(unpack(artefact, folder, sha256=record.sha256))
-        if misfit := self._misfit(record, path):
-            if self.offline and not quiet:
-                raise IntegrityError(f"{artefact}: {misfit}", hint="run without --offline to fetch it again")
-            notes(f"{artefact}: {misfit}; fetching it again")
             return None
         return self._found(path, artefact, record)
 

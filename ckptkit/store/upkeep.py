@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ckptkit.base.checksums import Digests, ExpectedChecksum, hash_file
+from ckptkit.base.checksums import ExpectedChecksum, hash_file
 from ckptkit.base.errors import CkptkitError, IntegrityError
 from ckptkit.base.files import (
     PIECE_BYTES,
@@ -593,13 +593,14 @@ def verify_cache(
             raise _StoppedError
         advance(count)
 
+    judge = partial(_of_file, expected=expected, read=read)
     for single in home.homes:
         for id in held_ids(single, patterns):
             records = single.records(id)
             for record in records:
-                work.append(partial(_of_artefact, single, record, expected, read))
+                work.append(partial(judge, single, id, single.artefact(record), record))
             for path in unrecorded(single, id, records):
-                work.append(partial(_without_record, id, path, expected, read))
+                work.append(partial(judge, single, id, path, None))
             folder = single.unpacked_folder(id)
             if is_own_folder(folder):
                 work.append(partial(_of_unpacked, home, id, folder, read))
@@ -617,48 +618,40 @@ class _StoppedError(Exception):
     """Nobody wants the rest of the verdicts."""
 
 
-def _of_artefact(home: Home, record: Record, expected: Expected, read: Callable[[int], None]) -> Verdict:
-    path = home.artefact(record)
-    try:
-        found = hash_file(path, ["sha256"], advance=read)
-        faults = _faults(found, record, expected(record.id, record.file))
-        newer = home.records(record.id)
-        if faults and record not in newer and any(other.file == record.file for other in newer):
-            # It was fetched again meanwhile: the bytes are judged by the record that came with them.
-            return _of_artefact(home, next(r for r in newer if r.file == record.file), expected, read)
-    except CkptkitError as error:
-        there = os.path.lexists(path)
-        return Verdict(record.id, path, False, str(error) if there else "is recorded, but not there any more")
-    held = "the sha256 of its record" + "".join(
-        f" and of {p.origin.partition(' (')[0]}" for p in expected(record.id, record.file)
-    )
-    return Verdict(record.id, path, not faults, "; ".join(faults) or held, found.size, found.sha256)
-
-
-def _faults(found: Digests, record: Record, expected: Sequence[ExpectedChecksum]) -> list[str]:
-    faults = []
-    if found.size != record.size:
-        faults.append(f"has {found.size:,} bytes, but {record.size:,} were fetched")
-    known = [ExpectedChecksum("sha256", record.sha256, f"its record of {record.fetched_at}"), *expected]
-    return faults + _differing(found.sha256, known)
-
-
-def _differing(sha256: str, known: Sequence[ExpectedChecksum]) -> list[str]:
-    return [f"sha256 is {sha256}, but {p.origin} says {p.value}" for p in known if p.value != sha256]
-
-
-def _without_record(id: str, path: Path, expected: Expected, read: Callable[[int], None]) -> Verdict:
+def _of_file(
+    home: Home,
+    id: str,
+    path: Path,
+    record: Record | None,
+    *,
+    expected: Expected,
+    read: Callable[[int], None],
+) -> Verdict:
+    """Hash a file, and compare it with its record and whatever else is known of it."""
+    others = list(expected(id, path.name))
     try:
         found = hash_file(path, ["sha256"], advance=read)
     except CkptkitError as error:
-        return Verdict(id, path, False, str(error))
-    known = list(expected(id, path.name))
+        is_lost = record is not None and not os.path.lexists(path)
+        return Verdict(id, path, False, "is recorded, but not there any more" if is_lost else str(error))
+    known, faults = others, []
+    if record is not None:
+        known = [ExpectedChecksum("sha256", record.sha256, f"its record of {record.fetched_at}"), *others]
+        if found.size != record.size:
+            faults.append(f"has {found.size:,} bytes, but {record.size:,} were fetched")
+    faults += [
+        f"sha256 is {found.sha256}, but {p.origin} says {p.value}" for p in known if p.value != found.sha256
+    ]
+    if record is not None and faults:
+        now = next((other for other in home.records(id) if other.file == record.file), record)
+        if now != record:  # fetched again meanwhile: the bytes are judged by the record that came with them
+            return _of_file(home, id, path, now, expected=expected, read=read)
+    held = "the sha256 of its record" + "".join(f" and of {p.origin.partition(' (')[0]}" for p in others)
+    if record is None:
+        held = "has no sound record, but the sha256 of " + " and of ".join(p.origin for p in others)
     if not known:
-        detail = f"has no sound record; 'ckptkit fetch {id}' makes one"
-        return Verdict(id, path, False, detail, found.size, found.sha256)
-    wrong = _differing(found.sha256, known)
-    held = "has no sound record, but the sha256 of " + " and of ".join(p.origin for p in known)
-    return Verdict(id, path, not wrong, "; ".join(wrong) or held, found.size, found.sha256)
+        faults = [f"has no sound record; 'ckptkit fetch {id}' makes one"]
+    return Verdict(id, path, not faults, "; ".join(faults) or held, found.size, found.sha256)
 
 
 def _of_unpacked(home: Home, id: str, folder: Path, read: Callable[[int], None]) -> Verdict:
