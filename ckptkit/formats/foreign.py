@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import FormatError
+from ckptkit.base.errors import FormatError, listed
 from ckptkit.formats.base import HEAD_BYTES, Sample
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
 
@@ -136,7 +136,7 @@ _ORBAX_RESTORED = (
 _TEXTS: _Table = (
     (
         rb"version https://git-lfs",
-        "a Git LFS pointer, which stands for the real file",
+        "a Git LFS pointer, not the file itself",
         "run 'git lfs pull' in its repository, or fetch the file itself",
     ),
     (rb"(?=.*<net name=)(<\?xml|<net)", "an OpenVINO model's graph", None),
@@ -229,10 +229,12 @@ def _empty(sample: Sample) -> Foreign | None:
 def _web_page(sample: Sample) -> Foreign | None:
     if not re.match(rb"<(!doctype html|html|head|body|script|!--)", sample.text):
         return None
-    title = re.search(rb"<title[^>]*>(.*?)</title>", sample.head, re.DOTALL | re.IGNORECASE)
+    lower = sample.head.lower()
+    begin = lower.find(b">", lower.find(b"<title")) + 1
+    end = lower.find(b"</title>", begin)
+    title = f" ({_quote(sample.head[begin:end])})" if b"<title" in lower and 0 < begin < end else ""
     return Foreign(
-        f"an HTML page ({_quote(title[1])})" if title else "an HTML page",
-        "the download gave a web page: fetch it again, or from another source",
+        f"an HTML page{title}", "the download gave a web page: fetch it again, or from another source"
     )
 
 
@@ -474,15 +476,11 @@ def _archive(kind: str, path: Path, names: Collection[str], unpack: str) -> Fore
     files = [name for name in names if not name.endswith("/")]
     likely = [PurePosixPath(name).name for name in files if name.lower().endswith(LIKELY)]
     if likely:
-        return Foreign(f"a {kind} that holds {_listed(likely)}", filled(unpack, path))
+        return Foreign(f"a {kind} that holds {listed(likely, 3)}", filled(unpack, path))
     if not files:
         return Foreign(f"an empty {kind}", _AGAIN)
     plural = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return Foreign(f"a {kind} of {plural} without a checkpoint ({_listed(sorted(files))})", _CHECK)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return Foreign(f"a {kind} of {plural} without a checkpoint ({listed(sorted(files), 3)})", _CHECK)
 
 
 def of_distcp(path: Path) -> Foreign:

@@ -1,8 +1,8 @@
 """A safe walk over a tar archive: nothing that could leave its folder, nothing without bound.
 
 Used by the TensorFlow reader (to read a ``.tar.gz`` directly), by the store (to unpack one) and by whatever
-reads members of a plain one in place. An archive is read once, front to back; plain, gzip, bzip2, xz and zstd
-are told apart by their first bytes.
+reads members of a plain one in place. An archive is read once, front to back; the first bytes say
+whether it is plain, or packed by gzip, bzip2, xz or zstd.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HEADER_STEPS, _BYTES_A_STEP = 50, 2
 _DIGITS = re.compile(rb"[0-9]{20,}")
 _MOST_DIGITS = 255  # as a file's name may have
 _XZ_MEMORY = 256 << 20  # the largest preset of xz asks for 65 MB to decompress
-_ZSTD_WINDOW_LOG = 27  # 128 MiB, what zstd itself takes unless told to take more
+_ZSTD_WINDOW_LOG = 27  # 128 MiB, what zstd itself takes by default
 
 
 def is_archive(head: bytes) -> bool:

@@ -75,6 +75,11 @@ class UnsupportedTensor:
     kind: str  # what it is, for people
 
 
+def is_tensor(value: object) -> bool:
+    """Whether a value is a tensor, of whatever kind."""
+    return isinstance(value, (TensorRef, UnsupportedTensor))
+
+
 def whole_number(value: object, what: str) -> int:
     """Return ``value`` if it is an integer from 0 to 2^62; ValueError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MAX_COUNT:
@@ -99,7 +104,7 @@ _UNTYPED = frozenset({"UntypedStorage", "_UntypedStorage"})
 
 
 def storage_dtype(kind: object) -> str | None:
-    """Element type a storage class stands for (None: bytes without type).
+    """Element type of a storage class (None: bytes without type).
 
     Examples
     --------
@@ -554,7 +559,8 @@ def _attributes(value: Inert) -> list[dict[object, object]]:
 def _holds_tensors(table: dict[object, object], depth: int = 0) -> bool:
     """Whether tensors are among the first values, or so far deeper: such a table is not listed."""
     return any(
-        isinstance(value, (TensorRef, UnsupportedTensor, StorageRef))
+        is_tensor(value)
+        or isinstance(value, StorageRef)
         or (depth > 0 and isinstance(value, dict) and _holds_tensors(value, depth - 1))
         for value in islice(table.values(), _LOOK_AHEAD)
     )

@@ -42,6 +42,7 @@ from ckptkit.formats.torch_pickle import (
     describe,
     describe_extras,
     is_array,
+    is_tensor,
     parse_storage,
     storage_dtype,
     whole_number,
@@ -755,7 +756,7 @@ class _Inside:
         pending, seen = [value], set()
         while pending:
             inner = pending.pop()
-            if isinstance(inner, (TensorRef, UnsupportedTensor, StorageRef)) or is_array(inner):
+            if is_tensor(inner) or isinstance(inner, StorageRef) or is_array(inner):
                 return True
             if not isinstance(inner, (dict, list, tuple, Inert)) or id(inner) in seen:
                 continue

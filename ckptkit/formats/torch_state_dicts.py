@@ -1,8 +1,8 @@
 """Which table of a PyTorch file is the state dict, and which copy of the weights it holds.
 
 Training code saves the weights at the top of a file, or under keys of its own beside the optimizer's state,
-often twice: as trained, and as moving averages. Places and copies are told from the words of the keys and the
-names of the tensors; where that leaves a choice, it is asked for.
+often twice: as trained, and as moving averages. The words of the keys and the names
+of the tensors tell places and copies apart; where that leaves a choice, the user is asked.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from ckptkit.base.errors import FormatError, NotFoundError, UsageError
+from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.pickle_machine import Inert, would_call
-from ckptkit.formats.torch_pickle import TensorRef, UnsupportedTensor, describe, is_array
+from ckptkit.formats.torch_pickle import describe, is_array, is_tensor
 
 Table = dict[object, object]
 
@@ -97,10 +97,10 @@ def find_state_dict(
 def _candidates(path: Path, root: object, kind: str) -> dict[str, Table]:
     """Every table that can be a model's weights, by its keys; the usual places first.
 
-    Arrays of numpy count where there are no tensors; beside tensors they are constants of somebody's.
+    Arrays of numpy count where there are no tensors; beside tensors they are constants.
     """
     places: list[tuple[tuple[object, ...], Table]] = []
-    for counts in (_is_tensor, is_array):
+    for counts in (is_tensor, is_array):
         walk = _Walk(counts)
         walk.look(root, (), 0)
         if places := walk.found:
@@ -120,10 +120,6 @@ def _joined(path: Path, keys: tuple[object, ...]) -> str:
     if sum(len(key) for key in keys if isinstance(key, (str, bytes))) > _MAX_PATH:
         raise FormatError(path, f"a state dict under keys of more than {_MAX_PATH} characters")
     return ".".join(map(str, keys))
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, (TensorRef, UnsupportedTensor))
 
 
 def _rank(name: str) -> int:
@@ -204,17 +200,17 @@ def _functions(value: object, depth: int = 0) -> Iterator[str]:
 def _named(path: Path, root: object, found: Mapping[str, Table], wanted: str) -> tuple[str, Table]:
     """The table that a path of keys leads to, or the only state dict beneath it."""
     for table in _at(root, wanted):
-        if isinstance(table, dict) and any(_is_tensor(v) or is_array(v) for v in table.values()):
+        if isinstance(table, dict) and any(is_tensor(v) or is_array(v) for v in table.values()):
             return wanted, table
     beneath = [name for name in found if name.startswith(wanted + ".")]
     if len(beneath) == 1:
         return beneath[0], found[beneath[0]]
     if beneath:
         raise _ask(path, beneath)
-    listed = _listed([repr(name) if name else "one at the top" for name in found])
+    names = listed((repr(name) if name else "one at the top" for name in found), _MAX_LISTED)
     first = next(iter(found))
     hint = _choice(first) if len(found) > 1 else "leave --state-dict out"
-    raise NotFoundError(f"{path}: no state dict {wanted!r}, it has {listed}", hint=hint)
+    raise NotFoundError(f"{path}: no state dict {wanted!r}, it has {names}", hint=hint)
 
 
 def _at(value: object, wanted: str) -> Iterator[object]:
@@ -264,7 +260,7 @@ def _pairs(root: object, found: Mapping[str, Table]) -> list[_Pair]:
         return []
     roles = {name: _role(name) for name in found}
     names = {name: _tensor_names(table) for name, table in found.items()}
-    pairs = [pair for pair in (_swapped_by_mmengine(root, found), _swapped_by_lightning(root, found)) if pair]
+    pairs = list(_swapped(root, found))
     taken = {name for pair in pairs for name in pair.copies.values()}
     for averages in (name for name in found if roles[name][1] and name not in taken):
         alike = [
@@ -282,30 +278,22 @@ def _pairs(root: object, found: Mapping[str, Table]) -> list[_Pair]:
     return pairs
 
 
-def _swapped_by_mmengine(root: object, found: Mapping[str, Table]) -> _Pair | None:
-    """The EMAHook of mmengine swaps the copies' values before it saves: ``state_dict`` can then be deployed.
+def _swapped(root: object, found: Mapping[str, Table]) -> Iterator[_Pair]:
+    """Copies whose values the training code swaps before it saves: ``state_dict`` holds the averages then.
 
-    Source: ``before_save_checkpoint`` in mmengine/hooks/ema_hook.py. ``ema_state_dict`` is the averaged
-    model's, with a counter ``steps`` beside ``module.…``, and holds the weights being trained.
+    mmengine (``before_save_checkpoint`` in mmengine/hooks/ema_hook.py): ``ema_state_dict`` is the averaged
+    model's, with a counter ``steps`` beside ``module.…``. Lightning (``on_save_checkpoint`` in
+    lightning/pytorch/callbacks/weight_averaging.py) keeps its own state beside both copies.
     """
-    if not {"state_dict", "ema_state_dict"} <= found.keys():
-        return None
-    meta = root.get("meta") if isinstance(root, dict) else None
-    averaged = found["ema_state_dict"]
-    if "steps" in averaged or (isinstance(meta, dict) and "mmengine_version" in meta):
-        return _Pair("state_dict", {"raw": "ema_state_dict", "ema": "state_dict"}, settled=True)
-    return None
-
-
-def _swapped_by_lightning(root: object, found: Mapping[str, Table]) -> _Pair | None:
-    """Lightning's WeightAveraging saves the averages as ``state_dict`` too, and its own state beside them.
-
-    Source: ``on_save_checkpoint`` in lightning/pytorch/callbacks/weight_averaging.py.
-    """
-    there = {"state_dict", "current_model_state"} <= found.keys()
-    if there and isinstance(root, dict) and "averaging_state" in root:
-        return _Pair("state_dict", {"raw": "current_model_state", "ema": "state_dict"}, settled=True)
-    return None
+    table = root if isinstance(root, dict) else {}
+    meta = table.get("meta")
+    by_mmengine = "steps" in found.get("ema_state_dict", {}) or (
+        isinstance(meta, dict) and "mmengine_version" in meta
+    )
+    by_lightning = "averaging_state" in table
+    for raw, is_swapped in (("ema_state_dict", by_mmengine), ("current_model_state", by_lightning)):
+        if is_swapped and {"state_dict", raw} <= found.keys():
+            yield _Pair("state_dict", {"raw": raw, "ema": "state_dict"}, settled=True)
 
 
 def _tensor_names(table: Table) -> set[str]:
@@ -313,7 +301,7 @@ def _tensor_names(table: Table) -> set[str]:
     return {
         key.removeprefix(_MODULE)
         for key, value in table.items()
-        if isinstance(key, str) and key not in AVERAGING_COUNTERS and (_is_tensor(value) or is_array(value))
+        if isinstance(key, str) and key not in AVERAGING_COUNTERS and (is_tensor(value) or is_array(value))
     }
 
 
@@ -360,15 +348,10 @@ class AmbiguousError(FormatError):
 def _ask(path: Path, names: list[str], *, or_weights: bool = False) -> FormatError:
     return AmbiguousError(
         path,
-        f"holds {len(names)} state dicts: {_listed(names)}",
+        f"holds {len(names)} state dicts: {listed(names, _MAX_LISTED)}",
         hint=_choice(names[0]) + (", or --weights ema or raw" if or_weights else ""),
     )
 
 
 def _choice(name: str) -> str:
     return f"choose one with --state-dict {shlex.quote(name)}"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more

@@ -252,7 +252,7 @@ def read_directory(file: MappedFile) -> ZipDirectory:
 
 
 def ends_as_zip(tail: bytes, size: int) -> bool:
-    """Whether a file of so many bytes that ends with ``tail`` ends as a zip archive does."""
+    """Whether a file of ``size`` bytes that ends with ``tail`` ends as a zip archive does."""
     position = len(tail)
     while (position := tail.rfind(END_MAGIC, 0, position)) >= 0:
         if _is_end(tail, position, size - len(tail)):
@@ -406,7 +406,7 @@ def _wide_values(
         raise FormatError(file.path, f"zip entry {name!r} lacks its 64-bit sizes, or has them twice")
     numbers = [int.from_bytes(found[0][at : at + 8], "little") for at in range(0, len(found[0]) // 8 * 8, 8)]
     wide = [index for index, value in enumerate(values) if value == _WIDE]
-    if not wide and numbers[:3] == list(values[: len(numbers[:3])]):  # said twice, and alike
+    if not wide and numbers[:3] == list(values[: len(numbers[:3])]):  # the same values twice
         return values
     if len(numbers) < len(wide) or (not is_local and len(numbers) > len(wide)):
         raise FormatError(file.path, f"zip entry {name!r}: its sizes of 32 and of 64 bits disagree")

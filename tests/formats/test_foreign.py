@@ -333,7 +333,7 @@ ZIPS: dict[str, tuple[list[str], str]] = {
     "nothing": ([], "an empty zip archive"),
     "others": (
         ["b.txt", "a.txt", "c", "d"],
-        "a zip archive of 4 files without a checkpoint (a.txt, b.txt, c, …)",
+        "a zip archive of 4 files without a checkpoint (a.txt, b.txt, c and 1 more)",
     ),
 }
 
