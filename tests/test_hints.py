@@ -31,6 +31,7 @@ from ckptkit.base.errors import CkptkitError
 from ckptkit.cli.app import main
 from ckptkit.families.moganet import MogaNet
 from ckptkit.formats.readers import MappedReader
+from ckptkit.parity.backends import run_torch
 from ckptkit.registry.loading import load_registry
 from ckptkit.store.cache import Home
 from ckptkit.store.lockfile import LockFile
@@ -113,6 +114,13 @@ def _ran(*commands: str) -> Arrange:
 
 def _together(*steps: Arrange) -> Arrange:
     return lambda: [step() for step in steps] and None
+
+
+def _recording() -> None:
+    """outputs.npz: what PyTorch's model of moat.ckpt gives for a random image, and the image."""
+    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3), dtype=np.float32)
+    model = ckptkit.create_model("tiny-moat0", checkpoint="moat.ckpt", resolution=64)
+    np.savez("outputs.npz", images=images, **run_torch(model, images))
 
 
 def _part_of(source: str, kept: Callable[[str], bool]) -> Arrange:
@@ -539,6 +547,18 @@ SITUATIONS: Mapping[str, Situation] = {
         needs=GRAPHS,
         slow=True,
         says="say --set attn_force_fp32=true or =false",
+    ),
+    "no recording": Situation(
+        "parity moat.ckpt --with recorded --resolution 64",
+        arrange=_recording,
+        then="parity moat.ckpt --with recorded --converted outputs.npz",
+        needs=TORCH,
+    ),
+    "a recording and other inputs": Situation(
+        "parity moat.ckpt --with recorded --converted outputs.npz --resolution 64 --batch 2",
+        arrange=_recording,
+        then="parity moat.ckpt --with recorded --converted outputs.npz",
+        needs=TORCH,
     ),
     "keras for a graph": Situation(
         "parity moat.ckpt --with keras --converted m.onnx --resolution 64",
