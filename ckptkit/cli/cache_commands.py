@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -18,7 +18,7 @@ from ckptkit.cli.output import Column, ExitCode
 if TYPE_CHECKING:
     from ckptkit.base.checksums import ExpectedChecksum
     from ckptkit.store.cache import Home
-    from ckptkit.store.upkeep import Holding, Removal, Verdict
+    from ckptkit.store.upkeep import Holding, Kind, Removal
 
 
 cache_app = typer.Typer(
@@ -73,14 +73,22 @@ def _print_holdings(state: State, home: Home, held: Sequence[Holding]) -> None:
         state.output.table(columns, rows)
 
 
+_SIZES: Mapping[str, Kind] = {"file": "artefact", "unpacked": "unpacked", "converted": "converted"}
+"""Columns of ``cache ls``, and the kind of thing whose size each shows."""
+
+
 def _print_entries(state: State, home: Home, held: Sequence[Holding]) -> None:
-    columns = [Column("id"), Column("file", True), Column("unpacked", True), Column("converted", True),
-               Column("in all", True), Column("last used"), Column("state")]  # fmt: skip
-    rows = [_entry_cells(holding) for holding in held]
-    rows.append(_total_cells(held))
+    sizes = [Column(heading, numeric=True) for heading in (*_SIZES, "in all")]
+    columns = [Column("id"), *sizes, Column("last used"), Column("state")]
+    rows = [
+        [h.id, *(_size(h, kind) for kind in _SIZES.values()), human_bytes(h.size), _day(h.used), _states(h)]
+        for h in held
+    ]
+    totals = [sum(h.size_of(kind) for h in held) for kind in _SIZES.values()] + [sum(h.size for h in held)]
+    rows.append([f"total of {len({h.id for h in held})}", *map(human_bytes, totals), "", ""])
     if len(home.homes) > 1:
         columns.append(Column("folder"))
-        rows = [[*row, str(h.home)] for row, h in zip(rows, held, strict=False)] + [[*rows[-1], ""]]
+        rows = [[*row, place] for row, place in zip(rows, [*(str(h.home) for h in held), ""], strict=True)]
     state.output.table(columns, rows)
 
 
@@ -189,15 +197,14 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
         _refuse_unknown(ids, [id for single in home.homes for id in held_ids(single, ids)])
     held = holdings(home, ids or [], examine=False)
     total = sum(holding.size_of("artefact") + holding.size_of("unpacked") for holding in held)
-    known = _Known(state)
     with state.output.progress("reading the cache", total) as advance:
-        verdicts = list(verify_cache(home, ids or [], expected=known, advance=advance))
+        verdicts = list(verify_cache(home, ids or [], expected=_expected_by(state), advance=advance))
     wrong = [verdict for verdict in verdicts if not verdict.ok]
     rows = [[v.id, v.path.name, "ok" if v.ok else "wrong", v.detail] for v in verdicts]
     columns = [Column("id"), Column("what"), Column("status"), Column("found")]
     styles = [None if v.ok else "red" for v in verdicts]
     table = partial(state.output.table, columns, rows, styles=styles)
-    state.output.result([_verdict_json(verdict) for verdict in verdicts], *([table] if rows else []))
+    state.output.result(verdicts, *([table] if rows else []))
     state.output.note(
         f"{len(verdicts)} files and unpacked folders, {human_bytes(sum(v.size for v in verdicts))} read: "
         + (f"{len(wrong)} failed" if wrong else "all passed")
@@ -228,23 +235,20 @@ def path_command(
     state.output.result({"folders": paths} if id is None else {"id": id, "path": paths[0]}, *paths)
 
 
-class _Known:
-    """What the registry and the lock file say of a file."""
+def _expected_by(state: State) -> Callable[[str, str], list[ExpectedChecksum]]:
+    """What the registry and the lock file expect of a file."""
+    from ckptkit.base.checksums import ExpectedChecksum
+    from ckptkit.store.lockfile import LockFile
 
-    def __init__(self, state: State) -> None:
-        from ckptkit.store.lockfile import LockFile
+    registry, trust = state.registry(), LockFile.default()
 
-        rows = state.registry()
-        self._pins: Mapping[str, str | None] = {id: rows[id].sha256 for id in rows}
-        self._trust = LockFile.default()
+    def expected(id: str, file: str) -> list[ExpectedChecksum]:
+        if id in registry and (pin := registry[id].sha256):
+            return [ExpectedChecksum("sha256", pin, "the registry")]
+        trusted = trust.expected(id, file)
+        return [trusted] if trusted else []
 
-    def __call__(self, id: str, file: str) -> list[ExpectedChecksum]:
-        from ckptkit.base.checksums import ExpectedChecksum
-
-        pin = self._pins.get(id)
-        known = [ExpectedChecksum("sha256", pin, "the registry")] if pin else []
-        trusted = None if pin else self._trust.expected(id, file)
-        return [*known, *([trusted] if trusted else [])]
+    return expected
 
 
 def _checkpoint_path(home: Home, id: str) -> str:
@@ -282,53 +286,20 @@ def _report(state: State, removals: Sequence[Removal], swept: int, *, dry_run: b
     for removal in removals:
         for reason in removal.kept:
             state.output.warn(reason)
-    entries = [
-        {"id": r.id, "freed": r.freed, "removed": [str(p) for p in r.removed], "kept": list(r.kept)}
-        for r in removals
-    ]
     state.output.result(
-        {"dry_run": dry_run, "freed": freed, "entries": entries},
+        {"dry_run": dry_run, "freed": freed, "entries": removals},
         *(f"{removal.id}  {human_bytes(removal.freed)}" for removal in removals if removal.removed),
     )
     state.output.note(f"{human_bytes(freed)} {'would be freed' if dry_run else 'freed'}")
 
 
-def _verdict_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "id": verdict.id,
-        "path": str(verdict.path),
-        "ok": verdict.ok,
-        "detail": verdict.detail,
-        "size": verdict.size,
-        "sha256": verdict.sha256,
-    }
+def _size(holding: Holding, kind: Kind) -> str:
+    found = holding.of(kind)
+    count = f"{len(found)}: " if kind == "converted" else ""
+    return f"{count}{human_bytes(holding.size_of(kind))}" if found else "-"
 
 
-def _entry_cells(holding: Holding) -> list[str]:
-    """What `cache ls` shows of an entry, a cell a column."""
-    conversions = holding.of("converted")
-    converted = f"{len(conversions)}: {human_bytes(holding.size_of('converted'))}" if conversions else "-"
-    return [
-        holding.id,
-        human_bytes(holding.size_of("artefact")) if holding.of("artefact") else "-",
-        human_bytes(holding.size_of("unpacked")) if holding.of("unpacked") else "-",
-        converted,
-        human_bytes(holding.size),
-        _day(holding.used),
-        _state_in_words(holding),
-    ]
-
-
-def _total_cells(held: Sequence[Holding]) -> list[str]:
-    """The last row: how many entries, and how much of each kind."""
-    kinds = [
-        human_bytes(sum(h.size_of(kind) for h in held)) for kind in ("artefact", "unpacked", "converted")
-    ]
-    size = human_bytes(sum(h.size for h in held))
-    return [f"total of {len({h.id for h in held})}", *kinds, size, "", ""]
-
-
-def _state_in_words(holding: Holding) -> str:
+def _states(holding: Holding) -> str:
     states = []
     names = {"artefact": "file", "unpacked": "unpacked", "converted": "conversion", "unfinished": "download"}
     for item in holding.items:
@@ -345,46 +316,34 @@ def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
-
-
 def _cache_json(home: Home, held: Sequence[Holding]) -> dict[str, Any]:
     """The same for ``--json``, every file with its path."""
+    from ckptkit.store.upkeep import Kind
+
     return {
         "folders": [str(single.path) for single in home.homes],
         "kept": [
-            {
-                "id": holding.id,
-                "folder": str(holding.home),
-                "kind": holding.items[0].kind,
-                "path": str(holding.items[0].path),
-                "size": holding.size,
-                "last_used": _iso(holding.used),
-                "state": holding.items[0].state,
-            }
-            for holding in held
-            if "/" in holding.id
+            {"id": h.id, "folder": h.home, "last_used": _iso(h.used), **vars(h.items[0])}
+            for h in held
+            if "/" in h.id
         ],
         "entries": [
             {
-                "id": holding.id,
-                "folder": str(holding.home),
-                "size": holding.size,
-                "last_used": _iso(holding.used),
-                "imported_by_hand": holding.by_hand,
-                "intact": holding.is_intact,
-                "items": [
-                    {"kind": item.kind, "path": str(item.path), "size": item.size, "state": item.state}
-                    for item in holding.items
-                ],
+                "id": h.id,
+                "folder": h.home,
+                "size": h.size,
+                "last_used": _iso(h.used),
+                "imported_by_hand": h.by_hand,
+                "intact": h.is_intact,
+                "items": h.items,
             }
-            for holding in held
-            if "/" not in holding.id
+            for h in held
+            if "/" not in h.id
         ],
-        "total": {
-            kind: sum(holding.size_of(kind) for holding in held)
-            for kind in ("artefact", "unpacked", "converted", "unfinished", "graph", "evaluation")
-        }
-        | {"all": sum(holding.size for holding in held)},
+        "total": {kind: sum(h.size_of(kind) for h in held) for kind in get_args(Kind)}
+        | {"all": sum(h.size for h in held)},
     }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")

@@ -17,9 +17,9 @@ import select
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
@@ -317,10 +317,16 @@ def _longest_word(text: str) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """A result's values as `json.dumps` takes them."""
+    """A result as `json.dumps` takes it: what has no form of its own is written field by field."""
     if hasattr(value, "to_json"):
         return value.to_json()
-    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 _CI = ("GITHUB_ACTIONS", "TF_BUILD")
