@@ -289,8 +289,7 @@ _MODULES = {
     **dict.fromkeys(("plot", "logs"), "plot_commands"),
     "export": "export_commands",
     "cache": "cache_commands",
-    "demo": "demo_commands",
-    "doctor": "doctor_commands",
+    **dict.fromkeys(("demo", "doctor"), "start_commands"),
 }
 """The file of each command, in the order of the root's help."""
 

@@ -93,7 +93,7 @@ def fetch_command(
 
     Interrupted downloads continue where they stopped. What is cached already is not downloaded again. A lock
     file (CKPTKIT_TRUST says which) remembers what was fetched, and a file that differs later is refused. A
-    file whose checksum nobody knows must open as a checkpoint, and fit its entry.
+    file whose checksum is not known must open as a checkpoint, and fit its entry.
 
     Examples: ckptkit fetch tiny-moat0-256 · ckptkit fetch 'moganet-xt-*' -j 2 --limit-rate 50MB
     · ckptkit fetch tiny-moat0-256 --require-checksum · ckptkit fetch moganet-xt-224 --force --accept-new
@@ -295,7 +295,7 @@ def _checked_by(fetched: Fetched) -> str:
         by_origin.setdefault("the server" if server else promise.origin, []).append(promise.algorithm)
     held = [f"{' and '.join(sorted(set(kinds)))} as {who} says" for who, kinds in by_origin.items()]
     sha256 = f"sha256 {fetched.record.sha256}"
-    return "; ".join([*held, sha256] if held else ["nobody publishes a checksum to compare with", sha256])
+    return "; ".join([*held, sha256] if held else ["no published checksum to compare with", sha256])
 
 
 def _as_json(fetched: Fetched) -> dict[str, Any]:

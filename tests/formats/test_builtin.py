@@ -28,7 +28,7 @@ MAY_NAME_ONE = {
     "parity/backends.py": "another word for a framework",
     "export/hub.py": "the hub takes nothing else",
     # to go, each with its room:
-    "cli/demo_commands.py": "the demo's steps",
+    "cli/start_commands.py": "the demo's steps",
     "parity/run.py": "what a conversion for a comparison writes",
     "store/unpack.py": "names of PyTorch files that look like archives",
     "store/sources.py": "what a file without a name is called in the cache",
