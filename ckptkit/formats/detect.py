@@ -24,11 +24,6 @@ _ZIP_REACH = 0xFFFF + 22
 def writer_for(format: str) -> Callable[..., Writer]:
     """What starts a checkpoint of a format: called with path, specs and metadata, and ``force``.
 
-    Raises
-    ------
-    UsageError
-        No such format.
-
     Examples
     --------
     >>> writer_for("onnx")
@@ -46,26 +41,10 @@ def open_reader(
     weights: Weights | None = None,
     as_saved: bool = False,
 ) -> Reader:
-    """Open a checkpoint of any format.
+    """Open a checkpoint of any format: a file, a folder, or the prefix of a TensorFlow checkpoint.
 
-    Parameters
-    ----------
-    path : str or Path
-        A file, a folder, or the prefix of a TensorFlow checkpoint.
-    state_dict : str, optional
-        For PyTorch files that hold several: which one.
-    weights : {"auto", "ema", "raw"}, optional
-        For PyTorch files that hold moving averages in a state dict of their own: which copy. Default: the
-        plain state dict. See `ckptkit.formats.torch_reader.TorchReader`.
-    as_saved : bool
-        Leave the prefix ``module.`` of PyTorch files on.
-
-    Raises
-    ------
-    NotFoundError
-        Nothing of that name, or no such state dict in it.
-    FormatError
-        Not a checkpoint, with what it is instead; or a damaged one.
+    ``state_dict`` and ``weights`` choose in PyTorch files that hold several state dicts, or moving averages
+    in one of their own; ``as_saved`` leaves prefixes of wrappers on the names.
     """
     reader = _open(Path(path), Opening(state_dict, weights, as_saved=as_saved))
     if state_dict and not reader.state_dicts:
