@@ -24,7 +24,7 @@ MAY_NAME_ONE = {
     "families/moganet/__init__.py": "in which container the family is published",
     "families/moat/published.py": "in which container the code that takes backbones wants them",
     "families/keras_backend.py": "TensorFlow as a device string and a backend, not the container",
-    "models/synth.py": "it makes the files that families publish: a TensorFlow archive, state dicts of PyTorch",
+    "models/synth.py": "it makes files as families publish them: TensorFlow archives, PyTorch state dicts",
     "models/loading.py": "another word for a framework",
     "parity/backends.py": "another word for a framework",
     "export/hub.py": "the hub takes nothing else",
