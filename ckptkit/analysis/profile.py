@@ -579,7 +579,7 @@ def _check_flops(found: Profile, entry: Entry | None) -> FigureCheck:
 
 
 def _conditions(subject: Subject, *, size: bool = True) -> str:
-    """What a published figure is for, in words."""
+    """Describe what a published figure is for."""
     height, width = subject.resolution
     parts = [f"at {height}×{width}"] if size else []
     if subject.pos_emb is not None:

@@ -71,7 +71,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class ExpectedChecksum:
-    """One checksum that somebody states of a file."""
+    """One checksum that a registry, a lock file or a server gives for a file."""
 
     algorithm: str  # ``sha256``, ``md5`` or ``crc32c``
     value: str  # lower-case hex
@@ -153,7 +153,7 @@ def as_mapping(expected: Sequence[ExpectedChecksum]) -> Mapping[str, str]:
 
 
 class BackgroundHasher(StreamHasher):
-    """Checksums of one file as it arrives, in threads of their own: sha256 and what somebody states.
+    """Checksums of one file as it arrives, in background threads: sha256, and those to compare with.
 
     sha256 is always taken (records and pins speak of it), md5 and crc32c only where a server states them.
 

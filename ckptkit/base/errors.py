@@ -1,4 +1,4 @@
-"""What can go wrong, in words that lead on.
+"""Errors, each with a hint at the next step.
 
 Each message is one line: the real file or id, what was found, and (as ``hint``) the next step.
 The command line maps each class to one exit code (``ckptkit/cli/output.py``); nothing else does.
@@ -109,7 +109,7 @@ class UsageError(CkptkitError):
 
 
 def one_of(what: str, text: str, names: Sequence[str], aliases: Mapping[str, str] | None = None) -> str:
-    """The one of several names that a user means, by itself or by another word for it.
+    """Resolve a name that a user typed, or an alias of it.
 
     >>> one_of("framework", "PyTorch", ("torch", "keras"), {"pytorch": "torch"})
     'torch'

@@ -289,7 +289,7 @@ class Folder:
         return os.stat(where, dir_fd=fd, follow_symlinks=False)
 
     def read(self, name: str, most: int, *, whole: bool = True) -> bytes:
-        """All bytes of a regular file that has at most ``most``, or the first so many of any."""
+        """All bytes of a regular file of at most ``most`` bytes, or the first bytes of any."""
         where, fd = self._at(name)
         with open_regular(where, links=False, folder=fd) as file:
             return _read(file, most, self.path / name) if whole else file.read(most)
@@ -606,7 +606,7 @@ def aside_paths(final: Path) -> list[Path]:
 
 
 def _in_temporary(final: Path, last: str, ending: str = "") -> str:
-    """What a temporary name says of the final one, and how it ends."""
+    """Split a temporary name into the final one and its suffix."""
     stem = final.name.removesuffix(ending)
     if len(os.fsencode(f"{TEMPORARY}{'0' * 12}-{stem}{last}")) > _LONG_NAME:
         import hashlib

@@ -62,7 +62,7 @@ class BusyError(SourceError):
 
 
 class SourceGoneError(SourceError):
-    """The source answered for good: no such file (404, 410), or not for the public (401, 403)."""
+    """The source gave a final answer: no such file (404, 410), or no access (401, 403)."""
 
 
 class MissingFileError(SourceError):
@@ -794,7 +794,7 @@ class _Answer(http.client.HTTPResponse):
         self._watched.head_is_over()
 
     def _read_status(self) -> tuple[str, int, str]:
-        """Read the status line of the answer itself, behind those of interim ones."""
+        """Read the status line of the final answer, after those of interim ones."""
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
             if not 100 <= status < 200 or status == 101:
@@ -879,7 +879,7 @@ class _Watched(io.RawIOBase):
 
 
 def _body(stream: io.BufferedReader, length: int | None, chunked: bool, step: int) -> Iterator[bytes]:
-    """Yield a body from behind its head, past urllib3, which copies each piece twice."""
+    """Yield the body that follows the head, past urllib3, which copies each piece twice."""
     if chunked:
         yield from _together(_chunks(stream, step), min(step, _ENOUGH))
         return

@@ -95,7 +95,7 @@ def size_text(size: Size) -> str:
 
 
 def parse_count(value: float | int | str) -> float:
-    """Read a figure as people write it: a number, or one with K, M, B (= G) or T behind it."""
+    """Read a figure as people write it: a number, or one followed by K, M, B (= G) or T."""
     if not isinstance(value, str):
         return float(value)
     match = _COUNT.fullmatch(value.strip().replace("_", ""))

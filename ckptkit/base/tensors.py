@@ -315,7 +315,7 @@ def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterato
 
 
 def _float32_rounded_to_odd(array: Array) -> Array:
-    """Narrow float64 so that rounding the result once more gives what rounding at once would give.
+    """Narrow float64 so that rounding the result again gives the same as rounding directly.
 
     What is inexact is cut off and its last bit set, so that it never looks like a tie.
     """

@@ -1,4 +1,4 @@
-r"""One sink for text of others: out of a file, a registry, a server, a name.
+r"""One sink for foreign text: from a file, a registry, a server, a name.
 
 `escaped` is the one way from there to a terminal or into a document; each target has one function in one
 table. None of them leaves anything in a text that a terminal obeys, that hides or turns what is shown, or
@@ -211,7 +211,7 @@ _TARGETS: Mapping[Target, Callable[[str], str]] = {
 
 
 def escaped(text: str, target: Target = "line") -> str:
-    """A text of others, fit for where it goes."""
+    """Escape foreign text for where it goes."""
     return _TARGETS[target](text)
 
 

@@ -60,7 +60,7 @@ class Url(str):
 
 
 def full_url(url: str) -> str:
-    """The URL to ask for: the whole of a `Url`, any other as it is."""
+    """The URL to request: the whole of a `Url`, any other unchanged."""
     return url.full if isinstance(url, Url) else url
 
 

@@ -85,7 +85,7 @@ class ValueDifference:
 
     @property
     def remark(self) -> str:
-        """What the figures leave out, in words.
+        """Describe what the figures leave out.
 
         Examples
         --------

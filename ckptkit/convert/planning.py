@@ -217,7 +217,7 @@ def _resized(reader: Reader, structure: Structure, sizes: tuple[tuple[int, int],
 
 
 def _describe_resizing(resolution: tuple[int, int] | None, moves: Sequence[Move]) -> dict[str, str]:
-    """What the metadata says of ``--resolution``."""
+    """How the metadata describes ``--resolution``."""
     if resolution is None:
         return {}
     height, width = resolution

@@ -187,7 +187,7 @@ def _opset(request: ExportRequest) -> int:
 
 
 def _metadata(weights: PlannedWeights) -> dict[str, str]:
-    """What the file says of itself: the keys of a converted file, each setting as JSON."""
+    """The file's metadata: the keys of a converted file, each setting as JSON."""
     config = config_of(weights)
     carried = {key: value for key, value in weights.metadata.items() if key not in ("layout", "format")}
     return {
@@ -200,7 +200,7 @@ def _metadata(weights: PlannedWeights) -> dict[str, str]:
 
 
 def _put_in_place(files: OnnxFiles, output: Path) -> None:
-    """Give the files their final names, weights first; an older graph is never left beside newer weights."""
+    """Give the files their final names, weights first, so that no old graph meets new weights."""
     with translated(output):
         for path in files.paths:
             with path.open("rb+") as file:

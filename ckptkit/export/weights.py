@@ -39,7 +39,7 @@ class PlannedWeights:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """What the written file says of itself; waits for the source's checksum."""
+        """Metadata of the written file; waits for the source's checksum."""
         return {**self.plan.metadata, **self._late()}
 
     def _late(self) -> dict[str, str]:
@@ -122,7 +122,7 @@ def settings_of(source: ModelSource) -> dict[str, Any]:
 
 
 def preprocessing_config(preprocessing: Preprocessing) -> PreprocessingConfig:
-    """What ``config.json`` says of the pictures."""
+    """The preprocessing in ``config.json``."""
     mean, std = NORMALIZATIONS[preprocessing.normalization]
     return PreprocessingConfig.model_validate(
         {

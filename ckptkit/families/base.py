@@ -46,7 +46,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting can be, and what it is where nobody says it.
+    """A setting: its type, and its default if there is one.
 
     The pydantic model of a family's settings follows from these. They do without pydantic, whose import
     takes as long as a small conversion.
@@ -127,7 +127,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A headless model, as far as whoever builds on it must know it."""
+    """What a builder of a larger model must know about a headless one."""
 
     variant: str
     pos_emb: bool
@@ -291,7 +291,7 @@ class Family(ABC):
 
     @property
     def required_settings(self) -> tuple[str, ...]:
-        """Settings that nobody may guess."""
+        """Settings without a default, which are never guessed."""
         return tuple(key for key, setting in self.settings.items() if setting.required)
 
     @property
@@ -375,7 +375,7 @@ class Family(ABC):
         return f"--set {key}={'true or =false' if self.settings[key].is_switch else 'VALUE'}"
 
     def layout_for(self, format: str) -> str:
-        """Layout that a conversion to a format gets when none is asked for."""
+        """Layout of a conversion to a format if none is given."""
         return self.default_layout.get(format) or format_of(format).layout
 
     def registry_facts(self) -> FamilyFacts:

@@ -100,7 +100,7 @@ def _fill_torch(model: Any, arrays: Mapping[str, Array]) -> None:
 
 
 def _own_copy(array: Array) -> Array:
-    """Copy an array in a type that torch knows; a read-only view cannot be handed over as it is."""
+    """Copy an array in a type that torch knows; it takes no read-only views."""
     import numpy
 
     return numpy.array(array, dtype=numpy.float64 if array.dtype.itemsize == 8 else numpy.float32, order="C")

@@ -220,7 +220,7 @@ def _begins(name: str, prefix: str) -> bool:
 
 
 def _unwrapped(reader: Reader) -> Reader:
-    """Give the names of a known model, where they are behind wrappers' prefixes; else the reader as it is."""
+    """Take wrappers' prefixes off the names of a known model; any other reader is returned unchanged."""
     for names, removed, apart in _without_wrappers(_names(reader)):
         if removed[-1] not in _AROUND and resembles_a_model(reader.specs):
             return reader
@@ -256,7 +256,7 @@ def _without_wrappers(names: Sequence[str]) -> Iterator[tuple[dict[str, str], li
 
 
 def _inner(name: str) -> str:
-    """A name without what wrappers put in, wherever it stands."""
+    """A name without the parts that wrappers insert anywhere in it."""
     return ".".join(part for part in name.split(".") if part not in _AROUND) or name
 
 

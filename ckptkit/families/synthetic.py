@@ -34,7 +34,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def standard_normal(key: str, shape: tuple[int, ...]) -> Array:
-    """The numbers that a key stands for."""
+    """The random numbers of a key."""
     import numpy
 
     generator = numpy.random.Generator(numpy.random.Philox(key=zlib.crc32(key.encode())))

@@ -48,7 +48,7 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Sample:
-    """A file that may be a checkpoint: its path, and its bytes as far as somebody asks for them."""
+    """A file that may be a checkpoint: its path, and its bytes on demand."""
 
     path: Path
     given: bytes | None = None  # its first bytes, where they are at hand and the file is not
@@ -343,7 +343,7 @@ class Reader(ABC):
 
     @property
     def extras(self) -> Mapping[str, str]:
-        """What else is in the file beside the model's tensors, in detail: optimizer state, epoch, texts."""
+        """What the file holds besides the model's tensors, in detail: optimizer state, epoch, texts."""
         return _NOTHING
 
     @property

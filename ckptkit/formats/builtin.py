@@ -215,7 +215,7 @@ WORDS: Mapping[str, str] = {word: format.name for format in BUILT_IN.values() fo
 
 
 def added() -> Mapping[str, Format]:
-    """The formats of other packages; asked for only where no built-in one has the name or knows the file."""
+    """The formats of other packages, loaded only if no built-in one has the name or knows the file."""
     return packages.plugins("ckptkit.formats", Format, (*BUILT_IN, *WORDS))
 
 

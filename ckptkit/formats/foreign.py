@@ -382,7 +382,7 @@ def _msgpack(sample: Sample) -> Foreign | None:
 
 
 def _named(sample: Sample) -> Foreign | None:
-    """What has no mark of its own."""
+    """Recognise what has no magic number."""
     name, head = sample.path.name, sample.head
     if name.endswith(".weights") and re.match(rb"\0{4}(\x01\0{7}|\x02\0{7}|\x02\0{3}\x05\0{3})", head):
         return Foreign("a Darknet weights file", _by_hand("a Darknet reader"))
@@ -484,7 +484,7 @@ def _archive(kind: str, path: Path, names: Collection[str], unpack: str) -> Fore
 
 
 def of_distcp(path: Path) -> Foreign:
-    """One file of a torch.distributed checkpoint, which is several zip archives behind each other."""
+    """One file of a torch.distributed checkpoint, which is several zip archives in a row."""
     return Foreign("a part of a torch.distributed checkpoint (DCP)", _dcp(path.parent))
 
 

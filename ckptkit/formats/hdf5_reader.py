@@ -932,7 +932,7 @@ def _array(piece: Piece, _bits: int, size: int, version: int, depth: int) -> Ele
 
 
 def _complex(piece: Piece, _bits: int, size: int, _version: int, depth: int) -> ElementType:
-    """The class of its own that HDF5 2.0 has."""
+    """The complex class of HDF5 2.0."""
     base = parse_type(piece, depth + 1)
     return _complex_of(base, size) or ElementType(size, _opaque(f"complex of {8 * size} bits", size))
 
@@ -1045,7 +1045,7 @@ class Dataset:
 
 
 def parse_dataset(file: Hdf5File, header: Header, name: str) -> Dataset | NotRead:
-    """Read what an object header says of a dataset."""
+    """Read the dataset that an object header describes."""
     if any(True for _ in header.bodies(EXTERNAL_FILES)):
         raise file.error(f"{name}: its data is kept in another file", header.address, "not followed")
     space, layout = (header.body(what) for what in (DATASPACE, LAYOUT))

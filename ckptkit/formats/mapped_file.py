@@ -129,7 +129,7 @@ class MappedFile:
 
 
 class _Unmapped:
-    """What is used of `mmap.mmap`, for a file that cannot be mapped: a range is read when it is asked for.
+    """Stands in for `mmap.mmap` where a file cannot be mapped: ranges are read on demand.
 
     Small ranges come out of a window, so that not every number of a header costs a system call.
     """

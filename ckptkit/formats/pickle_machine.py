@@ -130,7 +130,7 @@ class GlobalName:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Inert:
-    """A call that the file asked for and that never took place."""
+    """A call that the file contains and that is not made."""
 
     name: str  # dotted name of what was to be called
     args: tuple[object, ...]  # what it was to be called with

@@ -198,7 +198,7 @@ class Relay(Reader):
         return reader.check(own, known)
 
     def check_rest(self) -> None:
-        """Check what the files keep checksums for beside their tensors."""
+        """Check what else in the files has checksums."""
         for reader in self._readers:
             reader.check_rest()
 

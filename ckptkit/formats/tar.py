@@ -301,7 +301,7 @@ def search_steps(path: Path, header: bytes) -> int:
 
 
 def tar_entries(path: Path, headers: TarStream, *, errors: str = "strict") -> Iterator[tarfile.TarInfo]:
-    """Walk over the members of a tar archive, and of every further one behind it (``cat a.tar b.tar``)."""
+    """Walk over the members of a tar archive, and of any that follow it (``cat a.tar b.tar``)."""
     yield from _entries_to_end_mark(path, headers, errors)
     while headers.begins_again():
         begin = headers.tell()

@@ -626,7 +626,7 @@ class _IndexFile:
         return FormatError(self._path, reason if key is None else f"entry {_shown(key)}: {reason}", hint=hint)
 
     def _header(self, key: bytes, value: bytes) -> BundleHeader:
-        """What the first entry, which has the empty key, says of all."""
+        """Read the header: the first entry, which has the empty key."""
         if key:
             raise self._error("has no header entry: a table, but not of a checkpoint")
         try:

@@ -69,7 +69,7 @@ _GRAPH = message(lambda nodes=(): nodes, {1: ("nodes", many(_NODE, nodes=_NODE_C
 
 @dataclass
 class Names:
-    """What an object graph says of the keys of a checkpoint."""
+    """The names that an object graph gives the keys of a checkpoint."""
 
     # Key -> name; names are distinct. A variable is called what the graph calls it, or its object path where
     # the graph says nothing; a slot variable ``<variable>/<slot>``; ``save_counter`` keeps its path.

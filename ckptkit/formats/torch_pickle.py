@@ -1,4 +1,4 @@
-"""What the names in a PyTorch pickle mean, and every other value in words.
+"""What the names in a PyTorch pickle mean, and descriptions of all other values.
 
 A few names have a meaning here: storages, tensors, arrays, containers. They and their arguments are those of
 ``torch/_utils.py``, ``torch/storage.py`` and numpy's ``__reduce__``. Nothing here imports torch; a tensor
@@ -342,7 +342,7 @@ def _fits(content: bytes | Blob, nbytes: int) -> bool:
 
 
 def _numpy_dtype(value: object) -> tuple[DType, bool] | str:
-    """Element type of a pickled numpy dtype, and whether it is big-endian; or what it is, in words."""
+    """Element type of a pickled numpy dtype, and whether it is big-endian; or a description of it."""
     if not isinstance(value, Inert) or value.name != "numpy.dtype" or not value.args:
         return "unknown elements"
     code, state = value.args[0], value.state
@@ -485,7 +485,7 @@ def describe(value: object, limit: int = _MAX_TEXT) -> str:
 
 
 def describe_extras(root: object, state_dicts: Iterable[str]) -> dict[str, str]:
-    r"""Describe everything beside the state dicts; tables and objects with attributes one level deep.
+    r"""Describe everything besides the state dicts; tables and objects with attributes one level deep.
 
     Each text is one line, but for texts that are several lines in the file itself, such as a training
     configuration: those keep their lines (``\n``), and everything else in them that a terminal would obey is
@@ -525,7 +525,7 @@ _MERE_TABLES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 
 
 def _fields(value: object) -> tuple[int, list[tuple[object, object]]]:
-    """What to list one by one, and how many there are in all.
+    """What to list one by one, and how many there are in total.
 
     They are the values of a table, or the attributes of an object built from nothing else.
     """
@@ -542,7 +542,7 @@ def _fields(value: object) -> tuple[int, list[tuple[object, object]]]:
 
 
 def _items(value: Inert) -> list[tuple[object, object]]:
-    """The first of what would have been set in a dictionary of a class of its own."""
+    """The first items set in a dictionary subclass."""
     first = value.content[:_MAX_ITEMS]
     pairs = [pair for pair in first if isinstance(pair, tuple) and len(pair) == 2]
     return pairs if len(pairs) == len(first) else []

@@ -266,7 +266,7 @@ def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
 
 
 def _load_folder(stream: _Stream, folder: Path, files: list[MappedFile]) -> _Contents:
-    """Read an unpacked archive; each storage is a file of its own there, kept in ``files``."""
+    """Read an unpacked archive, where each storage is a separate file, kept in ``files``."""
     if (folder / "constants.pkl").exists():
         raise FormatError(folder, "is a TorchScript archive, unpacked", hint="give the archive itself")
 

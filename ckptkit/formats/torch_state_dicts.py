@@ -76,7 +76,7 @@ def find_state_dict(
     weights: Weights | None = None,
     kind: str = "",
 ) -> StateDict:
-    """Find the state dict that is asked for, or the only one that can be meant.
+    """Find the requested state dict, or the only one there is.
 
     ``kind`` says what a file is that torch.save did not write.
     """

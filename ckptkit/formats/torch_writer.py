@@ -153,7 +153,7 @@ class _Pickler:
 
 
 def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[bytes]:
-    """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 has a dtype behind."""
+    """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 adds a dtype."""
     untyped = spec.dtype.torch_storage is None or spec.dtype.name in _VERSION_3_ONLY
     shape = _shape(spec)
     yield _recalled(memo, _global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))

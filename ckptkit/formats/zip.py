@@ -433,7 +433,7 @@ def _refuse_other_bytes(file: MappedFile, entries: list[ZipEntry], end: _End) ->
 
 
 def _is_descriptor(file: MappedFile, entry: ZipEntry, start: int, stop: int) -> bool:
-    """Whether the bytes after a member's data repeat what the directory says of it."""
+    """Whether the bytes after a member's data repeat its directory record."""
     form = _DESCRIPTORS.get(stop - start)
     if form is None or not entry.flags & _STREAMED:
         return False

@@ -90,7 +90,7 @@ class ModelFile:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """Its row in the report."""
         found = self.recognition
         return {
             "family": found.family.name,
@@ -112,7 +112,7 @@ class ModelFile:
 
     @property
     def dtype(self) -> str:
-        """Element types of the weights in words."""
+        """Describe the element types of the weights."""
         return ", ".join(sorted(dtype for dtype in set(self.dtypes.values()) if DTYPES[dtype].is_float))
 
     def filled_torch(self, model: Model) -> Any:
@@ -271,7 +271,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a backend gave: a pass for each function, and what the report says of it."""
+    """A backend's result: a pass for each function, and its part of the report."""
 
     passes: Mapping[str, Pass]  # by what the function's settings add to the outputs' names
     side: Side
@@ -296,7 +296,7 @@ class Backend(ABC):
 
 @dataclass
 class ModelBackend(Backend):
-    """A family's model, filled from a checkpoint; run once for each function that the file may stand for."""
+    """A family's model, filled from a checkpoint; run once for each function the file may be of."""
 
     file: ModelFile
     known: Mapping[str, Any]  # settings that are known of it
@@ -316,7 +316,7 @@ class ModelBackend(Backend):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the report says of them."""
+        """The settings, for the report."""
         unknown = self.file.recognition.family.missing_settings(self.known)
         return next(iter(self.modes.values())) | dict.fromkeys(unknown, "both")
 
@@ -400,7 +400,7 @@ class TorchBackend(ModelBackend):
 
 @dataclass
 class GraphBackend(Backend):
-    """What computes one function as it is: it carries its weights, and nothing fills it."""
+    """A backend that carries its own weights and computes one function."""
 
     path: Path
     settings: Mapping[str, Any] = field(default_factory=dict)  # that it says it was made with

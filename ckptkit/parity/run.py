@@ -88,7 +88,7 @@ class ParityRequest:
     name: str | None = None  # what the report calls the checkpoint
 
     def with_each(self, asked: Sequence[str] = ()) -> tuple[ParityRequest, ...]:
-        """The request with each backend asked for; with none, with the one that fits what is given."""
+        """One request for each requested backend; without any, for the one that fits the given file."""
         chosen = [backend_named(text) for text in dict.fromkeys(asked)]
         requests = [replace(self, backend=backend) for backend in dict.fromkeys(chosen or [self._fitting()])]
         for request in requests:
@@ -349,7 +349,7 @@ class _Opening:
 
 
 def _same_copy(weights: Weights, conversion: Located | None) -> Weights:
-    """Take the copy that a conversion says it was made of, where no other was asked for."""
+    """Take the copy that a conversion was made from, unless another is requested."""
     if weights != "auto" or conversion is None:
         return weights
     with conversion.open(None) as reader:

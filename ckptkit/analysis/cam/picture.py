@@ -52,7 +52,7 @@ class Spot:
         return "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
 
     def to_json(self) -> dict[str, Any]:
-        """``x``, ``y`` in pixels and in words."""
+        """``x``, ``y`` in pixels, and a description."""
         return {"x": round(self.x, 2), "y": round(self.y, 2), "words": self.words}
 
 
@@ -88,7 +88,7 @@ class Heatmap:
 
     @property
     def class_name(self) -> str:
-        """The class in words, or ``class 7`` where it has no name."""
+        """Name of the class, or ``class 7`` where it has none."""
         return self.image_class.name if self.image_class else f"class {self.index}"
 
     @property
@@ -270,7 +270,7 @@ class _Panel:
 
 
 def overlay(heatmap: Heatmap, style: Style) -> Image:
-    """Mix the picture with the heat's colours, dark where there is no evidence; RGB, as large as it."""
+    """Mix the picture with the heat's colours, dark without evidence; RGB, of its size."""
     import numpy
     from PIL import Image
 

@@ -174,7 +174,7 @@ def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = Non
 def class_labels(
     names: list[str], num_classes: int, folder: Path, order: ClassOrder | None = None
 ) -> tuple[dict[str, int], str, list[str]]:
-    """Tell each class folder's index, by which rule, and what to know about it, in words."""
+    """Index of each class folder, the rule that gave it, and notes on it."""
     wnids = {one.wnid: one.index for one in imagenet_classes()}
     if num_classes == len(wnids) and order is None:
         strange = [name for name in names if name not in wnids]

@@ -125,7 +125,7 @@ class TrainingLog:
         )
 
     def published(self, name: str) -> float | None:
-        """The published figure that one of the log's is to be set beside; None where there is none."""
+        """The published figure to compare one of the log's with; None if there is none."""
         return {
             "top1": self.published_top1,
             "ema_top1": self.published_top1,

@@ -144,7 +144,7 @@ def _mean(call: Call) -> int:
 
 
 def _average_pool(call: Call) -> int:
-    """Additions under each window; dividing by the number of real pixels is an operation of its own."""
+    """Additions under each window; dividing by the number of real pixels is a separate operation."""
     window: Shape = tuple(call.arguments[1])
     return call.elements * (math.prod(window) - 1)
 
