@@ -298,27 +298,14 @@ def calibrate(
     NotFoundError, FormatError, ConversionError, StorageError
         Nothing there; damaged; tensors other than the statistics are missing; the disk refuses.
     """
-    from ckptkit.analysis.evaluate.calibration import (
-        CalibrationOptions,
-        calibrate_source,
-        calibrated_path,
-        refuse_name,
-    )
+    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, run_calibration
     from ckptkit.analysis.model_source import SourceRequest
-    from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.writing import refuse_existing_checkpoint
 
+    source = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
     paths = [data] if isinstance(data, (str, Path)) else list(data)
     options = CalibrationOptions(paths, images, batch_size, workers, device)
-    require_packages("calibrate", "torch")
-    folder = is_folder(output)
-    if not folder:  # before a download
-        refuse_name(output)
-        refuse_existing_checkpoint(Path(output), force=force)
-    request = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
-    with request.open(workspace_of_environment()) as source:
-        path = calibrated_path(source, Path(output), folder=folder)
-        done = calibrate_source(source, options, path, force=force)
+    workspace, folder = workspace_of_environment(), is_folder(output)
+    done = run_calibration(source, options, Path(output), workspace, folder=folder, force=force)
     for bad in done.bad:
         logger.warning("%s cannot be decoded, and was left out: %s", bad.name, bad.reason)
     return done.path

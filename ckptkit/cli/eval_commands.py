@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -245,32 +245,30 @@ def calibrate(
     Examples: ckptkit calibrate tiny-moat0-256 --data images/ -o calibrated.safetensors --synthetic
     · ckptkit calibrate moganet-xt-224 --data imagenet/val -o moganet.safetensors --images 4 --dry-run
     """
-    from ckptkit.analysis.evaluate.calibration import (
-        CalibrationOptions,
-        calibrate_source,
-        calibrated_path,
-        refuse_name,
-    )
-    from ckptkit.analysis.runner import require_packages
-    from ckptkit.formats.writing import refuse_existing_checkpoint
+    from ckptkit.analysis.evaluate.calibration import CalibrationOptions, refuse_name, run_calibration
 
     state = state_of(context)
     options = CalibrationOptions(data, images, batch_size, workers, device)
-    require_packages("calibrate", "torch")
-    with Place(state, output, force=force) as where, ExitStack() as stack:
+    with Place(state, output, force=force) as where:
         assert where.path is not None
-        if where.file is not None:  # before a download
+        if where.file is not None:  # as the user wrote it
             refuse_name(where.file)
             where.refuse_existing()
-            refuse_existing_checkpoint(where.path, force=force)
-        source = stack.enter_context(chosen.of(what).open(state.workspace()))
-        path = calibrated_path(source, where.path, folder=where.folder)
-        done = calibrate_source(source, options, path, force=force, dry_run=dry_run)
+        done = run_calibration(
+            chosen.of(what),
+            options,
+            where.path,
+            state.workspace(),
+            folder=where.folder,
+            force=force,
+            dry_run=dry_run,
+        )
         shown = where.shown(done.path) if dry_run else where.deliver(done.path)
     _print_bad(state.output, done.bad, "were left out")
     state.output.note(
-        f"{source.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
-        f"BatchNorm layers from {done.images:,} images ({source.preprocessing}); {done.tensors} tensors"
+        f"{done.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
+        f"BatchNorm layers from {done.images:,} images ({done.metadata['bn_preprocessing']}); {done.tensors} "
+        "tensors"
     )
     done_json = {
         "path": shown,

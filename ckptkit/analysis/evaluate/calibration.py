@@ -24,8 +24,8 @@ import numpy
 
 from ckptkit.analysis.evaluate.data import ImageSet, load_batches, open_images, stamp_of
 from ckptkit.analysis.evaluate.report import BadImage
-from ckptkit.analysis.model_source import ModelSource
-from ckptkit.analysis.runner import hooked, plain_out_of_memory, torch_device
+from ckptkit.analysis.model_source import ModelSource, SourceRequest
+from ckptkit.analysis.runner import hooked, plain_out_of_memory, require_packages, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.convert.execution import check_written
@@ -38,6 +38,7 @@ from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import writer_for
 from ckptkit.formats.names import DEFAULT_FORMAT, EXTENSIONS, file_ending, without_ending
 from ckptkit.formats.writing import refuse_existing_checkpoint
+from ckptkit.workspace import Workspace
 
 
 @dataclass
@@ -143,6 +144,7 @@ class CalibrationOptions:
 class Calibrated:
     """What a calibration wrote, or would write."""
 
+    name: str  # of the source
     path: Path
     layers: int  # BatchNorm layers whose statistics were recomputed
     images: int  # images that passed through the model
@@ -161,24 +163,33 @@ def refuse_name(output: str | Path) -> None:
         )
 
 
-def calibrated_path(source: ModelSource, output: Path, *, folder: bool) -> Path:
-    """Where a result goes: the file, or one of the source's name in a folder."""
-    return output / f"{source.stem}{EXTENSIONS[_FORMAT]}" if folder else output
-
-
-def calibrate_source(
-    source: ModelSource,
+def run_calibration(
+    request: SourceRequest,
     options: CalibrationOptions,
     output: Path,
+    workspace: Workspace,
     *,
+    folder: bool = False,
     force: bool = False,
     dry_run: bool = False,
 ) -> Calibrated:
     """Recompute a checkpoint's BatchNorm statistics from images and write a new file.
 
-    All other tensors are written as they are, under canonical names.
+    All other tensors are written as they are, under canonical names. In a folder the file is named after the
+    source.
     """
-    refuse_name(output)
+    require_packages("calibrate", "torch")
+    if not folder:  # before a download
+        refuse_name(output)
+        refuse_existing_checkpoint(output, force=force)
+    with request.open(workspace) as source:
+        path = output / f"{source.stem}{EXTENSIONS[_FORMAT]}" if folder else output
+        return _calibrate(source, options, path, force=force, dry_run=dry_run)
+
+
+def _calibrate(
+    source: ModelSource, options: CalibrationOptions, output: Path, *, force: bool, dry_run: bool
+) -> Calibrated:
     located = source.located
     refuse_source(output, located)
     refuse_existing_checkpoint(output, force=force)
@@ -199,11 +210,12 @@ def calibrate_source(
         }
         if dry_run:
             layers = len(_statistics(conversion)) // 2
-            return Calibrated(output, layers, len(images), {**metadata, **provenance.wait()}, (), len(specs))
+            metadata |= provenance.wait()
+            return Calibrated(source.name, output, layers, len(images), metadata, (), len(specs))
         moments, passed, bad = _gather(source, options, images)
         metadata |= {"bn_images": str(passed), **provenance.wait()}
         _write(conversion, reader, specs, _tensors(moments), metadata=metadata, output=output, force=force)
-    return Calibrated(output, len(moments), passed, metadata, bad, len(specs))
+    return Calibrated(source.name, output, len(moments), passed, metadata, bad, len(specs))
 
 
 def _plan(source: ModelSource, reader: Reader) -> FamilyPlan:
