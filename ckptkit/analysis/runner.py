@@ -47,7 +47,7 @@ def open_runner(
     if framework == "torch":
         return _torch_runner(source, torch_device(device), amp=amp, **options)
     if device not in ("auto", "cpu"):
-        raise UsageError(f"--device {device} is for --framework torch", hint="use cpu, or leave it out")
+        raise UsageError(f"--device {device} requires --framework torch", hint="use cpu, or leave it out")
     if framework == "onnxruntime":
         return _onnx_runner(source, **options)
     return _keras_runner(source, device, **options)

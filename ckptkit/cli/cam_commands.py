@@ -169,7 +169,7 @@ def _refuse_contradictions(
     if compare is Compare.STAGES and stage:
         raise UsageError("--compare stages shows all stages", hint="leave --stage out")
     if compare and len(targets or ()) > 1:
-        raise UsageError("--compare is for one class", hint="give --target once")
+        raise UsageError("--compare takes one class", hint="give --target once")
     if method is WhichMethod.EIGENCAM and len(targets or ()) > 1:
         raise UsageError(
             "eigencam is the same for every class", hint="give --target once, or another --method"

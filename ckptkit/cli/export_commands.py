@@ -81,7 +81,7 @@ def export(
 
     state = state_of(context)
     if push is None and (private or push_synthetic):
-        raise UsageError("--private and --push-synthetic are for --push", hint="give --push ORG/NAME")
+        raise UsageError("--private and --push-synthetic require --push", hint="give --push ORG/NAME")
     request = ExportRequest(
         to=to,
         output=output,

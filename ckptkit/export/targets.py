@@ -69,7 +69,7 @@ class ExportRequest:
         """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
         if self.push is not None:
             if self.target.name != PUSHED:
-                raise UsageError(f"--push is for --to {PUSHED}", hint="leave --push out")
+                raise UsageError(f"--push requires --to {PUSHED}", hint="leave --push out")
             self.require_consent(synthetic=synthetic)
             if not self.dry_run:
                 from ckptkit.export.hub import require_hub

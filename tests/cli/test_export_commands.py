@@ -130,7 +130,7 @@ def test_a_check_that_does_not_hold_returns_one(run: Runner, here: Path, monkeyp
         (("--to", "coreml"), 2, "coreml"),
         ((), 2, "--to"),
         (("--to", "hf", "--opset", "18"), 2, "--opset does not apply to --to hf"),
-        (("--to", "hf", "--private"), 2, "--private and --push-synthetic are for --push"),
+        (("--to", "hf", "--private"), 2, "--private and --push-synthetic require --push"),
         (("--to", "hf", "--push", "nobody"), 2, "'nobody' is not a repository name"),
         (("--to", "hf", "--push", "me/moga"), 2, "these weights are synthetic"),
         (("--to", "hf", "--push", "me/moga", "--push-synthetic", "--offline"), 4, "--offline forbids"),

@@ -177,7 +177,7 @@ def test_without_matplotlib(tmp_path: Path, server: FaultServer):
 @pytest.mark.parametrize(
     ("what", "code", "words"),
     [
-        ("moat0-224", 3, "no training log of it is published"),
+        ("moat0-224", 3, "no training log is published"),
         ("moganet-xt-225", 3, "did you mean"),
         ("missing.log.json", 3, "no such file"),
         ("page.html", 5, "a web page"),

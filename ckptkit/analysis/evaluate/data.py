@@ -503,9 +503,9 @@ def open_images(
         raise UsageError("no test images", hint="name them with --data")
     folder = _folder_of_images(data)
     if labels is not None and (folder is None or num_classes is None):
-        raise UsageError("--labels is for one folder of images", hint="shards have their classes in them")
+        raise UsageError("--labels works only with a folder of images", hint="shards state their own classes")
     if class_order is not None and (folder is None or num_classes is None or labels is not None):
-        raise UsageError("--class-order is for class folders", hint="leave it out")
+        raise UsageError("--class-order works only with class folders", hint="leave it out")
     if folder is None:
         return read_shards(_shards(data), num_classes, ", ".join(map(str, data)))
     if num_classes is None:

@@ -79,7 +79,7 @@ class EvaluationOptions:
             if value is not None and value < least:
                 raise UsageError(f"invalid {what} {value}", hint=f"give at least {least}")
         if self.amp and self.framework != "torch":
-            raise UsageError("--amp is for --framework torch", hint="leave it out")
+            raise UsageError("--amp requires --framework torch", hint="leave it out")
 
 
 _TO_DO, _MISSED, _TOP5, _TOP1 = range(4)

@@ -55,7 +55,7 @@ def fetch_log(
     """Have the training log of an entry in the cache."""
     if entry.log_url is None:
         hint = _instead(entry, workspace)
-        raise NotFoundError(f"{entry.id}: no training log of it is published", hint=hint)
+        raise NotFoundError(f"{entry.id}: no training log is published", hint=hint)
     published = full_url(entry.log_url)
     home, name = workspace.home, file_name_of(entry.log_url, entry.id)
     kept = home.candidate_paths(home.logs_folder(entry.id) / name)

@@ -186,7 +186,7 @@ def test_a_thousand_numbered_folders_are_no_wnids_but_may_have_an_order(tmp_path
     with pytest.raises(UsageError, match="--class-order number"):
         labels_of(tmp_path)
     assert labels_of(tmp_path, class_order="number") == {f"{n}/x.jpg": n for n in range(1000)}
-    with pytest.raises(UsageError, match="--class-order is for class folders"):
+    with pytest.raises(UsageError, match="--class-order works only with class folders"):
         labels_of(tmp_path, None, class_order="number")
 
 

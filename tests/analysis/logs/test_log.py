@@ -164,7 +164,7 @@ def test_two_at_once_download_it_once(server: FaultServer, workspace: Workspace)
 def test_an_entry_without_a_log_says_what_there_is(workspace: Workspace):
     with pytest.raises(NotFoundError) as raised:
         read_log("moat0-224", workspace)
-    assert "moat0-224: no training log of it is published" in str(raised.value)
+    assert "moat0-224: no training log is published" in str(raised.value)
     assert "'ckptkit show moat0-224' has the published figures" in str(raised.value)
     named = str(raised.value).partition("a log is published of ")[2].partition(",")[0]
     assert load_registry()[named].log_url
