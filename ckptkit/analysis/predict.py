@@ -60,7 +60,7 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        source, wanted = self.source, self.source.preprocessing
+        source, preprocessing = self.source, self.source.preprocessing
         return {
             "image": self.image,
             "top": [vars(guess).copy() for guess in self.top],
@@ -68,7 +68,7 @@ class Prediction:
             "variant": source.variant,
             "num_classes": source.num_classes,
             "framework": self.framework,
-            "preprocessing": {**vars(wanted), "size": list(wanted.size)},
+            "preprocessing": {**vars(preprocessing), "size": list(preprocessing.size)},
             "weights": {
                 "file": None if source.made else str(source.located.path),
                 "synthetic": source.synthetic,

@@ -311,7 +311,7 @@ def subject_of(
     pos_emb: bool | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """Put together what is to be counted: as asked, else the entry's, else a classifier's."""
+    """Put together what is to be counted: as requested, else the entry's, else a classifier's."""
     indifferent = convention_of(family).indifferent
     known = family.known_settings(given=settings, entry=entry)
     unseen = {key: value for key, value in indifferent.items() if key in family.required_settings}
@@ -550,8 +550,8 @@ def _checks(found: Profile, entry: Entry | None) -> tuple[FigureCheck, FigureChe
 def _check_parameters(found: Profile, entry: Entry | None) -> FigureCheck:
     if entry is None:
         return _not_compared("params", found, "no entry of the registry is of this model")
-    asked, published = found.subject, _published_subject(entry)
-    if (asked.num_classes, asked.pos_emb) != (published.num_classes, published.pos_emb):
+    counted, published = found.subject, _published_subject(entry)
+    if (counted.num_classes, counted.pos_emb) != (published.num_classes, published.pos_emb):
         return _not_compared("params", found, f"published {_conditions(published, size=False)}")
     exact = entry.exact_parameters
     if exact is not None and found.parameters != exact:

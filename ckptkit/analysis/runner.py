@@ -53,22 +53,20 @@ def open_runner(
     return _keras_runner(source, device, **options)
 
 
-def torch_device(wanted: str = "auto") -> str:
+def torch_device(name: str = "auto") -> str:
     """Choose the device of this process."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and count == 0):
+    if name == "cpu" or (name == "auto" and count == 0):
         return "cpu"
-    kind, _, number = wanted.partition(":")
+    kind, _, number = name.partition(":")
     local = os.environ.get("LOCAL_RANK", "0")
     index = number or (local if local.isdigit() else "0")
-    if wanted != "auto" and (kind != "cuda" or not index.isdigit() or wanted.endswith(":")):
-        raise UsageError(f"unknown device {wanted!r}", hint="choose from auto, cpu, cuda, cuda:N")
+    if name != "auto" and (kind != "cuda" or not index.isdigit() or name.endswith(":")):
+        raise UsageError(f"unknown device {name!r}", hint="choose from auto, cpu, cuda, cuda:N")
     if count == 0:
-        raise UsageError(
-            f"--device {wanted}: PyTorch sees no GPU here", hint="leave --device out, or use cpu"
-        )
+        raise UsageError(f"--device {name}: PyTorch sees no GPU here", hint="leave --device out, or use cpu")
     if int(index) >= count:
         raise UsageError(f"--device: no GPU {index}, there are {count}", hint=f"cuda:0 to cuda:{count - 1}")
     return f"cuda:{index}"

@@ -145,12 +145,12 @@ def _require_names(written: Path, weights: PlannedWeights) -> None:
     found = weights.plan.recognition
     structure = Structure(found.structure.pos_emb, None, found.structure.table_sizes)
     table = found.family.table(weights.plan.layout, found.variant, structure)
-    wanted = {row.external: row.external_shape for row in table.bindings}
+    expected = {row.external: row.external_shape for row in table.bindings}
     optional = {row.external for row in table.bindings if row.part == "counter"}
     with open_reader(written) as reader:
         has = {spec.name: spec.shape for spec in reader.specs.values()}
-    wrong = sorted(name for name in has if has[name] != wanted.get(name))
-    wrong += sorted(wanted.keys() - has.keys() - optional)
+    wrong = sorted(name for name in has if has[name] != expected.get(name))
+    wrong += sorted(expected.keys() - has.keys() - optional)
     if wrong:
         raise IntegrityError(
             f"{len(wrong)} tensors are not those of {found.variant} without head: {wrong[0]}",

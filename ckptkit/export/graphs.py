@@ -106,14 +106,14 @@ def reference_of(source: ModelSource, model: Any) -> Reference:
 def check_graph(reference: Reference, candidate: Backend, *, features: bool) -> GraphCheck:
     """Compare what a graph gives."""
     images = reference.inputs.array()
-    wanted = {name for name in reference.outputs if not (features and name == LOGITS)}
-    required = wanted & {LOGITS} or wanted  # beside logits a graph need not give the stages
+    expected = {name for name in reference.outputs if not (features and name == LOGITS)}
+    required = expected & {LOGITS} or expected  # beside logits a graph need not give the stages
     together, alone = candidate.run(images), candidate.run(images[:1])
     versions = together.side.versions
     sides = ("PyTorch", versions.split(maxsplit=1)[0])
 
     def compared(found: dict[str, Array], count: int) -> tuple[StageComparison, ...]:
-        names = wanted & found.keys() | required
+        names = expected & found.keys() | required
         ours = {name: output[:count] for name, output in reference.outputs.items() if name in names}
         theirs = {name: found[name] for name in ours if name in found}
         return compare(ours, theirs, TOLERANCES["float32"], sides=sides)

@@ -102,11 +102,11 @@ def find_stage(text: str | int | None, seen: Pass) -> str:
     """
     if text is None:
         return seen.last
-    wanted = str(text).strip().lower()
-    wanted = f"stage{wanted}" if wanted.isdigit() else wanted
-    if wanted not in seen.layers:
+    name = str(text).strip().lower()
+    name = f"stage{name}" if name.isdigit() else name
+    if name not in seen.layers:
         raise UsageError(f"unknown stage {text!r}", hint=f"this model has stage1 to {seen.last}")
-    return wanted
+    return name
 
 
 _PACKAGES = ("torch", "captum", "pillow")
@@ -141,7 +141,7 @@ def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
 
 
 class Explainer:
-    """A checkpoint's model, ready to be asked where it looks."""
+    """A checkpoint's model, ready to show where it looks."""
 
     def __init__(self, source: ModelSource) -> None:
         require_packages()
@@ -194,13 +194,13 @@ class Activations:
         self, method: str = "gradcam", stage: str | int | None = None, target: int | str | None = None
     ) -> Heatmap:
         """Locate the evidence for a class."""
-        asked = find_method(method)
+        chosen = find_method(method)
         where = find_stage(stage, self.seen)
         index = self.predicted if target is None else self.explainer.classes.find(target)
         model, source = self.explainer.model, self.explainer.source
         after = model.forward_head if self.is_last(where) else None
         inputs = CamInputs(model, self.seen.layers[where], self.images, index, after)
-        heat, strength = _scaled(asked.signed_map(inputs), source)
+        heat, strength = _scaled(chosen.signed_map(inputs), source)
         return Heatmap(
             source.name,
             self.picture,
@@ -210,7 +210,7 @@ class Activations:
             self.explainer.classes.named(index),
             float(self.seen.logits[0].double().softmax(dim=0)[index]),
             index == self.predicted,
-            asked.name,
+            chosen.name,
             where,
             source.synthetic,
             str(source.preprocessing),

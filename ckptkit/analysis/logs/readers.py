@@ -381,11 +381,11 @@ class _Run:
 def _figures(record: Mapping[str, Any], *, keep_loss: bool = False) -> dict[str, Any]:
     """What a line has besides the things that every line has; text, lists and the like are not figures."""
     left_out = _NOT_FIGURES - {"loss"} if keep_loss else _NOT_FIGURES
-    wanted = {name: value for name, value in record.items() if name not in left_out}
-    known = {name for name in wanted if _TOP.fullmatch(name) or _LOSS.fullmatch(name)}
+    fields = {name: value for name, value in record.items() if name not in left_out}
+    known = {name for name in fields if _TOP.fullmatch(name) or _LOSS.fullmatch(name)}
     return {
         name: value
-        for name, value in wanted.items()
+        for name, value in fields.items()
         if name in known or (isinstance(value, (int, float)) and not isinstance(value, bool))
     }
 
