@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from ckptkit.base.errors import FormatError, NotFoundError  # noqa: E402
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx  # noqa: E402
 from ckptkit.models.graphs.onnx_graph import open_onnx  # noqa: E402
-from tests.models.graphs.test_onnx_runtime import IMAGES, chain  # noqa: E402
+from tests.models.graphs.test_onnx_graph import IMAGES, chain  # noqa: E402
 
 LIKE = {"logits": np.zeros((2, 5), np.float32)}
 OPEN = ["a", "b", "c", "d"]

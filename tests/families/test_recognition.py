@@ -1,4 +1,4 @@
-"""What wrappers put into names is taken off a known model, and by hand off any; values stay the tensors'."""
+"""What a model is called in files: recognised by names and shapes, without what wrappers put into names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, NotFoundError
 from ckptkit.base.tensors import DTYPES, TensorSpec
-from ckptkit.families.base import Structure, get_family
+from ckptkit.families.base import Structure, family_of_variant, get_family
 from ckptkit.families.binding import match
-from ckptkit.families.recognition import open_checkpoint, recognise
+from ckptkit.families.recognition import open_checkpoint, recognise, require_recognition
 from ckptkit.formats.detect import writer_for
 from tests.support.tensors import specs_of, write_all
 
@@ -122,7 +122,6 @@ def test_names_that_are_left_alone(tmp_path: Path, case: str) -> None:
 
 
 # -- by hand -------------------------------------------------------------------------------------------------
-
 FORMATS = ("safetensors", "torch", "npz", "tf")
 ARRAYS = {"a.b.weight": np.arange(6, dtype="float32").reshape(2, 3), "a.c.bias": np.ones(2, "int64")}
 
@@ -230,3 +229,66 @@ def test_the_backbone_of_a_detector_of_any_family(tmp_path: Path, prefix: str) -
         assert (recognition.variant, recognition.layout) == ("tiny-moat0", "torch")
         found = match(reader.specs, recognition)
     assert (found.unexpected, found.missing, found.around) == ((), (), ("neck", "decode_head"))
+
+
+MOAT = get_family("moat")
+
+
+def moat_specs(layout, variant, structure=Structure()):  # noqa: B008 - frozen
+    table = MOAT.table(layout, variant, structure)
+    return {b.external: TensorSpec(b.external, DTYPES["float32"], b.external_shape) for b in table.bindings}
+
+
+@pytest.mark.parametrize(
+    "structure", [Structure(), Structure(False), Structure(True, 10), Structure(False, None)], ids=str
+)
+@pytest.mark.parametrize("layout", MOAT.layouts)
+@pytest.mark.parametrize("variant", MOAT.variants)
+def test_every_variant_in_every_layout_is_told_apart(variant, layout, structure):
+    found = recognise(moat_specs(layout, variant, structure))
+    assert (found.family, found.variant, found.layout, found.structure) == (MOAT, variant, layout, structure)
+
+
+@pytest.mark.parametrize(
+    "lost", ["moat/stem/conv_0/kernel", "moat/block_00_00/expand_conv/kernel", "moat/logits_head/kernel"]
+)
+def test_a_missing_tensor_does_not_hide_the_variant(lost):
+    specs = moat_specs("deeplab2", "moat1")
+    del specs[lost]
+    assert recognise(specs).variant == "moat1"
+
+
+def test_tf2_stem_names_and_training_leftovers_are_no_hindrance():
+    specs = {
+        name.replace("moat/stem/", ""): spec for name, spec in moat_specs("deeplab2", "tiny-moat2").items()
+    }
+    specs["global_step"] = TensorSpec("global_step", DTYPES["int64"], ())
+    assert recognise(specs).variant == "tiny-moat2"
+
+
+def test_a_stranger_is_not_recognised():
+    strangers = {
+        f"layer{n}.weight": TensorSpec(f"layer{n}.weight", DTYPES["float32"], (8, 8)) for n in range(50)
+    }
+    assert recognise(strangers) is None
+    assert recognise({}) is None
+    with pytest.raises(ConversionError, match=r"net\.pth: 50 tensors \(layer0\.weight"):
+        require_recognition("net.pth", strangers)
+
+
+def test_asking_for_a_variant_considers_no_other():
+    specs = moat_specs("deeplab2", "moat1")
+    assert recognise(specs, variant="moat0").variant == "moat0"  # its tensors are all there
+    with pytest.raises(ConversionError, match="unlike tiny-moat0"):
+        require_recognition("x", specs, variant="tiny-moat0")
+    with pytest.raises(NotFoundError, match="unknown variant 'moat9'"):
+        require_recognition("x", specs, variant="moat9")
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(NotFoundError, match="choose from moat"):
+        get_family("resnet")
+    with pytest.raises(NotFoundError, match="tiny-moat3"):
+        family_of_variant("resnet50")
+    with pytest.raises(NotFoundError, match="unknown moat layout 'onnx'"):
+        MOAT.table("onnx", "moat0", Structure())
