@@ -45,8 +45,8 @@ def register(app: typer.Typer) -> None:
 def ls_command(context: typer.Context, ids: Ids = None) -> None:
     """List what is in the cache: sizes, last use, and whether it is intact by size and time.
 
-    Stale is what was unpacked or converted from other bytes than the entry's file has now. Below the entries
-    are graphs exported for ONNX Runtime (onnx/…) and evaluations that were not finished (eval/…).
+    Stale: unpacked or converted from an earlier version of the entry's file. After the entries come graphs
+    exported for ONNX Runtime (onnx/…) and unfinished evaluations (eval/…).
 
     Examples: ckptkit cache ls · ckptkit cache ls '*-256' --json
     """
@@ -108,10 +108,10 @@ def rm_command(
 ) -> None:
     """Remove entries from the cache: the file, its unpacked archive, its conversions, its training log.
 
-    onnx/… is a graph exported for ONNX Runtime, eval/… an evaluation that was not finished.
+    onnx/… is a graph exported for ONNX Runtime, eval/… an unfinished evaluation.
 
-    What another process works on is left, with a note. Of several cache folders only the one that an entry is
-    written to is cleared.
+    Entries in use by another process are skipped, with a note. If CKPTKIT_HOME lists several folders, entries
+    are removed only from the one that is written to.
 
     Examples: ckptkit cache rm 'moganet*' --converted --dry-run · ckptkit cache rm tiny-moat0-256
     """
@@ -153,7 +153,7 @@ def prune_command(
 ) -> None:
     """Remove whole entries, least recently used first; exported graphs and evaluations are pruned alike.
 
-    Used means: fetched, converted or proven by ckptkit. Nothing is removed that another process works on.
+    Used means: fetched, converted or proven by ckptkit. Entries in use by another process are skipped.
 
     Examples: ckptkit cache prune --older-than 30d · ckptkit cache prune --max-size 20GB --dry-run
     """
@@ -223,7 +223,7 @@ def path_command(
 ) -> None:
     """Print the cache folder, or the path of an entry's checkpoint.
 
-    Of several cache folders the one that is written to comes first.
+    If CKPTKIT_HOME lists several folders, the one that is written to comes first.
 
     Examples: ckptkit cache path · ls "$(ckptkit cache path moganet-xt-224)"
     """

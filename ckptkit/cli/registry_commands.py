@@ -139,7 +139,10 @@ def pin_command(
     ] = False,
     file: FileOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a different checksum, or pin the lesser upload.")
+        bool,
+        typer.Option(
+            "--force", help="Replace a different checksum, or pin the upload without BatchNorm statistics."
+        ),
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -346,19 +349,21 @@ def add_command(
         str,
         typer.Argument(
             metavar="ID",
-            help="Id on the command line; an existing id is overridden.",
+            help="Id of the new entry; an existing one is overridden.",
             autocompletion=complete_ids,
         ),
     ],
     urls: Annotated[
         list[str],
-        typer.Argument(metavar="URL…", help="Where its file is, best first: https://, s3://, file:/// …"),
+        typer.Argument(metavar="URL…", help="URLs of its file, best first: https://, s3://, file:/// …"),
     ],
     file: FileOption = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", metavar="FILE", help="The file itself: its tensors supply what is not given."
+            "--checkpoint",
+            metavar="FILE",
+            help="The file itself: its tensors supply what the options do not.",
         ),
     ] = None,
     state_dict: StateDictOption = None,
@@ -369,7 +374,7 @@ def add_command(
         bool,
         typer.Option(
             "--pin",
-            help="Write sha256 and size of --checkpoint, which must be the file at URL, byte by byte.",
+            help="Write sha256 and size of --checkpoint, which must be identical to the file at URL.",
         ),
     ] = False,
     dry_run: DryRun = False,
@@ -380,10 +385,10 @@ def add_command(
 ) -> None:
     """Add an entry to a registry file of your own, created if missing.
 
-    What the options leave open comes from the tensors of --checkpoint: family, variant, format, layout,
-    position embedding, and settings that a converted file carries. Nothing else is filled in. Comments and
-    order of the file are kept, and it is written only if it then loads. An id of a registry below is
-    overridden in what is given here.
+    Fields without an option are read from --checkpoint: family, variant, format, layout, position embedding,
+    and the settings of a converted file. Nothing else is filled in. The file keeps its comments and order,
+    and is written only if it then loads. An entry of another registry with this id is overridden in the
+    fields given here.
 
     Examples: ckptkit registry add my-moat https://example.org/my-moat.pth --file mine.yaml --checkpoint a.pth
     · ckptkit registry add my-xt https://example.org/my-xt.pth --file mine.yaml --variant moganet-xt
