@@ -116,7 +116,7 @@ def examples_in(help_text: str) -> list[str]:
 def help_of(function: object, *, rich: bool) -> str:
     """A command's docstring as its help shows it: examples on lines of their own, to be copied.
 
-    Rich keeps the lines of a paragraph, which click wraps anew.
+    Rich keeps the lines of a paragraph, which click wraps again.
     """
     text = inspect.getdoc(function) or ""
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]

@@ -1,15 +1,9 @@
 """What a shell offers for the word under the cursor: ids, variants, columns.
 
-The shells call ckptkit with ``_CKPTKIT_COMPLETE`` and the line so far in the environment; typer finds the
-parameter under the cursor, and a function here says what fits. Ids come from the
-registry, so that an answer takes no longer than a short command. File names are left to the shell, which
-offers its own where nothing fits: it knows how to quote them.
-
-An answer becomes part of a command line, and zsh evaluates it. So nothing is offered that holds more than
-`PLAIN` characters, and a description is quoted for the shell.
-
-Whatever goes wrong here means that nothing is offered: an error in the middle of somebody's command line
-helps nobody.
+typer finds the parameter under the cursor, and a function here offers what fits. File names are left to the
+shell, which offers its own where nothing fits: it knows how to quote them. An answer becomes part of a
+command line, and zsh evaluates it: only `PLAIN` values are offered, and a description is quoted. Any error
+means that nothing is offered.
 """
 
 from __future__ import annotations

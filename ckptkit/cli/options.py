@@ -162,11 +162,6 @@ SettingOptions = Annotated[
 def parse_settings(texts: Sequence[str] | None) -> dict[str, Any]:
     """Read ``KEY=VALUE`` options; each value as the registry would take it.
 
-    Raises
-    ------
-    UsageError
-        When there is no such setting, or the setting cannot have the value.
-
     Examples
     --------
     >>> parse_settings(["attn_force_fp32=yes", "window_size=14"])

@@ -36,8 +36,8 @@ def doctor(context: typer.Context) -> None:
     """Check what ckptkit depends on, and show what to do where something is missing.
 
     Versions, optional packages, the cache folder, the lock file, registries, environment variables, the hosts
-    of the registry, GPUs, the terminal. Changes nothing. A note is worth knowing; a problem stands in the way
-    of fetching, verifying and converting, and makes the command exit with 1. With --offline no host is asked.
+    of the registry, GPUs, the terminal. Changes nothing. A note is worth knowing; a problem prevents
+    fetching, verifying or converting, and makes the command exit with 1. With --offline no host is asked.
 
     Examples: ckptkit doctor --offline · ckptkit doctor --offline --json
     """

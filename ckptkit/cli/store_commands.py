@@ -298,26 +298,21 @@ def _checked_by(fetched: Fetched) -> str:
     return "; ".join([*held, sha256] if held else ["no published checksum to compare with", sha256])
 
 
+_SHOWN = ("url", "used_url", "size", "sha256", "server_hashes", "etag", "generation", "fetched_at",
+          "bn_statistics", "note")  # fmt: skip
+"""What ``--json`` has of the record of a file."""
+
+
 def _as_json(fetched: Fetched) -> dict[str, Any]:
-    record = fetched.record
     return {
-        "id": record.id,
-        "path": str(fetched.path),
-        "artefact": str(fetched.artefact),
+        "id": fetched.record.id,
+        "path": fetched.path,
+        "artefact": fetched.artefact,
         "from_cache": fetched.from_cache,
-        "url": record.url,
-        "used_url": record.used_url,
-        "size": record.size,
-        "sha256": record.sha256,
-        "server_hashes": dict(record.server_hashes),
+        **{name: getattr(fetched.record, name) for name in _SHOWN},
         "compared_with": [
             {"algorithm": promise.algorithm, "says": promise.origin} for promise in fetched.held
         ],
-        "etag": record.etag,
-        "generation": record.generation,
-        "fetched_at": record.fetched_at,
-        "bn_statistics": record.bn_statistics,
-        "note": record.note,
     }
 
 

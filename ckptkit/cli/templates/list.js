@@ -53,19 +53,19 @@
   // The address holds the choice, so that it can be shared
 
   function remember() {
-    const said = new URLSearchParams();
-    for (const field of [byId("q"), byId("family"), ...flags]) if (field.value) said.set(field.name, field.value);
-    if (sort) said.set("sort", sort);
-    const hash = said.toString();
+    const state = new URLSearchParams();
+    for (const field of [byId("q"), byId("family"), ...flags]) if (field.value) state.set(field.name, field.value);
+    if (sort) state.set("sort", sort);
+    const hash = state.toString();
     history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
   }
   function recall() {
-    const said = new URLSearchParams(location.hash.slice(1));
+    const state = new URLSearchParams(location.hash.slice(1));
     for (const field of [byId("q"), byId("family"), ...flags]) {
-      field.value = said.get(field.name) || "";
+      field.value = state.get(field.name) || "";
       if (field.selectedIndex === -1) field.value = "";  // no such choice
     }
-    sort = said.get("sort") || "";
+    sort = state.get("sort") || "";
     if (!columnOf.has(sort.replace(/^-/, ""))) sort = "";
     show();
   }
@@ -103,7 +103,7 @@
     }
   }
   for (const button of body.querySelectorAll("button.copy")) {
-    const said = button.textContent;
+    const label = button.textContent;
     button.addEventListener("click", async () => {
       try {
         await copy(button.dataset.copy);
@@ -112,7 +112,7 @@
       } catch {
         button.textContent = button.dataset.copy;  // to be selected by hand
       }
-      setTimeout(() => { button.textContent = said; button.classList.remove("done"); }, 2500);
+      setTimeout(() => { button.textContent = label; button.classList.remove("done"); }, 2500);
     });
   }
   for (const cell of table.querySelectorAll(".get")) cell.hidden = false;
