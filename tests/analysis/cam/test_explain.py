@@ -24,6 +24,7 @@ from ckptkit.analysis.cam.explain import (
 from ckptkit.analysis.cam.methods import METHODS, Method
 from ckptkit.analysis.cam.picture import Heatmap
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError, UsageError
+from ckptkit.families.moat.config import MOAT_CONFIGS
 from ckptkit.models import create_model
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.workspace import Workspace
@@ -75,8 +76,9 @@ def owners(variant: str, **settings: Any) -> tuple[Any, dict[str, str], Pass]:
 
 @pytest.mark.parametrize("variant", MOAT)
 def test_moat(variant: str):
-    model, found, seen = owners(variant)
-    last = {f"stage{n + 2}": f"stages.{n}.{depth - 1}" for n, depth in enumerate(model.config.depths)}
+    _, found, seen = owners(variant)
+    depths = MOAT_CONFIGS[variant].depths
+    last = {f"stage{n + 2}": f"stages.{n}.{depth - 1}" for n, depth in enumerate(depths)}
     assert found == {"stage1": "stem", **last}
     assert list(seen.grids.values()) == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     assert (seen.last, tuple(seen.logits.shape)) == ("stage5", (1, 10))
