@@ -38,6 +38,7 @@ FILE_NAME = "ckptkit.lock"
 _VERSION = 1
 _MAX_BYTES = 16 << 20
 _TEXTS = ("first_seen", "how", "url", "used_url")
+_SHA256 = re.compile("[0-9a-f]{64}")
 HOW = {
     "download": "downloaded",
     "mirror": "downloaded from a mirror",
@@ -222,30 +223,28 @@ def _entries(value: Any) -> dict[str, dict[str, LockEntry]]:
 
 
 def _trusted(value: Any, where: str, *, past: bool = False) -> LockEntry:
+    """Read one entry, or one of its history."""
     extra = "replaced_at" if past else "history"
     known = {"sha256", "size", "server_hashes", "note", extra, *_TEXTS}
     _refuse_other_keys(_mapping(value, where), known, where)
-    sha256, size = value.get("sha256"), value.get("size")
-    if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"{where}: sha256 is not 64 lower-case hex digits")
-    if type(size) is not int or size < 0:
-        raise ValueError(f"{where}: size is not a number of bytes")
+    sha256, size, history = value.get("sha256"), value.get("size"), value.get("history", [])
     texts = {name: value.get(name, "") for name in _TEXTS}
     texts["how"] = texts["how"] or _how(value)
+    texts["replaced_at"] = value.get("replaced_at", "")
     hashes = _mapping(value.get("server_hashes", {}), f"{where}: server_hashes")
-    if not all(isinstance(text, str) for text in (*texts.values(), *hashes.values())):
-        raise ValueError(f"{where}: a value that is not text where text belongs")
-    if texts["how"] not in HOW:
-        raise ValueError(f"{where}: how is {texts['how']!r}, not one of {', '.join(HOW)}")
-    if not texts["first_seen"]:
-        raise ValueError(f"{where}: no first_seen")
-    if past:
-        if not isinstance(value.get("replaced_at"), str) or not value["replaced_at"]:
-            raise ValueError(f"{where}: no replaced_at")
-        return LockEntry(sha256, size, **texts, server_hashes=hashes, replaced_at=value["replaced_at"])
-    history = value.get("history", [])
-    if not isinstance(history, list):
-        raise ValueError(f"{where}: history is not a list")
+    rules = {
+        "sha256 is not 64 lower-case hex digits": isinstance(sha256, str) and _SHA256.fullmatch(sha256),
+        "size is not a number of bytes": type(size) is int and size >= 0,
+        "a value that is not text where text belongs": all(
+            isinstance(text, str) for text in (*texts.values(), *hashes.values())
+        ),
+        f"how is {texts['how']!r}, not one of {', '.join(HOW)}": texts["how"] in tuple(HOW),
+        "no first_seen": texts["first_seen"],
+        "no replaced_at": texts["replaced_at"] or not past,
+        "history is not a list": isinstance(history, list),
+    }
+    if broken := next((rule for rule, holds in rules.items() if not holds), ""):
+        raise ValueError(f"{where}: {broken}")
     earlier = tuple(_trusted(one, f"{where}: history", past=True) for one in history)
     return LockEntry(sha256, size, **texts, server_hashes=hashes, history=earlier)
 
