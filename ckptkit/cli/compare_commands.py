@@ -281,25 +281,7 @@ def _print_tensors(
         if renamed_to is not None:
             row.insert(1, tensor.renamed or "–")
         rows.append(row + _statistics(tensor) if stats else row)
-    if state.output.fits(columns, rows):
-        state.output.table(columns, rows)
-    else:
-        _print_stacked_tensors(state, columns, rows)
-
-
-def _print_stacked_tensors(state: State, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """For a narrow terminal: a tensor's name on one line, the rest below it."""
-    first_figure = next(
-        (i for i, column in enumerate(columns) if column.heading == _FIGURES[0]), len(columns)
-    )
-    for name, *rest in rows:
-        state.output.text(name)
-        state.output.text("    " + "  ".join(rest[: first_figure - 1]))
-        figures = [f"{c.heading} {cell}" for c, cell in zip(columns[1:], rest, strict=True)][
-            first_figure - 1 :
-        ]
-        if figures:
-            state.output.text("    " + "  ".join(figures))
+    state.output.table(columns, rows)
 
 
 _FIGURES = ("min", "max", "mean", "std", "zeros", "NaN", "Inf")
@@ -545,23 +527,11 @@ def _print_section(
     filled = [i for i, _ in enumerate(columns) if any(row[i] for row in shown)]
     columns = [columns[i] for i in filled]
     shown = [[row[i] for i in filled] for row in shown]
-    if output.fits(columns, shown):
-        output.table(columns, shown)
-    else:
-        _print_stacked(output, columns, shown)
+    output.table(columns, shown)
     if len(rows) > len(shown):
         output.text(f"… and {len(rows) - len(shown):,} more; --verbose shows all")
     if not output.stdout.isatty():
         output.text("")
-
-
-def _print_stacked(output: Output, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """For a narrow terminal: what it is on one line, the rest below it."""
-    for first, *rest in rows:
-        output.text(first)
-        for column, cell in zip(columns[1:], rest, strict=True):
-            if cell:
-                output.text(f"    {column.heading} {cell}")
 
 
 def register(app: typer.Typer) -> None:

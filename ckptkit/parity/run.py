@@ -28,6 +28,7 @@ from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.graphs.onnx_apart import open_foreign_onnx
+from ckptkit.models.onnx_model import PACKAGES
 from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.backends import (
     Backend,
@@ -52,7 +53,7 @@ from ckptkit.workspace import Located
 FRAMEWORKS = ("torch", "tensorflow")
 BACKENDS: Mapping[BackendName, tuple[tuple[str, ...], str]] = {
     "keras": (FRAMEWORKS, "checkpoints"),
-    "onnxruntime": (("torch", "onnx", "onnxruntime", "onnxscript"), "files ending in .onnx"),
+    "onnxruntime": (PACKAGES, "files ending in .onnx"),
     "recorded": (("torch",), "outputs in a file ending in .npz"),
 }
 """What PyTorch can be compared with: the packages that it takes, and what of it can be given."""

@@ -15,6 +15,7 @@ import pytest
 from ckptkit.cli.app import main
 from tests.support.commands import pip_install
 from tests.support.moat_files import write_tiny
+from tests.support.moat_reference import GOLDEN_FOLDER
 from tests.support.parity_cases import OUTPUTS, convert_to, require_frameworks
 from tests.support.running import finish, start
 
@@ -133,6 +134,18 @@ class TestWithFrameworks:
         code, _, err = run(tiny, "--converted", converted, "--dtype", "float16")
         assert code == 2
         assert "leave --dtype out" in err
+
+    def test_what_other_code_gave_is_a_side(self, run: Run):
+        recorded = GOLDEN_FOLDER / "golden_tiny_moat0_pe_256_pool2.npz"
+        code, out, _ = run("tiny-moat0", "--synthetic", "--with", "recorded", "--converted", recorded)
+        assert code == 0
+        lines = out.splitlines()
+        assert lines[0] == "tiny-moat0 with recorded: tiny-moat0 with position embedding"
+        assert "PyTorch   reads the original (tf, layout deeplab2, float32); torch" in lines[3]
+        assert f"Recorded  reads {recorded} (npz, layout outputs, float32)" in lines[4]
+        assert [line.split()[0] for line in lines[6:8]] == ["stage5", "logits"]
+        code, _, err = run("tiny-moat0", "--synthetic", "--with", "recorded")
+        assert (code, "name it: --converted outputs.npz" in err) == (2, True)
 
     def test_quiet_leaves_the_result(self, run: Run, tiny: Path):
         code, out, err = run(tiny, "--resolution", "64", "--quiet")
