@@ -214,7 +214,7 @@ def inputs_for(
 PreparedBy = Literal["torch", "keras"]
 
 LEVELS = 2
-"""How far two preparations may lie apart anywhere, in levels of 255.
+"""How far apart two preparations may be anywhere, in levels of 255.
 
 A resized picture has whole levels again after either pass, across and down. In the first, where exact
 arithmetic gives a half, one library goes up and another down: 1 level. The second weighs such pixels by
@@ -223,7 +223,7 @@ less than 2 levels apart is at most 2 apart after rounding.
 """
 
 MEAN_LEVELS = 0.25
-"""How far they may lie apart on average: most pixels fall on no half.
+"""How far apart they may be on average: most pixels are not halfway between two levels.
 
 Measured on 60 pictures of noise, of black and white, and of waves, from 1 to 700 pixels a side, with either
 normalization: at most 0.05 (enlarging puts more values on a half), and 2 levels at few pixels. A shift by

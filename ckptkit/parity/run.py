@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ckptkit.base.errors import ConversionError, UsageError, listed, one_of, require_installed
+from ckptkit.base.errors import ConversionError, FormatError, UsageError, listed, one_of, require_installed
 from ckptkit.base.packages import is_installed
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.convert.execution import Target, execute
@@ -59,6 +59,9 @@ BACKENDS: Mapping[BackendName, tuple[tuple[str, ...], str]] = {
 """What PyTorch can be compared with: the packages that it takes, and what of it can be given."""
 
 _ALIASES = {"tf": "keras", "tensorflow": "keras", "onnx": "onnxruntime", "ort": "onnxruntime"}
+
+_LARGEST = 1 << 28
+"""Numbers in a batch that a recording asks for: 1 GB."""
 
 NO_STATISTICS = (
     "the file has no BatchNorm moving statistics: both models ran with mean 0 and variance 1, so this "
@@ -302,6 +305,8 @@ class _Opening:
         for key, value in {"batch": fixed.batch, "resolution": fixed.size}.items() if fixed else ():
             asked[key] = value if asked[key] is None else asked[key]
         inputs = inputs_for(found.family, found.variant, self.located.entry, source.reader, **asked)
+        if isinstance(fixed, RecordedBackend) and 3 * inputs.batch * inputs.height * inputs.width > _LARGEST:
+            raise FormatError(fixed.path, f"recorded of {inputs.batch:,} inputs, which is too many")
         if recorded is not None:
             inputs = replace(inputs, seed=None, recorded=recorded)
         return Batch.of(inputs, ("torch", "keras") if self.request.backend == "keras" else ("torch",))

@@ -18,9 +18,10 @@ import pytest
 
 from ckptkit.base.errors import ConversionError, FormatError, MissingDependencyError, UsageError
 from ckptkit.base.packages import is_installed
+from ckptkit.formats.npz import NpzReader
 from ckptkit.models.graphs.onnx_graph import write_onnx
 from ckptkit.models.synth import Synthetic, synthetic_checkpoint
-from ckptkit.parity.backends import run_torch
+from ckptkit.parity.backends import ModelFile, run_torch
 from ckptkit.parity.report import ParityReport, junit_document
 from ckptkit.parity.run import ParityRequest
 from ckptkit.workspace import Located
@@ -157,8 +158,10 @@ def moganet(folder: Path) -> Located:
     return Located(folder / f"{MOGANET}.ckpt")
 
 
-def test_a_fresh_graph_agrees_stage_by_stage(folder: Path):
+def test_a_fresh_graph_agrees_stage_by_stage(folder: Path, monkeypatch: pytest.MonkeyPatch):
     notes: list[str] = []
+    fill, filled = ModelFile.filled_torch, []
+    monkeypatch.setattr(ModelFile, "filled_torch", lambda *given: filled.append(given) or fill(*given))
     report = run_parity(
         Located(folder / f"{MOAT}.ckpt"), backend="onnxruntime", name="toy", batch=3, note=notes.append
     )
@@ -177,6 +180,7 @@ def test_a_fresh_graph_agrees_stage_by_stage(folder: Path):
     assert (graph.framework, graph.reads, graph.format) == ("onnxruntime", "a fresh export", "onnx")
     assert graph.versions.startswith("onnxruntime ")
     assert any("exporting to onnx" in sentence for sentence in notes)
+    assert len(filled) == 1, "the graph is exported from the model that ran"
     found = report.to_json()
     assert (found["with"], found["reference"], list(found["sides"])) == (
         "onnxruntime",
@@ -379,8 +383,13 @@ def test_a_recording_of_other_inputs_has_another_shape(moganet: Located, recordi
         ({"logits": np.zeros((2, 3), np.int64)}, "not a recording"),
         (
             {"logits": np.zeros((2, 3), np.float32), "images": np.zeros((2, 3, 64, 64), np.float32)},
-            r"images are \[2, 3, 64, 64\]",
+            r"images are \[2, 3, 64, 64\] of float32, not",
         ),
+        (
+            {"logits": np.zeros((2, 3), np.float32), "images": np.zeros((2, 64, 64, 3), np.uint8)},
+            r"images are \[2, 64, 64, 3\] of uint8, not",
+        ),
+        ({"logits": np.zeros((30_000, 1), np.float32)}, "recorded of 30,000 inputs, which is too many"),
     ],
 )
 def test_what_is_not_a_recording_is_refused(
@@ -389,6 +398,19 @@ def test_what_is_not_a_recording_is_refused(
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(FormatError, match=says):
         recorded_run(moganet, tmp_path / "x.npz")
+
+
+def test_what_has_another_shape_is_not_read(moganet: Located, recording: Path, monkeypatch: Any):
+    """A few bytes of zeros, compressed, can be an output of any size."""
+    arrays = dict(np.load(recording))
+    arrays["stage2"] = np.zeros((3, 400, 400, 32), np.float32)
+    np.savez_compressed(recording, **arrays)
+    read, names = NpzReader.read, []
+    monkeypatch.setattr(NpzReader, "read", lambda self, name: names.append(name) or read(self, name))
+    report = recorded_run(moganet, recording)
+    assert report.first_departure == "stage2"
+    assert "shape [3, 400, 400, 32] on the Recorded side" in report.stages[1].reason
+    assert "stage2" not in names and "stage1" in names
 
 
 @pytest.mark.parametrize("option", [{"seed": 1}, {"batch": 2}, {"resolution": 64}, {"image": Path("a.png")}])
