@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ckptkit.base.tensors import Array, contiguous_chunks
@@ -75,6 +75,14 @@ class ValueDifference:
         """Elements that no tolerance covers: NaN or infinite on one side only, and bytes."""
         return self.differing * self.in_bytes + self.nan_only_a + self.nan_only_b + self.infinities
 
+    def joined(self, other: ValueDifference, start: int) -> ValueDifference:
+        """Figures of this piece and of the next one, which begins at ``start`` of the flat tensor."""
+        summed = ("elements", "differing", "nan_only_a", "nan_only_b", "infinities", "nan_bits", "zero_signs")
+        counts = {name: getattr(self, name) + getattr(other, name) for name in summed}
+        if other.max_abs > self.max_abs and other.at:
+            counts |= {"max_abs": other.max_abs, "at": (start + other.at[0],), "values": other.values}
+        return replace(self, **counts, scale=max(self.scale, other.scale))
+
     def within(self, tolerance: Tolerance) -> bool:
         """Whether a tolerance covers the difference."""
         if self.same:
@@ -132,10 +140,15 @@ def compare_arrays(a: Array, b: Array, *, rest: Callable[[], None] | None = None
     pause = rest or (lambda: None)
     if a.dtype == b.dtype and _same_bits(a, b, pause):
         return ValueDifference(a.size)
-    tally = _Tally(same_type=a.dtype == b.dtype)
-    for start, left, right in _side_by_side(a, b, _FIGURES_BYTES, pause):
-        tally.add(start, left, right)
-    return tally.result(a.shape)
+    import numpy
+
+    figures = _integers if {a.dtype.kind, b.dtype.kind} <= set("iub") else _numbers
+    found = ValueDifference(0)
+    with numpy.errstate(all="ignore"):
+        for start, left, right in _side_by_side(a, b, _FIGURES_BYTES, pause):
+            found = found.joined(figures(left, right), start)
+    at = found.at and tuple(int(axis) for axis in numpy.unravel_index(found.at[0], a.shape))
+    return replace(found, at=at)
 
 
 def compare_bytes(a: memoryview, b: memoryview) -> ValueDifference:
@@ -191,92 +204,62 @@ def _same_bits(a: Array, b: Array, pause: Callable[[], None]) -> bool:
     return True
 
 
-class _Tally:
-    """Figures over pairs of pieces, gathered one pair at a time."""
+def _integers(a: Array, b: Array) -> ValueDifference:
+    """Compare exactly, by int64 where that holds every difference, by Python's integers where it does not."""
+    import numpy
 
-    def __init__(self, *, same_type: bool) -> None:
-        self._same_type = same_type
-        self._elements = self._differing = 0
-        self._nan_only_a = self._nan_only_b = self._infinities = self._nan_bits = self._zero_signs = 0
-        self._max_abs: float = 0.0
-        self._scale: float = 0.0
-        self._at: int | None = None
-        self._values: tuple[Number, Number] | None = None
+    enough = "int64" if max(a.itemsize, b.itemsize) <= 4 else "object"
+    gaps = numpy.abs(a.astype(enough) - b.astype(enough))
+    index = int(numpy.argmax(gaps))
+    return ValueDifference(
+        a.size,
+        int(numpy.count_nonzero(gaps)),
+        max_abs=int(gaps[index]),
+        scale=max(abs(int(a.max())), abs(int(a.min()))),
+        at=(index,),
+        values=(int(a[index]), int(b[index])),
+    )
 
-    def add(self, start: int, a: Array, b: Array) -> None:
-        """Take two contiguous pieces of one length; ``start`` is the index of their first element."""
-        import numpy
 
-        self._elements += a.size
-        with numpy.errstate(all="ignore"):
-            if {a.dtype.kind, b.dtype.kind} <= set("iub"):
-                self._add_integers(start, a, b)
-            else:
-                self._add_numbers(start, a, b)
+def _numbers(a: Array, b: Array) -> ValueDifference:
+    import numpy
 
-    def _add_integers(self, start: int, a: Array, b: Array) -> None:
-        """Exactly, by int64 where that holds every difference, by Python's integers where it does not."""
-        import numpy
+    wide = "complex128" if "c" in (a.dtype.kind, b.dtype.kind) else "float64"
+    x, y = a.astype(wide), b.astype(wide)
+    gaps, sizes = numpy.abs(x - y), numpy.abs(x)
+    same_type = a.dtype == b.dtype
+    differs = _other_bits(a, b) if same_type else ~((x == y) | (numpy.isnan(x) & numpy.isnan(y)))
+    special: dict[str, Any] = {}
+    if not math.isfinite(float(gaps.max())):
+        finite = numpy.isfinite(x) & numpy.isfinite(y)
+        special = _not_finite(x, y, differs & ~finite)
+        sizes[~numpy.isfinite(x)] = 0  # what is left of scale and largest difference: finite elements
+        gaps[~finite] = 0
+    index = int(numpy.argmax(gaps))
+    return ValueDifference(
+        a.size,
+        int(numpy.count_nonzero(differs)),
+        max_abs=float(gaps[index]),
+        scale=float(sizes.max()),
+        at=(index,),
+        values=(x[index].item(), y[index].item()),
+        zero_signs=int(numpy.count_nonzero(differs & (x == y))) if same_type else 0,
+        **special,
+    )
 
-        enough = "int64" if max(a.itemsize, b.itemsize) <= 4 else "object"
-        gaps = numpy.abs(a.astype(enough) - b.astype(enough))
-        self._differing += int(numpy.count_nonzero(gaps))
-        self._scale = max(self._scale, abs(int(a.max())), abs(int(a.min())))
-        index = int(numpy.argmax(gaps))
-        self._keep(int(gaps[index]), start + index, (int(a[index]), int(b[index])))
 
-    def _add_numbers(self, start: int, a: Array, b: Array) -> None:
-        import numpy
+def _not_finite(x: Array, y: Array, differs: Array) -> dict[str, int]:
+    """Count the differing elements that are not finite on both sides."""
+    import numpy
 
-        wide = "complex128" if "c" in (a.dtype.kind, b.dtype.kind) else "float64"
-        x, y = a.astype(wide), b.astype(wide)
-        gaps, sizes = numpy.abs(x - y), numpy.abs(x)
-        differs = _other_bits(a, b) if self._same_type else ~((x == y) | (numpy.isnan(x) & numpy.isnan(y)))
-        self._differing += int(numpy.count_nonzero(differs))
-        if not math.isfinite(float(gaps.max())):
-            finite = numpy.isfinite(x) & numpy.isfinite(y)
-            self._add_special(x, y, differs & ~finite)
-            sizes[~numpy.isfinite(x)] = 0  # what is left of scale and largest difference: finite elements
-            gaps[~finite] = 0
-        if self._same_type:
-            self._zero_signs += int(numpy.count_nonzero(differs & (x == y)))
-        self._scale = max(self._scale, float(sizes.max()))
-        index = int(numpy.argmax(gaps))
-        if gaps[index]:
-            self._keep(float(gaps[index]), start + index, (x[index].item(), y[index].item()))
-
-    def _add_special(self, x: Array, y: Array, differs: Array) -> None:
-        """Count the differing elements that are not finite on both sides."""
-        import numpy
-
-        x, y = x[differs], y[differs]
-        nan_x, nan_y = numpy.isnan(x), numpy.isnan(y)
-        self._nan_only_a += int(numpy.count_nonzero(nan_x & ~nan_y))
-        self._nan_only_b += int(numpy.count_nonzero(nan_y & ~nan_x))
-        self._nan_bits += int(numpy.count_nonzero(nan_x & nan_y))
-        self._infinities += int(numpy.count_nonzero(~nan_x & ~nan_y))
-
-    def _keep(self, gap: float, index: int, values: tuple[Number, Number]) -> None:
-        if gap > self._max_abs:
-            self._max_abs, self._at, self._values = gap, index, values
-
-    def result(self, shape: tuple[int, ...]) -> ValueDifference:
-        import numpy
-
-        at = None if self._at is None else tuple(int(axis) for axis in numpy.unravel_index(self._at, shape))
-        return ValueDifference(
-            elements=self._elements,
-            differing=self._differing,
-            max_abs=self._max_abs,
-            scale=self._scale,
-            at=at,
-            values=self._values,
-            nan_only_a=self._nan_only_a,
-            nan_only_b=self._nan_only_b,
-            infinities=self._infinities,
-            nan_bits=self._nan_bits,
-            zero_signs=self._zero_signs,
-        )
+    nan_x, nan_y = numpy.isnan(x[differs]), numpy.isnan(y[differs])
+    kinds = {
+        "nan_only_a": nan_x & ~nan_y,
+        "nan_only_b": nan_y & ~nan_x,
+        "nan_bits": nan_x & nan_y,
+        "infinities": ~nan_x & ~nan_y,
+    }
+    return {kind: int(numpy.count_nonzero(found)) for kind, found in kinds.items()}
 
 
 def _other_bits(a: Array, b: Array) -> Array:
