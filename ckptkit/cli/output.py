@@ -230,6 +230,15 @@ class Output:
             for column, cell in zip(columns[1:], others, strict=True):
                 print(f"  {column.heading:<{width}}  {cell}".rstrip(), file=self.stdout)
 
+    def fits(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether a drawn table would show every cell whole; plain text is as wide as it likes."""
+        if not self.stdout.isatty():
+            return True
+        shown = _cells(columns, [[self.line(cell) for cell in row] for row in rows])
+        return (
+            sum(max(map(len, column)) + _COLUMN_GAP for column in shown) <= shutil.get_terminal_size().columns
+        )
+
     def _draw(
         self,
         columns: Sequence[Column],
