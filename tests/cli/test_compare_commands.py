@@ -252,7 +252,7 @@ def test_inspect_an_entry(run, fetched):
         (["moat0-224"], (3, "is not in the cache")),
         (["PAGE"], (5, "HTML")),
         (["SOUND", "nothing*"], (3, "none of its 362 tensors")),
-        (["SOUND", "--layout", "caffe"], (3, "no layout 'caffe'")),
+        (["SOUND", "--layout", "caffe"], (3, "unknown moat layout 'caffe'")),
     ],
 )
 def test_what_cannot_be_inspected(run, sound, tmp_path, arguments, expected):
