@@ -49,6 +49,10 @@ class MappedFile:
         except OSError as error:
             raise storage_error(error, path) from error
 
+    def fault(self, reason: str, offset: int | None = None, hint: str | None = None) -> FormatError:
+        """The refusal of the file."""
+        return FormatError(self.path, reason, offset=offset, hint=hint)
+
     def view(
         self, offset: int, dtype: DType, shape: Sequence[int], strides: Sequence[int] | None = None
     ) -> Array:

@@ -16,6 +16,7 @@ import re
 import shlex
 import struct
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -102,8 +103,8 @@ class _Stream:
 
     def within(self, start: int, nbytes: int) -> _Stream:
         """A stream over a part of the file."""
-        part = _Stream.__new__(_Stream)
-        part.__dict__ = {**self.__dict__, "at": start, "end": start + nbytes}
+        part = copy(self)
+        part.at, part.end = start, start + nbytes
         return part
 
     def pickle(self, persistent_load: PersistentLoad = no_persistent_ids) -> Any:
@@ -153,7 +154,7 @@ class _Stream:
 
     def error(self, reason: str, hint: str | None = None) -> FormatError:
         """The refusal of what is at this place."""
-        return FormatError(self.file.path, reason, offset=self.at, hint=hint)
+        return self.file.fault(reason, self.at, hint)
 
 
 def _load(stream: _Stream) -> _Contents:
@@ -167,7 +168,7 @@ def _load(stream: _Stream) -> _Contents:
         return _load_tar(stream)
     if is_pickle(file.data[:MAX_PICKLE_HEAD], file.data[file.size - 1 :]):
         return _Contents(stream.whole(), {}, kind="a plain Python pickle")  # of numpy arrays, or of no use
-    raise FormatError(file.path, "not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
+    raise file.fault("not a PyTorch checkpoint (no zip, pickle or tar header)", offset=0)
 
 
 MAX_PICKLE_HEAD = 512
@@ -219,9 +220,7 @@ def _load_zip(stream: _Stream) -> _Contents:
         if entry is None:
             return None
         if entry.size > limit:
-            raise FormatError(
-                file.path, f"zip entry {entry.name!r} has {entry.size} bytes, more than {limit}"
-            )
+            raise file.fault(f"zip entry {entry.name!r} has {entry.size} bytes, more than {limit}")
         extent = _stored_extent(file, entry)
         return file.data[extent.offset : extent.offset + extent.nbytes]
 
@@ -257,8 +256,7 @@ def _root_of(path: Path, names: Sequence[str]) -> str:
 
 def _stored_extent(file: MappedFile, entry: ZipEntry) -> Extent:
     if entry.method != STORED:
-        raise FormatError(
-            file.path,
+        raise file.fault(
             f"zip entry {entry.name!r} is compressed, which torch.load refuses too",
             hint="unpack it and save the state_dict with torch.save",
         )
@@ -371,7 +369,7 @@ def tar_members(file: MappedFile) -> dict[str, tuple[int, int]]:
         for entry in members_in_place(file.path, raw, most=_MAX_FILES):
             name = entry.name.removeprefix("./")
             if name in members:
-                raise FormatError(file.path, f"two tar members are called {name!r}", offset=entry.offset)
+                raise file.fault(f"two tar members are called {name!r}", offset=entry.offset)
             members[name] = (entry.offset_data, entry.size)
     return members
 

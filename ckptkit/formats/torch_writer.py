@@ -117,28 +117,24 @@ class _Pickler:
     def value(self, value: Any) -> Iterator[bytes]:
         """Write one value of a tree."""
         if isinstance(value, TensorSpec):
-            yield from _tensor(self._memo, self._storages[value.name], value)
+            yield from self._tensor(value)
+        elif isinstance(value, Mapping) and any(isinstance(v, TensorSpec) for v in value.values()):
+            yield from self.state_dict(value)
         elif isinstance(value, Mapping):
-            yield from self._mapping(value)
+            yield b"}"
+            yield from self._items(value)
         elif isinstance(value, Namespace):
             yield _global("argparse", "Namespace") + b")\x81"
-            yield from self._mapping(value.values)
+            yield from self.value(value.values)
             yield b"b"
         elif value is None or isinstance(value, bool):
             yield {None: b"N", True: b"\x88", False: b"\x89"}[value]
         else:
             yield _integer(value) if isinstance(value, int) else _text(value)
 
-    def _mapping(self, mapping: Mapping[str, Any]) -> Iterator[bytes]:
-        if any(isinstance(value, TensorSpec) for value in mapping.values()):
-            yield from self.state_dict(mapping)
-        else:
-            yield b"}"
-            yield from self._items(mapping)
-
     def state_dict(self, tensors: Mapping[str, TensorSpec]) -> Iterator[bytes]:
         """Write an OrderedDict of tensors."""
-        yield _recalled(self._memo, _global("collections", "OrderedDict"))
+        yield self._once(_global("collections", "OrderedDict"))
         yield b")R"
         yield from self._items(tensors)
 
@@ -151,27 +147,33 @@ class _Pickler:
                 yield from self.value(value)
             yield b"u"
 
+    def _tensor(self, spec: TensorSpec) -> Iterator[bytes]:
+        """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 adds a dtype."""
+        untyped = spec.dtype.torch_storage is None or spec.dtype.name in _VERSION_3_ONLY
+        shape = _shape(spec)
+        yield self._once(_global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
+        yield b"(("
+        yield self._once(_text("storage"))
+        storage = ("torch.storage", "UntypedStorage") if untyped else ("torch", str(spec.dtype.torch_storage))
+        yield self._once(_global(*storage))
+        yield _text(str(self._storages[spec.name]))
+        yield self._once(_text("cpu"))
+        yield _integer(spec.nbytes if untyped else spec.size) + b"tQ"
+        yield _integer(0)
+        yield _integers(shape)
+        yield _integers(_c_strides(shape))
+        yield b"\x89"
+        yield self._once(_global("collections", "OrderedDict")) + b")R"
+        if untyped:
+            yield self._once(_global("torch", str(spec.dtype.torch)))
+        yield b"tR"
 
-def _tensor(memo: dict[bytes, int], index: int, spec: TensorSpec) -> Iterator[bytes]:
-    """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)``; v3 adds a dtype."""
-    untyped = spec.dtype.torch_storage is None or spec.dtype.name in _VERSION_3_ONLY
-    shape = _shape(spec)
-    yield _recalled(memo, _global("torch._utils", f"_rebuild_tensor_v{3 if untyped else 2}"))
-    yield b"(("
-    yield _recalled(memo, _text("storage"))
-    storage = ("torch.storage", "UntypedStorage") if untyped else ("torch", str(spec.dtype.torch_storage))
-    yield _recalled(memo, _global(*storage))
-    yield _text(str(index))
-    yield _recalled(memo, _text("cpu"))
-    yield _integer(spec.nbytes if untyped else spec.size) + b"tQ"
-    yield _integer(0)
-    yield _integers(shape)
-    yield _integers(_c_strides(shape))
-    yield b"\x89"
-    yield _recalled(memo, _global("collections", "OrderedDict")) + b")R"
-    if untyped:
-        yield _recalled(memo, _global("torch", str(spec.dtype.torch)))
-    yield b"tR"
+    def _once(self, written: bytes) -> bytes:
+        """Write a value and remember it, or recall it where it has been written before."""
+        if written in self._memo:
+            return b"h" + bytes([self._memo[written]])
+        self._memo[written] = len(self._memo)  # a few dozen different ones at most: one byte is enough
+        return written + b"q" + bytes([self._memo[written]])
 
 
 def holds(spec: TensorSpec) -> bool:
@@ -183,14 +185,6 @@ def holds(spec: TensorSpec) -> bool:
 def _shape(spec: TensorSpec) -> tuple[int, ...]:
     """Shape as torch counts it: of packed elements, in bytes."""
     return spec.shape if spec.dtype.bits is None else (*spec.shape[:-1], spec.shape[-1] // 2)
-
-
-def _recalled(memo: dict[bytes, int], written: bytes) -> bytes:
-    """Write a value and remember it, or recall it where it has been written before."""
-    if written in memo:
-        return b"h" + bytes([memo[written]])
-    memo[written] = len(memo)  # a few dozen different ones at most: one byte is enough
-    return written + b"q" + bytes([memo[written]])
 
 
 def _global(module: str, name: str) -> bytes:

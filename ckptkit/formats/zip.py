@@ -161,7 +161,7 @@ def check_members(path: Path) -> None:
 def damaged(file: MappedFile, entry: ZipEntry, reason: str, what: str = "") -> FormatError:
     """The refusal of a member that is not as the archive says; ``what`` is in it."""
     what = what or f"damaged member {entry.name[:200]!r}"
-    return FormatError(file.path, f"{what}: {reason}", offset=entry.offset, hint=_DAMAGED)
+    return file.fault(f"{what}: {reason}", offset=entry.offset, hint=_DAMAGED)
 
 
 def contents(file: MappedFile, entry: ZipEntry) -> Iterator[bytes]:
@@ -219,13 +219,12 @@ def read_directory(file: MappedFile) -> ZipDirectory:
     """
     end = _find_end(file)
     if end.count > MAX_ENTRIES:
-        raise FormatError(file.path, f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
+        raise file.fault(f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
     excess = end.stop - end.offset - end.size
     if excess < 0 or end.count * CENTRAL.size > end.size:
-        raise FormatError(file.path, "zip directory does not fit into the file", offset=end.offset)
+        raise file.fault("zip directory does not fit into the file", offset=end.offset)
     if excess:
-        raise FormatError(
-            file.path,
+        raise file.fault(
             f"{excess} bytes that the end of the zip archive does not account for: "
             "something was put into the file",
             offset=end.offset,
@@ -240,12 +239,12 @@ def read_directory(file: MappedFile) -> ZipDirectory:
         path = plain_name(entry.name)
         if path in plain:
             what = f"are called {path!r}" if entry.name in entries else f"have the path {path!r}"
-            raise FormatError(file.path, f"two zip entries {what}")
+            raise file.fault(f"two zip entries {what}")
         entries[entry.name] = entry
         plain.add(path)
     if position != end.stop:
-        raise FormatError(
-            file.path, f"{end.stop - position} bytes between the zip directory and its end", offset=position
+        raise file.fault(
+            f"{end.stop - position} bytes between the zip directory and its end", offset=position
         )
     _refuse_other_bytes(file, sorted(entries.values(), key=lambda entry: (entry.header, entry.end)), end)
     return ZipDirectory(entries, end.comment)
@@ -280,12 +279,9 @@ def _find_end(file: MappedFile) -> _End:
             if position + END.size + length == file.size:
                 comment = data[position + END.size : file.size]
                 if ends_as_zip(comment, file.size):
-                    raise FormatError(
-                        file.path, "a zip archive with a second end in its comment", offset=position
-                    )
+                    raise file.fault("a zip archive with a second end in its comment", offset=position)
                 return _end_of(file, position, fields, comment)
-    raise FormatError(
-        file.path,
+    raise file.fault(
         "a zip archive without its end: the file is truncated, or something follows it",
         hint="fetch or copy it again",
     )
@@ -299,23 +295,23 @@ def _end_of(file: MappedFile, position: int, fields: tuple[Any, ...], comment: b
             return _end64_of(file, locator, (here, count, size, offset), comment)
         if here == count:
             return _End(count, size, offset, position, comment)
-    raise FormatError(file.path, "a zip archive in several parts", offset=position)
+    raise file.fault("a zip archive in several parts", offset=position)
 
 
 def _end64_of(file: MappedFile, locator: int, narrow: tuple[int, int, int, int], comment: bytes) -> _End:
     _, disk, position, disks = LOCATOR64.unpack(file.data[locator : locator + LOCATOR64.size])
     # Some programs follow the locator, some look right before it.
     if position + END64.size != locator or file.data[position : position + 4] != END64_MAGIC:
-        raise FormatError(file.path, "zip64 end record not where it should be", offset=locator)
+        raise file.fault("zip64 end record not where it should be", offset=locator)
     _, length, _, _, disk_here, first_disk, *wide = END64.unpack(file.data[position:locator])
     here, count, size, offset = wide
     if disk or disks > 1 or disk_here or first_disk or here != count:
-        raise FormatError(file.path, "a zip archive in several parts", offset=position)
+        raise file.fault("a zip archive in several parts", offset=position)
     limits = (0xFFFF, 0xFFFF, _WIDE, _WIDE)
     if length != END64.size - 12 or any(
         one not in (other, limit) for one, other, limit in zip(narrow, wide, limits, strict=True)
     ):
-        raise FormatError(file.path, "a zip archive with two ends that disagree", offset=position)
+        raise file.fault("a zip archive with two ends that disagree", offset=position)
     return _End(count, size, offset, position, comment)
 
 
@@ -323,29 +319,29 @@ def _member(file: MappedFile, position: int, end: _End) -> tuple[ZipEntry, int]:
     """The member of a record, compared with the header before its data; and where the next record is."""
     names = position + CENTRAL.size
     if names > end.stop:
-        raise FormatError(file.path, "zip directory is cut off", offset=position)
+        raise file.fault("zip directory is cut off", offset=position)
     magic, _, _, flags, method, _, _, crc, packed, size, *lengths, disk, _, attributes, header = (
         CENTRAL.unpack(file.data[position:names])
     )
     following = names + sum(lengths)
     if magic != CENTRAL_MAGIC or following > end.stop or disk not in (0, 0xFFFF):
-        raise FormatError(file.path, "damaged record in the zip directory", offset=position)
+        raise file.fault("damaged record in the zip directory", offset=position)
     raw = file.data[names : names + lengths[0]]
     name = _decoded(file, raw, position)
     if flags & _ENCRYPTED:
-        raise FormatError(file.path, f"zip entry {name!r} is encrypted", offset=position)
+        raise file.fault(f"zip entry {name!r} is encrypted", offset=position)
     extra = file.data[names + lengths[0] : following - lengths[2]]
     size, packed, header = _wide_values(file, name, extra, (size, packed, header))
     start = header + LOCAL.size
     if start > file.size:
-        raise FormatError(file.path, f"zip entry {name!r} is outside the file", offset=header)
+        raise file.fault(f"zip entry {name!r} is outside the file", offset=header)
     local = LOCAL.unpack(file.data[header:start])
     offset = start + local[9] + local[10]
     if local[0] != LOCAL_MAGIC or file.data[start : start + local[9]] != raw:
-        raise FormatError(file.path, f"zip entry {name!r} is not where the directory says", offset=header)
+        raise file.fault(f"zip entry {name!r} is not where the directory says", offset=header)
     entry = ZipEntry(name, method, crc, packed, size, offset, attributes, flags, header)
     if entry.end > end.offset or (method == STORED and packed != size):
-        raise FormatError(file.path, f"zip entry {name!r} does not fit into the file", offset=header)
+        raise file.fault(f"zip entry {name!r} does not fit into the file", offset=header)
     _compare_headers(file, entry, local, file.data[start + local[9] : offset])
     return entry, following
 
@@ -358,10 +354,8 @@ def _compare_headers(file: MappedFile, entry: ZipEntry, local: tuple[Any, ...], 
     found = ((crc, entry.crc32), (packed, entry.packed), (size, entry.size))
     differs = any(one != other and not (later and one in (0, _WIDE)) for one, other in found)
     if differs or method != entry.method or (flags ^ entry.flags) & _SAME_FLAGS:
-        raise FormatError(
-            file.path,
-            f"zip entry {entry.name!r}: its own header and the directory disagree",
-            offset=entry.offset,
+        raise file.fault(
+            f"zip entry {entry.name!r}: its own header and the directory disagree", offset=entry.offset
         )
 
 
@@ -369,9 +363,9 @@ def _decoded(file: MappedFile, raw: bytes, position: int) -> str:
     try:
         name = raw.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(file.path, "zip entry name is not UTF-8", offset=position) from error
+        raise file.fault("zip entry name is not UTF-8", offset=position) from error
     if "\0" in name:
-        raise FormatError(file.path, "zip entry name with a zero byte, where some end it", offset=position)
+        raise file.fault("zip entry name with a zero byte, where some end it", offset=position)
     return name
 
 
@@ -398,18 +392,18 @@ def _wide_values(
         return values
     fields = list(_extra_fields(extra))
     if any(kind == _OTHER_NAME and field[5:] != name.encode() for kind, field in fields):
-        raise FormatError(file.path, f"zip entry {name!r} has another name in an extra field")
+        raise file.fault(f"zip entry {name!r} has another name in an extra field")
     found = [field for kind, field in fields if kind == _ZIP64]
     if not found and (_WIDE not in values or is_local):
         return values
     if len(found) != 1:
-        raise FormatError(file.path, f"zip entry {name!r} lacks its 64-bit sizes, or has them twice")
+        raise file.fault(f"zip entry {name!r} lacks its 64-bit sizes, or has them twice")
     numbers = [int.from_bytes(found[0][at : at + 8], "little") for at in range(0, len(found[0]) // 8 * 8, 8)]
     wide = [index for index, value in enumerate(values) if value == _WIDE]
     if not wide and numbers[:3] == list(values[: len(numbers[:3])]):  # the same values twice
         return values
     if len(numbers) < len(wide) or (not is_local and len(numbers) > len(wide)):
-        raise FormatError(file.path, f"zip entry {name!r}: its sizes of 32 and of 64 bits disagree")
+        raise file.fault(f"zip entry {name!r}: its sizes of 32 and of 64 bits disagree")
     result = list(values)
     for index, number in zip(wide, numbers, strict=False):
         result[index] = number
@@ -421,13 +415,13 @@ def _refuse_other_bytes(file: MappedFile, entries: list[ZipEntry], end: _End) ->
     for entry, following in pairwise(entries):
         if following.header < entry.end:
             reason = f"zip entries {entry.name!r} and {following.name!r} overlap"
-            raise FormatError(file.path, reason, offset=following.header)
+            raise file.fault(reason, offset=following.header)
     gaps = [(entry.header, f"zip entry {entry.name!r}") for entry in entries]
     reached, last = 0, None
     for (start, where), entry in zip_longest([*gaps, (end.offset, "zip directory")], entries):
         if start != reached and not (last and _is_descriptor(file, last, reached, start)):
             reason = f"{start - reached} bytes that belong to no zip entry before the {where}"
-            raise FormatError(file.path, reason, offset=reached)
+            raise file.fault(reason, offset=reached)
         if entry:
             reached, last = entry.end, entry
 
@@ -471,12 +465,12 @@ def iter_safe_members(
 
 def _refuse_excess(file: MappedFile, entries: list[ZipEntry], limits: Limits) -> None:
     if len(entries) > limits.members:
-        raise FormatError(file.path, f"more than {limits.members} members")
+        raise file.fault(f"more than {limits.members} members")
     total = sum(entry.size for entry in entries)
     if total > limits.total_bytes:
-        raise FormatError(file.path, f"unpacks to more than {limits.total_bytes} bytes")
+        raise file.fault(f"unpacks to more than {limits.total_bytes} bytes")
     if total > max(limits.ratio_from_bytes, limits.ratio * file.size):
-        raise FormatError(file.path, f"expands more than {limits.ratio} times: a decompression bomb")
+        raise file.fault(f"expands more than {limits.ratio} times: a decompression bomb")
 
 
 def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMember | None:
@@ -486,14 +480,13 @@ def _checked(file: MappedFile, entry: ZipEntry, names: MemberNames) -> SafeMembe
     kind = stat.S_IFMT(entry.attributes >> 16)  # zero where the archive was not made by Unix
     is_folder = path.endswith("/")
     if kind == stat.S_IFLNK:
-        raise FormatError(file.path, f"member {shown} is a link, which is refused")
+        raise file.fault(f"member {shown} is a link, which is refused")
     if kind not in (0, stat.S_IFDIR if is_folder else stat.S_IFREG) or (is_folder and entry.size):
-        raise FormatError(file.path, f"member {shown} is neither a file nor a folder, which is refused")
+        raise file.fault(f"member {shown} is neither a file nor a folder, which is refused")
     if entry.method not in (STORED, DEFLATED):
-        raise FormatError(
-            file.path,
+        raise file.fault(
             f"member {shown} is packed by method {entry.method}, which is not supported: unpack it with "
-            "another program, and give the checkpoint in it by its path",
+            "another program, and give the checkpoint in it by its path"
         )
     name = names.claim(path, is_folder=is_folder)
     return SafeMember(name, entry.size, is_folder) if name else None
