@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.base.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
+from ckptkit.base.errors import ConversionError, UsageError  # noqa: E402
 from ckptkit.families.base import Structure, get_family  # noqa: E402
 from ckptkit.families.filling import load_state  # noqa: E402
 from ckptkit.families.moat import torch_model  # noqa: E402
@@ -52,71 +52,6 @@ def test_names_shapes_and_parameter_counts(variant, pos_emb):
         b.canonical for b in table.bindings if b.trainable
     }
     assert sum(p.numel() for p in model.parameters()) == parameter_count(variant, pos_emb)
-
-
-@pytest.mark.parametrize("num_classes", [None, 0, 10])
-def test_names_follow_the_head(num_classes):
-    with torch.device("meta"):
-        model = torch_model.build("tiny-moat0", num_classes=num_classes)
-    table = get_family("moat").table("torch", "tiny-moat0", Structure(True, num_classes or None))
-    names = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert names == {b.canonical: b.canonical_shape for b in table.bindings if b.trainable}
-
-
-def test_build_gives_an_evaluating_float32_model_on_any_default():
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = torch_model.build("tiny-moat0")
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert not any(module.training for module in model.modules())
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        ({"features_only": True}, 6),
-        ({"num_classes": None}, 5),
-        ({"num_classes": 0}, 5),
-        ({"num_classes": None, "features_only": True}, 5),
-    ],
-)
-def test_stage_outputs_instead_of_logits(settings, names):
-    model = torch_model.build("tiny-moat0", **settings)
-    x = nchw(philox_normal(1, (1, 64, 96, 3)))
-    with torch.inference_mode():
-        outputs, stages = model(x), model.forward_stages(x)
-    assert [tuple(out.shape) for out in outputs] == [
-        (1, 32, 32, 48),
-        (1, 32, 16, 24),
-        (1, 64, 8, 12),
-        (1, 128, 4, 6),
-        (1, 256, 2, 3),
-    ]
-    assert list(stages) == [*(f"stage{n}" for n in range(1, 6)), "logits"][:names]
-    for ours, theirs in zip(outputs, stages.values(), strict=False):
-        assert torch.equal(ours, theirs)
-
-
-def test_calling_and_forward_stages_agree():
-    model = torch_model.build("tiny-moat0", num_classes=7)
-    x = nchw(philox_normal(1, (3, 64, 64, 3)))
-    with torch.inference_mode():
-        assert torch.equal(model(x), model.forward_stages(x)["logits"])
-        assert model(x).shape == (3, 7)
-
-
-def test_a_headless_model_has_no_logits_to_give():
-    model = torch_model.build("tiny-moat0", num_classes=None)
-    with pytest.raises(UsageError, match="no head"):
-        model.forward_head(torch.zeros(1, 256, 1, 1))
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 64, 64, 3), (0, 3, 64, 64), (1, 3, 64, 0)])
-def test_what_is_no_batch_of_images_is_refused(shape):
-    with pytest.raises(UsageError, match=r"the model takes \(N, 3, H, W\)"):
-        torch_model.build("tiny-moat0")(torch.zeros(shape))
 
 
 def _turned(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -196,29 +131,6 @@ def test_a_window_that_does_not_divide_the_map_is_refused():
         model(torch.zeros(1, 3, 224, 224))
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "said"),
-    [
-        ({"variant": "moat9"}, NotFoundError, "unknown MOAT variant 'moat9'"),
-        ({"pool_size": 4}, UsageError, "pool_size is 4"),
-        ({"num_classes": -1}, UsageError, "num_classes is -1"),
-        ({"resolution": 0}, UsageError, "resolution is 0"),
-        ({"resolution": (224,)}, UsageError, "resolution is"),
-        ({"window_size": 0}, UsageError, "window_size of stage 2 is 0"),
-    ],
-)
-def test_nonsense_is_refused(settings, error, said):
-    with pytest.raises(error, match=said):
-        torch_model.build(**{"variant": "tiny-moat0", **settings})
-
-
-@pytest.mark.parametrize(
-    ("asked", "resolution"), [(None, (256, 256)), (384, (384, 384)), ((192, 256), (192, 256))]
-)
-def test_resolution(asked, resolution):
-    assert torch_model.build("tiny-moat0", resolution=asked).resolution == resolution
-
-
 def test_a_table_loaded_after_a_forward_pass_counts():
     """The published TF2 code freezes the bias of the initial table, whatever is loaded later."""
     golden = load_golden("tiny_moat0_pe_256_pool2")
@@ -241,12 +153,6 @@ def test_a_state_of_another_structure_is_refused():
         load_state(model, canonical_weights(UNITS_VARIANT, True))
     with pytest.raises(ConversionError, match="9 missing"):
         load_state(torch_model.build(UNITS_VARIANT), canonical_weights(UNITS_VARIANT, False))
-
-
-def test_every_parameter_takes_part():
-    model = torch_model.build("tiny-moat0", num_classes=3)
-    model(nchw(philox_normal(6, (2, 64, 64, 3)))).square().sum().backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_pytorchs_own_strict_loading_takes_a_converted_state():

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ckptkit.base.errors import ConversionError, NotFoundError, UsageError  # noqa: E402
+from ckptkit.base.errors import ConversionError  # noqa: E402
 from ckptkit.families.base import Structure, get_family  # noqa: E402
 from ckptkit.families.filling import load_state  # noqa: E402
 from ckptkit.families.moganet import torch_model  # noqa: E402
@@ -85,63 +85,6 @@ def test_names_follow_the_head_and_the_family_table(num_classes):
     assert {row.name for row in rows if row.kind == "parameter"} == {
         b.canonical for b in table.bindings if b.trainable
     }
-
-
-def test_build_gives_an_evaluating_float32_model_on_any_default():
-    torch.set_default_dtype(torch.float64)
-    try:
-        model = torch_model.build(SMALLEST, attn_force_fp32=False)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert not any(module.training for module in model.modules())
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values())
-
-
-@pytest.mark.parametrize(
-    ("settings", "names"),
-    [
-        ({"features_only": True}, 5),
-        ({"num_classes": None}, 4),
-        ({"num_classes": 0}, 4),
-        ({"num_classes": None, "features_only": True}, 4),
-    ],
-)
-def test_stage_outputs_instead_of_logits(settings, names):
-    model = torch_model.build("moganet-t", attn_force_fp32=False, **settings)
-    x = nchw(philox_normal(1, (1, 64, 96, 3)))
-    with torch.inference_mode():
-        outputs, stages = model(x), model.forward_stages(x)
-    assert [tuple(out.shape) for out in outputs] == [
-        (1, 32, 16, 24),
-        (1, 64, 8, 12),
-        (1, 128, 4, 6),
-        (1, 256, 2, 3),
-    ]
-    assert list(stages) == ["stage1", "stage2", "stage3", "stage4", "logits"][:names]
-    for ours, theirs in zip(outputs, stages.values(), strict=False):
-        assert torch.equal(ours, theirs)
-
-
-def test_calling_and_forward_stages_agree():
-    model = torch_model.build(SMALLEST, attn_force_fp32=True, num_classes=7)
-    x = nchw(philox_normal(1, (3, 64, 64, 3)))
-    with torch.inference_mode():
-        assert torch.equal(model(x), model.forward_stages(x)["logits"])
-        assert model(x).shape == (3, 7)
-
-
-def test_a_headless_model_has_no_logits_to_give():
-    model = torch_model.build(SMALLEST, attn_force_fp32=False, num_classes=None)
-    with pytest.raises(UsageError, match="no head"):
-        model.forward_head(torch.zeros(1, 192, 1, 1))
-
-
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 64, 64, 3), (0, 3, 64, 64), (1, 3, 64, 0)])
-def test_what_is_no_batch_of_images_is_refused(shape):
-    with pytest.raises(UsageError, match=r"the model takes \(N, 3, H, W\)") as raised:
-        torch_model.build(SMALLEST, attn_force_fp32=False)(torch.zeros(shape))
-    assert str(list(shape)) in str(raised.value)
 
 
 def _turned(state):
@@ -266,39 +209,9 @@ def test_a_model_without_memory_tells_shapes(attn_force_fp32):
     }
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "said"),
-    [
-        (
-            {"variant": "moganet-m"},
-            NotFoundError,
-            "unknown MogaNet variant 'moganet-m'; choose from moganet-xt",
-        ),
-        ({"attn_force_fp32": None}, UsageError, "attn_force_fp32 is None; it can be true or false"),
-        ({"attn_force_fp32": 1}, UsageError, "attn_force_fp32 is 1;"),
-        ({"attn_force_fp32": "true"}, UsageError, "attn_force_fp32 is 'true'"),
-        ({"num_classes": -1}, UsageError, "num_classes.*-1"),
-        ({"num_classes": 1.5}, UsageError, r"num_classes.*1\.5"),
-        ({"num_classes": True}, UsageError, "num_classes.*True"),
-        ({"resolution": 0}, UsageError, "resolution is 0"),
-        ({"resolution": (224,)}, UsageError, "resolution is"),
-    ],
-)
-def test_nonsense_is_refused(settings, error, said):
-    with pytest.raises(error, match=said):
-        torch_model.build(**{"variant": SMALLEST, "attn_force_fp32": False, **settings})
-
-
 def test_the_gate_has_no_default():
     with pytest.raises(TypeError, match="attn_force_fp32"):
         torch_model.build(SMALLEST)
-
-
-@pytest.mark.parametrize(
-    ("asked", "resolution"), [(None, (224, 224)), (256, (256, 256)), ((192, 256), (192, 256))]
-)
-def test_resolution(asked, resolution):
-    assert _meta(resolution=asked).resolution == resolution
 
 
 def test_a_state_of_another_structure_is_refused():
@@ -323,17 +236,6 @@ def test_half_precision_weights_are_widened():
             continue
         assert tensor.dtype == torch.float32
         assert np.array_equal(tensor.numpy(), half[name].astype(np.float32)), name
-
-
-def test_every_parameter_takes_part():
-    model = torch_model.build(SMALLEST, attn_force_fp32=False, num_classes=3)
-    model(nchw(philox_normal(6, (2, 64, 64, 3)))).square().sum().backward()
-    unused = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.grad is None or not parameter.grad.any()
-    ]
-    assert unused == []
 
 
 def test_pytorchs_own_strict_loading_takes_a_published_state():
