@@ -41,7 +41,7 @@ TableSizes: TypeAlias = tuple[tuple[int, int], ...]
 
 
 REQUIRED = object()
-"""Default of a setting that nobody may guess: several values are in use, and no tensor tells which."""
+"""Default of a setting that must not be guessed: several values are in use, and no tensor shows which."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 All agree on products: a convolution, a linear layer or an attention product costs one multiply-add for each
 pair of numbers multiplied. They differ in what they add for everything else. A table has the operations that
 cost something and the ones that are free by the convention; copies and changes of shape are free everywhere.
-An operation that stands in no table is reported by name and never passed over.
+An operation that is in no table is reported by name and never passed over.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ PRODUCTS: Mapping[str, Cost] = {
     "addmm": _matrix_product(1),
     "baddbmm": _matrix_product(1),
 }
-"""Multiply-adds of the operations whose cost nobody disputes."""
+"""Multiply-adds of the operations whose cost is not disputed."""
 
 FREE = frozenset(
     {

@@ -172,7 +172,7 @@ TRAINING = (
     # TensorFlow 1, and object-based checkpoints up to Keras 2.10: <variable>/Adam_1, also of a part.
     Ignore("optimizer slots", rf"(?P<variable>.+?)(/part_\d+)?/(?!{_AVERAGE}$)[A-Za-z]\w*", _SLOT),
     Ignore("optimizer slots of moving averages", rf"(?P<variable>.+)/{_AVERAGE}/\w+", _SLOT),
-    # The same behind a name scope, of tf.contrib and Keras in TensorFlow 1: OptimizeLoss/<variable>/Momentum.
+    # The same after a name scope, of tf.contrib and Keras in TensorFlow 1: OptimizeLoss/<variable>/Momentum.
     Ignore("optimizer slots", rf"\w+/(?P<variable>.+)/(?!{_AVERAGE}$)[A-Za-z]\w*", _SLOT),
     Ignore("optimizer", r"training(_\d+)?/.+", _STATE),
     # Keras 2.11 to 2.15: Adam/m/<variable>.
@@ -183,7 +183,7 @@ TRAINING = (
         r"|accumulated_(grad|delta_var))/(?P<variable>.+)",
         _SLOT,
     ),
-    # Keras 3: adam/<variable, with underscores>_momentum; in mixed precision behind loss_scale_optimizer/.
+    # Keras 3: adam/<variable, with underscores>_momentum; in mixed precision after loss_scale_optimizer/.
     Ignore(OPTIMIZER_AVERAGES, r"(\w+/){1,2}\w+_average", "kept by use_ema"),
     Ignore(
         "optimizer slots",

@@ -65,11 +65,11 @@ class ModelConfig(BaseModel):
 
     def text(self) -> str:
         """Return the file's content."""
-        said = self.model_dump(mode="json")
-        for labels in ("id2label", "label2id"):  # of a head that is not ImageNet's nobody knows them
-            if said[labels] is None:
-                del said[labels]
-        return json_text(said, indent=2) + "\n"
+        fields = self.model_dump(mode="json")
+        for labels in ("id2label", "label2id"):  # not known of a head that is not ImageNet's
+            if fields[labels] is None:
+                del fields[labels]
+        return json_text(fields, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,20 @@ def read_config(folder: Path) -> ModelConfig:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise FormatError(path, f"larger than {_MAX_BYTES} bytes, too large for a model config")
-        said = json.loads(text)
+        fields = json.loads(text)
     except OSError as error:
         raise storage_error(error, path) from error
     except (ValueError, RecursionError) as error:
         raise FormatError(path, f"not JSON: {error}") from error
-    if not isinstance(said, dict) or said.get("library_name") != "ckptkit":
-        kind = said.get("model_type") if isinstance(said, dict) else None
+    if not isinstance(fields, dict) or fields.get("library_name") != "ckptkit":
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
         raise FormatError(
             path,
             "not written by ckptkit" + (f" (it is of a {kind} model)" if isinstance(kind, str) else ""),
             hint="'ckptkit export ID --to hf' writes such a folder",
         )
     try:
-        config = ModelConfig.model_validate(said)
+        config = ModelConfig.model_validate(fields)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise FormatError(path, faults, hint="export it again") from error
@@ -160,13 +160,13 @@ def _require_fit(folder: Path, config: ModelConfig, found: Recognition) -> None:
     """Refuse a config that says something else than the tensors: they would load all the same."""
     structure = found.structure
     pos_emb = structure.pos_emb if found.family.has_pos_emb else None
-    for what, said, has in (
+    for what, stated, has in (
         ("num_classes", config.num_classes, structure.num_classes),
         ("pos_emb", config.pos_emb, pos_emb),
     ):
-        if said != has:
+        if stated != has:
             raise FormatError(
                 folder / CONFIG,
-                f"it says {what} {json.dumps(said)}, but {WEIGHTS} has {json.dumps(has)}",
+                f"it says {what} {json.dumps(stated)}, but {WEIGHTS} has {json.dumps(has)}",
                 hint="put back the config of these weights, or export them again",
             )

@@ -199,7 +199,7 @@ def _stripped(reader: Reader, prefix: str, *, where_it_fits: bool) -> Reader:
     """Take a prefix off every name, but those of an averaged model's counters."""
     names = _names(reader)
     inner = [name for name in names if name not in AVERAGING_COUNTERS]
-    # With or without its dot; and behind module., which is not shown where every name has it.
+    # With or without its dot; and after module., which is not shown where every name has it.
     for found in (prefix, f"{prefix}.", f"{_MODULE}{prefix}", f"{_MODULE}{prefix}."):
         if prefix and all(_begins(name, found) for name in inner):
             renamed = {name: name.removeprefix(found) for name in names}

@@ -155,7 +155,7 @@ def create_model(
     Raises
     ------
     NotFoundError
-        When there is no such entry or variant.
+        When the entry or variant does not exist.
     UsageError
         When a setting does not exist in this family, is not known and has no default, or the checkpoint
         contradicts it; when ``compile`` is asked of another framework than PyTorch, or cannot work here.

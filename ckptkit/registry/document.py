@@ -258,7 +258,7 @@ class _Builder:
         return whole
 
     def _merged(self, nodes: list[yaml.Node]) -> Iterator[yaml.Node]:
-        """Mappings behind ``<<``; the first named one wins, as YAML 1.1 has it."""
+        """Mappings after ``<<``; the first named one wins, as YAML 1.1 has it."""
         for node in nodes:
             members = node.value if isinstance(node, yaml.SequenceNode) else [node]
             for member in members:

@@ -64,7 +64,7 @@ class Allowance:
 
     @classmethod
     def to_load(cls, nbytes: int) -> Allowance:
-        """For a file of so many bytes, its weights included."""
+        """For a file of this size, its weights included."""
         return cls(2 + nbytes / (16 * _MB), 256 * _MB + 6 * nbytes)
 
     @classmethod

@@ -3,7 +3,7 @@
 One rule for each kind of picture, the same for every command:
 
 * turned as its EXIF data says; of an animation the first frame;
-* palettes and grey become RGB; what is transparent lies on white, as a browser shows it (``convert("RGB")``
+* palettes and grey become RGB; what is transparent is put on white, as a browser shows it (``convert("RGB")``
   would show the colours that somebody meant to hide);
 * 16 bits of grey are scaled to 8, where Pillow's conversion would cut everything above 255 to white; integers
   beyond 16 bits and floating-point numbers say of no value that it is white, and are refused;
@@ -133,7 +133,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
     size = struct.calcsize(order + "HH" + 2 * offset)
     for entry in struct.iter_unpack(order + "HH" + 2 * offset, _whole(file.read(count * size), size)):
         tag, kind, many, value = entry
-        if kind in _SHORTER and order == ">":  # a short value lies in the first bytes of its place
+        if kind in _SHORTER and order == ">":  # a short value is in the first bytes of its place
             value >>= 8 * (struct.calcsize(order + offset) - _SIZES[kind])
         elif kind in _SHORTER:
             value &= (1 << 8 * _SIZES[kind]) - 1
@@ -356,8 +356,8 @@ def _fitted(picture: Any, called: str, *, several_scans: bool = False, may_reduc
         raise _too_large(called, picture, full)
     if picture.size != full:
         whole, half = (f"{width}x{height}" for width, height in (full, picture.size))
-        said = f"{whole} pixels are too many to decode whole; decoded at {half}, which rounds once more"
-        warnings.warn(escaped(f"{called}: {said}"), ReducedPictureWarning, stacklevel=2)
+        what = f"{whole} pixels are too many to decode whole; decoded at {half}, which rounds once more"
+        warnings.warn(escaped(f"{called}: {what}"), ReducedPictureWarning, stacklevel=2)
     return needed
 
 

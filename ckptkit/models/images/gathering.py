@@ -108,7 +108,7 @@ def _too_large(name: str, most_bytes: int) -> FormatError:
 
 
 STDIN = "-"
-"""What stands for standard input."""
+"""The name of standard input."""
 
 ENDINGS = frozenset(
     {
@@ -170,7 +170,7 @@ class Gatherer:
     recursive: bool = False  # look into folders' folders too
     offline: bool = False  # refuse URLs that need the network
     mirrors: tuple[Mirror, ...] = ()  # rules for URLs
-    stdin: BinaryIO | None = None  # what ``-`` stands for
+    stdin: BinaryIO | None = None  # read for ``-``
     progress: Progress | None = None  # shows how far a download is
 
     def gather(self, named: Iterable[str | Path | Image]) -> Gathering:
