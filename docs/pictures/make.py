@@ -1,6 +1,6 @@
-"""Make the README's pictures again, from what the commands really print and draw.
+"""Make the pictures of README and documentation again, from what the commands really print and draw.
 
-Run it in an environment with ckptkit's extra ``all``: ``python .github/pictures/make.py [NAME…]``. Nothing is
+Run it in an environment with ckptkit's extra ``all``: ``python docs/pictures/make.py [NAME…]``. Nothing is
 downloaded: ``parity`` and ``cam`` use synthetic weights, and the pictures say so.
 """
 
@@ -17,16 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, SVG_EXPORT_THEME
 from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
 
 TERMINALS = {
-    "list.svg": ("ckptkit list --family moat --min-top1 82", 104),
-    "parity.svg": ("ckptkit parity tiny-moat0-256 --synthetic --quiet", 118),
+    "list": ("ckptkit list --family moat --min-top1 82", 104),
+    "parity": ("ckptkit parity tiny-moat0-256 --synthetic --quiet", 100),
 }
 """Picture → the command it shows and the width of its terminal."""
+
+THEMES = {"": DEFAULT_TERMINAL_THEME, "-dark": SVG_EXPORT_THEME}
+"""What a picture's name ends with → its colours; a page shows the one that suits it."""
 
 SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -87,14 +90,23 @@ def _everything(descriptor: int) -> bytes:
         pieces.append(piece)
 
 
-def terminal_picture(command: str, width: int) -> str:
-    """Draw a terminal in which a command was run, as SVG."""
+def terminal_pictures(command: str, width: int) -> dict[str, str]:
+    """Draw a terminal in which a command was run, in each theme, as wide as its longest line."""
+    printed = Text.from_ansi(printed_on_a_terminal(command, width))
+    lines = [Text(f"$ {command}", style="bold"), *printed.split(allow_blank=True)]
     console = Console(
-        record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+        record=True,
+        width=max(line.cell_len for line in lines) + 1,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
     )
-    console.print(Text(f"$ {command}", style="bold"))
-    console.print(Text.from_ansi(printed_on_a_terminal(command, width)), soft_wrap=True)
-    return console.export_svg(title="", theme=MONOKAI, code_format=SVG, unique_id="ckptkit")
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    return {
+        end: console.export_svg(title="", theme=theme, code_format=SVG, unique_id="ckptkit", clear=False)
+        for end, theme in THEMES.items()
+    }
 
 
 def accuracy_picture(target: Path) -> None:
@@ -125,8 +137,9 @@ def main(names: list[str]) -> None:
     """Make the pictures of these names, or all."""
     for name, (command, width) in TERMINALS.items():
         if not names or name in names:
-            (HERE / name).write_text(terminal_picture(command, width), encoding="utf-8")
-            print(HERE / name)
+            for end, picture in terminal_pictures(command, width).items():
+                (HERE / f"{name}{end}.svg").write_text(picture, encoding="utf-8")
+                print(HERE / f"{name}{end}.svg")
     for name, draw in DRAWINGS.items():
         if not names or name in names:
             draw(HERE / name)

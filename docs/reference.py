@@ -1,0 +1,274 @@
+"""The reference pages of the site, and the manual page, made from the code so that they cannot lag behind it.
+
+MkDocs loads this file as a hook (``mkdocs.yml``); ``python docs/reference.py`` prints the manual page.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ckptkit
+from ckptkit._version import REPOSITORY, __version__
+from ckptkit.base import errors
+from ckptkit.base.axes import OPS
+from ckptkit.cli import app
+from ckptkit.cli.output import READER_GONE, ExitCode, exit_code
+from ckptkit.families import registry_families
+from ckptkit.formats.builtin import BUILT_IN
+from ckptkit.registry.schema import json_schema
+from ckptkit.rules import file as rules_file
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = REPOSITORY.removesuffix(".git") + "/blob/main/"
+FROM_ROOT = {
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+}
+"""Pages of the site that are files of the repository's root."""
+
+EXIT_CODES = {
+    ExitCode.OK: "done, and everything holds",
+    ExitCode.CHECK_FAILED: "a check failed: `verify`, `parity`, `diff`, `profile --check`, `eval --check`, "
+    "`export`, `registry validate` …",
+    ExitCode.USAGE: "wrong usage, or an output exists and `--force` was not given",
+    ExitCode.NOT_FOUND: "no such entry, file or variant",
+    ExitCode.NETWORK: "the network, or a server",
+    ExitCode.DAMAGED: "a damaged or refused file, tensors that do not fit, or a full or read-only disk",
+    ExitCode.MISSING_PACKAGE: "an optional package is missing; the message has the line that installs it",
+    ExitCode.INTERRUPTED: "interrupted",
+}
+GONE = "whoever read the output went away, as `head` does"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table; what would end a cell is escaped."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [[*head], ["---"] * len(head), *cells]) + "\n"
+
+
+def every_command() -> Iterator[tuple[str, Any]]:
+    """Each command with its full name, in the order of the help."""
+
+    def below(group: Any, words: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            yield f"{words} {name}", command
+            if hasattr(command, "commands"):
+                yield from below(command, f"{words} {name}")
+
+    root = app.load_commands()
+    root.commands = {name: root.commands[name] for name in root.list_commands(None)}
+    yield from below(root, "ckptkit")
+
+
+def parameters(command: Any) -> Iterator[tuple[str, str]]:
+    """Each argument and option as a line of usage, and its help."""
+    context = command.context_class(command)
+    for param in command.params:
+        record = None if param.name == "help" else param.get_help_record(context)
+        if record:
+            yield record[0], _plain(record[1])
+
+
+def description(command: Any) -> tuple[str, list[str]]:
+    """What a command does, and its examples."""
+    text, _, last = _plain(command.help or "").partition("Examples:\n")
+    return text.strip(), [line.strip() for line in last.splitlines() if line.strip()]
+
+
+def _plain(text: str) -> str:
+    """Help as it is written: without the marks for click and rich."""
+    return text.replace("\b\n", "").replace("\\[", "[").strip()
+
+
+def _commands() -> str:
+    """Every command with its options."""
+    parts = [
+        _table(("option", ""), [(f"`{label}`", text) for label, text in parameters(app.load_commands())])
+    ]
+    for name, command in every_command():
+        text, examples = description(command)
+        parts += [f"## {name}\n", f"{text}\n"]
+        if examples:
+            parts.append("```console\n" + "\n".join(f"$ {line}" for line in examples) + "\n```\n")
+        rows = [(f"`{label}`", text) for label, text in parameters(command)]
+        if rows and not hasattr(command, "commands"):
+            parts.append(_table(("argument or option", ""), rows))
+    return "\n".join(parts)
+
+
+def _python() -> str:
+    """Every public function, by its docstring."""
+    functions = [thing for name in ckptkit.__all__ if callable(thing := getattr(ckptkit, name))]
+    paths = [f"{function.__module__}.{function.__qualname__}" for function in functions]
+    return "\n".join(f"::: {path}\n    options:\n      heading_level: 2\n" for path in paths)
+
+
+def _errors() -> str:
+    """Every class of errors with its exit code."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, errors.CkptkitError)]
+    codes = {kind: str(int(exit_code(kind.__new__(kind)))) for kind in kinds}
+    rows = [(f"`{kind.__name__}`", _first_line(kind), code) for kind, code in codes.items()]
+    return _table(("class", "", "exit code"), rows)
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0].replace("``", "`")
+
+
+def _exit_codes() -> str:
+    """What each exit status means."""
+    rows = [(str(int(code)), EXIT_CODES[code]) for code in ExitCode]
+    return _table(("code", "meaning"), [*rows, (str(READER_GONE), GONE)])
+
+
+def _formats() -> str:
+    """Every built-in format."""
+    rows = [
+        (
+            f"`{format.name}`",
+            " ".join(f"`{ending}`" for ending in format.endings),
+            " ".join(f"`{word}`" for word in format.aliases),
+            format.checksum or "",
+        )
+        for format in BUILT_IN.values()
+    ]
+    return _table(("name", "endings", "also understood", "checksum of a tensor"), rows)
+
+
+def _rules() -> str:
+    """The language of rules files: the docstring of the code that reads them."""
+    text = (rules_file.__doc__ or "").replace("``", "`")
+    return re.sub(r"::\n\n((?:    .*\n|\n)+)", _yaml_block, text)
+
+
+def _yaml_block(found: re.Match[str]) -> str:
+    return f":\n\n```yaml\n{textwrap.dedent(found[1]).strip()}\n```\n\n"
+
+
+def _operations() -> str:
+    """Every change of axes that has a name."""
+    rows = [(f"`{op.name}`", f"`{op.external}` → `{op.canonical}`") for op in OPS.values() if op.external]
+    return _table(("op", "axes"), [("`identity`", "nothing changes"), *rows])
+
+
+def _registry() -> str:
+    """Every field of a registry file."""
+    parts = []
+    for kind, schema in json_schema(registry_families())["$defs"].items():
+        required = schema.get("required", ())
+        rows = [
+            (f"`{name}`", _type(field), "yes" if name in required else "", field.get("description", ""))
+            for name, field in schema.get("properties", {}).items()
+        ]
+        if rows:
+            about = schema.get("description", "").partition("\n\n")[0]
+            parts += [f"## {kind}\n", f"{about}\n", _table(("field", "type", "required", ""), rows)]
+    return "\n".join(parts)
+
+
+def _type(field: dict[str, Any]) -> str:
+    """A field's type in words."""
+    if "enum" in field:
+        return " ".join(f"`{value}`" for value in field["enum"])
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_type(one) for one in field["anyOf"]))
+    if field.get("type") == "array":
+        return f"list of {_type(field.get('items', {}))}"
+    return str(field.get("const", field.get("type", "any")))
+
+
+PARTS = {
+    "commands": _commands,
+    "python": _python,
+    "errors": _errors,
+    "exit codes": _exit_codes,
+    "formats": _formats,
+    "rules": _rules,
+    "operations": _operations,
+    "registry": _registry,
+}
+"""What ``<!-- from the code: … -->`` in a page is replaced by."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs: add the pages that are files of the repository's root."""
+    from mkdocs.structure.files import File
+
+    for name, source in FROM_ROOT.items():
+        files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """MkDocs: fill in what comes from the code; let links that leave the site lead to the repository."""
+    name = page.file.src_uri
+    text = re.sub("<!-- from the code: (.+?) -->", lambda found: PARTS[found[1]](), markdown)
+    return re.sub(r"\]\(([^)\s]+)\)", lambda found: f"]({_link(name, found[1])})", text)
+
+
+def _link(page: str, target: str) -> str:
+    """Where a link of a page leads on the site, or in the repository where the site has no such page."""
+    path, mark, anchor = target.partition("#")
+    if not path or ":" in path:
+        return target
+    folder = posixpath.dirname(FROM_ROOT.get(page, f"docs/{page}"))
+    file = posixpath.normpath(posixpath.join(folder, path))
+    pages = {source: made for made, source in FROM_ROOT.items()}
+    if file not in pages and not file.startswith("docs/"):
+        return f"{SOURCE}{file}{mark}{anchor}"
+    wanted = pages.get(file, file.removeprefix("docs/"))
+    return posixpath.relpath(wanted, posixpath.dirname(page) or ".") + mark + anchor
+
+
+def manual_page() -> str:
+    """The manual page, in roff."""
+    lines = [
+        f'.TH CKPTKIT 1 "" "ckptkit {__version__}" "User Commands"',
+        ".SH NAME",
+        f"ckptkit \\- {_roff(app.app.info.help).rstrip('.')}",
+        ".SH SYNOPSIS",
+        ".B ckptkit",
+        "[OPTIONS] COMMAND [ARGS]...",
+        ".SH OPTIONS",
+        *_definitions(parameters(app.load_commands())),
+        ".SH COMMANDS",
+    ]
+    for name, command in every_command():
+        text, examples = description(command)
+        lines += [f".SS {_roff(name)}", *[_roff(line) for line in text.split("\n\n")]]
+        if not hasattr(command, "commands"):
+            lines += _definitions(parameters(command))
+        if examples:
+            lines += [".P", "Examples:", ".nf", *[f"  {_roff(line)}" for line in examples], ".fi"]
+    lines += [".SH EXIT STATUS"]
+    lines += _definitions((str(int(code)), text.replace("`", "")) for code, text in EXIT_CODES.items())
+    lines += [
+        *_definitions([(str(READER_GONE), GONE.replace("`", ""))]),
+        ".SH SEE ALSO",
+        _roff(REPOSITORY.removesuffix(".git")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _definitions(pairs: Any) -> list[str]:
+    return [line for label, text in pairs for line in (".TP", f".B {_roff(label)}", _roff(text) or "\\&")]
+
+
+def _roff(text: object) -> str:
+    """Text for roff: its control characters escaped."""
+    line = " ".join(str(text).split()).replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{line}" if line.startswith((".", "'")) else line
+
+
+if __name__ == "__main__":
+    sys.stdout.write(manual_page())

@@ -1,0 +1,166 @@
+"""The documentation: the site builds without a warning; pages and pictures show what the code does today."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ckptkit
+from ckptkit import _version
+from ckptkit.base.axes import OPS
+from ckptkit.cli.output import ExitCode
+from ckptkit.formats.builtin import BUILT_IN
+from tests.conftest import REPOSITORY
+from tests.support.browser import browser
+from tests.support.examples import commands
+
+DOCS = REPOSITORY / "docs"
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as CI builds it: a warning is a fault."""
+    pytest.importorskip("material", reason="mkdocs-material is of the extra dev")
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def text_of(page: Path) -> str:
+    """What a page shows."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+
+
+def test_every_command_and_option_has_its_place_in_the_reference(site):
+    shown = text_of(site / "reference" / "commands" / "index.html")
+    for command in commands():
+        assert f"ckptkit {command}" in shown
+    for option in ("--strip-prefix", "--require-checksum", "--junit", "--offline", "--older-than"):
+        assert option in shown
+
+
+def test_every_public_name_has_its_docstring_in_the_reference(site):
+    shown = text_of(site / "reference" / "python" / "index.html")
+    for name in ckptkit.__all__:
+        if callable(getattr(ckptkit, name)):
+            first = (getattr(ckptkit, name).__doc__ or "").strip().splitlines()[0].replace("`", "")
+            assert first.split("  ")[0] in shown, name
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("exit-codes", [str(int(code)) for code in ExitCode]),
+        ("formats", [word for format in BUILT_IN.values() for word in (format.name, *format.endings)]),
+        ("rules", [*OPS, "source", "target", "ignore", "sizes"]),
+        ("registry", ["attn_force_fp32", "pool_size", "published_top1", "hash_provenance", "sources"]),
+    ],
+)
+def test_the_reference_is_whole(site, page, words):
+    shown = text_of(site / "reference" / page / "index.html")
+    assert [word for word in words if word not in shown] == []
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    loading = re.compile(r"<(?:script|img|link)\b[^>]*?(?:src|href)=\"?(https?://[^\s\">]+)")
+    found = {
+        url for page in site.rglob("*.html") for url in loading.findall(page.read_text(encoding="utf-8"))
+    }
+    assert {url for url in found if not url.startswith("https://example.org/")} == set()
+
+
+@pytest.mark.slow
+def test_pages_in_a_browser(site, tmp_path):
+    with browser() as chromium:
+        for page in ("index.html", "tutorial/index.html", "reference/commands/index.html"):
+            chromium.open(site / page)
+            assert len(chromium.text("main")) > 500
+            assert [line for line in chromium.messages() if "ERR_FILE_NOT_FOUND" not in line] == []
+            chromium.screenshot(tmp_path / "page.png")
+            assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_manual_page_is_todays():
+    script = runpy.run_path(str(DOCS / "reference.py"))
+    assert (DOCS / "ckptkit.1").read_text(encoding="utf-8") == script["manual_page"](), (
+        "run: python docs/reference.py > docs/ckptkit.1"
+    )
+
+
+NUMBERS = re.compile(r"\d\.\d+e-\d+|\d\.\d{9}|\d+\.\d+\.\d+(?:\+\w+)?|stage\d\)$")
+"""What another processor, or another release of a framework, prints otherwise."""
+
+
+def shown(lines: list[str]) -> list[str]:
+    """Lines without what differs between machines, blanks and rules of tables."""
+    plain = [re.sub(r"[\s\u2500]+", "", NUMBERS.sub("N", line.replace("\xa0", " "))) for line in lines]
+    return [line for line in plain if line]
+
+
+def lines_of(svg: str) -> list[str]:
+    """What a picture of a terminal shows, line by line."""
+    placed: dict[float, dict[float, str]] = {}
+    for x, y, text in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', svg):
+        placed.setdefault(float(y), {})[float(x)] = html.unescape(text)
+    return ["".join(parts[x] for x in sorted(parts)) for _, parts in sorted(placed.items())]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
+@pytest.mark.parametrize("name", ["list", "parity"])
+def test_a_picture_shows_all_that_its_command_prints_today(name):
+    if name == "parity":
+        pytest.importorskip("torch")
+        pytest.importorskip("tensorflow")
+    script = runpy.run_path(str(DOCS / "pictures" / "make.py"))
+    command, width = script["TERMINALS"][name]
+    printed = re.sub(r"\x1b\[[\d;]*m", "", script["printed_on_a_terminal"](command, width))
+    expected = shown([f"$ {command}", *printed.splitlines()])
+    for end in script["THEMES"]:
+        kept = (DOCS / "pictures" / f"{name}{end}.svg").read_text(encoding="utf-8")
+        assert shown(lines_of(kept)) == expected, f"python docs/pictures/make.py {name}"
+
+
+@pytest.mark.parametrize("file", [*DOCS.rglob("*.md"), REPOSITORY / "README.md"], ids=lambda file: file.name)
+def test_every_picture_and_file_that_a_page_names_is_there(file):
+    text = file.read_text(encoding="utf-8")
+    named = re.findall(r'\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"', text)
+    from_root = runpy.run_path(str(DOCS / "reference.py"))["FROM_ROOT"]
+    for target in ((one or other).partition("#")[0] for one, other in named):
+        if not target or "://" in target:
+            continue
+        path = (file.parent / target).resolve()
+        inside = path.relative_to(DOCS).as_posix() if path.is_relative_to(DOCS) else ""
+        assert path.exists() or inside in from_root, target
+
+
+def test_the_readme_is_short_and_says_what_it_is_first():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    before = README.index("```sh")
+    assert README.index("reads, converts and *proves*") < README.index("<picture>") < before
+    assert "could not be opened" in README
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == _version.__version__
+    assert cited["repository-code"] == _version.REPOSITORY.removesuffix(".git")
+    assert {"cff-version", "title", "message", "authors"} <= set(cited)
