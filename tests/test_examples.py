@@ -1,4 +1,4 @@
-"""Every example that a user reads, in the README and in the commands' help, does what it should."""
+"""Every example that a user reads, in README, documentation and the commands' help, does what it should."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from ckptkit.registry.loading import load_registry
 from tests.support.commands import runner
-from tests.support.examples import Example, commands, printed_examples, readme_examples, readme_programs
+from tests.support.examples import Example, commands, page_examples, page_programs, printed_examples
 from tests.support.s3_server import s3_server
 from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
@@ -49,7 +49,7 @@ def _is_slow(example: Example) -> bool:
 
 
 def _cases() -> list[object]:
-    examples = [*readme_examples(), *(e for command in commands() for e in printed_examples(command))]
+    examples = [*page_examples(), *(e for command in commands() for e in printed_examples(command))]
     once = {example.line: example for example in reversed(examples)}
     return [
         pytest.param(example, id=example.line, marks=pytest.mark.slow if _is_slow(example) else ())
@@ -112,10 +112,10 @@ def test_example(example, request, capsys):
 
 
 @pytest.mark.usefixtures("_own_copy")
-@pytest.mark.parametrize("program", readme_programs(), ids=range(len(readme_programs())))
-def test_the_readmes_python_runs(program):
+@pytest.mark.parametrize("page", page_programs())
+def test_the_python_of_a_page_runs(page):
     names: dict[str, object] = {}
-    exec(compile(program, "README.md", "exec"), names)
+    exec(compile(page_programs()[page], page, "exec"), names)
     assert "model" in names
     report = names.get("report")
     assert report is None or report.ok

@@ -1,4 +1,4 @@
-"""The examples a user reads: those of the README, and those that each command's help prints."""
+"""The examples a user reads: those of README and documentation, and those that each command's help prints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from ckptkit.cli.app import load_commands
 from tests.conftest import REPOSITORY
 
 _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 _PROGRAM = re.compile(r"```python\n(.*?)```", re.DOTALL)
+_PLACEHOLDER = re.compile(r"(?<= )[A-Z]+(?= |$)")  # ID, FILE: not to be typed as it is
 _INLINE = re.compile(r"(?<!`)`(ckptkit [^`]+)`(?!`)")
 
 
@@ -25,22 +27,38 @@ class Example:
     line: str
 
 
-def readme_examples() -> list[Example]:
-    """Every ``$ ckptkit …`` of the README's console blocks, and every command in its running text."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCS = REPOSITORY / "docs"
+PAGES = [
+    REPOSITORY / "README.md",
+    DOCS / "tutorial.md",
+    *DOCS.glob("howto/*.md"),
+    *DOCS.glob("explanation/*.md"),
+]
+"""What is written for users; CHANGELOG and the design speak of commands without meaning to show them."""
+
+
+def page_examples() -> list[Example]:
+    """Every ``$ ckptkit …`` in a console block of a page, and every command in its running text."""
+    return [example for page in PAGES for example in _examples_of(page)]
+
+
+def _examples_of(page: Path) -> list[Example]:
+    text = page.read_text(encoding="utf-8")
     blocks = [
         line.removeprefix("$ ").partition(" # ")[0].strip()
         for block in _BLOCK.findall(text)
-        for line in block.splitlines()
+        for line in map(str.strip, block.splitlines())
         if line.startswith("$ ")
     ]
     inline = [" ".join(found.split()) for found in _INLINE.findall(_BLOCK.sub("", text))]
-    return [Example("README", line) for line in dict.fromkeys([*blocks, *inline])]
+    inline = [line for line in inline if not _PLACEHOLDER.search(line)]
+    return [Example(page.name, line) for line in dict.fromkeys([*blocks, *inline])]
 
 
-def readme_programs() -> list[str]:
-    """The README's Python blocks."""
-    return _PROGRAM.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+def page_programs() -> dict[str, str]:
+    """The pages' Python blocks, by page and number."""
+    found = {page: _PROGRAM.findall(page.read_text(encoding="utf-8")) for page in PAGES}
+    return {f"{page.name}-{n}": text for page, texts in found.items() for n, text in enumerate(texts)}
 
 
 @cache
