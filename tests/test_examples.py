@@ -8,12 +8,22 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptkit.registry.loading import load_registry
 from tests.support.commands import runner
-from tests.support.examples import Example, commands, page_examples, page_programs, printed_examples
+from tests.support.examples import (
+    TUTORIAL,
+    Example,
+    commands,
+    examples_of,
+    page_examples,
+    page_programs,
+    printed_examples,
+    programs_of,
+)
 from tests.support.s3_server import s3_server
 from tests.support.showground import prepare, published_hosts
 from tests.support.training_logs import long_log
@@ -119,6 +129,20 @@ def test_the_python_of_a_page_runs(page):
     assert "model" in names
     report = names.get("report")
     assert report is None or report.ok
+
+
+def test_the_tutorial_from_top_to_bottom(ground, tmp_path, monkeypatch, capsys):
+    for name, folder in (("CKPTKIT_HOME", "home"), ("CKPTKIT_TRUST", "ckptkit.lock")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setenv("CKPTKIT_MIRROR", ground[1])
+    monkeypatch.chdir(tmp_path)
+    for example in examples_of(TUTORIAL):
+        done = runner(capsys)(*shlex.split(example.line)[1:])
+        assert done.code == 0, example.line + done.out[-2000:] + done.err[-2000:]
+    (program,) = programs_of(TUTORIAL)
+    names: dict[str, Any] = {}
+    exec(compile(program, TUTORIAL.name, "exec"), names)
+    assert names["logits"].shape == (1, 1000)
 
 
 def _run_in_a_shell(line: str) -> None:

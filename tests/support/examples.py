@@ -28,21 +28,17 @@ class Example:
 
 
 DOCS = REPOSITORY / "docs"
-PAGES = [
-    REPOSITORY / "README.md",
-    DOCS / "tutorial.md",
-    *DOCS.glob("howto/*.md"),
-    *DOCS.glob("explanation/*.md"),
-]
-"""What is written for users; CHANGELOG and the design speak of commands without meaning to show them."""
+TUTORIAL = DOCS / "tutorial.md"
+PAGES = [REPOSITORY / "README.md", *sorted(DOCS.glob("howto/*.md")), *sorted(DOCS.glob("explanation/*.md"))]
+"""Pages whose examples stand alone; those of the tutorial follow one another."""
 
 
 def page_examples() -> list[Example]:
     """Every ``$ ckptkit …`` in a console block of a page, and every command in its running text."""
-    return [example for page in PAGES for example in _examples_of(page)]
+    return [example for page in PAGES for example in examples_of(page)]
 
 
-def _examples_of(page: Path) -> list[Example]:
+def examples_of(page: Path) -> list[Example]:
     text = page.read_text(encoding="utf-8")
     blocks = [
         line.removeprefix("$ ").partition(" # ")[0].strip()
@@ -57,8 +53,12 @@ def _examples_of(page: Path) -> list[Example]:
 
 def page_programs() -> dict[str, str]:
     """The pages' Python blocks, by page and number."""
-    found = {page: _PROGRAM.findall(page.read_text(encoding="utf-8")) for page in PAGES}
-    return {f"{page.name}-{n}": text for page, texts in found.items() for n, text in enumerate(texts)}
+    return {f"{page.name}-{n}": text for page in PAGES for n, text in enumerate(programs_of(page))}
+
+
+def programs_of(page: Path) -> list[str]:
+    """A page's Python blocks."""
+    return _PROGRAM.findall(page.read_text(encoding="utf-8"))
 
 
 @cache

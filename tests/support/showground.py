@@ -129,8 +129,7 @@ def _write_checkpoints(folder: Path) -> None:
     ckptkit.convert("moganet-xt-224", to="tf", output=folder / "moganet.ckpt")
     write_checkpoint(synthetic_for(load_registry()["moganet-xt-256"]), folder / "downloaded.pth")
     write_checkpoint(Synthetic("moganet-xt", layout="openmixup"), folder / "my.pth")
-    for name in ("tiny-moat0.safetensors", "converted.safetensors"):
-        ckptkit.convert("tiny-moat0-256", to="safetensors", output=folder / name)
+    ckptkit.convert("tiny-moat0-256", to="safetensors", output=folder / "converted.safetensors")
     os.link(folder / "a.pth", folder / "model.pth")
     (folder / "mine.yaml").write_text("entries:\n  - id: tiny-moat0-256\n    note: ours\n", encoding="utf-8")
 
