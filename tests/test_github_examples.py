@@ -1,25 +1,34 @@
-"""The workflow that others copy: it must parse, name things that exist, and ask for no more than it needs."""
+"""What others use in their CI: the action, the workflow that they copy, the hooks of pre-commit."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 from typer.core import TyperGroup
 
-from ckptkit._version import DISTRIBUTION
-from ckptkit._version import REPOSITORY as ADDRESS
+import ckptkit
 from ckptkit.cli.app import hoist_global_options, load_commands
 from ckptkit.formats.names import EXTENSIONS
+from ckptkit.models.synth import Synthetic, synthetic_for, write_checkpoint
 from ckptkit.registry.loading import load_registry
 from tests.conftest import REPOSITORY
+from tests.support.showground import published_hosts
 
 EXAMPLES = REPOSITORY / ".github" / "examples"
 PATHS = sorted(EXAMPLES.glob("*.yml"))
 CI = REPOSITORY / ".github" / "workflows" / "ci.yml"
+ACTION = yaml.safe_load((REPOSITORY / "action.yml").read_text())
 
 
 def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
@@ -47,32 +56,18 @@ def parse(root: TyperGroup, line: str) -> None:
     command.make_context(name, list(rest), parent=context)
 
 
-def ckptkit_lines(workflow: dict[str, Any]) -> list[str]:
-    """Every command line of ckptkit, as the shell sees it for each row of the job's matrix."""
-    lines = []
-    for job in workflow["jobs"].values():
-        scripts = [line.strip() for step in job["steps"] for line in step.get("run", "").splitlines()]
-        for row in job.get("strategy", {}).get("matrix", {}).get("include", [{}]):
-            values = {name: str(value) for name, value in job.get("env", {}).items()}
-            for name, value in values.items():
-                values[name] = re.sub(r"\$\{\{ matrix\.(\w+) \}\}", lambda m, row=row: row[m[1]], value)
-            for line in scripts:
-                if line.startswith("ckptkit "):
-                    lines.append(re.sub(r"\$(\w+)", lambda m, values=values: values[m[1]], line))
-    return lines
-
-
 def test_there_is_an_example() -> None:
     assert [path.name for path in PATHS] == ["converted-weights.yml"]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_every_command_line_is_one_that_ckptkit_understands(path: Any, commands: TyperGroup) -> None:
-    lines = ckptkit_lines(yaml.safe_load(path.read_text()))
-    assert {line.split()[1] for line in lines} == {"fetch", "verify", "parity"}
+def test_every_command_of_the_action_is_one_that_ckptkit_understands(commands: TyperGroup) -> None:
+    text = "\n".join(step.get("run", "") for step in ACTION["runs"]["steps"])
+    lines = [found.partition(" ||")[0] for found in re.findall(r"ckptkit (?:fetch|verify|parity) .*", text)]
+    assert [line.split()[1] for line in lines] == ["fetch", "fetch", "verify", "parity"]
     for line in lines:
-        assert "$" not in line
-        parse(commands, line)
+        words = line.replace('"${files[@]}"', "").replace('"${converted[@]}"', "--converted x.pth")
+        words = words.replace('"${options[@]}"', "--resolution 64").replace('"${ids[@]}"', "moat0-224")
+        parse(commands, words.replace('"$id"', "moat0-224").replace('"$REPORTS/$id.xml"', "report.xml"))
 
 
 @pytest.mark.parametrize(
@@ -110,36 +105,140 @@ def test_actions_are_pinned_and_no_other_than_ours(path: Any) -> None:
     assert {name: used[name] for name in used.keys() & ours.keys()} == {
         name: ours[name] for name in used.keys() & ours.keys()
     }
-    assert set(used) <= {*ours, "actions/cache"}
-    assert all(name.startswith("actions/") for name in used)
+    assert set(used) <= {*ours, "OWNER/ckptkit"}
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_what_is_cached_and_kept_is_what_the_commands_write(path: Any) -> None:
-    workflow = yaml.safe_load(path.read_text())
-    (job,) = workflow["jobs"].values()
-    by_action = {step["uses"].partition("@")[0]: step["with"] for step in job["steps"] if "uses" in step}
-    home = job["env"]["CKPTKIT_HOME"].removeprefix("${{ github.workspace }}/")
-    assert by_action["actions/cache"]["path"] == f"{home}/artefacts"  # as ckptkit.store.cache lays it out
-    assert "${{ matrix.id }}" in by_action["actions/cache"]["key"]
-    reports = [shlex.split(line)[-1] for line in ckptkit_lines(workflow) if "--junit" in line]
-    kept = by_action["actions/upload-artifact"]["path"]
-    assert reports == [
-        kept.replace("${{ matrix.id }}", row["id"]) for row in job["strategy"]["matrix"]["include"]
-    ]
-
-
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_torch_is_the_range_that_the_package_takes(path: Any) -> None:
-    (wanted,) = re.findall(r"'(torch>=[^']+)'", path.read_text())
+def test_the_action_installs_itself_with_the_torch_that_the_package_takes() -> None:
+    install = next(step for step in ACTION["runs"]["steps"] if "pip" in step.get("run", ""))
+    (wanted,) = re.findall(r"'(torch>=[^']+)'", install["run"])
     assert f'"{wanted}"' in (REPOSITORY / "pyproject.toml").read_text()
+    assert install["env"] == {"SOURCE": "${{ github.action_path }}"}
+    assert '"$SOURCE[torch,tf]"' in install["run"]
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_ckptkit_comes_from_its_repository(path: Any) -> None:
-    (job,) = yaml.safe_load(path.read_text())["jobs"].values()
-    assert job["env"]["CKPTKIT"] == f"{DISTRIBUTION}[torch,tf] @ git+{ADDRESS}"
+def test_the_action_caches_what_the_store_writes_and_pastes_no_input_into_a_script() -> None:
+    steps = ACTION["runs"]["steps"]
+    cache = next(step["with"] for step in steps if step.get("uses", "").startswith("actions/cache"))
+    homes = {step["env"]["CKPTKIT_HOME"] for step in steps if "CKPTKIT_HOME" in step.get("env", {})}
+    assert {f"{home}/artefacts" for home in homes} == {cache["path"]}  # as ckptkit.store.cache lays it out
+    assert all("${{" not in step.get("run", "") for step in steps)
+    assert (
+        actions((REPOSITORY / "action.yml").read_text()).items()
+        <= {
+            **actions(CI.read_text()),
+            "actions/cache": "v4",
+        }.items()
+    )
 
 
-def test_the_readme_points_to_it() -> None:
-    assert "](.github/examples/converted-weights.yml)" in (REPOSITORY / "README.md").read_text()
+class Runner:
+    """Runs the action's own scripts, as GitHub's runner does, on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, **inputs: str) -> tuple[int, str]:
+        """Run the steps that call ckptkit; returns the status of the last one, and what they printed."""
+        given = {name: rule.get("default", "") for name, rule in ACTION["inputs"].items()}
+        given |= {name.replace("_", "-"): value for name, value in inputs.items()}
+        printed = ""
+        for step in ACTION["runs"]["steps"]:
+            if "ckptkit" not in step.get("run", "") or "pip" in step["run"]:
+                continue
+            variables = {name: self._filled(value, given) for name, value in step["env"].items()}
+            done = subprocess.run(
+                ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+                cwd=self.folder,
+                env={**os.environ, "GITHUB_OUTPUT": str(self.folder / "output"), **variables},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
+            printed += done.stdout + done.stderr
+            if done.returncode:
+                return done.returncode, printed
+        return 0, printed
+
+    def _filled(self, value: str, inputs: dict[str, str]) -> str:
+        value = value.replace("${{ runner.temp }}", str(self.folder / "temp"))
+        return re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: inputs[found[1]], value)
+
+
+@pytest.fixture
+def action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """The action's scripts beside the published hosts."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CKPTKIT_TRUST", raising=False)
+    with published_hosts(tmp_path / "published") as mirrors:
+        monkeypatch.setenv("CKPTKIT_MIRROR", mirrors)
+        yield Runner(tmp_path)
+
+
+def test_the_action_proves_conversions_and_fails_on_a_wrong_one(action: Runner, tmp_path: Path) -> None:
+    ids, files = ["tiny-moat0-256-noposemb", "moganet-xt-224"], ["a b.safetensors", "moga.safetensors"]
+    for id, file in zip(ids, files, strict=True):
+        model = write_checkpoint(synthetic_for(load_registry()[id]), tmp_path / f"{id}.published")
+        ckptkit.convert(model, to="safetensors", output=tmp_path / file, variant=load_registry()[id].variant)
+    assert action(ids=" ".join(ids), converted=files[0])[0] == 2
+    code, printed = action(ids="\n".join(ids), converted="\n".join(files), options="--resolution 64")
+    assert code == 0, printed
+    reports = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())["reports"]
+    assert sorted(path.name for path in Path(reports).iterdir()) == [f"{id}.xml" for id in sorted(ids)]
+
+    state = load_file(tmp_path / files[0])
+    name = next(name for name in state if name.endswith("expand_conv.weight"))
+    metadata = json.loads(_header(tmp_path / files[0]))["__metadata__"]
+    save_file({**state, name: -state[name]}, tmp_path / files[0], metadata)
+    code, printed = action(ids=ids[0], converted=files[0], options="--resolution 64")
+    assert code == 1
+    assert "DISAGREE" in printed
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "good", "bad"),
+    [
+        ("ckptkit-verify", "good.safetensors", "cut.safetensors"),
+        ("ckptkit-registry-validate", "good/registry.yaml", "bad/registry.yaml"),
+    ],
+)
+def test_a_pre_commit_hook_passes_what_is_whole_and_refuses_what_is_not(
+    hook: str, good: str, bad: str, tmp_path: Path
+) -> None:
+    hooks = {one["id"]: one for one in yaml.safe_load((REPOSITORY / ".pre-commit-hooks.yaml").read_text())}
+    ckptkit.convert(
+        write_checkpoint(Synthetic("tiny-moat0"), tmp_path / "m.ckpt"),
+        to="safetensors",
+        output=tmp_path / "good.safetensors",
+    )
+    whole = (tmp_path / "good.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    for name, text in (("good", (REPOSITORY / "registry.yaml").read_text()), ("bad", "entries: [{id: 7}]\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "registry.yaml").write_text(text)
+    assert hooks[hook]["language"] == "python"
+    for file, expected in ((good, True), (bad, False)):
+        assert re.search(hooks[hook]["files"], file)
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ckptkit", *shlex.split(hooks[hook]["entry"])[1:], file],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (done.returncode == 0) is expected, done.stdout + done.stderr
+
+
+def test_the_documentation_points_to_it() -> None:
+    page = (REPOSITORY / "docs" / "howto" / "ci.md").read_text()
+    assert "](../../.github/examples/converted-weights.yml)" in page
+    for input in ACTION["inputs"]:
+        assert f"`{input}`" in page
