@@ -19,7 +19,7 @@ from ckptkit.base import errors
 from ckptkit.base.axes import OPS
 from ckptkit.cli import app
 from ckptkit.cli.output import READER_GONE, ExitCode, exit_code
-from ckptkit.families import registry_families
+from ckptkit.families.base import registry_families
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.registry.schema import json_schema
 from ckptkit.rules import file as rules_file
