@@ -97,7 +97,7 @@ def home_folders() -> list[Path]:
         depth := max(len(folder.parts) for folder in folders)
     ) > _DEEPEST:  # pathlib makes folders by recursion
         raise UsageError(
-            f"{ENVIRONMENT if given else 'HOME'} names a path of {depth:,} folders, each in the other",
+            f"{ENVIRONMENT if given else 'HOME'} names a path {depth:,} folders deep",
             hint=f"set {ENVIRONMENT} to a shorter path",
         )
     if len(folders) > 1:

@@ -125,7 +125,7 @@ class Throttle:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         if not rate > 0:
-            raise UsageError(f"a bandwidth of {rate} bytes a second would never end", hint="give more than 0")
+            raise UsageError(f"invalid rate of {rate} bytes a second", hint="use more than 0")
         self.rate = rate
         self._clock = clock
         self._sleep = sleep

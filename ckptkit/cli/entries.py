@@ -188,7 +188,7 @@ def fields_named(names: str | None) -> list[Field] | None:
         return None
     wanted = [field_named(name) for name in names.split(",") if name.strip()]
     if not wanted:
-        raise UsageError("--columns names no column", hint="write them like --columns id,params,top1")
+        raise UsageError("--columns is empty", hint="write them like --columns id,params,top1")
     return wanted
 
 

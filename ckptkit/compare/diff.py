@@ -493,7 +493,7 @@ class DiffRequest:
         """How far values may be apart."""
         for name, value in (("--tolerance", self.tolerance), ("--relative", self.relative)):
             if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} {value} is not a tolerance", hint="give a number that is 0 or more")
+                raise UsageError(f"invalid {name} {value}", hint="use 0 or more")
         return Tolerance(self.tolerance, self.relative, self.ignore_dtype)
 
     def chosen(self, a: Located, b: Located) -> tuple[Located, Located]:

@@ -131,7 +131,7 @@ def is_folder(output: str | Path, *, results: int = 1) -> bool:
     """
     text = os.fspath(output)
     if not text:
-        raise UsageError("the name of --output is empty", hint="give a file or a folder/")
+        raise UsageError("--output is empty", hint="give a file or a folder/")
     slash = text.endswith(("/", os.sep))
     if "://" in text:
         return slash

@@ -254,7 +254,7 @@ def family_faults(entry: Entry, families: Families) -> list[tuple[str, str]]:
     """Say what an entry has that its family does not: the field, and what is wrong there."""
     if entry.family not in families:
         known = _suggestion(entry.family, families) or _one_of(families)
-        return [("family", f"no family {entry.family!r}{known}")]
+        return [("family", f"unknown family {entry.family!r}{known}")]
     facts = families[entry.family]
     faults = []
     for name, value in (("variant", entry.variant), ("layout", entry.layout)):
@@ -265,7 +265,8 @@ def family_faults(entry: Entry, families: Families) -> list[tuple[str, str]]:
         if owner is not None:
             what = f"{value!r} is a {name} of family {owner!r}, not of {entry.family!r}"
         else:
-            what = f"family {entry.family!r} has no {name} {value!r}{_suggestion(value, own) or _one_of(own)}"
+            known = _suggestion(value, own) or _one_of(own)
+            what = f"unknown {name} {value!r} of family {entry.family!r}{known}"
         faults.append((name, what))
     formats = facts.formats.get(entry.layout)
     if formats is not None and entry.format in BUILT_IN_FORMATS and entry.format not in formats:

@@ -99,7 +99,7 @@ def test_a_colon_in_a_path(
 
 def test_a_path_that_is_too_deep_to_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CKPTKIT_HOME", "/" + "y/" * 2000)
-    with pytest.raises(UsageError, match="CKPTKIT_HOME names a path of 2,001 folders"):
+    with pytest.raises(UsageError, match="CKPTKIT_HOME names a path 2,001 folders deep"):
         home_folders()
 
 

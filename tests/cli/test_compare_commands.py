@@ -479,8 +479,8 @@ def test_an_entry_is_compared_as_it_was_fetched(run, moat, tmp_path):
         (["MODEL", "DAMAGED"], (5, f"tensor '{KERNEL}': checksum (crc32c) differs: damaged")),
         (["MODEL", "MODEL", "--only", "nothing"], (3, "no tensor of")),
         (["MODEL", "MODEL", "--weights", "ema"], (2, "no moving averages")),
-        (["MODEL", "MODEL", "--tolerance", "-1"], (2, "--tolerance -1.0 is not a tolerance")),
-        (["MODEL", "MODEL", "--relative", "nan"], (2, "--relative nan is not a tolerance")),
+        (["MODEL", "MODEL", "--tolerance", "-1"], (2, "invalid --tolerance -1.0; use 0 or more")),
+        (["MODEL", "MODEL", "--relative", "nan"], (2, "invalid --relative nan; use 0 or more")),
         (["MODEL"], (2, "B")),
     ],
 )

@@ -180,7 +180,7 @@ def test_nothing_found_is_an_empty_table_and_a_note(run: Runner) -> None:
         (["show", "moat0-225"], 3, "did you mean moat0-224"),
         (["show", "x*"], 3, "no id matches 'x*'"),
         (["list", "--columns", "id,colour"], 2, "unknown column 'colour'; choose from family, id,"),
-        (["list", "--columns", ", "], 2, "--columns names no column"),
+        (["list", "--columns", ", "], 2, "--columns is empty"),
         (["list", "--sort", "colour"], 2, "unknown column 'colour'"),
         (["list", "--max-params", "30X"], 2, "'30X' is not a number; write it like 30M"),
         (["list", "--registry", "nowhere.yaml"], 3, "nowhere.yaml: no such registry file"),

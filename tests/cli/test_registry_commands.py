@@ -517,7 +517,11 @@ def test_the_registry_below_keeps_its_checksum_without_force(run: Runner, tmp_pa
             3,
             "xt: variant: 'moganet-xt' is a variant of family 'moganet', not of 'moat'",
         ),
-        (["xt", URL, *SAID, "--family", "net"], 3, "xt: family: no family 'net' (did you mean 'moganet'?)"),
+        (
+            ["xt", URL, *SAID, "--family", "net"],
+            3,
+            "xt: family: unknown family 'net' (did you mean 'moganet'?)",
+        ),
         (
             ["xt", URL, "--variant", "moat0", "--layout", "openmixup", "--format", "torch"],
             2,

@@ -266,7 +266,7 @@ def test_ignored_types_that_hold_the_same_values_are_no_difference(tmp_path):
 @pytest.mark.parametrize("option", ["tolerance", "relative"])
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_is_none(tmp_path, option, value):
-    with pytest.raises(UsageError, match=f"--{option} .* is not a tolerance"):
+    with pytest.raises(UsageError, match=f"invalid --{option} "):
         compare_files(tmp_path / "a", tmp_path / "b", **{option: value})
 
 

@@ -127,7 +127,10 @@ def family_faults_of(*replaced: tuple[str, str]) -> list[str]:
         (
             "    variant: moat1",
             "    variant: moat11",
-            ["line 22: entry 'two': variant: family 'moat' has no variant 'moat11' (did you mean 'moat1'?)"],
+            [
+                "line 22: entry 'two': variant: unknown variant 'moat11' of family 'moat' "
+                "(did you mean 'moat1'?)"
+            ],
         ),
         (
             "    layout: deeplab2",
@@ -163,8 +166,8 @@ def test_an_unknown_family_is_told_for_each_of_its_entries() -> None:
     with pytest.raises(RegistryError) as caught:
         load_texts([(HERE, text)], FAMILIES)
     assert caught.value.faults == [
-        "line 10: entry 'one': family: no family 'moart' (did you mean 'moat'?)",
-        "line 21: entry 'two': family: no family 'moart' (did you mean 'moat'?)",
+        "line 10: entry 'one': family: unknown family 'moart' (did you mean 'moat'?)",
+        "line 21: entry 'two': family: unknown family 'moart' (did you mean 'moat'?)",
     ]
 
 

@@ -225,7 +225,7 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
     absent = [name for name in found if name not in there]
     if absent:
         raise NotFoundError(
-            f"{folder}: {listed(absent, _NAMED)} of {labels} not there",
+            f"{folder}: {labels} lists missing images: {listed(absent, _NAMED)}",
             hint="names are relative to the folder",
         )
     if not found:
