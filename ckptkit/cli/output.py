@@ -206,11 +206,11 @@ class Output:
         columns = [Column(self.line(column.heading), column.numeric) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
         if self.stdout.isatty():
-            least = sum(max(map(_longest_word, column)) + _COLUMN_GAP for column in _cells(columns, rows))
-            if least - _COLUMN_GAP <= shutil.get_terminal_size().columns:
-                self._draw(columns, rows, title, styles)
-            else:
+            widths = _widths(columns, rows, shutil.get_terminal_size().columns)
+            if widths is None:
                 self._stack(columns, rows, title)
+            else:
+                self._draw(columns, rows, widths, title, styles)
             return
         widths = [max(map(len, column)) for column in _cells(columns, rows)]
         for cells in [[c.heading for c in columns], *rows]:
@@ -243,6 +243,7 @@ class Output:
         self,
         columns: Sequence[Column],
         rows: Sequence[Sequence[str]],
+        widths: Sequence[int],
         title: str | None,
         styles: Sequence[str | None] | None,
     ) -> None:
@@ -253,9 +254,9 @@ class Output:
 
         shown = Text(self.line(title), "table.title") if title is not None else None
         table = Table(box=box.SIMPLE_HEAD, title=shown, title_justify="left", pad_edge=False)
-        for column in columns:
+        for column, width in zip(columns, widths, strict=True):
             side: Literal["right", "left"] = "right" if column.numeric else "left"
-            table.add_column(Text(column.heading), justify=side, overflow="fold")  # a hash is never cut
+            table.add_column(Text(column.heading), justify=side, overflow="fold", width=width)
         for index, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[index] if styles else None)
         plain = os.environ.get("NO_COLOR")  # rich would still print headings bold
@@ -310,6 +311,22 @@ def _new_bars(stream: TextIO, unit: str) -> Any:
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     """The heading and the cells of each column."""
     return zip((column.heading for column in columns), *rows, strict=True)
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """How wide each column is drawn, with text broken at spaces only; None: no room for that."""
+    cells = list(_cells(columns, rows))
+    widths = [max(map(len, column)) for column in cells]
+    least = [
+        width if column.numeric else max(map(_longest_word, texts))
+        for column, texts, width in zip(columns, cells, widths, strict=True)
+    ]
+    excess = sum(widths) + _COLUMN_GAP * len(columns) - room
+    for index in sorted(range(len(widths)), key=lambda index: least[index] - widths[index]):
+        cut = min(max(excess, 0), widths[index] - least[index])
+        widths[index] -= cut
+        excess -= cut
+    return None if excess > 0 else widths
 
 
 def _longest_word(text: str) -> int:

@@ -246,6 +246,14 @@ def test_a_table_on_a_narrow_terminal_cuts_nothing(monkeypatch):
     assert lines == ["checksum " * 3 + "checksum", f"  found  {digest}"]
 
 
+def test_words_make_room_for_a_name_that_cannot_be_broken(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    output = Output(stdout=Terminal())
+    name = "onnx/" + "0123456789abcdef" * 2
+    output.table([Column("kept"), Column("used"), Column("state")], [[name, "2026-11-30 19:46", "as made"]])
+    assert name in output.stdout.getvalue() and "19:46" in output.stdout.getvalue()
+
+
 @pytest.mark.parametrize("service", ["GITHUB_ACTIONS", "TF_BUILD", ""])
 def test_no_line_is_a_command_to_a_ci_service(monkeypatch, service):
     for name in ("GITHUB_ACTIONS", "TF_BUILD"):
