@@ -29,7 +29,7 @@ def writer_for(format: str) -> Callable[..., Writer]:
     >>> writer_for("onnx")
     Traceback (most recent call last):
     ...
-    ckptkit.base.errors.UsageError: unknown format 'onnx'; one of safetensors, torch, tf, keras, npz
+    ckptkit.base.errors.UsageError: unknown format 'onnx'; choose from safetensors, torch, tf, keras, npz
     """
     return format_of(format).writer
 
