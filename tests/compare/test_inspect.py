@@ -156,7 +156,7 @@ def test_names_in_another_layout(twins, name, renamed):
 
 
 def test_an_unknown_layout(bundle):
-    with pytest.raises(NotFoundError, match="no layout 'caffe'"):
+    with pytest.raises(NotFoundError, match="unknown moat layout 'caffe'"):
         inspect_file(bundle, layout="caffe")
 
 
