@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ckptkit.base.errors import StorageError, UsageError
 from ckptkit.base.home import ENVIRONMENT as HOME_VARIABLE
 from ckptkit.base.home import home_folders
+from ckptkit.base.writers import has_token, is_gone, new_writer, release
 
 if TYPE_CHECKING:
     import tempfile
@@ -573,10 +574,6 @@ _ASIDE = ".old"
 _TEMPORARY_NAME = re.compile(rf"{re.escape(TEMPORARY)}{_TOKEN}-.*(?:\.part.*|\.old)", re.DOTALL)
 _LONG_NAME = 140
 """Bytes of a name, beyond which it has a digest of the final one: eCryptfs takes 143, others 255."""
-_UNLOCKED = f"-{_SUFFIX}"
-"""What the name of a temporary file ends with until its writer holds its lock: that of no file's."""
-_YOUNG_SECONDS = 60.0
-"""How long one may have that name: its writer was killed if it is older."""
 
 
 def new_token() -> str:
@@ -642,15 +639,19 @@ def _create(final: Path, ending: str, token: str) -> tuple[Path, int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_CLOEXEC", 0)
     if fcntl is None:
         return path, os.open(path, flags, 0o666)
-    unlocked = path.with_name(f"{TEMPORARY}{new_token()}{_UNLOCKED}")
+    writer = new_writer()  # what tells, while there is no lock, that somebody is at work
+    unlocked = path.with_name(f"{TEMPORARY}{writer}{_SUFFIX}")
     fd = os.open(unlocked, flags, 0o666)
     try:
         try_lock(fd)  # where each lock counts as held, no sweep gets it either
-        return (path if _rename(unlocked, path) else unlocked), fd
+        if not _rename(unlocked, path):
+            return unlocked, fd
     except BaseException:
         os.close(fd)
         unlocked.unlink(missing_ok=True)
         raise
+    release(writer)
+    return path, fd
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -670,10 +671,9 @@ def _sweep_orphans(final: Path, ending: str) -> None:
     name = glob.escape(_in_temporary(final, _SUFFIX + ending, ending))
     for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}-{name}"):
         _remove_unlocked(path)
-    for path in final.parent.glob(f"{TEMPORARY}{_TOKEN}{_UNLOCKED}"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.lstat().st_mtime > _YOUNG_SECONDS:
-                _remove_unlocked(path)
+    for path in final.parent.glob(f"{TEMPORARY}*{_SUFFIX}"):
+        if has_token(path) and is_gone(path):
+            _remove_unlocked(path)
 
 
 def _remove_unlocked(path: Path) -> None:

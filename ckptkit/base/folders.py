@@ -22,7 +22,7 @@ from ckptkit.base.files import (
     sync_folder,
     translated,
 )
-from ckptkit.base.locks import is_gone, new_writer, release
+from ckptkit.base.writers import is_gone, new_writer, release
 
 if TYPE_CHECKING:
     from typing_extensions import Self

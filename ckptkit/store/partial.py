@@ -3,7 +3,7 @@
 Beside the final name are ``.<file>.<tag>.<writer>.part`` and ``….part.json``. The tag is drawn from the
 source and its identity, and the JSON says what that identity is, so that bytes of two different files can
 never be joined. Only the holder of the entry's lock touches them; where locks do not exclude, the writer's
-token (`ckptkit.base.locks`) keeps two of them from ever writing to one file.
+token (`ckptkit.base.writers`) keeps two of them from ever writing to one file.
 
 Below its first line the JSON file has a mark for each write, made before it: the part's length after that
 write, and its crc32c up to there. After a power cut a part may have its length, and zeros where bytes were
@@ -48,8 +48,8 @@ from ckptkit.base.files import (
     sync_folder,
     translated,
 )
-from ckptkit.base.locks import has_token, is_gone, new_writer, release
 from ckptkit.base.urls import public_url
+from ckptkit.base.writers import has_token, is_gone, new_writer, release
 from ckptkit.store.cache import refuse_planted, write_json
 from ckptkit.store.openers import Identity
 

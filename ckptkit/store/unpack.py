@@ -30,7 +30,7 @@ from ckptkit.base.files import (
     translated,
 )
 from ckptkit.base.folders import StagedFolder
-from ckptkit.base.locks import has_token, is_gone
+from ckptkit.base.writers import has_token, is_gone
 from ckptkit.formats.members import SafeMember
 from ckptkit.formats.tar import iter_safe_members as tar_members
 from ckptkit.formats.zip import is_zip

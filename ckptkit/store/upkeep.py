@@ -35,7 +35,8 @@ from ckptkit.base.files import (
 )
 from ckptkit.base.folders import NEW, OLD
 from ckptkit.base.home import is_writable
-from ckptkit.base.locks import has_token, hold, is_gone, new_writer, release
+from ckptkit.base.locks import hold
+from ckptkit.base.writers import has_token, is_gone, new_writer, release
 from ckptkit.store.cache import IMPORTED, KINDS, Home, Record, safe_id
 from ckptkit.store.unpack import MARKER, UNPACKING, archive_members, is_archive_name, read_marker
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from ckptkit.base.errors import StorageError
-from ckptkit.base.locks import has_token, hold, is_gone, new_writer, release
+from ckptkit.base.locks import hold
+from ckptkit.base.writers import has_token, is_gone, new_writer, release
 from ckptkit.store.cache import Home
 from ckptkit.store.openers import Identity
 from ckptkit.store.partial import Partial
@@ -92,7 +93,7 @@ def test_a_lock_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 OTHER_PROCESS = """
 import sys, time
-from ckptkit.base.locks import new_writer
+from ckptkit.base.writers import new_writer
 print(new_writer(), flush=True)
 time.sleep(60)
 """

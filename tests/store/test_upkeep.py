@@ -14,7 +14,8 @@ import pytest
 
 from ckptkit.base.checksums import ExpectedChecksum
 from ckptkit.base.files import Folder, StagedFile
-from ckptkit.base.locks import hold, new_writer, release
+from ckptkit.base.locks import hold
+from ckptkit.base.writers import new_writer, release
 from ckptkit.store.cache import Home
 from ckptkit.store.upkeep import (
     Verdict,
