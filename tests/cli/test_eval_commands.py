@@ -201,7 +201,7 @@ def test_synthetic_weights_of_both_families(run: Runner, tmp_path: Path):
         (["calibrate", "moganet-xt-224", "--data", "."], 2, "--output"),
         (["eval", "MODEL", "--data", "nowhere"], 3, "no such folder or shard"),
         (["eval", "MODEL", "--data", "DATA", "--device", "cuda:99"], 2, "cuda:99|no GPU 99"),
-        (["eval", "MODEL", "--data", "DATA", "--framework", "tf", "--amp"], 2, "--amp is for"),
+        (["eval", "MODEL", "--data", "DATA", "--framework", "tf", "--amp"], 2, "--amp requires"),
     ],
 )
 def test_usage(run: Runner, known: Known, arguments: list[str], code: int, said: str):
