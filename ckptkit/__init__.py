@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ckptkit._version import DISTRIBUTION, __version__, strangers
 
@@ -33,8 +33,32 @@ if TYPE_CHECKING:
         registry,
         verify,
     )
+    from ckptkit.base.errors import (
+        CkptkitError,
+        ConversionError,
+        FormatError,
+        IntegrityError,
+        MissingDependencyError,
+        NetworkError,
+        NotFoundError,
+        RegistryError,
+        StorageError,
+        UnknownModelError,
+        UsageError,
+    )
 
 __all__ = [
+    "CkptkitError",
+    "ConversionError",
+    "FormatError",
+    "IntegrityError",
+    "MissingDependencyError",
+    "NetworkError",
+    "NotFoundError",
+    "RegistryError",
+    "StorageError",
+    "UnknownModelError",
+    "UsageError",
     "__version__",
     "calibrate",
     "cam",
@@ -52,8 +76,6 @@ __all__ = [
     "verify",
 ]
 
-_FUNCTIONS = frozenset(__all__) - {"__version__"}
-
 for _room in ("convert", "export", "parity", "registry"):
     # A package that is imported for the first time takes its name here. These four are imported now, and the
     # names go to the functions, for good: `from ckptkit.convert.planning import …` still reaches the package.
@@ -61,16 +83,18 @@ for _room in ("convert", "export", "parity", "registry"):
     del globals()[_room]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        value = getattr(import_module(f"{__name__}.api"), name)
-        globals()[name] = value
+if not TYPE_CHECKING:  # a type checker has the imports above, and reports a name that is not among them
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = f"{__name__}.base.errors" if name.endswith("Error") else f"{__name__}.api"
+        globals()[name] = value = getattr(import_module(home), name)
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_FUNCTIONS])
+    return sorted({*globals(), *__all__})
 
 
 for _folder in strangers():

@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def _commands() -> str:
 
 
 def _python() -> str:
-    """Every public function, by its docstring."""
-    functions = [thing for name in ckptkit.__all__ if callable(thing := getattr(ckptkit, name))]
+    """Every public function, by its docstring; errors have a table of their own."""
+    functions = [thing for name in ckptkit.__all__ if isfunction(thing := getattr(ckptkit, name))]
     paths = [f"{function.__module__}.{function.__qualname__}" for function in functions]
     return "\n".join(f"::: {path}\n    options:\n      heading_level: 2\n" for path in paths)
 

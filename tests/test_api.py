@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import ckptkit
+from ckptkit.analysis.cam.methods import METHODS
+from ckptkit.api import environment
 from ckptkit.api.environment import in_python
+from ckptkit.base import errors
 from ckptkit.base.errors import CkptkitError, NotFoundError, UsageError
+from ckptkit.base.tensors import FLOAT_DTYPES
+from ckptkit.convert.planning import AS_IS
+from ckptkit.export.targets import TARGETS
+from ckptkit.families.base import families, get_family
 from ckptkit.families.moat.published import synthetic_tensor
+from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.formats.detect import open_reader
 from ckptkit.formats.names import EXTENSIONS
 from ckptkit.models.synth import Synthetic, write_archive
@@ -31,10 +41,88 @@ def test_each_name_is_a_documented_function_even_after_its_module_was_imported(n
     assert {"registry", "convert", "parity"} <= {*ROOMS}
     for room in ROOMS:
         importlib.import_module(f"ckptkit.{room}")
-    function = getattr(ckptkit, name)
-    assert isinstance(function, types.FunctionType)
-    assert inspect.getdoc(function)
+    thing = getattr(ckptkit, name)
+    assert isinstance(thing, types.FunctionType) or issubclass(thing, ckptkit.CkptkitError)
+    assert inspect.getdoc(thing)
     assert name in dir(ckptkit)
+
+
+def test_every_error_is_public():
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and "Error" in name}
+    assert kinds == {name for name in ckptkit.__all__ if name.endswith("Error")}
+
+
+def test_importing_ckptkit_imports_neither_numpy_nor_a_framework():
+    code = "import ckptkit, sys; ckptkit.CkptkitError; dir(ckptkit); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    heavy = {"numpy", "torch", "tensorflow", "keras", "pydantic", "rich", "PIL", "mypy"}
+    assert heavy & set(loaded.split()) == set()
+
+
+@pytest.fixture(scope="module")
+def types_of(tmp_path_factory):
+    """What mypy says of lines of code: an error or a revealed type, by line."""
+    api = pytest.importorskip("mypy.api")
+    root = Path(ckptkit.__file__).parent
+
+    def check(*lines):
+        file = tmp_path_factory.mktemp("typed") / "snippet.py"
+        file.write_text("\n".join(("import ckptkit", *lines)))
+        followed = ("__init__", "api/__init__", *(f"api/{name}" for name in ("checkpoints", "environment")))
+        followed += ("api/pictures", "api/proving", "models/__init__", "models/create", "models/loading")
+        followed += ("models/onnx_model", "base/errors")
+        out, _, _ = api.run(
+            [
+                *("--config-file", os.devnull, "--follow-imports", "skip", "--ignore-missing-imports"),
+                *(
+                    "--cache-dir",
+                    str(tmp_path_factory.getbasetemp() / "mypy"),
+                    "--hide-error-context",
+                    str(file),
+                ),
+                *(str(root / f"{name}.py") for name in followed),
+            ]
+        )
+        said = [line.partition("snippet.py:")[2] for line in out.splitlines() if "snippet.py:" in line]
+        return {int(line.partition(":")[0]) - 2: line for line in said}
+
+    return check
+
+
+def test_mypy_knows_the_names_and_types(types_of):
+    said = types_of(
+        "ckptkit.nosuch",
+        "ckptkit.fetch('moat0-224')",
+        "reveal_type(ckptkit.create_model('tiny-moat0'))",
+        "reveal_type(ckptkit.create_model('tiny-moat0', framework='keras'))",
+        "reveal_type(ckptkit.create_model('tiny-moat0', 'onnxruntime'))",
+        "ckptkit.predict('tiny-moat0', 'cat.jpg', framework='troch')",
+        "ckptkit.convert('a.pth', dtype='int9')",
+        "ckptkit.convert('a.pth', 'npz', dtype='bfloat16', layout='as-is')",
+        "ckptkit.export('a.pth', 'onxn')",
+        "raise ckptkit.UsageError('no')",
+    )
+    expected = {
+        0: 'Module has no attribute "nosuch"',
+        2: "TorchModel",
+        3: "KerasModel",
+        4: "OnnxModel",
+        5: 'Argument "framework"',
+        6: 'Argument "dtype"',
+        8: "Argument 2",
+    }
+    assert said.keys() == expected.keys()
+    assert [line for line, words in expected.items() if words not in said[line]] == []
+
+
+def test_the_names_that_types_list_are_those_that_are_taken():
+    assert get_args(environment.Dtype) == FLOAT_DTYPES
+    assert get_args(environment.ExportTarget) == tuple(TARGETS)
+    assert get_args(environment.CamMethod) == tuple(METHODS)
+    writable = {name for name, format in BUILT_IN.items() if not format.read_only}
+    assert {*get_args(environment.BuiltInFormat)} == writable
+    layouts = {name for family in families(False) for name in get_family(family).layouts}
+    assert {*get_args(environment.BuiltInLayout)} == {*layouts, AS_IS}
 
 
 @pytest.mark.parametrize("room", ROOMS)

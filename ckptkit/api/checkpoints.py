@@ -14,6 +14,7 @@ from ckptkit.base.tensors import float_named
 from ckptkit.formats.names import format_to_write, is_folder
 
 if TYPE_CHECKING:
+    from ckptkit.api.environment import BuiltInFormat, BuiltInLayout, Dtype
     from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert.loading import LoadedTensors
     from ckptkit.convert.planning import Plan
@@ -152,12 +153,12 @@ class ConvertedPath(_Path):
 @public
 def convert(
     what: Named,
-    to: str | None = None,
+    to: BuiltInFormat | str | None = None,
     output: str | Path | None = None,
     *,
     force: bool = False,
-    layout: str | None = None,
-    dtype: str | None = None,
+    layout: BuiltInLayout | str | None = None,
+    dtype: Dtype | None = None,
     weights: Weights = "auto",
     state_dict: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
@@ -259,7 +260,7 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
 @public
 def load(
     what: Named,
-    layout: str = "torch",
+    layout: BuiltInLayout | str = "torch",
     *,
     weights: Weights = "auto",
     state_dict: str | None = None,

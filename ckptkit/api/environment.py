@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from ckptkit.base.errors import CkptkitError
 from ckptkit.base.home import expanded
@@ -15,8 +15,14 @@ from ckptkit.workspace import Workspace
 
 logger = library_logger()
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Names that type checkers and editors know. Plug-ins add formats and layouts, so those are never all.
+Dtype = Literal["float32", "float16", "bfloat16"]
+ExportTarget = Literal["hf", "onnx", "saved-model", "backbone"]
+CamMethod = Literal["gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"]
+BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "npz"]
+BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "as-is"]
 
 
 def workspace_of_environment() -> Workspace:
@@ -34,13 +40,13 @@ def warn(text: str) -> None:
     logger.warning("%s", in_python(text))
 
 
-def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def public(function: Function) -> Function:
     """Make a function of the Python face: its paths may begin with ``~``, its errors speak of arguments."""
 
     @wraps(function)
-    def face(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
-        given: Any = [expanded(value) for value in args]
-        named: Any = {key: expanded(value) for key, value in options.items()}
+    def face(*args: Any, **options: Any) -> Any:
+        given = map(expanded, args)
+        named = {key: expanded(value) for key, value in options.items()}
         try:
             return function(*given, **named)
         except CkptkitError as error:
@@ -48,7 +54,7 @@ def public(function: Callable[Parameters, Result]) -> Callable[Parameters, Resul
             error.reword(partial(in_python, settings_are_arguments=as_argument))
             raise
 
-    return face
+    return cast(Function, face)
 
 
 _ARGUMENTS = {

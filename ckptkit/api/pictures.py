@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ckptkit.analysis.evaluate.data import ClassOrder
     from ckptkit.analysis.evaluate.report import Evaluation
     from ckptkit.analysis.predict import Prediction
+    from ckptkit.api.environment import CamMethod
     from ckptkit.families.binding import Weights
+    from ckptkit.models import Framework
     from ckptkit.workspace import Named
 
 
@@ -25,7 +27,7 @@ def predict(
     what: Named,
     images: str | Path | Image | Iterable[str | Path | Image],
     *,
-    framework: str = "torch",
+    framework: Framework = "torch",
     top: int = 5,
     synthetic: bool = False,
     batch_size: int = 8,
@@ -91,7 +93,7 @@ def cam(
     what: Named,
     image: str | Path | Image,
     *,
-    method: str = "gradcam",
+    method: CamMethod = "gradcam",
     stage: str | int | None = None,
     target: int | str | None = None,
     synthetic: bool = False,
@@ -153,7 +155,7 @@ def evaluate(
     labels: str | Path | None = None,
     class_order: ClassOrder | None = None,
     limit: int | None = None,
-    framework: str = "torch",
+    framework: Framework = "torch",
     batch_size: int = 32,
     workers: int | None = None,
     amp: bool = False,

@@ -13,6 +13,7 @@ from ckptkit.base.tensors import float_named
 
 if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
+    from ckptkit.api.environment import Dtype, ExportTarget
     from ckptkit.families.binding import Weights
     from ckptkit.parity.report import BackendName, ParityReport
     from ckptkit.registry.schema import Entry
@@ -31,7 +32,7 @@ def parity(
     weights: Weights = "auto",
     state_dict: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     converted: str | Path | None = None,
     backend: BackendName | None = None,
     variant: str | None = None,
@@ -101,14 +102,14 @@ def parity(
 @public
 def export(
     what: Named,
-    to: str | None = None,
+    to: ExportTarget | None = None,
     output: str | Path | None = None,
     *,
     push: str | None = None,
     private: bool = False,
     push_synthetic: bool = False,
     force: bool = False,
-    dtype: str | None = None,
+    dtype: Dtype | None = None,
     features: bool = False,
     opset: int | None = None,
     synthetic: bool = False,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from ckptkit.base.errors import ConversionError, UsageError, require_installed
 from ckptkit.base.parse import parse_num_classes, parse_size
@@ -31,6 +31,8 @@ from ckptkit.workspace import Located, Named, Workspace
 
 if TYPE_CHECKING:
     from ckptkit.families.model_config import ExportedModel
+    from ckptkit.models.loading import KerasModel, TorchModel
+    from ckptkit.models.onnx_model import OnnxModel
 
 _logger = library_logger()
 
@@ -80,6 +82,82 @@ class _Recipe:
         return model
 
 
+@overload
+def create_model(
+    id_or_variant: Named,
+    framework: Literal["torch"] = ...,
+    *,
+    checkpoint: str | Path | Literal[True] | None = ...,
+    resolution: Size | None = ...,
+    num_classes: int | Unset | None = ...,
+    features_only: bool = ...,
+    pos_emb: bool | Unset = ...,
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    strict: bool = ...,
+    allow_missing_bn: bool = ...,
+    compile: bool = ...,
+    workspace: Workspace | None = ...,
+    **settings: Any,
+) -> TorchModel: ...
+@overload
+def create_model(
+    id_or_variant: Named,
+    framework: Literal["keras"],
+    *,
+    checkpoint: str | Path | Literal[True] | None = ...,
+    resolution: Size | None = ...,
+    num_classes: int | Unset | None = ...,
+    features_only: bool = ...,
+    pos_emb: bool | Unset = ...,
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    strict: bool = ...,
+    allow_missing_bn: bool = ...,
+    compile: bool = ...,
+    workspace: Workspace | None = ...,
+    **settings: Any,
+) -> KerasModel: ...
+@overload
+def create_model(
+    id_or_variant: Named,
+    framework: Literal["onnxruntime"],
+    *,
+    checkpoint: str | Path | Literal[True] | None = ...,
+    resolution: Size | None = ...,
+    num_classes: int | Unset | None = ...,
+    features_only: bool = ...,
+    pos_emb: bool | Unset = ...,
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    strict: bool = ...,
+    allow_missing_bn: bool = ...,
+    compile: bool = ...,
+    workspace: Workspace | None = ...,
+    **settings: Any,
+) -> OnnxModel: ...
+@overload
+def create_model(
+    id_or_variant: Named,
+    framework: str,
+    *,
+    checkpoint: str | Path | Literal[True] | None = ...,
+    resolution: Size | None = ...,
+    num_classes: int | Unset | None = ...,
+    features_only: bool = ...,
+    pos_emb: bool | Unset = ...,
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    strict: bool = ...,
+    allow_missing_bn: bool = ...,
+    compile: bool = ...,
+    workspace: Workspace | None = ...,
+    **settings: Any,
+) -> Any: ...
 def create_model(
     id_or_variant: Named,
     framework: Framework | str = "torch",

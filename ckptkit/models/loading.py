@@ -17,8 +17,22 @@ from ckptkit.formats.base import Copy, Reader, Weights
 from ckptkit.rules.language import Table
 
 if TYPE_CHECKING:
+    import keras
+    import torch
+
     from ckptkit.base.tensors import Array
     from ckptkit.registry.schema import Entry
+
+    class TorchModel(torch.nn.Module):  # type: ignore[misc]
+        """What `create_model` gives in PyTorch, for type checkers."""
+
+        loaded: Loaded
+
+    class KerasModel(keras.Model):  # type: ignore[misc]
+        """The same in Keras; Keras has no types of its own, so its methods are unchecked."""
+
+        loaded: Loaded
+
 
 Framework = Literal["torch", "keras", "onnxruntime"]
 
