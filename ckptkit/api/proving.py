@@ -126,14 +126,15 @@ def export(
     ----------
     what : str, Path or Entry
         Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
-    to : {"hf", "onnx", "saved-model", "backbone"}, optional
+    to : {"hf", "onnx", "saved-model", "keras", "backbone"}, optional
         A folder for the Hugging Face hub, which `create_model` loads; a graph that runs without ckptkit;
-        headless weights as the published dense-prediction code loads them. An ``output`` that ends in
-        ``.onnx`` says it too.
+        a whole model for ``keras.saving.load_model`` after ``import ckptkit.keras``; headless weights as the
+        published dense-prediction code loads them. An ``output`` that ends in ``.onnx`` or ``.keras`` says
+        it too; ``keras`` makes a folder under any other name.
     output : path, optional
         Folder or file; default the current folder, by the source's name.
     push : str, optional
-        ``ORG/NAME`` on the Hugging Face hub to send the folder to (``hf`` only).
+        ``ORG/NAME`` on the Hugging Face hub to send the folder to (``hf``, ``keras``).
     private : bool
         Whether a repository that has to be created is private.
     push_synthetic : bool
@@ -143,7 +144,7 @@ def export(
     dtype : str, optional
         ``float16`` or ``bfloat16`` (``hf``; ``backbone`` where its user casts).
     features : bool
-        The stages' outputs instead of logits (graphs only).
+        The stages' outputs instead of logits (graphs, ``keras``).
     opset : int, optional
         Of the ONNX operators.
     synthetic : bool

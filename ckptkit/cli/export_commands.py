@@ -34,7 +34,9 @@ def export(
             tuple(TARGETS),
             help="hf: a folder for the Hugging Face hub, which create_model loads. "
             "backbone: headless weights as dense-prediction code loads them. "
-            "onnx (also by an --output that ends in .onnx), saved-model: a graph that runs without ckptkit.",
+            "onnx (also by an --output that ends in .onnx), saved-model: a graph that runs without ckptkit. "
+            "keras: a whole model for keras.saving.load_model, a file NAME.keras or under any other name a "
+            "folder (convert --to keras writes weights alone).",
         ),
     ] = None,
     output: Annotated[
@@ -51,12 +53,13 @@ def export(
         str | None, one_of_these(float_named, FLOAT_DTYPES, help="hf, backbone: cast floating tensors.")
     ] = None,
     features: Annotated[
-        bool, typer.Option("--features", help="onnx, saved-model: the stages' outputs instead of logits.")
+        bool,
+        typer.Option("--features", help="onnx, saved-model, keras: the stages' outputs instead of logits."),
     ] = False,
     opset: Annotated[int | None, typer.Option(min=1, help="onnx: version of the operators.")] = None,
     chosen: SourceOptions = SourceOptions(),
     push: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="hf: send it to the hub, in one commit.")
+        str | None, typer.Option(metavar="ORG/NAME", help="hf, keras: send it to the hub, in one commit.")
     ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="A repository that --push creates is private.")
@@ -97,7 +100,7 @@ def export(
         verbose=state.output.verbose,
     )
     request.require(offline=state.offline, synthetic=chosen.synthetic)
-    with Place(state, None if request.target.folder else output, force=force) as where:
+    with Place(state, None if request.writes_folder else output, force=force) as where:
         if where.is_elsewhere:
             where.refuse_existing()
             request = replace(request, output=where.path)

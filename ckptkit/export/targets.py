@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
 
 
-PUSHED = "hf"
-"""The target that can be pushed."""
+PUSHED = ("hf", "keras")
+"""The targets whose folders can be pushed."""
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
 
@@ -65,11 +65,24 @@ class ExportRequest:
         """What to export to; refuses a name of the output that contradicts it."""
         return get_target(self.to, self.output)
 
+    @property
+    def writes_folder(self) -> bool:
+        """Whether what is written is a folder."""
+        target = self.target
+        if not target.either:
+            return target.folder
+        return self.push is not None if self.output is None else not target.names_file(self.output)
+
     def require(self, *, offline: bool, synthetic: bool) -> None:
         """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
         if self.push is not None:
-            if self.target.name != PUSHED:
-                raise UsageError(f"--push requires --to {PUSHED}", hint="leave --push out")
+            if self.target.name not in PUSHED:
+                raise UsageError(f"--push requires --to {' or '.join(PUSHED)}", hint="leave --push out")
+            if not self.writes_folder:
+                raise UsageError(
+                    f"--push sends a folder, and {self.output} is the name of a file",
+                    hint="give -o FOLDER, or leave it out",
+                )
             self.require_consent(synthetic=synthetic)
             if not self.dry_run:
                 from ckptkit.export.hub import require_hub
@@ -128,6 +141,11 @@ class Target:
     # Fields of `ExportRequest` that mean something to it, apart from those all targets take
     takes: frozenset[str] = frozenset()
     folder: bool = True  # whether it is a folder
+    either: bool = False  # whether a folder is a file instead under a name with the ending
+
+    def names_file(self, output: str | Path) -> bool:
+        """Whether a name has the target's ending."""
+        return os.fspath(output).lower().endswith(self.ending)
 
     def refuse_name(self, output: str | Path | None) -> None:
         """Raise UsageError for a name that says something else than this target writes."""
@@ -135,17 +153,20 @@ class Target:
             return
         text = os.fspath(output)
         if text == "-":
+            what, give = ("a file", f"FILE{self.ending}") if self.either else ("a folder", "FOLDER")
             raise UsageError(
-                f"--to {self.name} writes a folder, which standard output cannot take", hint="give -o FOLDER"
+                f"--to {self.name} writes {what}, which standard output cannot take", hint=f"give -o {give}"
             )
+        if self.folder and is_folder(output):
+            return
         ending = file_ending(text)
-        if self.folder and ending and not is_folder(output):
+        stem = text[: len(text) - len(ending)]
+        if self.folder and not self.either and ending:
             raise UsageError(
                 f"{text} is the name of a file, and --to {self.name} writes a folder",
-                hint=f"give -o {text[: -len(ending)]}" + (", or --to onnx" if ending == ".onnx" else ""),
+                hint=f"give -o {stem}" + (", or --to onnx" if ending == ".onnx" else ""),
             )
-        if not self.folder and not text.lower().endswith(self.ending):
-            stem = text[: len(text) - len(ending)]
+        if (ending or not self.folder) and not self.names_file(text):
             raise UsageError(
                 f"{text} is not the name of a file that --to {self.name} writes",
                 hint=f"give -o {stem}{self.ending}",
@@ -173,6 +194,7 @@ TARGETS: dict[str, Target] = {
         Target("hf", "ckptkit.export.hub", "-hf", frozenset({"dtype"})),
         Target("onnx", "ckptkit.export.graphs", ".onnx", frozenset({"features", "opset"}), folder=False),
         Target("saved-model", "ckptkit.export.graphs", "-saved-model", frozenset({"features"})),
+        Target("keras", "ckptkit.export.keras", ".keras", frozenset({"features"}), either=True),
         Target("backbone", "ckptkit.export.backbone", "-backbone", frozenset({"dtype"})),
     )
 }
@@ -197,9 +219,7 @@ def get_target(to: str | None, output: str | Path | None = None) -> Target:
     ('-hf', 'onnx')
     """
     if to is None:
-        fitting = [
-            t for t in TARGETS.values() if not t.folder and str(output or "").lower().endswith(t.ending)
-        ]
+        fitting = [t for t in TARGETS.values() if (t.either or not t.folder) and t.names_file(output or "")]
         if not fitting:
             raise UsageError("no export target given", hint=f"choose --to {', '.join(TARGETS)}")
         return fitting[0]

@@ -99,7 +99,7 @@ def config_of(weights: PlannedWeights) -> ModelConfig:
         model_type=found.family.name,
         variant=found.variant,
         entry=None if source.synthetic or source.origin is None else source.origin.id,
-        num_classes=_num_classes(weights),
+        num_classes=source.num_classes,
         pos_emb=structure.pos_emb if found.family.has_pos_emb else None,
         settings=settings_of(source),
         preprocessing=preprocessing_config(source.preprocessing),
@@ -171,12 +171,6 @@ def provenance_of(weights: PlannedWeights) -> dict[str, Any]:
         made["source_url"] = record.url
     made |= {key: metadata[key] for key in ("weights", "bn_statistics") if key in metadata}
     return made
-
-
-def _num_classes(weights: PlannedWeights) -> int | None:
-    """Outputs of the head that is written."""
-    shapes = {spec.name: spec.shape for spec in weights.plan.specs}
-    return shapes["head.bias"][0] if "head.bias" in shapes else None
 
 
 def _float_types(weights: PlannedWeights) -> str | None:
