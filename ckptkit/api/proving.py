@@ -265,7 +265,8 @@ def plot(
     ...     page.name, page.stat().st_size > 0
     ('tiny.html', True)
     """
-    from ckptkit.analysis.plot.figure import FigureOptions, save_plot
+    from ckptkit.analysis.plot.figure import save_plot
+    from ckptkit.analysis.plot.points import FigureOptions
 
     chosen = list(workspace_of_environment().registry.values() if entries is None else entries)
     options = FigureOptions(log=log, labels=labels, pareto=pareto, dark=dark, size=size, dpi=dpi, title=title)

@@ -425,8 +425,8 @@ def _html_kind(field: Field) -> str:
 
 
 def _html_row(item: Listed, fields: Sequence[Field], family: int, *, with_links: bool) -> str:
-    from ckptkit.analysis.plot.figure import LIGHT
     from ckptkit.analysis.plot.page import link, links_of
+    from ckptkit.analysis.plot.points import LIGHT
 
     row = item.row
     cells = [_html_cell(field, item) for field in fields]

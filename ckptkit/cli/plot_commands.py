@@ -75,7 +75,8 @@ def plot(
     Examples: ckptkit plot -o accuracy.png · ckptkit plot --family moganet --x flops -o moganet.svg
     · ckptkit plot -o accuracy.html
     """
-    from ckptkit.analysis.plot.figure import FigureOptions, save_plot
+    from ckptkit.analysis.plot.figure import save_plot
+    from ckptkit.analysis.plot.points import FigureOptions
 
     state = state_of(context)
     options = FigureOptions(

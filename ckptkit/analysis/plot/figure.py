@@ -20,15 +20,20 @@ from ckptkit.analysis.drawing import (
     require_matplotlib,
     write_picture,
 )
+from ckptkit.analysis.plot.page import plot_page
 from ckptkit.analysis.plot.points import (
+    DARK,
+    LIGHT,
     X_MEASURES,
     Y_MEASURES,
+    FigureOptions,
     Measure,
     Points,
     Series,
     collect,
     default_title,
     human,
+    marker_of,
     missing_note,
     pareto_front,
     source_line,
@@ -43,9 +48,6 @@ if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
 
 _KINDS = {**FIGURES, ".html": "html", ".htm": "html"}
-_INCHES = (2.5, 60.0)
-_DPI = (30, 1200)
-_MOST_PIXELS = 100_000_000
 
 _LABEL_SIZE, _TICK_SIZE, _TITLE_SIZE, _LEAST_TITLE, _SOURCE_SIZE = 7.0, 7.5, 10.5, 7.0, 6.0
 _SOURCE_ROW, _TITLE_ROOM, _GAP = 8.5, 20.0, 14.0
@@ -72,90 +74,6 @@ _SIDES = (
 )
 """Where a name may stand at its marker, best first: to the right is read most easily."""
 _TICK_ROOM = 28.0
-
-
-# The colours are those of Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which people with every
-# common kind of colour vision tell apart; families differ by marker too, their subgroups by how it is filled.
-
-MARKERS = ("circle", "diamond", "triangle", "square", "down")
-"""Marker of each family, by its index."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one picture."""
-
-    background: str  # ``#rrggbb``
-    text: str
-    muted: str  # lesser words, axes
-    grid: str
-    front: str  # the Pareto front
-    families: tuple[str, ...]  # of each family, by its index
-
-    def family(self, index: int) -> str:
-        """Colour of a family; they come round again after the last."""
-        return self.families[index % len(self.families)]
-
-    def tint(self, colour: str) -> str:
-        """Return a colour two fifths of the way from the background.
-
-        >>> LIGHT.tint("#000000")
-        '#999999'
-        """
-        mixed = (
-            round(0.4 * int(colour[at : at + 2], 16) + 0.6 * int(self.background[at : at + 2], 16))
-            for at in (1, 3, 5)
-        )
-        return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-LIGHT = Theme(
-    background="#ffffff",
-    text="#1b1f24",
-    muted="#5f6770",
-    grid="#e3e6ea",
-    front="#6b7280",
-    families=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a5c00"),
-)
-DARK = Theme(
-    background="#14171c",
-    text="#e8eaed",
-    muted="#a3abb5",
-    grid="#2b3038",
-    front="#9aa3ae",
-    families=("#56b4e9", "#f28e2b", "#2ec99a", "#e29bc4", "#f0e442"),
-)
-
-
-def marker_of(family_index: int) -> str:
-    """Return the marker of a family."""
-    return MARKERS[family_index % len(MARKERS)]
-
-
-@dataclass(frozen=True)
-class FigureOptions:
-    """How a picture looks."""
-
-    log: bool = True  # logarithmic horizontal axis
-    labels: bool = True  # names at the points
-    pareto: bool = True  # the line through the points that no other beats at no greater cost
-    dark: bool = False  # light on dark
-    size: tuple[float, float] = (9.0, 5.6)  # width and height, inches: 2.5 to 60
-    dpi: int = 200  # pixels per inch of a PNG: 30 to 1200
-    title: str | None = None  # None makes one
-
-    def __post_init__(self) -> None:
-        width, height = self.size
-        if not all(_INCHES[0] <= side <= _INCHES[1] for side in self.size):
-            raise UsageError(
-                f"a picture of {width:g} x {height:g} inches cannot be drawn",
-                hint=f"give sides from {_INCHES[0]:g} to {_INCHES[1]:g} inches",
-            )
-        if not _DPI[0] <= self.dpi <= _DPI[1] or width * height * self.dpi**2 > _MOST_PIXELS:
-            raise UsageError(
-                f"{width:g} x {height:g} inches at {self.dpi} pixels per inch cannot be drawn",
-                hint=f"give a dpi from {_DPI[0]} to {_DPI[1]} and no more than 100 million pixels in all",
-            )
 
 
 @dataclass(frozen=True)
@@ -201,8 +119,6 @@ def save_plot(
         return saved
     refuse_existing(output, force=force)
     if form == "html":
-        from ckptkit.analysis.plot.page import plot_page
-
         data = plot_page(entries, x=across.name, y=up.name, options=options).encode()
     else:
         data, unlabelled = render(points, across, up, options, form)

@@ -15,13 +15,17 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.analysis.plot.figure import DARK, LIGHT, FigureOptions, Theme, marker_of
 from ckptkit.analysis.plot.points import (
+    DARK,
+    LIGHT,
     X_MEASURES,
     Y_MEASURES,
+    FigureOptions,
     Series,
+    Theme,
     collect,
     families_of,
+    marker_of,
     published_by,
     series_of,
     short_names,

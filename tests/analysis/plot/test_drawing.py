@@ -16,8 +16,8 @@ mpl = pytest.importorskip("matplotlib")
 
 from ckptkit.analysis.drawing import drawing  # noqa: E402
 from ckptkit.analysis.plot import figure as figure_module  # noqa: E402
-from ckptkit.analysis.plot.figure import FigureOptions, Row, draw, fitted, legend_rows  # noqa: E402
-from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, Points, collect  # noqa: E402  # noqa: E402
+from ckptkit.analysis.plot.figure import Row, draw, fitted, legend_rows  # noqa: E402
+from ckptkit.analysis.plot.points import X_MEASURES, Y_MEASURES, FigureOptions, Points, collect  # noqa: E402
 from ckptkit.registry.schema import Entry  # noqa: E402
 from tests.support.entries import entry_of  # noqa: E402
 from tests.support.figures import Picture, overlap  # noqa: E402

@@ -15,10 +15,11 @@ import pytest
 mpl = pytest.importorskip("matplotlib")
 
 from ckptkit.analysis.drawing import FIGURES  # noqa: E402
-from ckptkit.analysis.plot.figure import FigureOptions, render  # noqa: E402
+from ckptkit.analysis.plot.figure import render  # noqa: E402
 from ckptkit.analysis.plot.points import (  # noqa: E402
     X_MEASURES,
     Y_MEASURES,
+    FigureOptions,
     collect,
 )
 from ckptkit.base.errors import UsageError  # noqa: E402

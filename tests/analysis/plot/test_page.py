@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ckptkit.analysis.plot.figure import FigureOptions
 from ckptkit.analysis.plot.page import embedded_json, link, links_of, page, plot_page
+from ckptkit.analysis.plot.points import FigureOptions
 from ckptkit.base.text import escaped, web_address
 from tests.support.browser import Browser, browser
 from tests.support.entries import entry_of

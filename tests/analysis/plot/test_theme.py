@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from ckptkit.analysis.plot.figure import DARK, LIGHT, MARKERS, Theme, marker_of
+from ckptkit.analysis.plot.points import DARK, LIGHT, MARKERS, Theme, marker_of
 
 # Viénot, Brettel and Mollon (1999), "Digital video colourmaps for checking the legibility of displays by
 # dichromats": linear RGB as protanopes and deuteranopes see it.
