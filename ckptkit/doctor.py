@@ -627,7 +627,9 @@ built = torch.version.cuda or getattr(torch.version, "hip", None)
 print("\\n" + json.dumps({"names": names, "built_for": built}))
 """
 _TENSORFLOW = """
-import json, tensorflow
+import json, sys
+sys.modules["matplotlib"] = None  # Keras takes it where it can, and it would write its list of fonts
+import tensorflow
 found = tensorflow.config.list_physical_devices("GPU")
 names = [tensorflow.config.experimental.get_device_details(one).get("device_name", one.name) for one in found]
 built = "CUDA" if tensorflow.test.is_built_with_cuda() else None

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from time import monotonic  # by name: tests replace that of the module
@@ -35,6 +36,8 @@ settings.load_profile("default")
 # threads of a pool (on a busy machine some files took seven times the processor's time).
 for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
     os.environ.setdefault(variable, "1")
+
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir(), "ckptkit-tests-matplotlib")))
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,21 @@ def home_folders() -> list[Path]:
         folders.remove(chosen)
         folders.insert(0, chosen)
     return folders
+
+
+def keep_home_clean() -> None:
+    """Have frameworks, imported here or in a child, write nothing of their own into the home folder.
+
+    Keras would write its configuration (one that is there is read), and matplotlib its list of fonts, which
+    goes to the cache. What the user has set counts.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 (never raises; "~" where no home is known)
+    if home == "~" or not os.path.exists(os.path.join(home, ".keras", "keras.json")):  # noqa: PTH110, PTH118
+        os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))  # noqa: PTH118 (cannot be made)
+    with suppress(UsageError):  # the command says it
+        folder = home_folders()[0] / "matplotlib"
+        if is_writable(folder):
+            os.environ.setdefault("MPLCONFIGDIR", str(folder))
 
 
 def is_writable(folder: Path) -> bool:

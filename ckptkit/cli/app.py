@@ -269,7 +269,9 @@ def root(
     )
     context.call_on_close(context.obj.close)
     from ckptkit.base.errors import NAMED_REGISTRIES, WHOLE_LISTS
+    from ckptkit.base.home import keep_home_clean
 
+    keep_home_clean()
     WHOLE_LISTS.set(verbose)
     NAMED_REGISTRIES.set(tuple(map(str, registry or ())))
     context.call_on_close(lambda: NAMED_REGISTRIES.set(()))
@@ -342,8 +344,6 @@ def _warning(message: Warning | str, *_: Any, **__: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``ckptkit`` command."""
     prepare_streams()
-    if os.path.expanduser("~") == "~":  # noqa: PTH111 (no home: Keras would make a folder of that name here)
-        os.environ.setdefault("KERAS_HOME", str(Path(os.devnull, "keras")))  # nothing can be made there
     os.environ.setdefault(
         "PYDANTIC_DISABLE_PLUGINS", "__all__"
     )  # it would look through every installed package

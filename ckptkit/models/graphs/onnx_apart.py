@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, listed
-from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, is_stage, open_onnx
+from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, is_stage, onnx_runtime, open_onnx
 
 if TYPE_CHECKING:
     from ckptkit.base.tensors import Array
@@ -222,9 +222,9 @@ def serve(name: str) -> None:
     os.dup2(2, 1)  # whatever a library prints
     import numpy
     import onnx
-    import onnxruntime
 
-    del numpy, onnx, onnxruntime  # their memory and time are not the file's
+    onnx_runtime()
+    del numpy, onnx  # their memory and time are not the file's
     requests: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(stdin, requests), daemon=True).start()
     graph: OnnxGraph | None = None

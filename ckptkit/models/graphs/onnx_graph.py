@@ -16,6 +16,7 @@ of onnx/docs/ExternalData.md.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,10 +312,17 @@ def open_onnx(path: Path, check: Callable[[Path, Any], None] | None = None) -> O
     )
 
 
-def open_session(path: Path, also: Sequence[str] = ()) -> tuple[Any, str]:
-    """Load a file into ONNX Runtime, ``also`` with these values as outputs; the session, and what runs it."""
+def onnx_runtime() -> Any:
+    """Import ONNX Runtime without its telemetry, which would put an id into the home folder at once."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
+    return onnxruntime
+
+
+def open_session(path: Path, also: Sequence[str] = ()) -> tuple[Any, str]:
+    """Load a file into ONNX Runtime, ``also`` with these values as outputs; the session, and what runs it."""
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry(
