@@ -172,8 +172,8 @@ class Workspace:
         entry = self.registry[name]
         return self.fetch(entry) if fetch else self._as_cached(entry)
 
-    def fetch(self, entry: Entry) -> Located:
-        """Fetch an entry (at once when it is here and intact)."""
+    def fetch(self, entry: Entry, *, force: bool = False) -> Located:
+        """Fetch an entry (at once when it is here and intact, unless forced)."""
         from ckptkit.store.fetch import Job, fetch
         from ckptkit.store.sources import parse_mirrors
 
@@ -187,6 +187,7 @@ class Workspace:
             notes=self.note,
             warn=self.warn,
             trust=self.trust,
+            force=force,
         )
         fetched = fetch(job)
         return self._located(fetched.path, entry, fetched.artefact, fetched.record)

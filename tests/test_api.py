@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import types
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -305,6 +306,131 @@ def test_convert_refuses_what_a_name_contradicts(arrays, tmp_path, monkeypatch, 
 def test_words_that_nothing_is_called(call, says):
     with pytest.raises(UsageError, match=says):
         call()
+
+
+def test_load_gives_torch_tensors(tmp_path):
+    torch = pytest.importorskip("torch")
+    kinds = (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool)
+    held = {str(kind): torch.tensor([1, 0, 2]).to(kind) for kind in kinds}
+    torch.save(held, tmp_path / "kinds.pth")
+    loaded = ckptkit.load(tmp_path / "kinds.pth", "as-is", framework="torch")
+    assert loaded.keys() == held.keys() and loaded.left_out == {}
+    for name, tensor in held.items():
+        assert loaded[name].dtype == tensor.dtype and loaded[name].float().equal(tensor.float())
+    with pytest.raises(UsageError, match="unknown framework 'jax'; choose from numpy, torch"):
+        ckptkit.load(tmp_path / "kinds.pth", framework="jax")
+
+
+def test_synth_inspect_and_diff(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ckptkit.synth("moganet-xt-224")
+    assert path == Path("moganet-xt-224.pth") and path.is_file()
+    with pytest.raises(UsageError, match="force=True"):
+        ckptkit.synth("moganet-xt-224")
+    entry = ckptkit.registry()["moganet-xt-224"]
+    assert ckptkit.synth(entry, "there/").read_bytes() == path.read_bytes()
+    with pytest.raises(UsageError, match="leave pos_emb=False out"):
+        ckptkit.synth(entry, "x.pth", pos_emb=False)
+
+    found = ckptkit.inspect(path, "head", sort="name", stats=True)
+    assert (found.variant, found.num_classes) == ("moganet-xt", 1000)
+    loaded = ckptkit.load(path, "as-is")
+    assert [one.name for one in found.tensors] == sorted(name for name in loaded if "head" in name)
+    for one in found.tensors:
+        assert one.shape == loaded[one.name].shape
+        assert one.statistics.maximum == loaded[one.name].max()
+
+    converted = ckptkit.convert(path, "keras")
+    assert ckptkit.diff(path, converted).same
+    rounded = ckptkit.convert(path, "npz", dtype="float16", layout="torch")
+    difference = ckptkit.diff(path, rounded, ignore_dtype=True, relative=1e-9)
+    assert not difference.same and len(difference.of_kind("values")) > 100
+    assert ckptkit.diff(path, rounded, ignore_dtype=True, relative=2**-10).same
+
+
+def test_profile_takes_an_entry():
+    pytest.importorskip("torch")
+    entry = ckptkit.registry()["moganet-xt-224"]
+    report = ckptkit.profile(entry)
+    assert report.ok and report.profile.parameters == entry.exact_parameters
+    assert ckptkit.profile("moganet-xt", head=False).profile.parameters == entry.exact_parameters - 193_000
+
+
+@pytest.fixture
+def photograph():
+    image = pytest.importorskip("PIL.Image")
+    noise = np.random.default_rng(5).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    return image.fromarray(noise).resize((600, 400), image.Resampling.BICUBIC)
+
+
+def test_transform_gives_what_predict_gives_the_model(photograph, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = ckptkit.synth("moganet-xt-224", tmp_path / "m.pth")
+    model = ckptkit.create_model("moganet-xt-224", checkpoint=path)
+    prepared = ckptkit.transform("moganet-xt-224")(photograph)
+    with torch.inference_mode():
+        best = model(prepared).softmax(-1)[0].max()
+    (predicted,) = ckptkit.predict("moganet-xt-224", photograph, synthetic=True)
+    assert predicted.best.probability == pytest.approx(float(best), rel=1e-5)
+
+
+def test_transform_for_each_framework(photograph, tmp_path):
+    torch = pytest.importorskip("torch")
+    prepare = ckptkit.transform("moat0-224", framework="keras", resolution=(64, 96))
+    batch = prepare([photograph, np.asarray(photograph)])
+    assert batch.shape == (2, 64, 96, 3) and batch.dtype == np.float32
+    np.testing.assert_array_equal(batch[0], batch[1])
+    same = ckptkit.transform("moat0-224", resolution=(64, 96))(photograph)
+    assert isinstance(same, torch.Tensor) and same.is_contiguous()
+    np.testing.assert_array_equal(same.permute(0, 2, 3, 1).numpy(), batch[:1])
+    graph = ckptkit.transform("moat0-224", framework="onnxruntime", resolution=(64, 96))(photograph)
+    np.testing.assert_array_equal(graph, same.numpy())
+
+
+def test_transform_of_a_variant_an_entry_and_a_file(tmp_path):
+    pytest.importorskip("PIL")
+    entry = ckptkit.registry()["moganet-xt-224"]
+    path = ckptkit.convert(
+        ckptkit.synth(entry, tmp_path / "m.pth"), "safetensors", tmp_path / "m.safetensors"
+    )
+    assert str(ckptkit.transform(entry)) == str(ckptkit.transform(entry.id))
+    assert "normalization imagenet" in str(ckptkit.transform("moganet-xt", framework="keras"))
+    assert ckptkit.transform(path).preprocessing.size == (224, 224)
+    with pytest.raises(NotFoundError, match="did you mean moganet-xt-256"):
+        ckptkit.transform("moganet-xt-225")
+
+
+@pytest.mark.parametrize(
+    "given", [np.zeros((3, 8, 8), np.uint8), np.zeros((8, 8, 3)), "cat.jpg", []], ids=str
+)
+def test_transform_refuses_what_is_not_a_picture(given):
+    pytest.importorskip("PIL")
+    with pytest.raises(UsageError, match="picture"):
+        ckptkit.transform("moganet-xt-224", framework="keras")(given)
+
+
+def test_fetch_shows_its_progress(archive, monkeypatch):
+    entry = ckptkit.registry()["tiny-moat0-256"]
+    folder = archive.parent / "server"
+    published = folder / entry.sources[0].url.partition("://")[2].partition("/")[2]
+    published.parent.mkdir(parents=True)
+    archive.rename(published)
+    host = "/".join(entry.sources[0].url.split("/")[:3])
+    seen = []
+
+    @contextmanager
+    def progress(description, total, /, *, unit="bytes"):
+        seen.append((description, total, unit))
+        yield seen.append
+
+    mirrors = [f"{host}={folder.as_uri()}"]
+    path = ckptkit.fetch(entry, mirrors=mirrors, progress=progress)
+    (_, total, unit), *steps = seen
+    assert unit == "bytes" and total == published.stat().st_size == sum(steps)
+    assert ckptkit.fetch(entry, progress=progress) == path and len(seen) == len(steps) + 1
+    seen.clear()
+    assert ckptkit.fetch(entry, mirrors=mirrors, force=True, progress=progress) == path
+    assert sum(seen[1:]) == total
 
 
 def test_an_unknown_id_is_said_so():

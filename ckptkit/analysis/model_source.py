@@ -6,21 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptkit.base.parse import Size, parse_size
 from ckptkit.convert.pipeline import stem_of
-from ckptkit.families.base import Family
+from ckptkit.families.base import Family, family_of_variant, get_family, is_variant
 from ckptkit.families.binding import Weights
 from ckptkit.families.recognition import require_recognition
 from ckptkit.models import Framework, create_model
 from ckptkit.models.images.preprocessing import DEFAULT_INTERPOLATION, Preprocessing
 from ckptkit.models.synth import is_synthetic
 from ckptkit.parity.inputs import normalization_in, resolution_in
+from ckptkit.registry.schema import Entry
 from ckptkit.workspace import Located, Named, Workspace
-
-if TYPE_CHECKING:
-    from ckptkit.registry.schema import Entry
 
 
 @dataclass(frozen=True)
@@ -149,6 +147,20 @@ def origin_of(metadata: Mapping[str, str], variant: str, workspace: Workspace) -
     named = metadata.get("entry")
     entry = workspace.registry.get(named) if named else None
     return entry if entry is not None and entry.variant == variant else None
+
+
+def preprocessing_named(
+    what: Named, workspace: Workspace, resolution: int | Size | None = None
+) -> Preprocessing:
+    """How an entry, a variant or a file wants its pictures; only a file is opened."""
+    if isinstance(what, str) and is_variant(what):
+        return preprocessing_of(family_of_variant(what), what, None, {}, resolution)
+    if isinstance(what, str) and not workspace.is_path(what) and what in workspace.registry:
+        what = workspace.registry[what]
+    if isinstance(what, Entry):
+        return preprocessing_of(get_family(what.family), what.variant, what, {}, resolution)
+    located = workspace.locate(what, fetch=False)
+    return open_source(located, workspace, SourceRequest(what, resolution=resolution)).preprocessing
 
 
 def preprocessing_of(

@@ -460,7 +460,7 @@ class ProfileReport:
 
 
 def profile_model(
-    name: str,
+    what: str | Entry,
     *,
     registry: Registry | None = None,
     resolution: int | Size | None = None,
@@ -481,7 +481,8 @@ def profile_model(
         from ckptkit.registry.loading import load_registry
 
         registry = load_registry(families=registry_families)
-    entry = registry.get(name)
+    entry = registry.get(what) if isinstance(what, str) else what
+    name = what if isinstance(what, str) else what.id
     family, variant = _family_and_variant(name, entry)
     subject = subject_of(
         variant,

@@ -7,10 +7,10 @@ The functions use the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGIST
 from __future__ import annotations
 
 from ckptkit import models
-from ckptkit.api.checkpoints import convert, fetch, load, registry, verify
+from ckptkit.api.checkpoints import convert, diff, fetch, inspect, load, registry, synth, verify
 from ckptkit.api.environment import public
-from ckptkit.api.pictures import calibrate, cam, evaluate, predict
-from ckptkit.api.proving import export, logs, parity, plot
+from ckptkit.api.pictures import calibrate, cam, evaluate, predict, transform
+from ckptkit.api.proving import export, logs, parity, plot, profile
 
 create_model = public(models.create_model)
 
@@ -19,14 +19,19 @@ __all__ = [
     "cam",
     "convert",
     "create_model",
+    "diff",
     "evaluate",
     "export",
     "fetch",
+    "inspect",
     "load",
     "logs",
     "parity",
     "plot",
     "predict",
+    "profile",
     "registry",
+    "synth",
+    "transform",
     "verify",
 ]

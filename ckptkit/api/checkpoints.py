@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from ckptkit.api.environment import logger, public, workspace_of_environment
-from ckptkit.base.errors import UsageError
+from ckptkit.base.bars import seen_progress
+from ckptkit.base.errors import UsageError, one_of, require_installed
 from ckptkit.base.home import user_path
-from ckptkit.base.tensors import float_named
+from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.tensors import Array, float_named
 from ckptkit.formats.names import format_to_write, is_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from ckptkit.api.environment import BuiltInFormat, BuiltInLayout, Dtype
+    from ckptkit.compare.diff import Difference, LayoutChoice
+    from ckptkit.compare.inspect import Inspection, Sort
     from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert.loading import LoadedTensors
     from ckptkit.convert.planning import Plan
@@ -63,13 +69,23 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
 
 
 @public
-def fetch(id: str | Entry) -> Path:
+def fetch(
+    id: str | Entry, *, force: bool = False, mirrors: Sequence[str] = (), progress: bool | Progress = True
+) -> Path:
     """Download an entry, check it, unpack it; at once when it is here already.
 
     Parameters
     ----------
     id : str or Entry
         Registry id, or an entry of a registry.
+    force : bool
+        Download it again, and replace what is cached.
+    mirrors : sequence of str
+        Rules ``FROM=TO`` for the beginnings of URLs, before those of ``CKPTKIT_MIRROR``.
+    progress : bool or callable
+        A bar on a terminal or in a notebook, and nothing elsewhere; False: none. Or what draws another one: a
+        function of a description and the number of bytes (None: not known) that gives a context manager; what
+        that yields is called with the bytes that came since its last call.
 
     Returns
     -------
@@ -81,8 +97,9 @@ def fetch(id: str | Entry) -> Path:
     NotFoundError, NetworkError, IntegrityError, StorageError
         Unknown id; every source failed; the bytes are not the promised ones; the disk refused.
     """
-    workspace = workspace_of_environment()
-    return workspace.fetch(workspace.registry[id] if isinstance(id, str) else id).path
+    shown = seen_progress if progress is True else progress or no_progress
+    workspace = workspace_of_environment(shown, mirrors)
+    return workspace.fetch(workspace.registry[id] if isinstance(id, str) else id, force=force).path
 
 
 @public
@@ -257,17 +274,40 @@ def _rules(path: str | Path | None, *, reverse: bool) -> RuleFile | None:
     return load_rules(path, reverse=reverse)
 
 
+@overload
+def load(
+    what: Named,
+    layout: BuiltInLayout | str = ...,
+    *,
+    framework: Literal["numpy"] = ...,
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    variant: str | None = ...,
+) -> LoadedTensors[Array]: ...
+@overload
+def load(
+    what: Named,
+    layout: BuiltInLayout | str = ...,
+    *,
+    framework: Literal["torch"],
+    weights: Weights = ...,
+    state_dict: str | None = ...,
+    strip_prefix: str | Sequence[str] | None = ...,
+    variant: str | None = ...,
+) -> LoadedTensors[torch.Tensor]: ...
 @public
 def load(
     what: Named,
     layout: BuiltInLayout | str = "torch",
     *,
+    framework: Literal["numpy", "torch"] = "numpy",
     weights: Weights = "auto",
     state_dict: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
-) -> LoadedTensors:
-    """Read a checkpoint of any format under the names of any layout; no framework is imported.
+) -> LoadedTensors[Any]:
+    """Read a checkpoint of any format under the names of any layout; no framework is needed.
 
     Parameters
     ----------
@@ -276,6 +316,8 @@ def load(
     layout : str
         ``torch``, ``deeplab2`` or ``keras`` for MOAT, ``torch``, ``openmixup`` or ``keras`` for MogaNet;
         ``as-is`` for the file's own names, of any model.
+    framework : {"numpy", "torch"}
+        What the values are: arrays, or tensors for ``model.load_state_dict`` (bfloat16 included).
     weights : {"auto", "ema", "raw"}
         Which copy where the file holds both.
     state_dict : str, optional
@@ -290,10 +332,10 @@ def load(
     Returns
     -------
     LoadedTensors
-        A dict of str to numpy.ndarray. Its attribute ``left_out`` names the tensors of the file that a rule
-        leaves out (a step counter, the other copy of the weights), each with the rule and why;
-        ``also_in_file`` names what is not a tensor of the model (an epoch, the optimizer's state), in a few
-        words each. Elements of a type that numpy and ml_dtypes have not come as numpy void.
+        A dict of str to numpy.ndarray or torch.Tensor. Its attribute ``left_out`` names the tensors of the
+        file that a rule leaves out (a step counter, the other copy of the weights), each with the rule and
+        why; ``also_in_file`` names what is not a tensor of the model (an epoch, the optimizer's state), in a
+        few words each. Elements of a type that numpy and ml_dtypes have not come as numpy void.
 
     Raises
     ------
@@ -303,6 +345,198 @@ def load(
     from ckptkit.convert.loading import load_tensors
     from ckptkit.convert.planning import AS_IS
 
+    framework = cast(Literal["numpy", "torch"], one_of("framework", framework, ("numpy", "torch")))
+    if framework == "torch":
+        require_installed(["torch"], "torch tensors")
     located = workspace_of_environment().locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
     with located.open(weights, unwrap=layout != AS_IS) as reader:
-        return load_tensors(reader, layout, weights=weights, variant=variant, entry=located.entry)
+        loaded = load_tensors(reader, layout, weights=weights, variant=variant, entry=located.entry)
+    if framework == "numpy":
+        return loaded
+    from ckptkit.convert.loading import LoadedTensors
+    from ckptkit.families.filling import in_torch
+
+    return LoadedTensors(in_torch(loaded), loaded.plan)
+
+
+@public
+def inspect(
+    what: Named,
+    pattern: str | None = None,
+    *,
+    stats: bool = False,
+    sort: Sort = "file",
+    layout: BuiltInLayout | str | None = None,
+    weights: Weights | None = None,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+) -> Inspection:
+    """List the tensors of a file of any model, and what the file says of itself.
+
+    Parameters
+    ----------
+    what : str, Path or Entry
+        Id or entry of a fetched entry, or a path.
+    pattern : str, optional
+        Only tensors whose name matches: a glob, or part of a name.
+    stats : bool
+        Also read the values: minimum, maximum, mean, deviation, zeros, NaN and infinities of each tensor.
+    sort : {"file", "name", "size"}
+        Order of the tensors; by size the largest comes first.
+    layout : str, optional
+        Give each tensor's name in this layout, too.
+    weights : {"auto", "ema", "raw"}, optional
+        Which copy, where a file holds both in state dicts of their own.
+    state_dict, strip_prefix
+        As for `load`.
+
+    Returns
+    -------
+    Inspection
+        ``.format``, ``.variant``, ``.totals``, ``.metadata``, ``.tensors`` (each with ``name``, ``shape``,
+        ``dtype``, ``nbytes``), ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        Nothing there, or no tensor matches; damaged.
+
+    Examples
+    --------
+    >>> import tempfile, ckptkit
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = ckptkit.inspect(ckptkit.synth("tiny-moat0", folder + "/"), "stem", sort="size")
+    >>> found.format, found.variant, found.tensors[0].name
+    ('tf', 'tiny-moat0', 'moat/stem/conv_1/kernel')
+    """
+    from ckptkit.compare.inspect import InspectRequest, inspect_file
+
+    located = workspace_of_environment().locate(
+        what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
+    )
+    return inspect_file(located, InspectRequest(pattern, sort, stats, layout, weights))
+
+
+@public
+def diff(
+    a: Named,
+    b: Named,
+    *,
+    layout: LayoutChoice = "auto",
+    weights: Weights = "auto",
+    weights_b: Weights | None = None,
+    state_dict: str | None = None,
+    state_dict_b: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    strip_prefix_b: str | Sequence[str] | None = None,
+    only: str | None = None,
+    tolerance: float = 0.0,
+    relative: float = 0.0,
+    ignore_dtype: bool = False,
+    metadata: bool = False,
+    everything: bool = False,
+) -> Difference:
+    """Compare two checkpoints of any format and layout, tensor by tensor.
+
+    Tensors of two files of one family are paired by what they are, in one axis order; all others by name.
+
+    Parameters
+    ----------
+    a, b : str, Path or Entry
+        Ids or entries of fetched entries, or paths; figures are relative to ``a``.
+    layout : {"auto", "as-is"}
+        ``as-is`` pairs by plain names and leaves axes alone.
+    weights, state_dict, strip_prefix
+        As for `load`; those that end in ``_b`` are for ``b`` if it differs.
+    only : str, optional
+        Only tensors whose name matches: a glob, or part of a name.
+    tolerance, relative : float
+        Largest difference allowed, absolute, or as a share of the largest value of that tensor in ``a``;
+        either suffices.
+    ignore_dtype : bool
+        Ignore differences in element type alone.
+    metadata : bool
+        Compare metadata and settings too.
+    everything : bool
+        Count what a rule leaves out too: step counters, the optimizer's state, the other copy.
+
+    Returns
+    -------
+    Difference
+        ``.same``, ``.verdict``, ``.changed``, ``.only_a``, ``.only_b``, ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, FormatError, UsageError
+        Nothing there; damaged; the options make no sense.
+    """
+    from ckptkit.compare.diff import DiffRequest, compare_files
+
+    request = DiffRequest(
+        layout=layout,
+        weights=weights,
+        weights_b=weights_b,
+        state_dict=state_dict,
+        state_dict_b=state_dict_b,
+        strip_prefix=strip_prefix,
+        strip_prefix_b=strip_prefix_b,
+        only=only,
+        everything=everything,
+        metadata=metadata,
+        tolerance=tolerance,
+        relative=relative,
+        ignore_dtype=ignore_dtype,
+    )
+    workspace = workspace_of_environment()
+    return compare_files(workspace.locate(a, fetch=False), workspace.locate(b, fetch=False), request)
+
+
+@public
+def synth(
+    what: str | Entry,
+    output: str | Path | None = None,
+    *,
+    layout: BuiltInLayout | str | None = None,
+    pos_emb: bool = True,
+    ema: bool = False,
+    bn_statistics: bool = True,
+    force: bool = False,
+) -> Path:
+    """Write a synthetic checkpoint in the published format: no download, the same bytes everywhere.
+
+    Parameters
+    ----------
+    what : str or Entry
+        Id or entry of a registry, or a variant such as ``tiny-moat0``.
+    output : path, optional
+        File as published (``.tar.gz``, ``.pth``, ``.pth.tar``), a TensorFlow prefix (``.ckpt``), or a folder;
+        default the current folder, by the id.
+    layout : str, optional
+        Published layout: ``openmixup`` or ``torch`` (timm style) for MogaNet, ``deeplab2`` for MOAT.
+    pos_emb : bool
+        Whether a MOAT variant has position tables.
+    ema : bool
+        Write moving averages and raw weights, both.
+    bn_statistics : bool
+        False: without BatchNorm's statistics, as the first uploads of MOAT are.
+    force : bool
+        Replace an existing output.
+
+    Returns
+    -------
+    Path
+        The file, or the prefix.
+
+    Raises
+    ------
+    NotFoundError, UsageError, StorageError
+        No such entry or variant; the output exists, or its name says another format; the disk refused.
+    """
+    from ckptkit.models.synth import published_ending, synthetic_as, write_checkpoint
+
+    registry = workspace_of_environment().registry
+    synthetic = synthetic_as(what, registry, layout=layout, pos_emb=pos_emb, ema=ema, bn=bn_statistics)
+    path = Path() if output is None else user_path(output)
+    if output is None or is_folder(output):
+        path /= f"{what if isinstance(what, str) else what.id}{published_ending(synthetic)}"
+    return write_checkpoint(synthetic, path, force=force)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, Literal, TypeVar, cast
 
+from ckptkit.base.bars import seen_progress
 from ckptkit.base.errors import CkptkitError
 from ckptkit.base.home import expanded
+from ckptkit.base.progress import Progress
 from ckptkit.base.text import library_logger
 from ckptkit.workspace import Workspace
 
@@ -25,9 +27,9 @@ BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "npz"]
 BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "as-is"]
 
 
-def workspace_of_environment() -> Workspace:
+def workspace_of_environment(progress: Progress = seen_progress, mirrors: Sequence[str] = ()) -> Workspace:
     """Registries, cache and network rules as ``CKPTKIT_…`` variables say; notes go to the logger."""
-    return Workspace(note=note, warn=warn)
+    return Workspace(note=note, warn=warn, progress=progress, mirrors=mirrors)
 
 
 def note(text: str) -> None:
@@ -63,6 +65,8 @@ _ARGUMENTS = {
     "--set": "settings",
     "--no-head": "head=False",
     "--no-check": "check=False",
+    "--no-pos-emb": "pos_emb=False",
+    "--no-bn": "bn_statistics=False",
     "--with": "backend",
     "--mirror": "CKPTKIT_MIRROR",
     "--registry": "CKPTKIT_REGISTRY",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ckptkit.api.environment import CamMethod
     from ckptkit.families.binding import Weights
     from ckptkit.models import Framework
+    from ckptkit.models.images.preprocessing import Transform
     from ckptkit.workspace import Named
 
 
@@ -86,6 +87,54 @@ def predict(
     source = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
     workspace = workspace_of_environment()
     return predict_images(source, images, workspace, framework=framework, top=top, batch_size=batch_size)
+
+
+@public
+def transform(
+    what: Named, *, framework: Framework = "torch", resolution: int | tuple[int, int] | None = None
+) -> Transform:
+    """The published preprocessing of a checkpoint, as a function from pictures to the model's input.
+
+    Parameters
+    ----------
+    what : str, Path or Entry
+        Id or entry of a registry (nothing is fetched), a variant, or the path of a checkpoint.
+    framework : {"torch", "keras", "onnxruntime"}
+        Of the model that takes the result.
+    resolution : int or (int, int), optional
+        Input (height, width); default the entry's test resolution. The shorter side before the crop keeps its
+        ratio to it.
+
+    Returns
+    -------
+    Transform
+        Called with one PIL image or uint8 array (H, W, 3), or a sequence of them, it gives float32 of
+        (N, 3, height, width), for Keras (N, height, width, 3).
+
+    Raises
+    ------
+    NotFoundError, FormatError, ConversionError
+        No such entry or file; damaged; of no known model.
+    MissingDependencyError
+        When Pillow or the framework is not installed.
+
+    Examples
+    --------
+    >>> import ckptkit, numpy
+    >>> prepare = ckptkit.transform("moganet-xt-224")
+    >>> print(prepare)
+    shorter side to 248, bicubic, centre 224x224, normalization imagenet, for torch
+    >>> prepare(numpy.zeros((480, 640, 3), "uint8")).shape
+    torch.Size([1, 3, 224, 224])
+    """
+    from ckptkit.analysis.model_source import preprocessing_named
+    from ckptkit.base.errors import require_installed
+    from ckptkit.models import framework_named
+    from ckptkit.models.images.preprocessing import Transform
+
+    framework = framework_named(framework)
+    require_installed(["pillow", *(["torch"] if framework == "torch" else [])], "the preprocessing")
+    return Transform(preprocessing_named(what, workspace_of_environment(), resolution), framework)
 
 
 @public

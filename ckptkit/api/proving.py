@@ -13,6 +13,7 @@ from ckptkit.base.tensors import float_named
 
 if TYPE_CHECKING:
     from ckptkit.analysis.logs.readers import TrainingLog
+    from ckptkit.analysis.profile import ProfileReport
     from ckptkit.api.environment import Dtype, ExportTarget
     from ckptkit.families.binding import Weights
     from ckptkit.parity.report import BackendName, ParityReport
@@ -97,6 +98,61 @@ def parity(
         what, workspace, synthetic=synthetic, state_dict=state_dict, strip_prefix=strip_prefix
     ) as (located, name):
         return prove(located, replace(request, name=name), note)
+
+
+@public
+def profile(
+    what: str | Entry,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    head: bool = True,
+    pos_emb: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ProfileReport:
+    """Count parameters and multiply-adds of a model, by module and beside the published figures.
+
+    Needs no weights, but PyTorch. Counts as each family's publication does.
+
+    Parameters
+    ----------
+    what : str or Entry
+        Id or entry of a registry, or a variant.
+    resolution : int or (int, int), optional
+        Input (height, width) in pixels; default that of the published figures.
+    head : bool
+        Count the classification head too.
+    pos_emb : bool, optional
+        With or without position tables; default as the entry has it.
+    settings : mapping of str to Any, optional
+        Behaviour settings: ``{"attn_force_fp32": True}``.
+
+    Returns
+    -------
+    ProfileReport
+        ``.ok`` (whether the published figures are reproduced), ``.checks``, ``.profile`` with
+        ``.parameters``, ``.multiply_adds`` and the tree of modules ``.root``, ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, UsageError, MissingDependencyError
+        No such entry or variant; the model cannot be built so; torch is not installed.
+
+    Examples
+    --------
+    >>> import ckptkit
+    >>> ckptkit.profile("moganet-xt-224").profile.parameters
+    2956066
+    """
+    from ckptkit.analysis.profile import profile_model
+
+    return profile_model(
+        what,
+        registry=workspace_of_environment().registry,
+        resolution=resolution,
+        num_classes=1000 if head else None,
+        pos_emb=pos_emb,
+        settings=settings,
+    )
 
 
 @public

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.base.errors import UsageError, choose_from, listed
+from ckptkit.base.errors import UsageError, listed
 from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes, shape_text
@@ -33,7 +33,6 @@ from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, 
 if TYPE_CHECKING:
     from ckptkit.convert.pipeline import Outcome
     from ckptkit.convert.planning import Plan
-    from ckptkit.models.synth import Synthetic
     from ckptkit.rules.file import RuleFile
     from ckptkit.workspace import Located
 
@@ -315,10 +314,12 @@ def synth(
     Examples: ckptkit synth tiny-moat0-256 · ckptkit synth moganet-xt --layout torch --ema
     """
     from ckptkit.families.synthetic import NOTE
-    from ckptkit.models.synth import published_ending, refuse_unpublished, write_checkpoint
+    from ckptkit.models.synth import published_ending, refuse_unpublished, synthetic_as, write_checkpoint
 
     state = state_of(context)
-    synthetic = _synthetic(state, what, layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn)
+    synthetic = synthetic_as(
+        what, state.registry(), layout=layout, pos_emb=not no_pos_emb, ema=ema, bn=not no_bn
+    )
     name = f"{what}{published_ending(synthetic)}"
     specs = [tensor.spec for tensor in synthetic.tensors()]
     size = human_bytes(sum(spec.nbytes for spec in specs))
@@ -341,31 +342,6 @@ def synth(
         "bytes": sum(s.nbytes for s in specs),
     }
     state.output.result(written, *([] if dry_run or shown is None else [shown]))
-
-
-def _synthetic(
-    state: State, what: str, *, layout: str | None, pos_emb: bool, ema: bool, bn: bool
-) -> Synthetic:
-    from dataclasses import replace
-
-    from ckptkit.models.synth import synthetic_stand_in
-
-    _, chosen = synthetic_stand_in(what, state.registry())
-    family = chosen.family
-    if layout is not None and layout not in family.published_files:
-        raise UsageError(
-            f"{family.name} is not published in layout {layout!r}",
-            hint=choose_from(family.published_files),
-        )
-    if not pos_emb and not family.has_pos_emb:
-        raise UsageError(f"family {family.name} has no position embedding", hint="leave --no-pos-emb out")
-    return replace(
-        chosen,
-        layout=layout or chosen.layout,
-        pos_emb=chosen.pos_emb and pos_emb,
-        twins=ema,
-        bn_statistics=bn,
-    )
 
 
 def register(app: typer.Typer) -> None:

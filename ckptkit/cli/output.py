@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
 from ckptkit.base import errors
+from ckptkit.base.bars import new_bars
 from ckptkit.base.progress import Advance
 from ckptkit.base.text import escaped, json_text, printed
 
@@ -272,7 +273,7 @@ class Output:
             yield lambda _steps: None
             return
         with self._lock:
-            bars, running = self._bars.get(unit) or (_new_bars(self.stderr, unit), 0)
+            bars, running = self._bars.get(unit) or (new_bars(drawn(self.stderr), unit), 0)
             self._bars[unit] = bars, running + 1
             bars.start()
         task = bars.add_task(description, total=total)
@@ -286,26 +287,6 @@ class Output:
                     bars.remove_task(task)
                 else:
                     bars.stop()
-
-
-def _new_bars(stream: TextIO, unit: str) -> Any:
-    """Bars on a terminal, which go when what they show is done."""
-    from rich import progress as bars
-    from rich.console import Console
-
-    amount: list[bars.ProgressColumn] = (
-        [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
-        if unit == "bytes"
-        else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
-    )
-    return bars.Progress(
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        *amount,
-        console=Console(file=drawn(stream)),
-        transient=True,
-    )
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ckptkit.base.errors import ConversionError, command
 from ckptkit.base.tensors import Array, array_dtype
@@ -33,11 +33,15 @@ if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
 
 
-class LoadedTensors(dict[str, Array]):
-    """Contiguous arrays by name, and what else the file holds."""
+Tensor = TypeVar("Tensor")
 
-    def __init__(self, reader: Reader, plan: Plan) -> None:
-        super().__init__(read_moves(plan.moves, reader))
+
+class LoadedTensors(dict[str, Tensor]):
+    """Contiguous arrays by name, or tensors of a framework, and what else the file holds."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], plan: Plan) -> None:
+        super().__init__(tensors)
+        self.plan = plan
         self.left_out: Mapping[str, str] = plan.left_out
         """Tensors of the file that are not among these: the rule that leaves each out, and why."""
         self.also_in_file: Mapping[str, str] = dict(plan.also)
@@ -51,7 +55,7 @@ def load_tensors(
     weights: Weights = "auto",
     variant: str | None = None,
     entry: Entry | None = None,
-) -> LoadedTensors:
+) -> LoadedTensors[Array]:
     """Read a whole checkpoint under the names of a layout; the reader may be closed afterwards.
 
     A missing head, or missing BatchNorm statistics, are accepted: what is there is loaded.
@@ -64,10 +68,10 @@ def load_tensors(
     plan = plan_by_layout(
         reader, recognition, layout, weights=weights, head=head, allow_missing_bn=True, entry=entry
     )
-    return LoadedTensors(reader, plan)
+    return LoadedTensors(read_moves(plan.moves, reader), plan)
 
 
-def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> LoadedTensors:
+def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> LoadedTensors[Array]:
     if variant is not None:
         refuse_family_options(["--variant"], f"--layout {AS_IS}")
     plan = plan_as_is(reader, weights=weights)
@@ -78,7 +82,7 @@ def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> Loaded
         raise ConversionError(
             f"{reader.path}: no array can hold elements that are not whole bytes: {by_reason(packed)}"
         )
-    return LoadedTensors(reader, plan)
+    return LoadedTensors(read_moves(plan.moves, reader), plan)
 
 
 def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:

@@ -99,6 +99,23 @@ def _fill_torch(model: Any, arrays: Mapping[str, Array]) -> None:
             places[name].copy_(torch.from_numpy(_own_copy(array)))
 
 
+def in_torch(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Arrays as torch tensors that share their memory; bits of types that are ml_dtypes' stay."""
+    import torch
+
+    tensors = {}
+    for name, array in arrays.items():
+        kind = getattr(torch, array.dtype.name, None)
+        if not isinstance(kind, torch.dtype):
+            raise ConversionError(
+                f"{name}: torch has no tensors of {array.dtype.name}", hint="load it as numpy"
+            )
+        own = array.dtype.isbuiltin == 1
+        plain = array if own else array.view(f"u{array.dtype.itemsize}")
+        tensors[name] = torch.from_numpy(plain) if own else torch.from_numpy(plain).view(kind)
+    return tensors
+
+
 def _own_copy(array: Array) -> Array:
     """Copy an array in a type that torch knows; it takes no read-only views."""
     import numpy

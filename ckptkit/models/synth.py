@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import UsageError, choose_from
 from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Family, PublishedFile, Structure, family_of_variant, get_family, is_variant
@@ -141,6 +141,27 @@ def synthetic_stand_in(name: Named, registry: Registry) -> tuple[Entry | None, S
         return None, Synthetic(name)
     entry = registry[name]
     return entry, synthetic_for(entry)
+
+
+def synthetic_as(
+    name: Named, registry: Registry, *, layout: str | None, pos_emb: bool, ema: bool, bn: bool
+) -> Synthetic:
+    """The stand-in of that name, as it was asked for."""
+    _, chosen = synthetic_stand_in(name, registry)
+    family = chosen.family
+    if layout is not None and layout not in family.published_files:
+        raise UsageError(
+            f"{family.name} is not published in layout {layout!r}", hint=choose_from(family.published_files)
+        )
+    if not pos_emb and not family.has_pos_emb:
+        raise UsageError(f"family {family.name} has no position embedding", hint="leave --no-pos-emb out")
+    return replace(
+        chosen,
+        layout=layout or chosen.layout,
+        pos_emb=chosen.pos_emb and pos_emb,
+        twins=ema,
+        bn_statistics=bn,
+    )
 
 
 @contextmanager

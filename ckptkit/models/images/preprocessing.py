@@ -9,14 +9,17 @@ torchvision's ``Resize`` and ``CenterCrop`` round them. `ckptkit.models.images.t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.tensors import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ckptkit.models.loading import Framework
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -113,6 +116,63 @@ class Preprocessing:
         rows, columns = self.size
         before = f"shorter side to {self.resize}" if self.resize else "resized to cover"
         return f"{before}, {self.interpolation}, centre {rows}x{columns}, normalization {self.normalization}"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Makes a model's input of pictures: `ckptkit.transform`."""
+
+    preprocessing: Preprocessing
+    framework: Framework
+
+    def __call__(self, pictures: Image | Array | Sequence[Image | Array]) -> Any:
+        """Prepare pictures for a call of the model.
+
+        Parameters
+        ----------
+        pictures : PIL.Image.Image or numpy.ndarray, or a sequence of them
+            An array is (H, W, 3) RGB or (H, W) grey, uint8. Sizes may differ.
+
+        Returns
+        -------
+        torch.Tensor or numpy.ndarray
+            float32: (N, 3, height, width) for PyTorch and ONNX Runtime, (N, height, width, 3) for Keras; N is
+            1 for a single picture.
+        """
+        import numpy
+
+        several = pictures if isinstance(pictures, Sequence) else [pictures]
+        if not several:
+            raise UsageError("no pictures", hint="give one at least")
+        batch = numpy.stack([self.preprocessing(_upright(one)) for one in several])
+        if self.framework == "keras":
+            return batch
+        batch = numpy.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        if self.framework == "onnxruntime":
+            return batch
+        import torch
+
+        return torch.from_numpy(batch)
+
+    def __str__(self) -> str:
+        return f"{self.preprocessing}, for {self.framework}"
+
+
+def _upright(picture: Any) -> Image:
+    """A picture as RGB, the right way up; an array is one that is upright."""
+    from PIL import Image
+
+    from ckptkit.models.images.decoding import upright_rgb
+
+    if hasattr(picture, "convert"):
+        return upright_rgb(picture, "image")
+    shape, dtype = getattr(picture, "shape", None), str(getattr(picture, "dtype", None))
+    if shape is None or dtype != "uint8" or not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+        what = f"an array {dtype} {tuple(shape)}" if shape is not None else repr(picture)
+        raise UsageError(
+            f"{what} is not a picture", hint="give PIL images, or uint8 arrays of (height, width, 3)"
+        )
+    return Image.fromarray(picture).convert("RGB")
 
 
 NEAREST = "of two pixels equally near, 'nearest' takes another one than Pillow's"
