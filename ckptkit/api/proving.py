@@ -252,7 +252,7 @@ def export(
     chosen = SourceRequest(what, synthetic, resolution, weights, state_dict, strip_prefix, variant, settings)
     with chosen.open(workspace) as source:
         if output is None:  # what is returned must still be there
-            request = replace(request, output=place_of(source, request.target, None))
+            request = replace(request, output=place_of(source, request))
         exported = run_export(source, request)
     if not exported.ok:
         raise IntegrityError(f"{exported.path}: {exported.verdict}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,21 @@ SYNTHETIC = (
 )
 
 
-def model_card(source: ModelSource, config: ModelConfig, *, repository: str | None = None) -> str:
-    """Write the card of an exported model."""
-    head = yaml_text(front_matter(source, config), sort_keys=False)
+def model_card(
+    source: ModelSource,
+    config: ModelConfig,
+    *,
+    repository: str | None = None,
+    front: Mapping[str, Any] | None = None,
+    form: str = "safetensors under PyTorch names",
+    use: str | None = None,
+) -> str:
+    """Write the card of an exported model; ``front``, ``form`` and ``use`` are another target's."""
+    head = yaml_text(dict(front or front_matter(source, config)), sort_keys=False)
     parts = [
         f"# {escaped(title(source, config), 'markdown')}",
-        _introduction(source, config),
-        _use(repository),
+        _introduction(source, config, form),
+        use or _use(repository),
         _input(source, config),
         *_figures(source, config),
         _provenance(source, config),
@@ -136,7 +144,7 @@ def _page(entry: Entry) -> Page | None:
     )
 
 
-def _introduction(source: ModelSource, config: ModelConfig) -> str:
+def _introduction(source: ModelSource, config: ModelConfig, form: str) -> str:
     about = get_family(config.model_type).summary
     kind = f"an image classifier of {config.num_classes:,} classes" if config.num_classes else "a backbone"
     kind += f" from the family {config.model_type}" + (f": {about}" if about else "")
@@ -148,7 +156,7 @@ def _introduction(source: ModelSource, config: ModelConfig) -> str:
         origin = f"a conversion of the published checkpoint {escaped(source.origin.id, 'code')}"
     else:
         origin = "a checkpoint"
-    made = f"The weights are those of {origin}, converted by ckptkit to safetensors under PyTorch names; "
+    made = f"The weights are those of {origin}, converted by ckptkit to {form}; "
     made += "no training took place."
     statistics = config.provenance.get("bn_statistics", "present")
     if statistics != "present":

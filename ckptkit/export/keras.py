@@ -18,12 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptkit._version import DISTRIBUTION, REPOSITORY
 from ckptkit.base.errors import FormatError, UsageError, require_installed
 from ckptkit.base.files import move, refuse_existing, refuse_streams, sync_file, sync_folder, translated
 from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.text import json_text
 from ckptkit.export.graphs import check_graph, reference_of
+from ckptkit.export.hub import CARD, front_matter, model_card
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import config_of, planned_weights
 from ckptkit.families.synthetic import NOTE
@@ -36,9 +38,10 @@ if TYPE_CHECKING:
     from ckptkit.analysis.model_source import ModelSource
     from ckptkit.base.tensors import Array
     from ckptkit.families.base import Family
+    from ckptkit.families.model_config import ModelConfig
 
 CONFIG, METADATA = "config.json", "metadata.json"
-OWNED = frozenset({CONFIG, METADATA, KERAS_MEMBER})
+OWNED = frozenset({CONFIG, METADATA, KERAS_MEMBER, CARD})
 """What such a folder holds."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -58,7 +61,7 @@ def export_keras(source: ModelSource, output: Path, request: ExportRequest) -> E
     else:
         refuse_existing(output, force=request.force)
         refuse_streams(output)
-    names = sorted(OWNED) if request.writes_folder else [output.name]
+    names = [KERAS_MEMBER, CONFIG, METADATA, CARD] if request.writes_folder else [output.name]
     if request.dry_run:
         return Exported(output, tuple(ExportedFile(name, None) for name in names), "not written, not checked")
     note = source.workspace.note
@@ -74,13 +77,16 @@ def export_keras(source: ModelSource, output: Path, request: ExportRequest) -> E
             else StagedFolder(output.with_name(f"{output.name}.parts"), owned=())
         )
         weights = stack.enter_context(planned_weights(source, "keras"))
-        facts = config_of(weights).model_dump(mode="json", exclude={"id2label", "label2id"})
+        about = config_of(weights)
+        facts = about.model_dump(mode="json", exclude={"id2label", "label2id"})
         config, version = _described(source, features=request.features)
         folder.write_text(METADATA, json_text({"keras_version": version, "ckptkit": facts}, indent=2) + "\n")
         folder.write_text(CONFIG, json_text(config, indent=2) + "\n")
         weights.write(folder.path / KERAS_MEMBER)
         written = folder.path
-        if not request.writes_folder:
+        if request.writes_folder:
+            folder.write_text(CARD, _card(source, about, request))
+        else:
             written = folder.path / output.name
             _pack(folder.path, written)
         note(f"{source.name}: loading it by Keras …")
@@ -132,6 +138,27 @@ def _described(source: ModelSource, *, features: bool) -> tuple[Mapping[str, Any
             hint="docs/extending.md says what a family's Keras model needs",
         ) from error
     return config, str(keras.__version__)
+
+
+def _card(source: ModelSource, config: ModelConfig, request: ExportRequest) -> str:
+    """The model card of a folder."""
+    height, width = config.preprocessing.size
+    gives = "the maps of the stages" if request.features or not config.num_classes else "logits"
+    place = json_text(f"hf://{request.push or 'ORG/NAME'}")
+    use = (
+        "## Use\n\n```python\n"
+        "import ckptkit.keras  # registers the model's layers\n"
+        "import keras\n\n"
+        f"model = keras.saving.load_model({place})  # or the path of this folder\n"
+        f"model(images)  # float32 (N, {height}, {width}, 3), normalized as below, to {gives}\n"
+        "```\n\n"
+        f"`pip install '{DISTRIBUTION}[tf] @ git+{REPOSITORY}' huggingface_hub` installs what it needs; "
+        "Keras runs it on its TensorFlow backend."
+    )
+    front = front_matter(source, config)
+    front |= {"library_name": "keras", "tags": [*front["tags"], "ckptkit"]}
+    form = "a Keras 3 model"
+    return model_card(source, config, front=front, form=form, use=use)
 
 
 def _pack(folder: Path, archive: Path) -> None:

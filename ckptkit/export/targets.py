@@ -232,7 +232,7 @@ def run_export(source: ModelSource, request: ExportRequest) -> Exported:
     """Export a source, and push it with ``push``."""
     request.require_consent(synthetic=source.synthetic)
     with ExitStack() as stack:
-        output, kept = place_of(source, request.target, request.output), True
+        output, kept = place_of(source, request), True
         if request.output is None and request.push is not None:
             kept = False
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ckptkit-export-"))
@@ -254,9 +254,11 @@ def run_export(source: ModelSource, request: ExportRequest) -> Exported:
         return replace(exported, pushed=url)
 
 
-def place_of(source: ModelSource, target: Target, output: str | Path | None) -> Path:
+def place_of(source: ModelSource, request: ExportRequest) -> Path:
     """Where an export goes: by default the current folder, by the source's name."""
+    target, output = request.target, request.output
     if output is not None and (target.folder or not is_folder(output)):
         return user_path(output)
     folder = Path() if output is None else user_path(output)
-    return folder / (source.stem + target.ending)
+    ending = f"-{target.name}" if target.either and request.writes_folder else target.ending
+    return folder / (source.stem + ending)

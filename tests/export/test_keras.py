@@ -21,11 +21,12 @@ import ckptkit
 import ckptkit.keras
 from ckptkit.base.errors import UsageError
 from ckptkit.export import keras as whole
-from ckptkit.export.targets import ExportRequest, get_target
+from ckptkit.export.targets import ExportRequest, get_target, run_export
 from ckptkit.families.keras_backend import keras
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.exporting import source_of, trained, write_safetensors
+from tests.support.fake_hub import COMMIT, TOKEN, FakeHub
 from tests.support.toys import MOAT, MOGANET, SETTINGS, SIDE, STAGES, toy_file, toy_variants
 
 
@@ -95,12 +96,46 @@ def test_a_folder_is_what_a_file_packs(tmp_path: Path):
     path = toy_file(tmp_path, MOAT)
     assert export(toy_source(path, MOAT), tmp_path / "m.keras").ok
     done = export(toy_source(path, MOAT), tmp_path / "folder")
-    assert [file.name for file in done.files] == sorted(one.name for one in (tmp_path / "folder").iterdir())
+    assert {file.name: file.nbytes for file in done.files} == {
+        one.name: one.stat().st_size for one in (tmp_path / "folder").iterdir()
+    }
     with zipfile.ZipFile(tmp_path / "m.keras") as archive:
         assert set(archive.namelist()) <= {file.name for file in done.files}
         for name in archive.namelist():
             assert archive.read(name) == (tmp_path / "folder" / name).read_bytes()
     require_same(keras.saving.load_model(tmp_path / "folder"), keras.saving.load_model(tmp_path / "m.keras"))
+
+
+def test_what_was_pushed_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Keras' own code for ``hf://``, but for the download."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_DISABLE_XET", True)
+    path = toy_file(tmp_path, MOAT)
+    with FakeHub() as server:
+        monkeypatch.setattr(hub.constants, "ENDPOINT", server.url)
+        request = ExportRequest(to="keras", push="me/moat")
+        request.require(offline=False, synthetic=False)
+        done = run_export(toy_source(path, MOAT), request)
+    assert done.ok, done.verdict
+    assert done.pushed == f"{server.url}/me/moat/commit/{COMMIT}"
+    assert not done.path.exists()
+    assert server.files.keys() == {"README.md", "config.json", "metadata.json", "model.weights.h5"}
+    card = server.files["README.md"].decode()
+    assert "library_name: keras\n" in card
+    assert 'keras.saving.load_model("hf://me/moat")' in card
+
+    def download(repo_id: str, **_: Any) -> str:
+        assert repo_id == "me/moat"
+        snapshot = tmp_path / "snapshot"
+        snapshot.mkdir()
+        for name, content in {**server.files, ".gitattributes": b""}.items():
+            (snapshot / name).write_bytes(content)
+        return str(snapshot)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    opened = keras.saving.load_model("hf://me/moat")
+    require_same(opened, ckptkit.create_model(MOAT, "keras", checkpoint=path))
 
 
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -199,5 +199,5 @@ def test_synthetic_weights_need_consent(server, tmp_path):
 
 def test_only_folders_for_the_hub_are_pushed():
     request = ExportRequest("backbone", push="me/moga")
-    with pytest.raises(UsageError, match="--push requires --to hf"):
+    with pytest.raises(UsageError, match="--push requires --to hf or keras"):
         request.require(offline=False, synthetic=False)
