@@ -6,7 +6,7 @@ both use it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +169,10 @@ class Workspace:
             return located
         if name not in self.registry and ("/" in name or file_ending(name) or name.endswith(".json")):
             raise NotFoundError(f"{name}: no such file", hint="check the path, or 'ckptkit list' for the ids")
-        entry = self.registry[name]
+        try:
+            entry = self.registry[name]
+        except NotFoundError as error:
+            raise NotFoundError(f"no file and no entry {name!r}", hint=error.hint) from error
         return self.fetch(entry) if fetch else self._as_cached(entry)
 
     def fetch(self, entry: Entry, *, force: bool = False) -> Located:
@@ -191,6 +194,36 @@ class Workspace:
         )
         fetched = fetch(job)
         return self._located(fetched.path, entry, fetched.artefact, fetched.record)
+
+    def expand(
+        self, names: Sequence[str], among: Callable[[], Iterable[str]] | None = None, *, files: bool = True
+    ) -> list[str]:
+        """Ids and paths as the user named them, with the ids or else the files that a glob stands for.
+
+        ``among`` gives the ids that it may stand for. A file whose own name has glob characters is that file.
+        """
+        from ckptkit.registry.query import is_glob
+
+        found: list[str] = []
+        for name in names:
+            is_one = name == STANDARD or not is_glob(name) or (files and self.is_path(name))
+            found += [name] if is_one else self._matching(name, among, files=files)
+        return list(dict.fromkeys(found))
+
+    def _matching(self, pattern: str, among: Callable[[], Iterable[str]] | None, *, files: bool) -> list[str]:
+        """The ids that fit a glob, else the files."""
+        from glob import glob
+
+        ids = [entry.id for entry in self.registry.find(ids=pattern)]
+        wanted = ids if among is None else [id for id in among() if id in ids]
+        if wanted:
+            return wanted
+        paths = sorted(glob(str(user_path(pattern)))) if files else []  # noqa: PTH207 (absolute or not)
+        if paths:
+            return paths
+        if ids:
+            raise NotFoundError(f"no entry in the cache matches {pattern!r}", hint=command("fetch", pattern))
+        raise self.registry.no_match(pattern, "id or file" if files else "id")
 
     def fetched(self) -> list[Located]:
         """Every entry that is in the cache, without touching the network."""

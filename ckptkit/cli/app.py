@@ -128,6 +128,14 @@ def help_of(function: object, *, rich: bool) -> str:
     return whole.replace("[", r"\[") if rich else whole  # rich would read '[torch]' as markup
 
 
+def _meant(args: list[str]) -> list[str]:
+    """Take ``help [COMMAND]`` and ``version`` for the options of that name."""
+    place = next((place for place, word in enumerate(args) if word in ("help", "version")), None)
+    if place is None or any(word in _MODULES for word in args[:place]):
+        return args
+    return [*args[:place], *args[place + 1 :], f"--{args[place]}"]
+
+
 class Command(TyperCommand):
     """Takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
 
@@ -170,6 +178,7 @@ class Root(TyperGroup):
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Read a line; one that a shell completes has its global options anywhere, too."""
+        args = _meant(args)
         if extra.get("resilient_parsing"):
             wants_value = bool(args) and args[-1] in _GLOBAL_VALUES
             args = [] if wants_value else hoist_global_options(args)
@@ -194,7 +203,8 @@ class Root(TyperGroup):
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
             if not _ended_by:
-                typer.echo("interrupted", err=True)
+                again = "; run it again to resume" if ctx.invoked_subcommand == "fetch" else ""
+                typer.echo(f"interrupted{again}", err=True)
             raise typer.Exit(130) from error
         except OSError as error:
             raise typer.Exit(_system_refused(error, ctx)) from error
@@ -357,7 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         try:
             with _ending_in_order():
-                contextvars.copy_context().run(app, hoisted)  # what options set ends with the command
+                contextvars.copy_context().run(
+                    app, hoisted, prog_name=app.info.name
+                )  # what options set ends with the command
         finally:
             warnings.formatwarning = as_before
             sys.stdout.flush()

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.errors import NotFoundError
 from ckptkit.base.text import human_bytes, shape_text
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import State, StateDictOption, StripPrefixOption, WhichWeights, state_of
-from ckptkit.cli.output import Column, ExitCode, Output, exit_code
+from ckptkit.cli.output import Column, ExitCode, Output
 
 if TYPE_CHECKING:
-    from ckptkit.base.errors import CkptkitError
     from ckptkit.compare.diff import Changed, Difference, OnlyInOne, OtherMetadata, Side
     from ckptkit.compare.inspect import InspectedTensor, Inspection
     from ckptkit.compare.verify import Check, VerifyReport
-    from ckptkit.workspace import Workspace
+    from ckptkit.workspace import Located, Workspace
 
 
 _SHOWN_ITEMS = 8
@@ -46,7 +46,7 @@ def verify(
         list[str] | None,
         typer.Argument(
             metavar="WHAT…",
-            help="Ids of fetched entries, or files, folders, prefixes, or - for standard input.",
+            help="Ids of fetched entries, globs on them, files, folders, prefixes, or - for standard input.",
             autocompletion=complete_fetched,
         ),
     ] = None,
@@ -67,57 +67,28 @@ def verify(
 
     Examples: ckptkit verify tiny-moat0-256 --deep · ckptkit verify model.ckpt.index --variant tiny-moat0
     """
-    from ckptkit.base.errors import CkptkitError
+    from ckptkit.cli.targets import several, targets
     from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
-    names = _targets(workspace, what or [], all_entries)
+
+    # By record rather than by state: an entry whose file was cut short is one to verify.
+    def held() -> list[str]:
+        return [id for id in workspace.registry if workspace.home.record(id) is not None]
+
+    names = targets(context, workspace, what, "verify", among=held, every=held() if all_entries else None)
     request = VerifyRequest(deep, weights.value, variant)
-    errors: list[CkptkitError] = []
-    codes = {ExitCode.OK}
-    with state.output.results() as show:
+    with several(state.output, names, "verified", done="passed") as work:
         for name in names:
-            try:
+            with work.one(name):
                 located = workspace.locate(
                     name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
                 )
                 report = verify_checkpoint(located, request, state.output.progress)
-            except CkptkitError as error:  # the others are verified all the same
-                errors.append(error)
-                codes.add(exit_code(error))
-                show({"name": name, "ok": False, "error": str(error), "exit_code": int(exit_code(error))})
-                if len(names) > 1:
-                    state.output.warn(f"{name} could not be verified: {error}")
-                continue
-            codes.add(_code(report))
-            show(report, partial(print_report, state, report))
-    if errors and len(names) == 1:
-        raise errors[0]
-    if max(codes) != ExitCode.OK:
-        raise typer.Exit(int(max(codes)))
-
-
-def _code(report: VerifyReport) -> ExitCode:
-    return ExitCode.DAMAGED if report.damaged else ExitCode.OK if report.ok else ExitCode.CHECK_FAILED
-
-
-def _targets(workspace: Workspace, what: Sequence[str], all_entries: bool) -> list[str]:
-    from ckptkit.base.errors import NotFoundError, UsageError
-
-    names = list(what)
-    if all_entries:
-        # By record rather than by state: an entry whose file was cut short is one to verify.
-        names += [
-            id for id in workspace.registry if id not in names and workspace.home.record(id) is not None
-        ]
-        if not names:
-            raise NotFoundError(
-                "nothing has been fetched yet", hint="ckptkit fetch ID; 'ckptkit list' shows the ids"
-            )
-    if not names:
-        raise UsageError("nothing to verify", hint="name ids or files, or give --all")
-    return names
+                work.show(report, partial(print_report, state, report))
+                if not report.ok:
+                    work.failed(name, ExitCode.DAMAGED if report.damaged else ExitCode.CHECK_FAILED)
 
 
 def print_report(state: State, report: VerifyReport) -> None:
@@ -398,7 +369,7 @@ def diff(
         relative=relative,
         ignore_dtype=ignore_dtype,
     )
-    first, second = (workspace.locate(side, fetch=False) for side in (a, b))
+    first, second = _both(workspace, a, b)
     found = compare_files(first, second, request, state.output.progress)
     state.output.result(
         found.to_json(tensors=not summary),
@@ -406,6 +377,22 @@ def diff(
     )
     if not found.same:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
+
+
+def _both(workspace: Workspace, *names: str) -> list[Located]:
+    """Find both files; where neither is there, one message says so."""
+    found: list[Located] = []
+    missing: list[NotFoundError] = []
+    for name in names:
+        try:
+            found.append(workspace.locate(name, fetch=False))
+        except NotFoundError as error:
+            missing.append(error)
+    if len(missing) > 1 and missing[0].message != missing[1].message:
+        raise NotFoundError("; ".join(error.message for error in missing), hint=missing[0].hint)
+    if missing:
+        raise missing[0]
+    return found
 
 
 def print_difference(output: Output, found: Difference, *, tensors: bool = True) -> None:

@@ -42,9 +42,9 @@ def convert(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[WHAT…]",
-            help="Ids or files (.tar.gz, .index, prefix, .pth, .safetensors, .h5 …), or - for standard "
-            "input; none: all fetched ones.",
+            metavar="WHAT…",
+            help="Ids (fetched if needed), globs on them, or files (.tar.gz, .index, prefix, .pth, "
+            ".safetensors, .h5 …), or - for standard input.",
             autocompletion=complete_ids,
         ),
     ] = None,
@@ -106,6 +106,9 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    all_entries: Annotated[
+        bool, typer.Option("--all", help="Convert every entry that was fetched; --to FORMAT alone does too.")
+    ] = False,
 ) -> None:
     """Convert checkpoints between TensorFlow, PyTorch, safetensors and Keras.
 
@@ -113,15 +116,21 @@ def convert(
     · ckptkit convert model.ckpt -o moat.pth
     · ckptkit convert tiny-moat0-256 -o s3://bucket/moat.safetensors
     """
+    from ckptkit.cli.targets import is_bare, several, targets
     from ckptkit.convert.pipeline import Options, convert_checkpoint, planned_paths
     from ckptkit.formats.writing import refuse_existing_checkpoint
 
     state = state_of(context)
     workspace = state.workspace()
-    count = len(what) if what else len(workspace.fetched())
-    where = Place(state, output, force=force, results=count)
+    every = None
+    if all_entries or (not what and not is_bare(context)):
+        every = [located.name for located in workspace.fetched()]
+    names = targets(context, workspace, what, "convert", every=every)
+    if every:
+        state.output.note(f"{len(names)} fetched entries to convert")
+    where = Place(state, output, force=force, results=len(names))
     options = Options(
-        to=format_to_write(to, where.file, what[0] if what else "FILE"),
+        to=format_to_write(to, where.file, names[0]),
         layout=layout,
         dtype=dtype,
         weights=weights.value,
@@ -133,40 +142,39 @@ def convert(
         resolution=parse_resolution(resolution),
         rules=_rules(rules, reverse=reverse),
     )
-    found = [workspace.locate(name) for name in what] if what else workspace.fetched()
-    sources = [located.chosen(state_dict, strip_prefix) for located in found]
-    if not sources:
-        state.output.note("nothing has been fetched yet; see 'ckptkit list' and 'ckptkit fetch ID'")
-    with where, state.output.results() as show:
+    with where, several(state.output, names, "converted", key="source") as work:
         if not format_of(options.to).one_file or options.max_shard_size is not None:
             where.refuse_several("this writes several files")
-        planned = planned_paths(sources, options, where.path, folder=where.folder)
+        found: dict[str, Located] = {}
+        for name in names:
+            with work.one(name):
+                found[name] = workspace.locate(name, state_dict=state_dict, strip_prefix=strip_prefix)
+        planned = planned_paths(tuple(found.values()), options, where.path, folder=where.folder)
         for path in planned:
             if path is not None and not dry_run:  # of all, before the first is written
                 refuse_existing_checkpoint(path, force=force)
-        for located, path in zip(sources, planned, strict=True):
-            if not dry_run:
-                where.refuse_existing()
-            outcome = convert_checkpoint(
-                located,
-                options,
-                workspace,
-                output=path,
-                force=force,
-                check=not no_check,
-                dry_run=dry_run,
-            )
-            shown = where.shown(outcome.path) if dry_run else where.deliver(outcome.path)
-            _note(state, located, outcome)
-            value = {"source": located.name, "path": shown, "dry_run": dry_run, **_as_json(outcome)}
-            if dry_run:
-                show(
-                    value | {"moves": _moves_json(outcome)},
-                    partial(_print_plan, state, outcome, shown or "-"),
+        for (name, located), path in zip(found.items(), planned, strict=True):
+            with work.one(name):
+                if not dry_run:
+                    where.refuse_existing()
+                outcome = convert_checkpoint(
+                    located,
+                    options,
+                    workspace,
+                    output=path,
+                    force=force,
+                    check=not no_check,
+                    dry_run=dry_run,
                 )
-            else:
-                _note_written(state, located, outcome, checked=not no_check)
-                show(value, *([] if shown is None else [shown]))
+                shown = where.shown(outcome.path) if dry_run else where.deliver(outcome.path)
+                _note(state, located, outcome)
+                value = {"source": located.name, "path": shown, "dry_run": dry_run, **_as_json(outcome)}
+                if dry_run:
+                    value |= {"moves": _moves_json(outcome)}
+                    work.show(value, partial(_print_plan, state, outcome, shown or "-"))
+                else:
+                    _note_written(state, located, outcome, checked=not no_check)
+                    work.show(value, *([] if shown is None else [shown]))
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -87,6 +87,13 @@ def state_of(context: typer.Context) -> State:
     return cast(State, context.find_root().obj)
 
 
+def usage_of(context: Any) -> str:
+    """A command's usage and its examples, for a line that names nothing to work on."""
+    examples = (context.command.help or "").replace("\\[", "[").rpartition("\n\n")[2].removeprefix("\b\n")
+    shown = f"\n\n{examples}\n" if examples.startswith("Examples:") else ""
+    return f"{context.get_usage()}{shown}"
+
+
 class WhichWeights(str, Enum):
     """Which copy to take where a file holds both."""
 
@@ -302,12 +309,9 @@ class EntryFilter:
 
 
 def _known(catalogue: Registry, patterns: Sequence[str] | None) -> Sequence[str] | None:
-    """Patterns as they are, after refusing a plain id that is not there."""
-    from ckptkit.registry.query import is_glob
-
-    for pattern in patterns or []:
-        if not is_glob(pattern):
-            catalogue[pattern]
+    """Patterns as they are, after refusing one that names nothing."""
+    if patterns:
+        catalogue.select(patterns)
     return patterns or None
 
 

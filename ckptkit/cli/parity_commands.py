@@ -21,7 +21,6 @@ from ckptkit.cli.output import Column, Output
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
     from ckptkit.parity.report import Failure, ParityReport, Side
-    from ckptkit.parity.run import ParityRequest
     from ckptkit.workspace import Workspace
 
 
@@ -37,7 +36,7 @@ def parity(
         list[str] | None,
         typer.Argument(
             metavar="WHAT…",
-            help="Ids (fetched if needed) or files; with --synthetic ids or variants.",
+            help="Ids (fetched if needed), globs on them, or files; with --synthetic ids or variants.",
             autocompletion=complete_ids,
         ),
     ] = None,
@@ -98,8 +97,10 @@ def parity(
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml
     · ckptkit parity tiny-moat0-256 --synthetic --with onnxruntime --resolution 64
     """
-    from ckptkit.base.errors import CkptkitError
-    from ckptkit.cli.output import ExitCode, exit_code
+    from ckptkit.base.errors import CkptkitError, UsageError
+    from ckptkit.cli.output import ExitCode
+    from ckptkit.cli.targets import several, targets
+    from ckptkit.families.base import families
     from ckptkit.models.synth import named_checkpoint
     from ckptkit.parity.report import Failure
     from ckptkit.parity.run import ParityRequest, prove
@@ -119,57 +120,44 @@ def parity(
         settings=parse_settings(chosen.settings),
         synthetic=chosen.synthetic,
     )
-    names = _targets(workspace, what or [], asked, all_entries=all_entries)
+
+    def known() -> list[str]:
+        return [id for id, entry in workspace.registry.items() if entry.family in families()]
+
+    cached = known() if chosen.synthetic else workspace.home.fetched_ids()
+    every = [id for id in known() if id in cached] if all_entries else None
+    names = targets(context, workspace, what, "compare", among=known, every=every)
+    if converted is not None and len(names) > 1:
+        raise UsageError("--converted works for a single checkpoint", hint="name its source alone")
     requests = asked.with_each(backends or ())
     for request in requests:
         request.require()
     named: dict[str, Any] = {key: getattr(chosen, key) for key in ("synthetic", "state_dict", "strip_prefix")}
     results: list[ParityReport | Failure] = []
-    errors: list[CkptkitError] = []
-    with ExitStack() as stack, state.output.results() as show:
+
+    def fault(name: str, error: CkptkitError) -> Failure:
+        failure = Failure(name, str(error), type(error).__name__)
+        results.append(failure)
+        return failure
+
+    with (
+        ExitStack() as stack,
+        several(state.output, names, "compared", done="agree", fault=fault) as work,
+    ):
         staged = _staged(stack, junit)
-        for name in names:
-            note = _prefixed(state.output, name)
-            try:
+        for place, name in enumerate(names, 1):
+            note = _prefixed(state.output, f"{place}/{len(names)} {name}" if len(names) > 1 else name)
+            with work.one(name):
                 if not chosen.synthetic:
                     _refuse_without_models(workspace, name)
                 with named_checkpoint(name, workspace, **named) as (located, called):
                     for request in requests:
                         report = prove(located, replace(request, name=called), note)
                         results.append(report)
-                        show(report, partial(print_report, state.output, report))
-            except CkptkitError as error:  # the others are compared all the same
-                errors.append(error)
-                results.append(Failure(name, str(error), type(error).__name__))
-                show(results[-1])
-                if len(names) > 1:
-                    state.output.warn(f"{name} could not be compared: {error}")
+                        work.show(report, partial(print_report, state.output, report))
+                        if not report.ok:
+                            work.failed(name, ExitCode.CHECK_FAILED)
         _write_junit(staged, results)
-    if errors and len(names) == 1:
-        raise errors[0]
-    codes = [exit_code(error) for error in errors]
-    if any(not result.to_json()["ok"] for result in results):
-        raise typer.Exit(int(max(codes, default=ExitCode.CHECK_FAILED)))
-
-
-def _targets(
-    workspace: Workspace, what: Sequence[str], asked: ParityRequest, *, all_entries: bool
-) -> list[str]:
-    from ckptkit.base.errors import NotFoundError, UsageError
-    from ckptkit.families.base import families
-
-    names = list(dict.fromkeys(what))
-    if all_entries:
-        known = [id for id in workspace.registry if workspace.registry[id].family in families()]
-        cached = workspace.home.fetched_ids()
-        names += [id for id in known if id not in names and (asked.synthetic or id in cached)]
-        if not names:
-            raise NotFoundError("nothing has been fetched yet", hint="ckptkit fetch ID, or give --synthetic")
-    if not names:
-        raise UsageError("nothing to compare", hint="name ids or files, or give --all")
-    if asked.converted is not None and len(names) > 1:
-        raise UsageError("--converted works for a single checkpoint", hint="name its source alone")
-    return names
 
 
 def _refuse_without_models(workspace: Workspace, name: str) -> None:

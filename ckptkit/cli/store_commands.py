@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ckptkit.base.errors import CkptkitError, UsageError
+from ckptkit.base.errors import CkptkitError
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
-from ckptkit.cli.output import Column, exit_code
+from ckptkit.cli.output import Column
 
 if TYPE_CHECKING:
     from ckptkit.cli.output import Output
@@ -100,6 +100,7 @@ def fetch_command(
     """
     from ckptkit.base.net import Policy, Throttle
     from ckptkit.base.parse import parse_rate
+    from ckptkit.cli.targets import several, targets
     from ckptkit.store.cache import Home
     from ckptkit.store.fetch import Job, fetch, refuse_contradiction
     from ckptkit.store.sources import parse_mirrors
@@ -109,9 +110,12 @@ def fetch_command(
     throttle = Throttle(parse_rate(limit_rate)) if limit_rate is not None else None
     refuse_contradiction(accept_new=accept_new, require_checksum=require_checksum)
     mirrors = parse_mirrors(state.mirrors)
-    entries = _chosen(state, ids or [], all_entries)
+    workspace = state.workspace()
+    registry = workspace.registry
+    names = targets(context, workspace, ids, "fetch", every=registry if all_entries else None, files=False)
     home = Home.default()
     if dry_run:
+        entries = [registry[name] for name in names]
         _print_plan(state, entries, home, mirrors, force=force, require_checksum=require_checksum)
         return
     stop = threading.Event()
@@ -133,23 +137,14 @@ def fetch_command(
         notes=output.note,
         warn=output.warn,
     )
-    calls = [partial(_fetch_one, partial(fetch, job(entry)), entry.id, output) for entry in entries]
+    calls = [partial(_fetch_one, lambda id: fetch(job(registry[id])), name, output) for name in names]
     outcomes = map(_attempt, calls) if jobs == 1 else run_parallel(calls, jobs, stop)
-    errors: list[CkptkitError] = []
-    with state.output.results() as show:
-        for entry, fetched in zip(entries, outcomes, strict=True):
-            if isinstance(fetched, CkptkitError):  # the others are fetched all the same
-                errors.append(fetched)
-                show({"id": entry.id, "error": str(fetched), "exit_code": int(exit_code(fetched))})
-                if len(entries) > 1:
-                    state.output.warn(f"{entry.id} could not be fetched: {fetched}")
-                continue
-            show(_as_json(fetched), str(fetched.path))
-    if errors and len(entries) == 1:
-        raise errors[0]
-    if errors:
-        state.output.warn(f"{len(errors)} of {len(entries)} could not be fetched")
-        raise typer.Exit(int(exit_code(errors[0])))
+    with several(output, names, "fetched", key="id") as work:
+        for name, fetched in zip(names, outcomes, strict=True):
+            with work.one(name):
+                if isinstance(fetched, CkptkitError):
+                    raise fetched
+                work.show(_as_json(fetched), str(fetched.path))
 
 
 def import_command(
@@ -199,15 +194,6 @@ def import_command(
     how = "was there already" if fetched.from_cache else "imported"
     output.note(f"{id}: {how}, {human_bytes(fetched.record.size)}, sha256 {fetched.record.sha256}")
     output.result(_as_json(fetched), str(fetched.path))
-
-
-def _chosen(state: State, ids: Sequence[str], all_entries: bool) -> list[Entry]:
-    if bool(ids) == all_entries:
-        both = ", not both" if ids else ""
-        raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list'")
-    registry = state.registry()
-    in_order = {entry.id: entry for given in ids for entry in registry.select([given])}
-    return list(in_order.values()) if ids else list(registry.values())
 
 
 def run_parallel(
@@ -274,9 +260,9 @@ def _attempt(call: Callable[[], Result]) -> Result | CkptkitError:
         return error
 
 
-def _fetch_one(fetch: Callable[[], Fetched], id: str, output: Output) -> Fetched:
+def _fetch_one(fetch: Callable[[str], Fetched], id: str, output: Output) -> Fetched:
     began = time.monotonic()
-    fetched = fetch()
+    fetched = fetch(id)
     record = fetched.record
     if fetched.from_cache:
         output.note(f"{id}: in the cache already ({human_bytes(record.size)})")

@@ -14,18 +14,30 @@ Texts = str | Sequence[str]
 
 
 def nearest(wanted: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """Names most like ``wanted``, best first.
+    """Names that begin with ``wanted``, else those most like it or their beginning, best first.
 
     >>> nearest("moat0-225", ["moat0-224", "moat1-224", "moganet-s-224"], count=1)
     ['moat0-224']
     """
-    import difflib
+    from difflib import SequenceMatcher
 
-    names = list(known)
-    lowered = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(wanted.lower(), lowered, n=count, cutoff=0.6)
-    inside = [low for low in lowered if wanted and wanted.lower() in low and low not in close]
-    return [lowered[low] for low in [*close, *inside][:count]]
+    typed, names = wanted.lower(), list(known)
+    if len(typed) < _LEAST_TYPED:
+        return []
+    if begun := [name for name in names if name.lower().startswith(typed)]:
+        return begun[:count]
+    ranked = []
+    for place, name in enumerate(names):
+        low = name.lower()
+        begins, whole = (SequenceMatcher(None, typed, text).ratio() for text in (low[: len(typed)], low))
+        if max(begins, whole) >= _ALIKE or typed in low:
+            ranked.append((-max(begins, whole), -whole, place, name))
+    return [name for *_, name in sorted(ranked)[:count]]
+
+
+_ALIKE = 0.7
+_LEAST_TYPED = 3
+"""Letters from which a word is compared with names."""
 
 
 def _either(names: Sequence[str]) -> str:
@@ -81,9 +93,15 @@ class Registry(Mapping[str, Entry]):
             )
         if key in self._entries:
             return self._entries[key]
-        close = nearest(key, self._entries)
-        hint = f"did you mean {_either(close)}?" if close else "see 'ckptkit list'"
-        raise NotFoundError(f"no entry {key!r} in the registry", hint=hint)
+        raise NotFoundError(f"no entry {key!r} in the registry", hint=self._near(key))
+
+    def no_match(self, pattern: str, what: str = "id") -> NotFoundError:
+        """What to say of a glob that fits nothing."""
+        return NotFoundError(f"no {what} matches {pattern!r}", hint=self._near(pattern.strip("*?[]")))
+
+    def _near(self, wanted: str) -> str:
+        close = nearest(wanted, self._entries)
+        return f"did you mean {_either(close)}?" if close else "see 'ckptkit list'"
 
     def __iter__(self) -> Iterator[str]:
         """Ids, in the order of the files."""
@@ -148,6 +166,6 @@ class Registry(Mapping[str, Entry]):
                 continue
             fitting = self.find(ids=pattern)
             if not fitting:
-                raise NotFoundError(f"no id matches {pattern!r}", hint="see 'ckptkit list'")
+                raise self.no_match(pattern)
             wanted.update(entry.id for entry in fitting)
         return [entry for key, entry in self._entries.items() if key in wanted]

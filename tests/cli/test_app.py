@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from ckptkit._version import __version__
 from ckptkit.base import errors
 from ckptkit.base.files import storage_error
-from ckptkit.cli.app import _MODULES, hoist_global_options, load_commands
+from ckptkit.cli.app import _MODULES, hoist_global_options, load_commands, main
 from ckptkit.cli.options import parse_settings
 from ckptkit.cli.output import ExitCode, exit_code
 from tests.support.commands import NOT_AN_INT, runner
@@ -407,3 +407,24 @@ def test_a_local_web_page_is_no_answer(capsys, tmp_path, monkeypatch):
     done = runner(capsys)("import", "tiny-moat0-256", "page.tar.gz")
     assert done.code == 5
     assert "page.tar.gz: a web page" in done.err and "answered" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("line", "as_typed"),
+    [
+        (["help"], ["--help"]),
+        (["help", "convert"], ["convert", "--help"]),
+        (["help", "cache", "rm"], ["cache", "rm", "--help"]),
+        (["version"], ["--version"]),
+    ],
+)
+def test_help_and_version_as_commands(
+    line: list[str], as_typed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for words in (line, as_typed):
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert not left.value.code
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""

@@ -137,7 +137,7 @@ def test_the_first_uploads_need_consent(folder, tmp_path):
 
 def test_nothing_fetched_nothing_converted():
     done = run("convert", "--to", "safetensors")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert "nothing has been fetched" in done.stderr
 
 

@@ -98,14 +98,14 @@ def test_globs_and_a_failure_among_them(run) -> None:
     result = run("fetch", "test-*")
     assert result.code == 4
     assert len(result.out.splitlines()) == 2
-    assert "test-hand could not be fetched" in result.err and "1 of 3 could not be fetched" in result.err
+    assert "test-hand could not be fetched" in result.err and "2 fetched, 1 failed: test-hand" in result.err
     assert "ckptkit import test-hand FILE" in result.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["fetch"], 2, "give ids or globs, or --all"),
+        (["fetch"], 2, "nothing to fetch; name ids, or give --all"),
         (["fetch", "--all", "test-a"], 2, "not both"),
         (["fetch", "tset-a"], 3, "did you mean test-a"),
         (["fetch", "nothing-*"], 3, "no id matches"),
@@ -505,7 +505,7 @@ def test_a_failure_leaves_the_others(tmp_path: Path, capsys: pytest.CaptureFixtu
         "test-002": 4,
         "test-004": 5,
     }
-    assert code == 4 and "2 of 6 could not be fetched" in err
+    assert code == 4 and "4 fetched, 2 failed: test-002, test-004" in err
     assert len(final_files(Home.default().path)) == 4
 
 
@@ -557,7 +557,7 @@ def test_an_interrupt_stops_all_and_keeps_what_has_arrived(tmp_path: Path, fault
         began = time.monotonic()
         code, out, err = finish(process)
         assert time.monotonic() - began < 10
-        assert (code, out) == (130, "") and err.rstrip().endswith("interrupted")
+        assert (code, out) == (130, "") and err.rstrip().endswith("interrupted; run it again to resume")
         kept = parts()
         assert len(kept) == 3 and min(kept) > 100_000 and final_files(home) == []
         server.requests.clear()

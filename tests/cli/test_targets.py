@@ -1,0 +1,106 @@
+"""What a user names means the same in every command, and one target that fails does not hide the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ckptkit.models.synth import Synthetic, write_checkpoint
+from tests.support.commands import Runner, runner
+
+VERBS = ("convert", "verify", "fetch", "parity")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Runner:
+    return runner(capsys)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of three entries as their servers have them, in folders by host."""
+    folder = tmp_path_factory.mktemp("published")
+    write_checkpoint(Synthetic("tiny-moat0"), folder / "tiny.tar.gz")
+    return folder
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a file whose name is a glob, two plain ones, and one that is damaged."""
+    for name in ("a[1].tar.gz", "b.tar.gz", "c.tar.gz"):
+        shutil.copy(published / "tiny.tar.gz", tmp_path / name)
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>404</title>")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        (["[bc].tar.gz"], ["b.tar.gz", "c.tar.gz"]),
+        (["?.tar.gz", "b.tar.gz"], ["b.tar.gz", "c.tar.gz"]),
+        (["a[1].tar.gz"], ["a[1].tar.gz"]),  # the file of that very name
+    ],
+)
+@pytest.mark.parametrize("command", ["convert --dry-run", "verify"])
+def test_globs_of_files(folder: Path, run: Runner, command: str, named: list[str], found: list[str]) -> None:
+    done = run(*command.split(), *named, "--json")
+    assert done.code == 0, done.err
+    assert [Path(one.get("source") or one["path"]).name for one in json.loads(done.out)] == found
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "list", "show", "registry pin"])
+def test_a_glob_that_fits_nothing_is_an_error_with_near_names(run: Runner, verb: str) -> None:
+    done = run(*verb.split(), "tiny-moat9*")
+    assert (done.code, done.out) == (3, "")
+    assert "matches 'tiny-moat9*'; did you mean tiny-moat0-256" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_bare_command_shows_its_usage(run: Runner, verb: str) -> None:
+    for line in ([verb], [verb, "--json"]):
+        done = run(*line)
+        assert (done.code, done.out) == (2, "")
+        first, *_, last = done.err.splitlines()
+        assert first.startswith(f"Usage: ckptkit {verb} ")
+        assert f"  ckptkit {verb} tiny-moat0-256" in done.err
+        assert last.startswith("error: nothing to ") and last.endswith("or give --all")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_names_or_all_not_both(run: Runner, verb: str) -> None:
+    done = run(verb, "tiny-moat0-256", "--all")
+    assert done.code == 2
+    assert "--all, not both" in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "counted"),
+    [("convert --dry-run", "2 converted"), ("verify", "2 passed")],
+)
+def test_one_that_fails_does_not_hide_the_others(
+    folder: Path, run: Runner, command: str, counted: str
+) -> None:
+    names = ["b.tar.gz", "page.pth", "nosuch.pth", "c.tar.gz"]
+    done = run(*command.split(), *names)
+    assert done.code == 5  # of page.pth: the first that failed
+    assert done.err.splitlines()[-1] == f"warning: {counted}, 2 failed: page.pth, nosuch.pth"
+    values = json.loads(run(*command.split(), *names, "--json").out)
+    assert sorted(value.get("exit_code", 0) for value in values) == [0, 0, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a", "b"), "no file and no entry 'a'; no file and no entry 'b'"),
+        (("a.pth", "b.pth"), "a.pth: no such file; b.pth: no such file"),
+        (("nosuch.pth", "nosuch.pth"), "error: nosuch.pth: no such file; check"),
+    ],
+)
+def test_diff_of_two_missing_files_names_both(run: Runner, names: tuple[str, str], says: str) -> None:
+    done = run("diff", *names)
+    assert done.code == 3
+    assert says in done.err and "did you mean" not in done.err
