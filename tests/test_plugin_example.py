@@ -59,6 +59,20 @@ def ckptkit(site: Path, *words: str | Path, code: int = 0) -> str:
     return done.stderr if code else done.stdout
 
 
+def python(site: Path, code: str) -> str:
+    """Run a program where the example is installed; what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(ROOT)])},
+        cwd=site,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def checkpoint(site: Path) -> Path:
     ckptkit(site, "synth", "pebble-m", "-o", "pebble.pth")
@@ -132,12 +146,23 @@ def test_python_takes_it(site: Path, checkpoint: Path) -> None:
         "model = ckptkit.create_model('pebble-m', checkpoint='pebble.pth', negative_slope=0.5)\n"
         "print(model.loaded.settings, tuple(model(torch.zeros(1, 3, 64, 64)).shape))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(EXAMPLE), str(ROOT)])},
-        cwd=site,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "{'negative_slope': 0.5} (1, 1000)\n", done.stderr
+    assert python(site, code) == "{'negative_slope': 0.5} (1, 1000)\n"
+
+
+KERAS = """
+import ckptkit, ckptkit.keras, keras, numpy
+images = numpy.random.default_rng(1).standard_normal((2, 64, 64, 3)).astype("float32")
+opened = keras.saving.load_model("pebble.keras")
+model = ckptkit.create_model("pebble-m", "keras", checkpoint="pebble.pth", negative_slope=0.25)
+numpy.testing.assert_allclose(opened(images), model(images), rtol=0, atol=1e-6)
+"""
+
+
+def test_keras_opens_its_export(site: Path, checkpoint: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorflow")
+    slope = ("--set", "negative_slope=0.25")
+    ckptkit(site, "export", checkpoint, "--to", "keras", "-o", "pebble.keras", *slope)
+    ckptkit(site, "convert", "pebble.keras", "-o", "again.safetensors")
+    assert "layout keras-h5" in ckptkit(site, "inspect", "pebble.keras")
+    python(site, KERAS)

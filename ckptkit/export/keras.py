@@ -28,6 +28,7 @@ from ckptkit.export.graphs import check_graph, reference_of
 from ckptkit.export.hub import CARD, front_matter, model_card
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import config_of, planned_weights
+from ckptkit.families.model_config import CONFIG, KERAS_METADATA
 from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.keras import KERAS_MEMBER
 from ckptkit.models.graphs.onnx_graph import LOGITS, first_line
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
     from ckptkit.families.base import Family
     from ckptkit.families.model_config import ModelConfig
 
-CONFIG, METADATA = "config.json", "metadata.json"
-OWNED = frozenset({CONFIG, METADATA, KERAS_MEMBER, CARD})
+OWNED = frozenset({CONFIG, KERAS_METADATA, KERAS_MEMBER, CARD})
 """What such a folder holds."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -61,7 +61,7 @@ def export_keras(source: ModelSource, output: Path, request: ExportRequest) -> E
     else:
         refuse_existing(output, force=request.force)
         refuse_streams(output)
-    names = [KERAS_MEMBER, CONFIG, METADATA, CARD] if request.writes_folder else [output.name]
+    names = [KERAS_MEMBER, CONFIG, KERAS_METADATA, CARD] if request.writes_folder else [output.name]
     if request.dry_run:
         return Exported(output, tuple(ExportedFile(name, None) for name in names), "not written, not checked")
     note = source.workspace.note
@@ -80,7 +80,9 @@ def export_keras(source: ModelSource, output: Path, request: ExportRequest) -> E
         about = config_of(weights)
         facts = about.model_dump(mode="json", exclude={"id2label", "label2id"})
         config, version = _described(source, features=request.features)
-        folder.write_text(METADATA, json_text({"keras_version": version, "ckptkit": facts}, indent=2) + "\n")
+        folder.write_text(
+            KERAS_METADATA, json_text({"keras_version": version, "ckptkit": facts}, indent=2) + "\n"
+        )
         folder.write_text(CONFIG, json_text(config, indent=2) + "\n")
         weights.write(folder.path / KERAS_MEMBER)
         written = folder.path
@@ -165,7 +167,7 @@ def _pack(folder: Path, archive: Path) -> None:
     """Put the three files into an archive, as they are."""
     with translated(archive), archive.open("xb") as file:
         with zipfile.ZipFile(file, "w") as packed:
-            for name in (METADATA, CONFIG, KERAS_MEMBER):
+            for name in (KERAS_METADATA, CONFIG, KERAS_MEMBER):
                 member = zipfile.ZipInfo(name, _EPOCH)
                 member.external_attr = 0o644 << 16
                 member.file_size = (folder / name).stat().st_size

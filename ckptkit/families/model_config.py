@@ -20,9 +20,12 @@ from ckptkit.base.text import json_text
 from ckptkit.families.base import family_of_variant
 from ckptkit.families.recognition import Recognition, require_recognition
 from ckptkit.formats.detect import open_reader
+from ckptkit.formats.keras import KERAS_MEMBER
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+KERAS_METADATA = "metadata.json"
+"""What ckptkit says of a Keras model is there; Keras' own ``config.json`` is beside it."""
 
 _MAX_BYTES = 4 << 20
 """A config of 1,000 classes has about 100 kB."""
@@ -83,7 +86,7 @@ class ExportedModel:
 def open_exported(folder: Path) -> ExportedModel:
     """Read an exported folder's config, and set it against the folder's tensors."""
     config = read_config(folder)
-    weights = folder / WEIGHTS
+    weights = folder / (WEIGHTS if (folder / WEIGHTS).exists() else KERAS_MEMBER)
     if not weights.is_file():
         raise NotFoundError(f"{folder} has a {CONFIG} but no {WEIGHTS}", hint="export it again")
     with open_reader(weights) as reader:
@@ -91,7 +94,7 @@ def open_exported(folder: Path) -> ExportedModel:
             found = require_recognition(weights, reader.specs, variant=config.variant)
         except CkptkitError as error:
             raise FormatError(folder / CONFIG, f"it says {config.variant}, but {error.message}") from error
-    _require_fit(folder, config, found)
+    _require_fit(folder, weights.name, config, found)
     return ExportedModel(config, weights)
 
 
@@ -109,18 +112,13 @@ def read_config(folder: Path) -> ModelConfig:
             hint="'ckptkit export ID --to hf' writes such a folder; of other files give the variant and "
             "checkpoint=",
         )
-    try:
-        with open_regular(path) as file:
-            text = file.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise FormatError(path, f"larger than {_MAX_BYTES} bytes, too large for a model config")
-        fields = json.loads(text)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    except (ValueError, RecursionError) as error:
-        raise FormatError(path, f"not JSON: {error}") from error
-    if not isinstance(fields, dict) or fields.get("library_name") != "ckptkit":
-        kind = fields.get("model_type") if isinstance(fields, dict) else None
+    fields = _json_of(path)
+    if "registered_name" in fields and (folder / KERAS_METADATA).is_file():  # Keras' own config
+        path = folder / KERAS_METADATA
+        own = _json_of(path).get("ckptkit")
+        fields = own if isinstance(own, dict) else {}
+    if fields.get("library_name") != "ckptkit":
+        kind = fields.get("model_type")
         raise FormatError(
             path,
             "not written by ckptkit" + (f" (it is of a {kind} model)" if isinstance(kind, str) else ""),
@@ -133,6 +131,21 @@ def read_config(folder: Path) -> ModelConfig:
         raise FormatError(path, faults, hint="export it again") from error
     _require_known(path, config)
     return config
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; empty where it holds something else."""
+    try:
+        with open_regular(path) as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise FormatError(path, f"larger than {_MAX_BYTES} bytes, too large for a model config")
+        fields = json.loads(text)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, f"not JSON: {error}") from error
+    return fields if isinstance(fields, dict) else {}
 
 
 def _require_known(path: Path, config: ModelConfig) -> None:
@@ -156,7 +169,7 @@ def _require_known(path: Path, config: ModelConfig) -> None:
             raise FormatError(path, f"its setting {error.message}", hint=error.hint) from error
 
 
-def _require_fit(folder: Path, config: ModelConfig, found: Recognition) -> None:
+def _require_fit(folder: Path, weights: str, config: ModelConfig, found: Recognition) -> None:
     """Refuse a config that says something else than the tensors: they would load all the same."""
     structure = found.structure
     pos_emb = structure.pos_emb if found.family.has_pos_emb else None
@@ -167,6 +180,6 @@ def _require_fit(folder: Path, config: ModelConfig, found: Recognition) -> None:
         if stated != has:
             raise FormatError(
                 folder / CONFIG,
-                f"it says {what} {json.dumps(stated)}, but {WEIGHTS} has {json.dumps(has)}",
+                f"it says {what} {json.dumps(stated)}, but {weights} has {json.dumps(has)}",
                 hint="put back the config of these weights, or export them again",
             )

@@ -184,7 +184,7 @@ def create_model(
         With an id the settings come from its registry entry; with a variant (``tiny-moat0``) from the
         arguments, else from the checkpoint's metadata, else they are those of a classifier. Some have no
         default, because several functions with the same tensors are in use. With a folder that
-        ``ckptkit export --to hf`` wrote, weights and settings are the folder's.
+        ``ckptkit export --to hf`` (or ``keras``) wrote, weights and settings are the folder's.
     framework : {"torch", "keras", "onnxruntime"}
         ``pytorch``, ``tf`` and ``onnx`` are understood too. PyTorch and ONNX Runtime take NCHW, Keras NHWC,
         all float32. ONNX Runtime is the quickest on a CPU: the PyTorch model is exported once for one

@@ -22,6 +22,7 @@ import ckptkit.keras
 from ckptkit.base.errors import UsageError
 from ckptkit.export import keras as whole
 from ckptkit.export.targets import ExportRequest, get_target, run_export
+from ckptkit.families.base import get_family
 from ckptkit.families.keras_backend import keras
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_checkpoint
@@ -103,7 +104,9 @@ def test_a_folder_is_what_a_file_packs(tmp_path: Path):
         assert set(archive.namelist()) <= {file.name for file in done.files}
         for name in archive.namelist():
             assert archive.read(name) == (tmp_path / "folder" / name).read_bytes()
-    require_same(keras.saving.load_model(tmp_path / "folder"), keras.saving.load_model(tmp_path / "m.keras"))
+    opened = keras.saving.load_model(tmp_path / "folder")
+    require_same(opened, keras.saving.load_model(tmp_path / "m.keras"))
+    require_same(opened, ckptkit.create_model(tmp_path / "folder", "keras"))
 
 
 def test_what_was_pushed_is_loaded_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -261,3 +264,42 @@ def test_one_import_is_enough_in_a_process_of_its_own(variant: str, tmp_path: Pa
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
     model = ckptkit.create_model(variant, "keras", checkpoint=path, **settings)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), computed(model)[0], rtol=0, atol=1e-6)
+
+
+class Unregistered(keras.Model):  # type: ignore[misc]
+    """A family's model that Keras does not know."""
+
+
+@keras.saving.register_keras_serializable(package="ckptkit_tests")
+class WithoutConfig(keras.Model):  # type: ignore[misc]
+    """A family's model that does not say how it was made."""
+
+    def __init__(self, stride: Any) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Unregistered, r"of family moat \(Unregistered\) is not registered with Keras"),
+        (lambda: WithoutConfig(object()), r"of family moat \(WithoutConfig\) has no get_config"),
+    ],
+    ids=["unregistered", "no get_config"],
+)
+def test_models_that_keras_could_not_open_are_refused(model: Any, says: str, tmp_path: Path):
+    class Source:
+        family = get_family("moat")
+
+        def model(self, *_: Any, **__: Any) -> Any:
+            return model()
+
+    with pytest.raises(UsageError, match=says):
+        whole._described(Source(), features=False)  # type: ignore[arg-type]
+
+
+def test_a_family_without_names_in_keras_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = toy_source(toy_file(tmp_path, MOGANET), MOGANET)
+    layouts = {name: one for name, one in source.family.layouts.items() if name != "keras-h5"}
+    monkeypatch.setattr(type(source.family), "layouts", layouts)
+    with pytest.raises(UsageError, match="family moganet has no layout keras-h5"):
+        export(source, tmp_path / "m.keras")

@@ -9,6 +9,7 @@ from annotated_types import Ge, Lt
 
 from ckptkit.families.base import Family, PublishedFile, Setting
 from ckptkit.families.flops import Convention
+from ckptkit.families.layouts import rules_of_keras_file
 from ckptkit.rules.language import Definition, Layout, Rule
 
 #: Width and number of blocks of each variant.
@@ -37,6 +38,19 @@ KERAS = Layout(
         Rule("head.bias", "pebble/head/bias"),
     ),
 )
+# The weights in the model's own files, which Keras names by the attributes that lead to a layer.
+KERAS_H5 = Layout(
+    "keras-h5",
+    rules_of_keras_file(
+        KERAS.rules,
+        {
+            "pebble/stem": "layers/conv2d",
+            "pebble/block_{block}": "blocks/conv2d_{block}",
+            "pebble/head": "head",
+        },
+    ),
+    renames=(("conv2d_0/", "conv2d/"),),
+)
 
 
 class Pebble(Family):
@@ -45,8 +59,9 @@ class Pebble(Family):
     name, title = "pebble", "Pebble"
     summary = "a convolution and a few residual 1×1 convolutions"
     definitions = DEFINITIONS
-    layouts = {"torch": TORCH, "keras": KERAS}
+    layouts = {"torch": TORCH, "keras": KERAS, "keras-h5": KERAS_H5}
     containers = {"torch": ("torch", "slab"), "keras": ("tf", "slab")}
+    default_layout = {"keras": "keras-h5"}
     published_files = {"torch": PublishedFile("torch", ".pth")}
     settings = {
         "negative_slope": Setting(

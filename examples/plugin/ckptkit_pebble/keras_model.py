@@ -6,6 +6,7 @@ from ckptkit.families.keras_backend import keras
 from ckptkit_pebble.family import VARIANTS
 
 
+@keras.saving.register_keras_serializable(package="ckptkit_pebble")
 class Pebble(keras.Model):
     """Images (N, H, W, 3) to logits (N, classes), or to the list of the stages' maps."""
 
@@ -14,6 +15,7 @@ class Pebble(keras.Model):
         width, depth = VARIANTS[variant]
         self.variant = variant
         self.negative_slope = negative_slope
+        self.num_classes = num_classes
         self.features_only = features_only or num_classes is None
         self.stem = keras.layers.Conv2D(width, 4, strides=4, name="stem")
         self.blocks = [keras.layers.Conv2D(width, 1, name=f"block_{number}") for number in range(depth)]
@@ -41,6 +43,11 @@ class Pebble(keras.Model):
         """Logits, or the maps."""
         outputs = self.forward_stages(images, head=not self.features_only)
         return outputs["logits"] if "logits" in outputs else list(outputs.values())
+
+    def get_config(self):
+        """The constructor's arguments: from them Keras builds the model of a ``.keras`` file."""
+        names = ("variant", "negative_slope", "num_classes", "features_only")
+        return {name: getattr(self, name) for name in names}
 
 
 def build(variant, *, negative_slope=0.0, resolution=None, num_classes=1000, features_only=False):
