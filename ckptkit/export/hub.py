@@ -12,6 +12,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ from ckptkit._version import DISTRIBUTION, REPOSITORY, __version__
 from ckptkit.base.errors import CkptkitError, MissingDependencyError, NetworkError
 from ckptkit.base.folders import StagedFolder, refuse_replacement
 from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
+from ckptkit.export.remote_code import PREPROCESSOR, RemoteCode
+from ckptkit.export.source_code import NotSelfContainedError
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, config_of, planned_weights
-from ckptkit.families.base import CANONICAL, Page, Paper, family_of_variant, get_family
+from ckptkit.families.base import CANONICAL, Page, Paper, families, family_of_variant, get_family
 from ckptkit.families.model_config import CONFIG, WEIGHTS, open_exported
 from ckptkit.families.synthetic import NOTE
 from ckptkit.formats.safetensors import file_bytes
@@ -58,7 +61,7 @@ def model_card(
     parts = [
         f"# {escaped(title(source, config), 'markdown')}",
         _introduction(source, config, form),
-        use or _use(repository),
+        *([use] if use else [*_transformers_use(config, repository), _use(config, repository)]),
         _input(source, config),
         *_figures(source, config),
         _provenance(source, config),
@@ -82,7 +85,8 @@ def front_matter(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
     card: dict[str, Any] = {}
     if origin is not None and origin.license is not None:
         card |= _license(origin.license)
-    card |= {"library_name": "ckptkit", "pipeline_tag": task, "tags": [task, config.model_type]}
+    library, other = ("transformers", ["ckptkit"]) if config.auto_map else ("ckptkit", [])
+    card |= {"library_name": library, "pipeline_tag": task, "tags": [task, config.model_type, *other]}
     if config.synthetic:
         card["tags"].append("synthetic-weights")
     if origin is not None and origin.pretrain_data in _DATASETS:
@@ -167,9 +171,46 @@ def _introduction(source: ModelSource, config: ModelConfig, form: str) -> str:
     return f"{config.variant} is {kind}.\n\n{made}"
 
 
-def _use(repository: str | None) -> str:
+def _transformers_use(config: ModelConfig, repository: str | None) -> list[str]:
+    """How transformers loads the folder, and that it runs code of it; no section where there is no code."""
+    if config.auto_map is None:
+        return []
+    name = json_text(repository or "ORG/NAME")
+    classifier = (
+        "from transformers import pipeline",
+        "",
+        f'classify = pipeline("image-classification", model={name}, trust_remote_code=True)',
+    )
+    backbone = (
+        "from transformers import AutoModel",
+        "",
+        f"backbone = AutoModel.from_pretrained({name}, trust_remote_code=True)  # maps of the stages",
+    )
+    modules = ", ".join(f"`{name}`" for name in RemoteCode(get_family(config.model_type)).names)
+    return [
+        "\n".join(
+            (
+                "## Use with transformers",
+                "",
+                "```python",
+                *(classifier if config.num_classes else backbone),
+                "```",
+                "",
+                "`AutoModelForImageClassification` gives the classifier and `AutoModel` the stages' maps "
+                "(`feature_maps`, chosen with `out_indices=`), each with `trust_remote_code=True`. "
+                "transformers, PyTorch and Pillow are needed, ckptkit is not. A folder's path will do too.",
+                "",
+                f"**This repository contains code**, which ckptkit wrote from its own source: {modules}. "
+                "`trust_remote_code=True` runs it: read it first, and name the commit that you read with "
+                "`revision=`. ckptkit itself never runs code from such a folder.",
+            )
+        )
+    ]
+
+
+def _use(config: ModelConfig, repository: str | None) -> str:
     lines = [
-        "## Use",
+        "## Use with ckptkit" if config.auto_map else "## Use",
         "",
         "```python",
         "import ckptkit",
@@ -291,8 +332,12 @@ def bibtex(id: str, key: str, paper: Paper | None) -> str:
 
 
 CARD = "README.md"
-OWNED = frozenset({CONFIG, WEIGHTS, CARD})
-"""What such a folder holds."""
+
+
+def _owned() -> frozenset[str]:
+    """What such a folder may hold, of whatever family the model is."""
+    modules = (RemoteCode(get_family(name)).names for name in families())
+    return frozenset({CONFIG, WEIGHTS, CARD, PREPROCESSOR, *chain.from_iterable(modules)})
 
 
 def require_hf(_request: ExportRequest) -> None:
@@ -301,9 +346,11 @@ def require_hf(_request: ExportRequest) -> None:
 
 def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Exported:
     """Write the folder."""
-    refuse_replacement(output, force=request.force, owned=OWNED)
+    code = RemoteCode(source.family)
+    owned = _owned()
+    refuse_replacement(output, force=request.force, owned=owned)
     with planned_weights(source, "safetensors", layout=CANONICAL, dtype=request.dtype) as weights:
-        texts = _texts(weights, request.push)
+        texts = _texts(weights, code, request.push)
         size = file_bytes(Path(WEIGHTS), weights.plan.specs, weights.metadata)
         files = (
             ExportedFile(WEIGHTS, size),
@@ -313,7 +360,7 @@ def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Expo
             return Exported(output, files, f"{len(weights.plan.moves)} tensors")
         for note in (*weights.plan.notes, *((NOTE,) if source.synthetic else ())):
             source.workspace.note(f"{source.name}: {note}")
-        with StagedFolder(output, force=request.force, owned=OWNED) as folder:
+        with StagedFolder(output, force=request.force, owned=owned) as folder:
             weights.write(folder.path / WEIGHTS)
             for name, text in texts.items():
                 folder.write_text(name, text)
@@ -324,10 +371,17 @@ def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Expo
     )
 
 
-def _texts(weights: PlannedWeights, repository: str | None) -> dict[str, str]:
+def _texts(weights: PlannedWeights, code: RemoteCode, repository: str | None) -> dict[str, str]:
     """Return the files beside the weights, by name."""
-    config = config_of(weights)
-    return {CONFIG: config.text(), CARD: model_card(weights.source, config, repository=repository)}
+    source, config = weights.source, config_of(weights)
+    modules: dict[str, str] = {}
+    try:
+        modules = {**code.files(), PREPROCESSOR: code.preprocessor(config.preprocessing)}
+        config.auto_map = code.auto_map(head=config.num_classes is not None)
+        config.architectures = [code.architecture] if config.num_classes else None
+    except NotSelfContainedError as error:
+        source.workspace.warn(f"{source.name}: without code for transformers: {error}")
+    return {CONFIG: config.text(), **modules, CARD: model_card(source, config, repository=repository)}
 
 
 _LOGIN = "set HF_TOKEN to a token that may write, or run 'hf auth login'"

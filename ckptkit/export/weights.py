@@ -106,6 +106,7 @@ def config_of(weights: PlannedWeights) -> ModelConfig:
         torch_dtype=_float_types(weights),
         synthetic=source.synthetic,
         provenance=provenance_of(weights),
+        table_sizes=None if structure.table_sizes is None else [list(size) for size in structure.table_sizes],
     )
     if config.num_classes == len(imagenet_classes()):
         names = class_names()

@@ -63,15 +63,18 @@ class ModelConfig(BaseModel):
     torch_dtype: str | None = Field(None, description="Floating type of the weights.")
     synthetic: bool = Field(False, description="Whether the weights are random numbers by recipe.")
     provenance: dict[str, Any] = Field(default_factory=dict)
+    table_sizes: list[list[int]] | None = Field(None, description="Of position tables that were resized.")
+    architectures: list[str] | None = Field(default=None, description="Class in the folder's code.")
+    auto_map: dict[str, Any] | None = Field(default=None, description="What transformers loads of that code.")
     id2label: dict[str, str] | None = None
     label2id: dict[str, int] | None = None
 
     def text(self) -> str:
         """Return the file's content."""
         fields = self.model_dump(mode="json")
-        for labels in ("id2label", "label2id"):  # not known of a head that is not ImageNet's
-            if fields[labels] is None:
-                del fields[labels]
+        for absent in ("table_sizes", "architectures", "auto_map", "id2label", "label2id"):
+            if fields[absent] is None:  # labels are not known of a head that is not ImageNet's
+                del fields[absent]
         return json_text(fields, indent=2) + "\n"
 
 

@@ -41,7 +41,11 @@ def test_a_folder_for_the_hub(run: Runner, here: Path):
     assert sorted(path.name for path in (here / "out").iterdir()) == [
         "README.md",
         "config.json",
+        "configuration_moganet.py",
+        "image_processing_moganet.py",
         "model.safetensors",
+        "modeling_moganet.py",
+        "preprocessor_config.json",
     ]
 
 
@@ -77,9 +81,17 @@ def test_a_dry_run(run: Runner, here: Path):
     assert done.code == 0
     lines = [line.split() for line in done.out.splitlines()]
     assert lines[0] == ["file", "size"]
-    assert [line[0] for line in lines[1:]] == ["model.safetensors", "config.json", "README.md"]
+    assert [line[0] for line in lines[1:]] == [
+        "model.safetensors",
+        "config.json",
+        "configuration_moganet.py",
+        "modeling_moganet.py",
+        "image_processing_moganet.py",
+        "preprocessor_config.json",
+        "README.md",
+    ]
     assert lines[1][1:] == ["11.9", "MB"]
-    assert "would write 3 files to moganet-xt-224-hf; 705 tensors" in done.err
+    assert "would write 7 files to moganet-xt-224-hf; 705 tensors" in done.err
     assert list(here.iterdir()) == []
 
 
@@ -91,7 +103,7 @@ def test_a_dry_run_of_a_push_needs_no_network_and_no_token(run: Runner, here: Pa
         *("--push", "me/moga", "--push-synthetic", "--offline"),
     )
     assert done.code == 0
-    assert "would write 3 files, and push to me/moga" in done.err
+    assert "would write 7 files, and push to me/moga" in done.err
     assert list(here.iterdir()) == []
 
 
@@ -170,7 +182,7 @@ def test_a_push_from_the_command_line(here: Path):
     assert (done.returncode, done.stdout) == (0, f"out\n{hub.url}/me/moga/commit/{COMMIT}\n"), done.stderr
     assert hub.repositories == {"me/moga": True}
     assert hub.files == {path.name: path.read_bytes() for path in (here / "out").iterdir()}
-    assert "pushing 3 files to me/moga" in done.stderr
+    assert "pushing 7 files to me/moga" in done.stderr
 
 
 def test_the_python_face(here: Path):

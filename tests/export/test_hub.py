@@ -284,7 +284,16 @@ def test_the_folder_holds_the_source_under_pytorch_names(files, variant, tmp_pat
     assert {file.name: file.nbytes for file in done.files} == {
         path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()
     }
-    assert {file.name for file in done.files} == {"model.safetensors", "config.json", "README.md"}
+    family = {MOAT: "moat", MOGANET: "moganet"}[variant]
+    assert {file.name for file in done.files} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "preprocessor_config.json",
+        f"configuration_{family}.py",
+        f"modeling_{family}.py",
+        f"image_processing_{family}.py",
+    }
 
 
 def test_the_config_says_what_the_model_is(files, tmp_path):
@@ -318,6 +327,33 @@ def test_the_config_says_what_the_model_is(files, tmp_path):
             "source_sha256": hashlib.sha256(files[MOGANET].read_bytes()).hexdigest(),
             "bn_statistics": "present",
         },
+        "architectures": ["MogaNetForImageClassification"],
+        "auto_map": {
+            "AutoConfig": "configuration_moganet.MogaNetHubConfig",
+            "AutoModelForImageClassification": "modeling_moganet.MogaNetForImageClassification",
+            "AutoModel": "modeling_moganet.MogaNetBackbone",
+            "AutoBackbone": "modeling_moganet.MogaNetBackbone",
+            "AutoImageProcessor": "image_processing_moganet.MogaNetImageProcessor",
+        },
+    }
+
+
+def test_the_card_says_that_the_folder_holds_code(files, tmp_path):
+    export(source_of(files[MOAT], load_registry()["tiny-moat0-256"]), tmp_path / "out", ExportRequest())
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert front(card)["library_name"] == "transformers"
+    assert 'pipeline("image-classification", model="ORG/NAME", trust_remote_code=True)' in card
+    assert "**This repository contains code**" in card
+    for path in (tmp_path / "out").glob("*.py"):
+        assert f"`{path.name}`" in card
+
+
+def test_another_familys_folder_is_replaced_with_force(files, tmp_path):
+    for variant in (MOAT, MOGANET):
+        source = source_of(files[variant], load_registry()[ENTRIES[variant]])
+        export(source, tmp_path / "out", ExportRequest(force=True))
+    assert {path.name for path in (tmp_path / "out").glob("*.py")} == {
+        f"{kind}_moganet.py" for kind in ("configuration", "modeling", "image_processing")
     }
 
 
