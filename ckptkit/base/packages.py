@@ -109,7 +109,7 @@ def install_command(*packages: str) -> str:
     """The command that installs packages in the versions that are supported.
 
     >>> install_command("matplotlib", "gcsfs")
-    "pip install 'matplotlib>=3.8,<4' gcsfs"
+    "pip install 'matplotlib>=3.8' gcsfs"
     """
     import importlib.metadata
 

@@ -40,7 +40,7 @@ def _refused(error: Any, root: Any = None) -> BaseException:
     from ckptkit.base.errors import UsageError, command
 
     text, _, meant = error.format_message().replace(": Value error, ", ": ").partition(" Did you mean ")
-    if hasattr(error, "possibilities"):
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):  # NoSuchOption, not NoSuchCommand
         import difflib
 
         known = (*(error.possibilities or ()), *_GLOBAL_FLAGS, *_GLOBAL_VALUES)
