@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 DISTRIBUTION = "ckptkit-cli"
 REPOSITORY = "https://example.org/ckptkit.git"
 """A placeholder until the repository is public; pyproject.toml and the example workflow have it too."""
+DOCUMENTATION = f"{REPOSITORY.removesuffix('.git')}/tree/main/docs"
 
 _AUTHOR = "\nAuthor: The ckptkit authors\n"  # an install of this project from before it was renamed
 

@@ -19,6 +19,7 @@ from ckptkit._version import REPOSITORY, __version__
 from ckptkit.base import errors
 from ckptkit.base.axes import OPS
 from ckptkit.cli import app
+from ckptkit.cli.help import record
 from ckptkit.cli.output import READER_GONE, ExitCode, exit_code
 from ckptkit.families.base import registry_families
 from ckptkit.formats.builtin import BUILT_IN
@@ -70,22 +71,15 @@ def every_command() -> Iterator[tuple[str, Any]]:
 
 def parameters(command: Any) -> Iterator[tuple[str, str]]:
     """Each argument and option as a line of usage, and its help."""
-    context = command.context_class(command)
     for param in command.params:
-        record = None if param.name == "help" else param.get_help_record(context)
-        if record:
-            yield record[0], _plain(record[1])
+        if param.name != "help":
+            yield record(param)
 
 
 def description(command: Any) -> tuple[str, list[str]]:
     """What a command does, and its examples."""
-    text, _, last = _plain(command.help or "").partition("Examples:\n")
+    text, _, last = (command.help or "").partition("Examples:\n")
     return text.strip(), [line.strip() for line in last.splitlines() if line.strip()]
-
-
-def _plain(text: str) -> str:
-    """Help as it is written: without the marks for click and rich."""
-    return text.replace("\b\n", "").replace("\\[", "[").strip()
 
 
 def _commands() -> str:
@@ -236,7 +230,7 @@ def manual_page() -> str:
     lines = [
         f'.TH CKPTKIT 1 "" "ckptkit {__version__}" "User Commands"',
         ".SH NAME",
-        f"ckptkit \\- {_roff(app.app.info.help).rstrip('.')}",
+        f"ckptkit \\- {_roff(description(app.load_commands())[0]).rstrip('.')}",
         ".SH SYNOPSIS",
         ".B ckptkit",
         "[OPTIONS] COMMAND [ARGS]...",

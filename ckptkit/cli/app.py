@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import contextvars
 import importlib
-import inspect
 import os
 import signal
 import sys
@@ -21,13 +20,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from ckptkit._version import __version__
 from ckptkit.base.text import escaped
+from ckptkit.cli.help import help_of, shown_by
 from ckptkit.cli.options import State, with_shared_options
 from ckptkit.cli.output import ExitCode, Output, exit_code, prepare_streams
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
 _GLOBAL_VALUES = frozenset({"--registry", "--mirror"})
-EPILOG = "Before or after the command: --quiet --verbose --offline --registry FILE --mirror FROM=TO"
-
 
 _LineFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What typer raises for a line that it cannot read; newer versions bring a click of their own."""
@@ -52,7 +50,7 @@ def _refused(error: Any, root: Any = None) -> BaseException:
         names.insert(0, context.info_name)
         context = context.parent
     hint = f"did you mean {meant}" if meant else command(*names, "--help")
-    typer.echo(f"error: {UsageError(text[:1].lower() + text[1:].rstrip('.'), hint=hint)}", err=True)
+    Output().error(str(UsageError(text[:1].lower() + text[1:].rstrip("."), hint=hint)))
     return typer.Exit(error.exit_code)
 
 
@@ -93,6 +91,7 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+<<<<<<< HEAD
 _HEAD = "Examples: "
 _BETWEEN = " · "
 _KEEP_LINES = "\b\n"
@@ -136,6 +135,8 @@ def _meant(args: list[str]) -> list[str]:
     return [*args[:place], *args[place + 1 :], f"--{args[place]}"]
 
 
+=======
+>>>>>>> 99a2173 (The terminal: words wrap at spaces, tables stack or drop spare columns, bars fit 80 columns, silences show what goes on)
 class Command(TyperCommand):
     """Takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
 
@@ -157,17 +158,29 @@ class Root(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Load a command: to read the options of all of them takes longer than a short command's own work."""
         if cmd_name in _MODULES and cmd_name not in self.commands:
-            part = typer.Typer(rich_markup_mode=app.rich_markup_mode)
+            part = typer.Typer(rich_markup_mode=None)
             importlib.import_module(f"ckptkit.cli.{_MODULES[cmd_name]}").register(part)
             for command in (*part.registered_commands, *_of_groups(part)):
                 if command.cls is Command:  # of a group that was loaded before, by an earlier command line
                     continue
                 command.cls = Command
-                command.epilog = EPILOG
-                command.help = help_of(command.callback, rich=_RICH)
+                command.help = help_of(command.callback)
                 command.callback = with_shared_options(command.callback)
-            self.commands.update(typer.main.get_group(part).commands)
+            made = typer.main.get_group(part).commands
+            for group in made.values():
+                _explain_itself(group)
+            self.commands.update(made)
         return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        shown_by(self, self._summaries)(ctx, formatter)
+
+    def _summaries(self) -> dict[str, dict[str, str]]:
+        return {
+            heading: {name: self.get_command(None, name).short_help for name in modules}
+            for heading, modules in _GROUPS.items()
+        }
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command of a line; a word that is none is compared with all of them."""
@@ -227,18 +240,32 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
 
         for text in scrubbed("".join(traceback.format_exception(error))).rstrip("\n").split("\n"):
             typer.echo(state.output.line(text), err=True)
-    typer.echo(f"error: {state.output.line(line) if isinstance(state, State) else escaped(line)}", err=True)
+    (state.output if isinstance(state, State) else Output()).error(line)
 
 
-_RICH = sys.stdout is not None and sys.stdout.isatty()  # no boxes in a pipe
+def _explain_itself(command: Any) -> None:
+    """Have a command, and the commands of a group, print our help."""
+    below = getattr(command, "commands", None)
+    for one in (below or {}).values():
+        _explain_itself(one)
+    summaries = {
+        name: one.short_help or str(one.help).partition("\n")[0] for name, one in (below or {}).items()
+    }
+    command.format_help = shown_by(command, (lambda: {"Commands": summaries}) if below else None)
+
+
+_ABOUT = """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.
+
+Examples: ckptkit convert model.pth --to safetensors --layout as-is · ckptkit demo
+"""
 
 app = typer.Typer(
     cls=Root,
     name="ckptkit",
-    help="Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.",
+    help=help_of(_ABOUT),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if _RICH else None,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -259,7 +286,7 @@ def root(
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     registry: Annotated[
         list[Path] | None,
-        typer.Option(help="Your own registry, on top of the built-in one; may be repeated."),
+        typer.Option(metavar="FILE", help="Your own registry, on top of the built-in one; may be repeated."),
     ] = None,
     mirror: Annotated[
         list[str] | None,
@@ -287,23 +314,35 @@ def root(
     context.call_on_close(lambda: NAMED_REGISTRIES.set(()))
 
 
-_MODULES = {
-    **dict.fromkeys(("list", "show"), "list_commands"),
-    "registry": "registry_commands",
-    **dict.fromkeys(("fetch", "import"), "store_commands"),
-    **dict.fromkeys(("verify", "inspect", "diff"), "compare_commands"),
-    **dict.fromkeys(("convert", "synth"), "convert_commands"),
-    "parity": "parity_commands",
-    "profile": "profile_commands",
-    "predict": "predict_commands",
-    "cam": "cam_commands",
-    **dict.fromkeys(("eval", "calibrate"), "eval_commands"),
-    **dict.fromkeys(("plot", "logs"), "plot_commands"),
-    "export": "export_commands",
-    "cache": "cache_commands",
-    **dict.fromkeys(("demo", "doctor"), "start_commands"),
+_GROUPS = {
+    "Find": dict.fromkeys(("list", "show"), "list_commands"),
+    "Fetch": dict.fromkeys(("fetch", "import"), "store_commands"),
+    "Convert": {
+        **dict.fromkeys(("convert", "synth"), "convert_commands"),
+        "export": "export_commands",
+    },
+    "Prove": {
+        "verify": "compare_commands",
+        "diff": "compare_commands",
+        "parity": "parity_commands",
+        "eval": "eval_commands",
+        "calibrate": "eval_commands",
+    },
+    "Look": {
+        "inspect": "compare_commands",
+        "profile": "profile_commands",
+        "predict": "predict_commands",
+        "cam": "cam_commands",
+        **dict.fromkeys(("plot", "logs"), "plot_commands"),
+    },
+    "Maintain": {
+        "cache": "cache_commands",
+        "registry": "registry_commands",
+        **dict.fromkeys(("doctor", "demo"), "start_commands"),
+    },
 }
-"""The file of each command, in the order of the root's help."""
+"""The commands in the order of the root's help, and the file of each."""
+_MODULES = {name: module for modules in _GROUPS.values() for name, module in modules.items()}
 
 
 def _of_groups(part: typer.Typer) -> list[Any]:

@@ -29,7 +29,7 @@ _SHOWN_ITEMS = 8
 _SHOWN_LINES = 12
 """Lines shown of a text of many lines; --verbose and --json give all."""
 
-_STYLES = {"ok": None, "failed": "red", "skipped": "yellow"}
+_COLOURS = {"ok": typer.colors.GREEN, "failed": typer.colors.RED, "skipped": typer.colors.YELLOW}
 
 
 class SortBy(str, Enum):
@@ -92,14 +92,13 @@ def verify(
 
 
 def print_report(state: State, report: VerifyReport) -> None:
-    rows: list[list[str]] = []
-    styles: list[str | None] = []
+    width = max(len(check.name) for check in report.checks)
     for check in report.checks:
-        lines = [[check.name, check.status, check.detail]]
-        lines += [["", "", item] for item in _shown_items(check, everything=state.output.verbose)]
-        rows += lines
-        styles += [_STYLES[check.status]] * len(lines)
-    state.output.table([Column("check"), Column("status"), Column("found")], rows, styles=styles)
+        line = f"{check.status:<7}  {check.name:<{width}}  {check.detail}"
+        state.output.text(line, marked=check.status, fg=_COLOURS[check.status])
+        state.output.text(
+            *(f"         {item}" for item in _shown_items(check, everything=state.output.verbose))
+        )
     for note in report.notes:
         state.output.note(f"{report.name}: {note}")
     state.output.text(report.verdict)

@@ -15,6 +15,7 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
+from ckptkit.cli.help import described
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -342,12 +343,15 @@ def with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
     parameters.append(_JSON)
 
     def run(**values: Any) -> None:
-        state_of(values["context"]).output.as_json |= values.pop("as_json")
+        output = state_of(values["context"]).output
+        output.as_json |= values.pop("as_json")
         for name, group in groups.items():
             values[name] = group(**{one.name: values.pop(one.name) for one in fields(group)})
-        function(**values)
+        with output.waiting():
+            function(**values)
 
     run.__name__ = function.__name__
+    parameters = [described(one) for one in parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run

@@ -2,8 +2,9 @@
 
 A command hands over a result and how people see it; whether that or JSON is printed is decided here, and no
 command asks. What is text becomes a line here, whatever it quotes; no command escapes by itself. On a
-terminal tables have colour and lines and long work shows a progress bar; in a pipe there is plain, aligned
-text and no bar. rich is imported only when something is really drawn with it.
+terminal words wrap at spaces, tables have colour and lines, long work shows a progress bar and any other
+silence what is going on; in a pipe there is plain, aligned text and no bar. rich is imported only when
+something is really drawn with it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import re
 import select
 import shutil
 import sys
+import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
@@ -34,6 +38,12 @@ Results = Callable[..., None]
 
 _COLUMN_GAP = 3
 """Blanks between the columns of a drawn table."""
+_NARROWEST = 24
+"""Columns of a terminal that text gets in a table before another form is taken."""
+_FEW = 3
+"""Rows of a table too wide for a terminal that are printed with a heading before each cell."""
+_SILENCE = 1.0
+"""Seconds without a word after which a terminal shows what is going on."""
 READER_GONE = 141
 """Exit status when the reader of our output went away: 128 + SIGPIPE, as of a program ended by the signal."""
 _PLAIN_LETTERS = "ckptkit"
@@ -44,10 +54,11 @@ _PLAIN |= {"↔": "<->", "≤": "<=", "±": "+-"}
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: heading, and whether its cells are numbers (right-aligned)."""
+    """One column of a table: heading, whether its cells are numbers, whether it can be left out."""
 
     heading: str
-    numeric: bool = False
+    numeric: bool = False  # right-aligned
+    spare: bool = False  # left out where there is no room
 
 
 class ExitCode(IntEnum):
@@ -93,6 +104,7 @@ class Output:
     stderr: TextIO = field(default_factory=lambda: sys.stderr)
     _names: dict[str, str] = field(default_factory=dict, init=False)
     _bars: dict[str, tuple[Any, int]] = field(default_factory=dict, init=False)  # by unit, and how many run
+    _status: _Status | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def result(self, value: Any, *people: str | Callable[[], None], json: bool = False) -> None:
@@ -129,6 +141,12 @@ class Output:
         text = self.called(json_text(value, indent=2))
         if not _can_encode(self.stdout, text):
             text = self.called(json_text(value, indent=2, ascii_only=True))
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print to standard output, where no status line is."""
+        if self._status is not None:
+            self._status.clear()
         print(text, file=self.stdout)
 
     @property
@@ -158,37 +176,66 @@ class Output:
             import typer
 
             shown = typer.style(marked, **style)
-        for text in map(self.line, () if self.as_json else lines):
-            print(text.replace(marked, shown, 1) if marked else text, file=self.stdout)
+        for text in () if self.as_json else lines:
+            whole = self._wrapped(text, self.stdout)
+            self._print(whole.replace(marked, shown, 1) if marked else whole)
+
+    def _wrapped(self, text: str, stream: TextIO, before: str = "") -> str:
+        """A text as it is printed, with lines as long as the terminal is wide."""
+        line = before + self.line(text)
+        return "\n".join(wrapped(line, width_of(stream))) if stream.isatty() else line
 
     def document(self, text: str) -> None:
         """Print a page or a table of values as it is: escaped by whoever wrote it, for what it is."""
         if not self.as_json:
-            print(text, file=self.stdout)
+            self._print(text)
 
     def picture(self, codes: str) -> None:
         """Print what a terminal draws a picture from."""
         if not self.as_json:
+            if self._status is not None:
+                self._status.clear()
             write = self.stdout.write_codes if isinstance(self.stdout, _Guarded) else self.stdout.write
             write(f"{codes}\n")
 
     def note(self, text: str) -> None:
-        """Write a note to stderr unless quiet."""
-        if not self.quiet:
-            self._remark(self.line(text))
+        """Write a note to stderr unless quiet; what is just being done, a terminal shows until it is done."""
+        if self._status is not None and text.endswith(" …"):
+            self._status.show(self.line(text).removesuffix(" …"))
+        elif not self.quiet:
+            self._remark(self._wrapped(text, self.stderr))
 
     def warn(self, text: str) -> None:
         """Write a warning to stderr, which even ``--quiet`` shows."""
-        self._remark(f"warning: {self.line(text)}")
+        self._remark(self._wrapped(text, self.stderr, "warning: "))
 
-    def _remark(self, line: str) -> None:
+    def error(self, text: str) -> None:
+        """Write to stderr why the command ends."""
+        self._remark(self._wrapped(text, self.stderr, "error: "))
+
+    def _remark(self, text: str) -> None:
         """Write to stderr, above the bars of what runs."""
         with self._lock:
             bars = next((shown for shown, _ in self._bars.values()), None)
+        if self._status is not None:
+            self._status.clear()
         if bars is None:
-            print(line, file=self.stderr)
+            print(text, file=self.stderr)
         else:
-            bars.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            bars.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Show on a terminal, while the block lasts, what is going on when nothing was written for long."""
+        if self.quiet or not self.stderr.isatty():
+            yield
+            return
+        self._status = _Status(self.stderr, lambda: bool(self._bars))
+        try:
+            yield
+        finally:
+            self._status.stop()
+            self._status = None
 
     def table(
         self,
@@ -204,41 +251,71 @@ class Output:
         """
         if self.as_json:
             return
-        columns = [Column(self.line(column.heading), column.numeric) for column in columns]
+        columns = [replace(column, heading=self.line(column.heading)) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
-        if self.stdout.isatty():
-            widths = _widths(columns, rows, shutil.get_terminal_size().columns)
-            if widths is None:
-                self._stack(columns, rows, title)
-            else:
-                self._draw(columns, rows, widths, title, styles)
+        if not self.stdout.isatty():
+            for line in _aligned(columns, rows, 2):
+                self._print(line)
             return
-        widths = [max(map(len, column)) for column in _cells(columns, rows)]
-        for cells in [[c.heading for c in columns], *rows]:
-            aligned = (
-                cell.rjust(width) if column.numeric else cell.ljust(width)
-                for cell, width, column in zip(cells, widths, columns, strict=True)
-            )
-            print("  ".join(aligned).rstrip(), file=self.stdout)
+        room = width_of(self.stdout)
+        kept, left_out = list(range(len(columns))), list[str]()
+        for index, column in reversed(list(enumerate(columns))):
+            if column.spare and _widths([columns[i] for i in kept], _chosen(rows, kept), room) is None:
+                kept.remove(index)
+                left_out.insert(0, column.heading)
+        shown, cells = [columns[i] for i in kept], _chosen(rows, kept)
+        widths = _widths(shown, cells, room)
+        if widths is None:
+            self._stack(columns, rows, title, room, styles)
+            return
+        self._draw(shown, cells, widths, title, styles)
+        if left_out:
+            self.note(f"too wide for this terminal: {', '.join(left_out)}; --json has all columns")
 
-    def _stack(self, columns: Sequence[Column], rows: Sequence[Sequence[str]], title: str | None) -> None:
-        """Print the cells of a row below each other, so that no id, number, hash or URL is cut."""
-        width = max(len(column.heading) for column in columns[1:])
+    def _stack(
+        self,
+        columns: Sequence[Column],
+        rows: Sequence[Sequence[str]],
+        title: str | None,
+        room: int,
+        styles: Sequence[str | None] | None,
+    ) -> None:
+        """Print each row's first cell and the others below it, so that no id, number, hash or URL is cut."""
         if title is not None:
-            print(self.line(title), file=self.stdout)
-        for first, *others in rows:
-            print(first.rstrip(), file=self.stdout)
-            for column, cell in zip(columns[1:], others, strict=True):
-                print(f"  {column.heading:<{width}}  {cell}".rstrip(), file=self.stdout)
+            self._print(self.line(title))
+        head, *below = (f"  {line}" for line in _aligned(columns[1:], [row[1:] for row in rows], _COLUMN_GAP))
+        widest = max(len(column.heading) for column in columns[1:])
+        fits = max(map(len, (head, *below))) <= room
+        if len(rows) <= _FEW and not fits:
+            blocks = [
+                [
+                    line.rstrip()
+                    for column, cell in zip(columns[1:], row[1:], strict=True)
+                    for line in wrapped(f"  {column.heading:<{widest}}  {cell}", room)
+                    if cell
+                ]
+                for row in rows
+            ]
+        else:
+            if not fits:
+                head, *below = (
+                    "  " + "  ".join(filter(None, cells))
+                    for cells in ([c.heading for c in columns[1:]], *(row[1:] for row in rows))
+                )
+            self._print(columns[0].heading)
+            self._print(head)
+            self._print("─" * min(room, max(map(len, (head, *below)))))
+            blocks = [[line] if len(line) <= room else _filled(line, room, 4) for line in below]
+        for index, (row, block) in enumerate(zip(rows, blocks, strict=True)):
+            for line in [*wrapped(row[0].rstrip(), room), *block]:
+                self._print(_styled(line, fg=styles[index] if styles else None))
 
     def fits(self, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> bool:
         """Whether a drawn table would show every cell whole; plain text is as wide as it likes."""
         if not self.stdout.isatty():
             return True
         shown = _cells(columns, [[self.line(cell) for cell in row] for row in rows])
-        return (
-            sum(max(map(len, column)) + _COLUMN_GAP for column in shown) <= shutil.get_terminal_size().columns
-        )
+        return sum(max(map(len, column)) + _COLUMN_GAP for column in shown) <= width_of(self.stdout)
 
     def _draw(
         self,
@@ -261,7 +338,10 @@ class Output:
         for index, row in enumerate(rows):
             table.add_row(*map(Text, row), style=styles[index] if styles else None)
         plain = os.environ.get("NO_COLOR")  # rich would still print headings bold
-        Console(file=drawn(self.stdout), color_system=None if plain else "auto").print(table)
+        if self._status is not None:
+            self._status.clear()
+        width = width_of(self.stdout)
+        Console(file=drawn(self.stdout), color_system=None if plain else "auto", width=width).print(table)
 
     @contextmanager
     def progress(self, description: str, total: int | None, *, unit: str = "bytes") -> Iterator[Advance]:
@@ -272,11 +352,13 @@ class Output:
                 print(f"{description} …", file=self.stderr)
             yield lambda _steps: None
             return
+        if self._status is not None:
+            self._status.clear()
         with self._lock:
             bars, running = self._bars.get(unit) or (new_bars(drawn(self.stderr), unit), 0)
             self._bars[unit] = bars, running + 1
             bars.start()
-        task = bars.add_task(description, total=total)
+        task = bars.add_task(description, total=total, of="" if total is None else f"/{total:,}")
         try:
             yield lambda steps: bars.advance(task, steps)
         finally:
@@ -289,6 +371,162 @@ class Output:
                     bars.stop()
 
 
+<<<<<<< HEAD
+=======
+def _new_bars(stream: TextIO, unit: str) -> Any:
+    """Bars on a terminal, which go when what they show is done."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.table import Column as Cells
+
+    done = (
+        bars.DownloadColumn()
+        if unit == "bytes"
+        else bars.TextColumn("{task.completed:,.0f}{task.fields[of]}")
+    )
+    whole = partial(Cells, no_wrap=True)
+    return bars.Progress(
+        bars.TextColumn("{task.description}", markup=False, table_column=whole(overflow="ellipsis")),
+        bars.BarColumn(None, table_column=whole(ratio=1, min_width=4)),
+        bars.TaskProgressColumn(table_column=whole()),
+        done,
+        *([bars.TransferSpeedColumn(table_column=whole())] if unit == "bytes" else []),
+        bars.TimeRemainingColumn(table_column=whole()),
+        console=Console(file=drawn(stream), width=width_of(stream)),
+        transient=True,
+        expand=True,
+    )
+
+
+class _Status:
+    """What is going on, on a line of a terminal that goes when anything is written."""
+
+    def __init__(self, stream: TextIO, is_shown_otherwise: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._is_shown_otherwise = is_shown_otherwise
+        self._write = stream.write_codes if isinstance(stream, _Guarded) else stream.write
+        self._text, self._drawn = "working", False
+        self._since = time.monotonic()
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ckptkit-status", daemon=True)
+        self._thread.start()
+
+    def show(self, text: str) -> None:
+        """Show this at once."""
+        self.clear()
+        self._text = text
+        self._draw(time.monotonic())
+
+    def clear(self) -> None:
+        """Take the line away, for something is written."""
+        with self._lock:
+            self._text, self._since = "working", time.monotonic()
+            if self._drawn:
+                self._put("\r\x1b[2K")
+                self._drawn = False
+
+    def stop(self) -> None:
+        """Take the line away for good."""
+        self._end.set()
+        self._thread.join(1)
+        self.clear()
+
+    def _run(self) -> None:
+        while not self._end.wait(0.1):
+            now = time.monotonic()
+            if self._is_shown_otherwise():
+                self._since = now
+            elif self._drawn or now - self._since > _SILENCE:
+                self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        with self._lock:
+            wheel = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏" if _can_encode(self._stream, "⠋") else "|/-\\"
+            seconds = int(now - self._since)
+            text = f"{wheel[int(now * 10) % len(wheel)]} {self._text}" + f", {seconds} s" * (seconds > 0)
+            self._put(f"\r\x1b[2K{text[: width_of(self._stream) - 1]}\r")
+            self._drawn = True
+
+    def _put(self, codes: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # no work fails for it
+            self._write(codes)
+            self._stream.flush()
+
+
+def width_of(stream: TextIO) -> int:
+    """How many columns a terminal has."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        if not os.environ.get("COLUMNS"):
+            return os.get_terminal_size(stream.fileno()).columns or 80
+    return shutil.get_terminal_size().columns
+
+
+_LABELS = re.compile(r"\s*(?:\S+(?: \S+)*?\s{2,}(?=\S))*(?:(?<!\S)\d+\. )?")
+
+
+def wrapped(line: str, room: int) -> list[str]:
+    r"""Break a line at its spaces; what follows labels and a wide gap begins below its beginning.
+
+    A command that is to be typed can still be pasted.
+
+    >>> wrapped("  status  not known: never fetched", 24)
+    ['  status  not known:', '          never fetched']
+    >>> wrapped("no file. Run: ckptkit fetch tiny-moat0-256", 32)
+    ['no file.', '  Run: ckptkit fetch \\', '    tiny-moat0-256']
+    """
+    if len(line) <= room:
+        return [line]
+    text, run, command = line.partition("Run: ")
+    margin = len(line) - len(line.lstrip())
+    longest = _longest_word(text)
+    hang = len(_LABELS.match(text)[0]) if not run else 0  # type: ignore[index]
+    if hang and longest > room - margin - 2 and " " not in line[hang:]:
+        return [line]  # no room for it on a line of its own either
+    hang = max(min(hang, room - longest, room // 2), margin or 2)
+    lines = _filled(text, room, hang)
+    return lines + (pasteable(run + command, room, " " * hang) if run else [])
+
+
+def _filled(text: str, room: int, hang: int) -> list[str]:
+    return textwrap.wrap(
+        text, room, subsequent_indent=" " * hang, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def pasteable(command: str, room: int, indent: str = "") -> list[str]:
+    """Break a command between its words as a shell reads on."""
+    lines = [indent]
+    for word in re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command):
+        if lines[-1].strip() and len(lines[-1]) + len(word) > room - 2:
+            lines[-1] += "\\"
+            lines.append(f"{indent}  ")
+        lines[-1] += f"{word} "
+    return [line.rstrip() for line in lines]
+
+
+def _styled(line: str, **style: Any) -> str:
+    if not any(style.values()) or os.environ.get("NO_COLOR"):
+        return line
+    import typer
+
+    return typer.style(line, **style)
+
+
+def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]], gap: int) -> list[str]:
+    """The headings and the rows as plain text."""
+    widths = [max(map(len, column)) for column in _cells(columns, rows)]
+    return [
+        (" " * gap)
+        .join(
+            cell.rjust(width) if column.numeric else cell.ljust(width)
+            for cell, width, column in zip(cells, widths, columns, strict=True)
+        )
+        .rstrip()
+        for cells in [[column.heading for column in columns], *rows]
+    ]
+
+
+>>>>>>> 99a2173 (The terminal: words wrap at spaces, tables stack or drop spare columns, bars fit 80 columns, silences show what goes on)
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     """The heading and the cells of each column."""
     return zip((column.heading for column in columns), *rows, strict=True)
@@ -299,7 +537,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int)
     cells = list(_cells(columns, rows))
     widths = [max(map(len, column)) for column in cells]
     least = [
-        width if column.numeric else max(map(_longest_word, texts))
+        width if column.numeric else min(width, max(_NARROWEST, *map(_longest_word, texts)))
         for column, texts, width in zip(columns, cells, widths, strict=True)
     ]
     excess = sum(widths) + _COLUMN_GAP * len(columns) - room
@@ -308,6 +546,10 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], room: int)
         widths[index] -= cut
         excess -= cut
     return None if excess > 0 else widths
+
+
+def _chosen(rows: Sequence[Sequence[str]], kept: Sequence[int]) -> list[list[str]]:
+    return [[row[index] for index in kept] for row in rows]
 
 
 def _longest_word(text: str) -> int:

@@ -189,9 +189,9 @@ def print_report(output: Output, report: ParityReport) -> None:
         Column("output"),
         Column("shape"),
         Column("max abs", numeric=True),
-        Column("mean abs", numeric=True),
+        Column("mean abs", numeric=True, spare=True),
         Column("relative", numeric=True),
-        Column("cosine", numeric=True),
+        Column("cosine", numeric=True, spare=True),
         Column("tolerance"),
         Column("verdict"),
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,21 +68,10 @@ def print_examination(output: Output, found: Examination) -> None:
 
 def _print_finding(output: Output, finding: Finding, width: int) -> None:
     mark = f"{finding.verdict:<{_MARGIN - 4}}"
-    margin = " " * (_MARGIN + width + 2)
-    first, *more = _lines(output, finding.detail, len(margin))
-    output.text(f"  {mark}  {finding.name:<{width}}  {first}", marked=mark, fg=_COLOURS[finding.verdict])
+    line = f"  {mark}  {finding.name:<{width}}  {finding.detail}"
+    output.text(line, marked=mark, fg=_COLOURS[finding.verdict])
     if finding.hint:
-        more += _lines(output, finding.hint, len(margin))
-    output.text(*(margin + line for line in more))
-
-
-def _lines(output: Output, text: str, margin: int) -> list[str]:
-    """Break a text at its spaces where a terminal shows it."""
-    if not output.stdout.isatty():
-        return [text]
-    width = max(shutil.get_terminal_size().columns - margin, 20)
-    shown = output.line(text)
-    return textwrap.wrap(shown, width, break_long_words=False, break_on_hyphens=False) or [""]
+        output.text(f"{'':<{_MARGIN + width + 2}}{finding.hint}")
 
 
 def _verdict(found: Examination) -> str:

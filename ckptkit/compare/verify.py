@@ -246,27 +246,31 @@ def _check_container(reader: Reader, passed: _Pass, *, deep: bool) -> Check:
 
 # -- checksum ------------------------------------------------------------------------------------------------
 
-_NOT_PUBLISHED = "no checksum is published for it, so the first fetch was taken on trust"
+_NOT_PUBLISHED = "as first fetched, which was taken on trust: no checksum of this file is published"
 
 
 def check_checksum(located: Located, progress: Progress) -> Check:
     """Compare the published file with the registry's pin, the lock file and the record of its first fetch."""
     if located.artefact is None or located.entry is None:
         return _check_own_file(located.path, progress)
-    found = _hash(located.artefact, progress)
+    found = _hash(located.artefact, located.name, progress)
     faults = _other_bytes(found, located.entry, located)
     if faults:
         return Check(CHECKSUM, "failed", f"{located.artefact.name} has other bytes than it should", faults)
-    is_what = f"sha256 {found.sha256}, {found.size:,} bytes: "
+    facts = _facts(found)
     kept = f"; the server's {' and '.join(located.server_hashes)} held" if located.server_hashes else ""
     if located.entry.sha256 is not None:
-        return Check(CHECKSUM, "ok", f"{is_what}as pinned in the registry{kept}")
+        return Check(CHECKSUM, "ok", f"as pinned in the registry{kept}", facts)
     if located.trusted is not None:
-        says = f"as first fetched ({_NOT_PUBLISHED}; remembered in {located.trusted.origin}{kept})"
-        return Check(CHECKSUM, "ok", is_what + says)
+        remembered = f"remembered in {located.trusted.origin}"
+        return Check(CHECKSUM, "ok", f"{_NOT_PUBLISHED}{kept}", (*facts, remembered))
     if located.sha256 is not None:
-        return Check(CHECKSUM, "ok", f"{is_what}as first fetched ({_NOT_PUBLISHED}{kept})")
-    return Check(CHECKSUM, "skipped", is_what + "nothing pinned and no record of its fetch to compare with")
+        return Check(CHECKSUM, "ok", f"{_NOT_PUBLISHED}{kept}", facts)
+    return Check(CHECKSUM, "skipped", "nothing pinned and no record of its fetch to compare with", facts)
+
+
+def _facts(found: Digests) -> tuple[str, ...]:
+    return f"sha256 {found.sha256}", f"{found.size:,} bytes"
 
 
 def _other_bytes(found: Digests, entry: Entry, located: Located) -> tuple[str, ...]:
@@ -286,17 +290,13 @@ def _other_bytes(found: Digests, entry: Entry, located: Located) -> tuple[str, .
 def _check_own_file(path: Path, progress: Progress) -> Check:
     if not path.is_file():
         return Check(CHECKSUM, "skipped", "several files, and no registry entry to compare them with")
-    found = _hash(path, progress)
-    return Check(
-        CHECKSUM,
-        "skipped",
-        f"sha256 {found.sha256}, {found.size:,} bytes: no registry entry to compare it with",
-    )
+    found = _hash(path, path.name, progress)
+    return Check(CHECKSUM, "skipped", "no registry entry to compare it with", _facts(found))
 
 
-def _hash(path: Path, progress: Progress) -> Digests:
+def _hash(path: Path, name: str, progress: Progress) -> Digests:
     size = path.stat().st_size if path.is_file() else None
-    with progress(f"hashing {path.name}", size) as advance:
+    with progress(f"hashing {name}", size) as advance:
         return hash_file(path, ("sha256",), advance=advance)
 
 

@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from ckptkit._version import DOCUMENTATION
 from ckptkit.base.axes import OPS, Op, Shape
 from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words
 from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
@@ -220,7 +221,7 @@ class _Checked:
             listed = faults_in_words(f"line {line}: {bounded(what)}" for line, what in faults)
             raise UsageError(
                 f"{path}: {len(faults)} {plural}: {listed}",
-                hint="the README shows what a file of rules looks like",
+                hint=f"how to write one: {DOCUMENTATION}/reference/rules.md",
             )
 
     def _fault(self, location: Location, what: str) -> None:

@@ -167,6 +167,7 @@ def _take(job: Job, source: PlannedSource, opener: Opener) -> Fetched:
                 policy,
                 expected_size=job.entry.size,
                 progress=job.progress,
+                name=f"fetching {job.entry.id}",
                 notes=job.notes,
                 is_tied=job.decides(source.file) and not again,
                 may_begin=job.may_begin,

@@ -60,13 +60,14 @@ class Transfer:
     may_begin: Callable[[bytes], bool] = lambda _head: True
     # Told once how many bytes the file has, when the part is there and the first of them are to come
     begun: Callable[[int | None], None] = lambda _size: None
+    name: str | None = None  # what progress is of, by default the file
     _has_begun: bool = field(default=False, init=False)
     _crowded: bool = field(default=False, init=False)
 
     def run(self) -> None:
         """Download until the part is complete."""
         with contextlib.ExitStack() as stack:
-            shown = _Shown(self.progress, self.partial.name, stack)
+            shown = _Shown(self.progress, self.name or self.partial.name, stack)
             self.partial.resume()
             failures, restarts = Failures(self.policy), Failures(self.policy)
             restarted = False

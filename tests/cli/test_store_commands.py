@@ -599,7 +599,7 @@ def test_bars_on_a_terminal(tmp_path: Path) -> None:
         out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert [Path(line).stem for line in out.decode().splitlines()] == list(bodies)
-    assert b"\x1b[" in shown and all(f"{id}.pth".encode() in shown for id in bodies)
+    assert b"\x1b[" in shown and all(f"fetching {id} ".encode() in shown for id in bodies)
     assert all(f"{id}: 200.0 kB in".encode() in shown for id in bodies)
 
 

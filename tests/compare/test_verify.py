@@ -348,9 +348,14 @@ def artefact(tmp_path):
 @pytest.mark.parametrize(
     ("pinned", "size", "recorded", "expected"),
     [
-        (TRUE, len(BODY), TRUE, ("ok", f"sha256 {TRUE}, {len(BODY):,} bytes: as pinned in the registry")),
+        (TRUE, len(BODY), TRUE, ("ok", f"as pinned in the registry\nsha256 {TRUE}\n{len(BODY):,} bytes")),
         (TRUE, None, None, ("ok", "as pinned in the registry")),
-        (None, None, TRUE, ("ok", "as first fetched (no checksum is published for it")),
+        (
+            None,
+            None,
+            TRUE,
+            ("ok", "as first fetched, which was taken on trust: no checksum of this file is published"),
+        ),
         (None, None, None, ("skipped", "no record of its fetch")),
         (OTHER, None, TRUE, ("failed", f"sha256 is {TRUE}, but the registry says {OTHER}")),
         (
@@ -388,10 +393,20 @@ LOCK = ExpectedChecksum("sha256", TRUE, "the lock file /home/me/ckptkit.lock (se
             None,
             LOCK,
             (),
-            ("ok", "on trust; remembered in the lock file /home/me/ckptkit.lock (seen 2026-01-02))"),
+            ("ok", "bytes\nremembered in the lock file /home/me/ckptkit.lock (seen 2026-01-02)"),
         ),
-        (None, LOCK, ("md5",), ("ok", "(seen 2026-01-02); the server's md5 held)")),
-        (None, None, ("md5",), ("ok", "taken on trust; the server's md5 held)")),
+        (
+            None,
+            LOCK,
+            ("md5",),
+            ("ok", "taken on trust: no checksum of this file is published; the server's md5 held\n"),
+        ),
+        (
+            None,
+            None,
+            ("md5",),
+            ("ok", "taken on trust: no checksum of this file is published; the server's md5 held\n"),
+        ),
         (
             None,
             replace(LOCK, value=OTHER),
@@ -422,7 +437,7 @@ def test_the_published_file_is_hashed_not_what_was_unpacked_from_it(artefact, tm
 def test_a_file_of_ones_own_is_hashed_and_shown(artefact):
     check = check_checksum(Located(artefact), silent)
     assert check.status == "skipped"
-    assert TRUE in check.detail
+    assert check.items == (f"sha256 {TRUE}", f"{len(BODY):,} bytes")
 
 
 def test_a_prefix_of_several_files_has_no_checksum(artefact):
