@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TextIO
 
 from ckptkit.base.progress import Advance
@@ -16,22 +17,31 @@ _SECONDS_BETWEEN = 0.1
 
 
 def new_bars(stream: TextIO, unit: str) -> Any:
-    """Bars on a terminal, which go when what they show is done."""
+    """Bars on a terminal, one line each, which go when what they show is done."""
     from rich import progress as bars
     from rich.console import Console
+    from rich.table import Column
+    from rich.text import Text
 
-    amount: list[bars.ProgressColumn] = (
-        [bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn()]
-        if unit == "bytes"
-        else [bars.MofNCompleteColumn(), bars.TimeRemainingColumn()]
-    )
+    class Done(bars.MofNCompleteColumn):
+        """How many are done, of how many where that is known."""
+
+        def render(self, task: bars.Task) -> Text:
+            return super().render(task) if task.total is not None else Text(f"{task.completed:,.0f}")
+
+    whole = partial(Column, no_wrap=True)
+    done: list[bars.ProgressColumn] = [Done(table_column=whole())]
+    if unit == "bytes":
+        done = [bars.DownloadColumn(table_column=whole()), bars.TransferSpeedColumn(table_column=whole())]
     return bars.Progress(
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.TaskProgressColumn(),
-        *amount,
+        bars.TextColumn("{task.description}", markup=False, table_column=whole(overflow="ellipsis")),
+        bars.BarColumn(None, table_column=whole(ratio=1, min_width=4)),
+        bars.TaskProgressColumn(table_column=whole()),
+        *done,
+        bars.TimeRemainingColumn(table_column=whole()),
         console=Console(file=stream),
         transient=True,
+        expand=True,
     )
 
 

@@ -91,42 +91,6 @@ def _ending_in_order() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-<<<<<<< HEAD
-_HEAD = "Examples: "
-_BETWEEN = " · "
-_KEEP_LINES = "\b\n"
-"""Keeps click from wrapping the paragraph that follows."""
-
-
-def examples_in(help_text: str) -> list[str]:
-    r"""Return the commands of a docstring's last paragraph, ``Examples: one · another``.
-
-    Examples
-    --------
-    >>> examples_in("Do it.\n\nExamples: ckptkit list\n· ckptkit list 'moat*'")
-    ['ckptkit list', "ckptkit list 'moat*'"]
-    """
-    last = help_text.strip().rpartition("\n\n")[2]
-    if not last.startswith(_HEAD):
-        return []
-    return " ".join(last.removeprefix(_HEAD).split()).split(_BETWEEN)
-
-
-def help_of(function: object, *, rich: bool) -> str:
-    """A command's docstring as its help shows it: examples on lines of their own, to be copied.
-
-    Rich keeps the lines of a paragraph, which click wraps again.
-    """
-    text = inspect.getdoc(function) or ""
-    paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
-    found = examples_in(text)
-    if found:
-        lines = "\n".join(["Examples:", *(f"  {example}" for example in found)])
-        paragraphs[-1] = lines if rich else _KEEP_LINES + lines
-    whole = "\n\n".join(paragraphs)
-    return whole.replace("[", r"\[") if rich else whole  # rich would read '[torch]' as markup
-
-
 def _meant(args: list[str]) -> list[str]:
     """Take ``help [COMMAND]`` and ``version`` for the options of that name."""
     place = next((place for place, word in enumerate(args) if word in ("help", "version")), None)
@@ -135,8 +99,6 @@ def _meant(args: list[str]) -> list[str]:
     return [*args[:place], *args[place + 1 :], f"--{args[place]}"]
 
 
-=======
->>>>>>> 99a2173 (The terminal: words wrap at spaces, tables stack or drop spare columns, bars fit 80 columns, silences show what goes on)
 class Command(TyperCommand):
     """Takes ``~`` for the home folder where no shell looked: ``--output=~/m.pth``."""
 

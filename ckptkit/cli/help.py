@@ -115,15 +115,25 @@ def help_of(described: object) -> str:
     return "\n\n".join(paragraphs)
 
 
+def _arguments(command: Any) -> list[Any]:
+    return [param for param in command.params if param.param_type_name == "argument"]
+
+
+def usage(context: Any) -> str:
+    """How a command is written."""
+    below = ["COMMAND [ARGS]…"] if hasattr(context.command, "commands") else []
+    words = ["[OPTIONS]", *map(_argument, _arguments(context.command)), *below]
+    return f"Usage: {context.command_path} {' '.join(words)}"
+
+
 def page(command: Any, context: Any, summaries: Mapping[str, Mapping[str, str]] | None = None) -> str:
     """The help of a command; of a group with the summaries of its commands, by heading."""
     stream = sys.stdout
     is_seen = stream.isatty()
     room = min(width_of(stream), _WIDEST)
-    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    arguments = _arguments(command)
     options = [param for param in command.get_params(context) if param not in arguments and not param.hidden]
-    words = ["[OPTIONS]", *map(_argument, arguments), *(["COMMAND [ARGS]…"] if summaries else [])]
-    lines = _paragraph(f"Usage: {context.command_path} {' '.join(words)}", room, 2, first="")
+    lines = _paragraph(usage(context), room, 2, first="")
     for paragraph in (command.help or "").split("\n\n"):
         head, *examples = paragraph.split("\n")
         lines += ["", *_paragraph(head, room, 2)]

@@ -15,7 +15,7 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
-from ckptkit.cli.help import described
+from ckptkit.cli.help import described, usage
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def state_of(context: typer.Context) -> State:
 
 def usage_of(context: Any) -> str:
     """A command's usage and its examples, for a line that names nothing to work on."""
-    examples = (context.command.help or "").replace("\\[", "[").rpartition("\n\n")[2].removeprefix("\b\n")
+    examples = (context.command.help or "").rpartition("\n\n")[2]
     shown = f"\n\n{examples}\n" if examples.startswith("Examples:") else ""
-    return f"{context.get_usage()}{shown}"
+    return f"{usage(context)}{shown}"
 
 
 class WhichWeights(str, Enum):

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import IntEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TextIO, cast
 
@@ -358,7 +357,7 @@ class Output:
             bars, running = self._bars.get(unit) or (new_bars(drawn(self.stderr), unit), 0)
             self._bars[unit] = bars, running + 1
             bars.start()
-        task = bars.add_task(description, total=total, of="" if total is None else f"/{total:,}")
+        task = bars.add_task(description, total=total)
         try:
             yield lambda steps: bars.advance(task, steps)
         finally:
@@ -369,33 +368,6 @@ class Output:
                     bars.remove_task(task)
                 else:
                     bars.stop()
-
-
-<<<<<<< HEAD
-=======
-def _new_bars(stream: TextIO, unit: str) -> Any:
-    """Bars on a terminal, which go when what they show is done."""
-    from rich import progress as bars
-    from rich.console import Console
-    from rich.table import Column as Cells
-
-    done = (
-        bars.DownloadColumn()
-        if unit == "bytes"
-        else bars.TextColumn("{task.completed:,.0f}{task.fields[of]}")
-    )
-    whole = partial(Cells, no_wrap=True)
-    return bars.Progress(
-        bars.TextColumn("{task.description}", markup=False, table_column=whole(overflow="ellipsis")),
-        bars.BarColumn(None, table_column=whole(ratio=1, min_width=4)),
-        bars.TaskProgressColumn(table_column=whole()),
-        done,
-        *([bars.TransferSpeedColumn(table_column=whole())] if unit == "bytes" else []),
-        bars.TimeRemainingColumn(table_column=whole()),
-        console=Console(file=drawn(stream), width=width_of(stream)),
-        transient=True,
-        expand=True,
-    )
 
 
 class _Status:
@@ -526,7 +498,6 @@ def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]], gap: int)
     ]
 
 
->>>>>>> 99a2173 (The terminal: words wrap at spaces, tables stack or drop spare columns, bars fit 80 columns, silences show what goes on)
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:
     """The heading and the cells of each column."""
     return zip((column.heading for column in columns), *rows, strict=True)
