@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Names that type checkers and editors know. Plug-ins add formats and layouts, so those are never all.
 Dtype = Literal["float32", "float16", "bfloat16"]
-ExportTarget = Literal["hf", "onnx", "saved-model", "backbone"]
+ExportTarget = Literal["hf", "onnx", "saved-model", "keras", "backbone"]
 CamMethod = Literal["gradcam", "hirescam", "gradcam++", "layercam", "eigencam", "ablationcam"]
 BuiltInFormat = Literal["safetensors", "torch", "tf", "keras", "npz"]
 BuiltInLayout = Literal["torch", "keras", "keras-h5", "deeplab2", "openmixup", "as-is"]

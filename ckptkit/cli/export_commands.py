@@ -35,8 +35,8 @@ def export(
             help="hf: a folder for the Hugging Face hub, which create_model loads. "
             "backbone: headless weights as dense-prediction code loads them. "
             "onnx (also by an --output that ends in .onnx), saved-model: a graph that runs without ckptkit. "
-            "keras: a whole model for keras.saving.load_model, a file NAME.keras or under any other name a "
-            "folder (convert --to keras writes weights alone).",
+            "keras: a whole model for keras.saving.load_model after 'import ckptkit.keras', as a file "
+            "NAME.keras or, by any other name, a folder; convert --to keras writes the weights alone.",
         ),
     ] = None,
     output: Annotated[
@@ -76,6 +76,7 @@ def export(
     failed check exits with 1 and leaves nothing.
 
     Examples: ckptkit export tiny-moat0-256 --synthetic --to hf -o moat-hf
+    · ckptkit export tiny-moat0-256 --synthetic --to keras -o moat.keras
     · ckptkit export moganet-xt-224 --synthetic --to backbone -o moganet-backbone
     """
     from ckptkit.base.errors import UsageError

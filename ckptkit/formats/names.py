@@ -199,6 +199,9 @@ def _refuse_never(output: str, wanted: str | None, source: object) -> None:
     hint = f"give -o {_renamed(output, ending, better)}"
     if ending == ".index.json":
         hint += " --max-shard-size 5GB"
+    elif ending == ".keras":
+        whole = command("export", source, "--to", "keras", "-o", output).removeprefix("Run: ")
+        hint = f"'{whole}' writes one; for the weights alone {hint}"
     elif ending == ".onnx":
         hint = command("export", source, "--to", "onnx", "-o", output)
     raise UsageError(f"{output} is the name of {what}", hint=hint)

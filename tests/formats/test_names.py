@@ -108,6 +108,15 @@ def test_names_that_no_conversion_is_written_under(name, says, instead):
         assert refused.value.hint.endswith(f"-o {instead}")
 
 
+def test_a_whole_keras_model_is_exported():
+    with pytest.raises(UsageError) as refused:
+        format_to_write(None, "k.keras", "moat0-224")
+    assert refused.value.hint == (
+        "'ckptkit export moat0-224 --to keras -o k.keras' writes one; "
+        "for the weights alone give -o k.weights.h5"
+    )
+
+
 @pytest.mark.parametrize("name", ["m.foo", "m", "m.ckpt-1000", "m."])
 def test_names_that_say_nothing_need_a_format(name):
     with pytest.raises(UsageError, match="cannot tell the format") as refused:
