@@ -38,12 +38,18 @@ class Case:
     settings: dict = field(default_factory=dict)
     pos_emb: bool = True
     classes: int | None = 1000
+    resized: bool = False  # the position tables, to what they are at this resolution
 
     def export(self, folder: Path) -> tuple[Path, Array, Array]:
         """The exported folder, images (N, H, W, 3), and what ckptkit's PyTorch model makes of them."""
         state = trained(self.variant, num_classes=self.classes)
         if not self.pos_emb:
             state = {name: array for name, array in state.items() if "position" not in name}
+        if self.resized:
+            moat = get_family("moat")
+            sizes = dict(zip((2, 3), moat.table_sizes_at(self.size, {}), strict=True))
+            for name in (name for name in state if "position" in name):
+                state[name] = moat.resized_table(state[name], sizes[int(name.split(".")[1])])
         source = source_of(
             write_safetensors(folder / "source.safetensors", state),
             settings=self.settings,
@@ -70,6 +76,7 @@ CASES = {
     "moat, pool of 3": Case(MOAT, (80, 112), {"pool_size": 3}),
     "moat, ten classes": Case(MOAT, (64, 64), classes=10),
     "moat, no head": Case(MOAT, (64, 64), classes=None),
+    "moat, resized tables": Case(MOAT, (96, 160), resized=True),
     "moganet, float32 gate": Case(MOGANET, (64, 64), {"attn_force_fp32": True}),
     "moganet, plain gate": Case(MOGANET, (72, 104), {"attn_force_fp32": False}),
 }
@@ -200,6 +207,26 @@ def test_network_and_model_are_one(imported, tmp_path):
     assert loss.item() > 0
     config.num_labels = 3
     assert (cls(config).head.out_features, config.to_dict()["num_classes"]) == (3, 3)
+
+
+@pytest.mark.parametrize("case", ["moat, windows", "moganet, float32 gate", "moganet, plain gate"])
+def test_a_model_is_of_the_type_that_transformers_chose(case, imported, tmp_path):
+    torch = pytest.importorskip("torch")
+    folder, images, _ = CASES[case].export(tmp_path)
+    modeling, config = imported(folder, "modeling"), config_of(folder, imported)
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).bfloat16()
+    for name in dir(modeling):
+        if name.endswith(("Backbone", "ForImageClassification")):
+            torch.set_default_dtype(torch.bfloat16)  # as transformers does while it builds a model
+            try:
+                model = getattr(modeling, name)(config)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+            with torch.inference_mode():
+                found = vars(model.eval()(pixels))
+            last = found["logits"] if "logits" in found else found["feature_maps"][-1]
+            assert last.isfinite().all()
 
 
 PICTURES = [(300, 200), (199, 333), (64, 64), (1000, 33), (40, 31)]

@@ -59,6 +59,8 @@ def main(folder: str, file: str, again: str) -> dict[str, object]:
     chances, places = model(torch.from_numpy(prepared)[None]).logits[0].softmax(-1).topk(3)
     said["labels"] = [one["label"] for one in guesses] == [model.config.id2label[int(i)] for i in places]
     said["score"] = abs(guesses[0]["score"] - float(chances[0])) < 1e-6
+    half = AutoModelForImageClassification.from_pretrained(folder, dtype=torch.bfloat16, **trust)
+    said["half"] = difference(half(pixels.bfloat16()).logits.float()) < 0.1 and half.dtype == torch.bfloat16
     model.save_pretrained(again)
     return {**said, "difference": difference(model(pixels).logits)}
 
