@@ -70,7 +70,7 @@ def test_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, case):
     ckptkit("convert", id, "--weights", weights, "--output", str(target), "--offline")
     pth = ckptkit("convert", id, "--weights", weights, "--to", "torch", "--offline").strip()
     said = ckptkit("parity", id, "--converted", str(target), "--offline")
-    assert said.splitlines()[-1].startswith(f"agree: {id} (synthetic weights, float32)")
+    assert said.splitlines()[0].startswith(f"agree: {id} (synthetic weights, float32)")
     # The published code wrote the recipe's values (as moving averages, where it wrote those too).
     name = "moat/block_02_01/attention/q/weight"
     expected = recipe_tensor(name, (128, 4, 32), key_suffix="#raw" if weights == "raw" else "")
@@ -91,7 +91,7 @@ def test_moganet_fetch_verify_convert_parity(tmp_path, shared_folder, ckptkit, c
     ckptkit("convert", id, "--weights", weights, "--to", "tf", "--output", str(bundle), "--offline")
     copy = ckptkit("convert", id, "--weights", weights, "--offline").strip()
     said = ckptkit("parity", id, "--converted", str(bundle), "--offline", "--resolution", "96")
-    assert said.splitlines()[-1].startswith(f"agree: {id} (synthetic weights, float32)")
+    assert said.splitlines()[0].startswith(f"agree: {id} (synthetic weights, float32)")
     assert "PyTorch   reads the original" in said
     # Raw weights of OpenMixup's runs with averages stand beside them, timm's in a state dict of their own.
     kernel = recipe_state("moganet-xt", key_suffix="#raw" if weights == "raw" else "")["head.weight"]

@@ -332,7 +332,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "nothing to run": Situation(
         "parity --resolution 64", then="parity moat.ckpt --resolution 64", needs=BOTH
     ),
-    "nothing to fetch": Situation("fetch"),
+    "nothing to fetch": Situation("fetch", then=f"fetch {ID}"),
     "nothing to pin": Situation("registry pin"),
     "never fetched": Situation(f"registry pin {ID} --file pins.yaml"),
     "pin all of nothing": Situation("registry pin --all --file pins.yaml", fill={"ID": ID}),

@@ -92,6 +92,7 @@ def verify(
 
 
 def print_report(state: State, report: VerifyReport) -> None:
+    state.output.text(report.verdict)
     width = max(len(check.name) for check in report.checks)
     for check in report.checks:
         line = f"{check.status:<7}  {check.name:<{width}}  {check.detail}"
@@ -101,7 +102,6 @@ def print_report(state: State, report: VerifyReport) -> None:
         )
     for note in report.notes:
         state.output.note(f"{report.name}: {note}")
-    state.output.text(report.verdict)
 
 
 def _shown_items(check: Check, *, everything: bool) -> list[str]:
@@ -395,7 +395,8 @@ def _both(workspace: Workspace, *names: str) -> list[Located]:
 
 
 def print_difference(output: Output, found: Difference, *, tensors: bool = True) -> None:
-    """Print what was compared, a table for each kind of difference, the notes and the verdict."""
+    """Print the verdict, what was compared, a table for each kind of difference, and the notes."""
+    output.text(found.verdict)
     for heading, text in _difference_lines(found):
         output.text(f"{heading:<10}{text}")
     if tensors:
@@ -413,7 +414,6 @@ def print_difference(output: Output, found: Difference, *, tensors: bool = True)
     _print_metadata(output, found.metadata)
     for note in found.notes:
         output.note(f"note: {note}")
-    output.text(found.verdict)
 
 
 def _difference_lines(found: Difference) -> list[tuple[str, str]]:

@@ -173,13 +173,14 @@ def _prefixed(output: Output, name: str) -> Any:
 
 
 def print_report(output: Output, report: ParityReport) -> None:
-    """Print one target's report: what was compared, the table, the notes, the verdict."""
+    """Print one target's report: the verdict, what was compared, the table, the notes."""
     from ckptkit.parity.report import FRAMEWORK_NAMES
 
     position = (
         "" if report.pos_emb is None else f" {'with' if report.pos_emb else 'without'} position embedding"
     )
     settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
+    output.text(report.verdict)
     output.text(f"{report.title}: {report.variant}{position}")
     output.text(f"  settings  {settings}")
     output.text(f"  inputs    {report.inputs}")
@@ -213,7 +214,6 @@ def print_report(output: Output, report: ParityReport) -> None:
         output.text(f"same answers: {report.top}")
     for note in report.notes:
         output.text(f"note: {note}")
-    output.text(report.verdict)
 
 
 def _reads(side: Side) -> str:

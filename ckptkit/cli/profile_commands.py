@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from ckptkit.cli.output import Column, Output
 
 if TYPE_CHECKING:
     from ckptkit.analysis.profile import FigureCheck, ModuleProfile, ProfileReport
+    from ckptkit.registry.schema import Entry
 
 _LABELS = {"params": "parameters", "flops": "multiply-adds"}
 _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
@@ -22,10 +24,10 @@ _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
 def profile(
     context: typer.Context,
     what: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="ID|VARIANT",
-            help="An entry's id, or a variant.",
+            metavar="ID|VARIANT…",
+            help="Ids, globs on them, or variants; of several the figures, of one its modules.",
             autocompletion=complete_ids_or_variants,
         ),
     ] = None,
@@ -39,9 +41,7 @@ def profile(
     no_head: Annotated[bool, typer.Option("--no-head", help="Without the classification head.")] = False,
     no_pos_emb: Annotated[bool, typer.Option("--no-pos-emb", help="Without position tables.")] = False,
     settings: SettingOptions = None,
-    all_entries: Annotated[
-        bool, typer.Option("--all", help="The figures of every entry instead of one model's modules.")
-    ] = False,
+    all_entries: Annotated[bool, typer.Option("--all", help="The figures of every entry.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if a published figure is not reproduced.")
     ] = False,
@@ -57,29 +57,46 @@ def profile(
     from ckptkit.analysis.profile import profile_model
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
+    from ckptkit.cli.targets import several, targets
+    from ckptkit.families.base import families
 
     state = state_of(context)
-    if (what is None) != all_entries:
-        raise UsageError(
-            "nothing to count" if what is None else "--all cannot be used with ids", hint="name one or --all"
-        )
+    workspace = state.workspace()
+
+    def known() -> list[str]:
+        return [id for id, entry in workspace.registry.items() if entry.family in families()]
+
+    every = known() if all_entries else None
+    names = targets(context, workspace, what, "count", among=known, every=every, files=False)
+    count = partial(
+        profile_model,
+        registry=workspace.registry,
+        resolution=parse_resolution(resolution),
+        num_classes=None if no_head else 1000,
+        pos_emb=False if no_pos_emb else None,
+        settings=parse_settings(settings),
+    )
     if all_entries:
         if resolution or no_head or no_pos_emb or settings:
             raise UsageError(
                 "--all counts every entry as it was published", hint="name one for other options"
             )
-        ok = _audit(state)
-    else:
-        report = profile_model(
-            str(what),
-            registry=state.registry(),
-            resolution=parse_resolution(resolution),
-            num_classes=None if no_head else 1000,
-            pos_emb=False if no_pos_emb else None,
-            settings=parse_settings(settings),
-        )
+        ok = _audit(state, [workspace.registry[name] for name in names])
+    elif names == what and len(names) == 1:
+        report = count(names[0])
         ok = report.ok
         state.output.result(report.to_json(depth), lambda: print_report(state.output, report, depth))
+    else:
+        ok = True  # the batch ends with what failed
+        audits = []
+        with several(state.output, names, "counted") as work:
+            for name in names:
+                with work.one(name):
+                    audits.append(count(name))
+                    if check and not audits[-1].ok:
+                        work.failed(name, ExitCode.CHECK_FAILED)
+            for place, audit in enumerate(audits):  # one table of all
+                work.show(audit.summary(), *[partial(print_audit, state.output, audits)][place:])
     if check and not ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
@@ -145,12 +162,10 @@ def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
     ]
 
 
-def _audit(state: State) -> bool:
-    """Audit every entry there are models for, print the result; whether all figures hold."""
+def _audit(state: State, entries: Sequence[Entry]) -> bool:
+    """Audit entries as they were published, print the result; whether all figures hold."""
     from ckptkit.analysis.profile import audit_registry
-    from ckptkit.families.base import families
 
-    entries = [entry for entry in state.registry().values() if entry.family in families()]
     with state.output.progress("counting", len(entries), unit="entries") as advance:
         audits = audit_registry(entries, advance=advance)
     state.output.result([audit.summary() for audit in audits], lambda: print_audit(state.output, audits))
@@ -158,7 +173,11 @@ def _audit(state: State) -> bool:
 
 
 def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
-    """Print the figures of all entries, then what is to say about those that do not agree."""
+    """Print the verdict, the figures of all entries, and what is to say about those that do not agree."""
+    failed = [audit.name for audit in audits if not audit.ok]
+    known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
+    verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
+    output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
     columns = [Column("id"), Column("resolution")]
     for label in _LABELS.values():
         columns += [Column(label, numeric=True), Column("published", numeric=True), Column("verdict")]
@@ -176,10 +195,6 @@ def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
     for audit in audits:
         for operation, calls in audit.profile.uncounted.items():
             output.warn(f"{audit.name}: {calls} calls of {operation} are not counted")
-    failed = [audit.name for audit in audits if not audit.ok]
-    known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
-    verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
-    output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
 
 
 def _by_reason(audits: Sequence[ProfileReport]) -> dict[str, list[str]]:

@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 _SHUTDOWN_SECONDS = 2.0
 """How long threads get to put away what they have when they are stopped."""
 _POLL_SECONDS = 0.2
+_ASKED_AT_ONCE = 8
+"""Servers asked for the size of their file at a time."""
 
 Force = Annotated[bool, typer.Option("--force", help="Replace what is cached.")]
 Overrule = Annotated[
@@ -118,6 +120,10 @@ def fetch_command(
         entries = [registry[name] for name in names]
         _print_plan(state, entries, home, mirrors, force=force, require_checksum=require_checksum)
         return
+    wanted = [registry[name] for name in names if name in registry]
+    missing = [entry.size for entry in wanted if force or not home.is_cached(entry.id)]
+    if len(names) > 1 and missing:
+        state.output.note(f"fetching {_in_all(missing)}")
     stop = threading.Event()
     policy = Policy(connections=connections, throttle=throttle)
     if jobs > 1:
@@ -317,8 +323,9 @@ def _print_plan(
     from ckptkit.store.sources import plan_sources
 
     trust = LockFile.default()
+    sizes = _sizes(entries, mirrors, offline=state.offline)
     plans = []
-    for entry in entries:
+    for entry, size in zip(entries, sizes, strict=True):
         sources = plan_sources(entry, mirrors)
         cached = home.is_cached(entry.id) and not force
         folder = home.artefact_folder(entry.id)
@@ -328,11 +335,50 @@ def _print_plan(
         plan: dict[str, Any] = {
             "id": entry.id,
             "action": action,
+            "size": size,
             "from": [public_url(source.used_url) for source in sources]
             or [source.url for source in entry.sources],
             "to": str(folder / sources[0].file if sources else folder),
         }
         plans.append(plan)
-    columns = [Column("id"), Column("action"), Column("from"), Column("to")]
-    rows = [[plan["id"], plan["action"], plan["from"][0], plan["to"]] for plan in plans]
+    columns = [Column("id"), Column("action"), Column("size", numeric=True), Column("from"), Column("to")]
+    rows = [
+        [plan["id"], plan["action"], _size_in_words(plan["size"]), plan["from"][0], plan["to"]]
+        for plan in plans
+    ]
     state.output.result(plans, lambda: state.output.table(columns, rows))
+    if wanted := [plan["size"] for plan in plans if plan["action"] == "fetch"]:
+        state.output.note(f"would fetch {_in_all(wanted)}")
+
+
+def _sizes(entries: Sequence[Entry], mirrors: Sequence[Mirror], *, offline: bool) -> list[int | None]:
+    """Sizes of the files, as the registry or else their servers state them."""
+    from ckptkit.base.net import Policy
+    from ckptkit.store.sources import plan_sources
+    from ckptkit.store.transfer import stated_size
+
+    stop = threading.Event()
+    policy = Policy(connect_timeout=5, read_timeout=5, head_seconds=5, sleep=stop.wait, stopped=stop.is_set)
+
+    def asked(entry: Entry) -> int | None:
+        urls = [source.used_url for source in plan_sources(entry, mirrors)]
+        if entry.size is not None or not urls or (offline and not urls[0].startswith("file:")):
+            return entry.size
+        return stated_size(urls[0], policy)
+
+    found = run_parallel([partial(asked, entry) for entry in entries], _ASKED_AT_ONCE, stop)
+    return [None if isinstance(size, CkptkitError) else size for size in found]
+
+
+def _size_in_words(size: int | None) -> str:
+    return "unknown" if size is None else human_bytes(size)
+
+
+def _in_all(sizes: Sequence[int | None]) -> str:
+    """How many files, and how large together as far as their sizes are known."""
+    known = [size for size in sizes if size is not None]
+    unknown = len(sizes) - len(known)
+    files = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
+    if not known:
+        return f"{files}, size unknown"
+    return f"{files}, {human_bytes(sum(known))}" + (f" and {unknown} of unknown size" if unknown else "")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from ckptkit.base.checksums import StreamHasher, compare
-from ckptkit.base.errors import IntegrityError, StorageError
+from ckptkit.base.errors import CkptkitError, IntegrityError, StorageError
 from ckptkit.base.net import (
     BusyError,
     Failures,
@@ -535,6 +535,18 @@ def url_opener(policy: Policy, notes: Say = say_nothing) -> Iterator[Opener]:
             return open_http(sessions[0], url, start, known, stop)
 
         yield open_url
+
+
+def stated_size(url: str, policy: Policy) -> int | None:
+    """How large a file is, as its server states; None where it does not. Nothing is downloaded.
+
+    A GET whose body is not read: an address signed for GET refuses HEAD.
+    """
+    try:
+        with url_opener(policy) as open_url, open_url(url, 0, None) as response:
+            return response.identity.size
+    except (SourceError, PassingError, CkptkitError, OSError):
+        return None
 
 
 def explain(failures: Sequence[tuple[str, Exception]]) -> str:

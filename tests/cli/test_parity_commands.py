@@ -61,17 +61,17 @@ class TestWithFrameworks:
         code, out, err = run("tiny-moat0", "--synthetic", "--resolution", "64x96", "--junit", junit)
         assert code == 0
         lines = out.splitlines()
-        assert lines[0] == "tiny-moat0: tiny-moat0 with position embedding"
-        assert lines[1] == "  settings  pool_size 2, window_size none, global_attention false"
-        assert "2 random inputs at 64x96, seed 20260101" in lines[2]
-        assert "reads the original (tf, layout deeplab2, float32); tensorflow" in lines[3]
-        assert "reads a fresh conversion (safetensors, layout torch, float32); torch" in lines[4]
-        table = [line.split() for line in lines[5:12]]
+        assert lines[1] == "tiny-moat0: tiny-moat0 with position embedding"
+        assert lines[2] == "  settings  pool_size 2, window_size none, global_attention false"
+        assert "2 random inputs at 64x96, seed 20260101" in lines[3]
+        assert "reads the original (tf, layout deeplab2, float32); tensorflow" in lines[4]
+        assert "reads a fresh conversion (safetensors, layout torch, float32); torch" in lines[5]
+        table = [line.split() for line in lines[6:13]]
         assert [row[0] for row in table] == ["output", *OUTPUTS]
         assert all(row[-1] == "agrees" for row in table[1:])
-        assert lines[12].startswith("same answers: top-1 2/2, top-5 2/2")
+        assert lines[13].startswith("same answers: top-1 2/2, top-5 2/2")
         assert any("synthetic weights" in line for line in lines if line.startswith("note:"))
-        assert lines[-1].startswith("agree: tiny-moat0 (synthetic weights, float32)")
+        assert lines[0].startswith("agree: tiny-moat0 (synthetic weights, float32)")
         assert "\x1b" not in out, "no colour in a pipe"
         assert "loading Keras" in err
         assert "loading PyTorch" in err
@@ -104,7 +104,7 @@ class TestWithFrameworks:
         monkeypatch.setattr(torch_model, "gelu", partial(F.gelu, approximate="tanh"))
         code, out, _ = run(tiny, "--resolution", "64", "--junit", tmp_path / "p.xml")
         assert code == 1
-        assert out.splitlines()[-1].startswith(f"DISAGREE from stage1 on: {tiny}")
+        assert out.splitlines()[0].startswith(f"DISAGREE from stage1 on: {tiny}")
         root = ElementTree.parse(tmp_path / "p.xml").getroot()
         assert (root.get("tests"), root.get("failures"), root.get("errors")) == ("6", "6", "0")
         code, out, _ = run(tiny, "--resolution", "64", "--json")
@@ -140,10 +140,10 @@ class TestWithFrameworks:
         code, out, _ = run("tiny-moat0", "--synthetic", "--with", "recorded", "--converted", recorded)
         assert code == 0
         lines = out.splitlines()
-        assert lines[0] == "tiny-moat0 with recorded: tiny-moat0 with position embedding"
-        assert "PyTorch   reads the original (tf, layout deeplab2, float32); torch" in lines[3]
-        assert f"Recorded  reads {recorded} (npz, layout outputs, float32)" in lines[4]
-        assert [line.split()[0] for line in lines[6:8]] == ["stage5", "logits"]
+        assert lines[1] == "tiny-moat0 with recorded: tiny-moat0 with position embedding"
+        assert "PyTorch   reads the original (tf, layout deeplab2, float32); torch" in lines[4]
+        assert f"Recorded  reads {recorded} (npz, layout outputs, float32)" in lines[5]
+        assert [line.split()[0] for line in lines[7:9]] == ["stage5", "logits"]
         code, _, err = run("tiny-moat0", "--synthetic", "--with", "recorded")
         assert (code, "name it: --converted outputs.npz" in err) == (2, True)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptkit.cli.options import State
 from ckptkit.registry.loading import load_registry
 from ckptkit.registry.query import Registry
+from ckptkit.workspace import Workspace
 from tests.support.commands import BELOW_0, Runner, pip_install, runner
 from tests.support.registries import write
 from tests.support.running import finish, start
@@ -35,7 +35,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of three entries, so that --all is quick."""
     whole = load_registry()
     small = Registry([whole[id] for id in ("tiny-moat2-256", "moganet-xt-224", "moganet-xt-256")])
-    monkeypatch.setattr(State, "registry", lambda self: small)
+    monkeypatch.setattr(Workspace, "registry", small)
 
 
 def test_an_entry_beside_its_published_figures(run: Runner):
@@ -119,15 +119,15 @@ def test_all_tells_every_entry_and_each_known_deviation_once(run: Runner, few: N
     done = run("profile", "--all", "--check")
     assert done.code == 0
     lines = done.out.splitlines()
-    assert lines[1].split() == [
+    assert lines[2].split() == [
         *("tiny-moat2-256", "256×256", "9,772,741", "9.8M", "exact", "3.0618G", "3.0B", "known")
     ]
-    assert lines[3].split()[-3:] == ["1.0444G", "1.04G", "exact"]
+    assert lines[4].split()[-3:] == ["1.0444G", "1.04G", "exact"]
     known = [line for line in lines if line.startswith("known: ")]
     assert len(known) == 2
     assert known[1].startswith("known: parameters 2.97M: the published parameter count does not round")
     assert known[1].endswith("(moganet-xt-224, moganet-xt-256)")
-    assert lines[-1] == "3 entries, 3 known deviations; all published figures reproduced"
+    assert lines[0] == "3 entries, 3 known deviations; all published figures reproduced"
     assert "\x1b" not in done.out
 
 
@@ -145,18 +145,18 @@ def test_all_as_json(run: Runner, few: None):
 def test_all_of_the_registry_holds_but_not_with_a_wrong_figure(run: Runner, tmp_path: Path):
     done = run("profile", "--all", "--check")
     assert done.code == 0
-    assert done.out.splitlines()[-1] == "42 entries, 14 known deviations; all published figures reproduced"
+    assert done.out.splitlines()[0] == "42 entries, 14 known deviations; all published figures reproduced"
     overlay = write(tmp_path, "entries: [{id: moat4-512, published_flops: 600.0B}]")
     done = run("profile", "--all", "--check", "--registry", overlay)
     assert done.code == 1
-    assert done.out.splitlines()[-1].endswith("failed: moat4-512")
+    assert done.out.splitlines()[0].endswith("failed: moat4-512")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ([], 2, "nothing to count; name one or --all"),
-        (["moat0", "--all"], 2, "--all cannot be used with ids"),
+        ([], 2, "nothing to count; name ids, or give --all"),
+        (["moat0", "--all"], 2, "give names, or --all, not both"),
         (["--all", "--no-head"], 2, "--all counts every entry as it was published"),
         (["moat0", "--resolution", "big"], 2, "invalid size 'big'"),
         (["moat0", "--resolution", "224x99999"], 2, "at most 16384 pixels a side"),

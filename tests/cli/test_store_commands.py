@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from ckptkit.base.errors import NetworkError
+from ckptkit.base.text import human_bytes
 from ckptkit.cli.app import main
 from ckptkit.cli.store_commands import run_parallel
 from ckptkit.store.cache import Home
@@ -147,13 +148,41 @@ def test_dry_run_says_what_from_where_to_where(run, server: FaultServer) -> None
     result = run("fetch", "test-*", "--dry-run", "--mirror", f"{server.base}=file:///srv")
     lines = [line.split() for line in result.out.splitlines()]
     target = Home.default().artefact_folder("test-a") / "a.tar.gz"
-    assert lines[1] == ["test-a", "fetch", "file:///srv/a.tar.gz", str(target)]
+    assert lines[1] == ["test-a", "fetch", "unknown", "file:///srv/a.tar.gz", str(target)]
+    assert "would fetch 2 files, size unknown" in result.err
     assert lines[3][:3] == ["test-hand", "by", "hand"]
     assert server.requests == [] and not Home.default().path.joinpath("artefacts").exists()
     run("fetch", "test-b")
     plans = json.loads(run("fetch", "test-*", "--dry-run", "--json").out)
     assert [plan["action"] for plan in plans] == ["fetch", "nothing, cached", "by hand"]
     assert plans[0]["from"] == [server.url("/a.tar.gz")]
+    assert [plan["size"] for plan in plans] == [len(published_tiny()), len(published_xt()), None]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--dry-run"], f"would fetch 2 files, {human_bytes(len(published_tiny()) + len(published_xt()))}\n"),
+        (["--dry-run", "--offline"], "would fetch 2 files, size unknown\n"),
+        ([], "fetching 3 files, size unknown\n"),  # servers are asked by --dry-run only
+    ],
+)
+def test_sizes_before_fetching(run, server: FaultServer, more: list[str], says: str) -> None:
+    assert says in run("fetch", "test-*", *more).err
+    if "--dry-run" in more:
+        assert len(server.requests) == (0 if "--offline" in more else 2)
+        assert not Home.default().path.joinpath("artefacts").exists()
+
+
+def test_sizes_that_the_registry_states_are_not_asked_for(
+    capsys: pytest.CaptureFixture[str], server: FaultServer, tmp_path: Path
+) -> None:
+    sources = [{"url": server.url("/b.pth")}]
+    rows = [{"id": f"test-{n}", "sources": sources, **XT, "size": n} for n in (1_000_000, 2_000_000)]
+    overlay = registry_file(tmp_path, *rows, {"id": "test-x", "sources": sources, **XT})
+    line = ("fetch", "test-*", "--dry-run", "--registry", overlay)
+    assert "would fetch 3 files, 3.0 MB and 1 of unknown size" in runner(capsys)(*line).err
+    assert len(server.requests) == 1  # which answered 404
 
 
 def test_json(run) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.commands import Runner, runner
 
-VERBS = ("convert", "verify", "fetch", "parity")
+VERBS = ("convert", "verify", "fetch", "parity", "profile")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_bare_command_shows_its_usage(run: Runner, verb: str) -> None:
         assert (done.code, done.out) == (2, "")
         first, *_, last = done.err.splitlines()
         assert first.startswith(f"Usage: ckptkit {verb} ")
-        assert f"  ckptkit {verb} tiny-moat0-256" in done.err
+        assert f"\nExamples:\n  ckptkit {verb} " in done.err
         assert last.startswith("error: nothing to ") and last.endswith("or give --all")
 
 
@@ -104,3 +104,17 @@ def test_diff_of_two_missing_files_names_both(run: Runner, names: tuple[str, str
     done = run("diff", *names)
     assert done.code == 3
     assert says in done.err and "did you mean" not in done.err
+
+
+def test_profile_of_several_is_one_table(run: Runner) -> None:
+    pytest.importorskip("torch")
+    done = run("profile", "tiny-moat0-256*", "moganet-xt", "nosuch")
+    assert done.code == 3
+    rows = [line.split() for line in done.out.splitlines()]
+    assert {"tiny-moat0-256", "tiny-moat0-256-noposemb", "moganet-xt"} <= {row[0] for row in rows}
+    assert done.out.startswith("3 entries, ")
+    assert done.err.splitlines()[-1] == "warning: 3 counted, 1 failed: nosuch"
+    assert [one.get("exit_code") for one in json.loads(run("profile", "nosuch", "moat0", "--json").out)] == [
+        3,
+        None,
+    ]
