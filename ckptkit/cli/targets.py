@@ -84,7 +84,7 @@ class Batch:
         if len(self.names) > 1 and failed:
             self.output.warn(f"{good} {done}, {len(failed)} failed: {listed(failed)}")
         elif len(self.names) > 1:
-            self.output.note(f"{good} {done}")
+            self.output.note(f"{good} of {good} {done}")
         if self.alone is not None:
             raise self.alone
         if failed:

@@ -92,6 +92,10 @@ def test_one_that_fails_does_not_hide_the_others(
     assert sorted(value.get("exit_code", 0) for value in values) == [0, 0, 3, 5]
 
 
+def test_several_that_are_all_good_are_counted(folder: Path, run: Runner) -> None:
+    assert run("verify", "b.tar.gz", "c.tar.gz").err.splitlines()[-1] == "2 of 2 passed"
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [
