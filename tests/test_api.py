@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -348,11 +349,52 @@ def test_synth_inspect_and_diff(tmp_path, monkeypatch):
     assert ckptkit.diff(path, rounded, ignore_dtype=True, relative=2**-10).same
 
 
+def test_reports_print_as_the_commands_print_them(tmp_path):
+    a = ckptkit.synth("moganet-xt-224", tmp_path / "a.pth")
+    b = ckptkit.convert(a, "npz", tmp_path / "b.npz", dtype="float16", layout="torch")
+    for report, command in (
+        (ckptkit.verify(a), ["verify", a]),
+        (ckptkit.inspect(a, stats=True), ["inspect", a, "--stats"]),
+        (ckptkit.diff(a, b), ["diff", a, b]),
+        (ckptkit.registry()["moat0-224"], ["show", "moat0-224"]),
+    ):
+        line = [sys.executable, "-m", "ckptkit", *map(str, command)]
+        printed = subprocess.run(line, capture_output=True, text=True, check=False).stdout
+        ours = [line for line in str(report).splitlines() if line and not line.startswith("note")]
+        theirs = [line.replace("; --verbose shows all", "") for line in printed.splitlines() if line]
+        assert len(ours) > 6 and [line for line in ours if line not in theirs] == []
+        assert repr(report).count("\n") == 0 and repr(report).startswith(f"<{type(report).__name__} ")
+        assert "<table>" in report._repr_html_() or command[0] in ("show", "verify")
+
+
+def test_what_a_notebook_shows_of_the_registry_and_a_prediction(photograph):
+    registry = ckptkit.registry()
+    assert repr(registry) == f"<Registry {len(registry)} entries: moat, moganet>"
+    assert registry._repr_html_().count("<tr>") == len(str(registry).splitlines()) == len(registry) + 1
+    assert repr(registry["moat0-224"]) == "<Entry moat0-224: MOAT-0>"
+    pytest.importorskip("torch")
+    (prediction,) = ckptkit.predict("moganet-xt-224", photograph, synthetic=True, top=3)
+    assert prediction.best.name in repr(prediction) and repr(prediction) in repr([prediction])
+    assert [guess.wnid in str(prediction) for guess in prediction.top] == [True] * 3
+
+
+def test_a_heat_map_is_a_picture(photograph):
+    pytest.importorskip("torch")
+    pytest.importorskip("captum")
+    from PIL import Image
+
+    heat = ckptkit.cam("moganet-xt-224", photograph, synthetic=True)
+    assert repr(heat).startswith("<Heatmap moganet-xt-224: ") and "array" not in repr(heat)
+    with Image.open(io.BytesIO(heat._repr_png_())) as picture:
+        assert picture.format == "PNG" and picture.size == (224, 224)
+
+
 def test_profile_takes_an_entry():
     pytest.importorskip("torch")
     entry = ckptkit.registry()["moganet-xt-224"]
     report = ckptkit.profile(entry)
     assert report.ok and report.profile.parameters == entry.exact_parameters
+    assert f"{entry.exact_parameters:,}" in repr(report) and "multiply-adds" in str(report)
     assert ckptkit.profile("moganet-xt", head=False).profile.parameters == entry.exact_parameters - 193_000
 
 

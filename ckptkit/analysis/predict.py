@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
+from ckptkit.base.shown import Column, Gap, Piece, Shown, Table
 from ckptkit.base.tensors import Array
 from ckptkit.families.synthetic import NOTE
 from ckptkit.models import Framework, framework_named
@@ -43,8 +44,8 @@ class Guess:
     name: str | None = None
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, repr=False)
+class Prediction(Shown):
     """What a model predicts for one picture."""
 
     image: str  # what the picture is called
@@ -57,6 +58,22 @@ class Prediction:
     def best(self) -> Guess:
         """The likeliest class."""
         return self.top[0]
+
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return f"{self.image}: {self.best.name or f'class {self.best.index}'} {self.best.probability:.2%}"
+
+    def pieces(self) -> Iterator[Piece]:
+        """The picture's name, and the table of classes."""
+        yield self.image
+        columns = [Column(figure, numeric=True) for figure in ("rank", "probability", "class")]
+        rows = [[str(one.rank), f"{one.probability:.2%}", str(one.index)] for one in self.top]
+        if self.best.name is not None:
+            columns += [Column("wnid"), Column("name")]
+            rows = [[*row, str(one.wnid), str(one.name)] for row, one in zip(rows, self.top, strict=True)]
+        yield Table(columns, rows)
+        yield Gap()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

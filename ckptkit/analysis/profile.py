@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptkit.analysis.runner import hooked
 from ckptkit.base.errors import NotFoundError, UsageError, choose_from
 from ckptkit.base.parse import Size, parse_count, parse_num_classes, parse_size
+from ckptkit.base.shown import Column, Piece, Shown, Table
 from ckptkit.compare.verify import rounds_to
 from ckptkit.families.base import Family, families, family_of_variant, get_family
 from ckptkit.families.flops import Call, Convention, Shape
@@ -388,6 +389,11 @@ class FigureCheck:
         return self.verdict not in FAILING
 
     @property
+    def exactly(self) -> str:
+        """What was counted, in full."""
+        return f"{self.counted:,.0f}" if self.figure == "params" else f"{self.counted / 1e9:.4f}G"
+
+    @property
     def deviation(self) -> float | None:
         """What was counted over what was published, less 1."""
         return None if self.published is None else self.counted / parse_count(self.published) - 1
@@ -423,8 +429,11 @@ def check_figure(
     return FigureCheck(figure, counted, published, "off", reason)
 
 
-@dataclass(frozen=True)
-class ProfileReport:
+FIGURE_LABELS = {"params": "parameters", "flops": "multiply-adds"}
+
+
+@dataclass(frozen=True, repr=False)
+class ProfileReport(Shown):
     """A profile beside the figures that were published of the same model."""
 
     name: str  # the id or variant
@@ -436,6 +445,24 @@ class ProfileReport:
     def ok(self) -> bool:
         """Whether each figure that can be compared holds, and nothing was left uncounted."""
         return all(check.ok for check in self.checks) and not self.profile.uncounted
+
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        figures = ", ".join(f"{check.exactly} {FIGURE_LABELS[check.figure]}" for check in self.checks)
+        return f"{self.name}: {figures}"
+
+    def pieces(self, depth: int = 1) -> Iterator[Piece]:
+        """What was counted and how, the published figures, the table of modules down to a depth."""
+        found, convention = self.profile, self.profile.subject.convention
+        yield f"{self.name}: {_described(self)}"
+        for check in self.checks:
+            yield f"  {FIGURE_LABELS[check.figure]:<15}{check.exactly}, {_beside(check, self)}"
+        yield f"  {'products alone':<15}{float(found.products) / 1e9:.4f}G"
+        yield f"  {'counted by':<15}{convention.name}: {convention.counts}"
+        columns = [Column("module"), Column("type")]
+        columns += [Column(figure, numeric=True) for figure in ("parameters", "multiply-adds", "share")]
+        yield Table(columns, [_row(level, module, found.root) for level, module in found.rows(depth)])
 
     def to_json(self, depth: int | None = None) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes, modules down to ``depth`` (None: all)."""
@@ -457,6 +484,42 @@ class ProfileReport:
             "checks": [check.to_json() for check in self.checks],
             "uncounted": dict(self.profile.uncounted),
         }
+
+
+def _described(report: ProfileReport) -> str:
+    """What was built."""
+    subject = report.profile.subject
+    height, width = subject.resolution
+    parts = [f"{subject.variant} at {height}×{width}"]
+    if subject.pos_emb is not None:
+        parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
+    parts.append(f"{subject.num_classes:,} classes" if subject.num_classes else "no head")
+    return ", ".join(parts)
+
+
+def _beside(check: FigureCheck, report: ProfileReport) -> str:
+    """How the published figure compares, and whose it is where that is not obvious."""
+    if check.published is None:
+        return f"not compared: {check.reason}"
+    whose = "" if report.entry is None or report.entry.id == report.name else f" of {report.entry.id}"
+    return f"published {check.published}{whose}: {_verdict(check)}"
+
+
+def _verdict(check: FigureCheck) -> str:
+    if check.verdict == "close":
+        return f"close, {check.deviation:+.1%}"
+    return f"{check.verdict}: {check.reason}" if check.reason else check.verdict
+
+
+def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
+    share = module.multiply_adds / root.multiply_adds if root.multiply_adds else 0
+    return [
+        "  " * level + module.name,
+        module.type,
+        f"{module.parameters:,}",
+        f"{float(module.multiply_adds) / 1e9:.4f}G",
+        f"{float(share):.1%}",
+    ]
 
 
 def profile_model(

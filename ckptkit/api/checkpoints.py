@@ -260,7 +260,7 @@ def convert(
     if outcome.converted is not None and outcome.converted.losses:
         from ckptkit.convert.execution import describe_losses
 
-        logger.warning("%s: %s", what, describe_losses(outcome.converted.losses))
+        logger.warning("%s: %s", located.name, describe_losses(outcome.converted.losses))
     return ConvertedPath.of(outcome.path, outcome.plan)
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from ckptkit.base.parse import parse_age, parse_bytes
+from ckptkit.base.shown import Column
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import State, state_of
-from ckptkit.cli.output import Column, ExitCode
+from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
     from ckptkit.base.checksums import ExpectedChecksum

@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import typer
 
+from ckptkit.base.shown import Column
 from ckptkit.cli.options import (
     SourceArgument,
     SourceOptions,
     State,
     state_of,
 )
-from ckptkit.cli.output import Column, ExitCode, Output
+from ckptkit.cli.output import ExitCode, Output
 
 if TYPE_CHECKING:
     from ckptkit.analysis.cam.explain import Activations

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -11,25 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.base.errors import NotFoundError
-from ckptkit.base.text import human_bytes, shape_text
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import State, StateDictOption, StripPrefixOption, WhichWeights, state_of
-from ckptkit.cli.output import Column, ExitCode, Output
+from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights, state_of
+from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
-    from ckptkit.compare.diff import Changed, Difference, OnlyInOne, OtherMetadata, Side
-    from ckptkit.compare.inspect import InspectedTensor, Inspection
-    from ckptkit.compare.verify import Check, VerifyReport
     from ckptkit.workspace import Located, Workspace
-
-
-_SHOWN_ITEMS = 8
-"""Offenders shown per check; --verbose and --json give all."""
-
-_SHOWN_LINES = 12
-"""Lines shown of a text of many lines; --verbose and --json give all."""
-
-_COLOURS = {"ok": typer.colors.GREEN, "failed": typer.colors.RED, "skipped": typer.colors.YELLOW}
 
 
 class SortBy(str, Enum):
@@ -86,29 +71,10 @@ def verify(
                     name, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix
                 )
                 report = verify_checkpoint(located, request, state.output.progress)
-                work.show(report, partial(print_report, state, report))
+                pieces = report.pieces(everything=state.output.verbose)
+                work.show(report, partial(state.output.show, pieces))
                 if not report.ok:
                     work.failed(name, ExitCode.DAMAGED if report.damaged else ExitCode.CHECK_FAILED)
-
-
-def print_report(state: State, report: VerifyReport) -> None:
-    state.output.text(report.verdict)
-    width = max(len(check.name) for check in report.checks)
-    for check in report.checks:
-        line = f"{check.status:<7}  {check.name:<{width}}  {check.detail}"
-        state.output.text(line, marked=check.status, fg=_COLOURS[check.status])
-        state.output.text(
-            *(f"         {item}" for item in _shown_items(check, everything=state.output.verbose))
-        )
-    for note in report.notes:
-        state.output.note(f"{report.name}: {note}")
-
-
-def _shown_items(check: Check, *, everything: bool) -> list[str]:
-    if everything or len(check.items) <= _SHOWN_ITEMS:
-        return list(check.items)
-    more = len(check.items) - _SHOWN_ITEMS
-    return [*check.items[:_SHOWN_ITEMS], f"… and {more:,} more; --verbose shows all"]
 
 
 def inspect(
@@ -160,114 +126,8 @@ def inspect(
     )
     inspection = inspect_file(located, request, state.output.progress)
 
-    def people() -> None:
-        for heading, text in _inspection_lines(inspection, everything=state.output.verbose):
-            state.output.text(f"{heading:<12}{text}")
-        if not summary:
-            state.output.text("")
-            _print_tensors(state, inspection.tensors, stats=stats, renamed_to=layout)
-        for note in inspection.notes:
-            state.output.note(f"note: {note}")
-
-    state.output.result(inspection.to_json(tensors=not summary), people)
-
-
-def _inspection_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
-    totals = inspection.totals
-    types = ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in totals.by_dtype.items())
-    lines = [
-        ("file", str(inspection.path)),
-        ("format", inspection.format),
-        ("recognised", _recognised(inspection)),
-        ("tensors", f"{totals.tensors:,}, {totals.elements:,} elements, {human_bytes(totals.nbytes)}"),
-        ("types", types or "none"),
-    ]
-    if inspection.parameters is not None:
-        lines.append(("parameters", f"{inspection.parameters:,} trainable in {inspection.variant}"))
-    if inspection.copies:
-        lines.append(("weights", _copies_in_words(inspection)))
-    if len(inspection.state_dicts) > 1:
-        lines.append(("state dicts", ", ".join(name or "(top)" for name in inspection.state_dicts)))
-    lines += [("not read", f"{name}: {why}") for name, why in inspection.left_out.items()]
-    lines += [("metadata", f"{key}: {value}") for key, value in inspection.metadata.items()]
-    for key, value in inspection.extras.items():
-        text = value.split("\n")
-        if len(text) == 1:
-            lines.append(("also holds", f"{key}: {value}"))
-        else:
-            lines.append(("also holds", f"{key}:"))
-            lines += [("", f"    {line}") for line in _shown_lines(text, everything)]
-    return lines
-
-
-def _shown_lines(text: list[str], everything: bool) -> list[str]:
-    """The first lines of a long text, such as a training configuration."""
-    if everything or len(text) <= _SHOWN_LINES:
-        return text
-    more = len(text) - _SHOWN_LINES
-    return [*text[:_SHOWN_LINES], f"… and {more:,} more lines; --verbose shows all"]
-
-
-_COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}
-
-
-def _copies_in_words(inspection: Inspection) -> str:
-    """Where each copy of the weights is."""
-    if len(inspection.copies) == 1:
-        (shown,) = inspection.copies
-        return f"both copies, each in a state dict of its own; these are the {_COPY_NAMES[shown]}"
-    (plain, _), (second, count) = inspection.copies.items()
-    return (
-        f"{_COPY_NAMES[plain]} under the plain names, {_COPY_NAMES[second]} of {count:,} tensors beside them"
-    )
-
-
-def _recognised(inspection: Inspection) -> str:
-    if inspection.variant is None:
-        return "no architecture known here"
-    parts = [f"{inspection.family}, {inspection.variant}", f"layout {inspection.layout}"]
-    if inspection.pos_emb is not None:
-        parts.append("with position embedding" if inspection.pos_emb else "without position embedding")
-    parts.append(f"{inspection.num_classes:,} classes" if inspection.num_classes is not None else "no head")
-    return ", ".join(parts)
-
-
-def _print_tensors(
-    state: State, tensors: Sequence[InspectedTensor], *, stats: bool, renamed_to: str | None
-) -> None:
-    columns = [Column("name"), Column("shape"), Column("dtype"), Column("size", numeric=True)]
-    if renamed_to is not None:
-        columns.insert(1, Column(f"in {renamed_to}"))
-    if stats:
-        columns += [Column(name, numeric=True) for name in _FIGURES]
-    rows = []
-    for tensor in tensors:
-        row = [
-            tensor.name,
-            shape_text(tensor.shape),
-            tensor.dtype,
-            human_bytes(tensor.nbytes),
-        ]
-        if renamed_to is not None:
-            row.insert(1, tensor.renamed or "–")
-        rows.append(row + _statistics(tensor) if stats else row)
-    state.output.table(columns, rows)
-
-
-_FIGURES = ("min", "max", "mean", "std", "zeros", "NaN", "Inf")
-
-
-def _statistics(tensor: InspectedTensor) -> list[str]:
-    found = tensor.statistics
-    if found is None:
-        return ["–"] * len(_FIGURES)
-    numbers = (found.minimum, found.maximum, found.mean, found.std)
-    counts = (found.zeros, found.nans, found.infinities)
-    return [*("–" if n is None else f"{n:.4g}" for n in numbers), *(f"{count:,}" for count in counts)]
-
-
-_SHOWN_ROWS = 20
-"""Rows shown per table; --verbose and --json give all."""
+    pieces = inspection.pieces(everything=state.output.verbose, tensors=not summary, renamed_to=layout)
+    state.output.result(inspection.to_json(tensors=not summary), lambda: state.output.show(pieces))
 
 
 class PairBy(str, Enum):
@@ -372,7 +232,7 @@ def diff(
     found = compare_files(first, second, request, state.output.progress)
     state.output.result(
         found.to_json(tensors=not summary),
-        lambda: print_difference(state.output, found, tensors=not summary),
+        lambda: state.output.show(found.pieces(everything=state.output.verbose, tensors=not summary)),
     )
     if not found.same:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
@@ -392,132 +252,6 @@ def _both(workspace: Workspace, *names: str) -> list[Located]:
     if missing:
         raise missing[0]
     return found
-
-
-def print_difference(output: Output, found: Difference, *, tensors: bool = True) -> None:
-    """Print the verdict, what was compared, a table for each kind of difference, and the notes."""
-    output.text(found.verdict)
-    for heading, text in _difference_lines(found):
-        output.text(f"{heading:<10}{text}")
-    if tensors:
-        _print_lone(output, "only in A", found.only_a)
-        _print_lone(output, "only in B", found.only_b)
-        _print_left_out(output, "cannot be read in A", found.a.left_out)
-        _print_left_out(output, "cannot be read in B", found.b.left_out)
-        _print_changed(output, "other shape", found.of_kind("shape"))
-        _print_changed(output, "other dtype", found.of_kind("dtype"))
-        _print_changed(output, "other values", found.of_kind("values"))
-        if output.verbose:
-            _print_changed(output, "within the tolerance", found.tolerated)
-            _print_lone(output, "left out by rule, in A", found.left_out_a)
-            _print_lone(output, "left out by rule, in B", found.left_out_b)
-    _print_metadata(output, found.metadata)
-    for note in found.notes:
-        output.note(f"note: {note}")
-
-
-def _difference_lines(found: Difference) -> list[tuple[str, str]]:
-    by = "by their place in the architecture, others by" if found.paired_by == "architecture" else "by"
-    lines = [
-        ("A", _described(found.a)),
-        ("B", _described(found.b)),
-        ("paired", f"{found.paired:,} tensor{'' if found.paired == 1 else 's'} {by} name"),
-    ]
-    if found.only is not None:
-        lines.append(("looked at", f"only what matches {found.only!r}"))
-    for side, left_out in (("A", found.left_out_a), ("B", found.left_out_b)):
-        for remark, count in Counter(one.remark for one in left_out).items():
-            lines.append(("left out", f"{count:,} in {side}, {remark}"))
-    return lines
-
-
-def _described(side: Side) -> str:
-    parts = [side.format]
-    parts += [f"{side.variant}, layout {side.layout}"] if side.variant else ["no architecture known here"]
-    parts += [f"{side.weights} weights"] if side.weights else []
-    parts += [f"state dict {side.state_dict}"] if side.state_dict else []
-    return f"{side.name}: {', '.join(parts)}, {side.tensors:,} tensor{'' if side.tensors == 1 else 's'}"
-
-
-def _print_lone(output: Output, heading: str, lone: Sequence[OnlyInOne]) -> None:
-    columns = [Column("tensor"), Column("shape"), Column("dtype"), Column("remark")]
-    rows = [[one.name, shape_text(one.shape), one.dtype, one.remark] for one in lone]
-    _print_section(output, heading, columns, rows)
-
-
-def _print_left_out(output: Output, heading: str, left_out: Mapping[str, str]) -> None:
-    columns = [Column("tensor"), Column("reason")]
-    _print_section(output, heading, columns, [[name, why] for name, why in left_out.items()])
-
-
-def _print_changed(output: Output, heading: str, changed: Sequence[Changed]) -> None:
-    other_type = any(one.dtype_a != one.dtype_b or one.shape_a != one.shape_b for one in changed)
-    figures = any(one.values for one in changed)
-    columns = [Column("tensor")]
-    columns += [Column("called in A"), Column("called in B")] if output.verbose else []
-    columns += [Column("in A"), Column("in B")] if other_type else [Column("shape")]
-    if figures:
-        columns += [Column("max abs", numeric=True), Column("relative", numeric=True)]
-        columns += [Column("differing", numeric=True), Column("remark")]
-    rows = []
-    for one in changed:
-        row = [one.name]
-        row += [one.name_a, one.name_b] if output.verbose else []
-        row += (
-            [f"{shape_text(one.shape_a)} {one.dtype_a}", f"{shape_text(one.shape_b)} {one.dtype_b}"]
-            if other_type
-            else [shape_text(one.shape_a)]
-        )
-        rows.append(row + _figures(one, where=output.verbose) if figures else row)
-    _print_section(output, heading, columns, rows)
-
-
-def _figures(changed: Changed, *, where: bool) -> list[str]:
-    values = changed.values
-    if values is None:
-        return ["–", "–", "–", ""]
-    remarks = [values.remark] if values.remark else []
-    if where and values.at is not None and values.values is not None:
-        remarks.append(f"largest at {list(values.at)}: {values.values[0]:g} and {values.values[1]:g}")
-    return [
-        "–" if values.in_bytes else f"{values.max_abs:.3g}",
-        "–" if values.in_bytes or values.relative is None else f"{values.relative:.3g}",
-        f"{values.differing:,} of {values.elements:,}",
-        "; ".join(remarks),
-    ]
-
-
-def _print_metadata(output: Output, metadata: Sequence[OtherMetadata]) -> None:
-    columns = [Column("key"), Column("in A"), Column("in B"), Column("remark")]
-    rows = [
-        [
-            one.key,
-            "–" if one.a is None else one.a,
-            "–" if one.b is None else one.b,
-            "" if one.counts else "does not count: how the file was made",
-        ]
-        for one in metadata
-    ]
-    _print_section(output, "other metadata", columns, rows)
-
-
-def _print_section(
-    output: Output, heading: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]
-) -> None:
-    """Print a list that has anything in it under its heading, cut to what a person reads."""
-    if not rows:
-        return
-    output.text("")
-    output.text(f"{heading} ({len(rows):,})")
-    shown = rows if output.verbose else rows[:_SHOWN_ROWS]
-    filled = [i for i, _ in enumerate(columns) if any(row[i] for row in shown)]
-    columns = [columns[i] for i in filled]
-    shown = [[row[i] for i in filled] for row in shown]
-    output.table(columns, shown)
-    if len(rows) > len(shown):
-        output.text(f"… and {len(rows) - len(shown):,} more; --verbose shows all")
-    if not output.stdout.isatty():
-        output.text("")
 
 
 def register(app: typer.Typer) -> None:

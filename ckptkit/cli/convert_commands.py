@@ -11,6 +11,7 @@ import typer
 
 from ckptkit.base.errors import UsageError, listed
 from ckptkit.base.parse import parse_bytes, parse_resolution
+from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes, shape_text
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
@@ -25,7 +26,6 @@ from ckptkit.cli.options import (
     parse_settings,
     state_of,
 )
-from ckptkit.cli.output import Column
 from ckptkit.cli.remote_output import Place
 from ckptkit.formats.builtin import format_of
 from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, format_named, format_to_write

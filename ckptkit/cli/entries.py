@@ -10,8 +10,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.shown import Column
 from ckptkit.base.text import csv_text, escaped, web_address
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry

@@ -17,11 +17,11 @@ from ckptkit.cli.options import (
     State,
     state_of,
 )
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 from ckptkit.cli.remote_output import Place
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.evaluate.report import BadImage, Evaluation, Score
+    from ckptkit.analysis.evaluate.report import BadImage, Evaluation
 
 _SHOWN_BAD = 10
 """Bad images shown; --verbose and --json give all."""
@@ -128,7 +128,7 @@ def evaluate(
     )
     with _first_speaks(state_of(context)) as state:
         report = run_evaluation(chosen.of(what), options, state.workspace())
-        state.output.result(report, lambda: print_report(state.output, report))
+        state.output.result(report, lambda: _print_report(state.output, report))
     if check and not report.ok:
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
     if report.bad and not skip_bad:
@@ -159,45 +159,9 @@ def _first_speaks(state: State) -> Iterator[State]:
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from error
 
 
-def print_report(output: Output, report: Evaluation) -> None:
-    """Print what was evaluated and how, the scores, and what else is to say."""
-    chosen = f"{report.images:,} images" + (f" of {report.in_set:,}, a sample" if report.sampled else "")
-    output.text(f"{report.name}: {chosen}, {report.classes:,} classes")
-    output.text(f"  images    {report.data}; {report.rule}")
-    output.text(f"  input     {report.preprocessing}")
-    settings = [f"{key} {str(value).lower()}" for key, value in report.settings.items()]
-    if settings:
-        output.text(f"  settings  {', '.join(settings)}")
-    output.text(f"  model     {report.variant}, {report.versions}, {_device(report)}")
-    columns = [
-        Column("accuracy"),
-        Column("measured", numeric=True),
-        Column("95% interval", numeric=True),
-        Column("published", numeric=True),
-        Column("verdict"),
-    ]
-    outside = ("measured below", "measured above")
-    styles = ["red" if score.verdict in outside else None for score in report.scores]
-    output.table(columns, [_row(score) for score in report.scores], styles=styles)
-    if report.images_per_second is not None:
-        output.text(f"{report.images_per_second:.1f} images/s over {report.seconds:.1f} s")
-    for note in report.notes:
-        output.text(f"note: {note}")
-    if report.other_setting is not None:
-        output.text(str(report.other_setting))
+def _print_report(output: Output, report: Evaluation) -> None:
+    output.show(report.pieces())
     _print_bad(output, report.bad, "count neither way")
-
-
-def _device(report: Evaluation) -> str:
-    shared = f", {report.processes} processes" if report.processes > 1 else ""
-    return f"{report.device}, {report.precision}{shared}"
-
-
-def _row(score: Score) -> list[str]:
-    low, high = score.interval
-    published = "–" if score.published is None else str(score.published)
-    verdict = f"{score.verdict}: {score.reason}" if score.reason else score.verdict
-    return [f"top-{score.best}", f"{score.percent:.2f}%", f"{low:.2f}–{high:.2f}", published, verdict]
 
 
 def _print_bad(output: Output, found: Sequence[BadImage], so: str) -> None:

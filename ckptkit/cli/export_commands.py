@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.options import (
@@ -16,7 +17,7 @@ from ckptkit.cli.options import (
     one_of_these,
     state_of,
 )
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 from ckptkit.cli.remote_output import Place
 from ckptkit.export.targets import TARGETS, ExportRequest, target_named
 

@@ -20,7 +20,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import IntEnum
@@ -30,6 +30,7 @@ from typing import Any, Literal, TextIO, cast
 from ckptkit.base import errors
 from ckptkit.base.bars import new_bars
 from ckptkit.base.progress import Advance
+from ckptkit.base.shown import Column, Gap, Marked, Note, Piece, Table, aligned
 from ckptkit.base.text import escaped, json_text, printed
 
 Results = Callable[..., None]
@@ -49,15 +50,6 @@ _PLAIN_LETTERS = "ckptkit"
 """Name of `_in_plain_letters` as an error handler of codecs."""
 _PLAIN = {"…": "...", "×": "x", "–": "-", "—": "-", "−": "-", "─": "-", "·": "-", "→": "->", "←": "<-"}
 _PLAIN |= {"↔": "<->", "≤": "<=", "±": "+-"}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table: heading, whether its cells are numbers, whether it can be left out."""
-
-    heading: str
-    numeric: bool = False  # right-aligned
-    spare: bool = False  # left out where there is no room
 
 
 class ExitCode(IntEnum):
@@ -184,6 +176,18 @@ class Output:
         line = before + self.line(text)
         return "\n".join(wrapped(line, width_of(stream))) if stream.isatty() else line
 
+    def show(self, pieces: Iterable[Piece]) -> None:
+        """Print a result's lines and tables for people; its notes go to stderr."""
+        for piece in pieces:
+            if isinstance(piece, Table):
+                self.table(piece.columns, piece.rows, styles=piece.styles)
+            elif isinstance(piece, Marked):
+                self.text(piece, marked=piece.word, fg=piece.colour)
+            elif isinstance(piece, Note):
+                self.note(piece)
+            elif not (isinstance(piece, Gap) and self.stdout.isatty()):
+                self.text(piece)
+
     def document(self, text: str) -> None:
         """Print a page or a table of values as it is: escaped by whoever wrote it, for what it is."""
         if not self.as_json:
@@ -253,7 +257,7 @@ class Output:
         columns = [replace(column, heading=self.line(column.heading)) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
         if not self.stdout.isatty():
-            for line in _aligned(columns, rows, 2):
+            for line in aligned(columns, rows, 2):
                 self._print(line)
             return
         room = width_of(self.stdout)
@@ -282,7 +286,7 @@ class Output:
         """Print each row's first cell and the others below it, so that no id, number, hash or URL is cut."""
         if title is not None:
             self._print(self.line(title))
-        head, *below = (f"  {line}" for line in _aligned(columns[1:], [row[1:] for row in rows], _COLUMN_GAP))
+        head, *below = (f"  {line}" for line in aligned(columns[1:], [row[1:] for row in rows], _COLUMN_GAP))
         widest = max(len(column.heading) for column in columns[1:])
         fits = max(map(len, (head, *below))) <= room
         if len(rows) <= _FEW and not fits:
@@ -482,20 +486,6 @@ def _styled(line: str, **style: Any) -> str:
     import typer
 
     return typer.style(line, **style)
-
-
-def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]], gap: int) -> list[str]:
-    """The headings and the rows as plain text."""
-    widths = [max(map(len, column)) for column in _cells(columns, rows)]
-    return [
-        (" " * gap)
-        .join(
-            cell.rjust(width) if column.numeric else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, columns, strict=True)
-        )
-        .rstrip()
-        for cells in [[column.heading for column in columns], *rows]
-    ]
 
 
 def _cells(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, ...]]:

@@ -13,14 +13,13 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
-from ckptkit.base.text import shape_text
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import SourceOptions, one_of_these, parse_settings, state_of
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
-    from ckptkit.parity.report import Failure, ParityReport, Side
+    from ckptkit.parity.report import Failure, ParityReport
     from ckptkit.workspace import Workspace
 
 
@@ -154,7 +153,7 @@ def parity(
                     for request in requests:
                         report = prove(located, replace(request, name=called), note)
                         results.append(report)
-                        work.show(report, partial(print_report, state.output, report))
+                        work.show(report, partial(state.output.show, report.pieces()))
                         if not report.ok:
                             work.failed(name, ExitCode.CHECK_FAILED)
         _write_junit(staged, results)
@@ -170,59 +169,6 @@ def _refuse_without_models(workspace: Workspace, name: str) -> None:
 
 def _prefixed(output: Output, name: str) -> Any:
     return lambda sentence: output.note(f"{name}: {sentence} …")
-
-
-def print_report(output: Output, report: ParityReport) -> None:
-    """Print one target's report: the verdict, what was compared, the table, the notes."""
-    from ckptkit.parity.report import FRAMEWORK_NAMES
-
-    position = (
-        "" if report.pos_emb is None else f" {'with' if report.pos_emb else 'without'} position embedding"
-    )
-    settings = ", ".join(f"{key} {_plain(value)}" for key, value in report.settings.items())
-    output.text(report.verdict)
-    output.text(f"{report.title}: {report.variant}{position}")
-    output.text(f"  settings  {settings}")
-    output.text(f"  inputs    {report.inputs}")
-    for side in report.sides:
-        output.text(f"  {FRAMEWORK_NAMES[side.framework]:<9} {_reads(side)}")
-    columns = [
-        Column("output"),
-        Column("shape"),
-        Column("max abs", numeric=True),
-        Column("mean abs", numeric=True, spare=True),
-        Column("relative", numeric=True),
-        Column("cosine", numeric=True, spare=True),
-        Column("tolerance"),
-        Column("verdict"),
-    ]
-    rows = [
-        [
-            stage.name,
-            shape_text(stage.shape),
-            f"{stage.max_abs:.2e}",
-            f"{stage.mean_abs:.2e}",
-            f"{stage.relative:.2e}",
-            f"{stage.cosine:.9f}",
-            str(stage.limit),
-            stage.verdict,
-        ]
-        for stage in report.stages
-    ]
-    output.table(columns, rows, styles=[None if stage.ok else "red" for stage in report.stages])
-    if report.top:
-        output.text(f"same answers: {report.top}")
-    for note in report.notes:
-        output.text(f"note: {note}")
-
-
-def _reads(side: Side) -> str:
-    return f"reads {side.reads} ({side.format}, layout {side.layout}, {side.dtype}); {side.versions}"
-
-
-def _plain(value: Any) -> str:
-    """Spell a setting as people do: None is the whole map's, not a value."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:

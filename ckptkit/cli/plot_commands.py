@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.base.parse import parse_inches
+from ckptkit.base.shown import Column
 from ckptkit.base.text import csv_text
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.options import (
@@ -18,7 +19,7 @@ from ckptkit.cli.options import (
     PatternsArgument,
     state_of,
 )
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from ckptkit.base.progress import no_progress
+from ckptkit.base.shown import Column
 from ckptkit.cli.options import (
     FrameworkOption,
     SourceArgument,
@@ -24,7 +25,7 @@ from ckptkit.cli.options import (
     State,
     state_of,
 )
-from ckptkit.cli.output import Column, ExitCode, Output
+from ckptkit.cli.output import ExitCode, Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,21 +198,11 @@ def _renderer(output: Output) -> Renderer | None:
 
 def print_prediction(output: Output, prediction: Prediction, thumbnail: str | None = None) -> None:
     """Print one picture: its name, the picture where the terminal shows it, the table of classes."""
-    output.text(prediction.image)
+    name, *table = prediction.pieces()
+    output.show([name])
     if thumbnail is not None:
         output.picture(thumbnail)
-    columns = [
-        Column("rank", numeric=True),
-        Column("probability", numeric=True),
-        Column("class", numeric=True),
-    ]
-    rows = [[str(one.rank), f"{one.probability:.2%}", str(one.index)] for one in prediction.top]
-    if prediction.best.name is not None:
-        columns += [Column("wnid"), Column("name")]
-        rows = [[*row, str(one.wnid), str(one.name)] for row, one in zip(rows, prediction.top, strict=True)]
-    output.table(columns, rows)
-    if not output.stdout.isatty():
-        output.text("")
+    output.show(table)
 
 
 def print_check(output: Output, check: PreparationReport) -> None:

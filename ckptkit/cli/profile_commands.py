@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.base.parse import parse_resolution
+from ckptkit.base.shown import Column
 from ckptkit.cli.completion import complete_ids_or_variants
 from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
-from ckptkit.cli.output import Column, Output
+from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
-    from ckptkit.analysis.profile import FigureCheck, ModuleProfile, ProfileReport
+    from ckptkit.analysis.profile import ProfileReport
     from ckptkit.registry.schema import Entry
 
-_LABELS = {"params": "parameters", "flops": "multiply-adds"}
 _STYLES = {"known": "yellow", "off": "red", "stale": "red"}
 
 
@@ -85,7 +85,7 @@ def profile(
     elif names == what and len(names) == 1:
         report = count(names[0])
         ok = report.ok
-        state.output.result(report.to_json(depth), lambda: print_report(state.output, report, depth))
+        state.output.result(report.to_json(depth), lambda: _print_report(state.output, report, depth))
     else:
         ok = True  # the batch ends with what failed
         audits = []
@@ -101,65 +101,10 @@ def profile(
         raise typer.Exit(int(ExitCode.CHECK_FAILED))
 
 
-def print_report(output: Output, report: ProfileReport, depth: int) -> None:
-    """Print one model: what was counted and how, the published figures, the table of modules."""
-    found, subject = report.profile, report.profile.subject
-    output.text(f"{report.name}: {_described(report)}")
-    for check in report.checks:
-        output.text(f"  {_LABELS[check.figure]:<15}{_exactly(check)}, {_beside(check, report)}")
-    convention = subject.convention
-    output.text(f"  {'products alone':<15}{float(found.products) / 1e9:.4f}G")
-    output.text(f"  {'counted by':<15}{convention.name}: {convention.counts}")
-    for operation, calls in found.uncounted.items():
+def _print_report(output: Output, report: ProfileReport, depth: int) -> None:
+    for operation, calls in report.profile.uncounted.items():
         output.warn(f"{calls} calls of {operation} are not counted: the convention does not know it")
-    columns = [
-        Column("module"),
-        Column("type"),
-        Column("parameters", numeric=True),
-        Column("multiply-adds", numeric=True),
-        Column("share", numeric=True),
-    ]
-    output.table(columns, [_row(level, module, found.root) for level, module in found.rows(depth)])
-
-
-def _described(report: ProfileReport) -> str:
-    """What was built."""
-    subject = report.profile.subject
-    height, width = subject.resolution
-    parts = [f"{subject.variant} at {height}×{width}"]
-    if subject.pos_emb is not None:
-        parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
-    parts.append(f"{subject.num_classes:,} classes" if subject.num_classes else "no head")
-    return ", ".join(parts)
-
-
-def _exactly(check: FigureCheck) -> str:
-    return f"{check.counted:,.0f}" if check.figure == "params" else f"{check.counted / 1e9:.4f}G"
-
-
-def _beside(check: FigureCheck, report: ProfileReport) -> str:
-    """How the published figure compares, and whose it is where that is not obvious."""
-    if check.published is None:
-        return f"not compared: {check.reason}"
-    whose = "" if report.entry is None or report.entry.id == report.name else f" of {report.entry.id}"
-    return f"published {check.published}{whose}: {_verdict(check)}"
-
-
-def _verdict(check: FigureCheck) -> str:
-    if check.verdict == "close":
-        return f"close, {check.deviation:+.1%}"
-    return f"{check.verdict}: {check.reason}" if check.reason else check.verdict
-
-
-def _row(level: int, module: ModuleProfile, root: ModuleProfile) -> list[str]:
-    share = module.multiply_adds / root.multiply_adds if root.multiply_adds else 0
-    return [
-        "  " * level + module.name,
-        module.type,
-        f"{module.parameters:,}",
-        f"{float(module.multiply_adds) / 1e9:.4f}G",
-        f"{float(share):.1%}",
-    ]
+    output.show(report.pieces(depth))
 
 
 def _audit(state: State, entries: Sequence[Entry]) -> bool:
@@ -174,18 +119,20 @@ def _audit(state: State, entries: Sequence[Entry]) -> bool:
 
 def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
     """Print the verdict, the figures of all entries, and what is to say about those that do not agree."""
+    from ckptkit.analysis.profile import FIGURE_LABELS
+
     failed = [audit.name for audit in audits if not audit.ok]
     known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
     verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
     output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
     columns = [Column("id"), Column("resolution")]
-    for label in _LABELS.values():
+    for label in FIGURE_LABELS.values():
         columns += [Column(label, numeric=True), Column("published", numeric=True), Column("verdict")]
     rows, styles = [], []
     for audit in audits:
         row = [audit.name, "×".join(map(str, audit.profile.subject.resolution))]
         for one in audit.checks:
-            row += [_exactly(one), one.published or "–", one.verdict]
+            row += [one.exactly, one.published or "–", one.verdict]
         rows.append(row)
         found = {_STYLES.get(one.verdict) for one in audit.checks}
         styles.append("red" if "red" in found else "yellow" if "yellow" in found else None)
@@ -199,11 +146,13 @@ def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
 
 def _by_reason(audits: Sequence[ProfileReport]) -> dict[str, list[str]]:
     """Ids by the reason of a verdict, since many rows of one table share a reason."""
+    from ckptkit.analysis.profile import FIGURE_LABELS
+
     reasons: dict[str, list[str]] = {}
     for audit in audits:
         for one in audit.checks:
             if one.reason:
-                reason = f"{one.verdict}: {_LABELS[one.figure]} {one.published or ''}: {one.reason}"
+                reason = f"{one.verdict}: {FIGURE_LABELS[one.figure]} {one.published or ''}: {one.reason}"
                 reasons.setdefault(reason, []).append(audit.name)
     return reasons
 

@@ -157,12 +157,11 @@ def _fetch(state: State, workspace: Workspace, id: str, published: str) -> Locat
 
 
 def _verify(state: State, located: Located) -> VerifyReport:
-    from ckptkit.cli.compare_commands import print_report
     from ckptkit.compare.verify import VerifyRequest, verify_checkpoint
 
     state.output.text("", f"3. ckptkit verify {located.name} --deep")
     report = verify_checkpoint(located, VerifyRequest(deep=True))
-    print_report(state, report)
+    state.output.show(report.pieces())
     if not report.ok:
         raise typer.Exit(1)
     return report
@@ -187,7 +186,6 @@ def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, 
 
 def _prove(state: State, located: Located, converted: Path) -> ParityReport:
     from ckptkit.base.errors import MissingDependencyError
-    from ckptkit.cli.parity_commands import print_report
     from ckptkit.parity.run import ParityRequest, prove
 
     state.output.text("", f"5. ckptkit parity {located.name} --converted {converted.name}")
@@ -196,7 +194,7 @@ def _prove(state: State, located: Located, converted: Path) -> ParityReport:
     except MissingDependencyError:
         state.output.text("   Everything up to here needs no framework; the forward passes need both.")
         raise
-    print_report(state.output, report)
+    state.output.show(report.pieces())
     if not report.ok:
         raise typer.Exit(1)
     state.output.text(

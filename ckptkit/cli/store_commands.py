@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ckptkit.base.errors import CkptkitError
+from ckptkit.base.shown import Column
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
-from ckptkit.cli.output import Column
 
 if TYPE_CHECKING:
     from ckptkit.cli.output import Output

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ckptkit.base.errors import ConversionError, NotFoundError, UsageError, listed
 from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table
 from ckptkit.base.tensors import Array, TensorSpec
-from ckptkit.base.text import counted
+from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.arrays import Tolerance, ValueDifference, compare_arrays, compare_bytes
 from ckptkit.families.binding import FileFacts, Match, Weights, match
 from ckptkit.families.recognition import Recognition, recognise
@@ -107,8 +109,8 @@ class OtherMetadata:
     counts: bool = True  # False for what only tells how a file was made
 
 
-@dataclass(frozen=True)
-class Difference:
+@dataclass(frozen=True, repr=False)
+class Difference(Shown):
     """Everything that differs between two files."""
 
     a: Side
@@ -200,6 +202,37 @@ class Difference:
         ]
         return f"; left out by rule: {', '.join(sides)}" if sides else ""
 
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return f"{self.a.name}, {self.b.name}: {self.verdict}"
+
+    def pieces(self, *, everything: bool = False, tensors: bool = True) -> Iterator[Piece]:
+        """The verdict, what was compared, a table for each kind of difference, and the notes."""
+        yield self.verdict
+        yield from (f"{heading:<10}{text}" for heading, text in _difference_lines(self))
+        sections = []
+        if tensors:
+            sections = [
+                _lone_section("only in A", self.only_a),
+                _lone_section("only in B", self.only_b),
+                _unread_section("cannot be read in A", self.a.left_out),
+                _unread_section("cannot be read in B", self.b.left_out),
+                *(
+                    _changed_section(f"other {kind}", self.of_kind(kind), everything)
+                    for kind in get_args(Kind)
+                ),
+            ]
+        if tensors and everything:
+            sections += [
+                _changed_section("within the tolerance", self.tolerated, everything),
+                _lone_section("left out by rule, in A", self.left_out_a),
+                _lone_section("left out by rule, in B", self.left_out_b),
+            ]
+        for heading, table in [*sections, _other_metadata_section(self.metadata)]:
+            yield from _section(heading, table, everything)
+        yield from (Note(f"note: {note}") for note in self.notes)
+
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes; ``tensors=False`` leaves out every list of tensors."""
         values: dict[str, Any] = {
@@ -223,6 +256,109 @@ class Difference:
                 "changed": [one.to_json() for one in self.changed],
             }
         return values
+
+
+_SHOWN_ROWS = 20
+"""Rows shown per table; --verbose and --json give all."""
+
+_Section = tuple[str, Table]
+
+
+def _difference_lines(found: Difference) -> list[tuple[str, str]]:
+    by = "by their place in the architecture, others by" if found.paired_by == "architecture" else "by"
+    lines = [
+        ("A", _described(found.a)),
+        ("B", _described(found.b)),
+        ("paired", f"{found.paired:,} tensor{'' if found.paired == 1 else 's'} {by} name"),
+    ]
+    if found.only is not None:
+        lines.append(("looked at", f"only what matches {found.only!r}"))
+    for side, left_out in (("A", found.left_out_a), ("B", found.left_out_b)):
+        for remark, count in Counter(one.remark for one in left_out).items():
+            lines.append(("left out", f"{count:,} in {side}, {remark}"))
+    return lines
+
+
+def _described(side: Side) -> str:
+    parts = [side.format]
+    parts += [f"{side.variant}, layout {side.layout}"] if side.variant else ["no architecture known here"]
+    parts += [f"{side.weights} weights"] if side.weights else []
+    parts += [f"state dict {side.state_dict}"] if side.state_dict else []
+    return f"{side.name}: {', '.join(parts)}, {side.tensors:,} tensor{'' if side.tensors == 1 else 's'}"
+
+
+def _lone_section(heading: str, lone: Sequence[OnlyInOne]) -> _Section:
+    columns = [Column("tensor"), Column("shape"), Column("dtype"), Column("remark")]
+    return heading, Table(columns, [[one.name, shape_text(one.shape), one.dtype, one.remark] for one in lone])
+
+
+def _unread_section(heading: str, left_out: Mapping[str, str]) -> _Section:
+    return heading, Table([Column("tensor"), Column("reason")], [[*pair] for pair in left_out.items()])
+
+
+def _changed_section(heading: str, changed: Sequence[Changed], everything: bool) -> _Section:
+    other_type = any(one.dtype_a != one.dtype_b or one.shape_a != one.shape_b for one in changed)
+    figures = any(one.values for one in changed)
+    columns = [Column("tensor")]
+    columns += [Column("called in A"), Column("called in B")] if everything else []
+    columns += [Column("in A"), Column("in B")] if other_type else [Column("shape")]
+    if figures:
+        columns += [Column("max abs", numeric=True), Column("relative", numeric=True)]
+        columns += [Column("differing", numeric=True), Column("remark")]
+    rows = []
+    for one in changed:
+        row = [one.name]
+        row += [one.name_a, one.name_b] if everything else []
+        row += (
+            [f"{shape_text(one.shape_a)} {one.dtype_a}", f"{shape_text(one.shape_b)} {one.dtype_b}"]
+            if other_type
+            else [shape_text(one.shape_a)]
+        )
+        rows.append(row + _figures(one, where=everything) if figures else row)
+    return heading, Table(columns, rows)
+
+
+def _figures(changed: Changed, *, where: bool) -> list[str]:
+    values = changed.values
+    if values is None:
+        return ["–", "–", "–", ""]
+    remarks = [values.remark] if values.remark else []
+    if where and values.at is not None and values.values is not None:
+        remarks.append(f"largest at {list(values.at)}: {values.values[0]:g} and {values.values[1]:g}")
+    return [
+        "–" if values.in_bytes else f"{values.max_abs:.3g}",
+        "–" if values.in_bytes or values.relative is None else f"{values.relative:.3g}",
+        f"{values.differing:,} of {values.elements:,}",
+        "; ".join(remarks),
+    ]
+
+
+def _other_metadata_section(metadata: Sequence[OtherMetadata]) -> _Section:
+    columns = [Column("key"), Column("in A"), Column("in B"), Column("remark")]
+    rows = [
+        [
+            one.key,
+            "–" if one.a is None else one.a,
+            "–" if one.b is None else one.b,
+            "" if one.counts else "does not count: how the file was made",
+        ]
+        for one in metadata
+    ]
+    return "other metadata", Table(columns, rows)
+
+
+def _section(heading: str, table: Table, everything: bool) -> Iterator[Piece]:
+    """A list that has anything in it under its heading, cut to what a person reads."""
+    if not table.rows:
+        return
+    yield ""
+    yield f"{heading} ({len(table.rows):,})"
+    shown = table.rows if everything else table.rows[:_SHOWN_ROWS]
+    filled = [i for i, _ in enumerate(table.columns) if any(row[i] for row in shown)]
+    yield Table([table.columns[i] for i in filled], [[row[i] for i in filled] for row in shown])
+    if len(table.rows) > len(shown):
+        yield f"… and {len(table.rows) - len(shown):,} more; --verbose shows all"
+    yield Gap()
 
 
 # -- one of the two files ------------------------------------------------------------------------------------

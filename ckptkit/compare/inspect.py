@@ -6,7 +6,7 @@ Any supported file of any model can be inspected; nothing here fails because the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.shown import Column, Note, Piece, Shown, Table
 from ckptkit.base.tensors import TensorSpec
+from ckptkit.base.text import counted, human_bytes, shape_text
 from ckptkit.compare.arrays import Statistics, statistics
 from ckptkit.families.recognition import Recognition, recognise
 from ckptkit.workspace import Located
@@ -48,8 +50,8 @@ class Totals:
     by_dtype: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Inspection:
+@dataclass(frozen=True, repr=False)
+class Inspection(Shown):
     """What is in a file."""
 
     path: Path
@@ -69,6 +71,24 @@ class Inspection:
     totals: Totals  # over the whole file, whatever `tensors` shows of it
     tensors: tuple[InspectedTensor, ...]  # those that match, sorted as asked
 
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        size = human_bytes(self.totals.nbytes)
+        return f"{self.path}: {self.format}, {counted(self.totals.tensors, 'tensor')}, {size}"
+
+    def pieces(
+        self, *, everything: bool = False, tensors: bool = True, renamed_to: str | None = None
+    ) -> Iterator[Piece]:
+        """What the file is and says of itself, then its tensors."""
+        yield from (
+            f"{heading:<12}{text}" for heading, text in _inspection_lines(self, everything=everything)
+        )
+        if tensors:
+            yield ""
+            yield _tensor_table(self, renamed_to)
+        yield from (Note(f"note: {note}") for note in self.notes)
+
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes; ``tensors=False`` leaves the list of tensors out."""
         values = asdict(self)
@@ -76,6 +96,98 @@ class Inspection:
         if not tensors:
             del values["tensors"]
         return values
+
+
+_SHOWN_LINES = 12
+"""Lines shown of a text of many lines; --verbose and --json give all."""
+
+
+def _inspection_lines(inspection: Inspection, *, everything: bool) -> list[tuple[str, str]]:
+    totals = inspection.totals
+    types = ", ".join(f"{name} {human_bytes(nbytes)}" for name, nbytes in totals.by_dtype.items())
+    lines = [
+        ("file", str(inspection.path)),
+        ("format", inspection.format),
+        ("recognised", _recognised(inspection)),
+        ("tensors", f"{totals.tensors:,}, {totals.elements:,} elements, {human_bytes(totals.nbytes)}"),
+        ("types", types or "none"),
+    ]
+    if inspection.parameters is not None:
+        lines.append(("parameters", f"{inspection.parameters:,} trainable in {inspection.variant}"))
+    if inspection.copies:
+        lines.append(("weights", _copies_in_words(inspection)))
+    if len(inspection.state_dicts) > 1:
+        lines.append(("state dicts", ", ".join(name or "(top)" for name in inspection.state_dicts)))
+    lines += [("not read", f"{name}: {why}") for name, why in inspection.left_out.items()]
+    lines += [("metadata", f"{key}: {value}") for key, value in inspection.metadata.items()]
+    for key, value in inspection.extras.items():
+        text = value.split("\n")
+        if len(text) == 1:
+            lines.append(("also holds", f"{key}: {value}"))
+        else:
+            lines.append(("also holds", f"{key}:"))
+            lines += [("", f"    {line}") for line in _shown_lines(text, everything)]
+    return lines
+
+
+def _shown_lines(text: list[str], everything: bool) -> list[str]:
+    """The first lines of a long text, such as a training configuration."""
+    if everything or len(text) <= _SHOWN_LINES:
+        return text
+    more = len(text) - _SHOWN_LINES
+    return [*text[:_SHOWN_LINES], f"… and {more:,} more lines; --verbose shows all"]
+
+
+_COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}
+
+
+def _copies_in_words(inspection: Inspection) -> str:
+    """Where each copy of the weights is."""
+    if len(inspection.copies) == 1:
+        (shown,) = inspection.copies
+        return f"both copies, each in a state dict of its own; these are the {_COPY_NAMES[shown]}"
+    (plain, _), (second, count) = inspection.copies.items()
+    return (
+        f"{_COPY_NAMES[plain]} under the plain names, {_COPY_NAMES[second]} of {count:,} tensors beside them"
+    )
+
+
+def _recognised(inspection: Inspection) -> str:
+    if inspection.variant is None:
+        return "no architecture known here"
+    parts = [f"{inspection.family}, {inspection.variant}", f"layout {inspection.layout}"]
+    if inspection.pos_emb is not None:
+        parts.append("with position embedding" if inspection.pos_emb else "without position embedding")
+    parts.append(f"{inspection.num_classes:,} classes" if inspection.num_classes is not None else "no head")
+    return ", ".join(parts)
+
+
+def _tensor_table(inspection: Inspection, renamed_to: str | None) -> Table:
+    stats = any(tensor.statistics for tensor in inspection.tensors)
+    columns = [Column("name"), Column("shape"), Column("dtype"), Column("size", numeric=True)]
+    if renamed_to is not None:
+        columns.insert(1, Column(f"in {renamed_to}"))
+    if stats:
+        columns += [Column(name, numeric=True) for name in _FIGURES]
+    rows = []
+    for tensor in inspection.tensors:
+        row = [tensor.name, shape_text(tensor.shape), tensor.dtype, human_bytes(tensor.nbytes)]
+        if renamed_to is not None:
+            row.insert(1, tensor.renamed or "–")
+        rows.append(row + _statistics(tensor) if stats else row)
+    return Table(columns, rows)
+
+
+_FIGURES = ("min", "max", "mean", "std", "zeros", "NaN", "Inf")
+
+
+def _statistics(tensor: InspectedTensor) -> list[str]:
+    found = tensor.statistics
+    if found is None:
+        return ["–"] * len(_FIGURES)
+    numbers = (found.minimum, found.maximum, found.mean, found.std)
+    counts = (found.zeros, found.nans, found.infinities)
+    return [*("–" if n is None else f"{n:.4g}" for n in numbers), *(f"{count:,}" for count in counts)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptkit.base.checksums import Digests, hash_file
 from ckptkit.base.errors import ConversionError, FormatError, listed
 from ckptkit.base.progress import Advance, Progress, no_progress
+from ckptkit.base.shown import Marked, Note, Piece, Shown
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.arrays import ValueRange, value_range
@@ -53,8 +54,8 @@ class Check:
     items: tuple[str, ...] = ()  # every offender, one line each; in a check that passed, remarks
 
 
-@dataclass(frozen=True)
-class VerifyReport:
+@dataclass(frozen=True, repr=False)
+class VerifyReport(Shown):
     """Every check of one checkpoint."""
 
     name: str  # the entry's id, or the path
@@ -105,11 +106,39 @@ class VerifyReport:
             return f"{self.name}: passed {len(self.checks) - len(skipped)} of {len(self.checks)} checks{left}"
         return f"{self.name}: passed {counted(len(self.checks), 'check')}"
 
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return self.verdict
+
+    def pieces(self, *, everything: bool = False) -> Iterator[Piece]:
+        """The verdict, then a line for each check, with its offenders."""
+        yield self.verdict
+        width = max(len(check.name) for check in self.checks)
+        for check in self.checks:
+            line = f"{check.status:<7}  {check.name:<{width}}  {check.detail}"
+            yield Marked.of(line, check.status, _COLOURS[check.status])
+            yield from (f"         {item}" for item in _shown_items(check, everything=everything))
+        yield from (Note(f"{self.name}: {note}") for note in self.notes)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `json.dumps` takes."""
         values = asdict(self)
         values["path"] = str(self.path)
         return {"ok": self.ok, "damaged": self.damaged, **values}
+
+
+_COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow"}
+
+_SHOWN_ITEMS = 8
+"""Offenders shown per check; --verbose and --json give all."""
+
+
+def _shown_items(check: Check, *, everything: bool) -> list[str]:
+    if everything or len(check.items) <= _SHOWN_ITEMS:
+        return list(check.items)
+    more = len(check.items) - _SHOWN_ITEMS
+    return [*check.items[:_SHOWN_ITEMS], f"… and {more:,} more; --verbose shows all"]
 
 
 # -- the verification ----------------------------------------------------------------------------------------

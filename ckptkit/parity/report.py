@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import open_regular
-from ckptkit.base.text import escaped
+from ckptkit.base.shown import Column, Piece, Shown, Table
+from ckptkit.base.text import escaped, shape_text
 from ckptkit.parity.compare import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
@@ -52,8 +53,8 @@ class Side:
         return {**vars(self), "settings": dict(self.settings), "seconds": round(self.seconds, 3)}
 
 
-@dataclass(frozen=True)
-class ParityReport:
+@dataclass(frozen=True, repr=False)
+class ParityReport(Shown):
     """Both models' outputs compared."""
 
     name: str  # registry id, path, or variant
@@ -116,6 +117,40 @@ class ParityReport:
         )
 
     @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return self.verdict
+
+    def pieces(self) -> Iterator[Piece]:
+        """The verdict, what was compared, the table, the notes."""
+        position = (
+            "" if self.pos_emb is None else f" {'with' if self.pos_emb else 'without'} position embedding"
+        )
+        yield self.verdict
+        yield f"{self.title}: {self.variant}{position}"
+        yield f"  settings  {', '.join(f'{key} {_plain(value)}' for key, value in self.settings.items())}"
+        yield f"  inputs    {self.inputs}"
+        for side in self.sides:
+            yield f"  {FRAMEWORK_NAMES[side.framework]:<9} {_reads(side)}"
+        rows = [
+            [
+                stage.name,
+                shape_text(stage.shape),
+                f"{stage.max_abs:.2e}",
+                f"{stage.mean_abs:.2e}",
+                f"{stage.relative:.2e}",
+                f"{stage.cosine:.9f}",
+                str(stage.limit),
+                stage.verdict,
+            ]
+            for stage in self.stages
+        ]
+        yield Table(_COLUMNS, rows, [None if stage.ok else "red" for stage in self.stages])
+        if self.top:
+            yield f"same answers: {self.top}"
+        yield from (f"note: {note}" for note in self.notes)
+
+    @property
     def _precision_in_words(self) -> str:
         return "float32" if self.precision == "float32" else f"rounded to {self.precision}"
 
@@ -144,6 +179,27 @@ class ParityReport:
             "notes": list(self.notes),
             "seconds": finite_or_none(round(self.seconds, 3)),
         }
+
+
+_COLUMNS = (
+    Column("output"),
+    Column("shape"),
+    Column("max abs", numeric=True),
+    Column("mean abs", numeric=True, spare=True),
+    Column("relative", numeric=True),
+    Column("cosine", numeric=True, spare=True),
+    Column("tolerance"),
+    Column("verdict"),
+)
+
+
+def _reads(side: Side) -> str:
+    return f"reads {side.reads} ({side.format}, layout {side.layout}, {side.dtype}); {side.versions}"
+
+
+def _plain(value: Any) -> str:
+    """Spell a setting as people do: None is the whole map's, not a value."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import NotFoundError
 from ckptkit.base.parse import parse_count
+from ckptkit.base.shown import Column, Piece, Shown, Table
 from ckptkit.registry.schema import Entry
 
 Number = float | int | str
@@ -69,7 +70,7 @@ def _within(value: float | None, least: Number | None, most: Number | None) -> b
     return (least is None or value >= parse_count(least)) and (most is None or value <= parse_count(most))
 
 
-class Registry(Mapping[str, Entry]):
+class Registry(Mapping[str, Entry], Shown):
     """Every entry of the registry files, by id and in the order of the files.
 
     ``files`` are where they come from, in the order of loading, ``counts`` how many entries each of them has.
@@ -102,6 +103,34 @@ class Registry(Mapping[str, Entry]):
     def _near(self, wanted: str) -> str:
         close = nearest(wanted, self._entries)
         return f"did you mean {_either(close)}?" if close else "see 'ckptkit list'"
+
+    @property
+    def headline(self) -> str:
+        """The registry in one line."""
+        return f"{len(self)} entries: {', '.join(dict.fromkeys(entry.family for entry in self.values()))}"
+
+    def pieces(self) -> Iterator[Piece]:
+        """A row for each entry."""
+        columns = [Column("id"), Column("variant"), Column("pretrain"), Column("resolution", numeric=True)]
+        columns += [Column(figure, numeric=True) for figure in ("params", "FLOPs", "top-1")]
+        rows = [
+            [
+                entry.id,
+                entry.variant,
+                *(
+                    "-" if value is None else str(value)
+                    for value in (
+                        entry.pretrain_data,
+                        entry.test_resolution,
+                        entry.published_params,
+                        entry.published_flops,
+                        entry.published_top1,
+                    )
+                ),
+            ]
+            for entry in self.values()
+        ]
+        yield Table(columns, rows)
 
     def __iter__(self) -> Iterator[str]:
         """Ids, in the order of the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, zip_longest
@@ -23,6 +23,7 @@ from pydantic import (
 
 from ckptkit.base import packages
 from ckptkit.base.parse import parse_count
+from ckptkit.base.shown import Piece, Shown
 from ckptkit.base.urls import Url
 
 SOURCE_SCHEMES = ("https", "http", "file", "s3", "gs", "az", "hf")
@@ -116,7 +117,7 @@ class KnownDeviation(BaseModel):
     reason: Text = Field(description="What is known of the difference.")
 
 
-class Entry(BaseModel):
+class Entry(Shown, BaseModel):
     """One published checkpoint.
 
     A field that is None is not known. `params`, `flops`, `file_name` and `is_archive` follow from the fields.
@@ -178,6 +179,17 @@ class Entry(BaseModel):
     config_url: Address | None = Field(None, description="The training configuration.")
     log_url: Address | None = Field(None, description="The training log.")
     note: str | None = Field(None, description="A note about the entry.")
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every fact, and the sources."""
+        from ckptkit.registry.words import described
+
+        return described(self)
+
+    @property
+    def headline(self) -> str:
+        """The entry in one line."""
+        return f"{self.id}: {self.display_name}"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import rich.console
 import rich.table
 from safetensors.numpy import save_file
 
-from ckptkit.cli.output import Column, Output, prepare_streams
+from ckptkit.base.shown import Column
+from ckptkit.cli.output import Output, prepare_streams
 
 SIGNS = "3 × 4 – … → · ─ ≤ ± é \udce9 \U0001f600 \u0416"
 ENCODINGS = ["ascii", "latin-1", "cp437", "cp850", "cp932", "cp949", "cp1251", "cp1252", "gbk", "utf-8"]

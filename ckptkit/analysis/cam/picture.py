@@ -56,7 +56,7 @@ class Spot:
         return {"x": round(self.x, 2), "y": round(self.y, 2), "words": self.words}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Heatmap:
     """Where in a picture one method finds the evidence for a class, at one stage."""
 
@@ -133,6 +133,18 @@ class Heatmap:
         drawn = Image.fromarray(self.heat).resize(self.picture.size, Image.Resampling.BILINEAR)
         larger: Array = numpy.asarray(drawn, dtype=numpy.float32)
         return larger
+
+    def __repr__(self) -> str:
+        where = f"most heat {self.peak.words}" if self.peak else "no heat"
+        return (
+            f"<Heatmap {escaped(self.short_name)}: {self.class_name} {self.probability:.2%}, "
+            f"{self.method_title} at {self.stage}, {where}>"
+        )
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.overlay().save(file, "PNG")
+        return file.getvalue()
 
     def overlay(self, alpha: float = 0.5, colormap: str = "ember") -> Image:
         """Lay the heat over the picture."""

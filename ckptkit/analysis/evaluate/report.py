@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal
+
+from ckptkit.base.shown import Column, Piece, Shown, Table
+from ckptkit.base.text import counted
 
 Verdict = Literal["inside", "measured below", "measured above", "not compared"]
 
@@ -164,8 +167,8 @@ class SettingComparison:
         return {**asdict(self), "p_value": self.p_value, "better": self.better}
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Accuracy of a checkpoint on labelled images."""
 
     name: str
@@ -211,6 +214,31 @@ class Evaluation:
         return self.images + len(self.bad) < self.in_set
 
     @property
+    def headline(self) -> str:
+        """The result in one line."""
+        scores = ", ".join(f"top-{score.best} {score.percent:.2f}%" for score in self.scores)
+        return f"{self.name}: {scores} on {counted(self.images, 'image')}"
+
+    def pieces(self) -> Iterator[Piece]:
+        """What was evaluated and how, the scores, and what else there is to know."""
+        chosen = f"{self.images:,} images" + (f" of {self.in_set:,}, a sample" if self.sampled else "")
+        yield f"{self.name}: {chosen}, {self.classes:,} classes"
+        yield f"  images    {self.data}; {self.rule}"
+        yield f"  input     {self.preprocessing}"
+        settings = [f"{key} {str(value).lower()}" for key, value in self.settings.items()]
+        if settings:
+            yield f"  settings  {', '.join(settings)}"
+        yield f"  model     {self.variant}, {self.versions}, {_device(self)}"
+        outside = ("measured below", "measured above")
+        styles = ["red" if score.verdict in outside else None for score in self.scores]
+        yield Table(_COLUMNS, [_row(score) for score in self.scores], styles)
+        if self.images_per_second is not None:
+            yield f"{self.images_per_second:.1f} images/s over {self.seconds:.1f} s"
+        yield from (f"note: {note}" for note in self.notes)
+        if self.other_setting is not None:
+            yield str(self.other_setting)
+
+    @property
     def images_per_second(self) -> float | None:
         """Of this run; None where it had nothing left to do."""
         done = self.images + len(self.bad) - self.resumed
@@ -231,3 +259,22 @@ class Evaluation:
             "other_setting": self.other_setting.to_json() if self.other_setting else None,
             "ok": self.ok,
         }
+
+
+_COLUMNS = (
+    Column("accuracy"),
+    *(Column(figure, numeric=True) for figure in ("measured", "95% interval", "published")),
+    Column("verdict"),
+)
+
+
+def _device(report: Evaluation) -> str:
+    shared = f", {report.processes} processes" if report.processes > 1 else ""
+    return f"{report.device}, {report.precision}{shared}"
+
+
+def _row(score: Score) -> list[str]:
+    low, high = score.interval
+    published = "–" if score.published is None else str(score.published)
+    verdict = f"{score.verdict}: {score.reason}" if score.reason else score.verdict
+    return [f"top-{score.best}", f"{score.percent:.2f}%", f"{low:.2f}–{high:.2f}", published, verdict]
