@@ -438,7 +438,7 @@ def test_transform_of_a_variant_an_entry_and_a_file(tmp_path):
     assert str(ckptkit.transform(entry)) == str(ckptkit.transform(entry.id))
     assert "normalization imagenet" in str(ckptkit.transform("moganet-xt", framework="keras"))
     assert ckptkit.transform(path).preprocessing.size == (224, 224)
-    with pytest.raises(NotFoundError, match="did you mean .*moganet-xt-224"):
+    with pytest.raises(NotFoundError, match=r"did you mean .*moganet-xt-224"):
         ckptkit.transform("moganet-xt-225")
 
 
