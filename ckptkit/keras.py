@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+from ckptkit.base.errors import MissingDependencyError
 from ckptkit.base.packages import PluginWarning
 from ckptkit.base.text import escaped
 from ckptkit.families.base import families, get_family
@@ -18,7 +19,10 @@ for _name in families():
     if "keras" not in get_family(_name).models:
         continue
     if _name in families(plugins=False):
-        get_family(_name).keras_module()
+        try:
+            get_family(_name).keras_module()
+        except MissingDependencyError as _error:
+            raise ImportError(str(_error)) from _error
         continue
     try:
         get_family(_name).keras_module()
