@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
 from ckptkit._version import __version__
 from ckptkit.base.errors import UsageError
@@ -23,6 +22,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+from safetensors.torch import save_file  # noqa: E402
 
 TOLERANCE = 1e-4
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
-from onnx import TensorProto, helper, numpy_helper
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, StorageError, UsageError  # noqa: E402  # noqa: E402
 from ckptkit.models.graphs.onnx_graph import (  # noqa: E402
