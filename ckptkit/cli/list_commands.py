@@ -178,7 +178,7 @@ def entry_json(row: Entry, record: Record | None, *, cached: bool) -> dict[str, 
 
 def entry_lines(row: Entry, record: Record | None, *, cached: bool) -> list[str]:
     """Return the entry for people."""
-    from ckptkit.registry.words import described
+    from ckptkit.registry.schema import described
 
     lines = list(described(row, _here(row, record, cached=cached)))
     lines += ["", "Next", *(f"  {command}" for command in _next(row, cached=cached))]

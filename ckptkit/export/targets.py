@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError, one_of
 from ckptkit.base.home import user_path
+from ckptkit.export.publishing import push, require_hub
 from ckptkit.formats.names import file_ending, is_folder
 
 if TYPE_CHECKING:
@@ -85,8 +86,6 @@ class ExportRequest:
                 )
             self.require_consent(synthetic=synthetic)
             if not self.dry_run:
-                from ckptkit.export.hub import require_hub
-
                 require_hub(offline=offline)
         self.target.require(self)
 
@@ -240,12 +239,10 @@ def run_export(source: ModelSource, request: ExportRequest) -> Exported:
         exported = replace(request.target.export(source, output, request), kept=kept)
         if request.push is None or request.dry_run or not exported.ok:
             return exported
-        from ckptkit.export.hub import push
-
         source.workspace.note(f"pushing {len(exported.files)} files to {request.push}")
         url = push(
             exported.path,
-            exported.files,
+            [file.name for file in exported.files],
             request.push,
             private=request.private,
             message=f"{source.origin.id if source.origin else source.variant}, exported by ckptkit",

@@ -8,7 +8,7 @@ import pytest
 
 from ckptkit.base.errors import MissingDependencyError, NetworkError, UsageError
 from ckptkit.cli.output import ExitCode, exit_code
-from ckptkit.export.hub import push, require_hub
+from ckptkit.export.publishing import push, require_hub
 from ckptkit.export.targets import ExportedFile, ExportRequest, run_export
 from ckptkit.registry.loading import load_registry
 from tests.support.exporting import source_of, trained, write_safetensors
@@ -47,7 +47,7 @@ BATCH = "/me/moga.git/info/lfs/objects/batch"
 
 
 def pushed(folder, *, private=False):
-    return push(folder, FILES, "me/moga", private=private, message="a message")
+    return push(folder, [file.name for file in FILES], "me/moga", private=private, message="a message")
 
 
 def test_the_hub_receives_the_very_bytes_in_one_commit(server, folder):
