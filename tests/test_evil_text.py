@@ -739,7 +739,7 @@ def test_the_card_of_an_export(run: Runs, models: dict[str, Path], tmp_path: Pat
         card = (folder / "README.md").read_text(encoding="utf-8")
         assert is_clean(card)
         head, body = card.removeprefix("---\n").split("\n---\n", 1)
-        assert yaml.safe_load(head)["tags"] == ["image-classification", "moganet"]
+        assert yaml.safe_load(head)["tags"] == ["image-classification", "moganet", "ckptkit"]
         cards.append(markdown_shape(body))
         shutil.rmtree(folder)
     for card in cards:
