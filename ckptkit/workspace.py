@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from ckptkit.base.errors import ConversionError, FormatError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
 from ckptkit.base.home import user_path
+from ckptkit.base.parse import is_glob
 from ckptkit.base.progress import Progress, no_progress
 from ckptkit.families.base import registry_families
 from ckptkit.formats.names import file_ending
@@ -202,13 +203,16 @@ class Workspace:
 
         ``among`` gives the ids that it may stand for. A file whose own name has glob characters is that file.
         """
-        from ckptkit.registry.query import is_glob
-
         found: list[str] = []
+        by_glob: set[str] = set()
         for name in names:
-            is_one = name == STANDARD or not is_glob(name) or (files and self.is_path(name))
-            found += [name] if is_one else self._matching(name, among, files=files)
-        return list(dict.fromkeys(found))
+            if name == STANDARD or not is_glob(name) or (files and self.is_path(name)):
+                found += [name] if name not in by_glob else []
+                continue
+            fitting = [one for one in self._matching(name, among, files=files) if one not in found]
+            found += fitting
+            by_glob.update(fitting)
+        return found
 
     def _matching(self, pattern: str, among: Callable[[], Iterable[str]] | None, *, files: bool) -> list[str]:
         """The ids that fit a glob, else the files."""

@@ -734,9 +734,17 @@ SITUATIONS: Mapping[str, Situation] = {
         slow=True,
         says="Run: ckptkit export moat.pth --to onnx -o o.onnx",
     ),
+    "a whole model's name": Situation(
+        "convert moat.pth -o o.keras",
+        needs=BOTH,
+        slow=True,
+        says="'ckptkit export moat.pth --to keras -o o.keras' writes one",
+    ),
     "a name that says nothing": Situation("convert moat.pth -o moat.xyz", fill={"--to": "--to npz"}),
     "a name that says another format": Situation("convert moat.pth --to torch -o o.npz"),
-    "another format than published": Situation("synth tiny-moat0 -o o.npz"),
+    "another format than published": Situation(
+        "synth tiny-moat0 -o o.npz", then="synth tiny-moat0 -o o.ckpt"
+    ),
     # -- exports
     "a backbone of another type": Situation(
         "export moat.pth --to backbone --dtype float16 -o b", needs=TORCH

@@ -229,8 +229,8 @@ def export(
     >>> import tempfile, ckptkit
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     made = ckptkit.export("moganet-xt-224", "hf", f"{folder}/moganet", synthetic=True)
-    ...     sorted(path.name for path in made.iterdir())
-    ['README.md', 'config.json', 'model.safetensors']
+    ...     sorted(path.name for path in made.iterdir() if path.suffix != ".py")
+    ['README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json']
     """
     from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.base.errors import IntegrityError

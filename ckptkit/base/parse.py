@@ -131,3 +131,8 @@ def shown(value: object) -> str:
 
 def _named(option: str) -> str:
     return f"{option}: " if option else ""
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether ``pattern`` has a wildcard of `fnmatch` in it."""
+    return any(sign in pattern for sign in "*?[")

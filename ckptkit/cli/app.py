@@ -216,15 +216,15 @@ def _explain_itself(command: Any) -> None:
     command.format_help = shown_by(command, (lambda: {"Commands": summaries}) if below else None)
 
 
-_ABOUT = """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.
-
-Examples: ckptkit convert model.pth --to safetensors --layout as-is · ckptkit demo
-"""
-
 app = typer.Typer(
     cls=Root,
     name="ckptkit",
-    help=help_of(_ABOUT),
+    help=help_of(
+        """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.
+
+        Examples: ckptkit convert model.pth --to safetensors --layout as-is · ckptkit demo
+        """
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import UsageError, command, one_of
 from ckptkit.base.home import user_path
+from ckptkit.base.text import escaped
 from ckptkit.formats.base import Format
 from ckptkit.formats.builtin import BUILT_IN, WORDS, added, format_of
 
@@ -200,8 +201,10 @@ def _refuse_never(output: str, wanted: str | None, source: object) -> None:
     if ending == ".index.json":
         hint += " --max-shard-size 5GB"
     elif ending == ".keras":
-        whole = command("export", source, "--to", "keras", "-o", output).removeprefix("Run: ")
-        hint = f"'{whole}' writes one; for the weights alone {hint}"
+        named = [escaped(str(word), "shell") for word in (source, output)]
+        hint = (
+            f"'ckptkit export {named[0]} --to keras -o {named[1]}' writes one; for the weights alone {hint}"
+        )
     elif ending == ".onnx":
         hint = command("export", source, "--to", "onnx", "-o", output)
     raise UsageError(f"{output} is the name of {what}", hint=hint)

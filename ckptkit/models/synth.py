@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ckptkit.base.errors import UsageError, choose_from
+from ckptkit.base.errors import UsageError, choose_from, command
 from ckptkit.base.files import StagedFile
 from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.families.base import Family, PublishedFile, Structure, family_of_variant, get_family, is_variant
@@ -315,5 +315,5 @@ def refuse_unpublished(synthetic: Synthetic, output: str | Path) -> None:
         raise UsageError(
             f"{output}: synth writes {synthetic.variant} as it is published, "
             f"a {published.title} {'file' if published.one_file else 'checkpoint'}",
-            hint=f"give -o {better}; 'ckptkit convert' changes the format",
+            hint=f"give -o {better} and convert that. {command('convert', better, '-o', output)}",
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ckptkit.base.errors import NotFoundError
-from ckptkit.base.parse import parse_count
+from ckptkit.base.parse import is_glob, parse_count
 from ckptkit.base.shown import Column, Piece, Shown, Table
 from ckptkit.registry.schema import Entry
 
@@ -44,11 +44,6 @@ _LEAST_TYPED = 3
 def _either(names: Sequence[str]) -> str:
     """Join as in "a, b or c"."""
     return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
-
-
-def is_glob(pattern: str) -> bool:
-    """Whether ``pattern`` has a wildcard of `fnmatch` in it."""
-    return any(sign in pattern for sign in "*?[")
 
 
 def _matches(value: str | None, wanted: Texts | None) -> bool:

@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "ckptkit"
 COMPARED = re.compile(rf"\.(?:format|to|source_format) (?:==|!=) \"(?:{'|'.join(BUILT_IN)})\"")
 
 MAY_NAME_ONE = {
+    "api/environment.py": "a Literal for editors; tests/test_api.py compares it with the formats",
     "registry/schema.py": "it is below the formats; a test holds its names to theirs",
     "families/moat/__init__.py": "in which container the family is published",
     "families/moganet/__init__.py": "in which container the family is published",

@@ -50,7 +50,7 @@ def test_a_stopped_fetch_is_continued_by_the_next(
     assert out == "" and final_files(home) == []
     assert not list(home.glob("artefacts/test-entry/[!.]*"))
     if how is signal.SIGINT:
-        assert code == 130 and err.rstrip().endswith("interrupted")
+        assert code == 130 and err.rstrip().endswith("interrupted; run it again to resume")
     else:
         assert code == -how
     kept = part_size(home)
