@@ -220,10 +220,8 @@ app = typer.Typer(
     cls=Root,
     name="ckptkit",
     help=help_of(
-        """Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.
-
-        Examples: ckptkit convert model.pth --to safetensors --layout as-is · ckptkit demo
-        """
+        "Fetch, verify, convert and prove the published checkpoints of MOAT and MogaNet.\n\n"
+        "Examples: ckptkit convert model.pth --to safetensors --layout as-is · ckptkit demo"
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
