@@ -27,6 +27,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
@@ -326,6 +327,8 @@ def _sentence(location: Sequence[str | int], kind: str, message: str) -> str:
 
 _LONGEST = 10_000
 """Characters of an expression."""
+_DEEPEST = 200
+"""Groups inside each other; how deep Python itself goes depends on the program that it runs in."""
 _SECONDS = 1
 """Of processor time for all expressions of a file, and more where there are many names."""
 _PAIRS_A_SECOND = 200_000
@@ -363,6 +366,8 @@ def compiled(expression: str) -> re.Pattern[str]:
     """Compile an expression; raises ValueError where that fails, or it is too long or nested too deeply."""
     if len(expression) > _LONGEST:
         raise ValueError(f"longer than {_LONGEST:,} characters")
+    if _depth(expression) > _DEEPEST:
+        raise ValueError("nested too deeply")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -396,9 +401,20 @@ def fitting(expressions: Sequence[str], names: Sequence[str]) -> list[list[int]]
     return [found[place] for place in range(len(expressions))]
 
 
+def _signs(expression: str) -> str:
+    """An expression with ``x`` for what is escaped or in a class."""
+    return re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)", "x", expression, flags=re.DOTALL)
+
+
+def _depth(expression: str) -> int:
+    """How deep its groups are inside each other."""
+    steps = ((sign == "(") - (sign == ")") for sign in _signs(expression))
+    return max(accumulate(steps), default=0)
+
+
 def _is_quick(expression: str) -> bool:
     """Whether there is little to try: one repetition at the most, of a single character, and one group."""
-    signs = re.sub(r"\\[^1-9]|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)", "x", expression, flags=re.DOTALL)
+    signs = _signs(expression)
     repetitions = sum(map(signs.count, "*+?{\\"))
     return repetitions <= 1 and signs.count("(") <= 1 and not re.search(r"\)[*+?{]", signs)
 
