@@ -738,7 +738,8 @@ SITUATIONS: Mapping[str, Situation] = {
         "convert moat.pth -o o.keras",
         needs=BOTH,
         slow=True,
-        says="'ckptkit export moat.pth --to keras -o o.keras' writes one",
+        says="'ckptkit export moat.pth --to keras -o o.keras' writes one; "
+        "for the weights alone give -o o.weights.h5",
     ),
     "a name that says nothing": Situation("convert moat.pth -o moat.xyz", fill={"--to": "--to npz"}),
     "a name that says another format": Situation("convert moat.pth --to torch -o o.npz"),
