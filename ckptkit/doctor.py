@@ -755,7 +755,7 @@ def check_machine() -> list[Finding]:
 
 
 def _memory() -> Iterator[str]:
-    """Memory in all, what is free, and what a container grants, as far as the system reports."""
+    """Total and free memory, and what a container grants, as far as the system reports."""
     total = 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

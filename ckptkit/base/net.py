@@ -340,7 +340,7 @@ class Failures:
             return self._policy.wait(self._in_a_row)
         self._waited += asked
         if self._waited > self._policy.max_retry_after:
-            raise BusyError(f"{error}: the server asks to wait {self._waited:.0f} s in all") from error
+            raise BusyError(f"{error}: the server asks to wait {self._waited:.0f} s in total") from error
         return asked
 
 

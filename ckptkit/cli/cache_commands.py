@@ -79,7 +79,7 @@ _SIZES: Mapping[str, Kind] = {"file": "artefact", "unpacked": "unpacked", "conve
 
 
 def _print_entries(state: State, home: Home, held: Sequence[Holding]) -> None:
-    sizes = [Column(heading, numeric=True) for heading in (*_SIZES, "in all")]
+    sizes = [Column(heading, numeric=True) for heading in (*_SIZES, "total")]
     columns = [Column("id"), *sizes, Column("last used", spare=True), Column("state")]
     rows = [
         [h.id, *(_size(h, kind) for kind in _SIZES.values()), human_bytes(h.size), _day(h.used), _states(h)]

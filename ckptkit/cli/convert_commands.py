@@ -220,9 +220,10 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
         state.output.note(f"{located.name}: already up to date")
     else:
         done = "written, read back and compared" if checked else "written (not read back)"
+        tensors = f"{len(plan.moves)} tensor{'' if len(plan.moves) == 1 else 's'}"
+        ignored = f"; {len(plan.ignored)} left out by rule" if plan.ignored else ""
         state.output.note(
-            f"{located.name}: {outcome.way}, {len(plan.moves)} tensors, {human_bytes(plan.nbytes)} {done}; "
-            f"{len(plan.ignored)} left out by rule"
+            f"{located.name}: {outcome.way}, {tensors}, {human_bytes(plan.nbytes)} {done}{ignored}"
         )
     if outcome.converted is not None and outcome.converted.losses:
         from ckptkit.convert.execution import describe_losses

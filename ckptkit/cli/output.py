@@ -440,6 +440,10 @@ def width_of(stream: TextIO) -> int:
 _LABELS = re.compile(r"\s*(?:\S+(?: \S+)*?\s{2,}(?=\S))*(?:(?<!\S)\d+\. )?")
 
 
+_TYPED = re.compile("Run: |(?<=; )pip install ")
+"""Where in a message the command begins that is to be typed; it ends the message."""
+
+
 def wrapped(line: str, room: int) -> list[str]:
     r"""Break a line at its spaces; what follows labels and a wide gap begins below its beginning.
 
@@ -449,18 +453,21 @@ def wrapped(line: str, room: int) -> list[str]:
     ['  status  not known:', '          never fetched']
     >>> wrapped("no file. Run: ckptkit fetch tiny-moat0-256", 32)
     ['no file.', '  Run: ckptkit fetch \\', '    tiny-moat0-256']
+    >>> wrapped("cam needs captum and pillow; pip install captum pillow", 28)
+    ['cam needs captum and pillow;', '  pip install captum \\', '    pillow']
     """
     if len(line) <= room:
         return [line]
-    text, run, command = line.partition("Run: ")
+    typed = _TYPED.search(line)
+    text, command = (line[: typed.start()], line[typed.start() :]) if typed else (line, "")
     margin = len(line) - len(line.lstrip())
     longest = _longest_word(text)
-    hang = len(_LABELS.match(text)[0]) if not run else 0  # type: ignore[index]
+    hang = len(_LABELS.match(text)[0]) if not typed else 0  # type: ignore[index]
     if hang and longest > room - margin - 2 and " " not in line[hang:]:
         return [line]  # no room for it on a line of its own either
     hang = max(min(hang, room - longest, room // 2), margin or 2)
     lines = _filled(text, room, hang)
-    return lines + (pasteable(run + command, room, " " * hang) if run else [])
+    return lines + (pasteable(command, room, " " * hang) if typed else [])
 
 
 def _filled(text: str, room: int, hang: int) -> list[str]:

@@ -167,7 +167,7 @@ def _introduction(source: ModelSource, config: ModelConfig, form: str) -> str:
 
 
 def _transformers_use(config: ModelConfig, repository: str | None) -> list[str]:
-    """How transformers loads the folder, and that it runs code of it; no section where there is no code."""
+    """How transformers loads the folder, and that it runs its code; empty for a folder without code."""
     if config.auto_map is None:
         return []
     name = json_text(repository or "ORG/NAME")

@@ -635,7 +635,7 @@ class _Describer:
             yield from (("", v) for v in value)
             return
         yield from (("", v) for v in value[:_FIRST_OF_MANY])
-        yield "", f"… {_values(len(value))} in all"
+        yield "", f"… {_values(len(value))} in total"
 
     def _call(self, value: Inert, depth: int) -> str:
         name = escaped(value.name[:200])

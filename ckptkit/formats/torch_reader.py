@@ -608,7 +608,7 @@ class TorchReader(MappedReader):
         real = sum(extent.nbytes for extent in self._storages.values())
         claimed = sum(self.specs[name].nbytes for name in self._tensors)
         if claimed > LIMITS["nbytes"].of(real):
-            raise FormatError(self.path, f"tensors of {claimed} bytes in all, made of {real} bytes of data")
+            raise FormatError(self.path, f"its tensors claim {claimed} bytes, but share {real} bytes of data")
 
     @cached_property
     def extras(self) -> Mapping[str, str]:

@@ -272,7 +272,9 @@ def test_malformed_common_objects_are_told_as_calls(case: str) -> None:
 
 
 def test_long_lists_show_their_first_values() -> None:
-    assert describe({"params": list(range(276))}) == "{params: [0, 1, 2, 3, 4, 5, 6, 7, … 276 values in all]}"
+    assert (
+        describe({"params": list(range(276))}) == "{params: [0, 1, 2, 3, 4, 5, 6, 7, … 276 values in total]}"
+    )
 
 
 def test_limits() -> None:

@@ -382,5 +382,5 @@ class FigureOptions:
         if not _DPI[0] <= self.dpi <= _DPI[1] or width * height * self.dpi**2 > _MOST_PIXELS:
             raise UsageError(
                 f"{width:g} x {height:g} inches at {self.dpi} pixels per inch cannot be drawn",
-                hint=f"give a dpi from {_DPI[0]} to {_DPI[1]} and no more than 100 million pixels in all",
+                hint=f"give a dpi from {_DPI[0]} to {_DPI[1]} for at most 100 million pixels",
             )

@@ -81,7 +81,7 @@ def require_whole_windows(size: Size, window: Size) -> None:
 # -- position tables -----------------------------------------------------------------------------------------
 
 SIDES = (32, 4096)
-"""Least and greatest side of an input in pixels: below the total stride there is no whole last map."""
+"""Smallest and largest side of an input, in pixels; below the total stride the last map is empty."""
 
 LARGEST = 2 * SIDES[1] // 16 - 1
 """Greatest side of a table."""
