@@ -20,7 +20,7 @@ from ckptkit.base import errors
 from ckptkit.base.axes import OPS
 from ckptkit.cli import app
 from ckptkit.cli.help import record
-from ckptkit.cli.output import READER_GONE, ExitCode, exit_code
+from ckptkit.cli.output import READER_GONE, ExitCode, exit_code, pasteable
 from ckptkit.families.base import registry_families
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.registry.schema import json_schema
@@ -46,13 +46,20 @@ EXIT_CODES = {
     ExitCode.MISSING_PACKAGE: "an optional package is missing; the message has the line that installs it",
     ExitCode.INTERRUPTED: "interrupted",
 }
+_ROOM = 78
+"""Characters of code that fit beside both menus of a page of 1280 pixels."""
 GONE = "whoever read the output went away, as `head` does"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; what would end a cell is escaped."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    """A Markdown table; within a code span nothing ends a cell."""
+    cells = [[cell.replace("\n", " ") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [[*head], ["---"] * len(head), *cells]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text for Markdown: its marks are characters like others."""
+    return re.sub(r"[\\`*_<>\[\]|]", r"\\\g<0>", text)
 
 
 def every_command() -> Iterator[tuple[str, Any]]:
@@ -85,24 +92,31 @@ def description(command: Any) -> tuple[str, list[str]]:
 def _commands() -> str:
     """Every command with its options."""
     parts = [
-        _table(("option", ""), [(f"`{label}`", text) for label, text in parameters(app.load_commands())])
+        _table(
+            ("option", "meaning"),
+            [(f"`{label}`", _plain(text)) for label, text in parameters(app.load_commands())],
+        )
     ]
     for name, command in every_command():
         text, examples = description(command)
-        parts += [f"## {name}\n", f"{text}\n"]
+        parts += [f"## {name}\n", f"{_plain(text)}\n"]
         if examples:
-            parts.append("```console\n" + "\n".join(f"$ {line}" for line in examples) + "\n```\n")
-        rows = [(f"`{label}`", text) for label, text in parameters(command)]
+            lines = [line for example in examples for line in pasteable(f"$ {example}", _ROOM, "")]
+            parts.append("```console\n" + "\n".join(lines) + "\n```\n")
+        rows = [(f"`{label}`", _plain(text)) for label, text in parameters(command)]
         if rows and not hasattr(command, "commands"):
-            parts.append(_table(("argument or option", ""), rows))
+            parts.append(_table(("argument or option", "meaning"), rows))
     return "\n".join(parts)
 
 
 def _python() -> str:
     """Every public function, by its docstring; errors have a table of their own."""
     functions = [thing for name in ckptkit.__all__ if isfunction(thing := getattr(ckptkit, name))]
-    paths = [f"{function.__module__}.{function.__qualname__}" for function in functions]
-    return "\n".join(f"::: {path}\n    options:\n      heading_level: 2\n" for path in paths)
+    return "\n".join(
+        f"::: {one.__module__}.{one.__qualname__}\n    options:\n      heading_level: 2\n"
+        f"      heading: ckptkit.{one.__name__}\n      toc_label: {one.__name__}\n"
+        for one in functions
+    )
 
 
 def _errors() -> str:
@@ -111,7 +125,7 @@ def _errors() -> str:
     kinds = [kind for kind in kinds if issubclass(kind, errors.CkptkitError)]
     codes = {kind: str(int(exit_code(kind.__new__(kind)))) for kind in kinds}
     rows = [(f"`{kind.__name__}`", _first_line(kind), code) for kind, code in codes.items()]
-    return _table(("class", "", "exit code"), rows)
+    return _table(("class", "meaning", "exit code"), rows)
 
 
 def _first_line(thing: object) -> str:
@@ -160,12 +174,13 @@ def _registry() -> str:
     for kind, schema in json_schema(registry_families())["$defs"].items():
         required = schema.get("required", ())
         rows = [
-            (f"`{name}`", _type(field), "yes" if name in required else "", field.get("description", ""))
+            (f"`{name}`", _type(field), "yes" if name in required else "", _plain(about))
             for name, field in schema.get("properties", {}).items()
+            for about in [field.get("description", "")]
         ]
         if rows:
-            about = schema.get("description", "").partition("\n\n")[0]
-            parts += [f"## {kind}\n", f"{about}\n", _table(("field", "type", "required", ""), rows)]
+            about = _plain(schema.get("description", "").partition("\n\n")[0])
+            parts += [f"## {kind}\n", f"{about}\n", _table(("field", "type", "required", "meaning"), rows)]
     return "\n".join(parts)
 
 
@@ -209,6 +224,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     text = re.sub("<!-- from the code: (.+?) -->", lambda found: PARTS[found[1]](), markdown)
     return re.sub(r"\]\(([^)\s]+)\)", lambda found: f"]({_link(name, found[1])})", text)
+
+
+def on_page_content(page_html: str, **_: Any) -> str:
+    """MkDocs: keep options in the text from being broken at their hyphens."""
+    return re.sub(r"(?<!<pre>)<code>([^<\n]+)</code>", _whole_words, page_html)
+
+
+def _whole_words(found: re.Match[str]) -> str:
+    words = re.sub(r"(?<!\S)\S{0,30}-\S{1,30}(?!\S)", r'<span class="word">\g<0></span>', found[1])
+    return f"<code>{words}</code>"
 
 
 def _link(page: str, target: str) -> str:

@@ -8,7 +8,11 @@ import re
 import runpy
 import subprocess
 import sys
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -87,15 +91,111 @@ def test_no_page_loads_anything_from_elsewhere(site):
     assert {url for url in found if not url.startswith("https://example.org/")} == set()
 
 
-@pytest.mark.slow
-def test_pages_in_a_browser(site, tmp_path):
-    with browser() as chromium:
-        for page in ("index.html", "tutorial/index.html", "reference/commands/index.html"):
-            chromium.open(site / page)
-            assert len(chromium.text("main")) > 500
-            assert [line for line in chromium.messages() if "ERR_FILE_NOT_FOUND" not in line] == []
-            chromium.screenshot(tmp_path / "page.png")
-            assert (tmp_path / "page.png").stat().st_size > 10_000
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Say nothing about what was asked for."""
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served, on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=site)) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+def nav(part):
+    """Every page of the navigation, as its address ends."""
+    if isinstance(part, str):
+        return [part.removesuffix("index.md").replace(".md", "/")]
+    return [page for one in (part if isinstance(part, list) else part.values()) for page in nav(one)]
+
+
+NAV = nav(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+DIAGRAMS = {"design/"}
+"""Pages with a drawing in characters, which is wider than a page."""
+SEEN = """
+const shows = one => one.getClientRects().length > 0;
+const code = [...document.querySelectorAll("article pre code")];
+return {
+  words: document.querySelector("article").innerText.length,
+  heading: document.querySelector("h1").innerText,
+  entries: [...document.querySelectorAll(".md-nav--primary a.md-nav__link")].length,
+  room: document.documentElement.clientWidth,
+  needed: document.documentElement.scrollWidth,
+  cut: code.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent),
+  broken: [...document.querySelectorAll("article td code")].filter(one => !/\\s/.test(one.textContent)
+    && one.getClientRects().length > 1).map(one => one.textContent),
+  pictures: [...document.querySelectorAll("article img")].filter(shows)
+    .map(one => [one.src.split("/").pop(), one.naturalWidth, one.width]),
+  ground: getComputedStyle(document.body).backgroundColor,
+};
+"""
+
+
+def in_scheme(chromium, dark):
+    """What the page shows once it has followed the system into a scheme, without being loaded again."""
+    chromium.dark(dark)
+    end = time.monotonic() + 20
+    while True:
+        seen = chromium.run(SEEN)
+        brightness = max(map(int, re.findall(r"\d+", seen["ground"])[:3]))
+        if (brightness < 80) is dark:
+            return seen
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("page", NAV)
+def test_a_page_in_a_browser(page, address, chromium):
+    chromium.open(address + page)
+    for width, dark in ((1280, False), (390, True)):
+        chromium.size(width, 900)
+        seen = in_scheme(chromium, dark)
+        assert seen["words"] > 200 and seen["heading"] and seen["entries"] >= len(NAV)
+        assert seen["needed"] <= seen["room"]  # no page scrolls sideways
+        assert seen["broken"] == []
+        if width == 1280 and page not in DIAGRAMS:
+            assert seen["cut"] == []
+        for name, natural, shown in seen["pictures"]:
+            assert natural > 0 and 200 < shown <= width, name
+            assert not name.endswith("#only-light" if dark else "#only-dark"), name
+    assert chromium.messages() == []
+    assert [url for url in chromium.requests() if not url.startswith(address)] == []
+
+
+@pytest.mark.parametrize("page", ["", "howto/evaluate/"])
+def test_each_scheme_has_pictures_of_its_own(page, address, chromium):
+    chromium.size(1280, 900)
+    chromium.open(address + page)
+    light, dark = ({name for name, *_ in in_scheme(chromium, one)["pictures"]} for one in (False, True))
+    assert len(light) == len(dark) and light ^ dark
+
+
+def test_the_search_finds_an_option_and_a_copied_command_has_no_prompt(address, chromium):
+    chromium.size(1280, 900)
+    chromium.open(address + "tutorial/")
+    chromium.click("#__code_1 .md-code__button")
+    copied = chromium.clipboard()
+    assert copied.startswith("ckptkit list") and "$" not in copied
+    chromium.click(".md-search__input")
+    chromium.type(".md-search__input", "--require-checksum")
+    end = time.monotonic() + 20
+    while "--require-checksum" not in chromium.run(
+        "return document.querySelector('.md-search-result').innerText"
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert chromium.messages() == []
 
 
 def test_the_manual_page_is_todays():

@@ -247,7 +247,7 @@ def test_whichever_step_of_ci_fails_the_run_fails(tmp_path):
     tools.mkdir()
     script.parent.mkdir()
     script.write_bytes((REPOSITORY / ".ci" / "run").read_bytes())
-    for name in ("python3", "python", "pip", "ckptkit", "ruff", "mypy", "lint-imports"):
+    for name in ("python3", "python", "pip", "ckptkit", "ruff", "mypy", "lint-imports", "chromedriver"):
         (tools / name).write_text(FAKE)
         (tools / name).chmod(0o755)
 

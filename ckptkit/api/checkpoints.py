@@ -59,7 +59,8 @@ def registry(overlays: Sequence[str | Path] = ()) -> Registry:
     >>> import ckptkit
     >>> ckptkit.registry()["moat2-384-noposemb"].published_top1
     87.2
-    >>> [entry.id for entry in ckptkit.registry().find(family="moat", pos_emb=True, max_params=6e6)]
+    >>> small = ckptkit.registry().find(family="moat", pos_emb=True, max_params=6e6)
+    >>> [entry.id for entry in small]
     ['tiny-moat0-256', 'tiny-moat1-256']
     """
     from ckptkit.families.base import registry_families
@@ -405,7 +406,8 @@ def inspect(
     --------
     >>> import tempfile, ckptkit
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = ckptkit.inspect(ckptkit.synth("tiny-moat0", folder + "/"), "stem", sort="size")
+    ...     model = ckptkit.synth("tiny-moat0", folder + "/")
+    ...     found = ckptkit.inspect(model, "stem", sort="size")
     >>> found.format, found.variant, found.tensors[0].name
     ('tf', 'tiny-moat0', 'moat/stem/conv_1/kernel')
     """

@@ -228,7 +228,8 @@ def export(
     --------
     >>> import tempfile, ckptkit
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made = ckptkit.export("moganet-xt-224", "hf", f"{folder}/moganet", synthetic=True)
+    ...     target = f"{folder}/moganet"
+    ...     made = ckptkit.export("moganet-xt-224", "hf", target, synthetic=True)
     ...     sorted(path.name for path in made.iterdir() if path.suffix != ".py")
     ['README.md', 'config.json', 'model.safetensors', 'preprocessor_config.json']
     """
@@ -317,7 +318,8 @@ def plot(
     --------
     >>> import ckptkit, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = ckptkit.plot(f"{folder}/tiny.html", ckptkit.registry().find(variant="tiny-moat*"))
+    ...     tiny = ckptkit.registry().find(variant="tiny-moat*")
+    ...     page = ckptkit.plot(f"{folder}/tiny.html", tiny)
     ...     page.name, page.stat().st_size > 0
     ('tiny.html', True)
     """

@@ -266,8 +266,10 @@ def create_model(
 
     The same weights in Keras, to be trained on ten other classes::
 
-        model = ckptkit.create_model("moat0-224", "keras", checkpoint=True, num_classes=10)
-        model.loaded.initialised     # ('moat/logits_head/kernel', 'moat/logits_head/bias')
+        model = ckptkit.create_model(
+            "moat0-224", "keras", checkpoint=True, num_classes=10
+        )
+        model.loaded.initialised  # the kernel and the bias of the head
     """
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
     framework = framework_named(framework)

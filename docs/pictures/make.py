@@ -111,7 +111,7 @@ def terminal_pictures(command: str, width: int) -> dict[str, str]:
 
 def accuracy_picture(target: Path) -> None:
     """Draw the accuracy of everything published against its parameters."""
-    _run(f"ckptkit plot -o {target} --force")
+    _run(f"ckptkit plot -o {target} --force {'--dark' if target.stem.endswith('-dark') else ''}")
 
 
 def heat_map(target: Path) -> None:
@@ -130,7 +130,11 @@ def _run(command: str) -> None:
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
 
 
-DRAWINGS: dict[str, Callable[[Path], None]] = {"accuracy.svg": accuracy_picture, "heat-map.png": heat_map}
+DRAWINGS: dict[str, Callable[[Path], None]] = {
+    "accuracy.svg": accuracy_picture,
+    "accuracy-dark.svg": accuracy_picture,
+    "heat-map.png": heat_map,
+}
 
 
 def main(names: list[str]) -> None:

@@ -32,7 +32,7 @@ _FLAGS = (
     "--disable-dev-shm-usage",
     "--disable-default-apps",
     "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # a page that asks for anything gets nothing
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # whoever asks another machine gets nothing
 )
 
 
@@ -53,12 +53,13 @@ class Browser:
             raise AssertionError(f"{path}: {answer['error']}: {answer['message'].splitlines()[0]}")
         return answer
 
-    def open(self, path: Path, fragment: str = "") -> None:
-        """Open a file, forgetting what the console said before."""
+    def open(self, page: Path | str, fragment: str = "") -> None:
+        """Open a file or an address, forgetting what the console said before."""
         self.ask("POST", "/url", url="about:blank")
         self.messages()
         self.requests()
-        self.ask("POST", "/url", url=path.as_uri() + fragment)
+        address = page if isinstance(page, str) else page.as_uri()
+        self.ask("POST", "/url", url=address + fragment)
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page; returns what it returns."""
@@ -143,7 +144,7 @@ def browser() -> Iterator[Browser]:
     driver = shutil.which("chromedriver")
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if driver is None or binary is None:
-        pytest.skip("no chromium with chromedriver installed")
+        pytest.skip("no Chromium; on Debian: apt-get install chromium chromium-driver")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -43,7 +43,7 @@ def examples_of(page: Path) -> list[Example]:
     blocks = [
         line.removeprefix("$ ").partition(" # ")[0].strip()
         for block in _BLOCK.findall(text)
-        for line in map(str.strip, block.splitlines())
+        for line in map(str.strip, re.sub(r"\\\n\s*", "", block).splitlines())
         if line.startswith("$ ")
     ]
     inline = [" ".join(found.split()) for found in _INLINE.findall(_BLOCK.sub("", text))]
