@@ -265,11 +265,12 @@ def manual_page() -> str:
     ]
     for name, command in every_command():
         text, examples = description(command)
-        lines += [f".SS {_roff(name)}", *[_roff(line) for line in text.split("\n\n")]]
+        lines += [f".SS {_roff(name)}", "\n.P\n".join(map(_roff, text.split("\n\n")))]
         if not hasattr(command, "commands"):
             lines += _definitions(parameters(command))
         if examples:
-            lines += [".P", "Examples:", ".nf", *[f"  {_roff(line)}" for line in examples], ".fi"]
+            broken = [line for example in examples for line in pasteable(example, 70)]
+            lines += [".P", "Examples:", ".nf", *(f"  {_roff(line, keep=True)}" for line in broken), ".fi"]
     lines += [".SH EXIT STATUS"]
     lines += _definitions((str(int(code)), text.replace("`", "")) for code, text in EXIT_CODES.items())
     lines += [
@@ -284,9 +285,11 @@ def _definitions(pairs: Any) -> list[str]:
     return [line for label, text in pairs for line in (".TP", f".B {_roff(label)}", _roff(text) or "\\&")]
 
 
-def _roff(text: object) -> str:
-    """Text for roff: its control characters escaped."""
-    line = " ".join(str(text).split()).replace("\\", "\\e").replace("-", "\\-")
+def _roff(text: object, *, keep: bool = False) -> str:
+    """Text for roff, in ASCII: its control characters escaped; with ``keep`` its blanks stay."""
+    line = str(text) if keep else " ".join(str(text).split())
+    line = line.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    line = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", line)
     return f"\\&{line}" if line.startswith((".", "'")) else line
 
 

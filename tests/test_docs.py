@@ -6,6 +6,7 @@ import html
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from ckptkit.cli.output import ExitCode
 from ckptkit.formats.builtin import BUILT_IN
 from tests.conftest import REPOSITORY
 from tests.support.browser import browser
-from tests.support.examples import commands
+from tests.support.examples import commands, printed_examples
 
 DOCS = REPOSITORY / "docs"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -203,6 +204,26 @@ def test_the_manual_page_is_todays():
     assert (DOCS / "ckptkit.1").read_text(encoding="utf-8") == script["manual_page"](), (
         "run: python docs/reference.py > docs/ckptkit.1"
     )
+
+
+def test_the_manual_page_has_no_fault_and_fits_a_terminal():
+    program = shutil.which("groff") or pytest.skip("no groff")
+    text = (DOCS / "ckptkit.1").read_text(encoding="utf-8")
+    assert text.isascii()
+    done = subprocess.run(
+        [program, "-man", "-ww", "-Tutf8", "-rLL=80n", "-P-cbou"],
+        input=text.encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b""
+    shown = done.stdout.decode()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "'moat*-384*'" in shown and "[PATTERN…]" in shown
+    typed = " ".join(shown.replace("\\\n", " ").split()).replace("\u2010", "-").replace("\u2212", "-")
+    for command in commands():
+        for example in printed_examples(command):
+            assert " ".join(example.line.split()) in typed
 
 
 NUMBERS = re.compile(r"\d\.\d+e-\d+|\d\.\d{9}|\d+\.\d+\.\d+(?:\+\w+)?|stage\d\)$")
