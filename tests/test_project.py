@@ -105,6 +105,21 @@ def test_name_and_repository_are_those_of_the_metadata():
     assert 'authors = [{ name = "The ckptkit authors" }]' in text  # by which an older install is known
 
 
+def test_on_a_package_index_the_readme_leads_to_the_repository():
+    tomllib = pytest.importorskip("tomllib")
+    tool = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    shown = README
+    for rule in tool["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        shown = re.sub(rule["pattern"], rule["replacement"], shown)
+    named = ["".join(one) for one in re.findall(r'\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"', shown)]
+    here = re.compile(re.escape(ADDRESS.removesuffix(".git")) + r"/(blob|raw)/main/(.+)")
+    found = [match for url in named if (match := here.fullmatch(url))]
+    assert len(found) == len(named) > 20
+    for match in found:
+        assert (REPOSITORY / match[2]).is_file()
+        assert (match[1] == "raw") is match[2].startswith("docs/pictures/")
+
+
 def modules_imported(code, home):
     program = f"import sys\n{code}\nprint(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     child = subprocess.run(
