@@ -122,6 +122,7 @@ def test_the_action_caches_what_the_store_writes_and_pastes_no_input_into_a_scri
     homes = {step["env"]["CKPTKIT_HOME"] for step in steps if "CKPTKIT_HOME" in step.get("env", {})}
     assert {f"{home}/artefacts" for home in homes} == {cache["path"]}  # as ckptkit.store.cache lays it out
     assert all("${{" not in step.get("run", "") for step in steps)
+    assert "inputs.ids" not in cache["key"]  # a key holds no comma, and 512 characters
     assert (
         actions((REPOSITORY / "action.yml").read_text()).items()
         <= {
@@ -183,7 +184,7 @@ def test_the_action_proves_conversions_and_fails_on_a_wrong_one(action: Runner, 
         model = write_checkpoint(synthetic_for(load_registry()[id]), tmp_path / f"{id}.published")
         ckptkit.convert(model, to="safetensors", output=tmp_path / file, variant=load_registry()[id].variant)
     assert action(ids=" ".join(ids), converted=files[0])[0] == 2
-    code, printed = action(ids="\n".join(ids), converted="\n".join(files), options="--resolution 64")
+    code, printed = action(ids="\n".join(ids), converted="\n".join(files), options="--resolution\n64")
     assert code == 0, printed
     reports = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())["reports"]
     assert sorted(path.name for path in Path(reports).iterdir()) == [f"{id}.xml" for id in sorted(ids)]
@@ -195,6 +196,16 @@ def test_the_action_proves_conversions_and_fails_on_a_wrong_one(action: Runner, 
     code, printed = action(ids=ids[0], converted=files[0], options="--resolution 64")
     assert code == 1
     assert "DISAGREE" in printed
+
+
+@pytest.mark.parametrize(
+    "ids", ["--force", "moat0-224\n-o", "../moat0-224", "$(touch hurt)", "a;b", "a,b", "`a`"]
+)
+def test_the_action_takes_nothing_but_ids(ids: str, tmp_path: Path) -> None:
+    code, printed = Runner(tmp_path)(ids=ids)
+    assert code == 2
+    assert "::error::not an id" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def _header(path: Path) -> bytes:
@@ -224,6 +235,7 @@ def test_a_pre_commit_hook_passes_what_is_whole_and_refuses_what_is_not(
         (tmp_path / name).mkdir()
         (tmp_path / name / "registry.yaml").write_text(text)
     assert hooks[hook]["language"] == "python"
+    assert not re.search(hooks[hook]["files"], "firmware.bin")
     for file, expected in ((good, True), (bad, False)):
         assert re.search(hooks[hook]["files"], file)
         done = subprocess.run(
