@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ckptkit.base.errors import UsageError
@@ -150,11 +150,15 @@ def require_images(inputs: Any) -> None:
 class StagedModel(keras.Model):
     """A model whose layers give the outputs of its stages one after the other, the logits last."""
 
+    head_layer = "head"
+    """The attribute that has the layer of the logits, None in a model without head."""
+
     def __init__(
         self,
         name: str,
         variant: str,
         *,
+        num_features: int,
         usual: int,
         resolution: int | tuple[int, int] | None,
         num_classes: int | None,
@@ -164,10 +168,41 @@ class StagedModel(keras.Model):
         size = parse_size(usual if resolution is None else resolution, "resolution")
         super().__init__(name=name, dtype="float32")
         self.variant = variant
+        self.num_features = num_features  # channels of the last stage, which the head takes
         self.num_classes = classes
         self.features_only = features_only
         self.resolution = size
         self.resolution_is_given = resolution is not None
+
+    def add_head(self) -> None:
+        """Make the head of ``num_classes``, its kernel zero until it is loaded; none where that is None."""
+        raise NotImplementedError
+
+    def build_head(self) -> None:
+        """Create the variables of the head, where there is one."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int | None) -> None:
+        """Give the model a new head of this many classes, which must be trained: compile it afterwards.
+
+        With None or 0 it has none, and a call gives the list of the stages' maps.
+        """
+        self.num_classes, self.features_only = parse_num_classes(num_classes), False
+        old = getattr(self, self.head_layer)
+        delattr(self, self.head_layer)
+        self._tracker.unlock()  # Keras lets a model that is built have no other layers
+        if old is not None:
+            self._tracker.untrack(old)
+        with ExitStack() as scopes:
+            for name in self.path.split("/"):
+                scopes.enter_context(keras.name_scope(name))
+            self.add_head()
+            self.build_head()
+        self._tracker.lock()
+        self.train_function = self.test_function = self.predict_function = None  # compiled with the old one
+        if (head := getattr(self, self.head_layer)) is not None:
+            # A kernel of zeros would pass no gradient to the body in the first step.
+            head.kernel.assign(keras.initializers.GlorotUniform()(head.kernel.shape))
 
     def check_input(self, inputs: Any) -> None:
         """Refuse an input of a shape that the model cannot take, where an error can still be one line."""

@@ -7,18 +7,26 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.parse import Size
+from ckptkit.base.parse import Size, parse_num_classes
 
 
 class StagedModel(nn.Module):
     """A model that gives the outputs of its stages one after the other, the logits last."""
 
     def __init__(
-        self, variant: str, *, resolution: Size, num_classes: int | None, features_only: bool
+        self,
+        variant: str,
+        *,
+        num_features: int,
+        resolution: Size,
+        num_classes: int | None,
+        features_only: bool,
     ) -> None:
         super().__init__()
         self.variant = variant
+        self.num_features = num_features  # channels of the last stage, which the head takes
         self.resolution = resolution
+        self.num_classes = num_classes
         self.features_only = features_only or num_classes is None
         self.head: nn.Module | None = None
 
@@ -29,6 +37,20 @@ class StagedModel(nn.Module):
     @abstractmethod
     def pooled(self, x: Tensor) -> Tensor:
         """What the head takes, ``(N, C)``, from the last stage's map."""
+
+    def reset_classifier(self, num_classes: int | None) -> None:
+        """Give the model a new head of this many classes, which must be trained.
+
+        With None or 0 it has none, and a call gives the list of the stages' maps.
+        """
+        self.num_classes = parse_num_classes(num_classes)
+        self.features_only = self.num_classes is None
+        like = next(self.parameters())
+        self.head = None
+        if self.num_classes is not None:
+            self.head = nn.Linear(
+                self.num_features, self.num_classes, device=like.device, dtype=like.dtype
+            ).train(self.training)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Run everything but the head."""

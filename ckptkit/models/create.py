@@ -88,6 +88,7 @@ def create_model(
     framework: Literal["torch"] = ...,
     *,
     checkpoint: str | Path | Literal[True] | None = ...,
+    pretrained: bool = ...,
     resolution: Size | None = ...,
     num_classes: int | Unset | None = ...,
     features_only: bool = ...,
@@ -107,6 +108,7 @@ def create_model(
     framework: Literal["keras"],
     *,
     checkpoint: str | Path | Literal[True] | None = ...,
+    pretrained: bool = ...,
     resolution: Size | None = ...,
     num_classes: int | Unset | None = ...,
     features_only: bool = ...,
@@ -126,6 +128,7 @@ def create_model(
     framework: Literal["onnxruntime"],
     *,
     checkpoint: str | Path | Literal[True] | None = ...,
+    pretrained: bool = ...,
     resolution: Size | None = ...,
     num_classes: int | Unset | None = ...,
     features_only: bool = ...,
@@ -145,6 +148,7 @@ def create_model(
     framework: str,
     *,
     checkpoint: str | Path | Literal[True] | None = ...,
+    pretrained: bool = ...,
     resolution: Size | None = ...,
     num_classes: int | Unset | None = ...,
     features_only: bool = ...,
@@ -163,6 +167,7 @@ def create_model(
     framework: Framework | str = "torch",
     *,
     checkpoint: str | Path | Literal[True] | None = None,
+    pretrained: bool = False,
     resolution: Size | None = None,
     num_classes: int | Unset | None = UNSET,
     features_only: bool = False,
@@ -193,6 +198,8 @@ def create_model(
     checkpoint : path, True or None
         A file in any supported format and layout; True fetches the entry's own; None leaves the weights as
         initialised: random in PyTorch, zero in Keras.
+    pretrained : bool
+        timm's word for ``checkpoint=True``.
     resolution : int or (int, int), optional
         Input size in pixels, a side or (height, width), square or not; default the entry's test resolution.
         The models run at any size (ONNX Runtime's at this one only); attention windows must divide the maps.
@@ -228,7 +235,9 @@ def create_model(
     -------
     torch.nn.Module, keras.Model or OnnxModel
         In inference mode. Called on images it gives logits (N, classes), or the list of stage outputs. Its
-        attribute ``loaded`` (`Loaded`) says what was loaded from where, and the settings.
+        attribute ``loaded`` (`Loaded`) says what was loaded from where, and the settings. In PyTorch and
+        Keras ``num_features`` is the number of channels that the head takes, and ``reset_classifier(10)``
+        makes a new head, which must be trained.
 
     Raises
     ------
@@ -274,6 +283,11 @@ def create_model(
     workspace = workspace or Workspace(note=_logger.info, warn=_logger.warning)
     framework = framework_named(framework)
     given = {key: value for key, value in settings.items() if not isinstance(value, Unset)}
+    if pretrained and checkpoint not in (None, True):
+        raise UsageError(
+            "pretrained=True takes the entry's own checkpoint", hint="leave pretrained out, or checkpoint"
+        )
+    checkpoint = True if pretrained else checkpoint
     entry, exported = _named(id_or_variant, checkpoint, workspace)
     if exported is not None:
         config, checkpoint = exported.config, exported.weights

@@ -27,11 +27,19 @@ if TYPE_CHECKING:
         """What `create_model` gives in PyTorch, for type checkers."""
 
         loaded: Loaded
+        num_features: int
+
+        def reset_classifier(self, num_classes: int | None) -> None:
+            """Give it a new head."""
 
     class KerasModel(keras.Model):  # type: ignore[misc]
         """The same in Keras; Keras has no types of its own, so its methods are unchecked."""
 
         loaded: Loaded
+        num_features: int
+
+        def reset_classifier(self, num_classes: int | None) -> None:
+            """Give it a new head."""
 
 
 Framework = Literal["torch", "keras", "onnxruntime"]

@@ -9,6 +9,7 @@ from ckptkit.analysis.model_source import SourceRequest, open_source
 from ckptkit.base.errors import NotFoundError, UsageError
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.pipeline import Options, plan
+from ckptkit.families.filling import load_state, tensors_of
 from ckptkit.formats.detect import open_reader
 from ckptkit.models import create_model
 from ckptkit.workspace import Workspace
@@ -47,6 +48,70 @@ def test_another_number_of_classes_keeps_the_body(bundle, framework):
         np.testing.assert_array_equal(one, other)
 
 
+HEADS = {"tiny-moat0": {}, "moganet-xt": {"attn_force_fp32": True}}
+
+
+@pytest.mark.parametrize("variant", HEADS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_new_head_on_the_same_body(bundle, moganet_files, framework, variant):
+    need(framework)
+    x = golden_input(64, 64)[:1]
+    file = bundle if variant == "tiny-moat0" else moganet_files["openmixup"]
+    model = create_model(variant, framework, checkpoint=file, **HEADS[variant])
+    before = run(model, framework, x)
+    stages = run(
+        create_model(variant, framework, checkpoint=file, features_only=True, **HEADS[variant]), framework, x
+    )
+    assert model.num_features == stages[-1].shape[-1]
+    model.reset_classifier(0)
+    for stage, same in zip(run(model, framework, x), stages, strict=True):
+        np.testing.assert_array_equal(stage, same)
+    model.reset_classifier(7)
+    logits = run(model, framework, x)
+    assert logits.shape == (1, 7) and model.num_classes == 7 and np.ptp(logits) > 0
+    model.reset_classifier(1000)
+    load_state(
+        model,
+        {
+            name: tensor.numpy()
+            for name, tensor in tensors_of(
+                create_model(variant, framework, checkpoint=file, **HEADS[variant])
+            ).items()
+        },
+    )
+    np.testing.assert_array_equal(run(model, framework, x), before)
+
+
+@pytest.mark.parametrize("variant", HEADS)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_backbone_gets_a_head(framework, variant):
+    need(framework)
+    model = create_model(variant, framework, num_classes=None, **HEADS[variant])
+    model.reset_classifier(7)
+    assert run(model, framework, golden_input(64, 64)[:1]).shape == (1, 7)
+    whole = create_model(variant, framework, num_classes=7, **HEADS[variant])
+    assert {name: t.shape for name, t in tensors_of(model).items()} == {
+        name: t.shape for name, t in tensors_of(whole).items()
+    }
+
+
+def test_keras_saves_and_trains_a_new_head(bundle, tmp_path):
+    need("keras")
+    from ckptkit.families.keras_backend import keras
+
+    model = create_model("tiny-moat0", "keras", checkpoint=bundle)
+    x = golden_input(64, 64)
+    model.predict(x, verbose=0)
+    model.reset_classifier(3)
+    assert model.predict(x, verbose=0).shape == (2, 3)
+    model.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "m.keras")(x), model(x))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    kernel = model.trainable_variables[0].numpy()
+    model.fit(x, np.array([0, 2]), verbose=0)
+    assert (model.trainable_variables[0].numpy() != kernel).any()
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
     need(framework)
@@ -75,6 +140,8 @@ def test_settings_come_from_the_file_unless_given(bundle, tmp_path, framework):
         ("moganet-xt", {}, UsageError, "attn_force_fp32 is not known"),
         ("moganet-xt", {"attn_force_fp32": True, "pool_size": 2}, UsageError, "no setting pool_size"),
         ("moganet-xt-224", {"pos_emb": True}, UsageError, "no position embedding"),
+        ("tiny-moat0", {"pretrained": True}, UsageError, "needs an entry's id"),
+        ("tiny-moat0-256", {"pretrained": True, "checkpoint": "a.pth"}, UsageError, "own checkpoint"),
     ],
     ids=str,
 )

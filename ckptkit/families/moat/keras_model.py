@@ -286,6 +286,8 @@ class MoatModel(StagedModel):
     (N, H/2, W/2, stem) … (N, H/32, W/32, width), rounded up, when it is headless or ``features_only``.
     """
 
+    head_layer = "logits_head"
+
     def __init__(
         self,
         variant: str,
@@ -304,6 +306,7 @@ class MoatModel(StagedModel):
         super().__init__(
             "moat",
             variant,
+            num_features=config.widths[-1],
             usual=config.resolution,
             resolution=resolution,
             num_classes=num_classes,
@@ -327,10 +330,21 @@ class MoatModel(StagedModel):
                 channels = width
         track(self, self.blocks)
         self.stage_ends = [sum(config.depths[: stage + 1]) for stage in range(len(config.depths))]
-        self.final_layer_norm = self.logits_head = None
+        self.final_layer_norm = None
+        self.add_head()
+
+    def add_head(self) -> None:
+        """Make the classifier, and the norm before it."""
+        self.logits_head = None
         if self.num_classes is not None:
-            self.final_layer_norm = layer_norm("final_layer_norm")
+            self.final_layer_norm = self.final_layer_norm or layer_norm("final_layer_norm")
             self.logits_head = conv("logits_head", self.num_classes)
+
+    def build_head(self) -> None:
+        """Create the variables of both; a norm that is there stays."""
+        if self.logits_head is not None:
+            new = [layer for layer in (self.final_layer_norm, self.logits_head) if not layer.built]
+            build_chain(new, self.num_features)
 
     def _block(self, stage: int, block: int, channels: int, width: int, *, last: bool) -> MBConvBlock:
         name = f"block_{stage:02d}_{block:02d}"
@@ -352,8 +366,7 @@ class MoatModel(StagedModel):
         build_chain((self.stem,), 3)
         for block in self.blocks:
             build_chain((block,), block.channels)
-        if self.logits_head is not None:
-            build_chain((self.final_layer_norm, self.logits_head), moat_config(self.variant).widths[-1])
+        self.build_head()
 
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""

@@ -264,7 +264,11 @@ class MoatModel(StagedModel):
         table_sizes: TableSizes | None = None,
     ) -> None:
         super().__init__(
-            config.name, resolution=resolution, num_classes=num_classes, features_only=features_only
+            config.name,
+            num_features=config.widths[-1],
+            resolution=resolution,
+            num_classes=num_classes,
+            features_only=features_only,
         )
         self.stem = Stem(config.stem)
         self.stages = nn.ModuleList(nn.ModuleList() for _ in config.depths)
@@ -279,6 +283,12 @@ class MoatModel(StagedModel):
             self.stages[stage].append(MoatBlock(site, pool_size=pool_size, pos_emb=pos_emb, window=window))
         self.norm: nn.Module | None = None if num_classes is None else _layer_norm(config.widths[-1])
         self.head = None if num_classes is None else nn.Linear(config.widths[-1], num_classes)
+
+    def reset_classifier(self, num_classes: int | None) -> None:
+        """As for every model; one that had no head gets the norm before it, too."""
+        super().reset_classifier(num_classes)
+        if self.head is not None and self.norm is None:
+            self.norm = _layer_norm(self.num_features).to(next(self.head.parameters()))
 
     def stage_outputs(self, x: Tensor) -> list[Tensor]:
         """The stem's map, then that of each stage of blocks."""

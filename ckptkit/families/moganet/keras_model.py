@@ -238,6 +238,7 @@ class MogaNetModel(StagedModel):
         super().__init__(
             "moganet",
             variant,
+            num_features=config.widths[-1],
             usual=config.resolution,
             resolution=resolution,
             num_classes=num_classes,
@@ -258,11 +259,20 @@ class MogaNetModel(StagedModel):
         ]
         self.norms = [batch_norm(f"norm{stage}") for stage in range(1, len(config.widths) + 1)]
         track(self, (*self.patch_embeds, *self.blocks, *self.norms))
+        self.add_head()
+
+    def add_head(self) -> None:
+        """Make the classifier."""
         self.head = None
         if self.num_classes is not None:
             self.head = keras.layers.Dense(
                 self.num_classes, kernel_initializer="zeros", name="head", dtype="float32"
             )
+
+    def build_head(self) -> None:
+        """Create its variables."""
+        if self.head is not None:
+            self.head.build((None, self.num_features))
 
     def _stages(self) -> Iterator[tuple[Any, Sequence[MogaBlock], Any]]:
         """Patch embedding, blocks and last norm of each stage."""
@@ -281,8 +291,7 @@ class MogaNetModel(StagedModel):
             build_chain((embed,), channels)
             build_chain((*blocks, norm), width)
             channels = width
-        if self.head is not None:
-            self.head.build((None, channels))
+        self.build_head()
 
     def forward_stages(self, inputs: Any, *, head: bool = True) -> dict[str, Tensor]:
         """Run the model and keep what each stage gives."""

@@ -200,7 +200,11 @@ class MogaNetModel(StagedModel):
         features_only: bool,
     ) -> None:
         super().__init__(
-            config.name, resolution=resolution, num_classes=num_classes, features_only=features_only
+            config.name,
+            num_features=config.widths[-1],
+            resolution=resolution,
+            num_classes=num_classes,
+            features_only=features_only,
         )
         self.stages = len(config.widths)
         self.attn_force_fp32 = attn_force_fp32
