@@ -72,7 +72,7 @@ def types_of(tmp_path_factory):
         file.write_text("\n".join(("import ckptkit", *lines)))
         followed = ("__init__", "api/__init__", *(f"api/{name}" for name in ("checkpoints", "environment")))
         followed += ("api/pictures", "api/proving", "models/__init__", "models/create", "models/loading")
-        followed += ("models/onnx_model", "base/errors")
+        followed += ("models/onnx_model", "base/errors", "convert/loading", "analysis/predict")
         out, _, _ = api.run(
             [
                 *("--config-file", os.devnull, "--follow-imports", "skip", "--ignore-missing-imports"),
@@ -102,6 +102,12 @@ def test_mypy_knows_the_names_and_types(types_of):
         "ckptkit.convert('a.pth', dtype='int9')",
         "ckptkit.convert('a.pth', 'npz', dtype='bfloat16', layout='as-is')",
         "ckptkit.export('a.pth', 'onxn')",
+        "reveal_type(ckptkit.load('a.pth', framework='torch'))",
+        "reveal_type(ckptkit.load('a.pth'))",
+        "reveal_type(ckptkit.predict('a.pth', 'cat.jpg')[0].best.probability)",
+        "reveal_type(ckptkit.create_model('moat0-224', pretrained=True).num_features)",
+        "ckptkit.create_model('tiny-moat0').reset_classifier('ten')",
+        "ckptkit.load('a.pth', framework='jax')",
         "raise ckptkit.UsageError('no')",
     )
     expected = {
@@ -112,9 +118,15 @@ def test_mypy_knows_the_names_and_types(types_of):
         5: 'Argument "framework"',
         6: 'Argument "dtype"',
         8: "Argument 2",
+        9: "LoadedTensors",
+        10: "LoadedTensors",
+        11: '"float"',
+        12: '"int"',
+        13: 'Argument 1 to "reset_classifier"',
+        14: "def load(",
     }
     assert said.keys() == expected.keys()
-    assert [line for line, words in expected.items() if words not in said[line]] == []
+    assert {line: said[line] for line, words in expected.items() if words not in said[line]} == {}
 
 
 def test_the_names_that_types_list_are_those_that_are_taken():
@@ -373,9 +385,16 @@ def test_what_a_notebook_shows_of_the_registry_and_a_prediction(photograph):
     assert registry._repr_html_().count("<tr>") == len(str(registry).splitlines()) == len(registry) + 1
     assert repr(registry["moat0-224"]) == "<Entry moat0-224: MOAT-0>"
     pytest.importorskip("torch")
-    (prediction,) = ckptkit.predict("moganet-xt-224", photograph, synthetic=True, top=3)
-    assert prediction.best.name in repr(prediction) and repr(prediction) in repr([prediction])
+    predictions = ckptkit.predict("moganet-xt-224", [photograph] * 2, synthetic=True, top=3)
+    prediction = predictions[0]
+    assert prediction.best.name in repr(prediction) and repr(prediction) in repr(predictions)
     assert [guess.wnid in str(prediction) for guess in prediction.top] == [True] * 3
+    assert isinstance(predictions, list) and len(predictions) == 2
+    heading, *lines = str(predictions).splitlines()
+    assert heading.split() == ["image", "rank", "probability", "class", "wnid", "name"]
+    assert [guess.wnid in line for guess, line in zip(prediction.top * 2, lines, strict=True)] == [True] * 6
+    shown = predictions._repr_html_()
+    assert shown.count("<tr>") == 7 and shown.count(f">{prediction.image}<") == 2
 
 
 def test_a_heat_map_is_a_picture(photograph):

@@ -13,6 +13,7 @@ from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, UsageError, command
 from ckptkit.base.shown import Column, Gap, Piece, Shown, Table
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.families.synthetic import NOTE
 from ckptkit.models import Framework, framework_named
 from ckptkit.models.images.classes import imagenet_classes
@@ -64,15 +65,19 @@ class Prediction(Shown):
         """The result in one line."""
         return f"{self.image}: {self.best.name or f'class {self.best.index}'} {self.best.probability:.2%}"
 
-    def pieces(self) -> Iterator[Piece]:
-        """The picture's name, and the table of classes."""
-        yield self.image
+    def table(self) -> Table:
+        """The classes, likeliest first."""
         columns = [Column(figure, numeric=True) for figure in ("rank", "probability", "class")]
         rows = [[str(one.rank), f"{one.probability:.2%}", str(one.index)] for one in self.top]
         if self.best.name is not None:
             columns += [Column("wnid"), Column("name")]
             rows = [[*row, str(one.wnid), str(one.name)] for row, one in zip(rows, self.top, strict=True)]
-        yield Table(columns, rows)
+        return Table(columns, rows)
+
+    def pieces(self) -> Iterator[Piece]:
+        """The picture's name, and the table of classes."""
+        yield self.image
+        yield self.table()
         yield Gap()
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +97,26 @@ class Prediction(Shown):
                 "note": NOTE if source.synthetic else None,
             },
         }
+
+
+class Predictions(list[Prediction], Shown):
+    """What a model predicts for several pictures: a list, which `print` and a notebook show as one table."""
+
+    @property
+    def headline(self) -> str:
+        """How many there are."""
+        return counted(len(self), "image")
+
+    def pieces(self) -> Iterator[Piece]:
+        """One table; each picture's name is beside its likeliest class."""
+        tables = [(one.image, one.table()) for one in self]
+        if tables:
+            rows = [
+                [image if place == 0 else "", *row]
+                for image, table in tables
+                for place, row in enumerate(table.rows)
+            ]
+            yield Table([Column("image"), *tables[0][1].columns], rows)
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,7 @@ def predict_images(
     framework: str = "torch",
     top: int = DEFAULT_TOP,
     batch_size: int = DEFAULT_BATCH_SIZE,
-) -> list[Prediction]:
+) -> Predictions:
     """Predict everything that is named; the first image that cannot be had ends it."""
     builder = framework_named(framework)
     require_packages("predict", builder)
@@ -187,7 +212,7 @@ def predict_images(
     if gathering.faults:
         raise gathering.faults[0].error
     with request.open(workspace) as source:
-        return list(Predictor(source, builder, top, batch_size).predict(gathering.pictures))
+        return Predictions(Predictor(source, builder, top, batch_size).predict(gathering.pictures))
 
 
 def rank(logits: Array, top: int) -> tuple[Guess, ...]:

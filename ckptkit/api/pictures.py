@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.cam.picture import Heatmap
     from ckptkit.analysis.evaluate.data import ClassOrder
     from ckptkit.analysis.evaluate.report import Evaluation
-    from ckptkit.analysis.predict import Prediction
+    from ckptkit.analysis.predict import Predictions
     from ckptkit.api.environment import CamMethod
     from ckptkit.families.binding import Weights
     from ckptkit.models import Framework
@@ -38,7 +38,7 @@ def predict(
     strip_prefix: str | Sequence[str] | None = None,
     variant: str | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> list[Prediction]:
+) -> Predictions:
     """Name what images show, prepared as the published evaluation of the checkpoint does it.
 
     Parameters
@@ -68,9 +68,10 @@ def predict(
 
     Returns
     -------
-    list of Prediction
-        One for each image in order: ``.image``, ``.top`` (each with ``index``, ``probability`` and, for
-        ImageNet-1K, ``wnid`` and ``name``), ``.best``, ``.to_json()``.
+    Predictions
+        A list with one `Prediction` for each image in order: ``.image``, ``.top`` (each with ``index``,
+        ``probability`` and, for ImageNet-1K, ``wnid`` and ``name``), ``.best``, ``.to_json()``. Printed, and
+        in a notebook, it is a table.
 
     Raises
     ------
