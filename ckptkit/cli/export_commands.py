@@ -33,7 +33,7 @@ def export(
         one_of_these(
             target_named,
             tuple(TARGETS),
-            help="hf: a folder for the Hugging Face hub, which create_model loads. "
+            help="hf: a folder for the Hugging Face hub, which transformers and create_model load. "
             "backbone: headless weights as dense-prediction code loads them. "
             "onnx (also by an --output that ends in .onnx), saved-model: a graph that runs without ckptkit. "
             "keras: a whole model for keras.saving.load_model after 'import ckptkit.keras', as a file "

@@ -192,8 +192,9 @@ def _transformers_use(config: ModelConfig, repository: str | None) -> list[str]:
                 "```",
                 "",
                 "`AutoModelForImageClassification` gives the classifier and `AutoModel` the stages' maps "
-                "(`feature_maps`, chosen with `out_indices=`), each with `trust_remote_code=True`. "
-                "transformers, PyTorch and Pillow are needed, ckptkit is not. A folder's path will do too.",
+                "(`feature_maps`, chosen with `out_features=` or `out_indices=`), each with "
+                "`trust_remote_code=True`. transformers, PyTorch and Pillow are needed, ckptkit is not. A "
+                "folder's path will do too, but not for `AutoBackbone`, which asks the hub.",
                 "",
                 f"**This repository contains code**, which ckptkit wrote from its own source: {modules}. "
                 "`trust_remote_code=True` runs it: read it first, and name the commit that you read with "

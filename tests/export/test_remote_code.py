@@ -16,6 +16,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+import ckptkit
 from ckptkit.base.tensors import Array
 from ckptkit.export.hub import export_hf
 from ckptkit.export.remote_code import RemoteCode
@@ -246,6 +247,26 @@ def test_pictures_become_what_ckptkit_makes_of_them(case, size, imported, tmp_pa
         found = processor.preprocess(images)["pixel_values"]
         np.testing.assert_array_equal(found, wanted[None])
     assert (processor.image_mean, processor.image_std) == (said["image_mean"], said["image_std"])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+def test_what_is_transparent_is_put_on_white_as_predict_does(mode, imported, tmp_path):
+    pillow = pytest.importorskip("PIL.Image")
+    folder, _, _ = CASES["moat"].export(tmp_path)
+    said = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    processor = imported(folder, "image_processing").MOATImageProcessor(**said)
+    random = np.random.default_rng(6)
+    picture = pillow.fromarray(random.integers(0, 256, (80, 90, 4), dtype=np.uint8), "RGBA")
+    picture = picture.convert("L").convert("P") if mode == "P" else picture.convert(mode)
+    if mode == "P":
+        picture.save(tmp_path / "p.png", transparency=200)
+        picture = pillow.open(tmp_path / "p.png")
+    prepare = ckptkit.transform("tiny-moat0", framework="onnxruntime", resolution=64)
+    pixels = processor.preprocess(picture)["pixel_values"]
+    np.testing.assert_array_equal(pixels, prepare(picture))
+    opaque = picture.copy()
+    opaque.info.clear()
+    assert np.abs(pixels - processor.preprocess(opaque.convert("RGB"))["pixel_values"]).max() > 0.1
 
 
 @pytest.mark.parametrize("name", families(plugins=False))
