@@ -372,7 +372,8 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _OURS = ("CKPTKIT_HOME", "CKPTKIT_REGISTRY", "CKPTKIT_TRUST")
 _PLAIN = (
     *_OURS,
-    *("NO_PROXY", "NETRC", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NO_COLOR"),
+    *("NO_PROXY", "NETRC", "KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"),
+    *("NO_COLOR", "FORCE_COLOR"),
 )
 
 
@@ -775,16 +776,18 @@ def check_terminal(
 ) -> Iterator[Finding]:
     """What the terminal can show."""
     stdout = sys.stdout if stdout is None else stdout
+    given = os.environ if environment is None else environment
     encoding = getattr(stdout, "encoding", None) or "an unknown encoding"
     if stdout.isatty():
         width = shutil.get_terminal_size().columns
-        yield ok("colour", _colour(os.environ if environment is None else environment))
+        yield ok("colour", _colour(given))
         if width < _LEAST_COLUMNS:
             yield note("width", f"{width} columns: tables are cut", "make it wider")
         else:
             yield ok("width", f"{width} columns")
     else:
-        yield ok("output", "no terminal: plain text, no colour")
+        forced = given.get("FORCE_COLOR") and not given.get("NO_COLOR")
+        yield ok("output", f"no terminal: plain text, {'in colour' if forced else 'no colour'}")
     if encoding.lower().replace("-", "") == "utf8":
         yield ok("letters", "UTF-8")
     else:

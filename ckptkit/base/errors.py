@@ -150,8 +150,8 @@ class FormatError(CkptkitError):
 
     >>> str(FormatError("m.index", "bad table magic", offset=40))
     'm.index: at byte 40: bad table magic'
-    >>> str(FormatError("m.onnx", "is an ONNX model"))
-    'm.onnx is an ONNX model'
+    >>> str(FormatError("m.onnx", "is an ONNX graph"))
+    'm.onnx is an ONNX graph'
     """
 
     def __init__(

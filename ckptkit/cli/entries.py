@@ -260,9 +260,16 @@ class Listing:
 
     def csv(self) -> str:
         """The list as CSV: every column, or the chosen ones; unknown values are empty."""
+        return csv_text(self._values())
+
+    def tsv(self) -> str:
+        """The same with tabs between the columns, for ``cut`` and ``awk``."""
+        return "\n".join("\t".join(map(escaped, row)) for row in self._values())
+
+    def _values(self) -> list[list[str]]:
         fields = list(self.chosen or _fields())
         rows = [[_csv_cell(field.value(item)) for field in fields] for item in self.items]
-        return csv_text([[field.key for field in fields], *rows])
+        return [[field.key for field in fields], *rows]
 
     def markdown(self) -> str:
         """The list as tables, one for each published table, under a heading."""

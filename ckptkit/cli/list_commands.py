@@ -25,6 +25,7 @@ class Form(str, Enum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    TSV = "tsv"
     MARKDOWN = "markdown"
     HTML = "html"
 
@@ -32,6 +33,7 @@ class Form(str, Enum):
 _BY_ENDING = {
     ".json": Form.JSON,
     ".csv": Form.CSV,
+    ".tsv": Form.TSV,
     ".md": Form.MARKDOWN,
     ".html": Form.HTML,
     ".htm": Form.HTML,
@@ -111,7 +113,12 @@ def list_command(
 
 
 def _print(output: Output, listing: Listing, form: Form | None) -> None:
-    documents = {Form.CSV: listing.csv, Form.MARKDOWN: listing.markdown, Form.HTML: listing.html}
+    documents = {
+        Form.CSV: listing.csv,
+        Form.TSV: listing.tsv,
+        Form.MARKDOWN: listing.markdown,
+        Form.HTML: listing.html,
+    }
 
     def people() -> None:
         if form in documents:

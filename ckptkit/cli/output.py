@@ -163,7 +163,7 @@ class Output:
     def text(self, *lines: str, marked: str = "", **style: Any) -> None:
         """Print lines for people; on a terminal the words ``marked`` in a style, as `typer.style` has it."""
         shown = marked
-        if marked and self.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        if marked and _is_coloured(self.stdout):
             import typer
 
             shown = typer.style(marked, **style)
@@ -257,8 +257,9 @@ class Output:
         columns = [replace(column, heading=self.line(column.heading)) for column in columns]
         rows = [[self.line(cell) for cell in row] for row in rows]
         if not self.stdout.isatty():
-            for line in aligned(columns, rows, 2):
-                self._print(line)
+            colours = [None, *styles] if styles and _is_coloured(self.stdout) else [None] * (len(rows) + 1)
+            for line, colour in zip(aligned(columns, rows, 2), colours, strict=True):
+                self._print(_styled(line, fg=colour))
             return
         room = width_of(self.stdout)
         kept, left_out = list(range(len(columns))), list[str]()
@@ -487,6 +488,11 @@ def pasteable(command: str, room: int, indent: str = "") -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def _is_coloured(stream: TextIO) -> bool:
+    """Whether a stream gets colours: as NO_COLOR and FORCE_COLOR say, else where it is a terminal."""
+    return not os.environ.get("NO_COLOR") and (bool(os.environ.get("FORCE_COLOR")) or stream.isatty())
+
+
 def _styled(line: str, **style: Any) -> str:
     if not any(style.values()) or os.environ.get("NO_COLOR"):
         return line
@@ -599,7 +605,7 @@ class _Guarded(io.TextIOWrapper):
     """A stream that shows what is hidden, whoever writes: a library's logger, a traceback, a plug-in."""
 
     def write(self, text: str, /) -> int:
-        super().write(printed(text, "terminal" if self.isatty() else "file"))
+        super().write(printed(text, "terminal" if self.isatty() or _is_coloured(self) else "file"))
         return len(text)
 
     def write_drawn(self, text: str) -> int:

@@ -329,7 +329,7 @@ def _protocol_buffer(sample: Sample) -> Foreign | None:
     numbers, first = message.keys(), message.get(1)
     if isinstance(first, int):
         if isinstance(message.get(7), bytes) and numbers <= {*range(1, 10), 14, 20, 25, 26}:
-            return Foreign("an ONNX model", filled(_ONNX, sample.path))
+            return Foreign("an ONNX graph", filled(_ONNX, sample.path))
         if first == 1 and numbers == {1, 2}:
             hint = "give the folder that holds it and its variables/"
             return Foreign("the graph of a SavedModel, without its variables", hint)

@@ -111,6 +111,12 @@ def test_columns(run: Runner) -> None:
     assert data == [{"id": "moat0-224", "params": 27.8e6, "pos-emb": True, "top5": None}]
 
 
+def test_tsv_has_the_same_cells(run: Runner) -> None:
+    printed = run("list", "--format", "tsv").out
+    rows = csv.reader(io.StringIO(run("list", "--format", "csv").out))
+    assert [line.split("\t") for line in printed.splitlines()] == list(rows)
+
+
 def test_csv_is_read_back(run: Runner) -> None:
     rows = list(csv.DictReader(io.StringIO(run("list", "--format", "csv").out)))
     for row, entry in zip(rows, load_registry(families=registry_families).values(), strict=True):
@@ -422,6 +428,7 @@ def test_to_a_file(run: Runner, tmp_path: Path) -> None:
     ("name", "form"),
     [
         ("a.csv", "csv"),
+        ("a.tsv", "tsv"),
         ("a.json", "json"),
         ("a.md", "markdown"),
         ("a.HTM", "html"),

@@ -190,6 +190,30 @@ def test_the_headings_are_bold_where_that_is_wanted(monkeypatch, plain):
     assert ("\x1b[1m" in output.stdout.getvalue()) is not plain
 
 
+@pytest.mark.parametrize(("variables", "coloured"), [({}, 0), ({"FORCE_COLOR": "1"}, 2)])
+def test_colours_in_a_pipe_where_they_are_wanted(monkeypatch, variables, coloured):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    output = Output(stdout=io.StringIO())
+    output.table([Column("id"), Column("verdict")], [["a", "differs"], ["b", "agrees"]], styles=["red", None])
+    output.text("agree: a", marked="agree", fg="green")
+    assert output.stdout.getvalue().count("\x1b[3") == coloured
+    assert ("\x1b[31ma   differs\x1b[0m\n" in output.stdout.getvalue()) == bool(coloured)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.text("agree: a", marked="agree", fg="green")
+    assert output.stdout.getvalue().endswith("\nagree: a\n")
+
+
+def test_forced_colours_reach_a_pipe():
+    environment = {**os.environ, "FORCE_COLOR": "1"}
+    environment.pop("NO_COLOR", None)
+    line = [sys.executable, "-m", "ckptkit", "doctor", "--offline"]
+    printed = subprocess.run(line, capture_output=True, text=True, env=environment, check=False).stdout
+    assert "\x1b[32mok" in printed and "in colour" in printed
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_cell_that_is_too_wide_is_wrapped_and_nothing_of_it_is_lost(monkeypatch, wide):
     monkeypatch.setenv("COLUMNS", "80")

@@ -104,7 +104,7 @@ FILES: dict[str, tuple[str, bytes, str, str | None]] = {
     "TFLite": ("m", b"\x1c\0\0\0TFL3\x14\0", "a TensorFlow Lite model", "converted from"),
     "ExecuTorch": ("m.pte", b"\x1c\0\0\0ET12\x14\0", "an ExecuTorch program", "converted from"),
     "ONNX Runtime": ("m.ort", b"\x1c\0\0\0ORTM\x14\0", "an ONNX Runtime model", "converted from"),
-    "ONNX": ("m", onnx_model(), "an ONNX model", "initializer"),
+    "ONNX": ("m", onnx_model(), "an ONNX graph", "initializer"),
     "SavedModel's graph": (
         "saved_model.pb",
         number_field(1, 1) + bytes_field(2, bytes_field(1, b"x" * 300)),
