@@ -343,7 +343,7 @@ class MoatModel(StagedModel):
     def build_head(self) -> None:
         """Create the variables of both; a norm that is there stays."""
         if self.logits_head is not None:
-            new = [layer for layer in (self.final_layer_norm, self.logits_head) if not layer.built]
+            new = [layer for layer in (self.final_layer_norm, self.logits_head) if layer and not layer.built]
             build_chain(new, self.num_features)
 
     def _block(self, stage: int, block: int, channels: int, width: int, *, last: bool) -> MBConvBlock:
