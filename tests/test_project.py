@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ckptkit._version import DISTRIBUTION
 from ckptkit._version import REPOSITORY as ADDRESS
@@ -40,6 +41,20 @@ def test_ci_runs_the_readmes_commands_word_for_word_and_fails_with_them():
     install, convert = base.split(" && ")
     start = lines.index(f"{install} || exit")
     assert f"{convert} || exit" in lines[start:]  # there a model is made in between
+
+
+def test_ci_tests_every_python_that_the_metadata_name_and_the_oldest_dependencies():
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    named = re.findall(r'^    "Programming Language :: Python :: (3\.\d+)"', project, re.M)
+    oldest = re.search(r'^requires-python = ">=(.*)"', project, re.M)[1]
+    jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    everything, base = (jobs[job]["strategy"]["matrix"]["python"] for job in ("everything", "base-install"))
+    assert everything == named
+    assert set(base) >= {oldest, *named}
+    commands = [step["run"] for step in jobs["oldest-dependencies"]["steps"] if "run" in step]
+    line = " && ".join(commands).removeprefix("pip install uv && ")
+    assert f"\n{line}\n" in (REPOSITORY / "CONTRIBUTING.md").read_text()
+    assert f"--python {oldest} " in line
 
 
 INSTALLS = re.compile(

@@ -146,6 +146,7 @@ class TestModels:
         assert not torch.allclose(answers["true"], answers["false"])
 
     def test_a_setting_that_nobody_tells_is_asked_for(self):
+        pytest.importorskip("torch")
         with (
             SourceRequest("moganet-xt", synthetic=True).open(Workspace()) as source,
             pytest.raises(UsageError, match="attn_force_fp32"),

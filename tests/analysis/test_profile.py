@@ -29,6 +29,8 @@ from ckptkit.families.moganet.published import MMCV
 from ckptkit.registry.loading import load_registry
 from ckptkit.registry.schema import KnownDeviation
 
+pytest.importorskip("torch")  # models are counted on its meta device
+
 # facts/moat.md: G multiply-adds of the published graph with and without position tables, and of convolutions,
 # depthwise and attention products alone, as printed there, but for the products of moat1: those are 9.001467,
 # and the 9.002 that stands there is 9.0015 rounded once more.

@@ -52,7 +52,7 @@ def test_what_stands_in_ckptkits_own_metadata():
     assert found["requests", ""] == ">=2.31"
     assert found["torch", "torch"] == ">=2.6,<2.14"
     assert ("matplotlib", "plot") in found
-    assert not {extra for _, extra in found} & {"all", "dev"}
+    assert not {extra for _, extra in found} & {"all", "test", "dev"}
 
 
 def test_lines_of_metadata(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import string
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def _names(strange: bool) -> st.SearchStrategy[str]:
     """Names as variables have them; or any text that is a proper path for a container of paths."""
     alphabet = _PLAIN + (_STRANGE if strange else "")
     return st.text(alphabet, min_size=1, max_size=12).filter(
-        lambda name: all(part not in ("", ".", "..") for part in name.split("/"))
+        lambda name: (
+            all(part not in ("", ".", "..") for part in name.split("/"))
+            and not (name[1:3] == ":/" and name[0] in string.ascii_letters)  # an absolute path of Windows
+        )
     )
 
 

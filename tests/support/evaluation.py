@@ -125,6 +125,7 @@ class Known:
 
 def known_model(folder: Path) -> Known:
     """Make a small model and images of which it is known what it answers."""
+    pytest.importorskip("torch")
     path = small_model(folder / "small.safetensors", resolution=str(SIDE))
     model = ckptkit.create_model("moganet-xt", checkpoint=path, num_classes=CLASSES)
     images = pictures(IMAGES)

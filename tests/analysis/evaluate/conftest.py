@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from tests.support.evaluation import Known, known_model
@@ -10,7 +12,10 @@ from tests.support.evaluation import Known, known_model
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Models this small are slower on several threads, by far where other work goes on."""
-    pytest.importorskip("torch").set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

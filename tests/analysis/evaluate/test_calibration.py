@@ -39,8 +39,8 @@ def test_even_groups_take_every_image_once(images: int, size: int):
 
 def test_layers_see_what_the_batches_own_statistics_make():
     """Two layers in a row, by hand: the second one sees the first one's output normalized batch by batch."""
-    import torch
-    from torch import nn
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(2, eps=1e-3), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).eval()
@@ -73,10 +73,8 @@ def test_layers_see_what_the_batches_own_statistics_make():
 
 
 def test_the_hooks_are_gone_afterwards():
-    import torch
-    from torch import nn
-
-    model = nn.BatchNorm2d(1).eval()
+    torch = pytest.importorskip("torch")
+    model = torch.nn.BatchNorm2d(1).eval()
     with gathered_moments(model) as found:
         pass
     model(torch.ones(1, 1, 1, 1))
@@ -90,6 +88,7 @@ STATISTICS = ("running_mean", "running_var")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("calibration")
     (folder / "images").mkdir()
     for number, image in enumerate(pictures(12, seed=9)):

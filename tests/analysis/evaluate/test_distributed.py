@@ -214,6 +214,7 @@ def test_alone(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_processes_without_a_meeting_place(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("torch")
     for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
