@@ -21,7 +21,7 @@ from ckptkit.base.text import escaped
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-NOT_FOR_USERS = frozenset({"all", "dev"})
+NOT_FOR_USERS = frozenset({"all", "test", "dev"})
 """Extras that only gather others, or are for ckptkit's own developers."""
 
 _MODULES = {"pillow": "PIL", "backports-zstd": "backports.zstd", "pyyaml": "yaml"}

@@ -38,12 +38,14 @@ def _refused(error: Any, root: Any = None) -> BaseException:
     from ckptkit.base.errors import UsageError, command
 
     text, _, meant = error.format_message().replace(": Value error, ", ": ").partition(" Did you mean ")
+    meant = meant.partition(" Did you mean ")[0]  # typer 0.20 to 0.25 says it once more than click 8.5 does
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):  # NoSuchOption, not NoSuchCommand
         import difflib
 
         known = (*(error.possibilities or ()), *_GLOBAL_FLAGS, *_GLOBAL_VALUES)
         close = difflib.get_close_matches(error.option_name, known, 1)
-        text, meant = error.message, f"{close[0]}?" if close else ""
+        text = f"no such option: {error.option_name}"  # click's own words change from version to version
+        meant = f"{close[0]}?" if close else ""
     context = error.ctx
     names = [root.invoked_subcommand] if context is None and root and root.invoked_subcommand else []
     while context is not None and context.parent is not None:

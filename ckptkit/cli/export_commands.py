@@ -101,8 +101,9 @@ def export(
         bars=sys.stderr.isatty() and not state.output.quiet,
         verbose=state.output.verbose,
     )
+    place = Place(state, None if request.writes_folder else output, force=force)
     request.require(offline=state.offline, synthetic=chosen.synthetic)
-    with Place(state, None if request.writes_folder else output, force=force) as where:
+    with place as where:
         if where.is_elsewhere:
             where.refuse_existing()
             request = replace(request, output=where.path)
