@@ -35,9 +35,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def new_user(home: Path, folder: Path, line: str, **more: str) -> set[str]:
     """Run a command for a user with an empty home folder; returns every file and empty folder there."""
-    home.mkdir()
+    (home / "tmp").mkdir(parents=True)
+    before = sorted(folder.rglob("*"))
     kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")}
     here = {"HOME": str(home), "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    here["TMPDIR"] = str(home / "tmp")
     done = subprocess.run(
         [sys.executable, "-m", "ckptkit", *shlex.split(line)],
         cwd=folder,
@@ -48,8 +50,9 @@ def new_user(home: Path, folder: Path, line: str, **more: str) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
+    assert line.startswith("convert m.pth -o m") or sorted(folder.rglob("*")) == before
     found = (path for path in home.rglob("*") if not path.is_dir() or not any(path.iterdir()))
-    return {path.relative_to(home).as_posix() for path in found}
+    return {path.relative_to(home).as_posix() for path in found} - {"tmp"}
 
 
 @pytest.mark.parametrize(
@@ -84,13 +87,16 @@ def test_fetch_writes_into_the_cache_and_the_lock_file(cache, files, tmp_path):
         assert any(path.startswith(f"{OURS}artefacts/{FETCHED}/") for path in found)
 
 
-FONTS = f"{OURS}matplotlib/"
+FRAMEWORKS = (f"{OURS}matplotlib/", f"{OURS}torchinductor")
 RUN = {
     "plot -o {out}/x.png": ("matplotlib",),
     "predict m.pth {out}/cat.png --set attn_force_fp32=true": ("torch", "PIL"),
     "cam m.pth {out}/cat.png --set attn_force_fp32=true -o {out}/cam.png": ("torch", "captum"),
     "profile moganet-xt-224": ("torch",),
     "export m.pth --to onnx --set attn_force_fp32=true -o {out}/m.onnx": ("torch", "onnx", "onnxruntime"),
+    "export m.pth --to hf --set attn_force_fp32=true -o {out}/hf": ("torch",),
+    "export m.pth --to keras --set attn_force_fp32=true -o {out}/m.keras": ("torch", "tensorflow"),
+    "export m.pth --to saved-model --set attn_force_fp32=true -o {out}/saved": ("torch", "tensorflow"),
     "doctor --offline": (),
     "parity tiny-moat0-256 --synthetic --resolution 64": ("torch", "tensorflow"),
     "demo": ("torch", "tensorflow"),
@@ -100,13 +106,13 @@ RUN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", RUN)
-def test_commands_that_import_a_framework_leave_no_more_than_fonts_in_the_cache(line, files, tmp_path):
+def test_commands_that_import_a_framework_leave_its_files_in_the_cache_only(line, files, tmp_path):
     for package in RUN[line]:
         pytest.importorskip(package)
     if "cat.png" in line:
         picture(1).save(tmp_path / "cat.png")
     found = new_user(tmp_path / "home", files, line.format(out=tmp_path))
-    assert [path for path in found if not path.startswith(FONTS)] == []
+    assert [path for path in found if not path.startswith(FRAMEWORKS)] == []
 
 
 def test_onnx_runtime_leaves_no_id(tmp_path):
@@ -124,7 +130,7 @@ def test_onnx_runtime_leaves_no_id(tmp_path):
 class TestWhatTheUserHasSet:
     @pytest.fixture(autouse=True)
     def _new(self, tmp_path, monkeypatch):
-        for name in ("KERAS_HOME", "MPLCONFIGDIR"):
+        for name in ("KERAS_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
             monkeypatch.setenv(name, "")  # put back afterwards
             monkeypatch.delenv(name)
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -132,6 +138,7 @@ class TestWhatTheUserHasSet:
     def test_a_new_user_has_set_nothing(self, tmp_path):
         keep_home_clean()
         assert os.environ["MPLCONFIGDIR"] == f"{os.environ['CKPTKIT_HOME']}/matplotlib"
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{os.environ['CKPTKIT_HOME']}/torchinductor"
         with pytest.raises(OSError):
             Path(os.environ["KERAS_HOME"]).mkdir(parents=True)
         assert list(tmp_path.iterdir()) == []

@@ -108,19 +108,24 @@ def home_folders() -> list[Path]:
     return folders
 
 
-def keep_home_clean() -> None:
-    """Have frameworks, imported here or in a child, write nothing of their own into the home folder.
+_IN_THE_CACHE = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor"}
+"""Variable of a framework → its folder in ckptkit's cache."""
 
-    Keras would write its configuration (one that is there is read), and matplotlib its list of fonts, which
-    goes to the cache. What the user has set counts.
+
+def keep_home_clean() -> None:
+    """Have frameworks, imported here or in a child, write nothing of their own outside the cache.
+
+    Keras would write its configuration (one that is there is read), matplotlib its list of fonts, and PyTorch
+    what it compiles, into the folder for temporary files. What the user has set counts.
     """
     home = os.path.expanduser("~")  # noqa: PTH111 (never raises; "~" where no home is known)
     if home == "~" or not os.path.exists(os.path.join(home, ".keras", "keras.json")):  # noqa: PTH110, PTH118
         os.environ.setdefault("KERAS_HOME", os.path.join(os.devnull, "keras"))  # noqa: PTH118 (cannot be made)
     with suppress(UsageError):  # the command says it
-        folder = home_folders()[0] / "matplotlib"
-        if is_writable(folder):
-            os.environ.setdefault("MPLCONFIGDIR", str(folder))
+        cache = home_folders()[0]
+        for variable, name in _IN_THE_CACHE.items():
+            if is_writable(cache / name):
+                os.environ.setdefault(variable, str(cache / name))
 
 
 def is_writable(folder: Path) -> bool:
