@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ckptkit.families.binding import Weights
     from ckptkit.registry.query import Registry
     from ckptkit.registry.schema import Entry
-    from ckptkit.rules.file import RuleFile
+    from ckptkit.rules.mapping import RuleFile
     from ckptkit.workspace import Named
 
     _Path = Path

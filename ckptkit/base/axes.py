@@ -1,15 +1,16 @@
 """Changes of axis order: how the same tensor is stored in different layouts.
 
-An op is written as two axis patterns, one for each side: ``"h w i o"`` against ``"o i h w"``. A letter is
-an axis, ``(h d)`` two axes merged into one, ``1`` an axis of length one. Both sides name the same axes, so
-the inverse of an op is the same op read the other way.
+An op is written as two axis patterns, one for each side: ``"h w i o"`` against ``"o i h w"``. A letter or a
+word is an axis, ``(h d)`` two axes merged into one, ``1`` an axis of length one. Both sides name the same
+axes, so the inverse of an op is the same op read the other way. Where one tensor is made of several, a
+`Fusion` says which part of it each of them is.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,11 +21,18 @@ Site = Mapping[str, int]
 
 Shape = tuple[int, ...]
 
-_TOKEN = re.compile(r"\(([a-z ]+)\)|([a-z])|(1)")
+Groups = tuple[tuple[str, ...], ...]
+"""An axis pattern: the names in each axis, none in one of length one."""
+
+_TOKEN = re.compile(r"\(([A-Za-z0-9_ ]+)\)|([A-Za-z_][A-Za-z0-9_]*)|(1)")
 
 
-def _parse(pattern: str) -> tuple[tuple[str, ...], ...]:
-    """Split an axis pattern into one group of letters per axis; a unit axis is an empty group."""
+def parse_axes(pattern: str) -> Groups:
+    """Split an axis pattern into one group of names per axis; a unit axis is an empty group.
+
+    >>> parse_axes("(heads d) i 1")
+    (('heads', 'd'), ('i',), ())
+    """
     groups = []
     for merged, letter, unit in _TOKEN.findall(pattern):
         groups.append(() if unit else tuple((merged or letter).split()))
@@ -49,12 +57,12 @@ class Op:
     sizes: Site = field(default_factory=dict, hash=False)  # lengths of axes that are merged on both sides
 
     @cached_property
-    def _external(self) -> tuple[tuple[str, ...], ...]:
-        return _parse(self.external)
+    def _external(self) -> Groups:
+        return parse_axes(self.external)
 
     @cached_property
-    def _canonical(self) -> tuple[tuple[str, ...], ...]:
-        return _parse(self.canonical)
+    def _canonical(self) -> Groups:
+        return parse_axes(self.canonical)
 
     @property
     def is_identity(self) -> bool:
@@ -73,6 +81,14 @@ class Op:
         lengths = _axis_lengths(self._canonical, canonical, dict(sizes))
         return tuple(math.prod(lengths[letter] for letter in group) for group in self._external)
 
+    def canonical_shape(self, external: Shape) -> Shape:
+        """Shape on the canonical side of a tensor whose external shape is known."""
+        if self.external and len(self._external) != len(external):
+            raise ValueError(
+                f"{len(self._external)} axes expected, shape {list(external)} has {len(external)}"
+            )
+        return self.inverse.external_shape(external, self.sizes)
+
     def to_canonical(self, array: Array, shape: Shape) -> Array:
         """View of an external array in canonical axis order, ``shape`` being its canonical shape."""
         return self._rearrange(array, self._external, self._canonical, shape)
@@ -84,8 +100,8 @@ class Op:
     def _rearrange(
         self,
         array: Array,
-        source: tuple[tuple[str, ...], ...],
-        target: tuple[tuple[str, ...], ...],
+        source: Groups,
+        target: Groups,
         shape: Shape,
     ) -> Array:
         if self.is_identity:
@@ -105,9 +121,7 @@ class Op:
         return turned.reshape(shape)
 
 
-def _axis_lengths(
-    pattern: tuple[tuple[str, ...], ...], shape: Shape, known: dict[str, int]
-) -> dict[str, int]:
+def _axis_lengths(pattern: Groups, shape: Shape, known: dict[str, int]) -> dict[str, int]:
     """Length of every letter of ``pattern``, one unknown per merged axis at most."""
     if len(pattern) != len(shape):
         raise ValueError(f"{len(pattern)} axes expected, shape {list(shape)} has {len(shape)}")
@@ -122,6 +136,149 @@ def _axis_lengths(
         elif rest != dim:
             raise ValueError(f"axis of length {dim} found where {rest} was expected in shape {list(shape)}")
     return lengths
+
+
+# -- tensors that are parts of one ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a tensor: a run of one axis, or one index of it.
+
+    >>> import numpy
+    >>> fused = numpy.arange(12).reshape(2, 6)
+    >>> Region((2, 6), 1, 4, 2).of(fused).tolist()
+    [[4, 5], [10, 11]]
+    >>> Region((2, 2, 3), 1, 1).of(fused).tolist()
+    [[3, 4, 5], [9, 10, 11]]
+    """
+
+    whole: Shape  # what the tensor is seen as: axes may be taken apart, never merged, so this is a view
+    axis: int
+    start: int
+    length: int | None = None  # None: one index, and the axis is gone
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the part."""
+        length = () if self.length is None else (self.length,)
+        return (*self.whole[: self.axis], *length, *self.whole[self.axis + 1 :])
+
+    @property
+    def is_run(self) -> bool:
+        """Whether its elements are one run of the tensor's own."""
+        return self.axis == 0 or math.prod(self.whole[: self.axis]) == 1
+
+    def of(self, array: Array) -> Array:
+        """View of the part; writable where the array is contiguous and writable."""
+        at = self.start if self.length is None else slice(self.start, self.start + self.length)
+        view: Array = array.reshape(self.whole)[(*(slice(None),) * self.axis, at)]
+        return view
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How several tensors are parts of one: each a run of an axis, or each an index of an axis of its own.
+
+    >>> whole, regions, _ = Fusion(axis=0).joined(Op("", "i o", "o i"), [(8, 4)] * 3)
+    >>> whole, [region.start for region in regions]
+    ((12, 8), [0, 4, 8])
+    >>> interleaved = Op("", "(h three d) i", "i (h d)", {"h": 2})
+    >>> [shape for _, _, shape in Fusion(over="three").cut(interleaved, (12, 8), 3)]
+    [(8, 4), (8, 4), (8, 4)]
+    """
+
+    axis: int = 0  # of the whole; negative: from the last
+    over: str = ""  # the axis of that name is the whole's alone, and part n is its index n
+    lengths: tuple[int, ...] = ()  # of the runs; empty: all the same
+
+    def cut(self, op: Op, whole: Shape, count: int | None = None) -> Iterator[tuple[Region, Op, Shape]]:
+        """Each part of a whole: where it is, the op that turns it, and the shape that it gets.
+
+        ``op`` leads from the whole's axes to a part's. Without a count the axis `over` tells it.
+        """
+        if self.over:
+            fused, part = self._patterns(op.external, op.canonical, len(whole) - 1)
+            known = {**op.sizes, **({self.over: count} if count is not None else {})}
+            lengths = _axis_lengths(fused, whole, known)
+            atoms, rest = self._atoms(fused)
+            inner = Op(op.name, " ".join(rest), _text(part), {name: lengths[name] for name in rest})
+            split = tuple(lengths[name] for name in atoms)
+            shape = tuple(math.prod(lengths[name] for name in group) for group in part)
+            for index in range(lengths[self.over]):
+                yield Region(split, atoms.index(self.over), index), inner, shape
+            return
+        axis, start = self._axis(len(whole)), 0
+        for length in self._lengths_of(whole[axis], count or 1):
+            region = Region(whole, axis, start, length)
+            yield region, op, op.canonical_shape(region.shape)
+            start += length
+
+    def joined(self, op: Op, parts: Sequence[Shape]) -> tuple[Shape, list[Region], Op]:
+        """Shape of the whole, the place of each part in it, and the op that turns the parts.
+
+        ``op`` leads from a part's axes to the whole's.
+        """
+        if self.over:
+            if other := next((shape for shape in parts if shape != parts[0]), None):
+                raise ValueError(f"parts of shapes {list(parts[0])} and {list(other)}")
+            fused, part = self._patterns(op.canonical, op.external, len(parts[0]))
+            lengths = _axis_lengths(part, parts[0], dict(op.sizes)) | {self.over: len(parts)}
+            atoms, rest = self._atoms(fused)
+            inner = Op(op.name, _text(part), " ".join(rest), {name: lengths[name] for name in rest})
+            split = tuple(lengths[name] for name in atoms)
+            whole = tuple(math.prod(lengths[name] for name in group) for group in fused)
+            return whole, [Region(split, atoms.index(self.over), n) for n in range(len(parts))], inner
+        shapes = [op.canonical_shape(shape) for shape in parts]
+        axis = self._axis(len(shapes[0]))
+        across = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
+        if len(across) > 1 or any(len(shape) != len(shapes[0]) for shape in shapes):
+            named = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+            raise ValueError(f"parts of shapes {named} cannot be joined along axis {self.axis}")
+        found = tuple(shape[axis] for shape in shapes)
+        if self.lengths and found != self.lengths:
+            raise ValueError(f"parts of lengths {list(found)} instead of {list(self.lengths)}")
+        if not self.lengths and len(set(found)) > 1:
+            raise ValueError(
+                f"parts of different lengths: write 'parts: {list(found)}', so that the way back is known"
+            )
+        whole = (*shapes[0][:axis], sum(found), *shapes[0][axis + 1 :])
+        starts = [sum(found[:n]) for n in range(len(found))]
+        return whole, [Region(whole, axis, *place) for place in zip(starts, found, strict=True)], op
+
+    def _axis(self, rank: int) -> int:
+        axis = self.axis + rank if self.axis < 0 else self.axis
+        if not 0 <= axis < rank:
+            raise ValueError(f"axis {self.axis} of a tensor of {rank} axes")
+        return axis
+
+    def _lengths_of(self, whole: int, count: int) -> tuple[int, ...]:
+        if self.lengths:
+            if sum(self.lengths) != whole:
+                named = f"{list(self.lengths)} make {sum(self.lengths)}"
+                raise ValueError(f"axis {self.axis} has length {whole}, 'parts' {named}")
+            return self.lengths
+        if whole % count:
+            raise ValueError(f"axis {self.axis} of length {whole} is not {count} equal parts: give 'parts'")
+        return (whole // count,) * count
+
+    def _patterns(self, fused: str, part: str, rank: int) -> tuple[Groups, Groups]:
+        """Both patterns; without any the axis `over` is the first of the whole."""
+        if fused or part:
+            return parse_axes(fused), parse_axes(part)
+        others = tuple((f"_{n}",) for n in range(rank))
+        return ((self.over,), *others), others
+
+    def _atoms(self, fused: Groups) -> tuple[list[str], list[str]]:
+        atoms = [name for group in fused for name in group]
+        return atoms, [name for name in atoms if name != self.over]
+
+
+def _text(groups: Groups) -> str:
+    """A pattern as it is written."""
+    return " ".join(
+        "1" if not group else group[0] if len(group) == 1 else f"({' '.join(group)})" for group in groups
+    )
 
 
 IDENTITY = Op("identity")

@@ -302,6 +302,33 @@ def contiguous_chunks(
             yield array[start : start + rows].astype(target, order="C").reshape(-1)
 
 
+def copy_elements(source: Array, target: Array) -> None:
+    """Copy an array into another of its shape and type, whatever the strides of both.
+
+    >>> import numpy
+    >>> fused = numpy.zeros((2, 4), "int8")
+    >>> copy_elements(numpy.array([[1, 2], [3, 4]], "int8").T, fused[:, 2:])
+    >>> fused.tolist()
+    [[0, 0, 1, 3], [0, 0, 2, 4]]
+    """
+    if source.flags.c_contiguous or source.nbytes <= CHUNK_BYTES >> 4:
+        target[...] = source
+    elif target.flags.c_contiguous:
+        flat, start = target.reshape(-1), 0
+        for chunk in contiguous_chunks(source):
+            flat[start : start + chunk.size] = chunk
+            start += chunk.size
+    elif source[0].nbytes > CHUNK_BYTES:
+        for row, place in zip(source, target, strict=True):
+            copy_elements(row, place)
+    else:
+        rows = max(1, CHUNK_BYTES // source[0].nbytes)
+        for start in range(0, len(source), rows):
+            strip = source[start : start + rows]
+            (chunk,) = contiguous_chunks(strip)  # no longer than a piece
+            target[start : start + rows] = chunk.reshape(strip.shape)
+
+
 def byte_pieces(array: Array | RawTensor, dtype: DType | None = None) -> Iterator[Piece]:
     """Walk over a tensor's bytes as a writer needs them: `contiguous_chunks`, as uint8."""
     if isinstance(array, RawTensor):

@@ -33,7 +33,7 @@ from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, 
 if TYPE_CHECKING:
     from ckptkit.convert.pipeline import Outcome
     from ckptkit.convert.planning import Plan
-    from ckptkit.rules.file import RuleFile
+    from ckptkit.rules.mapping import RuleFile
     from ckptkit.workspace import Located
 
 
@@ -188,6 +188,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "tensors": len(plan.moves),
         "bytes": plan.nbytes,
         "left_out": plan.left_out,
+        "filled": plan.filled,
         "also_in_file": dict(plan.also),
         "notes": list(plan.notes),
     }
@@ -200,7 +201,8 @@ def _moves_json(outcome: Outcome) -> list[dict[str, Any]]:
             "shape": list(move.target.shape),
             "dtype": str(move.target.dtype),
             "op": move.op,
-            "source": move.source,
+            "source": move.sources[0] if len(move.sources) == 1 else None,
+            "sources": list(move.sources),
         }
         for move in outcome.plan.moves
     ]
@@ -251,7 +253,7 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
             shape_text(move.target.shape),
             str(move.target.dtype),
             move.op,
-            move.source,
+            ", ".join(move.sources) or "–",
         ]
         for move in plan.moves
     ]

@@ -28,7 +28,7 @@ from ckptkit.base.tensors import (
     dtype_of,
 )
 from ckptkit.base.text import counted
-from ckptkit.convert.planning import RULES_HELP, FamilyPlan, Move, Plan, by_reason
+from ckptkit.convert.planning import RULES_HELP, AnyMove, FamilyPlan, Move, Plan, by_reason
 from ckptkit.formats.base import Format, Reader, Writer, bytes_of
 from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.formats.detect import open_reader, writer_for
@@ -83,9 +83,9 @@ class Target:
         notes = [note for note in self._notes(plan, len(shared)) if note not in plan.notes]
         return replace(plan, moves=moves, shared=shared, metadata=metadata, notes=(*plan.notes, *notes))
 
-    def _cast(self, move: Move) -> Move:
+    def _cast(self, move: AnyMove) -> AnyMove:
         spec = move.target
-        if self.dtype is None or not spec.dtype.is_float or spec.dtype.name == self.dtype:
+        if move.fixed_dtype or self.dtype is None or not spec.dtype.is_float or spec.dtype.name == self.dtype:
             return move
         return replace(move, target=replace(spec, dtype=DTYPES[self.dtype]))
 
@@ -203,13 +203,14 @@ def _written(
 ) -> Iterator[tuple[str, int]]:
     """Write every tensor, on both cores where the container allows it; yields name and crc32c of each."""
     moves = {move.target.name: move for move in plan.moves}
+    source = _Source(reader)
 
     def write(batch: Sequence[str]) -> list[tuple[str, int]]:
-        return [(name, _carry(moves[name], reader, writer, losses)) for name in batch]
+        return [(name, _carry(moves[name], source, writer, losses)) for name in batch]
 
     if not writer.concurrent:
         for name in writer.order:
-            yield name, _carry(moves[name], reader, writer, losses)
+            yield name, _carry(moves[name], source, writer, losses)
         return
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -219,29 +220,60 @@ def _written(
         pool.shutdown(cancel_futures=True)  # after a failure or Ctrl+C: not the rest of the file first
 
 
-def _carry(move: Move, reader: Reader, writer: Writer, losses: dict[str, RoundingLoss]) -> int:
+class _Source:
+    """The file that is read; of a tensor that several moves take parts of, its array and that it is sound."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self._held: dict[str, Array] = {}
+        self._checked: set[str] = set()
+
+    def read(self, name: str, *, keep: bool = False) -> Array:
+        """One tensor; the last two that parts are taken of are kept: decompressing them takes long."""
+        array = self._held.get(name)
+        if array is None:
+            array = self.reader.read(name)
+            if keep:
+                held = list(self._held.items())[-1:]
+                self._held = dict([*held, (name, array)])
+        return array
+
+    def done(self, name: str, crc: int | None = None, *, again: bool = False) -> None:
+        """Check a tensor after it was used, once, and let its pages go."""
+        if not again or name not in self._checked:
+            self.reader.check(name, crc)
+            if again:
+                self._checked.add(name)
+        self.reader.release(name)
+
+
+def _carry(move: AnyMove, source: _Source, writer: Writer, losses: dict[str, RoundingLoss]) -> int:
     """Carry one tensor over, and check it against its source's checksum; returns crc32c of what was written.
 
     The check comes last, when the source's pages are in memory: a damaged tensor is in a temporary file only.
     """
-    same_bytes = _is_unchanged(move, reader)
-    raw = _raw(reader, move.source) if same_bytes else None  # always there where the type is opaque
+    same_bytes = _is_unchanged(move, source.reader)
+    raw = (
+        _raw(source.reader, move.sources[0]) if same_bytes else None
+    )  # always there where the type is opaque
+    is_part = isinstance(move, Move) and move.cut is not None
     if raw is not None:
         crc = writer.write(move.target.name, raw)
     else:
         import numpy
 
-        array = reader.read(move.source)
-        moved = move.apply(array)
+        read = partial(source.read, keep=is_part)
+        moved = move.array(read)
         with numpy.errstate(over="ignore", under="ignore"):  # reported below, by tensor
             crc = writer.write(move.target.name, moved)
-        _note_loss(move, array if move.resize is None else moved, losses)  # any order: this one is quicker
-    reader.check(move.source, crc if same_bytes else None)
-    reader.release(move.source)
+        as_stored = isinstance(move, Move) and not is_part and move.resize is None
+        _note_loss(move, read(move.sources[0]) if as_stored else moved, losses)  # any order: this is quicker
+    for name in move.sources:
+        source.done(name, crc if same_bytes else None, again=is_part)
     return crc
 
 
-def _note_loss(move: Move, array: Array, losses: dict[str, RoundingLoss]) -> None:
+def _note_loss(move: AnyMove, array: Array, losses: dict[str, RoundingLoss]) -> None:
     """Add what rounding to the target's type loses; each tensor has its own key, so threads do not meet."""
     source = dtype_of(array)
     if source is move.target.dtype or not (source.is_float and move.target.dtype.is_float):
@@ -251,10 +283,9 @@ def _note_loss(move: Move, array: Array, losses: dict[str, RoundingLoss]) -> Non
         losses[move.target.name] = loss
 
 
-def _is_unchanged(move: Move, reader: Reader) -> bool:
+def _is_unchanged(move: AnyMove, reader: Reader) -> bool:
     """Whether the source's own bytes go into the target as they are."""
-    same_axes = move.inward.op == move.outward.op and move.resize is None
-    return same_axes and reader.specs[move.source].dtype is move.target.dtype
+    return move.is_whole and reader.specs[move.sources[0]].dtype is move.target.dtype
 
 
 def _raw(reader: Reader, name: str) -> RawTensor | None:

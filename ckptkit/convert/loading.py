@@ -14,6 +14,7 @@ from ckptkit.base.tensors import Array, array_dtype
 from ckptkit.convert.planning import (
     AS_IS,
     RULES_HELP,
+    AnyMove,
     Move,
     Plan,
     by_reason,
@@ -85,15 +86,17 @@ def _load_as_is(reader: Reader, weights: Weights, variant: str | None) -> Loaded
     return LoadedTensors(read_moves(plan.moves, reader), plan)
 
 
-def read_moves(moves: Sequence[Move], reader: Reader) -> dict[str, Array]:
+def read_moves(moves: Sequence[AnyMove], reader: Reader) -> dict[str, Array]:
     """Carry tensors into memory: target name to a contiguous array of its own, its checksum checked."""
     import numpy
 
     loaded = {}
     for move in moves:
-        reader.check(move.source)
-        loaded[move.target.name] = numpy.array(move.apply(reader.read(move.source)), order="C")
-        reader.release(move.source)
+        for name in move.sources:
+            reader.check(name)
+        loaded[move.target.name] = numpy.array(move.array(reader.read), order="C")
+        for name in move.sources:
+            reader.release(name)
     return loaded
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit.base.errors import FormatError, UnknownModelError, UsageError, command
 from ckptkit.base.files import PIECE_BYTES, resolved, translated
@@ -22,7 +22,6 @@ from ckptkit.convert.planning import (
     Plan,
     plan_as_is,
     plan_by_layout,
-    plan_by_rules,
     refuse_family_options,
 )
 from ckptkit.families.binding import Weights
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ckptkit.registry.schema import Entry
-    from ckptkit.rules.file import RuleFile
+    from ckptkit.rules.mapping import RuleFile
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Options:
     # half-pixel centres, no antialias, edges clamped, in float32), for code that does not resize
     resolution: tuple[int, int] | None = None
     rules: RuleFile | None = None  # a user's own names and axis orders, instead of a layout
+    require: Literal["proven"] | None = None  # refuse rules that are not
 
     @property
     def target(self) -> Target:
@@ -92,7 +92,15 @@ def plan(reader: Reader, options: Options, *, entry: Entry | None = None) -> Pla
                 hint="leave it out",
             )
         options.refuse_family_options("--rules")
-        return target.fit(plan_by_rules(reader, options.rules, weights=options.weights, entry=entry))
+        from ckptkit.convert.by_rules import plan_by_rules
+
+        return target.fit(
+            plan_by_rules(
+                reader, options.rules, weights=options.weights, entry=entry, require=options.require
+            )
+        )
+    if options.require is not None:
+        raise UsageError("--require needs --rules", hint="give --rules FILE too")
     if options.layout == AS_IS:
         options.refuse_family_options(f"--layout {AS_IS}")
         return target.fit(plan_as_is(reader, weights=options.weights, entry=entry))

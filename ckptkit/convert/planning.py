@@ -1,44 +1,35 @@
 """Plans of conversions: every tensor's move, decided before a byte is written.
 
 There are three ways to plan: by a family's layouts (`plan_by_layout`), names and axes as they are
-(`plan_as_is`), and by a user's own rules (`plan_by_rules`). A plan says how tensors are called and how their
-axes are ordered; of the file, a `convert.execution.Target`, it knows nothing.
+(`plan_as_is`), and by a user's own rules (`convert.by_rules`). A plan says how tensors are called and how
+their axes are ordered; of the file, a `convert.execution.Target`, it knows nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ckptkit._version import __version__
-from ckptkit.base.budget import Budget
-from ckptkit.base.errors import (
-    WHOLE_LISTS,
-    ConversionError,
-    UsageError,
-    command,
-    faults_in_words,
-    listed,
-)
-from ckptkit.base.tensors import Array, TensorSpec
+from ckptkit.base.axes import Region
+from ckptkit.base.errors import WHOLE_LISTS, ConversionError, UsageError, command, listed
+from ckptkit.base.tensors import Array, TensorSpec, copy_elements
 from ckptkit.base.text import counted
 from ckptkit.families.base import Structure
 from ckptkit.families.binding import FileFacts, Ignored, Match, Weights, match
 from ckptkit.families.layouts import OPTIMIZER, slot_rule, whole_model
 from ckptkit.families.recognition import Recognition
 from ckptkit.formats.base import Reader
-from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table, shape_of
+from ckptkit.rules.language import IDENTITY, Binding, Ignore, Table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ckptkit.registry.schema import Entry
-    from ckptkit.rules.file import IgnoreRule, NameRule, RuleFile
 
 AS_IS = "as-is"
 """In place of a layout's name: names and axes of the source."""
@@ -56,19 +47,39 @@ class Move:
     inward: Binding  # the tensor's row in the source's table
     outward: Binding  # and in the result's
     resize: Resize | None = None
+    cut: Region | None = None  # what of the source's tensor is taken; None: all of it
+    fixed_dtype: bool = False  # whether its element type was chosen for it alone
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors of the source that it is made of."""
+        return (self.source,)
 
     @property
     def op(self) -> str:
         """What happens to the axes, for people."""
         if self.resize is not None:
             return f"resize to {'x'.join(map(str, self.outward.canonical_shape[-2:]))}"
-        if self.inward.op == self.outward.op:
-            return IDENTITY.name
-        steps = [op.name for op in (self.inward.op, self.outward.op.inverse) if not op.is_identity]
-        return " ∘ ".join(reversed(steps)) or IDENTITY.name
+        ops = () if self.inward.op == self.outward.op else (self.inward.op, self.outward.op.inverse)
+        steps = [op.name for op in ops if not op.is_identity]
+        turned = " ∘ ".join(reversed(steps)) or IDENTITY.name
+        if self.cut is None:
+            return turned
+        return "split" if turned == IDENTITY.name else f"split, {turned}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the source's elements go into the target in their own order."""
+        return self.inward.op == self.outward.op and self.resize is None and self.cut is None
+
+    def array(self, read: Callable[[str], Array]) -> Array:
+        """The target's values, of the source's element type."""
+        return self.apply(read(self.source))
 
     def apply(self, array: Array) -> Array:
         """View of the source tensor in the target's axis order; a copy only where it is resized."""
+        if self.cut is not None:
+            array = self.cut.of(array)
         if self.inward.op == self.outward.op and self.resize is None:
             return array
         canonical = self.inward.op.to_canonical(array, self.inward.canonical_shape)
@@ -79,6 +90,71 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Join:
+    """Several tensors of the source on their way into one."""
+
+    target: TensorSpec
+    pieces: tuple[Move, ...]
+    places: tuple[Region, ...]  # where in the target each of them goes
+    fixed_dtype: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The tensors of the source that it is made of."""
+        return tuple(piece.source for piece in self.pieces)
+
+    @property
+    def op(self) -> str:
+        """What happens to the axes, for people."""
+        turned = self.pieces[0].op
+        return "join" if turned == IDENTITY.name else f"join, {turned}"
+
+    is_whole = False
+
+    def array(self, read: Callable[[str], Array]) -> Array:
+        """The target's values, of the source's element type."""
+        import numpy
+
+        whole: Array | None = None
+        for piece, place in zip(self.pieces, self.places, strict=True):
+            part = piece.array(read)
+            if whole is None:
+                whole = numpy.empty(self.target.shape, part.dtype)
+            copy_elements(part, place.of(whole))
+        assert whole is not None
+        return whole
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A tensor of the target that the source lacks."""
+
+    target: TensorSpec
+    value: Literal["zeros", "ones", "arange"]
+
+    sources = ()
+    is_whole = False
+    fixed_dtype = True
+
+    @property
+    def op(self) -> str:
+        """What it is filled with, for people."""
+        return f"fill with {self.value}"
+
+    def array(self, read: Callable[[str], Array]) -> Array:
+        """Its values."""
+        import numpy
+
+        shape, dtype = self.target.shape, self.target.dtype.numpy
+        if self.value == "arange":
+            return numpy.arange(self.target.size).astype(dtype).reshape(shape)
+        return (numpy.zeros if self.value == "zeros" else numpy.ones)(shape, dtype)
+
+
+AnyMove: TypeAlias = "Move | Join | Filling"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a conversion will do to each tensor, of any model."""
 
@@ -86,7 +162,7 @@ class Plan:
     source_format: str
     layout: str
     weights: str | None
-    moves: tuple[Move, ...]
+    moves: tuple[AnyMove, ...]
     ignored: tuple[Ignored, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...]
@@ -116,6 +192,11 @@ class Plan:
         return {one.name: one.why for one in self.ignored}
 
     @property
+    def filled(self) -> dict[str, str]:
+        """Tensors of the result that are not the source's, and what they are filled with."""
+        return {move.target.name: move.value for move in self.moves if isinstance(move, Filling)}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of tensor data in the result."""
         return sum(spec.nbytes for spec in self.specs if spec.name not in self.shared)
@@ -140,6 +221,7 @@ _NO_HEAD = Ignore("head", "", "left out by --no-head")
 class FamilyPlan(Plan):
     """The plan for a checkpoint of a known family."""
 
+    moves: tuple[Move, ...]
     recognition: Recognition = field(kw_only=True)
 
     @property
@@ -371,7 +453,7 @@ def plan_as_is(reader: Reader, *, weights: Weights = "auto", entry: Entry | None
     rows = [(spec, plain_row(name, spec.shape)) for name, spec in reader.specs.items()]
     moves = tuple(Move(spec.name, spec, row, row) for spec, row in rows)
     return replace(
-        _plan_of_any_model(reader, AS_IS, entry),
+        plan_of_any_model(reader, AS_IS, entry),
         moves=moves,
         ignored=ignored,
         unread=unread,
@@ -379,7 +461,7 @@ def plan_as_is(reader: Reader, *, weights: Weights = "auto", entry: Entry | None
     )
 
 
-def _plan_of_any_model(reader: Reader, layout: str, entry: Entry | None) -> Plan:
+def plan_of_any_model(reader: Reader, layout: str, entry: Entry | None) -> Plan:
     """What a plan says of the file itself, whose architecture is not known; it has no moves yet."""
     copy = reader.weights
     taken = [f"the file holds raw weights and moving averages; taking {copy}"] if copy else []
@@ -468,200 +550,3 @@ def by_reason(reasons: Mapping[str, str]) -> str:
     listing = "; ".join(f"{', '.join(group)} ({reason})" for reason, group in names.items())
     rest = len(reasons) - limit
     return f"{listing}; and {rest} more" if rest > 0 else listing
-
-
-# -- by a user's rules ---------------------------------------------------------------------------------------
-
-BY_RULES = "rules"
-"""In place of a layout's name."""
-
-_SHOWN_FAULTS = 20
-
-
-def plan_by_rules(
-    reader: Reader,
-    rules: RuleFile,
-    *,
-    weights: Weights = "auto",
-    entry: Entry | None = None,
-) -> Plan:
-    """Plan a conversion by a user's rules; refuses all that does not fit them at once."""
-    refuse_missing_copy(reader, weights)
-    assigned = _assign(reader, rules)
-    _refuse_faults(reader, rules, assigned)
-    moves = []
-    for row in assigned.rows:
-        spec = reader.specs[row.external]
-        target = TensorSpec(row.canonical, spec.dtype, row.canonical_shape, spec.stored)
-        moves.append(Move(row.external, target, row, plain_row(row.canonical, row.canonical_shape)))
-    plan = replace(
-        _plan_of_any_model(reader, BY_RULES, entry),
-        moves=tuple(moves),
-        ignored=tuple(assigned.ignored),
-        shared=_shared(reader.same, assigned.rows),
-    )
-    return plan.with_metadata(
-        {"rules": rules.path.name, "rules_direction": rules.direction, "rules_sha256": rules.sha256}
-    )
-
-
-@dataclass
-class _Assigned:
-    """What the rules make of a file's tensors."""
-
-    rows: list[Binding] = field(default_factory=list)
-    ignored: list[Ignored] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    used: set[int] = field(default_factory=set)
-
-
-def _assign(reader: Reader, rules: RuleFile) -> _Assigned:
-    """Find the rule or ignore of every tensor; faults are collected."""
-    assigned = _Assigned()
-    budget = Budget(sum(spec.nbytes for spec in reader.specs.values()), partial(_refusal, reader, rules))
-    lookup = _Lookup(rules.rules, budget)
-    ignored = _ignored([*reader.specs, *reader.left_out], reader, rules, budget)
-    for name in (*reader.specs, *reader.left_out):
-        spec = reader.specs.get(name)
-        matches, ignores = lookup.matches(name), ignored.get(name, [])
-        assigned.used |= {id(rule) for rule, _ in matches}
-        if len(matches) + len(ignores) > 1:
-            named = [_describe_rule(rule) for rule, _ in matches] + [_describe_ignore(i) for i in ignores]
-            assigned.faults.append(f"{name!r} fits {len(named)}: {listed(named)}")
-        elif ignores:
-            assigned.ignored.append(Ignored(name, ignores[0].name, ignores[0].reason))
-        elif spec is None:
-            assigned.faults.append(
-                f"{name!r} cannot be read ({reader.left_out[name]}): 'ignore' leaves it out"
-            )
-        elif not matches:
-            assigned.unmatched.append(name)
-        else:
-            rule, digits = matches[0]
-            target = rule.target.fill(digits)
-            budget.spend(names=len(target))
-            _bind(assigned, rule, target, spec)
-    return assigned
-
-
-def _ignored(
-    names: Sequence[str], reader: Reader, rules: RuleFile, budget: Budget
-) -> dict[str, list[IgnoreRule]]:
-    """The ignores that each name fits, of names that fit one."""
-    from ckptkit.registry.document import short
-    from ckptkit.rules.file import TooMuchError, fitting
-
-    budget.spend(steps=len(names) * len(rules.ignores))
-    try:
-        found = fitting([ignore.pattern for ignore in rules.ignores], names)
-    except TooMuchError as error:
-        ignore = rules.ignores[error.place]
-        raise UsageError(
-            f"{rules.path}: line {ignore.line}: the pattern {short(ignore.pattern)} takes too long on the "
-            f"names of {reader.path}",
-            hint="write it without repetitions inside each other",
-        ) from error
-    ignored: dict[str, list[IgnoreRule]] = {}
-    for ignore, places in zip(rules.ignores, found, strict=True):
-        for place in places:
-            ignored.setdefault(names[place], []).append(ignore)
-    return ignored
-
-
-def _refusal(reader: Reader, rules: RuleFile, reason: str) -> ConversionError:
-    return ConversionError(f"{reader.path}: {rules.path} has too many rules for its tensors: {reason}")
-
-
-class _Lookup:
-    """Rules by name: most tables of rules written out have no placeholders, and need no search."""
-
-    def __init__(self, rules: Sequence[NameRule], budget: Budget) -> None:
-        self._budget = budget
-        self._plain: dict[str, list[NameRule]] = {}
-        self._patterns: dict[str, list[NameRule]] = {}
-        for rule in rules:
-            if rule.source.placeholders:
-                self._patterns.setdefault(rule.source.shape, []).append(rule)
-            else:
-                self._plain.setdefault(rule.source.fill({}), []).append(rule)
-
-    def matches(self, name: str) -> list[tuple[NameRule, dict[str, str]]]:
-        """Every rule that a name fits, with the digits in place of its placeholders."""
-        found: list[tuple[NameRule, dict[str, str]]] = [(rule, {}) for rule in self._plain.get(name, ())]
-        if not self._patterns:
-            return found
-        candidates = self._patterns.get(shape_of(name), ())
-        self._budget.spend(steps=len(candidates))
-        for rule in candidates:
-            digits = rule.source.values(name)
-            if digits is not None:
-                found.append((rule, digits))
-        return found
-
-
-def _bind(assigned: _Assigned, rule: NameRule, target: str, spec: TensorSpec) -> None:
-    try:
-        shape = rule.target_shape(spec.shape)
-    except ValueError as error:
-        assigned.faults.append(f"{spec.name!r} does not fit {_describe_rule(rule)} ({rule.op.name}): {error}")
-        return
-    op = IDENTITY if rule.op.is_identity else rule.op
-    if spec.dtype.is_opaque and op is not IDENTITY:
-        assigned.faults.append(
-            f"{spec.name!r} is {spec.dtype}, of which only the bytes are known: {_describe_rule(rule)} "
-            f"({rule.op.name}) cannot turn its axes"
-        )
-        return
-    assigned.rows.append(Binding(target, shape, spec.name, spec.shape, op, trainable=True, part="body"))
-
-
-def _refuse_faults(reader: Reader, rules: RuleFile, assigned: _Assigned) -> None:
-    faults = [*assigned.faults, *_collisions(assigned.rows)]
-    if assigned.unmatched:
-        count = len(assigned.unmatched)
-        faults.append(
-            f"{count} tensor{'s fit' if count > 1 else ' fits'} no rule: "
-            + listed(assigned.unmatched, _SHOWN_FAULTS)
-        )
-    idle = [rule for rule in rules.rules if id(rule) not in assigned.used and not rule.optional]
-    if idle:
-        faults.append(
-            f"{len(idle)} fit nothing: {listed([_describe_rule(rule) for rule in idle], _SHOWN_FAULTS)}"
-        )
-    if faults:
-        raise ConversionError(
-            f"{reader.path}: does not fit {rules.path}: {faults_in_words(faults)}",
-            hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
-        )
-
-
-def _collisions(rows: Iterable[Binding]) -> list[str]:
-    sources: dict[str, list[str]] = {}
-    for row in rows:
-        sources.setdefault(row.canonical, []).append(row.external)
-    return [
-        f"{', '.join(map(repr, names))} would all be called {target!r}"
-        for target, names in sources.items()
-        if len(names) > 1
-    ]
-
-
-def _shared(same: Mapping[str, str], rows: Iterable[Binding]) -> dict[str, str]:
-    """Target tensors that stay the same as another one: one tensor in the source, turned the same way."""
-    first: dict[tuple[str, str], str] = {}
-    shared = {}
-    for row in rows:
-        key = (same.get(row.external, row.external), f"{row.op.external} → {row.op.canonical}")
-        other = first.setdefault(key, row.canonical)
-        if other != row.canonical:
-            shared[row.canonical] = other
-    return shared
-
-
-def _describe_rule(rule: NameRule) -> str:
-    return f"the rule on line {rule.line} ({rule.source.text})"
-
-
-def _describe_ignore(ignore: IgnoreRule) -> str:
-    return f"the ignore {ignore.name!r}"

@@ -25,37 +25,65 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from ckptkit._version import DOCUMENTATION
-from ckptkit.base.axes import OPS, Op, Shape
+from ckptkit.base.axes import OPS, Fusion, Op
 from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words
+from ckptkit.base.tensors import DTYPES
 from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
-from ckptkit.rules.language import shape_of
+from ckptkit.rules.mapping import (
+    Constant,
+    Fill,
+    IgnoreRule,
+    Kind,
+    NamePattern,
+    NameRule,
+    RuleFile,
+    Sure,
+    op_of,
+)
+
+__all__ = [
+    "MAX_FILE_SIZE",
+    "IgnoreRule",
+    "NamePattern",
+    "NameRule",
+    "RuleFile",
+    "TooMuchError",
+    "compiled",
+    "fitting",
+    "load_rules",
+    "rules_in",
+]
 
 MAX_FILE_SIZE = 4_000_000
 """Bytes; the largest table of this project, written out as rules, has 20,000."""
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
-_SIDE = re.compile(r"\s*(?:(?:\([a-z](?: +[a-z])*\)|[a-z]|1)(?:\s+|$))*")
-_AXIS = re.compile(r"\([^()]*\)|[a-z]|1")
-_PLACEHOLDER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DIGITS = re.compile("[0-9]+")
-_MOST_PLACEHOLDERS = 50
-"""In one name."""
+_LETTERS = re.compile(r"\s*(?:(?:\([a-z](?: +[a-z])*\)|[a-z]|1)(?:\s+|$))*")
+_WORD = "[A-Za-z_][A-Za-z0-9_]*"
+_WORDS = re.compile(rf"\s*(?:(?:\({_WORD}(?: +{_WORD})*\)|{_WORD}|1)(?:\s+|$))*")
 _MOST_FAULTS = 500
 """After so many a file is not checked further."""
 
 
-class _RuleText(BaseModel):
-    """One rule as written in the file."""
+class _RuleText1(BaseModel):
+    """One rule of version 1 as written in the file."""
 
     model_config = _STRICT
 
@@ -65,6 +93,35 @@ class _RuleText(BaseModel):
     axes: str | None = None
     sizes: dict[str, PositiveInt] = Field(default_factory=dict)
     optional: bool = False
+
+
+def _list_of_one(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Name = Annotated[str, Field(min_length=1)]
+_Names = Annotated[list[_Name], BeforeValidator(_list_of_one), Field(min_length=1)]
+
+
+class _RuleText(BaseModel):
+    """One rule as written in the file."""
+
+    model_config = _STRICT
+
+    target: _Names
+    source: _Names | None = None
+    op: str | None = None
+    axes: str | None = None
+    sizes: dict[str, PositiveInt] = Field(default_factory=dict)
+    axis: int | None = None
+    parts: list[PositiveInt] | None = None
+    over: str | None = None
+    fill: Fill | None = None
+    shape: list[NonNegativeInt] | None = None
+    beside: str | None = Field(default=None, alias="with", min_length=1)
+    dtype: str | None = None
+    optional: bool = False
+    sure: Sure | None = None
 
 
 class _IgnoreText(BaseModel):
@@ -77,120 +134,27 @@ class _IgnoreText(BaseModel):
     reason: str = Field(min_length=1)
 
 
+class _FileText1(BaseModel):
+    """The whole file, version 1."""
+
+    model_config = _STRICT
+
+    version: Literal[1] = 1
+    rules: list[_RuleText1] = Field(min_length=1)
+    ignore: list[_IgnoreText] = Field(default_factory=list)
+    direction: Literal["forward", "reverse"] = "forward"
+
+
 class _FileText(BaseModel):
     """The whole file."""
 
     model_config = _STRICT
 
+    version: Literal[2]
+    strip: list[_Name] = Field(default_factory=list)
     rules: list[_RuleText] = Field(min_length=1)
     ignore: list[_IgnoreText] = Field(default_factory=list)
     direction: Literal["forward", "reverse"] = "forward"
-
-
-@dataclass(frozen=True)
-class NamePattern:
-    """A tensor name with placeholders for digits.
-
-    Examples
-    --------
-    >>> source, target = NamePattern.parse("block_{i}/w"), NamePattern.parse("blocks.{i}.weight")
-    >>> target.fill(source.values("block_12/w"))
-    'blocks.12.weight'
-    >>> source.values("block_x/w") is None
-    True
-    """
-
-    text: str
-    regex: re.Pattern[str]
-    placeholders: frozenset[str]
-    shape: str
-    """What every name that fits has in common with it: see `shape_of`."""
-
-    @classmethod
-    def parse(cls, text: str) -> NamePattern:
-        """Parse a pattern; raises ValueError when its braces make no placeholder."""
-        regex = shape = between = ""
-        seen: set[str] = set()
-        count = 0
-        for literal, field, spec, conversion in Formatter().parse(text):
-            regex += re.escape(literal)
-            shape += literal
-            between += literal
-            if field is None:
-                continue
-            if count and not between.strip("0123456789"):
-                what = "only digits" if between else "nothing"
-                raise ValueError(f"{what} between {{{field}}} and the placeholder before it")
-            if not _PLACEHOLDER.fullmatch(field) or spec or conversion:
-                raise ValueError(f"{{{field}}} is not a placeholder: write {{i}} or another plain name")
-            count += 1
-            if count > _MOST_PLACEHOLDERS:
-                raise ValueError(f"more than {_MOST_PLACEHOLDERS} placeholders")
-            regex += f"(?P={field})" if field in seen else f"(?P<{field}>[0-9]+)"
-            shape += "0"
-            between = ""
-            seen.add(field)
-        return cls(text, re.compile(regex), frozenset(seen), shape_of(shape))
-
-    def values(self, name: str) -> dict[str, str] | None:
-        """Digits by placeholder; None where the name does not fit."""
-        found = self.regex.fullmatch(name)
-        return found.groupdict() if found else None
-
-    def fill(self, values: dict[str, str]) -> str:
-        """The name with digits in place of its placeholders."""
-        return self.text.format(**values)
-
-
-@dataclass(frozen=True)
-class IgnoreRule:
-    """Tensors that are left out."""
-
-    name: str  # what they are, in a word
-    pattern: str  # regular expression for the whole tensor name
-    reason: str  # why leaving them out loses nothing
-    line: int  # of its pattern
-
-
-@dataclass(frozen=True)
-class NameRule:
-    """One rule: names on both sides and the op from the source's axes to the target's."""
-
-    source: NamePattern
-    target: NamePattern
-    op: Op  # its external side is the source's
-    optional: bool  # whether it may match nothing
-    line: int
-
-    @property
-    def reversed(self) -> NameRule:
-        """The same rule read from the target to the source."""
-        op = self.op if self.op.is_identity else _op(self.op.canonical, self.op.external, dict(self.op.sizes))
-        return replace(self, source=self.target, target=self.source, op=op)
-
-    def target_shape(self, shape: Shape) -> Shape:
-        """Shape that a source tensor has in the target."""
-        axes = len(_AXIS.findall(self.op.external))
-        if self.op.external and axes != len(shape):
-            raise ValueError(f"{axes} axes expected, shape {list(shape)} has {len(shape)}")
-        return self.op.inverse.external_shape(shape, self.op.sizes)
-
-
-@dataclass(frozen=True)
-class RuleFile:
-    """A file of rules."""
-
-    path: Path
-    sha256: str
-    rules: tuple[NameRule, ...]
-    ignores: tuple[IgnoreRule, ...]
-    direction: Literal["forward", "reverse"] = "forward"  # which way the rules are read
-
-    @property
-    def reversed(self) -> RuleFile:
-        """The same rules the other way round; tensors to ignore are those of whatever is read."""
-        other: Literal["forward", "reverse"] = "reverse" if self.direction == "forward" else "forward"
-        return replace(self, rules=tuple(rule.reversed for rule in self.rules), direction=other)
 
 
 def load_rules(path: Path | str, *, reverse: bool = False) -> RuleFile:
@@ -200,8 +164,13 @@ def load_rules(path: Path | str, *, reverse: bool = False) -> RuleFile:
     text, data = read_text(
         path, MAX_FILE_SIZE, absent, lambda fault: UsageError(f"{path}: {fault}"), "utf-8-sig"
     )
+    return rules_in(text, path, hashlib.sha256(data).hexdigest(), reverse=reverse)
+
+
+def rules_in(text: str, path: Path, sha256: str = "", *, reverse: bool = False) -> RuleFile:
+    """Read rules from the text of a file; ``path`` is what messages call it."""
     checked = _Checked(path, parse(text))
-    rules = RuleFile(path, hashlib.sha256(data).hexdigest(), checked.rules, checked.ignores)
+    rules = RuleFile(path, sha256, checked.rules, checked.ignores, strip=checked.strip)
     return rules.reversed if (checked.direction == "reverse") != reverse else rules
 
 
@@ -213,6 +182,7 @@ class _Checked:
         self._faults = list(document.faults)
         self.rules: tuple[NameRule, ...] = ()
         self.ignores: tuple[IgnoreRule, ...] = ()
+        self.strip: tuple[str, ...] = ()
         self.direction = "forward"
         if not self._faults:
             self._check(document.value)
@@ -233,16 +203,19 @@ class _Checked:
         if not isinstance(value, dict):
             self._fault((), "a file of rules is a mapping with the key 'rules'")
             return
+        version = value.get("version", 1)
+        if type(version) is not int or version not in (1, 2):
+            self._fault(
+                ("version",), f"version {short(str(version), quoted=False)} is not known here: 1 or 2"
+            )
+            return
         try:
-            text = _FileText.model_validate(value)
+            text = (_FileText if version == 2 else _FileText1).model_validate(value)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                self._fault(detail["loc"], _sentence(detail["loc"], detail["type"], detail["msg"]))
+                self._fault(detail["loc"], _sentence(detail["loc"], detail["type"], detail["msg"], version))
             return
         self.direction = text.direction
-        self.rules = tuple(
-            rule for i, row in enumerate(text.rules) if (rule := self._rule(("rules", i), row)) is not None
-        )
         self.ignores = tuple(
             IgnoreRule(row.name, row.pattern, row.reason, self._document.line("ignore", i, "pattern"))
             for i, row in enumerate(text.ignore)
@@ -252,71 +225,267 @@ class _Checked:
                 compiled(row.pattern)
             except ValueError as error:
                 self._fault(("ignore", i, "pattern"), f"{short(row.pattern)}: {error}")
+        if isinstance(text, _FileText1):
+            self.rules = tuple(self._checked(text.rules, self._rule1))
+            return
+        self.strip = tuple(text.strip)
+        self.rules = tuple(self._checked(text.rules, self._rule))
+        if not self._faults:
+            self._check_constants()
 
-    def _rule(self, place: Location, row: _RuleText) -> NameRule | None:
-        before = len(self._faults)
-        source = self._name(place, "source", row.source)
-        target = self._name(place, "target", row.target)
-        if source and target and source.placeholders != target.placeholders:
-            only = ", ".join(f"{{{name}}}" for name in sorted(source.placeholders ^ target.placeholders))
-            self._fault(place, f"{only} is on one side only of {row.source!r} and {row.target!r}")
-        op = self._op(place, row)
-        if len(self._faults) > before or source is None or target is None or op is None:
-            return None
-        return NameRule(source, target, op, row.optional, self._document.line(*place))
+    def _checked(self, rows: Sequence[Any], read: Callable[[Any, Location], NameRule]) -> Iterator[NameRule]:
+        for i, row in enumerate(rows):
+            place: Location = ("rules", i)
+            before = len(self._faults)
+            try:
+                rule = read(row, place)
+            except _FaultError as fault:
+                self._fault((*place, *fault.keys), str(fault))
+                continue
+            if len(self._faults) == before:
+                yield replace(rule, line=self._document.line(*place))
 
-    def _name(self, place: Location, key: str, text: str) -> NamePattern | None:
-        try:
-            return NamePattern.parse(text)
-        except ValueError as error:
-            self._fault((*place, key), f"{key} {text!r}: {error}")
-            return None
+    # -- version 1 -------------------------------------------------------------------------------------------
 
-    def _op(self, place: Location, row: _RuleText) -> Op | None:
+    def _rule1(self, row: _RuleText1, place: Location) -> NameRule:
+        source = self._names(place, "source", [row.source])
+        target = self._names(place, "target", [row.target])
+        for pattern in (*source, *target):
+            for one in pattern.fields:
+                if one.counts or one.crosses:
+                    plain = f"{{{one.name}}} is all that version 1 has: write 'version: 2' for others"
+                    raise _FaultError(f"{pattern.text!r}: {plain}", "source" if source else "target")
+        self._check_sides(place, source, target)
         try:
             if (row.op is None) == (row.axes is None):
                 raise ValueError("give either 'op' or 'axes'")
-            if row.axes is not None:
-                return _op(*_sides(row.axes), row.sizes)
-            if row.op not in OPS:
-                raise ValueError(f"unknown op {row.op!r}: one of {', '.join(OPS)}; or write 'axes'")
-            known = OPS[row.op]
-            return _op(known.external, known.canonical, row.sizes)
+            op = _named_op(row.op, row.sizes) if row.op else _op_in(row.axes or "", row.sizes, _LETTERS)
         except ValueError as error:
             self._fault((*place, "axes" if row.axes is not None else "op"), str(error))
-            return None
+            op = OPS["identity"]
+        return NameRule(source, target, op, optional=row.optional)
+
+    # -- version 2 -------------------------------------------------------------------------------------------
+
+    def _rule(self, row: _RuleText, place: Location) -> NameRule:
+        kind = _kind(row)
+        self._check_keys(row, kind)
+        if row.dtype is not None and row.dtype not in DTYPES:
+            raise _FaultError(f"unknown dtype {short(row.dtype)}: one of {', '.join(DTYPES)}", "dtype")
+        if kind == "fill":
+            return self._constant(row, place)
+        over = row.over or ""
+        counted = (over,) if kind in ("stack", "unstack") else ()
+        source = self._names(place, "source", row.source or [], counted)
+        target = self._names(place, "target", row.target, counted)
+        if source and target:
+            both = NamePattern.parse_all([*(p.text for p in source), *(p.text for p in target)], counted)
+            source, target = tuple(both[: len(source)]), tuple(both[len(source) :])
+            self._check_sides(place, source, target, many=over if counted else "", kind=kind)
+        op = self._op(row, kind)
+        fusion = None
+        if kind != "move":
+            if row.parts is not None and len(row.parts) != (many := max(len(source), len(target))):
+                raise _FaultError(f"{len(row.parts)} 'parts' of {many} tensors", "parts")
+            fusion = Fusion(row.axis or 0, over, tuple(row.parts or ()))
+        return NameRule(source, target, op, kind, fusion, None, row.optional, row.dtype, row.sure)
+
+    def _check_keys(self, row: _RuleText, kind: Kind) -> None:
+        """Refuse keys that have no meaning for a kind of rule, and miss those that it needs."""
+        fused, stacked = ("concat", "split"), ("stack", "unstack")
+        meaning = {
+            "axis": fused,
+            "parts": fused,
+            "over": (*fused, *stacked),
+            "shape": ("fill",),
+            "beside": ("fill",),
+        }
+        given = [key for key in meaning if getattr(row, key) is not None]
+        if idle := [_KEYS.get(key, key) for key in given if kind not in meaning[key]]:
+            raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named(kind)}", idle[0])
+        many = {"concat": ("source", row.source), "split": ("target", row.target)}
+        for key, names in (("source", row.source), ("target", row.target)):
+            if names is not None and len(names) > 1 and many.get(kind, ("",))[0] != key:
+                wanted = "concat" if key == "source" else "split"
+                raise _FaultError(f"a list as {key} needs 'op: {wanted}'", key)
+        if kind in stacked and row.over is None:
+            raise _FaultError(f"'over' is missing: the placeholder whose numbers {kind} counts", "op")
+        if kind in fused and row.over is not None:
+            if row.axis is not None or row.parts is not None:
+                raise _FaultError("'over' is an axis of its own: leave 'axis' and 'parts' out", "over")
+            if row.axes is None:
+                raise _FaultError("'over' names an axis of 'axes', which is missing", "over")
+        if kind != "fill" and row.source is None:
+            raise _FaultError("source is missing")
+
+    def _op(self, row: _RuleText, kind: Kind) -> Op:
+        """The op of a rule's axes; of parts of one tensor, from a part or to a part."""
+        try:
+            if row.axes is None:
+                return _named_op(row.op if kind == "move" and row.op else "identity", row.sizes)
+            if kind == "move" and row.op is not None:
+                raise ValueError("give either 'op' or 'axes'")
+            extra = {"concat": 1, "stack": 1, "split": 0, "unstack": 0}.get(kind)
+            return _op_in(row.axes, row.sizes, _WORDS, row.over or "", extra)
+        except ValueError as error:
+            raise _FaultError(str(error), "axes" if row.axes is not None else "op") from error
+
+    def _constant(self, row: _RuleText, place: Location) -> NameRule:
+        if idle := [key for key in ("source", "op", "axes") if getattr(row, key) is not None]:
+            raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named('fill')}", idle[0])
+        if len(row.target) > 1:
+            raise _FaultError("a constant has one target", "target")
+        if row.shape is None:
+            raise _FaultError("'shape' is missing: [] for a number", "fill")
+        assert row.fill is not None
+        given = [*row.target, *([row.beside] if row.beside else [])]
+        target, *others = self._names(place, "target", given) or (None,)
+        if target is None:
+            raise _FaultError("no names")
+        both = NamePattern.parse_all(given)
+        target, beside = both[0], both[1] if others else None
+        if target.placeholders != (beside.placeholders if beside else frozenset()):
+            what = "'with' has others" if beside else "'with' is missing, which says for which tensors"
+            raise _FaultError(f"the placeholders of {target.text!r}: {what}", "target")
+        constant = Constant(row.fill, tuple(row.shape), row.dtype or "float32", beside)
+        return NameRule((), (target,), kind="fill", constant=constant, sure=row.sure)
+
+    def _check_constants(self) -> None:
+        """Refuse constants beside tensors that no rule makes."""
+        made = {target.text for rule in self.rules if rule.constant is None for target in rule.targets}
+        for i, rule in enumerate(self.rules):
+            beside = rule.constant.beside if rule.constant else None
+            if beside is not None and beside.text not in made:
+                self._fault(("rules", i, "with"), f"no rule has the target {short(beside.text)}")
+
+    # -- names -----------------------------------------------------------------------------------------------
+
+    def _names(
+        self, place: Location, key: str, texts: Sequence[str], counted: Iterable[str] = ()
+    ) -> tuple[NamePattern, ...]:
+        names = []
+        for text in texts:
+            try:
+                names += NamePattern.parse_all([text], counted)
+            except ValueError as error:
+                self._fault((*place, key), f"{key} {short(text)}: {error}")
+        return tuple(names) if len(names) == len(texts) else ()
+
+    def _check_sides(
+        self,
+        place: Location,
+        source: Sequence[NamePattern],
+        target: Sequence[NamePattern],
+        *,
+        many: str = "",
+        kind: Kind = "move",
+    ) -> None:
+        """Refuse names that do not determine each other: ``many`` is the placeholder of one side alone."""
+        if not source or not target:
+            return
+        extra = frozenset({many} if many else ())
+        wide, narrow = (target, source) if kind == "unstack" else (source, target)
+        if many and not all(many in one.placeholders for one in wide):
+            raise _FaultError(f"{{{many}}} is not in {wide[0].text!r}", "over")
+        if many and any(many in one.placeholders for one in narrow):
+            raise _FaultError(f"{{{many}}} is in {narrow[0].text!r} too, which holds all of them", "over")
+        if many and many in wide[0].crossing:
+            raise _FaultError(f"{{{many}...}} is not a number", "over")
+        first = source[0]
+        for other in (*source, *target):
+            if only := (first.placeholders ^ other.placeholders) - extra:
+                named = ", ".join(f"{{{name}}}" for name in sorted(only))
+                self._fault(place, f"{named} is on one side only of {first.text!r} and {other.text!r}")
+                return
+            if mixed := first.crossing ^ other.crossing:
+                self._fault(place, f"{{{min(mixed)}}} is {{{min(mixed)}...}} on one side only")
+                return
 
 
-def _sides(axes: str) -> tuple[str, str]:
-    """The two patterns of ``"h w i o -> o i h w"``, in plain spelling."""
-    sides = [" ".join(side.split()) for side in axes.replace("→", "->").split("->")]
-    if len(sides) != 2 or not all(_SIDE.fullmatch(side) for side in sides):
-        raise ValueError(f'axes {axes!r} are not two patterns: write them like "h w i o -> o i h w"')
-    letters = [re.findall("[a-z]", side) for side in sides]
-    twice = sorted({letter for side in letters for letter in side if side.count(letter) > 1})
+class _FaultError(Exception):
+    """What is wrong with a rule, and the key that it is about."""
+
+    def __init__(self, what: str, *keys: str) -> None:
+        super().__init__(what)
+        self.keys = tuple({name: key for key, name in _KEYS.items()}.get(key, key) for key in keys)
+
+
+_KEYS = {"beside": "with"}
+"""Keys of the file that are not names in Python."""
+
+
+def _quoted(keys: Sequence[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys)
+
+
+def _has(keys: Sequence[str]) -> str:
+    return "has" if len(keys) == 1 else "have"
+
+
+def _named(kind: Kind) -> str:
+    return "a constant" if kind == "fill" else "a rule without op" if kind == "move" else f"op: {kind}"
+
+
+def _kind(row: _RuleText) -> Kind:
+    """Which of the kinds a rule is."""
+    if row.fill is not None:
+        return "fill"
+    if row.op in ("concat", "split", "stack", "unstack"):
+        kind: Kind = row.op  # type: ignore[assignment]
+        return kind
+    return "move"
+
+
+def _named_op(name: str, sizes: dict[str, int]) -> Op:
+    if name not in OPS:
+        raise ValueError(f"unknown op {short(name)}: one of {', '.join(OPS)}; or write 'axes'")
+    return _with_sizes(OPS[name].external, OPS[name].canonical, sizes)
+
+
+def _op_in(
+    axes: str, sizes: dict[str, int], side: re.Pattern[str], over: str = "", whole: int | None = None
+) -> Op:
+    """The op of ``"h w i o -> o i h w"``; ``over`` is an axis of the ``whole`` side alone."""
+    sides = [" ".join(one.split()) for one in axes.replace("→", "->").split("->")]
+    if len(sides) != 2 or not all(side.fullmatch(one) for one in sides):
+        raise ValueError(f'axes {short(axes)} are not two patterns: write them like "h w i o -> o i h w"')
+    names = [re.findall(_WORD, one) for one in sides]
+    twice = sorted({name for one in names for name in one if one.count(name) > 1})
     if twice:
-        raise ValueError(f"axes {axes!r} name {', '.join(twice)} twice on one side")
-    if set(letters[0]) != set(letters[1]):
-        raise ValueError(f"axes {axes!r} do not name the same letters on both sides")
-    return sides[0], sides[1]
+        raise ValueError(f"axes {short(axes)} name {', '.join(twice)} twice on one side")
+    if over and whole is not None:
+        if over not in names[whole] or over in names[1 - whole]:
+            where = "to the right" if whole else "to the left"
+            raise ValueError(
+                f"axes {short(axes)}: {over} belongs {where} of the arrow alone, into the one tensor"
+            )
+        if over in sizes:
+            raise ValueError(f"sizes are given for {over}, whose length is the number of tensors")
+    if (set(names[0]) ^ set(names[1])) - {over}:
+        letters = "letters" if side is _LETTERS else "axes"
+        raise ValueError(f"axes {short(axes)} do not name the same {letters} on both sides")
+    return _with_sizes(sides[0], sides[1], sizes)
 
 
-def _op(source: str, target: str, sizes: dict[str, int]) -> Op:
-    unknown = sorted(set(sizes) - set(re.findall("[a-z]", source)))
+def _with_sizes(source: str, target: str, sizes: dict[str, int]) -> Op:
+    unknown = sorted(set(sizes) - set(re.findall(_WORD, f"{source} {target}")))
     if unknown:
         raise ValueError(f"sizes are given for {', '.join(unknown)}, which is not an axis here")
-    if not source and not target:
-        return OPS["identity"]
-    return Op(f"{source} → {target}" if source != target else "identity", source, target, sizes)
+    return op_of(source, target, sizes)
 
 
-def _sentence(location: Sequence[str | int], kind: str, message: str) -> str:
+def _sentence(location: Sequence[str | int], kind: str, message: str, version: int) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if kind == "extra_forbidden":
-        return f"unknown key {where}"
+        newer = version == 1 and location[-1] in _NEWER
+        return f"unknown key {where}" + (", which needs 'version: 2'" if newer else "")
     if kind == "missing":
         return f"{where} is missing"
     return f"{where}: {message[:1].lower()}{message[1:]}"
+
+
+_NEWER = {"strip", *(_KEYS.get(key, key) for key in _RuleText.model_fields)}
+"""Keys that version 1 has not, and those of its own."""
 
 
 # -- a user's regular expressions on a file's names ----------------------------------------------------------
