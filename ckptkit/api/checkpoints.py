@@ -155,9 +155,12 @@ class ConvertedPath(_Path):
         Tensors of the source that a rule leaves out: which rule, and why.
     also_in_file : mapping of str to str
         What is not a tensor of the model (an epoch, the optimizer's state, texts), in a few words each.
+    filled : mapping of str to str
+        Tensors of the result that the source lacks, and what ``rules`` filled them with.
     """
 
     left_out: Mapping[str, str] = MappingProxyType({})
+    filled: Mapping[str, str] = MappingProxyType({})
     also_in_file: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
@@ -165,6 +168,7 @@ class ConvertedPath(_Path):
         """The path of a conversion's result."""
         result = cls(path)
         result.left_out, result.also_in_file = conversion.left_out, dict(conversion.also)
+        result.filled = conversion.filled
         return result
 
 
@@ -187,6 +191,7 @@ def convert(
     settings: Mapping[str, Any] | None = None,
     rules: str | Path | None = None,
     reverse: bool = False,
+    require: Literal["proven"] | None = None,
     check: bool = True,
 ) -> ConvertedPath:
     """Convert a checkpoint; see `ckptkit.convert.Options` for the choices.
@@ -214,6 +219,8 @@ def convert(
         A YAML file of your own names and axis orders, for a model of any family.
     reverse : bool
         Read ``rules`` from the target to the source.
+    require : {"proven"}, optional
+        Refuse ``rules`` of which one is not proven.
     check : bool
         Read the result back and compare.
 
@@ -245,6 +252,7 @@ def convert(
         settings=settings or {},
         resolution=None if resolution is None else parse_size(resolution, "resolution"),
         rules=_rules(rules, reverse=reverse),
+        require=require,
     )
     located = workspace.locate(what, state_dict=state_dict, strip_prefix=strip_prefix)
     (path,) = planned_paths(
@@ -431,6 +439,8 @@ def diff(
     state_dict_b: str | None = None,
     strip_prefix: str | Sequence[str] | None = None,
     strip_prefix_b: str | Sequence[str] | None = None,
+    rules: str | Path | None = None,
+    reverse: bool = False,
     only: str | None = None,
     tolerance: float = 0.0,
     relative: float = 0.0,
@@ -450,6 +460,8 @@ def diff(
         ``as-is`` pairs by plain names and leaves axes alone.
     weights, state_dict, strip_prefix
         As for `load`; those that end in ``_b`` are for ``b`` if it differs.
+    rules, reverse
+        As for `convert`: what they make of ``a`` is compared with ``b``.
     only : str, optional
         Only tensors whose name matches: a glob, or part of a name.
     tolerance, relative : float
@@ -483,6 +495,7 @@ def diff(
         strip_prefix=strip_prefix,
         strip_prefix_b=strip_prefix_b,
         only=only,
+        rules=_rules(rules, reverse=reverse),
         everything=everything,
         metadata=metadata,
         tolerance=tolerance,

@@ -282,6 +282,7 @@ _GROUPS = {
     "Convert": {
         **dict.fromkeys(("convert", "synth"), "convert_commands"),
         "export": "export_commands",
+        "rules": "rules_commands",
     },
     "Prove": {
         "verify": "compare_commands",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ckptkit.base.errors import NotFoundError
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights, state_of
+from ckptkit.cli.options import StateDictOption, StripPrefixOption, WhichWeights, rules_given, state_of
 from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
@@ -175,6 +176,13 @@ def diff(
         list[str] | None,
         typer.Option("--strip-prefix-b", metavar="PREFIX", help="The same for B, if it differs."),
     ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Compare what convert --rules FILE would make of A with B."),
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Read --rules from the target to the source.")
+    ] = False,
     only: Annotated[
         str | None,
         typer.Option(metavar="PATTERN", help="Only tensors whose name matches: a glob, or part of a name."),
@@ -202,8 +210,9 @@ def diff(
 ) -> None:
     """Show the differences between two checkpoints of any format and layout.
 
-    Tensors of two files of one family are paired by what they are, in one axis order; all others by name.
-    Lists begin with the largest relative difference. Exits with 0 if nothing differs, 1 if something does.
+    Tensors of two files of one family are paired by what they are, in one axis order; all others by name, or
+    by --rules. Lists begin with the largest relative difference. Exits with 0 if nothing differs, 1 if
+    something does.
 
     Examples: ckptkit diff model.ckpt moat.safetensors
     · ckptkit diff a.pth b.pth --tolerance 1e-6 --only 'stages.0.*'
@@ -227,6 +236,7 @@ def diff(
         tolerance=tolerance,
         relative=relative,
         ignore_dtype=ignore_dtype,
+        rules=rules_given(rules, reverse=reverse),
     )
     first, second = _both(workspace, a, b)
     found = compare_files(first, second, request, state.output.progress)

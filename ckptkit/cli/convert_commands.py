@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ckptkit.base.errors import UsageError, listed
+from ckptkit.base.errors import UsageError, listed, one_of
 from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
@@ -24,6 +24,7 @@ from ckptkit.cli.options import (
     WhichWeights,
     one_of_these,
     parse_settings,
+    rules_given,
     state_of,
 )
 from ckptkit.cli.remote_output import Place
@@ -33,7 +34,6 @@ from ckptkit.formats.names import DEFAULT_FORMAT, FORMATS, GRAPHS, OUTPUT_HELP, 
 if TYPE_CHECKING:
     from ckptkit.convert.pipeline import Outcome
     from ckptkit.convert.planning import Plan
-    from ckptkit.rules.mapping import RuleFile
     from ckptkit.workspace import Located
 
 
@@ -103,6 +103,14 @@ def convert(
     reverse: Annotated[
         bool, typer.Option("--reverse", help="Read --rules from the target to the source.")
     ] = False,
+    require: Annotated[
+        str | None,
+        one_of_these(
+            lambda text: one_of("--require", text, ("proven",)),
+            ("proven",),
+            help="Refuse --rules that are not all proven (sure: proven).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not read the result back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
@@ -140,7 +148,8 @@ def convert(
         max_shard_size=_shard_size(max_shard_size),
         settings=parse_settings(settings),
         resolution=parse_resolution(resolution),
-        rules=_rules(rules, reverse=reverse),
+        rules=rules_given(rules, reverse=reverse),
+        require="proven" if require else None,
     )
     with where, several(state.output, names, "converted", key="source") as work:
         if not format_of(options.to).one_file or options.max_shard_size is not None:
@@ -253,7 +262,7 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
             shape_text(move.target.shape),
             str(move.target.dtype),
             move.op,
-            ", ".join(move.sources) or "–",
+            listed(move.sources) or "–",
         ]
         for move in plan.moves
     ]
@@ -264,16 +273,6 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
         f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {shown_as}; "
         f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {outcome.way}"
     )
-
-
-def _rules(path: Path | None, *, reverse: bool) -> RuleFile | None:
-    if path is None:
-        if reverse:
-            raise UsageError("--reverse requires --rules", hint="give --rules FILE too")
-        return None
-    from ckptkit.rules.file import load_rules
-
-    return load_rules(path, reverse=reverse)
 
 
 def _shard_size(text: str | None) -> int | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import typer
 
+from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
 from ckptkit.cli.help import described, usage
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ckptkit.analysis.model_source import SourceRequest
     from ckptkit.cli.entries import Listed
     from ckptkit.registry.query import Registry
+    from ckptkit.rules.mapping import RuleFile
     from ckptkit.workspace import Workspace
 
 
@@ -355,3 +357,14 @@ def with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+def rules_given(path: Path | None, *, reverse: bool) -> RuleFile | None:
+    """The rules that ``--rules`` and ``--reverse`` name."""
+    if path is None:
+        if reverse:
+            raise UsageError("--reverse requires --rules", hint="give --rules FILE too")
+        return None
+    from ckptkit.rules.file import load_rules
+
+    return load_rules(path, reverse=reverse)

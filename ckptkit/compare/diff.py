@@ -2,7 +2,8 @@
 
 Two files of one family are paired through the family's canonical names, so that neither format nor layout
 nor axis order makes a difference; whatever is left over is paired by its plain name. Any other two files
-are paired by plain names.
+are paired by plain names, or by a user's rules, which say what each tensor of the first is called in the
+second and how it is made of others.
 
 What only one of two files of a family has is not a difference when a named rule explains it (a step counter,
 optimizer slots, the copy of the weights that was not chosen): conversions leave such tensors out. It is
@@ -34,12 +35,14 @@ from ckptkit.rules.language import IDENTITY, Binding, Op
 from ckptkit.workspace import Located
 
 if TYPE_CHECKING:
+    from ckptkit.convert.planning import AnyMove
     from ckptkit.formats.base import Reader
+    from ckptkit.rules.mapping import RuleFile
 
 # -- what a comparison found ---------------------------------------------------------------------------------
 
 Kind = Literal["shape", "dtype", "values"]
-PairedBy = Literal["architecture", "names"]
+PairedBy = Literal["architecture", "names", "rules"]
 
 
 @dataclass(frozen=True)
@@ -265,11 +268,14 @@ _Section = tuple[str, Table]
 
 
 def _difference_lines(found: Difference) -> list[tuple[str, str]]:
-    by = "by their place in the architecture, others by" if found.paired_by == "architecture" else "by"
+    by = {"architecture": "by their place in the architecture, others by name", "rules": "by the rules"}
     lines = [
         ("A", _described(found.a)),
         ("B", _described(found.b)),
-        ("paired", f"{found.paired:,} tensor{'' if found.paired == 1 else 's'} {by} name"),
+        (
+            "paired",
+            f"{found.paired:,} tensor{'' if found.paired == 1 else 's'} {by.get(found.paired_by, 'by name')}",
+        ),
     ]
     if found.only is not None:
         lines.append(("looked at", f"only what matches {found.only!r}"))
@@ -460,6 +466,7 @@ class AlignedTensor:
     spec: TensorSpec
     op: Op | None  # to the axis order of the comparison; None when the shape does not fit the architecture
     shape: tuple[int, ...]  # in that axis order; the file's own when there is no op
+    move: AnyMove | None = None  # how rules make it of the file's own tensors
 
     @classmethod
     def as_is(cls, spec: TensorSpec) -> AlignedTensor:
@@ -474,8 +481,21 @@ class AlignedTensor:
         except ValueError:
             return cls(spec, None, spec.shape)
 
-    def view(self, array: Array) -> Array:
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The file's own tensors that it is made of."""
+        return (self.spec.name,) if self.move is None else self.move.sources
+
+    @property
+    def called(self) -> str:
+        """What it is called in the file."""
+        return ", ".join(self.sources) or "–"
+
+    def array(self, reader: Reader) -> Array:
         """The tensor in the axis order of the comparison."""
+        if self.move is not None:
+            return self.move.array(reader.read).astype(self.spec.dtype.numpy, copy=False)
+        array = reader.read(self.spec.name)
         return array if self.op is None else self.op.to_canonical(array, self.shape)
 
 
@@ -556,6 +576,31 @@ def pair_by_architecture(a: Specs, b: Specs, match_a: Match, match_b: Match) -> 
     )
 
 
+def pair_by_rules(a: Reader, b: Reader, rules: RuleFile, weights: Weights = "auto") -> Pairing:
+    """Pair what rules make of the first file with the second file's tensors of that name."""
+    from ckptkit.convert.by_rules import plan_by_rules
+
+    plan = plan_by_rules(a, rules, weights=weights)
+    made = {move.target.name: move for move in plan.moves}
+    pairs = tuple(
+        Pair(
+            name,
+            AlignedTensor(move.target, IDENTITY, move.target.shape, move),
+            AlignedTensor.as_is(b.specs[name]),
+        )
+        for name, move in made.items()
+        if name in b.specs
+    )
+    left_out = (
+        _only_in_one(a.specs[name], None, why, by_rule=True)
+        for name, why in plan.left_out.items()
+        if name in a.specs
+    )
+    alone = (_only_in_one(move.target) for name, move in made.items() if name not in b.specs)
+    only_b = (_only_in_one(spec) for name, spec in b.specs.items() if name not in made)
+    return Pairing(pairs, (*alone, *left_out), tuple(only_b))
+
+
 def _only_in_one(
     spec: TensorSpec, canonical: str | None = None, remark: str = "", by_rule: bool = False
 ) -> OnlyInOne:
@@ -623,6 +668,7 @@ class DiffRequest:
     tolerance: float = 0.0
     relative: float = 0.0
     ignore_dtype: bool = False
+    rules: RuleFile | None = None  # what the tensors of the first are in the second
 
     @property
     def allowed(self) -> Tolerance:
@@ -646,12 +692,12 @@ def compare_files(
     """Show the differences between two checkpoints of any format and layout."""
     allowed, everything = request.allowed, request.everything
     first, second = request.chosen(a, b)
-    unwrap = request.layout == "auto"
+    unwrap = request.layout == "auto" and request.rules is None
     with (
         open_side(first, request.weights, unwrap=unwrap) as one,
         open_side(second, request.weights_b or request.weights, unwrap=unwrap) as two,
     ):
-        pairing, matches = _paired(one, two, request.layout)
+        pairing, matches = _paired(one, two, request)
         sides = one.side(matches[0] if matches else None), two.side(matches[1] if matches else None)
         if request.only is not None:
             pairing, sides = _restricted(pairing, request.only, sides)
@@ -659,7 +705,7 @@ def compare_files(
         return Difference(
             a=sides[0],
             b=sides[1],
-            paired_by="architecture" if matches else "names",
+            paired_by="rules" if request.rules else "architecture" if matches else "names",
             paired=len(pairing.pairs),
             identical=len(pairing.pairs) - len(changed),
             only_a=tuple(t for t in pairing.only_a if everything or not t.by_rule),
@@ -674,10 +720,12 @@ def compare_files(
         )
 
 
-def _paired(one: Opened, two: Opened, layout: LayoutChoice) -> tuple[Pairing, tuple[Match, Match] | None]:
-    """Pair the tensors, through the family where both files are of the same one."""
+def _paired(one: Opened, two: Opened, request: DiffRequest) -> tuple[Pairing, tuple[Match, Match] | None]:
+    """Pair the tensors, by rules, or through the family where both files are of the same one."""
+    if request.rules is not None:
+        return pair_by_rules(one.reader, two.reader, request.rules, request.weights), None
     a, b = one.recognition, two.recognition
-    if layout == "auto" and a is not None and b is not None and a.family is b.family:
+    if request.layout == "auto" and a is not None and b is not None and a.family is b.family:
         matches = one.match(_with_parts_of(b, a)), two.match(_with_parts_of(a, b))
         return pair_by_architecture(one.reader.specs, two.reader.specs, *matches), matches
     for side in (one, two):
@@ -707,7 +755,7 @@ def _restricted(pairing: Pairing, only: str, sides: tuple[Side, Side]) -> tuple[
         return any(name is not None and (only in name or fnmatchcase(name, pattern)) for name in names)
 
     kept = Pairing(
-        pairs=tuple(p for p in pairing.pairs if wanted(p.name, p.canonical, p.a.spec.name, p.b.spec.name)),
+        pairs=tuple(p for p in pairing.pairs if wanted(p.name, p.canonical, p.a.called, p.b.called)),
         only_a=tuple(one for one in pairing.only_a if wanted(one.name, one.canonical)),
         only_b=tuple(one for one in pairing.only_b if wanted(one.name, one.canonical)),
     )
@@ -743,19 +791,21 @@ def _changed(
 
 def _values(pair: Pair, one: Opened, two: Opened) -> ValueDifference:
     """Compare the elements of a pair, its stored checksums verified first."""
-    a, b = pair.a.spec.name, pair.b.spec.name
 
     def rest() -> None:
-        one.reader.release(a)
-        two.reader.release(b)
+        for side, tensor in ((one, pair.a), (two, pair.b)):
+            for name in tensor.sources:
+                side.reader.release(name)
 
-    one.reader.check(a)
-    two.reader.check(b)
+    for side, tensor in ((one, pair.a), (two, pair.b)):
+        for name in tensor.sources:
+            side.reader.check(name)
     if pair.opaque:
+        a, b = pair.a.sources[0], pair.b.sources[0]
         found = compare_bytes(bytes_of(one.reader, a).data, bytes_of(two.reader, b).data)
         rest()
         return found
-    found = compare_arrays(pair.a.view(one.reader.read(a)), pair.b.view(two.reader.read(b)), rest=rest)
+    found = compare_arrays(pair.a.array(one.reader), pair.b.array(two.reader), rest=rest)
     rest()
     return found
 
@@ -774,8 +824,8 @@ def _judged(pair: Pair, values: ValueDifference | None, allowed: Tolerance) -> C
     return Changed(
         name=pair.name,
         kind=kind,
-        name_a=pair.a.spec.name,
-        name_b=pair.b.spec.name,
+        name_a=pair.a.called,
+        name_b=pair.b.called,
         shape_a=pair.a.shape,
         shape_b=pair.b.shape,
         dtype_a=pair.a.spec.dtype.name,

@@ -223,9 +223,7 @@ def _lost_ways_back(found: Assignment, path: Path, rules: RuleFile, budget: Budg
             continue
         ignores = ignored.get(move.target.name, [])
         matches = lookup.matches(move.target.name, held, among_rest=not ignores)
-        others = [
-            _describe_rule(match.rule, match.place) for match in matches if match.rule.line != rule.line
-        ]
+        others = [_describe_rule(one.rule, one.place) for one in matches if same[id(one.rule)] is not rule]
         others += [_describe_ignore(ignore) for ignore in ignores]
         if others:
             called = f"{listed([repr(name) for name in move.sources])} would be called {move.target.name!r}"
