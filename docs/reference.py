@@ -14,19 +14,24 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import ckptkit
 from ckptkit._version import REPOSITORY, __version__
 from ckptkit.base import errors
 from ckptkit.base.axes import OPS
+from ckptkit.base.tensors import DTYPES, TensorSpec
 from ckptkit.cli import app
 from ckptkit.cli.help import record
 from ckptkit.cli.output import READER_GONE, ExitCode, exit_code, pasteable
+from ckptkit.convert.by_rules import assign
 from ckptkit.families.base import registry_families
 from ckptkit.formats.builtin import BUILT_IN
 from ckptkit.registry.schema import json_schema
 from ckptkit.rules import file as rules_file
 
 ROOT = Path(__file__).resolve().parent.parent
+RULES_EXAMPLES = ROOT / "docs/reference/rules_examples.yaml"
 SOURCE = REPOSITORY.removesuffix(".git") + "/blob/main/"
 FROM_ROOT = {
     "security.md": "SECURITY.md",
@@ -158,6 +163,44 @@ def _rules() -> str:
     return re.sub(r"::\n\n((?:    .*\n|\n)+)", _yaml_block, text)
 
 
+def rules_examples() -> list[dict[str, Any]]:
+    """Examples of rules: title, text, the file, and the tensors of a source (name, shape, element type)."""
+    examples: list[dict[str, Any]] = yaml.safe_load(RULES_EXAMPLES.read_text(encoding="utf-8"))
+    for one in examples:
+        given = {
+            name: row if isinstance(row, dict) else {"shape": row} for name, row in one["source"].items()
+        }
+        one["source"] = {
+            name: TensorSpec(name, DTYPES[row.get("dtype", "float32")], tuple(row["shape"]))
+            for name, row in given.items()
+        }
+    return examples
+
+
+def _rules_examples() -> str:
+    """Each example with what the code makes of its source."""
+    parts = []
+    for one in rules_examples():
+        rules = rules_file.rules_in(one["rules"], Path("rules.yaml"))
+        made = assign(Path("source"), one["source"], rules)
+        rows = [
+            (
+                "<br>".join(f"`{name}` {list(one['source'][name].shape)}" for name in move.sources) or "–",
+                f"`{move.target.name}` {list(move.target.shape)}",
+            )
+            for move in made.moves
+        ]
+        parts.append(f"## {one['title']}\n\n{one['text']}\n\n```yaml\n{one['rules'].strip()}\n```\n")
+        parts.append(_table(("source", "target"), rows))
+    return "\n".join(parts)
+
+
+def _rule_keys() -> str:
+    """Every key of a rule."""
+    properties = rules_file.rule_schema()["properties"]
+    return _table(("key", ""), [(f"`{key}`", field["description"]) for key, field in properties.items()])
+
+
 def _yaml_block(found: re.Match[str]) -> str:
     return f":\n\n```yaml\n{textwrap.dedent(found[1]).strip()}\n```\n\n"
 
@@ -204,6 +247,8 @@ PARTS = {
     "exit codes": _exit_codes,
     "formats": _formats,
     "rules": _rules,
+    "rules examples": _rules_examples,
+    "rule keys": _rule_keys,
     "operations": _operations,
     "registry": _registry,
 }

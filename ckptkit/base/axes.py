@@ -172,7 +172,7 @@ class Region:
     def of(self, array: Array) -> Array:
         """View of the part; writable where the array is contiguous and writable."""
         at = self.start if self.length is None else slice(self.start, self.start + self.length)
-        view: Array = array.reshape(self.whole)[(*(slice(None),) * self.axis, at)]
+        view: Array = array.reshape(self.whole)[(*(slice(None),) * self.axis, at, ...)]  # 0-d too
         return view
 
 

@@ -274,6 +274,10 @@ class _Match:
         return self.rule.sources[self.place].literal
 
 
+_CROSSING_STEPS = 20
+"""Steps that it costs to try a pattern that matches anything."""
+
+
 class _Lookup:
     """Rules by name: most tables of rules written out have no placeholders, and need no search."""
 
@@ -304,7 +308,9 @@ class _Lookup:
         if found or not among_rest or not self._starts:
             return found
         self._budget.spend(steps=len(self._starts))
-        candidates = [rule for length in self._starts for rule in self._by_start.get(name[:length], ())]
+        begun = (one for length in self._starts for one in self._by_start.get(name[:length], ()))
+        candidates = [one for one in begun if name.endswith(one[0].sources[one[1]].end)]
+        self._budget.spend(steps=_CROSSING_STEPS * len(candidates))
         found = [match for match in self._fitting(name, candidates) if _is_wanted(match, names)]
         most = max((match.literal for match in found), default=0)
         return [match for match in found if match.literal == most]
@@ -420,7 +426,7 @@ def _move(group: _Group, spec: TensorSpec, dtype: DType, budget: Budget) -> Move
     return Move(spec.name, target, row, plain_row(name, shape), fixed_dtype=rule.dtype is not None)
 
 
-_PART_STEPS = 50
+_PART_STEPS = 100
 """Steps that a part costs which the file itself does not name."""
 
 

@@ -2,19 +2,23 @@
 
 A file maps the name of each tensor in the source to that in the target, and the order of its axes::
 
+    version: 2
     rules:
       - source: "block_{i}/conv/kernel"
         target: "blocks.{i}.conv.weight"
         op: conv                      # or  axes: "h w i o -> o i h w"
+      - {source: "block_{i}/conv/bias", target: "blocks.{i}.conv.bias"}
     ignore:
       - name: step
         pattern: "global_step"
         reason: "counts training steps"
 
-``{i}`` matches digits, the same ones on both sides. An ``op`` is read from the source to the target: its
-name is that of an order in `base.axes.OPS`, written for TensorFlow → PyTorch; ``axes`` gives any two orders.
-A merged axis ``(h d)`` on the source's side needs the ``sizes`` of all but one of its axes.
-With ``direction: reverse`` (or ``--reverse``) the whole file is read from the target to the source.
+Every tensor of the source needs one rule or one ``ignore``, and every rule a tensor. What does not fit is
+listed at once with its line, and nothing is converted. With ``direction: reverse`` (or ``--reverse``) the
+whole file is read from the target to the source: every rule has an inverse, bit for bit.
+
+A file without ``version``, or with ``version: 1``, has ``source``, ``target``, ``op`` or ``axes``, ``sizes``
+and ``optional`` alone, and only ``{i}`` in names.
 """
 
 from __future__ import annotations
@@ -68,6 +72,7 @@ __all__ = [
     "compiled",
     "fitting",
     "load_rules",
+    "rule_schema",
     "rules_in",
 ]
 
@@ -108,20 +113,61 @@ class _RuleText(BaseModel):
 
     model_config = _STRICT
 
-    target: _Names
-    source: _Names | None = None
-    op: str | None = None
-    axes: str | None = None
-    sizes: dict[str, PositiveInt] = Field(default_factory=dict)
-    axis: int | None = None
-    parts: list[PositiveInt] | None = None
-    over: str | None = None
-    fill: Fill | None = None
-    shape: list[NonNegativeInt] | None = None
-    beside: str | None = Field(default=None, alias="with", min_length=1)
-    dtype: str | None = None
-    optional: bool = False
-    sure: Sure | None = None
+    source: _Names | None = Field(
+        default=None, description="Name in the source; a list for `op: concat`. Constants have none."
+    )
+    target: _Names = Field(description="Name in the target; a list for `op: split`.")
+    op: str | None = Field(
+        default=None,
+        description="`concat`, `split`, `stack`, `unstack`, or an order of axes by its name (below). "
+        "Default: nothing changes but the name.",
+    )
+    axes: str | None = Field(
+        default=None,
+        description="Axes of both sides: `h w i o -> o i h w`. Letters or words; `(h d)` is two axes "
+        "merged into one, `1` an axis of length one. Of parts of one tensor: a part's axes and the whole's.",
+    )
+    sizes: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="Lengths of axes that are merged: all but one of each that is taken apart.",
+    )
+    axis: int | None = Field(
+        default=None, description="Along which axis of the one tensor `concat` and `split` work. Default: 0."
+    )
+    parts: list[PositiveInt] | None = Field(
+        default=None,
+        description="Lengths of the parts along `axis`, in order; needed where they are not all the same.",
+    )
+    over: str | None = Field(
+        default=None,
+        description="`stack`, `unstack`: the placeholder that numbers the parts 0, 1, 2 … `concat`, `split`: "
+        "the axis of `axes` that the one tensor alone has, whose index n is part n.",
+    )
+    fill: Fill | None = Field(
+        default=None, description="A constant that the target needs and the source lacks."
+    )
+    shape: list[NonNegativeInt] | None = Field(default=None, description="Of a constant; `[]` is a number.")
+    beside: str | None = Field(
+        default=None,
+        alias="with",
+        min_length=1,
+        description="The target of another rule: one constant for each tensor of it.",
+    )
+    dtype: str | None = Field(
+        default=None,
+        description="Element type in the target, whatever `--dtype` says. Read backwards, types stay.",
+    )
+    optional: bool = Field(default=False, description="Whether the rule may fit nothing.")
+    sure: Sure | None = Field(
+        default=None,
+        description="How sure whoever wrote it is. `convert` refuses ambiguous rules and names guessed ones; "
+        "`--require proven` refuses all that are not proven.",
+    )
+
+
+def rule_schema() -> dict[str, Any]:
+    """JSON Schema of one rule, with what each key means."""
+    return _RuleText.model_json_schema()
 
 
 class _IgnoreText(BaseModel):

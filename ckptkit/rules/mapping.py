@@ -136,6 +136,11 @@ class NamePattern:
         return self.parts[0] if self.parts and isinstance(self.parts[0], str) else ""
 
     @cached_property
+    def end(self) -> str:
+        """What every name that fits ends with."""
+        return self.parts[-1] if self.parts and isinstance(self.parts[-1], str) else ""
+
+    @cached_property
     def _regex(self) -> re.Pattern[str]:
         return re.compile("".join(map(self._expression, self.parts)), re.DOTALL)
 
