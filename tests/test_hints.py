@@ -319,6 +319,8 @@ GRAPHS = (*TORCH, "onnxruntime", "onnxscript")
 GATE = "--set attn_force_fp32=true"
 ID = "tiny-moat0-256"
 
+_RULES_OPEN = 'version: 2\nrules:\n  - {source: "a/{i}/w", target: "b.{i}.w", sure: ambiguous}\n'
+
 SITUATIONS: Mapping[str, Situation] = {
     # -- what to name
     "no such variant": Situation("profile nosuch"),
@@ -364,6 +366,23 @@ SITUATIONS: Mapping[str, Situation] = {
         "convert net.npz --reverse --to npz -o back.npz",
         fill={"FILE": "rules.yaml"},
         arrange=_ran("convert any.npz --rules rules.yaml --to npz -o net.npz"),
+    ),
+    "rules that leave a question open": Situation(
+        "convert any.npz --rules open.yaml --to npz -o o.npz",
+        arrange=_text("open.yaml", _RULES_OPEN),
+        says="answer the question beside each, then delete its 'sure: ambiguous'",
+        between=_text("open.yaml", _RULES_OPEN.replace(", sure: ambiguous", "")),
+        then="convert any.npz --rules open.yaml --to npz -o o.npz",
+    ),
+    "rules that are not proven": Situation(
+        "convert any.npz --rules rules.yaml --require proven --to npz -o o.npz",
+        says="leave --require out, or use rules that are marked 'sure: proven'",
+    ),
+    "proof without rules": Situation(
+        "convert any.npz --require proven --layout as-is --to npz -o o.npz",
+        fill={"FILE": "proven.yaml"},
+        arrange=_text("proven.yaml", _RULES_OPEN.replace("ambiguous", "proven")),
+        then="convert any.npz --require proven --rules proven.yaml --to npz -o o.npz",
     ),
     "no such rules": Situation(
         "convert any.npz --to npz --rules nosuch.yaml -o o.npz", fill={"--rules": "--rules rules.yaml"}

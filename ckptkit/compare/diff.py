@@ -495,7 +495,10 @@ class AlignedTensor:
         """The tensor in the axis order of the comparison."""
         if self.move is not None:
             return self.move.array(reader.read).astype(self.spec.dtype.numpy, copy=False)
-        array = reader.read(self.spec.name)
+        return self.view(reader.read(self.spec.name))
+
+    def view(self, array: Array) -> Array:
+        """The file's own tensor in that order."""
         return array if self.op is None else self.op.to_canonical(array, self.shape)
 
 

@@ -87,7 +87,7 @@ def refuse_unsure(rules: RuleFile, require: Require | None = None) -> None:
         are = "rule is" if len(unsure) == 1 else "rules are"
         raise UsageError(
             f"{rules.path}: {len(unsure)} {are} not proven: {_lines(unsure)}",
-            hint="leave --require out, or have them proven: 'ckptkit rules suggest --help'",
+            hint="leave --require out, or use rules that are marked 'sure: proven'",
         )
 
 

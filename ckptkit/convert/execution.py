@@ -28,7 +28,7 @@ from ckptkit.base.tensors import (
     dtype_of,
 )
 from ckptkit.base.text import counted
-from ckptkit.convert.planning import RULES_HELP, AnyMove, FamilyPlan, Move, Plan, by_reason
+from ckptkit.convert.planning import RULES_HELP, AnyMove, FamilyPlan, Join, Move, Plan, by_reason
 from ckptkit.formats.base import Format, Reader, Writer, bytes_of
 from ckptkit.formats.builtin import BUILT_IN, format_of
 from ckptkit.formats.detect import open_reader, writer_for
@@ -253,23 +253,24 @@ def _carry(move: AnyMove, source: _Source, writer: Writer, losses: dict[str, Rou
     The check comes last, when the source's pages are in memory: a damaged tensor is in a temporary file only.
     """
     same_bytes = _is_unchanged(move, source.reader)
-    raw = (
-        _raw(source.reader, move.sources[0]) if same_bytes else None
-    )  # always there where the type is opaque
     is_part = isinstance(move, Move) and move.cut is not None
+    raw = _raw(source.reader, move.sources[0]) if same_bytes else None  # always there of an opaque type
     if raw is not None:
         crc = writer.write(move.target.name, raw)
     else:
         import numpy
 
         read = partial(source.read, keep=is_part)
-        moved = move.array(read)
+        if isinstance(move, Move) and not is_part and move.resize is None:
+            array = read(move.source)
+            moved = move.apply(array)
+        else:
+            array = moved = move.array(read, source.done) if isinstance(move, Join) else move.array(read)
         with numpy.errstate(over="ignore", under="ignore"):  # reported below, by tensor
             crc = writer.write(move.target.name, moved)
-        as_stored = isinstance(move, Move) and not is_part and move.resize is None
-        _note_loss(move, read(move.sources[0]) if as_stored else moved, losses)  # any order: this is quicker
-    for name in move.sources:
-        source.done(name, crc if same_bytes else None, again=is_part)
+        _note_loss(move, array, losses)  # in the order of the source where it can be: this is quicker
+    if isinstance(move, Move):
+        source.done(move.source, crc if same_bytes else None, again=is_part)
     return crc
 
 

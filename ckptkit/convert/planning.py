@@ -111,8 +111,8 @@ class Join:
 
     is_whole = False
 
-    def array(self, read: Callable[[str], Array]) -> Array:
-        """The target's values, of the source's element type."""
+    def array(self, read: Callable[[str], Array], done: Callable[[str], object] | None = None) -> Array:
+        """The target's values, of the source's element type; ``done`` is told each part that was copied."""
         import numpy
 
         whole: Array | None = None
@@ -121,6 +121,8 @@ class Join:
             if whole is None:
                 whole = numpy.empty(self.target.shape, part.dtype)
             copy_elements(part, place.of(whole))
+            if done is not None:
+                done(piece.source)
         assert whole is not None
         return whole
 

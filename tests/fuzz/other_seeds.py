@@ -76,6 +76,27 @@ direction: forward
 """
 
 
+_RULES_2 = b"""version: 2
+strip: ["module.", "_orig_mod."]
+rules:
+  - {source: "net/block_{i}/conv/kernel", target: "b.{i+1}.w", axes: "h w i o -> o i h w", sure: guessed}
+  - {source: "net/block_{i}/conv/bias", target: "b.bias", op: stack, over: i}
+  - source: "head/{a}_{b:01}/w"
+    target: ["q{a}.{b}", "k{a}.{b}"]
+    op: split
+    over: two
+    axes: "(h two d) o -> o h d"
+    sizes: {h: 1}
+  - {source: ["p/{x...}/q", "p/{x...}/k"], target: "{x...}.qk", op: concat, axis: -1, parts: [1, 2]}
+  - {source: "u", target: "u{n}", op: unstack, over: n}
+  - {source: "{rest...}", target: "rest.{rest...}", optional: true}
+  - {target: "b.{i}.count", fill: zeros, shape: [], dtype: int64, with: "b.{i+1}.w"}
+ignore:
+  - {name: step, pattern: "global_.*", reason: "counts training steps"}
+direction: forward
+"""
+
+
 def _rules() -> Iterator[Seed]:
     held = {f"net/block_{n}/conv/kernel": np.zeros((3, 3, 2, 4), "float32") for n in range(3)}
     held |= {f"net/block_{n}/conv/bias": np.zeros(4, "float32") for n in range(3)}
@@ -83,6 +104,12 @@ def _rules() -> Iterator[Seed]:
     held["global_" + "a" * 60] = np.zeros(1, "float32")
     files = {**written("safetensors", held, "w.safetensors"), "rules.yaml": _RULES}
     yield _texts("rules", "own", files, "rules.yaml", {"rules.yaml": "yaml"})
+    held = {name: array for name, array in held.items() if not name.startswith("head")}
+    held |= {"p/a.b/q": np.zeros((2, 1), "float32"), "p/a.b/k": np.zeros((2, 2), "float32")}
+    held |= {"u": np.zeros((3, 2), "float32"), "module.other/w": np.zeros(1, "float32")}
+    held["head/1_2/w"] = np.zeros((4, 2), "float32")
+    files = {**written("safetensors", held, "w.safetensors"), "rules.yaml": _RULES_2}
+    yield _texts("rules", "version 2", files, "rules.yaml", {"rules.yaml": "yaml"})
 
 
 def use_rules(path: Path) -> str:
@@ -99,7 +126,11 @@ def use_rules(path: Path) -> str:
             if len(str(error)) > 5000:
                 raise AssertionError(f"a message of {len(str(error))} characters") from error
             return "refused (ConversionError)"
-    load_rules(path, reverse=True)
+        try:
+            plan(reader, Options("torch", rules=load_rules(path, reverse=True)))
+        except ConversionError as error:
+            if len(str(error)) > 5000:
+                raise AssertionError(f"a message of {len(str(error))} characters") from error
     return "read"
 
 
