@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +22,9 @@ import yaml
 
 import ckptkit
 from ckptkit import _version
+from ckptkit.base import errors
 from ckptkit.base.axes import OPS
+from ckptkit.cli import app
 from ckptkit.cli.output import ExitCode
 from ckptkit.formats.builtin import BUILT_IN
 from tests.conftest import REPOSITORY
@@ -90,6 +94,49 @@ def test_no_page_loads_anything_from_elsewhere(site):
         url for page in site.rglob("*.html") for url in loading.findall(page.read_text(encoding="utf-8"))
     }
     assert {url for url in found if not url.startswith("https://example.org/")} == set()
+
+
+@pytest.fixture
+def with_more_of_everything(monkeypatch):
+    """What later work may add: a command, a format, a function, an error, an operation, a field."""
+
+    def melt(what: str) -> None:
+        """Melt a checkpoint."""
+
+    melt.__module__ = melt.__qualname__ = "melted"
+    root = app.load_commands()
+    command = copy.copy(root.commands["demo"])
+    option = copy.copy(next(param for param in command.params if getattr(param, "is_flag", False)))
+    option.opts, option.help = ["--slowly"], "Take *all* day."
+    command.help, command.params = "Melt it.\n\nExamples:\n  ckptkit melt --slowly", [option]
+    monkeypatch.setitem(root.commands, "melt", command)
+    names = [*root.list_commands(None), "melt"]
+    monkeypatch.setattr(root, "list_commands", lambda context: names)
+    monkeypatch.setattr(app, "load_commands", lambda: root)
+    slab = type("Slab", (type(BUILT_IN["npz"]),), {"name": "slab", "endings": (".slab",)})
+    monkeypatch.setitem(BUILT_IN, "slab", slab())
+    monkeypatch.setattr(ckptkit, "melt", melt, raising=False)
+    monkeypatch.setattr(ckptkit, "__all__", [*ckptkit.__all__, "melt"])
+    error = type("MeltedError", (errors.CkptkitError,), {"__doc__": "It has melted."})
+    monkeypatch.setattr(errors, "MeltedError", error, raising=False)
+    monkeypatch.setitem(OPS, "melted", replace(OPS["conv"], name="melted"))
+
+
+def test_what_is_added_to_the_code_appears_in_the_reference_by_itself(with_more_of_everything):
+    script = runpy.run_path(str(DOCS / "reference.py"))
+    parts = {name: make() for name, make in script["PARTS"].items()}
+    assert "## ckptkit melt\n" in parts["commands"] and "$ ckptkit melt --slowly" in parts["commands"]
+    assert r"| `--slowly` | Take \*all\* day. |" in parts["commands"]
+    assert "--slowly" in script["manual_page"]().replace("\\-", "-")
+    assert "::: melted.melted\n" in parts["python"]
+    assert "| `slab` | `.slab` |" in parts["formats"]
+    assert "| `MeltedError` | It has melted. |" in parts["errors"]
+    assert "| `melted` |" in parts["operations"]
+
+
+def test_every_exit_code_has_its_meaning():
+    meanings = runpy.run_path(str(DOCS / "reference.py"))["EXIT_CODES"]
+    assert set(meanings) == set(ExitCode)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
