@@ -252,7 +252,7 @@ PARTS = {
     "operations": _operations,
     "registry": _registry,
 }
-"""What ``<!-- from the code: … -->`` in a page is replaced by."""
+"""What a line of a page that ends with ``<!-- from the code: … -->`` is replaced by."""
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -267,7 +267,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """MkDocs: fill in what comes from the code; let links that leave the site lead to the repository."""
     name = page.file.src_uri
-    text = re.sub("<!-- from the code: (.+?) -->", lambda found: PARTS[found[1]](), markdown)
+    text = re.sub(".*<!-- from the code: (.+?) -->", lambda found: PARTS[found[1]](), markdown)
     return re.sub(r"\]\(([^)\s]+)\)", lambda found: f"]({_link(name, found[1])})", text)
 
 
