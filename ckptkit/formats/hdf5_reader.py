@@ -1075,13 +1075,13 @@ class _Storage:
         self._header = header
         self._body = body
         self._name = name
-        version = body.number(1)
-        if version not in (3, 4):
+        version, self._kind = body.number(1), body.number(1)
+        newest_chunks = version == 5 and self._kind == _CHUNKED  # HDF5 2.0 has it for chunks with filters
+        if version not in (3, 4) and not newest_chunks:
             raise body.error(f"{name}: a data layout of version {version}: not supported", REWRITE)
-        self._kind = body.number(1)
         if self._kind == _VIRTUAL:
             raise body.error(f"{name}: a virtual dataset, put together from others", "not followed")
-        if self._kind == _CHUNKED and version == 4:
+        if self._kind == _CHUNKED and version > 3:
             raise body.error(f"{name}: chunks with one of HDF5's newer indexes: not supported", REWRITE)
         if self._kind not in (_COMPACT, _CONTIGUOUS, _CHUNKED):
             raise body.error(f"{name}: a data layout of class {self._kind}")
