@@ -52,8 +52,9 @@ def words_of(path: Path) -> Iterator[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in shown
             else ""
         )
+        lower = text.lower()
         for word in WORDS:
-            if re.search(rf"(?<![a-z]){word}(?![a-z])", text.lower()):
+            if word in lower and re.search(rf"(?<![a-z]){word}(?![a-z])", lower):
                 yield word
 
 

@@ -591,12 +591,13 @@ def test_a_flipped_bit_in_any_structure_with_a_checksum_is_found(tmp_path: Path)
     with KerasH5Reader(tmp_path / "m.h5") as reader:
         assert len(reader.specs) == 1530
     for mark in (b"OHDR", b"OCHK", b"BTHD", b"BTLF", b"BTIN", b"FRHP", b"FHIB", b"FHDB", b"\x89HDF"):
-        found = 0
         for place in [at.start() for at in re.finditer(re.escape(mark), raw)][:4]:
             changed = bytearray(raw)
             changed[place + 21] ^= 4
-            found += not survives(tmp_path / "m.h5", bytes(changed), KerasH5Reader)
-        assert found, mark  # a structure that the file has no use for any more may come first
+            if not survives(tmp_path / "m.h5", bytes(changed), KerasH5Reader):
+                break
+        else:  # a structure that the file has no use for any more may come first
+            raise AssertionError(mark)
 
 
 def test_a_name_under_the_hash_of_another(tmp_path: Path) -> None:
