@@ -1,0 +1,150 @@
+"""Pairs of real models under two sets of names: what names and shapes alone are worth."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from ckptkit.base.tensors import DTYPES, TensorSpec
+from ckptkit.families.base import Structure as Site
+from ckptkit.families.base import get_family
+from ckptkit.rules.structure import Structure
+from tests.support.judging import Judged, judged, specs_of
+from tests.support.ported import PORTS, UNSEEN, Port
+
+
+def of_family(family: str, variant: str, left: str, right: str) -> Port:
+    """A family's two layouts."""
+    site = Site(num_classes=17)
+    one, other = (get_family(family).table(name, variant, site) for name in (left, right))
+    port = Port(f"{variant} {left} {right}")
+    for name, row in one.by_canonical.items():
+        counter = name.endswith("num_batches_tracked")
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        values = np.int64(1000) if counter else random.standard_normal(row.canonical_shape, dtype=np.float32)
+        port.source[row.external] = row.op.to_external(np.asarray(values), row.external_shape)
+        if name in other.by_canonical:
+            there = other.by_canonical[name]
+            port.target[there.external] = there.op.to_external(np.asarray(values), there.external_shape)
+            port.made_of[there.external] = frozenset({row.external})
+    if left == "deeplab2":
+        port.sorted_by_name()
+    return port
+
+
+FAMILIES = [
+    (family, variant, left, right)
+    for family, variant in (("moat", "tiny-moat0"), ("moganet", "moganet-xt"))
+    for left, right in itertools.permutations(get_family(family).layouts, 2)
+]
+
+
+def cases() -> Iterator[object]:
+    for name, make in {**PORTS, **UNSEEN}.items():
+        yield pytest.param(make, id=name)
+        yield pytest.param(lambda make=make: make().turned_round(), id=f"{name}-back")
+    for row in FAMILIES:
+        yield pytest.param(lambda row=row: of_family(*row), id="-".join(row[1:]))
+
+
+def by_structure(port: Port) -> Judged:
+    return judged(port, Structure(specs_of(port.source), specs_of(port.target)).matches)
+
+
+@pytest.mark.parametrize("make", list(cases()))
+def test_what_is_forced_is_right_and_the_rest_is_right_or_asked(make: Callable[[], Port]) -> None:
+    port = make()
+    found = by_structure(port)
+    assert not found.wrong.get("proven")
+    assert not found.wrong.get("forced"), found.wrong["forced"][:5]
+    assert found.count("proven") == 0  # without values nothing is
+    wrong = found.wrong.get("guessed", [])
+    assert len(wrong) <= 0.01 * max(1, found.count("guessed")), wrong[:5]
+    answered = sum(found.right.values()) - found.right.get("ambiguous", 0)
+    assert answered + found.count("ambiguous") >= 0.95 * found.tensors
+
+
+def test_most_is_decided_over_all_pairs() -> None:
+    """A tool that asks about everything would be right, too."""
+    asked = tensors = 0
+    for make in {**PORTS, **UNSEEN}.values():
+        found = by_structure(make())
+        asked += found.count("ambiguous")
+        tensors += found.tensors
+    assert asked < 0.12 * tensors
+
+
+def spec(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, DTYPES["float32"], shape)
+
+
+def paired(left: list[TensorSpec], right: list[TensorSpec]) -> Structure:
+    return Structure({one.name: one for one in left}, {one.name: one for one in right})
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "sure", "axes"),
+    [
+        ("fc/kernel", "fc.weight", "guessed", "a b -> b a"),  # TensorFlow's are `i o`
+        ("fc.weight", "head.fc.weight", "guessed", " -> "),
+        ("fc/table", "fc.table", "ambiguous", " -> "),  # nothing says what it is
+    ],
+)
+def test_a_square_kernel_is_never_decided_in_silence(left: str, right: str, sure: str, axes: str) -> None:
+    (match,) = paired([spec(left, 8, 8)], [spec(right, 8, 8)]).matches
+    assert (match.sure, match.turn.axes) == (sure, axes)
+    assert match.others  # what the shapes allow besides
+
+
+def test_kernels_that_are_not_square_tell_how_the_square_ones_are_turned() -> None:
+    left = [spec(f"l{i}/w", 8, 8 if i else 4) for i in range(3)]
+    right = [spec(f"l{i}.w", *((8, 8) if i else (4, 8))) for i in range(3)]
+    found = {match.targets[0]: (match.sure, match.turn.axes) for match in paired(left, right).matches}
+    assert found["l0.w"] == ("forced", "a b -> b a")
+    assert found["l1.w"] == ("guessed", "a b -> b a")
+
+
+def test_what_nothing_decides_is_asked_with_its_candidates() -> None:
+    left = [spec(f"block_{i}/{name}/gamma", 8) for i in range(4) for name in ("alpha", "omega")]
+    right = [spec(f"layers.{i}.{name}.weight", 8) for i in range(4) for name in ("red", "blue")]
+    found = paired(left, right)
+    assert {match.sure for match in found.matches} == {"ambiguous"}
+    (question,) = found.questions
+    assert set(question.sources) == {"block_*/alpha", "block_*/omega"}
+    assert set(question.targets) == {"layers.*.red", "layers.*.blue"}
+
+
+def test_a_bias_is_not_paired_with_a_norm_of_its_size() -> None:
+    """The source's convolutions have biases and the target's have none, whose norms are unpaired."""
+    left = [*(spec(f"c{i}/kernel", 3, 3, 4, 8) for i in range(3)), *(spec(f"c{i}/bias", 8) for i in range(3))]
+    right = [
+        *(spec(f"c{i}.weight", 8, 4, 3, 3) for i in range(3)),
+        *(spec(f"n{i}.{leaf}", 8) for i in range(3) for leaf in ("weight", "bias")),
+    ]
+    targets = {match.targets[0] for match in paired(left, right).matches}
+    assert targets == {f"c{i}.weight" for i in range(3)}
+
+
+def test_q_k_v_in_an_order_that_the_name_does_not_tell_are_asked() -> None:
+    left = [spec(f"b_{i}/{name}/kernel", 8, 8) for i in range(3) for name in ("query", "key", "value")]
+    right = [spec(f"b.{i}.query_key_value.weight", 24, 8) for i in range(3)]
+    found = paired(left, right)
+    assert {match.sure for match in found.matches} == {"ambiguous"}
+    assert found.questions[0].text == "in which order are the parts?"
+
+
+def test_a_thousand_layers_take_seconds() -> None:
+    import time
+
+    left = [
+        spec(f"net/block_{i}/{n}/kernel", 8, 8) for i in range(250) for n in ("query", "key", "value", "out")
+    ]
+    right = [spec(f"layers.{i}.attn.{n}.weight", 8, 8) for i in range(250) for n in ("q", "k", "v", "proj")]
+    start = time.process_time()
+    found = paired(left, right)
+    assert time.process_time() - start < 10
+    assert len(found.matches) == 1000
