@@ -390,6 +390,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "unknown model": Situation(
         "convert any.npz --to npz -o o.npz", then="convert any.npz --to npz -o o.npz --layout as-is"
     ),
+    "two models without a layer in common": Situation("rules suggest any.npz objects.npz"),
     "unknown model, its tensors": Situation("convert any.npz --to npz -o o.npz", fill={"FILE": "rules.yaml"}),
     "no such family": Situation("convert any.npz --variant moat0 --to npz -o o.npz"),
     "no moving averages": Situation("convert any.npz --layout as-is --weights ema --to npz -o o.npz"),

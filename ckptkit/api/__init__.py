@@ -7,7 +7,17 @@ The functions use the environment's settings (``CKPTKIT_HOME``, ``CKPTKIT_REGIST
 from __future__ import annotations
 
 from ckptkit import models
-from ckptkit.api.checkpoints import convert, diff, fetch, inspect, load, registry, synth, verify
+from ckptkit.api.checkpoints import (
+    convert,
+    diff,
+    fetch,
+    inspect,
+    load,
+    registry,
+    suggest_rules,
+    synth,
+    verify,
+)
 from ckptkit.api.environment import public
 from ckptkit.api.pictures import calibrate, cam, evaluate, predict, transform
 from ckptkit.api.proving import export, logs, parity, plot, profile
@@ -31,6 +41,7 @@ __all__ = [
     "predict",
     "profile",
     "registry",
+    "suggest_rules",
     "synth",
     "transform",
     "verify",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckptkit.api.environment import BuiltInFormat, BuiltInLayout, Dtype
     from ckptkit.compare.diff import Difference, LayoutChoice
     from ckptkit.compare.inspect import Inspection, Sort
+    from ckptkit.compare.suggesting import Suggestion
     from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert.loading import LoadedTensors
     from ckptkit.convert.planning import Plan
@@ -555,3 +556,60 @@ def synth(
     if output is None or is_folder(output):
         path /= f"{what if isinstance(what, str) else what.id}{published_ending(synthetic)}"
     return write_checkpoint(synthetic, path, force=force)
+
+
+@public
+def suggest_rules(
+    source: Named,
+    target: Named,
+    *,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    state_dict_target: str | None = None,
+    strip_prefix_target: str | Sequence[str] | None = None,
+    values: bool = True,
+) -> Suggestion:
+    """Draft the rules that lead from one model's checkpoint to another's, for `convert`.
+
+    Parameters
+    ----------
+    source : str, Path or Entry
+        A checkpoint, or a JSON file of names and shapes, as ``ckptkit inspect --json`` prints it.
+    target : str, Path or Entry
+        The same; or ``"package.module:function"``, which builds a PyTorch module (on the meta device) or a
+        Keras model. That runs your code, in a process of its own.
+    state_dict, strip_prefix
+        As for `load`; those that end in ``_target`` are for the target.
+    values : bool
+        Compare values where both are checkpoints; False: decide by names and shapes alone.
+
+    Returns
+    -------
+    Suggestion
+        ``.text`` is the file of rules, ``.write(path)`` writes it; ``.ok``, ``.tensors`` (how many are
+        proven, forced, guessed, ambiguous), ``.questions``, ``.uncovered``, ``.unused``, ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, FormatError, UsageError
+        Nothing there; damaged; no such function.
+    ConversionError
+        The two have nothing in common, or the function failed.
+
+    Examples
+    --------
+    >>> import ckptkit, json, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.json").write_text(json.dumps({"net/fc/kernel": [8, 4], "net/fc/bias": [4]}))
+    >>> _ = (folder / "b.json").write_text(json.dumps({"fc.weight": [4, 8], "fc.bias": [4]}))
+    >>> found = ckptkit.suggest_rules(folder / "a.json", folder / "b.json")
+    >>> found.ok, found.tensors["forced"]
+    (True, 2)
+    >>> [rule.keys for rule in found.drafts][0]
+    {'source': 'net/fc/kernel', 'target': 'fc.weight', 'axes': 'i o -> o i'}
+    """
+    from ckptkit.compare.suggesting import SuggestRequest
+    from ckptkit.compare.suggesting import suggest_rules as suggest
+
+    request = SuggestRequest(state_dict, strip_prefix, state_dict_target, strip_prefix_target, values)
+    return suggest(workspace_of_environment(), source, target, request)

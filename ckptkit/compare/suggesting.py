@@ -1,0 +1,421 @@
+"""``rules suggest``: a file of rules from one model to another, with how sure each rule is.
+
+Where both sides are checkpoints that hold the same weights, the values say which tensors belong together; all
+else is decided by names and shapes, and never called proven.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ckptkit._version import __version__
+from ckptkit.base.errors import ConversionError, UsageError, command
+from ckptkit.base.files import StagedFile
+from ckptkit.base.progress import Progress, no_progress
+from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table
+from ckptkit.base.tensors import TensorSpec
+from ckptkit.base.text import counted, shape_text
+from ckptkit.compare.built_models import is_factory, outline_of_factory
+from ckptkit.compare.outlines import Outline, is_json, outline_of
+from ckptkit.families.layouts import TRAINING, slot_rule
+from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
+from ckptkit.rules.naming import opened
+from ckptkit.rules.structure import SURE, Match, Question, Structure, Sure
+from ckptkit.rules.values import Values, same_values
+
+if TYPE_CHECKING:
+    from ckptkit.formats.base import Reader
+    from ckptkit.workspace import Named, Workspace
+
+_SHOWN_ROWS = 20
+_COUNTERS = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class SuggestRequest:
+    """What of the two sides is meant."""
+
+    state_dict: str | None = None  # of the source
+    strip_prefix: str | Sequence[str] | None = None
+    state_dict_target: str | None = None
+    strip_prefix_target: str | Sequence[str] | None = None
+    values: bool = True  # False: names and shapes alone, even where values are there
+
+
+@dataclass(frozen=True, repr=False)
+class Suggestion(Shown):
+    """A draft of a file of rules, and what is known of it."""
+
+    source: str
+    target: str
+    by: Literal["values", "names and shapes"]
+    text: str  # the file
+    drafts: tuple[Draft, ...]
+    ignores: tuple[DraftIgnore, ...]
+    questions: tuple[Question, ...]
+    uncovered: tuple[TensorSpec, ...]  # tensors of the target that no rule makes
+    unused: tuple[TensorSpec, ...]  # tensors of the source that no rule takes and no ignore names
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rules are whole: nothing ambiguous, nothing left over on either side."""
+        return not (self.tensors["ambiguous"] or self.uncovered or self.unused)
+
+    @property
+    def tensors(self) -> dict[Sure, int]:
+        """How many tensors of the target there are rules for, by how sure these are."""
+        found: Counter[Sure] = Counter()
+        for draft in self.drafts:
+            found[draft.sure] += len(draft.targets)
+        return {sure: found[sure] for sure in SURE}
+
+    @property
+    def rules(self) -> dict[Sure, int]:
+        """How many rules there are, by how sure they are."""
+        found = Counter(draft.sure for draft in self.drafts)
+        return {sure: found[sure] for sure in SURE}
+
+    @property
+    def verdict(self) -> str:
+        """All of it in one line."""
+        made = ", ".join(f"{count:,} {sure}" for sure, count in self.tensors.items() if count)
+        rest = [
+            f"{len(self.uncovered):,} of the target not covered" if self.uncovered else "",
+            f"{len(self.unused):,} of the source not used" if self.unused else "",
+        ]
+        tensors = counted(sum(self.tensors.values()), "tensor")
+        return "; ".join(filter(None, [f"{counted(len(self.drafts), 'rule')} for {tensors}: {made}", *rest]))
+
+    @property
+    def headline(self) -> str:
+        """The result in one line."""
+        return f"{self.source} → {self.target}: {self.verdict}"
+
+    def pieces(self, *, everything: bool = False) -> Iterator[Piece]:
+        """The verdict, then what is left to decide."""
+        yield self.verdict
+        yield f"{'by':<10}{self.by}"
+        yield f"{'source':<10}{self.source}"
+        yield f"{'target':<10}{self.target}"
+        yield ""
+        columns = [Column("sure"), Column("rules", numeric=True), Column("tensors", numeric=True)]
+        rows = [
+            [sure, f"{self.rules[sure]:,}", f"{count:,}"] for sure, count in self.tensors.items() if count
+        ]
+        yield Table(columns, rows)
+        yield Gap()
+        for heading, table in self._sections():
+            if table.rows:
+                shown = table.rows if everything else table.rows[:_SHOWN_ROWS]
+                yield ""
+                yield f"{heading} ({len(table.rows):,})"
+                yield Table(table.columns, shown)
+                if len(shown) < len(table.rows):
+                    yield f"… and {len(table.rows) - len(shown):,} more; --verbose shows all"
+                yield Gap()
+        yield from (Note(f"note: {note}") for note in self.notes)
+
+    def _sections(self) -> Iterator[tuple[str, Table]]:
+        asked = [[one.text, ", ".join(one.sources[:4]), ", ".join(one.targets[:4])] for one in self.questions]
+        yield (
+            "questions",
+            Table([Column("question"), Column("of the source"), Column("of the target")], asked),
+        )
+        tensor = [Column("tensor"), Column("shape")]
+        yield "not covered", Table(tensor, [[one.name, shape_text(one.shape)] for one in self.uncovered])
+        yield "not used", Table(tensor, [[one.name, shape_text(one.shape)] for one in self.unused])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that `json.dumps` takes."""
+        return {
+            "ok": self.ok,
+            "verdict": self.verdict,
+            "source": self.source,
+            "target": self.target,
+            "by": self.by,
+            "tensors": dict(self.tensors),
+            "rules": [
+                {
+                    **draft.keys,
+                    "sure": draft.sure,
+                    "tensors": len(draft.targets),
+                    "question": draft.question,
+                }
+                for draft in self.drafts
+            ],
+            "ignore": [
+                {"name": one.name, "pattern": one.pattern, "reason": one.reason, "tensors": len(one.tensors)}
+                for one in self.ignores
+            ],
+            "questions": [
+                {"question": one.text, "sources": list(one.sources), "targets": list(one.targets)}
+                for one in self.questions
+            ],
+            "not_covered": [_as_json(one) for one in self.uncovered],
+            "not_used": [_as_json(one) for one in self.unused],
+            "notes": list(self.notes),
+        }
+
+    def write(self, path: Path, *, force: bool = False) -> Path:
+        """Write the file of rules; it is there whole or not at all."""
+        with StagedFile(path, force=force) as file:
+            file.append(self.text.encode())
+            return file.commit()
+
+
+def _as_json(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name}
+
+
+def suggest_rules(
+    workspace: Workspace,
+    source: Named,
+    target: Named,
+    request: SuggestRequest = SuggestRequest(),
+    progress: Progress = no_progress,
+) -> Suggestion:
+    """Draft the rules that lead from one model to another."""
+    with ExitStack() as stack:
+        have, reader = _side(workspace, source, request.state_dict, request.strip_prefix, stack)
+        want, other = _side(workspace, target, request.state_dict_target, request.strip_prefix_target, stack)
+        values = None
+        if request.values and reader is not None and other is not None:
+            values = _values(reader, other, progress)
+        proven: list[Match] = []
+        if values is not None and reader is not None and other is not None:
+            proven = same_values(reader, other, *values)
+    return _suggestion(have, want, proven, values)
+
+
+def _side(
+    workspace: Workspace,
+    what: Named,
+    state_dict: str | None,
+    strip_prefix: str | Sequence[str] | None,
+    stack: ExitStack,
+) -> tuple[Outline, Reader | None]:
+    """One side's names and shapes, and its reader where there are values."""
+    if is_factory(what):
+        return outline_of_factory(workspace, str(what)), None
+    if isinstance(what, str | Path) and is_json(Path(what)):
+        return outline_of(workspace, what), None
+    located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
+    reader = stack.enter_context(located.open(unwrap=False))
+    return Outline(located.name, located.path, dict(reader.specs), dict(reader.left_out)), reader
+
+
+def _values(one: Reader, other: Reader, progress: Progress) -> tuple[Values, Values]:
+    total = sum(spec.nbytes for reader in (one, other) for spec in reader.specs.values())
+    with progress("comparing values", total) as advance:
+        return Values.of(one, advance), Values.of(other, advance)
+
+
+def _suggestion(
+    have: Outline, want: Outline, proven: list[Match], values: tuple[Values, Values] | None
+) -> Suggestion:
+    if not have.specs or not want.specs:
+        raise UsageError(f"{(have if not have.specs else want).name}: no tensors in it")
+    trained = _trained(have.specs, want.specs)
+    source = {name: spec for name, spec in have.specs.items() if name not in trained}
+    same = _same(proven, values, source, want.specs)
+    structure = Structure(source, want.specs, proven, same)
+    drafts = drafts_of(structure.matches, source, want.specs)
+    made = {name for draft in drafts for name in draft.targets}
+    drafts += _constants(drafts, [want.specs[name] for name in want.specs if name not in made], values)
+    made |= {name for draft in drafts for name in draft.targets}
+    used = {name for draft in drafts for name in draft.sources}
+    if not used:
+        raise ConversionError(
+            f"{have.name} and {want.name} have no layers in common, by values, names or shapes",
+            hint=command("inspect", have.name),
+        )
+    places = {name: at for at, name in enumerate(want.specs)}
+    drafts.sort(key=lambda draft: places[draft.targets[0]])
+    left = {name: spec for name, spec in have.specs.items() if name not in used}
+    ignores = _ignores(left, used, trained)
+    ignored = {name for ignore in ignores for name in ignore.tensors}
+    questions, drafts = _asked(structure.questions, drafts)
+    result = Suggestion(
+        have.name,
+        want.name,
+        "values" if proven else "names and shapes",
+        "",
+        tuple(drafts),
+        tuple(ignores),
+        tuple(questions),
+        tuple(spec for name, spec in want.specs.items() if name not in made),
+        tuple(spec for name, spec in left.items() if name not in ignored),
+        tuple(_notes(have, want, proven, values)),
+    )
+    heading = [
+        f"From {have.name} to {want.name}, drafted by ckptkit {__version__} from {result.by}:",
+        result.verdict,
+        "Check it with 'ckptkit rules check', use it with 'ckptkit convert --rules'.",
+    ]
+    file = Drafted(
+        result.drafts,
+        result.ignores,
+        result.questions,
+        result.uncovered,
+        result.unused,
+        tuple(map(_line, heading)),
+    )
+    return replace(result, text=file.text)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _notes(
+    have: Outline, want: Outline, proven: list[Match], values: tuple[Values, Values] | None
+) -> Iterator[str]:
+    if values is not None and not proven:
+        yield "the two files have no values in common; decided by names and shapes"
+    for side in (have, want):
+        if side.left_out:
+            yield f"{side.name}: {counted(len(side.left_out), 'tensor')} cannot be read and is in no rule"
+
+
+def _same(
+    proven: Sequence[Match],
+    values: tuple[Values, Values] | None,
+    source: Mapping[str, TensorSpec],
+    target: Mapping[str, TensorSpec],
+) -> Any:
+    """Whether two tensors may be the same, where both files hold the same weights."""
+    made = sum(len(match.targets) for match in proven)
+    if values is None or made * 2 < min(len(source), len(target)):
+        return None
+    left, right = values[0].prints, values[1].prints
+    return lambda a, b: left.get(a) == right.get(b)
+
+
+def _asked(questions: Sequence[Question], drafts: list[Draft]) -> tuple[list[Question], list[Draft]]:
+    """The questions that rules are left with, each once."""
+    places: dict[Question, int] = {}
+    kept: list[Question] = []
+    asked = []
+    for draft in drafts:
+        if draft.question is None or draft.sure != "ambiguous":
+            asked.append(replace(draft, question=None))
+            continue
+        question = questions[draft.question]
+        if len(question.sources) == len(question.targets) == 1:  # of one tensor: of the whole rule then
+            question = replace(question, sources=(_name(draft, "source"),), targets=(_name(draft, "target"),))
+        if question not in places:
+            places[question] = len(kept)
+            kept.append(question)
+        asked.append(replace(draft, question=places[question]))
+    return kept, asked
+
+
+def _name(draft: Draft, key: str) -> str:
+    value = draft.keys[key]
+    return value if isinstance(value, str) else ", ".join(map(str, value))  # type: ignore[call-overload]
+
+
+# -- constants and what is left out --------------------------------------------------------------------------
+
+
+def _constants(
+    drafts: Sequence[Draft], missing: Sequence[TensorSpec], values: tuple[Values, Values] | None
+) -> list[Draft]:
+    """Rules for what a model counts or numbers by itself, where the source has nothing of it."""
+    found: list[Draft] = []
+    rest = {spec.name: spec for spec in missing if spec.dtype.kind in ("int", "uint")}
+    for draft in drafts:
+        text = draft.keys["target"]
+        if not isinstance(text, str) or not text.endswith("running_var"):
+            continue
+        counters = tuple(f"{name.removesuffix('running_var')}{_COUNTERS}" for name in draft.targets)
+        if not all(name in rest and rest[name].shape == () for name in counters):
+            continue
+        keys: dict[str, object] = {
+            "target": f"{text.removesuffix('running_var')}{_COUNTERS}",
+            "fill": "zeros",
+            "shape": [],
+            "dtype": rest[counters[0]].dtype.name,
+        }
+        if "{" in text:
+            keys["with"] = text
+        found.append(Draft(keys, _sureness(counters, values), (), None, counters))
+        for name in counters:
+            del rest[name]
+    for spec in rest.values():
+        if spec.name.endswith("position_ids") and spec.shape and max(spec.shape) == spec.size:
+            keys = {
+                "target": _escaped(spec.name),
+                "fill": "arange",
+                "shape": list(spec.shape),
+                "dtype": spec.dtype.name,
+            }
+            found.append(Draft(keys, "guessed", (), None, (spec.name,)))
+    return found
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _sureness(names: Sequence[str], values: tuple[Values, Values] | None) -> Sure:
+    """Proven where the target's own values are these zeros; a counter may start at none in any case."""
+    if values is None:
+        return "forced"
+    prints = values[1].prints
+    zeros = all(prints[name].plain == 0 and name in values[1].constant for name in names if name in prints)
+    return "proven" if zeros else "guessed"
+
+
+def _trained(
+    source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
+) -> dict[str, tuple[str, str]]:
+    """What of a source only training needs: its name and the reason."""
+    found = {}
+    for name in source:
+        if name in target:
+            continue
+        rule = slot_rule(name, source)
+        if rule is None:
+            rule = next(
+                (one for one in TRAINING if "(?P<" not in one.pattern and one.matches(name, {})), None
+            )
+        if rule is not None:
+            found[name] = (rule.name, rule.reason)
+    return found
+
+
+def _ignores(
+    left: Mapping[str, TensorSpec], used: set[str], trained: Mapping[str, tuple[str, str]]
+) -> list[DraftIgnore]:
+    """Ignores for what is known to be needed by nothing."""
+    groups: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for name, spec in left.items():
+        leaf = re.split(r"[./]", name)[-1]
+        if name in trained:
+            groups[(_pattern(name, used), *trained[name])].append(name)
+        elif leaf == _COUNTERS and spec.shape == ():
+            pattern = rf".+[./]{_COUNTERS}"
+            if any(re.fullmatch(pattern, one) for one in used):
+                pattern = _pattern(name, used)
+            groups[pattern, "step counters", "count training steps"].append(name)
+        elif leaf in ("position_ids", "relative_position_index") and spec.dtype.kind in ("int", "uint"):
+            groups[_pattern(name, used), "positions", "numbers that the model makes itself"].append(name)
+    return [
+        DraftIgnore(name, pattern, reason, tuple(tensors))
+        for (pattern, name, reason), tensors in groups.items()
+    ]
+
+
+def _pattern(name: str, used: set[str]) -> str:
+    """An expression for a name and its like: with any numbers, where that fits nothing that is used."""
+    pieces, _ = opened(name)
+    pattern = "[0-9]+".join(re.escape(piece).replace("/", "/") for piece in pieces)
+    return re.escape(name) if any(re.fullmatch(pattern, one) for one in used) else pattern

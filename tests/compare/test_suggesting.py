@@ -1,0 +1,165 @@
+"""`rules suggest` on files: what is drafted converts, and what is left over is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ckptkit
+from ckptkit.base.errors import CkptkitError, ConversionError, UsageError
+from ckptkit.rules.file import load_rules
+from tests.support.ported import PORTS, Array, Port
+
+
+def save(path: Path, arrays: dict[str, Array]) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def load(path: Path) -> dict[str, Array]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def same(one: dict[str, Array], other: dict[str, Array]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+def suggested(tmp_path: Path, port: Port, **options: bool) -> ckptkit.api.checkpoints.Suggestion:  # type: ignore[name-defined]
+    found = ckptkit.suggest_rules(
+        save(tmp_path / "a.npz", port.source), save(tmp_path / "b.npz", port.target), **options
+    )
+    found.write(tmp_path / "rules.yaml")
+    return found
+
+
+@pytest.mark.parametrize("name", ["vit_jax", "resnet50", "t5_fused", "experts", "scanned", "unet"])
+def test_the_file_that_is_proven_converts_both_ways_bit_for_bit(name: str, tmp_path: Path) -> None:
+    port = PORTS[name]()
+    found = suggested(tmp_path, port)
+    assert found.ok
+    assert found.by == "values"
+    assert set(found.tensors.items()) >= {("guessed", 0), ("ambiguous", 0)}
+    rules = load_rules(tmp_path / "rules.yaml")
+    assert {rule.sure for rule in rules.rules} <= {"proven"}
+    ckptkit.convert(tmp_path / "a.npz", output=tmp_path / "made.npz", rules=tmp_path / "rules.yaml")
+    assert same(load(tmp_path / "made.npz"), port.target)
+    ckptkit.convert(
+        tmp_path / "b.npz", output=tmp_path / "back.npz", rules=tmp_path / "rules.yaml", reverse=True
+    )
+    counted = {name for name in port.source if name.endswith("num_batches_tracked")}
+    wanted = {name: array for name, array in port.source.items() if name not in counted}
+    assert same(load(tmp_path / "back.npz"), wanted)
+
+
+def test_what_is_guessed_is_named_when_it_is_used(tmp_path: Path) -> None:
+    port = PORTS["mixer"]()
+    found = suggested(tmp_path, port, values=False)
+    assert found.ok
+    assert found.by == "names and shapes"
+    ckptkit.convert(tmp_path / "a.npz", output=tmp_path / "made.npz", rules=tmp_path / "rules.yaml")
+    assert same(load(tmp_path / "made.npz"), port.target)
+
+
+def test_ambiguous_rules_are_refused_until_they_are_answered(tmp_path: Path) -> None:
+    port = PORTS["bert_fused"]()
+    found = suggested(tmp_path, port, values=False)
+    assert not found.ok
+    assert found.tensors["ambiguous"] == 48
+    (question,) = found.questions
+    assert set(question.targets) == {"blocks.*.norm1", "blocks.*.norm2"}
+    file = tmp_path / "rules.yaml"
+    with pytest.raises(UsageError, match="4 rules are ambiguous"):
+        ckptkit.convert(tmp_path / "a.npz", output=tmp_path / "made.npz", rules=file)
+    file.write_text(file.read_text().replace(", sure: ambiguous", ""))
+    ckptkit.convert(tmp_path / "a.npz", output=tmp_path / "made.npz", rules=file)
+    assert load(tmp_path / "made.npz").keys() == port.target.keys()
+
+
+def test_a_head_that_was_trained_further_is_a_guess_beside_what_is_proven(tmp_path: Path) -> None:
+    port = PORTS["mixer"]()
+    port.target["head.weight"] = port.target["head.weight"] + 1
+    found = suggested(tmp_path, port)
+    sure = {target: draft.sure for draft in found.drafts for target in draft.targets}
+    assert sure.pop("head.weight") == "guessed"
+    assert set(sure.values()) == {"proven"}
+
+
+def test_what_training_needs_is_left_out_by_name(tmp_path: Path) -> None:
+    port = PORTS["t5"]()
+    for name in list(port.source):
+        port.source[f"{name}/adam_m"] = port.source[name] * 2
+    port.source["global_step"] = np.array(7)
+    found = suggested(tmp_path, port)
+    assert found.ok
+    assert {one.reason for one in found.ignores} == {
+        "counts training steps",
+        "per-variable state of the optimizer",
+    }
+    assert sum(len(one.tensors) for one in found.ignores) == len(port.source) // 2 + 1
+    ckptkit.convert(tmp_path / "a.npz", output=tmp_path / "made.npz", rules=tmp_path / "rules.yaml")
+    assert same(load(tmp_path / "made.npz"), port.target)
+
+
+def test_what_one_side_lacks_is_told_and_not_made_up(tmp_path: Path) -> None:
+    port = PORTS["missing_biases"]()
+    found = suggested(tmp_path, port)
+    assert not found.ok
+    assert {spec.name for spec in found.uncovered} == {f"blocks.{i}.conv1.bias" for i in range(6)}
+    assert '#   "blocks.0.conv1.bias" [8]' in found.text
+    back = ckptkit.suggest_rules(tmp_path / "b.npz", tmp_path / "a.npz")
+    assert {spec.name for spec in back.unused} == {f"blocks.{i}.conv1.bias" for i in range(6)}
+
+
+def test_names_and_shapes_alone_are_enough(tmp_path: Path) -> None:
+    port = PORTS["gpt2"]()
+    shapes = tmp_path / "shapes.json"
+    shapes.write_text(json.dumps({name: list(array.shape) for name, array in port.target.items()}))
+    found = ckptkit.suggest_rules(save(tmp_path / "a.npz", port.source), shapes)
+    assert found.ok
+    assert found.tensors["proven"] == 0
+
+
+def test_two_models_without_a_layer_in_common_are_told_so(tmp_path: Path) -> None:
+    one = save(tmp_path / "a.npz", {"a": np.zeros((2, 3), np.float32)})
+    other = save(tmp_path / "b.npz", {"b": np.zeros((5, 7), np.float32)})
+    with pytest.raises(ConversionError, match="no layers in common") as caught:
+        ckptkit.suggest_rules(one, other)
+    assert caught.value.hint == f"Run: ckptkit inspect {one}"
+
+
+def test_the_file_is_not_replaced_unasked(tmp_path: Path) -> None:
+    found = suggested(tmp_path, PORTS["vgg16"]())
+    before = (tmp_path / "rules.yaml").read_text()
+    with pytest.raises(UsageError, match="exists already"):
+        found.write(tmp_path / "rules.yaml")
+    assert (tmp_path / "rules.yaml").read_text() == before
+    assert found.write(tmp_path / "rules.yaml", force=True).exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"a": [1, "x"]}', '{"a": [-1]}', "{}", '{"a": [99999999999999999999]}', '{"tensors": [{}]}'],
+)
+def test_a_hostile_json_file_ends_in_a_message(text: str, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(CkptkitError):
+        ckptkit.suggest_rules(save(tmp_path / "a.npz", {"a": np.zeros(3, np.float32)}), tmp_path / "b.json")
+
+
+def test_many_tensors_of_one_name_and_size_take_seconds(tmp_path: Path) -> None:
+    """Nothing tells them apart, in patterns of five numbers and a thousand layers."""
+    import time
+
+    for side in "ab":
+        names = {f"{side}{i % 2}.{i % 3}.{i % 5}.{i % 7}.{i}.w": [8, 8] for i in range(1000)}
+        (tmp_path / f"{side}.json").write_text(json.dumps(names))
+    start = time.process_time()
+    found = ckptkit.suggest_rules(tmp_path / "a.json", tmp_path / "b.json")
+    assert time.process_time() - start < 30
+    assert sum(found.tensors.values()) == 1000
