@@ -25,7 +25,7 @@ from concurrent import futures
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from ckptkit._version import DISTRIBUTION, __version__, strangers
@@ -57,7 +57,7 @@ from ckptkit.store.sources import Mirror, parse_mirrors, resolve
 if TYPE_CHECKING:
     from ckptkit.registry.query import Registry
 
-Verdict = Literal["ok", "note", "problem"]
+Verdict = Literal["ok", "optional", "note", "problem"]
 Advance = Callable[[int], object]
 T = TypeVar("T")
 
@@ -68,9 +68,11 @@ class Finding:
 
     section: str  # the heading it is under, which `examine` fills in
     name: str
-    verdict: Verdict  # a problem stops fetching, verifying and converting; a note is worth knowing
+    # A problem stops fetching, verifying and converting; a note is worth knowing; optional is not here
+    verdict: Verdict
     detail: str
     hint: str = ""
+    purpose: str = ""  # of an extra
 
 
 def _maker(verdict: Verdict) -> Callable[..., Finding]:
@@ -80,7 +82,7 @@ def _maker(verdict: Verdict) -> Callable[..., Finding]:
     return make
 
 
-ok, note, problem = _maker("ok"), _maker("note"), _maker("problem")
+ok, optional, note, problem = _maker("ok"), _maker("optional"), _maker("note"), _maker("problem")
 
 
 def _fault(name: str, error: CkptkitError) -> Finding:
@@ -141,6 +143,7 @@ def examine(
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("versions", check_versions),
         ("packages", check_packages),
+        ("extras", check_extras),
         ("cache", check_folders),
         ("cache", check_lock_file),
         ("registry", lambda: registry_findings),
@@ -193,38 +196,64 @@ def check_versions() -> Iterator[Finding]:
     yield ok("platform", platform.platform())
 
 
+EXTRAS: Mapping[str, str] = {
+    "torch": "PyTorch models",
+    "tf": "Keras models",
+    "image": "predict, cam, eval",
+    "cam": "heat maps",
+    "plot": "plot, drawn logs",
+    "onnx": "ONNX graphs",
+    "hub": "export --push",
+    "zstd": ".tar.zst archives",
+    "remote": "s3:// and others",
+}
+"""What each extra is for."""
+
+
 def check_packages(needed: Sequence[Requirement] | None = None) -> list[Finding]:
-    """What ckptkit always needs in one line if all is well, then each package of each extra."""
+    """What ckptkit always needs, in one line if all is well."""
     try:
         needed = requirements() if needed is None else needed
     except importlib.metadata.PackageNotFoundError:
         detail = "ckptkit runs without being installed, so which packages it supports is not known"
         return [note("metadata", detail, "pip install -e .")]
-    base = [_package(one, "") for one in needed if not one.extra]
+    base = [_package(one) for one in needed if not one.extra]
     wrong = [finding for finding in base if finding.verdict != "ok"]
+    return [ok("always needed", f"{counted(len(base) - len(wrong), 'package')}, as supported"), *wrong]
+
+
+def check_extras(needed: Sequence[Requirement] | None = None) -> Iterator[Finding]:
+    """Each extra: the versions of its packages, or what is missing and how to install it."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # which `check_packages` reports
+        needed = requirements() if needed is None else needed
     extras: dict[str, list[Requirement]] = {}
-    for one in needed:
+    for one in needed or ():
         if one.extra:
-            extras.setdefault(one.name.lower(), []).append(one)
-    return [
-        ok("always needed", f"{counted(len(base) - len(wrong), 'package')}, as supported"),
-        *wrong,
-        *(_package(each[0], f", extra {', '.join(one.extra for one in each)}") for each in extras.values()),
-    ]
+            extras.setdefault(one.extra, []).append(one)
+    for extra, packages in extras.items():
+        found = list(map(_package, packages))
+        wrong = [one for one, finding in zip(packages, found, strict=True) if finding.verdict != "ok"]
+        verdict = max((finding.verdict for finding in found), key=get_args(Verdict).index)
+        detail = ", ".join(f"{finding.name} {finding.detail}" for finding in found)
+        detail = "not installed" if verdict == "optional" else detail
+        again = "--force-reinstall " * any("itself is not there" in finding.detail for finding in found)
+        hint = f"pip install {again}{' '.join(one.install_word for one in wrong)}" if wrong else ""
+        yield Finding("", extra, verdict, detail, hint, EXTRAS.get(extra, extra))
 
 
-def _package(one: Requirement, brought: str) -> Finding:
+def _package(one: Requirement) -> Finding:
     """Look for a package. Without an extra it is one that ckptkit cannot do without."""
-    missing = note if one.extra else problem
     install = f"pip install {one.install_word}"
     if one.installed is None:
-        return missing(one.name, f"not installed{brought}", install)
+        return (optional if one.extra else problem)(one.name, "not installed", install)
     if not one.supports(one.installed):
-        return note(one.name, f"{one.installed}, but {one.supported} is supported{brought}", install)
+        return note(one.name, f"{one.installed}, but {one.supported} is supported", install)
     if not is_installed(one.name):
-        detail = f"{one.installed} is recorded, but the package itself is not there{brought}"
-        return missing(one.name, detail, f"pip install --force-reinstall {one.install_word}")
-    return ok(one.name, f"{one.installed}{brought}")
+        detail = f"{one.installed} is recorded, but the package itself is not there"
+        return (note if one.extra else problem)(
+            one.name, detail, f"pip install --force-reinstall {one.install_word}"
+        )
+    return ok(one.name, one.installed)
 
 
 # -- cache and registry --------------------------------------------------------------------------------------

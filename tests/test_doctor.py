@@ -29,14 +29,16 @@ from ckptkit import doctor
 from ckptkit._version import __version__
 from ckptkit.base.home import NOWHERE
 from ckptkit.base.net import Policy
-from ckptkit.base.packages import Requirement
+from ckptkit.base.packages import Requirement, requirements
 from ckptkit.doctor import (
+    EXTRAS,
     GITHUB_API,
     Examination,
     Finding,
     Host,
     ask_host,
     check_environment,
+    check_extras,
     check_folders,
     check_hosts,
     check_lock_file,
@@ -50,7 +52,6 @@ from ckptkit.doctor import (
     examine,
     framework,
     hosts_of,
-    note,
     ok,
     probe,
 )
@@ -71,7 +72,7 @@ def _no_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SECTIONS = [
-    *("versions", "packages", "cache", "registry", "environment"),
+    *("versions", "packages", "extras", "cache", "registry", "environment"),
     *("network", "devices", "machine", "terminal"),
 ]
 
@@ -159,30 +160,31 @@ def test_versions():
     assert found["Python"].startswith(platform.python_version()) and sys.executable in found["Python"]
 
 
-def test_packages_of_extras(site: Path):
+def test_extras(site: Path):
     install(site, "fakeone", "1.5", module="fakeone")
     install(site, "fakeold", "0.9", module="fakeold")
     install(site, "fakegone", "1.5")
-    found = check_packages(
+    found = check_extras(
         [
             Requirement("fakeone", ">=1,<2", "a"),
             Requirement("fakeone", ">=1,<2", "b"),
-            Requirement("fakeold", ">=1,<2", "a"),
-            Requirement("fakegone", "", "a"),
             Requirement("fakemissing", ">=1,<2", "b"),
+            Requirement("fakeold", ">=1,<2", "c"),
+            Requirement("fakegone", "", "d"),
+            Requirement("fakealways", "", ""),
         ]
     )
-    assert named(found, "fakeone") == ok("fakeone", "1.5, extra a, b")
-    assert named(found, "fakeold") == note(
-        "fakeold",
-        "0.9, but >=1,<2 is supported, extra a",
-        "pip install 'fakeold>=1,<2'",
-    )
-    assert named(found, "fakemissing") == note(
-        "fakemissing", "not installed, extra b", "pip install 'fakemissing>=1,<2'"
-    )
-    assert named(found, "fakegone").verdict == "note"
-    assert "is recorded, but the package itself is not there" in named(found, "fakegone").detail
+    gone = "fakegone 1.5 is recorded, but the package itself is not there"
+    assert [(one.name, one.verdict, one.detail, one.hint) for one in found] == [
+        ("a", "ok", "fakeone 1.5", ""),
+        ("b", "optional", "not installed", "pip install 'fakemissing>=1,<2'"),
+        ("c", "note", "fakeold 0.9, but >=1,<2 is supported", "pip install 'fakeold>=1,<2'"),
+        ("d", "note", gone, "pip install --force-reinstall fakegone"),
+    ]
+
+
+def test_every_extra_says_what_it_is_for():
+    assert {one.extra for one in requirements()} - {""} == set(EXTRAS)
 
 
 def test_what_is_always_needed(site: Path):
@@ -197,14 +199,14 @@ def test_what_is_always_needed(site: Path):
 def test_a_package_that_an_import_hook_hides(site: Path, monkeypatch: pytest.MonkeyPatch):
     install(site, "fakeone", "1.5", module="fakeone")
     monkeypatch.setitem(sys.modules, "fakeone", None)
-    (_, finding) = check_packages([Requirement("fakeone", "", "a")])
+    (finding,) = check_extras([Requirement("fakeone", "", "a")])
     assert finding.verdict == "note"
     assert finding.hint == "pip install --force-reinstall fakeone"
 
 
 def test_every_package_installed_here_is_found():
     """Each has a module of the name that is looked for, or is listed under another."""
-    found = check_packages()
+    found = [*check_packages(), *check_extras()]
     assert [one for one in found if "itself is not there" in one.detail] == []
     assert named(found, "always needed").verdict == "ok"
 

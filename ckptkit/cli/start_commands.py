@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.shown import Column, Piece, Table
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
@@ -61,9 +63,24 @@ def print_examination(output: Output, found: Examination) -> None:
     for section in found.sections:
         output.text(section, marked=section, bold=True)
         for finding in found.findings:
-            if finding.section == section:
+            if finding.section == section and not finding.purpose:
                 _print_finding(output, finding, width)
+        output.show(_extras([finding for finding in found.findings if finding.section == section]))
     output.text(_verdict(found))
+
+
+def _extras(findings: Sequence[Finding]) -> Iterator[Piece]:
+    """What can be added to ckptkit: a table, and the commands that install what is missing."""
+    extras = [finding for finding in findings if finding.purpose]
+    if extras:
+        columns = [Column("extra"), Column("what for"), Column("installed")]
+        rows = [[one.name, one.purpose, "no" if one.verdict == "optional" else one.detail] for one in extras]
+        styles = ["yellow" if one.verdict == "note" else None for one in extras]
+        yield Table(columns, rows, styles)
+    for one in extras:
+        if one.hint:
+            lacking = "not installed" if one.verdict == "optional" else "not as supported"
+            yield f"  {one.name}: {lacking}; {one.hint}"
 
 
 def _print_finding(output: Output, finding: Finding, width: int) -> None:

@@ -14,6 +14,8 @@ import pytest
 import requests
 
 from ckptkit import doctor
+from ckptkit.cli.output import Output
+from ckptkit.cli.start_commands import print_examination
 from ckptkit.demo import DEMO_ENTRY, serve_file
 from ckptkit.doctor import Examination, Finding
 from tests.support.commands import Runner, pip_install, runner
@@ -29,9 +31,10 @@ def test_offline_on_a_machine_where_all_is_well(run: Runner):
     done = run("doctor", "--offline")
     assert done.code == 0
     lines = done.out.splitlines()
-    headings = [line for line in lines if not line.startswith(" ")][:-1]
+    headings = [line for line in lines if not line.startswith(" ") and "  " not in line][:-1]
     assert headings == [
-        *("versions", "packages", "cache", "registry", "environment", "network", "machine", "terminal")
+        *("versions", "packages", "extras", "cache", "registry", "environment", "network", "machine"),
+        "terminal",
     ]
     assert lines[-1].endswith("fetching, verifying and converting should work")
     assert any(re.fullmatch(r"  ok {7}hosts +not asked: --offline is given", line) for line in lines)
@@ -41,7 +44,25 @@ def test_offline_on_a_machine_where_all_is_well(run: Runner):
 def test_json(run: Runner):
     values = json.loads(run("doctor", "--json", "--offline").out)
     assert values["ok"] is True and values["problems"] == 0
-    assert {"section", "name", "verdict", "detail", "hint"} == set(values["findings"][0])
+    assert {"section", "name", "verdict", "detail", "hint", "purpose"} == set(values["findings"][0])
+
+
+def test_extras_that_are_not_here_are_no_notes(capsys: pytest.CaptureFixture[str]):
+    found = Examination(
+        (
+            Finding("extras", "cam", "optional", "not installed", "pip install 'captum>=0.8'", "heat maps"),
+            Finding("extras", "tf", "ok", "tensorflow 2.21.0", "", "Keras models"),
+        )
+    )
+    print_examination(Output(), found)
+    assert found.ok and [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["extras"],
+        ["extra", "what", "for", "installed"],
+        ["cam", "heat", "maps", "no"],
+        ["tf", "Keras", "models", "tensorflow", "2.21.0"],
+        ["cam:", "not", "installed;", "pip", "install", "'captum>=0.8'"],
+        ["all", "well;", "fetching,", "verifying", "and", "converting", "should", "work"],
+    ]
 
 
 def test_a_problem_is_said_with_what_to_do(run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
