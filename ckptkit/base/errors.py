@@ -48,20 +48,20 @@ def listed(names: Iterable[str], shown: int = 8) -> str:
     return f"{', '.join(every[:shown])} and {len(every) - shown:,} more"
 
 
-def faults_in_words(faults: Iterable[str]) -> str:
-    """Faults in one line: as many as a message has room for, and how many more there are.
+def shown_faults(faults: Iterable[str]) -> list[str]:
+    """As many faults as a message has room for, and how many more there are.
 
-    >>> faults_in_words(["line 1: no id", "line 3: " + "x" * 2000, "line 4: no id"])
-    'line 1: no id; and 2 more, which --verbose lists'
+    >>> shown_faults(["line 1: no id", "line 3: " + "x" * 2000, "line 4: no id"])
+    ['line 1: no id', 'and 2 more, which --verbose lists']
     """
     every = list(faults)
     room, fitting = _MAX_REASON - 200, 0
     while fitting < len(every) and (room := room - len(every[fitting]) - 2) > 0:
         fitting += 1
     if WHOLE_LISTS.get() or fitting == len(every) or len(every) == 1:
-        return "; ".join(every)
+        return every
     shown = every[: max(1, fitting)]
-    return "; ".join([*shown, f"and {len(every) - len(shown):,} more, which --verbose lists"])
+    return [*shown, f"and {len(every) - len(shown):,} more, which --verbose lists"]
 
 
 def _in_a_line(text: str, most: int = _MAX_REASON + 200) -> str:
@@ -87,14 +87,26 @@ class CkptkitError(Exception):
     no tensor called a\x1b[2Jb
     """
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = _in_a_line(message)
+    def __init__(self, verdict: str, *, details: Iterable[str] = (), hint: str | None = None) -> None:
+        self.verdict = _in_a_line(verdict)
+        self.details = tuple(map(_in_a_line, details))  # each a line of its own below the verdict
         self.hint = hint and _in_a_line(hint, _LONGEST_HINT)
         super().__init__(self.message)
 
+    @property
+    def message(self) -> str:
+        """Verdict and details in one line."""
+        return ": ".join(filter(None, (self.verdict, "; ".join(self.details))))
+
+    def lines(self) -> list[str]:
+        """The verdict, several details a line each, and what to do next; else all of it in one line."""
+        several = len(self.details) > 1
+        return [self.verdict, *self.details, *filter(None, [self.hint])] if several else [str(self)]
+
     def reword(self, way: Callable[[str], str]) -> None:
         """Say the same in other words: those of the command line are not Python's."""
-        self.message = _in_a_line(way(self.message))
+        self.verdict = _in_a_line(way(self.verdict))
+        self.details = tuple(_in_a_line(way(one)) for one in self.details)
         self.hint = _in_a_line(way(self.hint), _LONGEST_HINT) if self.hint else None
         self.args = (self.message,)
 
@@ -155,7 +167,13 @@ class FormatError(CkptkitError):
     """
 
     def __init__(
-        self, path: str | Path, reason: str, *, offset: int | None = None, hint: str | None = None
+        self,
+        path: str | Path,
+        reason: str,
+        *,
+        offset: int | None = None,
+        details: Iterable[str] = (),
+        hint: str | None = None,
     ) -> None:
         self.path = path
         self.reason = reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 1] + "…"
@@ -164,7 +182,7 @@ class FormatError(CkptkitError):
             where = f"{path}: at byte {offset}: "
         else:
             where = f"{path} " if reason.startswith(("is ", "holds ")) else f"{path}: "
-        super().__init__(where + self.reason, hint=hint)
+        super().__init__(where + self.reason, details=details, hint=hint)
 
 
 class IntegrityError(CkptkitError):
@@ -179,7 +197,8 @@ class RegistryError(CkptkitError):
         self.faults = faults  # each as "line N: what"
         plural = "fault" if len(faults) == 1 else "faults"
         super().__init__(
-            f"{path}: {len(faults)} {plural}: {faults_in_words(faults)}",
+            f"{path}: {len(faults)} {plural}",
+            details=shown_faults(faults),
             hint=f"see 'ckptkit registry validate {path}' and 'ckptkit registry schema'",
         )
 

@@ -208,13 +208,17 @@ class Output:
         elif not self.quiet:
             self._remark(self._wrapped(text, self.stderr))
 
-    def warn(self, text: str) -> None:
-        """Write a warning to stderr, which even ``--quiet`` shows."""
-        self._remark(self._wrapped(text, self.stderr, "warning: "))
+    def warn(self, text: str, *details: str) -> None:
+        """Write a warning to stderr, which even ``--quiet`` shows, with what is below it."""
+        self._remark(self._with_details("warning: ", text, details))
 
-    def error(self, text: str) -> None:
-        """Write to stderr why the command ends."""
-        self._remark(self._wrapped(text, self.stderr, "error: "))
+    def error(self, text: str, *details: str) -> None:
+        """Write to stderr why the command ends, with what is below it."""
+        self._remark(self._with_details("error: ", text, details))
+
+    def _with_details(self, before: str, text: str, details: Sequence[str]) -> str:
+        below = (self._wrapped(one, self.stderr, "  ") for one in details)
+        return "\n".join([self._wrapped(text, self.stderr, before), *below])
 
     def _remark(self, text: str) -> None:
         """Write to stderr, above the bars of what runs."""
@@ -381,7 +385,9 @@ class _Status:
     def __init__(self, stream: TextIO, is_shown_otherwise: Callable[[], bool]) -> None:
         self._stream = stream
         self._is_shown_otherwise = is_shown_otherwise
-        self._write = stream.write_codes if isinstance(stream, _Guarded) else stream.write
+        self._terminal: int | None = None  # its own: stderr is put aside now and then
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._terminal = os.dup(stream.fileno())
         self._text, self._drawn = "working", False
         self._since = time.monotonic()
         self._lock, self._end = threading.Lock(), threading.Event()
@@ -407,6 +413,8 @@ class _Status:
         self._end.set()
         self._thread.join(1)
         self.clear()
+        if self._terminal is not None and not self._thread.is_alive():
+            os.close(self._terminal)
 
     def _run(self) -> None:
         while not self._end.wait(0.1):
@@ -426,8 +434,11 @@ class _Status:
 
     def _put(self, codes: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # no work fails for it
-            self._write(codes)
-            self._stream.flush()
+            if self._terminal is None:
+                self._stream.write(codes)
+                self._stream.flush()
+            else:
+                os.write(self._terminal, codes.encode(self._stream.encoding or "utf-8", "replace"))
 
 
 def width_of(stream: TextIO) -> int:

@@ -42,6 +42,14 @@ def targets(
     return names
 
 
+def with_models(workspace: Workspace, *, synthetic: bool) -> list[str]:
+    """What ``--all`` means where models run: every fetched entry of a family that has some, or all."""
+    from ckptkit.families.base import families
+
+    there = workspace.registry if synthetic else workspace.home.fetched_ids()
+    return [id for id, one in workspace.registry.items() if one.family in families() and id in there]
+
+
 def is_bare(context: Any) -> bool:
     """Whether a line has neither names nor options but ``--json``."""
     sources = (context.get_parameter_source(name) for name in context.params if name != "as_json")
@@ -69,7 +77,9 @@ class Batch:
             self.failed(name, exit_code(error))
             self.show(self.fault(name, error))
             if len(self.names) > 1:
-                self.output.warn(f"{name} could not be {self.tried}: {error}")
+                verdict, *details = error.lines()
+                reason = verdict.removeprefix(f"{name}: ")
+                self.output.warn(f"{name} could not be {self.tried}: {reason}", *details)
             else:
                 self.alone = error
 

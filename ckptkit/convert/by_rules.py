@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import ConversionError, UsageError, faults_in_words, listed
+from ckptkit.base.errors import ConversionError, UsageError, listed, shown_faults
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
 from ckptkit.convert.planning import (
     AnyMove,
@@ -53,7 +53,8 @@ def plan_by_rules(
     found = assign(reader.path, reader.specs, rules, left_out=reader.left_out)
     if faults := [fault.what for fault in found.faults]:
         raise ConversionError(
-            f"{reader.path}: does not fit {rules.path}: {faults_in_words(faults)}",
+            f"{reader.path}: does not fit {rules.path}",
+            details=shown_faults(faults),
             hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
         )
     plan = replace(

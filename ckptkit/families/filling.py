@@ -65,7 +65,8 @@ def refuse(model: Any, faults: Mapping[str, Collection[str]]) -> None:
     if found:
         called = getattr(model, "variant", getattr(model, "name", "the model"))
         raise ConversionError(
-            f"tensors do not fit {called}: {'; '.join(found)}",
+            f"tensors do not fit {called}",
+            details=found,
             hint="compare the variant, the number of classes and the position embedding",
         )
 

@@ -47,7 +47,7 @@ from pydantic import (
 
 from ckptkit._version import DOCUMENTATION
 from ckptkit.base.axes import OPS, Fusion, Op
-from ckptkit.base.errors import NotFoundError, UsageError, faults_in_words
+from ckptkit.base.errors import NotFoundError, UsageError, shown_faults
 from ckptkit.base.tensors import DTYPES
 from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
 from ckptkit.rules.mapping import (
@@ -235,9 +235,9 @@ class _Checked:
         if self._faults:
             faults = dict.fromkeys(sorted(self._faults, key=lambda fault: fault[0]))
             plural = "fault" if len(faults) == 1 else "faults"
-            listed = faults_in_words(f"line {line}: {bounded(what)}" for line, what in faults)
             raise UsageError(
-                f"{path}: {len(faults)} {plural}: {listed}",
+                f"{path}: {len(faults)} {plural}",
+                details=shown_faults(f"line {line}: {bounded(what)}" for line, what in faults),
                 hint=f"how to write one: {DOCUMENTATION}/reference/rules.md",
             )
 

@@ -208,10 +208,10 @@ def _nothing(
             )
         if manual:
             hint += f"; or download it by hand from {manual[0].url} and run '{by_hand}'"
-        reason = f"no source gave the file: {explain(failures)}"
+        reason, why = "no source could provide the file", explain(failures)
         if not lacking and all(isinstance(error, UnfitError) for _, error in failures):
-            return FormatError(entry.id, reason, hint=hint)
-        return NetworkError(f"{entry.id}: {reason}", hint=hint)
+            return FormatError(entry.id, reason, details=why, hint=hint)
+        return NetworkError(f"{entry.id}: {reason}", details=why, hint=hint)
     if job.offline and len(manual) < len(entry.sources):
         return NetworkError(
             f"{entry.id} is not cached, and --offline forbids fetching it",

@@ -173,11 +173,10 @@ class Job:
         if any(self.is_tied(file) for file in files):
             return
         raise IntegrityError(
-            f"{self.entry.id}: no checksum of it is known before it is fetched: the registry pins none, and "
-            f"the lock file {self.lock_file.path} has none",
-            hint="what a server says of its own answer shows only that it came whole; fetch it once without "
-            f"--require-checksum and look at it, then run 'ckptkit registry pin {self.entry.id}' or keep the "
-            f"lock file ({TRUST_ENVIRONMENT} says where it is)",
+            f"{self.entry.id}: no checksum is known before the file is fetched",
+            details=["the registry pins none", f"the lock file {self.lock_file.path} has none"],
+            hint="fetch it once without --require-checksum and look at it, then run "
+            f"'ckptkit registry pin {self.entry.id}' or keep the lock file",
         )
 
     def _objection(self, record: Record) -> str | None:

@@ -191,10 +191,10 @@ class LockFile:
 def in_words(how: str, when: str, where: str) -> str:
     """How, when and from where bytes came.
 
-    >>> in_words("import", "2026-01-02T03:04:05+00:00", "file:///home/me/cat.jpg")
+    >>> in_words("import", "2026-01-02T03:04:05.678901+00:00", "file:///home/me/cat.jpg")
     'imported 2026-01-02T03:04:05+00:00 from file:///home/me/cat.jpg'
     """
-    return f"{HOW[how]} {when}" + (f" from {where}" if where else "")
+    return f"{HOW[how]} {re.sub('[.][0-9]+', '', when)}" + (f" from {where}" if where else "")
 
 
 def _same(known: LockEntry | None, seen: LockEntry) -> bool:

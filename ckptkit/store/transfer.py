@@ -549,14 +549,14 @@ def stated_size(url: str, policy: Policy) -> int | None:
         return None
 
 
-def explain(failures: Sequence[tuple[str, Exception]]) -> str:
-    """One line on why no source gave the file.
+def explain(failures: Sequence[tuple[str, Exception]]) -> list[str]:
+    """Why no source gave the file, a line each.
 
     >>> from ckptkit.base.net import SourceGoneError
     >>> explain([("https://a.org/m.pth", SourceGoneError("404 Not Found"))])
-    'https://a.org/m.pth: 404 Not Found'
+    ['https://a.org/m.pth: 404 Not Found']
     """
-    return "; ".join(f"{without_secrets(url)}: {error}" for url, error in failures)
+    return [f"{without_secrets(url)}: {error}" for url, error in failures]
 
 
 LATER = "try again later, or give a --mirror"

@@ -36,7 +36,8 @@ def run(*arguments, cwd=None, **options):
 
 
 def one_line(text):
-    lines = [line for line in text.splitlines() if line.startswith("error:")]
+    """The one error, several faults below it included."""
+    lines = [line for line in text.replace("\n  ", " ").splitlines() if line.startswith("error:")]
     assert len(lines) == 1, text
     assert "Traceback" not in text
     return lines[0]

@@ -103,6 +103,32 @@ def test_globs_and_a_failure_among_them(run) -> None:
     assert "ckptkit import test-hand FILE" in result.err
 
 
+@pytest.mark.parametrize("ids", [["test-two"], ["test-two", "test-b"]], ids=["alone", "among others"])
+def test_each_source_that_failed_has_its_line(
+    server: FaultServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], ids: list[str]
+) -> None:
+    server.serve("/b.pth", published_xt())
+    urls = [server.url("/gone.pth"), server.url("/gone-too.pth")]
+    overlay = registry_file(
+        tmp_path,
+        {"id": "test-two", "sources": [{"url": url} for url in urls]},
+        {"id": "test-b", "sources": [{"url": server.url("/b.pth")}], **XT},
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["fetch", *ids, "--registry", str(overlay)])
+    lines = capsys.readouterr().err.splitlines()
+    verdict = {
+        1: "error: test-two: no source could provide the file",
+        2: "warning: test-two could not be fetched: no source could provide the file",
+    }[len(ids)]
+    assert left.value.code == 4
+    assert lines[lines.index(verdict) :][1:4] == [
+        f"  {urls[0]}: 404 Not Found",
+        f"  {urls[1]}: 404 Not Found",
+        "  correct the sources in the registry, or give a --mirror",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -281,8 +307,11 @@ def test_a_changed_file_is_refused_although_the_cache_was_removed(run, server: F
 def test_require_checksum(run, server: FaultServer) -> None:
     refused = run("fetch", "test-*", "--require-checksum")
     assert (refused.code, refused.out) == (5, "") and server.requests == []
-    assert refused.err.count("no checksum of it is known before it is fetched") == 3
-    assert "registry pin test-a" in refused.err and "CKPTKIT_TRUST" in refused.err
+    assert refused.err.count("no checksum is known before the file is fetched") == 3
+    assert (
+        "registry pin test-a" in refused.err
+        and f"\n  the lock file {os.environ['CKPTKIT_TRUST']} has" in refused.err
+    )
     run("fetch", "test-b")
     plans = json.loads(run("fetch", "test-*", "--require-checksum", "--dry-run", "--json").out)
     assert [plan["action"] for plan in plans] == [

@@ -173,3 +173,15 @@ def test_a_silence_of_more_than_a_second_shows_what_goes_on(tmp_path):
     assert re.search(r"\r\x1b\[2K\S loading a model\r.*\S loading a model, 1 s\r", written, re.DOTALL)
     assert "working" in written.partition("a\r\n")[2]
     assert screen(written) == ["a", ""]
+
+
+def test_a_silence_is_seen_while_a_library_writes_nowhere(tmp_path):
+    program = (
+        "import os, sys, time\nfrom ckptkit.cli.output import Output\noutput = Output()\n"
+        "with output.waiting():\n"
+        "    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)\n"
+        "    os.dup2(nowhere, 2)\n    time.sleep(1.6)\n    os.dup2(terminal, 2)\n    output.text('a')\n"
+    )
+    written = raw_on_terminal([sys.executable, "-c", program], 80, tmp_path)
+    assert "working, 1 s" in written.partition("a\r\n")[0]
+    assert screen(written) == ["a", ""]

@@ -278,7 +278,8 @@ def test_the_plain_answer_that_it_is_gone_lets_a_lesser_copy_be_taken(
 def test_sources_that_need_a_hand_are_named_and_not_asked(server: FaultServer, store: Store) -> None:
     by_hand = {"url": "https://pan.baidu.com/s/1d5?pwd=z8mf", "manual": True}
     with pytest.raises(
-        NetworkError, match=r"no source gave the file.*404.*pan\.baidu.*ckptkit import test-entry FILE"
+        NetworkError,
+        match=r"no source could provide the file.*404.*pan\.baidu.*ckptkit import test-entry FILE",
     ):
         store.fetch(entry_of(server.url("/gone.pth"), by_hand))
     with pytest.raises(NetworkError, match=r"only be downloaded by hand.*ckptkit import test-entry FILE"):

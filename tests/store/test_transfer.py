@@ -270,7 +270,7 @@ def test_a_wrong_length(server: FaultServer, store: Store) -> None:
     with pytest.raises(IntegrityError, match="damaged on the way"):
         store.fetch(entry_of(server.serve(PATH, BODY, headers=goog_hash(BODY))))
     server.fail(PATH, *[header("Content-Length", "300001")] * 9)
-    with pytest.raises(NetworkError, match="no source gave the file"):
+    with pytest.raises(NetworkError, match="no source could provide the file"):
         store.fetch(entry_of(server.url(PATH)))
     assert store.files == []
 

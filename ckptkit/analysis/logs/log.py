@@ -81,7 +81,8 @@ def _download(published: str, url: str, target: Path, workspace: Workspace, poli
             Transfer(url, partial, opener, policy, None, workspace.progress, workspace.note).run()
         except SourceError as error:
             raise NetworkError(
-                f"the training log could not be fetched: {explain([(url, error)])}",
+                "the training log could not be fetched",
+                details=explain([(url, error)]),
                 hint=what_helps([error]),
             ) from error
         found = partial.digests()
