@@ -173,6 +173,8 @@ class Workspace:
         try:
             entry = self.registry[name]
         except NotFoundError as error:
+            if error.details:  # of a glob
+                raise
             raise NotFoundError(f"no file and no entry {name!r}", hint=error.hint) from error
         return self.fetch(entry) if fetch else self._as_cached(entry)
 

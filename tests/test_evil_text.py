@@ -387,7 +387,7 @@ def given(*arguments: str) -> Arguments:
 EVERY = "--columns", "id,name,group,pretrain,setting,license,paper,note,url,config,log,file"
 LIST = "list", "evil-*", "--registry", "@registry"
 INSPECT = "inspect", "@checkpoint"
-DIFF = "diff", "@checkpoint", "@other", "--metadata", "--all"
+DIFF = "diff", "@checkpoint", "@other", "--metadata", "--everything"
 CONVERT = "convert", "@checkpoint", "--layout", "as-is"
 PLOT = "plot", "evil-*", "--registry", "@registry", "-o", "OUT"
 LOGS = "logs", "@log"

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from ckptkit._version import __version__
 from ckptkit.base.text import escaped
 from ckptkit.cli.help import help_of, shown_by
-from ckptkit.cli.options import State, with_shared_options
+from ckptkit.cli.options import State, usage_of, with_shared_options
 from ckptkit.cli.output import ExitCode, Output, exit_code, prepare_streams
 
 _GLOBAL_FLAGS = frozenset({"--quiet", "-q", "--verbose", "-v", "--offline"})
@@ -47,6 +47,8 @@ def _refused(error: Any, root: Any = None) -> BaseException:
         text = f"no such option: {error.option_name}"  # click's own words change from version to version
         meant = f"{close[0]}?" if close else ""
     context = error.ctx
+    if type(error).__name__ == "MissingParameter" and context is not None:
+        typer.echo(usage_of(context), err=True)
     names = [root.invoked_subcommand] if context is None and root and root.invoked_subcommand else []
     while context is not None and context.parent is not None:
         names.insert(0, context.info_name)
@@ -176,7 +178,7 @@ class Root(TyperGroup):
         except _LineFault as error:
             raise _refused(error, ctx) from error
         except CkptkitError as error:
-            _explain(error, str(error), ctx)
+            _explain(error, error.lines(), ctx)
             raise typer.Exit(int(exit_code(error))) from error
         except KeyboardInterrupt as error:
             if not _ended_by:
@@ -191,11 +193,11 @@ def _system_refused(error: OSError, context: Any = None) -> int:
     """Explain what the system refused; returns the exit status."""
     from ckptkit.base.files import storage_error
 
-    _explain(error, str(storage_error(error, error.filename or "disk")), context)
+    _explain(error, storage_error(error, error.filename or "disk").lines(), context)
     return int(ExitCode.DAMAGED)
 
 
-def _explain(error: BaseException, line: str, context: Any) -> None:
+def _explain(error: BaseException, lines: Sequence[str], context: Any) -> None:
     state = context.obj if context else None
     if isinstance(state, State) and state.output.verbose:
         import traceback
@@ -204,7 +206,7 @@ def _explain(error: BaseException, line: str, context: Any) -> None:
 
         for text in scrubbed("".join(traceback.format_exception(error))).rstrip("\n").split("\n"):
             typer.echo(state.output.line(text), err=True)
-    (state.output if isinstance(state, State) else Output()).error(line)
+    (state.output if isinstance(state, State) else Output()).error(*lines)
 
 
 def _explain_itself(command: Any) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from ckptkit.base.parse import parse_age, parse_bytes
+from ckptkit.base.parse import is_glob, parse_age, parse_bytes
 from ckptkit.base.shown import Column
 from ckptkit.base.text import human_bytes
 from ckptkit.cli.completion import complete_fetched
-from ckptkit.cli.options import State, state_of
+from ckptkit.cli.options import State, state_of, usage_of
 from ckptkit.cli.output import ExitCode
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def prune_command(
 
     state = state_of(context)
     if older_than is None and max_size is None:
+        typer.echo(usage_of(context), err=True)
         raise UsageError(
             "nothing selected for removal", hint="give --older-than 30d, --max-size 20GB, or both"
         )
@@ -232,6 +233,8 @@ def path_command(
 
     state = state_of(context)
     home = Home.default()
+    if id is not None and is_glob(id):
+        state.registry()[id]  # says which entries it matches
     paths = [str(single.path) for single in home.homes] if id is None else [_checkpoint_path(home, id)]
     state.output.result({"folders": paths} if id is None else {"id": id, "path": paths[0]}, *paths)
 

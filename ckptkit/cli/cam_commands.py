@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ from ckptkit.cli.options import (
     state_of,
 )
 from ckptkit.cli.output import ExitCode, Output
+from ckptkit.cli.remote_output import Place
+from ckptkit.workspace import STANDARD
 
 if TYPE_CHECKING:
     from ckptkit.analysis.cam.explain import Activations
@@ -74,7 +77,7 @@ def cam(
         typer.Option(
             "--output",
             "-o",
-            help="A .png, .jpg or .webp; for several images a folder, of PNGs.",
+            help="A .png, .jpg or .webp; for several images a folder, of PNGs; -: a PNG on standard output.",
             metavar="PATH",
         ),
     ],
@@ -132,16 +135,22 @@ def cam(
     style = Style(layout.value, alpha, colormap.value)
     require_packages()
     gathering = _gather(state, images, recursive=recursive)
-    paths = _paths(gathering.pictures, output, force=force)
-    planned = list(zip(gathering.pictures, paths, strict=True))
-    with chosen.of(what).open(state.workspace()) as source:
+    with Place(state, STANDARD if output == STANDARD else None) as where, ExitStack() as stack:
+        if where.path is not None:
+            output = str(where.path / "heat.png")
+            if len(gathering.pictures) > 1:
+                where.refuse_several("these are several heat maps")
+        paths = _paths(gathering.pictures, output, force=force)
+        planned = list(zip(gathering.pictures, paths, strict=True))
+        source = stack.enter_context(chosen.of(what).open(state.workspace()))
         classes = head_classes(source)
         for wanted in target or ():
             classes.find(wanted)
         if dry_run:
             state.output.text(f"{source.name}: {source.preprocessing}")
-            for picture, path in planned:
-                state.output.text(f"would write {path} from {picture.name}")
+            plan = [{"image": one.name, "file": where.shown(path), "dry_run": True} for one, path in planned]
+            lines = (f"would write {one['file']} from {one['image']}" for one in plan)
+            state.output.result(plan, *lines)
             return
         explainer = Explainer(source)
         drawn: list[Drawn] = []
@@ -157,7 +166,9 @@ def cam(
                     save_picture(compose(heatmaps, style), heatmaps, path, force=force)
                     drawn.append((picture.name, path, heatmaps))
                 advance(1)
-    _report(state.output, drawn, faults, synthetic=source.synthetic)
+        if where.is_elsewhere and drawn:
+            where.deliver(drawn[0][1])
+    _report(state.output, drawn, faults, synthetic=source.synthetic, printed=not where.is_elsewhere)
 
 
 def _refuse_contradictions(
@@ -252,14 +263,16 @@ def _heatmaps(
             yield activations.heatmap(name, stage, target)
 
 
-def _report(output: Output, drawn: Sequence[Drawn], faults: Sequence[Fault], *, synthetic: bool) -> None:
+def _report(
+    output: Output, drawn: Sequence[Drawn], faults: Sequence[Fault], *, synthetic: bool, printed: bool
+) -> None:
     """Print what was found; fails when a picture failed."""
     if len(faults) == 1 and not drawn:
         raise faults[0].error
     values = [
         {"image": image, "file": str(path), **one.to_json()} for image, path, maps in drawn for one in maps
     ]
-    output.result(values, *([lambda: print_heatmaps(output, drawn)] if drawn else []))
+    output.result(values, *([lambda: print_heatmaps(output, drawn)] if drawn and printed else []))
     if synthetic:
         output.warn("synthetic weights: neither the classes nor the heat mean anything")
     for image, _, maps in drawn:

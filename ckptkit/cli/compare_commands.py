@@ -203,7 +203,8 @@ def diff(
     everything: Annotated[
         bool,
         typer.Option(
-            "--all", help="Count also what is left out by rule (step counters, optimizer state, other copy)."
+            "--everything",
+            help="Count also what is left out by rule (step counters, optimizer state, other copy).",
         ),
     ] = False,
     summary: Annotated[bool, typer.Option("--summary", help="Omit the lists of tensors.")] = False,

@@ -121,8 +121,14 @@ def _arguments(command: Any) -> list[Any]:
 
 def usage(context: Any) -> str:
     """How a command is written."""
-    below = ["COMMAND [ARGS]…"] if hasattr(context.command, "commands") else []
-    words = ["[OPTIONS]", *map(_argument, _arguments(context.command)), *below]
+    command = context.command
+    below = ["COMMAND [ARGS]…"] if hasattr(command, "commands") else []
+    needed = [
+        f"{min(param.opts, key=len)} {param.metavar}"
+        for param in command.params
+        if param.required and param.param_type_name == "option"
+    ]
+    words = ["[OPTIONS]", *needed, *map(_argument, _arguments(command)), *below]
     return f"Usage: {context.command_path} {' '.join(words)}"
 
 

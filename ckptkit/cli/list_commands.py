@@ -13,6 +13,7 @@ from ckptkit.cli.completion import complete_column, complete_columns, complete_i
 from ckptkit.cli.entries import Listing, fields_named, ordered
 from ckptkit.cli.options import EntryFilter, PatternsArgument, state_of
 from ckptkit.cli.output import Output
+from ckptkit.cli.remote_output import one_file
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -76,7 +77,10 @@ def list_command(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Write to this file instead of printing; - prints."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written.")] = False,
@@ -98,16 +102,17 @@ def list_command(
     elif reverse:
         items.reverse()
     listing = Listing(items, chosen)
-    if output is None:
+    path = one_file(output)
+    if path is None:
         _print(state.output, listing, form)
     else:
         if not dry_run:
-            _write(state.output, output, listing, form, force=force)
+            _write(state.output, path, listing, form, force=force)
         state.output.note(
-            f"would write {len(items)} entries to {output}" if dry_run else f"{len(items)} entries"
+            f"would write {len(items)} entries to {path}" if dry_run else f"{len(items)} entries"
         )
-        written = {"path": str(output), "dry_run": dry_run, "entries": len(items)}
-        state.output.result(written, *([] if dry_run else [str(output)]))
+        written = {"path": str(path), "dry_run": dry_run, "entries": len(items)}
+        state.output.result(written, *([] if dry_run else [str(path)]))
     if not items:
         state.output.note(f"no entry matches all filters (of {len(catalogue)} in the registry)")
 

@@ -17,7 +17,7 @@ from ckptkit.base.errors import UsageError
 from ckptkit.base.parse import parse_resolution
 from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
 from ckptkit.cli.help import described, usage
-from ckptkit.cli.output import Output
+from ckptkit.cli.output import Output, pasteable, width_of
 
 if TYPE_CHECKING:
     from ckptkit.analysis.model_source import SourceRequest
@@ -92,9 +92,21 @@ def state_of(context: typer.Context) -> State:
 
 def usage_of(context: Any) -> str:
     """A command's usage and its examples, for a line that names nothing to work on."""
-    examples = (context.command.help or "").rpartition("\n\n")[2]
-    shown = f"\n\n{examples}\n" if examples.startswith("Examples:") else ""
-    return f"{usage(context)}{shown}"
+    heading, *examples = (context.command.help or "").rpartition("\n\n")[2].split("\n")
+    lines = [usage(context)]
+    if heading == "Examples:":
+        room = width_of(sys.stderr) if sys.stderr.isatty() else sys.maxsize
+        shown = [line for each in examples for line in pasteable(each.strip(), room, "  ")]
+        lines += ["", heading, *shown, ""]
+    return "\n".join(lines)
+
+
+class Form(str, Enum):
+    """How a result is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
 
 
 class WhichWeights(str, Enum):

@@ -98,8 +98,7 @@ def parity(
     """
     from ckptkit.base.errors import CkptkitError, UsageError
     from ckptkit.cli.output import ExitCode
-    from ckptkit.cli.targets import several, targets
-    from ckptkit.families.base import families
+    from ckptkit.cli.targets import several, targets, with_models
     from ckptkit.models.synth import named_checkpoint
     from ckptkit.parity.report import Failure
     from ckptkit.parity.run import ParityRequest, prove
@@ -120,11 +119,8 @@ def parity(
         synthetic=chosen.synthetic,
     )
 
-    def known() -> list[str]:
-        return [id for id, entry in workspace.registry.items() if entry.family in families()]
-
-    cached = known() if chosen.synthetic else workspace.home.fetched_ids()
-    every = [id for id in known() if id in cached] if all_entries else None
+    known = partial(with_models, workspace, synthetic=True)
+    every = with_models(workspace, synthetic=chosen.synthetic) if all_entries else None
     names = targets(context, workspace, what, "compare", among=known, every=every)
     if converted is not None and len(names) > 1:
         raise UsageError("--converted works for a single checkpoint", hint="name its source alone")

@@ -16,6 +16,7 @@ from ckptkit.base.text import csv_text
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.options import (
     EntryFilter,
+    Form,
     PatternsArgument,
     state_of,
 )
@@ -119,14 +120,6 @@ _HEADINGS = {
 }
 
 
-class LogForm(str, Enum):
-    """How ``logs`` prints."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
 def logs(
     context: typer.Context,
     what: Annotated[
@@ -151,7 +144,7 @@ def logs(
     every: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="A row for every N-th epoch, and the last.")
     ] = None,
-    form: Annotated[LogForm, typer.Option("--format", help="What to print.")] = LogForm.TABLE,
+    form: Annotated[Form, typer.Option("--format", help="What to print.")] = Form.TABLE,
     refresh: Annotated[bool, typer.Option("--refresh", help="Fetch the log again, even if cached.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
     dry_run: Annotated[
@@ -179,9 +172,9 @@ def logs(
     log.best(metric)  # refuses a figure that is not there, before anything is printed
     rows = _chosen_epochs(log, every, everything=all_epochs or state.output.verbose)
     people = partial(print_log, state.output, log, rows, metric)
-    if form is LogForm.CSV:
+    if form is Form.CSV:
         people = partial(state.output.document, as_csv(log, rows or log.epochs))
-    state.output.result(log.to_json(metric), people, json=form is LogForm.JSON)
+    state.output.result(log.to_json(metric), people, json=form is Form.JSON)
     if output is not None and not dry_run:
         write_picture(draw_log(log, kind, metric=metric), output, force=force)
     if output is not None:

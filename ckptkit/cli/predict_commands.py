@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
 from ckptkit.base.progress import no_progress
-from ckptkit.base.shown import Column
+from ckptkit.base.shown import Column, Table
+from ckptkit.base.text import csv_text
 from ckptkit.cli.options import (
+    Form,
     FrameworkOption,
     SourceArgument,
     SourceOptions,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from ckptkit.parity.inputs import PreparationReport
 
 
+_WITH_PICTURES = 4
+"""Images up to which thumbnails are shown."""
 _MEANINGLESS = "the weights are synthetic, random numbers: these predictions mean nothing"
 
 
@@ -52,7 +56,14 @@ def predict(
             metavar="IMAGE…", help="Image files, folders of them, URLs, or - for one on standard input."
         ),
     ],
-    top: Annotated[int, typer.Option(metavar="K", help="How many classes to name.")] = 5,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="How many classes to name; default: 5; of several images the likeliest, a row each.",
+            show_default=False,
+        ),
+    ] = None,
     framework: FrameworkOption = "torch",
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images per batch.")] = 8,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")] = False,
@@ -64,8 +75,12 @@ def predict(
         ),
     ] = False,
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="Show each image, where the terminal can.")
+        bool,
+        typer.Option("--thumbnails/--no-thumbnails", help="Show up to 4 images, where the terminal can."),
     ] = True,
+    form: Annotated[
+        Form, typer.Option("--format", help="What to print; csv has a row for each image and class.")
+    ] = Form.TABLE,
     chosen: SourceOptions = SourceOptions(),
 ) -> None:
     """Classify images: the most likely of ImageNet's 1,000 classes, in any framework.
@@ -76,26 +91,30 @@ def predict(
 
     Examples: ckptkit predict tiny-moat0-256 cat.jpg --synthetic
     · ckptkit predict moganet-xt-224 images/ --synthetic --framework onnxruntime --json
+    · ckptkit predict tiny-moat0-256 images/ --synthetic --format csv
     """
-    from ckptkit.analysis.predict import Predictor
+    from ckptkit.analysis.predict import DEFAULT_TOP, Predictor
     from ckptkit.analysis.runner import require_packages
     from ckptkit.models import framework_named
 
     state = state_of(context)
+    state.output.as_json |= form is Form.JSON
     runs_in = framework_named(framework)
     require_packages("predict", *(("torch", "keras") if check_preprocessing else (runs_in,)))
     gathering = _gathered(state, images, recursive=recursive, most_at_once=batch_size)
     with ExitStack() as stack, state.output.results() as show:
-        run = _Run(state.output, show)
+        in_rows = top is None and not check_preprocessing and len(gathering.pictures) > 1
+        run = _Run(state.output, show, "csv" if form is Form.CSV else "rows" if in_rows else "blocks")
         for fault in gathering.faults:
             run.remember(fault)
         if gathering.pictures:
             source = stack.enter_context(chosen.of(what).open(state.workspace()))
-            predictor = Predictor(source, runs_in, top, batch_size)
+            predictor = Predictor(source, runs_in, DEFAULT_TOP if top is None else top, batch_size)
             _note_model(state.output, source, runs_in)
-            renderer = _renderer(state.output) if thumbnails else None
+            has_room = run.form == "blocks" and len(gathering.pictures) <= _WITH_PICTURES
+            renderer = _renderer(state.output) if thumbnails and has_room else None
             run.predict(predictor, gathering, renderer, check=check_preprocessing)
-            if source.synthetic:
+            if source.synthetic and form is Form.TABLE:
                 state.output.text(f"note: {_MEANINGLESS}")
     run.finish()
 
@@ -106,6 +125,8 @@ class _Run:
 
     output: Output
     show: Results
+    form: Literal["blocks", "rows", "csv"] = "blocks"
+    rows: list[Prediction] = field(default_factory=list)  # for one table in the end
     faults: list[Fault] = field(default_factory=list)
     checks_hold: bool = True
 
@@ -127,22 +148,34 @@ class _Run:
             return thumbnail, compare_preparations(picture, preprocessing) if check else None
 
         count = len(gathering.pictures)
-        is_slow = count > predictor.batch_size and not self.output.is_seen
-        progress = self.output.progress if is_slow else no_progress
+        comes_along = self.form == "blocks" and self.output.is_seen
+        progress = self.output.progress if count > predictor.batch_size and not comes_along else no_progress
         on_fault = None if gathering.is_single else self.remember
-        with progress("predicting", count, unit="images") as advance:
-            for prediction in predictor.predict(gathering.pictures, on_fault=on_fault, extra=extra):
-                self._print(prediction, *prediction.extra)
-                advance(1)
+        if self.form == "csv":
+            self.output.document(csv_text([_CSV]))
+        self.output.note("loading the model, and running it …")
+        try:
+            with progress("predicting", count, unit="images") as advance:
+                for prediction in predictor.predict(gathering.pictures, on_fault=on_fault, extra=extra):
+                    self._print(prediction, *prediction.extra)
+                    advance(1)
+        finally:  # of those before Ctrl+C, too
+            if self.rows:
+                self.output.show([best_guesses(self.rows)])
 
     def _print(self, prediction: Prediction, thumbnail: str | None, check: PreparationReport | None) -> None:
         values = prediction.to_json()
+        if self.form == "rows":
+            self.rows.append(prediction)
+            return self.show(values)
+        if self.form == "csv":
+            return self.show(values, partial(self.output.document, csv_text(_csv_rows(prediction))))
         people = [partial(print_prediction, self.output, prediction, thumbnail)]
         if check is not None:
             self.checks_hold &= check.ok
             values["preprocessing_check"] = check.to_json()
             people.append(partial(print_check, self.output, check))
-        self.show(values, *people)
+        return self.show(values, *people)
 
     def finish(self) -> None:
         """Name what is missing, and leave with the documented code."""
@@ -194,6 +227,27 @@ def _renderer(output: Output) -> Renderer | None:
     if output.quiet or not output.is_seen:
         return None
     return choose_renderer(output.stdout, os.environ, shutil.get_terminal_size().columns)
+
+
+def best_guesses(predictions: Sequence[Prediction]) -> Table:
+    """The likeliest class of each picture, a row each."""
+    columns = [Column("image"), Column("probability", numeric=True), Column("class", numeric=True)]
+    if predictions[0].best.name is not None:
+        columns.append(Column("name"))
+    rows = [
+        [one.image, f"{one.best.probability:.2%}", str(one.best.index), *filter(None, [one.best.name])]
+        for one in predictions
+    ]
+    return Table(columns, rows)
+
+
+_CSV = ("image", "rank", "class", "wnid", "name", "probability")
+
+
+def _csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+    for guess in prediction.top:
+        known = [guess.wnid or "", guess.name or ""]
+        yield [prediction.image, str(guess.rank), str(guess.index), *known, repr(guess.probability)]
 
 
 def print_prediction(output: Output, prediction: Prediction, thumbnail: str | None = None) -> None:

@@ -57,15 +57,12 @@ def profile(
     from ckptkit.analysis.profile import profile_model
     from ckptkit.base.errors import UsageError
     from ckptkit.cli.output import ExitCode
-    from ckptkit.cli.targets import several, targets
-    from ckptkit.families.base import families
+    from ckptkit.cli.targets import several, targets, with_models
 
     state = state_of(context)
     workspace = state.workspace()
 
-    def known() -> list[str]:
-        return [id for id, entry in workspace.registry.items() if entry.family in families()]
-
+    known = partial(with_models, workspace, synthetic=True)
     every = known() if all_entries else None
     names = targets(context, workspace, what, "count", among=known, every=every, files=False)
     count = partial(

@@ -27,6 +27,7 @@ from ckptkit.cli.options import (
     StripPrefixOption,
     parse_settings,
     state_of,
+    usage_of,
 )
 from ckptkit.cli.output import ExitCode
 from ckptkit.formats.names import FORMATS
@@ -158,6 +159,8 @@ def pin_command(
     from ckptkit.registry.edit import preview_pins
 
     state = state_of(context)
+    if not ids and not all_entries:
+        typer.echo(usage_of(context), err=True)
     pins = _observed_checksums(state, ids or [], all_entries=all_entries, force=force)
     target, below = _target(state, file)
     edit = preview_pins(target, pins, below=below, families=registry_families())
@@ -177,9 +180,17 @@ def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, 
         both = ", not both" if ids else ""
         raise UsageError(f"give ids or globs, or --all{both}", hint="see 'ckptkit list --cached'")
     registry, home, trust = state.registry(), Home.default(), LockFile.default()
+
+    def seen(entry: Entry) -> Record | None:
+        return home.record(entry.id) or _remembered(entry, trust.files(entry.id))
+
+    def fetched() -> list[str]:
+        return [entry.id for entry in registry.values() if seen(entry)]
+
     pins = []
-    for entry in registry.values() if all_entries else registry.select(ids):
-        record = home.record(entry.id) or _remembered(entry, trust.files(entry.id))
+    names = list(registry) if all_entries else state.workspace().expand(ids, fetched, files=False)
+    for entry in map(registry.__getitem__, names):
+        record = seen(entry)
         if all_entries and record is None:
             continue
         if all_entries and record and _lacks_bn_statistics(entry, record) and not force:

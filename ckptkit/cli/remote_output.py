@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from ckptkit.cli.options import State
 
 
+def one_file(text: str | None) -> Path | None:
+    """The file that ``--output`` names; None for standard output, to which the result is printed anyway."""
+    if text is None or text == STANDARD:
+        return None
+    if is_folder(text):
+        raise UsageError(f"{text} is a folder", hint="name a file in it")
+    return user_path(text)
+
+
 class Place:
     """Where a command's results go; use as a context manager.
 
@@ -45,7 +54,7 @@ class Place:
         self.file = None if self.folder else text
         if results > 1 and (self.file or self._standard):
             raise UsageError(
-                f"--output {text} is one file, but there are {results} conversions", hint="give a folder"
+                f"--output {text} is one file, but there are {results} results", hint="give -o FOLDER/"
             )
         if self._standard and state.output.as_json:
             raise UsageError(

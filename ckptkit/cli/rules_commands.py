@@ -11,6 +11,7 @@ import typer
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import StateDictOption, StripPrefixOption, state_of
 from ckptkit.cli.output import ExitCode
+from ckptkit.cli.remote_output import one_file
 
 rules_app = typer.Typer(help="Draft and check files of rules for --rules.", no_args_is_help=True)
 
@@ -86,7 +87,7 @@ def suggest_command(
         ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output", "-o", metavar="FILE", help="Where to write the rules. Default: standard output."
         ),
@@ -120,13 +121,14 @@ def suggest_command(
     from ckptkit.compare.suggesting import SuggestRequest, suggest_rules
 
     state = state_of(context)
-    if output is not None:
-        refuse_existing(output, force=force)
+    path = one_file(output)
+    if path is not None:
+        refuse_existing(path, force=force)
     request = SuggestRequest(
         state_dict, strip_prefix, state_dict_target, strip_prefix_target, values=not names_only
     )
     found = suggest_rules(state.workspace(), source, target, request, state.output.progress)
-    written = found.write(output, force=force) if output is not None else None
+    written = found.write(path, force=force) if path is not None else None
     value = {**found.to_json(), "path": None if written is None else str(written)}
     if written is None:
         value["text"] = found.text

@@ -40,6 +40,7 @@ class ExportRequest:
 
     to: str | None = None  # name of the target; None: by the ending of the output
     output: str | Path | None = None  # default: a name by the source's, in the current folder
+    within: bool = False  # whether the output is a folder for several exports, each by its source's name
     dtype: str | None = None  # ``float32``, ``float16`` or ``bfloat16`` for all floating tensors
     features: bool = False  # the stages' outputs instead of logits (graphs only)
     opset: int | None = None  # of the ONNX operators
@@ -72,7 +73,9 @@ class ExportRequest:
         target = self.target
         if not target.either:
             return target.folder
-        return self.push is not None if self.output is None else not target.names_file(self.output)
+        if self.output is None or self.within:
+            return self.push is not None
+        return not target.names_file(self.output)
 
     def require(self, *, offline: bool, synthetic: bool) -> None:
         """Refuse what makes no sense, and ask for packages, before anything is fetched or made."""
@@ -254,7 +257,7 @@ def run_export(source: ModelSource, request: ExportRequest) -> Exported:
 def place_of(source: ModelSource, request: ExportRequest) -> Path:
     """Where an export goes: by default the current folder, by the source's name."""
     target, output = request.target, request.output
-    if output is not None and (target.folder or not is_folder(output)):
+    if output is not None and not request.within and (target.folder or not is_folder(output)):
         return user_path(output)
     folder = Path() if output is None else user_path(output)
     ending = f"-{target.name}" if target.either and request.writes_folder else target.ending

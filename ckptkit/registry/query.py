@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ckptkit.base.errors import NotFoundError
+from ckptkit.base.errors import NotFoundError, listed
 from ckptkit.base.parse import is_glob, parse_count
 from ckptkit.base.shown import Column, Piece, Shown, Table
 from ckptkit.registry.schema import Entry
@@ -89,6 +89,12 @@ class Registry(Mapping[str, Entry], Shown):
             )
         if key in self._entries:
             return self._entries[key]
+        if is_glob(key) and (fitting := [entry.id for entry in self.find(ids=key)]):
+            raise NotFoundError(
+                f"{key!r} is a glob, and one entry is needed here",
+                details=[f"it matches {listed(fitting)}"],
+                hint="name one of them",
+            )
         raise NotFoundError(f"no entry {key!r} in the registry", hint=self._near(key))
 
     def no_match(self, pattern: str, what: str = "id") -> NotFoundError:

@@ -89,7 +89,6 @@ def test_the_version(capsys):
         ("convrt x", "no such command 'convrt'; did you mean 'convert'?"),
         ("cache lss", "no such command 'lss'; did you mean 'ls'?"),
         ("zzzz", "no such command 'zzzz'. Run: ckptkit --help"),
-        ("show", "missing argument 'ID…'. Run: ckptkit show --help"),
         ("convert --output", "option '--output' requires an argument. Run: ckptkit convert --help"),
         (
             "convert x --weights y",
@@ -122,6 +121,13 @@ def test_usage_errors_are_said_as_all_others(capsys, monkeypatch, line, says, te
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(f"error: {says}") or says in done.err
     assert done.err.startswith("error: ") and done.err.count("\n") == 1
+
+
+def test_a_missing_argument_is_said_below_the_usage(capsys):
+    done = runner(capsys)("cam", "tiny-moat0-256", "-o", "x.png")
+    usage, *_, said = done.err.splitlines()
+    assert usage == "Usage: ckptkit cam [OPTIONS] -o PATH ID|FILE IMAGE…"
+    assert said == "error: missing argument 'IMAGE…'. Run: ckptkit cam --help"
 
 
 @pytest.mark.parametrize("value", ["yes", "true", "ON", "1"])

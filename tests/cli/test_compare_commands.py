@@ -449,7 +449,7 @@ def test_metadata_and_settings(run, moat, tmp_path):
 
 def test_options_of_diff_reach_the_comparison(run, moat):
     files = (moat / "model.ckpt", moat / "moat.safetensors")
-    assert run("diff", *files, "--all").code == 1
+    assert run("diff", *files, "--everything").code == 1
     assert run("diff", *files, "--layout", "as-is").code == 1
     done = run("diff", *files, "--only", "head", "--quiet")
     assert (done.code, done.out.splitlines()[0]) == (0, "same: 2 tensors, bit for bit")

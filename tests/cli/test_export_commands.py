@@ -203,3 +203,27 @@ def test_no_framework_is_imported_for_a_folder(here: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_several_that_would_be_one_file_are_refused(run: Runner, here: Path):
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        write_safetensors(here / folder / "mine.safetensors", trained("moganet-xt"))
+    told = ("--to", "hf", "-o", "out/", "--force", "--set", "attn_force_fp32=true")
+    done = run("export", "a/mine.safetensors", "b/mine.safetensors", *told)
+    assert (done.code, done.out) == (2, "out/mine-hf\n")
+    assert "out/mine-hf is the result of a/mine.safetensors already; export one of them alone" in done.err
+    assert done.err.splitlines()[-1] == "warning: 1 exported, 1 failed: b/mine.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--to", "onnx", "-o", "x.onnx"], "x.onnx is one file, but there are 2 exports; give -o FOLDER/"),
+        (["--to", "hf", "--push", "me/it"], "--push sends one export to one repository; name one source"),
+    ],
+)
+def test_what_several_cannot_have(run: Runner, here: Path, options: list[str], says: str):
+    done = run("export", "tiny-moat0-256", "moganet-xt-224", "--synthetic", *options)
+    assert (done.code, done.out) == (2, "") and says in done.err
+    assert not any(here.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -67,6 +68,35 @@ class TestWords:
             str(Path("folder/z.png")),
             "cat.png",
         ]
+
+    def test_several_pictures_have_a_row_each(self, run, tmp_path):
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+        found = run("tiny-moat0", "cat.png", "broken.png", "dog.png", *SMALL)
+        assert found.code == 5 and "broken.png" in found.err
+        heading, *rows = (line.split() for line in found.out.splitlines()[:3])
+        assert heading == ["image", "probability", "class", "name"]
+        assert [row[0] for row in rows] == ["cat.png", "dog.png"]
+        best = {
+            one["image"]: one["top"][0]
+            for one in json.loads(run("tiny-moat0", "cat.png", "dog.png", *SMALL, "--json").out)
+        }
+        assert [" ".join(row[2:]) for row in rows] == [
+            f"{best[row[0]]['index']} {best[row[0]]['name']}" for row in rows
+        ]
+
+    def test_csv_has_a_row_for_each_picture_and_class(self, run):
+        found = run("tiny-moat0", "cat.png", "dog.png", *SMALL, "--format", "csv", "--top", "2")
+        rows = list(csv.DictReader(io.StringIO(found.out)))
+        assert [(row["image"], row["rank"]) for row in rows] == [
+            *(("cat.png", "1"), ("cat.png", "2"), ("dog.png", "1"), ("dog.png", "2"))
+        ]
+        (top, *_), *_ = (one["top"] for one in json.loads(run("tiny-moat0", "cat.png", *SMALL, "--json").out))
+        assert [int(rows[0]["class"]), rows[0]["wnid"], rows[0]["name"]] == [
+            *(top["index"], top["wnid"], top["name"])
+        ]
+        assert float(rows[0]["probability"]) == pytest.approx(top["probability"], rel=1e-3)
+        as_json = run("tiny-moat0", "cat.png", *SMALL, "--format", "json", "--top", "1")
+        assert json.loads(as_json.out)[0]["image"] == "cat.png"
 
     def test_quiet_still_says_that_it_means_nothing(self, run):
         found = run("tiny-moat0", "cat.png", *SMALL, "--quiet")
