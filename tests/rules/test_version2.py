@@ -488,3 +488,32 @@ class TestWhatItMayCost:
         rules = "".join(f" - {{target: 'c{n}', fill: ones, shape: [1000000]}}\n" for n in range(100))
         told = self.refused(tmp_path, HEAD + rules + " - {source: w, target: w}\n", {"w": random(1)})
         assert "bytes of ones" in told
+
+    @pytest.mark.parametrize("turned", ["", ", axes: 'i o -> o i'"])
+    @pytest.mark.parametrize("to", ["safetensors", "npz"])
+    def test_a_conversion_takes_the_memory_of_a_few_tensors(self, tmp_path, turned, to):
+        """What Python and numpy allocate; the source is mapped, and its pages are given back."""
+        import tracemalloc
+
+        from ckptkit.convert.execution import execute
+
+        part = 300 * 700 * 4
+        arrays = {f"l{n}.{name}": random(300, 700) for n in range(16) for name in "qk"}
+        arrays |= {f"s{n}": random(600, 700) for n in range(16)}
+        text = HEAD + (
+            f" - {{source: ['l{{n}}.q', 'l{{n}}.k'], target: 'l{{n}}.qk', op: concat{turned}}}\n"
+            f" - {{source: 's{{n}}', target: ['s{{n}}.q', 's{{n}}.k'], op: split{turned}}}\n"
+        )
+        source = write(tmp_path / "a.safetensors", "safetensors", arrays)
+        rules = rules_of(tmp_path, text)
+        with open_reader(source) as reader:
+            chosen = Options(to, rules=rules)
+            decided = plan(reader, chosen)
+            tracemalloc.start()
+            try:
+                execute(decided, reader, chosen.target, tmp_path / "b")
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert 32 * part < sum(array.nbytes for array in arrays.values())
+        assert peak < 12 * part, f"{peak / part:.1f} parts of {len(arrays) + 16}"
