@@ -217,13 +217,16 @@ def _registry() -> str:
     for kind, schema in json_schema(registry_families())["$defs"].items():
         required = schema.get("required", ())
         rows = [
-            (f"`{name}`", _type(field), "yes" if name in required else "", _plain(about))
+            (
+                f"`{name}`",
+                _type(field) + ", required" * (name in required),
+                _plain(field.get("description", "")),
+            )
             for name, field in schema.get("properties", {}).items()
-            for about in [field.get("description", "")]
         ]
         if rows:
             about = _plain(schema.get("description", "").partition("\n\n")[0])
-            parts += [f"## {kind}\n", f"{about}\n", _table(("field", "type", "required", "meaning"), rows)]
+            parts += [f"## {kind}\n", f"{about}\n", _table(("field", "type", "meaning"), rows)]
     return "\n".join(parts)
 
 
