@@ -306,6 +306,16 @@ def test_a_picture_shows_all_that_its_command_prints_today(name):
         assert shown(lines_of(kept)) == expected, f"python docs/pictures/make.py {name}"
 
 
+@pytest.mark.parametrize("name", ["accuracy.svg", "accuracy-dark.svg"])
+def test_the_plot_names_what_is_drawn_today(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    runpy.run_path(str(DOCS / "pictures" / "make.py"))["DRAWINGS"][name](tmp_path / name)
+    kept, today = ((folder / name).read_text(encoding="utf-8") for folder in (DOCS / "pictures", tmp_path))
+    labels = re.findall("<!-- (.+?) -->", kept)
+    assert "MOAT-4" in labels and labels == re.findall("<!-- (.+?) -->", today)
+    assert ("#14171c" in kept) is name.endswith("-dark.svg")
+
+
 @pytest.mark.parametrize("file", [*DOCS.rglob("*.md"), REPOSITORY / "README.md"], ids=lambda file: file.name)
 def test_every_picture_and_file_that_a_page_names_is_there(file):
     text = file.read_text(encoding="utf-8")

@@ -115,14 +115,18 @@ def accuracy_picture(target: Path) -> None:
 
 
 def heat_map(target: Path) -> None:
-    """Draw a heat map of synthetic weights on a drawn picture."""
-    sys.path.insert(0, str(HERE.parents[1]))
-    from tests.support.showground import picture
+    """Draw where a model, of which only the head is fitted, finds a traffic light in a drawing."""
+    sys.path.insert(0, str(HERE))
+    import drawings
 
     with tempfile.TemporaryDirectory() as folder:
-        drawn = Path(folder) / "discs.png"
-        picture(3, 480, 360).save(drawn)
-        _run(f"ckptkit cam moganet-xt-224 {drawn} --synthetic --layout side-by-side -o {target} --force")
+        drawn = Path(folder) / "drawn.png"
+        drawings.shown().save(drawn)
+        model = drawings.write_model(Path(folder))
+        _run(
+            f"ckptkit cam {model} {drawn} --set attn_force_fp32=true --target 'traffic light' "
+            f"--layout side-by-side -o {target} --force"
+        )
 
 
 def _run(command: str) -> None:
