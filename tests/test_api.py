@@ -449,6 +449,7 @@ def test_transform_for_each_framework(photograph, tmp_path):
 
 
 def test_transform_of_a_variant_an_entry_and_a_file(tmp_path):
+    pytest.importorskip("torch")
     pytest.importorskip("PIL")
     entry = ckptkit.registry()["moganet-xt-224"]
     path = ckptkit.convert(

@@ -340,7 +340,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "pin all of nothing": Situation("registry pin --all --file pins.yaml", fill={"ID": ID}),
     "nothing of it cached": Situation("cache rm 'nosuch-*'"),
     "nothing to prune": Situation("cache prune"),
-    "nothing to count": Situation("profile", then="profile tiny-moat0"),
+    "nothing to count": Situation("profile", then="profile tiny-moat0", needs=TORCH),
     # -- where to write
     "output exists": Situation(
         "convert moat.pth --to safetensors -o moat.safetensors",
@@ -617,7 +617,9 @@ SITUATIONS: Mapping[str, Situation] = {
         "export moat.pth --to hf -o h --private", then="export moat.pth --to hf -o h"
     ),
     "a backbone pushed": Situation(
-        "export moat.pth --to backbone -o h --push me/moat", then="export moat.pth --to backbone -o h"
+        "export moat.pth --to backbone -o h --push me/moat",
+        then="export moat.pth --to backbone -o h",
+        needs=TORCH,
     ),
     # -- what a file holds
     "a folder for each class": Situation(
