@@ -24,6 +24,8 @@ from ckptkit.export import keras as whole
 from ckptkit.export.targets import ExportRequest, get_target, run_export
 from ckptkit.families.base import get_family
 from ckptkit.families.keras_backend import keras
+from ckptkit.families.moat.config import MOAT_CONFIGS
+from ckptkit.families.moganet.config import MOGANET_CONFIGS
 from ckptkit.formats.detect import open_reader
 from ckptkit.models.synth import Synthetic, write_checkpoint
 from tests.support.exporting import source_of, trained, write_safetensors
@@ -90,6 +92,19 @@ def test_keras_opens_the_file_and_computes_the_same(variant: str, tmp_path: Path
     assert (facts["ckptkit"]["variant"], facts["ckptkit"]["num_classes"]) == (variant, 1000)
     assert SETTINGS[variant].items() <= facts["ckptkit"]["settings"].items()
     assert facts["ckptkit"]["preprocessing"]["size"] == [SIDE, SIDE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [*MOAT_CONFIGS, *MOGANET_CONFIGS])
+def test_keras_opens_every_published_variant(variant: str, tmp_path: Path):
+    settings = {"attn_force_fp32": True} if variant in MOGANET_CONFIGS else {}
+    path = write_checkpoint(Synthetic(variant), tmp_path / "m.ckpt", force=True)
+    source = replace(source_of(path, resolution=SIDE, settings=settings), synthetic=False)
+    done = export(source, tmp_path / "m.keras")
+    assert done.ok, done.verdict
+    opened = keras.saving.load_model(tmp_path / "m.keras")
+    assert (opened.variant, opened.num_classes) == (variant, 1000)
+    require_same(opened, ckptkit.create_model(variant, "keras", checkpoint=path, **settings))
 
 
 def test_a_folder_is_what_a_file_packs(tmp_path: Path):
