@@ -600,8 +600,10 @@ def suggest_rules(
     --------
     >>> import ckptkit, json, pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "a.json").write_text(json.dumps({"net/fc/kernel": [8, 4], "net/fc/bias": [4]}))
-    >>> _ = (folder / "b.json").write_text(json.dumps({"fc.weight": [4, 8], "fc.bias": [4]}))
+    >>> a = {"net/fc/kernel": [8, 4], "net/fc/bias": [4]}
+    >>> b = {"fc.weight": [4, 8], "fc.bias": [4]}
+    >>> _ = (folder / "a.json").write_text(json.dumps(a))
+    >>> _ = (folder / "b.json").write_text(json.dumps(b))
     >>> found = ckptkit.suggest_rules(folder / "a.json", folder / "b.json")
     >>> found.ok, found.tensors["forced"]
     (True, 2)

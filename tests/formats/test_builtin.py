@@ -29,6 +29,7 @@ MAY_NAME_ONE = {
     "models/loading.py": "another word for a framework",
     "parity/backends.py": "another word for a framework",
     "export/hub.py": "the hub takes nothing else",
+    "doctor.py": "the name of an extra",
     # to go, each with its room:
     "cli/start_commands.py": "the demo's steps",
     "parity/run.py": "what a conversion for a comparison writes",
