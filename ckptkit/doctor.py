@@ -390,7 +390,7 @@ def check_registries(overlays: Sequence[Path]) -> tuple[list[Finding], Registry 
             continue
         added = len(loaded) - len(registry or ())
         texts, registry = more, loaded
-        own = f"{added} entries" if added != 1 else "1 entry"
+        own = counted(added, "entry")
         findings.append(ok(path.name, f"{path}, {own} of its own"))
     return findings, registry
 
@@ -811,9 +811,9 @@ def check_terminal(
         width = shutil.get_terminal_size().columns
         yield ok("colour", _colour(given))
         if width < _LEAST_COLUMNS:
-            yield note("width", f"{width} columns: tables are cut", "make it wider")
+            yield note("width", f"{counted(width, 'column')}: tables are cut", "make it wider")
         else:
-            yield ok("width", f"{width} columns")
+            yield ok("width", counted(width, "column"))
     else:
         forced = given.get("FORCE_COLOR") and not given.get("NO_COLOR")
         yield ok("output", f"no terminal: plain text, {'in colour' if forced else 'no colour'}")

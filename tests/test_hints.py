@@ -873,6 +873,8 @@ SITUATIONS: Mapping[str, Situation] = {
         "plot --family moat --size nosuch -o p.png", wrong="nosuch", needs=("matplotlib",)
     ),
     "a count": Situation("list --min-params nosuch", wrong="nosuch"),
+    "a percentage": Situation("list --min-top1 nosuch", wrong="nosuch"),
+    "a side": Situation("list --resolution 3x4", wrong="3x4"),
     "a rate": Situation(f"fetch {ID} --limit-rate nosuch", wrong="nosuch"),
     "a mirror": Situation(f"fetch {ID} --mirror nosuch", wrong="nosuch"),
     "a repository": Situation(

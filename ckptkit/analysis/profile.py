@@ -16,6 +16,7 @@ from ckptkit.analysis.runner import hooked
 from ckptkit.base.errors import NotFoundError, UsageError, choose_from
 from ckptkit.base.parse import Size, parse_count, parse_num_classes, parse_size
 from ckptkit.base.shown import Column, Piece, Shown, Table
+from ckptkit.base.text import counted
 from ckptkit.compare.verify import rounds_to
 from ckptkit.families.base import Family, families, family_of_variant, get_family
 from ckptkit.families.flops import Call, Convention, Shape
@@ -493,7 +494,7 @@ def _described(report: ProfileReport) -> str:
     parts = [f"{subject.variant} at {height}×{width}"]
     if subject.pos_emb is not None:
         parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
-    parts.append(f"{subject.num_classes:,} classes" if subject.num_classes else "no head")
+    parts.append(counted(subject.num_classes, "class") if subject.num_classes else "no head")
     return ", ".join(parts)
 
 
@@ -648,7 +649,7 @@ def _conditions(subject: Subject, *, size: bool = True) -> str:
     parts = [f"at {height}×{width}"] if size else []
     if subject.pos_emb is not None:
         parts.append(f"{'with' if subject.pos_emb else 'without'} position embedding")
-    parts.append(f"with {subject.num_classes:,} classes" if subject.num_classes else "without head")
+    parts.append(f"with {counted(subject.num_classes, 'class')}" if subject.num_classes else "without head")
     return ", ".join(parts)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ckptkit.analysis.model_source import ModelSource
 from ckptkit.base.errors import UsageError, require_installed
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.models import Framework
 from ckptkit.models.onnx_model import PACKAGES
 
@@ -153,4 +154,6 @@ def plain_out_of_memory(batch: int) -> Iterator[None]:
 
 
 def _too_large(batch: int) -> UsageError:
-    return UsageError(f"not enough memory for {batch} images at once", hint="try a smaller --batch-size")
+    return UsageError(
+        f"not enough memory for {counted(batch, 'image')} at once", hint="try a smaller --batch-size"
+    )

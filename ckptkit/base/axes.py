@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 
 Site = Mapping[str, int]
 """One place of an architecture: its indices (``stage``, ``block``) and the sizes of its axes."""
@@ -85,7 +86,7 @@ class Op:
         """Shape on the canonical side of a tensor whose external shape is known."""
         if self.external and len(self._external) != len(external):
             raise ValueError(
-                f"{len(self._external)} axes expected, shape {list(external)} has {len(external)}"
+                f"{counted(len(self._external), 'axis')} expected, shape {list(external)} has {len(external)}"
             )
         return self.inverse.external_shape(external, self.sizes)
 
@@ -124,7 +125,7 @@ class Op:
 def _axis_lengths(pattern: Groups, shape: Shape, known: dict[str, int]) -> dict[str, int]:
     """Length of every letter of ``pattern``, one unknown per merged axis at most."""
     if len(pattern) != len(shape):
-        raise ValueError(f"{len(pattern)} axes expected, shape {list(shape)} has {len(shape)}")
+        raise ValueError(f"{counted(len(pattern), 'axis')} expected, shape {list(shape)} has {len(shape)}")
     lengths = dict(known)
     for group, dim in zip(pattern, shape, strict=True):
         open_letters = [letter for letter in group if letter not in lengths]
@@ -259,7 +260,9 @@ class Fusion:
                 raise ValueError(f"axis {self.axis} has length {whole}, 'parts' {named}")
             return self.lengths
         if whole % count:
-            raise ValueError(f"axis {self.axis} of length {whole} is not {count} equal parts: give 'parts'")
+            raise ValueError(
+                f"axis {self.axis} of length {whole} is not {counted(count, 'equal part')}: give 'parts'"
+            )
         return (whole // count,) * count
 
     def _patterns(self, fused: str, part: str, rank: int) -> tuple[Groups, Groups]:

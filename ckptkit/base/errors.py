@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from ckptkit.base.packages import install_command, is_installed
-from ckptkit.base.text import escaped
+from ckptkit.base.text import counted, escaped
 from ckptkit.base.urls import scrubbed
 
 _MAX_REASON = 1000
@@ -195,9 +195,8 @@ class RegistryError(CkptkitError):
     def __init__(self, path: str | Path, faults: list[str]) -> None:
         self.path = path
         self.faults = faults  # each as "line N: what"
-        plural = "fault" if len(faults) == 1 else "faults"
         super().__init__(
-            f"{path}: {len(faults)} {plural}",
+            f"{path}: {counted(len(faults), 'fault')}",
             details=shown_faults(faults),
             hint=f"see 'ckptkit registry validate {path}' and 'ckptkit registry schema'",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.text import counted
 
 ENVIRONMENT = "CKPTKIT_HOME"
 
@@ -98,7 +99,7 @@ def home_folders() -> list[Path]:
         depth := max(len(folder.parts) for folder in folders)
     ) > _DEEPEST:  # pathlib makes folders by recursion
         raise UsageError(
-            f"{ENVIRONMENT if given else 'HOME'} names a path {depth:,} folders deep",
+            f"{ENVIRONMENT if given else 'HOME'} names a path {counted(depth, 'folder')} deep",
             hint=f"set {ENVIRONMENT} to a shorter path",
         )
     if len(folders) > 1:

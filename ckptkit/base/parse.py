@@ -19,6 +19,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIDES = re.compile(r"(\d{1,6})(?:[x×](\d{1,6}))?", re.ASCII)
 _INCHES = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)[x×](\d{1,4}(?:\.\d{1,4})?)", re.ASCII)
 _COUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:E([+-]?\d{1,3}))?\s*([KMBGT]?)", re.IGNORECASE | re.ASCII)
+_THOUSANDS = re.compile(r"_|(?<=\d),(?=\d{3}(?!\d))", re.ASCII)
 _POWERS = {"": 0, "K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
 
 
@@ -98,12 +99,31 @@ def parse_count(value: float | int | str) -> float:
     """Read a figure as people write it: a number, or one followed by K, M, B (= G) or T."""
     if not isinstance(value, str):
         return float(value)
-    match = _COUNT.fullmatch(value.strip().replace("_", ""))
+    match = _COUNT.fullmatch(_THOUSANDS.sub("", value.strip()))
     if match is None:
         raise UsageError(f"{value!r} is not a number", hint="write it like 30M, 5.7B, 4.97G or 30000000")
     digits, exponent, suffix = match.groups()
     # One decimal literal rather than a product: 27.8 * 1e6 need not round to what 27800000 does.
     return float(f"{digits}e{int(exponent or 0) + _POWERS[suffix.upper()]}")
+
+
+def parse_percent(text: str) -> float:
+    """Read a percentage, with its sign or without: ``83.5%``, ``83.5``."""
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise UsageError(f"invalid percentage {text!r}", hint="write it like 83.5 or 83.5%")
+    return value
+
+
+def parse_side(text: str, option: str = "--resolution") -> int:
+    """Read the side of a square input: ``224``, ``224x224``."""
+    height, width = parse_resolution(text, option) or (0, 0)
+    if height != width:
+        raise UsageError(f"{option} {text}: published inputs are square", hint="write it like 224")
+    return height
 
 
 def parse_num_classes(value: object) -> int | None:

@@ -300,13 +300,22 @@ def arxiv_id(paper: str | None) -> str | None:
     return found and found[1]
 
 
-def counted(count: int, noun: str) -> str:
-    """Count with its noun.
+_ONE = {"are": "is", "were": "was", "have": "has", "do": "does"}
+_MANY = (("axis", "axes"), ("ss", "sses"), ("y", "ies"))
 
-    >>> counted(1, "tensor"), counted(1200, "tensor")
-    ('1 tensor', '1,200 tensors')
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """Count with its noun, and with a verb that is given as of several.
+
+    >>> counted(1, "tensor"), counted(1200, "tensor"), counted(0, "entry"), counted(2, "class")
+    ('1 tensor', '1,200 tensors', '0 entries', '2 classes')
+    >>> counted(1, "tensor", "have"), counted(2, "tensor", "share")
+    ('1 tensor has', '2 tensors share')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {noun} {_ONE.get(verb, f'{verb}s')}" if verb else f"1 {noun}"
+    one, many = next((pair for pair in _MANY if noun.endswith(pair[0])), ("", "s"))
+    return f"{count:,} {noun.removesuffix(one)}{many}" + f" {verb}" * bool(verb)
 
 
 _MOVES = re.compile(r"[\r\n]*(?:\x1b\[A)*")

@@ -11,7 +11,7 @@ import typer
 
 from ckptkit.base.parse import is_glob, parse_age, parse_bytes
 from ckptkit.base.shown import Column
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_fetched
 from ckptkit.cli.options import State, state_of, usage_of
 from ckptkit.cli.output import ExitCode
@@ -208,7 +208,7 @@ def verify_command(context: typer.Context, ids: Ids = None) -> None:
     table = partial(state.output.table, columns, rows, styles=styles)
     state.output.result(verdicts, *([table] if rows else []))
     state.output.note(
-        f"{len(verdicts)} files and unpacked folders, {human_bytes(sum(v.size for v in verdicts))} read: "
+        f"{human_bytes(sum(v.size for v in verdicts))} read, {counted(len(verdicts), 'check')}: "
         + (f"{len(wrong)} failed" if wrong else "all passed")
     )
     if wrong:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import typer
 
 from ckptkit.base.shown import Column
+from ckptkit.base.text import counted
 from ckptkit.cli.options import (
     SourceArgument,
     SourceOptions,
@@ -216,7 +217,8 @@ def _paths(pictures: Sequence[NamedPicture], output: str, *, force: bool) -> lis
         paths = list(_paths_in(target, pictures))
     elif len(pictures) > 1:
         raise UsageError(
-            f"{len(pictures)} images cannot be written to one file, {output}", hint="give -o a folder: out/"
+            f"{counted(len(pictures), 'image')} cannot be written to one file, {output}",
+            hint="give -o a folder: out/",
         )
     else:
         picture_kind(target, ENDINGS)

@@ -13,7 +13,7 @@ from ckptkit.base.errors import UsageError, listed, one_of
 from ckptkit.base.parse import parse_bytes, parse_resolution
 from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
-from ckptkit.base.text import human_bytes, shape_text
+from ckptkit.base.text import counted, human_bytes, shape_text
 from ckptkit.cli.completion import complete_ids, complete_ids_or_variants
 from ckptkit.cli.options import (
     SettingOptions,
@@ -135,7 +135,7 @@ def convert(
         every = [located.name for located in workspace.fetched()]
     names = targets(context, workspace, what, "convert", every=every)
     if every:
-        state.output.note(f"{len(names)} fetched entries to convert")
+        state.output.note(f"{counted(len(names), 'fetched entry')} to convert")
     where = Place(state, output, force=force, results=len(names))
     options = Options(
         to=format_to_write(to, where.file, names[0]),
@@ -151,7 +151,8 @@ def convert(
         rules=rules_given(rules, reverse=reverse),
         require="proven" if require else None,
     )
-    with where, several(state.output, names, "converted", key="source") as work:
+    done = "would be converted" if dry_run else None
+    with where, several(state.output, names, "converted", done=done, key="source") as work:
         if not format_of(options.to).one_file or options.max_shard_size is not None:
             where.refuse_several("this writes several files")
         found: dict[str, Located] = {}
@@ -231,16 +232,19 @@ def _note_written(state: State, located: Located, outcome: Outcome, *, checked: 
         state.output.note(f"{located.name}: already up to date")
     else:
         done = "written, read back and compared" if checked else "written (not read back)"
-        tensors = f"{len(plan.moves)} tensor{'' if len(plan.moves) == 1 else 's'}"
-        ignored = f"; {len(plan.ignored)} left out by rule" if plan.ignored else ""
         state.output.note(
-            f"{located.name}: {outcome.way}, {tensors}, {human_bytes(plan.nbytes)} {done}{ignored}"
+            f"{located.name}: {outcome.way}, {counted(len(plan.moves), 'tensor')}, "
+            f"{human_bytes(plan.nbytes)} {done}{_ignored(plan)}"
         )
     if outcome.converted is not None and outcome.converted.losses:
         from ckptkit.convert.execution import describe_losses
 
         shown = None if state.output.verbose else 3
         state.output.warn(f"{located.name}: {describe_losses(outcome.converted.losses, shown=shown)}")
+
+
+def _ignored(plan: Plan) -> str:
+    return f"; {len(plan.ignored)} left out by rule" if plan.ignored else ""
 
 
 def _left_out_in_words(plan: Plan) -> Iterator[str]:
@@ -270,8 +274,8 @@ def _print_plan(state: State, outcome: Outcome, shown_as: str) -> None:
     columns = [Column("target"), Column("shape"), Column("dtype"), Column("op"), Column("source")]
     state.output.table(columns, rows)
     state.output.note(
-        f"would write {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, to {shown_as}; "
-        f"{len(plan.ignored)} tensors left out by rule; {plan.subject}, {outcome.way}"
+        f"would write {counted(len(plan.moves), 'tensor')}, {human_bytes(plan.nbytes)}, to {shown_as}"
+        f"{_ignored(plan)}; {plan.subject}, {outcome.way}"
     )
 
 
@@ -338,13 +342,13 @@ def synth(
         refuse_unpublished(synthetic, where.file or path)
         if dry_run:
             shown: str | None = where.shown(path)
-            state.output.note(f"would write {len(specs)} tensors, {size}, to {shown}")
+            state.output.note(f"would write {counted(len(specs), 'tensor')}, {size}, to {shown}")
         else:
             state.output.note(f"{what}: {NOTE}")
             where.refuse_existing()
             write_checkpoint(synthetic, path, force=force)
             shown = where.deliver(path)
-            state.output.note(f"{len(specs)} tensors, {size}")
+            state.output.note(f"{counted(len(specs), 'tensor')}, {size}")
     written = {
         "path": shown,
         "dry_run": dry_run,

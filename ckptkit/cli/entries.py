@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
 from ckptkit.base.shown import Column
-from ckptkit.base.text import csv_text, escaped, web_address
+from ckptkit.base.text import counted, csv_text, escaped, web_address
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -402,7 +402,7 @@ def _html_title(families: Sequence[str]) -> str:
 
 
 def _html_lead(count: int) -> str:
-    entries = "1 entry" if count == 1 else f"{count} entries"
+    entries = counted(count, "entry")
     return (
         f"{entries}. Parameters, FLOPs (multiply-adds of one image) and ImageNet-1K accuracy in percent as "
         f"published; {_ON_A_PAGE} where nothing is published."

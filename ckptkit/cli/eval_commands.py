@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ckptkit.base.text import counted
 from ckptkit.cli.options import (
     FrameworkOption,
     SourceArgument,
     SourceOptions,
     State,
+    file_to_write,
     state_of,
 )
 from ckptkit.cli.output import Output
@@ -90,7 +92,7 @@ def evaluate(
     ] = False,
     state_file: Annotated[
         Path | None,
-        typer.Option("--state", metavar="FILE", help="File to save progress in; default: in the cache."),
+        file_to_write("--state", metavar="FILE", help="File to save progress in; default: in the cache."),
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over instead of resuming after an interruption.")
@@ -161,13 +163,13 @@ def _first_speaks(state: State) -> Iterator[State]:
 
 def _print_report(output: Output, report: Evaluation) -> None:
     output.show(report.pieces())
-    _print_bad(output, report.bad, "count neither way")
+    _print_bad(output, report.bad, "counted neither way")
 
 
 def _print_bad(output: Output, found: Sequence[BadImage], so: str) -> None:
     if not found:
         return
-    output.warn(f"{len(found):,} images cannot be decoded and {so}:")
+    output.warn(f"{counted(len(found), 'image')} cannot be decoded ({so}):")
     shown = found if output.verbose else found[:_SHOWN_BAD]
     for bad in shown:
         output.warn(f"  {bad.name}: {bad.reason}")
@@ -228,11 +230,12 @@ def calibrate(
             dry_run=dry_run,
         )
         shown = where.shown(done.path) if dry_run else where.deliver(done.path)
-    _print_bad(state.output, done.bad, "were left out")
+    _print_bad(state.output, done.bad, "left out")
     state.output.note(
-        f"{done.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of {done.layers} "
-        f"BatchNorm layers from {done.images:,} images ({done.metadata['bn_preprocessing']}); {done.tensors} "
-        "tensors"
+        f"{done.name}: {'would recompute' if dry_run else 'recomputed'} the statistics of "
+        f"{counted(done.layers, 'BatchNorm layer')} from {counted(done.images, 'image')} "
+        f"({done.metadata['bn_preprocessing']}); "
+        f"{counted(done.tensors, 'tensor')}"
     )
     done_json = {
         "path": shown,

@@ -14,7 +14,7 @@ import typer
 from ckptkit.base.errors import UsageError
 from ckptkit.base.shown import Column
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import (
     SourceOptions,
@@ -200,7 +200,7 @@ def _print(output: Output, exported: Exported, request: ExportRequest, path: str
         output.table([Column("file"), Column("size", numeric=True)], rows)
         place = f" to {path}" if exported.kept else ""
         pushed = f", and push to {request.push}" if request.push else ""
-        output.note(f"would write {len(rows)} files{place}{pushed}; {exported.verdict}")
+        output.note(f"would write {counted(len(rows), 'file')}{place}{pushed}; {exported.verdict}")
         return
     if not exported.ok:
         output.warn(exported.verdict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ckptkit.base.text import counted
 from ckptkit.cli.completion import complete_column, complete_columns, complete_ids
 from ckptkit.cli.entries import Listing, fields_named, ordered
 from ckptkit.cli.options import EntryFilter, PatternsArgument, state_of
@@ -109,7 +110,9 @@ def list_command(
         if not dry_run:
             _write(state.output, path, listing, form, force=force)
         state.output.note(
-            f"would write {len(items)} entries to {path}" if dry_run else f"{len(items)} entries"
+            f"would write {counted(len(items), 'entry')} to {path}"
+            if dry_run
+            else counted(len(items), "entry")
         )
         written = {"path": str(path), "dry_run": dry_run, "entries": len(items)}
         state.output.result(written, *([] if dry_run else [str(path)]))
@@ -158,15 +161,19 @@ def show_command(
 
     Examples: ckptkit show moat2-384-noposemb · ckptkit show 'moganet-xt-*' --json
     """
+    from ckptkit.cli.targets import several, targets
     from ckptkit.store.cache import Home
 
     state = state_of(context)
-    home = Home.default()
-    shown = [(row, home.record(row.id), home.is_cached(row.id)) for row in state.registry().select(ids)]
-    with state.output.results() as show:
-        for place, (row, record, cached) in enumerate(shown):
-            lines = entry_lines(row, record, cached=cached)
-            show(entry_json(row, record, cached=cached), *[""] * bool(place), *lines)
+    home, workspace = Home.default(), state.workspace()
+    names = targets(context, workspace, ids, "show", files=False)
+    with several(state.output, names, "shown", done="", key="id") as work:
+        for place, name in enumerate(names):
+            with work.one(name):
+                row = workspace.registry[name]
+                record, cached = home.record(row.id), home.is_cached(row.id)
+                lines = entry_lines(row, record, cached=cached)
+                work.show(entry_json(row, record, cached=cached), *[""] * bool(place), *lines)
 
 
 def entry_json(row: Entry, record: Record | None, *, cached: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 import typer
 
 from ckptkit.base.errors import UsageError
-from ckptkit.base.parse import parse_resolution
+from ckptkit.base.parse import parse_percent, parse_resolution, parse_side
 from ckptkit.cli.completion import complete_families, complete_ids, complete_variants
 from ckptkit.cli.help import described, usage
 from ckptkit.cli.output import Output, pasteable, width_of
@@ -128,6 +129,17 @@ def one_of_these(
         autocompletion=lambda incomplete: [name for name in names if name.startswith(incomplete)],
         **more,
     )
+
+
+def file_to_write(*names: str, **more: Any) -> Any:
+    """An option that names one file to write: a slash at the end, which a path forgets, means a folder."""
+    return typer.Option(*names, parser=_file, **more)
+
+
+def _file(text: str) -> Path:
+    if text.endswith(("/", os.sep)):
+        raise UsageError(f"{text} is a folder", hint="name a file in it")
+    return Path(text)
 
 
 def _framework(text: str) -> str:
@@ -297,10 +309,15 @@ class EntryFilter:
     max_params: Annotated[str | None, _count("At most")] = None
     min_flops: Annotated[str | None, _count("At least")] = None
     max_flops: Annotated[str | None, _count("At most")] = None
-    min_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At least this top-1.")] = None
-    max_top1: Annotated[float | None, typer.Option(metavar="PERCENT", help="At most this top-1.")] = None
+    min_top1: Annotated[
+        float | None, typer.Option(parser=parse_percent, metavar="PERCENT", help="At least this top-1.")
+    ] = None
+    max_top1: Annotated[
+        float | None, typer.Option(parser=parse_percent, metavar="PERCENT", help="At most this top-1.")
+    ] = None
     resolution: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Trained or tested at this resolution.")
+        int | None,
+        typer.Option(parser=parse_side, metavar="PIXELS", help="Trained or tested at this resolution."),
     ] = None
     pos_emb: PosEmbOption = None
     cached: Annotated[bool | None, typer.Option("--cached/--not-cached", help="Fetched already, or not.")] = (

@@ -14,7 +14,7 @@ import typer
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.options import SourceOptions, one_of_these, parse_settings, state_of
+from ckptkit.cli.options import SourceOptions, file_to_write, one_of_these, parse_settings, state_of
 from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def parity(
     ] = False,
     junit: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
+        file_to_write(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
     ] = None,
     all_entries: Annotated[
         bool, typer.Option("--all", help="Every fetched entry; with --synthetic every entry.")

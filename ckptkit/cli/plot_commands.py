@@ -12,12 +12,13 @@ import typer
 
 from ckptkit.base.parse import parse_inches
 from ckptkit.base.shown import Column
-from ckptkit.base.text import csv_text
+from ckptkit.base.text import counted, csv_text
 from ckptkit.cli.completion import complete_logs
 from ckptkit.cli.options import (
     EntryFilter,
     Form,
     PatternsArgument,
+    file_to_write,
     state_of,
 )
 from ckptkit.cli.output import Output
@@ -51,7 +52,7 @@ def register(app: typer.Typer) -> None:
 def plot(
     context: typer.Context,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="FILE.png, .svg, .pdf, or .html for an interactive plot.")
+        Path, file_to_write("--output", "-o", help="FILE.png, .svg, .pdf, or .html for an interactive plot.")
     ],
     patterns: PatternsArgument = None,
     where: EntryFilter = EntryFilter(),
@@ -93,12 +94,13 @@ def plot(
     items = where.of(state.registry(), patterns)
     rows = [item.row for item in items]
     saved = save_plot(rows, output, x=x.value, y=y.value, options=options, force=force, dry_run=dry_run)
-    shown = f"{saved.entries} entries at {saved.points} points"
+    shown = f"{counted(saved.entries, 'entry')} at {counted(saved.points, 'point')}"
     if saved.missing:
         state.output.note(saved.missing)
     if saved.unlabelled:
         state.output.note(
-            f"{saved.unlabelled} points left without a name: no room; try a larger --size, or fewer entries"
+            f"{counted(saved.unlabelled, 'point')} left without a name: no room; try a larger "
+            "--size, or fewer entries"
         )
     state.output.note(f"would draw {shown} into {saved.path}" if dry_run else shown)
     state.output.result(
@@ -132,7 +134,7 @@ def logs(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PICTURE", help="Also draw it: a .png, .svg or .pdf file."),
+        file_to_write("--output", "-o", metavar="PICTURE", help="Also draw it: a .png, .svg or .pdf file."),
     ] = None,
     metric: Annotated[
         str | None,
@@ -198,7 +200,9 @@ def print_log(output: Output, log: TrainingLog, rows: Sequence[Epoch], metric: s
         names.insert(0, name)
     best = log.best(metric)
     first = log.epochs[0].number
-    output.text(f"{log.name}: {log.framework} log, {len(log.epochs)} epochs ({first} to {log.last.number})")
+    output.text(
+        f"{log.name}: {log.framework} log, {counted(len(log.epochs), 'epoch')} ({first} to {log.last.number})"
+    )
     columns = [Column(""), Column("epoch", numeric=True)]
     columns += [Column(_HEADINGS.get(name, name), numeric=True) for name in names]
     table = [_epoch_row("", epoch, names) for epoch in rows]

@@ -10,6 +10,7 @@ import typer
 
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.shown import Column
+from ckptkit.base.text import counted
 from ckptkit.cli.completion import complete_ids_or_variants
 from ckptkit.cli.options import SettingOptions, State, parse_settings, state_of
 from ckptkit.cli.output import Output
@@ -100,7 +101,9 @@ def profile(
 
 def _print_report(output: Output, report: ProfileReport, depth: int) -> None:
     for operation, calls in report.profile.uncounted.items():
-        output.warn(f"{calls} calls of {operation} are not counted: the convention does not know it")
+        output.warn(
+            f"not counted: {counted(calls, 'call')} of {operation}, which the convention does not know"
+        )
     output.show(report.pieces(depth))
 
 
@@ -121,7 +124,7 @@ def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
     failed = [audit.name for audit in audits if not audit.ok]
     known = sum(one.verdict == "known" for audit in audits for one in audit.checks)
     verdict = "failed: " + ", ".join(failed) if failed else "all published figures reproduced"
-    output.text(f"{len(audits)} entries, {known} known deviations; {verdict}")
+    output.text(f"{counted(len(audits), 'entry')}, {counted(known, 'known deviation')}; {verdict}")
     columns = [Column("id"), Column("resolution")]
     for label in FIGURE_LABELS.values():
         columns += [Column(label, numeric=True), Column("published", numeric=True), Column("verdict")]
@@ -138,7 +141,7 @@ def print_audit(output: Output, audits: Sequence[ProfileReport]) -> None:
         output.text(f"{reason} ({', '.join(whose)})")
     for audit in audits:
         for operation, calls in audit.profile.uncounted.items():
-            output.warn(f"{audit.name}: {calls} calls of {operation} are not counted")
+            output.warn(f"{audit.name}: not counted: {counted(calls, 'call')} of {operation}")
 
 
 def _by_reason(audits: Sequence[ProfileReport]) -> dict[str, list[str]]:

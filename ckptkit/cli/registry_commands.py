@@ -11,6 +11,7 @@ import typer
 
 from ckptkit.base.errors import IntegrityError, NotFoundError, UsageError, command
 from ckptkit.base.files import resolved
+from ckptkit.base.text import counted
 from ckptkit.base.urls import scrubbed
 from ckptkit.cli.completion import (
     complete_families,
@@ -25,6 +26,7 @@ from ckptkit.cli.options import (
     State,
     StateDictOption,
     StripPrefixOption,
+    file_to_write,
     parse_settings,
     state_of,
     usage_of,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 FileOption = Annotated[
     Path | None,
-    typer.Option(
+    file_to_write(
         "--file", help="The registry to write; else the last --registry, else CKPTKIT_REGISTRY's last."
     ),
 ]
@@ -82,9 +84,9 @@ def validate_command(
 
 def _checked(check: dict[str, Any]) -> Iterator[str]:
     faults = check["faults"]
-    found = _counted(len(faults), "fault", "faults")
+    found = counted(len(faults), "fault")
     if not faults:
-        found = f"{_counted(check['entries'], 'entry', 'entries')}, no fault"
+        found = f"{counted(check['entries'], 'entry')}, no fault"
     return (f"{check['file']}: {one}" for one in (*faults, found))
 
 
@@ -108,10 +110,6 @@ def _check_chain(files: list[Path]) -> list[dict[str, Any]]:
         return [{"file": str(error.path), "entries": None, "faults": error.faults}]
     counts = zip(files, registry.counts, strict=True)
     return [{"file": str(file), "entries": count, "faults": []} for file, count in counts]
-
-
-def _counted(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
 
 
 @registry_app.command("schema")
@@ -200,7 +198,9 @@ def _observed_checksums(state: State, ids: Sequence[str], *, all_entries: bool, 
     if not pins:
         raise NotFoundError("nothing to pin has been fetched here", hint="run 'ckptkit fetch ID' first")
     if all_entries and len(pins) < len(registry):
-        state.output.note(f"{len(pins)} of {len(registry)} entries were fetched; the others stay as they are")
+        state.output.note(
+            f"{len(pins)} of {counted(len(registry), 'entry')} were fetched; the others stay as they are"
+        )
     return pins
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import open_file_of, storage_error
 from ckptkit.base.home import user_path
+from ckptkit.base.text import counted
 from ckptkit.formats.names import is_folder
 from ckptkit.workspace import STANDARD
 
@@ -54,7 +55,8 @@ class Place:
         self.file = None if self.folder else text
         if results > 1 and (self.file or self._standard):
             raise UsageError(
-                f"--output {text} is one file, but there are {results} results", hint="give -o FOLDER/"
+                f"--output {text} is one file, but there are {counted(results, 'result')}",
+                hint="give -o FOLDER/",
             )
         if self._standard and state.output.as_json:
             raise UsageError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ckptkit.base.shown import Column, Piece, Table
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
 from ckptkit.cli.output import ExitCode, Output
@@ -93,11 +93,7 @@ def _print_finding(output: Output, finding: Finding, width: int) -> None:
 
 def _verdict(found: Examination) -> str:
     problems, notes = len(found.of("problem")), len(found.of("note"))
-    words = [
-        f"{count} {what}{'s' if count != 1 else ''}"
-        for count, what in ((problems, "problem"), (notes, "note"))
-        if count
-    ]
+    words = [counted(count, what) for count, what in ((problems, "problem"), (notes, "note")) if count]
     base = "fetching, verifying and converting should work" if found.ok else "see what to do above"
     return f"{' and '.join(words) or 'all well'}; {base}"
 
@@ -193,7 +189,7 @@ def _convert(state: State, workspace: Workspace, located: Located) -> dict[str, 
         outcome = convert_checkpoint(located, Options(to), workspace)
         plan = outcome.plan
         state.output.text(
-            f"   {outcome.way}: {len(plan.moves)} tensors, {human_bytes(plan.nbytes)}, "
+            f"   {outcome.way}: {counted(len(plan.moves), 'tensor')}, {human_bytes(plan.nbytes)}, "
             "written, read back and compared",
             f"   {outcome.path}",
         )

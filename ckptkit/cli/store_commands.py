@@ -15,7 +15,7 @@ import typer
 
 from ckptkit.base.errors import CkptkitError
 from ckptkit.base.shown import Column
-from ckptkit.base.text import human_bytes
+from ckptkit.base.text import counted, human_bytes
 from ckptkit.cli.completion import complete_ids
 from ckptkit.cli.options import State, state_of
 
@@ -378,7 +378,7 @@ def _in_all(sizes: Sequence[int | None]) -> str:
     """How many files, and how large together as far as their sizes are known."""
     known = [size for size in sizes if size is not None]
     unknown = len(sizes) - len(known)
-    files = f"{len(sizes)} file{'' if len(sizes) == 1 else 's'}"
+    files = counted(len(sizes), "file")
     if not known:
         return f"{files}, size unknown"
     return f"{files}, {human_bytes(sum(known))}" + (f" and {unknown} of unknown size" if unknown else "")

@@ -92,8 +92,8 @@ class Batch:
         failed = [name for name in self.names if name in self.failures]
         good = len(self.names) - len(failed)
         if len(self.names) > 1 and failed:
-            self.output.warn(f"{good} {done}, {len(failed)} failed: {listed(failed)}")
-        elif len(self.names) > 1:
+            self.output.warn(f"{good} {done or self.tried}, {len(failed)} failed: {listed(failed)}")
+        elif len(self.names) > 1 and done:
             self.output.note(f"{good} of {good} {done}")
         if self.alone is not None:
             raise self.alone
@@ -113,6 +113,8 @@ def several(
 ) -> Iterator[Batch]:
     """Work on all of these; ``tried`` is as in "could not be converted", ``done`` what the others are.
 
+    They are not counted where ``done`` is empty.
+
     ``fault`` makes the JSON of one that fails: by default its name (as ``key``), the error, its exit status.
     """
 
@@ -122,4 +124,4 @@ def several(
     with output.results() as show:
         work = Batch(output, show, names, tried, fault or described)
         yield work
-    work.finish(done or tried)
+    work.finish(tried if done is None else done)

@@ -272,10 +272,7 @@ def _difference_lines(found: Difference) -> list[tuple[str, str]]:
     lines = [
         ("A", _described(found.a)),
         ("B", _described(found.b)),
-        (
-            "paired",
-            f"{found.paired:,} tensor{'' if found.paired == 1 else 's'} {by.get(found.paired_by, 'by name')}",
-        ),
+        ("paired", f"{counted(found.paired, 'tensor')} {by.get(found.paired_by, 'by name')}"),
     ]
     if found.only is not None:
         lines.append(("looked at", f"only what matches {found.only!r}"))
@@ -290,7 +287,7 @@ def _described(side: Side) -> str:
     parts += [f"{side.variant}, layout {side.layout}"] if side.variant else ["no architecture known here"]
     parts += [f"{side.weights} weights"] if side.weights else []
     parts += [f"state dict {side.state_dict}"] if side.state_dict else []
-    return f"{side.name}: {', '.join(parts)}, {side.tensors:,} tensor{'' if side.tensors == 1 else 's'}"
+    return f"{side.name}: {', '.join(parts)}, {counted(side.tensors, 'tensor')}"
 
 
 def _lone_section(heading: str, lone: Sequence[OnlyInOne]) -> _Section:

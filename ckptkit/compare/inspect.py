@@ -109,7 +109,10 @@ def _inspection_lines(inspection: Inspection, *, everything: bool) -> list[tuple
         ("file", str(inspection.path)),
         ("format", inspection.format),
         ("recognised", _recognised(inspection)),
-        ("tensors", f"{totals.tensors:,}, {totals.elements:,} elements, {human_bytes(totals.nbytes)}"),
+        (
+            "tensors",
+            f"{totals.tensors:,}, {counted(totals.elements, 'element')}, {human_bytes(totals.nbytes)}",
+        ),
         ("types", types or "none"),
     ]
     if inspection.parameters is not None:
@@ -135,7 +138,7 @@ def _shown_lines(text: list[str], everything: bool) -> list[str]:
     if everything or len(text) <= _SHOWN_LINES:
         return text
     more = len(text) - _SHOWN_LINES
-    return [*text[:_SHOWN_LINES], f"… and {more:,} more lines; --verbose shows all"]
+    return [*text[:_SHOWN_LINES], f"… and {counted(more, 'more line')}; --verbose shows all"]
 
 
 _COPY_NAMES = {"ema": "moving averages (EMA)", "raw": "raw weights"}
@@ -148,7 +151,8 @@ def _copies_in_words(inspection: Inspection) -> str:
         return f"both copies, each in a state dict of its own; these are the {_COPY_NAMES[shown]}"
     (plain, _), (second, count) = inspection.copies.items()
     return (
-        f"{_COPY_NAMES[plain]} under the plain names, {_COPY_NAMES[second]} of {count:,} tensors beside them"
+        f"{_COPY_NAMES[plain]} under the plain names, {_COPY_NAMES[second]} of "
+        f"{counted(count, 'tensor')} beside them"
     )
 
 
@@ -158,7 +162,9 @@ def _recognised(inspection: Inspection) -> str:
     parts = [f"{inspection.family}, {inspection.variant}", f"layout {inspection.layout}"]
     if inspection.pos_emb is not None:
         parts.append("with position embedding" if inspection.pos_emb else "without position embedding")
-    parts.append(f"{inspection.num_classes:,} classes" if inspection.num_classes is not None else "no head")
+    parts.append(
+        counted(inspection.num_classes, "class") if inspection.num_classes is not None else "no head"
+    )
     return ", ".join(parts)
 
 
@@ -236,7 +242,8 @@ def _chosen(reader: Reader, pattern: str | None, sort: Sort) -> list[TensorSpec]
     chosen = [spec for spec in reader.specs.values() if pattern is None or _matches(spec.name, pattern)]
     if pattern is not None and not chosen:
         raise NotFoundError(
-            f"{reader.path}: none of its {len(reader.specs):,} tensors has a name that matches {pattern!r}",
+            f"{reader.path}: none of its {counted(len(reader.specs), 'tensor')} has a name "
+            f"that matches {pattern!r}",
             hint="write a part of a name, or a glob such as '*/kernel'",
         )
     if sort == "name":

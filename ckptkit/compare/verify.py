@@ -103,7 +103,10 @@ class VerifyReport(Shown):
         if self.failed:
             return f"{self.name}: failed: {', '.join(check.name for check in self.failed)}{left}"
         if skipped:
-            return f"{self.name}: passed {len(self.checks) - len(skipped)} of {len(self.checks)} checks{left}"
+            return (
+                f"{self.name}: passed {len(self.checks) - len(skipped)} of "
+                f"{counted(len(self.checks), 'check')}{left}"
+            )
         return f"{self.name}: passed {counted(len(self.checks), 'check')}"
 
     @property
@@ -496,7 +499,7 @@ def _describe(found: Match) -> str:
     elif structure.num_classes is None:
         parts.append("without a head, good for features only")
     elif structure.num_classes != Structure().num_classes:
-        parts.append(f"with {structure.num_classes:,} classes")
+        parts.append(f"with {counted(structure.num_classes, 'class')}")
     return ", ".join([*parts, f"layout {recognition.layout}"])
 
 
@@ -673,7 +676,7 @@ def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry
     faults = []
     exact = entry.exact_parameters
     if exact is not None and count + head != exact:
-        faults.append(f"{count:,} parameters{apart}, but the published code has {exact:,}")
+        faults.append(f"{counted(count, 'parameter')}{apart}, but the published code has {exact:,}")
     published = entry.published_params
     remark = ""
     if published is not None:
@@ -683,20 +686,26 @@ def check_parameters(found: Match | None, specs: Mapping[str, TensorSpec], entry
             if exact == count + head and known is not None:
                 remark += f", which it does not round to (known deviation: {known.reason})"
             else:
-                faults.append(f"{count + head:,} parameters do not round to the published {published}")
+                faults.append(
+                    f"{counted(count + head, 'parameter')} do not round to the published {published}"
+                )
     if faults:
         return Check(PARAMETERS, "failed", "; ".join(faults))
     agrees = "as the published code has" if exact is not None else "no exact count in the registry"
-    return Check(PARAMETERS, "ok", f"{count:,} trainable parameters{apart}, {agrees}{remark}")
+    return Check(PARAMETERS, "ok", f"{counted(count, 'trainable parameter')}{apart}, {agrees}{remark}")
 
 
 def _against_architecture(found: Match, count: int) -> Check:
     wanted = found.recognition.table.parameters
     what = found.recognition.variant
     if count != wanted:
-        return Check(PARAMETERS, "failed", f"{count:,} trainable parameters, but {what} has {wanted:,}")
+        return Check(
+            PARAMETERS, "failed", f"{counted(count, 'trainable parameter')}, but {what} has {wanted:,}"
+        )
     return Check(
-        PARAMETERS, "ok", f"{count:,} trainable parameters, as {what} has (no registry entry to compare with)"
+        PARAMETERS,
+        "ok",
+        f"{counted(count, 'trainable parameter')}, as {what} has (no registry entry to compare with)",
     )
 
 

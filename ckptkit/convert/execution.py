@@ -94,7 +94,7 @@ class Target:
             once = f"{counted(shared, 'tensor')} {'is another one' if shared == 1 else 'are others'}"
             yield f"{once} under a second name: written once, and shared as before"
         if views := plan.overlapping - shared:
-            share = f"{counted(views, 'tensor')} {'shares' if views == 1 else 'share'}"
+            share = counted(views, "tensor", "share")
             yield f"{share} memory with others: each is written by itself, in full"
         if self.kind.only_usual_layout and isinstance(plan, FamilyPlan):
             usual = plan.recognition.family.layout_for(self.format)
@@ -474,8 +474,8 @@ def describe_losses(losses: Sequence[RoundingLoss], *, shown: int | None = 3) ->
     )
     parts = []
     if over:
-        parts.append(f"{over:,} finite {'values' if over != 1 else 'value'} became infinite")
+        parts.append(f"{counted(over, 'finite value')} became infinite")
     if under:
-        parts.append(f"{under:,} {'values' if under != 1 else 'value'} became zero")
-    where = f"{len(losses)} tensor{'s' if len(losses) != 1 else ''}"
+        parts.append(f"{counted(under, 'value')} became zero")
+    where = counted(len(losses), "tensor")
     return f"{losses[0].dtype} cannot hold every value: {' and '.join(parts)}, in {where}: {named}"

@@ -352,7 +352,8 @@ def _misfits(
     another = f"name another variant with --variant, or look at the tensors. {command('inspect', path)}"
     for binding, spec in found.wrong_shape:
         yield (
-            f"{len(found.wrong_shape)} tensors have another shape than {variant} needs: {spec.name} "
+            f"{counted(len(found.wrong_shape), 'tensor', 'have')} another shape than "
+            f"{variant} needs: {spec.name} "
             f"is {list(spec.shape)} instead of {list(binding.external_shape)}",
             another,
         )
@@ -393,7 +394,7 @@ def _misfits(
 
 
 def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) != 1 else ''} ({listed(names, 3)})"
+    return f"{counted(len(names), 'tensor')} ({listed(names, 3)})"
 
 
 def _notes(reader: Reader, found: Match, settings: Mapping[str, Any]) -> list[str]:

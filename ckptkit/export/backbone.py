@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import IntegrityError, UsageError, command, require_installed
 from ckptkit.base.folders import StagedFolder, refuse_replacement
+from ckptkit.base.text import counted
 from ckptkit.export.hub import SYNTHETIC
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
 from ckptkit.export.weights import PlannedWeights, planned_weights, settings_of
@@ -76,7 +77,7 @@ def export_backbone(source: ModelSource, output: Path, request: ExportRequest) -
         if request.dry_run:
             files = [ExportedFile(name, None) for name in consumer.files]
             size = ExportedFile(NOTES, len(notes.encode()))
-            return Exported(output, (*files, size), f"{len(weights.plan.moves)} tensors")
+            return Exported(output, (*files, size), counted(len(weights.plan.moves), "tensor"))
         done = _write(weights, consumer, output, notes, request)
     if done.ok:
         for line in notes.rstrip().split("\n"):
@@ -153,7 +154,7 @@ def _require_names(written: Path, weights: PlannedWeights) -> None:
     wrong += sorted(expected.keys() - has.keys() - optional)
     if wrong:
         raise IntegrityError(
-            f"{len(wrong)} tensors are not those of {found.variant} without head: {wrong[0]}",
+            f"{counted(len(wrong), 'tensor', 'do')} not belong to {found.variant} without head: {wrong[0]}",
             hint="nothing was kept",
         )
 
@@ -171,7 +172,7 @@ def _notes(source: ModelSource, consumer: Consumer, backbone: Backbone) -> str:
 
 
 def _verdict(weights: PlannedWeights, features: tuple[StageComparison, ...]) -> str:
-    tensors = f"{len(weights.plan.moves)} tensors, read back and compared"
+    tensors = f"{counted(len(weights.plan.moves), 'tensor')}, read back and compared"
     departed = next((stage for stage in features if not stage.ok), None)
     if departed is None:
         worst = max(stage.relative for stage in features)

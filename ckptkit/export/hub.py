@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit._version import DISTRIBUTION, REPOSITORY
 from ckptkit.base.folders import StagedFolder, refuse_replacement
-from ckptkit.base.text import arxiv_id, escaped, json_text, web_address, yaml_text
+from ckptkit.base.text import arxiv_id, counted, escaped, json_text, web_address, yaml_text
 from ckptkit.export.remote_code import PREPROCESSOR, RemoteCode
 from ckptkit.export.source_code import NotSelfContainedError
 from ckptkit.export.targets import Exported, ExportedFile, ExportRequest
@@ -145,7 +145,11 @@ def _page(entry: Entry) -> Page | None:
 
 def _introduction(source: ModelSource, config: ModelConfig, form: str) -> str:
     about = get_family(config.model_type).summary
-    kind = f"an image classifier of {config.num_classes:,} classes" if config.num_classes else "a backbone"
+    kind = (
+        f"an image classifier of {counted(config.num_classes, 'class')}"
+        if config.num_classes
+        else "a backbone"
+    )
     kind += f" from the family {config.model_type}" + (f": {about}" if about else "")
     if config.synthetic:
         return f"> **Synthetic weights.** {SYNTHETIC}\n\nThe architecture is {kind}."
@@ -353,7 +357,7 @@ def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Expo
             *(ExportedFile(name, len(text.encode())) for name, text in texts.items()),
         )
         if request.dry_run:
-            return Exported(output, files, f"{len(weights.plan.moves)} tensors")
+            return Exported(output, files, counted(len(weights.plan.moves), "tensor"))
         for note in (*weights.plan.notes, *((NOTE,) if source.synthetic else ())):
             source.workspace.note(f"{source.name}: {note}")
         with StagedFolder(output, force=request.force, owned=owned) as folder:
@@ -363,7 +367,9 @@ def export_hf(source: ModelSource, output: Path, request: ExportRequest) -> Expo
             open_exported(folder.path)
             folder.commit()
     return Exported(
-        output, files, f"{len(weights.plan.moves)} tensors, read back and compared; {CONFIG} fits them"
+        output,
+        files,
+        f"{counted(len(weights.plan.moves), 'tensor')}, read back and compared; {CONFIG} fits them",
     )
 
 

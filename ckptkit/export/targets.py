@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError, one_of
 from ckptkit.base.home import user_path
+from ckptkit.base.text import counted
 from ckptkit.export.publishing import push, require_hub
 from ckptkit.formats.names import file_ending, is_folder
 
@@ -242,7 +243,7 @@ def run_export(source: ModelSource, request: ExportRequest) -> Exported:
         exported = replace(request.target.export(source, output, request), kept=kept)
         if request.push is None or request.dry_run or not exported.ok:
             return exported
-        source.workspace.note(f"pushing {len(exported.files)} files to {request.push}")
+        source.workspace.note(f"pushing {counted(len(exported.files), 'file')} to {request.push}")
         url = push(
             exported.path,
             [file.name for file in exported.files],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.families.base import Structure, families, get_family
 from ckptkit.families.layouts import OPTIMIZER, OPTIMIZER_AVERAGES
 from ckptkit.families.recognition import Recognition, recognise
@@ -186,7 +187,7 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     if found is None:
         names = ", ".join(list(reader.specs)[:3]) or "none"
         raise ConversionError(
-            f"{len(reader.specs):,} tensors ({names} …) that are not those of {entry.variant}"
+            f"{counted(len(reader.specs), 'tensor')} ({names} …) that are not those of {entry.variant}"
         )
     if found.variant != entry.variant:
         raise ConversionError(f"a checkpoint of {found.variant}, not of {entry.variant}")
@@ -197,9 +198,10 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
         with_or_without = "with" if has.pos_emb else "without"
         raise ConversionError(f"{entry.variant} {with_or_without} position embedding, unlike {entry.id}")
     if published and has.num_classes != Structure().num_classes:
-        head = "no head" if has.num_classes is None else f"a head of {has.num_classes:,} classes"
+        head = "no head" if has.num_classes is None else f"a head of {counted(has.num_classes, 'class')}"
         raise ConversionError(
-            f"{entry.variant} with {head}, but {entry.id} has {Structure().num_classes:,} classes"
+            f"{entry.variant} with {head}, but {entry.id} has "
+            f"{counted(Structure().num_classes or 0, 'class')}"
         )
     try:
         matched = match(reader.specs, found, known=FileFacts.of(reader, entry))
@@ -209,7 +211,7 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     absent = [row.external for row in matched.missing if row.part != "bn_statistics"]
     absent += [row.external for row, _ in matched.wrong_shape]
     if absent:
-        count = "a tensor" if len(absent) == 1 else f"{len(absent):,} tensors"
+        count = "a tensor" if len(absent) == 1 else counted(len(absent), "tensor")
         raise ConversionError(f"{entry.variant}, but {count} missing or of another shape: {absent[0]}")
     return not matched.lacks_bn_statistics if statistics else None
 
@@ -271,6 +273,6 @@ def _require_whole(
     if lacking and naming is not None:
         what = "moving average" if naming.holds == "ema" else "raw copy"
         raise ConversionError(
-            f"{len(lacking)} parameters have no {what} while others have one ({lacking[0]} …)",
+            f"{counted(len(lacking), 'parameter', 'have')} no {what} while others have one ({lacking[0]} …)",
             hint=f"--weights {naming.plain} takes the {_IN_WORDS[naming.plain]}",
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptkit.base.errors import ConversionError, NotFoundError, UnknownModelError, command
 from ckptkit.base.tensors import TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.families.base import Family, Structure, family_groups, family_of_variant
 from ckptkit.formats.base import AVERAGING_COUNTERS, Reader, Weights
 from ckptkit.formats.builtin import format_of
@@ -139,9 +140,10 @@ def require_recognition(
     found = recognise(specs, variant=variant, layout=layout)
     if found is None:
         sample = ", ".join(list(specs)[:3]) or "none"
-        asked = f"unlike {variant}" if variant else "of no family known here"
+        are = "is" if len(specs) == 1 else "are"
+        asked = f"{are} unlike {variant}" if variant else f"{are} of no family known here"
         raise (ConversionError if variant else UnknownModelError)(
-            f"{path}: {len(specs)} tensors ({sample} …) are {asked}",
+            f"{path}: {counted(len(specs), 'tensor')} ({sample} …) {asked}",
             hint=f"'ckptkit list' shows what is supported. {command('inspect', path)}",
         )
     return found

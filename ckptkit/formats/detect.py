@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.base.files import TEMPORARY, storage_error
+from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import HDF5_MARK, Format, Opening, Reader, Sample, Weights, Writer
 from ckptkit.formats.builtin import BUILT_IN, added, format_of, is_unpacked_torch
@@ -300,12 +301,12 @@ def checkpoint_in(folder: Path, *kinds: IsCheckpoint) -> Path:
     indexes = {index_of(path.name) for path in found}
     if None not in indexes:
         missing = ", ".join(sorted(filter(None, indexes)))
-        shards = "a shard without its" if len(found) == 1 else f"{len(found)} shards without their"
+        shards = "a shard without its" if len(found) == 1 else f"{counted(len(found), 'shard')} without their"
         raise FormatError(shown, f"holds {shards} index", hint=f"fetch {missing}, too")
     if len(found) > 1:
         choices = [path.relative_to(folder).as_posix() for path in found]
         raise UsageError(
-            f"{shown} holds {len(found)} checkpoints", hint=f"name one: {listed(choices, _SHOWN)}"
+            f"{shown} holds {counted(len(found), 'checkpoint')}", hint=f"name one: {listed(choices, _SHOWN)}"
         )
     return found[0]
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, listed
+from ckptkit.base.text import counted
 from ckptkit.formats.base import HEAD_BYTES, Sample
 from ckptkit.formats.protobuf_wire import FIXED32, FIXED64, LENGTH_DELIMITED, VARINT, WireError, read_varint
 
@@ -234,7 +235,9 @@ def _web_page(sample: Sample) -> Foreign | None:
     end = lower.find(b"</title>", begin)
     title = f" ({_quote(sample.head[begin:end])})" if b"<title" in lower and 0 < begin < end else ""
     return Foreign(
-        f"an HTML page{title}", "the download gave a web page: fetch it again, or from another source"
+        f"an HTML page{title}",
+        "if it was downloaded, the server sent a page instead of the file: fetch it again, "
+        "or from another source",
     )
 
 
@@ -479,8 +482,9 @@ def _archive(kind: str, path: Path, names: Collection[str], unpack: str) -> Fore
         return Foreign(f"a {kind} that holds {listed(likely, 3)}", filled(unpack, path))
     if not files:
         return Foreign(f"an empty {kind}", _AGAIN)
-    plural = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return Foreign(f"a {kind} of {plural} without a checkpoint ({listed(sorted(files), 3)})", _CHECK)
+    return Foreign(
+        f"a {kind} of {counted(len(files), 'file')} without a checkpoint ({listed(sorted(files), 3)})", _CHECK
+    )
 
 
 def of_distcp(path: Path) -> Foreign:

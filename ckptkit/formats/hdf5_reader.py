@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType
+from ckptkit.base.text import counted
 from ckptkit.formats.base import HDF5_MARK
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 
@@ -662,7 +663,7 @@ def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
             continue
         address, count, level = one
         if count > most[level]:
-            raise head.error(f"a node of {count} records in a tree of at most {most[level]}")
+            raise head.error(f"a node of {counted(count, 'record')} in a tree of at most {most[level]}")
         length = 6 + count * record_bytes + (count + 1) * sum(pointers[level]) + 4
         source.budget.spend(nodes=count)
         mark = b"BTIN\0" if level else b"BTLF\0"
@@ -674,7 +675,7 @@ def _records(source: Hdf5Bytes, tree: int, kind: int) -> Iterator[Piece]:
             parts.insert(place, (child, held, level - 1))
         waiting += reversed(parts)
     if seen != total:
-        raise head.error(f"a tree of {seen} records that should have {total}")
+        raise head.error(f"a tree of {counted(seen, 'record')} that should have {total}")
 
 
 def _node_limits(
@@ -976,7 +977,7 @@ def parse_shape(piece: Piece) -> tuple[int, ...] | None:
     # the third says whether the largest axis lengths follow, which say nothing of the data
     version, rank, _, kind = piece.fields("BBBB")
     if version not in (1, 2) or rank > 32:
-        raise piece.error(f"a dataspace of version {version} with {rank} axes")
+        raise piece.error(f"a dataspace of version {version} with {counted(rank, 'axis')}")
     piece.raw(4 if version == 1 else 0)
     return None if version == 2 and kind == 2 else piece.fields(f"{rank}Q")
 
@@ -1111,7 +1112,7 @@ class _Storage:
         axes, tree = body.fields("BQ")
         *chunk, itemsize = body.fields(f"{max(axes, 1)}I")
         if len(chunk) != len(shape) or itemsize != dtype.itemsize or 0 in chunk:
-            raise body.error(f"{self._name}: chunks of {axes} axes in a dataset of {len(shape)}")
+            raise body.error(f"{self._name}: chunks of {counted(axes, 'axis')} in a dataset of {len(shape)}")
         filters = _parse_filters(self._header.body(FILTERS), self._name)
         chunks = [] if tree == UNDEFINED else self._chunks(tree, shape, tuple(chunk))
         unpacked = max(math.prod(shape), max(len(chunks), 1) * math.prod(chunk)) * itemsize

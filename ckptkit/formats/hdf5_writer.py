@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.formats.base import HDF5_MARK
 from ckptkit.formats.hdf5_reader import (
     ATTRIBUTE,
@@ -98,7 +99,9 @@ def _tree(path: Path, specs: Iterable[TensorSpec]) -> _Group:
         if not parts_fit or len(spec.name) > MAX_NAME or len(folders) >= MAX_DEPTH:
             raise ConversionError(f"{path}: HDF5 cannot hold a tensor called {spec.name!r}")
         if len(spec.shape) > MAX_DIMS:
-            raise ConversionError(f"{path}: {spec.name!r} has {len(spec.shape)} axes, HDF5 holds {MAX_DIMS}")
+            raise ConversionError(
+                f"{path}: {spec.name!r} has {counted(len(spec.shape), 'axis')}, HDF5 holds {MAX_DIMS}"
+            )
         group = root
         for folder in folders:
             below = group.setdefault(folder, {})
@@ -139,7 +142,7 @@ class _Builder:
         tables = -(-widest // _TABLE_ROWS)
         self._internal_k = max(_INTERNAL_K, -(-tables // 2))
         if self._internal_k > 0xFFFF:
-            raise ConversionError(f"{path}: {widest} tensors in one group are too many for HDF5")
+            raise ConversionError(f"{path}: {counted(widest, 'tensor')} in one group are too many for HDF5")
         self._texts: int | None = None
         self.tail = bytearray()
 

@@ -337,7 +337,9 @@ def _counted_weights(file: Hdf5File, found: Contents) -> Contents:
     layers = _count(file, file.header(file.root), _COUNTED_LAYERS, "/")
     for layer in (f"layer_{number}" for number in range(layers)):
         if layer not in found.groups:
-            raise file.error(f"no group {layer} of the {layers} layers that {_COUNTED_LAYERS} counts")
+            raise file.error(
+                f"no group {layer} of the {counted(layers, 'layer')} that {_COUNTED_LAYERS} counts"
+            )
         weights = _count(file, found.groups[layer], _COUNTED_WEIGHTS, layer)
         for path in (f"{layer}/param_{number}" for number in range(weights)):
             if path not in found.objects:

@@ -18,6 +18,7 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
 from ckptkit.base.tensors import KNOWN, Array, DType, Piece, TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
@@ -87,7 +88,7 @@ class _Checked:
                 metadata = self._metadata(walk)
                 continue
             if len(name) > MAX_NAME:
-                raise self._error(f"a tensor has a name of {len(name)} characters: {name[:80]!r}…")
+                raise self._error(f"a tensor has a name of {counted(len(name), 'character')}: {name[:80]!r}…")
             self._refuse_twice(name, name in specs)
             self._budget.spend(nodes=1)
             begin, end, shape, code = self._row(name, walk.value())
@@ -211,7 +212,7 @@ class SafetensorsWriter(TensorWriter):
         for spec in self.specs.values():
             if len(spec.name) > MAX_NAME:
                 raise ConversionError(
-                    f"{self.path}: a name of {len(spec.name):,} characters: {spec.name[:80]!r}…"
+                    f"{self.path}: a name of {counted(len(spec.name), 'character')}: {spec.name[:80]!r}…"
                 )
             if spec.dtype.safetensors is None or spec.name == METADATA_KEY:
                 known = spec.dtype.safetensors is not None
@@ -243,7 +244,7 @@ class SafetensorsWriter(TensorWriter):
             return [self.path]
         if count > _MAX_SHARDS:
             raise UsageError(
-                f"{self.path}: {count} shards of at most {limit} bytes, more than {_MAX_SHARDS}",
+                f"{self.path}: {counted(count, 'shard')} of at most {limit} bytes, more than {_MAX_SHARDS}",
                 hint="allow larger ones",
             )
         stem = _stem(self.path)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import CkptkitError, FormatError
+from ckptkit.base.text import counted
 from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import strict_json, utf8
 from ckptkit.formats.mapped_file import MappedFile
@@ -98,7 +99,7 @@ def read_index(path: Path) -> dict[str, set[str]]:
                 raise FormatError(path, f"places {name!r} in {shard!r}, which is not the name of a shard")
             shards.setdefault(shard, set()).add(name)
     if len(shards) > _MAX_SHARDS:
-        raise FormatError(path, f"{len(shards)} shards, more than {_MAX_SHARDS}")
+        raise FormatError(path, f"{counted(len(shards), 'shard')}, more than {_MAX_SHARDS}")
     return shards
 
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Protocol
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, MissingDependencyError, NotFoundError
 from ckptkit.base.files import storage_error
+from ckptkit.base.text import counted
 from ckptkit.formats.base import PACKERS, Sample
 from ckptkit.formats.foreign import Foreign
 from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember
@@ -295,7 +296,7 @@ def search_steps(path: Path, header: bytes) -> int:
     for found in _DIGITS.finditer(header):
         length = found.end() - found.start()
         if length > _MOST_DIGITS:
-            raise FormatError(path, f"a member's headers hold a number of {length:,} digits")
+            raise FormatError(path, f"a member's headers hold a number of {counted(length, 'digit')}")
         steps += length * length // 128
     return steps
 

@@ -30,6 +30,7 @@ from ckptkit.base.files import (
     translated,
 )
 from ckptkit.base.tensors import Array, DType, Piece, RawTensor, TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.formats import foreign
 from ckptkit.formats.base import Check
 from ckptkit.formats.mapped_file import MappedFile
@@ -162,7 +163,7 @@ def _in_folder(folder: Path, *, archive: Path | None = None, names: Sequence[str
             raise foreign.of_archive(archive, names).error(archive)
         raise FormatError(folder, "holds no TensorFlow checkpoint (no .index file)")
     choices = (prefix.relative_to(folder).as_posix() for prefix in found)
-    holds = f"holds {len(found)} checkpoints: {listed(choices, _SHOWN)}"
+    holds = f"holds {counted(len(found), 'checkpoint')}: {listed(choices, _SHOWN)}"
     if archive is not None:
         raise FormatError(archive, holds, hint=foreign.of_archive(archive, names).hint)
     raise UsageError(f"{folder} {holds}", hint="give the prefix of one")
@@ -276,7 +277,9 @@ class TfBundleReader(MappedReader):
                 specs[name] = TensorSpec(name, tensor.dtype, tensor.shape, stored)
                 self._tensors[name] = tensor
             else:
-                left_out[name] = f"in {len(tensor.parts)} parts, of a type of unknown size ({tensor.dtype})"
+                left_out[name] = (
+                    f"in {counted(len(tensor.parts), 'part')}, of a type of unknown size ({tensor.dtype})"
+                )
         self.specs = specs
         self.left_out = left_out
         self.keys: Mapping[str, str] = {name: tensor.key for name, tensor in self._tensors.items()}

@@ -22,6 +22,7 @@ from ckptkit.base.checksums import crc32c
 from ckptkit.base.errors import FormatError, NotFoundError
 from ckptkit.base.files import storage_error
 from ckptkit.base.tensors import KNOWN, DType
+from ckptkit.base.text import counted
 from ckptkit.formats.base import TABLE_MARK
 from ckptkit.formats.json_text import JsonError, parse_json
 from ckptkit.formats.protobuf_wire import (
@@ -188,7 +189,9 @@ class _Table:
         last = len(block) - 4
         end = last - 4 * restarts
         if restarts == 0 or end < 0:
-            raise self._error(f"a block of {len(block)} bytes claims {restarts} restart points", offset)
+            raise self._error(
+                f"a block of {len(block)} bytes claims {counted(restarts, 'restart point')}", offset
+            )
         key, position, restart = b"", 0, end
         try:
             while position < end:
@@ -361,7 +364,7 @@ def _shape(axes: Sequence[int] = (), unknown: int = 0) -> tuple[int, ...]:
 
 def _extent(start: int = 0, length: int | None = None) -> tuple[int, int]:
     if length is not None and length < 0:
-        raise WireError(f"a slice of {length} elements")
+        raise WireError(f"a slice of {counted(length, 'element')}")
     if start < 0 or (length is None and start):
         raise WireError(f"a slice that begins at {start}")
     return start, FULL if length is None else length
@@ -559,7 +562,7 @@ class BundleIndex:
     def notes(self) -> list[str]:
         """What is unusual, one sentence each."""
         return [
-            f"{count} stored parts of {name!r} are not listed among its parts"
+            f"{counted(count, 'stored part')} of {name!r} not listed among its parts"
             for name, count in self.unused_parts.items()
             if name in self.tensors
         ]
@@ -641,7 +644,7 @@ class _IndexFile:
         if header.min_consumer > BUNDLE_VERSION:
             raise self._error(f"asks for checkpoint version {header.min_consumer}, {BUNDLE_VERSION} is known")
         if not 0 < header.num_shards <= MAX_SHARDS:
-            raise self._error(f"claims {header.num_shards} data files")
+            raise self._error(f"claims {counted(header.num_shards, 'data file')}")
         return header
 
     def checked(self, prefix: Path) -> BundleIndex:
@@ -665,7 +668,7 @@ class _IndexFile:
         dtype, shape = _dtype(entry.dtype), list(entry.shape)
         itemsize = dtype.itemsize if dtype else 0
         if len(shape) > MAX_RANK:
-            raise self._error(f"{len(shape)} axes, at most {MAX_RANK} are supported", key=key)
+            raise self._error(f"{counted(len(shape), 'axis')}, at most {MAX_RANK} are supported", key=key)
         # zero sizes left out, as numpy does: an empty tensor's other axes must be addressable too
         if min(shape, default=0) < 0 or math.prod(filter(None, shape)) * max(itemsize, 1) >= 1 << 62:
             raise self._error(f"impossible shape {shape}", key=key)
@@ -686,7 +689,7 @@ class _IndexFile:
             raise self._error(f"partitioned variable {name!r}: its parts overlap")
         # disjoint parts that are together as large as the tensor are all of it
         total, size = sum(math.prod(part) for _, part in boxes), math.prod(shape)
-        gap = f"parts are missing: {total:,} of {size:,} elements are there" if total < size else ""
+        gap = f"parts are missing: {total:,} of {counted(size, 'element')} are there" if total < size else ""
         return StoredTensor(name, dtype, type_name, shape, tuple(parts), gap)
 
     def _parts(self, key: bytes, name: str, entry: BundleEntry) -> Iterator[Part]:
@@ -711,7 +714,7 @@ class _IndexFile:
         """Start and shape of a part inside its tensor."""
         variable = f"partitioned variable {name!r}"
         if len(piece) != len(shape):
-            raise self._error(f"{variable}: a part has {len(piece)} axes, not {len(shape)}")
+            raise self._error(f"{variable}: a part has {counted(len(piece), 'axis')}, not {len(shape)}")
         start = tuple(begin for begin, _ in piece)
         size = tuple(axis if count == FULL else count for (_, count), axis in zip(piece, shape, strict=True))
         if any(begin + length > axis for begin, length, axis in zip(start, size, shape, strict=True)):

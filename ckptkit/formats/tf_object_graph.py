@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32c
+from ckptkit.base.text import counted
 from ckptkit.formats.protobuf_wire import INT, TEXT, WireError, many, message, read_varint
 from ckptkit.formats.tf_index import mask
 
@@ -85,15 +86,16 @@ class Names:
         notes = []
         if self.twins:
             notes.append(
-                f"{len(self.twins):,} variables are in the file twice with the same bytes, as model.export "
+                f"{counted(len(self.twins), 'variable', 'are')} in the file twice with the same "
+                "bytes, as model.export "
                 "writes them: each is read once"
             )
         if self.namesakes:
             some = sorted(set(self.namesakes.values()))
             listed = ", ".join(some[:_SHOWN]) + (", ..." if len(some) > _SHOWN else "")
             notes.append(
-                f"{len(self.namesakes)} variables are listed under their object path, "
-                f"because their name belongs to another one too: {listed}"
+                f"{counted(len(self.namesakes), 'variable', 'are')} listed by object path, "
+                f"because another one has the same name: {listed}"
             )
         return notes
 

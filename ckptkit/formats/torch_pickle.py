@@ -18,7 +18,7 @@ from typing import Any
 
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, KNOWN, Array, DType, swapped
-from ckptkit.base.text import escaped
+from ckptkit.base.text import counted, escaped
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.pickle_machine import Blob, GlobalName, Handler, Inert, dictionary_key
 
@@ -143,7 +143,7 @@ def parse_storage(identifier: object) -> StorageRef:
     if not isinstance(key, str):
         key = str(whole_number(key, "a storage key"))
     if len(key) > _MAX_KEY:
-        raise ValueError(f"a storage key of {len(key)} characters")
+        raise ValueError(f"a storage key of {counted(len(key), 'character')}")
     storage = StorageRef(key, storage_dtype(kind), whole_number(count, "a storage's length"))
     if not view or view[0] is None:
         return storage
@@ -152,7 +152,9 @@ def parse_storage(identifier: object) -> StorageRef:
     offset = whole_number(view[0][1], "the offset of a storage view")
     length = whole_number(view[0][2], "the length of a storage view")
     if offset + length > storage.count:
-        raise ValueError(f"a view of {length} elements at {offset} in a storage of {storage.count}")
+        raise ValueError(
+            f"a view of {counted(length, 'element')} at {offset} in a storage of {storage.count}"
+        )
     return replace(storage, offset=offset, count=length)
 
 
@@ -164,13 +166,13 @@ def _rebuilds(least: int, most: int, *, has_dtype: bool = False) -> Handler:
 
     def rebuild(args: tuple[object, ...]) -> object:
         if not least <= len(args) <= most:
-            raise ValueError(f"a tensor rebuilt from {len(args)} values")
+            raise ValueError(f"a tensor rebuilt from {counted(len(args), 'value')}")
         tensor = _tensor(args, _torch_dtype(args[6]) if has_dtype else None)
         flags = args[6 + has_dtype] if len(args) > 6 + has_dtype else None
         if not isinstance(flags, dict):
             return tensor
         if len(flags) > _MAX_FLAGS:
-            raise ValueError(f"a tensor with {len(flags)} flags")
+            raise ValueError(f"a tensor with {counted(len(flags), 'flag')}")
         raised = [str(name) for name, value in flags.items() if value is not False]
         return UnsupportedTensor(f"a lazy view ({', '.join(raised)[:60]})") if raised else tensor
 
@@ -185,7 +187,7 @@ def _tensor(args: tuple[object, ...], dtype: str | None) -> object:
         raise ValueError("expected a storage for a tensor")
     sizes, steps = _axis(shape, "size"), _axis(strides, "stride")
     if len(sizes) != len(steps):
-        raise ValueError(f"a tensor of {len(sizes)} axes with {len(steps)} strides")
+        raise ValueError(f"a tensor of {counted(len(sizes), 'axis')} with {counted(len(steps), 'stride')}")
     element = dtype or storage.dtype or "uint8"
     return TensorRef(storage, element, whole_number(offset, "tensor offset"), sizes, steps)
 
@@ -663,7 +665,7 @@ class _Describer:
 
 
 def _values(count: int) -> str:
-    return "1 value" if count == 1 else f"{count} values"
+    return counted(count, "value")
 
 
 # -- objects of well-known classes -------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import Any
 from ckptkit.base.budget import LIMITS, Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, Array, DType, RawTensor, TensorSpec, swapped
+from ckptkit.base.text import counted
 from ckptkit.formats.base import AVERAGING_COUNTERS, Copy, Weights
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
@@ -136,7 +137,7 @@ class _Stream:
         extent = Extent(self.file, self.at, count * itemsize)
         if count < 0 or extent.nbytes > self.end - self.at:
             self.at -= 8
-            reason = f"a storage of {count} elements reaches beyond the end of the file"
+            reason = f"a storage of {counted(count, 'element')} reaches beyond the end of the file"
             raise self.error(reason, f"it is probably truncated: {_AGAIN}")
         self.at += extent.nbytes
         return extent
@@ -389,7 +390,7 @@ def _load_tar(stream: _Stream) -> _Contents:
         if isinstance(identifier, tuple) and identifier:  # (class, file, source): code saved beside a module
             return identifier[0]
         if isinstance(identifier, str) and len(identifier) > _MAX_DIGITS:
-            raise ValueError(f"a key of {len(identifier)} characters")
+            raise ValueError(f"a key of {counted(len(identifier), 'character')}")
         key = whole_number(int(identifier) if isinstance(identifier, str) else identifier, "a key")
         if key not in objects:
             raise ValueError(f"tensor {key} is not in the file")
@@ -445,7 +446,7 @@ def _tar_tensors(stream: _Stream, objects: dict[int, object]) -> None:
                 raise ValueError(f"tensor {whole_number(key, 'a key')} has no storage")
             axes = int.from_bytes(stream.take(8)[:4], "little")
             if axes > MAX_DIMS:
-                raise ValueError(f"a tensor of {axes} axes")
+                raise ValueError(f"a tensor of {counted(axes, 'axis')}")
             values = struct.unpack(f"<{2 * axes + 1}q", stream.take(16 * axes + 8))
             for number in values:
                 whole_number(number, "a size, stride or offset")
@@ -522,7 +523,7 @@ class TorchReader(MappedReader):
             else:
                 values[name] = tensor
         if others > _MAX_NOTED:
-            self.notes.append(f"{others - _MAX_NOTED} more values are not tensors: skipped")
+            self.notes.append(f"{counted(others - _MAX_NOTED, 'more value', 'are')} not tensors: skipped")
         if self._as_saved or not _all_have_prefix(values.keys()):
             return values
         self.notes.append(f"the prefix '{PREFIX}' of every name is left out")

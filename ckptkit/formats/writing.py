@@ -35,6 +35,7 @@ from ckptkit.base.files import (
     translated,
 )
 from ckptkit.base.tensors import Array, Piece, RawTensor, TensorSpec, byte_pieces
+from ckptkit.base.text import counted
 from ckptkit.formats.base import TABLE_MARK, Check
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class TensorWriter(ABC):
             self.specs[spec.name] = spec
         if len(self.specs) > self.most:
             raise ConversionError(
-                f"{path}: {len(self.specs):,} tensors; such a file is read with {self.most:,} at most",
+                f"{path}: {counted(len(self.specs), 'tensor')}; such a file is read with "
+                f"{self.most:,} at most",
                 hint="choose safetensors",
             )
         self.order = list(self.specs)
@@ -98,7 +100,7 @@ class TensorWriter(ABC):
         """Sync, check and rename; see `ckptkit.formats.base.Writer.finish`."""
         missing = len(self.order) - self._written
         if missing:
-            raise ValueError(f"{missing} tensors of {self.path} were never written")
+            raise ValueError(f"{counted(missing, 'tensor', 'were')} never written to {self.path}")
         if late and not late.items() <= self.metadata.items():
             self._settle(late)
         return self._commit(check)

@@ -27,6 +27,7 @@ from ckptkit.base.budget import Budget
 from ckptkit.base.checksums import crc32, crc32c
 from ckptkit.base.errors import FormatError
 from ckptkit.base.files import StagedFile
+from ckptkit.base.text import counted
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.members import DEFAULT_LIMITS, Limits, MemberNames, MemberStream, SafeMember
 
@@ -219,7 +220,7 @@ def read_directory(file: MappedFile) -> ZipDirectory:
     """
     end = _find_end(file)
     if end.count > MAX_ENTRIES:
-        raise file.fault(f"zip directory of {end.count} entries, more than {MAX_ENTRIES}")
+        raise file.fault(f"zip directory of {counted(end.count, 'entry')}, more than {MAX_ENTRIES}")
     excess = end.stop - end.offset - end.size
     if excess < 0 or end.count * CENTRAL.size > end.size:
         raise file.fault("zip directory does not fit into the file", offset=end.offset)

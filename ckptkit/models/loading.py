@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ckptkit.base.errors import one_of
+from ckptkit.base.text import counted
 from ckptkit.convert.loading import LoadPlan, Misfit, describe, other_misfits, plan_load, require_complete
 from ckptkit.families.base import CANONICAL, Structure
 from ckptkit.families.binding import FileFacts
@@ -137,8 +138,8 @@ def _warnings(plan: LoadPlan, found: Recognition, structure: Structure) -> list[
     if plan.has_new_head:
         has = found.structure.num_classes
         sentences.append(
-            f"the head of {structure.num_classes} classes is new and must be trained: the file has "
-            + (f"one of {has}" if has else "none")
+            f"the head of {counted(structure.num_classes or 0, 'class')} is new and must be trained: "
+            "the file has " + (f"one of {has}" if has else "none")
         )
     if plan.lacks_bn_statistics:
         sentences.append(

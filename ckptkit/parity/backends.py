@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.progress import Say, say_nothing
 from ckptkit.base.tensors import DTYPES, Array
+from ckptkit.base.text import counted
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, Structure
 from ckptkit.families.binding import Weights
@@ -215,7 +216,7 @@ def _in_words(recognition: Recognition) -> str:
     structure = recognition.structure
     position = " with" if structure.pos_emb else " without"
     embedding = f"{position} position embedding" if recognition.family.has_pos_emb else ""
-    classes = f"{structure.num_classes} classes" if structure.num_classes else "no head"
+    classes = counted(structure.num_classes, "class") if structure.num_classes else "no head"
     return f"{recognition.variant}{embedding}, {classes}"
 
 
@@ -540,6 +541,6 @@ def _out_of_memory_in_words(images: Array, kind: type[Exception]) -> Iterator[No
             raise
         batch, height, width = images.shape[:3]
         raise UsageError(
-            f"not enough memory for a forward pass of {batch} inputs at {height}x{width}",
+            f"not enough memory for a forward pass of {counted(batch, 'input')} at {height}x{width}",
             hint="try a smaller --batch or --resolution",
         ) from error

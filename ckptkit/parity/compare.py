@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 
 Verdict = Literal["agrees", "differs", "not finite", "degenerate"]
 
@@ -188,7 +189,7 @@ def _not_finite(reference: Array, candidate: Array, sides: Sequence[str]) -> str
 
     counts = [int(array.size - numpy.isfinite(array).sum()) for array in (reference, candidate)]
     return ", ".join(
-        f"{count} of {array.size} values are NaN or infinite on the {side} side"
+        f"{count} of {counted(array.size, 'value')} are NaN or infinite on the {side} side"
         for count, array, side in zip(counts, (reference, candidate), sides, strict=True)
         if count
     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckptkit.base.errors import FormatError, UsageError, choose_from
 from ckptkit.base.parse import MAX_SIDE
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.families.base import Family
 from ckptkit.formats.base import Reader
 from ckptkit.formats.detect import open_reader
@@ -93,8 +94,8 @@ class Inputs:
         if self.image is not None:
             return f"image {self.image} at {size}, normalization {self.normalization}"
         if self.recorded is not None:
-            return f"{self.batch} inputs of {self.recorded} at {size}"
-        return f"{self.batch} random inputs at {size}, seed {self.seed}"
+            return f"{counted(self.batch, 'input')} of {self.recorded} at {size}"
+        return f"{counted(self.batch, 'random input')} at {size}, seed {self.seed}"
 
 
 def random_inputs(batch: int | None, size: tuple[int, int], seed: int | None) -> Inputs:

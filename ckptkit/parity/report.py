@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 from ckptkit.base.errors import UsageError
 from ckptkit.base.files import open_regular
 from ckptkit.base.shown import Column, Piece, Shown, Table
-from ckptkit.base.text import escaped, shape_text
+from ckptkit.base.text import counted, escaped, shape_text
 from ckptkit.parity.compare import INPUT, StageComparison, TopAgreement, finite_or_none, is_logits
 from ckptkit.parity.inputs import Inputs
 
@@ -112,7 +112,7 @@ class ParityReport(Shown):
         worst = max(outputs, key=lambda stage: stage.relative)
         prepared = " and the picture's preparation" if len(outputs) < len(self.stages) else ""
         return (
-            f"agree: {of}: all {len(outputs)} outputs{prepared} within tolerance, "
+            f"agree: {of}: all {counted(len(outputs), 'output')}{prepared} within tolerance, "
             f"largest relative difference {worst.relative:.1e} ({worst.name})"
         )
 

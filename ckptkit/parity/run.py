@@ -20,6 +20,7 @@ from typing import Any, cast
 from ckptkit.base.errors import ConversionError, FormatError, UsageError, listed, one_of, require_installed
 from ckptkit.base.packages import is_installed
 from ckptkit.base.progress import Say, say_nothing
+from ckptkit.base.text import counted
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import plan_by_layout
 from ckptkit.families.base import CANONICAL, Family, get_family
@@ -306,7 +307,7 @@ class _Opening:
             asked[key] = value if asked[key] is None else asked[key]
         inputs = inputs_for(found.family, found.variant, self.located.entry, source.reader, **asked)
         if isinstance(fixed, RecordedBackend) and 3 * inputs.batch * inputs.height * inputs.width > _LARGEST:
-            raise FormatError(fixed.path, f"recorded of {inputs.batch:,} inputs, which is too many")
+            raise FormatError(fixed.path, f"recorded of {counted(inputs.batch, 'input')}, which is too many")
         if recorded is not None:
             inputs = replace(inputs, seed=None, recorded=recorded)
         return Batch.of(inputs, ("torch", "keras") if self.request.backend == "keras" else ("torch",))

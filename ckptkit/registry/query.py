@@ -8,6 +8,7 @@ from pathlib import Path
 from ckptkit.base.errors import NotFoundError, listed
 from ckptkit.base.parse import is_glob, parse_count
 from ckptkit.base.shown import Column, Piece, Shown, Table
+from ckptkit.base.text import counted
 from ckptkit.registry.schema import Entry
 
 Number = float | int | str
@@ -108,7 +109,10 @@ class Registry(Mapping[str, Entry], Shown):
     @property
     def headline(self) -> str:
         """The registry in one line."""
-        return f"{len(self)} entries: {', '.join(dict.fromkeys(entry.family for entry in self.values()))}"
+        return (
+            f"{counted(len(self), 'entry')}: "
+            f"{', '.join(dict.fromkeys(entry.family for entry in self.values()))}"
+        )
 
     def pieces(self) -> Iterator[Piece]:
         """A row for each entry."""

@@ -49,6 +49,7 @@ from ckptkit._version import DOCUMENTATION
 from ckptkit.base.axes import OPS, Fusion, Op
 from ckptkit.base.errors import NotFoundError, UsageError, shown_faults
 from ckptkit.base.tensors import DTYPES
+from ckptkit.base.text import counted
 from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
 from ckptkit.rules.mapping import (
     Constant,
@@ -234,9 +235,8 @@ class _Checked:
             self._check(document.value)
         if self._faults:
             faults = dict.fromkeys(sorted(self._faults, key=lambda fault: fault[0]))
-            plural = "fault" if len(faults) == 1 else "faults"
             raise UsageError(
-                f"{path}: {len(faults)} {plural}",
+                f"{path}: {counted(len(faults), 'fault')}",
                 details=shown_faults(f"line {line}: {bounded(what)}" for line, what in faults),
                 hint=f"how to write one: {DOCUMENTATION}/reference/rules.md",
             )

@@ -27,6 +27,7 @@ from ckptkit.base.net import (
     StoppedError,
 )
 from ckptkit.base.progress import Advance, Progress, Say, say_nothing
+from ckptkit.base.text import counted
 from ckptkit.base.urls import host_of, is_local, without_secrets
 from ckptkit.store.openers import Identity, Opener, Response, open_file, open_http
 from ckptkit.store.partial import Partial, require_space
@@ -100,7 +101,7 @@ class Transfer:
                         self.partial.discard()
                     progress = self._is_progress(self.partial.size - before, time.monotonic() - began)
                     self._wait(failures.wait_for(error, progress=progress), str(error))
-            raise BusyError(f"still not complete after {self.policy.max_attempts} requests")
+            raise BusyError(f"still not complete after {counted(self.policy.max_attempts, 'request')}")
 
     def _receive_in_parallel(self, shown: _Shown) -> bool:
         """Receive over several connections where that is sound; returns whether the file is complete.

@@ -11,8 +11,10 @@ from ckptkit.base.parse import (
     parse_count,
     parse_inches,
     parse_num_classes,
+    parse_percent,
     parse_rate,
     parse_resolution,
+    parse_side,
     parse_size,
 )
 
@@ -108,6 +110,24 @@ def test_inches() -> None:
     assert parse_inches("9x5.6") == (9.0, 5.6)
 
 
+@pytest.mark.parametrize(("text", "value"), [("83.5", 83.5), ("83.5%", 83.5), (" 0 % ", 0), ("100", 100)])
+def test_percentages(text: str, value: float) -> None:
+    assert parse_percent(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "%", "x", "-1", "100.1", "nan", "1e3", "5%%"])
+def test_no_percentages(text: str) -> None:
+    with pytest.raises(UsageError, match=r"invalid percentage .*; write it like 83\.5"):
+        parse_percent(text)
+
+
+@pytest.mark.parametrize("text", ["224", "224x224", "224×224"])
+def test_sides(text: str) -> None:
+    assert parse_side(text) == 224
+    with pytest.raises(UsageError, match="published inputs are square"):
+        parse_side("192x256")
+
+
 @pytest.mark.parametrize(("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), (None, None)])
 def test_resolutions(text: str | None, size: tuple[int, int] | None) -> None:
     assert parse_resolution(text) == size
@@ -123,6 +143,7 @@ def test_resolutions(text: str | None, size: tuple[int, int] | None) -> None:
         ("271.0B", 271_000_000_000),
         ("2.97m", 2_970_000),
         ("12K", 12_000),
+        ("3,355,348", 3_355_348),  # as show prints it
         ("1.5T", 1_500_000_000_000),
         (" 30 M ", 30_000_000),
         ("30e6", 30_000_000),
@@ -136,7 +157,25 @@ def test_counts_are_exact(text: object, number: int) -> None:
     assert parse_count(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "M", "30X", "-3M", "3M0", "1e9999", "nan", "inf", "٣M", "3 0M", "0x10"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "M",
+        "30X",
+        "1,5",
+        "1,2345",
+        "3,3553,348",
+        "-3M",
+        "3M0",
+        "1e9999",
+        "nan",
+        "inf",
+        "٣M",
+        "3 0M",
+        "0x10",
+    ],
+)
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not a number; write it like 30M"):
         parse_count(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -13,7 +15,19 @@ import time
 import pytest
 import yaml
 
-from ckptkit.base.text import CONTROLS, csv_text, escaped, json_text, library_logger, printed, web_address
+from ckptkit.base.text import (
+    CONTROLS,
+    counted,
+    csv_text,
+    escaped,
+    json_text,
+    library_logger,
+    printed,
+    web_address,
+)
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "ckptkit"
 
 HIDDEN = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x61C, *range(0x200B, 0x2010))]
 HIDDEN += [chr(code) for code in (0xAD, *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF, 0xE0001)]
@@ -190,3 +204,38 @@ def test_what_the_python_face_logs_is_a_line(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level("INFO", logger="ckptkit"):
         library_logger().warning("%s: %s", "a\x1b[2J", "b\nc")
     assert caplog.messages == ["a\\x1b[2J: b\\nc"]
+
+
+def test_one_function_says_how_many() -> None:
+    """No message puts a number before a noun of several by itself: it would say "1 tensors"."""
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    nouns = {
+        node.args[1].value
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "counted"
+        if isinstance(node.args[1], ast.Constant)
+    }
+    several = {counted(2, noun.split()[-1]).removeprefix("2 ") for noun in nouns}
+    assert {"tensors", "entries", "images", "classes"} < several
+    found = re.compile(rf" (?:[\w-]+ )?(?:{'|'.join(several)})\b")
+
+    def is_number(value: ast.FormattedValue) -> bool:
+        text = ast.unparse(value.value)
+        return (
+            isinstance(value.value, ast.BinOp)
+            or (value.format_spec is not None and "','" in ast.dump(value.format_spec))
+            or re.match(r"(?:len|sum|max|min)\(", text) is not None
+            or text.rpartition(".")[2] in {"count", "total", "number", *several}
+        ) and not re.fullmatch(r"[A-Z_]+", text)
+
+    by_hand = [
+        f"{path.relative_to(PACKAGE)}:{text.lineno}: {ast.unparse(number)}{words.value}"
+        for path, tree in trees.items()
+        for text in ast.walk(tree)
+        if isinstance(text, ast.JoinedStr)
+        for number, words in itertools.pairwise(text.values)
+        if isinstance(number, ast.FormattedValue) and isinstance(words, ast.Constant)
+        if is_number(number) and found.match(words.value)
+    ]
+    assert by_hand == []

@@ -145,7 +145,7 @@ def test_bad_images_return_5_and_are_named(run: Runner, known: Known, tmp_path: 
     done = run("eval", known.model, "--data", data)
     assert done.code == 5
     assert f"{IMAGES - 12} images," in done.out.splitlines()[0]
-    assert "12 images cannot be decoded and count neither way" in done.err
+    assert "12 images cannot be decoded (counted neither way)" in done.err
     assert f"{images[0].relative_to(data)}: not an image of a format that is read" in done.err
     assert "and 2 more (--verbose lists all)" in done.err
     assert run("eval", known.model, "--data", data, "--skip-bad").code == 0

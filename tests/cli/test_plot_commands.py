@@ -64,7 +64,7 @@ def test_what_is_left_out_is_said(run: Runner) -> None:
         "plot", "moganet-s-*", "-o", "a.html", "--y", "top5", "--x", "flops", "--linear", "--no-pareto"
     )
     assert "2 entries are not shown: no published top-5 accuracy\n" in result.err
-    assert "2 entries at 1 points" in result.err
+    assert "2 entries at 1 point" in result.err
     start = check_page(Path("a.html").read_text()).data["start"]
     assert start == {"x": "flops", "y": "top5", "log": False, "labels": True, "pareto": False}
 

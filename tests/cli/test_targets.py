@@ -79,7 +79,7 @@ def test_names_or_all_not_both(run: Runner, verb: str) -> None:
 
 @pytest.mark.parametrize(
     ("command", "counted"),
-    [("convert --dry-run", "2 converted"), ("verify", "2 passed")],
+    [("convert --dry-run", "2 would be converted"), ("verify", "2 passed")],
 )
 def test_one_that_fails_does_not_hide_the_others(
     folder: Path, run: Runner, command: str, counted: str
@@ -90,6 +90,17 @@ def test_one_that_fails_does_not_hide_the_others(
     assert done.err.splitlines()[-1] == f"warning: {counted}, 2 failed: page.pth, nosuch.pth"
     values = json.loads(run(*command.split(), *names, "--json").out)
     assert sorted(value.get("exit_code", 0) for value in values) == [0, 0, 3, 5]
+
+
+def test_show_has_the_others(run: Runner) -> None:
+    done = run("show", "moat0-224", "nosuch", "tiny-moat0-256")
+    assert done.code == 3
+    assert [line.split(":")[0] for line in done.out.splitlines() if "MOAT-0" in line] == [
+        "moat0-224",
+        "tiny-moat0-256",
+    ]
+    assert done.err.splitlines()[-1] == "warning: 2 shown, 1 failed: nosuch"
+    assert run("show", "moat0-224", "tiny-moat0-256").err == ""
 
 
 def test_several_that_are_all_good_are_counted(folder: Path, run: Runner) -> None:

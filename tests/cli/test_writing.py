@@ -72,6 +72,27 @@ def left_behind(folder: Path) -> list[str]:
     return [p.name for p in (*folder.glob(".ckptkit-*"), *(folder / "temporary").iterdir())]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "list -o new/",
+        "plot -o new/",
+        "logs moganet-xt-224 -o new/",
+        "parity tiny-moat0-256 --synthetic --junit new/",
+        "eval tiny-moat0-256 --data . --state new/",
+        "registry pin moat0-224 --file new/",
+        "registry add x file:///m.pth --file new/",
+    ],
+)
+def test_a_name_that_ends_in_a_slash_is_a_folder_where_one_file_is_written(
+    place: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    code, out, err = run(capsys, *shlex.split(line))
+    assert (code, out) == (2, "")
+    assert err == "error: new/ is a folder; name a file in it\n"
+    assert not (place / "new").exists()
+
+
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_what_is_no_file_stays_what_it_is(

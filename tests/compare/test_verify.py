@@ -630,7 +630,7 @@ def test_averages_of_some_parameters_only_are_a_fault():
     specs = without(specs_of(twins=True), EXPAND + AVERAGE)
     found = fit(specs)
     assert found.check.status == "failed"
-    assert "1 parameters have no moving average" in found.check.detail
+    assert "1 parameter has no moving average" in found.check.detail
     assert found.match.weights == "raw"
 
 

@@ -239,7 +239,7 @@ def test_other_names_than_the_architectures_leave_nothing(sources, tmp_path, mon
 
     monkeypatch.setattr(module.PlannedWeights, "write", renaming)
     with pytest.raises(
-        IntegrityError, match=r"2 tensors are not those of moganet-xt without head: blocks1\.0"
+        IntegrityError, match=r"2 tensors do not belong to moganet-xt without head: blocks1\.0"
     ):
         export(sources[MOGANET], tmp_path / "out", ExportRequest())
     assert list(tmp_path.iterdir()) == []

@@ -526,7 +526,7 @@ BAD_PARTS: dict[str, tuple[Entries, str]] = {
     "parts of parts": (changed(TWO, 1, entry(FLOAT, (3, 2), slices=[[None, None]])), "does not fit"),
     "axes": (
         [(b"w", entry(FLOAT, (6, 2), slices=[[(0, 6)]])), (part_key(b"w", (0, 6)), F4)],
-        "1 axes, not 2",
+        "1 axis, not 2",
     ),
     "overlap along two axes": (
         quarters(((0, 2), (0, 2)), ((1, 2), (1, 2)), ((0, 2), (2, 2)), ((2, 2), (0, 2))),
@@ -581,7 +581,7 @@ def test_parts_that_no_variable_lists_are_named(tmp_path: Path) -> None:
     assert index.unused_parts == {"w": 2}
     assert index.notes() == []
     more = load(tmp_path, [*TWO[1:], (b"w", entry(FLOAT, (0,)))], bytes(100))
-    assert more.notes() == ["2 stored parts of 'w' are not listed among its parts"]
+    assert more.notes() == ["2 stored parts of 'w' not listed among its parts"]
 
 
 def test_parts_of_a_type_of_unknown_size_are_left_out_by_name(tmp_path: Path) -> None:

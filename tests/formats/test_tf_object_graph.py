@@ -68,7 +68,7 @@ def test_a_name_that_is_taken_gives_way_to_the_path() -> None:
     assert found.by_key == {first: "kernel", second: "b/k", third: "c/k"}
     assert found.namesakes == {"b/k": "kernel", "c/k": "kernel"}
     (note,) = found.notes()
-    assert note.startswith("2 variables are listed under their object path")
+    assert note.startswith("2 variables are listed by object path")
 
 
 def test_a_path_that_is_taken_too_gives_way_to_the_key() -> None:

@@ -78,7 +78,7 @@ def test_misuse_is_refused(kind: Callable[..., Any], name: str, tmp_path: Path) 
         writer.write("a", held["a"])
         with pytest.raises(ValueError, match=r"'a' .* was before"):
             writer.write("a", held["a"])
-        with pytest.raises(ValueError, match=r"1 tensors .* never written"):
+        with pytest.raises(ValueError, match=r"1 tensor was never written"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []
 

@@ -12,6 +12,7 @@ from ckptkit.analysis.cam.picture import Heatmap
 from ckptkit.analysis.runner import hooked
 from ckptkit.base.errors import FormatError, UsageError, command, require_installed
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.models.images.classes import ImageClass, find_class, imagenet_classes
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class HeadClasses:
         if not (text.isascii() and text.isdigit() and int(text) < self.count):
             raise UsageError(
                 f"unknown class {text!r}",
-                hint=f"this head has {self.count} classes without names: give 0 to {self.count - 1}",
+                hint=f"this head has {counted(self.count, 'class')} without names: give 0 "
+                f"to {self.count - 1}",
             )
         return int(text)
 
@@ -136,7 +138,7 @@ def read_picture(named: str | Path | Image, workspace: Workspace) -> Image:
     if found.faults:
         raise found.faults[0].error
     if not found.is_single:
-        raise UsageError(f"{named} holds {len(found.pictures)} pictures", hint="name one of them")
+        raise UsageError(f"{named} holds {counted(len(found.pictures), 'picture')}", hint="name one of them")
     return found.pictures[0].read()
 
 

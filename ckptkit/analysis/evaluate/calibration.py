@@ -28,6 +28,7 @@ from ckptkit.analysis.model_source import ModelSource, SourceRequest
 from ckptkit.analysis.runner import hooked, plain_out_of_memory, require_packages, torch_device
 from ckptkit.base.errors import UsageError
 from ckptkit.base.tensors import DTYPES, Array, TensorSpec
+from ckptkit.base.text import counted
 from ckptkit.convert.execution import check_written
 from ckptkit.convert.pipeline import Provenance, refuse_source
 from ckptkit.convert.planning import FamilyPlan, plan_by_layout
@@ -137,7 +138,7 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         for what, value in (("a batch", self.batch_size), ("a calibration", self.images)):
             if value < 2:  # one image has no spread
-                raise UsageError(f"{what} of {value} images", hint="give at least 2")
+                raise UsageError(f"{what} of {counted(value, 'image')}", hint="give at least 2")
 
 
 @dataclass(frozen=True)
@@ -282,7 +283,7 @@ def _gather(
     passed = len(images) - len(bad)
     if passed < 2:  # one image has no spread
         raise UsageError(
-            f"{images.what}: {passed} images that can be decoded",
+            f"{images.what}: {counted(passed, 'image')} that can be decoded",
             hint="statistics need many, 2048 by default",
         )
     return moments, passed, tuple(BadImage(images.samples[p].name, why) for p, why in sorted(bad.items()))

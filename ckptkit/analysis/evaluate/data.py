@@ -29,6 +29,7 @@ import numpy
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError, listed
 from ckptkit.base.files import open_named, open_regular, storage_error
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.formats.tar import members_in_place
 from ckptkit.models.images.classes import imagenet_classes
 from ckptkit.models.images.decoding import opened_image
@@ -166,7 +167,8 @@ def class_folders(folder: Path, num_classes: int, order: ClassOrder | None = Non
     ]
     if not samples:
         raise NotFoundError(
-            f"{folder}: no images in its {len(names)} folders", hint="their names end in .jpg, .png or .webp"
+            f"{folder}: no images in its {counted(len(names), 'folder')}",
+            hint="their names end in .jpg, .png or .webp",
         )
     return image_set(samples, str(folder), rule, remarks)
 
@@ -183,14 +185,14 @@ def class_labels(
             if len(names) == num_classes:
                 way = "add --class-order number (or text) where they are in the model's order"
             raise UsageError(
-                f"{folder}: {listed(strange, _NAMED)} of its {len(names)} folders are not classes of "
-                "ImageNet-1K",
+                f"{folder}: not classes of ImageNet-1K: {listed(strange, _NAMED)} "
+                f"({len(strange):,} of {counted(len(names), 'folder')})",
                 hint=f"call each one by its WordNet id, like n02099601, or {way}",
             )
         return {name: wnids[name] for name in names}, "folders are WordNet ids of ImageNet-1K", []
     if len(names) != num_classes:
         raise UsageError(
-            f"{folder}: {len(names):,} class folders for a model of {num_classes:,} classes",
+            f"{folder}: {counted(len(names), 'class folder')} for a model of {counted(num_classes, 'class')}",
             hint="give one folder for each class, or a flat folder and --labels",
         )
     by_text, by_number = sorted(names), sorted(names, key=lambda name: (_with_numbers(name), name))
@@ -234,7 +236,7 @@ def labelled_folder(folder: Path, labels: Path, num_classes: int) -> ImageSet:
         )
     samples = [Sample(name, there[name], label) for name, label in found.items()]
     left = len(there) - len(found)
-    rule = f"labels from {labels}" + (f"; {left:,} images have none and are left out" if left else "")
+    rule = f"labels from {labels}" + (f"; {counted(left, 'image')} without a label left out" if left else "")
     return image_set(samples, str(folder), rule, remarks)
 
 
@@ -286,7 +288,7 @@ def class_index(text: str, num_classes: int, where: str) -> int:
         if int(stripped) < num_classes:
             return int(stripped)
         raise FormatError(
-            where, f"class {stripped} for a model of {num_classes:,} classes (0 to {num_classes - 1})"
+            where, f"class {stripped} for a model of {counted(num_classes, 'class')} (0 to {num_classes - 1})"
         )
     by_wnid = {one.wnid: one.index for one in imagenet_classes()}
     if num_classes == len(by_wnid) and stripped in by_wnid:
@@ -346,7 +348,8 @@ def shard_paths(pattern: str) -> list[Path] | None:
         absent = [path for path in paths if not path.is_file()]
         if absent:
             raise NotFoundError(
-                f"{pattern}: {len(absent)} of {len(paths)} shards are not there, {absent[0]} first",
+                f"{pattern}: {len(absent)} of {counted(len(paths), 'shard')} are not "
+                f"there, {absent[0]} first",
                 hint="check the range",
             )
         return paths
@@ -392,7 +395,7 @@ def read_shards(paths: Sequence[Path], num_classes: int | None, what: str) -> Im
     if not samples:
         raise NotFoundError(f"{what}: no images in it", hint="members are called like 0001.jpg, 0001.cls")
     rule = "" if num_classes is None else "classes are those the shards state"
-    count = f"{len(paths)} shards, " if len(paths) > 1 else ""
+    count = f"{counted(len(paths), 'shard')}, " if len(paths) > 1 else ""
     return image_set(samples, f"{count}{what}", rule)
 
 

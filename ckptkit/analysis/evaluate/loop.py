@@ -33,6 +33,7 @@ from ckptkit.analysis.runner import Runner, open_runner, require_packages
 from ckptkit.base.errors import CkptkitError, FormatError, StorageError, UsageError, command
 from ckptkit.base.files import StagedFile, open_regular, read_regular, refuse_streams, storage_error
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.models import Framework
 from ckptkit.workspace import Workspace
 
@@ -492,7 +493,7 @@ class _Run:
         if known is None:
             raise _different_images()
         if done := int(known.done.sum()):
-            self.workspace.note(f"resuming after {done:,} of {images:,} images ({state.path})")
+            self.workspace.note(f"resuming after {done:,} of {counted(images, 'image')} ({state.path})")
         return known
 
     def _score(
@@ -552,7 +553,7 @@ class _Run:
             self.workspace.warn(f"{state.refused.message}: progress was not saved")
             return
         what = (
-            f"{done:,} of {len(progress.done):,} images are done"
+            f"{done:,} of {counted(len(progress.done), 'image')} are done"
             if self.group.world == 1
             else "kept what is done"
         )

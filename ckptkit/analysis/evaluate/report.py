@@ -160,7 +160,7 @@ class SettingComparison:
             "other": f"{self.setting}={str(not self.value).lower()} fits better: give it with --set",
             "undecided": "these images do not tell which fits better",
         }[self.better]
-        return f"on the same {self.images:,} images {figures} (p = {self.p_value:.2g}): {ending}"
+        return f"on the same {counted(self.images, 'image')} {figures} (p = {self.p_value:.2g}): {ending}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -221,8 +221,8 @@ class Evaluation(Shown):
 
     def pieces(self) -> Iterator[Piece]:
         """What was evaluated and how, the scores, and what else there is to know."""
-        chosen = f"{self.images:,} images" + (f" of {self.in_set:,}, a sample" if self.sampled else "")
-        yield f"{self.name}: {chosen}, {self.classes:,} classes"
+        chosen = counted(self.images, "image") + (f" of {self.in_set:,}, a sample" if self.sampled else "")
+        yield f"{self.name}: {chosen}, {counted(self.classes, 'class')}"
         yield f"  images    {self.data}; {self.rule}"
         yield f"  input     {self.preprocessing}"
         settings = [f"{key} {str(value).lower()}" for key, value in self.settings.items()]
@@ -269,7 +269,7 @@ _COLUMNS = (
 
 
 def _device(report: Evaluation) -> str:
-    shared = f", {report.processes} processes" if report.processes > 1 else ""
+    shared = f", {counted(report.processes, 'process')}" if report.processes > 1 else ""
     return f"{report.device}, {report.precision}{shared}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ckptkit.analysis.drawing import drawing, figure_bytes, require_matplotlib
 from ckptkit.analysis.logs.readers import TrainingLog, finite
-from ckptkit.base.text import escaped
+from ckptkit.base.text import counted, escaped
 
 PURPOSE = "drawing a training log"
 _SIZE = (8.0, 9.0)
@@ -57,7 +57,7 @@ def draw_log(log: TrainingLog, form: str = "png", *, metric: str | None = None) 
 def _title(log: TrainingLog) -> str:
     name = escaped(log.name, "figure")
     name = name if len(name) <= _LONGEST_NAME else "…" + name[-_LONGEST_NAME:]
-    return f"{name}: training log, {len(log.epochs)} epoch{'s' if len(log.epochs) != 1 else ''}"
+    return f"{name}: training log, {counted(len(log.epochs), 'epoch')}"
 
 
 def _panels(log: TrainingLog, metric: str | None) -> list[tuple[str, tuple[str, ...]]]:

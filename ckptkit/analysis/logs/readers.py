@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError, NotFoundError, UsageError
 from ckptkit.base.files import open_named, storage_error
+from ckptkit.base.text import counted
 
 Framework = Literal["mmcv", "timm"]
 
@@ -454,7 +455,7 @@ def parse_timm(file: LogFile) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
                 continue
             if not cells:
                 raise file.fault(line.number, "not a row of comma-separated values, or one stray quote")
-            raise file.fault(line.number, f"{len(cells)} cells, but the header has {len(header)}")
+            raise file.fault(line.number, f"{counted(len(cells), 'cell')}, but the header has {len(header)}")
         if not line.ended:
             remarks.append(f"line {line.number}, the last, has no end: its last figure may be cut off")
         file.budget.spend(nodes=2 * len(cells))

@@ -40,7 +40,7 @@ from ckptkit.analysis.plot.points import (
 )
 from ckptkit.base.errors import NotFoundError, UsageError, one_of
 from ckptkit.base.files import refuse_existing
-from ckptkit.base.text import escaped
+from ckptkit.base.text import counted, escaped
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
@@ -110,7 +110,8 @@ def save_plot(
         )
     if not points.points:
         raise UsageError(
-            f"nothing to draw: none of {len(entries)} entries has published {across.short} and {up.short}",
+            f"nothing to draw: none of {counted(len(entries), 'entry')} has published "
+            f"{across.short} and {up.short}",
             hint="choose other entries, --x or --y",
         )
     drawn = sum(len(point.entries) for point in points.points)

@@ -30,7 +30,7 @@ from ckptkit.analysis.plot.points import (
     series_of,
     short_names,
 )
-from ckptkit.base.text import arxiv_id, escaped, json_text, web_address
+from ckptkit.base.text import arxiv_id, counted, escaped, json_text, web_address
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -234,7 +234,7 @@ def _facts(entry: Entry) -> list[tuple[str, str]]:
         ("Training data", entry.pretrain_data),
         ("Setting", entry.setting),
         ("Position embedding", None if entry.pos_emb is None else "yes" if entry.pos_emb else "no"),
-        ("Exact count", f"{entry.exact_parameters:,} parameters" if entry.exact_parameters else None),
+        ("Exact count", counted(entry.exact_parameters, "parameter") if entry.exact_parameters else None),
         ("Files", f"{entry.format}, {entry.layout} layout"),
         ("Licence", entry.license),
         ("Note", entry.note),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.text import counted
 from ckptkit.families import base as known
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def missing_note(points: Points, x: Measure, y: Measure) -> str:
     lacking = [
         measure.short for measure in (x, y) if any(not measure.value(entry) for entry in points.missing)
     ]
-    entries = "1 entry is" if len(points.missing) == 1 else f"{len(points.missing)} entries are"
+    entries = counted(len(points.missing), "entry", "are")
     return f"{entries} not shown: no published {' or '.join(lacking)}"
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.base.errors import CkptkitError, FormatError, NotFoundError, listed
+from ckptkit.base.text import counted
 from ckptkit.models.graphs.onnx_graph import LOGITS, OnnxGraph, is_stage, onnx_runtime, open_onnx
 
 if TYPE_CHECKING:
@@ -335,7 +336,7 @@ def _faults(model: Any) -> Iterator[str]:
         if value.type.WhichOneof("value") != "tensor_type":
             yield f"its {_short([value.name])} is not a tensor"
     if len(graph.output) > _OUTPUTS:
-        yield f"it has {len(graph.output):,} outputs"
+        yield f"it has {counted(len(graph.output), 'output')}"
     others = [value.name for value in graph.output if value.name != LOGITS and not is_stage(value.name)]
     if others:
         yield f"its graph gives {_short(others)}, neither {LOGITS} nor stages"

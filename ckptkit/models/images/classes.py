@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ckptkit.base.errors import UsageError
+from ckptkit.base.text import counted
 
 _TABLE = Path(__file__).with_name("imagenet_classes.tsv")
 
@@ -57,7 +58,8 @@ def find_class(text: str, classes: Sequence[ImageClass] | None = None) -> ImageC
         return found[0]
     if found:
         raise UsageError(
-            f"{text!r} means {len(found)} classes", hint=" or ".join(f"{c.wnid} ({c.index})" for c in found)
+            f"{text!r} means {counted(len(found), 'class')}",
+            hint=" or ".join(f"{c.wnid} ({c.index})" for c in found),
         )
     near = [c.words[0] for c in classes if any(wanted in word.casefold() for word in c.words)][:5]
     hint = (

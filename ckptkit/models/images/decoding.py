@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ckptkit.base.errors import CkptkitError, FormatError, MissingDependencyError, NotFoundError
-from ckptkit.base.text import escaped
+from ckptkit.base.text import counted, escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,7 +129,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
     except (struct.error, OverflowError, ValueError, OSError):
         return
     if count > _ENTRIES:
-        raise CostlyError(f"{count:,} entries of metadata")
+        raise CostlyError(f"{counted(count, 'entry')} of metadata")
     size = struct.calcsize(order + "HH" + 2 * offset)
     for entry in struct.iter_unpack(order + "HH" + 2 * offset, _whole(file.read(count * size), size)):
         tag, kind, many, value = entry

@@ -294,7 +294,7 @@ def test_bad_images_are_left_out_and_not_counted(
         ({"output": "o.pth"}, UsageError, "calibrate writes a safetensors file"),
         ({"output": "there.safetensors"}, UsageError, "exists already"),
         ({"data": "empty"}, NotFoundError, "no images"),
-        ({"data": "bad"}, UsageError, "1 images that can be decoded"),
+        ({"data": "bad"}, UsageError, "1 image that can be decoded"),
         ({"device": "cuda:77"}, UsageError, "cuda:77|no GPU 77"),
     ],
 )

@@ -396,7 +396,7 @@ def test_a_last_row_that_is_cut_off(tmp_path: Path):
     ("text", "reason"),
     [
         ("epoch,train_loss\n0,1\n1,2,3\n", "line 3: 3 cells, but the header has 2"),
-        ("epoch,train_loss\n0\n", "line 2: 1 cells"),
+        ("epoch,train_loss\n0\n", "line 2: 1 cell,"),
         ("epoch,train_loss\nzero,1\n", "line 2: epoch is 'zero', not a number"),
         ("epoch,train_loss\n0.5,1\n", "line 2: epoch is '0.5', not a whole number"),
         ("epoch,train_loss\n,1\n", "line 2: epoch is '', not a number"),
