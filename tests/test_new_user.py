@@ -68,8 +68,9 @@ def test_a_new_users_session(id, mirrors, tmp_path, monkeypatch, capsys):
 
     (predicted,) = json.loads(ckptkit("predict", id, "cat.jpg", "--json"))
     best = predicted["top"][0]
+    assert predicted["weights"]["synthetic"], "the bytes came through a mirror, and the numbers say so"
     (shown,) = _listed(json.loads(ckptkit("cam", id, "cat.jpg", "-o", "cam.png", "--json")))
-    assert shown["class"]["index"] == best["index"]
+    assert shown["class"]["index"] == best["index"] and shown["synthetic"]
     from PIL import Image
 
     with Image.open("cam.png") as heat_map:
