@@ -995,7 +995,7 @@ COUNTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "no count of weights": (without("nb_params", "layer_1"), "group layer_1: its attribute nb_params is not"),
     "a count that is a text": (attribute("nb_layers", "2"), "its attribute nb_layers is not a count"),
     "a count below zero": (attribute("nb_params", -1, "layer_0"), "its attribute nb_params is not a count"),
-    "a huge count": (attribute("nb_layers", np.uint64(1 << 63)), "no group layer_2 of the 92233"),
+    "a huge count": (attribute("nb_layers", np.uint64(1 << 63)), "no group layer_2 of the 9,223,372,"),
 }
 
 

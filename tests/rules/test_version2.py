@@ -210,7 +210,7 @@ class TestParts:
             (
                 "source: c, target: 'a{n}', op: unstack, over: n",
                 {"c": ()},
-                "1 axes expected, shape [] has 0",
+                "1 axis expected, shape [] has 0",
             ),
             (
                 "source: c, target: [a, b], op: split, over: t, axes: '(h t) -> h'",
