@@ -336,12 +336,12 @@ def _constants(
         if not isinstance(text, str) or not text.endswith("running_var"):
             continue
         counters = tuple(f"{name.removesuffix('running_var')}{_COUNTERS}" for name in draft.targets)
-        if not all(name in rest and rest[name].shape == () for name in counters):
+        if not all(name in rest and rest[name].size == 1 for name in counters):
             continue
         keys: dict[str, object] = {
             "target": f"{text.removesuffix('running_var')}{_COUNTERS}",
             "fill": "zeros",
-            "shape": [],
+            "shape": list(rest[counters[0]].shape),
             "dtype": rest[counters[0]].dtype.name,
         }
         if "{" in text:
@@ -401,7 +401,7 @@ def _ignores(
         leaf = re.split(r"[./]", name)[-1]
         if name in trained:
             groups[(_pattern(name, used), *trained[name])].append(name)
-        elif leaf == _COUNTERS and spec.shape == ():
+        elif leaf == _COUNTERS and spec.size == 1:
             pattern = rf".+[./]{_COUNTERS}"
             if any(re.fullmatch(pattern, one) for one in used):
                 pattern = _pattern(name, used)

@@ -19,6 +19,8 @@ _COMPANY, _KIN, _ORDER, _IN_FAMILY, _CONTENT = 0.5, 0.4, 0.2, 0.25, 0.05
 """What counts besides words, whose agreement is a number from 0 to 1."""
 AGAINST = 0.4
 """What counts against a pair: axes that would be turned otherwise than usual."""
+_TIE = 1e-4
+"""What the order in the files counts where nothing else does: too little for a guess."""
 NEVER = -9.0
 """The score of what cannot be a pair."""
 _POSSIBLE = -5.0
@@ -106,11 +108,13 @@ class Scores:
     ) -> list[list[float]]:
         """Scores of all pairs; those of one pattern on both sides are paired in their order."""
         scores = [[self.of(a, b) if fits(a, b) else NEVER for b in rights] for a in lefts]
+        left, right = (sorted(units, key=lambda one: one.layers[0].place) for units in (lefts, rights))
         for at, unit in enumerate(lefts):
             rank = _rank(unit, lefts)
             for to, other in enumerate(rights):
                 if rank is not None and rank == _rank(other, rights):
                     scores[at][to] += _IN_FAMILY
+                scores[at][to] -= _TIE * abs(left.index(unit) - right.index(other))
         return scores
 
 

@@ -121,6 +121,8 @@ _VARIABLES: tuple[Kind, ...] = ("kernel", "bias", "mean", "variance")
 _PIECE = re.compile(r"(?<![0-9])[0-9]{1,15}(?![0-9])")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _END = re.compile(r"(:[0-9]+|/\.ATTRIBUTES/VARIABLE_VALUE)$")
+_LETTER = re.compile(r"(?<=[0-9])[a-j](?=[_./]|$)")
+"""A letter that counts after a number: ``block2a``, ``block2b``."""
 _SEPARATOR = re.compile(r"[./]")
 
 
@@ -225,7 +227,7 @@ def layers_of(specs: Mapping[str, TensorSpec]) -> list[Layer]:
 
 def _numbered(specs: Iterable[str]) -> dict[str, str]:
     """Names with the number that Keras leaves out for the first of a kind: ``conv``, ``conv_1``."""
-    plain = {name: _END.sub("", name) for name in specs}
+    plain = {name: _LETTER.sub(_counted, _END.sub("", name)) for name in specs}
     follows: set[tuple[str, str]] = set()
     for name in plain.values():
         parts = _SEPARATOR.split(name)
@@ -242,6 +244,11 @@ def _numbered(specs: Iterable[str]) -> dict[str, str]:
         ]
         numbered[name] = "/".join(given) if given != parts else text
     return numbered
+
+
+def _counted(letter: re.Match[str]) -> str:
+    """The number of a letter that counts, with what parts it from the one before."""
+    return f"_{ord(letter[0]) - ord('a')}"
 
 
 def _leaf(name: str, spec: TensorSpec) -> tuple[str, Kind]:

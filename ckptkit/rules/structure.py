@@ -165,19 +165,23 @@ class Structure:
         self._rounds(final=True)
 
     def _rounds(self, *, final: bool = False) -> None:
-        """Accept what is sure enough, until that helps nothing else any more."""
-        while self._round(company=bool(self._pairs), final=False):
-            pass
-        if final:
-            while self._round(company=True, final=True):
+        """Accept what is sure enough, until that helps nothing else: kernels first, which norms follow."""
+        for roles in (("kernel",), None):
+            while self._round(company=bool(self._pairs), final=False, roles=roles):
                 pass
+        if final:
+            for roles in (("kernel",), None):
+                while self._round(company=True, final=True, roles=roles):
+                    pass
 
-    def _round(self, *, company: bool, final: bool) -> bool:
+    def _round(self, *, company: bool, final: bool, roles: tuple[str, ...] | None) -> bool:
         classes = self._classes()
         scorer = Scores(self.source, self.target, self._pairs if company else (), self.is_odd)
         accepted = False
         self._unsure = set()
         for key in sorted(classes, key=lambda one: (-len(one[1]), one[0])):
+            if roles is not None and key[0] not in roles:
+                continue
             lefts, rights = (self._whole(units, side) for side, units in enumerate(classes[key]))
             if lefts and rights and self._assign(lefts, rights, scorer, final=final):
                 accepted = True

@@ -149,7 +149,10 @@ def usual(source: Shape, target: Shape, orders: tuple[AxisOrder | None, AxisOrde
     if left == right:
         return next((turn for turn in fitting if _in_order(turn)), None)
     if len(source) == len(target):
-        for meant in (_exchanged(len(source), left), _depthwise(len(source), left)):
+        ways = [_exchanged(len(source), left)]
+        if 1 in (source[-1:] if left == "input first" else source[1:2]):
+            ways.append(_depthwise(len(source), left))
+        for meant in ways:
             if tuple(source[i] for i in meant) == target:
                 return _turn(source, target, [[i] for i in meant if source[i] != 1])
     return next((turn for turn in fitting if _turned_round(turn)), None)

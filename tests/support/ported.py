@@ -638,6 +638,35 @@ def efficientnet() -> Port:
 
 
 @unseen
+def mobilenet_slim() -> Port:
+    """MobileNetV2's TensorFlow-slim release to transformers; a norm is inside of its convolution there."""
+    p = Port("mobilenet_slim")
+
+    def conv(source: str, target: str, shape: Shape, how: str = "conv") -> None:
+        leaf = "depthwise_weights" if how == "depthwise" else "weights"
+        p.add(f"MobilenetV2/{source}/{leaf}", f"mobilenet_v2.{target}.convolution.weight", shape, how)
+        p.norm(
+            f"MobilenetV2/{source}/BatchNorm", f"mobilenet_v2.{target}.normalization", shape[0], batch=True
+        )
+
+    conv("Conv", "conv_stem.first_conv", (32, 3, 3, 3))
+    conv("expanded_conv/depthwise", "conv_stem.conv_3x3", (32, 1, 3, 3), "depthwise")
+    conv("expanded_conv/project", "conv_stem.reduce_1x1", (16, 32, 1, 1))
+    width_in, at = 16, 0
+    for width, blocks in ((24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1)):
+        for _ in range(blocks):
+            a, b, inner = f"expanded_conv_{at + 1}", f"layer.{at}", 6 * width_in
+            conv(f"{a}/expand", f"{b}.expand_1x1", (inner, width_in, 1, 1))
+            conv(f"{a}/depthwise", f"{b}.conv_3x3", (inner, 1, 3, 3), "depthwise")
+            conv(f"{a}/project", f"{b}.reduce_1x1", (width, inner, 1, 1))
+            width_in, at = width, at + 1
+    conv("Conv_1", "conv_1x1", (1280, 320, 1, 1))
+    p.add("MobilenetV2/Logits/Conv2d_1c_1x1/weights", "classifier.weight", (1001, 1280), "conv1x1")
+    p.add("MobilenetV2/Logits/Conv2d_1c_1x1/biases", "classifier.bias", (1001,))
+    return p.sorted_by_name()
+
+
+@unseen
 def llama() -> Port:
     """LLaMA's release to transformers."""
     p = Port("llama")
