@@ -57,6 +57,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 DOCTESTS_NEED = {
     "ckptkit.analysis.profile.profile_model": "torch",
+    "ckptkit.api.pictures.transform": "torch",
+    "ckptkit.api.proving.profile": "torch",
     "ckptkit.models.images.preprocessing.Preprocessing": "PIL",
     "ckptkit.models.create.create_model": "torch",
 }
