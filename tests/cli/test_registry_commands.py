@@ -132,10 +132,18 @@ def test_pin_refuses_the_upload_without_statistics(run: Runner, tmp_path: Path) 
 def test_pin_is_all_or_nothing(run: Runner, tmp_path: Path) -> None:
     cache("moat0-224")
     overlay = tmp_path / "mine.yaml"
-    result = run("registry", "pin", "moat?-224", "--file", overlay)
+    result = run("registry", "pin", "moat0-224", "moat1-224", "--file", overlay)
     assert (result.code, result.out) == (3, "")
     assert "moat1-224 has not been fetched here" in result.err
     assert not overlay.exists()
+
+
+def test_a_glob_pins_what_was_fetched(run: Runner, tmp_path: Path) -> None:
+    cache("moat0-224")
+    overlay = tmp_path / "mine.yaml"
+    result = run("registry", "pin", "moat?-224", "--file", overlay)
+    assert result.code == 0 and result.out.startswith("moat0-224  sha256 ")
+    assert "moat1-224" not in overlay.read_text()
 
 
 def test_an_installed_ckptkit_does_not_write_into_itself(
