@@ -214,7 +214,7 @@ def test_values_that_are_no_tensors_are_noted_in_few_words(tmp_path: Path) -> No
     path = write_zip(tmp_path / "m.pth", whole(b"}(" + text("w") + TENSOR + numbers + b"u"))
     with open_reader(path) as reader:
         assert len(reader.notes) == 21
-        assert reader.notes[-1] == "4980 more values are not tensors: skipped"
+        assert reader.notes[-1] == "4,980 more values are not tensors: skipped"
 
 
 # -- time and memory -----------------------------------------------------------------------------------------
