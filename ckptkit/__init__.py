@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ckptkit.api import (
         calibrate,
         cam,
+        check_rules,
         convert,
         create_model,
         diff,
@@ -68,6 +69,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "cam",
+    "check_rules",
     "convert",
     "create_model",
     "diff",

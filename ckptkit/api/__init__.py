@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ckptkit import models
 from ckptkit.api.checkpoints import (
+    check_rules,
     convert,
     diff,
     fetch,
@@ -27,6 +28,7 @@ create_model = public(models.create_model)
 __all__ = [
     "calibrate",
     "cam",
+    "check_rules",
     "convert",
     "create_model",
     "diff",

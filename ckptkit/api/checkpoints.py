@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ckptkit.api.environment import BuiltInFormat, BuiltInLayout, Dtype
     from ckptkit.compare.diff import Difference, LayoutChoice
     from ckptkit.compare.inspect import Inspection, Sort
+    from ckptkit.compare.rules_check import RulesCheck
     from ckptkit.compare.suggesting import Suggestion
     from ckptkit.compare.verify import VerifyReport
     from ckptkit.convert.loading import LoadedTensors
@@ -615,3 +616,64 @@ def suggest_rules(
 
     request = SuggestRequest(state_dict, strip_prefix, state_dict_target, strip_prefix_target, values)
     return suggest(workspace_of_environment(), source, target, request)
+
+
+@public
+def check_rules(
+    rules: str | Path,
+    source: Named,
+    target: Named | None = None,
+    *,
+    reverse: bool = False,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+) -> RulesCheck:
+    """Check what a file of rules fits and what not, without converting or reading values.
+
+    Parameters
+    ----------
+    rules : path
+        A YAML file, as `convert` takes it.
+    source : str, Path or Entry
+        A checkpoint, or a JSON file of names and shapes, as ``ckptkit inspect --json`` prints it.
+    target : str, Path or Entry, optional
+        What the result should have: the same; or ``"package.module:function"``, as for `suggest_rules`.
+    reverse : bool
+        Read ``rules`` from the target to the source.
+    state_dict, strip_prefix
+        As for `load`, of ``source``.
+
+    Returns
+    -------
+    RulesCheck
+        ``.ok``, ``.verdict``; ``.faults`` with their lines, ``.missing``, ``.unexpected``, ``.other_shape``,
+        ``.left_out``, ``.filled``, ``.to_json()``.
+
+    Raises
+    ------
+    NotFoundError, FormatError, UsageError
+        Nothing there; damaged; the file of rules itself has faults.
+
+    Examples
+    --------
+    >>> import ckptkit, pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> shapes = '{"fc/kernel": [8, 4], "fc/bias": [4]}'
+    >>> _ = (folder / "a.json").write_text(shapes)
+    >>> text = "{version: 2, rules: [{source: fc/kernel, target: fc.w}]}"
+    >>> _ = (folder / "rules.yaml").write_text(text)
+    >>> found = ckptkit.check_rules(folder / "rules.yaml", folder / "a.json")
+    >>> found.ok, found.faults[0].what
+    (False, '1 tensor fits no rule: fc/bias')
+    """
+    from ckptkit.compare.rules_check import check_files
+    from ckptkit.rules.file import load_rules
+
+    return check_files(
+        workspace_of_environment(),
+        load_rules(rules, reverse=reverse),
+        source,
+        target,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+    )

@@ -46,6 +46,15 @@ _FLOAT_ALIASES = {
 }
 
 
+def dtype_named(text: str) -> DType | None:
+    """The element type that a user names, of those that are read as numbers; None where there is none.
+
+    >>> str(dtype_named("bf16")), str(dtype_named("int64")), dtype_named("float33")
+    ('bfloat16', 'int64', None)
+    """
+    return DTYPES.get(_FLOAT_ALIASES.get(text, text))
+
+
 def float_named(text: str) -> str:
     """The element type that a user names, for floating tensors to be cast to.
 

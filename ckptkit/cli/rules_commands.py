@@ -36,7 +36,8 @@ def check_command(
         str | None,
         typer.Argument(
             metavar="[TARGET]",
-            help="What the result should have: a checkpoint, or a JSON file as inspect --json writes it.",
+            help="What the result should have: a checkpoint, a JSON file as inspect --json writes it, or "
+            "package.module:function, which builds a model. That runs your code.",
         ),
     ] = None,
     reverse: Annotated[
@@ -52,16 +53,18 @@ def check_command(
 
     Examples: ckptkit rules check rules.yaml model.ckpt · ckptkit rules check rules.yaml a.npz b.pth --json
     """
-    from ckptkit.compare.outlines import outline_of
-    from ckptkit.compare.rules_check import check_rules
+    from ckptkit.compare.rules_check import check_files
     from ckptkit.rules.file import load_rules
 
     state = state_of(context)
-    workspace = state.workspace()
-    read = load_rules(rules, reverse=reverse)
-    have = outline_of(workspace, source, state_dict=state_dict, strip_prefix=strip_prefix)
-    wanted = outline_of(workspace, target) if target is not None else None
-    found = check_rules(read, have, wanted)
+    found = check_files(
+        state.workspace(),
+        load_rules(rules, reverse=reverse),
+        source,
+        target,
+        state_dict=state_dict,
+        strip_prefix=strip_prefix,
+    )
     pieces = partial(found.pieces, everything=state.output.verbose)
     state.output.result(found.to_json(), lambda: state.output.show(pieces()))
     if not found.ok:

@@ -10,10 +10,12 @@ from typing import Any
 from ckptkit.base.shown import Column, Gap, Piece, Shown, Table
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
-from ckptkit.compare.outlines import Outline
+from ckptkit.compare.built_models import is_factory, outline_of_factory
+from ckptkit.compare.outlines import Outline, outline_of
 from ckptkit.convert.by_rules import Fault, assign
 from ckptkit.convert.planning import Filling
 from ckptkit.rules.mapping import NameRule, RuleFile
+from ckptkit.workspace import Named, Workspace
 
 _SHOWN_ROWS = 20
 
@@ -135,6 +137,24 @@ class RulesCheck(Shown):
 
 def _as_json(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype.name}
+
+
+def check_files(
+    workspace: Workspace,
+    rules: RuleFile,
+    source: Named,
+    target: Named | None = None,
+    *,
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+) -> RulesCheck:
+    """Check a file of rules on what the user named; ``target`` may be a function that builds a model."""
+    have = outline_of(workspace, source, state_dict=state_dict, strip_prefix=strip_prefix)
+    if target is None:
+        return check_rules(rules, have)
+    is_built = is_factory(target)
+    want = outline_of_factory(workspace, str(target)) if is_built else outline_of(workspace, target)
+    return check_rules(rules, have, want)
 
 
 def check_rules(rules: RuleFile, source: Outline, target: Outline | None = None) -> RulesCheck:

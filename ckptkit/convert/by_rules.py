@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import ConversionError, UsageError, listed, shown_faults
-from ckptkit.base.tensors import DTYPES, DType, TensorSpec
+from ckptkit.base.tensors import DType, TensorSpec
 from ckptkit.convert.planning import (
     AnyMove,
     Filling,
@@ -36,6 +36,9 @@ BY_RULES = "rules"
 
 _SHOWN_FAULTS = 20
 
+_OF_RULES = ("rules", "rules_direction", "rules_sha256", "rules_guessed", "rules_filled")
+"""Metadata that tell of the rules of this conversion, and not of an earlier one."""
+
 Require = Literal["proven"]
 
 
@@ -57,8 +60,10 @@ def plan_by_rules(
             details=shown_faults(faults),
             hint="each tensor needs one rule or one ignore, each rule a tensor (or 'optional: true')",
         )
+    plan = plan_of_any_model(reader, BY_RULES, entry)
     plan = replace(
-        plan_of_any_model(reader, BY_RULES, entry),
+        plan,
+        metadata={key: value for key, value in plan.metadata.items() if key not in _OF_RULES},
         moves=tuple(found.moves),
         ignored=tuple(found.ignored),
         shared=_shared(reader.same, found.moves),
@@ -394,10 +399,9 @@ def _dtype(rule: NameRule, specs: Sequence[TensorSpec]) -> DType:
     """Element type in the target."""
     if other := next((spec for spec in specs if spec.dtype != specs[0].dtype), None):
         raise ValueError(f"they are {specs[0].dtype} and {other.dtype}")
-    source = specs[0].dtype
-    if rule.dtype is None or rule.dtype == source.name:
+    source, target = specs[0].dtype, rule.dtype
+    if target is None or target == source:
         return source
-    target = DTYPES[rule.dtype]
     if not (source.is_float and target.is_float):
         import numpy
 
@@ -505,7 +509,7 @@ def _fill(rules: RuleFile, found: Assignment, budget: Budget) -> None:
         assert constant is not None
         for values in made.get(constant.beside.text, []) if constant.beside else [{}]:
             name = rule.target.fill(values)
-            spec = TensorSpec(name, DTYPES[constant.dtype], constant.shape)
+            spec = TensorSpec(name, constant.dtype, constant.shape)
             budget.spend(names=len(name), steps=_PART_STEPS)
             if spec.nbytes > budget.nbytes:
                 found.misfits.append(

@@ -46,9 +46,9 @@ from pydantic import (
 )
 
 from ckptkit._version import DOCUMENTATION
-from ckptkit.base.axes import OPS, Fusion, Op
+from ckptkit.base.axes import IDENTITY, OPS, Fusion, Op
 from ckptkit.base.errors import NotFoundError, UsageError, shown_faults
-from ckptkit.base.tensors import DTYPES
+from ckptkit.base.tensors import DTYPES, DType, dtype_named
 from ckptkit.base.text import counted
 from ckptkit.registry.document import Document, Location, bounded, parse, read_text, short
 from ckptkit.rules.mapping import (
@@ -308,7 +308,7 @@ class _Checked:
             op = _named_op(row.op, row.sizes) if row.op else _op_in(row.axes or "", row.sizes, _LETTERS)
         except ValueError as error:
             self._fault((*place, "axes" if row.axes is not None else "op"), str(error))
-            op = OPS["identity"]
+            op = IDENTITY
         return NameRule(source, target, op, optional=row.optional)
 
     # -- version 2 -------------------------------------------------------------------------------------------
@@ -316,10 +316,13 @@ class _Checked:
     def _rule(self, row: _RuleText, place: Location) -> NameRule:
         kind = _kind(row)
         self._check_keys(row, kind)
-        if row.dtype is not None and row.dtype not in DTYPES:
+        dtype = dtype_named(row.dtype) if row.dtype is not None else None
+        if row.dtype is not None and dtype is None:
             raise _FaultError(f"unknown dtype {short(row.dtype)}: one of {', '.join(DTYPES)}", "dtype")
+        if row.over is not None and not re.fullmatch(_WORD, row.over):
+            raise _FaultError(f"'over' is a name alone, such as e, not {short(row.over)}", "over")
         if kind == "fill":
-            return self._constant(row, place)
+            return self._constant(row, place, dtype)
         over = row.over or ""
         counted = (over,) if kind in ("stack", "unstack") else ()
         source = self._names(place, "source", row.source or [], counted)
@@ -334,7 +337,7 @@ class _Checked:
             if row.parts is not None and len(row.parts) != (many := max(len(source), len(target))):
                 raise _FaultError(f"{len(row.parts)} 'parts' of {many} tensors", "parts")
             fusion = Fusion(row.axis or 0, over, tuple(row.parts or ()))
-        return NameRule(source, target, op, kind, fusion, None, row.optional, row.dtype, row.sure)
+        return NameRule(source, target, op, kind, fusion, None, row.optional, dtype, row.sure)
 
     def _check_keys(self, row: _RuleText, kind: Kind) -> None:
         """Refuse keys that have no meaning for a kind of rule, and miss those that it needs."""
@@ -368,7 +371,8 @@ class _Checked:
         """The op of a rule's axes; of parts of one tensor, from a part or to a part."""
         try:
             if row.axes is None:
-                return _named_op(row.op if kind == "move" and row.op else "identity", row.sizes)
+                named = row.op if kind == "move" and row.op else IDENTITY.name
+                return _named_op(named, row.sizes, *_PARTS)
             if kind == "move" and row.op is not None:
                 raise ValueError("give either 'op' or 'axes'")
             extra = {"concat": 1, "stack": 1, "split": 0, "unstack": 0}.get(kind)
@@ -376,7 +380,7 @@ class _Checked:
         except ValueError as error:
             raise _FaultError(str(error), "axes" if row.axes is not None else "op") from error
 
-    def _constant(self, row: _RuleText, place: Location) -> NameRule:
+    def _constant(self, row: _RuleText, place: Location, dtype: DType | None) -> NameRule:
         if idle := [key for key in ("source", "op", "axes") if getattr(row, key) is not None]:
             raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named('fill')}", idle[0])
         if len(row.target) > 1:
@@ -393,7 +397,7 @@ class _Checked:
         if target.placeholders != (beside.placeholders if beside else frozenset()):
             what = "'with' has others" if beside else "'with' is missing, which says for which tensors"
             raise _FaultError(f"the placeholders of {target.text!r}: {what}", "target")
-        constant = Constant(row.fill, tuple(row.shape), row.dtype or "float32", beside)
+        constant = Constant(row.fill, tuple(row.shape), dtype or DTYPES["float32"], beside)
         return NameRule((), (target,), kind="fill", constant=constant, sure=row.sure)
 
     def _check_constants(self) -> None:
@@ -456,6 +460,9 @@ class _FaultError(Exception):
         self.keys = tuple({name: key for key, name in _KEYS.items()}.get(key, key) for key in keys)
 
 
+_PARTS = ("concat", "split", "stack", "unstack")
+"""Ops of tensors that are parts of one."""
+
 _KEYS = {"beside": "with"}
 """Keys of the file that are not names in Python."""
 
@@ -476,15 +483,15 @@ def _kind(row: _RuleText) -> Kind:
     """Which of the kinds a rule is."""
     if row.fill is not None:
         return "fill"
-    if row.op in ("concat", "split", "stack", "unstack"):
+    if row.op in _PARTS:
         kind: Kind = row.op  # type: ignore[assignment]
         return kind
     return "move"
 
 
-def _named_op(name: str, sizes: dict[str, int]) -> Op:
+def _named_op(name: str, sizes: dict[str, int], *more: str) -> Op:
     if name not in OPS:
-        raise ValueError(f"unknown op {short(name)}: one of {', '.join(OPS)}; or write 'axes'")
+        raise ValueError(f"unknown op {short(name)}: one of {', '.join([*more, *OPS])}; or write 'axes'")
     return _with_sizes(OPS[name].external, OPS[name].canonical, sizes)
 
 

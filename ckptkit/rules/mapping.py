@@ -16,6 +16,7 @@ from string import Formatter
 from typing import Literal
 
 from ckptkit.base.axes import IDENTITY, Fusion, Op, Shape
+from ckptkit.base.tensors import DType
 from ckptkit.rules.language import shape_of
 
 Kind = Literal["move", "concat", "split", "stack", "unstack", "fill"]
@@ -226,7 +227,7 @@ class Constant:
 
     value: Fill
     shape: Shape
-    dtype: str
+    dtype: DType
     beside: NamePattern | None = None  # one for each tensor that another rule makes under such a name
 
     @property
@@ -246,7 +247,7 @@ class NameRule:
     fusion: Fusion | None = None  # which part of the one tensor each of the many is
     constant: Constant | None = None
     optional: bool = False  # whether it may match nothing
-    dtype: str | None = None  # element type in the target; None: the source's
+    dtype: DType | None = None  # element type in the target; None: the source's
     sure: Sure | None = None  # how sure whoever wrote it is; None: a person wrote it
     line: int = 0
 

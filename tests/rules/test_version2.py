@@ -309,6 +309,10 @@ class TestElementTypes:
             n: str(a.dtype) for n, a in made.items()
         }
 
+    def test_its_other_spellings(self, tmp_path):
+        text = f"{HEAD} - {{source: a, target: a, dtype: half}}\n"
+        assert there(tmp_path, text, {"a": random(2)})[0]["a"].dtype == np.float16
+
     def test_what_rounding_loses_is_told(self, tmp_path):
         text = HEAD + " - {source: [a, b], target: c, op: concat, dtype: float16}\n"
         arrays = {"a": np.float32([1e6, 1]), "b": np.float32([1e-9, 2])}
@@ -430,6 +434,8 @@ PLAIN = "{source: a, target: b, op: linear}"
         (f"strip: [a]\nrules:\n - {PLAIN}", "unknown key strip, which needs 'version: 2'"),
         ("rules:\n - {source: 'a{i+1}', target: 'b{i}', op: linear}", "write 'version: 2' for others"),
         ("version: 1\nrules:\n - {source: a, target: b}", "give either 'op' or 'axes'"),
+        ("version: 2\nrules:\n - {source: 'a{i}', target: b, op: stack, over: '{i}'}", "a name alone"),
+        ("version: 2\nrules:\n - {source: a, target: b, op: glue}", "one of concat, split, stack, unstack"),
         (f"version: 2\nrules:\n - {PLAIN[:-1]}, with: c}}", "'with' has no meaning for a rule without op"),
         ("version: 2\nrules:\n - {source: [], target: b, op: concat}", "rules[0].source"),
     ],
