@@ -88,10 +88,11 @@ DRAWN = re.compile(r"\x1b\[(?:[0-9;]*m|2K|[0-9]*A|\?25[lh])|\r")
 """What rich may write to a terminal; no evil string has it but for a colour that rich never uses."""
 
 
-def is_clean(text: str, *, terminal: bool = False) -> bool:
+def is_clean(text: str, *, terminal: bool = False, allowed: str = "") -> bool:
     """Whether nothing in a text is obeyed or hidden."""
     drawn = set(DRAWN.findall(text)) if terminal else set()
-    return "\x1b[31;8m" not in drawn and not FORBIDDEN & set(DRAWN.sub("", text) if terminal else text)
+    left = set(DRAWN.sub("", text) if terminal else text) - set(allowed)
+    return "\x1b[31;8m" not in drawn and not FORBIDDEN & left
 
 
 # Running a command
@@ -163,8 +164,9 @@ class Runs:
             with pytest.raises(SystemExit) as left:
                 command_line.main([*map(str, arguments)])
         run = Run(int(left.value.code or 0), out.text, err.text)
-        for text in (run.out, run.err):
-            assert is_clean(text, terminal=terminal), (arguments, text)
+        between = "\t" if "tsv" in arguments else ""
+        for text, allowed in ((run.out, between), (run.err, "")):
+            assert is_clean(text, terminal=terminal, allowed=allowed), (arguments, text)
         assert "Traceback" not in run.err or "-v" in arguments, run.err
         return run
 
@@ -310,6 +312,11 @@ def csv_shape(text: str) -> object:
     return [len(row) for row in rows]
 
 
+def tsv_shape(text: str) -> list[int]:
+    """How many cells each line has."""
+    return [line.count("\t") for line in text.splitlines()]
+
+
 def json_strings(value: Any) -> Iterator[str]:
     """All texts in a value, keys too."""
     if isinstance(value, str):
@@ -351,6 +358,10 @@ class Sources:
         self.other = safetensors(
             folder / "other.safetensors", {name: f"x{text}" for name, text in texts.items()}
         )
+        self.rules = folder / "rules.yaml"
+        named = [text.replace("{", "{{").replace("}", "}}") for text in texts.values()]
+        mapped = [{"source": text, "target": f"x{text}", "sure": "guessed"} for text in named]
+        self.rules.write_text(yaml.safe_dump({"version": 2, "rules": mapped}))
         self.log = log_file(folder / f"{file_name(texts['clear'] + texts['bidi'])}.log.json", texts)
         self.faulty = folder / f"{file_name(texts['c1'] + texts['rich'])}.yaml"
         self.faulty.write_text(
@@ -397,11 +408,11 @@ ADD = "registry", "add", "x", "https://e.org/x", "--file", "OUT"
 ROWS = [
     *(
         Row("list", given(*LIST, *EVERY, "--format", form), form)
-        for form in ("csv", "markdown", "html", "json")
+        for form in ("csv", "tsv", "markdown", "html", "json")
     ),
     *(
         Row("list", given(*LIST, *EVERY, "-o", "OUT"), writes=name)
-        for name in ("a.csv", "a.md", "a.html", "a.json", "a.txt")
+        for name in ("a.csv", "a.tsv", "a.md", "a.html", "a.json", "a.txt")
     ),
     Row("list", given(*LIST)),
     Row("list", given(*LIST, *EVERY)),
@@ -459,6 +470,8 @@ ROWS = [
         ),
         code=5,
     ),
+    Row("rules check", given("rules", "check", "@rules", "@checkpoint", "@other", "-v")),
+    Row("rules check", given("rules", "check", "@rules", "@checkpoint", "@other", "--json"), "some json"),
     Row("registry validate", given("registry", "validate", "@faulty", "@registry"), code=1),
     Row("registry validate", given("registry", "validate", "@faulty", "--json"), "some json", code=1),
     Row(
@@ -493,6 +506,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sources]:
 
 SHAPES: dict[str, Callable[[str], object]] = {
     "csv": csv_shape,
+    "tsv": tsv_shape,
     "html": html_shape,
     "md": markdown_shape,
     "markdown": markdown_shape,
@@ -518,12 +532,30 @@ def test_what_is_printed_and_written(
         assert is_clean(texts["evil"])
         holds_all(texts["evil"], () if form == "some json" else tuple(EVIL.values()))
     elif form in SHAPES:
-        assert is_clean(texts["evil"])
+        assert is_clean(texts["evil"], allowed="\t" if form == "tsv" else "")
         assert SHAPES[form](texts["evil"]) == SHAPES[form](texts["plain"])
     elif form == "text":
         run(*row.arguments(sources["evil"], tmp_path / "terminal"), terminal=True)
     elif form == "txt":
         assert is_clean(texts["evil"])
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("-v",), ("--json",), ("-o", "rules.yaml"), ("-o", "rules.yaml", "-v")]
+)
+def test_a_draft_of_rules(
+    run: Runs, sources: dict[str, Sources], tmp_path: Path, options: Sequence[str]
+) -> None:
+    """Names, the paths in its comments and its questions: the file is as clean as what is printed."""
+    evil = sources["evil"]
+    done = run("rules", "suggest", evil.checkpoint, evil.other, *options)
+    assert done.code in (0, 1), done.err  # how sure it is of such names does not matter here
+    run("rules", "suggest", evil.checkpoint, evil.other, *options, "--force", terminal=True)
+    if "-o" in options:
+        text = (tmp_path / "rules.yaml").read_text()
+        assert is_clean(text)
+        targets = [rule["target"] for rule in yaml.safe_load(text)["rules"]]
+        assert any(EVIL["bidi"] in target.replace("{{", "{").replace("}}", "}") for target in targets)
 
 
 class TestTorchFiles:
@@ -762,6 +794,7 @@ def with_metadata(source: Path, target: Path, **metadata: str) -> None:
 ELSEWHERE = {
     **dict.fromkeys(("cache ls", "cache rm", "cache prune", "cache verify", "cache path"), test_the_cache),
     "doctor": test_the_environment,
+    "rules suggest": test_a_draft_of_rules,
     **dict.fromkeys(("predict", "cam", "eval", "calibrate"), test_what_a_model_says),
     "export": test_the_card_of_an_export,
     **dict.fromkeys(("demo", "profile"), None),  # of what is built in alone; see what is typed

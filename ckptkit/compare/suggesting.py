@@ -62,6 +62,17 @@ class Suggestion(Shown):
     uncovered: tuple[TensorSpec, ...]  # tensors of the target that no rule makes
     unused: tuple[TensorSpec, ...]  # tensors of the source that no rule takes and no ignore names
     notes: tuple[str, ...] = ()
+    models: _Models | None = None  # to draft again from other pairs
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """The pairs of tensors that it was drafted from."""
+        return tuple(match for draft in self.drafts for match in draft.matches)
+
+    def redrafted(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
+        """The draft that other pairs of the same tensors make."""
+        assert self.models is not None
+        return self.models.suggestion(matches, notes)
 
     @property
     def ok(self) -> bool:
@@ -226,58 +237,76 @@ def _suggestion(
     source = {name: spec for name, spec in have.specs.items() if name not in trained}
     same = _same(proven, values, source, want.specs)
     structure = Structure(source, want.specs, proven, same)
-    drafts = drafts_of(structure.matches, source, want.specs)
-    made = {name for draft in drafts for name in draft.targets}
-    drafts += _constants(drafts, [want.specs[name] for name in want.specs if name not in made], values)
-    made |= {name for draft in drafts for name in draft.targets}
-    used = {name for draft in drafts for name in draft.sources}
-    if not used:
-        raise ConversionError(
-            f"{have.name} and {want.name} have no layers in common, by values, names or shapes",
-            hint=command("inspect", have.name),
+    models = _Models(have, want, source, trained, tuple(structure.questions), values, bool(proven))
+    return models.suggestion(structure.matches)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Both sides of a suggestion, and what is known of them."""
+
+    have: Outline
+    want: Outline
+    source: Mapping[str, TensorSpec]  # without what training alone needs
+    trained: Mapping[str, tuple[str, str]]
+    questions: tuple[Question, ...]
+    values: tuple[Values, Values] | None
+    by_values: bool
+
+    def suggestion(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
+        """The draft that some pairs of tensors make."""
+        have, want = self.have, self.want
+        drafts = drafts_of(matches, self.source, want.specs)
+        made = {name for draft in drafts for name in draft.targets}
+        missing = [want.specs[name] for name in want.specs if name not in made]
+        drafts += _constants(drafts, missing, self.values)
+        made |= {name for draft in drafts for name in draft.targets}
+        used = {name for draft in drafts for name in draft.sources}
+        if not used:
+            raise ConversionError(
+                f"{have.name} and {want.name} have no layers in common, by values, names or shapes",
+                hint=command("inspect", have.name),
+            )
+        places = {name: at for at, name in enumerate(want.specs)}
+        drafts.sort(key=lambda draft: places[draft.targets[0]])
+        left = {name: spec for name, spec in have.specs.items() if name not in used}
+        ignores = _ignores(left, used, self.trained)
+        ignored = {name for ignore in ignores for name in ignore.tensors}
+        questions, drafts = _asked(self.questions, drafts)
+        result = Suggestion(
+            have.name,
+            want.name,
+            "values" if self.by_values else "names and shapes",
+            "",
+            tuple(drafts),
+            tuple(ignores),
+            tuple(questions),
+            tuple(spec for name, spec in want.specs.items() if name not in made),
+            tuple(spec for name, spec in left.items() if name not in ignored),
+            (*_notes(have, want, self.by_values, self.values), *notes),
+            self,
         )
-    places = {name: at for at, name in enumerate(want.specs)}
-    drafts.sort(key=lambda draft: places[draft.targets[0]])
-    left = {name: spec for name, spec in have.specs.items() if name not in used}
-    ignores = _ignores(left, used, trained)
-    ignored = {name for ignore in ignores for name in ignore.tensors}
-    questions, drafts = _asked(structure.questions, drafts)
-    result = Suggestion(
-        have.name,
-        want.name,
-        "values" if proven else "names and shapes",
-        "",
-        tuple(drafts),
-        tuple(ignores),
-        tuple(questions),
-        tuple(spec for name, spec in want.specs.items() if name not in made),
-        tuple(spec for name, spec in left.items() if name not in ignored),
-        tuple(_notes(have, want, proven, values)),
-    )
-    heading = [
-        f"From {have.name} to {want.name}, drafted by ckptkit {__version__} from {result.by}:",
-        result.verdict,
-        "Check it with 'ckptkit rules check', use it with 'ckptkit convert --rules'.",
-    ]
-    file = Drafted(
-        result.drafts,
-        result.ignores,
-        result.questions,
-        result.uncovered,
-        result.unused,
-        tuple(map(_line, heading)),
-    )
-    return replace(result, text=file.text)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+        heading = [
+            f"From {have.name} to {want.name}, drafted by ckptkit {__version__} from {result.by}:",
+            result.verdict,
+            *notes,
+            "Check it with 'ckptkit rules check', use it with 'ckptkit convert --rules'.",
+        ]
+        file = Drafted(
+            result.drafts,
+            result.ignores,
+            result.questions,
+            result.uncovered,
+            result.unused,
+            tuple(heading),
+        )
+        return replace(result, text=file.text)
 
 
 def _notes(
-    have: Outline, want: Outline, proven: list[Match], values: tuple[Values, Values] | None
+    have: Outline, want: Outline, by_values: bool, values: tuple[Values, Values] | None
 ) -> Iterator[str]:
-    if values is not None and not proven:
+    if values is not None and not by_values:
         yield "the two files have no values in common; decided by names and shapes"
     for side in (have, want):
         if side.left_out:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ckptkit.base.axes import Shape
 from ckptkit.base.tensors import TensorSpec
+from ckptkit.base.text import escaped
 from ckptkit.rules.naming import opened
 from ckptkit.rules.structure import Match, Question, Sure, worst
 from ckptkit.rules.turning import Turn, full, named
@@ -58,16 +59,14 @@ class DraftIgnore:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    """A string of YAML in which nothing is hidden: controls and signs that turn the direction are codes."""
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in plain)
 
 
 def _yaml(value: object) -> str:
     if isinstance(value, str):
-        return (
-            value
-            if value.isalpha() and value.isascii() and value not in _YAML_WORDS
-            else json.dumps(value, ensure_ascii=False)
-        )
+        return value if value.isalpha() and value.isascii() and value not in _YAML_WORDS else _quoted(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_yaml(one) for one in value)}]"
     if isinstance(value, Mapping):
@@ -556,12 +555,13 @@ class Drafted:
     @property
     def text(self) -> str:
         """The file."""
-        lines = [*(f"# {line}" for line in self.heading), "version: 2", "rules:"]
+        lines = [*(f"# {escaped(line)}" for line in self.heading), "version: 2", "rules:"]
         asked: set[int] = set()
         for draft in self.drafts:
             if draft.question is not None and draft.question not in asked:
                 asked.add(draft.question)
-                lines += [f"  # {line}" for line in _comment(self.questions[draft.question], draft)]
+                asked_here = _comment(self.questions[draft.question], draft)
+                lines += [f"  # {escaped(line)}" for line in asked_here]
             lines.append(draft.line)
         if self.ignores:
             lines.append("ignore:")
@@ -594,9 +594,7 @@ def _listed(what: str, specs: Sequence[TensorSpec]) -> list[str]:
     if not specs:
         return []
     lines = [f"# {what}:"]
-    lines += [
-        f"#   {json.dumps(spec.name, ensure_ascii=False)} {list(spec.shape)}" for spec in specs[:_MOST_LISTED]
-    ]
+    lines += [f"#   {_quoted(spec.name)} {list(spec.shape)}" for spec in specs[:_MOST_LISTED]]
     if len(specs) > _MOST_LISTED:
         lines.append(f"#   and {len(specs) - _MOST_LISTED:,} more")
     return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ckptkit.base.tensors import TensorSpec
@@ -49,6 +49,12 @@ class Question:
     text: str
     sources: tuple[str, ...] = ()  # patterns that could be exchanged
     targets: tuple[str, ...] = ()
+    units: tuple[Mapping[tuple[int, Kind], TensorSpec], ...] = field(default=(), compare=False, repr=False)
+    """The tensors of each pattern of the source, by layer and kind."""
+
+
+def _tensors(unit: Unit) -> dict[tuple[int, Kind], TensorSpec]:
+    return {(n, kind): spec for n, layer in enumerate(unit.layers) for kind, spec in layer.parts.items()}
 
 
 def worst(*sure: Sure) -> Sure:
@@ -313,8 +319,11 @@ class Structure:
         for place, units in enumerate((lefts, rights)):
             first = [pair[place] for pair in unsure]
             rest = [unit for unit in units if unit not in first and self._open_unit(unit, place)]
-            sides.append(tuple(unit.pattern for unit in (*first, *rest)))
-        self.questions.append(Question("which of these is which?", *sides))
+            sides.append((*first, *rest))
+        names = [tuple(unit.pattern for unit in units) for units in sides]
+        self.questions.append(
+            Question("which of these is which?", names[0], names[1], tuple(map(_tensors, sides[0])))
+        )
         for left, right in unsure:
             if self._still(left, right):
                 self._accept(left, right, "ambiguous", len(self.questions) - 1)
