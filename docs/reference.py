@@ -27,6 +27,7 @@ from ckptkit.cli.output import READER_GONE, ExitCode, exit_code, pasteable
 from ckptkit.convert.by_rules import assign
 from ckptkit.families.base import registry_families
 from ckptkit.formats.builtin import BUILT_IN
+from ckptkit.parity import case_file, recorder
 from ckptkit.registry.schema import json_schema
 from ckptkit.rules import file as rules_file
 
@@ -159,8 +160,7 @@ def _formats() -> str:
 
 def _rules() -> str:
     """The language of rules files: the docstring of the code that reads them."""
-    text = (rules_file.__doc__ or "").replace("``", "`")
-    return re.sub(r"::\n\n((?:    .*\n|\n)+)", _yaml_block, text)
+    return _page_of(rules_file, "yaml")
 
 
 def rules_examples() -> list[dict[str, Any]]:
@@ -201,8 +201,24 @@ def _rule_keys() -> str:
     return _table(("key", ""), [(f"`{key}`", field["description"]) for key, field in properties.items()])
 
 
-def _yaml_block(found: re.Match[str]) -> str:
-    return f":\n\n```yaml\n{textwrap.dedent(found[1]).strip()}\n```\n\n"
+def _cases() -> str:
+    """Case files, in the same way."""
+    return _page_of(case_file, "yaml")
+
+
+def _recorder() -> str:
+    """The recorder that `record --emit` writes."""
+    return _page_of(recorder, "python")
+
+
+def _page_of(module: Any, language: str) -> str:
+    """A module's docstring as a page."""
+    text = (module.__doc__ or "").replace("``", "`")
+
+    def block(found: re.Match[str]) -> str:
+        return f":\n\n```{language}\n{textwrap.dedent(found[1]).strip()}\n```\n\n"
+
+    return re.sub(r"::\n\n((?:    .*\n|\n)+)", block, text)
 
 
 def _operations() -> str:
@@ -253,6 +269,9 @@ PARTS = {
     "rules examples": _rules_examples,
     "rule keys": _rule_keys,
     "operations": _operations,
+    "cases": _cases,
+    "case keys": case_file.reference,
+    "recorder": _recorder,
     "registry": _registry,
 }
 """What a line of a page that ends with ``<!-- from the code: … -->`` is replaced by."""

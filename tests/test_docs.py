@@ -27,6 +27,7 @@ from ckptkit.base.axes import OPS
 from ckptkit.cli import app
 from ckptkit.cli.output import ExitCode
 from ckptkit.formats.builtin import BUILT_IN
+from ckptkit.parity.case_file import CaseText, InputText, SideText
 from tests.conftest import REPOSITORY
 from tests.support.browser import browser
 from tests.support.examples import commands, printed_examples
@@ -80,6 +81,7 @@ def test_every_public_name_has_its_docstring_in_the_reference(site):
         ("exit-codes", [str(int(code)) for code in ExitCode]),
         ("formats", [word for format in BUILT_IN.values() for word in (format.name, *format.endings)]),
         ("rules", [*OPS, "source", "target", "ignore", "sizes"]),
+        ("cases", [*CaseText.model_fields, *SideText.model_fields, *InputText.model_fields, "recorder"]),
         ("registry", ["attn_force_fp32", "pool_size", "published_top1", "hash_provenance", "sources"]),
     ],
 )

@@ -116,6 +116,16 @@ def _together(*steps: Arrange) -> Arrange:
     return lambda: [step() for step in steps] and None
 
 
+def _cases() -> None:
+    """good.yaml, a case of two recordings, and empty.yaml, of which one has no outputs."""
+    np.savez("empty.npz", **{"inputs/x": np.ones((2, 3), "f4")})
+    np.savez("good.npz", output=np.arange(6, dtype="f4").reshape(2, 3))
+    for name in ("good", "empty"):
+        side = "{framework: recorded, model: %s.npz}"
+        text = f"left: {side % 'good'}\nright: {side % name}\ninputs: {{shape: [2, 3]}}\n"
+        Path(f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
 def _recording() -> None:
     """outputs.npz: what PyTorch's model of moat.ckpt gives for a random image, and the image."""
     images = np.random.default_rng(0).standard_normal((1, 64, 64, 3), dtype=np.float32)
@@ -918,6 +928,10 @@ SITUATIONS: Mapping[str, Situation] = {
         ),
         then="convert objects.npz --rules ignoring.yaml --to npz -o o.npz",
     ),
+    "no such case": Situation("parity --case nosuch.yaml", _cases, fill={"--case": "--case good.yaml"}),
+    "a recording without outputs": Situation("parity --case empty.yaml", _cases, then="record --emit r.py"),
+    "record what": Situation("record", then="record --emit r.py"),
+    "the recorder of a side": Situation("record --emit r.py --side left", then="record --emit r.py"),
     "a registry with remarks in it": Situation(
         f"registry add {ID} https://example.org/m.tar.gz --file own.yaml --force",
         arrange=_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ckptkit.api.environment import note, public, workspace_of_environment
 from ckptkit.base.home import user_path
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from ckptkit.analysis.profile import ProfileReport
     from ckptkit.api.environment import Dtype, ExportTarget
     from ckptkit.families.binding import Weights
-    from ckptkit.parity.report import BackendName, ParityReport
+    from ckptkit.parity.report import BackendName, CaseReport, ParityReport
     from ckptkit.registry.schema import Entry
     from ckptkit.workspace import Named
 
 
-@public
+@overload
+def parity(*, case: str | Path) -> CaseReport: ...
+
+
+@overload
 def parity(
     what: Named,
     *,
@@ -39,13 +43,37 @@ def parity(
     variant: str | None = None,
     allow_missing_bn: bool = False,
     settings: Mapping[str, Any] | None = None,
-) -> ParityReport:
+) -> ParityReport: ...
+
+
+@public
+def parity(
+    what: Named | None = None,
+    *,
+    case: str | Path | None = None,
+    synthetic: bool = False,
+    batch: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    image: str | Path | None = None,
+    weights: Weights = "auto",
+    state_dict: str | None = None,
+    strip_prefix: str | Sequence[str] | None = None,
+    dtype: Dtype | None = None,
+    converted: str | Path | None = None,
+    backend: BackendName | None = None,
+    variant: str | None = None,
+    allow_missing_bn: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> ParityReport | CaseReport:
     """Run the forward pass in both frameworks and compare it stage by stage.
 
     Parameters
     ----------
-    what : str, Path or Entry
+    what : str, Path or Entry, optional
         Id or entry (fetched when it is not here) or path; with ``synthetic`` an id or a variant.
+    case : path, optional
+        A case file instead: any two models, each run in a process of its own. It takes no other argument.
     synthetic : bool
         Use synthetic weights by recipe; needs no download.
     batch, seed : int, optional
@@ -69,14 +97,29 @@ def parity(
 
     Returns
     -------
-    ParityReport
-        ``.ok``, ``.stages``, ``.first_departure``, ``.to_json()``.
+    ParityReport or CaseReport
+        ``.ok``, ``.stages``, ``.first_departure``, ``.to_json()``; of a case also ``.cause``.
 
     Raises
     ------
+    UsageError
+        When neither or both of ``what`` and ``case`` are given, or the case file has faults.
+    ConversionError
+        When a side of a case fails, or a checkpoint does not fit its model.
     MissingDependencyError
         When torch, or what the other side needs, is not installed.
     """
+    from ckptkit.base.errors import UsageError
+
+    if (what is None) == (case is None):
+        raise UsageError(
+            "parity takes either what or case", hint="parity(case=...) compares two models of a file"
+        )
+    if case is not None:
+        from ckptkit.parity.any_model import prove_case
+
+        return prove_case(user_path(case), note)
+    assert what is not None
     from ckptkit.models.synth import named_checkpoint
     from ckptkit.parity.run import ParityRequest, prove
 

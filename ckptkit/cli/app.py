@@ -289,7 +289,7 @@ _GROUPS = {
     "Prove": {
         "verify": "compare_commands",
         "diff": "compare_commands",
-        "parity": "parity_commands",
+        **dict.fromkeys(("parity", "record"), "parity_commands"),
         "eval": "eval_commands",
         "calibrate": "eval_commands",
     },

@@ -1,4 +1,4 @@
-"""``parity``: the command that proves a conversion by running both frameworks."""
+"""``parity`` and ``record``: the commands that prove a conversion by running models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckptkit.cli.output import Output
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
-    from ckptkit.parity.report import Failure, ParityReport
+    from ckptkit.parity.report import Failure, Report
     from ckptkit.workspace import Workspace
 
 
@@ -81,6 +81,12 @@ def parity(
         Path | None,
         file_to_write(metavar="FILE", help="Also write JUnit XML for CI; an older report is replaced."),
     ] = None,
+    cases: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--case", metavar="FILE", help="A case file instead of WHAT: any two models; may be repeated."
+        ),
+    ] = None,
     all_entries: Annotated[
         bool, typer.Option("--all", help="Every fetched entry; with --synthetic every entry.")
     ] = False,
@@ -92,9 +98,13 @@ def parity(
     MogaNet), the other one its conversion. Exits with 1 if they disagree. Needs both frameworks. With
     --with onnxruntime PyTorch's model is compared with its own ONNX graph, which needs no TensorFlow.
 
+    With --case two models of your own are compared: a case file names their code, checkpoints and inputs.
+    Each runs in a process of its own; a case runs its code, so take only cases that you trust.
+
     Examples: ckptkit parity tiny-moat0-256 --synthetic
     · ckptkit parity moganet-xt-224 --converted moganet.ckpt --resolution 96 --junit parity.xml
     · ckptkit parity tiny-moat0-256 --synthetic --with onnxruntime --resolution 64
+    · ckptkit parity --case case.yaml
     """
     from ckptkit.base.errors import CkptkitError, UsageError
     from ckptkit.cli.output import ExitCode
@@ -104,6 +114,10 @@ def parity(
     from ckptkit.parity.run import ParityRequest, prove
 
     state = state_of(context)
+    if cases:
+        _refuse_beside_cases(context)
+        _prove_cases(state.output, cases, junit)
+        return
     workspace = state.workspace()
     asked = ParityRequest(
         converted=converted,
@@ -128,7 +142,7 @@ def parity(
     for request in requests:
         request.require()
     named: dict[str, Any] = {key: getattr(chosen, key) for key in ("synthetic", "state_dict", "strip_prefix")}
-    results: list[ParityReport | Failure] = []
+    results: list[Report | Failure] = []
 
     def fault(name: str, error: CkptkitError) -> Failure:
         failure = Failure(name, str(error), type(error).__name__)
@@ -155,6 +169,94 @@ def parity(
         _write_junit(staged, results)
 
 
+def _refuse_beside_cases(context: typer.Context) -> None:
+    """A case file says all there is to say."""
+    from ckptkit.base.errors import UsageError
+
+    fitting = {"cases", "junit", "as_json"}
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is not None and source.name == "COMMANDLINE" and param.name not in fitting:
+            label = param.opts[0] if param.param_type_name == "option" else "WHAT"
+            raise UsageError(
+                f"{label} and --case contradict each other", hint="the case file says what to run"
+            )
+
+
+def _prove_cases(output: Output, cases: Sequence[Path], junit: Path | None) -> None:
+    from ckptkit.base.errors import CkptkitError
+    from ckptkit.cli.output import ExitCode
+    from ckptkit.cli.targets import several
+    from ckptkit.parity.any_model import prove_case
+    from ckptkit.parity.report import Failure
+
+    results: list[Report | Failure] = []
+
+    def fault(name: str, error: CkptkitError) -> Failure:
+        failure = Failure(name, str(error), type(error).__name__)
+        results.append(failure)
+        return failure
+
+    names = [str(case) for case in cases]
+    with ExitStack() as stack, several(output, names, "compared", done="agree", fault=fault) as work:
+        staged = _staged(stack, junit)
+        for place, name in enumerate(names, 1):
+            note = _prefixed(output, f"{place}/{len(names)} {name}" if len(names) > 1 else name)
+            with work.one(name):
+                report = prove_case(name, note)
+                results.append(report)
+                work.show(report, partial(output.show, report.pieces()))
+                if not report.ok:
+                    work.failed(name, ExitCode.CHECK_FAILED)
+        _write_junit(staged, results)
+
+
+def record(
+    context: typer.Context,
+    case: Annotated[Path | None, typer.Option(metavar="FILE", help="The case file.")] = None,
+    side: Annotated[str | None, typer.Option(metavar="<left|right>", help="Which side to run.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")
+    ] = None,
+    emit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the recorder for code that runs elsewhere, and nothing else."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Record what one side of a case computes, so that it can be compared where that side cannot run.
+
+    The file has the inputs, the output of each stage and the result; a case reads it as a side of framework
+    recorded. With --emit a recorder is written: one Python file that needs only numpy (Python 3.6, TensorFlow
+    1.x), for environments without ckptkit.
+
+    Examples: ckptkit record --case case.yaml --side left -o left.npz
+    · ckptkit record --emit recorder.py
+    """
+    from ckptkit.base.errors import UsageError
+    from ckptkit.parity.any_model import emit_recorder, record_case
+
+    output_ = state_of(context).output
+    if emit is not None:
+        if case is not None or side is not None or output is not None:
+            raise UsageError("--emit writes the recorder alone", hint="leave --case, --side and --output out")
+        written = emit_recorder(emit, force=force)
+    else:
+        missing = [
+            name
+            for name, value in (("--case", case), ("--side", side), ("--output", output))
+            if value is None
+        ]
+        if missing or case is None or side is None or output is None:
+            raise UsageError(
+                f"record needs {' and '.join(missing)}", hint="or --emit FILE, to write the recorder"
+            )
+        written = record_case(case, side, output, force=force, say=_prefixed(output_, f"{case}"))
+    output_.result({"path": str(written)}, f"wrote {written}")
+
+
 def _refuse_without_models(workspace: Workspace, name: str) -> None:
     """Refuse an entry of a family that has no models, before it is downloaded."""
     from ckptkit.families.base import get_family
@@ -178,7 +280,7 @@ def _staged(stack: ExitStack, junit: Path | None) -> StagedFile | None:
     return stack.enter_context(StagedFile(junit, force=True))
 
 
-def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Failure]) -> None:
+def _write_junit(staged: StagedFile | None, results: Sequence[Report | Failure]) -> None:
     if staged is None:
         return
     from ckptkit.parity.report import junit_document
@@ -188,5 +290,6 @@ def _write_junit(staged: StagedFile | None, results: Sequence[ParityReport | Fai
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command to the root."""
+    """Add these commands to the root."""
     app.command(short_help="Run both frameworks and compare stage by stage.")(parity)
+    app.command(short_help="Record what one side of a case computes.")(record)

@@ -103,7 +103,7 @@ def reference_of(source: ModelSource, model: Any) -> Reference:
     return Reference(inputs, run_torch(model, inputs.array()))
 
 
-def check_graph(reference: Reference, candidate: Backend, *, features: bool) -> GraphCheck:
+def check_graph(reference: Reference, candidate: Backend[Array], *, features: bool) -> GraphCheck:
     """Compare what a graph gives."""
     images = reference.inputs.array()
     expected = {name for name in reference.outputs if not (features and name == LOGITS)}

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ckptkit.base.errors import ConversionError, FormatError, UsageError
 from ckptkit.base.progress import Say, say_nothing
@@ -285,18 +285,22 @@ class Ran:
         }
 
 
-class Backend(ABC):
+Given = TypeVar("Given")
+"""What a backend runs on: images (N, H, W, 3) float32 for those of the families' models."""
+
+
+class Backend(ABC, Generic[Given]):
     """One side of a comparison."""
 
-    framework: ClassVar[Framework]
+    framework: Framework
 
     @abstractmethod
-    def run(self, images: Array, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
-        """Give the outputs for (N, H, W, 3) float32; ``reference`` is what the other side gave before."""
+    def run(self, given: Given, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
+        """Give the outputs; ``reference`` is what the other side gave before."""
 
 
 @dataclass
-class ModelBackend(Backend):
+class ModelBackend(Backend[Array]):
     """A family's model, filled from a checkpoint; run once for each function the file may be of."""
 
     file: ModelFile
@@ -321,7 +325,7 @@ class ModelBackend(Backend):
         unknown = self.file.recognition.family.missing_settings(self.known)
         return next(iter(self.modes.values())) | dict.fromkeys(unknown, "both")
 
-    def run(self, images: Array, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
+    def run(self, images: Array, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Build the model, fill it and run it."""
         say(f"loading {FRAMEWORK_NAMES[self.framework]} and running its model")
         started = time.perf_counter()
@@ -400,7 +404,7 @@ class TorchBackend(ModelBackend):
 
 
 @dataclass
-class GraphBackend(Backend):
+class GraphBackend(Backend[Array]):
     """A backend that carries its own weights and computes one function."""
 
     path: Path
@@ -429,7 +433,7 @@ class OnnxBackend(GraphBackend):
         """A graph that is open."""
         return cls(graph.path, settings or {}, graph.batch, graph.size, graph)
 
-    def run(self, images: Array, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
+    def run(self, images: Array, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Run it, or each of those."""
         started = time.perf_counter()
         passes, graph = {}, self.graph
@@ -462,7 +466,7 @@ class SavedModelBackend(GraphBackend):
 
         return f"tensorflow {tf.__version__}"
 
-    def run(self, images: Array, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
+    def run(self, images: Array, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Load it once, and run it."""
         started = time.perf_counter()
         passes = {"": Pass(self._signature(images))}
@@ -497,7 +501,7 @@ class RecordedBackend(GraphBackend):
             size = (images.shape[1], images.shape[2]) if images else None
             return cls(path, {}, outputs[0].shape[0], size, images is not None)
 
-    def run(self, images: Array, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
+    def run(self, images: Array, /, say: Say = say_nothing, reference: Ran | None = None) -> Ran:
         """Read what has the shape of the other side's; of any other the shape alone is compared."""
         import numpy
 

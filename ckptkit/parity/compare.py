@@ -43,10 +43,11 @@ class Tolerance:
 
     stages: Limit
     logits: Limit
+    outputs: frozenset[str] = frozenset()  # what is held to the limit of logits besides them
 
     def limit(self, output: str) -> Limit:
         """Limit of one output by name."""
-        return self.logits if is_logits(output) else self.stages
+        return self.logits if is_logits(output) or output in self.outputs else self.stages
 
 
 _FLOAT16_ROUNDOFF = 2.0**-11

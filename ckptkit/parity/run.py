@@ -20,6 +20,7 @@ from typing import Any, cast
 from ckptkit.base.errors import ConversionError, FormatError, UsageError, listed, one_of, require_installed
 from ckptkit.base.packages import is_installed
 from ckptkit.base.progress import Say, say_nothing
+from ckptkit.base.tensors import Array
 from ckptkit.base.text import counted
 from ckptkit.convert.execution import Target, execute
 from ckptkit.convert.planning import plan_by_layout
@@ -46,7 +47,8 @@ from ckptkit.parity.backends import (
     require_same_model,
     settings_of,
 )
-from ckptkit.parity.compare import TOLERANCES, Tolerance, compare, top_agreement
+from ckptkit.parity.case import Case, Compared
+from ckptkit.parity.compare import TOLERANCES, StageComparison, Tolerance, top_agreement
 from ckptkit.parity.inputs import Batch, Inputs, inputs_for
 from ckptkit.parity.report import FRAMEWORK_NAMES, BackendName, ParityReport
 from ckptkit.workspace import Located
@@ -143,63 +145,64 @@ def backend_named(text: str) -> BackendName:
 # -- running -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """Two sides that are ready to run, and what both will see."""
+@dataclass(frozen=True, kw_only=True)
+class FamilyCase(Case[Array]):
+    """A checkpoint of a known family, and what is made of it."""
 
-    name: str
     path: Path
     source: ModelFile
     synthetic: bool
-    reference: Backend  # reads the source
-    candidate: Backend
     batch: Batch
     precision: str  # that the way from the one side to the other rounded to
-    tolerance: Tolerance
-    notes: Sequence[str]
+
+    @property
+    def given(self) -> Array:
+        """The images."""
+        return self.batch.images
+
+    def in_common(self, reference: Ran, candidate: Ran) -> Compared:
+        """The outputs to compare: a graph need not give every stage, but none of another model."""
+        ours, theirs = reference.outputs, candidate.outputs
+        if not theirs or theirs.keys() - ours.keys():
+            raise ConversionError(
+                f"{candidate.side.reads} gives {listed(theirs)}, {self.path} gives {listed(ours)}",
+                hint="give one of this very checkpoint",
+            )
+        names = [name for name in ours if name in theirs]
+        return Compared(
+            {name: ours[name] for name in names},
+            {name: theirs[name] for name in names},
+            self.tolerance,
+            [FRAMEWORK_NAMES[side.framework] for side in (reference.side, candidate.side)],
+        )
+
+    def report(
+        self, reference: Ran, candidate: Ran, compared: Compared, stages: Sequence[StageComparison]
+    ) -> ParityReport:
+        """The report of both runs."""
+        sides = (reference.side, candidate.side)
+        return ParityReport(
+            name=self.name,
+            **self.source.facts,
+            source=str(self.path),
+            synthetic=self.synthetic,
+            reference=reference.side.framework,
+            sides=sides if candidate.side.framework != "keras" else (sides[1], sides[0]),
+            inputs=self.batch.inputs,
+            precision=self.precision,
+            stages=(*self.batch.prepared, *stages),
+            top=top_agreement(compared.ours, compared.theirs, stages),
+            notes=(*self.notes, *_notes_of(reference, candidate)),
+        )
 
 
 def prove(located: Located, request: ParityRequest, say: Say = say_nothing) -> ParityReport:
     """Open a request and run it."""
     started = time.perf_counter()
     with open_case(located, request, say) as case:
-        return replace(run_parity(case, say), seconds=time.perf_counter() - started)
-
-
-def run_parity(opened: Case, say: Say = say_nothing) -> ParityReport:
-    """Run both sides of a case on the same inputs and compare them stage by stage."""
-    reference = opened.reference.run(opened.batch.images, say)
-    candidate = opened.candidate.run(opened.batch.images, say, reference)
-    ours, theirs = _in_common(opened, reference, candidate)
-    sides = (reference.side, candidate.side)
-    stages = compare(
-        ours, theirs, opened.tolerance, sides=[FRAMEWORK_NAMES[side.framework] for side in sides]
-    )
-    return ParityReport(
-        name=opened.name,
-        **opened.source.facts,
-        source=str(opened.path),
-        synthetic=opened.synthetic,
-        reference=reference.side.framework,
-        sides=sides if candidate.side.framework != "keras" else (sides[1], sides[0]),
-        inputs=opened.batch.inputs,
-        precision=opened.precision,
-        stages=(*opened.batch.prepared, *stages),
-        top=top_agreement(ours, theirs, stages),
-        notes=(*opened.notes, *_notes_of(reference, candidate)),
-    )
-
-
-def _in_common(opened: Case, reference: Ran, candidate: Ran) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The outputs to compare: a graph need not give every stage, but none of another model."""
-    ours, theirs = reference.outputs, candidate.outputs
-    if not theirs or theirs.keys() - ours.keys():
-        raise ConversionError(
-            f"{candidate.side.reads} gives {listed(theirs)}, {opened.path} gives {listed(ours)}",
-            hint="give one of this very checkpoint",
-        )
-    names = [name for name in ours if name in theirs]
-    return {name: ours[name] for name in names}, {name: theirs[name] for name in names}
+        report = case.run(say)
+        assert isinstance(report, ParityReport)
+        return replace(report, seconds=time.perf_counter() - started)
 
 
 def _notes_of(reference: Ran, candidate: Ran) -> Iterator[str]:
@@ -216,7 +219,7 @@ def _notes_of(reference: Ran, candidate: Ran) -> Iterator[str]:
 
 
 @contextmanager
-def open_case(located: Located, request: ParityRequest, say: Say = say_nothing) -> Iterator[Case]:
+def open_case(located: Located, request: ParityRequest, say: Say = say_nothing) -> Iterator[FamilyCase]:
     """Open both sides of a request while the block lasts: the source, and what is given or made of it."""
     request.require()
     if located.entry is not None:
@@ -237,7 +240,7 @@ class _Opening:
     opened: ExitStack
     say: Say
 
-    def keras_and_torch(self) -> Case:
+    def keras_and_torch(self) -> FamilyCase:
         """The one side reads the source, the other its conversion: a fresh one, or the one given."""
         given = self.request.converted
         conversion = Located(given).like(self.located) if given else None
@@ -265,7 +268,7 @@ class _Opening:
         notes = _differences(reference, candidate)
         return self._case(reference, candidate, batch, precision, notes)
 
-    def torch_and_graph(self) -> Case:
+    def torch_and_graph(self) -> FamilyCase:
         """PyTorch's model, and a graph or recording of it: the one given, or a fresh export."""
         source = self._source(self.request.weights)
         family, known = source.recognition.family, settings_of(source)
@@ -333,15 +336,15 @@ class _Opening:
     def _case(
         self,
         reference: ModelBackend,
-        candidate: Backend,
+        candidate: Backend[Array],
         batch: Batch,
         precision: str = "float32",
         notes: Iterable[str] = (),
-    ) -> Case:
+    ) -> FamilyCase:
         source, request = reference.file, self.request
         synthetic = request.synthetic or is_synthetic(source.reader, source.recognition)
         about_source = _source_notes(reference, batch.inputs)
-        return Case(
+        return FamilyCase(
             name=request.name or self.located.name,
             path=self.located.path,
             source=source,

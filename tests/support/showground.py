@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,6 +118,7 @@ def prepare(folder: Path) -> Showground:
         ckptkit.fetch(id)
     _write_checkpoints(ground.folder)
     _write_ruled_model(ground.folder)
+    _write_case(ground.folder)
     return ground
 
 
@@ -132,6 +134,13 @@ def _write_checkpoints(folder: Path) -> None:
     ckptkit.convert("tiny-moat0-256", to="safetensors", output=folder / "converted.safetensors")
     os.link(folder / "a.pth", folder / "model.pth")
     (folder / "mine.yaml").write_text("entries:\n  - id: tiny-moat0-256\n    note: ours\n", encoding="utf-8")
+
+
+def _write_case(folder: Path) -> None:
+    """Put the example of a case there, with random weights."""
+    for file in (REPOSITORY / "examples" / "case").glob("*.*"):
+        shutil.copy(file, folder / file.name)
+    runpy.run_path(str(folder / "nets.py"), run_name="__main__")
 
 
 def _write_ruled_model(folder: Path) -> None:

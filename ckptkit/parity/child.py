@@ -1,0 +1,678 @@
+"""One side of a case, in a process of its own: its framework, the user's code, the checkpoint.
+
+The parent (`sides.SideProcess`) sends requests as lines of JSON and gets one line for each; arrays travel as
+recordings (`recorder`) in a private folder. When the parent's end of the pipe is gone, so is this process,
+whatever it computes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ckptkit.base.errors import CkptkitError, ConversionError, FormatError, NotFoundError, UsageError, listed
+from ckptkit.base.tensors import Array
+from ckptkit.parity.recorder import Recorder, to_numpy
+
+MOST = 4 << 30
+"""Bytes that the outputs of all stages may take."""
+
+
+def serve() -> None:
+    """Answer requests on standard input until it ends."""
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    stdin, stdout = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)  # whatever a library or the model prints
+    threading.Thread(target=_listen, args=(stdin, requests), daemon=True).start()
+    model: Model | None = None
+    while True:
+        request = requests.get()
+        try:
+            if model is None:
+                model = MODELS[request["framework"]](request)
+                answer = model.answer({"do": "open"})
+            else:
+                answer = model.answer(request)
+        except CkptkitError as error:
+            answer = {
+                "error": error.verdict,
+                "details": error.details,
+                "hint": error.hint,
+                "kind": type(error).__name__,
+            }
+        except BaseException as error:
+            traceback.print_exc()
+            answer = {"error": _in_a_line(error, request.get("folder", "")), "kind": "ConversionError"}
+        stdout.write(json.dumps(answer).encode() + b"\n")
+        stdout.flush()
+
+
+def _listen(stdin: BinaryIO, requests: Any) -> None:
+    try:
+        for line in stdin:
+            requests.put(json.loads(line))
+    finally:
+        os._exit(1)
+
+
+def _in_a_line(error: BaseException, folder: str) -> str:
+    """An exception, and the line of the user's code that it comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+class Model(ABC):
+    """A model that is ready to run."""
+
+    channels_last = True
+    versions = ""
+
+    def __init__(self, side: Mapping[str, Any]) -> None:
+        self.side = side
+        self.path = Path(side["checkpoint"]) if side["checkpoint"] else None
+        if side["layout"]:
+            self.channels_last = side["layout"] == "NHWC"
+        self.open()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Import the framework, build the model and fill it."""
+
+    @abstractmethod
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run the model; its stages go to the recorder."""
+
+    def explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Try changes one at a time; no framework but two can."""
+        return {"tried": 0, "found": []}
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what the parent asks for."""
+        if request["do"] == "open":
+            return {"versions": self.versions}
+        return self.record(request) if request["do"] == "run" else self.explain(request)
+
+    # -- the same for all ------------------------------------------------------------------------------------
+
+    def factory(self) -> Any:
+        """What the user's function gives."""
+        module, _, name = self.side["model"].partition(":")
+        sys.path.insert(0, self.side["folder"])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and module.split(".")[: len(error.name.split("."))] == error.name.split(
+                "."
+            ):
+                raise NotFoundError(
+                    f"no module {module!r}", hint=f"it is looked for in {self.side['folder']}"
+                ) from error
+            raise
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise NotFoundError(f"{module} has no {name}", hint=f"it has {listed(_callables(found))}")
+            found = getattr(found, part)
+        return found()
+
+    def inputs(self, path: str, layouts: Mapping[str, str | None]) -> dict[str, Array]:
+        """The inputs, in the order of axes that this side has."""
+        import numpy
+
+        with numpy.load(path, allow_pickle=False) as file:
+            arrays = {name.partition("/")[2]: file[name] for name in file}
+        return {
+            name: in_order(array, layouts.get(name), self.channels_last) for name, array in arrays.items()
+        }
+
+    def record(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once and write what came out."""
+        layout = "NHWC" if self.channels_last else "NCHW"
+        recorder = Recorder(layout=layout, wanted=request["wanted"], most=MOST)
+        given = self.inputs(request["inputs"], request["layouts"])
+        if request["keep_inputs"]:
+            for name, array in given.items():
+                recorder.input(name, array)
+        try:
+            recorder.output(self.call(given, recorder))
+        except MemoryError as error:
+            raise UsageError(
+                str(error) or "not enough memory", hint="name the stages to compare, or use a smaller batch"
+            ) from error
+        if not recorder.outputs:
+            raise ConversionError(f"{self.side['model']} gives no tensor")
+        recorder.save(request["outputs"])
+        return {"names": recorder.seen}
+
+    def by_rules(self) -> dict[str, Array] | None:
+        """The checkpoint under the model's names, by a rules file; None without one."""
+        if not self.side["rules"]:
+            return None
+        from ckptkit.convert.by_rules import plan_by_rules
+        from ckptkit.convert.loading import read_moves
+        from ckptkit.formats.detect import open_reader
+        from ckptkit.rules.file import load_rules
+
+        assert self.path is not None
+        rules = load_rules(self.side["rules"], reverse=self.side["reverse"])
+        with open_reader(self.path, state_dict=self.side["state_dict"]) as reader:
+            return read_moves(plan_by_rules(reader, rules).moves, reader)
+
+    def refuse_misfits(
+        self, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Name every tensor of the checkpoint or of the model that has no counterpart."""
+        faults = {
+            "missing": [name for name in wanted if name not in found],
+            "unexpected": [name for name in found if name not in wanted],
+            "of another shape": [
+                f"{name} {list(found[name])} instead of {list(shape)}"
+                for name, shape in wanted.items()
+                if name in found and tuple(found[name]) != tuple(shape)
+            ],
+        }
+        said = [f"{len(names)} {kind}: {listed(names)}" for kind, names in faults.items() if names]
+        if said:
+            raise ConversionError(f"{self.path} does not fit {self.side['model']}", details=said)
+
+
+def _callables(module: Any) -> list[str]:
+    return [name for name, one in vars(module).items() if callable(one) and not name.startswith("_")]
+
+
+def in_order(array: Array, layout: str | None, channels_last: bool) -> Array:
+    """An input with its channels where a side has them."""
+    import numpy
+
+    if layout is None or array.ndim != len(layout) or (layout[-1] == "C") == channels_last:
+        return array
+    return numpy.ascontiguousarray(
+        numpy.moveaxis(array, 1, -1) if channels_last else numpy.moveaxis(array, -1, 1)
+    )
+
+
+def called(function: Callable[..., Any], signature_of: Any, values: Mapping[str, Any], **options: Any) -> Any:
+    """Call with one value; with several by their names where it has them all, else in their order."""
+    if len(values) == 1:
+        return function(*values.values(), **options)
+    try:
+        parameters = inspect.signature(signature_of).parameters
+    except (TypeError, ValueError):
+        parameters = {}  # type: ignore[assignment]
+    if values.keys() <= parameters.keys():
+        return function(**values, **options)
+    return function(*values.values(), **options)
+
+
+# -- PyTorch -------------------------------------------------------------------------------------------------
+
+
+class TorchModel(Model):
+    """A ``torch.nn.Module``, in evaluation mode on the CPU."""
+
+    channels_last = False
+
+    def open(self) -> None:
+        """Build and fill it."""
+        import torch
+
+        self.versions = f"torch {torch.__version__}"
+        torch.manual_seed(0)
+        self.module = self.factory()
+        if not isinstance(self.module, torch.nn.Module):
+            raise UsageError(
+                f"{self.side['model']} gives {type(self.module).__name__}, not a torch.nn.Module"
+            )
+        if self.path is not None:
+            self._load()
+        self.module.eval()
+        self.buffers = {name: one.clone() for name, one in self.module.named_buffers()}
+
+    def _load(self) -> None:
+        import torch
+
+        arrays = self.by_rules()
+        if arrays is not None:
+            from ckptkit.families.filling import in_torch
+
+            state = in_torch(arrays)
+        else:
+            state = self._state()
+        own = self.module.state_dict()
+        counters = {name for name in own if name.endswith("num_batches_tracked")}
+        if arrays is not None:  # of no use to a model that runs: other frameworks have none
+            state |= {name: own[name] for name in counters - state.keys()}
+        self.refuse_misfits(
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            {name: tuple(tensor.shape) for name, tensor in own.items()},
+        )
+        with torch.no_grad():
+            self.module.load_state_dict(state, strict=True)
+
+    def _state(self) -> dict[str, Any]:
+        """The state dict as PyTorch itself reads it."""
+        import torch
+
+        assert self.path is not None
+        if self.path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(self.path))
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle's, zip's, torch's own
+            reason = " ".join(str(error).split())[:200]
+            raise FormatError(
+                self.path,
+                f"torch.load cannot read it with weights_only=True: {reason}",
+                hint="with rules: the checkpoint is read without torch.load",
+            ) from error
+        for key in (self.side["state_dict"] or "").split(".") if self.side["state_dict"] else ():
+            if not isinstance(found, Mapping) or key not in found:
+                keys = map(str, found) if isinstance(found, Mapping) else ()
+                raise UsageError(
+                    f"{self.path} has no state dict {self.side['state_dict']}", hint=listed(keys)
+                )
+            found = found[key]
+        below = [key for key, one in found.items() if _is_state(one)] if isinstance(found, Mapping) else []
+        if not _is_state(found) and len(below) != 1:
+            what = (
+                f"holds {len(below)} state dicts: {', '.join(map(str, below))}"
+                if below
+                else "holds no state dict"
+            )
+            raise UsageError(f"{self.path} {what}", hint="name one: state_dict: KEY" if below else None)
+        return dict(found if _is_state(found) else found[below[0]])
+
+    def given(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
+        """The inputs as tensors."""
+        import numpy
+        import torch
+
+        return {name: torch.from_numpy(numpy.array(array)) for name, array in inputs.items()}
+
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run it."""
+        import torch
+
+        with torch.no_grad(), recorder.torch(self.module):
+            return called(self.module, self.module.forward, self.given(inputs))
+
+    def explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Try what may be different on the other side."""
+        from ckptkit.parity.causes_torch import Segment, explain
+
+        given = self.given(self.inputs(request["inputs"], request["layouts"]))
+        segment = Segment(self.module, given, self.buffers, request["after"], request["until"])
+        return explain(segment, request)
+
+
+def _is_state(value: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(one, torch.Tensor) for one in value.values())
+    )
+
+
+# -- Keras and TensorFlow ------------------------------------------------------------------------------------
+
+
+class KerasModel(Model):
+    """A Keras model, in inference mode."""
+
+    def open(self) -> None:
+        """Build and fill it."""
+        import keras
+
+        self.versions = f"keras {keras.__version__}, backend {keras.backend.backend()}"
+        keras.utils.set_random_seed(0)
+        if ":" in self.side["model"] and not Path(self.side["folder"], self.side["model"]).exists():
+            self.model = self.factory()
+        else:
+            self.model = keras.saving.load_model(Path(self.side["folder"], self.side["model"]), compile=False)
+        if not isinstance(self.model, keras.layers.Layer):
+            raise UsageError(f"{self.side['model']} gives {type(self.model).__name__}, not a Keras model")
+        self.filled = self.path is None
+
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run it; a model that is built by its first call is filled after it."""
+        import keras
+
+        if not self.filled:
+            if not self.model.built:
+                self._run(inputs)
+            self._load()
+            self.filled = True
+        statistics = self.model.non_trainable_variables
+        self.statistics = [(one, to_numpy(one.value)) for one in statistics if "seed" not in one.path]
+        with recorder.keras(keras.layers.Layer, self.model.name):
+            return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Array]) -> Any:
+        """Call it as ``model(x)``: ``training=False`` would overrule a layer's own ``training=True``."""
+        training = inspect.signature(self.model.call).parameters.get("training")
+        options = {"training": False} if training and training.default is inspect.Parameter.empty else {}
+        if len(inputs) == 1:
+            return self.model(*inputs.values(), **options)
+        names = getattr(self.model, "input_names", None)
+        if not names:
+            return called(self.model, self.model.call, inputs, **options)
+        if set(names) - inputs.keys():
+            return self.model(list(inputs.values()), **options)
+        by_name = isinstance(getattr(self.model, "_inputs_struct", None), Mapping)
+        return self.model(dict(inputs) if by_name else [inputs[name] for name in names], **options)
+
+    def _load(self) -> None:
+        assert self.path is not None
+        arrays = self.by_rules()
+        if arrays is not None:
+            fill_variables(self, variables_of(self.model.weights, "path"), arrays)
+        elif not self.path.is_file() or self.path.name.endswith(".index"):
+            load_tf_checkpoint(self, self.model)
+        elif self.path.name.endswith((".weights.h5", ".keras")):
+            self._refuse_other_names()
+            self.model.load_weights(self.path)
+        elif self.path.suffix in (".h5", ".hdf5"):
+            self.model.load_weights(self.path)
+        else:
+            raise UsageError(
+                f"Keras has no loader for {self.path.name}", hint="with rules: the model is filled by names"
+            )
+
+    def _refuse_other_names(self) -> None:
+        """Compare the file with one that Keras writes of this model: loading overlooks what is too much."""
+        import tempfile
+
+        from ckptkit.formats.detect import open_reader
+
+        def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+            with open_reader(path) as reader:
+                return {
+                    name: spec.shape
+                    for name, spec in reader.specs.items()
+                    if not name.startswith("optimizer/")
+                }
+
+        assert self.path is not None
+        with tempfile.TemporaryDirectory(prefix="ckptkit-own-") as folder:
+            own = Path(folder, "own.weights.h5")
+            self.model.save_weights(own)
+            self.refuse_misfits(shapes(self.path), shapes(own))
+
+    def explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Try what may be different on the other side."""
+        from ckptkit.parity.causes_keras import explain
+
+        inputs = self.inputs(request["inputs"], request["layouts"])
+
+        def forward() -> Any:
+            for variable, value in self.statistics:  # as they were before anything ran
+                variable.assign(value)
+            return self._run(inputs)
+
+        return explain(self.model, forward, request)
+
+
+class TensorFlowModel(Model):
+    """Anything that TensorFlow calls: a function, a ``tf.Module``, or a SavedModel."""
+
+    def open(self) -> None:
+        """Load or build it, and fill it."""
+        import tensorflow as tf
+
+        self.versions = f"tensorflow {tf.__version__}"
+        tf.random.set_seed(0)
+        self.names: dict[int, str] = {}
+        if ":" in self.side["model"] and not Path(self.side["folder"], self.side["model"]).exists():
+            self.function = self.factory()
+            if not callable(self.function):
+                raise UsageError(f"{self.side['model']} gives {type(self.function).__name__}, not a function")
+        else:
+            self._saved = tf.saved_model.load(str(Path(self.side["folder"], self.side["model"])))
+            if "serving_default" not in self._saved.signatures:
+                raise UsageError(f"{self.side['model']} has no signature serving_default")
+            self.function = self._saved.signatures["serving_default"]
+            self._by_name = list(self.function.structured_input_signature[1])
+        self.filled = self.path is None
+
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run it; variables are often made by the first call."""
+        import tensorflow as tf
+
+        values = {name: tf.constant(array) for name, array in inputs.items()}
+        if not self.filled:
+            self._run(values)
+            self._load()
+            self.filled = True
+        with self._recorded(recorder):
+            return self._run(values)
+
+    def _run(self, values: Mapping[str, Any]) -> Any:
+        if not hasattr(self, "_saved"):
+            signature = getattr(self.function, "__call__", self.function)  # noqa: B004
+            return called(self.function, signature, values)
+        names = self._by_name
+        if values.keys() == set(names):
+            return self.function(**values)
+        if len(names) != len(values):
+            raise UsageError(
+                f"{self.side['model']} takes {', '.join(names)}", hint="name the inputs like them"
+            )
+        return self.function(**dict(zip(names, values.values(), strict=True)))
+
+    def _recorded(self, recorder: Recorder) -> AbstractContextManager[Any]:
+        """Record what modules inside give: their classes' ``__call__`` is wrapped."""
+        import tensorflow as tf
+
+        if not isinstance(self.function, tf.Module):
+            return nullcontext()
+        return _module_calls(self.function, recorder)
+
+    def _load(self) -> None:
+        arrays = self.by_rules()
+        if arrays is not None:
+            variables = getattr(self.function, "variables", ())
+            fill_variables(self, variables_of(variables, "name"), arrays)
+        else:
+            load_tf_checkpoint(self, self.function)
+
+
+def _module_calls(root: Any, recorder: Recorder) -> AbstractContextManager[Any]:
+    import tensorflow as tf
+
+    names = {
+        id(module): "/".join(map(str, path))
+        for path, module in root._flatten(with_path=True, predicate=lambda one: isinstance(one, tf.Module))
+    }
+    stack = ExitStack()
+    for kind in {type(module) for module in root.submodules if callable(module)}:
+        original = kind.__call__
+
+        def call(module: Any, *args: Any, _original: Any = original, **options: Any) -> Any:
+            result = _original(module, *args, **options)
+            if id(module) in names:
+                recorder.record(names[id(module)], result)
+            return result
+
+        kind.__call__ = call
+        stack.callback(setattr, kind, "__call__", original)
+    return stack
+
+
+def variables_of(variables: Iterable[Any], key: str) -> dict[str, Any]:
+    """Variables by name, without TensorFlow's ``:0``."""
+    named: dict[str, Any] = {}
+    for variable in variables:
+        name = str(getattr(variable, key)).split(":", maxsplit=1)[0]
+        if named.setdefault(name, variable) is not variable:
+            raise ConversionError(
+                f"two variables of the model are called {name}", hint="give its layers names of their own"
+            )
+    return named
+
+
+def fill_variables(model: Model, variables: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Fill variables by their names, strictly."""
+    model.refuse_misfits(
+        {name: array.shape for name, array in arrays.items()},
+        {name: tuple(variable.shape) for name, variable in variables.items() if "seed_generator" not in name},
+    )
+    for name, array in arrays.items():
+        variables[name].assign(array)
+
+
+def load_tf_checkpoint(model: Model, root: Any) -> None:
+    """Restore a TensorFlow checkpoint by its objects; one without any by the names of variables."""
+    import tensorflow as tf
+
+    assert model.path is not None
+    prefix = str(model.path).removesuffix(".index")
+    stored = dict(tf.train.list_variables(prefix))
+    if "_CHECKPOINTABLE_OBJECT_GRAPH" not in stored:
+        reader = tf.train.load_checkpoint(prefix)
+        variables = variables_of(getattr(root, "variables", ()), "name")
+        fill_variables(model, variables, {name: reader.get_tensor(name) for name in stored})
+        return
+    faults = []
+    roots = (tf.train.Checkpoint(root), tf.train.Checkpoint(model=root))
+    for load in (*(one.read for one in roots), *(one.restore for one in roots)):  # without and with a counter
+        try:
+            status = load(prefix)
+            status.assert_existing_objects_matched()
+            status.assert_consumed()
+        except AssertionError as error:
+            faults.append(" ".join(str(error).split()))
+        else:
+            return
+    raise ConversionError(f"{model.path} does not fit {model.side['model']}: {min(faults, key=len)}")
+
+
+# -- ONNX and JAX --------------------------------------------------------------------------------------------
+
+
+class OnnxModel(Model):
+    """A graph in ONNX Runtime; every value in it may be a stage."""
+
+    channels_last = False
+
+    def open(self) -> None:
+        """Load it."""
+        import onnx
+
+        from ckptkit.models.graphs.onnx_graph import open_session
+
+        path = Path(self.side["folder"], self.side["model"])
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self.outputs = [value.name for value in graph.output]
+        inside = [name for node in graph.node for name in node.output if name and name not in self.outputs]
+        wanted = self.side["wanted"]
+        self.stages = [name for name in inside if wanted is None or name in wanted]
+        self.session, self.versions = open_session(path, also=self.stages)
+
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run it."""
+        names = [one.name for one in self.session.get_inputs()]
+        if inputs.keys() != set(names):
+            if len(names) != len(inputs):
+                raise UsageError(
+                    f"{self.side['model']} takes {', '.join(names)}", hint="name the inputs like them"
+                )
+            inputs = dict(zip(names, inputs.values(), strict=True))
+        found = dict(
+            zip(
+                [*self.stages, *self.outputs],
+                self.session.run([*self.stages, *self.outputs], dict(inputs)),
+                strict=True,
+            )
+        )
+        for name in self.stages:
+            recorder.record(name, found[name])
+        return {name: found[name] for name in self.outputs}
+
+
+class JaxModel(Model):
+    """A function of arrays, or a pair: a function of parameters and arrays, and the parameters."""
+
+    def open(self) -> None:
+        """Build it, and fill its parameters."""
+        import jax
+
+        self.versions = f"jax {jax.__version__}"
+        made = self.factory()
+        self.function, self.parameters = made if isinstance(made, tuple) else (made, None)
+        if self.path is not None:
+            self._load()
+
+    def _load(self) -> None:
+        from ckptkit.convert.loading import load_tensors
+        from ckptkit.formats.detect import open_reader
+
+        if self.parameters is None:
+            raise UsageError(
+                f"{self.side['model']} gives no parameters to fill", hint="return (function, parameters)"
+            )
+        arrays = self.by_rules()
+        if arrays is None:
+            assert self.path is not None
+            with open_reader(self.path) as reader:
+                arrays = dict(load_tensors(reader, "as-is"))
+        own = dict(_leaves(self.parameters, ()))
+        self.refuse_misfits(
+            {name: array.shape for name, array in arrays.items()},
+            {name: tuple(leaf.shape) for name, leaf in own.items()},
+        )
+        self.parameters = _filled(self.parameters, (), arrays)
+
+    def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
+        """Run it; a dictionary of outputs may hold stages."""
+        if self.parameters is None:
+            return called(self.function, self.function, inputs)
+        first = self.parameters
+        return called(lambda *rest, **named: self.function(first, *rest, **named), self.function, inputs)
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterable[tuple[str, Any]]:
+    if hasattr(tree, "items"):
+        for key, one in tree.items():
+            yield from _leaves(one, (*path, str(key)))
+    elif isinstance(tree, (list, tuple)):
+        for i, one in enumerate(tree):
+            yield from _leaves(one, (*path, str(i)))
+    else:
+        yield "/".join(path), tree
+
+
+def _filled(tree: Any, path: tuple[str, ...], arrays: Mapping[str, Array]) -> Any:
+    if hasattr(tree, "items"):
+        return {key: _filled(one, (*path, str(key)), arrays) for key, one in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_filled(one, (*path, str(i)), arrays) for i, one in enumerate(tree))
+    return arrays["/".join(path)]
+
+
+MODELS: Mapping[str, type[Model]] = {
+    "torch": TorchModel,
+    "keras": KerasModel,
+    "tensorflow": TensorFlowModel,
+    "onnx": OnnxModel,
+    "jax": JaxModel,
+}
+"""By the framework of a side."""

@@ -1,0 +1,342 @@
+"""The sides of a case file as backends: a child process for each, or a recording.
+
+A side's code is the user's, so it runs in a process of its own: frameworks do not meet, a crash is a message
+with the last lines that the process wrote, and one that does not answer in time is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptkit.base import errors
+from ckptkit.base.errors import WHOLE_LISTS, ConversionError, FormatError, UsageError, require_installed
+from ckptkit.base.progress import Say, say_nothing
+from ckptkit.base.tensors import Array
+from ckptkit.formats.detect import open_reader
+from ckptkit.parity.align import is_output
+from ckptkit.parity.backends import Backend, Pass, Ran
+from ckptkit.parity.case_file import CaseFile, SideText, Which
+from ckptkit.parity.child import MOST, in_order
+from ckptkit.parity.report import FRAMEWORK_NAMES, Framework, Side
+
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "torch": ("torch",),
+    "keras": ("tensorflow",),
+    "tensorflow": ("tensorflow",),
+    "onnx": ("onnx", "onnxruntime"),
+    "jax": ("jax",),
+    "recorded": (),
+}
+_INPUTS = "inputs/"
+"""What a recording's inputs begin with."""
+_MAKE_ONE = "save stages and output by numpy.savez, or with the recorder: record --emit FILE"
+_LAST_LINES, _ALL_LINES = 3, 40
+_SECONDS_FOR_CAUSES = 120
+
+_PROGRAM = "import sys; sys.path[:] = {!r}; from ckptkit.parity.child import serve; serve()"
+
+
+@dataclass(frozen=True)
+class CaseInputs:
+    """What both sides see."""
+
+    arrays: Mapping[str, Array]
+    layouts: Mapping[str, str | None]
+    path: Path  # the arrays as a recording, for the children
+
+
+@dataclass(frozen=True)
+class CaseRan(Ran):
+    """What a side gave, in its own order of axes."""
+
+    told: Sequence[str] = ()  # names of its results
+    layout: str | None = None
+    notes: Sequence[str] = ()
+    seen: Sequence[str] = ()  # names of all stages that ran
+
+
+def require_packages(text: SideText) -> None:
+    """Look for a side's framework without importing it."""
+    require_installed(_PACKAGES[text.framework], f"a side of {text.framework}")
+
+
+def _framework(text: SideText) -> Framework:
+    return "onnxruntime" if text.framework == "onnx" else text.framework
+
+
+class SideProcess(Backend[CaseInputs]):
+    """A side in a process of its own, which starts at once and ends with `end`."""
+
+    def __init__(self, which: Which, case: CaseFile, scratch: Path) -> None:
+        self.which, self.text, self.case = which, case.side(which), case
+        text = self.text
+        self.framework = _framework(text)
+        self.called = f"{which} ({text.framework})"
+        self.outputs = scratch / f"{which}.npz"
+        self._errors = scratch / f"{which}.log"
+        self._expected = scratch / f"{which}-expected.npz"
+        self._wanted = case.wanted(which)
+        self._began = time.perf_counter()
+        self._timed_out = False
+        self._inputs: CaseInputs | None = None
+        self._start()
+
+    def _start(self) -> None:
+        places = [place for place in sys.path if Path(place).is_absolute()]  # never the current folder
+        with self._errors.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 (Python itself, with a program of our own)
+                [sys.executable, "-c", _PROGRAM.format(places)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=self.case.folder,
+                env={
+                    "KERAS_BACKEND": "tensorflow",
+                    **os.environ,
+                    "CUDA_VISIBLE_DEVICES": "-1",
+                    "TF_CPP_MIN_LOG_LEVEL": "3",
+                    "PYTHONIOENCODING": "utf-8",
+                },
+                start_new_session=True,  # Ctrl+C is ours: we end it, with whatever it started
+            )
+        self._send(self._description())
+
+    def _description(self) -> dict[str, Any]:
+        text, case = self.text, self.case
+        paths = {key: getattr(text, key) for key in ("checkpoint", "rules")}
+        return {
+            **text.model_dump(),
+            **{key: str(case.place(value)) if value else None for key, value in paths.items()},
+            "folder": str(case.folder),
+            "wanted": self._wanted,
+        }
+
+    def run(self, given: CaseInputs, /, say: Say = say_nothing, reference: Ran | None = None) -> CaseRan:
+        """Run the model once."""
+        say(f"running the {self.which} side by {FRAMEWORK_NAMES[self.framework]}")
+        self.record(given)
+        ran = read_recording(self.outputs, self.text.layout)
+        side = Side(
+            framework=self.framework,
+            versions=self._versions,
+            reads=self.reads,
+            format=self.text.framework,
+            layout=ran.layout or "",
+            dtype="float32",
+            settings={},
+            seconds=time.perf_counter() - self._began,
+        )
+        return CaseRan({"": Pass(ran.arrays)}, side, ran.told, ran.layout, seen=self._seen)
+
+    def record(self, given: CaseInputs, *, keep_inputs: bool = False) -> None:
+        """Have the outputs written to a file."""
+        self._inputs = given
+        self._versions = self._receive()["versions"]
+        answer = self.ask(
+            {
+                "do": "run",
+                "inputs": str(given.path),
+                "layouts": dict(given.layouts),
+                "wanted": self._wanted,
+                "outputs": str(self.outputs),
+                "keep_inputs": keep_inputs,
+            }
+        )
+        self._seen = answer["names"]
+
+    @property
+    def reads(self) -> str:
+        """What fills the model, in words."""
+        rules = f" by {self.text.rules}" if self.text.rules else ""
+        model = str(self.text.model)
+        return f"{model}, {self.text.checkpoint}{rules}" if self.text.checkpoint else model
+
+    def explain(
+        self, after: str | None, until: str, expected: Array, limit: float, *, relative: bool
+    ) -> dict[str, Any]:
+        """Try changes of what runs after one stage until another agrees with what was expected of it."""
+        import numpy
+
+        assert self._inputs is not None
+        numpy.savez(self._expected, expected=expected)
+        return self.ask(
+            {
+                "do": "explain",
+                "inputs": str(self._inputs.path),
+                "layouts": dict(self._inputs.layouts),
+                "after": after,
+                "until": until,
+                "expected": str(self._expected),
+                "limit": limit,
+                "relative": relative,
+                "seconds": min(_SECONDS_FOR_CAUSES, self.case.text.timeout / 2),
+            }
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request; gives the answer."""
+        self._send(request)
+        return self._receive()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended: `_receive` says why
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        patience = threading.Timer(self.case.text.timeout, self._give_up)
+        patience.daemon = True
+        patience.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            patience.cancel()
+        if not line.endswith(b"\n"):
+            raise ConversionError(*self._why_it_ended())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            kind = getattr(errors, answer["kind"], ConversionError)
+            kind = kind if kind in (UsageError, errors.NotFoundError) else ConversionError
+            details = [*answer.get("details", ()), *([self._last_words()] if WHOLE_LISTS.get() else [])]
+            raise kind(f"{self.called}: {answer['error']}", details=details, hint=answer.get("hint"))
+        return answer
+
+    def _give_up(self) -> None:
+        self._timed_out = True
+        self._kill()
+
+    def _why_it_ended(self) -> tuple[str]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        if self._timed_out:
+            raise ConversionError(
+                f"{self.called}: no answer within {self.case.text.timeout} s",
+                hint="a larger timeout in the case file gives it more",
+            )
+        status = self._process.returncode
+        ended = f"status {status}"
+        if status is not None and status < 0:
+            with contextlib.suppress(ValueError):
+                ended = f"signal {signal.Signals(-status).name}"
+        words = self._last_words()
+        return (f"{self.called} ended with {ended}" + (f": {words}" if words else ""),)
+
+    def _last_words(self) -> str:
+        """The last lines that the process wrote."""
+        with self._errors.open("rb") as log:
+            log.seek(max(0, self._errors.stat().st_size - 20_000))
+            lines = log.read().decode(errors="replace").splitlines()
+        kept = [" ".join(line.split()) for line in lines if line.strip()]
+        return " | ".join(kept[-(_ALL_LINES if WHOLE_LISTS.get() else _LAST_LINES) :])
+
+    def _kill(self) -> None:
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def end(self) -> None:
+        """End the process and what it started."""
+        self._kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+class RecordedSide(Backend[CaseInputs]):
+    """Outputs that were recorded elsewhere, by ``ckptkit record`` or the recorder that it emits."""
+
+    framework = "recorded"
+
+    def __init__(self, which: Which, case: CaseFile) -> None:
+        self.which, self.text = which, case.side(which)
+        self.path = case.place(self.text.recording)
+
+    def run(self, given: CaseInputs, /, say: Say = say_nothing, reference: Ran | None = None) -> CaseRan:
+        """Read it; recorded inputs must be those of the case."""
+        began = time.perf_counter()
+        recording = read_recording(self.path, self.text.layout)
+        notes = [] if recording.inputs else [f"{self.path.name} does not say of which inputs it was recorded"]
+        if recording.inputs:
+            self._refuse_other_inputs(given, recording)
+        side = Side(
+            framework="recorded",
+            versions="made elsewhere",
+            reads=self.text.recording,
+            format="npz",
+            layout=recording.layout or "",
+            dtype="float32",
+            settings={},
+            seconds=time.perf_counter() - began,
+        )
+        return CaseRan({"": Pass(recording.arrays)}, side, recording.told, recording.layout, notes)
+
+    def _refuse_other_inputs(self, given: CaseInputs, recording: Recording) -> None:
+        import numpy
+
+        last = recording.layout != "NCHW"
+        theirs = list(recording.inputs.values())
+        for place, (name, array) in enumerate(given.arrays.items()):
+            wanted = in_order(array, given.layouts.get(name), last)
+            found = recording.inputs.get(name, theirs[place] if place < len(theirs) else None)
+            if found is None or found.shape != wanted.shape or not numpy.allclose(found, wanted, 1e-5, 1e-6):
+                raise UsageError(
+                    f"{self.path} was recorded of another {name} than the case has",
+                    hint="take the recording's: give the input file: and key: instead of a shape",
+                )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a file of outputs holds."""
+
+    arrays: dict[str, Array]  # in the order of execution
+    inputs: dict[str, Array]
+    told: tuple[str, ...]  # names of the model's results
+    layout: str | None
+
+
+def read_recording(path: Path, layout: str | None = None) -> Recording:
+    """Read a recording strictly: it may come from anywhere."""
+    import numpy
+
+    with open_reader(path) as reader:
+        if reader.format != "npz":
+            raise FormatError(path, "not a recording", hint=_MAKE_ONE)
+        if sum(spec.nbytes for spec in reader.specs.values()) > MOST:
+            raise FormatError(path, f"holds more than {MOST >> 30} GB")
+        names = [
+            name for name, spec in reader.specs.items() if spec.dtype.kind in ("float", "int", "uint", "bool")
+        ]
+        arrays = {name: numpy.array(reader.read(name)) for name in names}
+        told = _texts(reader.metadata.get("outputs"))
+        layout = layout or reader.metadata.get("layout")
+    stages = {name: array for name, array in arrays.items() if not name.startswith(_INPUTS)}
+    if not stages:
+        raise FormatError(path, "not a recording: it holds no outputs", hint=_MAKE_ONE)
+    inputs = {name.removeprefix(_INPUTS): one for name, one in arrays.items() if name.startswith(_INPUTS)}
+    told = told or tuple(name for name in stages if is_output(name, ()))
+    return Recording(stages, inputs, told, layout)
+
+
+def _texts(value: str | None) -> tuple[str, ...]:
+    try:
+        found = json.loads(value or "[]")
+    except ValueError:
+        return ()
+    return tuple(one for one in found if isinstance(one, str)) if isinstance(found, list) else ()
