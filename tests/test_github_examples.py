@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
@@ -63,9 +64,10 @@ def test_there_is_an_example() -> None:
 def test_every_command_of_the_action_is_one_that_ckptkit_understands(commands: TyperGroup) -> None:
     text = "\n".join(step.get("run", "") for step in ACTION["runs"]["steps"])
     lines = [found.partition(" ||")[0] for found in re.findall(r"ckptkit (?:fetch|verify|parity) .*", text)]
-    assert [line.split()[1] for line in lines] == ["fetch", "fetch", "verify", "parity"]
+    assert [line.split()[1] for line in lines] == ["fetch", "fetch", "verify", "parity", "parity"]
     for line in lines:
         words = line.replace('"${files[@]}"', "").replace('"${converted[@]}"', "--converted x.pth")
+        words = words.replace('"${cases[number]}"', "a.yaml").replace("case-$((number + 1))", "case-1")
         words = words.replace('"${options[@]}"', "--resolution 64").replace('"${ids[@]}"', "moat0-224")
         parse(commands, words.replace('"$id"', "moat0-224").replace('"$REPORTS/$id.xml"', "report.xml"))
 
@@ -206,6 +208,26 @@ def test_the_action_takes_nothing_but_ids(ids: str, tmp_path: Path) -> None:
     assert code == 2
     assert "::error::not an id" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_action_proves_cases_beside_ids_or_alone(action: Runner, tmp_path: Path) -> None:
+    x = np.arange(12, dtype="f4").reshape(2, 6)
+    np.savez(tmp_path / "left.npz", output=x)
+    np.savez(tmp_path / "right.npz", output=x + 1)
+    text = "{}: {{framework: recorded, model: left.npz}}\nright: {{framework: recorded, model: {}.npz}}\n"
+    for name in ("left", "right"):
+        (tmp_path / f"-a $(touch ran) {name}.yaml").write_text(
+            text.format("left", name) + "inputs: {shape: [2, 6]}\n"
+        )
+    assert action()[0] == 2
+    good, wrong = (f"-a $(touch ran) {name}.yaml" for name in ("left", "right"))
+    code, printed = action(case=f"{good}\n")
+    assert (code, "agree" in printed) == (0, True), printed
+    code, printed = action(case=f"{good}\n{wrong}")
+    assert (code, "DISAGREE" in printed) == (1, True), printed
+    reports = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())["reports"]
+    assert sorted(path.name for path in Path(reports).iterdir()) == ["case-1.xml", "case-2.xml"]
+    assert not (tmp_path / "ran").exists()
 
 
 def _header(path: Path) -> bytes:
