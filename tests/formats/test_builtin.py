@@ -28,6 +28,9 @@ MAY_NAME_ONE = {
     "models/synth.py": "it makes files as families publish them: TensorFlow archives, PyTorch state dicts",
     "models/loading.py": "another word for a framework",
     "parity/backends.py": "another word for a framework",
+    "parity/case_file.py": "names of frameworks that run a side, and its recording",
+    "parity/child.py": "which files the loaders of Keras and safetensors themselves take",
+    "parity/sides.py": "names of frameworks; a recording is of numpy's format",
     "export/hub.py": "the hub takes nothing else",
     "doctor.py": "the name of an extra",
     # to go, each with its room:
