@@ -101,6 +101,7 @@ def test_what_ends_a_side_is_said_in_one_line(model: str, kind: type[Exception],
 
 
 def test_a_side_that_hangs_is_ended(folder: Path):
+    pytest.importorskip("torch")
     began = time.monotonic()
     with pytest.raises(ConversionError, match=r"right \(torch\): no answer within 1 s; a larger timeout"):
         prove_case(case(folder, side("torch", "port:hang"), timeout=1))
