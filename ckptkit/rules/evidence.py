@@ -51,7 +51,8 @@ class Scores:
             score += _KIN * self._company.kin(left.layers[0], right.layers[0])
         if set(left.layers[0].parts) == set(right.layers[0].parts):
             score += _CONTENT
-        return score - AGAINST * self._odd(left.layers[0], right.layers[0])
+        odd = any(self._odd(a, b) for a, b in zip(left.layers, right.layers, strict=True))
+        return score - AGAINST * odd
 
     def of_names(self, left: Unit, right: Unit) -> float:
         """Words and order alone."""

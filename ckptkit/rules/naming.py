@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -115,14 +115,30 @@ _ENDINGS: tuple[tuple[str, Kind], ...] = (
     *((f"_{leaf}", "bias") for leaf in ("bias", "biases")),
 )
 _STARTS: tuple[tuple[str, Kind], ...] = (("weight_", "kernel"), ("bias_", "bias"))
-_VARIABLES: tuple[Kind, ...] = ("kernel", "bias", "mean", "variance")
-"""The order in which Keras layers create their variables, which its files number."""
+_CLASSES = frozenset(
+    {
+        *(f"{kind}conv{rank}d" for kind in ("", "separable_", "depthwise_") for rank in (1, 2, 3)),
+        *(f"conv{rank}d_transpose" for rank in (1, 2, 3)),
+        *("dense", "einsum_dense", "embedding", "multi_head_attention", "batch_normalization"),
+        *("layer_normalization", "group_normalization", "unit_normalization", "lstm", "gru"),
+    }
+)
+"""What Keras calls layers that were given no name."""
+
+_VECTORS: dict[int, tuple[Kind, ...]] = {
+    1: ("scale",),
+    2: ("scale", "bias"),
+    3: ("bias", "mean", "variance"),  # a batch norm without a scale
+    4: ("scale", "bias", "mean", "variance"),
+}
+"""What the vectors are that a Keras layer without a kernel has, by their number: its files do not say it."""
 
 _PIECE = re.compile(r"(?<![0-9])[0-9]{1,15}(?![0-9])")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _END = re.compile(r"(:[0-9]+|/\.ATTRIBUTES/VARIABLE_VALUE)$")
-_LETTER = re.compile(r"(?<=[0-9])[a-j](?=[_./]|$)")
+_LETTER = re.compile(r"(?<=[0-9])(?<!conv[0-9])(?<!pool[0-9])[a-j](?=[_./]|$)")
 """A letter that counts after a number: ``block2a``, ``block2b``."""
+_VARS = re.compile(r"[./]vars[./][0-9]+$")
 _SEPARATOR = re.compile(r"[./]")
 
 
@@ -200,6 +216,11 @@ class Layer:
         return tuple(int(text) for text in opened(self.path)[1])
 
     @cached_property
+    def is_counted(self) -> bool:
+        """Whether its number only counts layers of its class, as Keras does: in the order of their making."""
+        return any(part.rpartition("_")[0] in _CLASSES for part in _SEPARATOR.split(self.path))
+
+    @cached_property
     def is_table(self) -> bool:
         """Whether its rows are looked up, not multiplied, so that every framework orders its axes alike."""
         spec = self.parts[self.core]
@@ -215,7 +236,7 @@ def layers_of(specs: Mapping[str, TensorSpec]) -> list[Layer]:
     """The layers of a file, in its order."""
     names = _numbered(specs)
     split = {name: _leaf(names[name], spec) for name, spec in specs.items()}
-    split = _separate(split)
+    split = _separate(split, specs)
     found: dict[str, Layer] = {}
     for place, (name, (path, kind)) in enumerate(split.items()):
         layer = found.setdefault(path, Layer(path, place=place, number=len(found)))
@@ -255,7 +276,7 @@ def _leaf(name: str, spec: TensorSpec) -> tuple[str, Kind]:
     """The layer of a tensor and what it is there."""
     parent, leaf = _parted(name)
     if parent.endswith(("/vars", ".vars")) and leaf.isdigit():
-        return parent[:-5], _ranked(_VARIABLES[min(int(leaf), 3)], spec)
+        return parent[:-5], "kernel" if len(spec.shape) > 1 else "parameter"  # see `_of_keras`
     kind = _KINDS.get(leaf)
     if kind is None:
         for ending, what in _ENDINGS:
@@ -286,19 +307,35 @@ def _joined(parent: str, leaf: str) -> str:
     return f"{parent}/{leaf}" if "/" in parent else f"{parent}.{leaf}" if parent else leaf
 
 
-def _separate(split: dict[str, tuple[str, Kind]]) -> dict[str, tuple[str, Kind]]:
+def _separate(
+    split: dict[str, tuple[str, Kind]], specs: Mapping[str, TensorSpec]
+) -> dict[str, tuple[str, Kind]]:
     """Two kernels of one layer are layers of their own, as those of a separable convolution."""
     by_layer: defaultdict[str, list[str]] = defaultdict(list)
     for name, (path, _) in split.items():
         by_layer[path].append(name)
     result = dict(split)
     for names in by_layer.values():
-        kinds = [split[name][1] for name in names]
+        result |= _of_keras(names, specs, split[names[0]][0])
+        kinds = [result[name][1] for name in names]
         if kinds.count("kernel") > 1:
-            result |= {name: (name, "kernel") for name in names if split[name][1] == "kernel"}
+            result |= {name: (name, "kernel") for name in names if result[name][1] == "kernel"}
         if "mean" in kinds and "variance" not in kinds:
-            result |= {name: (name, "parameter") for name in names if split[name][1] == "mean"}
+            result |= {name: (name, "parameter") for name in names if result[name][1] == "mean"}
     return result
+
+
+def _of_keras(names: list[str], specs: Mapping[str, TensorSpec], path: str) -> dict[str, tuple[str, Kind]]:
+    """What the variables of a layer are that a Keras file numbers."""
+    numbered = [name for name in names if _VARS.search(name)]
+    ranks = [len(specs[name].shape) for name in numbered]
+    kinds: Sequence[Kind] | None
+    if max(ranks, default=0) < 2:
+        kinds = _VECTORS.get(len(numbered))
+    else:
+        lower = sum(rank < max(ranks) for rank in ranks)
+        kinds = ["kernel" if rank == max(ranks) else "bias" if lower == 1 else "parameter" for rank in ranks]
+    return dict(zip(numbered, ((path, kind) for kind in kinds), strict=True)) if kinds else {}
 
 
 def axis_order(specs: Iterable[str]) -> Literal["input first", "output first"] | None:
@@ -308,8 +345,8 @@ def axis_order(specs: Iterable[str]) -> Literal["input first", "output first"] |
     ('input first', 'output first', None)
     """
     leaves = [_parted(_END.sub("", name))[1] for name in specs]
-    first, last = sum(leaf in _INPUT_FIRST for leaf in leaves), sum(leaf in _OUTPUT_FIRST for leaf in leaves)
-    keras = sum(leaf.isdigit() for leaf in leaves)
-    if max(first, last, keras) == 0 or first == last:
+    first = sum(leaf in _INPUT_FIRST or leaf.isdigit() for leaf in leaves)  # Keras numbers variables
+    last = sum(leaf in _OUTPUT_FIRST for leaf in leaves)
+    if first == last:
         return None
-    return "output first" if last > max(first, keras) else "input first"
+    return "output first" if last > first else "input first"

@@ -303,13 +303,24 @@ class Structure:
         return left == right
 
     def _accept(self, left: Unit, right: Unit, sure: Sure, question: int | None) -> None:
+        counted = left.layers[0].is_counted + right.layers[0].is_counted
+        if counted:
+            sure = worst(sure, "guessed")
+        doubtful = _twins(left) if counted == 2 and len(left.layers) > 1 else frozenset()
+        if doubtful:
+            self.questions.append(
+                Question("are these numbered in the same order?", (left.pattern,), (right.pattern,))
+            )
         if self._relaxed:
             sure = worst(sure, "guessed")
         for one, other in zip(left.layers, right.layers, strict=True):
             self._open[0].discard(id(one))
             self._open[1].discard(id(other))
             self._pairs.append((one, other))
-            self._pending.append(_Paired(one, other, sure, question))
+            if one.number in doubtful:
+                self._pending.append(_Paired(one, other, "ambiguous", len(self.questions) - 1))
+            else:
+                self._pending.append(_Paired(one, other, sure, question))
 
     def _ask(self, lefts: list[Unit], rights: list[Unit], unsure: list[tuple[Unit, Unit]]) -> None:
         """Pair what nothing decides as it comes, with the question that is left."""
@@ -488,6 +499,20 @@ class Structure:
         self.matches.append(
             Match((a.name,), (b.name,), choice.turn, sure=sure, question=question, others=choice.others)
         )
+
+
+_NEIGHBOURHOOD = 40
+
+
+def _twins(unit: Unit) -> frozenset[int]:
+    """Layers for which there is another one of the same shape not far away, as in a parallel branch."""
+    shapes = [layer.parts[layer.core].shape for layer in unit.layers]
+    return frozenset(
+        layer.number
+        for at, layer in enumerate(unit.layers)
+        if shapes[at] in shapes[max(0, at - _NEIGHBOURHOOD) : at]
+        or shapes[at] in shapes[at + 1 : at + _NEIGHBOURHOOD]
+    )
 
 
 def _shared(one: Layer, other: Layer) -> list[tuple[TensorSpec, TensorSpec]]:

@@ -146,6 +146,8 @@ def usual(source: Shape, target: Shape, orders: tuple[AxisOrder | None, AxisOrde
     fitting = turns(source, target)
     if min(sum(n != 1 for n in shape) for shape in (source, target)) < 2:
         return next(iter(fitting), None)
+    if left == right and len(source) == len(target):
+        return IDENTITY if source == target else None
     if left == right:
         return next((turn for turn in fitting if _in_order(turn)), None)
     if len(source) == len(target):

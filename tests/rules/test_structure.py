@@ -137,6 +137,33 @@ def test_q_k_v_in_an_order_that_the_name_does_not_tell_are_asked() -> None:
     assert found.questions[0].text == "in which order are the parts?"
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_numbers_that_only_count_layers_of_a_class_do_not_decide_between_branches(shift: int) -> None:
+    """Keras numbers layers as they are made, and in a file as they run: parallel branches change places."""
+    sizes = [4, 8, 8, 16, 8, 8, 32]
+    left = [spec(f"conv2d_{n + 1}/kernel", 3, 3, 4, size) for n, size in enumerate(sizes)]
+    right = [spec(f"layers/conv2d_{n + 1 + shift}/vars/0", 3, 3, 4, size) for n, size in enumerate(sizes)]
+    sure = {match.sources[0]: match.sure for match in paired(left, right).matches}
+    assert {name for name, one in sure.items() if one == "ambiguous"} == {
+        f"conv2d_{n}/kernel" for n in (2, 3, 5, 6)
+    }
+    assert {sure[f"conv2d_{n}/kernel"] for n in (1, 4, 7)} == {"guessed"}
+
+
+def test_variables_of_a_keras_file_are_known_by_their_layer() -> None:
+    """A batch norm without a scale has three, a separable convolution two kernels and a bias."""
+    left = [spec(f"bn/{leaf}", 6) for leaf in ("beta", "moving_mean", "moving_variance")]
+    left += [
+        spec("sep/depthwise_kernel", 3, 3, 6, 1),
+        spec("sep/pointwise_kernel", 1, 1, 6, 9),
+        spec("sep/bias", 9),
+    ]
+    right = [spec(f"layers/batch_normalization/vars/{n}", 6) for n in range(3)]
+    right += [spec(f"layers/separable_conv2d/vars/{n}", *left[3 + n].shape) for n in range(3)]
+    found = {match.sources[0]: match.targets[0] for match in paired(left, right).matches}
+    assert found == {one.name: other.name for one, other in zip(left, right, strict=True)}
+
+
 def test_a_thousand_layers_take_seconds() -> None:
     import time
 
