@@ -569,6 +569,7 @@ def suggest_rules(
     state_dict_target: str | None = None,
     strip_prefix_target: str | Sequence[str] | None = None,
     values: bool = True,
+    prove: str | Path | None = None,
 ) -> Suggestion:
     """Draft the rules that lead from one model's checkpoint to another's, for `convert`.
 
@@ -583,6 +584,10 @@ def suggest_rules(
         As for `load`; those that end in ``_target`` are for the target.
     values : bool
         Compare values where both are checkpoints; False: decide by names and shapes alone.
+    prove : path, optional
+        A case file, as `parity` takes it: what is ambiguous is decided by outputs. The right side is the
+        port; it is filled from the source by the rules, with every answer that may be right, until both sides
+        agree. What no other answer makes agree becomes proven.
 
     Returns
     -------
@@ -615,7 +620,12 @@ def suggest_rules(
     from ckptkit.compare.suggesting import suggest_rules as suggest
 
     request = SuggestRequest(state_dict, strip_prefix, state_dict_target, strip_prefix_target, values)
-    return suggest(workspace_of_environment(), source, target, request)
+    found = suggest(workspace_of_environment(), source, target, request)
+    if prove is None:
+        return found
+    from ckptkit.parity.settle import settle
+
+    return settle(found, prove, request)
 
 
 @public

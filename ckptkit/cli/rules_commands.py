@@ -108,6 +108,15 @@ def suggest_command(
         bool,
         typer.Option("--names-only", help="Do not compare values, even if both files hold the same ones."),
     ] = False,
+    prove: Annotated[
+        Path | None,
+        typer.Option(
+            "--prove",
+            metavar="CASE",
+            help="Decide what is ambiguous by outputs: run this case file, as parity --case takes it, "
+            "its right side filled from SOURCE by the rules. That runs your code.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Draft a file of rules from SOURCE to TARGET, and say how sure each rule is.
@@ -119,6 +128,7 @@ def suggest_command(
 
     Examples: ckptkit rules suggest net.ckpt net.pth -o rules.yaml
     · ckptkit rules suggest net.h5 nets:build -o rules.yaml
+    · ckptkit rules suggest net.h5 net.pth --prove case.yaml -o rules.yaml
     """
     from ckptkit.base.files import refuse_existing
     from ckptkit.compare.suggesting import SuggestRequest, suggest_rules
@@ -131,6 +141,10 @@ def suggest_command(
         state_dict, strip_prefix, state_dict_target, strip_prefix_target, values=not names_only
     )
     found = suggest_rules(state.workspace(), source, target, request, state.output.progress)
+    if prove is not None:
+        from ckptkit.parity.settle import settle
+
+        found = settle(found, prove, request, lambda doing: state.output.note(f"{prove}: {doing} …"))
     written = found.write(path, force=force) if path is not None else None
     value = {**found.to_json(), "path": None if written is None else str(written)}
     if written is None:

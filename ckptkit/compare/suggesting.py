@@ -69,6 +69,11 @@ class Suggestion(Shown):
         """The pairs of tensors that it was drafted from."""
         return tuple(match for draft in self.drafts for match in draft.matches)
 
+    @property
+    def source_path(self) -> Path | None:
+        """Where the source's values are; None where it is a function that builds a model."""
+        return self.models.have.path if self.models is not None else None
+
     def redrafted(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
         """The draft that other pairs of the same tensors make."""
         assert self.models is not None

@@ -145,7 +145,7 @@ class UserCase(Case[CaseInputs]):
     ) -> CaseReport:
         """The report of both runs, with the cause where it can be told."""
         assert isinstance(compared, PairedOutputs)
-        found, notes = _judged(compared, stages)
+        found, notes = judged(compared, stages)
         cause, tried = self._cause(compared, found)
         guessed = self.file.stages is None
         rans = [ran for ran in (reference, candidate) if isinstance(ran, CaseRan)]
@@ -207,7 +207,7 @@ class PairedOutputs(Compared):
         return own.back(other.array, self.outputs[place].arrays[name].shape)
 
 
-def _judged(
+def judged(
     compared: PairedOutputs, stages: Sequence[StageComparison]
 ) -> tuple[list[StageComparison], list[str]]:
     """What counts: not a guessed pair before one that agrees. A stage may be the same for all inputs."""

@@ -13,11 +13,12 @@ import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -106,7 +107,16 @@ class Model(ABC):
         """Do what the parent asks for."""
         if request["do"] == "open":
             return {"versions": self.versions}
+        if request["do"] == "fill":
+            self.path = Path(request["checkpoint"])
+            self.side = {**self.side, **request, "reverse": False}
+            self.fill()
+            return {}
         return self.record(request) if request["do"] == "run" else self.explain(request)
+
+    def fill(self) -> None:
+        """Load another checkpoint, now or when the model runs next."""
+        raise UsageError(f"a side of {self.side['framework']} cannot be filled anew")
 
     # -- the same for all ------------------------------------------------------------------------------------
 
@@ -240,8 +250,16 @@ class TorchModel(Model):
             )
         if self.path is not None:
             self._load()
+        self._ready()
+
+    def _ready(self) -> None:
         self.module.eval()
         self.buffers = {name: one.clone() for name, one in self.module.named_buffers()}
+
+    def fill(self) -> None:
+        """Load another checkpoint."""
+        self._load()
+        self._ready()
 
     def _load(self) -> None:
         import torch
@@ -352,6 +370,10 @@ class KerasModel(Model):
             raise UsageError(f"{self.side['model']} gives {type(self.model).__name__}, not a Keras model")
         self.filled = self.path is None
 
+    def fill(self) -> None:
+        """Load another checkpoint when the model runs next."""
+        self.filled = False
+
     def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
         """Run it; a model that is built by its first call is filled after it."""
         import keras
@@ -383,7 +405,9 @@ class KerasModel(Model):
     def _load(self) -> None:
         assert self.path is not None
         arrays = self.by_rules()
-        if arrays is not None:
+        if arrays is not None and all("/vars/" in name for name in arrays):
+            self._load_as_file(arrays)
+        elif arrays is not None:
             fill_variables(self, variables_of(self.model.weights, "path"), arrays)
         elif not self.path.is_file() or self.path.name.endswith(".index"):
             load_tf_checkpoint(self, self.model)
@@ -397,25 +421,31 @@ class KerasModel(Model):
                 f"Keras has no loader for {self.path.name}", hint="with rules: the model is filled by names"
             )
 
+    def _load_as_file(self, arrays: Mapping[str, Array]) -> None:
+        """Fill the model by the names that its own .weights.h5 has."""
+        import h5py
+
+        with self._own_file() as own:
+            shapes = {name: array.shape for name, array in arrays.items()}
+            self.refuse_misfits(shapes, _shapes_in(own))
+            with h5py.File(own, "r+") as file:
+                for name, array in arrays.items():
+                    file[name][...] = array
+            self.model.load_weights(own)
+
     def _refuse_other_names(self) -> None:
         """Compare the file with one that Keras writes of this model: loading overlooks what is too much."""
-        import tempfile
-
-        from ckptkit.formats.detect import open_reader
-
-        def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-            with open_reader(path) as reader:
-                return {
-                    name: spec.shape
-                    for name, spec in reader.specs.items()
-                    if not name.startswith("optimizer/")
-                }
-
         assert self.path is not None
+        with self._own_file() as own:
+            self.refuse_misfits(_shapes_in(self.path), _shapes_in(own))
+
+    @contextmanager
+    def _own_file(self) -> Iterator[Path]:
+        """A file of weights that Keras writes of this model."""
         with tempfile.TemporaryDirectory(prefix="ckptkit-own-") as folder:
             own = Path(folder, "own.weights.h5")
             self.model.save_weights(own)
-            self.refuse_misfits(shapes(self.path), shapes(own))
+            yield own
 
     def explain(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Try what may be different on the other side."""
@@ -429,6 +459,13 @@ class KerasModel(Model):
             return self._run(inputs)
 
         return explain(self.model, forward, request)
+
+
+def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
+    from ckptkit.formats.detect import open_reader
+
+    with open_reader(path) as reader:
+        return {name: spec.shape for name, spec in reader.specs.items() if not name.startswith("optimizer/")}
 
 
 class TensorFlowModel(Model):
@@ -452,6 +489,10 @@ class TensorFlowModel(Model):
             self.function = self._saved.signatures["serving_default"]
             self._by_name = list(self.function.structured_input_signature[1])
         self.filled = self.path is None
+
+    def fill(self) -> None:
+        """Load another checkpoint when the model runs next."""
+        self.filled = False
 
     def call(self, inputs: Mapping[str, Array], recorder: Recorder) -> Any:
         """Run it; variables are often made by the first call."""

@@ -89,6 +89,7 @@ class SideProcess(Backend[CaseInputs]):
         self._wanted = case.wanted(which)
         self._began = time.perf_counter()
         self._timed_out = False
+        self._versions: str | None = None
         self._inputs: CaseInputs | None = None
         self._start()
 
@@ -129,7 +130,7 @@ class SideProcess(Backend[CaseInputs]):
         ran = read_recording(self.outputs, self.text.layout)
         side = Side(
             framework=self.framework,
-            versions=self._versions,
+            versions=self._versions or "",
             reads=self.reads,
             format=self.text.framework,
             layout=ran.layout or "",
@@ -142,7 +143,7 @@ class SideProcess(Backend[CaseInputs]):
     def record(self, given: CaseInputs, *, keep_inputs: bool = False) -> None:
         """Have the outputs written to a file."""
         self._inputs = given
-        self._versions = self._receive()["versions"]
+        self._opened()
         answer = self.ask(
             {
                 "do": "run",
@@ -154,6 +155,16 @@ class SideProcess(Backend[CaseInputs]):
             }
         )
         self._seen = answer["names"]
+
+    def _opened(self) -> None:
+        """Wait until the model is built, which it is once."""
+        if self._versions is None:
+            self._versions = self._receive()["versions"]
+
+    def fill(self, checkpoint: Path, rules: Path, state_dict: str | None = None) -> None:
+        """Fill the model anew, by rules."""
+        self._opened()
+        self.ask({"do": "fill", "checkpoint": str(checkpoint), "rules": str(rules), "state_dict": state_dict})
 
     @property
     def reads(self) -> str:
