@@ -128,7 +128,6 @@ def suggest_command(
 
     Examples: ckptkit rules suggest net.ckpt net.pth -o rules.yaml
     · ckptkit rules suggest net.h5 nets:build -o rules.yaml
-    · ckptkit rules suggest net.h5 net.pth --prove case.yaml -o rules.yaml
     """
     from ckptkit.base.files import refuse_existing
     from ckptkit.compare.suggesting import SuggestRequest, suggest_rules

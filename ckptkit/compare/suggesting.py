@@ -74,6 +74,11 @@ class Suggestion(Shown):
         """Where the source's values are; None where it is a function that builds a model."""
         return self.models.have.path if self.models is not None else None
 
+    @property
+    def source_specs(self) -> Mapping[str, TensorSpec]:
+        """The source's tensors."""
+        return self.models.have.specs if self.models is not None else {}
+
     def redrafted(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
         """The draft that other pairs of the same tensors make."""
         assert self.models is not None

@@ -293,8 +293,11 @@ def _from_file(case: CaseFile, name: str, one: InputText) -> dict[str, Array]:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-def load_case(path: Path | str) -> CaseFile:
-    """Read a case file; every fault of it is named at once, with its line."""
+def load_case(path: Path | str, *, empty: Which | None = None) -> CaseFile:
+    """Read a case file; every fault of it is named at once, with its line.
+
+    The side that is to be ``empty`` loses its checkpoint and rules, which need not be there.
+    """
     path = Path(path)
     absent = NotFoundError(f"{path}: no such case file", hint="check --case")
     text, _ = read_text(
@@ -304,7 +307,7 @@ def load_case(path: Path | str) -> CaseFile:
     faults = list(document.faults)
     case = None
     if not faults:
-        case, found = _checked(path, document)
+        case, found = _checked(path, document, empty)
         faults = [(document.line(*place), what) for place, what in found[:_MOST_FAULTS]]
     if faults or case is None:
         every = dict.fromkeys(sorted(faults, key=lambda fault: fault[0]))
@@ -316,7 +319,9 @@ def load_case(path: Path | str) -> CaseFile:
     return case
 
 
-def _checked(path: Path, document: Document) -> tuple[CaseFile | None, list[tuple[Location, str]]]:
+def _checked(
+    path: Path, document: Document, empty: Which | None
+) -> tuple[CaseFile | None, list[tuple[Location, str]]]:
     value = document.value
     if not isinstance(value, dict):
         return None, [((), "a case is a mapping with the keys left, right and inputs")]
@@ -327,7 +332,7 @@ def _checked(path: Path, document: Document) -> tuple[CaseFile | None, list[tupl
     if is_single:
         value = {**value, "inputs": {UNNAMED: inputs}}
     try:
-        case = CaseFile(path, CaseText.model_validate(value))
+        case = CaseFile(path, _emptied(CaseText.model_validate(value), empty))
     except ValidationError as error:
         found = []
         for detail in error.errors(include_url=False):
@@ -337,6 +342,13 @@ def _checked(path: Path, document: Document) -> tuple[CaseFile | None, list[tupl
             found.append((place, _sentence(place, detail)))
         return None, found
     return case, list(_faults(case, is_single))
+
+
+def _emptied(text: CaseText, side: Which | None) -> CaseText:
+    if side is None or getattr(text, side).framework == "recorded":
+        return text
+    nothing = {"checkpoint": None, "rules": None, "state_dict": None, "reverse": False}
+    return text.model_copy(update={side: getattr(text, side).model_copy(update=nothing)})
 
 
 def _sentence(place: Location, detail: Any) -> str:

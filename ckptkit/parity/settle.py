@@ -2,10 +2,13 @@
 
 The right side of a case is filled from the source by the drafted rules and run, again for every answer to a
 question that is open, until both sides agree. An answer becomes proven where it agrees and no other does.
+Where no answer agrees, a guess is wrong: then layers of one size that were guessed are exchanged as well.
 """
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, permutations
@@ -15,6 +18,7 @@ from typing import TypeAlias
 
 from ckptkit.base.errors import CkptkitError, UsageError
 from ckptkit.base.progress import Say, say_nothing
+from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.compare.outlines import is_json
 from ckptkit.compare.suggesting import Suggestion, SuggestRequest
@@ -26,6 +30,7 @@ from ckptkit.parity.sides import SideProcess
 from ckptkit.rules.drafting import Draft
 from ckptkit.rules.structure import Match, Question
 
+_Tensors: TypeAlias = "dict[tuple[int, str], TensorSpec]"
 Answer: TypeAlias = "tuple[int, ...]"
 """To which is which: for each of the target the place of its counterpart. To an order of axes: its number."""
 
@@ -115,7 +120,7 @@ class _Trials:
     """Runs of the right side, each with other answers; the same answers run once."""
 
     suggestion: Suggestion
-    choices: Sequence[Choice]
+    choices: list[Choice]
     case: UserCase
     source: Path
     state_dict: str | None
@@ -183,6 +188,47 @@ def choices_of(suggestion: Suggestion) -> list[Choice]:
     return [choice for choice in found if choice.matches]
 
 
+def guesses_of(suggestion: Suggestion) -> list[Choice]:
+    """Guessed layers of one size: which of them is which is a question then."""
+    layers: defaultdict[tuple[tuple[str, ...], tuple[str, ...]], list[Draft]] = defaultdict(list)
+    for draft in suggestion.drafts:
+        if draft.sure == "guessed" and draft.matches and all(one.operation == "one" for one in draft.matches):
+            key = tuple(map(_layer, draft.sources)), tuple(map(_layer, draft.targets))
+            layers[key].append(draft)
+    classes: defaultdict[frozenset[object], list[tuple[tuple[str, str], _Tensors, list[Draft]]]] = (
+        defaultdict(list)
+    )
+    for (sources, targets), drafts in layers.items():
+        tensors = {
+            (n, _leaf(name)): suggestion.source_specs[name]
+            for draft in drafts
+            for n, name in enumerate(draft.sources)
+        }
+        alike = frozenset((*key, spec.shape) for key, spec in tensors.items())
+        classes[alike].append(((sources[0], targets[0]), tensors, drafts))
+    return [
+        Choice(
+            Question(
+                "which of these is which?",
+                tuple(names[0] for names, _, _ in members),
+                tuple(names[1] for names, _, _ in members),
+                tuple(tensors for _, tensors, _ in members),
+            ),
+            tuple(draft for _, _, drafts in members for draft in drafts),
+        )
+        for members in classes.values()
+        if len(members) > 1
+    ]
+
+
+def _layer(name: str) -> str:
+    return re.split("[./](?=[^./]*$)", name)[0]
+
+
+def _leaf(name: str) -> str:
+    return re.split("[./]", name)[-1]
+
+
 def matches_with(
     suggestion: Suggestion, choices: Sequence[Choice], answers: Sequence[Answer], settled: Sequence[bool] = ()
 ) -> list[Match] | None:
@@ -218,15 +264,13 @@ def settle(
             "--prove cannot be used with --strip-prefix", hint="put the prefix into the file: strip: [PREFIX]"
         )
     choices = choices_of(suggestion)
-    file = load_case(case_path)
+    file = load_case(case_path, empty="right")
     if file.is_recorded("right") or file.text.right.framework == "onnx":
         raise UsageError(
             f"{file.path}: the right side is filled by the rules, which a "
             f"{file.text.right.framework} side cannot be",
             hint="make the port the right side",
         )
-    right = file.text.right.model_copy(update={"checkpoint": None, "rules": None, "state_dict": None})
-    file = replace(file, text=file.text.model_copy(update={"right": right}))
     with open_case_file(file, say) as case:
         reference = case.reference.run(case.given, say)
         assert isinstance(case.candidate, SideProcess)
@@ -234,7 +278,11 @@ def settle(
         trials = _Trials(
             suggestion, choices, case, source.absolute(), request.state_dict, rules, say, reference
         )
-        best = _search(trials)
+        best = _search(trials, tuple(choice.start for choice in choices))
+        guessed = [] if trials.outcome(best).ok else guesses_of(suggestion)
+        if guessed:
+            choices += guessed
+            best = _search(trials, (*best, *(choice.start for choice in guessed)))
         settled = [_is_settled(trials, best, n) for n in range(len(choices))]
         outcome = trials.outcome(best)
     made = matches_with(suggestion, choices, best, settled)
@@ -242,9 +290,8 @@ def settle(
     return suggestion.redrafted(made, [_in_words(str(case_path), outcome, settled, trials.runs)])
 
 
-def _search(trials: _Trials) -> tuple[Answer, ...]:
+def _search(trials: _Trials, best: tuple[Answer, ...]) -> tuple[Answer, ...]:
     """Change one answer at a time, then two, while more stages agree."""
-    best = tuple(choice.start for choice in trials.choices)
     while not trials.outcome(best).ok and not trials.spent:
         better = next(
             (one for one in _near(trials.choices, best) if _gains(trials, one, best)),

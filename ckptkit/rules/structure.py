@@ -49,11 +49,11 @@ class Question:
     text: str
     sources: tuple[str, ...] = ()  # patterns that could be exchanged
     targets: tuple[str, ...] = ()
-    units: tuple[Mapping[tuple[int, Kind], TensorSpec], ...] = field(default=(), compare=False, repr=False)
+    units: tuple[Mapping[tuple[int, str], TensorSpec], ...] = field(default=(), compare=False, repr=False)
     """The tensors of each pattern of the source, by layer and kind."""
 
 
-def _tensors(unit: Unit) -> dict[tuple[int, Kind], TensorSpec]:
+def _tensors(unit: Unit) -> dict[tuple[int, str], TensorSpec]:
     return {(n, kind): spec for n, layer in enumerate(unit.layers) for kind, spec in layer.parts.items()}
 
 

@@ -1,0 +1,171 @@
+"""``rules suggest --prove``: outputs decide which is which where neither names nor sizes do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptkit.api.environment import workspace_of_environment
+from ckptkit.base.errors import UsageError
+from ckptkit.compare.suggesting import Suggestion, SuggestRequest, suggest_rules
+from ckptkit.parity.settle import settle
+from ckptkit.rules.file import load_rules
+from tests.support.cases import side, sides_run_here, write_case
+from tests.support.commands import runner
+
+LEFT, RIGHT = ["ga", "bu", "zo", "meu", "kif", "tor"], ["wem", "dys", "lap", "hin", "vox", "pel"]
+"""Queries, keys, values, output, and two norms."""
+NETS = f"""
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, names, made, eps):
+        super().__init__()
+        self.names = names
+        for name in made:
+            setattr(self, name, nn.Linear(8, 8) if name in names[:4] else nn.LayerNorm(8, eps))
+
+    def forward(self, x):
+        q, k, v, out, before, after = (getattr(self, name) for name in self.names)
+        y = before(x)
+        weights = (q(y) @ k(y).transpose(-1, -2)).softmax(-1)
+        return after(x + out(weights @ v(y)))
+
+class Net(nn.Module):
+    def __init__(self, names, made=None, eps=1e-5):
+        super().__init__()
+        self.stem = nn.Linear(3, 8)
+        self.blocks = nn.Sequential(*(Block(names, made or names, eps) for _ in range(2)))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+class Sum(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        for name in names:
+            setattr(self, name, nn.LayerNorm(3))
+
+    def forward(self, x):
+        return sum(getattr(self, name)(x) for name in self.names)
+
+def left(): return Net({LEFT})
+def right(): return Net({RIGHT})
+def shuffled(): return Net({RIGHT}, {sorted(RIGHT)})
+def wrong(): return Net({RIGHT}, eps=1.0)
+def sum_left(): return nn.Sequential(Sum(["ga", "bu"]))
+def sum_right(): return nn.Sequential(Sum(["wem", "dys"]))
+"""
+STAGES = ["stem", "blocks.0", "blocks.1", "head"]
+INPUTS = "{shape: [2, 6, 3], seed: 3}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Models whose names say nothing, and random weights of the left one."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "nets.py").write_text(NETS)
+    space: dict[str, object] = {}
+    exec(compile(NETS, "nets.py", "exec"), space)
+    torch.manual_seed(0)
+    for name in ("left", "sum_left"):
+        model = space[name]()  # type: ignore[operator]
+        state = {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+        torch.save(state, tmp_path / f"{name}.pth")
+    for name in ("right", "shuffled", "wrong", "sum_right"):
+        torch.save(space[name]().state_dict(), tmp_path / f"{name}.pth")  # type: ignore[operator]
+    with sides_run_here():
+        yield tmp_path
+
+
+def settled(folder: Path, left: str, right: str, stages: object = STAGES) -> tuple[Suggestion, Suggestion]:
+    """A draft by names and shapes, and what the outputs make of it."""
+    drafted = suggest_rules(
+        workspace_of_environment(),
+        folder / f"{left}.pth",
+        folder / f"{right}.pth",
+        SuggestRequest(values=False),
+    )
+    case = write_case(
+        folder,
+        side("torch", f"nets:{left}", checkpoint=f"{left}.pth"),
+        side("torch", f"nets:{right}"),
+        stages=stages,
+        inputs=INPUTS,
+    )
+    return drafted, settle(drafted, case)
+
+
+@pytest.mark.parametrize("right", ["right", "shuffled"])
+def test_queries_keys_values_and_norms_are_told_apart(folder: Path, right: str) -> None:
+    """The norms are asked about, the matrices guessed by their order: wrongly where that is another one."""
+    drafted, found = settled(folder, "left", right)
+    assert not drafted.ok
+    assert (drafted.tensors["ambiguous"], drafted.tensors["guessed"]) == (8, 16)
+    assert found.ok, found.text
+    assert found.tensors["proven"] == (8 if right == "right" else 24)
+    assert re.search(r"all \d outputs agree, largest relative difference \d\.\de[-+]\d\d; ", found.text)
+    path = folder / "rules.yaml"
+    found.write(path)
+    made = {
+        (source, target)
+        for rule in load_rules(path).rules
+        for source, target in zip(LEFT, RIGHT, strict=True)
+        for values in [rule.source.values(f"blocks.1.{source}.weight")]
+        if values is not None and rule.target.fill(values) == f"blocks.1.{target}.weight"
+    }
+    assert made == set(zip(LEFT, RIGHT, strict=True))
+
+
+def test_what_makes_no_difference_stays_open(folder: Path) -> None:
+    drafted, found = settled(folder, "sum_left", "sum_right", ["0"])
+    assert drafted.tensors["ambiguous"] == found.tensors["ambiguous"] == 4
+    assert not found.ok
+    assert "0 of 1 question settled" in found.text
+
+
+def test_a_port_that_computes_something_else_is_named_by_its_stage(folder: Path) -> None:
+    _, found = settled(folder, "left", "wrong")
+    assert not found.ok
+    assert "no answer makes blocks.0 agree" in found.text
+
+
+def test_what_cannot_be_filled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runner(capsys)
+    case = write_case(
+        folder, side("torch", "nets:left"), side("torch", "nets:right"), stages=[], inputs=INPUTS
+    )
+    names = folder / "names.json"
+    names.write_text('{"stem.weight": [8, 3]}')
+    done = run("rules", "suggest", names, folder / "right.pth", "--prove", case)
+    assert (done.code, "has no values to fill a model with" in done.err) == (2, True)
+    drafted, _ = settled(folder, "left", "right")
+    with pytest.raises(UsageError, match="--prove cannot be used with --strip-prefix"):
+        settle(drafted, case, SuggestRequest(strip_prefix="net."))
+    recorded = write_case(folder, side("torch", "nets:left"), side("recorded", "names.json"), inputs=INPUTS)
+    with pytest.raises(UsageError, match="a recorded side cannot be"):
+        settle(drafted, recorded)
+
+
+def test_the_command_and_python(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import ckptkit
+
+    case = write_case(
+        folder,
+        side("torch", "nets:left", checkpoint="left.pth"),
+        side("torch", "nets:right", checkpoint="not-there-yet.pth"),
+        stages=STAGES,
+        inputs=INPUTS,
+    )
+    both = folder / "left.pth", folder / "right.pth"
+    rules = folder / "rules.yaml"
+    done = runner(capsys)("rules", "suggest", *both, "--prove", case, "-o", rules)
+    assert done.code == 0, done.err
+    assert re.search(r"all \d outputs agree", done.err)
+    assert ckptkit.suggest_rules(*both, prove=case).text == rules.read_text()
