@@ -401,6 +401,18 @@ SITUATIONS: Mapping[str, Situation] = {
         "convert any.npz --to npz -o o.npz", then="convert any.npz --to npz -o o.npz --layout as-is"
     ),
     "two models without a layer in common": Situation("rules suggest any.npz objects.npz"),
+    "proof without values": Situation(
+        "rules suggest names.json any.npz --prove case.yaml",
+        arrange=_text("names.json", '{"a": [2], "c": [3]}'),
+        then="rules suggest any.npz any.npz",
+    ),
+    "proof of other names": Situation(
+        "rules suggest any.npz any.npz --prove case.yaml --strip-prefix net.",
+        then="rules suggest any.npz any.npz",
+    ),
+    "proof of what is recorded": Situation(
+        "rules suggest any.npz any.npz --prove good.yaml", _cases, then="rules suggest any.npz any.npz"
+    ),
     "unknown model, its tensors": Situation("convert any.npz --to npz -o o.npz", fill={"FILE": "rules.yaml"}),
     "no such family": Situation("convert any.npz --variant moat0 --to npz -o o.npz"),
     "no moving averages": Situation("convert any.npz --layout as-is --weights ema --to npz -o o.npz"),
@@ -931,6 +943,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "no such case": Situation("parity --case nosuch.yaml", _cases, fill={"--case": "--case good.yaml"}),
     "a recording without outputs": Situation("parity --case empty.yaml", _cases, then="record --emit r.py"),
     "record what": Situation("record", then="record --emit r.py"),
+    "the recorder in no file": Situation("record --emit -", then="record --emit recorder.py"),
     "the recorder of a side": Situation("record --emit r.py --side left", then="record --emit r.py"),
     "a registry with remarks in it": Situation(
         f"registry add {ID} https://example.org/m.tar.gz --file own.yaml --force",

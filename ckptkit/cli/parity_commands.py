@@ -14,8 +14,9 @@ import typer
 from ckptkit.base.parse import parse_resolution
 from ckptkit.base.tensors import FLOAT_DTYPES, float_named
 from ckptkit.cli.completion import complete_ids
-from ckptkit.cli.options import SourceOptions, file_to_write, one_of_these, parse_settings, state_of
+from ckptkit.cli.options import SourceOptions, file_to_write, one_of_these, parse_settings, state_of, usage_of
 from ckptkit.cli.output import Output
+from ckptkit.cli.remote_output import Place, one_file
 
 if TYPE_CHECKING:
     from ckptkit.base.files import StagedFile
@@ -216,10 +217,16 @@ def record(
     case: Annotated[Path | None, typer.Option(metavar="FILE", help="The case file.")] = None,
     side: Annotated[str | None, typer.Option(metavar="<left|right>", help="Which side to run.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The .npz file to write, or a folder/ for it; - is standard output.",
+        ),
     ] = None,
     emit: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE", help="Write the recorder for code that runs elsewhere, and nothing else."
         ),
@@ -238,23 +245,35 @@ def record(
     from ckptkit.base.errors import UsageError
     from ckptkit.parity.any_model import emit_recorder, record_case
 
-    output_ = state_of(context).output
+    state = state_of(context)
     if emit is not None:
         if case is not None or side is not None or output is not None:
             raise UsageError("--emit writes the recorder alone", hint="leave --case, --side and --output out")
-        written = emit_recorder(emit, force=force)
+        path = one_file(emit)
+        if path is None:
+            raise UsageError("--emit writes a file", hint="record --emit recorder.py")
+        written = emit_recorder(path, force=force)
     else:
         missing = [
             name
             for name, value in (("--case", case), ("--side", side), ("--output", output))
             if value is None
         ]
+        if len(missing) == 3:
+            typer.echo(usage_of(context), err=True)
         if missing or case is None or side is None or output is None:
             raise UsageError(
                 f"record needs {' and '.join(missing)}", hint="or --emit FILE, to write the recorder"
             )
-        written = record_case(case, side, output, force=force, say=_prefixed(output_, f"{case}"))
-    output_.result({"path": str(written)}, f"wrote {written}")
+        with Place(state, output, force=force) as place:
+            assert place.path is not None
+            path = place.path / f"{side}.npz" if place.folder else place.path
+            record_case(case, side, path, force=force, say=_prefixed(state.output, f"{case}"))
+            delivered = place.deliver(path)
+            if delivered is None:
+                return
+            written = Path(delivered)
+    state.output.result({"path": str(written)}, f"wrote {written}")
 
 
 def _refuse_without_models(workspace: Workspace, name: str) -> None:

@@ -64,6 +64,17 @@ RULES = """version: 2
 rules:
   - {source: "x/kernel", target: "x.weight", axes: "i o -> o i"}
 """
+NETS = """
+def build():
+    import torch
+    return torch.nn.Linear(3, 2)
+"""
+CASE = """
+left: {framework: torch, model: "nets:build"}
+right: {framework: torch, model: "nets:build"}
+inputs: {shape: [2, 3]}
+"""
+RECORD = "record --case case.yaml --side left"
 ADD = "registry add my-moat https://example.org/x.tar.gz --file mine.yaml --checkpoint tiny0.tar.gz"
 
 
@@ -254,6 +265,14 @@ TABLE: dict[str, dict[str, Cell]] = {
             )
         },
     ),
+    "record": _of_one(
+        "record {}",
+        glob=NotMeant("runs one side of one case"),
+        json=Works("record --emit recorder.py --json", ("recorder.py",)),
+        **{"dry-run": NotMeant("what takes time is the run itself")},
+        folder=Works(f"{RECORD} -o out/", ("out/left.npz",), needs=("torch",)),
+        stdout=Works(f"{RECORD} -o -", ("PK", "ckptkit:"), needs=("torch",)),
+    ),
     "rules check": _of_one(
         "rules check rules.yaml {}",
         several=NotMeant("checks one file of rules against one model"),
@@ -329,6 +348,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.yaml").write_text("entries: []\n")
     (folder / "other.yaml").write_text("entries: []\n")
     (folder / "rules.yaml").write_text(RULES)
+    (folder / "nets.py").write_text(NETS)
+    (folder / "case.yaml").write_text(CASE)
     kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.savez(folder / "a.npz", **{"x/kernel": kernel})
     np.savez(folder / "b.npz", **{"x.weight": kernel.T})
