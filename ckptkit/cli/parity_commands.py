@@ -244,6 +244,7 @@ def record(
     """
     from ckptkit.base.errors import UsageError
     from ckptkit.parity.any_model import emit_recorder, record_case
+    from ckptkit.parity.sides import recording_name
 
     state = state_of(context)
     if emit is not None:
@@ -267,7 +268,7 @@ def record(
             )
         with Place(state, output, force=force) as place:
             assert place.path is not None
-            path = place.path / f"{side}.npz" if place.folder else place.path
+            path = place.path / recording_name(side) if place.folder else place.path
             record_case(case, side, path, force=force, say=_prefixed(state.output, f"{case}"))
             delivered = place.deliver(path)
             if delivered is None:

@@ -66,6 +66,11 @@ class CaseRan(Ran):
     seen: Sequence[str] = ()  # names of all stages that ran
 
 
+def recording_name(side: str) -> str:
+    """What a side's recording is called where only its folder is given."""
+    return f"{side}.npz"
+
+
 def require_packages(text: SideText) -> None:
     """Look for a side's framework without importing it."""
     require_installed(_PACKAGES[text.framework], f"a side of {text.framework}")
