@@ -133,7 +133,7 @@ FITTING: dict[str, tuple[Callable[[Tensors], object] | None, bool | str]] = {
     "another shape": (of_another_shape, "a tensor missing or of another shape"),
     "nothing of it": (
         lambda t: [t.pop(n) for n in list(t)[1:]],
-        "tensors .* that are not those of tiny-moat0",
+        "1 tensor .*, none of tiny-moat0",
     ),
 }
 

@@ -186,9 +186,7 @@ def refuse_another(reader: Reader, entry: Entry) -> bool | None:
     found = recognise(reader.specs)
     if found is None:
         names = ", ".join(list(reader.specs)[:3]) or "none"
-        raise ConversionError(
-            f"{counted(len(reader.specs), 'tensor')} ({names} …) that are not those of {entry.variant}"
-        )
+        raise ConversionError(f"{counted(len(reader.specs), 'tensor')} ({names} …), none of {entry.variant}")
     if found.variant != entry.variant:
         raise ConversionError(f"a checkpoint of {found.variant}, not of {entry.variant}")
     if found.layout != entry.layout and entry.layout in found.family.layouts:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ckptkit.base.errors import NotFoundError, listed
 from ckptkit.base.tensors import Array
+from ckptkit.base.text import counted
 from ckptkit.parity.compare import LOGITS
 
 OUTPUT = "output"
@@ -57,7 +58,9 @@ def find(name: str, names: Sequence[str], side: str, seen: Sequence[str] = ()) -
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise NotFoundError(f"{side}: {len(ends)} stages end in {name!r}", hint=f"choose from {listed(ends)}")
+        raise NotFoundError(
+            f"{side}: {counted(len(ends), 'stage')} end in {name!r}", hint=f"choose from {listed(ends)}"
+        )
     every = list(seen or names)
     close = difflib.get_close_matches(name, every, 3, 0.4) or every
     raise NotFoundError(f"{side}: no stage {name!r} ran", hint=f"it has {listed(close)}")

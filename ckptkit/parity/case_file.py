@@ -437,7 +437,10 @@ def _faults_of_input(case: CaseFile, one: InputText) -> Iterator[tuple[str, str]
     if one.shape is not None and math.prod(one.shape) > MAX_NUMBERS:
         yield "shape", f"more than {MAX_NUMBERS:,} numbers"
     if one.shape is not None and one.layout is not None and len(one.layout) != len(one.shape):
-        yield "layout", f"layout {one.layout} is of {len(one.layout)} axes, the shape has {len(one.shape)}"
+        yield (
+            "layout",
+            f"layout {one.layout} is of {counted(len(one.layout), 'axis')}, the shape has {len(one.shape)}",
+        )
     if one.shape is not None and one.dtype in ("int32", "int64"):
         if one.max is None:
             yield "dtype", "random integers need max"

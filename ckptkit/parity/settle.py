@@ -301,7 +301,7 @@ def _search(trials: _Trials, best: tuple[Answer, ...]) -> tuple[Answer, ...]:
             break
         best = better
         found = trials.outcome(best)
-        trials.say(f"run {trials.runs}: {found.agreeing} of {len(found.stages)} stages agree")
+        trials.say(f"attempt {trials.runs}: {found.agreeing} of {counted(len(found.stages), 'stage')} agree")
     return best
 
 
@@ -329,7 +329,7 @@ def _is_settled(trials: _Trials, best: tuple[Answer, ...], n: int) -> bool:
 
 
 def _in_words(name: str, outcome: Outcome, settled: Sequence[bool], runs: int) -> str:
-    times = counted(runs, "run")
+    times = counted(runs, "attempt")
     asked = counted(len(settled), "question")
     if not outcome.ok:
         stage = outcome.stages[outcome.agreeing].name if outcome.stages else "the first stage"

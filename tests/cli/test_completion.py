@@ -491,7 +491,7 @@ def test_every_command_that_reads_a_checkpoint_lets_one_say_what_of_it_is_meant(
     }
     assert {name for name, given in options.items() if {"--state-dict", "--strip-prefix"} <= given} == {
         *("convert", "verify", "inspect", "diff", "parity", "export", "predict", "cam", "eval", "calibrate"),
-        "registry add",
+        *("registry add", "rules check", "rules suggest"),
     }
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_written_to(ckptkit: Runner, source: Path, output: str, s
 
 def test_one_object_for_several_conversions_is_refused(ckptkit: Runner, objects: Any, source: Path) -> None:
     refused = ckptkit("convert", source, source, "-o", "gs://bucket/m.safetensors")
-    assert refused.code == 2 and "is one file, but there are 2 conversions; give a folder" in refused.err
+    assert refused.code == 2 and "is one file, but there are 2 results; give -o FOLDER/" in refused.err
 
 
 def test_a_missing_package_has_its_own_exit_code(
@@ -145,7 +145,7 @@ def test_paths_stay_paths(tmp_path: Path) -> None:
         with Place(State(), text) as output:
             assert (output.url, output.path) == (None, text and Path(text))
     assert Place(State(), str(tmp_path), results=2).folder and Place(State(), "new", results=2).folder
-    with pytest.raises(UsageError, match=r"m\.pth is one file, but there are 2 conversions"):
+    with pytest.raises(UsageError, match=r"m\.pth is one file, but there are 2 results"):
         Place(State(), "m.pth", results=2)
 
 

@@ -105,8 +105,8 @@ def test_a_hang_is_a_message_and_what_it_started_ends_with_it(module, tmp_path: 
         "    open('pid', 'w').write(str(child.pid))\n"
         "    time.sleep(100)\n"
     )
-    with pytest.raises(ConversionError, match="was still running after 3 seconds and was ended"):
-        shapes("their_nets:build", seconds=3)
+    with pytest.raises(ConversionError, match="was still running after 8 seconds and was ended"):
+        shapes("their_nets:build", seconds=8)
     pid = int((tmp_path / "pid").read_text())
     state = Path(f"/proc/{pid}/stat")
     if sys.platform == "linux":

@@ -76,7 +76,7 @@ def mmcv_meta(torch: Any, code: ModuleType) -> tuple[dict[str, Any], dict[str, s
         ("epoch", 300, "300"),
         ("iter", np.int64(375300), "375300"),
         ("config", CONFIG, CONFIG.rstrip("\n")),
-        ("CLASSES", CLASSES, f"({', '.join(CLASSES[:8])}, … 1000 values in total)"),
+        ("CLASSES", CLASSES, f"({', '.join(CLASSES[:8])}, … 1,000 values in total)"),
         ("PALETTE", None, "None"),
         (
             "hook_msgs",
