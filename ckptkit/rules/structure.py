@@ -160,6 +160,7 @@ class Structure:
     # -- pairing layers ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._pair_namesakes()
         while True:
             self._rounds()
             if not self._fused_and_stacked():
@@ -169,6 +170,23 @@ class Structure:
         for side, is_open in zip((self.source, self.target), self._open, strict=True):
             side.take_apart(is_open)
         self._rounds(final=True)
+
+    def _pair_namesakes(self) -> None:
+        """Layers whose tensors have the same full names and shapes on both sides are the same, axes too."""
+        there = {_namesake(layer): layer for layer in self.target.layers if id(layer) in self._open[1]}
+        for one in self.source.layers:
+            other = there.get(_namesake(one))
+            if other is None or id(one) not in self._open[0]:
+                continue
+            if all(self._same(spec.name, spec.name) for spec in one.parts.values()):
+                self._open[0].discard(id(one))
+                self._open[1].discard(id(other))
+                self._pairs.append((one, other))
+                self.matches += [
+                    Match((spec.name,), (spec.name,), sure="guessed")
+                    for spec in one.parts.values()
+                    if spec.name not in self._proven
+                ]
 
     def _rounds(self, *, final: bool = False) -> None:
         """Accept what is sure enough, until that helps nothing else: kernels first, which norms follow."""
@@ -513,6 +531,10 @@ def _twins(unit: Unit) -> frozenset[int]:
         if shapes[at] in shapes[max(0, at - _NEIGHBOURHOOD) : at]
         or shapes[at] in shapes[at + 1 : at + _NEIGHBOURHOOD]
     )
+
+
+def _namesake(layer: Layer) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((spec.name, spec.shape) for spec in layer.parts.values())
 
 
 def _shared(one: Layer, other: Layer) -> list[tuple[TensorSpec, TensorSpec]]:

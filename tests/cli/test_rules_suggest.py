@@ -87,3 +87,15 @@ def test_a_function_of_ones_own_is_a_target(run: Runner) -> None:
     missing = run("rules", "suggest", "mixer.npz", "no_such_module:build")
     assert missing.code == 2
     assert "no module 'no_such_module' here or among the installed packages" in missing.err
+
+
+def test_tensors_of_the_same_name_and_shape_are_the_same(tmp_path: Path, capsys) -> None:
+    """Nothing else about them tells: four square kernels, in another order on the other side."""
+    shapes = {f"{name}.weight": [8, 8] for name in ("x", "a", "y\x9b", "b")}
+    (tmp_path / "a.json").write_text(json.dumps(shapes))
+    (tmp_path / "b.json").write_text(json.dumps(dict(reversed(shapes.items()))))
+    done = runner(capsys)("rules", "suggest", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    assert done.code == 0, done.out
+    found = json.loads(done.out)
+    assert found["tensors"] == {"proven": 0, "forced": 0, "guessed": 4, "ambiguous": 0}
+    assert all(rule["source"] == rule["target"] and "axes" not in rule for rule in found["rules"])
