@@ -51,7 +51,8 @@ def check_command(
     Exits with 1 if something does not fit: a tensor without a rule, a rule without a tensor, a missing part,
     or, with TARGET, a tensor that the result lacks, has too much or in another shape.
 
-    Examples: ckptkit rules check rules.yaml model.ckpt · ckptkit rules check rules.yaml a.npz b.pth --json
+    Examples: ckptkit rules check my_rules.yaml net.ckpt
+    · ckptkit rules check my_rules.yaml net.ckpt ported.pth --json
     """
     from ckptkit.compare.rules_check import check_files
     from ckptkit.rules.file import load_rules
@@ -126,8 +127,8 @@ def suggest_command(
 
     Exits with 0 if every tensor of both has a rule that is not ambiguous, else with 1.
 
-    Examples: ckptkit rules suggest net.ckpt net.pth -o rules.yaml
-    · ckptkit rules suggest net.h5 nets:build -o rules.yaml
+    Examples: ckptkit rules suggest net.ckpt ported.pth -o rules.yaml
+    · ckptkit rules suggest net.ckpt my_nets:build -o rules.yaml
     """
     from ckptkit.base.files import refuse_existing
     from ckptkit.compare.suggesting import SuggestRequest, suggest_rules

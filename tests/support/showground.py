@@ -5,6 +5,7 @@ The weights are synthetic; pictures are drawn. Each example gets a copy of its o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -144,15 +145,40 @@ def _write_case(folder: Path) -> None:
 
 
 def _write_ruled_model(folder: Path) -> None:
-    """Write README's file of rules, and a model that it fits."""
+    """Write README's file of rules, and a model that it fits, on both of its sides."""
     from tests.support.tf_files import write_checkpoint as write_bundle
 
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (rules,) = re.findall(r"```yaml\n(rules:.*?)```", readme, re.DOTALL)
+    (rules,) = re.findall(r"```yaml\n(version: 2\nrules:.*?)```", readme, re.DOTALL)
     (folder / "my_rules.yaml").write_text(rules, encoding="utf-8")
     random = np.random.default_rng(7)
-    tensors = {f"net/block_{i}/conv/kernel": random.normal(size=(3, 3, 4, 4)) for i in range(2)}
-    tensors["net/head/kernel"] = random.normal(size=(4, 10))
-    arrays = {name: array.astype(np.float32) for name, array in tensors.items()}
+    shapes = {f"net/block_{i}/conv/kernel": (3, 3, 4, 8) for i in (1, 2)}
+    shapes |= {f"{part}/kernel": (6, 6) for part in "qkv"} | {"encoder/scale": (6,)}
+    arrays = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     arrays["global_step"] = np.array(7, np.int64)
     write_bundle(folder / "net.ckpt", arrays)
+    ckptkit.convert(folder / "net.ckpt", rules=folder / "my_rules.yaml", output=folder / "ported.pth")
+    ruled = ckptkit.load(folder / "ported.pth", layout="as-is")
+    (folder / "shapes.json").write_text(json.dumps({name: array.shape for name, array in ruled.items()}))
+    (folder / "my_nets.py").write_text(_NET, encoding="utf-8")
+
+
+_NET = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, bias=False)
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.qkv = nn.Linear(6, 18, bias=False)
+        self.scale = nn.Parameter(torch.ones(6))
+
+def build():
+    return Net()
+"""
