@@ -146,7 +146,7 @@ BROKEN = {
         "cannot be loaded (ModuleNotFoundError: No module named 'nothing_of_this_name')",
     ),
     "raise SystemExit(3)": ("ckptkit_toy:one", "cannot be loaded (SystemExit: 3)"),
-    "import": ("ckptkit_toy:one", "cannot be loaded (SyntaxError: invalid syntax (ckptkit_toy.py, line 1))"),
+    "x ===": ("ckptkit_toy:one", "cannot be loaded (SyntaxError: invalid syntax (ckptkit_toy.py, line 1))"),
     "x = 1": (
         "ckptkit_toy:one",
         "cannot be loaded (AttributeError: module 'ckptkit_toy' has no attribute 'one')",
