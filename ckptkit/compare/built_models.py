@@ -138,6 +138,7 @@ def _run(where: str, folder: Path, seconds: float) -> dict[str, Any]:
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "PYTHONIOENCODING": "utf-8",
+        "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left beside the user's code
     }
     with log.open("wb") as output:
         try:

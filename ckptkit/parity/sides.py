@@ -113,6 +113,7 @@ class SideProcess(Backend[CaseInputs]):
                     "CUDA_VISIBLE_DEVICES": "-1",
                     "TF_CPP_MIN_LOG_LEVEL": "3",
                     "PYTHONIOENCODING": "utf-8",
+                    "PYTHONDONTWRITEBYTECODE": "1",  # nothing is left beside the user's code
                 },
                 start_new_session=True,  # Ctrl+C is ours: we end it, with whatever it started
             )
