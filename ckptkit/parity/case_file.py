@@ -335,7 +335,7 @@ def _checked(
         case = CaseFile(path, _emptied(CaseText.model_validate(value), empty))
     except ValidationError as error:
         found = []
-        for detail in error.errors(include_url=False):
+        for detail in error.errors(include_url=False)[:_MOST_FAULTS]:
             place = tuple(part for part in detail["loc"] if part not in ("dict[str,str]", "list[str]"))
             if is_single and place[:1] == ("inputs",):
                 place = (place[0], *place[2:])
