@@ -156,7 +156,9 @@ class _Trials:
             compared = self.case.in_common(self.reference, candidate)
             stages = compare(compared.ours, compared.theirs, compared.tolerance, sides=compared.called)
         except CkptkitError:
-            if self.runs == 1:  # not for this answer: the rules or the case are not whole
+            if (
+                self.runs == 1 or side.ended
+            ):  # not for this answer: the rules, the case or the code are at fault
                 raise
             return Outcome(())
         return Outcome(tuple(judged(compared, stages)[0]))
@@ -320,12 +322,10 @@ def _near(choices: Sequence[Choice], answers: tuple[Answer, ...]) -> Iterator[tu
 
 
 def _is_settled(trials: _Trials, best: tuple[Answer, ...], n: int) -> bool:
-    """Whether fewer stages agree with any other answer to one question; without another, whether all do."""
-    found = trials.outcome(best)
+    """Whether all outputs agree with this answer to a question, and with no other."""
     others = [(*best[:n], other, *best[n + 1 :]) for other in trials.choices[n].others(best[n])]
-    if not others:
-        return found.ok
-    return all(trials.outcome(one).agreeing < found.agreeing for one in others) and not trials.spent
+    alone = trials.outcome(best).ok and not any(trials.outcome(one).ok for one in others)
+    return alone and not trials.spent
 
 
 def _in_words(name: str, outcome: Outcome, settled: Sequence[bool], runs: int) -> str:

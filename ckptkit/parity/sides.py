@@ -167,6 +167,11 @@ class SideProcess(Backend[CaseInputs]):
         if self._versions is None:
             self._versions = self._receive()["versions"]
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
     def fill(self, checkpoint: Path, rules: Path, state_dict: str | None = None) -> None:
         """Fill the model anew, by rules."""
         self._opened()

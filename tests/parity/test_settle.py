@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from ckptkit.api.environment import workspace_of_environment
-from ckptkit.base.errors import UsageError
+from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.compare.suggesting import Suggestion, SuggestRequest, suggest_rules
+from ckptkit.parity import any_model
 from ckptkit.parity.settle import settle
+from ckptkit.parity.sides import SideProcess
 from ckptkit.rules.file import load_rules
 from tests.support.cases import side, sides_run_here, write_case
 from tests.support.commands import runner
@@ -19,6 +21,8 @@ from tests.support.commands import runner
 LEFT, RIGHT = ["ga", "bu", "zo", "meu", "kif", "tor"], ["wem", "dys", "lap", "hin", "vox", "pel"]
 """Queries, keys, values, output, and two norms."""
 NETS = f"""
+import os
+
 import torch
 from torch import nn
 
@@ -61,6 +65,17 @@ def shuffled(): return Net({RIGHT}, {sorted(RIGHT)})
 def wrong(): return Net({RIGHT}, eps=1.0)
 def sum_left(): return nn.Sequential(Sum(["ga", "bu"]))
 def sum_right(): return nn.Sequential(Sum(["wem", "dys"]))
+
+class OnlyOnce(Sum):
+    ran = False
+
+    def forward(self, x):
+        if OnlyOnce.ran:
+            os._exit(7)
+        OnlyOnce.ran = True
+        return super().forward(x)
+
+def only_once(): return nn.Sequential(OnlyOnce(["wem", "dys"]))
 """
 STAGES = ["stem", "blocks.0", "blocks.1", "head"]
 INPUTS = "{shape: [2, 6, 3], seed: 3}"
@@ -84,12 +99,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def settled(folder: Path, left: str, right: str, stages: object = STAGES) -> tuple[Suggestion, Suggestion]:
+def settled(
+    folder: Path, left: str, right: str, stages: object = STAGES, target: str | None = None
+) -> tuple[Suggestion, Suggestion]:
     """A draft by names and shapes, and what the outputs make of it."""
     drafted = suggest_rules(
         workspace_of_environment(),
         folder / f"{left}.pth",
-        folder / f"{right}.pth",
+        folder / f"{target or right}.pth",
         SuggestRequest(values=False),
     )
     case = write_case(
@@ -137,6 +154,13 @@ def test_a_port_that_computes_something_else_is_named_by_its_stage(folder: Path)
     _, found = settled(folder, "left", "wrong")
     assert not found.ok
     assert "no answer makes blocks.0 agree" in found.text
+
+
+def test_a_side_that_dies_proves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer agrees; the second is never known, so the first is not the only one."""
+    monkeypatch.setattr(any_model, "SideProcess", SideProcess)  # real processes
+    with pytest.raises(ConversionError, match=r"right \(torch\) ended with status 7"):
+        settled(folder, "sum_left", "only_once", ["0"], target="sum_right")
 
 
 def test_what_cannot_be_filled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

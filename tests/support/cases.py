@@ -33,6 +33,10 @@ class Here(SideProcess):
         assert self._model is not None
         return json.loads(json.dumps(self._model.answer(json.loads(json.dumps(request)))))
 
+    @property
+    def ended(self) -> bool:
+        return False
+
     def end(self) -> None:
         pass
 
