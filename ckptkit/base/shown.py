@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -64,6 +64,23 @@ def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]], gap: int =
             for cell, width, column in zip(cells, widths, columns, strict=True)
         )
         yield (" " * gap).join(sides).rstrip()
+
+
+_FIRST_ROWS = 20
+
+
+def sections(tables: Iterable[tuple[str, Table]], *, everything: bool) -> Iterator[Piece]:
+    """Tables under their headings, without empty tables and columns; of long ones the first rows."""
+    for heading, table in tables:
+        if table.rows:
+            shown = table.rows if everything else table.rows[:_FIRST_ROWS]
+            filled = [i for i, _ in enumerate(table.columns) if any(row[i] for row in shown)]
+            yield ""
+            yield f"{heading} ({len(table.rows):,})"
+            yield Table([table.columns[i] for i in filled], [[row[i] for i in filled] for row in shown])
+            if len(shown) < len(table.rows):
+                yield f"… and {len(table.rows) - len(shown):,} more{_MORE}"
+            yield Gap()
 
 
 class Shown:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ckptkit.base.errors import ConversionError, NotFoundError, UsageError, listed
 from ckptkit.base.progress import Progress, no_progress
-from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table
+from ckptkit.base.shown import Column, Note, Piece, Shown, Table, sections
 from ckptkit.base.tensors import Array, TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.arrays import Tolerance, ValueDifference, compare_arrays, compare_bytes
@@ -214,9 +214,9 @@ class Difference(Shown):
         """The verdict, what was compared, a table for each kind of difference, and the notes."""
         yield self.verdict
         yield from (f"{heading:<10}{text}" for heading, text in _difference_lines(self))
-        sections = []
+        lists = []
         if tensors:
-            sections = [
+            lists = [
                 _lone_section("only in A", self.only_a),
                 _lone_section("only in B", self.only_b),
                 _unread_section("cannot be read in A", self.a.left_out),
@@ -227,13 +227,13 @@ class Difference(Shown):
                 ),
             ]
         if tensors and everything:
-            sections += [
+            lists += [
                 _changed_section("within the tolerance", self.tolerated, everything),
                 _lone_section("left out by rule, in A", self.left_out_a),
                 _lone_section("left out by rule, in B", self.left_out_b),
             ]
-        for heading, table in [*sections, _other_metadata_section(self.metadata)]:
-            yield from _section(heading, table, everything)
+        lists.append(_other_metadata_section(self.metadata))
+        yield from sections(lists, everything=everything)
         yield from (Note(f"note: {note}") for note in self.notes)
 
     def to_json(self, *, tensors: bool = True) -> dict[str, Any]:
@@ -260,9 +260,6 @@ class Difference(Shown):
             }
         return values
 
-
-_SHOWN_ROWS = 20
-"""Rows shown per table; --verbose and --json give all."""
 
 _Section = tuple[str, Table]
 
@@ -348,20 +345,6 @@ def _other_metadata_section(metadata: Sequence[OtherMetadata]) -> _Section:
         for one in metadata
     ]
     return "other metadata", Table(columns, rows)
-
-
-def _section(heading: str, table: Table, everything: bool) -> Iterator[Piece]:
-    """A list that has anything in it under its heading, cut to what a person reads."""
-    if not table.rows:
-        return
-    yield ""
-    yield f"{heading} ({len(table.rows):,})"
-    shown = table.rows if everything else table.rows[:_SHOWN_ROWS]
-    filled = [i for i, _ in enumerate(table.columns) if any(row[i] for row in shown)]
-    yield Table([table.columns[i] for i in filled], [[row[i] for i in filled] for row in shown])
-    if len(table.rows) > len(shown):
-        yield f"… and {len(table.rows) - len(shown):,} more; --verbose shows all"
-    yield Gap()
 
 
 # -- one of the two files ------------------------------------------------------------------------------------

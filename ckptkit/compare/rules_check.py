@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ckptkit.base.shown import Column, Gap, Piece, Shown, Table
+from ckptkit.base.shown import Column, Piece, Shown, Table, sections
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
@@ -16,8 +16,6 @@ from ckptkit.convert.by_rules import Fault, assign
 from ckptkit.convert.planning import Filling
 from ckptkit.rules.mapping import NameRule, RuleFile
 from ckptkit.workspace import Named, Workspace
-
-_SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True)
@@ -77,15 +75,7 @@ class RulesCheck(Shown):
         """The verdict, then what does not fit."""
         yield self.verdict
         yield from (f"{heading:<10}{text}" for heading, text in self._lines())
-        for heading, table in self._sections():
-            if table.rows:
-                shown = table.rows if everything else table.rows[:_SHOWN_ROWS]
-                yield ""
-                yield f"{heading} ({len(table.rows):,})"
-                yield Table(table.columns, shown)
-                if len(shown) < len(table.rows):
-                    yield f"… and {len(table.rows) - len(shown):,} more; --verbose shows all"
-                yield Gap()
+        yield from sections(self._sections(), everything=everything)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield "source", f"{self.source}, {counted(self.tensors, 'tensor')}"

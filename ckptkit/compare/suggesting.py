@@ -18,7 +18,7 @@ from ckptkit._version import __version__
 from ckptkit.base.errors import ConversionError, UsageError, command
 from ckptkit.base.files import StagedFile
 from ckptkit.base.progress import Progress, no_progress
-from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table
+from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table, sections
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ckptkit.formats.base import Reader
     from ckptkit.workspace import Named, Workspace
 
-_SHOWN_ROWS = 20
 _COUNTERS = "num_batches_tracked"
 
 
@@ -132,15 +131,7 @@ class Suggestion(Shown):
         ]
         yield Table(columns, rows)
         yield Gap()
-        for heading, table in self._sections():
-            if table.rows:
-                shown = table.rows if everything else table.rows[:_SHOWN_ROWS]
-                yield ""
-                yield f"{heading} ({len(table.rows):,})"
-                yield Table(table.columns, shown)
-                if len(shown) < len(table.rows):
-                    yield f"… and {len(table.rows) - len(shown):,} more; --verbose shows all"
-                yield Gap()
+        yield from sections(self._sections(), everything=everything)
         yield from (Note(f"note: {note}") for note in self.notes)
 
     def _sections(self) -> Iterator[tuple[str, Table]]:
@@ -358,7 +349,7 @@ def _asked(questions: Sequence[Question], drafts: list[Draft]) -> tuple[list[Que
 
 def _name(draft: Draft, key: str) -> str:
     value = draft.keys[key]
-    return value if isinstance(value, str) else ", ".join(map(str, value))  # type: ignore[call-overload]
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 # -- constants and what is left out --------------------------------------------------------------------------

@@ -225,7 +225,7 @@ class _Generaliser:
         return [draft for part in values.values() for draft in self.drafts(part)]
 
     def _sizes(self, rows: Sequence[_Row]) -> dict[str, int] | None:
-        """Lengths that a merged axis needs; None where they are not the same in all rows and have to be."""
+        """Lengths of merged axes that the rule must give; None if the rows need different ones."""
         turn = rows[0].match.turn
         lengths = [dict(row.match.turn.lengths) for row in rows]
         sizes: dict[str, int] = {}
@@ -419,7 +419,7 @@ def _varying(rows: Sequence[_Row]) -> list[list[int]]:
 def _slots(
     rows: Sequence[_Row], members: list[int], placeholder: str, *, from_zero: bool
 ) -> dict[tuple[int, int], _Slot] | None:
-    """One placeholder in all names; None where one of them lacks it."""
+    """One placeholder for all names; None if a name does not have it."""
     numbers, places = [_numbers(row) for row in rows], _places(rows[0])
     if {places[at][0] for at in members} != set(range(len(rows[0].names))):
         return None

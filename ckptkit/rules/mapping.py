@@ -98,7 +98,7 @@ class NamePattern:
 
     @classmethod
     def parse_all(cls, texts: Sequence[str], counted: Iterable[str] = ()) -> list[NamePattern]:
-        """Parse all patterns of a rule: a placeholder that one of them counts with is a number in all."""
+        """Parse all patterns of a rule; a placeholder with arithmetic in one is a number in all of them."""
         parsed = [_parts(text) for text in texts]
         least = dict.fromkeys(counted, 0)
         for part in (part for parts in parsed for part in parts):
