@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ckptkit.base.tensors import Array
@@ -152,34 +152,34 @@ class Region:
     [[4, 5], [10, 11]]
     >>> Region((2, 2, 3), 1, 1).of(fused).tolist()
     [[3, 4, 5], [9, 10, 11]]
+    >>> Region((2, 2, 3), 1, 1, within=Region((2, 3), 0, 1, 1)).of(fused).tolist()
+    [[9, 10, 11]]
     """
 
     whole: Shape  # what the tensor is seen as: axes may be taken apart, never merged, so this is a view
     axis: int
     start: int
     length: int | None = None  # None: one index, and the axis is gone
+    within: Region | None = None  # what is taken of that
 
     @property
     def shape(self) -> Shape:
         """Shape of the part."""
+        if self.within is not None:
+            return self.within.shape
         length = () if self.length is None else (self.length,)
         return (*self.whole[: self.axis], *length, *self.whole[self.axis + 1 :])
-
-    @property
-    def is_run(self) -> bool:
-        """Whether its elements are one run of the tensor's own."""
-        return self.axis == 0 or math.prod(self.whole[: self.axis]) == 1
 
     def of(self, array: Array) -> Array:
         """View of the part; writable where the array is contiguous and writable."""
         at = self.start if self.length is None else slice(self.start, self.start + self.length)
         view: Array = array.reshape(self.whole)[(*(slice(None),) * self.axis, at, ...)]  # 0-d too
-        return view
+        return view if self.within is None else self.within.of(view)
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """How several tensors are parts of one: each a run of an axis, or each an index of an axis of its own.
+    """How several tensors are parts of one: each a run of an axis, an index of an axis of its own, or both.
 
     >>> whole, regions, _ = Fusion(axis=0).joined(Op("", "i o", "o i"), [(8, 4)] * 3)
     >>> whole, [region.start for region in regions]
@@ -187,51 +187,73 @@ class Fusion:
     >>> interleaved = Op("", "(h three d) i", "i (h d)", {"h": 2})
     >>> [shape for _, _, shape in Fusion(over="three").cut(interleaved, (12, 8), 3)]
     [(8, 4), (8, 4), (8, 4)]
+    >>> Fusion(axis=1, over="e").joined(IDENTITY, [(6, 4)] * 10, 2)[0]
+    (5, 12, 4)
     """
 
-    axis: int = 0  # of the whole; negative: from the last
+    axis: int | None = None  # of the whole, on which each part is a run; negative: from the last
     over: str = ""  # the axis of that name is the whole's alone, and part n is its index n
     lengths: tuple[int, ...] = ()  # of the runs; empty: all the same
 
     def cut(self, op: Op, whole: Shape, count: int | None = None) -> Iterator[tuple[Region, Op, Shape]]:
         """Each part of a whole: where it is, the op that turns it, and the shape that it gets.
 
-        ``op`` leads from the whole's axes to a part's. Without a count the axis `over` tells it.
+        ``op`` leads from the whole's axes to a part's; ``count`` is the number of runs, or without runs that
+        of indices, where it is known. Of parts that are both, the runs of one index follow each other.
         """
-        if self.over:
-            fused, part = self._patterns(op.external, op.canonical, len(whole) - 1)
-            known = {**op.sizes, **({self.over: count} if count is not None else {})}
-            lengths = _axis_lengths(fused, whole, known)
-            atoms, rest = self._atoms(fused)
-            inner = Op(op.name, " ".join(rest), _text(part), {name: lengths[name] for name in rest})
-            split = tuple(lengths[name] for name in atoms)
-            shape = tuple(math.prod(lengths[name] for name in group) for group in part)
-            for index in range(lengths[self.over]):
-                yield Region(split, atoms.index(self.over), index), inner, shape
+        if not self.over:
+            yield from self._runs(op, whole, self._axis(len(whole)), count or 1)
             return
-        axis, start = self._axis(len(whole)), 0
-        for length in self._lengths_of(whole[axis], count or 1):
+        fused, part = self._patterns(op.external, op.canonical, len(whole) - 1)
+        if len(fused) != len(whole):
+            raise ValueError(f"{counted(len(fused), 'axis')} expected, shape {list(whole)} has {len(whole)}")
+        known = {**op.sizes, **({self.over: count} if count is not None and self.axis is None else {})}
+        at, group, rest = self._opened(fused)
+        lengths = _axis_lengths((fused[group],), (whole[group],), known)
+        split = (*whole[:group], *(lengths[name] for name in fused[group]), *whole[group + 1 :])
+        inner = Op(op.name, _text(rest), _text(part), op.sizes)
+        for index in range(lengths[self.over]):
+            region = Region(split, at, index)
+            if self.axis is None:
+                yield region, inner, inner.canonical_shape(region.shape)
+                continue
+            for run, turned, shape in self._runs(inner, region.shape, self._axis_in(fused), count or 1):
+                yield replace(region, within=run), turned, shape
+
+    def joined(self, op: Op, parts: Sequence[Shape], each: int = 1) -> tuple[Shape, list[Region], Op]:
+        """Shape of the whole, the place of each part in it, and the op that turns the parts.
+
+        ``op`` leads from a part's axes to the whole's; ``each`` is the number of runs of an index.
+        """
+        if not self.over:
+            shapes = [op.canonical_shape(shape) for shape in parts]
+            return *self._joined_runs(shapes, self._axis(len(shapes[0]))), op
+        each = 1 if self.axis is None else each
+        rows = [tuple(parts[start : start + each]) for start in range(0, len(parts), each)]
+        if other := next((row for row in rows if row != rows[0]), None):
+            here, there = next((a, b) for a, b in zip(rows[0], other, strict=True) if a != b)
+            raise ValueError(f"parts of shapes {list(here)} and {list(there)}")
+        fused, part = self._patterns(op.canonical, op.external, len(parts[0]))
+        at, group, rest = self._opened(fused)
+        inner = Op(op.name, _text(part), _text(rest), op.sizes)
+        shape = inner.canonical_shape(parts[0])
+        runs: Sequence[Region | None] = (None,)
+        if self.axis is not None:
+            shapes = [inner.canonical_shape(shape) for shape in rows[0]]
+            shape, runs = self._joined_runs(shapes, self._axis_in(fused))
+        split = (*shape[:at], len(rows), *shape[at:])
+        end = group + len(fused[group])
+        whole = (*split[:group], math.prod(split[group:end]), *split[end:])
+        return whole, [Region(split, at, n, within=run) for n in range(len(rows)) for run in runs], inner
+
+    def _runs(self, op: Op, whole: Shape, axis: int, count: int) -> Iterator[tuple[Region, Op, Shape]]:
+        start = 0
+        for length in self._lengths_of(whole[axis], count):
             region = Region(whole, axis, start, length)
             yield region, op, op.canonical_shape(region.shape)
             start += length
 
-    def joined(self, op: Op, parts: Sequence[Shape]) -> tuple[Shape, list[Region], Op]:
-        """Shape of the whole, the place of each part in it, and the op that turns the parts.
-
-        ``op`` leads from a part's axes to the whole's.
-        """
-        if self.over:
-            if other := next((shape for shape in parts if shape != parts[0]), None):
-                raise ValueError(f"parts of shapes {list(parts[0])} and {list(other)}")
-            fused, part = self._patterns(op.canonical, op.external, len(parts[0]))
-            lengths = _axis_lengths(part, parts[0], dict(op.sizes)) | {self.over: len(parts)}
-            atoms, rest = self._atoms(fused)
-            inner = Op(op.name, _text(part), " ".join(rest), {name: lengths[name] for name in rest})
-            split = tuple(lengths[name] for name in atoms)
-            whole = tuple(math.prod(lengths[name] for name in group) for group in fused)
-            return whole, [Region(split, atoms.index(self.over), n) for n in range(len(parts))], inner
-        shapes = [op.canonical_shape(shape) for shape in parts]
-        axis = self._axis(len(shapes[0]))
+    def _joined_runs(self, shapes: Sequence[Shape], axis: int) -> tuple[Shape, list[Region]]:
         across = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
         if len(across) > 1 or any(len(shape) != len(shapes[0]) for shape in shapes):
             named = " and ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
@@ -245,13 +267,21 @@ class Fusion:
             )
         whole = (*shapes[0][:axis], sum(found), *shapes[0][axis + 1 :])
         starts = [sum(found[:n]) for n in range(len(found))]
-        return whole, [Region(whole, axis, *place) for place in zip(starts, found, strict=True)], op
+        return whole, [Region(whole, axis, *place) for place in zip(starts, found, strict=True)]
 
     def _axis(self, rank: int) -> int:
-        axis = self.axis + rank if self.axis < 0 else self.axis
+        given = self.axis or 0
+        axis = given + rank if given < 0 else given
         if not 0 <= axis < rank:
-            raise ValueError(f"axis {self.axis} of a tensor of {rank} axes")
+            raise ValueError(f"axis {given} of a tensor of {counted(rank, 'axis')}")
         return axis
+
+    def _axis_in(self, fused: Groups) -> int:
+        """The axis of the runs in what one index of `over` is seen as."""
+        axis, (_, group, _) = self._axis(len(fused)), self._opened(fused)
+        if axis == group:
+            raise ValueError(f"axis {self.axis} is that of {self.over!r}: 'axis' is another one")
+        return axis if axis < group else axis + len(fused[group]) - 2
 
     def _lengths_of(self, whole: int, count: int) -> tuple[int, ...]:
         if self.lengths:
@@ -272,9 +302,13 @@ class Fusion:
         others = tuple((f"_{n}",) for n in range(rank))
         return ((self.over,), *others), others
 
-    def _atoms(self, fused: Groups) -> tuple[list[str], list[str]]:
-        atoms = [name for group in fused for name in group]
-        return atoms, [name for name in atoms if name != self.over]
+    def _opened(self, fused: Groups) -> tuple[int, int, Groups]:
+        """Where `over` is when its axis is taken apart, which axis of the whole that is, and the rest."""
+        group = next(n for n, names in enumerate(fused) if self.over in names)
+        atoms = fused[group]
+        place = atoms.index(self.over)
+        apart = tuple((name,) for name in atoms if name != self.over)
+        return group + place, group, (*fused[:group], *apart, *fused[group + 1 :])
 
 
 def _text(groups: Groups) -> str:

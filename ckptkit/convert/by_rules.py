@@ -164,7 +164,7 @@ class _Group:
 
     rule: NameRule
     values: Values  # of the placeholders that all of them share
-    parts: dict[int, TensorSpec] = field(default_factory=dict)  # by place in the rule's list, or by number
+    parts: dict[int, TensorSpec] = field(default_factory=dict)  # by number, then by place in the rule's list
 
 
 def assign(
@@ -342,11 +342,12 @@ def _collect(
     rule, place = match.rule, match.place
     values = dict(match.values)
     if rule.kind == "stack":
-        place = int(values.pop(rule.over))
+        place += int(values.pop(rule.over)) * len(rule.sources)
     key = (id(rule), *sorted(values.items())) if rule.kind in ("concat", "stack") else (spec.name,)
     group = groups.setdefault(key, _Group(rule, values))
     if place in group.parts:
-        what = f"{group.parts[place].name!r} and {spec.name!r} are both part {place}"
+        number = place // len(rule.sources) if rule.over else place
+        what = f"{group.parts[place].name!r} and {spec.name!r} are both part {number}"
         found.misfits.append(Fault(f"{what} of {_describe_rule(rule)}", rule.line))
     group.parts[place] = spec
 
@@ -365,7 +366,7 @@ def _make(group: _Group, found: Assignment, budget: Budget) -> None:
             found.add(_join(group, dtype, budget), rule)
         elif rule.kind in ("split", "unstack"):
             for n, move in enumerate(_cut(group, specs[0], dtype, budget)):
-                found.add(move, rule, n if rule.kind == "split" else 0)
+                found.add(move, rule, n % len(rule.targets))
         else:
             found.add(_move(group, specs[0], dtype, budget), rule)
     except ValueError as error:
@@ -385,7 +386,11 @@ class _MisfitError(Exception):
 def _refuse_opaque(rule: NameRule, spec: TensorSpec) -> None:
     if not spec.dtype.is_opaque or (rule.kind == "move" and rule.op.is_identity and rule.dtype is None):
         return
-    cannot = "turn its axes" if rule.kind == "move" else f"{'join' if rule.sources[1:] else 'cut'} it"
+    cannot = (
+        "turn its axes"
+        if rule.kind == "move"
+        else f"{'join' if rule.kind in ('concat', 'stack') else 'cut'} it"
+    )
     if rule.kind == "move" and rule.op.is_identity:
         cannot = f"cast it to {rule.dtype}"
     turned = "" if rule.op.is_identity else f" ({rule.op.name})"
@@ -439,12 +444,12 @@ def _cut(group: _Group, spec: TensorSpec, dtype: DType, budget: Budget) -> Itera
     """The moves that take parts of one tensor."""
     rule = group.rule
     assert rule.fusion is not None
-    count = len(rule.targets) if rule.kind == "split" else None
+    each = len(rule.targets)
+    count = None if rule.kind == "unstack" and each == 1 else each
     for n, (region, op, shape) in enumerate(rule.fusion.cut(rule.op, spec.shape, count)):
         budget.spend(steps=_PART_STEPS)
-        name = (
-            _named(group, n, budget) if count is not None else _named(group, 0, budget, **{rule.over: str(n)})
-        )
+        number, place = divmod(n, each)
+        name = _named(group, place, budget, **({rule.over: str(number)} if rule.over else {}))
         yield Move(
             spec.name,
             TensorSpec(name, dtype, shape),
@@ -460,7 +465,7 @@ def _join(group: _Group, dtype: DType, budget: Budget) -> Join:
     rule = group.rule
     assert rule.fusion is not None
     specs = _all_parts(group)
-    whole, regions, op = rule.fusion.joined(rule.op, [spec.shape for spec in specs])
+    whole, regions, op = rule.fusion.joined(rule.op, [spec.shape for spec in specs], len(rule.sources))
     name = _named(group, 0, budget)
     pieces = tuple(
         Move(
@@ -477,14 +482,13 @@ def _join(group: _Group, dtype: DType, budget: Budget) -> Join:
 def _all_parts(group: _Group) -> list[TensorSpec]:
     """The parts of one tensor in their order; refuses a group that lacks one, by the name it would have."""
     rule, parts = group.rule, group.parts
-    count = len(rule.sources) if rule.kind == "concat" else max(parts) + 1
+    each = len(rule.sources)
+    count = (max(parts) // each + 1) * each
     if len(parts) < count:
-        missing = (n for n in range(count) if n not in parts)
+        missing = (divmod(n, each) for n in range(count) if n not in parts)
         names = [
-            rule.sources[n].fill(group.values)
-            if rule.kind == "concat"
-            else rule.source.fill({**group.values, rule.over: str(n)})
-            for n in islice(missing, 3)
+            rule.sources[place].fill({**group.values, **({rule.over: str(number)} if rule.over else {})})
+            for number, place in islice(missing, 3)
         ]
         more = count - len(parts) - len(names)
         rest = f" and {more:,} more" if more else ""

@@ -115,7 +115,7 @@ class _Row:
     match: Match
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    stars: tuple[int, int] | None = None  # which name, and which of its numbers, counts the parts of a stack
+    stars: tuple[tuple[int, int], ...] = ()  # which names, and which numbers of them, count a stack's parts
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,6 +130,8 @@ def drafts_of(
     groups: defaultdict[tuple[object, ...], list[_Row]] = defaultdict(list)
     for match in matches:
         plain = _in_full(match, source, target)
+        if plain.over is not None and _interleaved(plain, _part_shape(plain, source, target)) is None:
+            continue
         row = _row(plain)
         if row is None:
             continue
@@ -137,6 +139,7 @@ def drafts_of(
             plain.operation,
             plain.axis,
             plain.over,
+            plain.along,
             plain.turn.source,
             plain.turn.target,
             _parts(plain, source, target),
@@ -163,36 +166,38 @@ def _in_full(match: Match, source: Mapping[str, TensorSpec], target: Mapping[str
 def _row(match: Match) -> _Row | None:
     if match.operation not in ("stack", "unstack"):
         return _Row(match, match.sources, match.targets)
-    many = match.sources if match.operation == "stack" else match.targets
-    pieces, numbers = opened(many[0])
-    others = [opened(name) for name in many]
-    differ = [at for at in range(len(numbers)) if len({texts[at] for _, texts in others}) > 1]
-    if len(differ) != 1 or any(piece != pieces for piece, _ in others):
-        return None
     stack = match.operation == "stack"
-    return _Row(
-        match,
-        many[:1] if stack else match.sources,
-        match.targets if stack else many[:1],
-        (0 if stack else 1, differ[0]),
-    )
+    many = match.sources if stack else match.targets
+    start = 0 if stack else len(match.sources)
+    stars = []
+    for place, first in enumerate(many[: match.each]):
+        pieces, numbers = opened(first)
+        others = [opened(name) for name in many[place :: match.each]]
+        differ = [at for at in range(len(numbers)) if len({texts[at] for _, texts in others}) > 1]
+        if len(differ) != 1 or any(piece != pieces for piece, _ in others):
+            return None
+        stars.append((start + place, differ[0]))
+    firsts = many[: match.each]
+    return _Row(match, firsts if stack else match.sources, match.targets if stack else firsts, tuple(stars))
 
 
 def _parts(
     match: Match, source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]
 ) -> tuple[int, ...]:
     """Lengths of the parts along the axis of the fused tensor, where they are not all the same."""
-    if match.operation not in ("concat", "split") or match.axis is None or match.over:
+    forward = match.operation in ("concat", "stack")
+    axis = match.along if match.each > 1 else match.axis
+    if match.operation == "one" or axis is None or match.over or len(match.sources + match.targets) < 3:
         return ()
-    fused = target[match.targets[0]] if match.operation == "concat" else source[match.sources[0]]
-    parts = (
-        [source[name] for name in match.sources]
-        if match.operation == "concat"
-        else [target[name] for name in match.targets]
-    )
+    if match.operation in ("stack", "unstack") and match.each == 1:
+        return ()
+    fused = target[match.targets[0]] if forward else source[match.sources[0]]
+    parts = [source[n] for n in match.sources] if forward else [target[n] for n in match.targets]
+    if match.each > 1:
+        parts = parts[: match.each]
     if len({part.size for part in parts}) == 1:
         return ()
-    rest = fused.size // fused.shape[match.axis]
+    rest = fused.size // fused.shape[axis] // (fused.shape[match.axis or 0] if match.each > 1 else 1)
     return tuple(part.size // rest for part in parts)
 
 
@@ -279,32 +284,31 @@ class _Generaliser:
         )
         own = {renamed[name]: n for name, n in sizes.items()}
         keys: dict[str, object] = {}
-        if match.operation == "one":
-            if not turn.is_identity:
-                keys["axes"] = turn.axes
-        elif match.over is not None:
-            keys |= _interleaved(match)
-            return keys
-        elif match.operation in ("concat", "split"):
-            keys["axis"] = match.axis
-            if parts := _parts(match, *self._specs):
-                keys["parts"] = list(parts)
-            if not turn.is_identity:
-                keys["axes"] = turn.axes
-        else:
+        stacked = match.operation in ("stack", "unstack")
+        if match.over is not None:
+            return _interleaved(match, self._part_shape(match)) or {}
+        if stacked:
             keys["over"] = _COUNTED
-            stack = match.operation == "stack"
-            if not (turn.is_identity and match.axis == 0):
-                part = self._part_shape(match)
-                keys["axes"] = _with_axis(turn, match.axis or 0, part, of_target=stack)
+        if match.operation != "one" and (axis := match.along if stacked else match.axis) is not None:
+            keys["axis"] = axis
+        if parts := _parts(match, *self._specs):
+            keys["parts"] = list(parts)
+        if stacked and not (turn.is_identity and match.axis == 0):
+            forward = match.operation == "stack"
+            keys["axes"] = _with_axis(turn, match.axis or 0, self._part_shape(match), of_target=forward)
+        elif not turn.is_identity:
+            keys["axes"] = turn.axes
         if own and "axes" in keys:
             keys["sizes"] = own
         return keys
 
     def _part_shape(self, match: Match) -> Shape:
-        stack = match.operation == "stack"
-        name = match.sources[0] if stack else match.targets[0]
-        return self._specs[0 if stack else 1][name].shape
+        return _part_shape(match, *self._specs)
+
+
+def _part_shape(match: Match, source: Mapping[str, TensorSpec], target: Mapping[str, TensorSpec]) -> Shape:
+    forward = match.operation in ("concat", "stack")
+    return (source[match.sources[0]] if forward else target[match.targets[0]]).shape
 
 
 def _by_pieces(specs: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
@@ -378,10 +382,10 @@ def _written(rows: Sequence[_Row], *, from_zero: bool) -> _Written | None:
         if found is None:
             return None
         slots |= found
-    if (star := _star(rows[0])) is not None:
-        match = rows[0].match
-        many = match.sources if match.operation == "stack" else match.targets
-        texts = [opened(name)[1][star[1]] for name in many]
+    match = rows[0].match
+    many = match.sources if match.operation == "stack" else match.targets
+    for n, star in enumerate(rows[0].stars):
+        texts = [opened(name)[1][star[1]] for name in many[n :: match.each]]
         width = _width(texts)
         if width is None:
             return None
@@ -398,20 +402,13 @@ def _written(rows: Sequence[_Row], *, from_zero: bool) -> _Written | None:
     return _Written(tuple(names), tuple(all_slots))
 
 
-def _star(row: _Row) -> tuple[int, int] | None:
-    """Which name, and which of its numbers, counts the parts of a stack."""
-    if row.stars is None:
-        return None
-    return (len(row.sources) if row.stars[0] else 0), row.stars[1]
-
-
 def _varying(rows: Sequence[_Row]) -> list[list[int]]:
     """Numbers that differ between rows, those together that always differ by the same."""
-    numbers, places, star = [_numbers(row) for row in rows], _places(rows[0]), _star(rows[0])
+    numbers, places, stars = [_numbers(row) for row in rows], _places(rows[0]), rows[0].stars
     classes: dict[tuple[int, ...], list[int]] = {}
     for at, place in enumerate(places):
         values = [int(row[at]) for row in numbers]
-        if place != star and len(set(values)) > 1:
+        if place not in stars and len(set(values)) > 1:
             classes.setdefault(tuple(value - values[0] for value in values), []).append(at)
     return sorted(classes.values(), key=lambda one: one[0])
 
@@ -487,7 +484,7 @@ def _merged(pattern: str) -> list[list[str]]:
 def _with_axis(turn: Turn, axis: int, part: Shape, *, of_target: bool) -> str:
     """The patterns of a stack: those of a part, with the axis of the parts on the one side."""
     if turn.is_identity:
-        letters = ["1" if n == 1 else "abcdefgh"[at] for at, n in enumerate(part)]
+        letters = list("abcdefghijklm"[: len(part)])
         source = target = letters
     else:
         source, target = _axes_of(turn.source), _axes_of(turn.target)
@@ -508,29 +505,33 @@ def _axes_of(pattern: str) -> list[str]:
     return found
 
 
-def _interleaved(match: Match) -> dict[str, object]:
-    """Keys of a rule for parts that are together head by head."""
+def _interleaved(match: Match, shape: Shape) -> dict[str, object] | None:
+    """Keys of a rule for parts that are together head by head; None where its axes cannot say that."""
     heads = int(match.over or 1)
     forward = match.operation == "concat"
-    count = len(match.sources if forward else match.targets)
-    over = _PARTS.get(count, "parts")
+    over = _PARTS.get(len(match.sources if forward else match.targets), "parts")
     lengths = dict(match.turn.lengths)
-    turn = match.turn
-    if turn.is_identity:
-        return {}
-    fused, part = (turn.target, turn.source) if forward else (turn.source, turn.target)
+    plain = " ".join("abcdefghijklm"[: len(shape)])
+    source, target = (match.turn.source, match.turn.target) if not match.turn.is_identity else (plain, plain)
+    fused, part = (target, source) if forward else (source, target)
     axes = _axes_of(fused)
     group = axes[match.axis or 0].strip("()").split()
-    if len(group) == 1:
+    if len(group) == 1 and group != ["1"]:
         axes[match.axis or 0] = f"(heads {over} dim)"
-        parts = [_replaced(one, group[0]) for one in _axes_of(part)]
-        part = " ".join(parts)
+        part = " ".join(_replaced(one, group[0]) for one in _axes_of(part))
         sizes = {"heads": heads}
     elif lengths.get(group[0]) == heads:
         axes[match.axis or 0] = f"({group[0]} {over} {' '.join(group[1:])})"
         sizes = {group[0]: heads}
     else:
-        return {}
+        return None
+    sizes |= {
+        letter: lengths[letter]
+        for pattern in (part, " ".join(axes))
+        for letters in _merged(pattern)
+        for letter in letters[1:]
+        if letter in lengths and letters[0] not in ("heads", group[0])
+    }
     whole = " ".join(axes)
     return {"over": over, "axes": f"{part} -> {whole}" if forward else f"{whole} -> {part}", "sizes": sizes}
 

@@ -115,9 +115,13 @@ class _RuleText(BaseModel):
     model_config = _STRICT
 
     source: _Names | None = Field(
-        default=None, description="Name in the source; a list for `op: concat`. Constants have none."
+        default=None,
+        description="Name in the source; a list for `op: concat`, or for `op: stack` with `axis`. Constants "
+        "have none.",
     )
-    target: _Names = Field(description="Name in the target; a list for `op: split`.")
+    target: _Names = Field(
+        description="Name in the target; a list for `op: split`, or for `op: unstack` with `axis`."
+    )
     op: str | None = Field(
         default=None,
         description="`concat`, `split`, `stack`, `unstack`, or an order of axes by its name (below). "
@@ -133,7 +137,9 @@ class _RuleText(BaseModel):
         description="Lengths of axes that are merged: all but one of each that is taken apart.",
     )
     axis: int | None = Field(
-        default=None, description="Along which axis of the one tensor `concat` and `split` work. Default: 0."
+        default=None,
+        description="Along which axis of the one tensor `concat` and `split` work. Default: 0. Of a list "
+        "with `op: stack` or `unstack`: along which the tensors of one number are joined; no default.",
     )
     parts: list[PositiveInt] | None = Field(
         default=None,
@@ -336,15 +342,18 @@ class _Checked:
         if kind != "move":
             if row.parts is not None and len(row.parts) != (many := max(len(source), len(target))):
                 raise _FaultError(f"{len(row.parts)} 'parts' of {many} tensors", "parts")
-            fusion = Fusion(row.axis or 0, over, tuple(row.parts or ()))
+            axis = 0 if row.axis is None and not over else row.axis
+            fusion = Fusion(axis, over, tuple(row.parts or ()))
         return NameRule(source, target, op, kind, fusion, None, row.optional, dtype, row.sure)
 
     def _check_keys(self, row: _RuleText, kind: Kind) -> None:
         """Refuse keys that have no meaning for a kind of rule, and miss those that it needs."""
         fused, stacked = ("concat", "split"), ("stack", "unstack")
+        several = len(row.source or ()) > 1 or len(row.target) > 1
+        runs = (*fused, *stacked) if several else fused
         meaning = {
-            "axis": fused,
-            "parts": fused,
+            "axis": runs,
+            "parts": runs,
             "over": (*fused, *stacked),
             "shape": ("fill",),
             "beside": ("fill",),
@@ -352,13 +361,18 @@ class _Checked:
         given = [key for key in meaning if getattr(row, key) is not None]
         if idle := [_KEYS.get(key, key) for key in given if kind not in meaning[key]]:
             raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named(kind)}", idle[0])
-        many = {"concat": ("source", row.source), "split": ("target", row.target)}
+        many = {"concat": "source", "stack": "source", "split": "target", "unstack": "target"}
         for key, names in (("source", row.source), ("target", row.target)):
-            if names is not None and len(names) > 1 and many.get(kind, ("",))[0] != key:
+            if names is not None and len(names) > 1 and many.get(kind) != key:
                 wanted = "concat" if key == "source" else "split"
                 raise _FaultError(f"a list as {key} needs 'op: {wanted}'", key)
         if kind in stacked and row.over is None:
             raise _FaultError(f"'over' is missing: the placeholder whose numbers {kind} counts", "op")
+        if kind in stacked and several and row.axis is None:
+            joined = "joined" if kind == "stack" else "cut"
+            raise _FaultError(
+                f"'axis' is missing: of the one tensor, along which those of one number are {joined}", "op"
+            )
         if kind in fused and row.over is not None:
             if row.axis is not None or row.parts is not None:
                 raise _FaultError("'over' is an axis of its own: leave 'axis' and 'parts' out", "over")
@@ -435,8 +449,8 @@ class _Checked:
             return
         extra = frozenset({many} if many else ())
         wide, narrow = (target, source) if kind == "unstack" else (source, target)
-        if many and not all(many in one.placeholders for one in wide):
-            raise _FaultError(f"{{{many}}} is not in {wide[0].text!r}", "over")
+        if many and (without := next((one for one in wide if many not in one.placeholders), None)):
+            raise _FaultError(f"{{{many}}} is not in {without.text!r}", "over")
         if many and any(many in one.placeholders for one in narrow):
             raise _FaultError(f"{{{many}}} is in {narrow[0].text!r} too, which holds all of them", "over")
         if many and many in wide[0].crossing:

@@ -17,6 +17,9 @@ from ckptkit.rules.units import Unit
 _FUSED = {"in": "qkv", "attn": "qkv", "wqkv": "qkv", "inproj": "qkv"}
 """Words of names that mean a fused tensor without saying of what: ``in_proj``, ``c_attn``."""
 _LETTER = {"query": "q", "key": "k", "value": "v", "wq": "q", "wk": "k", "wv": "v"}
+_NUMBERED = re.compile(r"(?:^|[./_])(w1|w3|wi_0|wi_1)$")
+_MEANT = {"w1": "gate", "w3": "up", "wi_0": "gate", "wi_1": "up"}
+"""What Llama, Mixtral and T5 mean by names that end in a number."""
 _TOGETHER = (("q", "k", "v"), ("k", "v"), ("q", "k"), ("gate", "up"))
 _MOST_PARTS = 1024
 
@@ -29,7 +32,7 @@ class Bundle:
     pattern: str
     how: Literal["join", "stack"]
     parts: tuple[str, ...] = ()  # what tells the parts apart
-    layers_a_row: int = 1
+    each: int = 1  # parts that a number of a stack has
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -57,6 +60,9 @@ def joined(layers: Sequence[Layer]) -> Iterator[Bundle]:
     frames: defaultdict[tuple[str, ...], dict[str, dict[tuple[int, ...], Layer]]] = defaultdict(dict)
     for layer in layers:
         names = raw_words(layer.path)
+        if (numbered := _NUMBERED.search(layer.path)) is not None:
+            frame = (*raw_words(layer.path[: numbered.start()]), "?")
+            frames[frame].setdefault(_MEANT[numbered[1]], {})[layer.numbers[:-1]] = layer
         for at, word in enumerate(names):
             part = _LETTER.get(word, word)
             if part in ("q", "k", "v", "gate", "up"):
@@ -120,6 +126,15 @@ def stacked(layers: Sequence[Layer]) -> Iterator[Bundle]:
                 yield Bundle(tuple(rows), _without_numbers(pieces), "stack")
 
 
+def stacked_joined(layers: Sequence[Layer]) -> Iterator[Bundle]:
+    """Layers of which several have one number, such as the two projections of each expert."""
+    for bundle in joined(layers):
+        by_first = {id(row[0]): row for row in bundle.rows}
+        for stack in stacked([row[0] for row in bundle.rows]):
+            rows = tuple(tuple(one for first in row for one in by_first[id(first)]) for row in stack.rows)
+            yield Bundle(rows, bundle.pattern, "stack", bundle.parts, len(bundle.parts))
+
+
 def _without_numbers(pieces: Sequence[str]) -> str:
     return "*".join(pieces)
 
@@ -149,15 +164,25 @@ def cut_of(
     odd = False
     for row, whole in zip(bundle.rows, unit.layers, strict=True):
         specs = [layer.parts[layer.core] for layer in row]
-        found = placed(specs, whole.parts[whole.core], bundle.how, orders, forward=forward)
+        found = placed(specs, whole.parts[whole.core], bundle.how, orders, each=bundle.each, forward=forward)
         if found is None:
             return None
-        odd = odd or (row[0].core == "kernel" and not found[1].usual and None not in orders)
-    if bundle.how == "stack":
+        odd = odd or (row[0].core == "kernel" and not found.choice.usual and None not in orders)
+    if not bundle.parts:
         return Cut(tuple(range(len(bundle.rows[0]))), ordered=True, odd=odd)
     told = order_in(unit.layers[0].path, bundle.parts)
-    order = tuple(bundle.parts.index(part) for part in told or bundle.parts)
-    return Cut(order, ordered=told is not None, odd=odd)
+    order = [bundle.parts.index(part) for part in told or bundle.parts]
+    starts = range(0, len(bundle.rows[0]), len(order))
+    return Cut(tuple(start + n for start in starts for n in order), ordered=told is not None, odd=odd)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where the parts are in the whole, and how each is turned."""
+
+    axis: int
+    choice: Choice
+    along: int | None = None  # of a stack: where those of one number follow each other
 
 
 def placed(
@@ -166,31 +191,42 @@ def placed(
     how: str,
     orders: tuple[AxisOrder | None, AxisOrder | None],
     *,
+    each: int = 1,
     forward: bool,
-) -> tuple[int, Choice] | None:
-    """The axis of the whole on which the parts follow each other, and how each is turned."""
-    shape = whole.shape
+) -> Placed | None:
+    """The axis of the whole on which the parts follow each other; None where they do not fit."""
     order = orders[1] if forward else orders[0]
-    places = list(range(len(shape)))
-    if how == "join" and len(shape) > 1 and order == "input first":
-        places.reverse()
-    found: list[tuple[int, Choice]] = []
-    for axis in places:
-        if how == "stack":
-            if shape[axis] != len(specs):
-                continue
-            parts: list[tuple[int, ...] | None] = [(*shape[:axis], *shape[axis + 1 :])] * len(specs)
-        else:
-            parts = [part_shape(shape, axis, spec.size) for spec in specs]
+    found: list[Placed] = []
+    for axis, along, shape, joined_on in _places(whole.shape, how, len(specs) // each, each):
         choices: list[Choice] = []
-        for spec, part in zip(specs, parts, strict=True):
+        for spec in specs if each == 1 else specs[:each]:
+            part = shape if joined_on is None else part_shape(shape, joined_on, spec.size)
             if part is None:
                 break
             choice = chosen(spec.shape, part, orders) if forward else chosen(part, spec.shape, orders)
             if choice is None:
                 break
             choices.append(choice)
-        if len(choices) == len(specs):
-            found.append((axis, choices[0]))
-    found.sort(key=lambda one: one[1].sure == "ambiguous")
+        else:
+            found.append(Placed(axis, choices[0], along))
+    if (how == "join" or each > 1) and len(whole.shape) > 1 and order == "input first":
+        found.reverse()
+    found.sort(key=lambda one: one.choice.sure == "ambiguous")
     return found[0] if found else None
+
+
+def _places(
+    shape: Shape, how: str, count: int, each: int
+) -> Iterator[tuple[int, int | None, Shape, int | None]]:
+    """Each way to see parts in a shape: both axes, the shape without that of a stack, and where they join."""
+    if how == "join":
+        yield from ((axis, None, shape, axis) for axis in range(len(shape)))
+        return
+    for axis, length in enumerate(shape):
+        if length != count:
+            continue
+        rest = (*shape[:axis], *shape[axis + 1 :])
+        if each == 1:
+            yield axis, None, rest, None
+        else:
+            yield from ((axis, on + (axis <= on), rest, on) for on in range(len(rest)))

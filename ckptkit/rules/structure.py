@@ -15,7 +15,7 @@ from typing import Literal
 
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.rules.evidence import AGAINST, ENOUGH, NEVER, Scores, assignment, margin_of, nearest_of
-from ckptkit.rules.fusing import Bundle, Cut, cut_of, joined, placed, stacked
+from ckptkit.rules.fusing import Bundle, Cut, cut_of, joined, placed, stacked, stacked_joined
 from ckptkit.rules.naming import Kind, Layer
 from ckptkit.rules.turning import IDENTITY, AxisOrder, Turn, chosen, turns, usual
 from ckptkit.rules.units import Side, Unit, units_of
@@ -37,6 +37,8 @@ class Match:
     operation: Operation = "one"
     axis: int | None = None  # of the fused tensor
     over: str | None = None  # the axis of the pattern that counts the parts
+    each: int = 1  # tensors of one number of a stack, which follow each other
+    along: int | None = None  # on this axis of the fused tensor
     sure: Sure = "guessed"
     question: int | None = None  # index of the question that it leaves open
     others: tuple[Turn, ...] = ()  # turns that the shapes allow besides
@@ -72,6 +74,7 @@ class _Bundled:
     forward: bool  # whether the whole is the target's
     sure: Sure
     question: int | None = None
+    each: int = 1
 
     @property
     def operation(self) -> Operation:
@@ -154,7 +157,7 @@ class Structure:
             row = tuple(many[name] for name in (match.sources if forward else match.targets))
             whole = one[(match.targets if forward else match.sources)[0]]
             how: Literal["join", "stack"] = "join" if match.operation in ("concat", "split") else "stack"
-            bundled.setdefault(id(whole), _Bundled(row, whole, how, forward, "forced"))
+            bundled.setdefault(id(whole), _Bundled(row, whole, how, forward, "forced", each=match.each))
         self._pending_bundles += bundled.values()
 
     # -- pairing layers ----------------------------------------------------------------------------------
@@ -375,7 +378,7 @@ class Structure:
             for (_, sizes), units in wholes.items():
                 by_sizes[sizes] += units
             classes: defaultdict[tuple[int, ...], list[Bundle]] = defaultdict(list)
-            for bundle in (*joined(parts), *stacked(parts)):
+            for bundle in (*joined(parts), *stacked(parts), *stacked_joined(parts)):
                 if bundle.sizes in by_sizes:
                     classes[bundle.sizes].append(bundle)
             for sizes, bundles in sorted(classes.items(), key=lambda one: -len(one[0])):
@@ -433,7 +436,8 @@ class Structure:
                 is_many.discard(id(layer))
                 self._pairs.append((layer, whole) if forward else (whole, layer))
             parts = tuple(row[n] for n in cut.order)
-            self._pending_bundles.append(_Bundled(parts, whole, bundle.how, forward, sure, question))
+            bundled = _Bundled(parts, whole, bundle.how, forward, sure, question, bundle.each)
+            self._pending_bundles.append(bundled)
 
     def _bundle_parts(self, bundled: _Bundled, orders: tuple[AxisOrder | None, AxisOrder | None]) -> None:
         """Decide axes and the place of the parts for each tensor of fused or stacked layers."""
@@ -445,16 +449,20 @@ class Structure:
             names, one = tuple(spec.name for spec in specs), (whole.parts[its].name,)
             if len(specs) < len(row) or self._proven.intersection((*names, *one)):
                 continue
-            found = placed(specs, whole.parts[its], bundled.how, orders, forward=forward)
-            if found is not None:
-                axis, choice = found
+            its_place = placed(
+                specs, whole.parts[its], bundled.how, orders, each=bundled.each, forward=forward
+            )
+            if its_place is not None:
+                choice = its_place.choice
                 self.matches.append(
                     Match(
                         names if forward else one,
                         one if forward else names,
                         choice.turn,
                         bundled.operation,
-                        axis,
+                        its_place.axis,
+                        each=bundled.each,
+                        along=its_place.along,
                         sure=worst(bundled.sure, choice.sure),
                         question=bundled.question,
                         others=choice.others,

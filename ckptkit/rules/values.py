@@ -154,14 +154,14 @@ class _Pairing:
             wholes[self._values[one].prints[name]].append(name)
         if not specs or not wholes:
             return
-        for names, how in self._candidates(specs, wholes, many):
+        for names, how, each in self._candidates(specs, wholes, many):
             if any(name in self._used[many] for name in names):
                 continue
             total = self._sum(names, many)
             for whole in wholes.get(total, ()):
                 if whole in self._used[one]:
                     continue
-                match = self._placed(names, whole, how, forward=forward)
+                match = self._placed(names, whole, how, each, forward=forward)
                 if match is not None:
                     self._found(match)
                     break
@@ -184,19 +184,42 @@ class _Pairing:
 
     def _candidates(
         self, specs: Mapping[str, TensorSpec], wholes: Mapping[Fingerprint, list[str]], side: int
-    ) -> Iterator[tuple[tuple[str, ...], str]]:
+    ) -> Iterator[tuple[tuple[str, ...], str, int]]:
         """Parts that belong together by name, then any two or three whose sum is right."""
         layers = layers_of(specs)
+        rows: list[tuple[str, ...]] = []
         for bundle in (*stacked(layers), *joined(layers)):
             for row in bundle.rows:
                 for kind in row[0].parts:
                     if all(kind in layer.parts for layer in row):
-                        yield tuple(layer.parts[kind].name for layer in row), bundle.how
-        yield from self._sums(list(specs), wholes, side)
+                        names = tuple(layer.parts[kind].name for layer in row)
+                        yield names, bundle.how, 1
+                        if bundle.how == "stack":
+                            rows.append(names)
+        yield from self._sums_of_rows(rows, wholes, side)
+        yield from ((names, "join", 1) for names in self._sums(list(specs), wholes, side))
+
+    def _sums_of_rows(
+        self, rows: Sequence[tuple[str, ...]], wholes: Mapping[Fingerprint, list[str]], side: int
+    ) -> Iterator[tuple[tuple[str, ...], str, int]]:
+        """Two rows of numbered tensors whose fingerprints add up to that of a whole."""
+        sums = {row: self._sum(row, side) for row in rows}
+        by_sum: defaultdict[tuple[int, Fingerprint], list[tuple[str, ...]]] = defaultdict(list)
+        for row, total in sums.items():
+            by_sum[len(row), total].append(row)
+        for whole in wholes:
+            for row, total in sums.items():
+                for other in by_sum.get((len(row), whole - total), ()):
+                    if other != row:
+                        yield (
+                            tuple(name for pair in zip(row, other, strict=True) for name in pair),
+                            "stack",
+                            2,
+                        )
 
     def _sums(
         self, names: list[str], wholes: Mapping[Fingerprint, list[str]], side: int
-    ) -> Iterator[tuple[tuple[str, ...], str]]:
+    ) -> Iterator[tuple[str, ...]]:
         """Two or three tensors whose fingerprints add up to that of a whole."""
         prints = self._values[side].prints
         if len(names) > _MOST_COMBINED:
@@ -211,21 +234,25 @@ class _Pairing:
                 left = total - self._sum(some, side)
                 rest = by_print.get(left)
                 if rest is not None and rest not in some:
-                    yield (*some, rest), "join"
+                    yield (*some, rest)
 
-    def _placed(self, names: tuple[str, ...], whole: str, how: str, *, forward: bool) -> Match | None:
+    def _placed(
+        self, names: tuple[str, ...], whole: str, how: str, each: int, *, forward: bool
+    ) -> Match | None:
         """Where each part is in the whole, compared bit for bit."""
         many, one = self._readers if forward else self._readers[::-1]
         fused = one.read(whole)
         parts = {name: many.read(name) for name in names}
-        found = None
+        found, along = None, None
         for axis in range(fused.ndim):
-            found = (
-                _stack(parts, fused, axis, forward=forward)
-                if how == "stack"
-                else _join(parts, fused, axis, forward=forward)
-                or _interleaved(parts, fused, axis, forward=forward)
-            )
+            if each > 1:
+                found, along = _stack_of_joined(parts, fused, axis, each, forward=forward)
+            elif how == "stack":
+                found = _stack(parts, fused, axis, forward=forward)
+            else:
+                found = _join(parts, fused, axis, forward=forward) or _interleaved(
+                    parts, fused, axis, forward=forward
+                )
             if found is not None:
                 break
         for name in names:
@@ -247,6 +274,8 @@ class _Pairing:
             operation,  # type: ignore[arg-type]
             axis,
             over,
+            each,
+            along,
             sure="proven",
         )
 
@@ -298,6 +327,40 @@ def _stack(parts: Mapping[str, Array], fused: Array, axis: int, *, forward: bool
         ):
             return names, turn, None
     return None
+
+
+def _stack_of_joined(
+    parts: Mapping[str, Array], fused: Array, axis: int, each: int, *, forward: bool
+) -> tuple[_Found | None, int | None]:
+    """The parts of each number one after the other, and these as the places of an axis; where they join."""
+    names = tuple(parts)
+    if fused.shape[axis] * each != len(names):
+        return None, None
+    for along in range(fused.ndim - 1):
+        row = {name: parts[name] for name in names[:each]}
+        first = _join(row, _index(fused, axis, 0), along, forward=forward)
+        if first is None:
+            continue
+        order = [names.index(name) for name in first[0]]
+        found = tuple(names[start + n] for start in range(0, len(names), each) for n in order)
+        if all(
+            _fit_in_order({name: parts[name] for name in found[at * each :][:each]}, first[1],
+                          _index(fused, axis, at), along, forward=forward)
+            for at in range(1, fused.shape[axis])
+        ):  # fmt: skip
+            return (found, first[1], None), along + (axis <= along)
+    return None, None
+
+
+def _fit_in_order(parts: Mapping[str, Array], turn: Turn, fused: Array, axis: int, *, forward: bool) -> bool:
+    """Whether parts, turned alike, are one after the other along an axis."""
+    rest, at = fused.size // fused.shape[axis], 0
+    for part in parts.values():
+        length = part.size // rest
+        if not _is_part(part, turn, _slice(fused, axis, at, length), forward=forward):
+            return False
+        at += length
+    return True
 
 
 def _interleaved(parts: Mapping[str, Array], fused: Array, axis: int, *, forward: bool) -> _Found | None:

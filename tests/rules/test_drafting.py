@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ckptkit.base.tensors import DTYPES, TensorSpec
@@ -12,12 +14,19 @@ from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
 from ckptkit.rules.file import rules_in
 from ckptkit.rules.structure import Match, Question, Structure
 from ckptkit.rules.turning import Turn
+from ckptkit.rules.values import Values, same_values
+from tests.rules.test_file import assert_same, convert, held, write
+from tests.support.judging import Arrays as Read
 from tests.support.judging import specs_of
 from tests.support.ported import PORTS, UNSEEN
 
 
 def specs(names: dict[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
     return {name: TensorSpec(name, DTYPES["float32"], shape) for name, shape in names.items()}
+
+
+def random(*shape: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def lines(
@@ -129,6 +138,69 @@ def test_the_file_makes_what_was_paired_in_both_directions(name: str, back: bool
         assert {move.target.name: move.target.shape for move in found.moves} == {
             n: s.shape for n, s in right.items()
         }
+
+
+def interleaved(parts: list[np.ndarray], heads: int) -> np.ndarray:
+    """``(heads n dim)`` on the first axis."""
+    apart = [one.reshape(heads, -1, *one.shape[1:]) for one in parts]
+    return np.concatenate(apart, 1).reshape(-1, *parts[0].shape[1:])
+
+
+def experts_of(turn: Callable[[np.ndarray], np.ndarray], axis: int, second: int) -> Arrays:
+    """Two projections of each of five experts, of lengths 6 and ``second``, and the one that holds all."""
+    one, other = ([random(6 if n else 7, 3, seed=10 * n + e) for e in range(5)] for n in (1, 0))
+    other = [array[:second] for array in other]
+    left = {f"l.{e}.{name}/w": turn(rows[e]) for name, rows in (("a", one), ("b", other)) for e in range(5)}
+    whole = np.stack([np.concatenate(row) for row in zip(one, other, strict=True)], axis)
+    return left, {"all": whole}
+
+
+Arrays = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+Q, K, V = (random(12, 7, seed=n) for n in range(3))
+FUSED: dict[str, Arrays] = {
+    "heads": ({"q": Q, "k": K, "v": V}, {"qkv": interleaved([Q, K, V], 4)}),
+    "heads, turned": ({"q": Q.T, "k": K.T, "v": V.T}, {"qkv": interleaved([Q, K, V], 4)}),
+    "heads, on the last axis": ({"q": Q, "k": K, "v": V}, {"qkv": interleaved([Q, K, V], 4).T}),
+    "heads of their own": (
+        {name: one.T.reshape(7, 4, 3) for name, one in (("q", Q), ("k", K), ("v", V))},
+        {"qkv": interleaved([Q, K, V], 4)},
+    ),
+    "keys and values": ({"k": K, "v": V}, {"kv": interleaved([K, V], 6)}),
+    "biases": (
+        {"q": Q[:, 0], "k": K[:, 0], "v": V[:, 0]},
+        {"qkv": interleaved([Q[:, 0], K[:, 0], V[:, 0]], 2)},
+    ),
+    "experts": experts_of(lambda x: x, 0, 6),
+    "experts, turned": experts_of(np.transpose, 0, 6),
+    "experts, on the second axis": experts_of(np.transpose, 1, 6),
+    "experts of two lengths": experts_of(lambda x: x, 0, 4),
+    "experts of two lengths, turned": experts_of(np.transpose, 2, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["", "back"])
+@pytest.mark.parametrize("name", FUSED)
+def test_a_drafted_file_of_fused_tensors_converts_bit_for_bit(tmp_path: Path, name: str, back: bool) -> None:
+    """Also the ones whose axes are taken apart by head; several blocks of them."""
+    left, right = (
+        {f"{b}.{n}": array + np.float32(b) for b in range(2) for n, array in side.items()}
+        for side in FUSED[name]
+    )
+    if back:
+        left, right = right, left
+    matches = same_values(
+        Read(left), Read(right), *(Values.of(Read(x), lambda _: None) for x in (left, right))
+    )
+    drafts = drafts_of(matches, specs_of(left), specs_of(right))
+    text = Drafted(tuple(drafts)).text
+    assert len(drafts) == 1 and {name for draft in drafts for name in draft.targets} == set(right), text
+    for before, after, reverse in ((left, right, False), (right, left, True)):
+        source = write(tmp_path / "a.safetensors", "safetensors", before)
+        rules = rules_in(text, Path("drafted.yaml"), reverse=reverse)
+        convert(source, tmp_path / "b.npz", "npz", rules)
+        assert_same(held(tmp_path / "b.npz"), after)
+        for path in tmp_path.iterdir():
+            path.unlink()
 
 
 def test_a_question_is_above_its_first_rule_with_the_candidates() -> None:

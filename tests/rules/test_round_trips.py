@@ -177,7 +177,63 @@ def a_fused(draw: Any, start: str) -> tuple[dict[str, Any], Made, Made]:
     return rule, before, {start: np.array(fused, order="C")}
 
 
-KINDS = (a_concat, a_stack, a_fused)
+def a_stack_of_joined(draw: Any, start: str) -> tuple[dict[str, Any], Made, Made]:
+    """Numbered parts of which those of one number follow each other along an axis."""
+    _, pattern, made = draw(names(start, version=2))
+    shape, dtype = draw(SHAPES.filter(bool)), draw(st.sampled_from(TYPES))
+    letters = list("abc"[: len(shape)])
+    order = draw(st.permutations(range(len(shape))))
+    place = draw(st.integers(0, len(shape)))
+    named, by, count = draw(st.booleans()), draw(st.integers(0, 2)), draw(st.integers(1, 5))
+    if not named:
+        order, place = list(range(len(shape))), 0
+    joined = draw(st.integers(0, len(shape) - 1))  # in what is stacked
+    lengths = draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))
+    fields = pattern[len(start) :]
+    before: Made = {}
+    after: Made = {}
+    for _, name in made:
+        rows = []
+        for n in range(count):
+            row = []
+            for k, length in enumerate(lengths):
+                own = list(shape)
+                own[order[joined]] = length
+                part = draw(tensors(tuple(own), dtype))
+                before[f"{start}/e_{n + by}x_{'uvw'[k]}{name[len(start) :]}"] = part
+                row.append(part.transpose(order))
+            rows.append(np.concatenate(row, joined))
+        after[name] = np.array(np.stack(rows, place), order="C")
+    axis = joined + (place <= joined)
+    rule = {
+        "source": [
+            f"{start}/e_{{e{f'+{by}' if by else ''}}}x_{'uvw'[k]}{fields}" for k in range(len(lengths))
+        ],
+        "target": pattern,
+        "op": "stack",
+        "over": "e",
+        "axis": axis if draw(st.booleans()) else axis - len(shape) - 1,
+    }
+    if len(set(lengths)) > 1 or draw(st.booleans()):
+        rule["parts"] = lengths
+    if named:
+        written = [letters[axis] for axis in order]
+        if place < len(written) and place != joined and draw(st.booleans()):  # merged with the next axis
+            written[place] = f"(e {written[place]})"
+            after = {
+                name: array.reshape(*array.shape[:place], -1, *array.shape[place + 2 :])
+                for name, array in after.items()
+            }
+            rule["sizes"] = {letters[order[place]]: shape[order[place]]}
+            axis -= place < axis
+            rule["axis"] = axis
+        else:
+            written.insert(place, "e")
+        rule["axes"] = f"{' '.join(letters)} -> {' '.join(written)}"
+    return rule, before, after
+
+
+KINDS = (a_concat, a_stack, a_stack_of_joined, a_fused)
 
 
 @st.composite
@@ -188,18 +244,16 @@ def files_of_rules(draw: Any, version: int) -> tuple[str, Made, Made]:
         kind = draw(st.sampled_from(KINDS)) if version == 2 and draw(st.booleans()) else None
         start = f"{'pqrs'[n]}"
         rule, source, target = kind(draw, start) if kind else a_move(draw, start, version)
-        if kind is not None and kind is not a_stack and draw(st.booleans()):  # the inverse, written down
+        if kind in (a_concat, a_fused) and draw(st.booleans()):  # the inverse, written down
             inverse = {"concat": "split"}[rule["op"]]
             rule = {**rule, "source": rule["target"], "target": rule["source"], "op": inverse}
             if "axes" in rule:
                 rule["axes"] = " -> ".join(reversed(rule["axes"].split(" -> ")))
             source, target = target, source
-        elif kind is a_stack and draw(st.booleans()):
+        elif kind in (a_stack, a_stack_of_joined) and draw(st.booleans()):
             rule = {**rule, "source": rule["target"], "target": rule["source"], "op": "unstack"}
             if "axes" in rule:
                 rule["axes"] = " -> ".join(reversed(rule["axes"].split(" -> ")))
-            lowest = int(rule["target"].partition("{e+")[2].partition("}")[0] or 0)
-            assert lowest in (0, 1, 2)
             source, target = target, source
         rules.append(rule)
         before |= source

@@ -188,6 +188,37 @@ class TestParts:
                 "parts of shapes [2, 2] and [3, 2] cannot be joined along axis 1",
             ),
             (
+                "source: ['{e}.a', '{e}.b'], target: c, op: stack, over: e, axis: 1",
+                {"0.a": (2,), "0.b": (2,), "1.b": (2,)},
+                "'1.a' missing beside '0.a': the rule on line 3 ({e}.a)",
+            ),
+            (
+                "source: ['{e}.a', '{e}.b'], target: c, op: stack, over: e, axis: 1",
+                {"0.a": (2,), "0.b": (3,), "1.a": (3,), "1.b": (3,)},
+                "parts of shapes [2] and [3]",
+            ),
+            (
+                "source: ['{e}.a', '{e}.b'], target: c, op: stack, over: e, axis: -1",
+                {"0.a": (2,), "0.b": (3,), "1.a": (2,), "1.b": (3,)},
+                "parts of different lengths: write 'parts: [2, 3]'",
+            ),
+            (
+                "source: ['{e}.a', '{e}.b'], target: c, op: stack, over: e, axis: 0",
+                {"0.a": (2,), "0.b": (2,)},
+                "axis 0 is that of 'e': 'axis' is another one",
+            ),
+            (
+                "source: c, target: ['{n}.a', '{n}.b'], op: unstack, over: n, axis: 1",
+                {"c": (2, 5)},
+                "axis 1 of length 5 is not 2 equal parts: give 'parts'",
+            ),
+            (
+                "source: c, target: ['{n}.a', '{n}.b'], op: unstack, over: n, axis: 1, "
+                "axes: 'n (i o) -> o i'",
+                {"c": (2, 6)},
+                "cannot be split into i × o",
+            ),
+            (
                 "source: [a, b], target: c, op: concat, axis: 2",
                 {"a": (2, 2), "b": (2, 2)},
                 "axis 2 of a tensor of 2 axes",
@@ -379,6 +410,10 @@ rules:
   - {target: b}
   - {source: a, target: b, op: conkat}
   - {source: g, target: [a, b], op: split, over: t, axes: "t h -> h", sizes: {t: 2}}
+  - {source: ["{e}a", "{e}b"], target: c, op: stack, over: e}
+  - {source: "{e}a", target: c, op: stack, over: e, axis: 1}
+  - {source: ["{e}a", "b"], target: c, op: stack, over: e, axis: 1}
+  - {source: c, target: ["{e}a", "{e}b"], op: stack, over: e, axis: 1}
 """
 
 
@@ -414,6 +449,10 @@ def test_every_fault_of_a_file_at_once_with_its_line(tmp_path):
         (22, "source is missing"),
         (23, "unknown op 'conkat'"),
         (24, "sizes are given for t"),
+        (25, "'axis' is missing: of the one tensor, along which those of one number are joined"),
+        (26, "'axis' has no meaning for op: stack"),
+        (27, "{e} is not in 'b'"),
+        (28, "a list as target needs 'op: split'"),
     ):
         fault = next((part for part in told.split("; ") if f"line {line}: " in part), told)
         assert what in fault
@@ -506,9 +545,12 @@ class TestWhatItMayCost:
         part = 300 * 700 * 4
         arrays = {f"l{n}.{name}": random(300, 700) for n in range(16) for name in "qk"}
         arrays |= {f"s{n}": random(600, 700) for n in range(16)}
+        arrays |= {f"m{n}.{e}.{name}": random(300, 700) for n in range(4) for e in range(2) for name in "gu"}
         text = HEAD + (
             f" - {{source: ['l{{n}}.q', 'l{{n}}.k'], target: 'l{{n}}.qk', op: concat{turned}}}\n"
             f" - {{source: 's{{n}}', target: ['s{{n}}.q', 's{{n}}.k'], op: split{turned}}}\n"
+            " - {source: ['m{n}.{e}.g', 'm{n}.{e}.u'], target: 'm{n}', op: stack, over: e, axis: 1"
+            f"{turned.replace('> ', '> e ')}}}\n"
         )
         source = write(tmp_path / "a.safetensors", "safetensors", arrays)
         rules = rules_of(tmp_path, text)

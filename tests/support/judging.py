@@ -68,12 +68,32 @@ def made_by(match: Match, source: Mapping[str, Array]) -> dict[str, Array]:
         return {match.targets[0]: turned(parts[0], match.turn)}
     if match.operation == "concat":
         return {match.targets[0]: np.concatenate([turned(one, match.turn) for one in parts], axis)}
+    if match.each > 1:
+        return _made_of_rows(match, parts)
     if match.operation == "stack":
         return {match.targets[0]: np.stack([turned(one, match.turn) for one in parts], axis)}
     if match.operation == "split":
         pieces: Iterable[Array] = np.split(parts[0], len(match.targets), axis)
     else:
         pieces = [np.take(parts[0], at, axis) for at in range(len(match.targets))]
+    return {name: turned(one, match.turn) for name, one in zip(match.targets, pieces, strict=True)}
+
+
+def _made_of_rows(match: Match, parts: list[Array]) -> dict[str, Array]:
+    """What a stack makes, or is made, of which several tensors have one number."""
+    axis, each = match.axis or 0, match.each
+    assert match.along is not None
+    joined_on = match.along - (axis < match.along)
+    if match.operation == "stack":
+        rows = [
+            np.concatenate([turned(one, match.turn) for one in parts[start : start + each]], joined_on)
+            for start in range(0, len(parts), each)
+        ]
+        return {match.targets[0]: np.stack(rows, axis)}
+    count = len(match.targets) // each
+    pieces = [
+        piece for at in range(count) for piece in np.split(np.take(parts[0], at, axis), each, joined_on)
+    ]
     return {name: turned(one, match.turn) for name, one in zip(match.targets, pieces, strict=True)}
 
 

@@ -378,6 +378,35 @@ def experts() -> Port:
 
 
 @port
+def mixtral() -> Port:
+    """Mixtral, a tensor for each projection of each expert, to transformers 5, whose experts are stacked."""
+    p = Port("mixtral")
+    d, ff, experts = 24, 40, 6
+    p.add("model.embed_tokens.weight", "model.embed_tokens.weight", (97, d))
+    for i in range(3):
+        a = f"model.layers.{i}"
+        for name, shape in (("q", (d, d)), ("k", (8, d)), ("v", (8, d)), ("o", (d, d))):
+            p.add(f"{a}.self_attn.{name}_proj.weight", f"{a}.self_attn.{name}_proj.weight", shape)
+        p.add(f"{a}.block_sparse_moe.gate.weight", f"{a}.mlp.gate.weight", (experts, d))
+        expert = f"{a}.block_sparse_moe.experts"
+        both = [[f"{expert}.{e}.w{n}.weight" for n in (1, 3)] for e in range(experts)]
+        rows = []
+        for row in both:
+            for name in row:
+                p.source[name] = p._random(name, (ff, d))
+            rows.append(np.concatenate([p.source[name] for name in row]))
+        p.target[f"{a}.mlp.experts.gate_up_proj"] = np.stack(rows)
+        p.made_of[f"{a}.mlp.experts.gate_up_proj"] = frozenset(name for row in both for name in row)
+        down = [f"{expert}.{e}.w2.weight" for e in range(experts)]
+        p.add(down, f"{a}.mlp.experts.down_proj", (d, ff), "stack same")
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            p.add(f"{a}.{name}.weight", f"{a}.{name}.weight", (d,))
+    p.add("model.norm.weight", "model.norm.weight", (d,))
+    p.add("lm_head.weight", "lm_head.weight", (97, d))
+    return p
+
+
+@port
 def resnet50() -> Port:
     """Keras' ResNet50 to torchvision."""
     p = Port("resnet50")
