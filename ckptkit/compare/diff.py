@@ -563,7 +563,7 @@ def pair_by_rules(a: Reader, b: Reader, rules: RuleFile, weights: Weights = "aut
     """Pair what rules make of the first file with the second file's tensors of that name."""
     from ckptkit.convert.by_rules import plan_by_rules
 
-    plan = plan_by_rules(a, rules, weights=weights)
+    plan = plan_by_rules(a, rules, weights=weights, named=b.specs)
     made = {move.target.name: move for move in plan.moves}
     pairs = tuple(
         Pair(

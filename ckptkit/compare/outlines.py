@@ -30,6 +30,7 @@ class Outline:
     path: Path
     specs: Mapping[str, TensorSpec]
     left_out: Mapping[str, str] = field(default_factory=dict)  # tensors that cannot be read, and why not
+    metadata: Mapping[str, str] = field(default_factory=dict)
     has_dtypes: bool = True  # False where it is a JSON file that gives shapes alone
 
 
@@ -44,7 +45,9 @@ def outline_of(
     if not isinstance(what, str | Path) or not is_json(Path(what)):
         located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
         with located.open(unwrap=False) as reader:
-            return Outline(located.name, located.path, dict(reader.specs), dict(reader.left_out))
+            return Outline(
+                located.name, located.path, dict(reader.specs), dict(reader.left_out), dict(reader.metadata)
+            )
     path = Path(what)
     text, data = read_text(
         path,

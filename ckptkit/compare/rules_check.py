@@ -12,7 +12,7 @@ from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
 from ckptkit.compare.outlines import Outline, outline_of
-from ckptkit.convert.by_rules import Fault, assign
+from ckptkit.convert.by_rules import Fault, assign, prefixes_of
 from ckptkit.convert.planning import Filling
 from ckptkit.rules.mapping import NameRule, RuleFile
 from ckptkit.workspace import Named, Workspace
@@ -149,7 +149,8 @@ def check_files(
 
 def check_rules(rules: RuleFile, source: Outline, target: Outline | None = None) -> RulesCheck:
     """Set a file of rules against the tensors of a source, and what it makes against those of a target."""
-    found = assign(source.path, source.specs, rules, left_out=source.left_out)
+    prefixes = prefixes_of(rules, source.metadata, target.specs if target is not None else ())
+    found = assign(source.path, source.specs, rules, left_out=source.left_out, prefixes=prefixes)
     made = {move.target.name: move.target for move in found.moves}
     wanted = target.specs if target is not None else made
     return RulesCheck(

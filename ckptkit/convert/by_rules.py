@@ -26,6 +26,7 @@ from ckptkit.convert.planning import (
 from ckptkit.families.binding import Ignored, Weights
 from ckptkit.formats.base import Reader
 from ckptkit.rules.language import IDENTITY, Binding, Op, Shape, shape_of
+from ckptkit.rules.mapping import Prefixes
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -36,7 +37,7 @@ BY_RULES = "rules"
 
 _SHOWN_FAULTS = 20
 
-_OF_RULES = ("rules", "rules_direction", "rules_sha256", "rules_guessed", "rules_filled")
+_OF_RULES = ("rules", "rules_direction", "rules_sha256", "rules_guessed", "rules_filled", "rules_stripped")
 """Metadata that tell of the rules of this conversion, and not of an earlier one."""
 
 Require = Literal["proven"]
@@ -49,11 +50,16 @@ def plan_by_rules(
     weights: Weights = "auto",
     entry: Entry | None = None,
     require: Require | None = None,
+    named: Iterable[str] = (),
 ) -> Plan:
-    """Plan a conversion by a user's rules; refuses all that does not fit them at once."""
+    """Plan a conversion by a user's rules; refuses all that does not fit them at once.
+
+    ``named`` are names that the result is compared with, if any.
+    """
     refuse_unsure(rules, require)
     refuse_missing_copy(reader, weights)
-    found = assign(reader.path, reader.specs, rules, left_out=reader.left_out)
+    prefixes = prefixes_of(rules, reader.metadata, named)
+    found = assign(reader.path, reader.specs, rules, left_out=reader.left_out, prefixes=prefixes)
     if faults := [fault.what for fault in found.faults]:
         raise ConversionError(
             f"{reader.path}: does not fit {rules.path}",
@@ -74,10 +80,38 @@ def plan_by_rules(
         known["rules_guessed"] = json.dumps([rule.source.text for rule in guessed])
     if plan.filled:
         known["rules_filled"] = json.dumps(plan.filled)
-    return replace(
-        plan.with_metadata(known),
-        notes=(*plan.notes, *_unsure_in_words(guessed), *_filled_in_words(plan.filled)),
-    )
+    if rules.strip and rules.direction == "forward":
+        known["rules_stripped"] = Prefixes.of(
+            {name: rules.stripped(name) for move in found.moves for name in move.sources}
+        ).text
+    notes = (*_unsure_in_words(guessed), *_filled_in_words(plan.filled))
+    if rules.direction == "reverse" and not named:
+        notes += tuple(_prefixes_in_words(rules, prefixes, reader))
+    return replace(plan.with_metadata(known), notes=(*plan.notes, *notes))
+
+
+def prefixes_of(rules: RuleFile, metadata: Mapping[str, str], named: Iterable[str] = ()) -> Prefixes | None:
+    """What belongs before names that rules read backwards make; None where nothing tells."""
+    if rules.direction == "forward" or not rules.strip:
+        return Prefixes()
+    if wanted := {name: rules.reversed.stripped(name) for name in named}:
+        return Prefixes.of(wanted)
+    if metadata.get("rules_direction") == "forward":
+        told = Prefixes.read(metadata.get("rules_stripped", ""), rules.strip)
+        if told is not None:
+            return told
+    return Prefixes(rules.strip[0]) if len(rules.strip) == 1 else None
+
+
+def _prefixes_in_words(rules: RuleFile, prefixes: Prefixes | None, reader: Reader) -> Iterator[str]:
+    listed_here = listed([repr(one) for one in rules.strip])
+    if prefixes is None:
+        yield (
+            f"names are without the prefixes that 'strip' lists ({listed_here}): "
+            f"{reader.path} does not say which they had"
+        )
+    elif rules.strip and "rules_stripped" not in reader.metadata:
+        yield f"every name begins with {listed_here}, the prefix that 'strip' lists"
 
 
 def refuse_unsure(rules: RuleFile, require: Require | None = None) -> None:
@@ -134,6 +168,7 @@ class Assignment:
     unmatched: list[str] = field(default_factory=list)
     idle: list[NameRule] = field(default_factory=list)  # rules that fit nothing and are not optional
     misfits: list[Fault] = field(default_factory=list)
+    prefixes: Prefixes = field(default_factory=Prefixes)  # put before the names that are made
 
     @property
     def faults(self) -> list[Fault]:
@@ -164,6 +199,7 @@ class _Group:
 
     rule: NameRule
     values: Values  # of the placeholders that all of them share
+    prefixes: Prefixes
     parts: dict[int, TensorSpec] = field(default_factory=dict)  # by number, then by place in the rule's list
 
 
@@ -173,12 +209,14 @@ def assign(
     rules: RuleFile,
     *,
     left_out: Mapping[str, str] | None = None,
+    prefixes: Prefixes | None = None,
 ) -> Assignment:
     """Find the rule or ignore of every tensor, and what each rule makes; faults are collected.
 
-    ``left_out`` are tensors that cannot be read, and why not; ``path`` is what messages call the file.
+    ``left_out`` are tensors that cannot be read, and why not; ``path`` is what messages call the file;
+    ``prefixes`` are put before the names that are made.
     """
-    found = Assignment()
+    found = Assignment(prefixes=prefixes or Prefixes())
     unread = left_out or {}
     budget = Budget(sum(spec.nbytes for spec in specs.values()), partial(_refusal, path, rules))
     names = {name: rules.stripped(name) for name in (*specs, *unread)}
@@ -220,15 +258,15 @@ def assign(
 def _lost_ways_back(found: Assignment, path: Path, rules: RuleFile, budget: Budget) -> Iterator[Fault]:
     """Names that rules with a placeholder for anything make, and that others would take on the way back."""
     back = rules.reversed
-    names = [move.target.name for move in found.moves]
+    names = [back.stripped(move.target.name) for move in found.moves]
     lookup, held = _Lookup(back.rules, budget), set(names)
     ignored = _ignored(names, path, rules, budget)
     same = {id(other): rule for other, rule in zip(back.rules, rules.rules, strict=True)}
-    for move, rule, pattern in zip(found.moves, found.rules, found.names, strict=True):
+    for name, move, rule, pattern in zip(names, found.moves, found.rules, found.names, strict=True):
         if not pattern.crossing:
             continue
-        ignores = ignored.get(move.target.name, [])
-        matches = lookup.matches(move.target.name, held, among_rest=not ignores)
+        ignores = ignored.get(name, [])
+        matches = lookup.matches(name, held, among_rest=not ignores)
         others = [_describe_rule(one.rule, one.place) for one in matches if same[id(one.rule)] is not rule]
         others += [_describe_ignore(ignore) for ignore in ignores]
         if others:
@@ -344,7 +382,7 @@ def _collect(
     if rule.kind == "stack":
         place += int(values.pop(rule.over)) * len(rule.sources)
     key = (id(rule), *sorted(values.items())) if rule.kind in ("concat", "stack") else (spec.name,)
-    group = groups.setdefault(key, _Group(rule, values))
+    group = groups.setdefault(key, _Group(rule, values, found.prefixes))
     if place in group.parts:
         number = place // len(rule.sources) if rule.over else place
         what = f"{group.parts[place].name!r} and {spec.name!r} are both part {number}"
@@ -418,6 +456,7 @@ def _dtype(rule: NameRule, specs: Sequence[TensorSpec]) -> DType:
 def _named(group: _Group, place: int, budget: Budget, **more: str) -> str:
     """A target's name, its bytes spent."""
     name = group.rule.targets[place].fill({**group.values, **more})
+    name = group.prefixes.before(name) + name
     budget.spend(names=len(name))
     return name
 

@@ -7,7 +7,9 @@ inverse, so that a file of rules is read both ways.
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -292,6 +294,51 @@ def op_of(source: str, target: str, sizes: dict[str, int]) -> Op:
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """What `strip` took off the names of a source, and what is put before them on the way back.
+
+    >>> taken = Prefixes.of({"m.w": "w", "m.b": "b", "step": "step"})
+    >>> taken, Prefixes.read(taken.text, ("m.",)) == taken
+    (Prefixes(usual='m.', others={'step': ''}), True)
+    >>> [taken.before(name) for name in ("w", "step")]
+    ['m.', '']
+    """
+
+    usual: str = ""
+    others: Mapping[str, str] = field(default_factory=dict, hash=False)  # of names that had another one
+
+    @classmethod
+    def of(cls, names: Mapping[str, str]) -> Prefixes:
+        """Of names as they were, and what was left of each."""
+        taken = {left: name[: len(name) - len(left)] for name, left in names.items()}
+        usual = max(Counter(taken.values()).items(), key=lambda one: one[1], default=("", 0))[0]
+        return cls(usual, {name: prefix for name, prefix in taken.items() if prefix != usual})
+
+    @classmethod
+    def read(cls, text: str, strip: Sequence[str]) -> Prefixes | None:
+        """What `text` wrote; None where that cannot be or these prefixes do not make it up."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(value, dict) or not isinstance(value.get("others"), dict):
+            return None
+        found = [value.get("usual"), *value["others"].values()]
+        if not all(isinstance(one, str) for one in found) or any(_rest(one, strip) for one in set(found)):
+            return None
+        return cls(value["usual"], value["others"])
+
+    @property
+    def text(self) -> str:
+        """As a converted file's metadata have it."""
+        return json.dumps({"usual": self.usual, "others": self.others})
+
+    def before(self, name: str) -> str:
+        """What belongs before a name."""
+        return self.others.get(name, self.usual)
+
+
+@dataclass(frozen=True)
 class RuleFile:
     """A file of rules."""
 
@@ -316,7 +363,12 @@ class RuleFile:
         """
         if self.direction == "reverse" or not self.strip:
             return name
-        start = 0
-        while prefix := next((one for one in self.strip if name.startswith(one, start)), ""):
-            start += len(prefix)
-        return name[start:] or name
+        return _rest(name, self.strip) or name
+
+
+def _rest(name: str, strip: Sequence[str]) -> str:
+    """A name without the prefixes that it begins with."""
+    start = 0
+    while prefix := next((one for one in strip if name.startswith(one, start)), ""):
+        start += len(prefix)
+    return name[start:]

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ckptkit import check_rules, diff
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.convert.pipeline import Options, plan
-from ckptkit.formats.detect import open_reader
+from ckptkit.formats.detect import open_reader, writer_for
 from tests.rules.test_file import assert_same, convert, held, random, rules_of, write
-from tests.support.tensors import OPAQUE, raw_safetensors
+from tests.support.tensors import OPAQUE, raw_safetensors, specs_of, write_all
 
 REFERENCE = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "reference.py"))
 
@@ -129,6 +130,74 @@ class TestNames:
         arrays["module.w2"] = random(1)
         with pytest.raises(ConversionError, match=r"'module\.w2', 'w2' would all be called 'v2'"):
             there(tmp_path, text, arrays)
+
+
+class TestPrefixesOnTheWayBack:
+    """A round trip gives the names that there were, or a note says which prefixes may be missing."""
+
+    RULES = "rules:\n - {source: 'w{i}', target: 'v{i}'}\n - {source: 'x.{x...}', target: 'y.{x...}'}\n"
+
+    def round_trip(self, tmp_path, strip, arrays, format="safetensors", ending="safetensors"):
+        text = f"version: 2\nstrip: {strip}\n{self.RULES}"
+        source = write(tmp_path / "source.npz", "npz", arrays)
+        made = tmp_path / f"made.{ending}"
+        convert(source, made, format, rules_of(tmp_path, text))
+        decided = convert(made, tmp_path / "back.npz", "npz", rules_of(tmp_path, text, reverse=True))
+        return held(tmp_path / "back.npz"), decided.notes
+
+    @pytest.mark.parametrize("format", ["safetensors", "npz", "torch"])
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["module.w1", "module.x.y"],
+            ["module._orig_mod.w1", "module._orig_mod.x.a"],
+            ["w1", "x.y"],
+            ["module.module.w1", "w2", "_orig_mod.x.y", "module.x.z"],
+        ],
+    )
+    def test_the_converted_file_tells(self, tmp_path, names, format):
+        arrays = {name: random(2) for name in names}
+        ending = {"torch": "pth"}.get(format, format)
+        returned, notes = self.round_trip(tmp_path, "[module., _orig_mod.]", arrays, format, ending)
+        assert_same(returned, arrays)
+        assert not any("strip" in note for note in notes)
+
+    def test_where_nothing_tells_one_prefix_is_put_back_and_of_several_none(self, tmp_path):
+        arrays = {"v1": random(1), "y.z": random(1)}
+        for strip, wanted, note in (
+            ("[module.]", ["module.w1", "module.x.z"], "every name begins with 'module.'"),
+            ("[a., b.]", ["w1", "x.z"], "names are without the prefixes that 'strip' lists ('a.', 'b.')"),
+        ):
+            made, decided = back(tmp_path, f"version: 2\nstrip: {strip}\n{self.RULES}", arrays)
+            assert sorted(made) == wanted
+            assert any(note in one for one in decided.notes)
+
+    @pytest.mark.parametrize(
+        "told",
+        ["", "[", "[" * 100_000, "{}", '{"usual": "evil.", "others": {}}', '{"usual": 7, "others": {}}',
+         '{"usual": "a.", "others": {"w1": "/etc/"}}', '{"usual": "a.", "others": []}'],
+    )  # fmt: skip
+    def test_metadata_that_cannot_be_are_not_believed(self, tmp_path, told):
+        arrays = {"v1": random(1)}
+        metadata = {"rules_direction": "forward", "rules_stripped": told}
+        source = tmp_path / "m.safetensors"
+        write_all(writer_for("safetensors")(source, specs_of(arrays), metadata), arrays)
+        text = "version: 2\nstrip: [a., b.]\nrules:\n - {source: 'w{i}', target: 'v{i}'}\n"
+        decided = convert(source, tmp_path / "b.npz", "npz", rules_of(tmp_path, text, reverse=True))
+        assert list(held(tmp_path / "b.npz")) == ["w1"]
+        assert any("without the prefixes" in one for one in decided.notes)
+
+    def test_check_and_diff_go_by_the_other_file(self, tmp_path):
+        arrays = {"a.w1": random(1), "b.w2": random(1), "a.b.x.y": random(1)}
+        text = f"version: 2\nstrip: [a., b.]\n{self.RULES}"
+        source = write(tmp_path / "source.npz", "npz", arrays)
+        made = write(
+            tmp_path / "made.npz", "npz",
+            {"v1": arrays["a.w1"], "v2": arrays["b.w2"], "y.y": arrays["a.b.x.y"]},
+        )  # fmt: skip
+        rules = rules_of(tmp_path, text, reverse=True)
+        assert check_rules(rules.path, made, source, reverse=True).ok
+        assert diff(made, source, rules=rules.path, reverse=True).same
 
 
 class TestParts:
