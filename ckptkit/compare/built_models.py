@@ -123,7 +123,7 @@ def outline_of_factory(workspace: Workspace, where: str, *, seconds: float = MOS
         }
         if not specs:
             raise UsageError(f"{where}: the model has no tensors")
-        return Outline(where, Path(where), specs)
+        return Outline(where, Path(where), specs, same=found["same"])
 
 
 def _dtype(name: str) -> DType:

@@ -14,6 +14,7 @@ from typing import Any
 from ckptkit.base.budget import Budget
 from ckptkit.base.errors import FormatError
 from ckptkit.base.tensors import DTYPES, OPAQUE, DType, TensorSpec
+from ckptkit.formats.base import Reader
 from ckptkit.formats.json_text import MAX_TEXT_BYTES, JsonError, is_count, parse_json
 from ckptkit.formats.shards import INDEX_ENDINGS
 from ckptkit.registry.document import read_text
@@ -31,6 +32,7 @@ class Outline:
     specs: Mapping[str, TensorSpec]
     left_out: Mapping[str, str] = field(default_factory=dict)  # tensors that cannot be read, and why not
     metadata: Mapping[str, str] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)  # tensors that are the very same as an earlier one
     has_dtypes: bool = True  # False where it is a JSON file that gives shapes alone
 
 
@@ -45,9 +47,7 @@ def outline_of(
     if not isinstance(what, str | Path) or not is_json(Path(what)):
         located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
         with located.open(unwrap=False) as reader:
-            return Outline(
-                located.name, located.path, dict(reader.specs), dict(reader.left_out), dict(reader.metadata)
-            )
+            return outline_in(reader, located.name, located.path)
     path = Path(what)
     text, data = read_text(
         path,
@@ -65,6 +65,13 @@ def outline_of(
     if len(specs) != len(rows):
         raise FormatError(path, "two tensors of one name")
     return Outline(str(what), path, specs, has_dtypes=all(dtype for _, _, dtype in rows))
+
+
+def outline_in(reader: Reader, name: str, path: Path) -> Outline:
+    """The outline of an open checkpoint."""
+    return Outline(
+        name, path, dict(reader.specs), dict(reader.left_out), dict(reader.metadata), dict(reader.same)
+    )
 
 
 def is_json(path: Path) -> bool:

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ckptkit._version import __version__
-from ckptkit.base.errors import ConversionError, UsageError, command
+from ckptkit.base.errors import ConversionError, UsageError, command, listed
 from ckptkit.base.files import StagedFile
 from ckptkit.base.progress import Progress, no_progress
 from ckptkit.base.shown import Column, Gap, Note, Piece, Shown, Table, sections
 from ckptkit.base.tensors import TensorSpec
 from ckptkit.base.text import counted, shape_text
 from ckptkit.compare.built_models import is_factory, outline_of_factory
-from ckptkit.compare.outlines import Outline, is_json, outline_of
+from ckptkit.compare.outlines import Outline, is_json, outline_in, outline_of
 from ckptkit.families.layouts import TRAINING, slot_rule
 from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
 from ckptkit.rules.naming import opened
@@ -199,7 +199,7 @@ def suggest_rules(
         want, other = _side(workspace, target, request.state_dict_target, request.strip_prefix_target, stack)
         values = None
         if request.values and reader is not None and other is not None:
-            values = _values(reader, other, progress)
+            values = _values(reader, other, (have.same, want.same), progress)
         proven: list[Match] = []
         if values is not None and reader is not None and other is not None:
             proven = same_values(reader, other, *values)
@@ -220,13 +220,15 @@ def _side(
         return outline_of(workspace, what), None
     located = workspace.locate(what, fetch=False, state_dict=state_dict, strip_prefix=strip_prefix)
     reader = stack.enter_context(located.open(unwrap=False))
-    return Outline(located.name, located.path, dict(reader.specs), dict(reader.left_out)), reader
+    return outline_in(reader, located.name, located.path), reader
 
 
-def _values(one: Reader, other: Reader, progress: Progress) -> tuple[Values, Values]:
+def _values(
+    one: Reader, other: Reader, same: tuple[Mapping[str, str], Mapping[str, str]], progress: Progress
+) -> tuple[Values, Values]:
     total = sum(spec.nbytes for reader in (one, other) for spec in reader.specs.values())
     with progress("comparing values", total) as advance:
-        return Values.of(one, advance), Values.of(other, advance)
+        return Values.of(one, advance, same[0]), Values.of(other, advance, same[1])
 
 
 def _suggestion(
@@ -236,8 +238,9 @@ def _suggestion(
         raise UsageError(f"{(have if not have.specs else want).name}: no tensors in it")
     trained = _trained(have.specs, want.specs)
     source = {name: spec for name, spec in have.specs.items() if name not in trained}
-    same = _same(proven, values, source, want.specs)
-    structure = Structure(source, want.specs, proven, same)
+    once = {name: spec for name, spec in source.items() if name not in have.same}
+    wanted = {name: spec for name, spec in want.specs.items() if name not in want.same}
+    structure = Structure(once, wanted, proven, _same(proven, values, once, wanted))
     models = _Models(have, want, source, trained, tuple(structure.questions), values, bool(proven))
     return models.suggestion(structure.matches)
 
@@ -257,7 +260,8 @@ class _Models:
     def suggestion(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
         """The draft that some pairs of tensors make."""
         have, want = self.have, self.want
-        drafts = drafts_of(matches, self.source, want.specs)
+        drafts = drafts_of([*matches, *_tied(matches, have.same, want.same)], self.source, want.specs)
+        drafts += _second_names(drafts, want.same)
         made = {name for draft in drafts for name in draft.targets}
         missing = [want.specs[name] for name in want.specs if name not in made]
         drafts += _constants(drafts, missing, self.values)
@@ -271,7 +275,11 @@ class _Models:
         places = {name: at for at, name in enumerate(want.specs)}
         drafts.sort(key=lambda draft: places[draft.targets[0]])
         left = {name: spec for name, spec in have.specs.items() if name not in used}
-        ignores = _ignores(left, used, self.trained)
+        twins = {name: have.same[name] for name in left if have.same.get(name) in used}
+        ignores = [
+            *_ignores({name: spec for name, spec in left.items() if name not in twins}, used, self.trained),
+            *(DraftIgnore("tied weights", re.escape(a), f"the same as {b}", (a,)) for a, b in twins.items()),
+        ]
         ignored = {name for ignore in ignores for name in ignore.tensors}
         questions, drafts = _asked(self.questions, drafts)
         result = Suggestion(
@@ -284,7 +292,7 @@ class _Models:
             tuple(questions),
             tuple(spec for name, spec in want.specs.items() if name not in made),
             tuple(spec for name, spec in left.items() if name not in ignored),
-            (*_notes(have, want, self.by_values, self.values), *notes),
+            (*_notes(have, want, made, self.by_values, self.values), *notes),
             self,
         )
         heading = [
@@ -305,10 +313,17 @@ class _Models:
 
 
 def _notes(
-    have: Outline, want: Outline, by_values: bool, values: tuple[Values, Values] | None
+    have: Outline,
+    want: Outline,
+    made: Collection[str],
+    by_values: bool,
+    values: tuple[Values, Values] | None,
 ) -> Iterator[str]:
     if values is not None and not by_values:
         yield "the two files have no values in common; decided by names and shapes"
+    if ties := [name for name in want.same if name in made]:
+        are = "is another" if len(ties) == 1 else "are others"
+        yield f"{counted(len(ties), 'tensor')} of the target {are} under a second name: {listed(ties, 4)}"
     for side in (have, want):
         if side.left_out:
             yield f"{side.name}: {counted(len(side.left_out), 'tensor')} cannot be read and is in no rule"
@@ -350,6 +365,49 @@ def _asked(questions: Sequence[Question], drafts: list[Draft]) -> tuple[list[Que
 def _name(draft: Draft, key: str) -> str:
     value = draft.keys[key]
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+# -- tied weights --------------------------------------------------------------------------------------------
+
+
+def _tied(matches: Sequence[Match], have: Mapping[str, str], want: Mapping[str, str]) -> Iterator[Match]:
+    """Pairs of second names, where both sides have some of the same tensor: those of one name first."""
+    left, right = _by_first(have), _by_first(want)
+    for match in matches:
+        if match.operation != "one":
+            continue
+        names, others = left.get(match.sources[0], []), right.get(match.targets[0], [])
+        both = [name for name in names if name in others]
+        rest = zip(
+            [name for name in names if name not in both],
+            [name for name in others if name not in both],
+            strict=False,
+        )
+        for a, b in (*((name, name) for name in both), *rest):
+            yield replace(match, sources=(a,), targets=(b,))
+
+
+def _by_first(same: Mapping[str, str]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, first in same.items():
+        found[first].append(name)
+    return dict(found)
+
+
+def _second_names(drafts: Sequence[Draft], same: Mapping[str, str]) -> list[Draft]:
+    """Rules for tensors of the target that are others under a second name."""
+    made = {name: draft.sure for draft in drafts for name in draft.targets}
+    return [
+        Draft(
+            {"target": _escaped(name), "tied": _escaped(first)},
+            "guessed" if made[first] == "ambiguous" else made[first],
+            (),
+            None,
+            (name,),
+        )
+        for name, first in same.items()
+        if name not in made and first in made
+    ]
 
 
 # -- constants and what is left out --------------------------------------------------------------------------

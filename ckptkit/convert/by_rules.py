@@ -24,9 +24,9 @@ from ckptkit.convert.planning import (
     refuse_missing_copy,
 )
 from ckptkit.families.binding import Ignored, Weights
-from ckptkit.formats.base import Reader
+from ckptkit.formats.base import Reader, bytes_of
 from ckptkit.rules.language import IDENTITY, Binding, Op, Shape, shape_of
-from ckptkit.rules.mapping import Prefixes
+from ckptkit.rules.mapping import Prefixes, Tie
 
 if TYPE_CHECKING:
     from ckptkit.registry.schema import Entry
@@ -60,6 +60,8 @@ def plan_by_rules(
     refuse_missing_copy(reader, weights)
     prefixes = prefixes_of(rules, reader.metadata, named)
     found = assign(reader.path, reader.specs, rules, left_out=reader.left_out, prefixes=prefixes)
+    if not found.faults:
+        found.misfits += _untied(reader, found)
     if faults := [fault.what for fault in found.faults]:
         raise ConversionError(
             f"{reader.path}: does not fit {rules.path}",
@@ -72,7 +74,7 @@ def plan_by_rules(
         metadata={key: value for key, value in plan.metadata.items() if key not in _OF_RULES},
         moves=tuple(found.moves),
         ignored=tuple(found.ignored),
-        shared=_shared(reader.same, found.moves),
+        shared=_shared(reader.same, found.moves) | found.tied,
     )
     guessed = [rule for rule in rules.rules if rule.sure == "guessed"]
     known = {"rules": rules.path.name, "rules_direction": rules.direction, "rules_sha256": rules.sha256}
@@ -168,6 +170,8 @@ class Assignment:
     unmatched: list[str] = field(default_factory=list)
     idle: list[NameRule] = field(default_factory=list)  # rules that fit nothing and are not optional
     misfits: list[Fault] = field(default_factory=list)
+    tied: dict[str, str] = field(default_factory=dict)  # targets that are others under a second name
+    untied: list[tuple[str, str, NameRule]] = field(default_factory=list)  # read backwards: what they tied
     prefixes: Prefixes = field(default_factory=Prefixes)  # put before the names that are made
 
     @property
@@ -240,7 +244,10 @@ def assign(
         elif not matches:
             found.unmatched.append(name)
         elif (constant := matches[0].rule.constant) is not None:
-            found.ignored.append(Ignored(name, "constant", constant.reason))
+            tie = isinstance(constant, Tie)
+            found.ignored.append(Ignored(name, "tied" if tie else "constant", constant.reason))
+            if isinstance(constant, Tie):
+                found.untied.append((name, constant.beside.fill(matches[0].values), matches[0].rule))
         else:
             _collect(groups, matches[0], specs[name], found)
     for group in groups.values():
@@ -542,13 +549,17 @@ def _all_parts(group: _Group) -> list[TensorSpec]:
 
 
 def _fill(rules: RuleFile, found: Assignment, budget: Budget) -> None:
-    """Add the constants that the rules read forward make."""
+    """Add the constants and the second names that the rules read forward make."""
     constants = [rule for rule in rules.rules if rule.constant is not None and rule.targets]
     made: dict[str, list[Values]] = {}
     for move, pattern in zip(found.moves, found.names, strict=True) if constants else ():
         made.setdefault(pattern.text, []).append(pattern.values(move.target.name) or {})
+    moves = {move.target.name: move for move in found.moves} if constants else {}
     for rule in constants:
         constant = rule.constant
+        if isinstance(constant, Tie):
+            _tie(rule, constant.beside, moves, found, budget)
+            continue
         assert constant is not None
         for values in made.get(constant.beside.text, []) if constant.beside else [{}]:
             name = rule.target.fill(values)
@@ -561,6 +572,56 @@ def _fill(rules: RuleFile, found: Assignment, budget: Budget) -> None:
                 break
             budget.spend(nbytes=spec.nbytes)
             found.add(Filling(spec, constant.value), rule)
+
+
+def _tie(
+    rule: NameRule, beside: NamePattern, moves: Mapping[str, AnyMove], found: Assignment, budget: Budget
+) -> None:
+    """Make tensors once more, under their second names."""
+    if beside.placeholders:
+        budget.spend(steps=len(moves))
+        fitting = ((name, beside.values(name)) for name in moves)
+        pairs = [(name, values) for name, values in fitting if values is not None]
+    else:
+        first = beside.fill({})
+        pairs = [(first, {})] if first in moves else []
+    if not pairs:
+        found.misfits.append(
+            Fault(
+                f"no rule makes {beside.text!r}, to which line {rule.line} ties {rule.target.text!r}",
+                rule.line,
+            )
+        )
+    for first, values in pairs:
+        name, move = rule.target.fill(values), moves[first]
+        budget.spend(names=len(name), steps=_PART_STEPS, nbytes=move.target.nbytes)
+        assert not isinstance(move, Filling)
+        again = replace(move, target=replace(move.target, name=name))
+        if isinstance(again, Move):
+            again = replace(
+                again,
+                inward=replace(again.inward, canonical=name),
+                outward=plain_row(name, again.target.shape),
+            )
+        found.add(again, rule)
+        found.tied[name] = first
+
+
+def _untied(reader: Reader, found: Assignment) -> Iterator[Fault]:
+    """Tensors that the rules tie and whose values are not the same, which would be lost."""
+    for name, other, rule in found.untied:
+        if reader.same.get(name, name) == reader.same.get(other, other):
+            continue
+        differ = f"{name!r} and {other!r} differ, which {_describe_rule(rule)} ties"
+        one, two = reader.specs[name], reader.specs.get(other)
+        if two is None or (one.shape, one.dtype) != (two.shape, two.dtype):
+            yield Fault(differ, rule.line)
+            continue
+        same = bytes_of(reader, name).data == bytes_of(reader, other).data
+        reader.release(name)
+        reader.release(other)
+        if not same:
+            yield Fault(differ, rule.line)
 
 
 def _collisions(found: Assignment) -> list[Fault]:

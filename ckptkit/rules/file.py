@@ -60,6 +60,7 @@ from ckptkit.rules.mapping import (
     NameRule,
     RuleFile,
     Sure,
+    Tie,
     op_of,
 )
 
@@ -159,6 +160,12 @@ class _RuleText(BaseModel):
         alias="with",
         min_length=1,
         description="The target of another rule: one constant for each tensor of it.",
+    )
+    tied: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The target of another rule, of which this target is a second name: tied weights. Read "
+        "backwards it is left out, and must hold the same values.",
     )
     dtype: str | None = Field(
         default=None,
@@ -329,6 +336,8 @@ class _Checked:
             raise _FaultError(f"'over' is a name alone, such as e, not {short(row.over)}", "over")
         if kind == "fill":
             return self._constant(row, place, dtype)
+        if kind == "tie":
+            return self._tie(row, place)
         over = row.over or ""
         counted = (over,) if kind in ("stack", "unstack") else ()
         source = self._names(place, "source", row.source or [], counted)
@@ -378,7 +387,7 @@ class _Checked:
                 raise _FaultError("'over' is an axis of its own: leave 'axis' and 'parts' out", "over")
             if row.axes is None:
                 raise _FaultError("'over' names an axis of 'axes', which is missing", "over")
-        if kind != "fill" and row.source is None:
+        if kind not in ("fill", "tie") and row.source is None:
             raise _FaultError("source is missing")
 
     def _op(self, row: _RuleText, kind: Kind) -> Op:
@@ -395,30 +404,43 @@ class _Checked:
             raise _FaultError(str(error), "axes" if row.axes is not None else "op") from error
 
     def _constant(self, row: _RuleText, place: Location, dtype: DType | None) -> NameRule:
-        if idle := [key for key in ("source", "op", "axes") if getattr(row, key) is not None]:
-            raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named('fill')}", idle[0])
-        if len(row.target) > 1:
-            raise _FaultError("a constant has one target", "target")
+        self._refuse_idle(row, "fill", ("source", "op", "axes"))
         if row.shape is None:
             raise _FaultError("'shape' is missing: [] for a number", "fill")
         assert row.fill is not None
-        given = [*row.target, *([row.beside] if row.beside else [])]
-        target, *others = self._names(place, "target", given) or (None,)
-        if target is None:
-            raise _FaultError("no names")
-        both = NamePattern.parse_all(given)
-        target, beside = both[0], both[1] if others else None
-        if target.placeholders != (beside.placeholders if beside else frozenset()):
-            what = "'with' has others" if beside else "'with' is missing, which says for which tensors"
-            raise _FaultError(f"the placeholders of {target.text!r}: {what}", "target")
+        target, beside = self._beside(row, place, row.beside, "with")
         constant = Constant(row.fill, tuple(row.shape), dtype or DTYPES["float32"], beside)
         return NameRule((), (target,), kind="fill", constant=constant, sure=row.sure)
+
+    def _tie(self, row: _RuleText, place: Location) -> NameRule:
+        self._refuse_idle(row, "tie", ("source", "op", "axes", "fill", "dtype"))
+        target, beside = self._beside(row, place, row.tied, "tied")
+        assert beside is not None
+        return NameRule((), (target,), kind="tie", constant=Tie(beside), sure=row.sure)
+
+    def _refuse_idle(self, row: _RuleText, kind: Kind, keys: Sequence[str]) -> None:
+        if idle := [key for key in keys if getattr(row, key) is not None]:
+            raise _FaultError(f"{_quoted(idle)} {_has(idle)} no meaning for {_named(kind)}", idle[0])
+
+    def _beside(
+        self, row: _RuleText, place: Location, other: str | None, key: str
+    ) -> tuple[NamePattern, NamePattern | None]:
+        """The target of a rule without source, and that of the rule for whose tensors it is."""
+        given = [*row.target, *([other] if other else [])]
+        if not self._names(place, "target", given):
+            raise _FaultError("no names")
+        target, *others = NamePattern.parse_all(given)
+        beside = others[0] if others else None
+        if target.placeholders != (beside.placeholders if beside else frozenset()):
+            what = f"'{key}' has others" if beside else f"'{key}' is missing, which says for which tensors"
+            raise _FaultError(f"the placeholders of {target.text!r}: {what}", "target")
+        return target, beside
 
     def _check_constants(self) -> None:
         """Refuse constants beside tensors that no rule makes."""
         made = {target.text for rule in self.rules if rule.constant is None for target in rule.targets}
         for i, rule in enumerate(self.rules):
-            beside = rule.constant.beside if rule.constant else None
+            beside = rule.constant.beside if rule.kind == "fill" and rule.constant else None
             if beside is not None and beside.text not in made:
                 self._fault(("rules", i, "with"), f"no rule has the target {short(beside.text)}")
 
@@ -490,13 +512,16 @@ def _has(keys: Sequence[str]) -> str:
 
 
 def _named(kind: Kind) -> str:
-    return "a constant" if kind == "fill" else "a rule without op" if kind == "move" else f"op: {kind}"
+    words = {"fill": "a constant", "tie": "a tied tensor", "move": "a rule without op"}
+    return words.get(kind, f"op: {kind}")
 
 
 def _kind(row: _RuleText) -> Kind:
     """Which of the kinds a rule is."""
     if row.fill is not None:
         return "fill"
+    if row.tied is not None:
+        return "tie"
     if row.op in _PARTS:
         kind: Kind = row.op  # type: ignore[assignment]
         return kind

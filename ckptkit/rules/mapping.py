@@ -21,7 +21,7 @@ from ckptkit.base.axes import IDENTITY, Fusion, Op, Shape
 from ckptkit.base.tensors import DType
 from ckptkit.rules.language import shape_of
 
-Kind = Literal["move", "concat", "split", "stack", "unstack", "fill"]
+Kind = Literal["move", "concat", "split", "stack", "unstack", "fill", "tie"]
 Sure = Literal["proven", "forced", "guessed", "ambiguous"]
 Fill = Literal["zeros", "ones", "arange"]
 
@@ -32,6 +32,7 @@ INVERSE: dict[Kind, Kind] = {
     "stack": "unstack",
     "unstack": "stack",
     "fill": "fill",
+    "tie": "tie",
 }
 
 _FIELD = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\.\.\.|([+-])([0-9]{1,9}))?")
@@ -239,6 +240,18 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """A tensor of the target that is another one of it under a second name."""
+
+    beside: NamePattern
+
+    @property
+    def reason(self) -> str:
+        """Why it need not be read backwards."""
+        return f"the same as {self.beside.text} by the rules"
+
+
+@dataclass(frozen=True)
 class NameRule:
     """One rule: names on both sides and the op from the source's axes to the target's."""
 
@@ -247,7 +260,7 @@ class NameRule:
     op: Op = IDENTITY  # its external side is the source's
     kind: Kind = "move"
     fusion: Fusion | None = None  # which part of the one tensor each of the many is
-    constant: Constant | None = None
+    constant: Constant | Tie | None = None  # what it makes without a tensor of the source
     optional: bool = False  # whether it may match nothing
     dtype: DType | None = None  # element type in the target; None: the source's
     sure: Sure | None = None  # how sure whoever wrote it is; None: a person wrote it

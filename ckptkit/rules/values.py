@@ -8,7 +8,7 @@ ones) has no identity and is never paired here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -91,11 +91,11 @@ class Values:
     constant: frozenset[str]
 
     @classmethod
-    def of(cls, reader: Reader, advance: Advance) -> Values:
+    def of(cls, reader: Reader, advance: Advance, skip: Container[str] = ()) -> Values:
         """Read a file once, tensor by tensor."""
         prints, constant = {}, set()
         for name, spec in reader.specs.items():
-            if not spec.dtype.is_opaque:
+            if not spec.dtype.is_opaque and name not in skip:
                 reader.check(name)
                 prints[name], same = fingerprint(reader.read(name))
                 if same:

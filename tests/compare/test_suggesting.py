@@ -57,6 +57,56 @@ def test_the_file_that_is_proven_converts_both_ways_bit_for_bit(name: str, tmp_p
     assert same(load(tmp_path / "back.npz"), wanted)
 
 
+TIED = """\
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = torch.nn.Embedding(11, 6)
+        self.encoder = torch.nn.Linear(6, 11, bias=False)
+        self.encoder.weight = self.shared.weight
+        self.lm_head = torch.nn.Linear(6, 11)
+        self.lm_head.weight = self.shared.weight
+
+build = Net
+"""
+
+
+@pytest.mark.parametrize("side", ["function", "checkpoint", "both"])
+def test_tied_weights_are_covered_by_their_twin(
+    side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("tied_nets.py").write_text(TIED)
+    names: dict[str, object] = {}
+    exec(TIED, names)
+    model = names["Net"]()  # type: ignore[operator]
+    arrays = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    plain = {"tok/embedding": arrays["shared.weight"], "lm_head/bias": arrays["lm_head.bias"]}
+    torch.save(model.state_dict(), "tied.pth")
+    if side == "both":
+        first = torch.from_numpy(plain["tok/embedding"].copy())
+        tensors = {"tok.weight": first, "lm_head.weight": first, "lm_head.bias": model.lm_head.bias.detach()}
+        torch.save({**tensors, "other.weight": first, "third.weight": first}, "a.pth")
+    source = Path("a.pth") if side == "both" else save(tmp_path / "a.npz", plain)
+    found = ckptkit.suggest_rules(source, "tied_nets:build" if side == "function" else Path("tied.pth"))
+    assert found.ok, found.text
+    assert found.tensors["ambiguous"] == 0
+    sure = "proven" if side != "function" else "forced"
+    assert found.tensors[sure] == 4  # type: ignore[index]
+    assert any("of the target are others under a second name" in note for note in found.notes)
+    if side == "both":  # names that agree first, then one by one; what is left over is left out by name
+        rules = {draft.keys["target"]: draft.keys for draft in found.drafts}
+        assert rules["lm_head.weight"]["source"] == "lm_head.weight"
+        assert rules["encoder.weight"]["source"] == "other.weight"
+        assert [one.reason for one in found.ignores] == ["the same as tok.weight"]
+    found.write(Path("rules.yaml"))
+    ckptkit.convert(source, output=Path("made.npz"), rules="rules.yaml")
+    assert same(load(Path("made.npz")), arrays)
+
+
 def test_what_is_guessed_is_named_when_it_is_used(tmp_path: Path) -> None:
     port = PORTS["mixer"]()
     found = suggested(tmp_path, port, values=False)

@@ -51,7 +51,8 @@ def test_what_the_reference_shows_runs_there_and_back(tmp_path, example):
     assert list(map(str, returned)) and set(returned) == set(wanted)
     for name, array in wanted.items():
         np.testing.assert_array_equal(returned[name], array)
-    assert set(decided.filled) == set(made) - {move.target.name for move in decided.moves if move.sources}
+    without = set(made) - {move.target.name for move in decided.moves if move.sources}
+    assert set(decided.filled) == without
 
 
 HEAD = "version: 2\nrules:\n"
@@ -388,6 +389,54 @@ class TestConstants:
             back(tmp_path, self.TEXT, arrays)
         del arrays["bn.7.count"]
         assert set(back(tmp_path, self.TEXT, arrays)[0]) == {"bn0/g"}
+
+
+class TestTiedWeights:
+    TEXT = HEAD + (
+        " - {source: 'emb', target: 'a.w', axes: 'i o -> o i'}\n"
+        " - {source: [q, k], target: 'l.0.qk', op: concat}\n"
+        " - {target: 'b.w', tied: 'a.w'}\n"
+        " - {target: 'm.{i}.qk', tied: 'l.{i}.qk'}\n"
+    )
+
+    def test_they_are_written_under_both_names_and_shared_in_a_torch_file(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        arrays = {name: random(2, 3) for name in ("emb", "q", "k")}
+        made, _ = there(tmp_path, self.TEXT, arrays)
+        both = np.concatenate([arrays["q"], arrays["k"]])
+        assert_same(made, {"a.w": arrays["emb"].T, "b.w": arrays["emb"].T, "l.0.qk": both, "m.0.qk": both})
+        returned, decided = back(tmp_path, self.TEXT, made)
+        assert_same(returned, arrays)
+        assert decided.left_out["b.w"] == "tied: the same as a.w by the rules"
+        source = write(tmp_path / "a.npz", "npz", arrays)
+        convert(source, tmp_path / "a.pth", "torch", rules_of(tmp_path, self.TEXT))
+        loaded = torch.load(tmp_path / "a.pth", weights_only=True)
+        assert loaded["a.w"].data_ptr() == loaded["b.w"].data_ptr()
+        assert loaded["l.0.qk"].data_ptr() == loaded["m.0.qk"].data_ptr() != loaded["a.w"].data_ptr()
+
+    def test_values_that_differ_are_not_lost(self, tmp_path):
+        made, _ = there(tmp_path, self.TEXT, {name: random(2, 3) for name in ("emb", "q", "k")})
+        made["b.w"] = made["b.w"] + np.float32(1)
+        with pytest.raises(
+            ConversionError, match=r"'b.w' and 'a.w' differ, which the rule on line 5 \(b.w\)"
+        ):
+            back(tmp_path, self.TEXT, made)
+
+    @pytest.mark.parametrize(
+        ("rule", "error", "told"),
+        [
+            ("target: b, tied: c", ConversionError, "no rule makes 'c', to which line 4 ties 'b'"),
+            ("target: 'b{i}', tied: 'c{i}'", ConversionError, "no rule makes 'c{i}'"),
+            ("target: a, tied: a", ConversionError, "would all be called 'a'"),
+            ("target: 'b{i}', tied: a", UsageError, "line 4: the placeholders of 'b{i}': 'tied' has others"),
+            ("target: b, source: a, tied: a", UsageError, "'source' has no meaning for a tied tensor"),
+            ("target: [b, c], tied: a", UsageError, "a list as target needs 'op: split'"),
+        ],
+    )
+    def test_what_does_not_fit(self, tmp_path, rule, error, told):
+        with pytest.raises(error) as caught:
+            there(tmp_path, f"{HEAD} - {{source: a, target: a}}\n - {{{rule}}}\n", {"a": random(1)})
+        assert told in str(caught.value)
 
 
 class TestElementTypes:
