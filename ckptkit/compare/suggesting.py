@@ -27,7 +27,7 @@ from ckptkit.families.layouts import TRAINING, slot_rule
 from ckptkit.rules.drafting import Draft, Drafted, DraftIgnore, drafts_of
 from ckptkit.rules.naming import opened
 from ckptkit.rules.structure import SURE, Match, Question, Structure, Sure
-from ckptkit.rules.values import Values, same_values
+from ckptkit.rules.values import Values, same_up_to_rounding, same_values
 
 if TYPE_CHECKING:
     from ckptkit.formats.base import Reader
@@ -159,6 +159,7 @@ class Suggestion(Shown):
                     "sure": draft.sure,
                     "tensors": len(draft.targets),
                     "question": draft.question,
+                    "rounded": draft.rounded,
                 }
                 for draft in self.drafts
             ],
@@ -203,6 +204,8 @@ def suggest_rules(
         proven: list[Match] = []
         if values is not None and reader is not None and other is not None:
             proven = same_values(reader, other, *values)
+            more, *rounded = same_up_to_rounding(reader, other, *values, found=proven)
+            proven, values = [*proven, *more], (rounded[0], rounded[1])
     return _suggestion(have, want, proven, values)
 
 
@@ -260,7 +263,10 @@ class _Models:
     def suggestion(self, matches: Sequence[Match], notes: Sequence[str] = ()) -> Suggestion:
         """The draft that some pairs of tensors make."""
         have, want = self.have, self.want
-        drafts = drafts_of([*matches, *_tied(matches, have.same, want.same)], self.source, want.specs)
+        matches = [*matches, *_tied(matches, have.same, want.same)]
+        if any(match.rounded for match in matches):
+            matches = [self._cast(match) for match in matches]
+        drafts = drafts_of(matches, self.source, want.specs)
         drafts += _second_names(drafts, want.same)
         made = {name for draft in drafts for name in draft.targets}
         missing = [want.specs[name] for name in want.specs if name not in made]
@@ -292,7 +298,7 @@ class _Models:
             tuple(questions),
             tuple(spec for name, spec in want.specs.items() if name not in made),
             tuple(spec for name, spec in left.items() if name not in ignored),
-            (*_notes(have, want, made, self.by_values, self.values), *notes),
+            (*self._notes(made, matches), *notes),
             self,
         )
         heading = [
@@ -311,22 +317,26 @@ class _Models:
         )
         return replace(result, text=file.text)
 
+    def _notes(self, made: Collection[str], matches: Sequence[Match]) -> Iterator[str]:
+        """What else is to be known."""
+        if self.values is not None and not self.by_values:
+            yield "the two files have no values in common; decided by names and shapes"
+        for narrow, count in Counter(match.rounded for match in matches for _ in match.targets).items():
+            if narrow is not None:
+                yield f"{counted(count, 'tensor')} up to rounding to {narrow}: the other file's are wider"
+        if ties := [name for name in self.want.same if name in made]:
+            are = "is another" if len(ties) == 1 else "are others"
+            yield f"{counted(len(ties), 'tensor')} of the target {are} under a second name: {listed(ties, 4)}"
+        for side in (self.have, self.want):
+            if side.left_out:
+                yield f"{side.name}: {counted(len(side.left_out), 'tensor')} cannot be read and is in no rule"
 
-def _notes(
-    have: Outline,
-    want: Outline,
-    made: Collection[str],
-    by_values: bool,
-    values: tuple[Values, Values] | None,
-) -> Iterator[str]:
-    if values is not None and not by_values:
-        yield "the two files have no values in common; decided by names and shapes"
-    if ties := [name for name in want.same if name in made]:
-        are = "is another" if len(ties) == 1 else "are others"
-        yield f"{counted(len(ties), 'tensor')} of the target {are} under a second name: {listed(ties, 4)}"
-    for side in (have, want):
-        if side.left_out:
-            yield f"{side.name}: {counted(len(side.left_out), 'tensor')} cannot be read and is in no rule"
+    def _cast(self, match: Match) -> Match:
+        """A pair of tensors with the narrower of two types of floats, where values differ by that alone."""
+        one, other = self.source[match.sources[0]].dtype, self.want.specs[match.targets[0]].dtype
+        if one == other or match.rounded or not one.kind == other.kind == "float":
+            return match
+        return replace(match, rounded=min((one, other), key=lambda dtype: dtype.itemsize).name)
 
 
 def _same(
@@ -339,8 +349,17 @@ def _same(
     made = sum(len(match.targets) for match in proven)
     if values is None or made * 2 < min(len(source), len(target)):
         return None
-    left, right = values[0].prints, values[1].prints
-    return lambda a, b: left.get(a) == right.get(b)
+    left, right = values
+
+    def same(a: str, b: str) -> bool:
+        one, other = left.prints.get(a), right.prints.get(b)
+        narrow, wide = target[b].dtype.name, source[a].dtype.name
+        return one == other or (
+            left.rounded.get((a, narrow), one) == right.rounded.get((b, wide), other)
+            and ((a, narrow) in left.rounded or (b, wide) in right.rounded)
+        )
+
+    return same
 
 
 def _asked(questions: Sequence[Question], drafts: list[Draft]) -> tuple[list[Question], list[Draft]]:

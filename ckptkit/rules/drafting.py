@@ -36,10 +36,16 @@ class Draft:
     sources: tuple[str, ...] = ()
 
     @property
+    def rounded(self) -> str | None:
+        """The element type up to rounding to which the values are the same; None where they are."""
+        return self.matches[0].rounded if self.matches else None
+
+    @property
     def line(self) -> str:
         """Its line in the file."""
         keys = {**self.keys, "sure": self.sure}
-        return f"  - {{{', '.join(f'{key}: {_yaml(value)}' for key, value in keys.items())}}}"
+        rounded = f"  # up to rounding to {self.rounded}" if self.rounded else ""
+        return f"  - {{{', '.join(f'{key}: {_yaml(value)}' for key, value in keys.items())}}}{rounded}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ def drafts_of(
             plain.axis,
             plain.over,
             plain.along,
+            plain.rounded and (plain.rounded, target[plain.targets[0]].dtype.name),
             plain.turn.source,
             plain.turn.target,
             _parts(plain, source, target),
@@ -268,6 +275,8 @@ class _Generaliser:
         if match.operation != "one":
             keys["op"] = match.operation
         keys |= self._axes(match, sizes)
+        if match.rounded is not None:
+            keys["dtype"] = self._specs[1][match.targets[0]].dtype.name
         return Draft(
             keys,
             worst(*(row.match.sure for row in rows)),

@@ -39,6 +39,7 @@ class Match:
     over: str | None = None  # the axis of the pattern that counts the parts
     each: int = 1  # tensors of one number of a stack, which follow each other
     along: int | None = None  # on this axis of the fused tensor
+    rounded: str | None = None  # element type of one side, to which the other's values are rounded
     sure: Sure = "guessed"
     question: int | None = None  # index of the question that it leaves open
     others: tuple[Turn, ...] = ()  # turns that the shapes allow besides

@@ -8,12 +8,12 @@ ones) has no identity and is never paired here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations, product
 
 from ckptkit.base.axes import Shape
-from ckptkit.base.tensors import Array, TensorSpec, contiguous_chunks
+from ckptkit.base.tensors import DTYPES, Array, DType, TensorSpec, contiguous_chunks
 from ckptkit.formats.base import Reader
 from ckptkit.rules.fusing import joined, stacked
 from ckptkit.rules.naming import layers_of
@@ -89,9 +89,10 @@ class Values:
 
     prints: Mapping[str, Fingerprint]
     constant: frozenset[str]
+    rounded: Mapping[tuple[str, str], Fingerprint] = field(default_factory=dict)  # by name and narrower type
 
     @classmethod
-    def of(cls, reader: Reader, advance: Advance, skip: Container[str] = ()) -> Values:
+    def of(cls, reader: Reader | _Rounded, advance: Advance, skip: Container[str] = ()) -> Values:
         """Read a file once, tensor by tensor."""
         prints, constant = {}, set()
         for name, spec in reader.specs.items():
@@ -108,7 +109,9 @@ class Values:
 class _Pairing:
     """Finds what two files share."""
 
-    def __init__(self, source: Reader, target: Reader, left: Values, right: Values) -> None:
+    def __init__(
+        self, source: Reader | _Rounded, target: Reader | _Rounded, left: Values, right: Values
+    ) -> None:
         self._readers = source, target
         self._values = left, right
         self.matches: list[Match] = []
@@ -448,6 +451,68 @@ def _bits(array: Array, kind: str) -> Array:
 def same_values(source: Reader, target: Reader, left: Values, right: Values) -> list[Match]:
     """Pair the tensors of two files that hold the same values."""
     return _Pairing(source, target, left, right).run()
+
+
+# -- files of different element types ------------------------------------------------------------------------
+
+
+class _Rounded:
+    """Some tensors of a file as they are in a narrower element type."""
+
+    def __init__(self, reader: Reader, names: Iterable[str], dtype: DType) -> None:
+        self._reader, self._dtype = reader, dtype
+        self.specs = {name: replace(reader.specs[name], dtype=dtype) for name in names}
+
+    def read(self, name: str) -> Array:
+        """The tensor, rounded."""
+        import numpy
+
+        array = self._reader.read(name)
+        flat, start = numpy.empty(array.size, self._dtype.numpy), 0
+        with numpy.errstate(over="ignore", invalid="ignore"):
+            for chunk in contiguous_chunks(array, self._dtype):
+                flat[start : start + chunk.size] = chunk
+                start += chunk.size
+        return flat.reshape(array.shape)
+
+    def check(self, name: str) -> bool:
+        """As the file does it."""
+        return self._reader.check(name)
+
+    def release(self, name: str) -> None:
+        """As the file does it."""
+        self._reader.release(name)
+
+
+def same_up_to_rounding(
+    source: Reader, target: Reader, left: Values, right: Values, *, found: Sequence[Match]
+) -> tuple[list[Match], Values, Values]:
+    """Pair what is left where one file has a wider element type; both files' values with those rounded."""
+    used = {name for match in found for name in match.sources}, {n for match in found for n in match.targets}
+    readers, values = [source, target], [left, right]
+    by_type: list[defaultdict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
+    for side in (0, 1):
+        for name in values[side].prints:
+            if name not in used[side] and readers[side].specs[name].dtype.kind == "float":
+                by_type[side][readers[side].specs[name].dtype.name].append(name)
+    matches: list[Match] = []
+    rounded: list[dict[tuple[str, str], Fingerprint]] = [{}, {}]
+    for a, b in product(by_type[0], by_type[1]):
+        one, other = DTYPES[a], DTYPES[b]
+        if one.itemsize == other.itemsize:
+            continue
+        wide, narrow = (0, other) if one.itemsize > other.itemsize else (1, one)
+        both: list[Reader | _Rounded] = list(readers)
+        both[wide] = _Rounded(readers[wide], by_type[wide][(a, b)[wide]], narrow)
+        own = Values.of(both[wide], lambda _: None)
+        rounded[wide] |= {(name, narrow.name): key for name, key in own.prints.items()}
+        names = by_type[1 - wide][narrow.name]
+        plain = values[1 - wide]
+        there = Values({name: plain.prints[name] for name in names}, plain.constant)
+        pair = (own, there) if wide == 0 else (there, own)
+        new = _Pairing(both[0], both[1], *pair).run()
+        matches += [replace(match, rounded=narrow.name) for match in new]
+    return matches, replace(left, rounded=rounded[0]), replace(right, rounded=rounded[1])
 
 
 def _by_print(values: Values) -> dict[Fingerprint, list[str]]:

@@ -10,8 +10,10 @@ import pytest
 
 import ckptkit
 from ckptkit.base.errors import CkptkitError, ConversionError, UsageError
+from ckptkit.formats.detect import open_reader, writer_for
 from ckptkit.rules.file import load_rules
 from tests.support.ported import PORTS, Array, Port
+from tests.support.tensors import specs_of, write_all
 
 
 def save(path: Path, arrays: dict[str, Array]) -> Path:
@@ -105,6 +107,59 @@ def test_tied_weights_are_covered_by_their_twin(
     found.write(Path("rules.yaml"))
     ckptkit.convert(source, output=Path("made.npz"), rules="rules.yaml")
     assert same(load(Path("made.npz")), arrays)
+
+
+@pytest.mark.parametrize("narrow", ["float16", "bfloat16"])
+@pytest.mark.parametrize("wide_first", [True, False])
+def test_other_element_types_are_compared_after_rounding(
+    narrow: str, wide_first: bool, tmp_path: Path
+) -> None:
+    """Half-precision copies of the same weights, vectors left in float32; some biases are zeros."""
+    import ml_dtypes
+
+    half = np.dtype(getattr(ml_dtypes, narrow, None) or narrow)
+    port = PORTS["bert_fused"]()
+    for name, array in port.target.items():
+        if name.endswith("norm1.bias") or name.endswith("fc1.bias"):
+            array[:] = 0
+            (first,) = port.made_of[name]
+            port.source[first][:] = 0
+    wide, small = (port.source, port.target) if wide_first else (port.target, port.source)
+    small = {n: array.astype(half) if array.ndim > 1 else array for n, array in small.items()}
+    sides = (wide, small) if wide_first else (small, wide)
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path, arrays in zip(paths, sides, strict=True):
+        write_all(writer_for("safetensors")(path, specs_of(arrays), {}), arrays)
+    found = ckptkit.suggest_rules(*paths)
+    assert found.ok, found.text
+    assert found.by == "values"
+    assert found.tensors["proven"] + found.tensors["forced"] == sum(found.tensors.values())
+    rounded = [draft for draft in found.drafts if draft.rounded]
+    assert rounded and all(draft.rounded == narrow for draft in rounded)
+    assert {draft.keys["dtype"] for draft in rounded} == {narrow if wide_first else "float32"}
+    assert f"}}  # up to rounding to {narrow}\n" in found.text
+    assert any(f"up to rounding to {narrow}" in note for note in found.notes)
+    found.write(tmp_path / "rules.yaml")
+    ckptkit.convert(paths[0], output=tmp_path / "made.safetensors", rules=tmp_path / "rules.yaml")
+    with open_reader(tmp_path / "made.safetensors") as reader:
+        made = {name: np.array(reader.read(name)) for name in reader.specs}
+    assert {n: a.dtype for n, a in made.items()} == {n: a.dtype for n, a in sides[1].items()}
+    if wide_first:
+        assert all(made[name].tobytes() == array.tobytes() for name, array in sides[1].items())
+    else:
+        assert all((made[n].astype(half) == a.astype(half)).all() for n, a in sides[1].items())
+
+
+def test_rounding_pairs_no_other_weights(tmp_path: Path) -> None:
+    random = np.random.default_rng(0).standard_normal((2, 6, 8), dtype=np.float32)
+    near = random[1].astype(np.float16)
+    near[0, 0] = np.nextafter(near[0, 0], np.float16(9))
+    one = save(tmp_path / "a.npz", {"x": random[0], "y": random[1]})
+    other = save(tmp_path / "b.npz", {"p": random[0].astype(np.float16).T, "q": near.T})
+    found = ckptkit.suggest_rules(one, other)
+    sure = {draft.keys["source"]: draft.sure for draft in found.drafts}
+    assert sure["x"] == "proven"
+    assert sure["y"] != "proven"
 
 
 def test_what_is_guessed_is_named_when_it_is_used(tmp_path: Path) -> None:
