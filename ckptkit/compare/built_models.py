@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def outline_of_factory(workspace: Workspace, where: str, *, seconds: float = MOS
             )
         if "file" in found:
             outline = outline_of(workspace, Path(found["file"]))
-            return Outline(where, Path(where), outline.specs, outline.left_out)
+            return replace(outline, name=where, path=Path(where))
         specs = {
             name: TensorSpec(name, _dtype(dtype), tuple(shape)) for name, shape, dtype in found["tensors"]
         }

@@ -33,6 +33,7 @@ class Outline:
     left_out: Mapping[str, str] = field(default_factory=dict)  # tensors that cannot be read, and why not
     metadata: Mapping[str, str] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)  # tensors that are the very same as an earlier one
+    called: Mapping[str, str] = field(default_factory=dict)  # tensors by the names that the author gave
     has_dtypes: bool = True  # False where it is a JSON file that gives shapes alone
 
 
@@ -70,7 +71,13 @@ def outline_of(
 def outline_in(reader: Reader, name: str, path: Path) -> Outline:
     """The outline of an open checkpoint."""
     return Outline(
-        name, path, dict(reader.specs), dict(reader.left_out), dict(reader.metadata), dict(reader.same)
+        name,
+        path,
+        dict(reader.specs),
+        dict(reader.left_out),
+        dict(reader.metadata),
+        dict(reader.same),
+        dict(reader.called),
     )
 
 

@@ -243,7 +243,8 @@ def _suggestion(
     source = {name: spec for name, spec in have.specs.items() if name not in trained}
     once = {name: spec for name, spec in source.items() if name not in have.same}
     wanted = {name: spec for name, spec in want.specs.items() if name not in want.same}
-    structure = Structure(once, wanted, proven, _same(proven, values, once, wanted))
+    called = have.called, want.called
+    structure = Structure(once, wanted, proven, _same(proven, values, once, wanted), called)
     models = _Models(have, want, source, trained, tuple(structure.questions), values, bool(proven))
     return models.suggestion(structure.matches)
 

@@ -357,6 +357,11 @@ class Reader(ABC):
         return _NOTHING
 
     @property
+    def called(self) -> Mapping[str, str]:
+        """Tensors with the names that the model's author gave, where the file's own do not tell them."""
+        return _NOTHING
+
+    @property
     def overlapping(self) -> Sequence[str]:
         """Tensors whose bytes touch those of one before them."""
         return ()

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from ckptkit.base.errors import FormatError
@@ -64,6 +65,11 @@ _DATASETS = (
 )
 
 
+def _plain(name: str) -> str:
+    """The name of a layer without the number that Keras gives it."""
+    return re.sub(r"_[0-9]+$", "", name)
+
+
 class KerasH5Reader(MappedReader):
     """A file of weights as Keras wrote it.
 
@@ -106,6 +112,29 @@ class KerasH5Reader(MappedReader):
         first: dict[int, str] = {}
         earlier = {name: first.setdefault(id(dataset), name) for name, dataset in self._datasets.items()}
         return {name: other for name, other in earlier.items() if name != other}
+
+    @cached_property
+    def called(self) -> Mapping[str, str]:
+        """Tensors by the names of their layers, where somebody chose one: ``layers/stem/vars/0``.
+
+        The file numbers layers by class, and has the names in attributes of the groups ``vars``.
+        """
+        chosen: dict[str, str] = {}
+        for path, header in contents(self._hdf5).groups.items():
+            group, _, last = path.rpartition("/")
+            if last != _VARIABLES:
+                continue
+            with contextlib.suppress(FormatError):  # weights can be read without
+                name = single(self._hdf5.attribute_texts(header).get("name"))
+                if name and _plain(name) != _plain(group.rpartition("/")[2]):
+                    chosen[group] = name
+        self._hdf5.forget()
+        found = {}
+        for name in self.specs if chosen else ():
+            parts = name.split("/")
+            groups = accumulate(parts, lambda path, part: f"{path}/{part}")
+            found[name] = "/".join(chosen.get(group, part) for group, part in zip(groups, parts, strict=True))
+        return {name: called for name, called in found.items() if name != called}
 
     @property
     def overlapping(self) -> Sequence[str]:

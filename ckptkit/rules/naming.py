@@ -7,7 +7,7 @@ tables here are what is known of that.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -224,7 +224,7 @@ class Layer:
     def is_table(self) -> bool:
         """Whether its rows are looked up, not multiplied, so that every framework orders its axes alike."""
         spec = self.parts[self.core]
-        name = spec.name.lower()
+        name = f"{self.path}/{spec.name}".lower()
         if sum(n != 1 for n in spec.shape) > 3 or name.endswith("kernel"):
             return False
         return bool(
@@ -232,9 +232,13 @@ class Layer:
         ) and not re.search(r"proj|patch|dense|conv", name)
 
 
-def layers_of(specs: Mapping[str, TensorSpec]) -> list[Layer]:
-    """The layers of a file, in its order."""
-    names = _numbered(specs)
+def layers_of(specs: Mapping[str, TensorSpec], called: Mapping[str, str] | None = None) -> list[Layer]:
+    """The layers of a file, in its order; ``called`` are better names for some tensors."""
+    names = _numbered({name: (called or {}).get(name, name) for name in specs})
+    if len(set(names.values())) < len(names):  # layers of one name in several places
+        twice = {text for text, count in Counter(names.values()).items() if count > 1}
+        plain = _numbered({name: name for name in specs})
+        names = {name: plain[name] if text in twice else text for name, text in names.items()}
     split = {name: _leaf(names[name], spec) for name, spec in specs.items()}
     split = _separate(split, specs)
     found: dict[str, Layer] = {}
@@ -246,9 +250,9 @@ def layers_of(specs: Mapping[str, TensorSpec]) -> list[Layer]:
     return list(found.values())
 
 
-def _numbered(specs: Iterable[str]) -> dict[str, str]:
+def _numbered(names: Mapping[str, str]) -> dict[str, str]:
     """Names with the number that Keras leaves out for the first of a kind: ``conv``, ``conv_1``."""
-    plain = {name: _LETTER.sub(_counted, _END.sub("", name)) for name in specs}
+    plain = {name: _LETTER.sub(_counted, _END.sub("", text)) for name, text in names.items()}
     follows: set[tuple[str, str]] = set()
     for name in plain.values():
         parts = _SEPARATOR.split(name)

@@ -104,8 +104,9 @@ class Structure:
         target: Mapping[str, TensorSpec],
         proven: Iterable[Match] = (),
         same: Callable[[str, str], bool] | None = None,
+        called: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
     ) -> None:
-        self.source, self.target = Side.of(source), Side.of(target)
+        self.source, self.target = Side.of(source, called[0]), Side.of(target, called[1])
         self.matches: list[Match] = list(proven)
         self.questions: list[Question] = []
         self._same = same or (lambda _a, _b: True)
@@ -234,6 +235,7 @@ class Structure:
         """Pair the units of one class as well as can be; whether some were paired."""
         scores = scorer.table(lefts, rights, self._fits)
         pairs = assignment(scores)
+        own = {id(layer) for i, j in pairs for unit in (lefts[i], rights[j]) for layer in unit.layers}
         accepted = False
         unsure: list[tuple[Unit, Unit]] = []
         doubtful: list[tuple[Unit, Unit]] = []  # layers outside of the class might change places with these
@@ -245,7 +247,7 @@ class Structure:
             sure = self._sureness(left, right, alone=margin is None, score=scorer.of_names(left, right))
             if sure is None or (margin is not None and margin < ENOUGH):
                 unsure.append((left, right))
-            elif not self._only_ones(left, right) and not scorer.holds(self._rivals(left, right)):
+            elif not self._only_ones(left, right) and not scorer.holds(self._rivals(left, right, own)):
                 doubtful.append((left, right))
             else:
                 self._accept(left, right, sure, None)
@@ -285,12 +287,13 @@ class Structure:
         orders = self._orders()
         return None not in orders and usual(a, b, orders) is None
 
-    def _rivals(self, left: Unit, right: Unit) -> list[tuple[Layer, Layer, list[Layer], list[Layer]]]:
-        """For some places of a pair: the other layers of both sides that have the same size and are open."""
+    def _rivals(
+        self, left: Unit, right: Unit, own: set[int]
+    ) -> list[tuple[Layer, Layer, list[Layer], list[Layer]]]:
+        """For some places of a pair: the open layers of the same size, without those of its class."""
         found = []
         for at in sorted({0, len(left.layers) // 2, len(left.layers) - 1}):
             one, other = left.layers[at], right.layers[at]
-            own = {id(layer) for layer in (*left.layers, *right.layers)}
             rivals = [
                 nearest_of(
                     here,

@@ -41,9 +41,9 @@ class Side:
     order: AxisOrder | None = None
 
     @classmethod
-    def of(cls, specs: Mapping[str, TensorSpec]) -> Side:
-        """Take a model's names apart."""
-        layers = layers_of(specs)
+    def of(cls, specs: Mapping[str, TensorSpec], called: Mapping[str, str]) -> Side:
+        """Take a model's names apart; ``called`` are better ones for some tensors."""
+        layers = layers_of(specs, called)
         patterns = {layer.pieces for layer in layers}
         seen = Counter(word for pieces in patterns for word in set(words("/".join(pieces))))
         weight = {word: max(0.05, math.log((1 + len(patterns)) / count)) for word, count in seen.items()}

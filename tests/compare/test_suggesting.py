@@ -162,6 +162,61 @@ def test_rounding_pairs_no_other_weights(tmp_path: Path) -> None:
     assert sure["y"] != "proven"
 
 
+def keras_file(path: Path, layers: dict[str, tuple[str, list[Array]]]) -> Path:
+    """Layers as Keras saves them: in groups of their class, their names in attributes."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for group, (name, arrays) in layers.items():
+            variables = file.create_group(f"{group}/vars")
+            variables.attrs["name"] = name
+            for n, array in enumerate(arrays):
+                variables[str(n)] = array
+        file.create_group("vars").attrs["name"] = "functional_7"
+    return path
+
+
+def test_names_of_keras_layers_tell_more_than_their_numbers(tmp_path: Path) -> None:
+    """Layers of one size in another order than the target's; the names alone say which is which."""
+    random = np.random.default_rng(3)
+    names = ["b_proj", "a_expand", "a_proj", "b_expand"]
+    layers = {
+        f"layers/dense{f'_{n}' if n else ''}": (
+            name,
+            [random.random((6, 6), np.float32), np.full(6, n, "f4")],
+        )
+        for n, name in enumerate(names)
+    }
+    inner = {"layers/block/dense": ("head", [random.random((6, 9), np.float32), np.zeros(9, "f4")])}
+    unnamed = {"layers/conv2d_3": ("conv2d_97", [random.random((1, 1, 3, 4), np.float32)])}
+    source = keras_file(tmp_path / "a.weights.h5", {**layers, **inner, **unnamed})
+    target = {f"{name.replace('_', '.')}.weight": [6, 6] for name in sorted(names)}
+    target |= {f"{name.replace('_', '.')}.bias": [6] for name in sorted(names)}
+    target |= {"head.weight": [9, 6], "head.bias": [9], "stem.weight": [4, 3, 1, 1]}
+    (tmp_path / "b.json").write_text(json.dumps(target))
+    with open_reader(source) as reader:
+        assert reader.called["layers/dense_1/vars/0"] == "layers/a_expand/vars/0"
+        assert reader.called["layers/block/dense/vars/1"] == "layers/block/head/vars/1"
+        assert "layers/conv2d_3/vars/0" not in reader.called
+    found = ckptkit.suggest_rules(source, tmp_path / "b.json")
+    assert found.ok, found.text
+    pairs = {match.sources[0]: match.targets[0] for match in found.matches}
+    for n, name in enumerate(names):
+        layer = f"layers/dense{f'_{n}' if n else ''}/vars"
+        assert pairs[f"{layer}/0"] == f"{name.replace('_', '.')}.weight"
+        assert pairs[f"{layer}/1"] == f"{name.replace('_', '.')}.bias"
+
+
+def test_keras_layers_of_one_name_stay_apart(tmp_path: Path) -> None:
+    arrays = {f"layers/dense{n}": ("twin", [np.full((2, 2), len(n) + 1, "f4")]) for n in ("", "_1")}
+    source = keras_file(tmp_path / "a.weights.h5", arrays)
+    (tmp_path / "b.json").write_text(json.dumps({"fc0.weight": [2, 2], "fc1.weight": [2, 2]}))
+    found = ckptkit.suggest_rules(source, tmp_path / "b.json")
+    assert {name for match in found.matches for name in match.sources} == {
+        "layers/dense/vars/0",
+        "layers/dense_1/vars/0",
+    }
+
+
 def test_what_is_guessed_is_named_when_it_is_used(tmp_path: Path) -> None:
     port = PORTS["mixer"]()
     found = suggested(tmp_path, port, values=False)
