@@ -86,7 +86,7 @@ def convert(
         bool, typer.Option("--allow-missing-bn", help="Convert a file that lacks all BatchNorm statistics.")
     ] = False,
     max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Split safetensors into shards, e.g. 500MB.")
+        str | None, typer.Option(metavar="SIZE", help="Split safetensors or Keras into shards, e.g. 500MB.")
     ] = None,
     resolution: Annotated[
         str | None,

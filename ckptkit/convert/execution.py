@@ -51,7 +51,7 @@ class Target:
 
     format: str
     dtype: str | None = None  # of all floating tensors; None leaves them as they are
-    max_shard_size: int | None = None  # bytes; only safetensors has shards
+    max_shard_size: int | None = None  # bytes, where the format has shards
 
     def __post_init__(self) -> None:
         if self.kind.read_only:
@@ -61,7 +61,7 @@ class Target:
         if self.max_shard_size is not None and not self.kind.shards:
             able = " and ".join(name for name in FORMATS if BUILT_IN[name].shards)
             raise UsageError(
-                f"--max-shard-size does not apply to {self.format}", hint=f"only {able} has shards"
+                f"--max-shard-size does not apply to {self.format}", hint=f"only {able} have shards"
             )
 
     @property

@@ -333,7 +333,9 @@ def _files_at(path: Path, options: Options) -> Iterator[Path]:
     yield from files_at(path)
     yield from format_of(options.to).beside(path)
     if options.max_shard_size is not None:
-        yield from path.parent.glob(f"{glob.escape(stem_of(path))}-*-of-*{path.suffix}")
+        stem = glob.escape(stem_of(path))
+        yield from path.parent.glob(f"{stem}-*-of-*{path.suffix}")
+        yield from path.parent.glob(f"{stem}_[0-9]*{path.suffix}")
 
 
 def _identities(

@@ -159,6 +159,7 @@ class Keras(BuiltIn):
     endings = (".weights.h5",)
     aliases = ("h5",)
     layout = "keras"
+    shards = True
     only_usual_layout = True
     names_rule = "Keras finds variables by layer and number, as in layers/dense/vars/0"
     reader_class, writer_class = "keras:KerasH5Reader", "keras:KerasH5Writer"

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ckptkit.base.errors import ConversionError, UsageError
 from ckptkit.base.tensors import DTYPES, DType, TensorSpec
@@ -48,6 +49,7 @@ VARIABLE_TEXT = bytes.fromhex("19010100 10000000 10000000 01000000 00000800")
 """The type of a UTF-8 text of any length, as h5py writes it for a Python str."""
 
 
+_NO_ATTRIBUTES: Mapping[str, bytes] = MappingProxyType({})
 _SUPERBLOCK_BYTES = 96
 _FILL_VALUE = 0x05
 _CONSTANT = 1
@@ -70,11 +72,12 @@ class Hdf5Layout:
 _Group = dict[str, "TensorSpec | _Group"]
 
 
-def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, bytes]) -> Hdf5Layout:
-    """Lay out a file."""
+def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attributes: Mapping[str, bytes]) -> Hdf5Layout:
+    """Lay out a file, whose root has attributes that are texts."""
     specs = list(specs)
-    if len(attribute[1]) > MAX_ATTRIBUTE:
-        raise UsageError(f"{path}: metadata of {len(attribute[1])} bytes, HDF5 holds {MAX_ATTRIBUTE}")
+    longest = max(map(len, attributes.values()))
+    if longest > MAX_ATTRIBUTE:
+        raise UsageError(f"{path}: metadata of {longest} bytes, HDF5 holds {MAX_ATTRIBUTE}")
     root = _tree(path, specs)
     offsets: dict[str, int] = {}
     position = _SUPERBLOCK_BYTES
@@ -87,7 +90,7 @@ def hdf5_layout(path: Path, specs: Iterable[TensorSpec], attribute: tuple[str, b
     builder = _Builder(path, start, offsets, widest=_widest(root))
     if any(spec.dtype.name == BRAIN_FLOAT for spec in specs):
         builder.keep_text(BRAIN_FLOAT)
-    group = builder.group(root, attribute)
+    group = builder.group(root, attributes)
     return Hdf5Layout(builder.superblock(group), offsets, start, bytes(builder.tail))
 
 
@@ -174,7 +177,7 @@ class _Builder:
         body += struct.pack("<HH4xQ", 0, 0, _TEXTS_BYTES - used)
         self._texts = self._add(body + bytes(_TEXTS_BYTES - len(body)))
 
-    def group(self, members: _Group, attribute: tuple[str, bytes] | None = None) -> _Placed:
+    def group(self, members: _Group, attributes: Mapping[str, bytes] = _NO_ATTRIBUTES) -> _Placed:
         """Write a group after everything in it."""
         headers: list[tuple[bytes, int]] = []
         for name, member in sorted(members.items(), key=lambda item: item[0].encode()):
@@ -183,9 +186,7 @@ class _Builder:
         heap, name_offsets = self._heap([name for name, _ in headers])
         tree = self._tree(list(zip(name_offsets, (address for _, address in headers), strict=True)))
         messages = [_message(SYMBOL_TABLE, struct.pack("<QQ", tree, heap))]
-        if attribute is not None:
-            name, text = attribute
-            messages.append(_attribute(name, fixed_text_message(len(text)), text))
+        messages += [_attribute(n, fixed_text_message(len(text)), text) for n, text in attributes.items()]
         return _Placed(self._header(messages), tree, heap)
 
     def _heap(self, names: list[bytes]) -> tuple[int, list[int]]:

@@ -17,8 +17,9 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from ckptkit.base.errors import FormatError
-from ckptkit.base.tensors import DTYPES, Array, Piece, TensorSpec
+from ckptkit.base.errors import FormatError, UsageError
+from ckptkit.base.files import StagedFile
+from ckptkit.base.tensors import DTYPES, Array, TensorSpec
 from ckptkit.base.text import counted
 from ckptkit.formats.foreign import filled, quoted
 from ckptkit.formats.hdf5_reader import (
@@ -40,8 +41,9 @@ from ckptkit.formats.hdf5_writer import Hdf5Layout, hdf5_layout
 from ckptkit.formats.json_text import parse_metadata
 from ckptkit.formats.mapped_file import MappedFile
 from ckptkit.formats.readers import MappedReader
-from ckptkit.formats.shards import index_beside, shards_of
-from ckptkit.formats.writing import SingleFileWriter, metadata_json, put_at
+from ckptkit.formats.sharded_writing import ShardedWriter, Shards, cut
+from ckptkit.formats.shards import KERAS_INDEX, KERAS_SHARD, index_beside, shards_of
+from ckptkit.formats.writing import metadata_json
 from ckptkit.formats.zip import DEFLATED, STORED, CheckedMembers, read_directory
 
 KERAS_MEMBER = "model.weights.h5"
@@ -49,7 +51,8 @@ KERAS_MEMBER = "model.weights.h5"
 
 _TEXTS, _MAX_TEXT = ("metadata.json", "config.json"), 16 << 20
 
-_ATTRIBUTE = "ckptkit"
+_ATTRIBUTE, _SHARD = "ckptkit", "ckptkit_shard"
+"""Attributes of a file that is written here: the metadata, and that the file is one of several."""
 _VARIABLES = "vars"
 _OTHER_HDF5 = {
     "_NCProperties": "a netCDF file",
@@ -93,8 +96,8 @@ class KerasH5Reader(MappedReader):
         else:
             ours = single(of_root.get(_ATTRIBUTE))
             metadata = {} if ours is None else parse_metadata(self.path, ours)
-            if _ATTRIBUTE not in of_root and not self._is_shard:
-                self._refuse_shard(found)
+            if not self._is_shard and (_ATTRIBUTE not in of_root or _SHARD in of_root):
+                self._refuse_shard(found, known=_SHARD in of_root)
                 self._refuse_other_hdf5(found.datasets, of_root)
         file.forget()
         self._datasets: Mapping[str, Dataset] = found.datasets
@@ -141,11 +144,11 @@ class KerasH5Reader(MappedReader):
         """Tensors whose bytes in the file are those of one before them: the ones of ``same``."""
         return list(self.same)
 
-    def _refuse_shard(self, found: Contents) -> None:
-        """One of several files has a part of the weights; only its name and its gaps tell so."""
+    def _refuse_shard(self, found: Contents, *, known: bool) -> None:
+        """One of several files has a part of the weights; of Keras' only its name and its gaps tell so."""
         named = re.fullmatch(r"(.*)_(\d{5})\.weights\.h5", self.path.name)
         beside = index_beside(self.path) if named else None
-        is_first = named is not None and int(named[2]) == 0
+        is_first = known or (named is not None and int(named[2]) == 0)
         is_later = _VARIABLES not in found.groups and (named is not None or _has_gap(found.datasets))
         if (beside is None and not is_first and not is_later) or (beside and len(shards_of(beside)) == 1):
             return
@@ -153,7 +156,7 @@ class KerasH5Reader(MappedReader):
         hint = f"give {index}"
         if beside is None:
             hint = f"put {index.name} and the other shards beside it and give {index.name}"
-            if named is not None and is_first:
+            if named is not None and is_first and not known:
                 whole = self.path.with_name(f"{named[1]}.weights.h5")
                 hint += f"; if it is whole, rename it: mv {quoted(self.path)} {quoted(whole)}"
         raise FormatError(self.path, "is one of several shards of Keras weights", hint=hint)
@@ -272,37 +275,79 @@ class _Archive:
         return Hdf5File(self._file, self.held.offset, self.held.size)
 
 
-class KerasH5Writer(SingleFileWriter):
-    """Writes a weights file of Keras 3.
+class KerasH5Writer(ShardedWriter):
+    """Writes weights of Keras 3: ``model.weights.h5``, or shards where it exceeds ``max_shard_size``.
 
-    Keras' ``model.load_weights`` takes it when its names are those of the model, and its own name ends with
-    ``.weights.h5``.
+    These are ``model_00000.weights.h5``, … and ``model.weights.json``. Keras' ``model.load_weights`` takes
+    either when its names are those of the model. A layer's variables stay in one shard.
     """
 
+    ending, index_ending = KERAS_SHARD, KERAS_INDEX
+
     def __init__(
-        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str], *, force: bool = False
+        self,
+        path: Path,
+        specs: Iterable[TensorSpec],
+        metadata: Mapping[str, str],
+        *,
+        force: bool = False,
+        max_shard_size: int | None = None,
     ) -> None:
         super().__init__(Path(path), specs, metadata)
-        self._plan = self._layout()
-        self.stage(force=force)
+        layers: dict[str, list[TensorSpec]] = {}
+        for spec in self.specs.values():
+            layers.setdefault(_group_of(spec.name), []).append(spec)
+        shards = cut(layers.values(), max_shard_size)
+        if len(shards) > 1 and ".weights" in self._stem():  # which Keras takes out of the names of shards
+            raise UsageError(
+                f"{self.path}: Keras would look for its shards under another name",
+                hint="choose a name without .weights before .weights.h5",
+            )
+        self._layouts = self._laid_out(shards)
+        self.stage_shards(shards, max_shard_size, force=force)
 
-    def _layout(self) -> Hdf5Layout:
-        attribute = (_ATTRIBUTE, metadata_json(self.metadata))
-        return hdf5_layout(self.path, self.specs.values(), attribute)
+    def _laid_out(self, shards: Shards) -> list[Hdf5Layout]:
+        attributes = {_ATTRIBUTE: metadata_json(self.metadata)}
+        if len(shards) > 1:
+            attributes[_SHARD] = b"1"
+        return [hdf5_layout(self.path, shard, attributes) for shard in shards]
 
-    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
-        """Write a tensor at its place."""
-        return put_at(self.file, pieces, self._plan.offsets.get(spec.name, 0))  # an empty one has no place
+    def _stem(self) -> str:
+        return self.path.name.removesuffix(KERAS_SHARD)
+
+    def index_path(self) -> Path:
+        """Where the index will be."""
+        return self.path.with_name(self._stem() + KERAS_INDEX)
+
+    def shard_path(self, number: int, count: int) -> Path:
+        """Where a shard will be."""
+        return self.path.with_name(f"{self._stem()}_{number:05d}{KERAS_SHARD}")
+
+    def begin(self, file: StagedFile, number: int) -> Mapping[str, int]:
+        """Where the tensors go: the structures come after them. An empty tensor has no place."""
+        return self._layouts[number].offsets
 
     def _settle(self, late: Mapping[str, str]) -> None:
         super()._settle(late)
-        self._plan = self._layout()
+        self._layouts = self._laid_out(self.shards)
 
-    def end(self) -> None:
+    def end(self, file: StagedFile, number: int) -> None:
         """Write what is not the tensors."""
-        self.file.write_at(self._plan.head, 0)
-        self.file.skip_to(self._plan.tail_offset)
-        self.file.append(self._plan.tail)
+        layout = self._layouts[number]
+        file.write_at(layout.head, 0)
+        file.skip_to(layout.tail_offset)
+        file.append(layout.tail)
+
+    def index_bytes(self, homes: Mapping[str, str]) -> bytes:
+        """The index as ``ShardedH5IOStore`` in keras/src/saving/saving_lib.py writes it."""
+        total = sum(spec.nbytes for spec in self.specs.values())
+        groups = {f"/{_group_of(name)}": home for name, home in homes.items()}
+        table = {"metadata": {"total_size": total}, "weight_map": groups}
+        return json.dumps(table, ensure_ascii=False, indent=4).encode(errors="backslashreplace")
+
+
+def _group_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 # ----------------------------------------------------------------------------------------------------

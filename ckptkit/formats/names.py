@@ -33,7 +33,7 @@ _NEVER: Mapping[str, tuple[str, str]] = {
     ".keras": ("a whole Keras model, and a checkpoint holds no more than weights", "keras"),
     ".h5": (_KERAS_2, "keras"),
     ".hdf5": (_KERAS_2, "keras"),
-    ".weights.json": ("the index of a Keras checkpoint in shards, which ckptkit does not write", "keras"),
+    ".weights.json": ("the index of a checkpoint in shards, which --max-shard-size writes", "keras"),
     ".index": ("one file of a TensorFlow checkpoint, which goes by its prefix", "tf"),
     ".index.json": ("the index of a checkpoint in shards, which --max-shard-size writes", DEFAULT_FORMAT),
     ".npy": ("a single array", "npz"),
@@ -198,7 +198,7 @@ def _refuse_never(output: str, wanted: str | None, source: object) -> None:
     what, instead = _NEVER[ending]
     better = wanted or instead or DEFAULT_FORMAT
     hint = f"give -o {_renamed(output, ending, better)}"
-    if ending == ".index.json":
+    if ending in (".index.json", ".weights.json"):
         hint += " --max-shard-size 5GB"
     elif ending == ".keras":
         named = [escaped(str(word), "shell") for word in (source, output)]

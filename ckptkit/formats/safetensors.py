@@ -15,16 +15,15 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from ckptkit.base.budget import Budget
-from ckptkit.base.errors import ConversionError, FormatError, UsageError
-from ckptkit.base.files import StagedFile, refuse_existing, refuse_streams, sync_checked
-from ckptkit.base.tensors import KNOWN, Array, DType, Piece, TensorSpec
+from ckptkit.base.errors import ConversionError, FormatError
+from ckptkit.base.files import StagedFile
+from ckptkit.base.tensors import KNOWN, Array, DType, TensorSpec
 from ckptkit.base.text import counted
-from ckptkit.formats.base import Check
 from ckptkit.formats.json_text import JsonError, JsonWalk, is_count, utf8
 from ckptkit.formats.mapped_file import MAX_DIMS, MappedFile
 from ckptkit.formats.readers import MappedReader, whole_bytes
+from ckptkit.formats.sharded_writing import ShardedWriter, cut
 from ckptkit.formats.shards import EXTENSION, INDEX_SUFFIX
-from ckptkit.formats.writing import TensorWriter, put_at, put_in_place, refuse_existing_checkpoint
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
@@ -185,18 +184,19 @@ class SafetensorsReader(MappedReader):
 # Writing.
 
 _ALIGNMENT = 8
-_MAX_SHARDS = 500
 _MAX_TENSORS = 580_000
 """Of one file; more would use up the budget of `read_header`."""
 
 
-class SafetensorsWriter(TensorWriter):
+class SafetensorsWriter(ShardedWriter):
     """Writes ``model.safetensors``, or several files and an index where it exceeds ``max_shard_size``.
 
     These are ``model-00001-of-00003.safetensors``, … and ``model.safetensors.index.json``; a tensor larger
     than the limit gets a shard of its own. In a shard the order is by falling element size, then by name, as
     in the reference library: every tensor is aligned to its element size.
     """
+
+    ending, index_ending = EXTENSION, INDEX_SUFFIX
 
     def __init__(
         self,
@@ -208,7 +208,6 @@ class SafetensorsWriter(TensorWriter):
         max_shard_size: int | None = None,
     ) -> None:
         super().__init__(Path(path), specs, {"format": "pt", **metadata})
-        self._force = force
         for spec in self.specs.values():
             if len(spec.name) > MAX_NAME:
                 raise ConversionError(
@@ -218,94 +217,33 @@ class SafetensorsWriter(TensorWriter):
                 known = spec.dtype.safetensors is not None
                 what = "another use for that name" if known else f"no name for {spec.dtype}"
                 raise ConversionError(f"{self.path}: {spec.name!r}: safetensors has {what}")
-        self._shards = _shards(list(self.specs.values()), max_shard_size)
-        if max(map(len, self._shards)) > _MAX_TENSORS:
+        shards = _shards(self.specs.values(), max_shard_size)
+        if max(map(len, shards)) > _MAX_TENSORS:
             raise ConversionError(f"{self.path}: more than {_MAX_TENSORS:,} tensors in one safetensors file")
-        self._paths = self._shard_paths(max_shard_size)
-        self._index = self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
-        refuse_existing_checkpoint(self.path, force=force)
-        if len(self._shards) > 1:
-            refuse_streams(self.path)
-            for target in [*self._paths, self._index]:
-                refuse_existing(target, force=force)
-        self.order: Sequence[str] = [spec.name for shard in self._shards for spec in shard]
-        self._places: dict[str, tuple[StagedFile, int]] = {}
-        self._staged: list[StagedFile] = []
-        try:
-            for shard, target in zip(self._shards, self._paths, strict=True):
-                self._start_shard(shard, target)
-        except BaseException:
-            self.discard()
-            raise
+        self.stage_shards(shards, max_shard_size, force=force)
 
-    def _shard_paths(self, limit: int | None) -> list[Path]:
-        count = len(self._shards)
-        if count == 1:
-            return [self.path]
-        if count > _MAX_SHARDS:
-            raise UsageError(
-                f"{self.path}: {counted(count, 'shard')} of at most {limit} bytes, more than {_MAX_SHARDS}",
-                hint="allow larger ones",
-            )
-        stem = _stem(self.path)
-        return [self.path.with_name(f"{stem}-{i:05d}-of-{count:05d}{EXTENSION}") for i in range(1, count + 1)]
+    def index_path(self) -> Path:
+        """Where the index will be."""
+        return self.path.with_name(_stem(self.path) + INDEX_SUFFIX)
 
-    def _start_shard(self, shard: Sequence[TensorSpec], target: Path) -> None:
+    def shard_path(self, number: int, count: int) -> Path:
+        """Where a shard will be."""
+        return self.path.with_name(f"{_stem(self.path)}-{number + 1:05d}-of-{count:05d}{EXTENSION}")
+
+    def begin(self, file: StagedFile, number: int) -> Mapping[str, int]:
+        """Write the header."""
+        shard = self.shards[number]
         header = header_bytes(self.path, shard, self.metadata)
-        # named like a shard while it is temporary, so that the whole can be opened before it is renamed
-        several = len(self._shards) > 1
-        file = StagedFile(target, force=self._force, ending=EXTENSION, plain=several)
-        self._staged.append(file)
-        file.append(header)
+        file.write_at(header, 0)
         offsets = accumulate((spec.nbytes for spec in shard), initial=len(header))
-        self._places.update({spec.name: (file, at) for spec, at in zip(shard, offsets, strict=False)})
+        return {spec.name: at for spec, at in zip(shard, offsets, strict=False)}
 
-    def put(self, spec: TensorSpec, pieces: Iterable[Piece]) -> int:
-        """Write a tensor at its place."""
-        file, offset = self._places[spec.name]
-        return put_at(file, pieces, offset)
-
-    def _settle(self, late: Mapping[str, str]) -> None:
-        super()._settle(late)
-        for file, shard in zip(self._staged, self._shards, strict=True):
-            file.write_at(header_bytes(self.path, shard, self.metadata), 0)
-
-    def _commit(self, check: Check | None) -> list[Path]:
-        """Rename every shard, then the index: a set of shards exists if and only if its index does."""
-        if len(self._shards) == 1:
-            sync_checked(self._staged, check, self._staged[0].temporary)
-            return put_in_place(self._staged, self.path)
-        self._sync_shards(check)
-        index = self._stage_index([path.name for path in self._paths])
-        index.sync()
-        return put_in_place(self._staged, self.path)
-
-    def _sync_shards(self, check: Check | None) -> None:
-        """Sync the shards, and check the whole meanwhile, through an index of their temporary names."""
-        with self._stage_index([file.temporary.name for file in self._staged]) as index:
-            sync_checked(self._staged, check, index.temporary)
-            self._staged.remove(index)
-
-    def _stage_index(self, homes: Sequence[str]) -> StagedFile:
-        """Write the index, with the names of the shards as given, under a temporary name."""
-        index = StagedFile(self._index, force=self._force, ending=INDEX_SUFFIX, plain=True)
-        self._staged.append(index)
-        index.append(self._index_bytes(homes))
-        return index
-
-    def _index_bytes(self, homes: Sequence[str]) -> bytes:
-        weight_map = {
-            spec.name: home for shard, home in zip(self._shards, homes, strict=True) for spec in shard
-        }
+    def index_bytes(self, homes: Mapping[str, str]) -> bytes:
+        """The index as Hugging Face's libraries write it."""
         total = sum(spec.nbytes for spec in self.specs.values())
-        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        table = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
         text = json.dumps(table, ensure_ascii=False, indent=2) + "\n"
         return text.encode(errors="backslashreplace")  # a file's name may not be UTF-8; JSON writes it so
-
-    def discard(self) -> None:
-        """Remove every temporary file; harmless after `finish`."""
-        for file in self._staged:
-            file.discard()
 
 
 def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
@@ -329,7 +267,7 @@ def header_bytes(path: Path, specs: Sequence[TensorSpec], metadata: Mapping[str,
 
 def file_bytes(path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> int:
     """How large the single file of these tensors will be."""
-    (shard,) = _shards(list(specs), None)
+    (shard,) = _shards(specs, None)
     header = header_bytes(path, shard, {"format": "pt", **metadata})
     return len(header) + sum(spec.nbytes for spec in shard)
 
@@ -338,16 +276,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(EXTENSION)
 
 
-def _shards(specs: Sequence[TensorSpec], limit: int | None) -> list[list[TensorSpec]]:
-    """Cut the tensors, in their given order, into shards, and order each as the format wants."""
-    if limit is not None and limit <= 0:
-        raise UsageError(f"a shard size of {limit} bytes", hint="give a positive size")
-    shards: list[list[TensorSpec]] = [[]]
-    size = 0
-    for spec in specs:
-        if limit is not None and shards[-1] and size + spec.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(spec)
-        size += spec.nbytes
+def _shards(specs: Iterable[TensorSpec], limit: int | None) -> list[list[TensorSpec]]:
+    """The shards, each in the order that the format wants."""
+    shards = cut(([spec] for spec in specs), limit)
     return [sorted(shard, key=lambda spec: (-spec.dtype.itemsize, spec.name)) for shard in shards]

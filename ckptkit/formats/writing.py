@@ -285,7 +285,7 @@ def _leaders(path: Path) -> list[Path]:
     found = [path.with_name(index) for index in indexes if index.endswith(INDEX_ENDINGS)]
     found = [index for index in found if os.path.lexists(index)]
     keras = path.with_name(name.removesuffix(KERAS_SHARD) + KERAS_INDEX)
-    if name.endswith(KERAS_SHARD) and _is_file(keras) and shards_of(keras):
+    if _is_file(keras) and shards_of(keras):
         found.append(keras)
     table = path.with_name(name + ".index")
     if _is_table(table):

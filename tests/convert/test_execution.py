@@ -177,7 +177,8 @@ class Liar:
 
 
 @pytest.mark.parametrize(
-    ("to", "max_shard_size"), [*((to, None) for to in FORMATS), ("safetensors", 5_000_000)]
+    ("to", "max_shard_size"),
+    [*((to, None) for to in FORMATS), ("safetensors", 5_000_000), ("keras", 5_000_000)],
 )
 def test_a_result_that_is_not_what_was_written_does_not_stay(
     bundles, tmp_path, monkeypatch, to, max_shard_size
@@ -196,7 +197,8 @@ def test_a_result_that_is_not_what_was_written_does_not_stay(
 
 
 @pytest.mark.parametrize(
-    ("to", "max_shard_size"), [("safetensors", None), ("safetensors", 5_000_000), ("tf", None)]
+    ("to", "max_shard_size"),
+    [("safetensors", None), ("safetensors", 5_000_000), ("keras", 5_000_000), ("tf", None)],
 )
 def test_what_stood_there_stays_when_the_new_result_does_not_hold(
     bundles, tmp_path, monkeypatch, to, max_shard_size

@@ -88,7 +88,7 @@ def write(path: Path, format: str, held: dict[str, Any], **options: Any) -> Path
     with writer_for(format)(path, specs, {"a key": "ä value"}, **options) as writer:
         checksums = {name: writer.write(name, held[name]) for name in writer.order}
         files = writer.finish()
-    result = next((file for file in files if file.name.endswith(".index.json")), path)
+    result = next((file for file in files if file.name.endswith(".json")), path)
     check_written(result, specs=specs, checksums=checksums, output=path)
     return result
 
@@ -122,11 +122,21 @@ def test_every_pair_of_formats(one: str, other: str, data: st.DataObject) -> Non
 @settings(max_examples=40, deadline=None)
 @given(held=checkpoints(HOLDS["safetensors"]), limit=st.integers(1, 400))
 def test_shards(held: dict[str, Any], limit: int) -> None:
+    _in_shards("m.safetensors", "safetensors", held, limit)
+
+
+@settings(max_examples=30, deadline=None)
+@given(held=checkpoints(HOLDS["keras"]), limit=st.integers(1, 400))
+def test_shards_of_keras(held: dict[str, Any], limit: int) -> None:
+    _in_shards("m.weights.h5", "keras", {f"{name}/vars/0": array for name, array in held.items()}, limit)
+
+
+def _in_shards(target: str, format: str, held: dict[str, Any], limit: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = write(folder / "m.safetensors", "safetensors", held, max_shard_size=limit)
+        path = write(folder / target, format, held, max_shard_size=limit)
         assert_holds(path, held)
-        if path.name.endswith(".index.json"):
+        if path.name.endswith(".json"):
             assert_holds(folder, held)
         assert_holds(carry(path, folder / "m.ckpt", "tf"), held)
 

@@ -89,7 +89,7 @@ def test_a_contradiction_is_refused_with_both_ways_out(format, other):
         ("k.keras", "a whole Keras model", "k.weights.h5"),
         ("k.h5", "Keras 2", "k.weights.h5"),
         ("k.HDF5", "Keras 2", "k.weights.h5"),
-        ("k.weights.json", "in shards", "k.weights.h5"),
+        ("k.weights.json", "in shards", "k.weights.h5 --max-shard-size 5GB"),
         ("m.ckpt.index", "prefix", "m.ckpt"),
         ("m.index", "prefix", "m.ckpt"),
         ("m.safetensors.index.json", "shards", "m.safetensors --max-shard-size 5GB"),

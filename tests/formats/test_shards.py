@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptkit.base.errors import FormatError
+from ckptkit.base.errors import FormatError, UsageError
 from ckptkit.formats.detect import open_reader
+from ckptkit.formats.keras import KerasH5Writer
 from tests.support.damage import mutations, survives
 from tests.support.hdf5_files import h5py
+from tests.support.tensors import specs_of, write_all
 from tests.support.torch_files import STORAGE, TENSOR, table, whole, write_zip
 
 FIRST = np.frombuffer(STORAGE, "<f4").tolist()
@@ -123,6 +125,66 @@ def test_keras_writes_them(tmp_path: Path) -> None:
     ):
         open_reader(folder / "w_00001.weights.h5")
     open_reader(tmp_path / "1" / "w_00000.weights.h5").close()  # its index says that it is all there is
+
+
+def test_keras_loads_what_is_written(tmp_path: Path) -> None:
+    """By its own ``load_weights``, whatever file each layer is in."""
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((16,))
+    hidden = keras.layers.BatchNormalization()(keras.layers.Dense(16)(inputs))
+    inner = keras.Sequential([keras.layers.Dense(8), keras.layers.LayerNormalization()])
+    model = keras.Model(inputs, keras.layers.Dense(4)(inner(hidden)))
+    source = np.random.default_rng(5)
+    for variable in model.weights:
+        variable.assign(source.standard_normal(variable.shape))
+    values = [np.asarray(variable) for variable in model.weights]
+    model.save_weights(tmp_path / "w.weights.h5")
+    with open_reader(tmp_path / "w.weights.h5") as reader:
+        held = {name: np.array(reader.read(name)) for name in reader.specs}
+    for limit, count in ((1 << 20, 1), (1500, 2), (1, 5)):
+        target = tmp_path / str(limit) / "m.weights.h5"
+        target.parent.mkdir()
+        files, _ = write_all(KerasH5Writer(target, specs_of(held), {}, max_shard_size=limit), held)
+        shards = [f"m_{number:05d}.weights.h5" for number in range(count)]
+        names = [*shards, "m.weights.json"] if count > 1 else ["m.weights.h5"]
+        assert [file.name for file in files] == names
+        for variable in model.weights:
+            variable.assign(np.zeros(variable.shape))
+        model.load_weights(files[-1])
+        for variable, value in zip(model.weights, values, strict=True):
+            np.testing.assert_array_equal(np.asarray(variable), value)
+        with open_reader(target.parent) as reader:
+            assert {name: reader.read(name).tobytes() for name in reader.specs} == {
+                name: array.tobytes() for name, array in held.items()
+            }
+
+
+def test_a_layer_stays_in_one_shard(tmp_path: Path) -> None:
+    held = {f"layers/{layer}/vars/{i}": np.full(25, i, "f4") for layer in "ab" for i in range(3)}
+    files, _ = write_all(KerasH5Writer(tmp_path / "m.weights.h5", specs_of(held), {}, max_shard_size=1), held)
+    index = json.loads(files[-1].read_text())
+    assert index == {
+        "metadata": {"total_size": 600},
+        "weight_map": {"/layers/a/vars": "m_00000.weights.h5", "/layers/b/vars": "m_00001.weights.h5"},
+    }
+
+
+def test_one_shard_of_ours_is_refused_under_any_name(tmp_path: Path) -> None:
+    held = {f"layers/{layer}/vars/0": np.zeros(2, "f4") for layer in "ab"}
+    files, _ = write_all(KerasH5Writer(tmp_path / "m.weights.h5", specs_of(held), {}, max_shard_size=1), held)
+    with pytest.raises(
+        FormatError, match=r"is one of several shards of Keras weights; give .*m.weights.json"
+    ):
+        open_reader(files[1])
+    with pytest.raises(FormatError, match="is one of several shards of Keras weights; put"):
+        open_reader(files[1].rename(tmp_path / "epoch.weights.h5"))
+
+
+def test_a_name_that_keras_would_not_find_is_refused(tmp_path: Path) -> None:
+    held = {f"layers/{layer}/vars/0": np.zeros(2, "f4") for layer in "ab"}
+    with pytest.raises(UsageError, match="under another name"):
+        KerasH5Writer(tmp_path / "m.weights.2.weights.h5", specs_of(held), {}, max_shard_size=1)
+    KerasH5Writer(tmp_path / "m.weights.2.weights.h5", specs_of(held), {}).discard()
 
 
 @pytest.mark.parametrize("as_saved", [False, True])

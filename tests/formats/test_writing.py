@@ -83,14 +83,17 @@ def test_misuse_is_refused(kind: Callable[..., Any], name: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-SHARDED = pytest.param(partial(SafetensorsWriter, max_shard_size=1000), "m.safetensors", id="shards")
+SHARDED = [
+    pytest.param(partial(SafetensorsWriter, max_shard_size=1000), "m.safetensors", id="shards"),
+    pytest.param(partial(KerasH5Writer, max_shard_size=1000), "m.weights.h5", id="shards of Keras"),
+]
 
 
-@pytest.mark.parametrize(("kind", "name"), [*WRITERS, SHARDED])
+@pytest.mark.parametrize(("kind", "name"), [*WRITERS, *SHARDED])
 def test_metadata_told_late_gives_the_same_bytes_as_told_at_once(
     kind: Callable[..., Any], name: str, tmp_path: Path
 ) -> None:
-    held = {"a": np.arange(300, dtype=np.float32), "b": np.ones((2, 40), np.float16)}
+    held = {"a/vars/0": np.arange(300, dtype=np.float32), "b/vars/0": np.ones((2, 40), np.float16)}
     told = META | {"source_sha256": "1f" * 32}
     files, _ = write_all(kind(tmp_path / "at once" / name, specs_of(held), told), held)
     checked: list[Path] = []
@@ -102,7 +105,7 @@ def test_metadata_told_late_gives_the_same_bytes_as_told_at_once(
     assert [file.name for file in files] == [file.name for file in others]
     for file, other in zip(files, others, strict=True):
         assert file.read_bytes() == other.read_bytes()
-    path = next((file for file in others if file.name.endswith(".index.json")), tmp_path / "late" / name)
+    path = next((file for file in others if file.name.endswith(".json")), tmp_path / "late" / name)
     with open_reader(path) as reader:
         assert reader.metadata["source_sha256"] == "1f" * 32
 
@@ -141,7 +144,7 @@ TENSORS = 4
 
 
 def write(format: str, path: Path, value: int, **more: object) -> list[Path]:
-    specs = [TensorSpec(f"w{i}", DTYPES["uint8"], (50,)) for i in range(TENSORS)]
+    specs = [TensorSpec(f"w{i}/vars/0", DTYPES["uint8"], (50,)) for i in range(TENSORS)]
     with writer_for(format)(path, specs, {}, force=True, **more) as writer:
         for name in writer.order:
             writer.write(name, np.full(50, value, np.uint8))
@@ -200,6 +203,11 @@ WAYS: dict[str, dict[str, Write]] = {
         "torch": lambda p, v: write("torch", p, v),
     },
     "m.bin": {"torch": lambda p, v: write("torch", p, v)},
+    "m.weights.h5": {
+        "one file": lambda p, v: write("keras", p, v),
+        "two shards": lambda p, v: write("keras", p, v, max_shard_size=100),
+        "four shards": lambda p, v: write("keras", p, v, max_shard_size=50),
+    },
     "m": {
         "tf": lambda p, v: write("tf", p, v),
         "npz": lambda p, v: write("npz", p, v),
